@@ -1,0 +1,244 @@
+"""The contract of the ledger: the durable record of sessions, decisions and heuristic outcomes.
+
+Everything rests on two rules:
+
+1. **The first decision recorded for a transaction is the only one.**
+2. **A session that has been closed or has expired can record no COMMIT any more.**
+
+With them a transaction of two-phase commit needs no record to be aborted: no decision and session gone
+means aborted, for ever (presumed abort: Mohan, Lindsay and Obermarck, *Transaction Management in the R**
+*Distributed Database Management System*, 1986, §3).
+
+All calls are linearizable. Each may fail with :class:`~coordinator.errors.LedgerError`: then a command
+may or may not have been recorded, and all of them may be repeated; ``open_session`` repeated opens another
+one. All of them but those that name a session of the caller's make sense after a restart.
+
+Order for recovery: *first* list prepared branches at a participant, *then* ask ``outcomes``, *then* act.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from participants.contract import Settled
+from participants.ids import Gid, TxId
+
+
+class Decision(enum.StrEnum):
+    """What the ledger holds for a transaction. Write-once."""
+
+    COMMIT = "commit"
+    ABORT = "abort"
+
+
+class Verdict(enum.StrEnum):
+    """The answer to recovery about a transaction that has a *prepared* branch somewhere."""
+
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+    """ABORT is recorded, or it never can be anything else: its session is stored as gone, or its seq is
+    below the session's floor."""
+    ACTIVE = "active"
+    """Its session lives and may still decide: leave it alone."""
+    ASK_PROTOCOL = "ask_protocol"
+    """No decision, and its protocol has a termination of its own; never presumed."""
+    FORGOTTEN = "forgotten"
+    """The ledger knows nothing of such a session (never, another nonce, dropped, or restored from a
+    backup): an operator decides."""
+
+
+class Record(enum.StrEnum):
+    """The answer to callers, who may ask about a transaction that left no record."""
+
+    COMMIT = "commit"
+    ABORT = "abort"
+    NOT_RECORDED = "not_recorded"
+    """No decision: it is running, or aborted, or it committed in one phase. Never read this as aborted."""
+
+
+class BranchRecord(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """One prepared branch as recorded with a decision. Evidence is three fields, or None each."""
+
+    number: int
+    participant: str
+    xid: int | None = None
+    system: int | None = None
+    timeline: str | None = None
+
+
+class DecisionRecord(msgspec.Struct, frozen=True):
+    """A recorded decision that is not finished.
+
+    ``decided_at`` is the wall clock of whoever recorded it, in seconds since 1970, for people only.
+    """
+
+    txid: TxId
+    protocol: str
+    decision: Decision
+    branches: tuple[BranchRecord, ...]
+    decided_at: float
+    coordinator: str
+
+
+class SessionState(enum.StrEnum):
+    OPEN = "open"
+    CLOSED = "closed"
+    EXPIRED = "expired"
+    RESTORED = "restored"
+    """Closed by a restore: what it had undecided is FORGOTTEN."""
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A lease on the ledger. ``id`` counts up; ``ttl_s`` is in seconds of the ledger's own clock."""
+
+    id: int
+    nonce: str
+    name: str
+    ttl_s: float
+
+    def txid(self, seq: int) -> TxId:
+        return TxId(self.id, self.nonce, seq)
+
+
+class SessionInfo(msgspec.Struct, frozen=True):
+    """A session as the ledger sees it. ``floor``: below it nothing is undecided any more."""
+
+    id: int
+    nonce: str
+    name: str
+    state: SessionState
+    floor: int
+    ttl_s: float
+
+
+class Heuristic(msgspec.Struct, frozen=True):
+    """A branch whose database did other than what was decided, or may have.
+
+    ``decision`` is what the ledger held, None where it held none (then an operator acted, and says so in
+    ``note``). ``found_at`` is a wall clock, seconds since 1970.
+    """
+
+    gid: Gid
+    kind: Settled
+    decision: Decision | None
+    found_at: float
+    note: str = ""
+    forgotten: bool = False
+
+
+class TransactionInfo(msgspec.Struct, frozen=True):
+    """What the ledger can tell about one transaction, for as long as history says."""
+
+    txid: TxId
+    record: Record
+    verdict: Verdict
+    protocol: str
+    branches: tuple[BranchRecord, ...]
+    decided_at: float | None
+    coordinator: str
+    finished: bool
+    heuristics: tuple[Heuristic, ...]
+
+
+class LedgerInfo(msgspec.Struct, frozen=True):
+    """Identity and size. ``ledger_time_s`` counts while the ledger runs; no wall clock moves it."""
+
+    ledger_id: str
+    incarnation: int
+    url: str
+    backend: str
+    schema: str
+    ledger_time_s: float
+    sessions_open: int
+    sessions_kept: int
+    unfinished: int
+    decisions_kept: int
+    heuristics_open: int
+
+
+class Ledger(Protocol):
+    """See the module. Implementations: ``coordinator.ledger.open_ledger(url)``."""
+
+    @property
+    def ledger_id(self) -> str: ...
+
+    @property
+    def leads(self) -> bool:
+        """Whether background recovery belongs in this process now (it owns the ledger, or leads the
+        cluster). Two processes that both believe so do no harm. May change at any time."""
+        ...
+
+    async def open_session(self, name: str, ttl_s: float) -> Session:
+        """A new lease. ``name`` is for people: whose it is."""
+        ...
+
+    async def keep_alive(self, session: Session, floor: int) -> None:
+        """Renew the lease, and promise that nothing below ``floor`` will be decided COMMIT any more.
+        Raises ``SessionLost`` if the session is gone. Floors only rise."""
+        ...
+
+    async def close_session(self, session: Session) -> None:
+        """End the lease; undecided transactions of it are aborted. Closing a gone session is no error."""
+        ...
+
+    async def decide(
+        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], *, protocol: str = "2"
+    ) -> Decision:
+        """Record a decision and return the one that is recorded, durably; the first writer wins.
+
+        A recorded decision is looked for first; then ``branches`` is compared, by number and participant: another
+        list raises ``BranchListMismatch`` and is never answered COMMIT. (For ABORT by recovery or
+        an operator, who may know only some branches, a subset of the recorded list is no mismatch.)
+        COMMIT for a session that is gone, or below its floor, records and returns ABORT. For a dropped or
+        unknown session, or another nonce, it raises ``OutcomeUnknown``. ABORT may come from anybody.
+        """
+        ...
+
+    async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
+        """For recovery. ABORTED is answered only once what makes it final is stored."""
+        ...
+
+    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
+        """For callers."""
+        ...
+
+    async def unfinished(self) -> Sequence[DecisionRecord]:
+        """Recorded decisions some branch of which may not have applied them yet."""
+        ...
+
+    async def finish(self, txids: Iterable[TxId]) -> None:
+        """Every branch of these has applied the decision (or its heuristic is recorded): details go to
+        history. The decision itself stays answerable until the whole session is dropped. Never an
+        error for what is unknown or already finished."""
+        ...
+
+    async def record_heuristic(self, heuristic: Heuristic) -> None:
+        """Remember it until forgotten. Repeating one for the same gid keeps the first unless the first
+        was a hazard and this one knows more."""
+        ...
+
+    async def forget_heuristic(self, gid: Gid) -> bool:
+        """An operator has seen it. False if there was none open."""
+        ...
+
+    async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]: ...
+
+    async def sessions(self) -> Sequence[SessionInfo]: ...
+
+    async def transaction(self, txid: TxId) -> TransactionInfo | None:
+        """None if the ledger has no record of it at all."""
+        ...
+
+    async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
+        """The newest decided transactions first, by time of decision."""
+        ...
+
+    async def info(self) -> LedgerInfo: ...
+
+    async def close(self) -> None:
+        """Let go of the ledger. Sessions stay as they are; close them first."""
+        ...

@@ -1,0 +1,43 @@
+"""What can be set about the coordinator and its ledger. ``undoubt.config`` loads it."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the ledger is and for how long it keeps what. Times are in seconds.
+
+    ``retention_s`` must be longer than any participant may be set back by a restore or a failover.
+    """
+
+    url: str = "sqlite:///undoubt.db"
+    retention_s: float = 7 * 86_400.0
+    history_s: float = 7 * 86_400.0
+    request_timeout_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.retention_s < 0 or self.history_s < 0:
+            raise ValueError("retention_s and history_s must not be negative")
+
+
+class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a coordinator works. Times are in seconds."""
+
+    timeout_s: float = 30.0
+    """A transaction that is not decided by then is aborted."""
+    protocol: str = "2pc"
+    session_ttl_s: float = 10.0
+    """How long a dead coordinator's undecided transactions stay locked before recovery may abort them."""
+    session_transactions_max: int = 100_000
+    """After so many transactions the coordinator opens a new session, so that each stays small."""
+    drain_s: float = 10.0
+    """How long ``close`` waits for second phases that are still running; recovery does the rest."""
+    name: str = ""
+    """For people: who this coordinator is. Empty: host name and process id."""
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0 or self.session_ttl_s < 1:
+            raise ValueError("timeout_s must be positive and session_ttl_s at least 1")
+        if self.protocol != "2pc":
+            raise ValueError(f"protocol {self.protocol!r} is not one of: 2pc")

@@ -1,0 +1,30 @@
+"""What can be set about a participant. ``undoubt.config`` loads it; nothing here reads files."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One PostgreSQL database.
+
+    ``dsn`` is a libpq URI or keyword string; a password may be left out of it (environment, ``.pgpass``,
+    or ``password_file``, whose first line it is). Times are in seconds.
+    """
+
+    dsn: str
+    driver: str = "asyncpg"
+    password_file: str | None = None
+    connections_max: int = 64
+    """Connections of the application's branches at once; recovery uses one more of its own."""
+    connect_timeout_s: float = 10.0
+    statement_timeout_s: float = 10.0
+    """How long one of undoubt's own statements (begin, prepare, second phase, lists) may take to answer."""
+    pooler: bool = False
+    """A transaction pooler (PgBouncer) stands before the database: rely on no session-level setting."""
+
+    def __post_init__(self) -> None:
+        if self.connections_max < 1:
+            raise ValueError("connections_max must be at least 1")
+        if self.driver != "asyncpg":
+            raise ValueError(f"driver {self.driver!r} is not one of: asyncpg")

@@ -1,0 +1,22 @@
+"""What can be set about recovery. ``undoubt.config`` loads it."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class RecoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Times are in seconds."""
+
+    interval_s: float = 1.0
+    """Pause between two passes over one participant."""
+    backoff_max_s: float = 30.0
+    """Longest pause before a participant that does not answer is tried again."""
+    parallel: int = 16
+    """Branches of one participant that are settled at once."""
+    deadlock_interval_s: float = 1.0
+    """Pause between two looks at the wait graphs of all participants; 0 switches the detector off."""
+
+    def __post_init__(self) -> None:
+        if self.interval_s < 0 or self.backoff_max_s <= 0 or self.parallel < 1:
+            raise ValueError("interval_s must not be negative, backoff_max_s positive, parallel at least 1")
