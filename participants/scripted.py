@@ -1,0 +1,263 @@
+"""A participant that answers as told, for tests of protocols and recovery, here and in applications.
+
+Left alone it is an honest little resource manager in memory: it prepares, commits and rolls back, lists what is
+prepared, keeps books. A :class:`Script` replaces single answers, so that a test can make it refuse, lie,
+or not answer at all. ``calls`` is the trace; ``before`` is awaited before every call takes effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from participants.checks import invariant
+from participants.contract import (
+    HEURISTICS,
+    Evidence,
+    Fate,
+    HeuristicAtPrepare,
+    Order,
+    PreparedBranch,
+    PrepareResult,
+    PrepareUnanswered,
+    Settled,
+    Vote,
+    Waiting,
+    Work,
+    judge,
+)
+from participants.errors import BranchFailed, UsageError
+from participants.ids import Gid
+
+Answer = Settled | BaseException | None
+"""None: the honest one."""
+
+
+@dataclass(slots=True)
+class Script:
+    """Answers in place of honest ones. A list is used up from its head; its last element stays."""
+
+    work: Work | BaseException = Work.WRITES
+    begin: BaseException | None = None
+    prepare: Vote | Settled | BaseException | None = None
+    """A heuristic ``Settled``: the branch ended by itself. An exception: no answer came, and nothing happened."""
+    one_phase: Answer = None
+    commit: list[Answer] = field(default_factory=list)
+    rollback: list[Answer] = field(default_factory=list)
+    surely_writes: bool = False
+
+
+def _next(answers: list[Answer]) -> Answer:
+    if not answers:
+        return None
+    return answers.pop(0) if len(answers) > 1 else answers[0]
+
+
+Before = Callable[[str, Gid], Awaitable[None]]
+
+
+class ScriptedParticipant:
+    """See the module. ``system`` and ``timeline`` are what its evidence says; change them to be another."""
+
+    def __init__(self, name: str, script: Script | None = None, *, before: Before | None = None) -> None:
+        self.name = name
+        self.script = script or Script()
+        self.before = before
+        self.calls: list[tuple[str, Gid]] = []
+        self.prepared: dict[Gid, int] = {}
+        self.fates: dict[int, Fate] = {}
+        self.foreign: list[PreparedBranch] = []
+        self.waiting: list[Waiting] = []
+        self.cancelled: list[Waiting] = []
+        self.system = 7_000_000_000_000_000_001
+        self.timeline = "00000001"
+        self.down: BaseException | None = None
+        """Raised by every call while set."""
+        self.branches: list[ScriptedBranch] = []
+        self._next_xid = 1_000
+
+    async def record(self, call: str, gid: Gid) -> None:
+        if self.before is not None:
+            await self.before(call, gid)
+        if self.down is not None:
+            raise self.down
+        self.calls.append((call, gid))
+
+    def trace(self, gid: Gid | None = None) -> list[str]:
+        """Names of the calls, of one branch or of all, in order."""
+        return [call for call, of in self.calls if gid is None or of == gid]
+
+    async def begin(self, gid: Gid, *, timeout_s: float) -> ScriptedBranch:
+        await self.record("begin", gid)
+        if self.script.begin is not None:
+            raise self.script.begin
+        self._next_xid += 1
+        self.fates[self._next_xid] = Fate.IN_PROGRESS
+        branch = ScriptedBranch(self, gid, self._next_xid)
+        self.branches.append(branch)
+        return branch
+
+    async def in_doubt(self) -> Sequence[PreparedBranch]:
+        if self.down is not None:
+            raise self.down
+        ours = [
+            PreparedBranch(gid, owner="scripted", database=self.name, prepared_at=0.0, age_s=1.0, xid=xid)
+            for gid, xid in self.prepared.items()
+        ]
+        return [*ours, *self.foreign]
+
+    async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+        await self.record(f"settle_{order}", gid)
+        answer = _next(self.script.commit if order is Order.COMMIT else self.script.rollback)
+        return await self._answer(answer, gid, order, evidence)
+
+    async def _answer(self, answer: Answer, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+        if isinstance(answer, BaseException):
+            raise answer
+        if answer is Settled.ABSENT:
+            return judge(order, Fate.UNKNOWN)
+        if answer is not None:
+            if answer in HEURISTICS:
+                self.prepared.pop(gid, None)
+            return answer
+        xid = self.prepared.pop(gid, None)
+        if xid is None:
+            fate = Fate.UNKNOWN if evidence is None else await self.evidence(evidence)
+            return judge(order, fate)
+        self.fates[xid] = Fate.COMMITTED if order is Order.COMMIT else Fate.ABORTED
+        return Settled.APPLIED
+
+    async def evidence(self, evidence: Evidence) -> Fate:
+        if self.down is not None:
+            raise self.down
+        if (evidence.system, evidence.timeline) != (self.system, self.timeline):
+            return Fate.UNKNOWN
+        if evidence.xid > self._next_xid:
+            return Fate.NEVER_ASSIGNED
+        return self.fates.get(evidence.xid, Fate.UNKNOWN)
+
+    async def forget(self, gid: Gid) -> None:
+        await self.record("forget", gid)
+
+    async def waits(self) -> Sequence[Waiting]:
+        if self.down is not None:
+            raise self.down
+        return list(self.waiting)
+
+    async def cancel_waiter(self, waiting: Waiting) -> bool:
+        self.cancelled.append(waiting)
+        return True
+
+    async def close(self) -> None:
+        self.down = UsageError(f"participant {self.name!r} is closed")
+
+    def finish_by_hand(self, gid: Gid, order: Order) -> None:
+        """What a DBA does at the prompt."""
+        xid = self.prepared.pop(gid)
+        self.fates[xid] = Fate.COMMITTED if order is Order.COMMIT else Fate.ABORTED
+
+    def fate(self, gid: Gid) -> Fate:
+        """What became of the branch that was begun with ``gid``."""
+        for branch in self.branches:
+            if branch.gid == gid:
+                return self.fates[branch.xid]
+        return Fate.UNKNOWN
+
+
+class ScriptedBranch:
+    """A branch of a :class:`ScriptedParticipant`; ``connection`` is the branch itself."""
+
+    def __init__(self, participant: ScriptedParticipant, gid: Gid, xid: int) -> None:
+        self.participant = participant
+        self.gid = gid
+        self.xid = xid
+        self.released = False
+        self._vote: Vote | None = None
+        self._ended = False
+        self._to_forget = False
+
+    @property
+    def connection(self) -> ScriptedBranch:
+        return self
+
+    @property
+    def surely_writes(self) -> bool:
+        return self.participant.script.surely_writes
+
+    async def poll(self) -> Work:
+        await self.participant.record("poll", self.gid)
+        work = self.participant.script.work
+        if isinstance(work, BaseException):
+            raise work
+        return work
+
+    async def prepare(self) -> PrepareResult:
+        await self.participant.record("prepare", self.gid)
+        answer = self.participant.script.prepare
+        if isinstance(answer, Settled):
+            self._end(None)
+            self._to_forget = True
+            raise HeuristicAtPrepare(answer)
+        if isinstance(answer, BaseException):
+            raise PrepareUnanswered(answer)
+        self._vote = answer or Vote.PREPARED
+        match self._vote:
+            case Vote.PREPARED:
+                self.participant.prepared[self.gid] = self.xid
+                evidence = Evidence(self.xid, self.participant.system, self.participant.timeline)
+                return PrepareResult(Vote.PREPARED, evidence)
+            case Vote.READ_ONLY:
+                return PrepareResult(Vote.READ_ONLY)
+            case Vote.ABORT:
+                self.participant.fates[self.xid] = Fate.ABORTED
+                reason = BranchFailed(self.participant.name, "votes abort, as told")
+                return PrepareResult(Vote.ABORT, reason=reason)
+
+    async def commit_one_phase(self) -> Settled:
+        await self.participant.record("one_phase", self.gid)
+        answer = self.participant.script.one_phase
+        if isinstance(answer, BaseException):
+            self._end(Fate.ABORTED)
+            raise answer
+        if answer is not None:
+            self._to_forget = answer in HEURISTICS
+            return answer
+        self._end(Fate.COMMITTED)
+        return Settled.APPLIED
+
+    async def commit(self) -> Settled:
+        if self._vote is not Vote.PREPARED:
+            await self.participant.record("end_read_only", self.gid)
+            self._end(Fate.COMMITTED)
+            return Settled.APPLIED
+        await self.participant.record("commit", self.gid)
+        return await self._settle(_next(self.participant.script.commit), Order.COMMIT)
+
+    async def rollback(self) -> Settled:
+        await self.participant.record("rollback", self.gid)
+        answer = _next(self.participant.script.rollback)
+        if answer is None and self._vote is not Vote.PREPARED:
+            self._end(Fate.ABORTED)
+            return Settled.APPLIED
+        return await self._settle(answer, Order.ROLLBACK)
+
+    async def _settle(self, answer: Answer, order: Order) -> Settled:
+        evidence = Evidence(self.xid, self.participant.system, self.participant.timeline)
+        settled = await self.participant._answer(answer, self.gid, order, evidence)
+        self._to_forget = settled in HEURISTICS and answer is not Settled.ABSENT
+        return settled
+
+    async def forget(self) -> None:
+        if self._to_forget:
+            await self.participant.forget(self.gid)
+
+    async def release(self) -> None:
+        self.released = True
+        if self.gid not in self.participant.prepared and not self._ended:
+            self._end(Fate.ABORTED)
+
+    def _end(self, fate: Fate | None) -> None:
+        invariant(not self._ended or fate is Fate.ABORTED, f"branch {self.gid} ended twice")
+        self._ended = True
+        if fate is not None and self.participant.fates[self.xid] is Fate.IN_PROGRESS:
+            self.participant.fates[self.xid] = fate
