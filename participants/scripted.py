@@ -1,6 +1,6 @@
 """A participant that answers as told, for tests of protocols and recovery, here and in applications.
 
-Left alone it is an honest little resource manager in memory: it prepares, commits and rolls back, lists what is
+Left alone it is an honest little resource manager in memory: it prepares, commits, rolls back, lists what is
 prepared, keeps books. A :class:`Script` replaces single answers, so that a test can make it refuse, lie,
 or not answer at all. ``calls`` is the trace; ``before`` is awaited before every call takes effect.
 """
@@ -40,7 +40,7 @@ class Script:
     work: Work | BaseException = Work.WRITES
     begin: BaseException | None = None
     prepare: Vote | Settled | BaseException | None = None
-    """A heuristic ``Settled``: the branch ended by itself. An exception: no answer came, and nothing happened."""
+    """A heuristic ``Settled``: the branch ended by itself. An exception: no answer came, nothing happened."""
     one_phase: Answer = None
     commit: list[Answer] = field(default_factory=list)
     rollback: list[Answer] = field(default_factory=list)

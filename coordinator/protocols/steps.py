@@ -31,7 +31,7 @@ PER_BRANCH = frozenset(
         TwoPhaseStep.AFTER_SECOND_PHASE,
     }
 )
-"""Steps that are passed once for each branch; their subject is the branch's gid, else the transaction's id."""
+"""Steps passed once for each branch; their subject is the branch's gid, else the transaction's id."""
 
 Observer = Callable[[enum.StrEnum, str], Awaitable[None] | None]
 """Told the step and its subject: ``str(gid)`` or ``str(txid)``."""

@@ -1,0 +1,134 @@
+"""What every commit protocol is given, and what the caller of commit waits for.
+
+A protocol is a plain async function of a :class:`Course`. It runs in a task of its own that nobody cancels;
+the caller watches the course and may go away at any time without changing what happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from coordinator.errors import HeuristicOutcome, LedgerUnavailable
+from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledger
+from coordinator.protocols.steps import Observer
+from participants.contract import Branch, Evidence, Settled, Vote
+from participants.ids import Gid, TxId
+
+T = TypeVar("T")
+
+
+class Phase(enum.IntEnum):
+    """How far it has come; only ever rises."""
+
+    VOTING = 1
+    """Nothing is decided; it will be aborted if anything goes wrong, or time runs out."""
+    DECIDING = 2
+    """``decide(COMMIT)``, or the only branch's COMMIT, has been sent: nobody may roll back any more."""
+    ABORTED = 3
+    """It can never commit. Branches are being rolled back."""
+    COMMITTED = 4
+    """COMMIT is recorded, or the only writing branch has committed."""
+    APPLIED = 5
+    """Every branch was told at least once; ``pending`` lists those that have not confirmed."""
+
+
+@dataclass(slots=True)
+class Course:
+    """One transaction on its way through commit.
+
+    ``branches`` are in the stable order of their participants' names, so that no two commits prepare in
+    opposite order. ``deadline`` is in seconds of the event loop's clock.
+    """
+
+    txid: TxId
+    branches: tuple[Branch, ...]
+    ledger: Ledger
+    deadline: float
+    observer: Observer | None = None
+    protocol: str = "2"
+
+    phase: Phase = Phase.VOTING
+    votes: dict[str, Vote] = field(default_factory=dict)
+    cause: BaseException | None = None
+    """Why it is aborted, from the moment that is certain."""
+    recorded: bool = False
+    """A decision of this transaction is in the ledger, so it has to be finished there."""
+    pending: dict[Gid, Branch] = field(default_factory=dict)
+    """Branches of a committed transaction that have not confirmed."""
+    heuristics: dict[Gid, Settled] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set at every new phase; whoever waits clears it."""
+
+    def enter(self, phase: Phase) -> None:
+        self.phase = max(self.phase, phase)
+        self.changed.set()
+
+    def remaining_s(self) -> float:
+        return self.deadline - asyncio.get_running_loop().time()
+
+    async def reach(self, step: enum.StrEnum, subject: Gid | TxId) -> None:
+        """Tell the observer, if there is one."""
+        if self.observer is not None:
+            told = self.observer(step, str(subject))
+            if told is not None:
+                await told
+
+
+def label(branch: Branch) -> str:
+    """``"1:orders"``: a branch as users see it in votes."""
+    return f"{branch.gid.branch}:{branch.gid.participant}"
+
+
+def branch_record(branch: Branch, evidence: Evidence | None) -> BranchRecord:
+    gid = branch.gid
+    if evidence is None:
+        return BranchRecord(gid.branch, gid.participant)
+    return BranchRecord(gid.branch, gid.participant, evidence.xid, evidence.system, evidence.timeline)
+
+
+async def repeat_until_answered(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat ``call`` with growing pauses (10 ms to 1 s) for as long as the ledger gives no answer."""
+    pause_s = 0.01
+    while True:
+        try:
+            return await call()
+        except LedgerUnavailable:
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 1.0)
+
+
+def worst(kinds: list[Settled], decision: Decision) -> Settled:
+    """The one word for several branches, of which ``kinds`` are the heuristic and the applied ones.
+
+    Mixed if it is certain that some committed and some rolled back; else a hazard if any is unknown; else
+    they all did the same against the decision (X/Open XA, heuristic decisions).
+    """
+    distinct = set(kinds)
+    if decision is Decision.COMMIT:
+        committed = bool(distinct & {Settled.APPLIED, Settled.HEURISTIC_COMMIT})
+        rolled_back = Settled.HEURISTIC_ROLLBACK in distinct
+    else:
+        committed = Settled.HEURISTIC_COMMIT in distinct
+        rolled_back = bool(distinct & {Settled.APPLIED, Settled.ABSENT, Settled.HEURISTIC_ROLLBACK})
+    if Settled.HEURISTIC_MIXED in distinct or (committed and rolled_back):
+        return Settled.HEURISTIC_MIXED
+    if Settled.HEURISTIC_HAZARD in distinct:
+        return Settled.HEURISTIC_HAZARD
+    return Settled.HEURISTIC_ROLLBACK if rolled_back else Settled.HEURISTIC_COMMIT
+
+
+async def record_heuristic(course: Course, branch: Branch, kind: Settled, decision: Decision) -> None:
+    """Remember it in the ledger for as long as an operator wants to see it, then let the branch forget."""
+    course.heuristics[branch.gid] = kind
+    found = Heuristic(branch.gid, kind, decision, found_at=time.time())
+    await repeat_until_answered(lambda: course.ledger.record_heuristic(found))
+    await branch.forget()
+
+
+def heuristic_outcome(course: Course, kinds: list[Settled], decision: Decision) -> HeuristicOutcome:
+    return HeuristicOutcome(course.txid, worst(kinds, decision), course.heuristics)

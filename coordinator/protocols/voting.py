@@ -1,0 +1,107 @@
+"""The first phase, common to every commit protocol: who wrote, and how does each vote."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from coordinator.protocols.course import Course, label
+from coordinator.protocols.steps import TwoPhaseStep
+from coordinator.steadfast import all_within
+from participants.contract import (
+    Branch,
+    Evidence,
+    HeuristicAtPrepare,
+    PrepareResult,
+    PrepareUnanswered,
+    Settled,
+    Vote,
+    Work,
+)
+from participants.ids import Gid
+
+
+@dataclass(slots=True)
+class Tally:
+    """The votes, sorted. ``failure`` is the first reason to abort, in the order of the branches."""
+
+    prepared: list[tuple[Branch, Evidence | None]] = field(default_factory=list)
+    readers: list[Branch] = field(default_factory=list)
+    heuristic: list[tuple[Branch, Settled]] = field(default_factory=list)
+    asked: set[Gid] = field(default_factory=set)
+    """To whom PREPARE may have been sent."""
+    unanswered: set[Gid] = field(default_factory=set)
+    """Those of them whose answer is missing: a branch may still appear there."""
+    failure: BaseException | None = None
+
+
+async def classify(course: Course) -> tuple[list[Branch], list[Branch], BaseException | None]:
+    """Writing branches, reading branches, and the first failure.
+
+    Branches that are known to write are not asked; a transaction's only branch counts as writing, since
+    COMMIT ends it either way.
+    """
+    if len(course.branches) <= 1:
+        return list(course.branches), [], None
+    unsure = [branch for branch in course.branches if not branch.surely_writes]
+    answers = await all_within((branch.poll() for branch in unsure), course.remaining_s())
+    reading: set[Gid] = set()
+    for branch, answer in zip(unsure, answers, strict=True):
+        if isinstance(answer, BaseException):
+            return [], [], _as_timeout(answer, f"no answer from {label(branch)} within the timeout")
+        if answer is Work.READ_ONLY:
+            reading.add(branch.gid)
+            course.votes[label(branch)] = Vote.READ_ONLY
+    writers = [branch for branch in course.branches if branch.gid not in reading]
+    readers = [branch for branch in course.branches if branch.gid in reading]
+    return writers, readers, None
+
+
+async def collect_votes(course: Course, writers: Sequence[Branch]) -> Tally:
+    """Send PREPARE to all of ``writers`` at once and wait for every vote, until the deadline."""
+    tally = Tally(asked={branch.gid for branch in writers})
+    answers = await all_within((_prepare(course, branch) for branch in writers), course.remaining_s())
+    for branch, answer in zip(writers, answers, strict=True):
+        failure = _count(course, tally, branch, answer)
+        tally.failure = tally.failure or failure
+    if tally.failure is None and course.remaining_s() <= 0:
+        tally.failure = TimeoutError("every branch is prepared, but the transaction's timeout has passed")
+    return tally
+
+
+async def _prepare(course: Course, branch: Branch) -> PrepareResult:
+    await course.reach(TwoPhaseStep.BEFORE_PREPARE, branch.gid)
+    result = await branch.prepare()
+    await course.reach(TwoPhaseStep.AFTER_PREPARE, branch.gid)
+    return result
+
+
+def _count(
+    course: Course, tally: Tally, branch: Branch, answer: PrepareResult | BaseException
+) -> BaseException | None:
+    """Sort one answer into ``tally``; return a reason to abort."""
+    match answer:
+        case PrepareResult(vote=Vote.PREPARED, evidence=evidence):
+            tally.prepared.append((branch, evidence))
+        case PrepareResult(vote=Vote.READ_ONLY):
+            tally.readers.append(branch)
+        case PrepareResult(reason=reason):
+            course.votes[label(branch)] = Vote.ABORT
+            return reason or TimeoutError(f"{label(branch)} votes abort")
+        case HeuristicAtPrepare():
+            tally.heuristic.append((branch, answer.kind))
+            return answer
+        case PrepareUnanswered():
+            tally.unanswered.add(branch.gid)
+            return answer.cause
+        case BaseException():
+            tally.unanswered.add(branch.gid)
+            return _as_timeout(answer, f"no vote of {label(branch)} within the timeout")
+    course.votes[label(branch)] = answer.vote
+    return None
+
+
+def _as_timeout(error: BaseException, message: str) -> BaseException:
+    """Only the deadline cancels a call of ours; whoever reads the cause should see that."""
+    return TimeoutError(message) if isinstance(error, asyncio.CancelledError) else error

@@ -1,0 +1,153 @@
+"""A coordinator's lease on the ledger, and the sequence numbers that it hands out under it.
+
+``floor`` is the lowest sequence number that is still undecided here: everything below it is over, and the
+ledger may answer for it. It rides along with the renewals of the lease. After so many transactions a lease is
+replaced, so that each stays small and can be dropped as a whole once retention allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from coordinator.errors import LedgerError, SessionLost
+from coordinator.ledger.contract import Ledger, Session
+from participants.checks import invariant
+from participants.ids import TxId
+
+log = logging.getLogger(__name__)
+
+
+class Lease:
+    """One ledger session with the transactions that run under it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.lost = False
+        self._last_seq = 0
+        self._active: dict[int, None] = {}  # insertion order is ascending: the first key is the floor
+
+    @property
+    def begun(self) -> int:
+        return self._last_seq
+
+    @property
+    def floor(self) -> int:
+        return next(iter(self._active), self._last_seq + 1)
+
+    @property
+    def idle(self) -> bool:
+        return not self._active
+
+    def begin(self) -> TxId:
+        self._last_seq += 1
+        self._active[self._last_seq] = None
+        return self.session.txid(self._last_seq)
+
+    def end(self, txid: TxId) -> None:
+        invariant(txid.session == self.session.id, f"{txid} was not begun under session {self.session.id}")
+        self._active.pop(txid.seq, None)
+
+
+class SessionKeeper:
+    """Keeps one lease current: opens it, renews it three times per lifetime, replaces it when it is full or
+    lost. ``on_lost`` is told the session number of a lease that is gone with transactions in it."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        name: str,
+        *,
+        ttl_s: float,
+        transactions_max: int,
+        on_lost: Callable[[int], None],
+    ) -> None:
+        self._ledger = ledger
+        self._name = name
+        self._ttl_s = ttl_s
+        self._transactions_max = transactions_max
+        self._on_lost = on_lost
+        self._current: Lease | None = None
+        self._leases: dict[int, Lease] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._replace = asyncio.Event()
+        self._opened = asyncio.Event()
+
+    async def start(self) -> None:
+        """Open the first session; raises what the ledger raises."""
+        await self._open()
+        self._task = asyncio.create_task(self._keep(), name="undoubt-session")
+
+    async def begin(self) -> TxId:
+        """A new transaction id. Waits for a session if the last one was lost and none is open yet."""
+        while (lease := self._current) is None or lease.lost:
+            self._opened.clear()
+            self._replace.set()
+            await self._opened.wait()
+        txid = lease.begin()
+        if lease.begun >= self._transactions_max:
+            self._replace.set()
+        return txid
+
+    def end(self, txid: TxId) -> None:
+        """Nothing of ``txid`` is undecided here any more."""
+        lease = self._leases.get(txid.session)
+        if lease is not None:
+            lease.end(txid)
+
+    async def close(self) -> None:
+        """Stop renewing, and close every session, as far as the ledger answers."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        for lease in list(self._leases.values()):
+            try:
+                await self._ledger.close_session(lease.session)
+            except LedgerError as error:
+                log.warning("session %d stays open until it expires: %s", lease.session.id, error)
+        self._leases.clear()
+
+    async def _open(self) -> None:
+        session = await self._ledger.open_session(self._name, self._ttl_s)
+        lease = Lease(session)
+        self._leases[session.id] = lease
+        self._current = lease
+        self._opened.set()
+
+    async def _keep(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._replace.wait(), self._ttl_s / 3)
+            try:
+                await self._renew_all()
+                if self._replace.is_set():
+                    self._replace.clear()
+                    await self._open()
+            except LedgerError as error:
+                log.warning("the ledger does not answer: %s", error)
+                self._replace.clear()
+                await asyncio.sleep(min(self._ttl_s / 10, 1.0))
+                if self._current is None or self._current.lost:
+                    self._replace.set()
+
+    async def _renew_all(self) -> None:
+        for lease in list(self._leases.values()):
+            if lease is not self._current and lease.idle:
+                await self._ledger.close_session(lease.session)
+                del self._leases[lease.session.id]
+                continue
+            try:
+                await self._ledger.keep_alive(lease.session, lease.floor)
+            except SessionLost:
+                self._lose(lease)
+
+    def _lose(self, lease: Lease) -> None:
+        log.warning("session %d is gone; its undecided transactions abort", lease.session.id)
+        lease.lost = True
+        del self._leases[lease.session.id]
+        self._on_lost(lease.session.id)
+        if lease is self._current:
+            self._replace.set()

@@ -1,0 +1,77 @@
+"""Tasks that cancelling does not stop.
+
+Once PREPARE has been sent a commit must go to its end whatever becomes of the caller: an impatient
+``wait_for``, a closed request, ``asyncio.run`` that cancels every task of its loop on the way out. A task of
+this kind ignores ``cancel()``; the loop's shutdown then waits for it, which drains it. Only
+:meth:`Steadfast.abandon` stops it, and the coordinator does that when its drain time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Steadfast(asyncio.Task[T]):
+    """A task whose ``cancel()`` does nothing."""
+
+    def cancel(self, msg: Any | None = None) -> bool:  # noqa: ARG002 - the signature is asyncio.Task's
+        return False
+
+    def abandon(self) -> None:
+        """Cancel it after all."""
+        super().cancel()
+
+
+def steadfast(coroutine: Coroutine[Any, Any, T], *, name: str | None = None) -> Steadfast[T]:
+    """Start ``coroutine`` in the running loop as a task that cannot be cancelled."""
+    return Steadfast(coroutine, loop=asyncio.get_running_loop(), name=name)
+
+
+async def all_of(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T | BaseException]:
+    """Run them side by side, steadfastly; results or exceptions in the order given.
+
+    If the caller itself is abandoned, so are they, and their ends are awaited.
+    """
+    tasks = [steadfast(coroutine) for coroutine in coroutines]
+    if not tasks:
+        return []
+    try:
+        await asyncio.wait(tasks)
+    except asyncio.CancelledError:
+        for task in tasks:
+            task.abandon()
+        await asyncio.wait(tasks)
+        raise
+    return [_result(task) for task in tasks]
+
+
+async def all_within(
+    coroutines: Iterable[Coroutine[Any, Any, T]], timeout_s: float
+) -> list[T | BaseException]:
+    """Like :func:`all_of`, but those not done after ``timeout_s`` seconds are cancelled, and give
+    whatever they make of that (``CancelledError`` unless they say otherwise)."""
+    tasks = [steadfast(coroutine) for coroutine in coroutines]
+    if not tasks:
+        return []
+    try:
+        _, late = await asyncio.wait(tasks, timeout=max(timeout_s, 0))
+        for task in late:
+            task.abandon()
+        if late:
+            await asyncio.wait(tasks)
+    except asyncio.CancelledError:
+        for task in tasks:
+            task.abandon()
+        await asyncio.wait(tasks)
+        raise
+    return [_result(task) for task in tasks]
+
+
+def _result(task: asyncio.Task[T]) -> T | BaseException:
+    if task.cancelled():
+        return asyncio.CancelledError()
+    return task.exception() or task.result()
