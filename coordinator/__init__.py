@@ -1,0 +1,18 @@
+"""The coordinator: it drives a transaction to its end.
+
+What enters: participants (:mod:`participants`) and a ledger (:mod:`coordinator.ledger`). What leaves: for
+each transaction one outcome, the same in every participant, or an error that admits not knowing it.
+
+Rooms, from the top:
+
+- :mod:`coordinator.coordinator`, :mod:`coordinator.transaction`: what an application holds in its hands.
+- :mod:`coordinator.protocols`: the commit protocols, plain async functions over two contracts.
+  ``two_phase.py`` is the file to open first.
+- :mod:`coordinator.session`: the lease on the ledger that fences a dead coordinator's transactions.
+- :mod:`coordinator.ledger`: the durable record, its state machine and its backends.
+- :mod:`coordinator.wire`: frames between processes.
+
+A coordinator's duties, in order: hold a lease; begin branches under ids of that lease; prepare; record COMMIT
+before any branch is told to commit; tell all; let the ledger forget. Whatever it does not get done,
+:mod:`recovery` does.
+"""

@@ -1,0 +1,54 @@
+"""undoubt: one atomic commit across several PostgreSQL databases.
+
+::
+
+    import undoubt
+
+    async with undoubt.connect("undoubt.toml") as coordinator:
+        async with coordinator.transaction(timeout=30) as tx:
+            orders = await tx.branch("orders")
+            payments = await tx.branch("payments")
+            await orders.execute("insert into orders ...")
+            await payments.execute("update accounts ...")
+        # here it is committed in both, or TransactionAborted was raised and it is in neither
+
+``connect`` gives a :class:`Coordinator`; ``coordinator.transaction()`` a :class:`Transaction`;
+``tx.branch(name)`` a connection to one database inside it. ``undoubt.errors`` draws the tree of errors. The rooms
+beneath (``recovery``, ``coordinator``, ``participants``) are public too, for those who assemble their own.
+"""
+
+from __future__ import annotations
+
+from undoubt import _rooms
+
+_rooms.check()
+
+from coordinator.coordinator import Coordinator  # noqa: E402 - after the check, which explains what would fail here
+from coordinator.ledger.contract import Record  # noqa: E402
+from coordinator.transaction import CommitResult, Transaction  # noqa: E402
+from participants.ids import Gid, TxId  # noqa: E402
+from undoubt.config import Settings  # noqa: E402
+from undoubt.connect import connect  # noqa: E402
+from undoubt.errors import (  # noqa: E402
+    HeuristicOutcome,
+    OutcomeUnknown,
+    TransactionAborted,
+    UndoubtError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CommitResult",
+    "Coordinator",
+    "Gid",
+    "HeuristicOutcome",
+    "OutcomeUnknown",
+    "Record",
+    "Settings",
+    "Transaction",
+    "TransactionAborted",
+    "TxId",
+    "UndoubtError",
+    "connect",
+]

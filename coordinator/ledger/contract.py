@@ -6,8 +6,8 @@ Everything rests on two rules:
 2. **A session that has been closed or has expired can record no COMMIT any more.**
 
 With them a transaction of two-phase commit needs no record to be aborted: no decision and session gone
-means aborted, for ever (presumed abort: Mohan, Lindsay and Obermarck, *Transaction Management in the R**
-*Distributed Database Management System*, 1986, §3).
+means aborted, for ever (presumed abort: Mohan, Lindsay and Obermarck, *Transaction Management in the R\\*
+Distributed Database Management System*, 1986, §3).
 
 All calls are linearizable. Each may fail with :class:`~coordinator.errors.LedgerError`: then a command
 may or may not have been recorded, and all of them may be repeated; ``open_session`` repeated opens another
@@ -190,8 +190,8 @@ class Ledger(Protocol):
     ) -> Decision:
         """Record a decision and return the one that is recorded, durably; the first writer wins.
 
-        A recorded decision is looked for first; then ``branches`` is compared, by number and participant: another
-        list raises ``BranchListMismatch`` and is never answered COMMIT. (For ABORT by recovery or
+        A recorded decision is looked for first; then ``branches`` is compared, by number and participant:
+        another list raises ``BranchListMismatch`` and is never answered COMMIT. (For ABORT by recovery or
         an operator, who may know only some branches, a subset of the recorded list is no mismatch.)
         COMMIT for a session that is gone, or below its floor, records and returns ABORT. For a dropped or
         unknown session, or another nonce, it raises ``OutcomeUnknown``. ABORT may come from anybody.

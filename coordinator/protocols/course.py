@@ -16,6 +16,7 @@ from typing import TypeVar
 from coordinator.errors import HeuristicOutcome, LedgerUnavailable
 from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledger
 from coordinator.protocols.steps import Observer
+from participants.checks import invariant
 from participants.contract import Branch, Evidence, Settled, Vote
 from participants.ids import Gid, TxId
 
@@ -54,19 +55,25 @@ class Course:
 
     phase: Phase = Phase.VOTING
     votes: dict[str, Vote] = field(default_factory=dict)
+    asked: set[Gid] = field(default_factory=set)
+    """Branches to which PREPARE may have been sent."""
+    unanswered: set[Gid] = field(default_factory=set)
+    """Those of them whose answer is missing: a prepared branch may still appear there."""
     cause: BaseException | None = None
     """Why it is aborted, from the moment that is certain."""
     recorded: bool = False
     """A decision of this transaction is in the ledger, so it has to be finished there."""
     pending: dict[Gid, Branch] = field(default_factory=dict)
-    """Branches of a committed transaction that have not confirmed."""
+    """Branches that have not confirmed the decision; recovery goes on with them."""
     heuristics: dict[Gid, Settled] = field(default_factory=dict)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set at every new phase; whoever waits clears it."""
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the caller can be told the outcome."""
 
     def enter(self, phase: Phase) -> None:
-        self.phase = max(self.phase, phase)
-        self.changed.set()
+        invariant(phase >= self.phase, f"{self.txid} cannot go from {self.phase.name} to {phase.name}")
+        self.phase = phase
+        if phase is Phase.APPLIED:
+            self.told.set()
 
     def remaining_s(self) -> float:
         return self.deadline - asyncio.get_running_loop().time()

@@ -135,6 +135,8 @@ async def _end_readers(course: Course, readers: Sequence[Branch]) -> None:
 
 async def _commit_in_one_phase(course: Course, writers: Sequence[Branch], readers: Sequence[Branch]) -> None:
     """At most one branch has anything to commit: its own COMMIT is the decision."""
+    if writers and course.remaining_s() <= 0:
+        await roll_back(course, course.branches, TimeoutError("the transaction's timeout has passed"))
     for writer in writers:
         course.enter(Phase.DECIDING)
         try:
@@ -179,12 +181,10 @@ async def _abort_after_votes(course: Course, tally: Tally, failure: BaseExceptio
         await record_heuristic(course, branch, kind, Decision.ABORT)
     ended = {branch.gid for branch, _ in tally.heuristic}
     live = [branch for branch in course.branches if branch.gid not in ended]
-    await roll_back(course, live, failure, tally)
+    await roll_back(course, live, failure)
 
 
-async def roll_back(
-    course: Course, branches: Sequence[Branch], cause: BaseException, tally: Tally | None = None
-) -> NoReturn:
+async def roll_back(course: Course, branches: Sequence[Branch], cause: BaseException) -> NoReturn:
     """Roll back ``branches``; always raises, ``TransactionAborted`` unless a branch did otherwise.
 
     A rollback that cannot be confirmed after PREPARE was sent makes an ABORT record, so that
@@ -193,16 +193,14 @@ async def roll_back(
     course.cause = cause
     course.enter(Phase.ABORTED)
     results = await all_of(_while_busy(branch.rollback) for branch in branches)
-    unanswered = set() if tally is None else tally.unanswered
-    asked = set() if tally is None else tally.asked
     for branch, result in zip(branches, results, strict=True):
         uncertain = isinstance(result, BaseException) or result is Settled.BUSY
-        if (uncertain and (branch.gid in asked or course.recorded)) or (
-            result is Settled.ABSENT and branch.gid in unanswered
+        if (uncertain and (branch.gid in course.asked or course.recorded)) or (
+            result is Settled.ABSENT and branch.gid in course.unanswered
         ):
             course.pending[branch.gid] = branch
     if course.pending and not course.recorded:
-        await record_abort(course, [branch for branch in branches if branch.gid in asked])
+        await record_abort(course, [branch for branch in branches if branch.gid in course.asked])
     kinds: list[Settled] = [*course.heuristics.values()]
     for branch, result in zip(branches, results, strict=True):
         if isinstance(result, Settled):

@@ -29,10 +29,6 @@ class Tally:
     prepared: list[tuple[Branch, Evidence | None]] = field(default_factory=list)
     readers: list[Branch] = field(default_factory=list)
     heuristic: list[tuple[Branch, Settled]] = field(default_factory=list)
-    asked: set[Gid] = field(default_factory=set)
-    """To whom PREPARE may have been sent."""
-    unanswered: set[Gid] = field(default_factory=set)
-    """Those of them whose answer is missing: a branch may still appear there."""
     failure: BaseException | None = None
 
 
@@ -60,7 +56,8 @@ async def classify(course: Course) -> tuple[list[Branch], list[Branch], BaseExce
 
 async def collect_votes(course: Course, writers: Sequence[Branch]) -> Tally:
     """Send PREPARE to all of ``writers`` at once and wait for every vote, until the deadline."""
-    tally = Tally(asked={branch.gid for branch in writers})
+    tally = Tally()
+    course.asked = {branch.gid for branch in writers}
     answers = await all_within((_prepare(course, branch) for branch in writers), course.remaining_s())
     for branch, answer in zip(writers, answers, strict=True):
         failure = _count(course, tally, branch, answer)
@@ -93,10 +90,10 @@ def _count(
             tally.heuristic.append((branch, answer.kind))
             return answer
         case PrepareUnanswered():
-            tally.unanswered.add(branch.gid)
+            course.unanswered.add(branch.gid)
             return answer.cause
         case BaseException():
-            tally.unanswered.add(branch.gid)
+            course.unanswered.add(branch.gid)
             return _as_timeout(answer, f"no vote of {label(branch)} within the timeout")
     course.votes[label(branch)] = answer.vote
     return None

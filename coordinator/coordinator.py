@@ -1,0 +1,285 @@
+"""The coordinator: begins transactions, drives their commits to the end, and outlives impatient callers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from coordinator.errors import (
+    HeuristicOutcome,
+    OutcomeUnknown,
+    SessionLost,
+    TransactionAborted,
+    WrongProcess,
+)
+from coordinator.finisher import Finisher
+from coordinator.ledger.contract import Ledger, Record
+from coordinator.protocols.course import Course, Phase
+from coordinator.protocols.steps import Observer
+from coordinator.protocols.two_phase import roll_back, two_phase_commit
+from coordinator.session import SessionKeeper
+from coordinator.settings import CoordinatorSettings
+from coordinator.steadfast import Steadfast, steadfast
+from coordinator.transaction import Transaction
+from participants.checks import InvariantViolation
+from participants.contract import Branch, Participant
+from participants.errors import UndoubtError, UsageError
+from participants.ids import Gid, TxId
+from participants.ids import Protocol as GidProtocol
+from participants.registry import Registry
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PROTOCOLS = {"2pc": GidProtocol.TWO_PHASE}
+
+RETRYABLE_SQLSTATES = frozenset({"40001", "40P01"})
+"""serialization_failure and deadlock_detected (PostgreSQL manual, appendix A)."""
+
+
+def retryable(error: BaseException) -> bool:
+    """Whether running the transaction again may help, and can do no harm.
+
+    True for a deadlock or a serialization failure, of one database or across several (an error with a true
+    attribute ``retryable``), also as the cause of ``TransactionAborted``; never where the outcome is unknown.
+    """
+    if isinstance(error, OutcomeUnknown | HeuristicOutcome):
+        return False
+    if isinstance(error, TransactionAborted):
+        return isinstance(error.cause, BaseException) and retryable(error.cause)
+    return getattr(error, "sqlstate", None) in RETRYABLE_SQLSTATES or bool(getattr(error, "retryable", False))
+
+
+class ParticipantInUse(UsageError):
+    """The participant has unresolved branches; ``gids`` lists them."""
+
+    def __init__(self, name: str, gids: list[str]) -> None:
+        shown = ", ".join(gids[:5]) + (f" and {len(gids) - 5} more" if len(gids) > 5 else "")
+        super().__init__(
+            f"participant {name!r} has {len(gids)} unresolved branches: {shown}."
+            " Let recovery resolve them first (undoubt recover)"
+        )
+        self.gids = gids
+
+
+class Coordinator:
+    """See the package. ``observe`` is told every protocol step; it is how tests crash at each of them.
+
+    Belongs to the event loop and the process in which it was started; a fork that uses it gets
+    ``WrongProcess``. The ledger and the participants stay open; whoever opened them closes them.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        participants: Registry,
+        settings: CoordinatorSettings | None = None,
+        *,
+        observe: Observer | None = None,
+    ) -> None:
+        self.ledger = ledger
+        self.ledger_id = ledger.ledger_id
+        self.participants = participants
+        self.settings = settings or CoordinatorSettings()
+        self._observe = observe
+        self._pid = os.getpid()
+        self._closed = False
+        self._transactions: dict[TxId, Transaction] = {}
+        self._background: set[Steadfast[None]] = set()
+        self._finisher = Finisher(ledger, observe)
+        self._keeper = SessionKeeper(
+            ledger,
+            self.settings.name or f"{socket.gethostname()}:{self._pid}",
+            ttl_s=self.settings.session_ttl_s,
+            transactions_max=self.settings.session_transactions_max,
+            on_lost=self._session_lost,
+        )
+
+    async def start(self) -> Coordinator:
+        """Open a session with the ledger; raises ``LedgerError``."""
+        await self._keeper.start()
+        return self
+
+    async def __aenter__(self) -> Coordinator:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def transaction(self, *, timeout: float | None = None, protocol: str | None = None) -> Transaction:
+        """A new transaction, for ``async with``. Not decided after ``timeout`` seconds, it is aborted."""
+        self.check_process()
+        if self._closed:
+            raise UsageError("the coordinator is closed")
+        named = protocol or self.settings.protocol
+        if named not in PROTOCOLS:
+            raise UsageError(f"unknown protocol {named!r}; known: {', '.join(PROTOCOLS)}")
+        seconds = self.settings.timeout_s if timeout is None else timeout
+        if seconds <= 0:
+            raise UsageError(f"timeout must be positive, not {seconds}")
+        return Transaction(self, timeout_s=seconds, protocol=PROTOCOLS[named])
+
+    async def run(
+        self,
+        function: Callable[..., Awaitable[T]],
+        *args: object,
+        retries: int = 5,
+        timeout: float | None = None,
+    ) -> T:
+        """``await function(tx, *args)`` in a transaction of its own; returns its result once committed.
+
+        Repeated up to ``retries`` times, after growing random pauses, where the cause was a deadlock or a
+        serialization failure. Everything else is raised at once, ``OutcomeUnknown`` above all.
+        """
+        for attempt in range(retries + 1):
+            try:
+                async with self.transaction(timeout=timeout) as tx:
+                    result = await function(tx, *args)
+            except Exception as error:  # whatever the application raises passes through, unless retryable
+                if attempt == retries or not retryable(error):
+                    raise
+                await asyncio.sleep(random.uniform(0, min(0.01 * 2**attempt, 1.0)))  # noqa: S311 - jitter
+            else:
+                return result
+        raise InvariantViolation("unreachable")
+
+    async def outcome(self, txid: TxId) -> Record:
+        """What the ledger has recorded. NOT_RECORDED never means aborted."""
+        return (await self.ledger.records([txid]))[txid]
+
+    def cancel(self, txid: TxId, cause: BaseException) -> bool:
+        """Abort a transaction of this coordinator with ``cause``, unless its commit has begun."""
+        transaction = self._transactions.get(txid)
+        return transaction is not None and transaction.doom(cause)
+
+    def add_participant(self, participant: Participant) -> None:
+        """Register one more, at once usable. Raises ``UsageError`` if the name is taken."""
+        self.participants.add(participant)
+
+    async def remove_participant(self, name: str) -> None:
+        """Unregister and close one. Raises ``ParticipantInUse`` while any branch of it is unresolved, and
+        ``ParticipantUnavailable`` if it cannot be asked."""
+        participant = self.participants.remove(name)  # first, so that no new branch begins meanwhile
+        try:
+            gids = await self._unresolved(participant)
+        except BaseException:
+            self.participants.add(participant)
+            raise
+        if gids:
+            self.participants.add(participant)
+            raise ParticipantInUse(name, gids)
+        await participant.close()
+
+    async def close(self) -> None:
+        """Abort what has not begun to commit, wait up to ``drain_s`` for what has, end the session.
+
+        What is still going on after that is left to recovery; it loses nothing but time.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if os.getpid() != self._pid:
+            return
+        for transaction in list(self._transactions.values()):
+            transaction.doom(UsageError("the coordinator was closed"))
+        await self._drain()
+        await self._finisher.close()
+        await self._keeper.close()
+
+    async def _drain(self) -> None:
+        end = asyncio.get_running_loop().time() + self.settings.drain_s
+        while self._background:
+            remaining = end - asyncio.get_running_loop().time()
+            if remaining <= 0:
+                log.warning("%d transactions are left for recovery to finish", len(self._background))
+                for task in self._background:
+                    task.abandon()
+                await asyncio.wait(set(self._background))
+                return
+            await asyncio.wait(set(self._background), timeout=remaining)
+
+    async def _unresolved(self, participant: Participant) -> list[str]:
+        name = participant.name
+        live = [str(tx.id) for tx in self._transactions.values() if name in tx.participants]
+        prepared = [
+            str(row.gid)
+            for row in await participant.in_doubt()
+            if isinstance(row.gid, Gid) and row.gid.ledger == self.ledger_id
+        ]
+        recorded = [
+            f"{record.txid}:{branch.number}"
+            for record in await self.ledger.unfinished()
+            for branch in record.branches
+            if branch.participant == name
+        ]
+        return [*live, *prepared, *recorded]
+
+    def _session_lost(self, session: int) -> None:
+        for transaction in list(self._transactions.values()):
+            if transaction.id.session == session:
+                transaction.doom(SessionLost(f"session {session} was closed or has expired"))
+
+    # What a transaction needs of its coordinator (coordinator.transaction.Host).
+
+    def check_process(self) -> None:
+        """Raise ``WrongProcess`` in a fork: the session, and so the transaction ids, are the parent's."""
+        if os.getpid() != self._pid:
+            raise WrongProcess(
+                f"this coordinator belongs to process {self._pid}, not {os.getpid()}; open one after the fork"
+            )
+
+    async def new_txid(self) -> TxId:
+        return await self._keeper.begin()
+
+    def participant(self, name: str) -> Participant:
+        return self.participants.get(name)
+
+    def begun(self, transaction: Transaction) -> None:
+        self._transactions[transaction.id] = transaction
+
+    def ended(self, transaction: Transaction) -> None:
+        self._transactions.pop(transaction.id, None)
+        self._keeper.end(transaction.id)
+
+    def new_course(self, txid: TxId, branches: tuple[Branch, ...], deadline: float) -> Course:
+        return Course(txid, branches, self.ledger, deadline, self._observe)
+
+    def start_commit(self, transaction: Transaction, course: Course) -> Steadfast[None]:
+        task = steadfast(self._drive(transaction, course), name=f"commit {course.txid}")
+        self.in_background(task)
+        return task
+
+    def in_background(self, task: Steadfast[None]) -> None:
+        self._background.add(task)
+        task.add_done_callback(self._left_background)
+
+    def _left_background(self, task: Steadfast[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            level = logging.DEBUG if isinstance(error, TransactionAborted) else logging.WARNING
+            log.log(level, "%s: %s", task.get_name(), error)
+
+    async def _drive(self, transaction: Transaction, course: Course) -> None:
+        """The protocol from beginning to end, whatever becomes of the caller."""
+        try:
+            await two_phase_commit(course)
+        except UndoubtError:
+            raise
+        except Exception as error:  # a bug, ours or a driver's: what may be told of it depends on the phase
+            log.exception("transaction %s failed in phase %s", course.txid, course.phase.name)
+            if course.phase is Phase.VOTING:
+                await roll_back(course, course.branches, error)
+            if course.phase is Phase.DECIDING:
+                raise OutcomeUnknown(course.txid, f"{type(error).__name__}: {error}") from error
+        finally:
+            for branch in course.branches:
+                await branch.release()
+            self.ended(transaction)
+            if course.recorded and not course.pending:
+                self._finisher.add(course.txid)

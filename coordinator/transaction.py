@@ -1,0 +1,316 @@
+"""One transaction in the hands of the application: branches, commit, rollback.
+
+Its life has three states. ACTIVE: branches are opened and used. COMMITTING: a protocol runs in a task of its
+own (:mod:`coordinator.protocols.course`), and the caller only watches. ENDED. An ACTIVE transaction can be
+doomed, by its timeout, by a deadlock's resolution or by a lost session: the body of ``async with`` is
+cancelled and ``TransactionAborted`` tells why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, NoReturn, Protocol, cast
+
+from coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
+from coordinator.ledger.contract import Decision
+from coordinator.protocols.course import Course, Phase, heuristic_outcome
+from coordinator.steadfast import Steadfast, all_of, steadfast
+from participants.contract import Branch, Participant, Settled
+from participants.errors import UsageError
+from participants.ids import BRANCH_NUMBER_MAX, Gid, TxId
+from participants.ids import Protocol as GidProtocol
+
+if TYPE_CHECKING:
+    from asyncpg import Connection, Record
+
+ROLLBACK_GRACE_S = 1.0
+"""How much longer than its timeout ``commit`` waits for rollbacks to be confirmed."""
+VOTING_GRACE_S = 5.0
+"""How much longer it waits for participants to notice that their PREPARE was cancelled."""
+
+
+class State(enum.Enum):
+    NEW = "new"
+    ACTIVE = "active"
+    COMMITTING = "committing"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class CommitResult:
+    """The transaction is committed. ``pending``: branches whose participant has not confirmed yet; it is
+    down or slow, holds them prepared, and recovery will commit them."""
+
+    txid: TxId
+    pending: tuple[Gid, ...] = ()
+
+
+class Host(Protocol):
+    """What a transaction needs of its coordinator."""
+
+    ledger_id: str
+
+    async def new_txid(self) -> TxId: ...
+    def check_process(self) -> None: ...
+    def participant(self, name: str) -> Participant: ...
+    def begun(self, transaction: Transaction) -> None: ...
+    def ended(self, transaction: Transaction) -> None: ...
+    def start_commit(self, transaction: Transaction, course: Course) -> Steadfast[None]: ...
+    def new_course(self, txid: TxId, branches: tuple[Branch, ...], deadline: float) -> Course: ...
+    def in_background(self, task: Steadfast[None]) -> None: ...
+
+
+class Transaction:
+    """``async with coordinator.transaction() as tx``: commits at the block's end, rolls back if it raises.
+
+    Not for use by several tasks at once, except that different branches may be used by different tasks.
+    """
+
+    def __init__(self, host: Host, *, timeout_s: float, protocol: GidProtocol) -> None:
+        self._host = host
+        self._timeout_s = timeout_s
+        self._protocol = protocol
+        self._txid: TxId | None = None
+        self._state = State.NEW
+        self._branches: dict[str, Branch] = {}
+        self._opening: dict[str, asyncio.Task[Branch]] = {}
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._body: asyncio.Task[object] | None = None
+        self._doom: BaseException | None = None
+        self._interrupted = False
+
+    @property
+    def id(self) -> TxId:
+        """The transaction's id; raises ``UsageError`` before it has begun."""
+        if self._txid is None:
+            raise UsageError("the transaction has not begun: use 'async with', or await start()")
+        return self._txid
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """Names of the participants in which it has a branch."""
+        return tuple(sorted({*self._branches, *self._opening}))
+
+    @property
+    def deadline(self) -> float:
+        """When it is aborted, in seconds of the event loop's clock."""
+        return self._deadline
+
+    @property
+    def active(self) -> bool:
+        """True until commit or rollback is called."""
+        return self._state is State.ACTIVE
+
+    async def start(self) -> Transaction:
+        """Begin without ``async with``; then ``commit`` or ``rollback`` has to be called."""
+        if self._state is not State.NEW:
+            raise UsageError("the transaction has begun already")
+        self._host.check_process()
+        self._txid = await self._host.new_txid()
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.time() + self._timeout_s
+        self._timer = loop.call_at(self._deadline, self._time_out)
+        self._state = State.ACTIVE
+        self._host.begun(self)
+        return self
+
+    async def branch(self, name: str) -> Connection[Record]:
+        """The connection to participant ``name`` inside this transaction; the same one each time.
+
+        Raises ``UnknownParticipant``; ``ParticipantUnavailable`` or ``ParticipantRefused`` if the branch
+        cannot be opened, and then the whole transaction can only be rolled back; ``TransactionEnded``.
+        """
+        self._check_active()
+        if self._doom is not None:
+            self._raise_aborted(self._doom)
+        branch = self._branches.get(name)
+        if branch is None:
+            branch = await self._open(name)
+        return cast("Connection[Record]", branch.connection)
+
+    async def commit(self) -> CommitResult:
+        """Commit everywhere or nowhere.
+
+        Returns once COMMIT is recorded and every participant was told. Raises ``TransactionAborted`` (it is
+        nowhere), ``OutcomeUnknown`` (no answer within the timeout: it goes on in the background), or
+        ``HeuristicOutcome``. Cancelling the caller after PREPARE was sent does not stop it.
+        """
+        self._check_active()
+        if self._opening and self._doom is None:
+            self._doom = UsageError("commit was called while a branch was being opened")
+        if self._doom is not None:
+            await self._undo()
+            self._raise_aborted(self._doom)
+        branches = tuple(sorted(self._branches.values(), key=lambda branch: branch.gid.participant))
+        course = self._host.new_course(self.id, branches, self._deadline)
+        self._stop_timer()
+        self._state = State.COMMITTING
+        task = self._host.start_commit(self, course)
+        task.add_done_callback(lambda _: course.told.set())
+        await self._watch(course, task)
+        return self._result(course, task)
+
+    async def rollback(self) -> None:
+        """Undo everything. Does nothing on a transaction that was rolled back already."""
+        if self._state is State.ENDED:
+            return
+        self._check_active()
+        await self._undo()
+
+    def doom(self, cause: BaseException) -> bool:
+        """Make sure that it aborts, with ``cause``. False if it is too late, or not begun."""
+        if self._state is not State.ACTIVE or self._doom is not None:
+            return False
+        self._doom = cause
+        if self._body is None:
+            self._host.in_background(self._start_undo())
+        else:
+            self._interrupted = True
+            self._body.cancel()
+        return True
+
+    async def __aenter__(self) -> Transaction:
+        await self.start()
+        self._body = asyncio.current_task()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        body, self._body = self._body, None
+        if self._interrupted and body is not None:
+            await self._after_interrupt(body, error)
+        elif error is not None:
+            if self._state is State.ACTIVE:
+                await self._undo()
+        elif self._state is State.ACTIVE:
+            await self.commit()
+
+    async def _after_interrupt(self, body: asyncio.Task[object], error: BaseException | None) -> None:
+        """The body was cancelled by :meth:`doom`, as ``asyncio.timeout`` does it."""
+        if not isinstance(error, asyncio.CancelledError):
+            # The cancellation has not been delivered yet: take it here, so that it hits nobody else.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+        cancelled_from_outside = body.uncancel() > 0
+        if self._state is State.ACTIVE:
+            await self._undo()
+        if cancelled_from_outside or (error is not None and not isinstance(error, asyncio.CancelledError)):
+            return
+        cause = self._doom or TimeoutError("the transaction was interrupted")
+        raise TransactionAborted(self.id, cause) from cause
+
+    def _check_active(self) -> None:
+        self._host.check_process()
+        if self._state is State.NEW:
+            raise UsageError("the transaction has not begun: use 'async with', or await start()")
+        if self._state is not State.ACTIVE:
+            if self._doom is not None:
+                self._raise_aborted(self._doom)
+            raise TransactionEnded(f"transaction {self.id} is over: nothing more can be done in it")
+
+    async def _open(self, name: str) -> Branch:
+        participant = self._host.participant(name)
+        opening = self._opening.get(name)
+        if opening is None:
+            number = len(self._branches) + len(self._opening) + 1
+            if number > BRANCH_NUMBER_MAX:
+                raise UsageError(f"transaction {self.id} has {BRANCH_NUMBER_MAX} branches, no more fit")
+            gid = Gid(self._host.ledger_id, self._protocol, self.id, number, name)
+            remaining_s = self._deadline - asyncio.get_running_loop().time()
+            opening = asyncio.create_task(_begin(participant, gid, remaining_s), name=f"begin {gid}")
+            self._opening[name] = opening
+            opening.add_done_callback(lambda task: self._opened(name, task))
+        return await asyncio.shield(opening)
+
+    def _opened(self, name: str, task: asyncio.Task[Branch]) -> None:
+        del self._opening[name]
+        if task.cancelled():
+            self._doom = self._doom or TimeoutError(f"opening the branch of {name!r} was cancelled")
+        elif (error := task.exception()) is not None:
+            self._doom = self._doom or error
+        elif self._state is State.ACTIVE:
+            self._branches[name] = task.result()
+        else:
+            self._host.in_background(steadfast(_discard(task.result())))
+
+    def _start_undo(self) -> Steadfast[None]:
+        self._state = State.ENDED
+        self._stop_timer()
+        return steadfast(self._roll_back_branches(), name=f"rollback {self.id}")
+
+    async def _undo(self) -> None:
+        task = self._start_undo()
+        self._host.in_background(task)
+        await asyncio.wait([task])
+
+    async def _roll_back_branches(self) -> None:
+        """Nothing is prepared, so nothing can stay in doubt: a server that does not answer rolls back too."""
+        for opening in list(self._opening.values()):
+            opening.cancel()
+        if self._opening:
+            await asyncio.wait(list(self._opening.values()))
+        try:
+            await all_of(branch.rollback() for branch in self._branches.values())
+            await all_of(branch.release() for branch in self._branches.values())
+        finally:
+            self._host.ended(self)
+
+    async def _watch(self, course: Course, task: Steadfast[None]) -> None:
+        """Until there is something true to tell, or the deadline has passed."""
+        await _wait(course.told, course.remaining_s())
+        if not task.done() and course.phase is Phase.VOTING:
+            await _wait(course.told, VOTING_GRACE_S)
+        if not task.done() and course.phase is Phase.ABORTED:
+            await _wait(course.told, ROLLBACK_GRACE_S)
+
+    def _result(self, course: Course, task: Steadfast[None]) -> CommitResult:
+        self._state = State.ENDED
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+        if course.phase is Phase.ABORTED:
+            cause = course.cause or TimeoutError("aborted")
+            raise TransactionAborted(self.id, cause, course.votes) from cause
+        if course.phase < Phase.COMMITTED:
+            raise OutcomeUnknown(
+                self.id, "no answer within the timeout; the commit goes on in the background"
+            )
+        if course.heuristics:
+            applied = len(course.branches) > len(course.heuristics)
+            kinds = [*course.heuristics.values(), *([Settled.APPLIED] if applied else [])]
+            raise heuristic_outcome(course, kinds, Decision.COMMIT)
+        return CommitResult(self.id, tuple(course.pending))
+
+    def _time_out(self) -> None:
+        self.doom(TimeoutError(f"the transaction's timeout of {self._timeout_s:g} s has passed"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _raise_aborted(self, cause: BaseException) -> NoReturn:
+        raise TransactionAborted(self.id, cause) from cause
+
+
+async def _begin(participant: Participant, gid: Gid, remaining_s: float) -> Branch:
+    if remaining_s <= 0:
+        raise TimeoutError("the transaction's timeout has passed")
+    return await participant.begin(gid, timeout_s=remaining_s)
+
+
+async def _discard(branch: Branch) -> None:
+    await all_of([branch.rollback()])
+    await branch.release()
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    waiter = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([waiter], timeout=max(timeout_s, 0))
+    finally:
+        waiter.cancel()

@@ -1,0 +1,457 @@
+"""Two-phase commit over scripted participants: outcomes, order of effects, and what is told to whom."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from coordinator.coordinator import Coordinator
+from coordinator.errors import (
+    HeuristicOutcome,
+    LedgerUnavailable,
+    OutcomeUnknown,
+    TransactionAborted,
+    TransactionEnded,
+    WrongProcess,
+)
+from coordinator.ledger.contract import Decision, Record, Verdict
+from coordinator.ledger.memory import MemoryLedger
+from coordinator.protocols.steps import TwoPhaseStep
+from coordinator.settings import CoordinatorSettings
+from participants.contract import Fate, Order, Settled, Vote, Work
+from participants.errors import BranchFailed, ParticipantUnavailable, UnknownParticipant, UsageError
+from participants.ids import Gid
+from participants.registry import Registry
+from participants.scripted import Script, ScriptedParticipant
+
+NAMES = ("alpha", "beta", "gamma")
+
+
+class Stage:
+    """A coordinator over scripted participants and a ledger in memory that notes the order of calls."""
+
+    def __init__(self, scripts: dict[str, Script], **settings: Any) -> None:
+        self.events: list[str] = []
+        self.gates: dict[str, asyncio.Event] = {}
+        self.arrived: dict[str, asyncio.Event] = {}
+        self.ledger = MemoryLedger()
+        self.registry = Registry()
+        self.participants: dict[str, ScriptedParticipant] = {}
+        for name, script in scripts.items():
+            participant = ScriptedParticipant(name, script, before=self._before)
+            self.participants[name] = participant
+            self.registry.add(participant)
+        self.coordinator = Coordinator(
+            self.ledger, self.registry, CoordinatorSettings(**settings), observe=self._observe
+        )
+
+    async def _before(self, call: str, gid: Gid) -> None:
+        await self._pass(f"{call} {gid.participant}")
+
+    async def _observe(self, step: Any, subject: str) -> None:
+        parsed = Gid.parse(subject)
+        await self._pass(f"{step} {parsed.participant}" if isinstance(parsed, Gid) else str(step))
+
+    async def _pass(self, event: str) -> None:
+        self.events.append(event)
+        if event in self.gates:
+            self.arrived[event].set()
+            await self.gates[event].wait()
+
+    def hold(self, event: str) -> asyncio.Event:
+        """Stop whoever comes to ``event``; returns what is set when somebody has."""
+        self.gates[event] = asyncio.Event()
+        self.arrived[event] = asyncio.Event()
+        return self.arrived[event]
+
+    async def transfer(self, *names: str, timeout: float | None = None) -> Any:
+        async with self.coordinator.transaction(timeout=timeout) as tx:
+            for name in names or self.participants:
+                await tx.branch(name)
+            self.txid = tx.id
+            return await tx.commit()
+
+    def fates(self) -> set[Fate]:
+        return {
+            participant.fates[branch.xid]
+            for participant in self.participants.values()
+            for branch in participant.branches
+        }
+
+    def in_doubt(self) -> int:
+        return sum(len(participant.prepared) for participant in self.participants.values())
+
+
+@pytest.fixture
+async def stages() -> AsyncIterator[Any]:
+    made: list[Stage] = []
+
+    async def make(*scripts: Script, **settings: Any) -> Stage:
+        settings.setdefault("drain_s", 0.2)
+        stage = Stage(dict(zip(NAMES, scripts, strict=False)), **settings)
+        made.append(stage)
+        await stage.coordinator.start()
+        return stage
+
+    yield make
+    for stage in made:
+        for gate in stage.gates.values():
+            gate.set()
+        await stage.coordinator.close()
+
+
+async def test_commits_everywhere_after_the_decision(stages: Any) -> None:
+    """Broken if any branch is told to commit before the decision is recorded, or before all have prepared."""
+    stage = await stages(Script(), Script())
+    result = await stage.transfer()
+    assert result.pending == ()
+    assert stage.fates() == {Fate.COMMITTED}
+    events = stage.events
+    decided = events.index(TwoPhaseStep.AFTER_DECIDE)
+    assert max(events.index(f"prepare {name}") for name in ("alpha", "beta")) < decided
+    assert min(events.index(f"commit {name}") for name in ("alpha", "beta")) > decided
+    assert await stage.coordinator.outcome(stage.txid) is Record.COMMIT
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+async def test_one_no_aborts_all(stages: Any, position: int) -> None:
+    """Broken if a vote of any one participant is ignored, or if an abort leaves a decision record behind."""
+    scripts = [Script(), Script(), Script()]
+    scripts[position].prepare = Vote.ABORT
+    stage = await stages(*scripts)
+    with pytest.raises(TransactionAborted) as raised:
+        await stage.transfer()
+    assert isinstance(raised.value.cause, BranchFailed)
+    assert raised.value.votes[f"{position + 1}:{NAMES[position]}"] is Vote.ABORT
+    assert stage.fates() == {Fate.ABORTED}
+    assert await stage.coordinator.outcome(stage.txid) is Record.NOT_RECORDED
+
+
+async def test_one_writer_commits_in_one_phase(stages: Any) -> None:
+    """Broken if a single branch is prepared or recorded (cost), or not committed."""
+    stage = await stages(Script())
+    await stage.transfer()
+    assert stage.participants["alpha"].trace() == ["begin", "one_phase"]
+    assert await stage.coordinator.outcome(stage.txid) is Record.NOT_RECORDED
+
+
+async def test_readers_stay_open_until_the_writer_has_committed(stages: Any) -> None:
+    """Broken if a read-only branch gives up its locks before the writers are committed."""
+    stage = await stages(Script(work=Work.READ_ONLY), Script(), Script(work=Work.READ_ONLY))
+    await stage.transfer()
+    events = stage.events
+    assert "prepare beta" not in events
+    assert events.index("one_phase beta") < min(
+        events.index("end_read_only alpha"), events.index("end_read_only gamma")
+    )
+
+
+async def test_readers_stay_open_while_a_writer_is_down(stages: Any) -> None:
+    """Broken if readers end while a committed branch is still pending somewhere."""
+    down = ParticipantUnavailable("beta", "down")
+    stage = await stages(
+        Script(), Script(commit=[down, down, None]), Script(work=Work.READ_ONLY), timeout_s=5.0
+    )
+    result = await stage.transfer()
+    assert [gid.participant for gid in result.pending] == ["beta"]
+    assert "end_read_only gamma" not in stage.events
+    await stage.coordinator.close()
+    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.events[-1].startswith("after_finish")
+
+
+async def test_commit_returns_with_pending_when_a_participant_is_down(stages: Any) -> None:
+    """Broken if a committed transaction is reported as failed because one participant cannot be told."""
+    stage = await stages(Script(), Script(commit=[ParticipantUnavailable("beta", "down")]))
+    result = await stage.transfer()
+    assert [gid.participant for gid in result.pending] == ["beta"]
+    assert stage.participants["alpha"].trace()[-1] == "commit"
+    unfinished = await stage.ledger.unfinished()
+    assert [record.txid for record in unfinished] == [stage.txid]
+
+
+async def test_unconfirmed_rollback_after_prepare_is_recorded(stages: Any) -> None:
+    """Broken if a branch whose PREPARE was never answered may stay ACTIVE while this session lives."""
+    lost = ParticipantUnavailable("beta", "connection lost")
+    stage = await stages(Script(), Script(prepare=lost, rollback=[Settled.ABSENT]))
+    with pytest.raises(TransactionAborted):
+        await stage.transfer()
+    assert (await stage.ledger.outcomes([stage.txid]))[stage.txid] is Verdict.ABORTED
+    assert await stage.coordinator.outcome(stage.txid) is Record.ABORT
+
+
+async def test_the_ledger_refusing_means_rolled_back(stages: Any) -> None:
+    """Broken if a coordinator whose session expired commits on the strength of its votes."""
+    stage = await stages(Script(), Script())
+    arrived = stage.hold(TwoPhaseStep.BEFORE_DECIDE)
+    task = asyncio.create_task(stage.transfer())
+    await arrived.wait()
+    for info in await stage.ledger.sessions():
+        await stage.ledger.elapse(info.ttl_s * 2)
+    stage.gates[TwoPhaseStep.BEFORE_DECIDE].set()
+    with pytest.raises(TransactionAborted):
+        await task
+    assert stage.fates() == {Fate.ABORTED}
+
+
+async def test_a_recorded_abort_wins_over_the_votes(stages: Any) -> None:
+    """Broken if an operator's recorded ABORT is overtaken by a coordinator that is late with its COMMIT."""
+    stage = await stages(Script(), Script())
+    arrived = stage.hold(TwoPhaseStep.BEFORE_DECIDE)
+    task = asyncio.create_task(stage.transfer())
+    await arrived.wait()
+    assert await stage.ledger.decide(stage.txid, Decision.ABORT, []) is Decision.ABORT
+    stage.gates[TwoPhaseStep.BEFORE_DECIDE].set()
+    with pytest.raises((TransactionAborted, OutcomeUnknown)):
+        await task
+    assert Fate.COMMITTED not in stage.fates()
+
+
+EVENTS_AFTER_PREPARE = [
+    "prepare alpha",
+    "after_prepare beta",
+    TwoPhaseStep.BEFORE_DECIDE,
+    TwoPhaseStep.AFTER_DECIDE,
+    "commit alpha",
+    "after_second_phase beta",
+]
+
+
+@pytest.mark.parametrize("event", EVENTS_AFTER_PREPARE)
+async def test_cancelling_the_caller_after_prepare_does_not_stop_the_commit(stages: Any, event: str) -> None:
+    """Broken if an impatient caller leaves prepared branches behind, or splits the outcome."""
+    stage = await stages(Script(), Script(), drain_s=5.0)
+    arrived = stage.hold(str(event))
+    task = asyncio.create_task(stage.transfer())
+    await arrived.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    stage.gates[str(event)].set()
+    await stage.coordinator.close()
+    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.in_doubt() == 0
+
+
+@pytest.mark.parametrize("event", ["begin alpha", "begin beta", "poll alpha", "poll beta"])
+async def test_cancelling_the_caller_before_prepare(stages: Any, event: str) -> None:
+    """Broken if a cancelled body commits, or leaves a branch open; from commit on it goes to its end."""
+    stage = await stages(Script(), Script(), drain_s=5.0)
+    arrived = stage.hold(event)
+    task = asyncio.create_task(stage.transfer())
+    await arrived.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        stage.gates[event].set()
+        await task
+    await stage.coordinator.close()
+    expected = {Fate.COMMITTED} if event.startswith("poll") else {Fate.ABORTED}
+    assert stage.fates() <= expected
+    assert stage.in_doubt() == 0
+
+
+async def test_closing_the_loop_drains_a_commit() -> None:
+    """Broken if asyncio.run's cancellation of all tasks on its way out leaves branches in doubt."""
+    stages_made: list[Stage] = []
+
+    async def program() -> None:
+        stage = Stage({"alpha": Script(), "beta": Script()})
+        stages_made.append(stage)
+        await stage.coordinator.start()
+        arrived = stage.hold(TwoPhaseStep.BEFORE_DECIDE)
+        task = asyncio.create_task(stage.transfer())
+        await arrived.wait()
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.05, stage.gates[TwoPhaseStep.BEFORE_DECIDE].set)
+
+    await asyncio.to_thread(asyncio.run, program())
+    assert stages_made[0].fates() == {Fate.COMMITTED}
+
+
+async def test_a_prepare_that_hangs_is_aborted_at_the_deadline(stages: Any) -> None:
+    """Broken if one participant that never answers holds the others' locks for ever."""
+    stage = await stages(Script(), Script())
+    stage.hold("prepare beta")
+    with pytest.raises(TransactionAborted) as raised:
+        await stage.transfer(timeout=0.1)
+    assert isinstance(raised.value.cause, TimeoutError)
+    assert stage.fates() == {Fate.ABORTED}
+
+
+async def test_a_body_that_hangs_is_interrupted_at_the_deadline(stages: Any) -> None:
+    """Broken if a transaction can outlive its timeout by never coming to commit."""
+    stage = await stages(Script())
+    with pytest.raises(TransactionAborted) as raised:
+        async with stage.coordinator.transaction(timeout=0.05) as tx:
+            await tx.branch("alpha")
+            await asyncio.Event().wait()
+    assert isinstance(raised.value.cause, TimeoutError)
+    assert stage.fates() == {Fate.ABORTED}
+    current = asyncio.current_task()
+    assert current is not None and current.cancelling() == 0
+
+
+async def test_a_deadlock_victim_learns_why(stages: Any) -> None:
+    """Broken if a cancelled victim sees a bare CancelledError instead of the deadlock."""
+    stage = await stages(Script())
+    cause = UsageError("deadlock, says the test")
+    with pytest.raises(TransactionAborted) as raised:
+        async with stage.coordinator.transaction() as tx:
+            await tx.branch("alpha")
+            asyncio.get_running_loop().call_soon(stage.coordinator.cancel, tx.id, cause)
+            await asyncio.Event().wait()
+    assert raised.value.cause is cause
+
+
+async def test_an_unanswered_decide_is_repeated_and_told_as_unknown(stages: Any) -> None:
+    """Broken if silence of the ledger is taken for an abort: branches rolled back under a recorded COMMIT."""
+    stage = await stages(Script(), Script(), drain_s=5.0)
+    real = stage.ledger.decide
+    answers = itertools.count()
+
+    async def decide(*args: Any, **kwargs: Any) -> Decision:
+        decision = await real(*args, **kwargs)
+        if next(answers) < 6:
+            raise LedgerUnavailable("the answer is lost")
+        return decision
+
+    stage.ledger.decide = decide
+    with pytest.raises(OutcomeUnknown):
+        await stage.transfer(timeout=0.1)
+    assert stage.in_doubt() == 2
+    await stage.coordinator.close()
+    assert stage.fates() == {Fate.COMMITTED}
+
+
+HEURISTIC_COMMITS = [
+    ([Settled.HEURISTIC_ROLLBACK, None], Settled.HEURISTIC_MIXED),
+    ([Settled.HEURISTIC_ROLLBACK, Settled.HEURISTIC_ROLLBACK], Settled.HEURISTIC_ROLLBACK),
+    ([Settled.HEURISTIC_HAZARD, None], Settled.HEURISTIC_HAZARD),
+    ([Settled.HEURISTIC_MIXED, None], Settled.HEURISTIC_MIXED),
+]
+
+
+@pytest.mark.parametrize(("answers", "kind"), HEURISTIC_COMMITS)
+async def test_heuristics_are_recorded_and_told(
+    stages: Any, answers: list[Settled | None], kind: Settled
+) -> None:
+    """Broken if a database that did other than decided is passed over in silence."""
+    stage = await stages(*[Script(commit=[answer]) for answer in answers])
+    with pytest.raises(HeuristicOutcome) as raised:
+        await stage.transfer()
+    assert raised.value.kind is kind
+    recorded = {heuristic.gid.participant for heuristic in await stage.ledger.heuristics()}
+    assert recorded == {name for name, answer in zip(NAMES, answers, strict=False) if answer is not None}
+    for name in recorded:
+        assert stage.participants[name].trace()[-1] == "forget"
+
+
+async def test_a_dba_who_rolled_back_by_hand_is_noticed(stages: Any) -> None:
+    """Broken if "does not exist" at COMMIT PREPARED is taken for done."""
+    stage = await stages(Script(), Script())
+    arrived = stage.hold(TwoPhaseStep.AFTER_DECIDE)
+    task = asyncio.create_task(stage.transfer())
+    await arrived.wait()
+    victim = stage.participants["beta"]
+    victim.finish_by_hand(next(iter(victim.prepared)), Order.ROLLBACK)
+    stage.gates[TwoPhaseStep.AFTER_DECIDE].set()
+    with pytest.raises(HeuristicOutcome) as raised:
+        await task
+    assert raised.value.kind is Settled.HEURISTIC_MIXED
+
+
+async def test_one_phase_without_an_answer_is_unknown(stages: Any) -> None:
+    """Broken if a lost COMMIT is reported as either outcome without proof."""
+    stage = await stages(Script(one_phase=Settled.HEURISTIC_HAZARD))
+    with pytest.raises(OutcomeUnknown):
+        await stage.transfer()
+
+
+async def test_misuse_is_refused_clearly(stages: Any) -> None:
+    """Broken if a second commit, a late branch or an unknown name has an effect."""
+    stage = await stages(Script())
+    async with stage.coordinator.transaction() as tx:
+        await tx.branch("alpha")
+        with pytest.raises(UnknownParticipant, match="nobody"):
+            await tx.branch("nobody")
+        await tx.commit()
+        with pytest.raises(TransactionEnded):
+            await tx.commit()
+        with pytest.raises(TransactionEnded):
+            await tx.branch("alpha")
+    with pytest.raises(UsageError, match="unknown protocol"):
+        stage.coordinator.transaction(protocol="4pc")
+
+
+async def test_a_branch_that_cannot_open_dooms_the_transaction(stages: Any) -> None:
+    """Broken if an application that swallows the error commits a part of what it meant."""
+    stage = await stages(Script(), Script(begin=ParticipantUnavailable("beta", "down")))
+    with pytest.raises(TransactionAborted):
+        async with stage.coordinator.transaction() as tx:
+            await tx.branch("alpha")
+            try:
+                await tx.branch("beta")
+            except ParticipantUnavailable:
+                stage.events.append("swallowed")
+    assert "swallowed" in stage.events
+    assert stage.fates() == {Fate.ABORTED}
+
+
+async def test_a_fork_is_refused(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if a forked worker may decide under its parent's session."""
+    stage = await stages(Script())
+    with monkeypatch.context() as patched:
+        patched.setattr("coordinator.coordinator.os.getpid", lambda: -1)
+        with pytest.raises(WrongProcess):
+            stage.coordinator.transaction()
+
+
+async def test_sessions_rotate_and_floors_rise(stages: Any) -> None:
+    """Broken if one session grows for ever, or a floor passes an undecided transaction."""
+    stage = await stages(Script(), session_transactions_max=3)
+    async with stage.coordinator.transaction() as held:
+        for _ in range(6):
+            await stage.transfer()
+            await asyncio.sleep(0)
+        numbers = {info.id for info in await stage.ledger.sessions()}
+        assert len(numbers) >= 2
+        verdict = (await stage.ledger.outcomes([held.id]))[held.id]
+        assert verdict is Verdict.ACTIVE
+
+
+async def test_run_retries_what_may_be_retried(stages: Any) -> None:
+    """Broken if a serialization failure reaches the user, or an unknown outcome is run twice."""
+    stage = await stages(Script())
+    attempts: list[int] = []
+
+    class SerializationFailure(Exception):
+        sqlstate = "40001"
+
+    async def work(tx: Any, goal: int) -> str:
+        await tx.branch("alpha")
+        attempts.append(1)
+        if len(attempts) < goal:
+            raise SerializationFailure
+        return "done"
+
+    assert await stage.coordinator.run(work, 3) == "done"
+    assert len(attempts) == 3
+
+    attempts.clear()
+    stage.participants["alpha"].script.one_phase = Settled.HEURISTIC_HAZARD
+    with pytest.raises(OutcomeUnknown):
+        await stage.coordinator.run(work, 1)
+    assert len(attempts) == 1
+
+
+async def test_a_participant_in_use_cannot_be_removed(stages: Any) -> None:
+    """Broken if a database can be taken away while branches of it are unresolved."""
+    stage = await stages(Script(), Script(commit=[ParticipantUnavailable("beta", "down")]))
+    await stage.transfer()
+    with pytest.raises(UsageError, match="unresolved"):
+        await stage.coordinator.remove_participant("beta")
+    assert "beta" in stage.registry

@@ -1,0 +1,47 @@
+"""``undoubt.connect``: everything that an application needs, put together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from os import PathLike
+from typing import Any
+
+from coordinator.coordinator import Coordinator
+from coordinator.ledger import open_ledger
+from coordinator.protocols.steps import Observer
+from recovery.service import RecoveryService
+from undoubt import assemble
+from undoubt.config import Settings, load
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    source: str | PathLike[str] | Mapping[str, Any] | Settings | None = None,
+    *,
+    observe: Observer | None = None,
+    recover: bool = True,
+) -> AsyncIterator[Coordinator]:
+    """A running coordinator, for ``async with``.
+
+    ``source`` is the path of an ``undoubt.toml``, the same as a mapping, or ready settings; None takes the file that
+    ``UNDOUBT_CONFIG`` names, or ``./undoubt.toml``, or the environment alone. Opens the ledger (creating a
+    ``sqlite:///`` one that does not exist yet) and, unless ``recover`` is False, resolves in-doubt branches in the
+    background for as long as this process owns the ledger. Databases are connected to when they are first used.
+
+    On exit, transactions that have not begun to commit are aborted, commits that are under way are
+    finished. Raises ``ConfigurationError`` or ``LedgerError``.
+    """
+    settings = source if isinstance(source, Settings) else load(source)
+    async with contextlib.AsyncExitStack() as stack:
+        ledger = await open_ledger(settings.ledger)
+        stack.push_async_callback(ledger.close)
+        participants = assemble.registry(settings, ledger.ledger_id)
+        stack.push_async_callback(participants.close)
+        coordinator = Coordinator(ledger, participants, settings.coordinator, observe=observe)
+        if recover:
+            service = RecoveryService(ledger, participants, settings.recovery, cancel=coordinator.cancel)
+            await service.start()
+            stack.push_async_callback(service.close)
+        await stack.enter_async_context(coordinator)
+        yield coordinator

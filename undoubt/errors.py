@@ -1,0 +1,75 @@
+"""Every error that undoubt raises on purpose, as one tree.
+
+::
+
+    UndoubtError
+    ├── UsageError                   the caller's mistake: nothing happened, the call was refused
+    │   ├── ConfigurationError         a setting is missing, unknown or of the wrong type; the key is named
+    │   ├── UnknownParticipant         no participant of that name is registered
+    │   ├── ParticipantInUse           it cannot be removed: branches of it are unresolved
+    │   ├── TransactionEnded           a branch or a commit after the transaction's end
+    │   └── WrongProcess               a coordinator used in a fork of its process
+    ├── TransactionAborted           it is in no database, for certain; ``cause`` says why
+    ├── OutcomeUnknown               it may or may not be committed; ask later, never guess
+    ├── HeuristicOutcome             some database did other than what was decided
+    ├── ParticipantError             a database misbehaves or is not there; ``participant`` names it
+    │   ├── ParticipantUnavailable     no answer
+    │   ├── ParticipantRefused         an answer, and it is no
+    │   └── BranchFailed               the branch cannot go on; its transaction aborts
+    └── LedgerError
+        ├── LedgerUnavailable          no answer, or no room
+        ├── LedgerUnusable             it cannot be opened until somebody acts
+        ├── LedgerLocked               another process owns it and does not answer
+        ├── SessionLost                the lease is gone: nothing of it can commit any more
+        └── BranchListMismatch         a decision is recorded for other branches
+"""
+
+from __future__ import annotations
+
+from coordinator.coordinator import ParticipantInUse
+from coordinator.errors import (
+    BranchListMismatch,
+    HeuristicOutcome,
+    LedgerError,
+    LedgerLocked,
+    LedgerUnavailable,
+    LedgerUnusable,
+    OutcomeUnknown,
+    SessionLost,
+    TransactionAborted,
+    TransactionEnded,
+    WrongProcess,
+)
+from participants.errors import (
+    BranchFailed,
+    ParticipantError,
+    ParticipantRefused,
+    ParticipantUnavailable,
+    UndoubtError,
+    UnknownParticipant,
+    UsageError,
+)
+from undoubt.config import ConfigurationError
+
+__all__ = [
+    "BranchFailed",
+    "BranchListMismatch",
+    "ConfigurationError",
+    "HeuristicOutcome",
+    "LedgerError",
+    "LedgerLocked",
+    "LedgerUnavailable",
+    "LedgerUnusable",
+    "OutcomeUnknown",
+    "ParticipantError",
+    "ParticipantInUse",
+    "ParticipantRefused",
+    "ParticipantUnavailable",
+    "SessionLost",
+    "TransactionAborted",
+    "TransactionEnded",
+    "UndoubtError",
+    "UnknownParticipant",
+    "UsageError",
+    "WrongProcess",
+]
