@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
+
+from participants.redact import redact
 
 
 class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -19,6 +23,12 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.retention_s < 0 or self.history_s < 0:
             raise ValueError("retention_s and history_s must not be negative")
+
+    def __repr__(self) -> str:
+        return f"LedgerSettings(url={redact(self.url)!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("url", redact(self.url))]
 
 
 class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

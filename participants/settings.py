@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
+
+from participants.redact import redact
 
 
 class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,3 +32,9 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             raise ValueError("connections_max must be at least 1")
         if self.driver != "asyncpg":
             raise ValueError(f"driver {self.driver!r} is not one of: asyncpg")
+
+    def __repr__(self) -> str:
+        return f"ParticipantSettings(dsn={redact(self.dsn)!r}, driver={self.driver!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("dsn", redact(self.dsn))]

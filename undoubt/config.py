@@ -1,0 +1,314 @@
+"""Settings from ``undoubt.toml``, the environment and flags; each wins over the one before it.
+
+The file is the one named by ``--config``, else by ``UNDOUBT_CONFIG``, else ``undoubt.toml`` in the current
+directory; without any, the defaults hold::
+
+    [ledger]
+    url = "sqlite:///undoubt.db"
+
+    [participants.orders]
+    dsn = "postgresql://app@orders-db/orders"
+
+**Environment.** ``UNDOUBT_`` and the key's path in capitals, its levels joined by *two* underscores:
+``UNDOUBT_LEDGER__URL`` is ``ledger.url``, ``UNDOUBT_PARTICIPANTS__ORDERS__DSN`` is
+``participants.orders.dsn``. A participant's name is lower-cased, unless the file has it in another case.
+Not keys, and left alone: ``UNDOUBT_CONFIG``, ``UNDOUBT_POSTGRES_BIN``, ``UNDOUBT_TEST_*``, and the
+``UNDOUBT_…_SERVICE_HOST`` and ``UNDOUBT_…_PORT…`` that Kubernetes puts into every container beside a
+service of that name (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+
+**Relative paths** (``sqlite:///undoubt.db``, ``password_file``) written in a file, and the default ledger
+of a configuration that has a file, are relative to the file's folder; from the environment, from flags and
+from code, to the current directory. Either way they become absolute at once.
+
+Unknown keys and wrong types are :class:`ConfigurationError`, which names the key by its whole path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coordinator.settings import CoordinatorSettings, LedgerSettings
+from participants.errors import UsageError
+from participants.ids import InvalidName, check_participant_name
+from participants.redact import redact
+from participants.settings import ParticipantSettings
+from recovery.settings import RecoverySettings
+
+__all__ = ["CONFIG_FILE", "ConfigurationError", "Settings", "load", "redact"]
+
+CONFIG_FILE = "undoubt.toml"
+ENV_PREFIX = "UNDOUBT_"
+ENV_CONFIG = "UNDOUBT_CONFIG"
+
+_ENV_OTHERS = re.compile(
+    r"UNDOUBT_(?:CONFIG|POSTGRES_BIN|TEST_.*"
+    r"|(?:[A-Z0-9_]+_)?(?:SERVICE_(?:HOST|PORT)(?:_[A-Z0-9_]+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?)?))"
+)
+
+_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "ledger": LedgerSettings,
+    "coordinator": CoordinatorSettings,
+    "recovery": RecoverySettings,
+}
+_PARTICIPANTS = "participants"
+
+KeyPath = tuple[str, ...]
+
+
+class ConfigurationError(UsageError):
+    """A setting is missing, unknown or of the wrong type, or the file cannot be read. ``key`` is the
+    setting's whole path (``participants.orders.dsn``) where one is at fault."""
+
+    def __init__(self, message: str, *, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be set. ``file`` is where it came from, None without a file."""
+
+    ledger: LedgerSettings = LedgerSettings()
+    coordinator: CoordinatorSettings = CoordinatorSettings()
+    recovery: RecoverySettings = RecoverySettings()
+    participants: dict[str, ParticipantSettings] = {}
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """One value and who gave it. ``origin`` is for messages; ``text``: it came as a string, whatever its
+    type; ``folder`` is what relative paths are relative to."""
+
+    value: Any
+    origin: str
+    folder: Path
+    text: bool = False
+
+
+def load(
+    source: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Settings for this process. ``source`` is a file's path; None looks for one as the module says. A
+    mapping, nested like the file, is explicit and all there is: neither a file nor the environment is
+    looked at. ``env`` is ``os.environ`` unless given; ``overrides`` is nested likewise and wins over all.
+
+    Raises :class:`ConfigurationError`.
+    """
+    given: dict[KeyPath, _Given] = {}
+    file: Path | None = None
+    if isinstance(source, Mapping):
+        given |= _flatten(source, origin="given in code", folder=Path.cwd())
+    else:
+        env = os.environ if env is None else env
+        file = _find(source, env)
+        if file is not None:
+            given |= _flatten(_read(file), origin=str(file), folder=file.parent)
+        given |= _from_environment(env, [key[1] for key in given if key[0] == _PARTICIPANTS])
+    given |= _flatten(overrides or {}, origin="given explicitly", folder=Path.cwd())
+    return _build(given, file)
+
+
+def _find(path: str | os.PathLike[str] | None, env: Mapping[str, str]) -> Path | None:
+    if path is not None:
+        return Path(path).absolute()
+    if named := env.get(ENV_CONFIG):
+        return Path(named).absolute()
+    here = Path(CONFIG_FILE).absolute()
+    return here if here.exists() else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"no configuration file at {file}") from None
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} is not valid TOML: {error}") from None
+
+
+def _flatten(data: Mapping[str, Any], *, origin: str, folder: Path) -> dict[KeyPath, _Given]:
+    """Every key by its path, two levels deep in sections, three in participants; and each participant's own
+    path, so that one whose table is empty is known."""
+    found: dict[KeyPath, _Given] = {}
+    for section, content in data.items():
+        if section not in _SECTIONS and section != _PARTICIPANTS:
+            raise _unknown((section,), [*_SECTIONS, _PARTICIPANTS], origin)
+        outer = _table((section,), content, origin)
+        tables: dict[KeyPath, Mapping[str, Any]] = {(section,): outer}
+        if section == _PARTICIPANTS:
+            tables = {}
+            for name, value in outer.items():
+                tables[section, name] = _table((section, name), value, origin)
+                found[section, name] = _Given(None, origin, folder)
+        for path, table in tables.items():
+            for key, value in table.items():
+                _check_known((*path, key), origin)
+                found[*path, key] = _Given(value, origin, folder)
+    return found
+
+
+def _table(path: KeyPath, value: object, origin: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        example = f"[{_dotted(path)}]" + (' with dsn = "postgresql://…"' if len(path) > 1 else "")
+        raise ConfigurationError(
+            f"{_dotted(path)} must be a table, {example}, not a {_type_name(value)} ({origin})",
+            key=_dotted(path),
+        )
+    return value
+
+
+def _from_environment(env: Mapping[str, str], participants: Iterable[str]) -> dict[KeyPath, _Given]:
+    as_written = {name.lower(): name for name in participants}
+    found: dict[KeyPath, _Given] = {}
+    for variable, value in sorted(env.items()):
+        if not variable.startswith(ENV_PREFIX) or _ENV_OTHERS.fullmatch(variable):
+            continue
+        section, *levels = variable.removeprefix(ENV_PREFIX).lower().split("__")
+        path: KeyPath = (section, *levels)
+        if section == _PARTICIPANTS and len(levels) >= 2:
+            name = "__".join(levels[:-1])
+            path = (section, as_written.get(name, name), levels[-1])
+        origin = f"environment variable {variable}"
+        depth = 3 if section == _PARTICIPANTS else 2
+        if section not in {*_SECTIONS, _PARTICIPANTS} or len(path) != depth:
+            raise _unknown_variable(variable)
+        _check_known(path, origin)
+        found[path] = _Given(value, origin, Path.cwd(), text=True)
+    return found
+
+
+def _build(given: Mapping[KeyPath, _Given], file: Path | None) -> Settings:
+    tables: dict[KeyPath, dict[str, Any]] = {(name,): {} for name in _SECTIONS}
+    origins: dict[KeyPath, str] = {}
+    for path, value in given.items():
+        if path[0] == _PARTICIPANTS and len(path) == 2:
+            tables.setdefault(path, {})
+            origins.setdefault(path, value.origin)
+        else:
+            tables.setdefault(path[:-1], {})[path[-1]] = _leaf(path, value)
+            origins[path[:-1]] = value.origin
+    base = file.parent if file is not None else Path.cwd()
+    tables["ledger",].setdefault("url", _absolute_url(LedgerSettings().url, base))
+    sections: dict[str, Any] = {}
+    participants: dict[str, ParticipantSettings] = {}
+    for path, table in tables.items():
+        origin = origins.get(path, "defaults")
+        if path[0] == _PARTICIPANTS:
+            participants[path[1]] = _participant(path[1], table, origin)
+        else:
+            sections[path[0]] = _struct(path, table, _SECTIONS[path[0]], origin)
+    return Settings(**sections, participants=participants, file=str(file) if file else None)
+
+
+def _participant(name: str, table: dict[str, Any], origin: str) -> ParticipantSettings:
+    path = (_PARTICIPANTS, name)
+    try:
+        check_participant_name(name)
+    except InvalidName as error:
+        raise ConfigurationError(f"{_dotted(path)}: {error} ({origin})", key=_dotted(path)) from None
+    if "dsn" not in table:
+        raise _missing_dsn(name, origin)
+    built = _struct(path, table, ParticipantSettings, origin)
+    if not isinstance(built, ParticipantSettings):
+        raise TypeError(type(built))
+    return built
+
+
+def _struct(path: KeyPath, table: dict[str, Any], kind: type[msgspec.Struct], origin: str) -> msgspec.Struct:
+    try:
+        return kind(**table)
+    except ValueError as error:  # from __post_init__, which names the key's last part itself
+        raise ConfigurationError(f"{_dotted(path)}: {error} ({origin})", key=_dotted(path)) from None
+
+
+def _leaf(path: KeyPath, given: _Given) -> Any:
+    """The value in its own type. The message of a failure shows the value only where it is no text."""
+    kind = _fields(path)[path[-1]]
+    try:
+        value = msgspec.convert(given.value, kind, strict=not given.text)
+    except msgspec.ValidationError as error:
+        shown = f": {given.value!r}" if given.text else ""
+        why = str(error)[0].lower() + str(error)[1:]
+        raise ConfigurationError(
+            f"{_dotted(path)}: {why}{shown} ({given.origin})", key=_dotted(path)
+        ) from None
+    if path == ("ledger", "url"):
+        return _absolute_url(value, given.folder)
+    if path[-1] == "password_file" and value is not None:
+        return str(given.folder / Path(value).expanduser())
+    return value
+
+
+def _absolute_url(url: str, folder: Path) -> str:
+    """``sqlite:///`` with three slashes is relative, with four absolute; other URLs stay as they are."""
+    head, path = url[:10], url[10:]
+    if head != "sqlite:///" or path.startswith(("/", ":")) or not path:
+        return url
+    return head + str(folder / path)
+
+
+def _fields(path: KeyPath) -> dict[str, Any]:
+    kind = ParticipantSettings if path[0] == _PARTICIPANTS else _SECTIONS[path[0]]
+    return {field.name: field.type for field in msgspec.structs.fields(kind)}
+
+
+def _check_known(path: KeyPath, origin: str) -> None:
+    known = _fields(path)
+    if path[-1] not in known:
+        raise _unknown(path, list(known), origin)
+
+
+def _unknown(path: KeyPath, known: list[str], origin: str) -> ConfigurationError:
+    near = difflib.get_close_matches(path[-1], known, n=1)
+    hint = f"did you mean {_dotted((*path[:-1], near[0]))}?" if near else "known there: " + ", ".join(known)
+    return ConfigurationError(f"unknown key {_dotted(path)} ({origin}); {hint}", key=_dotted(path))
+
+
+def _unknown_variable(variable: str) -> ConfigurationError:
+    names = {
+        _plain(name): name
+        for section, kind in _SECTIONS.items()
+        for name in (f"{ENV_PREFIX}{section}__{field.name}".upper() for field in msgspec.structs.fields(kind))
+    }
+    near = difflib.get_close_matches(_plain(variable), list(names), n=1, cutoff=0.8)
+    hint = (
+        f"did you mean {names[near[0]]}?"
+        if near
+        else "levels are joined by two underscores: UNDOUBT_LEDGER__URL, UNDOUBT_PARTICIPANTS__ORDERS__DSN"
+    )
+    return ConfigurationError(f"environment variable {variable} names no key; {hint}", key=variable)
+
+
+def _plain(variable: str) -> str:
+    return variable.lower().replace("_", "")
+
+
+def _missing_dsn(name: str, origin: str) -> ConfigurationError:
+    key = f"{_PARTICIPANTS}.{name}.dsn"
+    return ConfigurationError(
+        f'{key} is missing ({origin}); for example dsn = "postgresql://app@host/db"', key=key
+    )
+
+
+def _type_name(value: object) -> str:
+    return {str: "string", bool: "boolean", int: "number", float: "number", list: "list"}.get(
+        type(value), type(value).__name__
+    )
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(path)
