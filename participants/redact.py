@@ -7,6 +7,7 @@ import re
 HIDDEN = "***"
 
 _URI = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://[^:@/?#]*):.*@(?P<rest>[^@]*)", re.DOTALL)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _IN_QUERY = re.compile(r"([?&](?:ssl)?password=)[^&#]*", re.IGNORECASE)
 _KEYWORD = re.compile(
     r"((?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'?|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)",
@@ -20,7 +21,7 @@ def redact(dsn: str) -> str:
     Never raises. Everything up to a URI's last ``@`` counts as password, so that one with a raw ``@``,
     ``/`` or ``?`` in it is not shown in part; where a query has an ``@``, the host is hidden as well.
     """
-    if "://" not in dsn:
+    if not _SCHEME.match(dsn):
         return _KEYWORD.sub(rf"\1{HIDDEN}", dsn)
     match = _URI.fullmatch(dsn)
     shown = dsn if match is None else f"{match['head']}:{HIDDEN}@{match['rest']}"

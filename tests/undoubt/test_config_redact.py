@@ -33,6 +33,7 @@ from undoubt.config import redact
         ("host=db PASSWORD = 's3cret with \\' quote' user=app", "host=db PASSWORD = *** user=app"),
         ("password=s3cret\\ s3cret user=app", "password=*** user=app"),
         ("user=app password='s3cret", "user=app password=***"),
+        ("host=db password=s3://cret user=app", "host=db password=*** user=app"),
         ("sslpassword=s3cret", "sslpassword=***"),
         ("sqlite:////var/lib/l.db", "sqlite:////var/lib/l.db"),
         ("", ""),

@@ -1,0 +1,118 @@
+"""What every command shares: the flags of all commands, the settings, the opened ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from undoubt import assemble
+from undoubt.cli.exits import CommandError, Exit
+from undoubt.cli.output import JSON, TABLE, Output
+from undoubt.config import Settings, load
+
+if TYPE_CHECKING:
+    from coordinator.ledger.contract import Ledger
+    from participants.registry import Registry
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+@dataclass
+class Context:
+    """One run of the command line. Flags may stand before or after the command; the later one wins."""
+
+    config: str | None = None
+    debug: bool = False
+    output: Output = field(default_factory=Output)
+
+    def settings(self) -> Settings:
+        """Raises ``ConfigurationError``."""
+        return load(self.config)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run(work)
+
+    def confirm(self, question: str, *, yes: bool) -> None:
+        """Ask before something is destroyed. Without a terminal and without ``--yes`` it is refused."""
+        if yes:
+            return
+        if not sys.stdin.isatty():
+            raise CommandError(
+                Exit.USAGE, f"{question}\nnobody is there to answer: pass --yes if you mean it"
+            )
+        if not click.confirm(question, err=True):
+            raise CommandError(Exit.FAILURE, "nothing was done")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """An opened ledger and the participants beside it."""
+
+    settings: Settings
+    ledger: Ledger
+    participants: Registry
+
+
+@contextlib.asynccontextmanager
+async def opened(context: Context) -> AsyncIterator[Tools]:
+    """The ledger of the settings, which must exist, and every participant. Both are closed on exit."""
+    settings = context.settings()
+    async with assemble.opened(settings) as (ledger, participants):
+        yield Tools(settings, ledger, participants)
+
+
+pass_context = click.make_pass_decorator(Context, ensure=True)
+
+
+def common(command: F) -> F:
+    """The flags that every command takes."""
+    for option in (
+        click.option(
+            "--debug", is_flag=True, expose_value=False, callback=_debug, help="Show tracebacks of errors."
+        ),
+        click.option(
+            "--config",
+            type=click.Path(),
+            metavar="FILE",
+            expose_value=False,
+            callback=_config,
+            help="Configuration file [default: $UNDOUBT_CONFIG, then ./undoubt.toml].",
+        ),
+        click.option(
+            "-o",
+            "--output",
+            type=click.Choice([TABLE, JSON]),
+            expose_value=False,
+            callback=_output,
+            help="How to print results [default: table].",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def yes_option(command: F) -> F:
+    """For what destroys."""
+    return click.option("-y", "--yes", is_flag=True, help="Do not ask.")(command)
+
+
+def _config(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.ensure_object(Context).config = value
+
+
+def _debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Context).debug = True
+
+
+def _output(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.ensure_object(Context).output.form = value

@@ -1,0 +1,71 @@
+"""What the command's exit status means, and which error becomes which.
+
+==== ======================================================================================
+0    ok
+1    failure
+2    usage: a flag, an argument or the configuration is wrong; a prompt nobody could answer
+3    not found: no such transaction, branch, participant or ledger
+4    no quorum or unreachable: what was asked may or may not have happened, or not all was seen
+5    conflict: a recorded decision, or what a database did already, says otherwise
+6    timeout
+7    in doubt: ``check`` found what it looks for
+130  interrupted
+==== ======================================================================================
+"""
+
+from __future__ import annotations
+
+import enum
+
+from coordinator.errors import (
+    BranchListMismatch,
+    HeuristicOutcome,
+    LedgerLocked,
+    LedgerUnavailable,
+)
+from participants.errors import ParticipantUnavailable, UndoubtError, UnknownParticipant, UsageError
+from participants.ids import InvalidName
+
+
+class Exit(enum.IntEnum):
+    """See the module."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    UNREACHABLE = 4
+    CONFLICT = 5
+    TIMEOUT = 6
+    IN_DOUBT = 7
+    INTERRUPTED = 130
+
+
+class CommandError(UndoubtError):
+    """A command's own refusal, with the status it exits with."""
+
+    def __init__(self, status: Exit, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+_BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
+    (UnknownParticipant, Exit.NOT_FOUND),
+    (UsageError, Exit.USAGE),
+    (InvalidName, Exit.USAGE),
+    (BranchListMismatch, Exit.CONFLICT),
+    (HeuristicOutcome, Exit.CONFLICT),
+    (LedgerUnavailable, Exit.UNREACHABLE),
+    (LedgerLocked, Exit.UNREACHABLE),
+    (ParticipantUnavailable, Exit.UNREACHABLE),
+    (TimeoutError, Exit.TIMEOUT),
+    (UndoubtError, Exit.FAILURE),
+)
+"""First match wins: narrower errors stand above wider ones."""
+
+
+def status_of(error: BaseException) -> Exit | None:
+    """The status for an error that a user can be told in one line; None for one that is a bug of ours."""
+    if isinstance(error, CommandError):
+        return error.status
+    return next((status for kind, status in _BY_ERROR if isinstance(error, kind)), None)

@@ -1,0 +1,97 @@
+"""How results are printed: data on stdout, as a table or as JSON, everything else on stderr.
+
+JSON is one object or one array with stable keys; moments are ISO 8601 in UTC, with an age in seconds
+beside them. Tables use colour and lines only on a terminal without ``NO_COLOR`` (https://no-color.org).
+What comes from a database's catalog may hold any character: control characters are never printed raw.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+import msgspec
+
+TABLE, JSON = "table", "json"
+
+
+def iso(seconds: float | None) -> str | None:
+    """``2026-03-01T12:00:00.250Z`` of seconds since 1970."""
+    if seconds is None:
+        return None
+    moment = datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def printable(value: object) -> str:
+    """``value`` as text without control characters: a foreign gid could else move the cursor or lie."""
+    text = "" if value is None else str(value)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def styled() -> bool:
+    """True where stdout is a terminal whose user has not asked for plain text."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+class Output:
+    """Where a command's results go. ``format`` is ``table`` or ``json``."""
+
+    def __init__(self, form: str = TABLE) -> None:
+        self.form = form
+
+    @property
+    def json(self) -> bool:
+        return self.form == JSON
+
+    def document(self, document: Any) -> None:
+        """One JSON value, indented, on stdout."""
+        encoded = msgspec.json.format(msgspec.json.encode(document), indent=2)
+        click.echo(encoded.decode())
+
+    def note(self, text: str) -> None:
+        """A remark for people, on stderr."""
+        click.echo(printable_lines(text), err=True)
+
+    def line(self, text: str = "") -> None:
+        """A line of a page for people, on stdout."""
+        click.echo(printable_lines(text))
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """One line a row. Plain tables are never cut: cells are as wide as their longest value."""
+        cells = [[printable(cell) for cell in row] for row in rows]
+        if styled():
+            _rich_table(columns, cells)
+            return
+        lines = [[column.upper() for column in columns], *cells]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+        for line in lines:
+            padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            click.echo(padded.rstrip())
+
+    def heading(self, text: str) -> None:
+        self.line(click.style(text, bold=True) if styled() else text)
+
+
+def printable_lines(text: str) -> str:
+    """As :func:`printable`, keeping line breaks and the colours that this program added itself."""
+    return "\n".join(line if "\x1b" in line and styled() else printable(line) for line in text.split("\n"))
+
+
+def _rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    # rich costs as much to import as the rest of the command, and most runs are not on a terminal.
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)

@@ -1,0 +1,76 @@
+"""The command ``undoubt``: its subcommands by name, each imported only when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+import click
+from click.shell_completion import CompletionItem
+
+import undoubt
+from undoubt.cli.context import common
+
+
+class Entry(NamedTuple):
+    """Where a command is, and its line in ``undoubt --help``, which imports none of them."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "demo": Entry("undoubt.demo.command", "demo", "Real databases, real crashes, recovery, and the proof."),
+    "indoubt": Entry("undoubt.cli.indoubt", "indoubt", "See, explain and resolve branches in doubt."),
+    "tx": Entry("undoubt.cli.tx", "tx", "Look up transactions."),
+    "recover": Entry("undoubt.cli.recover", "recover", "Resolve what is in doubt, now or from now on."),
+    "participants": Entry("undoubt.cli.participants", "participants", "The databases taking part."),
+    "ledger": Entry("undoubt.cli.ledger", "ledger", "Create, migrate and check the ledger."),
+    "completion": Entry("undoubt.cli.completion", "completion", "Print the completion script of a shell."),
+}
+
+
+class Lazy(click.Group):
+    """A group whose commands are named in a table and imported when one is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command = getattr(importlib.import_module(entry.module), entry.attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{entry.module}.{entry.attribute} is not a command")
+        return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names from the table: completing a word imports no command."""
+        names = [
+            CompletionItem(name, help=entry.help)
+            for name, entry in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+@click.group(
+    cls=Lazy,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="First steps: undoubt demo. Then: undoubt ledger init, and undoubt indoubt list.",
+)
+@click.version_option(undoubt.__version__, prog_name="undoubt", message="%(prog)s %(version)s")
+@common
+def root() -> None:
+    """One atomic commit across several PostgreSQL databases, and nothing left in doubt.
+
+    Results go to stdout, everything else to stderr. Exit status: 0 ok, 1 failure, 2 usage, 3 not found,
+    4 no quorum or unreachable, 5 conflicts with a recorded decision, 6 timeout, 7 in doubt found by
+    `indoubt check`.
+    """

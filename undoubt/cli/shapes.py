@@ -1,0 +1,67 @@
+"""The shapes of results in JSON: every key that scripts may rely on, in one place."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from coordinator.ledger.contract import BranchRecord, Heuristic, TransactionInfo
+from participants.ids import Gid, Protocol
+from undoubt.cli.output import iso
+
+PROTOCOL_NAMES = {Protocol.TWO_PHASE: "2pc", Protocol.THREE_PHASE: "3pc", Protocol.PAXOS: "paxos"}
+
+
+def age(seconds: float | None) -> float | None:
+    """Seconds since that moment by this machine's clock, never negative; milliseconds are enough."""
+    return None if seconds is None else round(max(time.time() - seconds, 0.0), 3)
+
+
+def protocol_name(letter: str) -> str:
+    """``2pc`` for ``2``; what is not known stays as it is."""
+    return PROTOCOL_NAMES[Protocol(letter)] if letter in set(Protocol) else letter
+
+
+def transaction(info: TransactionInfo, ledger_id: str) -> dict[str, Any]:
+    """One transaction as ``tx list`` and ``tx show`` print it."""
+    return {
+        "txid": str(info.txid),
+        "decision": str(info.record),
+        "verdict": str(info.verdict),
+        "finished": info.finished,
+        "protocol": protocol_name(info.protocol),
+        "coordinator": info.coordinator,
+        "decided_at": iso(info.decided_at),
+        "age_s": age(info.decided_at),
+        "branches": [branch(record, info, ledger_id) for record in info.branches],
+        "heuristics": [heuristic(found) for found in info.heuristics],
+    }
+
+
+def branch(record: BranchRecord, info: TransactionInfo, ledger_id: str) -> dict[str, Any]:
+    """One branch as recorded with a decision; ``evidence`` is null where none was recorded."""
+    gid = Gid(ledger_id, Protocol(info.protocol), info.txid, record.number, record.participant)
+    evidence = (
+        None
+        if record.xid is None
+        else {"xid": record.xid, "system": str(record.system), "timeline": record.timeline}
+    )
+    return {
+        "number": record.number,
+        "participant": record.participant,
+        "gid": str(gid),
+        "evidence": evidence,
+    }
+
+
+def heuristic(found: Heuristic) -> dict[str, Any]:
+    """A branch whose database did other than what was decided."""
+    return {
+        "gid": str(found.gid),
+        "kind": str(found.kind),
+        "decision": None if found.decision is None else str(found.decision),
+        "found_at": iso(found.found_at),
+        "age_s": age(found.found_at),
+        "note": found.note,
+        "forgotten": found.forgotten,
+    }

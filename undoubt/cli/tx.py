@@ -1,0 +1,154 @@
+"""``undoubt tx``: what the ledger knows of transactions."""
+
+from __future__ import annotations
+
+import click
+
+from coordinator.ledger.contract import Record, TransactionInfo, Verdict
+from participants.ids import TxId
+from undoubt.cli import shapes
+from undoubt.cli.context import Context, common, opened, pass_context
+from undoubt.cli.durations import show_duration
+from undoubt.cli.exits import CommandError, Exit
+from undoubt.cli.names import TxIdParam
+from undoubt.cli.output import Output
+
+
+@click.group()
+def tx() -> None:
+    """Look up transactions in the ledger.
+
+    \b
+    Example:
+      undoubt tx list
+      undoubt tx show 3-4f1d0c9a77b2e815.42
+    """
+
+
+@tx.command("list")
+@click.option(
+    "-n", "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many."
+)
+@click.option(
+    "--before", type=TxIdParam(), metavar="TXID", help="Those decided before this one: the next page."
+)
+@common
+@pass_context
+def list_(context: Context, limit: int, before: TxId | None) -> None:
+    """List the newest decisions.
+
+    They are listed for as long as the ledger's history goes back, the newest first. Transactions that were read-only, changed one database only or were rolled back before a decision
+    leave no record, and are not listed.
+
+    \b
+    Example:
+      undoubt tx list --limit 20
+      undoubt tx list -o json | jq '.[] | select(.finished | not)'
+    """
+    found, ledger_id = context.run(_list(context, limit, before))
+    if context.output.json:
+        context.output.document([shapes.transaction(info, ledger_id) for info in found])
+        return
+    context.output.table(
+        ("transaction", "state", "participants", "decided", "coordinator"),
+        [
+            (
+                info.txid,
+                state(info),
+                " ".join(sorted({branch.participant for branch in info.branches})),
+                _ago(info.decided_at),
+                info.coordinator,
+            )
+            for info in found
+        ],
+    )
+    if not found:
+        context.output.note("no decision is recorded")
+
+
+@tx.command()
+@click.argument("txid", type=TxIdParam())
+@common
+@pass_context
+def show(context: Context, txid: TxId) -> None:
+    """Show one transaction.
+
+    Its decision, its branches, and whether all of them have applied it. TXID is a transaction's id, or the gid of one of its branches. Exit status 3 if the ledger has no
+    record of it.
+
+    \b
+    Example:
+      undoubt tx show 3-4f1d0c9a77b2e815.42
+    """
+    info, ledger_id = context.run(_show(context, txid))
+    if info is None:
+        raise CommandError(
+            Exit.NOT_FOUND,
+            f"the ledger has no record of transaction {txid}: it never was one of this ledger, or left no"
+            " record (read-only, one database only, rolled back), or is older than the history kept",
+        )
+    if context.output.json:
+        context.output.document(shapes.transaction(info, ledger_id))
+    else:
+        _page(context.output, info, ledger_id)
+
+
+def state(info: TransactionInfo) -> str:
+    """In words; no decision is never called aborted, for it may have committed in one phase."""
+    if open_ones := [found for found in info.heuristics if not found.forgotten]:
+        return str(open_ones[0].kind).replace("_", " ")
+    match info.record:
+        case Record.COMMIT:
+            return "committed" if info.finished else "committed, not yet applied everywhere"
+        case Record.ABORT:
+            return "aborted" if info.finished else "aborted, not yet applied everywhere"
+        case Record.NOT_RECORDED:
+            return "active" if info.verdict is Verdict.ACTIVE else "no decision recorded"
+
+
+async def _list(context: Context, limit: int, before: TxId | None) -> tuple[list[TransactionInfo], str]:
+    async with opened(context) as tools:
+        return list(await tools.ledger.transactions(limit=limit, before=before)), tools.ledger.ledger_id
+
+
+async def _show(context: Context, txid: TxId) -> tuple[TransactionInfo | None, str]:
+    async with opened(context) as tools:
+        return await tools.ledger.transaction(txid), tools.ledger.ledger_id
+
+
+def _page(out: Output, info: TransactionInfo, ledger_id: str) -> None:
+    document = shapes.transaction(info, ledger_id)
+    out.heading(f"transaction {info.txid}")
+    facts = [
+        ("state", state(info)),
+        ("decision", str(info.record).replace("_", " ")),
+        ("decided", f"{document['decided_at']} ({_ago(info.decided_at)})" if info.decided_at else "-"),
+        ("protocol", document["protocol"]),
+        ("coordinator", info.coordinator or "-"),
+    ]
+    for name, value in facts:
+        out.line(f"  {name:<12} {value}")
+    if info.branches:
+        out.line()
+        out.table(
+            ("branch", "participant", "xid", "gid"),
+            [
+                (
+                    branch["number"],
+                    branch["participant"],
+                    (branch["evidence"] or {}).get("xid", "-"),
+                    branch["gid"],
+                )
+                for branch in document["branches"]
+            ],
+        )
+    for found in document["heuristics"]:
+        out.line()
+        seen = " (forgotten)" if found["forgotten"] else ""
+        out.line(f"  {found['kind'].replace('_', ' ')}{seen}: {found['gid']}")
+        out.line(f"    found {found['found_at']}. {found['note']}".rstrip())
+
+
+def _ago(seconds: float | None) -> str:
+    passed = shapes.age(seconds)
+    return "-" if passed is None else f"{show_duration(passed)} ago"
