@@ -8,14 +8,14 @@ import re
 import click
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _WHOLE = re.compile(rf"(?:{_PART.pattern})+")
 
 
 def parse_duration(text: str) -> float:
     """Seconds; a bare number is seconds too. Raises ``ValueError`` on anything else."""
     cleaned = text.strip().lower().replace(" ", "")
-    if re.fullmatch(r"\d+(?:\.\d+)?", cleaned):
+    if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", cleaned):
         return float(cleaned)
     if not _WHOLE.fullmatch(cleaned):
         raise ValueError(f"{text!r} is not a duration; write 30s, 5m, 2h, 1h30m or 7d")

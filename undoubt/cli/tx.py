@@ -37,7 +37,8 @@ def tx() -> None:
 def list_(context: Context, limit: int, before: TxId | None) -> None:
     """List the newest decisions.
 
-    They are listed for as long as the ledger's history goes back, the newest first. Transactions that were read-only, changed one database only or were rolled back before a decision
+    They are listed for as long as the ledger's history goes back, the newest first. Transactions that were
+    read-only, changed one database only or were rolled back before a decision
     leave no record, and are not listed.
 
     \b
@@ -73,7 +74,8 @@ def list_(context: Context, limit: int, before: TxId | None) -> None:
 def show(context: Context, txid: TxId) -> None:
     """Show one transaction.
 
-    Its decision, its branches, and whether all of them have applied it. TXID is a transaction's id, or the gid of one of its branches. Exit status 3 if the ledger has no
+    Its decision, its branches, and whether all of them have applied it. TXID is a transaction's id, or the
+    gid of one of its branches. Exit status 3 if the ledger has no
     record of it.
 
     \b
