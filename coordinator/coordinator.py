@@ -262,8 +262,8 @@ class Coordinator:
     def _left_background(self, task: Steadfast[None]) -> None:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            level = logging.DEBUG if isinstance(error, TransactionAborted) else logging.WARNING
-            log.log(level, "%s: %s", task.get_name(), error)
+            told = isinstance(error, TransactionAborted | HeuristicOutcome)
+            log.log(logging.DEBUG if told else logging.WARNING, "%s: %s", task.get_name(), error)
 
     async def _drive(self, transaction: Transaction, course: Course) -> None:
         """The protocol from beginning to end, whatever becomes of the caller."""

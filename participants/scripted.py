@@ -234,6 +234,10 @@ class ScriptedBranch:
         return await self._settle(_next(self.participant.script.commit), Order.COMMIT)
 
     async def rollback(self) -> Settled:
+        if self._vote is Vote.READ_ONLY:
+            await self.participant.record("end_read_only", self.gid)
+            self._end(Fate.ABORTED)
+            return Settled.APPLIED
         await self.participant.record("rollback", self.gid)
         answer = _next(self.participant.script.rollback)
         if answer is None and self._vote is not Vote.PREPARED:

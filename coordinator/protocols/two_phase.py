@@ -110,7 +110,9 @@ async def _commit_branch(course: Course, branch: Branch) -> None:
     except ParticipantError:
         return  # stays pending: recovery finishes it from the recorded decision
     await course.reach(TwoPhaseStep.AFTER_SECOND_PHASE, branch.gid)
-    if settled in HEURISTICS:
+    if settled is Settled.HEURISTIC_COMMIT:
+        await branch.forget()  # on its own, but what was decided
+    elif settled in HEURISTICS:
         await record_heuristic(course, branch, settled, Decision.COMMIT)
     if settled in HEURISTICS or settled is Settled.APPLIED:
         del course.pending[branch.gid]
@@ -178,7 +180,7 @@ async def _judge_one_phase(
 async def _abort_after_votes(course: Course, tally: Tally, failure: BaseException) -> NoReturn:
     """Some branch will not, or may not, have prepared."""
     for branch, kind in tally.heuristic:
-        await record_heuristic(course, branch, kind, Decision.ABORT)
+        await _note_heuristic_abort(course, branch, kind)
     ended = {branch.gid for branch, _ in tally.heuristic}
     live = [branch for branch in course.branches if branch.gid not in ended]
     await roll_back(course, live, failure)
@@ -206,10 +208,17 @@ async def roll_back(course: Course, branches: Sequence[Branch], cause: BaseExcep
         if isinstance(result, Settled):
             kinds.append(result)
             if result in HEURISTICS:
-                await record_heuristic(course, branch, result, Decision.ABORT)
+                await _note_heuristic_abort(course, branch, result)
     if course.heuristics:
         raise heuristic_outcome(course, kinds, Decision.ABORT) from cause
     raise TransactionAborted(course.txid, cause, course.votes) from cause
+
+
+async def _note_heuristic_abort(course: Course, branch: Branch, kind: Settled) -> None:
+    if kind is Settled.HEURISTIC_ROLLBACK:
+        await branch.forget()  # on its own, but what is being done anyway
+    else:
+        await record_heuristic(course, branch, kind, Decision.ABORT)
 
 
 async def record_abort(course: Course, branches: Sequence[Branch]) -> None:

@@ -1,0 +1,1 @@
+"""Cases that other people wrote, run against this transaction manager."""
