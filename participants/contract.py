@@ -7,8 +7,8 @@ it calls ``in_doubt``, ``settle`` and ``evidence`` of the participant, which nee
 
 Three questions are answered for each call, in this order: may it fail, may it be repeated, may it be
 called after a restart of the caller. "Fails" means one of :mod:`participants.errors`; whatever a driver
-raises is translated. Cancelling any of these calls leaves the participant usable; what the cancelled call asked
-for may or may not have happened.
+raises is translated. Cancelling any of these calls leaves the participant usable; what the cancelled call
+asked for may or may not have happened.
 """
 
 from __future__ import annotations
@@ -283,18 +283,19 @@ def judge(order: Order, fate: Fate) -> Settled:
     """
     if fate is Fate.IN_PROGRESS:
         return Settled.BUSY
-    if order is Order.COMMIT:
-        match fate:
-            case Fate.COMMITTED:
-                return Settled.APPLIED
-            case Fate.ABORTED | Fate.NEVER_ASSIGNED:
-                return Settled.HEURISTIC_ROLLBACK
-            case Fate.UNKNOWN:
-                return Settled.HEURISTIC_HAZARD
-    match fate:
-        case Fate.COMMITTED:
-            return Settled.HEURISTIC_COMMIT
-        case Fate.ABORTED:
-            return Settled.APPLIED
-        case Fate.NEVER_ASSIGNED | Fate.UNKNOWN:
-            return Settled.ABSENT
+    table = _ABSENT_AT_COMMIT if order is Order.COMMIT else _ABSENT_AT_ROLLBACK
+    return table[fate]
+
+
+_ABSENT_AT_COMMIT = {
+    Fate.COMMITTED: Settled.APPLIED,
+    Fate.ABORTED: Settled.HEURISTIC_ROLLBACK,
+    Fate.NEVER_ASSIGNED: Settled.HEURISTIC_ROLLBACK,
+    Fate.UNKNOWN: Settled.HEURISTIC_HAZARD,
+}
+_ABSENT_AT_ROLLBACK = {
+    Fate.COMMITTED: Settled.HEURISTIC_COMMIT,
+    Fate.ABORTED: Settled.APPLIED,
+    Fate.NEVER_ASSIGNED: Settled.ABSENT,
+    Fate.UNKNOWN: Settled.ABSENT,
+}

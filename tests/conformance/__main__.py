@@ -1,4 +1,4 @@
-"""``python -m tests.conformance FILE.csv``: runs every case; prints what failed, what was skipped, and why."""
+"""``python -m tests.conformance FILE.csv``: runs every case; prints failures, and skips with their reason."""
 
 from __future__ import annotations
 

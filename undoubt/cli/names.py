@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from participants.ids import Gid, InvalidName, TxId
+from participants.ids import Foreign, Gid, InvalidName, TxId
 
 
 class TxIdParam(click.ParamType[TxId]):
@@ -23,3 +23,30 @@ class TxIdParam(click.ParamType[TxId]):
             return TxId.parse(text)
         except InvalidName as error:
             self.fail(str(error), param, ctx)
+
+
+class GidParam(click.ParamType[Gid | Foreign]):
+    """Any prepared transaction's name; one that is not ours is a value too."""
+
+    name = "gid"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Gid | Foreign:
+        return value if isinstance(value, Gid | Foreign) else Gid.parse(str(value))
+
+
+class NameParam(click.ParamType[Gid | Foreign | TxId]):
+    """A transaction's id, else a gid."""
+
+    name = "gid|txid"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Gid | Foreign | TxId:
+        if isinstance(value, Gid | Foreign | TxId):
+            return value
+        try:
+            return TxId.parse(str(value).strip())
+        except InvalidName:
+            return Gid.parse(str(value))

@@ -8,6 +8,7 @@ from typing import Any
 from coordinator.ledger.contract import BranchRecord, Heuristic, TransactionInfo
 from participants.ids import Gid, Protocol
 from undoubt.cli.output import iso
+from undoubt.cli.survey import Found, Survey
 
 PROTOCOL_NAMES = {Protocol.TWO_PHASE: "2pc", Protocol.THREE_PHASE: "3pc", Protocol.PAXOS: "paxos"}
 
@@ -64,4 +65,32 @@ def heuristic(found: Heuristic) -> dict[str, Any]:
         "age_s": age(found.found_at),
         "note": found.note,
         "forgotten": found.forgotten,
+    }
+
+
+def prepared(one: Found) -> dict[str, Any]:
+    """One prepared branch as ``indoubt list`` prints it; ``txid`` is null for a foreign one."""
+    gid = one.branch.gid
+    return {
+        "gid": str(gid),
+        "txid": str(gid.txid) if isinstance(gid, Gid) else None,
+        "participant": one.participant,
+        "standing": str(one.standing),
+        "action": one.standing.action,
+        "database": one.branch.database,
+        "owner": one.branch.owner,
+        "xid": one.branch.xid,
+        "prepared_at": iso(one.branch.prepared_at),
+        "age_s": round(one.branch.age_s, 3),
+    }
+
+
+def survey(seen: Survey) -> dict[str, Any]:
+    """All that is prepared and heuristic, and who did not answer."""
+    return {
+        "branches": [prepared(one) for one in seen.found],
+        "heuristics": [heuristic(one) for one in seen.heuristics],
+        "unreachable": [
+            {"participant": name, "error": str(error)} for name, error in seen.unreachable.items()
+        ],
     }
