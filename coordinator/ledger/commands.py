@@ -1,0 +1,100 @@
+"""Every change of the ledger's state, as one closed union of values.
+
+Whatever is not deterministic is inside the command: nonces are drawn, clocks are read, before it is logged.
+Encoded they are msgpack arrays with a tag, so fields may be added at the end only, with a default.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from coordinator.ledger.contract import BranchRecord, Decision, Heuristic
+from participants.ids import Gid, TxId
+
+
+class _Command(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+class OpenSession(_Command, frozen=True, tag="open"):
+    nonce: str
+    name: str
+    ttl_ms: int
+    owner: str = ""
+    """The process that owns the ledger and opened it for itself, or empty for one that must be renewed."""
+
+
+class KeepAlive(_Command, frozen=True, tag="alive"):
+    session: int
+    nonce: str
+    floor: int
+
+
+class CloseSession(_Command, frozen=True, tag="close"):
+    session: int
+    nonce: str
+
+
+class ExpireSession(_Command, frozen=True, tag="expire"):
+    session: int
+
+
+class Decide(_Command, frozen=True, tag="decide"):
+    txid: TxId
+    protocol: str
+    decision: Decision
+    branches: tuple[BranchRecord, ...]
+    at: float
+    """Wall clock of who proposes, seconds since 1970; for people only."""
+
+
+class Finish(_Command, frozen=True, tag="finish"):
+    txids: tuple[TxId, ...]
+
+
+class RecordHeuristic(_Command, frozen=True, tag="heuristic"):
+    heuristic: Heuristic
+
+
+class ForgetHeuristic(_Command, frozen=True, tag="forget"):
+    gid: Gid
+
+
+class AdvanceTime(_Command, frozen=True, tag="time"):
+    """Ledger time goes on by what a monotonic clock measured; sessions that are old enough are dropped."""
+
+    elapsed_ms: int
+    retention_ms: int
+
+
+class Restore(_Command, frozen=True, tag="restore"):
+    """The state comes from a backup: a new incarnation begins. Counters are raised past anything that may
+    have been issued since."""
+
+    session_skip: int
+
+
+Command = (
+    OpenSession
+    | KeepAlive
+    | CloseSession
+    | ExpireSession
+    | Decide
+    | Finish
+    | RecordHeuristic
+    | ForgetHeuristic
+    | AdvanceTime
+    | Restore
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+
+
+def encode(command: Command) -> bytes:
+    return _encoder.encode(command)
+
+
+def decode(data: bytes) -> Command:
+    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` on anything that is no command."""
+    return _decoder.decode(data)

@@ -1,0 +1,230 @@
+"""The ledger's calls over a state machine in this process.
+
+What is missing is how a command becomes durable before it is applied: ``_propose``, which each backend has
+its own way for. Queries read the applied state, and a command is applied before its caller is answered, so
+a query sees everything that anybody was told before.
+"""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from coordinator.errors import LedgerError
+from coordinator.ledger.commands import (
+    AdvanceTime,
+    CloseSession,
+    Command,
+    Decide,
+    ExpireSession,
+    Finish,
+    ForgetHeuristic,
+    KeepAlive,
+    OpenSession,
+    RecordHeuristic,
+)
+from coordinator.ledger.contract import (
+    BranchRecord,
+    Decision,
+    DecisionRecord,
+    Heuristic,
+    LedgerInfo,
+    Record,
+    Session,
+    SessionInfo,
+    SessionState,
+    TransactionInfo,
+    Verdict,
+)
+from coordinator.ledger.leases import Leases
+from coordinator.ledger.machine import Machine
+from coordinator.settings import LedgerSettings
+from participants.errors import UndoubtError
+from participants.ids import Gid, TxId, new_nonce
+
+
+class LocalLedger(abc.ABC):
+    """Implements :class:`~coordinator.ledger.contract.Ledger` but for ``_propose`` and where history is kept.
+
+    ``owner`` names this process in the sessions that it opens for itself; ``clock`` is monotonic, in seconds.
+    """
+
+    backend = "local"
+    schema = "-"
+
+    def __init__(
+        self, machine: Machine, settings: LedgerSettings, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.machine = machine
+        self.settings = settings
+        self.owner = ""
+        self._clock = clock
+        self._leases = Leases()
+        self._time_told_at = clock()
+
+    @property
+    def ledger_id(self) -> str:
+        return self.machine.state.ledger_id
+
+    @property
+    def leads(self) -> bool:
+        return True
+
+    @abc.abstractmethod
+    async def _propose(self, command: Command) -> Any:
+        """Make ``command`` durable, apply it, return its result. Raises ``LedgerError``."""
+
+    @abc.abstractmethod
+    async def _history_of(self, txid: TxId) -> DecisionRecord | None:
+        """A finished record that is kept outside of the machine."""
+
+    @abc.abstractmethod
+    async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
+        """The newest finished records, by time of decision and then id, older than ``before``."""
+
+    async def _run(self, command: Command) -> Any:
+        result = await self._propose(command)
+        if isinstance(result, UndoubtError):
+            raise result
+        return result
+
+    # Sessions.
+
+    async def open_session(self, name: str, ttl_s: float, *, remote: bool = False) -> Session:
+        """``remote``: for another process, which outlives this one."""
+        owner = "" if remote else self.owner
+        session: Session = await self._run(OpenSession(new_nonce(), name, round(ttl_s * 1000), owner))
+        self._leases.renew(session.id, session.ttl_s, self._clock())
+        return session
+
+    async def keep_alive(self, session: Session, floor: int) -> None:
+        book = self.machine.state.sessions.get(session.id)
+        alive = book is not None and book.nonce == session.nonce and book.state is SessionState.OPEN
+        if book is None or not alive or floor > book.floor:
+            await self._run(KeepAlive(session.id, session.nonce, floor))
+        self._leases.renew(session.id, session.ttl_s, self._clock())
+
+    async def close_session(self, session: Session) -> None:
+        await self._run(CloseSession(session.id, session.nonce))
+
+    async def sessions(self) -> Sequence[SessionInfo]:
+        return self.machine.session_infos()
+
+    # Decisions.
+
+    async def decide(
+        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], *, protocol: str = "2"
+    ) -> Decision:
+        decided: Decision = await self._run(Decide(txid, protocol, decision, tuple(branches), time.time()))
+        return decided
+
+    async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
+        return {txid: self.machine.verdict(txid, protocol) for txid in txids}
+
+    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
+        return {txid: self.machine.record(txid) for txid in txids}
+
+    async def unfinished(self) -> Sequence[DecisionRecord]:
+        return self.machine.unfinished()
+
+    async def finish(self, txids: Iterable[TxId]) -> None:
+        known = tuple(txid for txid in txids if txid in self.machine.state.unfinished)
+        if known:
+            await self._run(Finish(known))
+
+    # Heuristics.
+
+    async def record_heuristic(self, heuristic: Heuristic) -> None:
+        await self._run(RecordHeuristic(heuristic))
+
+    async def forget_heuristic(self, gid: Gid) -> bool:
+        return bool(await self._run(ForgetHeuristic(gid)))
+
+    async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]:
+        return self.machine.heuristics(include_forgotten=include_forgotten)
+
+    # For people.
+
+    async def transaction(self, txid: TxId) -> TransactionInfo | None:
+        record = self.machine.state.unfinished.get(txid) or await self._history_of(txid)
+        if record is None and self.machine.record(txid) is Record.NOT_RECORDED:
+            return None
+        return self._told(txid, record)
+
+    async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
+        marker = None
+        if before is not None:
+            marker = self.machine.state.unfinished.get(before) or await self._history_of(before)
+        unfinished = [
+            record
+            for record in self.machine.unfinished()
+            if marker is None or newest(marker) < newest(record)
+        ]
+        records = sorted([*unfinished, *await self._history(limit, marker)], key=newest)
+        return [self._told(record.txid, record) for record in records[:limit]]
+
+    def _told(self, txid: TxId, record: DecisionRecord | None) -> TransactionInfo:
+        heuristics = [
+            heuristic
+            for heuristic in self.machine.heuristics(include_forgotten=True)
+            if heuristic.gid.txid == txid
+        ]
+        recorded = self.machine.record(txid)
+        if record is not None and recorded is Record.NOT_RECORDED:
+            recorded = Record(str(record.decision))  # the session is dropped, history is kept for longer
+        return TransactionInfo(
+            txid,
+            recorded,
+            self.machine.verdict(txid, "2" if record is None else record.protocol),
+            "2" if record is None else record.protocol,
+            () if record is None else record.branches,
+            None if record is None else record.decided_at,
+            "" if record is None else record.coordinator,
+            txid not in self.machine.state.unfinished,
+            tuple(heuristics),
+        )
+
+    async def info(self) -> LedgerInfo:
+        state = self.machine.state
+        infos = self.machine.session_infos()
+        return LedgerInfo(
+            ledger_id=state.ledger_id,
+            incarnation=state.incarnation,
+            url=self.settings.url,
+            backend=self.backend,
+            schema=self.schema,
+            ledger_time_s=state.time_ms / 1000,
+            sessions_open=sum(info.state is SessionState.OPEN for info in infos),
+            sessions_kept=len(infos),
+            unfinished=len(state.unfinished),
+            decisions_kept=sum(len(book.committed) + len(book.aborted) for book in state.sessions.values())
+            + len(state.unfinished),
+            heuristics_open=len(self.machine.heuristics(include_forgotten=False)),
+        )
+
+    # Upkeep, by whoever owns or leads the ledger.
+
+    async def expire_due(self) -> list[int]:
+        """Expire the sessions that were not renewed in time; their numbers."""
+        due = self._leases.due(self.machine.session_infos(), self._clock())
+        for number in due:
+            await self._run(ExpireSession(number))
+        return due
+
+    async def advance_time(self) -> None:
+        """Tell the ledger how much time has passed, and drop the sessions that retention lets go."""
+        now = self._clock()
+        elapsed_ms = int((now - self._time_told_at) * 1000)
+        try:
+            await self._run(AdvanceTime(elapsed_ms, round(self.settings.retention_s * 1000)))
+        except LedgerError:
+            return  # told next time; time that is told late only makes retention longer
+        self._time_told_at += elapsed_ms / 1000
+
+
+def newest(record: DecisionRecord) -> tuple[float, TxId]:
+    """Sorts the newest decision first."""
+    txid = record.txid
+    return (-record.decided_at, TxId(-txid.session, txid.nonce, -txid.seq))

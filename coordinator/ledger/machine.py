@@ -1,0 +1,280 @@
+"""The ledger's state machine: commands in, results out; equal commands give equal states on every machine.
+
+No clock, no random, no IO. ``apply`` changes the state and returns what the caller gets, an exception as a
+value where the answer is an error. The queries only read. ``snapshot`` and ``restore`` move the whole state.
+
+Finished decisions shrink to a range of sequence numbers and four bytes each, so that a million of them cost
+a few megabytes; their details leave through ``drain_history``.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import assert_never
+
+import msgspec
+
+from coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
+from coordinator.ledger.commands import (
+    AdvanceTime,
+    CloseSession,
+    Command,
+    Decide,
+    ExpireSession,
+    Finish,
+    ForgetHeuristic,
+    KeepAlive,
+    OpenSession,
+    RecordHeuristic,
+    Restore,
+)
+from coordinator.ledger.contract import (
+    BranchRecord,
+    Decision,
+    DecisionRecord,
+    Heuristic,
+    Record,
+    Session,
+    SessionInfo,
+    SessionState,
+    Verdict,
+)
+from coordinator.ledger.state import SessionBook, State
+from participants.checks import invariant
+from participants.contract import Settled
+from participants.ids import Gid, TxId
+
+TERMINATES_BY_ITSELF = frozenset({"3", "p"})
+"""Protocols whose undecided transactions are never presumed aborted."""
+
+
+def fingerprint(branches: Iterable[BranchRecord]) -> int:
+    """32 bits of a list of branches, by number and participant; never 0."""
+    text = "\n".join(f"{branch.number}:{branch.participant}" for branch in sorted_branches(branches))
+    return zlib.crc32(text.encode()) or 1
+
+
+def sorted_branches(branches: Iterable[BranchRecord]) -> list[BranchRecord]:
+    return sorted(branches, key=lambda branch: branch.number)
+
+
+def labels(branches: Iterable[BranchRecord]) -> list[str]:
+    return [f"{branch.number}:{branch.participant}" for branch in sorted_branches(branches)]
+
+
+class Machine:
+    """See the module."""
+
+    def __init__(self, ledger_id: str) -> None:
+        self.state = State(ledger_id=ledger_id)
+        self._history: list[DecisionRecord] = []
+
+    # Commands.
+
+    def apply(self, command: Command) -> object:  # noqa: PLR0911 - one line per kind of command
+        """Carry out one command. Returns its result; an exception is returned, not raised."""
+        match command:
+            case OpenSession():
+                return self._open(command)
+            case KeepAlive():
+                return self._keep_alive(command)
+            case CloseSession():
+                return self._close(command.session, command.nonce, SessionState.CLOSED)
+            case ExpireSession():
+                return self._close(command.session, None, SessionState.EXPIRED)
+            case Decide():
+                return self._decide(command)
+            case Finish():
+                self._finish(command.txids)
+            case RecordHeuristic():
+                self._record_heuristic(command.heuristic)
+            case ForgetHeuristic():
+                return self._forget_heuristic(command.gid)
+            case AdvanceTime():
+                return self._advance(command)
+            case Restore():
+                return self._restore(command)
+            case _:
+                assert_never(command)
+        return None
+
+    def _open(self, command: OpenSession) -> Session:
+        number = self.state.next_session
+        self.state.next_session += 1
+        self.state.sessions[number] = SessionBook(
+            id=number, nonce=command.nonce, name=command.name, ttl_ms=command.ttl_ms, owner=command.owner
+        )
+        return Session(number, command.nonce, command.name, command.ttl_ms / 1000)
+
+    def _keep_alive(self, command: KeepAlive) -> SessionLost | None:
+        book = self._book(command.session, command.nonce)
+        if book is None or book.state is not SessionState.OPEN:
+            return SessionLost(f"session {command.session} was closed or has expired")
+        book.floor = max(book.floor, command.floor)
+        return None
+
+    def _close(self, session: int, nonce: str | None, state: SessionState) -> bool:
+        book = self.state.sessions.get(session)
+        if book is None or (nonce is not None and book.nonce != nonce) or book.state is not SessionState.OPEN:
+            return False
+        book.state = state
+        book.closed_ms = self.state.time_ms
+        return True
+
+    def _decide(self, command: Decide) -> Decision | BranchListMismatch | OutcomeUnknown:
+        txid = command.txid
+        book = self._book(txid.session, txid.nonce)
+        if book is None:
+            return OutcomeUnknown(txid, "the ledger does not know its session (any more)")
+        recorded = self._recorded(book, txid)
+        if recorded is not None:
+            return self._compare(book, command, recorded)
+        if book.state is SessionState.RESTORED:
+            return OutcomeUnknown(txid, "its session is from before the ledger was restored from a backup")
+        decision = command.decision
+        if book.state is not SessionState.OPEN or txid.seq < book.floor:
+            decision = Decision.ABORT
+        self.state.unfinished[txid] = DecisionRecord(
+            txid, command.protocol, decision, tuple(sorted_branches(command.branches)), command.at, book.name
+        )
+        return decision
+
+    def _compare(
+        self, book: SessionBook, command: Decide, recorded: Decision
+    ) -> Decision | BranchListMismatch:
+        """ABORT is answered whatever list is given: whoever recorded it may have known only some branches,
+        and it can never mislead into a commit."""
+        if recorded is Decision.ABORT:
+            return recorded
+        record = self.state.unfinished.get(command.txid)
+        given = labels(command.branches)
+        if command.decision is Decision.ABORT and not given:
+            return recorded
+        if record is None:
+            same = book.fingerprint(command.txid.seq) == fingerprint(command.branches)
+            known = ["finished"]
+        else:
+            known = labels(record.branches)
+            same = set(given) <= set(known) if command.decision is Decision.ABORT else given == known
+        return recorded if same else BranchListMismatch(command.txid, known, given)
+
+    def _finish(self, txids: Iterable[TxId]) -> None:
+        for txid in txids:
+            record = self.state.unfinished.pop(txid, None)
+            if record is None:
+                continue
+            book = self.state.sessions.get(txid.session)
+            invariant(book is not None, f"{txid} is unfinished, and its session is not there")
+            if book is not None:
+                book.finish(txid.seq, record.decision, fingerprint(record.branches))
+            self._history.append(record)
+
+    def _record_heuristic(self, heuristic: Heuristic) -> None:
+        key = str(heuristic.gid)
+        known = self.state.heuristics.get(key)
+        if known is None or (
+            known.kind is Settled.HEURISTIC_HAZARD and heuristic.kind is not Settled.HEURISTIC_HAZARD
+        ):
+            self.state.heuristics[key] = heuristic
+
+    def _forget_heuristic(self, gid: Gid) -> bool:
+        known = self.state.heuristics.get(str(gid))
+        if known is None or known.forgotten:
+            return False
+        self.state.heuristics[str(gid)] = msgspec.structs.replace(known, forgotten=True)
+        return True
+
+    def _advance(self, command: AdvanceTime) -> list[int]:
+        """Returns the numbers of the sessions that were dropped."""
+        self.state.time_ms += max(command.elapsed_ms, 0)
+        held = {txid.session for txid in self.state.unfinished}
+        held |= {
+            heuristic.gid.txid.session
+            for heuristic in self.state.heuristics.values()
+            if not heuristic.forgotten
+        }
+        dropped = [
+            number
+            for number, book in self.state.sessions.items()
+            if book.closed_ms is not None
+            and book.closed_ms + command.retention_ms <= self.state.time_ms
+            and number not in held
+        ]
+        for number in dropped:
+            del self.state.sessions[number]
+        gone = set(dropped)
+        for key, heuristic in list(self.state.heuristics.items()):
+            if heuristic.gid.txid.session in gone:
+                del self.state.heuristics[key]
+        return dropped
+
+    def _restore(self, command: Restore) -> int:
+        self.state.incarnation += 1
+        self.state.next_session += command.session_skip
+        for book in self.state.sessions.values():
+            if book.state is SessionState.OPEN:
+                book.state = SessionState.RESTORED
+                book.closed_ms = self.state.time_ms
+        return self.state.incarnation
+
+    # Queries.
+
+    def verdict(self, txid: TxId, protocol: str) -> Verdict:  # noqa: PLR0911 - one line per rule
+        """For recovery, about a transaction with a prepared branch."""
+        book = self._book(txid.session, txid.nonce)
+        if book is None:
+            return Verdict.FORGOTTEN
+        match self._recorded(book, txid):
+            case Decision.COMMIT:
+                return Verdict.COMMITTED
+            case Decision.ABORT:
+                return Verdict.ABORTED
+            case None:
+                pass
+        if protocol in TERMINATES_BY_ITSELF:
+            return Verdict.ASK_PROTOCOL
+        if book.state is SessionState.RESTORED:
+            # Below the floor nothing was undecided when the backup was made, nor can it have been since.
+            return Verdict.ABORTED if txid.seq < book.floor else Verdict.FORGOTTEN
+        if book.state is not SessionState.OPEN or txid.seq < book.floor:
+            return Verdict.ABORTED
+        return Verdict.ACTIVE
+
+    def record(self, txid: TxId) -> Record:
+        """For callers: only what is written down."""
+        book = self._book(txid.session, txid.nonce)
+        recorded = None if book is None else self._recorded(book, txid)
+        return Record.NOT_RECORDED if recorded is None else Record(str(recorded))
+
+    def unfinished(self) -> list[DecisionRecord]:
+        return list(self.state.unfinished.values())
+
+    def heuristics(self, *, include_forgotten: bool) -> list[Heuristic]:
+        known = self.state.heuristics.values()
+        return [heuristic for heuristic in known if include_forgotten or not heuristic.forgotten]
+
+    def session_infos(self) -> list[SessionInfo]:
+        return [book.info() for book in self.state.sessions.values()]
+
+    def drain_history(self) -> Sequence[DecisionRecord]:
+        """Finished records since the last call, for a store outside of the snapshot."""
+        drained, self._history = self._history, []
+        return drained
+
+    # The whole state.
+
+    def snapshot(self) -> bytes:
+        return self.state.encode()
+
+    def restore(self, data: bytes) -> None:
+        self.state = State.decode(data)
+        self._history = []
+
+    def _book(self, session: int, nonce: str) -> SessionBook | None:
+        book = self.state.sessions.get(session)
+        return book if book is not None and book.nonce == nonce else None
+
+    def _recorded(self, book: SessionBook, txid: TxId) -> Decision | None:
+        record = self.state.unfinished.get(txid)
+        return record.decision if record is not None else book.finished(txid.seq)

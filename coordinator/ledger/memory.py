@@ -1,0 +1,60 @@
+"""A ledger that forgets everything with its process: for tests of what stands on a ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from coordinator.errors import LedgerUnavailable
+from coordinator.ledger.commands import Command, decode, encode
+from coordinator.ledger.contract import DecisionRecord
+from coordinator.ledger.local import LocalLedger, newest
+from coordinator.ledger.machine import Machine
+from coordinator.settings import LedgerSettings
+from participants.ids import TxId, new_ledger_id
+
+
+class MemoryLedger(LocalLedger):
+    """Time stands still unless ``elapse`` moves it. ``down``: while set, commands raise it."""
+
+    backend = "memory"
+
+    def __init__(self, ledger_id: str | None = None, settings: LedgerSettings | None = None) -> None:
+        self.now_s = 0.0
+        self.down: LedgerUnavailable | None = None
+        self.commands: list[Command] = []
+        self._kept: dict[TxId, DecisionRecord] = {}
+        super().__init__(
+            Machine(ledger_id or new_ledger_id()),
+            settings or LedgerSettings(url="memory://"),
+            clock=lambda: self.now_s,
+        )
+
+    async def elapse(self, seconds: float) -> None:
+        """Let time pass: sessions that are not renewed expire, old ones are dropped."""
+        self._leases.due(self.machine.session_infos(), self.now_s)
+        self.now_s += seconds
+        await self.expire_due()
+        await self.advance_time()
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+    async def _propose(self, command: Command) -> Any:
+        if self.down is not None:
+            raise self.down
+        durable = decode(encode(command))  # what another backend would read back from its log
+        self.commands.append(durable)
+        result = self.machine.apply(durable)
+        for record in self.machine.drain_history():
+            self._kept[record.txid] = record
+        return result
+
+    async def _history_of(self, txid: TxId) -> DecisionRecord | None:
+        return self._kept.get(txid)
+
+    async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
+        kept = sorted(self._kept.values(), key=newest)
+        if before is not None:
+            kept = [record for record in kept if newest(before) < newest(record)]
+        return kept[:limit]

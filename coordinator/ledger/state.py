@@ -1,0 +1,161 @@
+"""The state that the ledger's machine keeps, and its encoding."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from dataclasses import dataclass, field
+
+import msgspec
+
+from coordinator.ledger.contract import Decision, DecisionRecord, Heuristic, SessionInfo, SessionState
+from coordinator.ledger.ranges import Ranges
+from participants.ids import TxId
+
+SNAPSHOT_FORMAT = 1
+
+
+@dataclass(slots=True)
+class SessionBook:
+    """One session and everything that was finished under it.
+
+    ``committed`` and ``aborted`` are disjoint. ``prints`` has one 32-bit fingerprint of the branch list for
+    each sequence number up to the highest finished one, 0 where none was finished.
+    """
+
+    id: int
+    nonce: str
+    name: str
+    ttl_ms: int
+    owner: str = ""
+    state: SessionState = SessionState.OPEN
+    floor: int = 1
+    closed_ms: int | None = None
+    committed: Ranges = field(default_factory=Ranges)
+    aborted: Ranges = field(default_factory=Ranges)
+    prints: array[int] = field(default_factory=lambda: array("I"))
+
+    def finish(self, seq: int, decision: Decision, fingerprint: int) -> None:
+        (self.committed if decision is Decision.COMMIT else self.aborted).add(seq)
+        missing = seq - len(self.prints)
+        if missing > 0:
+            self.prints.extend([0] * missing)
+        self.prints[seq - 1] = fingerprint
+
+    def finished(self, seq: int) -> Decision | None:
+        if seq in self.committed:
+            return Decision.COMMIT
+        return Decision.ABORT if seq in self.aborted else None
+
+    def fingerprint(self, seq: int) -> int:
+        return self.prints[seq - 1] if seq <= len(self.prints) else 0
+
+    def info(self) -> SessionInfo:
+        return SessionInfo(self.id, self.nonce, self.name, self.state, self.floor, self.ttl_ms / 1000)
+
+
+class _StoredSession(msgspec.Struct, array_like=True):
+    id: int
+    nonce: str
+    name: str
+    ttl_ms: int
+    owner: str
+    state: SessionState
+    floor: int
+    closed_ms: int | None
+    committed: list[tuple[int, int]]
+    aborted: list[tuple[int, int]]
+    prints: bytes
+
+
+class _StoredState(msgspec.Struct, array_like=True):
+    format: int
+    ledger_id: str
+    incarnation: int
+    next_session: int
+    time_ms: int
+    sessions: list[_StoredSession]
+    unfinished: list[DecisionRecord]
+    heuristics: list[Heuristic]
+
+
+@dataclass(slots=True)
+class State:
+    """All of it. Invariant: every unfinished transaction's session is in ``sessions``."""
+
+    ledger_id: str
+    incarnation: int = 1
+    next_session: int = 1
+    time_ms: int = 0
+    sessions: dict[int, SessionBook] = field(default_factory=dict)
+    unfinished: dict[TxId, DecisionRecord] = field(default_factory=dict)
+    heuristics: dict[str, Heuristic] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """Equal states give equal bytes."""
+        stored = _StoredState(
+            SNAPSHOT_FORMAT,
+            self.ledger_id,
+            self.incarnation,
+            self.next_session,
+            self.time_ms,
+            [_stored(self.sessions[number]) for number in sorted(self.sessions)],
+            [self.unfinished[txid] for txid in sorted(self.unfinished)],
+            [self.heuristics[key] for key in sorted(self.heuristics)],
+        )
+        return msgspec.msgpack.encode(stored)
+
+    @classmethod
+    def decode(cls, data: bytes) -> State:
+        """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` on what is no encoded state."""
+        stored = msgspec.msgpack.decode(data, type=_StoredState)
+        if stored.format != SNAPSHOT_FORMAT:
+            raise msgspec.ValidationError(f"snapshot format {stored.format}, known is {SNAPSHOT_FORMAT}")
+        return cls(
+            stored.ledger_id,
+            stored.incarnation,
+            stored.next_session,
+            stored.time_ms,
+            {session.id: _loaded(session) for session in stored.sessions},
+            {record.txid: record for record in stored.unfinished},
+            {str(heuristic.gid): heuristic for heuristic in stored.heuristics},
+        )
+
+
+def _stored(book: SessionBook) -> _StoredSession:
+    prints = array("I", book.prints)
+    if sys.byteorder == "big":
+        prints.byteswap()
+    return _StoredSession(
+        book.id,
+        book.nonce,
+        book.name,
+        book.ttl_ms,
+        book.owner,
+        book.state,
+        book.floor,
+        book.closed_ms,
+        book.committed.pairs(),
+        book.aborted.pairs(),
+        prints.tobytes(),
+    )
+
+
+def _loaded(stored: _StoredSession) -> SessionBook:
+    prints = array("I")
+    prints.frombytes(stored.prints)
+    if sys.byteorder == "big":
+        prints.byteswap()
+    return SessionBook(
+        stored.id,
+        stored.nonce,
+        stored.name,
+        stored.ttl_ms,
+        stored.owner,
+        stored.state,
+        stored.floor,
+        stored.closed_ms,
+        Ranges(stored.committed),
+        Ranges(stored.aborted),
+        prints,
+    )
