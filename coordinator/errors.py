@@ -98,3 +98,5 @@ class BranchListMismatch(LedgerError):
     def __init__(self, txid: TxId, recorded: Sequence[str], given: Sequence[str]) -> None:
         super().__init__(f"transaction {txid} is recorded with branches {list(recorded)}, not {list(given)}")
         self.txid = txid
+        self.recorded = tuple(recorded)
+        self.given = tuple(given)

@@ -1,0 +1,21 @@
+"""The ledger: sessions, decisions, heuristic outcomes, durably.
+
+What enters: the calls of :mod:`coordinator.ledger.contract`. What leaves: answers that are linearizable and
+durable, or an error. From the contract downwards:
+
+- :mod:`~coordinator.ledger.machine`, with ``commands`` and ``state``: the deterministic state machine that
+  every backend shares which can. Commands in, results out.
+- :mod:`~coordinator.ledger.local`: the contract over a machine in this process; a backend adds how a command
+  becomes durable. ``memory`` is the one that does not.
+- :mod:`~coordinator.ledger.sqlite`: one file, one owning process.
+- :mod:`~coordinator.ledger.calls`, ``calling``, ``server``, ``remote``: the contract between processes.
+- :mod:`~coordinator.ledger.maintenance`: what an operator does with it.
+
+A backend's duties, in order: draw nonces and read clocks before logging; log; sync; apply; only then answer.
+"""
+
+from __future__ import annotations
+
+from coordinator.ledger.urls import open_ledger
+
+__all__ = ["open_ledger"]

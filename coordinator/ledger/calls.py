@@ -1,0 +1,244 @@
+"""The ledger's contract as messages, for callers in other processes.
+
+One message per call of the contract, encoded as tagged msgpack arrays. ``perform`` carries a request out on a
+ledger; ``REPLY_TYPES`` says what its reply decodes to. Errors travel as :class:`Failed` and are raised again
+on the other side as what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from coordinator.errors import (
+    BranchListMismatch,
+    LedgerUnavailable,
+    OutcomeUnknown,
+    SessionLost,
+)
+from coordinator.ledger.contract import (
+    BranchRecord,
+    Decision,
+    DecisionRecord,
+    Heuristic,
+    LedgerInfo,
+    Record,
+    Session,
+    SessionInfo,
+    TransactionInfo,
+    Verdict,
+)
+from coordinator.ledger.local import LocalLedger
+from participants.errors import UndoubtError
+from participants.ids import Gid, TxId
+
+
+class _Call(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+class OpenSessionCall(_Call, frozen=True, tag="open"):
+    name: str
+    ttl_s: float
+
+
+class KeepAliveCall(_Call, frozen=True, tag="alive"):
+    session: Session
+    floor: int
+
+
+class CloseSessionCall(_Call, frozen=True, tag="close"):
+    session: Session
+
+
+class SessionsCall(_Call, frozen=True, tag="sessions"):
+    pass
+
+
+class DecideCall(_Call, frozen=True, tag="decide"):
+    txid: TxId
+    decision: Decision
+    branches: tuple[BranchRecord, ...]
+    protocol: str
+
+
+class OutcomesCall(_Call, frozen=True, tag="outcomes"):
+    txids: tuple[TxId, ...]
+    protocol: str
+
+
+class RecordsCall(_Call, frozen=True, tag="records"):
+    txids: tuple[TxId, ...]
+
+
+class UnfinishedCall(_Call, frozen=True, tag="unfinished"):
+    pass
+
+
+class FinishCall(_Call, frozen=True, tag="finish"):
+    txids: tuple[TxId, ...]
+
+
+class RecordHeuristicCall(_Call, frozen=True, tag="heuristic"):
+    heuristic: Heuristic
+
+
+class ForgetHeuristicCall(_Call, frozen=True, tag="forget"):
+    gid: Gid
+
+
+class HeuristicsCall(_Call, frozen=True, tag="heuristics"):
+    include_forgotten: bool
+
+
+class TransactionCall(_Call, frozen=True, tag="tx"):
+    txid: TxId
+
+
+class TransactionsCall(_Call, frozen=True, tag="txs"):
+    limit: int
+    before: TxId | None
+
+
+class InfoCall(_Call, frozen=True, tag="info"):
+    pass
+
+
+Call = (
+    OpenSessionCall
+    | KeepAliveCall
+    | CloseSessionCall
+    | SessionsCall
+    | DecideCall
+    | OutcomesCall
+    | RecordsCall
+    | UnfinishedCall
+    | FinishCall
+    | RecordHeuristicCall
+    | ForgetHeuristicCall
+    | HeuristicsCall
+    | TransactionCall
+    | TransactionsCall
+    | InfoCall
+)
+
+REPLY_TYPES: dict[type[_Call], Any] = {
+    OpenSessionCall: Session,
+    KeepAliveCall: None,
+    CloseSessionCall: None,
+    SessionsCall: list[SessionInfo],
+    DecideCall: Decision,
+    OutcomesCall: list[Verdict],
+    RecordsCall: list[Record],
+    UnfinishedCall: list[DecisionRecord],
+    FinishCall: None,
+    RecordHeuristicCall: None,
+    ForgetHeuristicCall: bool,
+    HeuristicsCall: list[Heuristic],
+    TransactionCall: TransactionInfo | None,
+    TransactionsCall: list[TransactionInfo],
+    InfoCall: LedgerInfo,
+}
+"""What each call's reply decodes to; verdicts and records come in the order of the ids asked about."""
+
+
+async def perform(ledger: LocalLedger, call: Call, *, remote: bool) -> object:  # noqa: PLR0911, PLR0912 - one line per call
+    """Carry out ``call``; its result in the shape of ``REPLY_TYPES``. Raises what the contract raises.
+    ``remote``: for another process, which may outlive this one."""
+    match call:
+        case OpenSessionCall():
+            return await ledger.open_session(call.name, call.ttl_s, remote=remote)
+        case KeepAliveCall():
+            await ledger.keep_alive(call.session, call.floor)
+        case CloseSessionCall():
+            await ledger.close_session(call.session)
+        case SessionsCall():
+            return await ledger.sessions()
+        case DecideCall():
+            return await ledger.decide(call.txid, call.decision, call.branches, protocol=call.protocol)
+        case OutcomesCall():
+            verdicts = await ledger.outcomes(call.txids, protocol=call.protocol)
+            return [verdicts[txid] for txid in call.txids]
+        case RecordsCall():
+            records = await ledger.records(call.txids)
+            return [records[txid] for txid in call.txids]
+        case UnfinishedCall():
+            return await ledger.unfinished()
+        case FinishCall():
+            await ledger.finish(call.txids)
+        case RecordHeuristicCall():
+            await ledger.record_heuristic(call.heuristic)
+        case ForgetHeuristicCall():
+            return await ledger.forget_heuristic(call.gid)
+        case HeuristicsCall():
+            return await ledger.heuristics(include_forgotten=call.include_forgotten)
+        case TransactionCall():
+            return await ledger.transaction(call.txid)
+        case TransactionsCall():
+            return await ledger.transactions(limit=call.limit, before=call.before)
+        case InfoCall():
+            return await ledger.info()
+    return None
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True):
+    """``number`` comes back with the reply; replies may come in any order."""
+
+    number: int
+    call: Call
+
+
+class Reply(msgspec.Struct, frozen=True, array_like=True, tag="ok"):
+    number: int
+    result: msgspec.Raw
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
+    """``kind`` is the name of the error's class."""
+
+    number: int
+    kind: str
+    message: str
+    txid: TxId | None = None
+    recorded: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
+    """What whoever is asked says first."""
+
+    ledger_id: str
+
+
+Answer = Hello | Reply | Failed
+
+encode = msgspec.msgpack.Encoder().encode
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_answer: Callable[[bytes], Answer] = msgspec.msgpack.Decoder(Answer).decode
+_DECODERS = {call: msgspec.msgpack.Decoder(type_) for call, type_ in REPLY_TYPES.items()}
+
+
+def decode_result(call: Call, result: msgspec.Raw) -> Any:
+    return _DECODERS[type(call)].decode(result)
+
+
+def failed(number: int, error: UndoubtError) -> Failed:
+    """``error`` as a message."""
+    txid = error.txid if isinstance(error, BranchListMismatch | OutcomeUnknown) else None
+    recorded: Sequence[str] = error.recorded if isinstance(error, BranchListMismatch) else ()
+    given: Sequence[str] = error.given if isinstance(error, BranchListMismatch) else ()
+    message = error.why if isinstance(error, OutcomeUnknown) else str(error)
+    return Failed(number, type(error).__name__, message, txid, tuple(recorded), tuple(given))
+
+
+def raised(message: Failed) -> UndoubtError:
+    """The error that :func:`failed` was made from."""
+    if message.kind == BranchListMismatch.__name__ and message.txid is not None:
+        return BranchListMismatch(message.txid, message.recorded, message.given)
+    if message.kind == OutcomeUnknown.__name__ and message.txid is not None:
+        return OutcomeUnknown(message.txid, message.message)
+    if message.kind == SessionLost.__name__:
+        return SessionLost(message.message)
+    return LedgerUnavailable(message.message)

@@ -1,0 +1,160 @@
+"""``sqlite:///path``: one file, owned by one process at a time, used by many.
+
+Whoever takes the lock owns the file. Everybody else asks the owner through its socket; when it goes, one of
+them becomes the owner. All calls may be repeated, so a call whose answer was lost with the owner is simply
+asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable, WrongProcess
+from coordinator.ledger.calling import CallingLedger
+from coordinator.ledger.calls import Call, perform
+from coordinator.ledger.remote import ConnectionGone, LedgerConnection
+from coordinator.ledger.server import LedgerServer
+from coordinator.ledger.sqlite import door
+from coordinator.ledger.sqlite.lock import FileLock, holder
+from coordinator.ledger.sqlite.owned import OwnedLedger
+from coordinator.settings import LedgerSettings
+from coordinator.steadfast import steadfast
+
+RETRY_S = 0.02
+
+
+class SqliteLedger(CallingLedger):
+    """Made by :meth:`open`. Belongs to the event loop and the process in which it was opened."""
+
+    def __init__(self, path: Path, settings: LedgerSettings) -> None:
+        self.path = path
+        self.settings = settings
+        self._pid = os.getpid()
+        self._ledger_id = ""
+        self._closed = False
+        self._lock: FileLock | None = None
+        self._owned: OwnedLedger | None = None
+        self._server: LedgerServer | None = None
+        self._connection: LedgerConnection | None = None
+        self._finding = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, path: Path, settings: LedgerSettings) -> SqliteLedger:
+        """Own the file, or connect to its owner. Raises ``LedgerUnusable`` or ``LedgerLocked``."""
+        ledger = cls(Path(os.path.realpath(path)), settings)
+        await ledger._find_within(settings.request_timeout_s)
+        return ledger
+
+    @property
+    def ledger_id(self) -> str:
+        return self._ledger_id
+
+    @property
+    def leads(self) -> bool:
+        return self._owned is not None
+
+    async def close(self) -> None:
+        """Let go of the ledger; another process may own it from now on."""
+        self._closed = True
+        if os.getpid() != self._pid:
+            return
+        async with self._finding:
+            if self._connection is not None:
+                await self._connection.close()
+            if self._server is not None:
+                await self._server.close()
+            if self._owned is not None:
+                await self._owned.close()
+            if self._lock is not None:
+                self._lock.release()
+            self._connection = self._server = self._owned = self._lock = None
+
+    async def _call(self, call: Call) -> Any:
+        if os.getpid() != self._pid:
+            raise WrongProcess(
+                f"this ledger was opened by process {self._pid}; open one of your own after a fork"
+            )
+        if self._owned is not None:
+            return await perform(self._owned, call, remote=False)
+        try:
+            async with asyncio.timeout(self.settings.request_timeout_s):
+                return await self._ask(call)
+        except TimeoutError:
+            raise LedgerUnavailable(
+                f"no answer from the owner of ledger {self.path} (process {holder(self.path)})"
+                f" within {self.settings.request_timeout_s} s"
+            ) from None
+
+    async def _ask(self, call: Call) -> Any:
+        while True:
+            await self._find_within(self.settings.request_timeout_s)
+            if self._owned is not None:
+                return await perform(self._owned, call, remote=False)
+            if self._connection is None:
+                continue
+            try:
+                return await self._connection.request(call)
+            except ConnectionGone:
+                await asyncio.sleep(0)
+
+    async def _find_within(self, seconds: float) -> None:
+        """Own the ledger or be connected to its owner; raises what the last attempt met."""
+        end = asyncio.get_running_loop().time() + seconds
+        async with self._finding:
+            while True:
+                if self._closed:
+                    raise LedgerUnavailable("the ledger is closed")
+                if self._found:
+                    return
+                try:
+                    await self._find()
+                except LedgerLocked:
+                    if asyncio.get_running_loop().time() >= end:
+                        raise
+                    await asyncio.sleep(RETRY_S)
+
+    @property
+    def _found(self) -> bool:
+        if self._owned is not None:
+            return True
+        return self._connection is not None and not self._connection.gone.done()
+
+    async def _find(self) -> None:
+        lock = FileLock.take(self.path)
+        if lock is None:
+            await self._connect()
+            return
+        opening = steadfast(OwnedLedger.open(self.path, self.settings), name="undoubt-ledger-open")
+        try:
+            owned = await asyncio.shield(opening)
+        except BaseException:
+            await asyncio.wait([opening])  # no lock may be given up while the file is open
+            if opening.exception() is None:
+                await opening.result().close()
+            lock.release()
+            raise
+        self._lock, self._owned, self._connection = lock, owned, None
+        self._identify(owned.ledger_id)
+        self._server = LedgerServer(owned)
+        await self._server.start(door.listen(self.path))
+
+    async def _connect(self) -> None:
+        try:
+            connected = door.connect(self.path)
+            connection = await LedgerConnection.connect(connected, timeout_s=self.settings.request_timeout_s)
+        except (OSError, ConnectionGone) as error:
+            raise LedgerLocked(
+                f"ledger {self.path} is owned by process {holder(self.path)}, which does not answer: {error}"
+            ) from error
+        self._connection = connection
+        self._identify(connection.ledger_id)
+
+    def _identify(self, ledger_id: str) -> None:
+        if self._ledger_id not in {"", ledger_id}:
+            raise LedgerUnusable(
+                f"ledger {self.path} was replaced by another one ({ledger_id}, it was {self._ledger_id})"
+            )
+        self._ledger_id = ledger_id
