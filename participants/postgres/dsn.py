@@ -1,0 +1,79 @@
+"""Connection strings: libpq's keywords and URIs, turned into the URI that every driver reads.
+
+https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING. Parsed by libpq itself (through
+psycopg), so that what works for ``psql`` works here. Nothing here connects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote, urlencode
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+
+from participants.errors import ParticipantRefused
+from participants.redact import redact
+
+_CLIENT_ONLY = frozenset(
+    {
+        "application_name",
+        "channel_binding",
+        "client_encoding",
+        "connect_timeout",
+        "fallback_application_name",
+        "gssdelegation",
+        "gssencmode",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "load_balance_hosts",
+        "replication",
+        "requirepeer",
+        "require_auth",
+        "sslcertmode",
+        "sslcompression",
+        "sslsni",
+        "tcp_user_timeout",
+    }
+)
+"""Of libpq's own connection handling; asyncpg would send them to the server as settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """``uri`` has the password in it, if the dsn had: never print it."""
+
+    uri: str
+    several_hosts: bool
+    has_password: bool
+
+    def __repr__(self) -> str:
+        return f"Address({redact(self.uri)!r})"
+
+
+def read_dsn(participant: str, dsn: str) -> Address:
+    """Raises ``ParticipantRefused``, without the password, if libpq cannot read ``dsn``."""
+    try:
+        given = {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value is not None}
+    except ProgrammingError:
+        # libpq quotes the part that it did not understand, which may be a part of the password.
+        raise ParticipantRefused(
+            participant,
+            f"its dsn {redact(dsn)!r} is neither a URI (postgresql://user@host/database) nor a list of"
+            " keywords (host=… dbname=…); characters like '@', '/' and '#' in a URI must be percent-encoded",
+        ) from None
+    if "hostaddr" in given:
+        given["host"] = given.pop("hostaddr")
+    kept = {key: value for key, value in given.items() if key not in _CLIENT_ONLY}
+    several = "," in kept.get("host", "")
+    if several:
+        kept["target_session_attrs"] = "read-write"
+    elif kept.get("target_session_attrs") not in {None, "read-write", "primary", "any"}:
+        raise ParticipantRefused(
+            participant,
+            f"target_session_attrs={kept['target_session_attrs']!r} asks for a standby;"
+            " only a primary can prepare",
+        )
+    return Address(f"postgresql://?{urlencode(kept, quote_via=quote)}", several, "password" in kept)

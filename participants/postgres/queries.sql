@@ -1,0 +1,139 @@
+-- Every statement that undoubt sends to a participant, apart from BEGIN, COMMIT, ROLLBACK and their PREPARED forms.
+
+-- name: introduce
+-- Once per connection. Needs no right that PUBLIC lacks by default.
+select pg_is_in_recovery() as standby,
+       current_setting('server_version_num')::int as version,
+       current_setting('synchronous_commit') as synchronous_commit,
+       extract(epoch from current_setting('lock_timeout')::interval)::float8 as lock_timeout_s,
+       extract(epoch from current_setting('idle_in_transaction_session_timeout')::interval)::float8 as idle_timeout_s,
+       to_regprocedure('undoubt.note_commit(text,text)') is not null as notes_commits,
+       (select extract(epoch from backend_start)::text from pg_stat_activity
+         where pid = pg_backend_pid()) as backend_start
+
+-- name: whereabouts
+-- The timeline is in the name of the WAL file of this moment; pg_control_checkpoint() lags behind a promotion.
+select system_identifier as system,
+       substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as timeline
+  from pg_control_system()
+
+-- name: reset
+-- What a branch may have left behind in its session. RESET ALL keeps the role; RESET SESSION AUTHORIZATION does not.
+reset all; reset session authorization; select pg_advisory_unlock_all(); unlisten *; close all; discard temp
+
+-- name: poll
+select coalesce(current_setting('undoubt.tx', true), '') as marker,
+       pg_current_xact_id_if_assigned()::text as xid,
+       current_setting('transaction_isolation') as isolation
+
+-- name: guard_prepare
+-- Fails with 22P02 and the text "undoubt marker …" unless the marker is still there; the cast cannot be done at
+-- plan time, because current_setting() is not immutable, nor be dropped, because set_config() is volatile.
+-- application_name is the only parameter of ours whose new value the server reports by itself.
+select set_config('application_name',
+         case when current_setting('undoubt.tx', true) = {marker}
+              then 'xid:' || pg_current_xact_id()::text
+              else (('undoubt marker ' || coalesce(current_setting('undoubt.tx', true), ''))::int)::text end,
+         false),
+       set_config('synchronous_commit',
+         case when current_setting('synchronous_commit') in ('off', 'local', 'remote_write')
+              then 'on' else current_setting('synchronous_commit') end,
+         true)
+
+-- name: guard_prepare_pooled
+-- The same behind a pooler, where the server may be another one than at the last statement.
+select set_config('application_name',
+         case when current_setting('undoubt.tx', true) = {marker}
+              then 'xid:' || pg_current_xact_id()::text || ':' || system_identifier::text
+                   || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+              else (('undoubt marker ' || coalesce(current_setting('undoubt.tx', true), ''))::int)::text end,
+         false),
+       set_config('synchronous_commit',
+         case when current_setting('synchronous_commit') in ('off', 'local', 'remote_write')
+              then 'on' else current_setting('synchronous_commit') end,
+         true)
+  from pg_control_system()
+
+-- name: guard_commit
+-- As above, before a plain COMMIT, which needs no transaction id of its own.
+select case when current_setting('undoubt.tx', true) = {marker} then 0
+            else ('undoubt marker ' || coalesce(current_setting('undoubt.tx', true), ''))::int end,
+       set_config('synchronous_commit',
+         case when current_setting('synchronous_commit') in ('off', 'local', 'remote_write')
+              then 'on' else current_setting('synchronous_commit') end,
+         true)
+
+-- name: note_commit
+-- A row that is visible exactly if the branch committed; nothing for a branch that writes nothing.
+select undoubt.note_commit({txid}, {participant})
+ where pg_current_xact_id_if_assigned() is not null
+   and current_setting('transaction_read_only') = 'off'
+
+-- name: noted
+select exists (select from undoubt.undoubt_commit where txid = $1 and participant = $2) as noted
+
+-- name: backend_gone
+-- True once the session that $1 (pid) and $2 (its start) name is over, and its transaction with it.
+select not exists (select from pg_stat_activity
+                    where pid = $1
+                      and (backend_start is null or extract(epoch from backend_start)::text = $2::text)) as gone
+
+-- name: in_doubt
+-- One row at least: a standby's list is empty, and only the flag tells it from a clean database.
+select pg_is_in_recovery() as standby,
+       pg_snapshot_xmax(pg_current_snapshot())::text as next_xid,
+       p.gid, p.owner::text as owner, p.database::text as database,
+       p.transaction::text as xid,
+       extract(epoch from p.prepared)::float8 as prepared_at,
+       greatest(extract(epoch from clock_timestamp() - p.prepared), 0)::float8 as age_s
+  from (select) as one
+  left join pg_prepared_xacts as p on p.database = current_database()
+ order by p.prepared, p.gid
+
+-- name: owner
+select pg_is_in_recovery() as standby, current_user::text as me,
+       p.owner::text as owner, p.database::text as database, current_database()::text as here
+  from (select) as one
+  left join pg_prepared_xacts as p on p.gid = $1
+
+-- name: evidence
+-- $1 xid8, $2 system identifier, $3 timeline. CASE keeps an id that another history gave out from being looked up.
+select pg_is_in_recovery() as standby,
+       case when w.here then pg_xact_status($1::text::xid8) end as status
+  from (select system_identifier = $2::text::bigint
+               and not pg_is_in_recovery()
+               and substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) = $3::text as here
+          from pg_control_system()) as w
+
+-- name: waits
+-- pg_blocking_pids() says 0 for a prepared blocker: the second half finds it by the lock that it holds.
+with waiter as materialized (
+  select l.*, a.application_name, a.backend_xid::text as xid,
+         {since_column} as since, pg_blocking_pids(l.pid) as blockers
+    from pg_locks as l join pg_stat_activity as a on a.pid = l.pid
+   where not l.granted and a.datname = current_database()
+)
+select w.pid, w.application_name as name, w.xid, extract(epoch from w.since)::text as since, w.mode,
+       b.pid as holder_pid, b.application_name as holder_name,
+       null as holder_gid, null as holder_mode
+  from waiter as w cross join unnest(w.blockers) as blocker(pid) join pg_stat_activity as b on b.pid = blocker.pid
+ where w.since is not null
+union
+select w.pid, w.application_name, w.xid, extract(epoch from w.since)::text, w.mode, null, null, p.gid, h.mode
+  from waiter as w
+  join pg_locks as h on h.pid is null and h.granted
+       and (h.locktype, h.database, h.relation, h.page, h.tuple, h.virtualxid, h.transactionid,
+            h.classid, h.objid, h.objsubid)
+           is not distinct from
+           (w.locktype, w.database, w.relation, w.page, w.tuple, w.virtualxid, w.transactionid,
+            w.classid, w.objid, w.objsubid)
+  join pg_prepared_xacts as p on h.virtualtransaction = '-1/' || p.transaction::text
+ where 0 = any (w.blockers) and w.since is not null
+
+-- name: cancel_waiter
+-- $1 pid, $2 application_name, $3 32-bit transaction id or null, $4 since when it waits.
+select pg_cancel_backend(a.pid) as sent
+  from pg_stat_activity as a join pg_locks as l on l.pid = a.pid and not l.granted
+ where a.pid = $1 and a.application_name = $2
+   and a.backend_xid::text is not distinct from $3::text
+   and extract(epoch from {since_column})::text = $4

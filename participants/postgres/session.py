@@ -1,0 +1,117 @@
+"""What this room needs of a driver: one database session that sends statements and tells what came back.
+
+Everything above it (branches, settling, evidence, wait graphs) is written once against :class:`Session`; a
+driver brings one implementation. A session whose call was cancelled, timed out or lost is *broken*: nobody
+knows what it is doing, so it is closed and never used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class ServerError(Exception):
+    """The server answered with an error. ``fatal``: it ended the session with it."""
+
+    def __init__(
+        self, sqlstate: str, message: str, *, detail: str = "", hint: str = "", fatal: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.message = message
+        self.detail = detail
+        self.hint = hint
+        self.fatal = fatal
+
+
+class NoAnswer(Exception):
+    """The session was lost, or the answer did not come in time: what was sent may have happened."""
+
+
+class NotSent(Exception):
+    """Nothing was sent: the session is closed, or another statement is running in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A warning or notice. ``source_file`` is the C file of the server that it came from, if told."""
+
+    severity: str
+    sqlstate: str
+    message: str
+    source_file: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a script: the last command's tag, and the warnings on the way."""
+
+    tag: str
+    warnings: tuple[Notice, ...] = ()
+
+    def unconfirmed(self) -> Notice | None:
+        """The warning that a synchronous standby's confirmation was not waited for, if there is one.
+
+        The server raises it in ``src/backend/replication/syncrep.c`` with code 01000 (the wait was
+        cancelled) or 57P01 (the server shuts down). Triggers raise 01000 too, but from other files.
+        """
+        for warning in self.warnings:
+            if warning.sqlstate in {"01000", "57P01"} and warning.source_file in {None, "syncrep.c"}:
+                return warning
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """What the server said about itself when the session was opened. Times are in seconds, 0 for none."""
+
+    version: int
+    synchronous_commit: str
+    lock_timeout_s: float
+    idle_timeout_s: float
+    notes_commits: bool
+    system: int | None
+    timeline: str | None
+    backend_start: str
+
+
+class Row(Protocol):
+    """One row of a result, by the columns' names."""
+
+    def __getitem__(self, key: str, /) -> Any: ...
+
+
+class Session(Protocol):
+    """One database session. Not for concurrent use."""
+
+    intro: Introduction
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def broken(self) -> bool:
+        """Closed, or in an unknown state: only ``discard`` is left."""
+        ...
+
+    @property
+    def in_transaction(self) -> bool: ...
+
+    @property
+    def application_name(self) -> str:
+        """As last reported by the server."""
+        ...
+
+    async def script(self, sql: str, *, timeout_s: float) -> Answer:
+        """Send ``sql``, one or several statements, as one simple query: one round trip."""
+        ...
+
+    async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
+        """One statement with parameters."""
+        ...
+
+    def discard(self) -> None:
+        """Close it, in the background if that needs time. Never fails; may be repeated."""
+        ...

@@ -1,0 +1,90 @@
+"""What an answer of PostgreSQL means, by SQLSTATE.
+
+https://www.postgresql.org/docs/current/errcodes-appendix.html. An error that leaves the session alive is a
+"no": every error of ``PREPARE TRANSACTION`` and ``COMMIT`` is raised before their point of no return, which
+runs with interrupts held off (``PrepareTransaction`` and ``CommitTransaction`` in
+``src/backend/access/transam/xact.c``). An error that ends the session (FATAL, PANIC) may come from
+after it, and says nothing.
+"""
+
+from __future__ import annotations
+
+from participants.errors import BranchFailed, ParticipantError, ParticipantRefused, ParticipantUnavailable
+from participants.postgres.session import NoAnswer, NotSent, ServerError
+
+MARKER_TEXT = "undoubt marker"
+
+UNDEFINED_OBJECT = "42704"
+IN_USE = "55000"
+NO_RIGHT = "42501"
+OTHER_DATABASE = "0A000"
+FUTURE_XID = "22023"
+FAILED_TRANSACTION = "25P02"
+READ_ONLY_TRANSACTION = "25006"
+
+ENDED_BY_APPLICATION = (
+    "the branch was ended by the application (a COMMIT, ROLLBACK or PREPARE TRANSACTION of its own): what"
+    " it did before that may be committed, and undoubt cannot take it back; leave COMMIT to the transaction"
+)
+SWALLOWED = (
+    "an SQL error in this branch was swallowed: PostgreSQL has rolled it back, so everything aborts;"
+    " use 'async with connection.transaction()' around statements that may fail"
+)
+
+_PREPARED_MAX = (
+    "max_prepared_transactions is {what} on the server: put 'max_prepared_transactions = {value}' into"
+    " postgresql.conf (at least max_connections is a good value) and restart it"
+)
+_UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58"})
+_REFUSED = {
+    "28P01": "the password was not accepted; check the dsn's user, and where the password comes from"
+    " (dsn, password_file, PGPASSWORD, .pgpass)",
+    "28000": "the server does not let this user in; look at its pg_hba.conf and at the dsn",
+    "3D000": "there is no such database; check the dsn, or create it",
+    "42501": "the user of the dsn may not do this",
+    READ_ONLY_TRANSACTION: "the server takes no writes (a standby, or default_transaction_read_only);"
+    " name the primary in the dsn, or all hosts of the cluster",
+}
+
+
+def branch_failure(participant: str, error: ServerError) -> BranchFailed:
+    """Why a living branch cannot go on, for the person who reads ``TransactionAborted``."""
+    return BranchFailed(participant, _explain(error), sqlstate=error.sqlstate)
+
+
+def marker_lost(error: ServerError) -> bool:
+    """True if the guard of ``queries.sql`` raised it."""
+    return error.sqlstate == "22P02" and MARKER_TEXT in error.message
+
+
+def _explain(error: ServerError) -> str:
+    if marker_lost(error):
+        return ENDED_BY_APPLICATION
+    if error.sqlstate == FAILED_TRANSACTION:
+        return SWALLOWED
+    if error.sqlstate == IN_USE and "prepared transactions" in error.message + error.hint:
+        return f"{error.message}: " + _PREPARED_MAX.format(what="0", value=100)
+    if error.sqlstate in {"53200", "53400"} and "max_prepared_transactions" in error.hint + error.message:
+        return f"{error.message}: " + _PREPARED_MAX.format(what="used up", value="<more than now>")
+    return _plain(error)
+
+
+def _plain(error: ServerError) -> str:
+    text = error.message
+    if error.detail:
+        text += f" ({error.detail.rstrip('.')})"
+    if error.hint:
+        text += f"; {error.hint.rstrip('.')}"
+    return text
+
+
+def participant_error(participant: str, error: ServerError | NoAnswer | NotSent) -> ParticipantError:
+    """An error of undoubt's own statements, outside a branch."""
+    if not isinstance(error, ServerError):
+        return ParticipantUnavailable(participant, str(error) or "no answer")
+    if error.sqlstate in _REFUSED:
+        message = f"{_plain(error)}: {_REFUSED[error.sqlstate]}"
+        return ParticipantRefused(participant, message, sqlstate=error.sqlstate)
+    if error.fatal or error.sqlstate[:2] in _UNAVAILABLE_CLASSES:
+        return ParticipantUnavailable(participant, _plain(error), sqlstate=error.sqlstate)
+    return ParticipantRefused(participant, _plain(error), sqlstate=error.sqlstate)
