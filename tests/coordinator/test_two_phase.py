@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from coordinator.ledger.memory import MemoryLedger
 
 from coordinator.coordinator import Coordinator
 from coordinator.errors import (
@@ -20,6 +19,7 @@ from coordinator.errors import (
     WrongProcess,
 )
 from coordinator.ledger.contract import Decision, Record, Verdict
+from coordinator.ledger.memory import MemoryLedger
 from coordinator.protocols.steps import TwoPhaseStep
 from coordinator.settings import CoordinatorSettings
 from participants.contract import Fate, Order, Settled, Vote, Work

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,10 @@ RETRY_S = 0.02
 class SqliteLedger(CallingLedger):
     """Made by :meth:`open`. Belongs to the event loop and the process in which it was opened."""
 
-    def __init__(self, path: Path, settings: LedgerSettings) -> None:
-        self.path = path
+    def __init__(self, path: Path, settings: LedgerSettings, clock: Callable[[], float]) -> None:
+        self.path = path.resolve()
         self.settings = settings
+        self._clock = clock
         self._pid = os.getpid()
         self._ledger_id = ""
         self._closed = False
@@ -42,9 +45,12 @@ class SqliteLedger(CallingLedger):
         self._finding = asyncio.Lock()
 
     @classmethod
-    async def open(cls, path: Path, settings: LedgerSettings) -> SqliteLedger:
-        """Own the file, or connect to its owner. Raises ``LedgerUnusable`` or ``LedgerLocked``."""
-        ledger = cls(Path(os.path.realpath(path)), settings)
+    async def open(
+        cls, path: Path, settings: LedgerSettings, *, clock: Callable[[], float] = time.monotonic
+    ) -> SqliteLedger:
+        """Own the file, or connect to its owner. ``clock`` is monotonic, in seconds, and used while this
+        one is the owner. Raises ``LedgerUnusable`` or ``LedgerLocked``."""
+        ledger = cls(path, settings, clock)
         await ledger._find_within(settings.request_timeout_s)
         return ledger
 
@@ -127,7 +133,9 @@ class SqliteLedger(CallingLedger):
         if lock is None:
             await self._connect()
             return
-        opening = steadfast(OwnedLedger.open(self.path, self.settings), name="undoubt-ledger-open")
+        opening = steadfast(
+            OwnedLedger.open(self.path, self.settings, self._clock), name="undoubt-ledger-open"
+        )
         try:
             owned = await asyncio.shield(opening)
         except BaseException:

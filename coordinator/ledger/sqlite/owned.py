@@ -52,9 +52,14 @@ class OwnedLedger(LocalLedger):
     schema = schema.NEWEST
 
     def __init__(
-        self, store: SqliteStore, thread: ThreadPoolExecutor, loaded: Loaded, settings: LedgerSettings
+        self,
+        store: SqliteStore,
+        thread: ThreadPoolExecutor,
+        loaded: Loaded,
+        settings: LedgerSettings,
+        clock: Callable[[], float],
     ) -> None:
-        super().__init__(_rebuilt(loaded, store.path), settings)
+        super().__init__(rebuilt(loaded, store.path), settings, clock=clock)
         self.owner = new_nonce()
         self._store = store
         self._thread = thread
@@ -72,7 +77,7 @@ class OwnedLedger(LocalLedger):
         self._upkeep: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, path: Path, settings: LedgerSettings) -> OwnedLedger:
+    async def open(cls, path: Path, settings: LedgerSettings, clock: Callable[[], float]) -> OwnedLedger:
         """Create or open the file. Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="undoubt-ledger")
         loop = asyncio.get_running_loop()
@@ -80,7 +85,7 @@ class OwnedLedger(LocalLedger):
         try:
             store = await loop.run_in_executor(thread, SqliteStore.create, path)
             loaded = await loop.run_in_executor(thread, store.load)
-            ledger = cls(store, thread, loaded, settings)
+            ledger = cls(store, thread, loaded, settings, clock)
             await ledger._expire_former_owner()
         except BaseException:
             if store is not None:
@@ -234,7 +239,8 @@ class OwnedLedger(LocalLedger):
             await self.advance_time()
 
 
-def _rebuilt(loaded: Loaded, path: Path) -> Machine:
+def rebuilt(loaded: Loaded, path: Path) -> Machine:
+    """The state after all that was loaded. Raises ``LedgerUnusable``."""
     machine = Machine(loaded.ledger_id)
     try:
         if loaded.snapshot is not None:

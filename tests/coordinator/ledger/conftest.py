@@ -1,0 +1,99 @@
+"""The backends that the conformance suite runs on. A new one joins by adding itself to ``BACKENDS``."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.ledger.contract import Ledger
+from coordinator.ledger.memory import MemoryLedger
+from coordinator.ledger.sqlite.ledger import SqliteLedger
+from coordinator.settings import LedgerSettings
+
+
+class Backend(abc.ABC):
+    """One ledger under test. ``durable``: it outlives :meth:`reopen`."""
+
+    durable = True
+    ledger: Ledger
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.retention_s = 3600.0
+
+    @abc.abstractmethod
+    async def open(self) -> None: ...
+
+    @abc.abstractmethod
+    async def elapse(self, seconds: float) -> None:
+        """Let ledger time pass and what is due happen."""
+
+    async def reopen(self) -> None:
+        await self.close()
+        await self.open()
+
+    async def close(self) -> None:
+        await self.ledger.close()
+
+
+class Memory(Backend):
+    durable = False
+
+    async def open(self) -> None:
+        self.memory = MemoryLedger(settings=LedgerSettings(url="memory://", retention_s=self.retention_s))
+        self.ledger = self.memory
+
+    async def elapse(self, seconds: float) -> None:
+        await self.memory.elapse(seconds)
+
+
+class Sqlite(Backend):
+    """In the process that owns the file."""
+
+    now_s = 1000.0
+
+    async def open(self) -> None:
+        path = self.folder / "ledger.db"
+        settings = LedgerSettings(url=f"sqlite:///{path}", retention_s=self.retention_s)
+        self.owner = await SqliteLedger.open(path, settings, clock=lambda: self.now_s)
+        self.ledger = self.owner
+
+    async def elapse(self, seconds: float) -> None:
+        owned = self.owner._owned
+        assert owned is not None
+        await owned.expire_due()
+        self.now_s += seconds
+        await owned.expire_due()
+        await owned.advance_time()
+
+
+class SqliteClient(Sqlite):
+    """Through the owner's socket."""
+
+    async def open(self) -> None:
+        await super().open()
+        self.ledger = await SqliteLedger.open(self.owner.path, self.owner.settings)
+        assert not self.ledger.leads
+
+    async def close(self) -> None:
+        await super().close()
+        await self.owner.close()
+
+
+BACKENDS = {"memory": Memory, "sqlite": Sqlite, "sqlite-client": SqliteClient}
+
+
+@pytest.fixture(params=list(BACKENDS))
+async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+    found: Backend = BACKENDS[request.param](tmp_path)
+    await found.open()
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+def ledger(backend: Backend) -> Ledger:
+    return backend.ledger

@@ -1,0 +1,402 @@
+"""What every ledger must do, on every backend. Each test's docstring says what breaks if it fails."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
+from coordinator.ledger.contract import (
+    BranchRecord,
+    Decision,
+    Heuristic,
+    Ledger,
+    Record,
+    Session,
+    SessionState,
+    Verdict,
+)
+from participants.contract import Settled
+from participants.ids import Gid, Protocol, TxId
+
+from .conftest import Backend
+
+COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
+BRANCHES = (
+    BranchRecord(1, "orders", 2**40, 2**62, "00000001"),
+    BranchRecord(2, "payments", 77, 2**62 + 1, "0000000A"),
+)
+
+
+async def verdict(ledger: Ledger, txid: TxId, protocol: str = "2") -> Verdict:
+    return (await ledger.outcomes([txid], protocol=protocol))[txid]
+
+
+async def record(ledger: Ledger, txid: TxId) -> Record:
+    return (await ledger.records([txid]))[txid]
+
+
+async def opened(ledger: Ledger, ttl_s: float = 10.0) -> Session:
+    return await ledger.open_session("test", ttl_s)
+
+
+async def test_sessions_count_up_and_nonces_differ(ledger: Ledger) -> None:
+    """Otherwise two coordinators could name different transactions alike."""
+    sessions = [await opened(ledger) for _ in range(5)]
+    numbers = [session.id for session in sessions]
+    assert numbers == sorted(set(numbers))
+    assert len({session.nonce for session in sessions}) == 5
+
+
+async def test_session_numbers_are_never_reused_after_a_restart(backend: Backend) -> None:
+    """A reused number would answer for the transactions of the session that had it."""
+    first = await opened(backend.ledger)
+    await backend.ledger.close_session(first)
+    if backend.durable:
+        await backend.reopen()
+    assert (await opened(backend.ledger)).id > first.id
+
+
+async def test_the_first_decision_wins(ledger: Ledger) -> None:
+    """Two deciders (coordinator and recovery) could tell two participants different things."""
+    session = await opened(ledger)
+    first, second = session.txid(1), session.txid(2)
+    assert await ledger.decide(first, COMMIT, BRANCHES) is COMMIT
+    assert await ledger.decide(first, ABORT, BRANCHES) is COMMIT
+    assert await ledger.decide(second, ABORT, BRANCHES) is ABORT
+    assert await ledger.decide(second, COMMIT, BRANCHES) is ABORT
+    assert await verdict(ledger, first) is Verdict.COMMITTED
+    assert await verdict(ledger, second) is Verdict.ABORTED
+
+
+async def test_concurrent_deciders_agree(ledger: Ledger) -> None:
+    """All of them are told one thing, whichever came first."""
+    session = await opened(ledger)
+    for seq in range(1, 21):
+        orders = [COMMIT, ABORT, COMMIT, ABORT] if seq % 2 else [ABORT, COMMIT, ABORT, COMMIT]
+        answers = await asyncio.gather(
+            *(ledger.decide(session.txid(seq), order, BRANCHES) for order in orders)
+        )
+        assert len(set(answers)) == 1
+        assert await record(ledger, session.txid(seq)) == Record(str(answers[0]))
+
+
+async def test_repeating_a_decide_changes_nothing(ledger: Ledger) -> None:
+    """A coordinator repeats until it is answered; the repetition must not be an error or a second record."""
+    session = await opened(ledger)
+    for _ in range(3):
+        assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
+    assert len(await ledger.unfinished()) == 1
+
+
+async def test_another_branch_list_is_never_answered_commit(ledger: Ledger) -> None:
+    """A coordinator that asks with other branches would commit branches nobody decided about."""
+    session = await opened(ledger)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    for other in (
+        (),
+        BRANCHES[:1],
+        (*BRANCHES, BranchRecord(3, "more")),
+        (BRANCHES[0], BranchRecord(2, "x")),
+    ):
+        with pytest.raises(BranchListMismatch):
+            await ledger.decide(session.txid(1), COMMIT, other)
+
+
+async def test_the_branch_list_is_remembered_after_finish(ledger: Ledger) -> None:
+    """Finishing drops the details; the comparison must not go with them."""
+    session = await opened(ledger)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    await ledger.finish([session.txid(1)])
+    assert await ledger.decide(session.txid(1), COMMIT, tuple(reversed(BRANCHES))) is COMMIT
+    with pytest.raises(BranchListMismatch):
+        await ledger.decide(session.txid(1), COMMIT, BRANCHES[:1])
+
+
+async def test_recovery_may_ask_to_abort_knowing_only_some_branches(ledger: Ledger) -> None:
+    """Recovery that saw one branch of a committed transaction must learn COMMIT, not get an error."""
+    session = await opened(ledger)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    assert await ledger.decide(session.txid(1), ABORT, BRANCHES[:1]) is COMMIT
+    assert await ledger.decide(session.txid(1), ABORT, ()) is COMMIT
+
+
+async def test_a_closed_session_commits_nothing(ledger: Ledger) -> None:
+    """Recovery may already have rolled its branches back."""
+    session = await opened(ledger)
+    await ledger.close_session(session)
+    assert await verdict(ledger, session.txid(1)) is Verdict.ABORTED
+    assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is ABORT
+    assert await record(ledger, session.txid(1)) is Record.ABORT
+    with pytest.raises(SessionLost):
+        await ledger.keep_alive(session, 1)
+
+
+async def test_an_expired_session_commits_nothing(backend: Backend) -> None:
+    """A coordinator that slept through its lease would commit what recovery aborted."""
+    session = await opened(backend.ledger, ttl_s=10.0)
+    await backend.elapse(10.5)
+    assert await verdict(backend.ledger, session.txid(1)) is Verdict.ABORTED
+    assert await backend.ledger.decide(session.txid(1), COMMIT, BRANCHES) is ABORT
+    with pytest.raises(SessionLost):
+        await backend.ledger.keep_alive(session, 1)
+
+
+async def test_keeping_alive_postpones_the_expiry(backend: Backend) -> None:
+    """A live coordinator would lose its transactions every few seconds."""
+    session = await opened(backend.ledger, ttl_s=10.0)
+    for _ in range(5):
+        await backend.elapse(6.0)
+        await backend.ledger.keep_alive(session, 1)
+    assert await verdict(backend.ledger, session.txid(1)) is Verdict.ACTIVE
+    assert await backend.ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
+
+
+async def test_what_was_decided_before_the_expiry_stays(backend: Backend) -> None:
+    """The expiry ends what is undecided, and nothing else."""
+    session = await opened(backend.ledger)
+    await backend.ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    await backend.elapse(11)
+    assert await verdict(backend.ledger, session.txid(1)) is Verdict.COMMITTED
+    assert await verdict(backend.ledger, session.txid(2)) is Verdict.ABORTED
+
+
+async def test_below_the_floor_is_aborted_and_above_it_active(ledger: Ledger) -> None:
+    """The floor is how aborted transactions of a living session get resolved without a record."""
+    session = await opened(ledger)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    await ledger.keep_alive(session, 3)
+    assert await verdict(ledger, session.txid(1)) is Verdict.COMMITTED
+    assert await verdict(ledger, session.txid(2)) is Verdict.ABORTED
+    assert await verdict(ledger, session.txid(3)) is Verdict.ACTIVE
+    assert await ledger.decide(session.txid(2), COMMIT, BRANCHES) is ABORT
+    assert await ledger.decide(session.txid(3), COMMIT, BRANCHES) is COMMIT
+
+
+async def test_floors_only_rise(ledger: Ledger) -> None:
+    """A late renewal with an old floor would make an aborted transaction active again."""
+    session = await opened(ledger)
+    await ledger.keep_alive(session, 5)
+    await ledger.keep_alive(session, 2)
+    assert await verdict(ledger, session.txid(4)) is Verdict.ABORTED
+    (info,) = await ledger.sessions()
+    assert info.floor == 5
+
+
+@pytest.mark.parametrize("protocol", ["3", "p"])
+async def test_other_protocols_are_never_presumed_aborted(ledger: Ledger, protocol: str) -> None:
+    """Their own termination may have committed without the ledger."""
+    session = await opened(ledger)
+    decided, open_one = session.txid(1), session.txid(2)
+    await ledger.decide(decided, COMMIT, BRANCHES, protocol=protocol)
+    await ledger.close_session(session)
+    assert await verdict(ledger, decided, protocol) is Verdict.COMMITTED
+    assert await verdict(ledger, open_one, protocol) is Verdict.ASK_PROTOCOL
+
+
+async def test_unknown_sessions_and_wrong_nonces_are_forgotten(ledger: Ledger) -> None:
+    """The branch may be of a ledger that was restored: guessing an outcome could split a transaction."""
+    session = await opened(ledger)
+    stranger = TxId(session.id, "0" * 16, 1)
+    future = TxId(session.id + 1_000, session.nonce, 1)
+    for txid in (stranger, future):
+        assert await verdict(ledger, txid) is Verdict.FORGOTTEN
+        assert await record(ledger, txid) is Record.NOT_RECORDED
+        with pytest.raises(OutcomeUnknown):
+            await ledger.decide(txid, COMMIT, BRANCHES)
+
+
+async def test_to_callers_no_decision_is_not_recorded(ledger: Ledger) -> None:
+    """A one-phase commit leaves no record: telling its caller "aborted" would be a lie."""
+    session = await opened(ledger)
+    await ledger.close_session(session)
+    assert await record(ledger, session.txid(1)) is Record.NOT_RECORDED
+
+
+async def test_finish_keeps_the_decision_answerable(ledger: Ledger) -> None:
+    """A caller that lost its connection asks later, long after the branches were committed."""
+    session = await opened(ledger)
+    for seq in (1, 2, 3):
+        await ledger.decide(session.txid(seq), COMMIT if seq != 2 else ABORT, BRANCHES)
+    await ledger.finish([session.txid(1), session.txid(2), TxId(99, "f" * 16, 1)])
+    await ledger.finish([session.txid(1)])
+    assert [left.txid for left in await ledger.unfinished()] == [session.txid(3)]
+    assert await verdict(ledger, session.txid(1)) is Verdict.COMMITTED
+    assert await verdict(ledger, session.txid(2)) is Verdict.ABORTED
+    assert await ledger.decide(session.txid(2), COMMIT, BRANCHES) is ABORT
+
+
+async def test_unfinished_tells_branches_with_their_evidence(ledger: Ledger) -> None:
+    """Recovery judges vanished branches by it."""
+    session = await opened(ledger)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    (left,) = await ledger.unfinished()
+    assert (left.txid, left.decision, left.branches) == (session.txid(1), COMMIT, BRANCHES)
+    assert (left.protocol, left.coordinator) == ("2", "test")
+
+
+async def test_retention_drops_old_sessions_and_their_answers_become_forgotten(backend: Backend) -> None:
+    """Presuming abort for a dropped session would roll back what had committed."""
+    ledger = backend.ledger
+    session = await opened(ledger)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    await ledger.finish([session.txid(1)])
+    await ledger.close_session(session)
+    await backend.elapse(backend.retention_s - 60)
+    assert await verdict(ledger, session.txid(1)) is Verdict.COMMITTED
+    await backend.elapse(120)
+    assert await verdict(ledger, session.txid(1)) is Verdict.FORGOTTEN
+    assert await verdict(ledger, session.txid(2)) is Verdict.FORGOTTEN
+    with pytest.raises(OutcomeUnknown):
+        await ledger.decide(session.txid(2), COMMIT, BRANCHES)
+
+
+async def test_retention_keeps_what_is_unfinished_or_has_an_open_heuristic(backend: Backend) -> None:
+    """A participant that is down for longer than retention must still learn its decision."""
+    ledger = backend.ledger
+    unfinished, heuristic = await opened(ledger), await opened(ledger)
+    await ledger.decide(unfinished.txid(1), COMMIT, BRANCHES)
+    await ledger.record_heuristic(_heuristic(ledger, heuristic.txid(1)))
+    for session in (unfinished, heuristic):
+        await ledger.close_session(session)
+    await backend.elapse(backend.retention_s * 3)
+    assert await verdict(ledger, unfinished.txid(1)) is Verdict.COMMITTED
+    assert {info.id for info in await ledger.sessions()} == {unfinished.id, heuristic.id}
+    await ledger.finish([unfinished.txid(1)])
+    assert await ledger.forget_heuristic(_gid(ledger, heuristic.txid(1)))
+    await backend.elapse(1)
+    assert await ledger.sessions() == []
+
+
+async def test_a_session_that_lives_is_never_dropped(backend: Backend) -> None:
+    """A coordinator that runs for a month keeps its answers."""
+    session = await opened(backend.ledger, ttl_s=backend.retention_s * 10)
+    await backend.elapse(backend.retention_s * 5)
+    assert await verdict(backend.ledger, session.txid(1)) is Verdict.ACTIVE
+
+
+async def test_heuristics_are_kept_until_forgotten(ledger: Ledger) -> None:
+    """A database that disagrees must not drop out of sight by itself."""
+    session = await opened(ledger)
+    one = _heuristic(ledger, session.txid(1))
+    await ledger.record_heuristic(one)
+    await ledger.record_heuristic(_heuristic(ledger, session.txid(1), note="again"))
+    assert await ledger.heuristics() == [one]
+    assert await ledger.forget_heuristic(one.gid)
+    assert not await ledger.forget_heuristic(one.gid)
+    assert await ledger.heuristics() == []
+    (kept,) = await ledger.heuristics(include_forgotten=True)
+    assert kept.forgotten
+
+
+async def test_a_hazard_gives_way_to_knowledge(ledger: Ledger) -> None:
+    """Whoever finds out later what happened must be able to say so; never the other way round."""
+    session = await opened(ledger)
+    hazard = _heuristic(ledger, session.txid(1), kind=Settled.HEURISTIC_HAZARD)
+    known = _heuristic(ledger, session.txid(1), kind=Settled.HEURISTIC_ROLLBACK)
+    for heuristic in (hazard, known, hazard):
+        await ledger.record_heuristic(heuristic)
+    assert await ledger.heuristics() == [known]
+
+
+async def test_transaction_tells_what_is_recorded(ledger: Ledger) -> None:
+    """``tx show`` is built on it."""
+    session = await opened(ledger)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    await ledger.record_heuristic(_heuristic(ledger, session.txid(1)))
+    open_one = await ledger.transaction(session.txid(1))
+    await ledger.finish([session.txid(1)])
+    finished = await ledger.transaction(session.txid(1))
+    assert open_one is not None
+    assert finished is not None
+    assert (open_one.finished, finished.finished) == (False, True)
+    assert open_one.branches == finished.branches == BRANCHES
+    assert finished.record is Record.COMMIT
+    assert finished.coordinator == "test"
+    assert len(finished.heuristics) == 1
+    assert await ledger.transaction(session.txid(2)) is None
+
+
+async def test_transactions_come_newest_first_in_pages(ledger: Ledger) -> None:
+    """Pages that overlap or leave gaps would hide a transaction from an operator."""
+    session = await opened(ledger)
+    txids = [session.txid(seq) for seq in range(1, 26)]
+    for txid in txids:
+        await ledger.decide(txid, COMMIT, BRANCHES)
+    await ledger.finish(txids[::2])
+    seen: list[TxId] = []
+    while page := await ledger.transactions(limit=7, before=seen[-1] if seen else None):
+        seen += [info.txid for info in page]
+    assert seen == list(reversed(txids))
+
+
+async def test_info_counts(ledger: Ledger) -> None:
+    """An operator reads the health of the ledger from it."""
+    session = await opened(ledger)
+    await ledger.close_session(await opened(ledger))
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    await ledger.decide(session.txid(2), COMMIT, BRANCHES)
+    await ledger.finish([session.txid(1)])
+    info = await ledger.info()
+    assert info.ledger_id == ledger.ledger_id
+    assert (info.sessions_open, info.sessions_kept) == (1, 2)
+    assert (info.unfinished, info.decisions_kept) == (1, 2)
+
+
+async def test_everything_survives_a_restart(backend: Backend) -> None:
+    """The whole point of a ledger."""
+    if not backend.durable:
+        pytest.skip("this backend keeps nothing, and is for tests only")
+    ledger = backend.ledger
+    session, closed = await opened(ledger), await opened(ledger)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    await ledger.decide(session.txid(2), COMMIT, BRANCHES)
+    await ledger.decide(session.txid(3), ABORT, BRANCHES)
+    await ledger.finish([session.txid(2)])
+    await ledger.keep_alive(session, 5)
+    await ledger.record_heuristic(_heuristic(ledger, session.txid(1)))
+    await ledger.close_session(closed)
+    before = await _everything(ledger, session)
+    ledger_id = ledger.ledger_id
+    await backend.reopen()
+    assert backend.ledger.ledger_id == ledger_id
+    assert await _everything(backend.ledger, session) == before
+
+
+async def _everything(ledger: Ledger, session: Session) -> list[object]:
+    txids = [session.txid(seq) for seq in range(1, 8)]
+    states = [(info.id, info.floor) for info in await ledger.sessions()]
+    return [
+        await ledger.records(txids),
+        [await verdict(ledger, txid) for txid in txids[:4]],
+        await ledger.unfinished(),
+        await ledger.heuristics(),
+        await ledger.transactions(limit=100),
+        states,
+    ]
+
+
+async def test_sessions_tell_their_state(backend: Backend) -> None:
+    """Operators see who is alive."""
+    ledger = backend.ledger
+    closed, expired, alive = await opened(ledger), await opened(ledger, 5.0), await opened(ledger, 500.0)
+    await ledger.close_session(closed)
+    await ledger.close_session(closed)
+    await backend.elapse(6)
+    states = {info.id: info.state for info in await ledger.sessions()}
+    assert states == {
+        closed.id: SessionState.CLOSED,
+        expired.id: SessionState.EXPIRED,
+        alive.id: SessionState.OPEN,
+    }
+
+
+def _gid(ledger: Ledger, txid: TxId) -> Gid:
+    return Gid(ledger.ledger_id, Protocol.TWO_PHASE, txid, 2, "payments")
+
+
+def _heuristic(
+    ledger: Ledger, txid: TxId, kind: Settled = Settled.HEURISTIC_ROLLBACK, note: str = ""
+) -> Heuristic:
+    return Heuristic(_gid(ledger, txid), kind, COMMIT, 1.5, note)
