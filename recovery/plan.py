@@ -1,0 +1,182 @@
+"""What recovery does about one branch: the whole table, and nothing else.
+
+Two questions, each answered by one pure function. A branch that *is* prepared somewhere: what does its
+standing allow (:func:`for_prepared`)? A branch of a recorded decision that is *not* prepared: what do its
+database's own books prove (:func:`for_absent`)? The answers are values of closed unions, which
+:mod:`recovery.resolve` and :mod:`recovery.unfinished` carry out.
+
+==============  ==========  ============================  =============================================
+ledger says     prepared?   the database's books          action
+==============  ==========  ============================  =============================================
+committed       yes                                       :class:`Commit`
+committed       no          committed                     :class:`BranchDone`
+committed       no          in progress, busy             :class:`LookAgain`
+committed       no          aborted, or never assigned    :class:`RecordHeuristic` (rollback)
+committed       no          none that count               :class:`RecordHeuristic` (hazard)
+aborted         yes                                       :class:`RollBack`
+aborted         no          committed                     :class:`RecordHeuristic` (commit)
+aborted         no          in progress, busy             :class:`LookAgain`
+aborted         no          anything else                 :class:`BranchDone`
+active          yes                                       :class:`LeaveAlone`
+ask protocol    yes                                       :class:`Terminate`
+forgotten       yes                                       :class:`ReportOnly`
+other ledger's  yes                                       :class:`ReportOnly`
+foreign         yes                                       :class:`ReportOnly`
+==============  ==========  ============================  =============================================
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import assert_never
+
+from coordinator.ledger.contract import Decision, Verdict
+from participants.contract import Fate, Order, Settled, judge
+from participants.ids import Foreign, Gid
+
+
+class Standing(enum.StrEnum):
+    """Whose a prepared branch is, and what is known of its end. The first five are the ledger's verdicts."""
+
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+    ACTIVE = "active"
+    ASK_PROTOCOL = "ask_protocol"
+    FORGOTTEN = "forgotten"
+    OTHER_LEDGER = "other_ledger"
+    FOREIGN = "foreign"
+
+    @property
+    def ours(self) -> bool:
+        return self not in {Standing.OTHER_LEDGER, Standing.FOREIGN}
+
+    @property
+    def action(self) -> str:
+        """What is safe: ``commit``, ``rollback``, ``wait``, ``decide`` (a person must) or ``none``."""
+        match self:
+            case Standing.COMMITTED:
+                return "commit"
+            case Standing.ABORTED:
+                return "rollback"
+            case Standing.ACTIVE | Standing.ASK_PROTOCOL:
+                return "wait"
+            case Standing.FORGOTTEN:
+                return "decide"
+            case Standing.OTHER_LEDGER | Standing.FOREIGN:
+                return "none"
+
+
+def standing(gid: Gid | Foreign, ledger_id: str, verdict: Verdict | None) -> Standing:
+    """``verdict`` is the ledger's about a gid of its own; of any other none is asked for."""
+    if isinstance(gid, Foreign):
+        return Standing.FOREIGN
+    if gid.ledger != ledger_id or verdict is None:
+        return Standing.OTHER_LEDGER
+    return Standing(str(verdict))
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """COMMIT PREPARED."""
+
+    gid: Gid
+
+
+@dataclass(frozen=True, slots=True)
+class RollBack:
+    """ROLLBACK PREPARED."""
+
+    gid: Gid
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveAlone:
+    """Its coordinator lives and may still decide."""
+
+    gid: Gid
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """Its protocol's own termination decides; presuming anything could split the transaction."""
+
+    gid: Gid
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOnly:
+    """Show it to people, never touch it."""
+
+    gid: Gid | Foreign
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class BranchDone:
+    """It has applied the decision."""
+
+    gid: Gid
+
+
+@dataclass(frozen=True, slots=True)
+class LookAgain:
+    """Nothing is certain yet; the next pass may tell."""
+
+    gid: Gid
+
+
+@dataclass(frozen=True, slots=True)
+class RecordHeuristic:
+    """Its database did, or may have done, other than ``decision``."""
+
+    gid: Gid
+    kind: Settled
+    decision: Decision
+
+
+PreparedAction = Commit | RollBack | LeaveAlone | Terminate | ReportOnly
+AbsentAction = BranchDone | LookAgain | RecordHeuristic
+Action = PreparedAction | AbsentAction
+
+
+def for_prepared(gid: Gid | Foreign, stands: Standing) -> PreparedAction:
+    """About a branch that a participant lists as prepared."""
+    if isinstance(gid, Foreign):
+        return ReportOnly(gid, Standing.FOREIGN)
+    match stands:
+        case Standing.COMMITTED:
+            return Commit(gid)
+        case Standing.ABORTED:
+            return RollBack(gid)
+        case Standing.ACTIVE:
+            return LeaveAlone(gid)
+        case Standing.ASK_PROTOCOL:
+            return Terminate(gid)
+        case Standing.FORGOTTEN | Standing.OTHER_LEDGER | Standing.FOREIGN:
+            return ReportOnly(gid, stands)
+        case _:
+            assert_never(stands)
+
+
+def for_absent(gid: Gid, decision: Decision, fate: Fate) -> AbsentAction:
+    """About a branch of a recorded decision that was not in a list taken after the decision was read."""
+    return for_settled(gid, decision, judge(order_of(decision), fate))
+
+
+def for_settled(gid: Gid, decision: Decision, settled: Settled) -> AbsentAction:
+    """What a participant's answer to the second phase means. A heuristic that agrees with the decision is
+    none: the branch is where it should be."""
+    agreeing = Settled.HEURISTIC_COMMIT if decision is Decision.COMMIT else Settled.HEURISTIC_ROLLBACK
+    match settled:
+        case Settled.APPLIED | Settled.ABSENT:
+            return BranchDone(gid)
+        case Settled.BUSY:
+            return LookAgain(gid)
+        case _:
+            return BranchDone(gid) if settled is agreeing else RecordHeuristic(gid, settled, decision)
+
+
+def order_of(decision: Decision) -> Order:
+    """The second phase of a decision."""
+    return Order.COMMIT if decision is Decision.COMMIT else Order.ROLLBACK
