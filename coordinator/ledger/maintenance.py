@@ -29,8 +29,8 @@ async def init(settings: LedgerSettings) -> LedgerInfo:
 
 
 async def migrate(settings: LedgerSettings) -> list[str]:
-    """Bring the tables to this version; the revisions that were applied, oldest first. Raises ``LedgerLocked``
-    while any process has the ledger open, and ``LedgerUnusable``."""
+    """Bring the tables to this version; the revisions that were applied, oldest first. Raises
+    ``LedgerLocked`` while any process has the ledger open, and ``LedgerUnusable``."""
     return await asyncio.to_thread(_alone, sqlite_path(settings.url).resolve(), _migrate)
 
 

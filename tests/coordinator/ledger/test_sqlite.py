@@ -1,0 +1,421 @@
+"""The SQLite ledger's own promises: one owner, takeover, a full or damaged disk, forks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from alembic.script import ScriptDirectory
+
+from coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable
+from coordinator.ledger import maintenance, open_ledger, schema
+from coordinator.ledger.contract import BranchRecord, Decision, Record, SessionState, Verdict
+from coordinator.ledger.sqlite import door, owned
+from coordinator.ledger.sqlite.ledger import SqliteLedger
+from coordinator.settings import LedgerSettings
+from participants.ids import TxId
+
+COMMIT = Decision.COMMIT
+BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
+
+OWNER = """
+import asyncio, sys
+from coordinator.ledger import open_ledger
+from coordinator.ledger.contract import BranchRecord, Decision
+from coordinator.settings import LedgerSettings
+
+async def main(url):
+    ledger = await open_ledger(LedgerSettings(url=url))
+    session = await ledger.open_session("owner", 600)
+    branches = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
+    await ledger.decide(session.txid(1), Decision.COMMIT, branches)
+    print(ledger.leads, session.txid(1), session.txid(2), flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def settings(path: Path) -> LedgerSettings:
+    return LedgerSettings(url=f"sqlite:///{path}", request_timeout_s=3.0)
+
+
+@pytest.fixture
+async def ledger(path: Path, settings: LedgerSettings) -> AsyncIterator[SqliteLedger]:
+    opened = await SqliteLedger.open(path, settings)
+    yield opened
+    await opened.close()
+
+
+class Owner:
+    """Another process that owns the ledger, with one committed and one open transaction."""
+
+    def __init__(self, url: str) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", OWNER, url], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        leads, committed, undecided = self.process.stdout.readline().split()
+        assert leads == "True"
+        self.committed, self.undecided = TxId.parse(committed), TxId.parse(undecided)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def owner(settings: LedgerSettings) -> Iterator[Owner]:
+    found = Owner(settings.url)
+    yield found
+    found.end()
+
+
+async def test_a_killed_owner_is_succeeded_and_nothing_is_lost(
+    owner: Owner, settings: LedgerSettings
+) -> None:
+    """Decisions of an owner that died by SIGKILL stand; what it had undecided is aborted at once, since
+    the lock proves that it is dead."""
+    client = await open_ledger(settings)
+    session = await client.open_session("client", 600)
+    assert not client.leads
+    assert (await client.outcomes([owner.undecided]))[owner.undecided] is Verdict.ACTIVE
+    owner.process.send_signal(signal.SIGKILL)
+    assert owner.process.wait() == -signal.SIGKILL
+    assert (await client.records([owner.committed]))[owner.committed] is Record.COMMIT
+    assert client.leads
+    assert (await client.outcomes([owner.undecided]))[owner.undecided] is Verdict.ABORTED
+    states = {info.id: info.state for info in await client.sessions()}
+    assert states[session.id] is SessionState.OPEN, "a session of another process outlives the owner"
+    assert await client.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
+    await client.close()
+
+
+async def test_of_many_clients_exactly_one_takes_over(owner: Owner, settings: LedgerSettings) -> None:
+    """Two owners of one file would each believe their own decisions."""
+    clients = [await open_ledger(settings) for _ in range(5)]
+    sessions = [await client.open_session("client", 600) for client in clients]
+    owner.process.kill()
+    decided = await asyncio.gather(
+        *(
+            client.decide(session.txid(seq), COMMIT, BRANCHES)
+            for client, session in zip(clients, sessions, strict=True)
+            for seq in range(1, 21)
+        )
+    )
+    assert set(decided) == {COMMIT}
+    assert sum(client.leads for client in clients) == 1
+    info = await clients[0].info()
+    assert info.decisions_kept == 101
+    for client in clients:
+        await client.close()
+
+
+async def test_a_stopped_owner_is_not_succeeded(owner: Owner, settings: LedgerSettings) -> None:
+    """It may wake up: whoever took the file from it would make two owners. Calls fail, and say who."""
+    impatient = LedgerSettings(url=settings.url, request_timeout_s=0.3)
+    client = await open_ledger(settings)
+    owner.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(LedgerLocked, match=str(owner.process.pid)):
+        await open_ledger(impatient)
+    owner.process.send_signal(signal.SIGCONT)
+    assert (await client.records([owner.committed]))[owner.committed] is Record.COMMIT
+    await client.close()
+
+
+async def test_a_full_disk_refuses_commands_loses_nothing_and_recovers(
+    ledger: SqliteLedger, path: Path
+) -> None:
+    """Running on with a decision that is not on the disk would lose it; stopping for good would be rude."""
+    session = await ledger.open_session("test", 600)
+    mine = ledger._owned
+    assert mine is not None
+    pages = sqlite3_pages(path)
+    await mine._in_thread(mine._store.limit_pages, pages)
+    kept, refused = 0, None
+    while refused is None:
+        try:
+            assert await ledger.decide(session.txid(kept + 1), COMMIT, BRANCHES) is COMMIT
+            kept += 1
+        except LedgerUnavailable as error:
+            refused = error
+    assert "no room" in str(refused)
+    assert (await ledger.records([session.txid(kept + 1)]))[session.txid(kept + 1)] is Record.NOT_RECORDED
+    await mine._in_thread(mine._store.limit_pages, pages + 1000)
+    assert await ledger.decide(session.txid(kept + 1), COMMIT, BRANCHES) is COMMIT
+    await ledger.close()
+    again = await SqliteLedger.open(path, ledger.settings)
+    txids = [session.txid(seq) for seq in range(1, kept + 2)]
+    assert set((await again.records(txids)).values()) == {Record.COMMIT}
+    await again.close()
+
+
+def sqlite3_pages(path: Path) -> int:
+    return path.stat().st_size // 4096 + 2
+
+
+async def test_a_failing_disk_stops_commands_but_not_reading(ledger: SqliteLedger) -> None:
+    """After a failed write nobody knows what is on the disk: no later answer may rest on it."""
+    session = await ledger.open_session("test", 600)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    mine = ledger._owned
+    assert mine is not None
+    await mine._in_thread(mine._store._connection.execute, "drop table entry")
+    for seq in (2, 3):
+        with pytest.raises(LedgerUnavailable):
+            await ledger.decide(session.txid(seq), COMMIT, BRANCHES)
+    assert (await ledger.records([session.txid(1)]))[session.txid(1)] is Record.COMMIT
+
+
+async def test_a_damaged_entry_is_refused_by_name(path: Path, settings: LedgerSettings) -> None:
+    """Applying it could turn a COMMIT into anything."""
+    await _used(settings)
+    _edit(path, "update entry set command = cast(x'93' || substr(command, 2) as blob) where idx = 2")
+    with pytest.raises(LedgerUnusable, match="entry 2"):
+        await open_ledger(settings)
+    assert any("entry 2" in problem for problem in await maintenance.check(settings))
+
+
+async def test_a_missing_entry_is_refused(path: Path, settings: LedgerSettings) -> None:
+    """A hole in the log is a lost decision."""
+    await _used(settings)
+    _edit(path, "delete from entry where idx = 2")
+    with pytest.raises(LedgerUnusable, match="entry 2"):
+        await open_ledger(settings)
+
+
+async def test_a_lost_identity_is_refused(path: Path, settings: LedgerSettings) -> None:
+    """A ledger that draws a new id would not recognise its own prepared transactions."""
+    await _used(settings)
+    _edit(path, "delete from meta")
+    with pytest.raises(LedgerUnusable, match="identity"):
+        await open_ledger(settings)
+
+
+async def test_a_newer_version_is_refused(path: Path, settings: LedgerSettings) -> None:
+    """An old program would misread a new file."""
+    await _used(settings)
+    _edit(path, "update alembic_version set version_num = '9999'")
+    for attempt in (open_ledger, maintenance.migrate):
+        with pytest.raises(LedgerUnusable, match="newer version"):
+            await attempt(settings)
+    assert await maintenance.check(settings) != []
+
+
+async def test_what_is_no_ledger_is_refused_and_left_alone(path: Path, settings: LedgerSettings) -> None:
+    """A typo in a URL must not change somebody's file."""
+    path.write_bytes(b"these are the minutes of our last meeting" * 100)
+    before = path.read_bytes()
+    with pytest.raises(LedgerUnusable):
+        await open_ledger(settings)
+    assert path.read_bytes() == before
+    path.unlink()
+    _edit(path, "create table customers (name text)")
+    with pytest.raises(LedgerUnusable, match="not a ledger"):
+        await open_ledger(settings)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "mysql://x/y", "ledger.db"])
+async def test_other_urls_are_refused(url: str) -> None:
+    """``:memory:`` above all: it would forget its decisions."""
+    with pytest.raises(LedgerUnusable, match="sqlite:///"):
+        await open_ledger(LedgerSettings(url=url))
+
+
+async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LedgerUnusable, match="nowhere"):
+        await open_ledger(LedgerSettings(url=f"sqlite:///{tmp_path}/nowhere/ledger.db"))
+
+
+async def test_maintenance_needs_the_ledger_for_itself(
+    ledger: SqliteLedger, settings: LedgerSettings
+) -> None:
+    """A second connection to a live file can corrupt it."""
+    for work in (maintenance.check, maintenance.migrate):
+        with pytest.raises(LedgerLocked, match=str(os.getpid())):
+            await work(settings)
+    await ledger.close()
+    assert await maintenance.check(settings) == []
+    assert await maintenance.migrate(settings) == []
+
+
+async def test_the_newest_revision_is_alembics_head() -> None:
+    """A forgotten constant would refuse every new ledger."""
+    script = ScriptDirectory.from_config(schema.alembic_config())
+    assert script.get_current_head() == schema.NEWEST
+    assert [revision.revision for revision in script.walk_revisions()][::-1] == list(schema.REVISIONS)
+
+
+async def test_a_snapshot_replaces_the_log_and_history_stays(
+    path: Path, settings: LedgerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it a ledger grows for ever; with a faulty one it forgets."""
+    monkeypatch.setattr(owned, "LOG_BYTES_MIN", 20_000)
+    ledger = await SqliteLedger.open(path, settings)
+    session = await ledger.open_session("test", 600)
+    txids = [session.txid(seq) for seq in range(1, 601)]
+    for start in range(0, 600, 50):
+        await asyncio.gather(*(ledger.decide(txid, COMMIT, BRANCHES) for txid in txids[start : start + 50]))
+        await ledger.finish(txids[start : start + 49])
+    before = await ledger.transactions(limit=1000)
+    assert [info.txid for info in before] == txids[::-1]
+    await ledger.close()
+    with sqlite3.connect(path) as connection:
+        (entries,) = connection.execute("select count(*) from entry").fetchone()
+        (kept,) = connection.execute("select count(*) from history").fetchone()
+    connection.close()
+    assert entries < 300
+    assert kept > 300
+    again = await SqliteLedger.open(path, settings)
+    assert await again.transactions(limit=1000) == before
+    assert [record.txid for record in await again.unfinished()] == txids[49::50]
+    assert await maintenance_free(again) == 600
+    await again.close()
+
+
+async def maintenance_free(ledger: SqliteLedger) -> int:
+    return (await ledger.info()).decisions_kept
+
+
+async def test_a_fork_neither_uses_nor_harms_the_ledger(ledger: SqliteLedger, path: Path) -> None:
+    """A child that speaks under its parent's session, or whose exit tidies the parent's files, loses
+    decisions; one that keeps the lock after its parent's end keeps everybody out."""
+    session = await ledger.open_session("test", 600)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    script = _fork_script(path.parent / "forked.db")
+    outcome = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.split() == ["WrongProcess", "wal", "commit", "commit", "taken"]
+
+
+def _fork_script(path: Path) -> str:
+    return f"""
+import asyncio, gc, os
+from coordinator.errors import UndoubtError
+from coordinator.ledger import open_ledger
+from coordinator.ledger.contract import BranchRecord, Decision
+from coordinator.ledger.sqlite.lock import FileLock
+from coordinator.settings import LedgerSettings
+from pathlib import Path
+settings = LedgerSettings(url="sqlite:///{path}")
+branches = (BranchRecord(1, "a"),)
+async def main():
+    ledger = await open_ledger(settings)
+    session = await ledger.open_session("parent", 600)
+    await ledger.decide(session.txid(1), Decision.COMMIT, branches)
+    if os.fork() == 0:
+        try:
+            coroutine = ledger.decide(session.txid(2), Decision.COMMIT, branches)
+            coroutine.send(None)
+        except UndoubtError as error:
+            print(type(error).__name__, flush=True)
+        # What an exit that tidies up would do to the connection. (The loop itself must not be tidied up: its
+        # epoll instance is the parent's too.)
+        ledger._owned._store._connection = None
+        gc.collect()
+        os._exit(0)
+    os.wait()
+    await ledger.decide(session.txid(3), Decision.COMMIT, branches)
+    print("wal" if Path("{path}-wal").exists() else "no wal: a crash now would lose the last decision")
+    reader, writer = os.pipe()
+    if os.fork() == 0:  # outlives the parent's hold on the ledger
+        os.read(reader, 1)
+        os._exit(0)
+    await ledger.close()
+    lock = FileLock.take(Path("{path}"))
+    taken = "taken" if lock else "kept by the child"
+    os.write(writer, b"x")
+    os.wait()
+    lock and lock.release()
+    again = await open_ledger(settings)
+    found = await again.records([session.txid(1), session.txid(3)])
+    print(*(str(record) for record in found.values()), taken)
+    await again.close()
+asyncio.run(main())
+"""
+
+
+async def test_only_its_user_can_reach_it(ledger: SqliteLedger, path: Path) -> None:
+    """Whoever can talk to the ledger can decide."""
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert door.folder(path).stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\xff\xff\xff\xff\x01",
+        b"\x00\x00\x00\x02\x09\x90",
+        b"\x00\x00\x00\x05\x01oops",
+        b"GET / HTTP/1.1\r\n\r\n",
+    ],
+    ids=["too long", "other version", "no msgpack", "http"],
+)
+async def test_junk_on_the_socket_hurts_nobody(ledger: SqliteLedger, path: Path, junk: bytes) -> None:
+    """The connection that sent it is closed; others go on."""
+    client = await open_ledger(ledger.settings)
+    reader, writer = await asyncio.open_unix_connection(sock=door.connect(path))
+    writer.write(junk)
+    received = b""
+    while chunk := await reader.read(1000):
+        received += chunk
+    assert len(received) < 40, "the greeting, and nothing else"
+    writer.close()
+    assert (await client.info()).ledger_id == ledger.ledger_id
+    await client.close()
+
+
+async def test_a_long_path_still_has_a_socket(tmp_path: Path) -> None:
+    """Addresses of unix sockets end at 107 bytes; paths do not."""
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    settings = LedgerSettings(url=f"sqlite:///{deep}/ledger.db")
+    first, second = await open_ledger(settings), await open_ledger(settings)
+    assert (await second.info()).ledger_id == first.ledger_id
+    await second.close()
+    await first.close()
+
+
+async def test_cancelling_the_opening_leaves_nothing_open(path: Path, settings: LedgerSettings) -> None:
+    """A lock that nobody holds any more, or a file that is open without it, would both be fatal."""
+    for turns in range(0, 60, 3):
+        task = asyncio.create_task(open_ledger(settings))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        (result,) = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(result, SqliteLedger):
+            await result.close()
+    ledger = await open_ledger(settings)
+    assert ledger.leads
+    await ledger.close()
+
+
+async def _used(settings: LedgerSettings) -> None:
+    ledger = await open_ledger(settings)
+    session = await ledger.open_session("test", 600)
+    for seq in range(1, 4):
+        await ledger.decide(session.txid(seq), COMMIT, BRANCHES)
+    await ledger.close()
+
+
+def _edit(path: Path, statement: str) -> None:
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute(statement)
+    connection.close()
