@@ -1,0 +1,30 @@
+"""PostgreSQL behind the contract of :mod:`participants.contract`.
+
+What enters: a :class:`~participants.settings.ParticipantSettings` and the calls of the contract. What leaves:
+votes, settled outcomes, evidence, and the errors of :mod:`participants.errors`. Nothing here knows what a
+transaction is; it knows branches.
+
+===========================  ==============================================================================
+``participant``              puts the pieces together; the one name that others import
+``branch``                   a branch from BEGIN to COMMIT PREPARED, answer by answer
+``begin``                    its first round trip: clean up, set up, begin, mark
+``settle``                   the second phase, also after a crash and as another role; evidence of a gid
+``one_phase``                what became of a plain COMMIT whose answer was lost
+``in_doubt``, ``waits``      the list of prepared transactions; the edges of the wait graph
+``schema``                   optional tables on the participant's side, and their pruning
+``queries.sql``, ``sql``     every statement by name; quoting
+``verdicts``                 what an SQLSTATE means
+``session``                  what is needed of a driver
+``pool``, ``management``     sessions lent to branches; sessions for everything else
+``dsn``                      libpq's connection strings
+``asyncpg_*``                the driver: connecting, sending, the application's connection, its savepoints
+===========================  ==============================================================================
+
+Three things hold everywhere. A session whose state is not known is closed, never used again. An answer
+counts only if tag and marker are right and no warning weakens it. And no server in recovery is ever
+believed about prepared transactions.
+"""
+
+from participants.postgres.participant import PostgresParticipant
+
+__all__ = ["PostgresParticipant"]

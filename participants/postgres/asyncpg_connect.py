@@ -10,11 +10,10 @@ import asyncpg
 
 from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
 from participants.postgres.asyncpg_session import TRANSLATED, AsyncpgSession, translate
-from participants.postgres.dsn import Address, read_dsn
+from participants.postgres.dsn import UNREADABLE, Address, read_dsn
 from participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError
 from participants.postgres.sql import query
 from participants.postgres.verdicts import NO_RIGHT, participant_error
-from participants.redact import redact
 from participants.settings import ParticipantSettings
 
 VERSION_MIN = 130000
@@ -48,11 +47,9 @@ class Connector:
             raise ParticipantUnavailable(
                 self.participant, "none of the hosts of its dsn is a primary that takes writes now"
             ) from error
-        except ValueError as error:  # and ClientConfigurationError, which is one
+        except ValueError:  # and ClientConfigurationError, which is one
             # Its text may quote a part of a password that was not percent-encoded.
-            raise ParticipantRefused(
-                self.participant, f"its dsn {redact(self.settings.dsn)!r} cannot be used"
-            ) from error
+            raise ParticipantRefused(self.participant, UNREADABLE) from None
         except TRANSLATED as error:
             raise self._connect_error(error) from error
         return await self._introduced(AsyncpgSession(connection))

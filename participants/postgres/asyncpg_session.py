@@ -36,13 +36,10 @@ class AsyncpgSession:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.pid: int = connection.get_server_pid()
         self._broken = False
         self._notices: list[Notice] = []
         connection.add_log_listener(self._note)
-
-    @property
-    def pid(self) -> int:
-        return self.connection.get_server_pid()
 
     @property
     def broken(self) -> bool:

@@ -40,6 +40,11 @@ _CLIENT_ONLY = frozenset(
 )
 """Of libpq's own connection handling; asyncpg would send them to the server as settings."""
 
+UNREADABLE = (
+    "its dsn is neither a URI (postgresql://user@host/database) nor a list of keywords (host=… dbname=…);"
+    " characters like '@', ':', '/' and '#' inside a part of a URI must be percent-encoded"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -59,11 +64,7 @@ def read_dsn(participant: str, dsn: str) -> Address:
         given = {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value is not None}
     except ProgrammingError:
         # libpq quotes the part that it did not understand, which may be a part of the password.
-        raise ParticipantRefused(
-            participant,
-            f"its dsn {redact(dsn)!r} is neither a URI (postgresql://user@host/database) nor a list of"
-            " keywords (host=… dbname=…); characters like '@', '/' and '#' in a URI must be percent-encoded",
-        ) from None
+        raise ParticipantRefused(participant, UNREADABLE) from None
     if "hostaddr" in given:
         given["host"] = given.pop("hostaddr")
     kept = {key: value for key, value in given.items() if key not in _CLIENT_ONLY}

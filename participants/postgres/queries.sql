@@ -100,9 +100,9 @@ select pg_is_in_recovery() as standby, current_user::text as me,
 -- $1 xid8, $2 system identifier, $3 timeline. CASE keeps an id that another history gave out from being looked up.
 select pg_is_in_recovery() as standby,
        case when w.here then pg_xact_status($1::text::xid8) end as status
-  from (select system_identifier = $2::text::bigint
-               and not pg_is_in_recovery()
-               and substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) = $3::text as here
+  from (select case when pg_is_in_recovery() then false
+                    else system_identifier = $2::text::bigint
+                         and substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) = $3::text end as here
           from pg_control_system()) as w
 
 -- name: waits
@@ -131,9 +131,10 @@ select w.pid, w.application_name, w.xid, extract(epoch from w.since)::text, w.mo
  where 0 = any (w.blockers) and w.since is not null
 
 -- name: cancel_waiter
--- $1 pid, $2 application_name, $3 32-bit transaction id or null, $4 since when it waits.
+-- $1 pid, $2 since when it waits, $3 its 32-bit transaction id or null, $4 its application_name or null for any.
 select pg_cancel_backend(a.pid) as sent
   from pg_stat_activity as a join pg_locks as l on l.pid = a.pid and not l.granted
- where a.pid = $1 and a.application_name = $2
+ where a.pid = $1 and a.datname = current_database()
+   and extract(epoch from {since_column})::text = $2::text
    and a.backend_xid::text is not distinct from $3::text
-   and extract(epoch from {since_column})::text = $4
+   and ($4::text is null or a.application_name = $4::text)

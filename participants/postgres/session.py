@@ -87,9 +87,7 @@ class Session(Protocol):
     """One database session. Not for concurrent use."""
 
     intro: Introduction
-
-    @property
-    def pid(self) -> int: ...
+    pid: int
 
     @property
     def broken(self) -> bool:

@@ -9,8 +9,10 @@ after it, and says nothing.
 
 from __future__ import annotations
 
+from participants.checks import invariant
+from participants.contract import Evidence
 from participants.errors import BranchFailed, ParticipantError, ParticipantRefused, ParticipantUnavailable
-from participants.postgres.session import NoAnswer, NotSent, ServerError
+from participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError
 
 MARKER_TEXT = "undoubt marker"
 
@@ -88,3 +90,21 @@ def participant_error(participant: str, error: ServerError | NoAnswer | NotSent)
     if error.fatal or error.sqlstate[:2] in _UNAVAILABLE_CLASSES:
         return ParticipantUnavailable(participant, _plain(error), sqlstate=error.sqlstate)
     return ParticipantRefused(participant, _plain(error), sqlstate=error.sqlstate)
+
+
+def read_evidence(report: str, intro: Introduction) -> Evidence | None:
+    """What the guard of PREPARE reported through application_name: ``xid:<xid8>[:<system>:<timeline>]``.
+
+    Without the last two, the session's own stand for them: a server that is promoted, restored or restarted
+    breaks its connections, so that system and timeline hold for as long as a session does. None if the
+    server keeps its system identifier to itself.
+    """
+    parts = report.split(":")
+    invariant(
+        parts[0] == "xid" and len(parts) in {2, 4}, f"the server reported {report!r} for a transaction id"
+    )
+    if len(parts) == 4:
+        return Evidence(int(parts[1]), int(parts[2]), parts[3])
+    if intro.system is None or intro.timeline is None:
+        return None
+    return Evidence(int(parts[1]), intro.system, intro.timeline)

@@ -1,0 +1,152 @@
+"""What an application holds while it works in a branch: an asyncpg connection with the exits locked."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from participants.errors import UsageError
+from participants.ids import Gid
+from participants.postgres.asyncpg_savepoint import Savepoint
+
+if TYPE_CHECKING:
+    from participants.postgres.asyncpg_session import Connection
+
+_LISTEN = "LISTEN belongs on a connection of its own: PostgreSQL cannot prepare a branch with it"
+_REFUSED = {
+    "close": "commit or roll back the transaction instead",
+    "terminate": "roll back the transaction instead",
+    "reset": "roll back the transaction instead",
+    "add_listener": _LISTEN,
+    "remove_listener": _LISTEN,
+}
+_STAYS = frozenset(
+    {
+        "set_type_codec",
+        "reset_type_codec",
+        "set_builtin_type_codec",
+        "add_log_listener",
+        "add_termination_listener",
+        "add_query_logger",
+    }
+)
+"""These change the connection object itself, so that it cannot be lent to the next branch."""
+
+_WROTE = re.compile(r"(?:INSERT \d+|UPDATE|DELETE|MERGE) [1-9]")
+_WRITES = re.compile(r"\s*(?:insert|update|delete|merge)\b", re.IGNORECASE)
+
+
+class BranchConnection:
+    """Everything of ``asyncpg.Connection``, except that ``transaction()`` is a savepoint, that what would end
+    or outlive the branch raises ``UsageError``, and so does every call after the branch's end.
+    """
+
+    def __init__(self, connection: Connection, gid: Gid) -> None:
+        self._undoubt_connection = connection
+        self._undoubt_gid = gid
+        self._undoubt_ended = False
+        self._undoubt_running = 0
+        self.undoubt_used = False
+        """The application has sent something: the session must be reset before its next use."""
+        self.undoubt_wrote = False
+        """Some statement reported a changed row. Then there is a transaction id (also if a savepoint undid
+        it), or PREPARE fails (rows of postgres_fdw), or preparing an empty branch does no harm (a view whose
+        INSTEAD OF trigger did nothing)."""
+        self.undoubt_reusable = True
+
+    @property
+    def undoubt_busy(self) -> bool:
+        """A statement of the application is running."""
+        return self._undoubt_running > 0
+
+    def undoubt_end(self) -> None:
+        """From now on every use raises ``UsageError``; statements and cursors got from it fail as well."""
+        if not self._undoubt_ended:
+            self._undoubt_ended = True
+            # How asyncpg's own pool cuts off prepared statements and cursors of an earlier holder
+            # (connresource.py): without it, one that was kept would work inside the next branch.
+            self._undoubt_connection._pool_release_ctr += 1  # type: ignore[attr-defined]
+
+    @property
+    def undoubt_has_ended(self) -> bool:
+        return self._undoubt_ended
+
+    def transaction(self, **options: Any) -> Savepoint:
+        """A savepoint: ``async with connection.transaction():`` undoes the block alone if it raises."""
+        self._undoubt_check("transaction")
+        if any(options.values()):
+            raise UsageError(
+                "a savepoint inside a branch cannot choose isolation, readonly or deferrable; execute 'set"
+                " transaction isolation level …' as the first statement of the branch instead"
+            )
+        return Savepoint(self)
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        with self._undoubt_call("execute"):
+            tag: str = await self._undoubt_connection.execute(query, *args, timeout=timeout)
+        if not self.undoubt_wrote and tag and _WROTE.match(tag):
+            self.undoubt_wrote = True
+        return tag
+
+    async def fetch(self, query: str, *args: Any, **options: Any) -> list[Any]:
+        with self._undoubt_call("fetch"):
+            rows: list[Any] = await self._undoubt_connection.fetch(query, *args, **options)
+        self._undoubt_note(query, bool(rows))
+        return rows
+
+    async def fetchrow(self, query: str, *args: Any, **options: Any) -> Any:
+        with self._undoubt_call("fetchrow"):
+            row = await self._undoubt_connection.fetchrow(query, *args, **options)
+        self._undoubt_note(query, row is not None)
+        return row
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        self._undoubt_check(name)
+        if name in _REFUSED:
+            raise UsageError(f"connection.{name}() cannot be used inside a branch: {_REFUSED[name]}")
+        found = getattr(self._undoubt_connection, name)
+        if name in _STAYS:
+            self.undoubt_reusable = False
+        self.undoubt_used = True
+        if inspect.iscoroutinefunction(found):
+            return functools.partial(self._undoubt_run, name, found)
+        return functools.partial(self._undoubt_plain, name, found) if callable(found) else found
+
+    def __repr__(self) -> str:
+        state = "ended" if self._undoubt_ended else "open"
+        return f"<connection of branch {self._undoubt_gid}, {state}>"
+
+    async def _undoubt_run(self, name: str, method: Any, *args: Any, **options: Any) -> Any:
+        with self._undoubt_call(name):
+            return await method(*args, **options)
+
+    def _undoubt_plain(self, name: str, method: Any, *args: Any, **options: Any) -> Any:
+        self._undoubt_check(name)
+        return method(*args, **options)
+
+    @contextmanager
+    def _undoubt_call(self, name: str) -> Iterator[None]:
+        self._undoubt_check(name)
+        self.undoubt_used = True
+        self._undoubt_running += 1
+        try:
+            yield
+        finally:
+            self._undoubt_running -= 1
+
+    def _undoubt_check(self, name: str) -> None:
+        if self._undoubt_ended:
+            raise UsageError(
+                f"connection.{name}() after the end of its branch {self._undoubt_gid}:"
+                " a branch's connection serves until commit or rollback is called, and no longer"
+            )
+
+    def _undoubt_note(self, query: str, rows: bool) -> None:
+        if rows and not self.undoubt_wrote and _WRITES.match(query):
+            self.undoubt_wrote = True

@@ -1,0 +1,107 @@
+"""The first round trip of a branch: clean up after the last one, set the session up, begin, and mark.
+
+The marker, a setting that lasts exactly as long as its transaction, is how the last round trip knows that the
+transaction it ends is still the one that was begun here.
+"""
+
+from __future__ import annotations
+
+import bisect
+
+from participants.ids import Gid
+from participants.postgres.pool import S, Slot
+from participants.postgres.session import Introduction
+from participants.postgres.sql import literal, query
+
+APPLICATION_NAME_BYTES_MAX = 63
+"""NAMEDATALEN - 1: longer names are cut by the server."""
+
+_BUCKETS_S = (
+    1,
+    2,
+    5,
+    10,
+    15,
+    20,
+    30,
+    45,
+    60,
+    90,
+    120,
+    180,
+    300,
+    600,
+    900,
+    1800,
+    3600,
+    7200,
+    14400,
+    43200,
+    86400,
+)
+"""Timeouts are rounded up to one of these, so that a session seldom needs another setting."""
+
+_SYNCHRONOUS = frozenset({"on", "remote_apply"})
+
+
+def ledger_name(ledger_id: str) -> str:
+    """The application_name of sessions that are in no branch."""
+    return f"undoubt:{ledger_id}"
+
+
+def branch_name(gid: Gid) -> str:
+    """The application_name of a session inside a branch; without the transaction if that would be cut, since
+    the head of a transaction id may be another transaction's id."""
+    name = f"{ledger_name(gid.ledger)}:{gid.txid}"
+    return name if len(name) <= APPLICATION_NAME_BYTES_MAX else ledger_name(gid.ledger)
+
+
+def marker(gid: Gid) -> str:
+    """The value of ``undoubt.tx`` in that branch. The branch's number is part of it: two branches of one
+    transaction may share a server."""
+    return f"{gid.txid}:{gid.branch}"
+
+
+def timeouts_ms(timeout_s: float, intro: Introduction) -> tuple[int, int]:
+    """lock_timeout and idle_in_transaction_session_timeout for a branch that is to end within ``timeout_s``
+    seconds, in milliseconds; never longer than what the server sets by itself."""
+    index = bisect.bisect_left(_BUCKETS_S, timeout_s)
+    bucket = _BUCKETS_S[min(index, len(_BUCKETS_S) - 1)]
+    return _shorter(bucket, intro.lock_timeout_s), _shorter(bucket, intro.idle_timeout_s)
+
+
+def _shorter(bucket: int, own_s: float) -> int:
+    return bucket * 1000 if own_s <= 0 else min(bucket * 1000, max(round(own_s * 1000), 1))
+
+
+def begin_script(slot: Slot[S], gid: Gid, timeouts: tuple[int, int], *, pooler: bool) -> str:
+    """One simple query.
+
+    SET LOCAL and not set_config(): a SELECT would take a snapshot, and the application could not choose
+    its isolation level any more. Behind a transaction pooler everything lasts for the transaction only.
+    """
+    begin = [
+        "begin",
+        f"set local undoubt.tx = {literal(marker(gid))}",
+        f"set local application_name = {literal(branch_name(gid))}",
+    ]
+    if pooler:
+        return "; ".join([*begin, *_settings(slot.session.intro, timeouts, "set local")])
+    before = [query("reset")] if slot.used else []
+    if slot.used or slot.timeouts_ms != timeouts:
+        before += _settings(slot.session.intro, timeouts, "set")
+    if before:
+        # In a transaction of its own: UNLISTEN forbids PREPARE, and a rollback would undo the settings.
+        before = ["begin", *before, "commit"]
+    return "; ".join([*before, *begin])
+
+
+def _settings(intro: Introduction, timeouts: tuple[int, int], how: str) -> list[str]:
+    lock_ms, idle_ms = timeouts
+    settings = [
+        f"{how} lock_timeout = '{lock_ms}ms'",
+        f"{how} idle_in_transaction_session_timeout = '{idle_ms}ms'",
+    ]
+    if intro.synchronous_commit not in _SYNCHRONOUS:
+        settings.append(f"{how} synchronous_commit = 'on'")
+    return settings

@@ -1,0 +1,253 @@
+"""One branch: from the marker to COMMIT PREPARED.
+
+Each answer is believed only as far as it goes. The tag must say what was asked (a failed transaction answers
+PREPARE and COMMIT with ``ROLLBACK``), the marker must still be there (the application may have typed
+``commit``), and a warning that a synchronous standby did not confirm makes the answer an open question
+(https://www.postgresql.org/docs/current/sql-prepare-transaction.html, and warm-standby.html of that manual).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from participants.checks import invariant
+from participants.contract import (
+    Evidence,
+    Order,
+    PrepareResult,
+    PrepareUnanswered,
+    Settled,
+    Vote,
+    Work,
+)
+from participants.errors import BranchFailed, ParticipantUnavailable
+from participants.ids import Gid
+from participants.postgres.begin import marker
+from participants.postgres.one_phase import OnePhase
+from participants.postgres.pool import Slot
+from participants.postgres.session import Answer, NoAnswer, NotSent, ServerError, Session
+from participants.postgres.settle import Settler
+from participants.postgres.sql import fill, literal, query
+from participants.postgres.verdicts import (
+    ENDED_BY_APPLICATION,
+    SWALLOWED,
+    branch_failure,
+    marker_lost,
+    participant_error,
+    read_evidence,
+)
+
+STILL_RUNNING = "a statement of the application is still running in this branch; await it before commit"
+
+
+class Handle(Protocol):
+    """The application's side of a branch: the driver's connection in a wrapper."""
+
+    undoubt_used: bool
+    undoubt_wrote: bool
+    undoubt_reusable: bool
+
+    @property
+    def undoubt_busy(self) -> bool: ...
+
+    def undoubt_end(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a branch needs of its participant."""
+
+    name: str
+    settler: Settler
+    one_phase: OnePhase
+    give_back: Callable[[Slot[Any]], None]
+    statement_timeout_s: float
+    pooler: bool
+
+
+class PostgresBranch:
+    """See :class:`participants.contract.Branch`."""
+
+    def __init__(
+        self, around: Surroundings, slot: Slot[Any], handle: Handle, gid: Gid, timeout_s: float
+    ) -> None:
+        self._around = around
+        self._slot = slot
+        self._session: Session = slot.session
+        self._handle = handle
+        self._gid = gid
+        self._timeout_s = max(timeout_s, around.statement_timeout_s)
+        self._evidence: Evidence | None = None
+        self._xid: int | None = None
+        self._asked = False
+        """PREPARE was sent: from then on the branch may outlive its session."""
+        self._over: Settled | None = None
+        """Nothing is left of it, or all of it is committed."""
+
+    @property
+    def gid(self) -> Gid:
+        return self._gid
+
+    @property
+    def connection(self) -> Any:
+        return self._handle
+
+    @property
+    def surely_writes(self) -> bool:
+        return self._handle.undoubt_wrote
+
+    async def poll(self) -> Work:
+        """Ends the application's use of the connection: what it wrote after the answer would go unnoticed."""
+        self._stop_application()
+        try:
+            [row] = await self._session.rows(query("poll"), timeout_s=self._around.statement_timeout_s)
+        except ServerError as error:
+            raise branch_failure(self._around.name, error) from error
+        except (NoAnswer, NotSent) as error:
+            raise self._failed(f"its connection was lost: {error}") from error
+        if row["marker"] != marker(self._gid):
+            raise self._failed(ENDED_BY_APPLICATION)
+        self._xid = None if row["xid"] is None else int(row["xid"])
+        # A SERIALIZABLE branch that wrote nothing can still be the one that has to fail: predicate locks.
+        if self._xid is None and row["isolation"] != "serializable":
+            return Work.READ_ONLY
+        return Work.WRITES
+
+    async def prepare(self) -> PrepareResult:
+        try:
+            self._stop_application()
+        except BranchFailed as error:
+            return PrepareResult(Vote.ABORT, reason=error)
+        guard = "guard_prepare_pooled" if self._around.pooler else "guard_prepare"
+        script = fill(guard, marker=marker(self._gid)) + f"; prepare transaction {literal(str(self._gid))}"
+        self._asked = True
+        try:
+            answer = await self._session.script(script, timeout_s=self._around.statement_timeout_s)
+        except ServerError as error:
+            return self._prepare_refused(error)
+        except NotSent as error:
+            self._asked = False
+            reason = self._failed(f"its connection was lost before PREPARE: {error}")
+            return PrepareResult(Vote.ABORT, reason=reason)
+        except NoAnswer as error:
+            raise PrepareUnanswered(participant_error(self._around.name, error)) from error
+        return self._prepare_answered(answer)
+
+    def _prepare_refused(self, error: ServerError) -> PrepareResult:
+        if error.fatal:
+            raise PrepareUnanswered(participant_error(self._around.name, error)) from error
+        self._asked = False
+        return PrepareResult(Vote.ABORT, reason=branch_failure(self._around.name, error))
+
+    def _prepare_answered(self, answer: Answer) -> PrepareResult:
+        if answer.tag != "PREPARE TRANSACTION":
+            self._asked = False
+            return PrepareResult(
+                Vote.ABORT, reason=self._failed(f"{SWALLOWED} (PREPARE answered {answer.tag})")
+            )
+        if (warning := answer.unconfirmed()) is not None:
+            raise PrepareUnanswered(
+                ParticipantUnavailable(
+                    self._around.name,
+                    f"prepared, but no synchronous standby confirmed it: {warning.message}",
+                    sqlstate=warning.sqlstate,
+                )
+            )
+        self._evidence = read_evidence(self._session.application_name, self._session.intro)
+        return PrepareResult(Vote.PREPARED, self._evidence)
+
+    async def commit_one_phase(self) -> Settled:
+        self._stop_application()
+        guard = fill("guard_commit", marker=marker(self._gid))
+        script = f"{guard}; {self._around.one_phase.note(self._session, self._gid)}commit"
+        try:
+            answer = await self._session.script(script, timeout_s=self._timeout_s)
+        except ServerError as error:
+            if error.fatal:
+                return await self._ask_books()
+            raise branch_failure(self._around.name, error) from error
+        except NotSent as error:
+            raise self._failed(f"its connection was lost before COMMIT: {error}") from error
+        except NoAnswer:
+            return await self._ask_books()
+        if answer.tag != "COMMIT":
+            raise self._failed(f"{SWALLOWED} (COMMIT answered {answer.tag})")
+        # Unconfirmed by a standby it is still committed here, and the row of the commit would prove no more.
+        self._over = Settled.APPLIED if answer.unconfirmed() is None else Settled.HEURISTIC_HAZARD
+        return self._over
+
+    async def _ask_books(self) -> Settled:
+        self._over = await self._around.one_phase.look_up(
+            self._session, self._gid, self._xid, wrote=self._handle.undoubt_wrote
+        )
+        return self._over
+
+    async def commit(self) -> Settled:
+        if self._over is None:
+            self._over = await (self._settle(Order.COMMIT) if self._asked else self._end_reading())
+        return self._final()
+
+    async def rollback(self) -> Settled:
+        if self._over is None:
+            self._over = await (self._settle(Order.ROLLBACK) if self._asked else self._undo())
+        return self._final()
+
+    def _final(self) -> Settled:
+        over = self._over
+        invariant(over is not None, "a branch ended without saying how")
+        if over is Settled.BUSY or (over is Settled.ABSENT and self._evidence is None and self._asked):
+            self._over = None  # to be asked again
+        return over or Settled.BUSY
+
+    async def _settle(self, order: Order) -> Settled:
+        """On its own session first: the one that prepared is there already, and mostly is the owner."""
+        settled = await self._around.settler.quick(self._session, self._gid, order)
+        if settled is None:
+            settled = await self._around.settler.settle(self._gid, order, self._evidence)
+        return settled
+
+    async def _end_reading(self) -> Settled:
+        script = fill("guard_commit", marker=marker(self._gid)) + "; commit"
+        try:
+            answer = await self._session.script(script, timeout_s=self._around.statement_timeout_s)
+        except ServerError as error:
+            if marker_lost(error):
+                raise self._failed(ENDED_BY_APPLICATION) from error
+            raise branch_failure(self._around.name, error) from error
+        except (NoAnswer, NotSent) as error:
+            raise participant_error(self._around.name, error) from error
+        if answer.tag != "COMMIT":
+            raise self._failed(f"{SWALLOWED} (COMMIT answered {answer.tag})")
+        return Settled.APPLIED
+
+    async def _undo(self) -> Settled:
+        """No PREPARE was sent: whatever happens to the session now, its server rolls the branch back."""
+        self._handle.undoubt_end()
+        if self._session.in_transaction and not self._session.broken:
+            try:
+                await self._session.script("rollback", timeout_s=self._around.statement_timeout_s)
+            except (ServerError, NoAnswer, NotSent):
+                self._session.discard()
+        return Settled.APPLIED
+
+    async def forget(self) -> None:
+        """PostgreSQL keeps no record of heuristic outcomes: nothing to do."""
+
+    async def release(self) -> None:
+        self._handle.undoubt_end()
+        self._slot.used = self._slot.used or self._handle.undoubt_used
+        if not self._handle.undoubt_reusable:
+            self._session.discard()
+        self._around.give_back(self._slot)
+
+    def _stop_application(self) -> None:
+        if self._handle.undoubt_busy:
+            # What it does is not known before it is done, and the answer belongs to somebody else.
+            self._session.discard()
+            raise self._failed(STILL_RUNNING)
+        self._handle.undoubt_end()
+
+    def _failed(self, message: str) -> BranchFailed:
+        return BranchFailed(self._around.name, message)

@@ -1,0 +1,41 @@
+"""The list of prepared transactions of one database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from participants.contract import PreparedBranch
+from participants.ids import Gid
+from participants.postgres.management import Management, refuse_standby
+from participants.postgres.sql import query
+
+_EPOCH = 2**32
+
+
+async def list_prepared(management: Management) -> Sequence[PreparedBranch]:
+    """Oldest first. Raises ``ParticipantRefused`` on a standby, whose list is always empty."""
+    rows = await management.read(query("in_doubt"))
+    refuse_standby(management.participant, rows[0])
+    return [
+        PreparedBranch(
+            gid=Gid.parse(row["gid"]),
+            owner=row["owner"],
+            database=row["database"],
+            prepared_at=row["prepared_at"],
+            age_s=row["age_s"],
+            xid=widen(int(row["xid"]), int(row["next_xid"])),
+        )
+        for row in rows
+        if row["gid"] is not None
+    ]
+
+
+def widen(xid: int, next_xid: int) -> int:
+    """The 64-bit transaction id (xid8) whose lower half is ``xid``.
+
+    ``next_xid`` is a 64-bit id from about the same moment. A transaction that still exists is never further
+    than 2**31 from it, before or behind (https://www.postgresql.org/docs/current/routine-vacuuming.html,
+    "Preventing Transaction ID Wraparound Failures"), so there is exactly one.
+    """
+    ahead = (xid - next_xid) % _EPOCH
+    return next_xid + ahead - (_EPOCH if ahead >= _EPOCH // 2 else 0)

@@ -1,0 +1,79 @@
+"""Sessions for what belongs to no branch: lists, second phases after a crash, evidence, wait graphs.
+
+A few at most, opened when first needed and again when lost; several, so that branches can be settled side by
+side and a slow one does not hold up the lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from participants.errors import ParticipantRefused
+from participants.postgres.pool import Pool, S, Slot
+from participants.postgres.session import NoAnswer, NotSent, Row, ServerError, Session
+from participants.postgres.verdicts import participant_error
+
+SESSIONS_MAX = 4
+
+
+class Management:
+    """Statements of undoubt's own on one participant, outside branches."""
+
+    def __init__(self, participant: str, connect: Callable[[], Awaitable[S]], timeout_s: float) -> None:
+        self.participant = participant
+        self.timeout_s = timeout_s
+        self._pool: Pool[Session] = Pool(participant, connect, SESSIONS_MAX)
+
+    async def read(self, sql: str, *args: object) -> Sequence[Row]:
+        """One statement that changes nothing. Repeated once on a new session if an old one turns out to be
+        lost. Raises ``ParticipantError``."""
+        try:
+            return await self.ask(sql, *args)
+        except ServerError as error:
+            raise participant_error(self.participant, error) from error
+
+    async def ask(self, sql: str, *args: object) -> Sequence[Row]:
+        """Like :meth:`read`, but raises ``ServerError`` as it is."""
+        async with self._slot() as slot:
+            try:
+                return await slot.session.rows(sql, *args, timeout_s=self.timeout_s)
+            except (NoAnswer, NotSent) as error:
+                if slot.fresh:
+                    raise participant_error(self.participant, error) from error
+            except ServerError as error:
+                if slot.fresh or not error.fatal:
+                    raise
+        self._pool.drop_idle()
+        async with self._slot() as slot:
+            try:
+                return await slot.session.rows(sql, *args, timeout_s=self.timeout_s)
+            except (NoAnswer, NotSent) as error:
+                raise participant_error(self.participant, error) from error
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """A session for statements that must not be repeated blindly."""
+        async with self._slot() as slot:
+            yield slot.session
+
+    def close(self) -> None:
+        self._pool.close()
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[Slot[Session]]:
+        slot = await self._pool.acquire(self.timeout_s)
+        try:
+            yield slot
+        finally:
+            self._pool.release(slot)
+
+
+def refuse_standby(participant: str, row: Row) -> None:
+    """Raise ``ParticipantRefused`` if the answer with column ``standby`` came from one."""
+    if row["standby"]:
+        raise ParticipantRefused(
+            participant,
+            "its server is a standby (pg_is_in_recovery()), which shows no prepared transactions: name the"
+            " primary in the dsn, or all hosts of the cluster",
+        )

@@ -1,0 +1,110 @@
+"""One PostgreSQL database as a participant: :class:`participants.contract.Participant` over asyncpg."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from participants.contract import Branch, Evidence, Fate, Order, PreparedBranch, Settled, Waiting
+from participants.errors import ParticipantUnavailable
+from participants.ids import Gid, check_ledger_id, check_participant_name
+from participants.postgres.asyncpg_connect import Connector
+from participants.postgres.asyncpg_connection import BranchConnection
+from participants.postgres.asyncpg_session import AsyncpgSession, drain_discarded
+from participants.postgres.begin import begin_script, ledger_name, timeouts_ms
+from participants.postgres.branch import PostgresBranch, Surroundings
+from participants.postgres.in_doubt import list_prepared
+from participants.postgres.management import Management
+from participants.postgres.one_phase import OnePhase
+from participants.postgres.pool import Pool, Slot
+from participants.postgres.session import NoAnswer, NotSent, ServerError
+from participants.postgres.settle import Settler
+from participants.postgres.verdicts import participant_error
+from participants.postgres.waits import WaitGraph
+from participants.settings import ParticipantSettings
+
+
+class PostgresParticipant:
+    """``settings.dsn`` names the database, ``ledger_id`` whose branches are its own in the wait graph.
+
+    Nothing is connected to before the first call that needs it; lost connections are replaced. Raises
+    ``InvalidName``. For one event loop.
+    """
+
+    def __init__(self, name: str, settings: ParticipantSettings, *, ledger_id: str) -> None:
+        self._name = check_participant_name(name)
+        self._settings = settings
+        connector = Connector(name, settings, ledger_name(check_ledger_id(ledger_id)))
+        self._pool: Pool[AsyncpgSession] = Pool(name, connector.connect, settings.connections_max)
+        self._management = Management(name, connector.connect, settings.statement_timeout_s)
+        self._settler = Settler(self._management, pooler=settings.pooler)
+        self._waits = WaitGraph(self._management, ledger_id)
+        self._around = Surroundings(
+            name=name,
+            settler=self._settler,
+            one_phase=OnePhase(self._management, self._settler, pooler=settings.pooler),
+            give_back=self._pool.release,
+            statement_timeout_s=settings.statement_timeout_s,
+            pooler=settings.pooler,
+        )
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def begin(self, gid: Gid, *, timeout_s: float) -> Branch:
+        wait_s = min(timeout_s, self._settings.connect_timeout_s)
+        slot = await self._pool.acquire(wait_s)
+        if not slot.fresh and not await self._begin(slot, gid, timeout_s):
+            # An idle connection had been lost: its neighbours probably too, and nothing was begun.
+            self._pool.drop_idle()
+            slot = await self._pool.acquire(wait_s, fresh=True)
+        if slot.fresh and not await self._begin(slot, gid, timeout_s):
+            raise ParticipantUnavailable(self._name, "a new connection was lost while a branch was begun")
+        slot.fresh = False
+        handle = BranchConnection(slot.session.connection, gid)
+        return PostgresBranch(self._around, slot, handle, gid, timeout_s)
+
+    async def _begin(self, slot: Slot[AsyncpgSession], gid: Gid, timeout_s: float) -> bool:
+        """False if the connection turned out to be lost."""
+        timeouts = timeouts_ms(timeout_s, slot.session.intro)
+        script = begin_script(slot, gid, timeouts, pooler=self._settings.pooler)
+        begun = False
+        try:
+            await slot.session.script(script, timeout_s=self._settings.statement_timeout_s)
+            begun = True
+        except (NoAnswer, NotSent):
+            return False
+        except ServerError as error:
+            if error.fatal:
+                return False
+            raise participant_error(self._name, error) from error
+        finally:
+            if not begun:
+                slot.session.discard()
+                self._pool.release(slot)
+        slot.used = False
+        slot.timeouts_ms = timeouts
+        return True
+
+    async def in_doubt(self) -> Sequence[PreparedBranch]:
+        return await list_prepared(self._management)
+
+    async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+        return await self._settler.settle(gid, order, evidence)
+
+    async def evidence(self, evidence: Evidence) -> Fate:
+        return await self._settler.evidence(evidence)
+
+    async def forget(self, gid: Gid) -> None:
+        """PostgreSQL keeps no record of heuristic outcomes: nothing to do."""
+
+    async def waits(self) -> Sequence[Waiting]:
+        return await self._waits.edges()
+
+    async def cancel_waiter(self, waiting: Waiting) -> bool:
+        return await self._waits.cancel(waiting)
+
+    async def close(self) -> None:
+        self._pool.close()
+        self._management.close()
+        await drain_discarded()

@@ -1,0 +1,158 @@
+"""The second phase: COMMIT PREPARED and ROLLBACK PREPARED, by whoever may, and what a "no" means.
+
+https://www.postgresql.org/docs/current/sql-commit-prepared.html; the order of the server's checks is that
+of ``LockGXact`` in ``src/backend/access/transam/twophase.c``: no such gid 42704, busy 55000, not the owner's
+42501, another database's 0A000.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from participants.contract import Evidence, Fate, Order, Settled, judge
+from participants.errors import ParticipantRefused
+from participants.ids import Gid
+from participants.postgres.management import Management, refuse_standby
+from participants.postgres.session import NoAnswer, NotSent, ServerError, Session
+from participants.postgres.sql import identifier, literal, query
+from participants.postgres.verdicts import (
+    FUTURE_XID,
+    IN_USE,
+    NO_RIGHT,
+    OTHER_DATABASE,
+    UNDEFINED_OBJECT,
+    participant_error,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Settler:
+    """Settles prepared branches of one participant."""
+
+    def __init__(self, management: Management, *, pooler: bool) -> None:
+        self._management = management
+        self._pooler = pooler
+
+    async def quick(self, session: Session, gid: Gid, order: Order) -> Settled | None:
+        """On the session that prepared it, in one round trip. None: it takes :meth:`settle` to know more."""
+        try:
+            return await self._tell(session, gid, order)
+        except ServerError as error:
+            return Settled.BUSY if error.sqlstate == IN_USE else None
+        except (NoAnswer, NotSent):
+            return None
+
+    async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+        """See :meth:`participants.contract.Participant.settle`."""
+        try:
+            async with self._management.session() as session:
+                return await self._tell(session, gid, order)
+        except ServerError as error:
+            return await self._refused(gid, order, evidence, error)
+        except (NoAnswer, NotSent) as error:
+            raise participant_error(self._management.participant, error) from error
+
+    async def _refused(
+        self, gid: Gid, order: Order, evidence: Evidence | None, error: ServerError
+    ) -> Settled:
+        if error.sqlstate == UNDEFINED_OBJECT:
+            fate = Fate.UNKNOWN if evidence is None else await self.evidence(evidence)
+            return judge(order, fate)
+        if error.sqlstate == IN_USE:
+            return Settled.BUSY
+        if error.sqlstate == NO_RIGHT:
+            return await self._as_owner(gid, order, evidence)
+        if error.sqlstate == OTHER_DATABASE:
+            return await self._elsewhere(gid, error)
+        raise participant_error(self._management.participant, error) from error
+
+    async def _tell(self, session: Session, gid: Gid, order: Order) -> Settled:
+        verb = "commit" if order is Order.COMMIT else "rollback"
+        answer = await session.script(
+            f"{verb} prepared {literal(str(gid))}", timeout_s=self._management.timeout_s
+        )
+        if (warning := answer.unconfirmed()) is not None and order is Order.COMMIT:
+            # Committed on this server, and perhaps on no other: not final. Who asks again gets evidence.
+            log.warning("%s is committed, but no synchronous standby confirmed it: %s", gid, warning.message)
+            return Settled.BUSY
+        return Settled.APPLIED
+
+    async def _as_owner(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+        """Only the role that prepared it may finish it, or a superuser."""
+        participant = self._management.participant
+        [row] = await self._management.read(query("owner"), str(gid))
+        refuse_standby(participant, row)
+        owner, me = row["owner"], row["me"]
+        if owner is None or owner == me:
+            return Settled.BUSY  # it changed between the two statements: look again
+        if self._pooler:
+            raise ParticipantRefused(
+                participant,
+                f"{gid} was prepared by role {owner!r}, and behind a transaction pooler {me!r} cannot"
+                f" SET ROLE: connect recovery to the server itself, or finish it as {owner!r}",
+                sqlstate=NO_RIGHT,
+            )
+        try:
+            return await self._with_role(owner, gid, order)
+        except ServerError as error:
+            if error.sqlstate != NO_RIGHT:
+                return await self._refused(gid, order, evidence, error)
+            raise ParticipantRefused(
+                participant,
+                f"{gid} was prepared by role {owner!r}, and {me!r} may not become it: run"
+                f" GRANT {identifier(owner)} TO {identifier(me)};",
+                sqlstate=NO_RIGHT,
+            ) from error
+        except (NoAnswer, NotSent) as error:
+            raise participant_error(participant, error) from error
+
+    async def _with_role(self, owner: str, gid: Gid, order: Order) -> Settled:
+        async with self._management.session() as session:
+            clean = False
+            try:
+                timeout_s = self._management.timeout_s
+                await session.script(f"set role {identifier(owner)}", timeout_s=timeout_s)
+                try:
+                    return await self._tell(session, gid, order)
+                finally:
+                    await session.script("reset role", timeout_s=timeout_s)
+                    clean = True
+            finally:
+                if not clean:
+                    session.discard()
+
+    async def _elsewhere(self, gid: Gid, error: ServerError) -> Settled:
+        [row] = await self._management.read(query("owner"), str(gid))
+        where = row["database"]
+        if where is None or where == row["here"]:
+            return Settled.BUSY
+        raise ParticipantRefused(
+            self._management.participant,
+            f"{gid} was prepared in database {where!r}, and this dsn names {row['here']!r}: only a session in"
+            f" {where!r} can finish it",
+            sqlstate=error.sqlstate,
+        ) from error
+
+    async def evidence(self, evidence: Evidence) -> Fate:
+        """See :meth:`participants.contract.Participant.evidence`."""
+        participant = self._management.participant
+        try:
+            [row] = await self._management.ask(
+                query("evidence"), str(evidence.xid), str(evidence.system), evidence.timeline
+            )
+        except ServerError as error:
+            if error.sqlstate == FUTURE_XID:
+                return Fate.NEVER_ASSIGNED
+            if error.sqlstate == NO_RIGHT:
+                return Fate.UNKNOWN
+            raise participant_error(participant, error) from error
+        refuse_standby(participant, row)
+        return _FATES.get(row["status"], Fate.UNKNOWN)
+
+
+_FATES = {
+    "committed": Fate.COMMITTED,
+    "aborted": Fate.ABORTED,
+    "in progress": Fate.IN_PROGRESS,
+}
