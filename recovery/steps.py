@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from coordinator.protocols.steps import Observer
+
 
 class RecoveryStep(enum.StrEnum):
     """In the order in which one pass over one participant meets them."""
@@ -28,3 +30,11 @@ PER_BRANCH = frozenset(
     }
 )
 """Steps whose subject is a branch's gid; the others name the participant, and finish the transaction."""
+
+
+async def reach(observe: Observer | None, step: RecoveryStep, subject: object) -> None:
+    """Tell the observer, and wait for it if it wants that."""
+    if observe is not None:
+        told = observe(step, str(subject))
+        if told is not None:
+            await told

@@ -1,0 +1,204 @@
+"""Deadlocks across databases, which no single one of them can see.
+
+Two transactions that touch the same rows of two databases in opposite order wait for each other for ever:
+each database sees a plain wait. The detector joins the wait graphs of all participants and looks for a cycle
+that no participant has the whole of.
+
+Graphs of several places, read at several moments, can join to a cycle that never existed (phantom deadlock:
+Knapp, *Deadlock Detection in Distributed Databases*, 1987, §1). Here a wait for one and the same lock either
+stands or is over, so an edge counts only if it was seen in two passes with the same ``since``, all of
+the first pass before any of the second: then all of the cycle's edges stood at the moment between the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from coordinator.ledger.contract import Ledger, Record
+from participants.contract import Participant, Waiting
+from participants.errors import ParticipantError, UndoubtError
+from participants.ids import InvalidName, TxId
+from participants.registry import Registry
+
+log = logging.getLogger(__name__)
+
+LOOK_TIMEOUT_S = 5.0
+"""A participant that has not told its waits by then is left out of this look."""
+
+Cancel = Callable[[TxId, BaseException], bool]
+"""``Coordinator.cancel``: aborts an undecided transaction of this process; False if it is not one."""
+
+
+class DistributedDeadlock(UndoubtError):
+    """The transaction was chosen to end a deadlock across databases. Running it again may succeed.
+
+    ``cycle`` names who waited for whom, beginning with the victim: transactions, and sessions of the
+    databases as ``"<participant>/<pid>"``.
+    """
+
+    retryable = True
+
+    def __init__(self, victim: TxId, cycle: Sequence[str], participants: Iterable[str]) -> None:
+        chain = " → ".join([*cycle, cycle[0]])
+        super().__init__(f"deadlock across {', '.join(sorted(participants))}: {chain}")
+        self.victim = victim
+        self.cycle = tuple(cycle)
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """``waits`` are the sightings of one edge, by participant."""
+
+    waiter: str
+    holder: str
+    waits: tuple[tuple[str, Waiting], ...]
+
+    @property
+    def participants(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.waits)
+
+
+class DeadlockDetector:
+    """``look`` once: finds every deadlock there is and ends it."""
+
+    def __init__(self, ledger: Ledger, participants: Registry, cancel: Cancel | None = None) -> None:
+        self._ledger = ledger
+        self._participants = participants
+        self._cancel = cancel
+
+    async def look(self) -> list[DistributedDeadlock]:
+        """The deadlocks found, each with the victim that was told to abort. Raises ``LedgerError``."""
+        first = await self._waits()
+        if not any(first.values()):
+            return []
+        second = await self._waits()
+        edges = standing_edges(first, second)
+        found = []
+        while cycle := find_cycle(edges):
+            victim = await self._victim(cycle)
+            if victim is None:
+                log.warning("deadlock without a transaction that may be aborted: %s", _names(cycle))
+                edges = [edge for edge in edges if edge not in cycle]
+                continue
+            deadlock = await self._end(victim, cycle)
+            found.append(deadlock)
+            edges = [edge for edge in edges if str(victim) not in {edge.waiter, edge.holder}]
+        return found
+
+    async def _waits(self) -> dict[str, Sequence[Waiting]]:
+        """Of every participant that answers in time."""
+        tasks = {
+            asyncio.create_task(_told(participant)): participant.name for participant in self._participants
+        }
+        if not tasks:
+            return {}
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=LOOK_TIMEOUT_S)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return {tasks[task]: task.result() for task in done}
+
+    async def _victim(self, cycle: Sequence[Edge]) -> TxId | None:
+        """The youngest of its transactions without a recorded COMMIT; all of a cycle's are waiting. By number
+        of session and transaction, so that every detector chooses the same one."""
+        txids = [txid for edge in cycle if (txid := _txid(edge.waiter)) is not None]
+        records = await self._ledger.records(txids)
+        return max((txid for txid in txids if records[txid] is not Record.COMMIT), default=None)
+
+    async def _end(self, victim: TxId, cycle: Sequence[Edge]) -> DistributedDeadlock:
+        at = next(i for i, edge in enumerate(cycle) if edge.waiter == str(victim))
+        turned = [*cycle[at:], *cycle[:at]]
+        names = frozenset[str]().union(*(edge.participants for edge in turned))
+        deadlock = DistributedDeadlock(victim, [edge.waiter for edge in turned], names)
+        log.warning("%s; aborting %s", deadlock, victim)
+        if self._cancel is None or not self._cancel(victim, deadlock):
+            name, waiting = turned[0].waits[0]
+            try:
+                await self._participants.get(name).cancel_waiter(waiting)
+            except UndoubtError as error:
+                log.warning("the wait of %s at %r could not be cancelled: %s", victim, name, error)
+        return deadlock
+
+
+async def _told(participant: Participant) -> Sequence[Waiting]:
+    try:
+        return await participant.waits()
+    except ParticipantError as error:
+        # Its worker reports it; a deadlock that runs through a database that is down waits until it is up.
+        log.debug("no waits of participant %r: %s", participant.name, error)
+        return ()
+
+
+def standing_edges(first: dict[str, Sequence[Waiting]], second: dict[str, Sequence[Waiting]]) -> list[Edge]:
+    """Those that were seen twice as the very same wait, in a stable order."""
+    sightings: dict[tuple[str, str], list[tuple[str, Waiting]]] = {}
+    for name, waits in second.items():
+        before = set(first.get(name, ()))
+        for waiting in waits:
+            if waiting in before and waiting.waiter != waiting.holder:
+                sightings.setdefault((waiting.waiter, waiting.holder), []).append((name, waiting))
+    return [
+        Edge(waiter, holder, tuple(seen)) for (waiter, holder), seen in sorted(sightings.items(), key=_key)
+    ]
+
+
+def _key(item: tuple[tuple[str, str], object]) -> tuple[str, str]:
+    return item[0]
+
+
+def find_cycle(edges: Sequence[Edge]) -> list[Edge] | None:
+    """A cycle that no participant sees the whole of, in order; None if there is none.
+
+    Those that one participant sees whole are its own to end; they are not followed any further.
+    """
+    outgoing: dict[str, list[Edge]] = {}
+    for edge in edges:
+        outgoing.setdefault(edge.waiter, []).append(edge)
+    for edge in edges:
+        path = _path_back(edge, outgoing)
+        if path is not None:
+            return path
+    return None
+
+
+def _path_back(start: Edge, outgoing: dict[str, list[Edge]]) -> list[Edge] | None:
+    """A shortest cycle through ``start`` that spans participants.
+
+    Breadth first over pairs of a node and the participants that have seen the whole path to it: once no
+    participant has, any way back closes such a cycle.
+    """
+    origin = (start.holder, start.participants)
+    came: dict[tuple[str, frozenset[str]], list[Edge]] = {origin: [start]}
+    queue = [origin]
+    for node, whole in queue:
+        path = came[node, whole]
+        if node == start.waiter:
+            if not whole and _simple(path):
+                return path
+            continue
+        for edge in outgoing.get(node, ()):
+            state = (edge.holder, whole & edge.participants)
+            if state not in came:
+                came[state] = [*path, edge]
+                queue.append(state)
+    return None
+
+
+def _simple(path: Sequence[Edge]) -> bool:
+    return len({edge.waiter for edge in path}) == len(path)
+
+
+def _txid(node: str) -> TxId | None:
+    try:
+        return TxId.parse(node)
+    except InvalidName:
+        return None
+
+
+def _names(cycle: Sequence[Edge]) -> str:
+    return " → ".join(edge.waiter for edge in cycle)

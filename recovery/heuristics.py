@@ -1,0 +1,33 @@
+"""Remembering that a database did other than what was decided.
+
+The ledger records it before the participant is told to forget, so that a crash in between loses nothing. An
+operator sees it (``undoubt indoubt list``) until ``undoubt indoubt forget``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from coordinator.ledger.contract import Heuristic, Ledger
+from participants.contract import Participant, Settled
+from recovery.plan import RecordHeuristic
+
+log = logging.getLogger(__name__)
+
+_NOTES = {
+    Settled.HEURISTIC_COMMIT: "the transaction was aborted, and somebody had committed this branch by hand",
+    Settled.HEURISTIC_ROLLBACK: "the transaction is committed, and its database proves that this branch was"
+    " rolled back, or its prepare lost",
+    Settled.HEURISTIC_MIXED: "part of this branch is committed, part is rolled back",
+    Settled.HEURISTIC_HAZARD: "the transaction is committed, this branch is no longer prepared, and nothing"
+    " there proves what became of it: no evidence, or another system or timeline answers",
+}
+
+
+async def record(ledger: Ledger, participant: Participant, found: RecordHeuristic) -> None:
+    """Raises ``LedgerError`` or ``ParticipantError``. May be repeated."""
+    note = _NOTES[found.kind]
+    log.error("%s: %s (%s)", found.kind, found.gid, note)
+    await ledger.record_heuristic(Heuristic(found.gid, found.kind, found.decision, time.time(), note))
+    await participant.forget(found.gid)

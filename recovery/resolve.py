@@ -1,0 +1,198 @@
+"""The second half of a pass over one participant: act on what :mod:`recovery.scan` saw.
+
+Everything here may be repeated and may be done by two recoveries at once: a branch that somebody else has
+finished meanwhile answers so, and the database's books tell whether it ended as decided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Ledger
+from coordinator.protocols.steps import Observer
+from participants.contract import HEURISTICS, Participant, Settled
+from participants.errors import ParticipantError, ParticipantUnavailable
+from participants.ids import Gid, TxId
+from recovery import heuristics
+from recovery.parallel import each
+from recovery.plan import (
+    BranchDone,
+    Commit,
+    LeaveAlone,
+    LookAgain,
+    RecordHeuristic,
+    ReportOnly,
+    RollBack,
+    Terminate,
+    for_prepared,
+    for_settled,
+    order_of,
+)
+from recovery.report import Counters, Line
+from recovery.scan import Scan, gid_of
+from recovery.steps import RecoveryStep, reach
+from recovery.unfinished import Progress, judge_absent
+
+log = logging.getLogger(__name__)
+
+UNAVAILABLE_MAX = 3
+"""Branches in a row that get no answer before a pass is given up: one bad branch must not hold up the others,
+and a database that is down must not be asked ten thousand times."""
+
+
+@dataclass(slots=True)
+class Tools:
+    """What every pass of a process shares."""
+
+    ledger: Ledger
+    parallel: int
+    observe: Observer | None = None
+    hazard_grace_s: float = 1.0
+    progress: Progress = field(default_factory=Progress)
+    counters: Counters = field(default_factory=Counters)
+
+
+class Resolution:
+    """One pass's acts at one participant; ``lines`` tell of them. Of a dry run, what it would have done."""
+
+    def __init__(self, tools: Tools, participant: Participant, scan: Scan, *, dry_run: bool = False) -> None:
+        self.lines: list[Line] = []
+        self._tools = tools
+        self._participant = participant
+        self._scan = scan
+        self._dry_run = dry_run
+        self._unavailable = 0
+
+    async def run(self) -> None:
+        """Raises ``LedgerError``, and ``ParticipantUnavailable`` if it is given up."""
+        todo: list[Commit | RollBack] = []
+        for branch, stands in self._scan.prepared:
+            match for_prepared(branch.gid, stands):
+                case Commit() | RollBack() as action:
+                    todo.append(action)
+                case LeaveAlone():
+                    self._tools.counters.seen_active += 1
+                    self._line(branch.gid, str(stands), "wait", "nothing")
+                case Terminate():
+                    self._line(branch.gid, str(stands), "terminate", "nothing", "its protocol decides")
+                case ReportOnly():
+                    self._line(branch.gid, str(stands), "report", "nothing")
+        await each(todo, self._act, parallel=self._tools.parallel)
+        absent = [
+            (record, branch)
+            for record, branch in self._scan.absent()
+            if not self._tools.progress.is_done(record.txid, branch.number)
+        ]
+        await each(absent, self._judge, parallel=self._tools.parallel)
+
+    async def _act(self, action: Commit | RollBack) -> None:
+        commits = isinstance(action, Commit)
+        name, stands = ("commit", "committed") if commits else ("rollback", "aborted")
+        if self._dry_run:
+            self._line(action.gid, stands, name, "would_do")
+            return
+        try:
+            result, why = await self._settle(action.gid, Decision.COMMIT if commits else Decision.ABORT)
+        except ParticipantError as error:
+            self._line(action.gid, stands, name, "failed", str(error))
+            self._failed(error)
+        else:
+            self._unavailable = 0
+            self._line(action.gid, stands, name, result, why)
+
+    async def _settle(self, gid: Gid, decision: Decision) -> tuple[str, str]:
+        tools = self._tools
+        commits = decision is Decision.COMMIT
+        before = RecoveryStep.BEFORE_COMMIT if commits else RecoveryStep.BEFORE_ROLLBACK
+        after = RecoveryStep.AFTER_COMMIT if commits else RecoveryStep.AFTER_ROLLBACK
+        await reach(tools.observe, before, gid)
+        settled = await self._participant.settle(gid, order_of(decision), self._scan.evidence(gid))
+        await reach(tools.observe, after, gid)
+        if settled is Settled.APPLIED and commits:
+            tools.counters.committed += 1
+        elif settled is Settled.APPLIED:
+            tools.counters.rolled_back += 1
+        if settled is Settled.HEURISTIC_HAZARD:
+            # It vanished after it was listed. Whether that matters is judged with a list taken after the
+            # decision was read, and by the evidence recorded with it: in the next pass.
+            return "look_again", "it was finished by somebody else meanwhile"
+        match for_settled(gid, decision, settled):
+            case BranchDone():
+                if settled in HEURISTICS:
+                    await self._participant.forget(gid)
+                tools.progress.done(gid)
+                return "done", ""
+            case LookAgain():
+                return "look_again", "busy: somebody else is at it"
+            case RecordHeuristic() as found:
+                await self._record(found)
+                return "done", str(found.kind)
+
+    async def _judge(self, item: tuple[DecisionRecord, BranchRecord]) -> None:
+        record, branch = item
+        gid = gid_of(self._tools.ledger.ledger_id, record, branch)
+        try:
+            action = await judge_absent(self._participant, gid, record.decision, branch)
+            await self._conclude(action)
+        except ParticipantError as error:
+            self._line(gid, None, "finish", "failed", str(error))
+            self._failed(error)
+        else:
+            self._unavailable = 0
+
+    async def _conclude(self, action: BranchDone | LookAgain | RecordHeuristic) -> None:
+        progress = self._tools.progress
+        match action:
+            case BranchDone(gid):
+                if not self._dry_run:
+                    progress.done(gid)
+                self._line(gid, None, "finish", "would_do" if self._dry_run else "done")
+            case LookAgain(gid):
+                self._line(gid, None, "look_again", "look_again", "its database says it is in progress")
+            case RecordHeuristic(gid, kind):
+                if self._dry_run:
+                    self._line(gid, None, "heuristic", "would_do", str(kind))
+                elif kind is Settled.HEURISTIC_HAZARD and not self._is_sure(gid):
+                    self._line(gid, None, "look_again", "look_again", "nothing proves what became of it")
+                else:
+                    await self._record(action)
+                    self._line(gid, None, "heuristic", "done", str(kind))
+
+    def _is_sure(self, gid: Gid) -> bool:
+        now_s = asyncio.get_running_loop().time()
+        return self._tools.progress.sure(gid, now_s, self._tools.hazard_grace_s)
+
+    async def _record(self, found: RecordHeuristic) -> None:
+        await heuristics.record(self._tools.ledger, self._participant, found)
+        self._tools.counters.heuristics += 1
+        self._tools.progress.done(found.gid)
+
+    def _failed(self, error: ParticipantError) -> None:
+        if isinstance(error, ParticipantUnavailable):
+            self._unavailable += 1
+            if self._unavailable >= UNAVAILABLE_MAX:
+                raise error
+
+    def _line(self, gid: object, stands: str | None, action: str, result: str, why: str = "") -> None:
+        self.lines.append(Line(str(gid), self._participant.name, stands, action, result, why))
+
+
+async def finish(tools: Tools, scan: Scan) -> list[str]:
+    """Let the ledger finish what is applied everywhere; the ids of it. Raises ``LedgerError``."""
+    finished: list[str] = []
+    claimed: list[TxId] = []
+    try:
+        while txids := tools.progress.claim(scan.records.values()):
+            claimed += txids
+            for txid in txids:
+                await reach(tools.observe, RecoveryStep.BEFORE_FINISH, txid)
+            await tools.ledger.finish(txids)
+            finished += map(str, txids)
+            for txid in txids:
+                await reach(tools.observe, RecoveryStep.AFTER_FINISH, txid)
+    finally:
+        tools.progress.release(claimed)
+    tools.counters.finished += len(finished)
+    return finished

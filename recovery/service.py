@@ -1,0 +1,168 @@
+"""The recovery service: a worker for each participant, the deadlock detector, and what they tell."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+
+from coordinator.errors import LedgerError
+from coordinator.ledger.contract import Ledger
+from coordinator.protocols.steps import Observer
+from participants.contract import Participant
+from participants.registry import Registry
+from recovery.deadlocks import Cancel, DeadlockDetector, DistributedDeadlock
+from recovery.report import Report, Status
+from recovery.resolve import Tools
+from recovery.settings import RecoverySettings
+from recovery.worker import Passed, Worker, one_pass
+
+log = logging.getLogger(__name__)
+
+KEEP_PAUSE_S = (0.02, 1.0)
+"""Shortest and longest pause between two looks at which participants there are, and whether to lead."""
+
+
+class RecoveryService:
+    """Resolves in-doubt branches in the background, from ``start`` to ``close``.
+
+    It works only while ``ledger.leads`` (``always``: whether or not, for recovery by hand). ``observe`` is
+    told every :class:`~recovery.steps.RecoveryStep`. ``cancel`` is the coordinator's of this process, for
+    victims of deadlocks. A hazard is recorded after two looks ``hazard_grace_s`` seconds apart.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        participants: Registry,
+        settings: RecoverySettings | None = None,
+        *,
+        observe: Observer | None = None,
+        cancel: Cancel | None = None,
+        always: bool = False,
+        hazard_grace_s: float = 1.0,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._participants = participants
+        self._settings = settings or RecoverySettings()
+        self._always = always
+        self._rng = rng or random.Random()  # noqa: S311 - jitter
+        self._tools = Tools(ledger, self._settings.parallel, observe, hazard_grace_s)
+        self._detector = DeadlockDetector(ledger, participants, cancel)
+        self._workers: dict[str, tuple[Worker, asyncio.Task[None]]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._last_error: str | None = None
+
+    async def start(self) -> RecoveryService:
+        """Begin. Does nothing if it is running."""
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._keep_workers(), name="undoubt-recovery")]
+            if self._settings.deadlock_interval_s > 0:
+                self._tasks.append(asyncio.create_task(self._look_for_deadlocks(), name="undoubt-deadlocks"))
+        return self
+
+    async def close(self) -> None:
+        """Stop, at once: whatever is left undone is found again by whoever comes next. May be repeated."""
+        tasks, self._tasks = self._tasks, []
+        await _end(tasks)
+        await self._end_workers(list(self._workers))
+
+    async def __aenter__(self) -> RecoveryService:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def run_once(self, *, dry_run: bool = False) -> Report:
+        """One pass over every participant, all at once, whether or not the ledger leads.
+
+        Where a hazard needs its second look, the pass is made twice. ``dry_run``: tells what it would do,
+        and acts on nothing. Errors of participants and ledger are in the report; none is raised.
+        """
+        tools = Tools(self._ledger, self._settings.parallel) if dry_run else self._tools
+        passes = await self._pass(tools, dry_run=dry_run)
+        if tools.progress.doubts and not dry_run:
+            await asyncio.sleep(tools.hazard_grace_s)
+            again = await self._pass(tools, dry_run=False)
+            passes = {name: passes.get(name, Passed(())) + now for name, now in again.items()}
+        return Report(
+            dry_run,
+            tuple(line for passed in passes.values() for line in passed.lines),
+            tuple(dict.fromkeys(txid for passed in passes.values() for txid in passed.finished)),
+            tools.progress.left(self._participants),
+            {name: passed.error for name, passed in passes.items() if passed.error is not None},
+        )
+
+    async def _pass(self, tools: Tools, *, dry_run: bool) -> dict[str, Passed]:
+        everyone = list(self._participants)
+        passes = await asyncio.gather(
+            *(one_pass(tools, participant, dry_run=dry_run) for participant in everyone)
+        )
+        return {participant.name: passed for participant, passed in zip(everyone, passes, strict=True)}
+
+    def status(self) -> Status:
+        """What the workers are at. ``unfinished`` is as they last read it."""
+        return Status(
+            bool(self._tasks),
+            self._ledger.leads,
+            tuple(worker.status() for _, (worker, _) in sorted(self._workers.items())),
+            self._tools.progress.left(self._participants),
+            self._tools.counters,
+            self._last_error,
+        )
+
+    # The tasks.
+
+    def _allowed(self) -> bool:
+        return self._always or self._ledger.leads
+
+    async def _keep_workers(self) -> None:
+        """One worker for each participant there is now; of one that was replaced, a new one."""
+        low, high = KEEP_PAUSE_S
+        while True:
+            wanted = {one.name: one for one in self._participants} if self._allowed() else {}
+            ended = [name for name, (worker, _) in self._workers.items() if not _same(worker, wanted)]
+            await self._end_workers(ended)
+            for name, participant in wanted.items():
+                if name not in self._workers:
+                    worker = Worker(participant, self._tools, self._settings, self._allowed, self._rng)
+                    task = asyncio.create_task(worker.run(), name=f"undoubt-recovery {name}")
+                    self._workers[name] = (worker, task)
+            await asyncio.sleep(min(max(self._settings.interval_s, low), high))
+
+    async def _end_workers(self, names: list[str]) -> None:
+        ended = [self._workers.pop(name)[1] for name in names]
+        await _end(ended)
+
+    async def _look_for_deadlocks(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.deadlock_interval_s)
+            if not self._allowed():
+                continue
+            try:
+                await self.look_for_deadlocks()
+            except LedgerError as error:
+                self._last_error = f"deadlock detector: {error}"
+            except Exception as error:
+                # A bug of ours or of a driver's: the next look may succeed, and recovery itself must go on.
+                log.exception("the deadlock detector failed")
+                self._last_error = f"deadlock detector: unexpected {type(error).__name__}: {error}"
+            else:
+                self._last_error = None
+
+    async def look_for_deadlocks(self) -> list[DistributedDeadlock]:
+        """One look at the wait graphs of all participants; ends the deadlocks it finds, and returns them."""
+        found = await self._detector.look()
+        self._tools.counters.deadlocks += len(found)
+        return found
+
+
+def _same(worker: Worker, wanted: dict[str, Participant]) -> bool:
+    return wanted.get(worker.participant.name) is worker.participant
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,98 @@
+"""Recorded decisions: what became of their branches, and when the ledger may forget them.
+
+A branch that is prepared is settled by :mod:`recovery.resolve`. One that is not must be asked about: its
+database's books say whether it has applied the decision. Both tell :class:`Progress`; a decision all of
+whose branches are known to have applied it, or are recorded as heuristic, is finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord
+from participants.contract import Fate, Participant
+from participants.ids import Gid, TxId
+from participants.registry import Registry
+from recovery.plan import AbsentAction, for_absent
+from recovery.report import Unfinished
+from recovery.scan import evidence_of
+
+FINISH_MAX = 1_000
+"""Transactions finished in one command."""
+
+
+class Progress:
+    """Which branches of unfinished decisions are known to be done. Shared by all workers of a process; lost
+    with it, and then found out again."""
+
+    def __init__(self) -> None:
+        self._done: dict[TxId, set[int]] = {}
+        self._claimed: set[TxId] = set()
+        self._doubted: dict[Gid, float] = {}
+        self._records: Mapping[TxId, DecisionRecord] = {}
+
+    def read(self, records: Mapping[TxId, DecisionRecord]) -> None:
+        """The ledger's unfinished decisions as just read. What is not among them needs no remembering."""
+        self._records = records
+        self._done = {txid: done for txid, done in self._done.items() if txid in records}
+        self._doubted = {gid: since for gid, since in self._doubted.items() if gid.txid in records}
+
+    def done(self, gid: Gid) -> None:
+        """That branch has applied the decision, or its heuristic is recorded."""
+        self._done.setdefault(gid.txid, set()).add(gid.branch)
+
+    def is_done(self, txid: TxId, number: int) -> bool:
+        return number in self._done.get(txid, ())
+
+    def sure(self, gid: Gid, now_s: float, grace_s: float) -> bool:
+        """Whether a hazard at ``gid`` was first seen at least ``grace_s`` seconds before ``now_s``.
+
+        Without evidence a branch that was committed a moment ago looks the same as one that is lost. Whoever
+        committed it, its own coordinator or another recovery, will soon finish the transaction.
+        """
+        return now_s - self._doubted.setdefault(gid, now_s) >= grace_s
+
+    @property
+    def doubts(self) -> bool:
+        """Whether some hazard waits for its second look."""
+        return bool(self._doubted)
+
+    def claim(self, records: Iterable[DecisionRecord]) -> list[TxId]:
+        """Decisions that can be finished now, for whoever asks first; at most :data:`FINISH_MAX`."""
+        ready = [
+            record.txid
+            for record in records
+            if record.txid not in self._claimed
+            and all(self.is_done(record.txid, branch.number) for branch in record.branches)
+        ][:FINISH_MAX]
+        self._claimed.update(ready)
+        return ready
+
+    def release(self, txids: Iterable[TxId]) -> None:
+        """The claimed ones have been finished, or could not be."""
+        self._claimed.difference_update(txids)
+
+    def left(self, participants: Registry) -> tuple[Unfinished, ...]:
+        """What was unfinished when last read, and is not known to be done since."""
+        found = []
+        for record in self._records.values():
+            names = {
+                branch.participant
+                for branch in record.branches
+                if not self.is_done(record.txid, branch.number)
+            }
+            if names:
+                unknown = tuple(sorted(name for name in names if name not in participants))
+                found.append(
+                    Unfinished(str(record.txid), str(record.decision), tuple(sorted(names)), unknown)
+                )
+        return tuple(found)
+
+
+async def judge_absent(
+    participant: Participant, gid: Gid, decision: Decision, branch: BranchRecord
+) -> AbsentAction:
+    """What the books say of a branch that is not prepared. Raises ``ParticipantError``; changes nothing."""
+    evidence = evidence_of(branch)
+    fate = Fate.UNKNOWN if evidence is None else await participant.evidence(evidence)
+    return for_absent(gid, decision, fate)

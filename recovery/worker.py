@@ -1,0 +1,126 @@
+"""One participant's worker: pass after pass, at its own pace, so that one that is down delays no other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coordinator.errors import LedgerError
+from participants.contract import Participant
+from participants.errors import ParticipantError
+from recovery.report import Line, WorkerStatus
+from recovery.resolve import Resolution, Tools, finish
+from recovery.scan import scan
+from recovery.settings import RecoverySettings
+
+log = logging.getLogger(__name__)
+
+PAUSE_MIN_S = 0.01
+BACKOFF_BASE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What one pass over one participant saw and did. ``error`` if it could not be completed."""
+
+    lines: tuple[Line, ...]
+    finished: tuple[str, ...] = ()
+    error: str | None = None
+
+    def __add__(self, later: Passed) -> Passed:
+        return Passed(self.lines + later.lines, self.finished + later.finished, later.error)
+
+
+async def one_pass(tools: Tools, participant: Participant, *, dry_run: bool = False) -> Passed:
+    """Look, then act. Whatever goes wrong is in the result, with what was done before it."""
+    lines: list[Line] = []
+    tools.counters.scans += 1
+    try:
+        seen = await scan(tools.ledger, participant, None if dry_run else tools.observe)
+        tools.progress.read(seen.records)
+        resolution = Resolution(tools, participant, seen, dry_run=dry_run)
+        lines = resolution.lines
+        await resolution.run()
+        finished = [] if dry_run else await finish(tools, seen)
+    except (ParticipantError, LedgerError) as error:
+        return Passed(tuple(lines), error=str(error))
+    except Exception as error:
+        # A bug of ours or of a driver's: the other participants, and the next pass, must go on all the same.
+        log.exception("recovery of participant %r failed", participant.name)
+        return Passed(tuple(lines), error=f"unexpected {type(error).__name__}: {error}")
+    return Passed(tuple(lines), tuple(finished))
+
+
+class Worker:
+    """Passes over ``participant`` while ``allowed()``. After a failure it pauses for a random time up to a
+    limit that doubles (full jitter), so that a database that comes back is not met by everybody at once."""
+
+    def __init__(
+        self,
+        participant: Participant,
+        tools: Tools,
+        settings: RecoverySettings,
+        allowed: Callable[[], bool],
+        rng: random.Random,
+    ) -> None:
+        self.participant = participant
+        self._tools = tools
+        self._settings = settings
+        self._allowed = allowed
+        self._rng = rng
+        self._failures = 0
+        self._last_error: str | None = None
+        self._retry_at: float | None = None
+        self._prepared = 0
+        self._reported: tuple[str, ...] = ()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            if self._allowed():
+                await self._pass()
+            await asyncio.sleep(self._pause_s())
+            self._retry_at = None
+
+    async def _pass(self) -> None:
+        passed = await one_pass(self._tools, self.participant)
+        if passed.error is not None:
+            self._failed(passed.error)
+            return
+        self._failures = 0
+        failed = [line.why for line in passed.lines if line.result == "failed"]
+        self._last_error = failed[0] if failed else None
+        listed = [line for line in passed.lines if line.standing is not None]
+        self._prepared = len(listed)
+        self._reported = tuple(line.gid for line in listed if line.action == "report")
+
+    def _failed(self, why: str) -> None:
+        self._failures += 1
+        if why != self._last_error:
+            log.warning("recovery of participant %r: %s", self.participant.name, why)
+        self._last_error = why
+
+    def _pause_s(self) -> float:
+        if not self._failures:
+            return max(self._settings.interval_s, PAUSE_MIN_S)
+        base_s = max(self._settings.interval_s, BACKOFF_BASE_S)
+        limit_s = min(base_s * 2.0 ** min(self._failures, 30), self._settings.backoff_max_s)
+        pause_s = max(self._rng.uniform(0, limit_s), PAUSE_MIN_S)
+        self._retry_at = asyncio.get_running_loop().time() + pause_s
+        return pause_s
+
+    def status(self) -> WorkerStatus:
+        retry_in_s = None
+        if self._retry_at is not None:
+            retry_in_s = round(max(self._retry_at - asyncio.get_running_loop().time(), 0.0), 3)
+        return WorkerStatus(
+            self.participant.name,
+            self._failures,
+            self._last_error,
+            retry_in_s,
+            self._prepared,
+            self._reported,
+        )
