@@ -1,0 +1,42 @@
+"""Fixtures that every room's tests share: servers for the session, databases for each test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from tests.servers import Server, fresh_database, new_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """One server for the whole session; not to be crashed."""
+    server = new_server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def other_postgres() -> Iterator[Server]:
+    """A second one."""
+    server = new_server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+async def database(postgres: Server) -> AsyncIterator[str]:
+    """The DSN of a fresh database. Nothing may be left prepared in it."""
+    async with fresh_database(postgres, "test") as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def databases(postgres: Server, other_postgres: Server) -> AsyncIterator[dict[str, str]]:
+    """DSNs of two fresh databases on two servers, by participant: ``orders`` and ``payments``."""
+    async with AsyncExitStack() as stack:
+        orders = await stack.enter_async_context(fresh_database(postgres, "orders"))
+        payments = await stack.enter_async_context(fresh_database(other_postgres, "payments"))
+        yield {"orders": orders, "payments": payments}

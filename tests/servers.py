@@ -1,0 +1,151 @@
+"""Where tests get PostgreSQL servers from: one provider, three ways.
+
+``UNDOUBT_TEST_DSN`` names an existing server (a superuser's DSN; max_prepared_transactions must be set).
+Else the embedded wheel, or Debian's server, starts one. Else testcontainers, where Docker answers. Tests that
+kill servers always start their own.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from undoubt.embedded import BinariesMissing, EmbeddedServer
+from undoubt.embedded.binaries import bin_folder
+
+ENV_DSN = "UNDOUBT_TEST_DSN"
+
+
+class Server(abc.ABC):
+    """A running server with max_prepared_transactions of at least 20."""
+
+    @abc.abstractmethod
+    def dsn(self, database: str = "postgres") -> str:
+        """A superuser's."""
+
+    @abc.abstractmethod
+    def close(self) -> None: ...
+
+
+class Embedded(Server):
+    def __init__(self) -> None:
+        self.server = EmbeddedServer(durable=False)
+        _run(self.server.start())
+
+    def dsn(self, database: str = "postgres") -> str:
+        return self.server.dsn(database)
+
+    def close(self) -> None:
+        _run(self.server.close())
+
+
+def _run(coroutine: Coroutine[Any, Any, object]) -> None:
+    """``asyncio.run`` would take the loop away that pytest-asyncio has set for this thread."""
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(coroutine)
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
+
+
+class Existing(Server):
+    def __init__(self, dsn: str) -> None:
+        self._parts = urlsplit(dsn)
+
+    def dsn(self, database: str = "postgres") -> str:
+        return urlunsplit(self._parts._replace(path=f"/{database}"))
+
+    def close(self) -> None:
+        """It is not ours to end."""
+
+
+class Container(Existing):
+    def __init__(self) -> None:
+        from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415 - needs Docker
+
+        self._container = PostgresContainer("postgres:18", driver=None).with_command(
+            "postgres -c max_prepared_transactions=100"
+        )
+        self._container.start()
+        super().__init__(self._container.get_connection_url())
+
+    def close(self) -> None:
+        self._container.stop()
+
+
+def why_no_docker() -> str | None:
+    """None where a Docker engine answers, else the reason why testcontainers cannot be used."""
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if host.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as door:  # first, since docker's client leaks its socket here
+            try:
+                door.connect(host.removeprefix("unix://"))
+            except OSError as error:
+                return f"no Docker engine answers on {host}: {error}"
+    import docker  # noqa: PLC0415 - comes with testcontainers
+
+    try:
+        client = docker.from_env()
+        client.ping()
+        client.close()
+    except docker.errors.DockerException as error:
+        return f"no Docker engine answers: {error}"
+    return None
+
+
+def new_server() -> Server:
+    if dsn := os.environ.get(ENV_DSN):
+        return Existing(dsn)
+    try:
+        bin_folder()
+    except BinariesMissing:
+        return Container()
+    return Embedded()
+
+
+@asynccontextmanager
+async def fresh_database(server: Server, stem: str) -> AsyncIterator[str]:
+    """The DSN of a new, empty database; at the end nothing may be left prepared in it, and it is dropped."""
+    name = f"{stem}_{secrets.token_hex(4)}"
+    admin = await asyncpg.connect(server.dsn())
+    try:
+        await admin.execute(f'create database "{name}"')
+        yield server.dsn(name)
+        left = await admin.fetch("select gid from pg_prepared_xacts where database = $1", name)
+        if left:
+            await _roll_back(server.dsn(name), [row["gid"] for row in left])
+        await admin.execute(f'drop database "{name}" with (force)')
+        assert not left, f"left prepared in {stem}: {[row['gid'] for row in left]}"
+    finally:
+        await admin.close()
+
+
+async def _roll_back(dsn: str, gids: list[str]) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        for gid in gids:
+            await connection.execute(f"rollback prepared '{gid}'")
+    finally:
+        await connection.close()
+
+
+async def prepared(dsn: str) -> list[str]:
+    """The gids of that database's prepared transactions."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        rows = await connection.fetch(
+            "select gid from pg_prepared_xacts where database = current_database() order by gid"
+        )
+        return [row["gid"] for row in rows]
+    finally:
+        await connection.close()
