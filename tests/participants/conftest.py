@@ -1,0 +1,60 @@
+"""One server for the whole room, a database of its own for every test."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from participants.ids import Gid
+from participants.postgres import PostgresParticipant
+from tests.participants.support import SETTINGS, Database, new_gid, participant_at
+from undoubt.embedded import EmbeddedServer
+
+_names = itertools.count(1)
+
+
+@pytest.fixture(scope="package")
+def server() -> Iterator[EmbeddedServer]:
+    """A server whose data may be lost: for tests that crash nothing."""
+    server = EmbeddedServer(SETTINGS, durable=False)
+    asyncio.run(server.start())
+    yield server
+    asyncio.run(server.close())
+
+
+@pytest_asyncio.fixture
+async def database(server: EmbeddedServer) -> AsyncIterator[Database]:
+    """An empty database with ``account(id, balance)``, two rows of 100; its prepared branches go with it."""
+    name = f"db{next(_names)}"
+    dsn = await server.create_database(name)
+    admin = await asyncpg.connect(dsn, server_settings={"lock_timeout": "10s"})
+    await admin.execute(
+        "create table account (id int primary key, balance int not null);"
+        " insert into account values (1, 100), (2, 100)"
+    )
+    yield Database(name, dsn, admin)
+    for [gid] in await admin.fetch("select gid from pg_prepared_xacts where database = current_database()"):
+        await admin.execute(f"rollback prepared '{gid}'")
+    await admin.close()
+    control = await asyncpg.connect(server.dsn())
+    await control.execute(f"drop database {name} with (force)")
+    await control.close()
+
+
+@pytest_asyncio.fixture
+async def participant(database: Database) -> AsyncIterator[PostgresParticipant]:
+    """Participant ``p`` at that database."""
+    participant = participant_at(database.dsn)
+    yield participant
+    await participant.close()
+
+
+@pytest.fixture
+def gid() -> Gid:
+    """Of a transaction that no other test has."""
+    return new_gid()

@@ -1,0 +1,51 @@
+"""What the tests of this room share."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from participants.ids import Gid, Protocol, TxId
+from participants.postgres import PostgresParticipant
+from participants.settings import ParticipantSettings
+
+LEDGER = "testledger"
+NONCE = "0123456789abcdef"
+SETTINGS = {"lock_timeout": "20s"}
+
+_seqs = itertools.count(1)
+
+
+@dataclass
+class Database:
+    """``admin`` is a superuser's connection to it, for looking from outside."""
+
+    name: str
+    dsn: str
+    admin: asyncpg.Connection[asyncpg.Record]
+
+    async def balance(self, account: int = 1) -> int:
+        """As everybody else sees it."""
+        return int(await self.admin.fetchval("select balance from account where id = $1", account))
+
+    async def prepared(self) -> list[str]:
+        """The gids of this database."""
+        rows = await self.admin.fetch("select gid from pg_prepared_xacts where database = current_database()")
+        return [row["gid"] for row in rows]
+
+
+def new_gid(branch: int = 1, participant: str = "p", *, ledger: str = LEDGER) -> Gid:
+    """Of a transaction that no other test has."""
+    return Gid(ledger, Protocol.TWO_PHASE, TxId(1, NONCE, next(_seqs)), branch, participant)
+
+
+def participant_at(dsn: str, **settings: Any) -> PostgresParticipant:
+    """Participant ``p``, with short timeouts unless told."""
+    options = {"statement_timeout_s": 10.0, "connect_timeout_s": 10.0, "connections_max": 8, **settings}
+    return PostgresParticipant("p", ParticipantSettings(dsn=dsn, **options), ledger_id=LEDGER)
+
+
+WRITE = "update account set balance = balance - 10 where id = 1"

@@ -1,0 +1,299 @@
+"""The first phase against a real server: which answers count as PREPARED, and which do not."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+
+from participants.contract import Settled, Vote, Work
+from participants.errors import BranchFailed
+from participants.ids import BRANCH_NUMBER_MAX, GID_BYTES_MAX, NUMBER_MAX, Gid, Protocol, TxId
+from participants.postgres import PostgresParticipant
+from tests.participants.support import WRITE, Database, new_gid
+
+
+async def test_prepare_then_commit(participant: PostgresParticipant, database: Database, gid: Gid) -> None:
+    """Else: nothing works at all. The write is invisible until commit, prepared with the right evidence."""
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute(WRITE)
+    xid = int(await branch.connection.fetchval("select pg_current_xact_id()::text"))
+    result = await branch.prepare()
+    assert result.vote is Vote.PREPARED
+    assert await database.prepared() == [str(gid)]
+    assert await database.balance() == 100
+    system = await database.admin.fetchval("select system_identifier from pg_control_system()")
+    assert result.evidence is not None
+    assert (result.evidence.xid, result.evidence.system, result.evidence.timeline) == (
+        xid,
+        system,
+        "00000001",
+    )
+    assert await branch.commit() is Settled.APPLIED
+    assert await database.balance() == 90
+    assert await database.prepared() == []
+    assert await branch.commit() is Settled.APPLIED
+    await branch.release()
+
+
+async def test_prepare_then_rollback(participant: PostgresParticipant, database: Database, gid: Gid) -> None:
+    """Else an aborted transaction would leave a prepared branch behind."""
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute(WRITE)
+    assert (await branch.prepare()).vote is Vote.PREPARED
+    assert await branch.rollback() is Settled.APPLIED
+    assert await branch.rollback() is Settled.APPLIED
+    assert await database.prepared() == []
+    assert await database.balance() == 100
+
+
+async def test_swallowed_error_is_an_abort_vote(
+    participant: PostgresParticipant, database: Database, gid: Gid
+) -> None:
+    """PREPARE of a failed transaction answers ROLLBACK and no error: who believes it commits half."""
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute(WRITE)
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await branch.connection.execute("select 1/0")
+    result = await branch.prepare()
+    assert result.vote is Vote.ABORT
+    assert isinstance(result.reason, BranchFailed)
+    assert "swallowed" in str(result.reason)
+    assert await branch.rollback() is Settled.APPLIED
+    assert await database.prepared() == []
+
+
+async def test_swallowed_error_fails_the_poll(participant: PostgresParticipant, gid: Gid) -> None:
+    """Else a broken branch would pass for a read-only one."""
+    branch = await participant.begin(gid, timeout_s=30)
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await branch.connection.execute("select 1/0")
+    with pytest.raises(BranchFailed, match="swallowed"):
+        await branch.poll()
+    assert await branch.rollback() is Settled.APPLIED
+
+
+async def test_tag_other_than_prepare_transaction_is_an_abort_vote(
+    participant: PostgresParticipant, database: Database, gid: Gid
+) -> None:
+    """The tag is looked at too: here the guard is passed and the transaction fails after it."""
+    branch = await participant.begin(gid, timeout_s=30)
+    session = branch._session  # type: ignore[attr-defined]
+    plain = session.script
+
+    async def failing_in_between(sql: str, *, timeout_s: float) -> object:
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await session.connection.execute("select 1/0")
+        return await plain(sql.rpartition(";")[2], timeout_s=timeout_s)
+
+    session.script = failing_in_between
+    result = await branch.prepare()
+    session.script = plain
+    assert result.vote is Vote.ABORT
+    assert "ROLLBACK" in str(result.reason)
+    assert await database.prepared() == []
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "commit",
+        "commit; begin",
+        "rollback",
+        "rollback; begin",
+        "commit and chain",
+        "prepare transaction 'mine'",
+    ],
+)
+async def test_branch_ended_by_the_application(
+    participant: PostgresParticipant, database: Database, gid: Gid, typed: str
+) -> None:
+    """Without the marker, PREPARE would prepare an empty transaction, or another one, and answer yes."""
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute(WRITE)
+    await branch.connection.execute(typed)
+    if "begin" in typed or "chain" in typed:
+        await branch.connection.execute("update account set balance = 0 where id = 2")
+    result = await branch.prepare()
+    assert result.vote is Vote.ABORT
+    assert "ended by the application" in str(result.reason)
+    assert await branch.rollback() is Settled.APPLIED
+    assert str(gid) not in await database.prepared()
+    assert await database.balance(2) == 100, "what was opened instead must be rolled back"
+
+
+@pytest.mark.parametrize("typed", ["commit", "commit; begin"])
+async def test_poll_sees_that_the_branch_was_ended(
+    participant: PostgresParticipant, gid: Gid, typed: str
+) -> None:
+    """Else the branch would vote READ_ONLY, although it committed on its own."""
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute(WRITE + "; " + typed)
+    with pytest.raises(BranchFailed, match="ended by the application"):
+        await branch.poll()
+
+
+@pytest.mark.parametrize("typed", ["commit; begin", "select 1/0"])
+async def test_read_only_commit_is_guarded(
+    participant: PostgresParticipant, database: Database, gid: Gid, typed: str
+) -> None:
+    """A reading branch that is no longer the branch must not commit what was put in its place."""
+    branch = await participant.begin(gid, timeout_s=30)
+    raw = branch.connection._undoubt_connection
+    assert await branch.poll() is Work.READ_ONLY
+    if typed == "select 1/0":
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await raw.execute(typed)
+    else:
+        await raw.execute(typed)
+        await raw.execute("update account set balance = 0 where id = 2")
+    with pytest.raises(BranchFailed):
+        await branch.commit()
+    await branch.release()
+    assert await database.balance(2) == 100
+
+
+@pytest.mark.parametrize(
+    ("statement", "sqlstate"),
+    [
+        ("create temp table scratch (a int)", "0A000"),
+        ("listen something", "0A000"),
+        ("notify something", "0A000"),
+        ("declare c cursor with hold for select * from account", "0A000"),
+        ("select pg_export_snapshot()", "0A000"),
+        ("select pg_advisory_lock(7), pg_advisory_xact_lock(7)", "0A000"),
+    ],
+)
+async def test_what_postgresql_cannot_prepare(
+    participant: PostgresParticipant, database: Database, gid: Gid, statement: str, sqlstate: str
+) -> None:
+    """Each is an ABORT vote that tells why, and leaves nothing behind."""
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute(WRITE)
+    await branch.connection.execute(statement)
+    result = await branch.prepare()
+    assert result.vote is Vote.ABORT
+    assert isinstance(result.reason, BranchFailed)
+    assert result.reason.sqlstate == sqlstate
+    assert await branch.rollback() is Settled.APPLIED
+    await branch.release()
+    assert await database.prepared() == []
+    assert await database.balance() == 100
+
+
+async def test_deferred_constraint_fails_at_prepare(
+    participant: PostgresParticipant, database: Database, gid: Gid
+) -> None:
+    """A deferred foreign key is checked by PREPARE: its error is the vote and the cause."""
+    await database.admin.execute(
+        "create table entry (account int references account deferrable initially deferred)"
+    )
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute("insert into entry values (77)")
+    result = await branch.prepare()
+    assert result.vote is Vote.ABORT
+    assert isinstance(result.reason, BranchFailed)
+    assert result.reason.sqlstate == "23503"
+    assert await branch.rollback() is Settled.APPLIED
+
+
+async def test_warning_of_a_trigger_does_not_make_the_vote_unknown(
+    participant: PostgresParticipant, database: Database, gid: Gid
+) -> None:
+    """A deferred trigger's RAISE WARNING has the same SQLSTATE as a cancelled wait for a standby."""
+    await database.admin.execute(
+        "create function warn() returns trigger language plpgsql as"
+        " $$ begin raise warning 'low balance'; return null; end $$;"
+        "create constraint trigger w after update on account deferrable initially deferred"
+        " for each row execute function warn()"
+    )
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute(WRITE)
+    assert (await branch.prepare()).vote is Vote.PREPARED
+    assert await branch.rollback() is Settled.APPLIED
+
+
+async def test_duplicate_gid(participant: PostgresParticipant, database: Database, gid: Gid) -> None:
+    """42710 is a no, and must not end in rolling back the branch that has the gid."""
+    first = await participant.begin(gid, timeout_s=30)
+    await first.connection.execute(WRITE)
+    assert (await first.prepare()).vote is Vote.PREPARED
+    second = await participant.begin(gid, timeout_s=30)
+    await second.connection.execute("update account set balance = 0 where id = 2")
+    result = await second.prepare()
+    assert result.vote is Vote.ABORT
+    assert isinstance(result.reason, BranchFailed)
+    assert result.reason.sqlstate == "42710"
+    assert await second.rollback() is Settled.APPLIED
+    await second.release()
+    assert await database.prepared() == [str(gid)]
+    assert await first.commit() is Settled.APPLIED
+    assert (await database.balance(), await database.balance(2)) == (90, 100)
+
+
+async def test_the_longest_gid_fits(participant: PostgresParticipant, database: Database) -> None:
+    """Else a participant with a long name could never commit once numbers have grown."""
+    longest = Gid(
+        "z" * 10, Protocol.TWO_PHASE, TxId(NUMBER_MAX, "f" * 16, NUMBER_MAX), BRANCH_NUMBER_MAX, "x" * 63
+    )
+    assert len(str(longest)) <= GID_BYTES_MAX
+    branch = await participant.begin(longest, timeout_s=30)
+    await branch.connection.execute(WRITE)
+    assert (await branch.prepare()).vote is Vote.PREPARED
+    assert [row.gid for row in await participant.in_doubt()] == [longest]
+    assert await branch.rollback() is Settled.APPLIED
+
+
+async def test_too_long_a_gid_is_a_no(participant: PostgresParticipant, gid: Gid) -> None:
+    """22023 at PREPARE is a vote (at pg_xact_status the same code means something else)."""
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute(WRITE)
+    branch._gid = Gid(gid.ledger, gid.protocol, gid.txid, gid.branch, "x" * 200)  # type: ignore[attr-defined]
+    result = await branch.prepare()
+    assert result.vote is Vote.ABORT
+    assert isinstance(result.reason, BranchFailed)
+    assert result.reason.sqlstate == "22023"
+    assert await branch.rollback() is Settled.APPLIED
+
+
+async def test_read_only_and_serializable(participant: PostgresParticipant, database: Database) -> None:
+    """A reader needs no PREPARE, unless it is SERIALIZABLE: its reads may be what makes others fail."""
+    reader = await participant.begin(new_gid(), timeout_s=30)
+    await reader.connection.fetch("select * from account")
+    assert await reader.poll() is Work.READ_ONLY
+    assert await reader.commit() is Settled.APPLIED
+
+    serializable = await participant.begin(new_gid(), timeout_s=30)
+    await serializable.connection.execute("set transaction isolation level serializable")
+    await serializable.connection.fetch("select * from account")
+    assert await serializable.poll() is Work.WRITES
+    assert (await serializable.prepare()).vote is Vote.PREPARED
+    assert await serializable.rollback() is Settled.APPLIED
+
+
+@pytest.mark.parametrize(
+    ("statement", "sure"),
+    [
+        (WRITE, True),
+        ("insert into account values (3, 1)", True),
+        ("update account set balance = 0 where id = 999", False),
+        ("select * from account", False),
+        ("create table other (a int)", False),
+    ],
+)
+async def test_surely_writes(participant: PostgresParticipant, gid: Gid, statement: str, sure: bool) -> None:
+    """True spares a round trip; wrongly true would prepare branches that only read."""
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute(statement)
+    assert branch.surely_writes is sure
+    if sure:
+        assert await branch.poll() is Work.WRITES
+    assert await branch.rollback() is Settled.APPLIED
+
+
+async def test_surely_writes_from_returned_rows(participant: PostgresParticipant, gid: Gid) -> None:
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.fetchrow("select 1")
+    assert not branch.surely_writes
+    await branch.connection.fetchrow("update account set balance = 0 where id = $1 returning id", 1)
+    assert branch.surely_writes
+    assert await branch.rollback() is Settled.APPLIED
