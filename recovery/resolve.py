@@ -189,6 +189,7 @@ async def finish(tools: Tools, scan: Scan) -> list[str]:
             for txid in txids:
                 await reach(tools.observe, RecoveryStep.BEFORE_FINISH, txid)
             await tools.ledger.finish(txids)
+            tools.progress.finished(txids)
             finished += map(str, txids)
             for txid in txids:
                 await reach(tools.observe, RecoveryStep.AFTER_FINISH, txid)

@@ -28,6 +28,7 @@ class Progress:
     def __init__(self) -> None:
         self._done: dict[TxId, set[int]] = {}
         self._claimed: set[TxId] = set()
+        self._finished: set[TxId] = set()
         self._doubted: dict[Gid, float] = {}
         self._records: Mapping[TxId, DecisionRecord] = {}
 
@@ -35,6 +36,7 @@ class Progress:
         """The ledger's unfinished decisions as just read. What is not among them needs no remembering."""
         self._records = records
         self._done = {txid: done for txid, done in self._done.items() if txid in records}
+        self._finished &= records.keys()
         self._doubted = {gid: since for gid, since in self._doubted.items() if gid.txid in records}
 
     def done(self, gid: Gid) -> None:
@@ -59,14 +61,19 @@ class Progress:
 
     def claim(self, records: Iterable[DecisionRecord]) -> list[TxId]:
         """Decisions that can be finished now, for whoever asks first; at most :data:`FINISH_MAX`."""
+        taken = self._claimed | self._finished
         ready = [
             record.txid
             for record in records
-            if record.txid not in self._claimed
+            if record.txid not in taken
             and all(self.is_done(record.txid, branch.number) for branch in record.branches)
         ][:FINISH_MAX]
         self._claimed.update(ready)
         return ready
+
+    def finished(self, txids: Iterable[TxId]) -> None:
+        """The ledger has finished these; whoever read them before need not do it again."""
+        self._finished.update(txids)
 
     def release(self, txids: Iterable[TxId]) -> None:
         """The claimed ones have been finished, or could not be."""

@@ -94,11 +94,10 @@ async def test_committed_and_absent_without_evidence_is_a_hazard(world: World, c
     gids = world.gids()
     evidence = {gid: await world.prepare(gid) for gid in gids}
     world.orders.finish_by_hand(gids[0], Order.COMMIT)
-    match changed:
-        case "system":
-            world.orders.system += 1
-        case "timeline":
-            world.orders.timeline = "00000002"
+    if changed == "system":
+        world.orders.system += 1
+    elif changed == "timeline":
+        world.orders.timeline = "00000002"
     if changed == "nothing recorded":
         records = [BranchRecord(gid.branch, gid.participant) for gid in gids]
         await world.ledger.decide(gids[0].txid, Decision.COMMIT, records)

@@ -1,0 +1,219 @@
+"""The service as it runs beside an application: who is looked after, when, and what it tells of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from coordinator.errors import LedgerUnavailable
+from coordinator.ledger.contract import Decision
+from participants.contract import Fate
+from participants.errors import ParticipantUnavailable
+from participants.scripted import ScriptedParticipant
+from recovery.settings import RecoverySettings
+from recovery.worker import Worker
+from tests.recovery.world import FAST, World, until
+
+
+@pytest.fixture
+async def world() -> World:
+    return await World().open()
+
+
+async def test_it_resolves_what_appears_while_it_runs(world: World) -> None:
+    async with world.service() as service:
+        for _ in range(3):
+            gids = await world.left(Decision.COMMIT)
+            await until(lambda: not world.ledger.machine.state.unfinished)
+            assert world.orders.fate(gids[0]) is Fate.COMMITTED
+        active = await world.left()
+        counters = service.status().counters
+        await until(lambda: counters.seen_active > 1)
+        assert active[0] in world.orders.prepared
+        assert (counters.committed, counters.rolled_back, counters.finished) == (6, 0, 3)
+        await world.end_session()
+        await until(lambda: counters.rolled_back == 2)
+
+
+async def test_it_works_only_while_the_ledger_leads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a follower it would burden every database once more for nothing."""
+    leads = False
+    monkeypatch.setattr(type(world.ledger), "leads", property(lambda _self: leads))
+    gids = await world.left(Decision.COMMIT)
+    async with world.service() as service:
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert service.status().counters.scans == 0
+        assert (service.status().running, service.status().leads) == (True, False)
+        leads = True
+        await until(lambda: world.orders.fate(gids[0]) is Fate.COMMITTED)
+        leads = False
+        await until(lambda: service.status().participants == ())
+        scans = service.status().counters.scans
+        await asyncio.sleep(0.05)
+        assert service.status().counters.scans == scans
+
+
+async def test_by_hand_it_works_whoever_leads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(world.ledger), "leads", property(lambda _self: False))
+    gids = await world.left(Decision.COMMIT)
+    async with world.service(always=True):
+        await until(lambda: world.orders.fate(gids[0]) is Fate.COMMITTED)
+
+
+async def test_participants_come_and_go(world: World) -> None:
+    """One that is added must not wait for a restart; one that was removed is closed, and must be let go."""
+    gids = await world.left(Decision.COMMIT)
+    removed = world.registry.remove("payments")
+    async with world.service() as service:
+        await until(lambda: world.orders.fate(gids[0]) is Fate.COMMITTED)
+        (left,) = service.status().unfinished
+        assert (left.waits_for, left.unknown) == (("payments",), ("payments",))
+        world.registry.add(removed)
+        await until(lambda: world.payments.fate(gids[1]) is Fate.COMMITTED)
+        world.registry.remove("orders")
+        await until(lambda: [one.participant for one in service.status().participants] == ["payments"])
+        await until(lambda: service.status().unfinished == ())
+
+
+async def test_a_replaced_participant_gets_a_worker_of_its_own(world: World) -> None:
+    """The old object is closed: asked for ever, it would answer for the new one that it is closed."""
+    async with world.service() as service:
+        await until(lambda: len(service.status().participants) == 2)
+        await world.registry.remove("payments").close()
+        successor = ScriptedParticipant("payments")
+        world.registry.add(successor)
+        world.databases["payments"] = successor
+        gids = await world.left(Decision.COMMIT)
+        await until(lambda: successor.fate(gids[1]) is Fate.COMMITTED)
+        await until(lambda: all(one.last_error is None for one in service.status().participants))
+
+
+async def test_one_that_hangs_delays_no_other(world: World) -> None:
+    gids = await world.left(Decision.COMMIT)
+
+    async def hang() -> list[object]:
+        await asyncio.Event().wait()
+        return []
+
+    world.orders.in_doubt = hang  # type: ignore[method-assign, assignment]
+    world.orders.waits = hang  # type: ignore[method-assign, assignment]
+    async with world.service():
+        await until(lambda: world.payments.fate(gids[1]) is Fate.COMMITTED)
+
+
+async def test_status_shows_failures_until_it_works_again(world: World) -> None:
+    world.payments.down = ParticipantUnavailable("payments", "connection refused")
+    async with world.service() as service:
+        await until(lambda: any(one.failures >= 3 for one in service.status().participants))
+        orders, payments = service.status().participants
+        assert (orders.failures, orders.last_error, orders.retry_in_s) == (0, None, None)
+        assert "connection refused" in str(payments.last_error)
+        world.payments.down = None
+        await until(lambda: service.status().participants[1].failures == 0)
+        assert service.status().participants[1].last_error is None
+
+
+async def test_a_ledger_without_quorum_is_tried_again(world: World) -> None:
+    gids = await world.left(Decision.COMMIT)
+    reading = world.ledger.unfinished
+
+    async def down() -> list[object]:
+        raise LedgerUnavailable("no quorum")
+
+    world.ledger.unfinished = down  # type: ignore[method-assign, assignment]
+    async with world.service() as service:
+        await until(lambda: len(service.status().participants) == 2)
+        await until(lambda: all(one.last_error == "no quorum" for one in service.status().participants))
+        world.ledger.unfinished = reading  # type: ignore[method-assign]
+        await until(lambda: world.orders.fate(gids[0]) is Fate.COMMITTED)
+
+
+async def test_a_bug_in_one_pass_is_told_and_the_next_is_made(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    gids = await world.left(Decision.COMMIT)
+    listing, calls = world.orders.in_doubt, 0
+
+    async def broken_once() -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise KeyError("transaction")
+        return await listing()
+
+    world.orders.in_doubt = broken_once  # type: ignore[method-assign, assignment]
+    async with world.service():
+        await until(lambda: world.orders.fate(gids[0]) is Fate.COMMITTED)
+    assert "KeyError" in caplog.text
+
+
+async def test_what_must_not_be_touched_is_in_the_status(world: World) -> None:
+    gid = world.gids()[0]
+    strange = type(gid)("zzzzzzzzzz", gid.protocol, gid.txid, 1, "orders")
+    await world.prepare(strange)
+    async with world.service() as service:
+        await until(lambda: any(one.reported for one in service.status().participants))
+        orders, _ = service.status().participants
+        assert (orders.reported, orders.prepared) == ((str(strange),), 1)
+
+
+async def test_close_ends_everything_in_the_middle_of_anything(world: World) -> None:
+    """A pass that goes on after close would use closed connections."""
+    await world.left(Decision.COMMIT)
+    inside = asyncio.Event()
+
+    async def hang(call: str, _gid: object) -> None:
+        if call == "settle_commit":
+            inside.set()
+            await asyncio.Event().wait()
+
+    world.orders.before = hang
+    tasks = asyncio.all_tasks()
+    service = await world.service().start()
+    await inside.wait()
+    await service.close()
+    await service.close()
+    assert asyncio.all_tasks() == tasks
+    assert service.status().running is False
+
+
+async def test_start_twice_is_one(world: World) -> None:
+    service = await world.service().start()
+    before = asyncio.all_tasks()
+    await service.start()
+    assert asyncio.all_tasks() == before
+    await service.close()
+
+
+class Highest(random.Random):
+    """Every pause is as long as it may be."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+async def test_pauses_double_up_to_the_limit_and_are_random(world: World) -> None:
+    settings = RecoverySettings(interval_s=1.0, backoff_max_s=5.0)
+
+    def worker(rng: random.Random) -> Worker:
+        return Worker(world.orders, world.service()._tools, settings, lambda: True, rng)
+
+    steady = worker(Highest())
+    pauses = [steady._pause_s()]
+    for _ in range(4):
+        steady._failed("down")
+        pauses.append(steady._pause_s())
+    assert pauses == [1.0, 2.0, 4.0, 5.0, 5.0]
+    some = worker(random.Random(1))
+    for _ in range(2_000):
+        some._failed("down")
+    drawn = [some._pause_s() for _ in range(200)]
+    assert min(drawn) < 1.0 < 4.0 < max(drawn) <= 5.0
+
+
+def test_settings_are_those_of_a_test() -> None:
+    """Else the tests above would wait for seconds and prove nothing about pauses."""
+    assert FAST.interval_s == 0.0
