@@ -1,0 +1,237 @@
+"""The detector of deadlocks across databases: it ends every one of them, and nothing that is none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from coordinator.coordinator import retryable
+from coordinator.errors import TransactionAborted
+from coordinator.ledger.contract import Decision
+from participants.contract import Waiting
+from participants.errors import ParticipantUnavailable
+from participants.ids import TxId
+from participants.scripted import ScriptedParticipant
+from recovery.deadlocks import DeadlockDetector, DistributedDeadlock
+from tests.recovery.world import FAST, World, until
+
+Told = list[tuple[TxId, BaseException]]
+
+
+@pytest.fixture
+async def world() -> World:
+    return await World("inventory", "orders", "payments").open()
+
+
+def wait(waiter: object, holder: object, since: str = "t1", pid: int = 1) -> Waiting:
+    return Waiting(str(waiter), str(holder), since, pid, 700 + pid)
+
+
+def detector(world: World, told: Told | None = None) -> DeadlockDetector:
+    def cancel(txid: TxId, cause: BaseException) -> bool:
+        assert told is not None
+        told.append((txid, cause))
+        return True
+
+    return DeadlockDetector(world.ledger, world.registry, None if told is None else cancel)
+
+
+def second_pass(database: ScriptedParticipant, waiting: Sequence[Waiting]) -> None:
+    """From the second look on, ``database`` shows these."""
+    looks = 0
+
+    async def waits() -> Any:
+        nonlocal looks
+        looks += 1
+        return list(database.waiting) if looks == 1 else list(waiting)
+
+    database.waits = waits  # type: ignore[method-assign]
+
+
+async def test_two_databases_in_opposite_order(world: World) -> None:
+    """Neither database sees it: both transactions would hang until their timeouts."""
+    old, young = world.session.txid(1), world.session.txid(2)
+    world.orders.waiting = [wait(old, young)]
+    world.payments.waiting = [wait(young, old)]
+    told: Told = []
+    (found,) = await detector(world, told).look()
+    assert [txid for txid, _ in told] == [young]
+    cause = told[0][1]
+    assert isinstance(cause, DistributedDeadlock)
+    assert cause is found
+    assert cause.cycle == (str(young), str(old))
+    assert "orders" in str(cause)
+    assert "payments" in str(cause)
+    assert retryable(TransactionAborted(young, cause))
+    assert world.orders.cancelled == world.payments.cancelled == []
+
+
+async def test_three_databases_in_a_ring(world: World) -> None:
+    one, two, three = (world.session.txid(seq) for seq in (1, 2, 3))
+    world.databases["inventory"].waiting = [wait(one, two)]
+    world.orders.waiting = [wait(two, three)]
+    world.payments.waiting = [wait(three, one)]
+    told: Told = []
+    (found,) = await detector(world, told).look()
+    assert found.cycle == (str(three), str(one), str(two))
+    assert [txid for txid, _ in told] == [three]
+
+
+async def test_through_a_session_that_is_no_transaction_of_ours(world: World) -> None:
+    """A plain session of one database stands in the middle of the ring; only ours can be aborted by us."""
+    one, two = world.session.txid(1), world.session.txid(2)
+    world.orders.waiting = [wait(one, "orders/99"), wait("orders/99", two)]
+    world.payments.waiting = [wait(two, one)]
+    told: Told = []
+    (found,) = await detector(world, told).look()
+    assert [txid for txid, _ in told] == [two]
+    assert found.cycle == (str(two), str(one), "orders/99")
+
+
+@pytest.mark.parametrize("change", ["gone", "another lock", "another holder"])
+async def test_a_wait_that_did_not_stand_through_both_passes_is_none(world: World, change: str) -> None:
+    """Its holder let go meanwhile: the victim would be aborted for a deadlock that never was."""
+    one, two, other = (world.session.txid(seq) for seq in (1, 2, 3))
+    world.orders.waiting = [wait(one, two)]
+    world.payments.waiting = [wait(two, one)]
+    later = {"gone": [], "another lock": [wait(two, one, "t2")], "another holder": [wait(two, other)]}
+    second_pass(world.payments, later[change])
+    told: Told = []
+    assert await detector(world, told).look() == []
+    assert told == []
+
+
+async def test_all_of_the_first_pass_comes_before_any_of_the_second(world: World) -> None:
+    """Passes that overlap can see two waits that never stood at one moment."""
+    order: list[str] = []
+    for name, database in world.databases.items():
+        database.waiting = [wait(world.session.txid(1), world.session.txid(2))]
+        asked = database.waits
+
+        async def waits(name: str = name, asked: Any = asked) -> Any:
+            order.append(name)
+            return await asked()
+
+        database.waits = waits  # type: ignore[method-assign]
+    await detector(world, []).look()
+    assert [set(order[:3]), set(order[3:])] == [set(world.databases)] * 2
+
+
+async def test_a_chain_is_no_cycle(world: World) -> None:
+    one, two, three = (world.session.txid(seq) for seq in (1, 2, 3))
+    world.orders.waiting = [wait(one, two), wait(one, three)]
+    world.payments.waiting = [wait(two, three)]
+    assert await detector(world, []).look() == []
+
+
+async def test_what_one_database_sees_whole_is_left_to_it(world: World) -> None:
+    """It ends its own deadlocks (deadlock_timeout); a second victim would be one too many."""
+    one, two = world.session.txid(1), world.session.txid(2)
+    world.orders.waiting = [wait(one, two), wait(two, one)]
+    world.payments.waiting = list(world.orders.waiting)  # the same database under two names
+    assert await detector(world, []).look() == []
+
+
+async def test_a_local_cycle_does_not_hide_one_across_databases(world: World) -> None:
+    one, two, three = (world.session.txid(seq) for seq in (1, 2, 3))
+    world.orders.waiting = [wait(one, two), wait(two, one), wait(one, three)]
+    world.payments.waiting = [wait(three, one)]
+    told: Told = []
+    (found,) = await detector(world, told).look()
+    assert found.cycle == (str(three), str(one))
+
+
+async def test_two_deadlocks_at_once_both_end(world: World) -> None:
+    one, two, three, four = (world.session.txid(seq) for seq in (1, 2, 3, 4))
+    world.orders.waiting = [wait(one, two), wait(three, four)]
+    world.payments.waiting = [wait(two, one), wait(four, three)]
+    told: Told = []
+    assert len(await detector(world, told).look()) == 2
+    assert [txid for txid, _ in told] == [two, four]
+
+
+async def test_one_victim_ends_two_cycles_that_share_it(world: World) -> None:
+    one, two, three = (world.session.txid(seq) for seq in (1, 2, 3))
+    world.orders.waiting = [wait(one, three), wait(two, three)]
+    world.payments.waiting = [wait(three, one), wait(three, two)]
+    told: Told = []
+    assert len(await detector(world, told).look()) == 1
+    assert [txid for txid, _ in told] == [three]
+
+
+async def test_a_transaction_whose_commit_is_recorded_is_no_victim(world: World) -> None:
+    """Its decision stands. The other one must give way, though it is the older."""
+    old, young = world.session.txid(1), world.session.txid(2)
+    await world.ledger.decide(young, Decision.COMMIT, [])
+    world.orders.waiting = [wait(old, young)]
+    world.payments.waiting = [wait(young, old)]
+    told: Told = []
+    await detector(world, told).look()
+    assert [txid for txid, _ in told] == [old]
+
+
+async def test_without_a_possible_victim_nothing_happens(world: World) -> None:
+    one, two = world.session.txid(1), world.session.txid(2)
+    await world.ledger.decide(one, Decision.COMMIT, [])
+    await world.ledger.decide(two, Decision.COMMIT, [])
+    world.orders.waiting = [wait(one, two)]
+    world.payments.waiting = [wait(two, one)]
+    told: Told = []
+    assert await detector(world, told).look() == []
+    assert told == []
+
+
+@pytest.mark.parametrize("answers", [None, False])
+async def test_another_processs_transaction_is_cancelled_at_its_database(
+    world: World, answers: bool | None
+) -> None:
+    """Its coordinator is elsewhere: the very wait that was seen is cancelled, on condition that it stands."""
+    old, young = world.session.txid(1), world.session.txid(2)
+    world.orders.waiting = [wait(old, young, pid=1)]
+    world.payments.waiting = [wait(young, old, pid=2)]
+    cancel = None if answers is None else (lambda _txid, _cause: False)
+    await DeadlockDetector(world.ledger, world.registry, cancel).look()
+    assert (world.orders.cancelled, world.payments.cancelled) == ([], world.payments.waiting)
+
+
+async def test_a_database_that_is_down_hides_no_other_deadlock(world: World) -> None:
+    one, two = world.session.txid(1), world.session.txid(2)
+    world.databases["inventory"].down = ParticipantUnavailable("inventory", "down")
+    world.orders.waiting = [wait(one, two)]
+    world.payments.waiting = [wait(two, one)]
+    assert len(await detector(world, []).look()) == 1
+
+
+async def test_a_database_that_hangs_hides_no_other_deadlock(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recovery.deadlocks.LOOK_TIMEOUT_S", 0.05)
+
+    async def hang() -> Any:
+        await asyncio.Event().wait()
+
+    world.databases["inventory"].waits = hang  # type: ignore[method-assign]
+    one, two = world.session.txid(1), world.session.txid(2)
+    world.orders.waiting = [wait(one, two)]
+    world.payments.waiting = [wait(two, one)]
+    assert len(await detector(world, []).look()) == 1
+
+
+async def test_the_service_looks_by_itself_and_counts(world: World) -> None:
+    old, young = world.session.txid(1), world.session.txid(2)
+    world.orders.waiting = [wait(old, young)]
+    world.payments.waiting = [wait(young, old)]
+    told: list[TxId] = []
+
+    def cancel(txid: TxId, _cause: BaseException) -> bool:
+        told.append(txid)
+        world.payments.waiting = []
+        return True
+
+    async with world.service(FAST, cancel=cancel) as service:
+        await until(lambda: bool(told))
+        await until(lambda: service.status().counters.deadlocks == 1)
+    assert told == [young]
