@@ -1,0 +1,28 @@
+"""Run one proof by name."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import json
+import sys
+
+PROOFS = {"crash": "tests.prove.crash", "live-recovery": "tests.prove.live_recovery"}
+
+
+def main(argv: list[str]) -> int:
+    """0 if the proof holds. The line of JSON is all there is on stdout; the rest goes to stderr."""
+    if not argv or argv[0] not in PROOFS:
+        print(f"usage: python -m tests.prove {{{','.join(PROOFS)}}} [options]", file=sys.stderr)
+        return 2
+    proof = importlib.import_module(PROOFS[argv[0]])
+    parser = argparse.ArgumentParser(prog=f"prove {argv[0]}", description=proof.__doc__)
+    proof.add_arguments(parser)
+    result, holds = asyncio.run(proof.main(parser.parse_args(argv[1:])))
+    print(json.dumps(result))
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

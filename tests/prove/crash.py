@@ -1,0 +1,173 @@
+"""The crash matrix: SIGKILL of a coordinator, of recovery and of a database server at every named step.
+
+Real servers, real processes. After each death recovery runs to its end; then every transfer is in both
+databases or in neither, nothing is prepared, nothing that was acknowledged is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.prove.bank import NAMES, audit, set_up
+from tests.prove.cases import Case, Victim, cases
+from tests.prove.processes import Child, Heard
+from tests.prove.trap import NEVER, Trap
+from undoubt.embedded import EmbeddedServer
+
+WORKERS, TRANSFERS = 4, 6
+PASSES_MAX = 200
+NO_TRAP = Trap(NEVER, "-", 0, 0).encode()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ledger", choices=["sqlite"], default="sqlite")
+    parser.add_argument("--lanes", type=int, default=2, help="cases at once, each on servers of its own")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
+
+
+async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    chosen = [case for case in cases() if options.only in str(case)]
+    numbered = iter(list(enumerate(chosen, 1)))
+    totals = dict.fromkeys(("not_killed", "half_applied", "acknowledged_lost", "prepared_after"), 0)
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="undoubt-crash-") as folder:
+        await asyncio.gather(
+            *(Lane(Path(folder), totals, failures).run(numbered) for _ in range(options.lanes))
+        )
+    result: dict[str, Any] = {"cases": len(chosen), **totals, "failures": failures}
+    return result, not failures and not any(totals.values()) and bool(chosen)
+
+
+class Lane:
+    """Two servers, and the cases that run on them one after another."""
+
+    def __init__(self, folder: Path, totals: dict[str, int], failures: list[str]) -> None:
+        self._folder = folder
+        self._totals = totals
+        self._failures = failures
+        self._servers: dict[str, EmbeddedServer] = {}
+
+    async def run(self, numbered: Iterator[tuple[int, Case]]) -> None:
+        async with AsyncExitStack() as stack:
+            for name in NAMES:
+                self._servers[name] = await stack.enter_async_context(EmbeddedServer())
+            for number, case in numbered:
+                problems = await Run(number, case, self._servers, self._folder, self._totals).run()
+                for problem in problems:
+                    self._failures.append(f"{case}: {problem}")
+                print(f"{number:3} {case}: {problems or 'ok'}", file=sys.stderr)
+
+
+class Run:
+    """One case, from empty databases to the audit."""
+
+    def __init__(
+        self,
+        number: int,
+        case: Case,
+        servers: dict[str, EmbeddedServer],
+        folder: Path,
+        totals: dict[str, int],
+    ) -> None:
+        self._number = number
+        self._case = case
+        self._servers = servers
+        self._folder = folder
+        self._totals = totals
+        self._problems: list[str] = []
+
+    async def run(self) -> list[str]:
+        """What went wrong; empty if nothing did."""
+        database = f"case{self._number}"
+        dsns = {name: await server.create_database(database) for name, server in self._servers.items()}
+        await set_up(dsns)
+        settings = json.dumps(
+            {
+                "ledger": {"url": f"sqlite:///{self._folder}/{database}.db"},
+                "participants": {name: {"dsn": dsn} for name, dsn in dsns.items()},
+            }
+        )
+        heard = await self._coordinate(settings)
+        if self._case.in_recovery:
+            await self._recover_with_a_victim(settings)
+        await self._recover(settings)
+        await self._audit(dsns, heard)
+        return self._problems
+
+    async def _coordinate(self, settings: str) -> Heard:
+        trap = self._case.before or self._case.trap
+        child = await Child.start(
+            "tests.prove.coordinator_process", settings, trap.encode(), "t", str(WORKERS), str(TRANSFERS)
+        )
+        if self._case.victim in {Victim.COORDINATOR, Victim.RECOVERY} or self._case.in_recovery:
+            self._expect_killed(await child.ended(), child.heard, trap)
+        else:
+            await self._kill_database_of(child, trap)
+        return child.heard
+
+    async def _recover_with_a_victim(self, settings: str) -> None:
+        trap = self._case.trap
+        child = await Child.start("tests.prove.recovery_process", settings, trap.encode(), "1")
+        if self._case.victim is Victim.RECOVERY:
+            self._expect_killed(await child.ended(), child.heard, trap)
+        else:
+            await self._kill_database_of(child, trap)
+
+    async def _kill_database_of(self, child: Child, trap: Trap) -> None:
+        if not await child.until_at_trap():
+            self._count("not_killed", f"the process ended without reaching {trap.step}")
+            return
+        subject = child.heard.last["subject"]
+        name = subject if subject in NAMES else NAMES[max(trap.branch, 1) - 1]
+        died_of = await self._servers[name].kill()
+        if died_of != signal.SIGKILL:
+            self._count("not_killed", f"the server died of signal {died_of}")
+        if self._case.victim is Victim.DATABASE:
+            await self._servers[name].start()
+        await child.go_on()
+        if (status := await child.ended()) != 0:
+            self._problems.append(f"the process that lost its database ended with status {status}")
+        if self._case.victim is Victim.DATABASE_DOWN:
+            await self._servers[name].start()
+
+    def _expect_killed(self, status: int, heard: Heard, trap: Trap) -> None:
+        if status != -signal.SIGKILL or heard.at != trap.step:
+            self._count("not_killed", f"status {status} at {heard.at}, not SIGKILL at {trap.step}")
+
+    async def _recover(self, settings: str) -> None:
+        child = await Child.start("tests.prove.recovery_process", settings, NO_TRAP, str(PASSES_MAX))
+        status = await child.ended()
+        told = child.heard.last
+        if status != 0 or told.get("left") or told.get("errors") or told.get("heuristics"):
+            self._problems.append(f"recovery ended with status {status} and told {told}")
+
+    async def _audit(self, dsns: dict[str, str], heard: Heard) -> None:
+        found = await audit(dsns, heard.acknowledged, heard.aborted)
+        for what, names in (
+            ("half_applied", found.half_applied),
+            ("half_applied", found.aborted_applied),
+            ("acknowledged_lost", found.acknowledged_lost),
+            ("prepared_after", found.prepared),
+        ):
+            for name in names:
+                self._count(what, f"{what}: {name}")
+        if found.money:
+            self._count("half_applied", f"{found.money} of money appeared")
+        if not heard.begun:
+            self._problems.append("no transfer was begun")
+
+    def _count(self, what: str, problem: str) -> None:
+        self._totals[what] += 1
+        self._problems.append(problem)
+
+
+__all__ = ["add_arguments", "main"]

@@ -1,0 +1,86 @@
+"""Child processes that speak in lines of JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_S = 90.0
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(slots=True)
+class Heard:
+    """What a child has told so far, by kind of message."""
+
+    begun: list[str] = field(default_factory=list)
+    acknowledged: list[str] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    at: str | None = None
+    last: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, message: dict[str, Any]) -> None:
+        for kind in ("begun", "acknowledged", "aborted", "unknown"):
+            if kind in message:
+                getattr(self, kind).append(message[kind])
+        if "at" in message:
+            self.at = message["at"]
+        self.last = message
+
+
+class Child:
+    """``python -m module arguments…`` with its lines heard as they come."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.heard = Heard()
+
+    @classmethod
+    async def start(cls, module: str, *arguments: str) -> Child:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", module, *arguments,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=_ROOT,
+            env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        )  # fmt: skip
+        return cls(process)
+
+    async def lines(self) -> AsyncIterator[dict[str, Any]]:
+        """Messages until the child closes its output."""
+        if self._process.stdout is None:
+            return
+        async for line in self._process.stdout:
+            message = json.loads(line)
+            self.heard.take(message)
+            yield message
+
+    async def until_at_trap(self) -> bool:
+        """True once it waits in its trap, False if it ended without."""
+        async with asyncio.timeout(TIMEOUT_S):
+            async for message in self.lines():
+                if "at" in message:
+                    return True
+        return False
+
+    async def go_on(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.write(b"\n")
+            await self._process.stdin.drain()
+
+    async def ended(self) -> int:
+        """Its exit status; minus the signal's number if one killed it. A child that hangs is killed."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                async for _ in self.lines():
+                    pass
+                return await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+            return 999

@@ -1,0 +1,40 @@
+"""A process that recovers until nothing is left to do, or dies of its trap.
+
+Arguments: settings as JSON, trap, the number of passes at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+from recovery.service import RecoveryService
+from tests.prove.trap import Trap, Trapped, tell
+from undoubt import assemble
+from undoubt.config import load
+
+PAUSE_S = 0.05
+
+
+async def main(settings: str, trap: str, passes_max: int) -> None:
+    loaded = load(json.loads(settings))
+    async with assemble.opened(loaded) as (ledger, participants):
+        service = RecoveryService(ledger, participants, loaded.recovery, observe=Trapped(Trap.decode(trap)))
+        for _ in range(passes_max):
+            report = await service.run_once()
+            prepared = [line.gid for line in report.lines if line.result != "done"]
+            if not (prepared or report.unfinished or report.errors):
+                break
+            await asyncio.sleep(PAUSE_S)
+        heuristics = [f"{heuristic.gid}: {heuristic.kind}" for heuristic in await ledger.heuristics()]
+        tell(
+            left=[*prepared, *(record.txid for record in report.unfinished)],
+            errors=report.errors,
+            heuristics=heuristics,
+        )
+    await service.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
