@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,3 +52,35 @@ def participant_at(dsn: str, **settings: Any) -> PostgresParticipant:
 
 
 WRITE = "update account set balance = balance - 10 where id = 1"
+
+
+@asynccontextmanager
+async def unreachable_standby(database: Database) -> AsyncIterator[None]:
+    """Meanwhile every commit of that server waits for a synchronous standby that does not exist."""
+    probe = await asyncpg.connect(database.dsn)
+    await database.admin.execute("alter system set synchronous_standby_names = 'nobody'")
+    try:
+        await database.admin.execute("select pg_reload_conf()")
+        # The checkpointer spreads the word: the setting holds once a commit is seen waiting.
+        while True:
+            task = asyncio.create_task(probe.execute("update account set balance = balance where id = 2"))
+            while not task.done() and not await waits_for_standby(database, probe.get_server_pid()):
+                await asyncio.sleep(0.005)
+            if not task.done():
+                await database.admin.execute("select pg_cancel_backend($1)", probe.get_server_pid())
+                await task
+                break
+        yield
+    finally:
+        await database.admin.execute("alter system reset synchronous_standby_names")
+        await database.admin.execute("select pg_reload_conf()")
+        await probe.close()
+
+
+async def waits_for_standby(database: Database, pid: int) -> bool:
+    """Whether that backend waits in its commit."""
+    return bool(
+        await database.admin.fetchval(
+            "select exists (select from pg_stat_activity where wait_event = 'SyncRep' and pid = $1)", pid
+        )
+    )
