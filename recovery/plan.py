@@ -66,6 +66,22 @@ class Standing(enum.StrEnum):
             case Standing.OTHER_LEDGER | Standing.FOREIGN:
                 return "none"
 
+    @property
+    def why(self) -> str:
+        """The standing as a reason, for people."""
+        return _WHY[self]
+
+
+_WHY = {
+    Standing.COMMITTED: "COMMIT is recorded",
+    Standing.ABORTED: "it is aborted: no COMMIT is recorded, and none can be any more",
+    Standing.ACTIVE: "its coordinator is alive and may still decide",
+    Standing.ASK_PROTOCOL: "the termination protocol of its own kind decides",
+    Standing.FORGOTTEN: "the ledger knows nothing of its session any more",
+    Standing.OTHER_LEDGER: "another ledger's",
+    Standing.FOREIGN: "not undoubt's",
+}
+
 
 def standing(gid: Gid | Foreign, ledger_id: str, verdict: Verdict | None) -> Standing:
     """``verdict`` is the ledger's about a gid of its own; of any other none is asked for."""

@@ -25,6 +25,7 @@ from coordinator.errors import (
 )
 from participants.errors import ParticipantUnavailable, UndoubtError, UnknownParticipant, UsageError
 from participants.ids import InvalidName
+from recovery.errors import Conflict, NotAllSeen, NotPrepared, StillBusy
 
 
 class Exit(enum.IntEnum):
@@ -58,6 +59,10 @@ _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (LedgerUnavailable, Exit.UNREACHABLE),
     (LedgerLocked, Exit.UNREACHABLE),
     (ParticipantUnavailable, Exit.UNREACHABLE),
+    (NotPrepared, Exit.NOT_FOUND),
+    (NotAllSeen, Exit.UNREACHABLE),
+    (Conflict, Exit.CONFLICT),
+    (StillBusy, Exit.TIMEOUT),
     (TimeoutError, Exit.TIMEOUT),
     (UndoubtError, Exit.FAILURE),
 )

@@ -7,8 +7,8 @@ from typing import Any
 
 from coordinator.ledger.contract import BranchRecord, Heuristic, TransactionInfo
 from participants.ids import Gid, Protocol
+from recovery.survey import Found, Survey
 from undoubt.cli.output import iso
-from undoubt.cli.survey import Found, Survey
 
 PROTOCOL_NAMES = {Protocol.TWO_PHASE: "2pc", Protocol.THREE_PHASE: "3pc", Protocol.PAXOS: "paxos"}
 

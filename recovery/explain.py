@@ -1,0 +1,202 @@
+"""One prepared branch, told so that a person can act without fear.
+
+Only what can be known is said: what the ledger recorded, what the databases list now, and what follows from
+the ledger's two rules (:mod:`coordinator.ledger.contract`). Where nothing follows, that is said too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coordinator.ledger.contract import Decision, Ledger, Record, SessionInfo, TransactionInfo
+from participants.contract import Waiting
+from participants.errors import ParticipantError
+from participants.ids import Gid
+from participants.registry import Registry
+from recovery.plan import Standing
+from recovery.survey import Found, Survey
+
+
+@dataclass(frozen=True, slots=True)
+class VoteNow:
+    """One branch of the transaction. ``vote`` is ``prepared`` or ``not_recorded``; ``now``, what its database
+    shows at this moment, is ``prepared``, ``not_prepared`` or ``no_answer``."""
+
+    number: int
+    participant: str
+    vote: str
+    now: str
+    evidence_xid: int | None
+    xid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """``info`` and ``session`` are the ledger's, None where it has none. ``blocks`` are the waits of other
+    sessions for this branch, ``blocks_unknown`` why they are not known. ``command`` carries the safe action
+    out; None where no action is provably safe. ``proof`` says in sentences why it is."""
+
+    found: Found
+    info: TransactionInfo | None
+    session: SessionInfo | None
+    votes: tuple[VoteNow, ...]
+    blocks: tuple[Waiting, ...]
+    blocks_unknown: str | None
+    command: str | None
+    proof: tuple[str, ...]
+
+
+async def explain(ledger: Ledger, participants: Registry, found: Found, seen: Survey) -> Explanation:
+    """Everything that is known of ``found``. Raises ``LedgerError``."""
+    gid = found.branch.gid
+    info = session = None
+    if isinstance(gid, Gid) and found.standing.ours:
+        info = await ledger.transaction(gid.txid)
+        session = next((one for one in await ledger.sessions() if _began(one, gid)), None)
+    blocks, unknown = await _blocks(participants, found)
+    votes = _votes(found, info, seen)
+    proof = _proof(found, info, session)
+    return Explanation(found, info, session, votes, blocks, unknown, _command(found), tuple(proof))
+
+
+def _began(session: SessionInfo, gid: Gid) -> bool:
+    return (session.id, session.nonce) == (gid.txid.session, gid.txid.nonce)
+
+
+def _votes(found: Found, info: TransactionInfo | None, seen: Survey) -> tuple[VoteNow, ...]:
+    """One entry a branch that anybody knows of."""
+    gid = found.branch.gid
+    if not isinstance(gid, Gid) or not found.standing.ours:
+        return ()
+    prepared = {one.branch.gid.branch: one for one in seen.of(gid.txid) if isinstance(one.branch.gid, Gid)}
+    recorded = {record.number: record for record in (info.branches if info else ())}
+    committed = info is not None and info.record is Record.COMMIT
+    votes = []
+    for number in sorted(prepared.keys() | recorded.keys()):
+        here, record = prepared.get(number), recorded.get(number)
+        name = here.participant if here is not None else recorded[number].participant
+        absent = "no_answer" if name in seen.unreachable else "not_prepared"
+        now = "prepared" if here is not None else absent
+        # Every branch recorded with a COMMIT voted for it; of others the votes are not recorded, and being
+        # visible as prepared is no vote.
+        vote = "prepared" if committed and record is not None else "not_recorded"
+        xid = here.branch.xid if here is not None else None
+        votes.append(VoteNow(number, name, vote, now, record.xid if record is not None else None, xid))
+    return tuple(votes)
+
+
+async def _blocks(participants: Registry, found: Found) -> tuple[tuple[Waiting, ...], str | None]:
+    """Database sessions that wait for this branch now, directly."""
+    gid = found.branch.gid
+    if not isinstance(gid, Gid) or not found.standing.ours:
+        return (), "only waits for undoubt's own branches are looked up"
+    try:
+        edges: Sequence[Waiting] = await participants.get(found.participant).waits()
+    except ParticipantError as error:
+        return (), str(error)
+    waits = {(edge.waiter, edge.pid): edge for edge in edges if edge.holder == str(gid.txid)}
+    return tuple(waits[key] for key in sorted(waits)), None
+
+
+def _command(found: Found) -> str | None:
+    gid = found.branch.gid
+    match found.standing:
+        case Standing.COMMITTED:
+            return f"undoubt indoubt commit {gid}"
+        case Standing.ABORTED:
+            return f"undoubt indoubt rollback {gid}"
+        case Standing.ACTIVE | Standing.ASK_PROTOCOL:
+            return f"undoubt indoubt wait {gid}"
+        case Standing.FORGOTTEN | Standing.OTHER_LEDGER | Standing.FOREIGN:
+            return None
+
+
+_NO_PROOF = {
+    Standing.ASK_PROTOCOL: [
+        "No decision is recorded, and for this protocol its absence proves nothing: the protocol's own"
+        " termination, which recovery runs, finds the decision."
+    ],
+    Standing.FORGOTTEN: [
+        "There is none. The ledger has no session of that number and nonce: it was dropped after its"
+        " retention, or the ledger was restored from a backup.",
+        "The transaction may have committed elsewhere. Compare with its other databases and the"
+        " application's own records, then commit or roll back with --heuristic and a --note.",
+    ],
+    Standing.OTHER_LEDGER: [
+        "Its decision is in another ledger, the one its name begins with: only that ledger's recovery may"
+        " finish it."
+    ],
+    Standing.FOREIGN: [
+        "No undoubt wrote this name. Whoever prepared it must finish it; undoubt never touches it."
+    ],
+}
+
+
+def _proof(found: Found, info: TransactionInfo | None, session: SessionInfo | None) -> list[str]:
+    match found.standing:
+        case Standing.COMMITTED:
+            return _proof_of_commit(found, info)
+        case Standing.ABORTED:
+            return _proof_of_abort(found, info, session)
+        case Standing.ACTIVE:
+            return _no_proof_while_active(session)
+        case standing:
+            return _NO_PROOF[standing]
+
+
+def _proof_of_commit(found: Found, info: TransactionInfo | None) -> list[str]:
+    proof = [
+        "COMMIT is recorded. The first decision recorded for a transaction is the only one: nobody can abort"
+        " it any more, and other databases may have committed already."
+    ]
+    if info is None or info.record is not Record.COMMIT:
+        return proof
+    if info.branches:
+        names = ", ".join(record.participant for record in info.branches)
+        proof.append(f"It was recorded only after every branch had voted prepared: {names}.")
+    gid = found.branch.gid
+    recorded = next((r for r in info.branches if isinstance(gid, Gid) and r.number == gid.branch), None)
+    if recorded is not None and recorded.xid is not None and found.branch.xid is not None:
+        if recorded.xid & 0xFFFFFFFF == found.branch.xid & 0xFFFFFFFF:
+            proof.append(f"It is the very branch that voted: transaction id {found.branch.xid}, as recorded.")
+        else:
+            proof.append(
+                f"BUT its transaction id is {found.branch.xid}, and {recorded.xid} was recorded with the"
+                " vote: the database may have been restored or replaced. Look before you act."
+            )
+    return proof
+
+
+def _proof_of_abort(found: Found, info: TransactionInfo | None, session: SessionInfo | None) -> list[str]:
+    gid = found.branch.gid
+    if info is not None and info.record == Record(Decision.ABORT):
+        return [
+            "ABORT is recorded. The first decision recorded for a transaction is the only one: no"
+            " database has been told to commit it, or ever will be."
+        ]
+    proof = [
+        "No COMMIT is recorded, so no database has been told to commit it: COMMIT is recorded first, always."
+    ]
+    if session is not None and str(session.state) != "open":
+        proof.append(
+            f"None can be recorded any more: session {session.id} ({session.name}) is stored as"
+            f" {session.state}."
+        )
+    elif session is not None and isinstance(gid, Gid):
+        proof.append(
+            f"None can be recorded any more: its coordinator has promised so for all below"
+            f" {session.floor}, and this is {gid.txid.seq}."
+        )
+    return proof
+
+
+def _no_proof_while_active(session: SessionInfo | None) -> list[str]:
+    name = f" of {session.name}" if session and session.name else ""
+    ttl = f" within {session.ttl_s:g} s of its last renewal" if session else ""
+    return [
+        f"The session{name} that began the transaction holds its lease, and may record COMMIT any"
+        " moment. Finishing the branch now could contradict that, so recovery leaves it alone.",
+        f"If the coordinator is dead, the lease ends{ttl}; then the branch is aborted, and safe to"
+        " roll back.",
+    ]

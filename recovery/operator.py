@@ -1,0 +1,152 @@
+"""What an operator may do to one prepared branch, and what is recorded of it.
+
+``roll_back`` first records ABORT, so that nobody can commit the transaction any more; ``commit`` needs a
+recorded COMMIT. Anything else is a heuristic decision, as X/Open XA calls it: it is recorded as a hazard
+before it is done, so that a crash in between leaves a trace, and afterwards as what it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledger
+from participants.contract import HEURISTICS, Evidence, Order, Settled
+from participants.ids import Foreign, Gid
+from participants.registry import Registry
+from recovery.errors import Conflict, NotOurs, StillBusy
+from recovery.plan import RecordHeuristic, Standing, for_settled, order_of
+from recovery.scan import evidence_of
+from recovery.survey import Found, survey
+
+BUSY_PAUSE_S = 0.1
+BUSY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """A person with a ledger and the participants. Every call may be repeated, and raises ``LedgerError``,
+    ``ParticipantError`` and what :mod:`recovery.errors` lists."""
+
+    ledger: Ledger
+    participants: Registry
+
+    async def commit(self, gid: Gid | Foreign, *, heuristic: bool = False, note: str = "") -> None:
+        """COMMIT PREPARED. Without ``heuristic``, ``Conflict`` unless COMMIT is recorded."""
+        found, own = await self._locate(gid)
+        if found.standing is Standing.COMMITTED:
+            await self._carry_out(found, own, Decision.COMMIT)
+        elif heuristic:
+            await self._against(found, own, Order.COMMIT, note)
+        else:
+            raise Conflict(
+                f"COMMIT is not recorded for {gid} ({found.standing.why}); nothing was done."
+                " To commit it all the same, against or without a decision, add --heuristic"
+            )
+
+    async def roll_back(self, gid: Gid | Foreign, *, heuristic: bool = False, note: str = "") -> None:
+        """Record ABORT, then ROLLBACK PREPARED. Without ``heuristic``, ``Conflict`` where COMMIT is recorded
+        or ABORT cannot be."""
+        found, own = await self._locate(gid)
+        if found.standing in {Standing.FORGOTTEN, Standing.ASK_PROTOCOL}:
+            if not heuristic:
+                raise Conflict(
+                    f"ABORT cannot be recorded for {gid} ({found.standing.why}); nothing was done."
+                    " To roll it back all the same, add --heuristic"
+                )
+            await self._against(found, own, Order.ROLLBACK, note)
+            return
+        branch = BranchRecord(own.branch, own.participant)
+        recorded = await self.ledger.decide(own.txid, Decision.ABORT, [branch], protocol=own.protocol)
+        if recorded is Decision.ABORT:
+            await self._carry_out(found, own, Decision.ABORT)
+        elif heuristic:
+            await self._against(found, own, Order.ROLLBACK, note, Decision.COMMIT)
+        else:
+            raise Conflict(
+                f"COMMIT is recorded for transaction {own.txid}, other branches may have applied it; nothing"
+                f" was done. Finish it: undoubt indoubt commit {gid}"
+            )
+
+    async def forget(self, gid: Gid) -> bool:
+        """An operator has dealt with the heuristic outcome of ``gid``. False if none is open."""
+        return await self.ledger.forget_heuristic(gid)
+
+    async def _locate(self, gid: Gid | Foreign) -> tuple[Found, Gid]:
+        """The prepared branch of that name, unless undoubt must not touch it."""
+        found = (await survey(self.ledger, self.participants)).one(gid)
+        own = found.branch.gid
+        if isinstance(own, Foreign):
+            raise NotOurs(f"{gid} is not a branch of undoubt's: whoever prepared it must finish it")
+        if found.standing is Standing.OTHER_LEDGER:
+            raise NotOurs(
+                f"{gid} belongs to another ledger, this one is {self.ledger.ledger_id}:"
+                " use the configuration of the system that began it"
+            )
+        return found, own
+
+    async def _carry_out(self, found: Found, gid: Gid, decision: Decision) -> None:
+        """What is decided. What turns out to contradict it is recorded before it is told."""
+        settled = await self._settle(found, gid, order_of(decision))
+        action = for_settled(gid, decision, settled)
+        if isinstance(action, RecordHeuristic):
+            await self.ledger.record_heuristic(Heuristic(gid, action.kind, decision, time.time()))
+        if settled in HEURISTICS:
+            await self.participants.get(found.participant).forget(gid)
+        if isinstance(action, RecordHeuristic):
+            raise Conflict(
+                f"{gid} was told to {order_of(decision)}, and ended as {settled}; recorded."
+                " See undoubt indoubt list"
+            )
+
+    async def _against(
+        self, found: Found, gid: Gid, order: Order, note: str, decision: Decision | None = None
+    ) -> None:
+        """Against, or without, a decision."""
+        if decision is None and found.standing is Standing.ABORTED:
+            decision = Decision.ABORT
+        told = f"an operator's {order}" + (f": {note}" if note else "")
+        began = time.time()
+        hazard = Heuristic(gid, Settled.HEURISTIC_HAZARD, decision, began, told)
+        await self.ledger.record_heuristic(hazard)
+        settled = await self._settle(found, gid, order)
+        ended = _ended(order, settled)
+        if ended is not Settled.HEURISTIC_HAZARD:
+            await self.ledger.record_heuristic(Heuristic(gid, ended, decision, began, told))
+        if settled in HEURISTICS:
+            await self.participants.get(found.participant).forget(gid)
+            raise Conflict(
+                f"{gid} was told to {order}, and somebody else had ended it: {settled}; recorded."
+                " See undoubt indoubt list"
+            )
+
+    async def _settle(self, found: Found, gid: Gid, order: Order) -> Settled:
+        """Until the answer is final."""
+        participant = self.participants.get(found.participant)
+        evidence = await self._evidence(gid)
+        try:
+            async with asyncio.timeout(BUSY_S):
+                while (settled := await participant.settle(gid, order, evidence)) is Settled.BUSY:
+                    await asyncio.sleep(BUSY_PAUSE_S)
+        except TimeoutError:
+            raise StillBusy(
+                f"{gid} is busy: somebody else has been finishing it for {BUSY_S:.0f} s; look again"
+            ) from None
+        return settled
+
+    async def _evidence(self, gid: Gid) -> Evidence | None:
+        info = await self.ledger.transaction(gid.txid)
+        for record in info.branches if info is not None else ():
+            if record.number == gid.branch:
+                return evidence_of(record)
+        return None
+
+
+def _ended(order: Order, settled: Settled) -> Settled:
+    """What an operator's order has led to, as a heuristic outcome."""
+    match settled:
+        case Settled.APPLIED | Settled.ABSENT | Settled.BUSY:
+            return Settled.HEURISTIC_COMMIT if order is Order.COMMIT else Settled.HEURISTIC_ROLLBACK
+        case _:
+            return settled

@@ -1,0 +1,88 @@
+"""What is prepared anywhere, and what the ledger says of it: what a person looks at.
+
+First every participant is asked for its list, then the ledger for the outcomes: the other way round, a
+transaction that is decided in between would look undecided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coordinator.ledger.contract import Heuristic, Ledger
+from participants.contract import Participant, PreparedBranch
+from participants.errors import ParticipantError
+from participants.ids import Foreign, Gid, TxId
+from participants.registry import Registry
+from recovery.errors import NotAllSeen, NotPrepared
+from recovery.plan import Standing
+from recovery.scan import standings
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One prepared branch, the participant whose list it stands in, and its standing."""
+
+    participant: str
+    branch: PreparedBranch
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Everything that was found, the oldest first. Where ``unreachable`` is not empty, there may be more."""
+
+    found: tuple[Found, ...]
+    heuristics: tuple[Heuristic, ...]
+    unreachable: dict[str, ParticipantError]
+
+    def of(self, name: Gid | Foreign | TxId) -> list[Found]:
+        """The branches that a gid or a transaction id names."""
+        return [
+            one
+            for one in self.found
+            if one.branch.gid == name or (isinstance(one.branch.gid, Gid) and one.branch.gid.txid == name)
+        ]
+
+    def one(self, gid: Gid | Foreign) -> Found:
+        """The branch of that name. Raises ``NotPrepared``, or ``NotAllSeen`` where that is only a guess."""
+        if found := self.of(gid):
+            return found[0]
+        if self.unreachable:
+            names = ", ".join(f"{name} ({error})" for name, error in self.unreachable.items())
+            raise NotAllSeen(f"{gid} was not found, but not all could be asked: {names}")
+        told = f"; what the ledger knows of it: undoubt tx show {gid.txid}" if isinstance(gid, Gid) else ""
+        raise NotPrepared(f"no prepared branch {gid} in any participant{told}")
+
+    def in_doubt(self, older_than_s: float = 0.0) -> list[Found]:
+        """Those of this ledger that have been prepared for at least so long."""
+        return [one for one in self.found if one.standing.ours and one.branch.age_s >= older_than_s]
+
+
+async def survey(ledger: Ledger, participants: Registry) -> Survey:
+    """Ask all participants at once, then the ledger. One that fails is named, and hides nobody else's."""
+    everyone = list(participants)
+    lists = await asyncio.gather(*(_list(participant) for participant in everyone))
+    unreachable = {}
+    branches: dict[str, tuple[str, PreparedBranch]] = {}
+    for participant, listed in zip(everyone, lists, strict=True):
+        if isinstance(listed, ParticipantError):
+            unreachable[participant.name] = listed
+            continue
+        for branch in listed:
+            # Two participants may be one database: the branch is one, under the name it was begun with.
+            text = str(branch.gid)
+            if text not in branches or getattr(branch.gid, "participant", None) == participant.name:
+                branches[text] = (participant.name, branch)
+    stands = await standings(ledger, [branch.gid for _, branch in branches.values()])
+    found = [Found(name, branch, stands[branch.gid]) for name, branch in branches.values()]
+    found.sort(key=lambda one: (-one.branch.age_s, str(one.branch.gid)))
+    return Survey(tuple(found), tuple(await ledger.heuristics()), unreachable)
+
+
+async def _list(participant: Participant) -> Sequence[PreparedBranch] | ParticipantError:
+    try:
+        return await participant.in_doubt()
+    except ParticipantError as error:
+        return error

@@ -1,0 +1,172 @@
+"""A ledger and two participants in memory, in a known state, and the command line run against them.
+
+The participants are the product's scripted ones. The ledger here keeps only what these commands ask of one;
+the rules themselves are proved by the ledger's own conformance suite.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from coordinator.ledger.contract import (
+    BranchRecord,
+    Decision,
+    Heuristic,
+    Record,
+    SessionInfo,
+    SessionState,
+    TransactionInfo,
+    Verdict,
+)
+from participants.contract import Evidence, PreparedBranch
+from participants.ids import Foreign, Gid, Protocol, TxId
+from participants.registry import Registry
+from participants.scripted import ScriptedParticipant
+from tests.undoubt.cli.harness import Ran
+from undoubt import assemble
+from undoubt.cli import main
+
+LEDGER_ID = "abcdefghij"
+NONCE = "00112233445566ff"
+
+
+@dataclass
+class StageLedger:
+    """Verdicts as the test sets them; the first decision stays; heuristics are remembered."""
+
+    ledger_id: str = LEDGER_ID
+    leads: bool = True
+    verdicts: dict[TxId, Verdict] = field(default_factory=dict)
+    decisions: dict[TxId, TransactionInfo] = field(default_factory=dict)
+    known: dict[Gid, Heuristic] = field(default_factory=dict)
+    session_list: list[SessionInfo] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+
+    async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
+        self.trace.append("outcomes")
+        return {txid: self.verdicts.get(txid, Verdict.FORGOTTEN) for txid in txids}
+
+    async def decide(
+        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], *, protocol: str = "2"
+    ) -> Decision:
+        if txid not in self.decisions:
+            self.record(txid, decision, tuple(branches))
+        self.trace.append(f"decide {decision}")
+        return Decision(str(self.decisions[txid].record))
+
+    def record(self, txid: TxId, decision: Decision, branches: tuple[BranchRecord, ...]) -> None:
+        self.verdicts[txid] = Verdict.COMMITTED if decision is Decision.COMMIT else Verdict.ABORTED
+        self.decisions[txid] = TransactionInfo(
+            txid,
+            Record(str(decision)),
+            self.verdicts[txid],
+            "2",
+            branches,
+            time.time() - 60,
+            "host:1",
+            False,
+            (),
+        )
+
+    async def transaction(self, txid: TxId) -> TransactionInfo | None:
+        found = self.decisions.get(txid)
+        mine = tuple(one for gid, one in self.known.items() if gid.txid == txid)
+        return None if found is None else msgspec.structs.replace(found, heuristics=mine)
+
+    async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
+        newest = sorted(self.decisions, reverse=True)
+        if before is not None:
+            newest = [txid for txid in newest if txid < before]
+        return [found for txid in newest[:limit] if (found := await self.transaction(txid))]
+
+    async def sessions(self) -> Sequence[SessionInfo]:
+        return self.session_list
+
+    async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]:
+        return [one for one in self.known.values() if include_forgotten or not one.forgotten]
+
+    async def record_heuristic(self, heuristic: Heuristic) -> None:
+        self.trace.append(str(heuristic.kind))
+        self.known[heuristic.gid] = heuristic
+
+    async def forget_heuristic(self, gid: Gid) -> bool:
+        found = self.known.get(gid)
+        if found is None or found.forgotten:
+            return False
+        self.known[gid] = msgspec.structs.replace(found, forgotten=True)
+        return True
+
+
+class Stage:
+    """See the module. ``run`` is one command; the state stays between two."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+        self.ledger = StageLedger()
+        self.orders = ScriptedParticipant("orders")
+        self.payments = ScriptedParticipant("payments")
+        self.ledger.session_list.append(SessionInfo(1, NONCE, "shop", SessionState.CLOSED, 1, 10.0))
+        monkeypatch.setattr(assemble, "opened", self._opened)
+        monkeypatch.delenv("UNDOUBT_CONFIG", raising=False)
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, _settings: object) -> AsyncIterator[tuple[StageLedger, Registry]]:
+        registry = Registry()
+        registry.add(self.orders)
+        registry.add(self.payments)
+        yield self.ledger, registry
+
+    def gid(self, seq: int, number: int = 1, participant: str = "orders", ledger: str = LEDGER_ID) -> Gid:
+        return Gid(ledger, Protocol.TWO_PHASE, TxId(1, NONCE, seq), number, participant)
+
+    def prepare(self, seq: int, verdict: Verdict | Decision) -> tuple[Gid, Gid]:
+        """A transaction prepared in both, with that standing. ``Decision``: it is recorded."""
+        gids = self.gid(seq, 1, "orders"), self.gid(seq, 2, "payments")
+        records = []
+        for gid, participant in zip(gids, (self.orders, self.payments), strict=True):
+            branch = asyncio.run(self._prepare(participant, gid))
+            records.append(
+                BranchRecord(gid.branch, gid.participant, branch.xid, branch.system, branch.timeline)
+            )
+        if isinstance(verdict, Decision):
+            self.ledger.record(gids[0].txid, verdict, tuple(records))
+        else:
+            self.ledger.verdicts[gids[0].txid] = verdict
+        return gids
+
+    async def _prepare(self, participant: ScriptedParticipant, gid: Gid) -> Evidence:
+        branch = await participant.begin(gid, timeout_s=1)
+        result = await branch.prepare()
+        assert result.evidence is not None
+        return result.evidence
+
+    def foreign(self, name: Gid | Foreign, age_s: float = 5.0) -> None:
+        self.orders.foreign.append(PreparedBranch(name, "dba", "orders", time.time() - age_s, age_s, 77))
+
+    def run(self, *args: str) -> Ran:
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(list(args))
+        shown = self.capsys.readouterr()
+        return Ran(int(caught.value.code or 0), shown.out, shown.err)
+
+    def json(self, *args: str) -> Any:
+        ran = self.run(*args, "-o", "json")
+        return json.loads(ran.out)
+
+
+def aged(stage: Stage, gid: Gid, age_s: float) -> None:
+    """Let the list say that ``gid`` has been prepared for so long."""
+    participant = stage.orders if gid in stage.orders.prepared else stage.payments
+    branch = next(one for one in asyncio.run(participant.in_doubt()) if one.gid == gid)
+    del participant.prepared[gid]
+    participant.foreign.append(replace(branch, age_s=age_s))

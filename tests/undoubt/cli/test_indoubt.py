@@ -1,0 +1,388 @@
+"""``undoubt indoubt``: what it shows, what it refuses, what it records, and with which status it ends."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from coordinator.ledger.contract import Decision, Heuristic, SessionInfo, SessionState, Verdict
+from participants.contract import Fate, Order, Settled, Waiting
+from participants.errors import ParticipantUnavailable
+from participants.ids import Foreign
+from tests.undoubt.cli.stage import NONCE, Stage, aged
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Stage:
+    monkeypatch.chdir(tmp_path)
+    return Stage(monkeypatch, capsys)
+
+
+def down(stage: Stage) -> None:
+    stage.payments.down = ParticipantUnavailable("payments", "connection refused")
+
+
+# ------------------------------------------------------------------------------------------ list
+
+
+def test_list_shows_every_standing_with_its_safe_action(stage: Stage) -> None:
+    stage.prepare(1, Decision.COMMIT)
+    stage.prepare(2, Verdict.ABORTED)
+    stage.prepare(3, Verdict.ACTIVE)
+    stage.prepare(4, Verdict.FORGOTTEN)
+    stage.foreign(Foreign("someone's"))
+    stage.foreign(stage.gid(1, ledger="zzzzzzzzzz"))
+    shown = stage.json("indoubt", "list")
+    assert set(shown) == {"branches", "heuristics", "unreachable"}
+    actions = {(one["standing"], one["action"]) for one in shown["branches"]}
+    assert actions == {
+        ("committed", "commit"),
+        ("aborted", "rollback"),
+        ("active", "wait"),
+        ("forgotten", "decide"),
+        ("foreign", "none"),
+        ("other_ledger", "none"),
+    }
+    assert len(shown["branches"]) == 10
+    first = shown["branches"][0]
+    assert set(first) == {
+        "gid", "txid", "participant", "standing", "action", "database", "owner", "xid", "prepared_at",
+        "age_s",
+    }  # fmt: skip
+    assert first["prepared_at"].endswith("Z")
+
+
+def test_list_asks_the_ledger_after_the_participants(stage: Stage) -> None:
+    """The other way round, what is decided in between is shown as undecided, and rolled back by hand."""
+    gids = stage.prepare(1, Verdict.ACTIVE)
+    listing = stage.orders.in_doubt
+
+    async def listed_and_decided() -> object:
+        stage.ledger.trace.append("listed")
+        found = await listing()
+        stage.ledger.verdicts[gids[0].txid] = Verdict.COMMITTED
+        return found
+
+    stage.orders.in_doubt = listed_and_decided  # type: ignore[method-assign, assignment]
+    assert {one["standing"] for one in stage.json("indoubt", "list")["branches"]} == {"committed"}
+    assert stage.ledger.trace == ["listed", "outcomes"]
+
+
+def test_list_shows_whole_gids_and_remarks_go_to_stderr(stage: Stage) -> None:
+    empty = stage.run("indoubt", "list")
+    assert (empty.status, empty.out) == (0, "")
+    assert "nothing is prepared" in empty.err
+    gid, other = stage.prepare(1, Verdict.ABORTED)
+    shown = stage.run("indoubt", "list")
+    assert str(gid) in shown.out
+    assert str(other) in shown.out
+    assert shown.err == ""
+
+
+def test_a_participant_that_is_down_hides_no_other_and_exits_4(stage: Stage) -> None:
+    gid, _ = stage.prepare(1, Verdict.ABORTED)
+    down(stage)
+    ran = stage.run("indoubt", "list")
+    assert ran.status == 4
+    assert str(gid) in ran.out
+    assert "connection refused" in ran.err
+    assert [one["participant"] for one in stage.json("indoubt", "list")["unreachable"]] == ["payments"]
+
+
+def test_two_participants_of_one_database_show_each_branch_once(stage: Stage) -> None:
+    stage.prepare(1, Verdict.ABORTED)
+    stage.payments.prepared |= stage.orders.prepared
+    shown = stage.json("indoubt", "list")["branches"]
+    assert [(one["participant"]) for one in shown].count("orders") == 1
+    assert len(shown) == 2
+
+
+# ------------------------------------------------------------------------------------------ commit, rollback
+
+
+def test_commit_carries_out_a_recorded_commit_without_asking(stage: Stage) -> None:
+    gid, _ = stage.prepare(1, Decision.COMMIT)
+    ran = stage.run("indoubt", "commit", str(gid), "-o", "json")
+    assert ran.status == 0
+    assert ran.json == {"gid": str(gid), "result": "committed"}
+    assert stage.orders.fate(gid) is Fate.COMMITTED
+    assert stage.ledger.known == {}
+
+
+@pytest.mark.parametrize(
+    "verdict", [Verdict.ABORTED, Verdict.ACTIVE, Verdict.FORGOTTEN, Verdict.ASK_PROTOCOL]
+)
+def test_commit_without_a_recorded_commit_is_refused_with_5(stage: Stage, verdict: Verdict) -> None:
+    """A committed branch of an aborted transaction is half a transfer."""
+    gid, _ = stage.prepare(1, verdict)
+    ran = stage.run("indoubt", "commit", str(gid), "--yes")
+    assert ran.status == 5
+    assert "--heuristic" in ran.err
+    assert gid in stage.orders.prepared
+    assert stage.ledger.known == {}
+
+
+def test_heuristic_commit_is_recorded_before_and_after(stage: Stage) -> None:
+    """A crash between act and record would leave a half-applied transaction without a trace."""
+    gid, _ = stage.prepare(1, Verdict.ABORTED)
+    ran = stage.run("indoubt", "commit", str(gid), "--heuristic", "--note", "agreed", "--yes")
+    assert ran.status == 0
+    assert stage.ledger.trace[-2:] == ["heuristic_hazard", "heuristic_commit"]
+    recorded = stage.ledger.known[gid]
+    assert (recorded.kind, recorded.decision) == (Settled.HEURISTIC_COMMIT, Decision.ABORT)
+    assert "agreed" in recorded.note
+    assert stage.orders.fate(gid) is Fate.COMMITTED
+
+
+def test_heuristic_that_agrees_with_the_decision_is_none(stage: Stage) -> None:
+    gid, _ = stage.prepare(1, Decision.COMMIT)
+    assert stage.run("indoubt", "commit", str(gid), "--heuristic", "--yes").status == 0
+    assert stage.ledger.known == {}
+
+
+@pytest.mark.parametrize("verdict", [Verdict.ABORTED, Verdict.ACTIVE])
+def test_rollback_records_abort_first(stage: Stage, verdict: Verdict) -> None:
+    """Rolled back before ABORT is recorded, the coordinator could still commit the other branches."""
+    gid, other = stage.prepare(1, verdict)
+    seen: list[list[str]] = []
+    stage.orders.before = lambda call, _gid: _note(seen, stage)  # type: ignore[assignment, return-value]
+    assert stage.run("indoubt", "rollback", str(gid), "--yes").status == 0
+    assert seen == [["outcomes", "decide abort"]]
+    assert stage.orders.fate(gid) is Fate.ABORTED
+    assert other in stage.payments.prepared
+
+
+async def _note(seen: list[list[str]], stage: Stage) -> None:
+    seen.append(list(stage.ledger.trace))
+
+
+def test_rollback_against_a_recorded_commit_is_refused_with_5(stage: Stage) -> None:
+    gid, _ = stage.prepare(1, Decision.COMMIT)
+    ran = stage.run("indoubt", "rollback", str(gid), "--yes")
+    assert ran.status == 5
+    assert "COMMIT is recorded" in ran.err
+    assert gid in stage.orders.prepared
+
+
+def test_heuristic_rollback_against_a_commit_is_recorded(stage: Stage) -> None:
+    gid, _ = stage.prepare(1, Decision.COMMIT)
+    assert stage.run("indoubt", "rollback", str(gid), "--heuristic", "--yes").status == 0
+    assert stage.ledger.known[gid].kind is Settled.HEURISTIC_ROLLBACK
+    assert stage.orders.fate(gid) is Fate.ABORTED
+
+
+def test_a_forgotten_branch_needs_heuristic(stage: Stage) -> None:
+    gid, _ = stage.prepare(1, Verdict.FORGOTTEN)
+    assert stage.run("indoubt", "rollback", str(gid), "--yes").status == 5
+    assert gid in stage.orders.prepared
+    assert stage.run("indoubt", "rollback", str(gid), "--heuristic", "--yes").status == 0
+    assert stage.ledger.known[gid].decision is None
+
+
+def test_a_branch_that_somebody_ended_otherwise_is_recorded_and_exits_5(stage: Stage) -> None:
+    gid, _ = stage.prepare(1, Decision.COMMIT)
+    stage.orders.script.commit = [Settled.HEURISTIC_ROLLBACK]
+    ran = stage.run("indoubt", "commit", str(gid))
+    assert ran.status == 5
+    assert stage.ledger.known[gid].kind is Settled.HEURISTIC_ROLLBACK
+
+
+@pytest.mark.parametrize("command", ["commit", "rollback"])
+def test_what_is_not_ours_is_never_touched(stage: Stage, command: str) -> None:
+    """Not even with --heuristic: another system's recovery relies on it."""
+    for name in (Foreign("someone's"), stage.gid(1, ledger="zzzzzzzzzz")):
+        stage.foreign(name)
+        ran = stage.run("indoubt", command, str(name), "--heuristic", "--yes")
+        assert ran.status == 2
+    assert stage.orders.trace() == []
+
+
+@pytest.mark.parametrize("command", ["commit", "rollback", "explain"])
+def test_an_unknown_branch_exits_3_and_4_where_not_all_answered(stage: Stage, command: str) -> None:
+    """Not found is a fact; with a database down it is only a guess."""
+    yes = [] if command == "explain" else ["--yes"]
+    assert stage.run("indoubt", command, str(stage.gid(9)), *yes).status == 3
+    down(stage)
+    ran = stage.run("indoubt", command, str(stage.gid(9)), *yes)
+    assert ran.status == 4
+    assert "payments" in ran.err
+
+
+def test_a_branch_that_stays_busy_exits_6(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recovery.operator.BUSY_S", 0.05)
+    monkeypatch.setattr("recovery.operator.BUSY_PAUSE_S", 0.001)
+    gid, _ = stage.prepare(1, Decision.COMMIT)
+    stage.orders.script.commit = [Settled.BUSY]
+    assert stage.run("indoubt", "commit", str(gid)).status == 6
+
+
+# ------------------------------------------------------------------------------------------ prompts
+
+
+@pytest.mark.parametrize(
+    "args", [("rollback",), ("commit", "--heuristic"), ("rollback", "--heuristic"), ("forget",)]
+)
+def test_without_a_terminal_and_without_yes_it_is_refused(stage: Stage, args: tuple[str, ...]) -> None:
+    """A script that forgot --yes must not hang on a prompt, and must not destroy."""
+    gid, _ = stage.prepare(1, Verdict.ABORTED)
+    ran = stage.run("indoubt", args[0], str(gid), *args[1:])
+    assert ran.status == 2
+    assert "--yes" in ran.err
+    assert gid in stage.orders.prepared
+
+
+@pytest.mark.parametrize(("answer", "status", "left"), [("y", 0, False), ("n", 1, True), ("", 1, True)])
+def test_on_a_terminal_it_asks(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, answer: str, status: int, left: bool
+) -> None:
+    gid, _ = stage.prepare(1, Verdict.ABORTED)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("click.termui.visible_prompt_func", lambda _prompt: answer)
+    ran = stage.run("indoubt", "rollback", str(gid))
+    assert ran.status == status
+    assert (gid in stage.orders.prepared) is left
+
+
+# ------------------------------------------------------------------------------------------ heuristics
+
+
+def test_heuristics_are_listed_until_forgotten(stage: Stage) -> None:
+    gid = stage.gid(1)
+    stage.ledger.known[gid] = Heuristic(gid, Settled.HEURISTIC_ROLLBACK, Decision.COMMIT, time.time() - 30)
+    (shown,) = stage.json("indoubt", "list")["heuristics"]
+    assert (shown["kind"], shown["decision"], shown["gid"]) == ("heuristic_rollback", "commit", str(gid))
+    assert 29 < shown["age_s"] < 90
+    assert str(gid) in stage.run("indoubt", "list").out
+    assert stage.run("indoubt", "forget", str(gid), "--yes").status == 0
+    assert stage.json("indoubt", "list")["heuristics"] == []
+    assert stage.run("indoubt", "forget", str(gid), "--yes").status == 3
+    assert stage.run("indoubt", "forget", "someone's", "--yes").status == 3
+
+
+# ------------------------------------------------------------------------------------------ check, wait
+
+
+def test_check_exits_7_only_for_what_is_old_enough(stage: Stage) -> None:
+    assert stage.run("indoubt", "check").status == 0
+    gid, _ = stage.prepare(1, Verdict.ACTIVE)
+    assert stage.run("indoubt", "check").status == 7
+    assert stage.run("indoubt", "check", "--older-than", "5m").status == 0
+    aged(stage, gid, 301)
+    ran = stage.run("indoubt", "check", "--older-than", "5m", "-o", "json")
+    assert ran.status == 7
+    assert (ran.json["in_doubt"], ran.json["older_than_s"]) == (1, 300)
+    assert [one["gid"] for one in ran.json["branches"]] == [str(gid)]
+
+
+def test_check_counts_open_heuristics_and_no_foreign_branch(stage: Stage) -> None:
+    stage.foreign(Foreign("someone's"), age_s=9_999)
+    stage.foreign(stage.gid(1, ledger="zzzzzzzzzz"), age_s=9_999)
+    assert stage.run("indoubt", "check").status == 0
+    gid = stage.gid(1)
+    stage.ledger.known[gid] = Heuristic(gid, Settled.HEURISTIC_HAZARD, Decision.COMMIT, time.time() - 30)
+    assert stage.run("indoubt", "check").status == 7
+    assert stage.run("indoubt", "check", "--older-than", "1h").status == 0
+
+
+def test_check_is_not_ok_while_a_participant_is_silent(stage: Stage) -> None:
+    """Silence is not health; but what was found all the same weighs more."""
+    down(stage)
+    assert stage.run("indoubt", "check").status == 4
+    stage.payments.down = None
+    stage.prepare(1, Verdict.ABORTED)
+    down(stage)
+    assert stage.run("indoubt", "check").status == 7
+
+
+def test_wait_ends_when_the_branch_is_finished(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("undoubt.cli.indoubt.WAIT_PAUSE_S", 0.001)
+    gid, other = stage.prepare(1, Decision.COMMIT)
+    listing, looks = stage.orders.in_doubt, [0]
+
+    async def third_time_lucky() -> object:
+        looks[0] += 1
+        if looks[0] == 3:
+            stage.orders.finish_by_hand(gid, Order.COMMIT)
+        return await listing()
+
+    stage.orders.in_doubt = third_time_lucky  # type: ignore[method-assign, assignment]
+    shown = stage.json("indoubt", "wait", str(gid))
+    assert (shown["name"], looks[0]) == (str(gid), 3)
+    assert other in stage.payments.prepared
+
+
+def test_wait_gives_up_with_6(stage: Stage) -> None:
+    gid, other = stage.prepare(1, Decision.COMMIT)
+    stage.orders.finish_by_hand(gid, Order.COMMIT)
+    assert stage.run("indoubt", "wait", str(gid), "--timeout", "0").status == 0
+    assert stage.run("indoubt", "wait", str(gid.txid), "--timeout", "0").status == 6
+    assert stage.run("indoubt", "wait", "--timeout", "0").status == 6
+    stage.payments.finish_by_hand(other, Order.COMMIT)
+    assert stage.run("indoubt", "wait", "--timeout", "0").status == 0
+    down(stage)
+    ran = stage.run("indoubt", "wait", "--timeout", "0")
+    assert ran.status == 6
+    assert "payments" in ran.err
+
+
+# ------------------------------------------------------------------------------------------ explain
+
+
+def test_explain_a_committed_branch(stage: Stage) -> None:
+    gid, other = stage.prepare(1, Decision.COMMIT)
+    stage.payments.finish_by_hand(other, Order.COMMIT)
+    stage.orders.waiting.append(Waiting("orders/4711", str(gid.txid), "t1", 4711, None))
+    stage.orders.waiting.append(Waiting("orders/9", "orders/8", "t2", 9, None))
+    shown = stage.json("indoubt", "explain", str(gid))
+    assert shown["decision"]["standing"] == shown["decision"]["recorded"] + "ted"
+    assert [(one["vote"], one["now"]) for one in shown["votes"]] == [
+        ("prepared", "prepared"),
+        ("prepared", "not_prepared"),
+    ]
+    assert shown["blocks"]["sessions"] == [{"waiter": "orders/4711", "pid": 4711}]
+    assert shown["safe_action"] == {"action": "commit", "command": f"undoubt indoubt commit {gid}"}
+    assert any("very branch that voted" in line for line in shown["proof"])
+    page = stage.run("indoubt", "explain", str(gid)).out
+    for said in (str(gid), "COMMIT is recorded", "orders/4711", "Vacuum", "Safe action", "Proof"):
+        assert said in page
+
+
+def test_explain_warns_of_a_branch_that_is_not_the_one_that_voted(stage: Stage) -> None:
+    """After a restore a database may hold another transaction under the same name."""
+    gid, _ = stage.prepare(1, Decision.COMMIT)
+    stage.orders.prepared[gid] += 1
+    assert any(line.startswith("BUT") for line in stage.json("indoubt", "explain", str(gid))["proof"])
+
+
+def test_explain_an_aborted_branch_proves_it_by_the_session(stage: Stage) -> None:
+    gid, _ = stage.prepare(1, Verdict.ABORTED)
+    shown = stage.json("indoubt", "explain", str(gid))
+    assert shown["session"]["state"] == "closed"
+    assert {one["vote"] for one in shown["votes"]} == {"not_recorded"}
+    assert any("session 1 (shop) is stored as closed" in line for line in shown["proof"])
+    stage.ledger.session_list[:] = [SessionInfo(1, NONCE, "shop", SessionState.OPEN, 2, 10.0)]
+    proof = stage.json("indoubt", "explain", str(gid))["proof"]
+    assert any("below 2, and this is 1" in line for line in proof)
+
+
+def test_explain_promises_nothing_without_proof(stage: Stage) -> None:
+    """For a forgotten or foreign branch no action is safe, and none may be suggested."""
+    gid, _ = stage.prepare(1, Verdict.FORGOTTEN)
+    stage.foreign(Foreign("someone's"))
+    for name in (str(gid), "someone's"):
+        shown = stage.json("indoubt", "explain", name)
+        assert shown["safe_action"]["command"] is None
+        page = stage.run("indoubt", "explain", name).out
+        assert "undoubt indoubt commit" not in page
+        assert "undoubt indoubt rollback" not in page
+
+
+def test_explain_an_active_branch_says_leave_it(stage: Stage) -> None:
+    gid, _ = stage.prepare(1, Verdict.ACTIVE)
+    down(stage)
+    shown = stage.json("indoubt", "explain", str(gid))
+    assert shown["safe_action"]["action"] == "wait"
+    assert "leave it alone" in stage.run("indoubt", "explain", str(gid)).out

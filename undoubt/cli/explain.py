@@ -1,0 +1,53 @@
+"""``undoubt indoubt explain`` as JSON: the keys that scripts may rely on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from coordinator.ledger.contract import Record, SessionInfo
+from participants.ids import Gid
+from recovery.explain import Explanation
+from undoubt.cli import shapes
+from undoubt.cli.output import iso
+
+
+def document(told: Explanation) -> dict[str, Any]:
+    """One object; moments are ISO 8601 in UTC, lengths of time in seconds."""
+    found = told.found
+    gid = found.branch.gid
+    waiters = [{"waiter": wait.waiter, "pid": wait.pid} for wait in told.blocks]
+    return {
+        "branch": shapes.prepared(found)
+        | {"protocol": shapes.protocol_name(gid.protocol) if isinstance(gid, Gid) else None},
+        "decision": _decision(told),
+        "session": None if told.session is None else _session(told.session),
+        "votes": [dataclasses.asdict(vote) for vote in told.votes],
+        "blocks": {"sessions": waiters, "unknown": told.blocks_unknown},
+        "vacuum": {"held_back_s": round(found.branch.age_s, 3), "xid": found.branch.xid},
+        "safe_action": {"action": found.standing.action, "command": told.command},
+        "proof": list(told.proof),
+    }
+
+
+def _decision(told: Explanation) -> dict[str, Any]:
+    info, standing = told.info, told.found.standing
+    recorded = None if info is None or info.record is Record.NOT_RECORDED else str(info.record)
+    return {
+        "standing": str(standing),
+        "recorded": recorded,
+        "why": standing.why,
+        "decided_at": iso(info.decided_at) if info else None,
+        "age_s": shapes.age(info.decided_at) if info else None,
+        "coordinator": info.coordinator if info else None,
+    }
+
+
+def _session(session: SessionInfo) -> dict[str, Any]:
+    return {
+        "id": session.id,
+        "name": session.name,
+        "state": str(session.state),
+        "floor": session.floor,
+        "ttl_s": session.ttl_s,
+    }

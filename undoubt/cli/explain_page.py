@@ -1,0 +1,86 @@
+"""The page of ``undoubt indoubt explain``: decision, votes, what it blocks, the safe action, the proof."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from undoubt.cli.durations import show_duration
+from undoubt.cli.output import Output
+
+WIDTH = 96
+
+
+def explain_page(out: Output, document: dict[str, Any]) -> None:
+    """``document`` as a page for people."""
+    branch, decision = document["branch"], document["decision"]
+    out.heading(branch["gid"])
+    _paragraph(
+        out,
+        f"prepared in {branch['participant']} (database {branch['database']}, owner {branch['owner']})"
+        f" for {show_duration(branch['age_s'])}, since {branch['prepared_at']}",
+    )
+    _section(out, "Decision", [_decision_line(decision)])
+    votes = [_vote_line(vote) for vote in document["votes"]]
+    _section(out, "Votes", votes or ["not known here"])
+    _section(out, "Blocks", _blocks_lines(document["blocks"]))
+    held = show_duration(document["vacuum"]["held_back_s"])
+    xid = document["vacuum"]["xid"]
+    since = "" if xid is None else f" dead since transaction id {xid} began"
+    _section(
+        out,
+        "Vacuum",
+        [f"held back for {held} at least: no row version{since} can be removed in this database"],
+    )
+    _section(out, "Safe action", [_action_line(document["safe_action"])])
+    _section(out, "Proof", document["proof"])
+
+
+def _decision_line(decision: dict[str, Any]) -> str:
+    told = f"{decision['standing'].replace('_', ' ')}: {decision['why']}"
+    if decision["decided_at"]:
+        who = f" by {decision['coordinator']}" if decision["coordinator"] else ""
+        told += f"; decided {decision['decided_at']}, {show_duration(decision['age_s'])} ago{who}"
+    return told
+
+
+def _vote_line(vote: dict[str, Any]) -> str:
+    now = {
+        "prepared": "still prepared there",
+        "not_prepared": "no longer prepared there",
+        "no_answer": "the database does not answer",
+    }[vote["now"]]
+    voted = "voted prepared" if vote["vote"] == "prepared" else "its vote is not recorded"
+    return f"{vote['number']} {vote['participant']}: {voted}, {now}"
+
+
+def _blocks_lines(blocks: dict[str, Any]) -> list[str]:
+    if blocks["unknown"]:
+        return [f"not known: {blocks['unknown']}"]
+    if not blocks["sessions"]:
+        return ["no session waits for it now; it keeps its row locks all the same"]
+    return [f"{one['waiter']} waits for it (backend {one['pid']})" for one in blocks["sessions"]]
+
+
+def _action_line(action: dict[str, Any]) -> str:
+    if action["action"] in {"commit", "rollback"}:
+        return (
+            f"{action['action']}; recovery does it by itself (undoubt recover --once), or {action['command']}"
+        )
+    if action["action"] == "wait":
+        return f"leave it alone: {action['command']}"
+    return "none that undoubt can prove; see below" if action["action"] == "decide" else "none by undoubt"
+
+
+def _section(out: Output, title: str, lines: Sequence[str]) -> None:
+    out.line()
+    out.heading(title)
+    for line in lines:
+        _paragraph(out, line)
+
+
+def _paragraph(out: Output, text: str) -> None:
+    # A gid is never broken: it must survive being copied.
+    for line in textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False):
+        out.line(f"  {line}")

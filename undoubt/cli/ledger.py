@@ -1,0 +1,92 @@
+"""``undoubt ledger``: create it, bring it up to date, look it over."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from undoubt.cli.context import Context, common, pass_context
+from undoubt.cli.exits import CommandError, Exit
+
+
+@click.group()
+def ledger() -> None:
+    """Create, migrate and check the ledger.
+
+    \b
+    Example:
+      undoubt ledger init
+      undoubt ledger check
+    """
+
+
+@ledger.command()
+@common
+@pass_context
+def init(context: Context) -> None:
+    """Create the ledger of the configuration.
+
+    An existing one is left as it is. Its identity and size are shown.
+
+    \b
+    Example:
+      undoubt ledger init
+    """
+    # SQLAlchemy comes with it, which `undoubt ledger --help` can do without.
+    from coordinator.ledger.maintenance import init as create  # noqa: PLC0415
+
+    shown = msgspec.to_builtins(context.run(create(context.settings().ledger)))
+    if context.output.json:
+        context.output.document(shown)
+        return
+    for key, value in shown.items():
+        context.output.line(f"{key.replace('_', ' '):<16} {value}")
+
+
+@ledger.command()
+@common
+@pass_context
+def migrate(context: Context) -> None:
+    """Bring the ledger's schema up to this version.
+
+    Stop its owner, and take a copy of the file, before. A newer ledger is refused.
+
+    \b
+    Example:
+      undoubt ledger migrate
+    """
+    from coordinator.ledger.maintenance import migrate as upgrade  # noqa: PLC0415 - as above
+
+    applied = context.run(upgrade(context.settings().ledger))
+    if context.output.json:
+        context.output.document({"applied": applied})
+        return
+    for revision in applied:
+        context.output.line(f"applied {revision}")
+    if not applied:
+        context.output.note("the ledger is up to date")
+
+
+@ledger.command()
+@common
+@pass_context
+def check(context: Context) -> None:
+    """Look the ledger over.
+
+    Reads all of it, verifies it, and changes nothing. Exit status 1 if anything is wrong.
+
+    \b
+    Example:
+      undoubt ledger check -o json
+    """
+    from coordinator.ledger.maintenance import check as look_over  # noqa: PLC0415 - as above
+
+    problems = context.run(look_over(context.settings().ledger))
+    if context.output.json:
+        context.output.document({"healthy": not problems, "problems": problems})
+    else:
+        for problem in problems:
+            context.output.line(problem)
+    if problems:
+        raise CommandError(Exit.FAILURE, f"the ledger has {len(problems)} problems")
+    context.output.note("the ledger is healthy")

@@ -1,0 +1,85 @@
+"""``undoubt recover``: recovery by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import click
+import msgspec
+
+from recovery.report import Line, Report
+from recovery.service import RecoveryService
+from undoubt.cli.context import Context, common, opened, pass_context
+from undoubt.cli.exits import CommandError, Exit
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="One pass over every participant, then end.")
+@click.option("--dry-run", is_flag=True, help="Tell what one pass would do, and do nothing.")
+@common
+@pass_context
+def recover(context: Context, once: bool, dry_run: bool) -> None:
+    """Resolve what is in doubt.
+
+    Without --once it stays, and resolves whatever appears, until it is interrupted. Several at once are
+    harmless. Branches whose coordinator is alive are left alone. With --once or --dry-run the exit status
+    is 4 if a participant or the ledger did not answer, 1 if a branch could not be resolved.
+
+    \b
+    Example:
+      undoubt recover --once
+      undoubt recover --dry-run -o json
+    """
+    if not once and not dry_run:
+        context.run(_stay(context))
+        return
+    report = context.run(_once(context, dry_run))
+    if context.output.json:
+        context.output.document(msgspec.to_builtins(report))
+    else:
+        _page(context, report)
+    if report.errors:
+        raise CommandError(Exit.UNREACHABLE, "; ".join(report.errors.values()))
+    if failed := [line for line in report.lines if line.result == "failed"]:
+        raise CommandError(Exit.FAILURE, f"{len(failed)} branches could not be resolved: {failed[0].why}")
+
+
+async def _once(context: Context, dry_run: bool) -> Report:
+    async with opened(context) as tools:
+        service = RecoveryService(tools.ledger, tools.participants, tools.settings.recovery)
+        return await service.run_once(dry_run=dry_run)
+
+
+async def _stay(context: Context) -> None:
+    stop = asyncio.Event()
+    async with opened(context) as tools:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        async with RecoveryService(tools.ledger, tools.participants, tools.settings.recovery, always=True):
+            context.output.note("recovering; Ctrl-C ends it")
+            await stop.wait()
+
+
+def _page(context: Context, report: Report) -> None:
+    out = context.output
+    if report.lines:
+        out.table(
+            ("participant", "action", "result", "gid", "why"),
+            [
+                (line.participant, _words(line.action), _result(line), line.gid, line.why)
+                for line in report.lines
+            ],
+        )
+    for left in report.unfinished:
+        unknown = f"; not configured here: {', '.join(left.unknown)}" if left.unknown else ""
+        out.line(f"{left.decision} of {left.txid} waits for {', '.join(left.waits_for)}{unknown}")
+    if not report.lines and not report.unfinished and not report.errors:
+        out.note("nothing is prepared, and nothing is unfinished")
+
+
+def _result(line: Line) -> str:
+    return "-" if line.result == "nothing" else _words(line.result)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
