@@ -24,10 +24,11 @@ async def connect(
 ) -> AsyncIterator[Coordinator]:
     """A running coordinator, for ``async with``.
 
-    ``source`` is the path of an ``undoubt.toml``, the same as a mapping, or ready settings; None takes the file that
-    ``UNDOUBT_CONFIG`` names, or ``./undoubt.toml``, or the environment alone. Opens the ledger (creating a
-    ``sqlite:///`` one that does not exist yet) and, unless ``recover`` is False, resolves in-doubt branches in the
-    background for as long as this process owns the ledger. Databases are connected to when they are first used.
+    ``source`` is the path of an ``undoubt.toml``, the same as a mapping, or ready settings; None takes the
+    file that ``UNDOUBT_CONFIG`` names, or ``./undoubt.toml``, or the environment alone. Opens the ledger
+    (creating a ``sqlite:///`` one that does not exist yet) and, unless ``recover`` is False, resolves in-doubt
+    branches in the background for as long as this process owns the ledger. Databases are connected to when
+    they are first used. ``observe`` is told every step of protocols and of recovery.
 
     On exit, transactions that have not begun to commit are aborted, commits that are under way are
     finished. Raises ``ConfigurationError`` or ``LedgerError``.
@@ -40,7 +41,9 @@ async def connect(
         stack.push_async_callback(participants.close)
         coordinator = Coordinator(ledger, participants, settings.coordinator, observe=observe)
         if recover:
-            service = RecoveryService(ledger, participants, settings.recovery, cancel=coordinator.cancel)
+            service = RecoveryService(
+                ledger, participants, settings.recovery, observe=observe, cancel=coordinator.cancel
+            )
             await service.start()
             stack.push_async_callback(service.close)
         await stack.enter_async_context(coordinator)

@@ -20,6 +20,7 @@ import pytest
 from coordinator.ledger.contract import (
     BranchRecord,
     Decision,
+    DecisionRecord,
     Heuristic,
     Record,
     SessionInfo,
@@ -87,6 +88,19 @@ class StageLedger:
         if before is not None:
             newest = [txid for txid in newest if txid < before]
         return [found for txid in newest[:limit] if (found := await self.transaction(txid))]
+
+    async def unfinished(self) -> Sequence[DecisionRecord]:
+        return [
+            DecisionRecord(
+                info.txid, info.protocol, Decision(str(info.record)), info.branches, 0.0, info.coordinator
+            )
+            for info in self.decisions.values()
+            if not info.finished
+        ]
+
+    async def finish(self, txids: Iterable[TxId]) -> None:
+        for txid in txids:
+            self.decisions[txid] = msgspec.structs.replace(self.decisions[txid], finished=True)
 
     async def sessions(self) -> Sequence[SessionInfo]:
         return self.session_list
