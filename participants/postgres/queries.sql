@@ -138,3 +138,6 @@ select pg_cancel_backend(a.pid) as sent
    and extract(epoch from {since_column})::text = $2::text
    and a.backend_xid::text is not distinct from $3::text
    and ($4::text is null or a.application_name = $4::text)
+
+-- name: prune
+delete from undoubt.undoubt_commit where noted_at < clock_timestamp() - make_interval(secs => $1)

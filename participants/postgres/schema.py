@@ -1,0 +1,114 @@
+"""The optional tables on a participant's side: made by Alembic, pruned here.
+
+``undoubt.undoubt_commit`` has one row per one-phase commit. Where it exists, a COMMIT whose answer was lost
+can be proved or disproved (:mod:`participants.postgres.one_phase`); where it does not, the answer is
+``OutcomeUnknown``. It costs one small insert per transaction with a single participant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from participants.errors import ParticipantRefused, ParticipantUnavailable
+from participants.postgres.dsn import read_dsn
+from participants.postgres.sql import query
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+    from participants.settings import ParticipantSettings
+
+_LOCK = 0x756E646F756274
+"""Advisory lock that keeps two migrations apart: "undoubt" in ASCII."""
+
+
+async def migrate(participant: str, settings: ParticipantSettings) -> None:
+    """Bring the tables up to date; does nothing if they are. The dsn's user must be allowed to create a
+    schema in the database. Raises ``ParticipantRefused``, ``ParticipantUnavailable``."""
+    await asyncio.to_thread(_migrate, participant, settings)
+
+
+async def prune(participant: str, settings: ParticipantSettings, *, older_than_s: float) -> int:
+    """Delete rows of commits noted longer than ``older_than_s`` seconds ago; returns how many. As the
+    owner of the table. A caller asks within seconds of a lost answer, so that a day is plenty."""
+    return await asyncio.to_thread(_prune, participant, settings, older_than_s)
+
+
+def _migrate(participant: str, settings: ParticipantSettings) -> None:
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
+    engine = _engine(participant, settings)
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            connection.execute(text("create schema if not exists undoubt"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+    except DBAPIError as error:
+        raise _translated(participant, error) from error
+    finally:
+        engine.dispose()
+
+
+def _prune(participant: str, settings: ParticipantSettings, older_than_s: float) -> int:
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
+
+    engine = _engine(participant, settings)
+    try:
+        with engine.begin() as connection:
+            return _delete(connection, older_than_s)
+    except DBAPIError as error:
+        raise _translated(participant, error) from error
+    finally:
+        engine.dispose()
+
+
+def _delete(connection: Connection, older_than_s: float) -> int:
+    driver = connection.connection.cursor()
+    try:
+        driver.execute(query("prune").replace("$1", "%s"), (older_than_s,))
+        return int(driver.rowcount)
+    finally:
+        driver.close()
+
+
+def _engine(participant: str, settings: ParticipantSettings) -> Engine:
+    import psycopg  # noqa: PLC0415
+    from sqlalchemy import create_engine  # noqa: PLC0415
+    from sqlalchemy.pool import NullPool  # noqa: PLC0415
+
+    address = read_dsn(participant, settings.dsn)
+    password = None
+    if settings.password_file is not None and not address.has_password:
+        password = Path(settings.password_file).expanduser().read_text("utf-8").split("\n", 1)[0]
+
+    def connect() -> psycopg.Connection[tuple[object, ...]]:
+        return psycopg.connect(
+            address.uri, password=password, connect_timeout=int(settings.connect_timeout_s)
+        )
+
+    return create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
+
+
+def _folder() -> Path:
+    """The migrations of the source tree, or of an installed wheel, which has them inside ``undoubt``."""
+    root = Path(__file__).resolve().parents[2]
+    installed = root / "undoubt" / "migrations" / "participants"
+    return installed if installed.is_dir() else root / "migrations" / "participants"
+
+
+def _translated(participant: str, error: Exception) -> ParticipantRefused | ParticipantUnavailable:
+    cause = getattr(error, "orig", None) or error
+    sqlstate = getattr(cause, "sqlstate", None)
+    message = f"its tables could not be changed: {str(cause).strip()}"
+    if sqlstate is None or sqlstate[:2] in {"08", "53", "57"}:
+        return ParticipantUnavailable(participant, message, sqlstate=sqlstate)
+    return ParticipantRefused(participant, message, sqlstate=sqlstate)
