@@ -10,7 +10,6 @@ import json
 import sys
 
 import undoubt
-from participants.errors import UndoubtError
 from tests.prove.bank import transfer
 from tests.prove.trap import Trap, Trapped, tell
 
@@ -26,8 +25,8 @@ async def work(coordinator: undoubt.Coordinator, tag: str, worker: int, count: i
             tell(aborted=name)
         except undoubt.OutcomeUnknown as error:
             tell(unknown=name, why=str(error))
-        except UndoubtError as error:
-            tell(aborted=name, why=str(error))  # refused before its commit began
+        except Exception as error:  # whatever the driver raises inside the block: no commit has begun
+            tell(aborted=name, why=f"{type(error).__name__}: {error}")
         else:
             tell(acknowledged=name)
 
