@@ -16,7 +16,7 @@ from participants.contract import HEURISTICS, Evidence, Order, Settled
 from participants.ids import Foreign, Gid
 from participants.registry import Registry
 from recovery.errors import Conflict, NotOurs, StillBusy
-from recovery.plan import RecordHeuristic, Standing, for_settled, order_of
+from recovery.plan import BranchDone, RecordHeuristic, Standing, for_settled, order_of
 from recovery.scan import evidence_of
 from recovery.survey import Found, survey
 
@@ -112,14 +112,13 @@ class Operator:
         await self.ledger.record_heuristic(hazard)
         settled = await self._settle(found, gid, order)
         ended = _ended(order, settled)
-        if ended is not Settled.HEURISTIC_HAZARD:
+        if decision is not None and isinstance(for_settled(gid, decision, ended), BranchDone):
+            await self.ledger.forget_heuristic(gid)  # somebody else was faster, and did what is decided
+        elif ended is not Settled.HEURISTIC_HAZARD:
             await self.ledger.record_heuristic(Heuristic(gid, ended, decision, began, told))
         if settled in HEURISTICS:
             await self.participants.get(found.participant).forget(gid)
-            raise Conflict(
-                f"{gid} was told to {order}, and somebody else had ended it: {settled}; recorded."
-                " See undoubt indoubt list"
-            )
+            raise Conflict(f"{gid} was told to {order}, and somebody else had ended it: {settled}")
 
     async def _settle(self, found: Found, gid: Gid, order: Order) -> Settled:
         """Until the answer is final."""

@@ -26,7 +26,7 @@ async def connect(
 
     ``source`` is the path of an ``undoubt.toml``, the same as a mapping, or ready settings; None takes the
     file that ``UNDOUBT_CONFIG`` names, or ``./undoubt.toml``, or the environment alone. Opens the ledger
-    (creating a ``sqlite:///`` one that does not exist yet) and, unless ``recover`` is False, resolves in-doubt
+    (creating a ``sqlite:///`` one if there is none yet) and, unless ``recover`` is False, resolves in-doubt
     branches in the background for as long as this process owns the ledger. Databases are connected to when
     they are first used. ``observe`` is told every step of protocols and of recovery.
 
