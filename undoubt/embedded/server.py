@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import functools
 import os
@@ -11,14 +10,14 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import asyncpg
 
 from participants.errors import UndoubtError
-from undoubt.embedded.binaries import bin_folder, server_user
+from undoubt.embedded.binaries import bin_folder
+from undoubt.embedded.places import alive, children, give, new_place, remove_place, server_user
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
@@ -29,6 +28,7 @@ DEFAULTS = {
     "max_connections": "120",
     "shared_buffers": "32MB",
     "logging_collector": "off",
+    "dynamic_shared_memory_type": "mmap",  # in the data folder, where a kill cannot leave it behind
     "listen_addresses": "127.0.0.1",
 }
 
@@ -41,8 +41,9 @@ class EmbeddedServer:
     """``async with EmbeddedServer() as server: server.dsn("postgres")``.
 
     ``settings`` are PostgreSQL's, over :data:`DEFAULTS`. ``durable=False`` switches fsync off, for tests
-    that crash no server. ``hba`` are lines before the default, which trusts every local connection. ``keep``
-    leaves the data behind. Superuser: ``postgres``. Usable from any event loop of its process.
+    that crash no server. ``hba`` are lines before the default, which trusts every local connection. With
+    ``keep`` it outlives its process, data and all. Superuser: ``postgres``. Usable from any event loop of
+    its process.
     """
 
     def __init__(
@@ -115,22 +116,25 @@ class EmbeddedServer:
         process = self._process
         if process is None:
             raise ServerFailed("the server is not running")
-        children = _children(process.pid)
+        process.send_signal(signal.SIGSTOP)  # so that it starts no child after these
+        started = children(process.pid)
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        for child in {*children, *_children(process.pid)}:
+        for child in started:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         returncode = await asyncio.to_thread(process.wait)
-        while any(_alive(child) for child in children):
+        while any(alive(child) for child in started):
             await asyncio.sleep(0.005)
         return -returncode
 
     async def close(self) -> None:
-        """Stop it and remove its data."""
+        """Stop it and remove its data, unless it is to be kept."""
+        if self.keep and self.running:
+            return
         await self.stop()
-        if self.folder is not None and not self.keep:
-            await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+        if self.folder is not None:
+            await asyncio.to_thread(remove_place, self.folder)
             self.folder = None
 
     async def create_database(self, name: str) -> str:
@@ -143,24 +147,25 @@ class EmbeddedServer:
         return self.dsn(name)
 
     def _new_folder(self) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix="undoubt-server-"))
+        folder = new_place("server", keep=self.keep)
         user = server_user()
         shutil.copytree(_template(), folder / "data", symlinks=True, copy_function=shutil.copyfile)
         (folder / "data" / "pg_hba.conf").write_text(
             "\n".join([*self.hba, "local all all trust", "host all all 127.0.0.1/32 trust"]) + "\n"
         )
-        _give(folder, user)
+        give(folder, user)
         return folder
 
     def _launch(self, folder: Path) -> None:
         # In the thread of the caller: a parent-death signal follows the thread that started the child.
         options = [f"{name}={value}" for name, value in self.settings.items()]
         options += [f"port={self.port}", f"unix_socket_directories={folder}"]
-        command = [str(bin_folder() / "postgres"), "-D", str(folder / "data")]
+        programs = bin_folder() if not self.keep else bin_folder(folder)
+        command = [str(programs / "postgres"), "-D", str(folder / "data")]
         for option in options:
             command += ["-c", option]
         user = server_user()
-        if (setpriv := shutil.which("setpriv")) is not None:
+        if not self.keep and (setpriv := shutil.which("setpriv")) is not None:
             # So that a server never outlives a parent that was killed. SIGQUIT is its immediate shutdown.
             command = [setpriv, "--pdeathsig", "QUIT", *command]
         with (folder / "log").open("ab") as log:
@@ -200,10 +205,9 @@ class EmbeddedServer:
 @functools.cache
 def _template() -> Path:
     """An initialised data folder to copy; one per process."""
-    place = Path(tempfile.mkdtemp(prefix="undoubt-template-"))
-    atexit.register(_remove, place, os.getpid())
+    place = new_place("template")
     data, user = place / "data", server_user()
-    _give(place, user)
+    give(place, user)
     command = [str(bin_folder() / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
     command += ["--locale=C.UTF-8", "--no-sync", "--no-instructions"]
     _run(command, user)
@@ -225,35 +229,8 @@ def _run(command: Sequence[str], user: int | None) -> None:
         raise ServerFailed(f"{command[0]} failed: {(ended.stdout + ended.stderr)[-2000:]}")
 
 
-def _remove(place: Path, owner_pid: int) -> None:
-    if os.getpid() == owner_pid:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _give(folder: Path, user: int | None) -> None:
-    """Make ``user`` the owner of everything in ``folder``; PostgreSQL wants its data folder private."""
-    for place in (folder, *folder.rglob("*")):
-        if user is not None:
-            os.chown(place, user, user, follow_symlinks=False)
-        if place.is_dir():
-            place.chmod(0o700)
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _children(pid: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
-
-
-def _alive(pid: int) -> bool:
-    """Whether it still runs; a zombie that nobody has collected does not."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    return False

@@ -1,0 +1,112 @@
+"""Temporary folders that nobody has to clear away.
+
+A process removes its own when it ends. One that was killed cannot; so a folder's name tells whose it is,
+and the next process that makes one removes those of the dead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+NOBODY = 65534
+_IPC_RMID = 0  # linux/ipc.h
+_NAME = re.compile(r"undoubt-(?:server|template|programs)-(\d+)-(\d+)-(\d+)-\w+")
+
+
+def server_user() -> int | None:
+    """The user to run a server as: None for this process's own, ``NOBODY`` where that is root."""
+    return NOBODY if os.geteuid() == 0 else None
+
+
+def new_place(kind: str, *, keep: bool = False) -> Path:
+    """A new private folder, ``kind`` one of server, template, programs; with ``keep`` it outlives this process.
+    Those of dead processes are removed first."""
+    _sweep_once(os.getpid())
+    if keep:
+        return Path(tempfile.mkdtemp(prefix=f"undoubt-kept-{kind}-"))
+    place = Path(
+        tempfile.mkdtemp(prefix=f"undoubt-{kind}-{_namespace()}-{os.getpid()}-{_started(os.getpid())}-")
+    )
+    atexit.register(_remove_at_exit, place, os.getpid())
+    return place
+
+
+def remove_place(place: Path) -> None:
+    """The folder, and the memory segment that a killed server leaves in the kernel."""
+    _remove_memory(place)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def give(folder: Path, user: int | None) -> None:
+    """Make ``user`` the owner of everything in ``folder``; PostgreSQL wants its data folder private."""
+    for place in (folder, *folder.rglob("*")):
+        if user is not None:
+            os.chown(place, user, user, follow_symlinks=False)
+        if place.is_dir():
+            place.chmod(0o700)
+
+
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def alive(pid: int) -> bool:
+    """Whether it still runs; a zombie that nobody has collected does not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    return False
+
+
+def _remove_at_exit(place: Path, owner_pid: int) -> None:
+    if os.getpid() == owner_pid:  # a forked child owns nothing of its parent's
+        remove_place(place)
+
+
+@functools.cache
+def _sweep_once(_pid: int) -> None:
+    mine = {os.geteuid(), NOBODY} if os.geteuid() == 0 else {os.geteuid()}
+    for place in Path(tempfile.gettempdir()).glob("undoubt-*"):
+        name = _NAME.fullmatch(place.name)
+        if name is None or int(name[1]) != _namespace():  # a pid says nothing about another namespace's
+            continue
+        with contextlib.suppress(OSError):
+            if place.lstat().st_uid in mine and _started(int(name[2])) != int(name[3]):
+                remove_place(place)
+
+
+@functools.cache
+def _namespace() -> int:
+    """Of process ids."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/self/ns/pid").stat().st_ino
+    return 0
+
+
+def _started(pid: int) -> int:
+    """When, in clock ticks since the machine's start: with it a pid is unique. 0 for a dead one.
+    https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html, field 22."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return 0 if fields[0] in {"Z", "X"} else int(fields[19])
+    return 0
+
+
+def _remove_memory(place: Path) -> None:
+    """A killed server leaves its segment behind, and only the next start on the same data would remove it.
+    Line 7 of postmaster.pid has its key and id (PostgreSQL's src/include/utils/pidfile.h)."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        key, identity = (place / "data" / "postmaster.pid").read_text().splitlines()[6].split()
+        for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[:2] == [str(int(key)), identity] and fields[6] == "0":
+                ctypes.CDLL(None).shmctl(int(identity), _IPC_RMID, None)
