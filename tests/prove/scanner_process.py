@@ -1,0 +1,45 @@
+"""A process that recovers all the time, whoever owns the ledger, until a line comes on its stdin.
+
+Arguments: settings as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+from recovery.service import RecoveryService
+from tests.prove.trap import tell
+from undoubt import assemble
+from undoubt.config import load
+
+
+async def main(settings: str) -> None:
+    loaded = load(json.loads(settings))
+    last_scan: dict[str, float] = {}
+    intervals: list[float] = []
+
+    def scanned(step: object, subject: str) -> None:
+        if str(step) == "after_scan":
+            now = asyncio.get_running_loop().time()
+            if subject in last_scan:
+                intervals.append(now - last_scan[subject])
+            last_scan[subject] = now
+
+    async with assemble.opened(loaded) as (ledger, participants):
+        service = RecoveryService(ledger, participants, loaded.recovery, observe=scanned, always=True)
+        async with service:
+            tell(started=True)
+            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+            counters = service.status().counters
+            tell(
+                scans=counters.scans,
+                seen_active=counters.seen_active,
+                rolled_back=counters.rolled_back,
+                interval_ms_median=round(sorted(intervals)[len(intervals) // 2] * 1000),
+            )
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
