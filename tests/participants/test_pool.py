@@ -163,7 +163,7 @@ def test_timeouts(timeout_s: float, own_s: float, expected_ms: int) -> None:
 
 
 def test_a_name_that_would_be_cut_has_no_transaction_in_it() -> None:
-    """The head of a transaction id is another transaction's id, and that one would be cancelled in a deadlock."""
+    """The head of a transaction id is another's id, and that one would be cancelled in a deadlock."""
     gid = new_gid()
     long = replace(gid, txid=replace(gid.txid, session=10**18, seq=10**18))
     assert branch_name(long) == f"undoubt:{LEDGER}"

@@ -1,0 +1,86 @@
+"""A wire between client and server that a test can freeze or cut."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from urllib.parse import urlsplit
+
+
+class Proxy:
+    """``async with Proxy(dsn) as proxy``: ``proxy.dsn`` leads through it.
+
+    ``freeze`` keeps what the server says from the client, while what the client says still arrives; ``thaw``
+    lets it through; ``cut`` closes all connections, to the client at once, to the server as a lost client's.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        parts = urlsplit(dsn)
+        self._host, self._port = parts.hostname or "", parts.port or 0
+        self._parts = parts
+        self._open = asyncio.Event()
+        self._open.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+        self.held = asyncio.Event()
+        """Set once something of the server's is being held back."""
+
+    @property
+    def dsn(self) -> str:
+        if self._server is None:
+            raise RuntimeError("the proxy is not open")
+        port = self._server.sockets[0].getsockname()[1]
+        return self._parts._replace(netloc=f"{self._parts.username}@127.0.0.1:{port}").geturl()
+
+    def freeze(self) -> None:
+        self.held.clear()
+        self._open.clear()
+
+    def thaw(self) -> None:
+        self._open.set()
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        for task in self._tasks:
+            task.cancel()
+        self._open.set()
+
+    async def __aenter__(self) -> Proxy:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
+        self._writers |= {writer, far_writer}
+        for task in (
+            asyncio.create_task(self._carry(reader, far_writer, holding=False)),
+            asyncio.create_task(self._carry(far_reader, writer, holding=True)),
+        ):
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _carry(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, holding: bool
+    ) -> None:
+        try:
+            while data := await reader.read(65536):
+                if holding and not self._open.is_set():
+                    self.held.set()
+                    await self._open.wait()
+                writer.write(data)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+            self._writers.discard(writer)
