@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from participants.postgres.session import Answer, Introduction, NoAnswer, Notice, NotSent, Row, ServerError
+from participants.postgres.session import (
+    Answer,
+    Introduction,
+    Late,
+    NoAnswer,
+    Notice,
+    NotSent,
+    Row,
+    ServerError,
+)
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -134,6 +143,6 @@ def translate(error: BaseException) -> ServerError | NoAnswer | NotSent:
             # Raised by the client alone, before it sends anything.
             return NotSent(str(error))
         case TimeoutError():
-            return NoAnswer("no answer in time")
+            return Late("no answer in time")
         case _:
             return NoAnswer(str(error) or type(error).__name__)

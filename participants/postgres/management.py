@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from participants.errors import ParticipantRefused
 from participants.postgres.pool import Pool, S, Slot
-from participants.postgres.session import NoAnswer, NotSent, Row, ServerError, Session
+from participants.postgres.session import Late, NoAnswer, NotSent, Row, ServerError, Session
 from participants.postgres.verdicts import participant_error
 
 SESSIONS_MAX = 4
@@ -39,7 +39,7 @@ class Management:
             try:
                 return await slot.session.rows(sql, *args, timeout_s=self.timeout_s)
             except (NoAnswer, NotSent) as error:
-                if slot.fresh:
+                if slot.fresh or isinstance(error, Late):
                     raise participant_error(self.participant, error) from error
             except ServerError as error:
                 if slot.fresh or not error.fatal:

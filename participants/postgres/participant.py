@@ -16,7 +16,7 @@ from participants.postgres.in_doubt import list_prepared
 from participants.postgres.management import Management
 from participants.postgres.one_phase import OnePhase
 from participants.postgres.pool import Pool, Slot
-from participants.postgres.session import NoAnswer, NotSent, ServerError
+from participants.postgres.session import Late, NoAnswer, NotSent, ServerError
 from participants.postgres.settle import Settler
 from participants.postgres.verdicts import participant_error
 from participants.postgres.waits import WaitGraph
@@ -72,6 +72,8 @@ class PostgresParticipant:
         try:
             await slot.session.script(script, timeout_s=self._settings.statement_timeout_s)
             begun = True
+        except Late as error:
+            raise participant_error(self._name, error) from error
         except (NoAnswer, NotSent):
             return False
         except ServerError as error:

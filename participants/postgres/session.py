@@ -30,6 +30,10 @@ class NoAnswer(Exception):
     """The session was lost, or the answer did not come in time: what was sent may have happened."""
 
 
+class Late(NoAnswer):
+    """The answer did not come in time: trying again at once would only double the wait."""
+
+
 class NotSent(Exception):
     """Nothing was sent: the session is closed, or another statement is running in it."""
 

@@ -123,7 +123,7 @@ async def test_answer_to_commit_lost(
 
 async def test_no_answer_in_time(proxy: Proxy, database: Database, gid: Gid) -> None:
     """A database behind a dead network must not hold up a coordinator for ever."""
-    participant = participant_at(proxy.dsn, statement_timeout_s=0.3)
+    participant = participant_at(proxy.dsn, statement_timeout_s=0.3, connect_timeout_s=0.3)
     branch = await participant.begin(gid, timeout_s=30)
     await branch.connection.execute(WRITE)
     await participant.in_doubt()
