@@ -1,0 +1,54 @@
+# undoubt's tasks. Each makes its own .venv first, on a machine that has only Python >= 3.11: with uv where it is
+# there, else with venv and pip. Set-up speaks on stderr; with `make -s` stdout is the command's alone.
+#
+#   make demo  [ARGS="--seconds 20 --output json"]      make test [ARGS="-k ledger -x"]      make check
+#   make prove PROOF=crash [ARGS=…]                     make conformance CASES=cases.csv     make build
+# `make check` besides formats nothing: `make format` does.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made-from-pyproject
+EXTRAS := dev
+ROOMS := undoubt recovery coordinator participants migrations tests
+ARGS ?=
+PROOF ?=
+CASES ?= ../shared/conformance/xa_outcomes.csv
+
+.PHONY: demo test test-slow check format prove conformance build clean
+.DEFAULT_GOAL := test
+
+demo: $(STAMP)
+	@$(BIN)/undoubt demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/house $(ARGS)
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+prove: $(STAMP)
+	@$(BIN)/python -m tests.prove $(PROOF) $(ARGS)
+
+conformance: $(STAMP)
+	@$(BIN)/python -m tests.conformance $(CASES) $(ARGS)
+
+build: $(STAMP)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(STAMP): pyproject.toml
+	@sh .ci/venv $(VENV) $(EXTRAS) >&2
+	@touch $(STAMP)
