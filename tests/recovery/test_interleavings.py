@@ -13,7 +13,8 @@ from participants.contract import Fate, Order, Settled
 from participants.errors import ParticipantRefused, ParticipantUnavailable
 from participants.ids import Gid
 from participants.scripted import ScriptedParticipant
-from recovery.service import RecoveryService
+from recovery.report import Counters
+from recovery.settings import RecoverySettings
 from recovery.steps import RecoveryStep
 from tests.recovery.world import FAST, World, told
 
@@ -147,20 +148,20 @@ async def test_a_participant_that_is_down_keeps_only_its_own_branches_waiting(wo
 
 
 @pytest.mark.parametrize("error", [ParticipantUnavailable, ParticipantRefused])
-async def test_one_branch_that_cannot_be_settled_holds_up_no_other(world: World, error: Any) -> None:
-    """The role may not finish that one branch (42501), or it times out: a thousand others wait behind it."""
-    every = [await world.left(Decision.COMMIT) for _ in range(5)]
-    bad = every[0][0]
+async def test_branches_that_cannot_be_settled_hold_up_no_other(world: World, error: Any) -> None:
+    """The role may not finish them (42501), or they time out: a thousand others wait behind them."""
+    every = [(await world.left(Decision.COMMIT))[0] for _ in range(12)]
+    bad = set(every[::2])
 
     async def refuse(call: str, gid: Gid) -> None:
-        if gid == bad and call == "settle_commit":
+        if gid in bad and call == "settle_commit":
             raise error("orders", "not this one")
 
     world.orders.before = refuse
-    report = await world.recover()
-    assert told(report, bad) == ("commit", "failed")
-    assert list(world.orders.prepared) == [bad]
-    assert await world.unfinished() == {bad.txid}
+    report = await world.service(RecoverySettings(parallel=1)).run_once()
+    assert {told(report, gid) for gid in bad} == {("commit", "failed")}
+    assert set(world.orders.prepared) == bad
+    assert await world.unfinished() == {gid.txid for gid in bad}
 
 
 async def test_a_database_that_went_down_is_not_asked_for_every_branch(world: World) -> None:
@@ -226,7 +227,8 @@ async def test_dry_run_tells_and_touches_nothing(world: World) -> None:
         world.databases[gid.participant].finish_by_hand(gid, Order.COMMIT)
     commands = list(world.ledger.commands)
     seen: list[str] = []
-    report = await world.service(observe=lambda step, _: seen.append(step)).run_once(dry_run=True)
+    service = world.service(observe=lambda step, _: seen.append(step))
+    report = await service.run_once(dry_run=True)
     assert told(report, committed[0]) == ("commit", "would_do")
     assert told(report, aborted[1]) == ("rollback", "would_do")
     assert told(report, lost[0]) == ("heuristic", "would_do")
@@ -235,6 +237,7 @@ async def test_dry_run_tells_and_touches_nothing(world: World) -> None:
     assert world.ledger.commands == commands
     assert {call for call in world.orders.trace() if call not in {"begin", "prepare"}} == set()
     assert seen == []
+    assert service.status().counters == Counters()
 
 
 async def test_heuristics_are_recorded_exactly_once_and_shown_until_forgotten(world: World) -> None:
@@ -292,6 +295,34 @@ async def test_a_recovery_that_dies_at_any_step_leaves_the_rest_to_the_next(
     assert await world.heuristics() == {}
 
 
+async def test_a_finish_that_fails_is_made_again_by_the_same_recovery(world: World) -> None:
+    """Claimed for ever, the decision would stay unfinished until a restart."""
+    gids = await world.left(Decision.COMMIT)
+    service, finishing = world.service(), world.ledger.finish
+
+    async def unavailable(_txids: object) -> None:
+        raise LedgerUnavailable("no quorum")
+
+    world.ledger.finish = unavailable  # type: ignore[method-assign, assignment]
+    assert "no quorum" in (await service.run_once()).errors.values()
+    assert await world.unfinished() == {gids[0].txid}
+    world.ledger.finish = finishing  # type: ignore[method-assign]
+    assert (await service.run_once()).finished == (str(gids[0].txid),)
+    assert await world.unfinished() == set()
+
+
+async def test_a_doubt_that_is_over_costs_no_second_look(world: World) -> None:
+    gids = await world.left(Decision.COMMIT)
+    for gid in gids:
+        world.databases[gid.participant].finish_by_hand(gid, Order.COMMIT)
+    world.orders.timeline = "00000002"
+    service = world.service()
+    await service.run_once()
+    assert service.status().counters.scans == 4
+    await service.run_once()
+    assert service.status().counters.scans == 6
+
+
 async def test_steps_come_in_order_with_their_subjects(world: World) -> None:
     gid, other = await world.left(Decision.COMMIT)
     seen: list[tuple[str, str]] = []
@@ -329,7 +360,7 @@ async def test_no_more_branches_at_once_than_set(world: World) -> None:
             now -= 1
 
     world.orders.before = settling
-    await RecoveryService(world.ledger, world.registry, FAST.__class__(parallel=4)).run_once()
+    await world.service(RecoverySettings(parallel=4)).run_once()
     assert most == 4
 
 

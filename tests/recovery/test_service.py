@@ -214,6 +214,33 @@ async def test_pauses_double_up_to_the_limit_and_are_random(world: World) -> Non
     assert min(drawn) < 1.0 < 4.0 < max(drawn) <= 5.0
 
 
+async def test_a_worker_that_lost_the_lead_does_nothing_more(world: World) -> None:
+    """Also between two looks of the service at who leads."""
+    leads, asked = True, asyncio.Event()
+
+    def allowed() -> bool:
+        asked.set()
+        return leads
+
+    service = world.service()
+    task = asyncio.create_task(Worker(world.orders, service._tools, FAST, allowed, random.Random(1)).run())
+    await until(lambda: service._tools.counters.scans > 0)
+    leads = False
+    scans = -1
+    while scans != service._tools.counters.scans:  # the pass that is under way
+        scans = service._tools.counters.scans
+        asked.clear()
+        await asked.wait()
+    gids = await world.left(Decision.COMMIT)
+    asked.clear()
+    await asked.wait()
+    asked.clear()
+    await asked.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert gids[0] in world.orders.prepared
+
+
 def test_settings_are_those_of_a_test() -> None:
     """Else the tests above would wait for seconds and prove nothing about pauses."""
     assert FAST.interval_s == 0.0
