@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -170,8 +171,9 @@ async def test_commit_returns_with_pending_when_a_participant_is_down(stages: An
     result = await stage.transfer()
     assert [gid.participant for gid in result.pending] == ["beta"]
     assert stage.participants["alpha"].trace()[-1] == "commit"
+    await stage.coordinator.close()
     unfinished = await stage.ledger.unfinished()
-    assert [record.txid for record in unfinished] == [stage.txid]
+    assert [record.txid for record in unfinished] == [stage.txid], "finished without having been applied"
 
 
 async def test_unconfirmed_rollback_after_prepare_is_recorded(stages: Any) -> None:
@@ -293,6 +295,18 @@ async def test_a_body_that_hangs_is_interrupted_at_the_deadline(stages: Any) -> 
     assert stage.fates() == {Fate.ABORTED}
     current = asyncio.current_task()
     assert current is not None and current.cancelling() == 0
+
+
+async def test_one_phase_does_not_commit_after_the_deadline(stages: Any) -> None:
+    """Broken if the single branch of a transaction commits later than its caller was promised."""
+    stage = await stages(Script())
+    with pytest.raises(TransactionAborted) as raised:
+        async with stage.coordinator.transaction(timeout=0.02) as tx:
+            await tx.branch("alpha")
+            time.sleep(0.05)  # an application that blocks the loop: nothing can interrupt it in time
+            await tx.commit()
+    assert isinstance(raised.value.cause, TimeoutError)
+    assert stage.fates() == {Fate.ABORTED}
 
 
 async def test_a_deadlock_victim_learns_why(stages: Any) -> None:
