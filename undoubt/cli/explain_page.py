@@ -34,6 +34,8 @@ def explain_page(out: Output, document: dict[str, Any]) -> None:
         [f"held back for {held} at least: no row version{since} can be removed in this database"],
     )
     _section(out, "Safe action", [_action_line(document["safe_action"])])
+    if command := document["safe_action"]["command"]:
+        out.line(f"  {command}")
     _section(out, "Proof", document["proof"])
 
 
@@ -64,13 +66,16 @@ def _blocks_lines(blocks: dict[str, Any]) -> list[str]:
 
 
 def _action_line(action: dict[str, Any]) -> str:
-    if action["action"] in {"commit", "rollback"}:
-        return (
-            f"{action['action']}; recovery does it by itself (undoubt recover --once), or {action['command']}"
-        )
-    if action["action"] == "wait":
-        return f"leave it alone: {action['command']}"
-    return "none that undoubt can prove; see below" if action["action"] == "decide" else "none by undoubt"
+    """What stands before the command, where there is one."""
+    match action["action"]:
+        case "commit" | "rollback" as name:
+            return f"{name}; recovery does it by itself (undoubt recover --once), or:"
+        case "wait":
+            return "leave it alone:"
+        case "decide":
+            return "none that undoubt can prove; see below"
+        case _:
+            return "none by undoubt"
 
 
 def _section(out: Output, title: str, lines: Sequence[str]) -> None:

@@ -346,6 +346,7 @@ def test_explain_a_committed_branch(stage: Stage) -> None:
     assert shown["safe_action"] == {"action": "commit", "command": f"undoubt indoubt commit {gid}"}
     assert any("very branch that voted" in line for line in shown["proof"])
     page = stage.run("indoubt", "explain", str(gid)).out
+    assert f"\n  undoubt indoubt commit {gid}\n" in page  # in one piece, to be copied
     for said in (str(gid), "COMMIT is recorded", "orders/4711", "Vacuum", "Safe action", "Proof"):
         assert said in page
 
