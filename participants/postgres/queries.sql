@@ -106,7 +106,8 @@ select pg_is_in_recovery() as standby,
           from pg_control_system()) as w
 
 -- name: waits
--- pg_blocking_pids() says 0 for a prepared blocker: the second half finds it by the lock that it holds.
+-- pg_blocking_pids() says 0 for a prepared blocker: the second half finds it by the lock that it holds. Such locks
+-- have no pid; which transaction they belong to is told by the one that each transaction holds on its own id.
 with waiter as materialized (
   select l.*, a.application_name, a.backend_xid::text as xid,
          {since_column} as since, pg_blocking_pids(l.pid) as blockers
@@ -127,7 +128,9 @@ select w.pid, w.application_name, w.xid, extract(epoch from w.since)::text, w.mo
            is not distinct from
            (w.locktype, w.database, w.relation, w.page, w.tuple, w.virtualxid, w.transactionid,
             w.classid, w.objid, w.objsubid)
-  join pg_prepared_xacts as p on h.virtualtransaction = '-1/' || p.transaction::text
+  join pg_locks as own on own.pid is null and own.granted and own.locktype = 'transactionid'
+       and own.virtualtransaction = h.virtualtransaction
+  join pg_prepared_xacts as p on p.transaction = own.transactionid
  where 0 = any (w.blockers) and w.since is not null
 
 -- name: cancel_waiter

@@ -64,9 +64,10 @@ def _explain(error: ServerError) -> str:
         return ENDED_BY_APPLICATION
     if error.sqlstate == FAILED_TRANSACTION:
         return SWALLOWED
-    if error.sqlstate == IN_USE and "prepared transactions" in error.message + error.hint:
+    # The hint names the setting in every language; 53200 is the server's code for "all are taken".
+    if error.sqlstate == IN_USE and "max_prepared_transactions" in error.hint:
         return f"{error.message}: " + _PREPARED_MAX.format(what="0", value=100)
-    if error.sqlstate in {"53200", "53400"} and "max_prepared_transactions" in error.hint + error.message:
+    if error.sqlstate[:2] == "53" and "max_prepared_transactions" in error.hint:
         return f"{error.message}: " + _PREPARED_MAX.format(what="used up", value="<more than now>")
     return _plain(error)
 

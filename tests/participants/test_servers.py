@@ -1,0 +1,323 @@
+"""Servers that crash, fall behind, take over, or are set up for something else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from participants.contract import Evidence, Fate, Order, Settled, Vote
+from participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable
+from participants.ids import Gid
+from participants.postgres import PostgresParticipant
+from tests.participants.support import new_gid, participant_at
+from undoubt.embedded import EmbeddedServer
+
+TABLE = "create table account (id int primary key, balance int); insert into account values (1, 100)"
+WRITE = "update account set balance = 90 where id = 1"
+
+
+async def on(dsn: str, statement: str) -> object:
+    connection = await asyncpg.connect(dsn)
+    try:
+        if statement.startswith("select"):
+            return await connection.fetchval(statement)
+        return await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize(("slots", "sqlstate"), [(0, "55000"), (1, "53200")])
+async def test_max_prepared_transactions(slots: int, sqlstate: str) -> None:
+    """The most common reason why nothing works: the error names the setting and the line to put where."""
+    async with EmbeddedServer({"max_prepared_transactions": str(slots)}, durable=False) as server:
+        participant = participant_at(server.dsn())
+        await on(server.dsn(), TABLE)
+        for _ in range(slots):
+            branch = await participant.begin(new_gid(), timeout_s=30)
+            assert (await branch.prepare()).vote is Vote.PREPARED
+            await branch.release()
+        branch = await participant.begin(new_gid(), timeout_s=30)
+        await branch.connection.execute(WRITE)
+        result = await branch.prepare()
+        assert result.vote is Vote.ABORT
+        assert isinstance(result.reason, BranchFailed)
+        assert result.reason.sqlstate == sqlstate
+        assert "max_prepared_transactions = " in str(result.reason)
+        assert "postgresql.conf" in str(result.reason)
+        assert await branch.rollback() is Settled.APPLIED
+        await branch.release()
+        await participant.close()
+
+
+@pytest.mark.parametrize("order", list(Order))
+async def test_server_killed_between_the_phases(order: Order) -> None:
+    """A prepared branch survives kill -9, and is finished by its own coordinator or by a later one."""
+    async with EmbeddedServer() as server:
+        await on(server.dsn(), TABLE)
+        participant = participant_at(server.dsn())
+        mine, orphan = new_gid(), new_gid()
+        other = await participant.begin(orphan, timeout_s=30)
+        await other.connection.execute("insert into account values (2, 2)")
+        evidence = (await other.prepare()).evidence
+        await other.release()
+        branch = await participant.begin(mine, timeout_s=30)
+        await branch.connection.execute(WRITE)
+        assert (await branch.prepare()).vote is Vote.PREPARED
+        open_one = await participant.begin(new_gid(), timeout_s=30)
+        await open_one.connection.execute("insert into account values (3, 3)")
+        await server.kill()
+        for call in (branch.commit if order is Order.COMMIT else branch.rollback, participant.in_doubt):
+            with pytest.raises(ParticipantUnavailable):
+                await call()
+        assert await open_one.rollback() is Settled.APPLIED
+        await open_one.release()
+        await server.start()
+        assert {row.gid for row in await participant.in_doubt()} == {mine, orphan}
+        assert await (branch.commit() if order is Order.COMMIT else branch.rollback()) is Settled.APPLIED
+        await branch.release()
+        assert await participant.settle(orphan, order, evidence) is Settled.APPLIED
+        expected = [(1, 90), (2, 2)] if order is Order.COMMIT else [(1, 100)]
+        connection = await asyncpg.connect(server.dsn())
+        assert [tuple(row) for row in await connection.fetch("select * from account order by id")] == expected
+        await connection.close()
+        assert list(await participant.in_doubt()) == []
+        await participant.close()
+
+
+async def test_xid_is_given_out_again_after_a_crash() -> None:
+    """Why *committed* is not believed of an unprepared branch: its id may be another's after a crash."""
+    async with EmbeddedServer({"wal_writer_delay": "10s"}) as server:
+        await on(server.dsn(), TABLE + "; checkpoint")
+        participant = participant_at(server.dsn())
+        lost = await asyncpg.connect(server.dsn())
+        await lost.execute("begin")
+        ours = int(await lost.fetchval("select pg_current_xact_id()::text"))
+        await server.kill()
+        lost.terminate()
+        await server.start()
+        again = int(str(await on(server.dsn(), "select pg_current_xact_id()::text")))
+        assert again == ours
+        assert await on(server.dsn(), f"select pg_xact_status('{ours}')") == "committed"
+        await participant.close()
+
+
+@asynccontextmanager
+async def standby_of(server: EmbeddedServer) -> AsyncIterator[EmbeddedServer]:
+    """A copy of ``server``, which has to be stopped, in recovery and open for reading."""
+    standby = EmbeddedServer(durable=False)
+    folder = Path(tempfile.mkdtemp(prefix="undoubt-standby-"))
+    assert server.folder is not None
+    await asyncio.to_thread(shutil.copytree, server.folder / "data", folder / "data", symlinks=True)
+    (folder / "data" / "standby.signal").touch()
+    owner = server.folder.stat()
+    for place in (folder, *folder.rglob("*")):
+        os.chown(place, owner.st_uid, owner.st_gid)
+    folder.chmod(0o700)
+    standby.folder = folder
+    async with standby:
+        yield standby
+
+
+async def test_standby() -> None:
+    """Its list is empty whatever is prepared; believing it would forget branches. After its promotion the
+    timeline is another at once, and evidence of the old one is no evidence."""
+    async with EmbeddedServer() as primary:
+        await on(primary.dsn(), TABLE)
+        participant = participant_at(primary.dsn())
+        done, open_one = new_gid(), new_gid()
+        evidence = await prepared(participant, done, WRITE)
+        assert await participant.settle(done, Order.COMMIT, evidence) is Settled.APPLIED
+        still = await prepared(participant, open_one, "insert into account values (2, 2)")
+        await participant.close()
+        await primary.stop()
+        async with standby_of(primary) as standby:
+            assert await on(standby.dsn(), "select count(*) from pg_prepared_xacts") == 0
+            there = participant_at(standby.dsn())
+            for call in (
+                there.in_doubt(),
+                there.begin(new_gid(), timeout_s=30),
+                there.settle(open_one, Order.COMMIT, still),
+                there.evidence(evidence),
+                there.waits(),
+            ):
+                with pytest.raises(ParticipantRefused, match="standby"):
+                    await call
+            await primary.start()
+            both = f"postgresql://postgres@127.0.0.1:{standby.port},127.0.0.1:{primary.port}/postgres"
+            either = participant_at(both)
+            assert [row.gid for row in await either.in_doubt()] == [open_one]
+            await either.close()
+            await primary.stop()
+            nobody = participant_at(both)
+            with pytest.raises(ParticipantUnavailable):
+                await nobody.in_doubt()
+            await nobody.close()
+            await on(standby.dsn(), "select pg_promote()")
+            assert await there.evidence(evidence) is Fate.UNKNOWN
+            assert await there.settle(done, Order.COMMIT, evidence) is Settled.HEURISTIC_HAZARD
+            assert [row.gid for row in await there.in_doubt()] == [open_one]
+            fresh = await prepared(there, new_gid(), "insert into account values (5, 5)")
+            assert (fresh.system, fresh.timeline) == (evidence.system, "00000002")
+            assert await there.settle(open_one, Order.COMMIT, still) is Settled.APPLIED
+            await there.close()
+
+
+async def test_connection_to_a_standby_that_was_a_primary_is_not_believed() -> None:
+    """Each answer carries its own proof of not being a standby's: a pooler cannot mix them up."""
+    async with EmbeddedServer(durable=False) as server:
+        participant = participant_at(server.dsn())
+        session = await participant._management._pool.acquire(1)
+        rows = session.session.rows
+
+        async def of_a_standby(sql: str, *args: object, timeout_s: float) -> object:
+            return await rows(sql.replace("pg_is_in_recovery()", "true"), *args, timeout_s=timeout_s)
+
+        session.session.rows = of_a_standby  # type: ignore[method-assign, assignment]
+        participant._management._pool.release(session)
+        with pytest.raises(ParticipantRefused, match="standby"):
+            await participant.in_doubt()
+        await participant.close()
+
+
+async def prepared(participant: PostgresParticipant, gid: Gid, statement: str) -> Evidence:
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute(statement)
+    result = await branch.prepare()
+    assert result.vote is Vote.PREPARED
+    await branch.release()
+    assert result.evidence is not None
+    return result.evidence
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[EmbeddedServer]:
+    """A server that wants a password from user ``locked`` and does not let ``banned`` in at all."""
+    server = EmbeddedServer(
+        durable=False,
+        hba=["host all locked 127.0.0.1/32 scram-sha-256", "host all banned 127.0.0.1/32 reject"],
+    )
+    asyncio.run(server.start())
+    asyncio.run(_users(server))
+    yield server
+    asyncio.run(server.close())
+
+
+async def _users(server: EmbeddedServer) -> None:
+    connection = await asyncpg.connect(server.dsn())
+    await connection.execute("create role locked login password 's3cret/@:%'; create role banned login")
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("dsn", "error", "tells"),
+    [
+        ("postgresql://locked:wr0ng@127.0.0.1:{port}/postgres", ParticipantRefused, "password"),
+        ("postgresql://locked@127.0.0.1:{port}/postgres", ParticipantRefused, "password"),
+        ("postgresql://banned:wr0ng@127.0.0.1:{port}/postgres", ParticipantRefused, "pg_hba.conf"),
+        ("postgresql://postgres@127.0.0.1:{port}/nowhere", ParticipantRefused, "no such database"),
+        ("postgresql://nobody:wr0ng@127.0.0.1:{port}/nowhere", ParticipantRefused, "nobody"),
+        ("postgresql://postgres:wr0ng@127.0.0.1:1/postgres", ParticipantUnavailable, "no connection"),
+        ("host=127.0.0.1 port=1 user=x password=wr0ng", ParticipantUnavailable, "no connection"),
+        ("postgresql://postgres:a/wr0ng@127.0.0.1:{port}/postgres", ParticipantRefused, "percent-encoded"),
+        ("user=postgres wr0ng", ParticipantRefused, "its dsn"),
+        ("mysql://postgres:wr0ng@127.0.0.1/x", ParticipantRefused, "its dsn"),
+        ("host=127.0.0.1 port={port} target_session_attrs=standby", ParticipantRefused, "primary"),
+    ],
+)
+async def test_connecting_fails(
+    guarded: EmbeddedServer, dsn: str, error: type[Exception], tells: str
+) -> None:
+    """The message names the participant and the way out, and never the password."""
+    participant = participant_at(dsn.format(port=guarded.port), connect_timeout_s=5.0)
+    with pytest.raises(error) as raised:
+        await participant.in_doubt()
+    seen: BaseException | None = raised.value
+    assert "'p'" in str(seen)
+    assert tells in str(seen)
+    assert "wr0ng" not in str(seen)
+    with pytest.raises(error):
+        await participant.begin(new_gid(), timeout_s=5)
+    await participant.close()
+
+
+async def test_connecting_to_nobody(guarded: EmbeddedServer) -> None:
+    """A host that takes the connection and says nothing is unavailable after connect_timeout_s."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        participant = participant_at(f"postgresql://x@127.0.0.1:{port}/x", connect_timeout_s=0.2)
+        with pytest.raises(ParticipantUnavailable, match="connect_timeout_s"):
+            await participant.in_doubt()
+        await participant.close()
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://locked:s3cret%2F%40%3A%25@127.0.0.1:{port}/postgres",
+        "host=127.0.0.1 port={port} user=locked password='s3cret/@:%' dbname=postgres connect_timeout=3",
+        "postgresql:///postgres?host=127.0.0.1&port={port}&user=locked&password=s3cret%2F%40%3A%25&keepalives=1",
+    ],
+)
+async def test_ways_to_write_a_dsn(guarded: EmbeddedServer, dsn: str) -> None:
+    """What psql takes, a participant takes."""
+    participant = participant_at(dsn.format(port=guarded.port))
+    assert list(await participant.in_doubt()) == []
+    await participant.close()
+
+
+async def test_password_file(guarded: EmbeddedServer, tmp_path: Path) -> None:
+    """Its first line is the password; a missing file is named."""
+    path = tmp_path / "password"
+    dsn = f"postgresql://locked@127.0.0.1:{guarded.port}/postgres"
+    missing = participant_at(dsn, password_file=str(path))
+    with pytest.raises(ParticipantRefused, match="password_file"):
+        await missing.in_doubt()
+    await missing.close()
+    path.write_text("s3cret/@:%\nsecond line\n")
+    participant = participant_at(dsn, password_file=str(path))
+    assert list(await participant.in_doubt()) == []
+    await participant.close()
+
+
+async def test_no_privilege_is_needed(guarded: EmbeddedServer) -> None:
+    """An ordinary role can do everything, evidence included."""
+    dsn = f"postgresql://locked:s3cret%2F%40%3A%25@127.0.0.1:{guarded.port}/postgres"
+    participant = participant_at(dsn)
+    gid = new_gid()
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute("select pg_current_xact_id()")
+    evidence = (await branch.prepare()).evidence
+    assert evidence is not None
+    assert await branch.commit() is Settled.APPLIED
+    await branch.release()
+    assert await participant.evidence(evidence) is Fate.COMMITTED
+    assert list(await participant.waits()) == []
+    await participant.close()
+
+
+async def test_server_without_books(guarded: EmbeddedServer) -> None:
+    """A cloud that hides pg_control_system() gives no evidence, and all the rest works."""
+    database = await guarded.create_database("bookless")
+    await on(database, "revoke execute on function pg_control_system() from public")
+    dsn = f"postgresql://locked:s3cret%2F%40%3A%25@127.0.0.1:{guarded.port}/bookless"
+    participant = participant_at(dsn)
+    gid = new_gid()
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute("select pg_current_xact_id()")
+    result = await branch.prepare()
+    assert (result.vote, result.evidence) == (Vote.PREPARED, None)
+    assert [row.gid for row in await participant.in_doubt()] == [gid]
+    assert await branch.commit() is Settled.APPLIED
+    await branch.release()
+    await participant.close()

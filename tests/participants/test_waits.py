@@ -1,0 +1,184 @@
+"""Edges of the wait graph, as the detector of deadlocks across databases needs them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from participants.contract import Branch, Order, Settled, Vote, Waiting
+from participants.ids import Gid
+from participants.postgres import PostgresParticipant
+from participants.postgres.waits import _CONFLICTS
+from tests.participants.support import LEDGER, WRITE, Database, new_gid
+
+
+async def edges(participant: PostgresParticipant, count: int = 1) -> Sequence[Waiting]:
+    """Once that many are seen."""
+    async with asyncio.timeout(20):
+        while len(found := await participant.waits()) < count:
+            await asyncio.sleep(0.005)
+    return found
+
+
+@pytest_asyncio.fixture
+async def waiter(participant: PostgresParticipant) -> AsyncIterator[Branch]:
+    """A branch that is going to wait."""
+    branch = await participant.begin(new_gid(), timeout_s=30)
+    yield branch
+    await branch.rollback()
+    await branch.release()
+
+
+async def test_nobody_waits(participant: PostgresParticipant, gid: Gid) -> None:
+    """A held lock that nobody wants is no edge."""
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute(WRITE)
+    assert list(await participant.waits()) == []
+    await branch.rollback()
+    await branch.release()
+
+
+async def test_live_holder(participant: PostgresParticipant, waiter: Branch, gid: Gid) -> None:
+    """Branches are known by their transaction, and the token stays the same while one wait lasts."""
+    holder = await participant.begin(gid, timeout_s=30)
+    await holder.connection.execute(WRITE)
+    await waiter.connection.execute("insert into account values (7, 7)")
+    xid = int(await waiter.connection.fetchval("select pg_current_xact_id()::text"))
+    blocked = asyncio.create_task(waiter.connection.execute(WRITE))
+    [edge] = await edges(participant)
+    assert (edge.waiter, edge.holder) == (str(waiter.gid.txid), str(gid.txid))
+    assert edge.pid == waiter.connection.get_server_pid()
+    assert edge.xid == xid
+    assert list(await participant.waits()) == [edge]
+    await holder.rollback()
+    await blocked
+    assert list(await participant.waits()) == []
+    second = await participant.begin(new_gid(), timeout_s=30)
+    await second.connection.execute("update account set balance = 1 where id = 2")
+    blocked = asyncio.create_task(waiter.connection.execute("update account set balance = 2 where id = 2"))
+    [later] = await edges(participant)
+    assert later.since != edge.since, "another wait is another token"
+    await second.rollback()
+    await blocked
+    for branch in (holder, second):
+        await branch.release()
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted"),
+    [
+        (WRITE, WRITE),
+        ("lock table account in share mode", WRITE),
+        ("select pg_advisory_xact_lock(5)", "select pg_advisory_xact_lock(5)"),
+    ],
+)
+async def test_prepared_holder(
+    participant: PostgresParticipant, waiter: Branch, gid: Gid, held: str, wanted: str
+) -> None:
+    """The server reports a prepared blocker as 0, and a deadlock through it is seen by nobody else."""
+    holder = await participant.begin(gid, timeout_s=30)
+    await holder.connection.execute(held)
+    assert (await holder.prepare()).vote is Vote.PREPARED
+    await holder.release()
+    blocked = asyncio.create_task(waiter.connection.execute(wanted))
+    [edge] = await edges(participant)
+    assert (edge.waiter, edge.holder) == (str(waiter.gid.txid), str(gid.txid))
+    assert await participant.settle(gid, Order.ROLLBACK, None) is Settled.APPLIED
+    await blocked
+
+
+async def test_compatible_prepared_holder_is_no_edge(
+    participant: PostgresParticipant, database: Database, waiter: Branch, gid: Gid
+) -> None:
+    """Two hold the table, one of them in a mode that does not conflict: an edge to it could make a false
+    deadlock, and cost an innocent transaction its life."""
+    innocent, guilty = new_gid(), gid
+    for each, mode in ((innocent, "access share"), (guilty, "row exclusive")):
+        branch = await participant.begin(each, timeout_s=30)
+        await branch.connection.execute(f"lock table account in {mode} mode")
+        assert (await branch.prepare()).vote is Vote.PREPARED
+        await branch.release()
+    blocked = asyncio.create_task(waiter.connection.execute("lock table account in share mode"))
+    [edge] = await edges(participant)
+    assert edge.holder == str(guilty.txid)
+    for each in (innocent, guilty):
+        await participant.settle(each, Order.ROLLBACK, None)
+    await blocked
+
+
+async def test_strangers(participant: PostgresParticipant, database: Database, waiter: Branch) -> None:
+    """Other sessions and foreign prepared transactions are nodes too: a cycle may lead through them. A branch
+    of another ledger is not one of our transactions."""
+    await database.admin.execute("begin; " + WRITE)
+    blocked = asyncio.create_task(waiter.connection.execute(WRITE))
+    [edge] = await edges(participant)
+    assert edge.holder == f"p/{database.admin.get_server_pid()}"
+    await database.admin.execute("prepare transaction 'pips'")
+    while (edge := (await edges(participant))[0]).holder != "p/pips":
+        await asyncio.sleep(0.005)
+    await database.admin.execute("rollback prepared 'pips'")
+    await blocked
+    other = await asyncpg.connect(
+        database.dsn,
+        server_settings={"application_name": f"undoubt:otherledge:{new_gid().txid}"},
+    )
+    queued = asyncio.create_task(other.execute(WRITE))
+    [edge] = await edges(participant)
+    assert (edge.waiter, edge.holder) == (f"p/{other.get_server_pid()}", str(waiter.gid.txid))
+    assert await participant.cancel_waiter(edge)
+    with pytest.raises(asyncpg.QueryCanceledError):
+        await queued
+    await other.close()
+    assert LEDGER != "otherledge"
+
+
+async def test_cancel_waiter(participant: PostgresParticipant, waiter: Branch, gid: Gid) -> None:
+    """Only that very wait is cancelled: by now the backend may be doing something else for somebody else."""
+    holder = await participant.begin(gid, timeout_s=30)
+    await holder.connection.execute(WRITE)
+    blocked = asyncio.create_task(waiter.connection.execute(WRITE))
+    [edge] = await edges(participant)
+    for wrong in (
+        replace(edge, since="1.5"),
+        replace(edge, xid=12345),
+        replace(edge, waiter=str(gid.txid)),
+        replace(edge, pid=holder.connection.get_server_pid()),
+    ):
+        assert not await participant.cancel_waiter(wrong)
+    assert not blocked.done()
+    assert await participant.cancel_waiter(edge)
+    with pytest.raises(asyncpg.QueryCanceledError):
+        await blocked
+    assert not await participant.cancel_waiter(edge)
+    assert (await waiter.prepare()).vote is Vote.ABORT
+    await holder.rollback()
+    await holder.release()
+
+
+async def test_waits_of_this_database_only(
+    participant: PostgresParticipant, database: Database, waiter: Branch
+) -> None:
+    """A waiter in a neighbour database belongs to another participant, or to nobody."""
+    dsn = database.dsn.rpartition("/")[0] + "/postgres"
+    one, two = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+    await one.execute("select pg_advisory_lock(5)")
+    blocked = asyncio.create_task(two.execute("select pg_advisory_lock(5)"))
+    while not await database.admin.fetchval("select exists (select from pg_locks where not granted)"):
+        await asyncio.sleep(0.005)
+    assert list(await participant.waits()) == []
+    await one.close()
+    await blocked
+    await two.close()
+
+
+def test_conflict_table_is_symmetric() -> None:
+    """As the manual's is: a slip of a slice would make or hide edges."""
+    for mode, conflicting in _CONFLICTS.items():
+        for other in conflicting:
+            assert mode in _CONFLICTS[other], (mode, other)
+    assert sum(len(conflicting) for conflicting in _CONFLICTS.values()) == 38
