@@ -8,7 +8,11 @@ import importlib
 import json
 import sys
 
-PROOFS = {"crash": "tests.prove.crash", "live-recovery": "tests.prove.live_recovery"}
+PROOFS = {
+    "crash": "tests.prove.crash",
+    "live-recovery": "tests.prove.live_recovery",
+    "sqlalchemy": "tests.prove.sqlalchemy_twophase",
+}
 
 
 def main(argv: list[str]) -> int:

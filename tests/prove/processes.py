@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 90.0
-_ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(slots=True)
@@ -46,8 +46,8 @@ class Child:
     async def start(cls, module: str, *arguments: str) -> Child:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", module, *arguments,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=_ROOT,
-            env={**os.environ, "PYTHONPATH": str(_ROOT)},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         return cls(process)
 

@@ -1,0 +1,69 @@
+"""The proofs that CI runs besides the tests: the whole crash matrix, and recovery beside live work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from coordinator.protocols.steps import TwoPhaseStep
+from recovery.steps import RecoveryStep
+from tests.prove.cases import Victim, cases
+from tests.prove.processes import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+async def prove(*arguments: str) -> dict[str, Any]:
+    ended = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "tests.prove", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 1, (ended.stdout, ended.stderr[-3000:])
+    told: dict[str, Any] = json.loads(lines[0])
+    assert ended.returncode == 0, (told, ended.stderr[-3000:])
+    return told
+
+
+async def test_the_crash_matrix() -> None:
+    """Broken if a death at any named step splits a transaction, loses one, or leaves one in doubt."""
+    told = await prove("crash")
+    assert told["cases"] == len(cases()) >= 39
+    assert (told["not_killed"], told["half_applied"]) == (0, 0)
+    assert (told["acknowledged_lost"], told["prepared_after"]) == (0, 0)
+    assert told["failures"] == []
+
+
+async def test_recovery_beside_live_work() -> None:
+    """Broken if recovery touches a transaction whose coordinator is alive."""
+    told = await prove("live-recovery", "--seconds", "30")
+    assert told["scans"] >= 300
+    assert told["seen_active"] >= 1000
+    assert (told["aborted_alive"], told["left"]) == (0, 0)
+
+
+async def test_sqlalchemys_own_twophase_commits_one_half() -> None:
+    """Broken if the reason for this project has gone away: then say so in the README, and thank SQLAlchemy."""
+    told = await prove("sqlalchemy")
+    assert told["runs"] == 40
+    assert told["twophase_half_committed"] >= 1
+
+
+def test_the_matrix_has_every_step_and_victim() -> None:
+    """Broken if a step that is added to the code is not crashed at."""
+    seen = {(case.victim, case.in_recovery, case.trap.step) for case in cases()}
+    for step in TwoPhaseStep:
+        for victim in (Victim.COORDINATOR, Victim.DATABASE, Victim.DATABASE_DOWN):
+            assert (victim, False, str(step)) in seen
+    for step in RecoveryStep:
+        for victim in (Victim.RECOVERY, Victim.DATABASE, Victim.DATABASE_DOWN):
+            assert (victim, True, str(step)) in seen
