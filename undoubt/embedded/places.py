@@ -18,7 +18,7 @@ from pathlib import Path
 
 NOBODY = 65534
 _IPC_RMID = 0  # linux/ipc.h
-_NAME = re.compile(r"undoubt-(?:server|template|programs)-(\d+)-(\d+)-(\d+)-\w+")
+_NAME = re.compile(r"undoubt-(?:server|template|programs|demo)-(\d+)-(\d+)-(\d+)-\w+")
 
 
 def server_user() -> int | None:
@@ -27,8 +27,8 @@ def server_user() -> int | None:
 
 
 def new_place(kind: str, *, keep: bool = False) -> Path:
-    """A new private folder, ``kind`` one of server, template, programs; with ``keep`` it outlives this process.
-    Those of dead processes are removed first."""
+    """A new private folder, ``kind`` one of server, template, programs, demo. With ``keep`` it outlives
+    this process. Those of dead processes are removed first."""
     _sweep_once(os.getpid())
     if keep:
         return Path(tempfile.mkdtemp(prefix=f"undoubt-kept-{kind}-"))

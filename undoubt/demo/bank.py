@@ -1,0 +1,88 @@
+"""Money in two databases: how it is moved, and how one finds out whether any is missing.
+
+``payments`` loses what ``orders`` gains. Each transfer leaves its name in both, in the transaction that moves
+the money, so that afterwards the databases themselves tell which transfers happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+if TYPE_CHECKING:
+    from coordinator.transaction import Transaction
+
+NAMES = ("orders", "payments")
+ACCOUNTS = 64
+BALANCE = 10_000_000
+AMOUNT = 10
+LOCK_TIMEOUT_S = 10
+
+SCHEMA = f"""
+    create table account (id int primary key, balance bigint not null check (balance >= 0));
+    create table transfer (name text primary key);
+    insert into account select number, {BALANCE} from generate_series(0, {ACCOUNTS - 1}) as number;
+"""  # noqa: S608 - numbers of our own
+
+
+async def set_up(dsn: str) -> None:
+    """Tables and money in an empty database."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(SCHEMA)
+    finally:
+        await connection.close()
+
+
+async def transfer(tx: Transaction, name: str, account: int, amount: int) -> None:
+    """One transfer between the accounts of that number. Asking for more than there is aborts it."""
+    orders = await tx.branch("orders")
+    payments = await tx.branch("payments")
+    for branch, change in ((orders, amount), (payments, -amount)):
+        await branch.execute("insert into transfer (name) values ($1)", name)
+        await branch.execute("update account set balance = balance + $1 where id = $2", change, account)
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What both databases hold. ``names`` are the transfers found, by database; ``prepared`` the gids."""
+
+    money: int
+    names: Mapping[str, frozenset[str]]
+    prepared: tuple[str, ...]
+
+    @property
+    def everywhere(self) -> frozenset[str]:
+        return frozenset.intersection(*self.names.values())
+
+    @property
+    def somewhere(self) -> frozenset[str]:
+        return frozenset.union(*self.names.values())
+
+
+async def audit(dsns: Mapping[str, str]) -> Books:
+    """Ask the databases, not undoubt. Raises asyncpg's errors, and ``OSError``."""
+    read = await asyncio.gather(*(_read(dsn) for dsn in dsns.values()))
+    return Books(
+        money=sum(money for money, _, _ in read),
+        names={name: names for name, (_, names, _) in zip(dsns, read, strict=True)},
+        prepared=tuple(gid for _, _, gids in read for gid in gids),
+    )
+
+
+async def _read(dsn: str) -> tuple[int, frozenset[str], list[str]]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(f"set lock_timeout = '{LOCK_TIMEOUT_S}s'")
+        money = await connection.fetchval("select sum(balance)::bigint from account")
+        names = await connection.fetch("select name from transfer")
+        prepared = await connection.fetch(
+            "select gid from pg_prepared_xacts where database = current_database() order by gid"
+        )
+    finally:
+        await connection.close()
+    return money, frozenset(row["name"] for row in names), [row["gid"] for row in prepared]

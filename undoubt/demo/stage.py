@@ -1,0 +1,98 @@
+"""Where the demo plays: two servers with a database each, a ledger, and a configuration that names them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from undoubt.config import Settings, load
+from undoubt.demo import bank
+from undoubt.embedded import EmbeddedServer
+from undoubt.embedded.places import new_place, remove_place
+
+SESSION_TTL_S = 2.0
+"""Short, so that nobody waits long for the lease of a dead coordinator to end."""
+
+CONFIG = """\
+# Written by `undoubt demo`.
+[ledger]
+url = "sqlite:///ledger.db"
+
+[coordinator]
+session_ttl_s = {ttl}
+
+[participants.orders]
+dsn = "{orders}"
+
+[participants.payments]
+dsn = "{payments}"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """``servers`` and ``dsns`` by participant's name."""
+
+    folder: Path
+    servers: dict[str, EmbeddedServer]
+    dsns: dict[str, str]
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "undoubt.toml"
+
+    def settings(self) -> Settings:
+        return load(self.config, env={})
+
+    def keep(self, keep: bool) -> None:
+        for server in self.servers.values():
+            server.keep = keep
+
+
+@contextlib.asynccontextmanager
+async def stage(*, keep: bool) -> AsyncIterator[Stage]:
+    """Set up in a folder of its own, and taken away at the end, however it comes; with ``keep`` only if the
+    block fails. Raises ``ServerFailed``, ``BinariesMissing``."""
+    folder = new_place("demo", keep=keep)
+    # Every server is made before one is awaited: whatever fails, all of them are taken away.
+    built = Stage(folder, {name: EmbeddedServer(keep=keep) for name in bank.NAMES}, {})
+    try:
+        for server in built.servers.values():
+            await server.start()
+        for name, server in built.servers.items():
+            built.dsns[name] = await server.create_database(name)
+            await bank.set_up(built.dsns[name])
+        built.config.write_text(CONFIG.format(ttl=SESSION_TTL_S, **built.dsns))
+        yield built
+    except BaseException:
+        built.keep(False)
+        keep = False
+        raise
+    finally:
+        await asyncio.gather(*(server.close() for server in built.servers.values()))
+        if not keep:
+            await asyncio.to_thread(remove_place, folder)
+
+
+def next_commands(built: Stage) -> list[tuple[str, str]]:
+    """What to try with a stage that is kept, each with the reason."""
+    option = f"--config {built.config}"
+    undoubt = "undoubt" if shutil.which("undoubt") else str(Path(sys.executable).with_name("undoubt"))
+    pids = " ".join(str(server.pid) for server in built.servers.values())
+    folders = " ".join(str(server.folder) for server in built.servers.values())
+    return [
+        ("what is in the databases", f'psql "{built.dsns["orders"]}" -c "table transfer limit 5"'),
+        ("the latest transactions", f"{undoubt} tx list {option}"),
+        (
+            "crash one more coordinator",
+            f"{sys.executable} -m undoubt.demo.worker {built.config} 1 before_decide more",
+        ),
+        ("see what it left in doubt", f"{undoubt} indoubt list {option}"),
+        ("resolve it", f"{undoubt} recover --once {option}"),
+        ("end it all", f"kill -INT {pids}; sleep 1; rm -r {folders} {built.folder}"),
+    ]

@@ -1,0 +1,163 @@
+"""What happens in the demo, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from coordinator.ledger.contract import Ledger
+from coordinator.protocols.steps import TwoPhaseStep
+from participants.registry import Registry
+from recovery.explain import explain
+from recovery.plan import Standing
+from recovery.service import RecoveryService
+from recovery.survey import Survey, survey
+from undoubt import assemble
+from undoubt.demo import bank
+from undoubt.demo.proof import Proof
+from undoubt.demo.show import Show
+from undoubt.demo.stage import SESSION_TTL_S, Stage
+from undoubt.demo.workers import Heard, WorkerFailed, working
+from undoubt.embedded import ServerFailed
+
+SHARES = {"work": 0.4, "before": 0.2, "after": 0.2, "database": 0.2}
+"""How the time is shared out among the chapters of work."""
+LEASES_END_S = SESSION_TTL_S + 30
+RECOVERED_S = 30.0
+PAUSE_S = 0.1
+
+
+class Story:
+    """One run. ``seconds`` of work; the crashes, recovery and the audit come on top of it."""
+
+    def __init__(self, stage: Stage, show: Show, seconds: float) -> None:
+        self._stage = stage
+        self._show = show
+        self._seconds = seconds
+        self._heard = Heard()
+        self.proof = Proof()
+
+    async def tell(self) -> Proof:
+        """Raises ``UndoubtError`` where the story cannot go on."""
+        self.proof.money_before = (await bank.audit(self._stage.dsns)).money
+        await self._work()
+        await self._kill_coordinator("between prepare and decision", TwoPhaseStep.BEFORE_DECIDE, "before", 1)
+        self.proof.kills.coordinator_before_decision += 1
+        await self._kill_coordinator(
+            "between decision and second phase", TwoPhaseStep.AFTER_DECIDE, "after", 2
+        )
+        self.proof.kills.coordinator_after_decision += 1
+        await self._kill_database()
+        async with assemble.opened(self._stage.settings()) as (ledger, participants):
+            await self._look(ledger, participants)
+            await self._recover(ledger, participants)
+        await self._audit()
+        return self.proof
+
+    def _committed(self) -> int:
+        return len(self._heard.acknowledged)
+
+    async def _work(self) -> None:
+        self._show.chapter("Transfers between two databases, each in one undoubt transaction")
+        seconds = self._seconds * SHARES["work"]
+        async with (
+            working(self._stage.config, self._heard, seconds=seconds, tag=0) as worker,
+            self._show.progress("all is well", seconds, self._committed),
+        ):
+            if (status := await worker.ended(seconds)) != 0:
+                raise WorkerFailed(f"a worker ended with status {status}")
+
+    async def _kill_coordinator(self, when: str, step: TwoPhaseStep, share: str, tag: int) -> None:
+        self._show.chapter(f"A coordinator process dies {when}")
+        seconds = self._seconds * SHARES[share]
+        async with (
+            working(self._stage.config, self._heard, seconds=seconds, tag=tag, step=step) as worker,
+            self._show.progress(f"coordinator {worker.pid}", seconds, self._committed),
+        ):
+            await worker.killed_at(step, seconds)
+        self._show.death(f"coordinator process {worker.pid} at {step}")
+
+    async def _kill_database(self) -> None:
+        self._show.chapter("A database server dies under load, and comes back")
+        seconds = self._seconds * SHARES["database"]
+        server = self._stage.servers["payments"]
+        async with (
+            working(self._stage.config, self._heard, seconds=seconds, tag=3) as worker,
+            self._show.progress(f"coordinator {worker.pid}", seconds, self._committed),
+        ):
+            await worker.working.wait()
+            await asyncio.sleep(seconds / 2)
+            pid = server.pid
+            if await server.kill() != signal.SIGKILL:
+                raise ServerFailed(f"the server was not ended by SIGKILL (process {pid})")
+            self.proof.kills.database += 1
+            self._show.death(f"the PostgreSQL server of payments, process {pid}")
+            await server.start()
+            self._show.say(f"payments is back, process {server.pid}, after crash recovery of its own")
+            if (status := await worker.ended(seconds)) != 0:
+                raise WorkerFailed(f"a worker ended with status {status}")
+
+    async def _look(self, ledger: Ledger, participants: Registry) -> None:
+        self._show.chapter("What the crashes left in doubt (undoubt indoubt list)")
+        seen = await _when_leases_have_ended(ledger, participants)
+        found = seen.in_doubt()
+        self.proof.in_doubt_after_crash = len(found)
+        self._show.in_doubt(found)
+        for kind in (Standing.ABORTED, Standing.COMMITTED):
+            if one := next((one for one in found if one.standing is kind), None):
+                self._show.chapter(f"undoubt indoubt explain, of one that is {kind}")
+                self._show.explanation(await explain(ledger, participants, one, seen))
+
+    async def _recover(self, ledger: Ledger, participants: Registry) -> None:
+        self._show.chapter("Recovery (undoubt recover --once)")
+        service = RecoveryService(ledger, participants, self._stage.settings().recovery)
+        done: set[tuple[str, str]] = set()
+        try:
+            async with asyncio.timeout(RECOVERED_S):
+                while True:
+                    report = await service.run_once()
+                    done |= {(line.gid, line.action) for line in report.lines if line.result == "done"}
+                    left = (await survey(ledger, participants)).in_doubt()
+                    if not left and not report.unfinished and not report.errors:
+                        break
+                    await asyncio.sleep(PAUSE_S)
+        except TimeoutError:
+            self._show.say(f"WRONG: recovery did not resolve everything within {RECOVERED_S:g} s")
+        resolved = self.proof.resolved
+        resolved.committed = sum(action == "commit" for _, action in done)
+        resolved.rolled_back = sum(action == "rollback" for _, action in done)
+        self._show.say(f"{resolved.committed} branches committed, {resolved.rolled_back} rolled back")
+
+    async def _audit(self) -> None:
+        self._show.chapter("The proof, asked of the databases themselves")
+        books, proof, heard = await bank.audit(self._stage.dsns), self.proof, self._heard
+        proof.transactions = len(heard.begun)
+        proof.committed = len(books.everywhere)
+        proof.aborted = len(heard.begun - books.everywhere)
+        proof.acknowledged_lost = len(heard.acknowledged - books.everywhere)
+        proof.in_doubt_after_recovery = len(books.prepared)
+        proof.money_after = books.money
+        half = books.somewhere - books.everywhere
+        wrong = heard.aborted & books.somewhere
+        never_begun = books.somewhere - heard.begun
+        for what, names in (("in one database only", half), ("aborted but there", wrong)):
+            for name in sorted(names):
+                self._show.say(f"WRONG: transfer {name} is {what}")
+        proof.ok = (
+            proof.committed > 0
+            and proof.acknowledged_lost == 0
+            and proof.in_doubt_after_recovery == 0
+            and proof.money_before == proof.money_after
+            and not (half or wrong or never_begun)
+        )
+
+
+async def _when_leases_have_ended(ledger: Ledger, participants: Registry) -> Survey:
+    """Everything in doubt, once the dead coordinators can decide nothing any more: until then their undecided
+    branches are ``active``, and recovery leaves them alone."""
+    async with asyncio.timeout(LEASES_END_S):
+        while True:
+            seen = await survey(ledger, participants)
+            if not seen.unreachable and all(one.standing is not Standing.ACTIVE for one in seen.found):
+                return seen
+            await asyncio.sleep(PAUSE_S)
