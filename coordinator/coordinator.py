@@ -167,6 +167,7 @@ class Coordinator:
         ``ParticipantUnavailable`` if it cannot be asked."""
         participant = self.participants.remove(name)  # first, so that no new branch begins meanwhile
         try:
+            await self._finisher.flush()
             gids = await self._unresolved(participant)
         except BaseException:
             self.participants.add(participant)

@@ -30,6 +30,11 @@ class Finisher:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._deliver_later(), name="undoubt-finish")
 
+    async def flush(self) -> None:
+        """Return once everything that was added so far is delivered, or given up."""
+        if self._task is not None and not self._task.done():
+            await asyncio.wait([self._task])
+
     async def close(self) -> None:
         """Deliver what waits."""
         if self._task is not None and not self._task.done():

@@ -52,7 +52,7 @@ async def test_recovery_beside_live_work() -> None:
 
 
 async def test_sqlalchemys_own_twophase_commits_one_half() -> None:
-    """Broken if the reason for this project has gone away: then say so in the README, and thank SQLAlchemy."""
+    """Broken if the reason for this project has gone away: then say so in the README."""
     told = await prove("sqlalchemy")
     assert told["runs"] == 40
     assert told["twophase_half_committed"] >= 1
