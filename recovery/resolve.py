@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Ledger
 from coordinator.protocols.steps import Observer
-from participants.contract import HEURISTICS, Participant, Settled
+from participants.contract import HEURISTICS, Fate, Participant, Settled
 from participants.errors import ParticipantError, ParticipantUnavailable
 from participants.ids import Gid, TxId
+from participants.registry import Registry
 from recovery import heuristics
 from recovery.parallel import each
 from recovery.plan import (
@@ -26,6 +27,7 @@ from recovery.plan import (
     ReportOnly,
     RollBack,
     Terminate,
+    for_absent,
     for_prepared,
     for_settled,
     order_of,
@@ -33,7 +35,7 @@ from recovery.plan import (
 from recovery.report import Counters, Line
 from recovery.scan import Scan, gid_of
 from recovery.steps import RecoveryStep, reach
-from recovery.unfinished import Progress, judge_absent
+from recovery.unfinished import Progress, ask_books
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class Tools:
     """What every pass of a process shares."""
 
     ledger: Ledger
+    participants: Registry
     parallel: int
     observe: Observer | None = None
     hazard_grace_s: float = 1.0
@@ -57,12 +60,15 @@ class Tools:
 class Resolution:
     """One pass's acts at one participant; ``lines`` tell of them. Of a dry run, what it would have done."""
 
-    def __init__(self, tools: Tools, participant: Participant, scan: Scan, *, dry_run: bool = False) -> None:
+    def __init__(
+        self, tools: Tools, participant: Participant, scan: Scan, *, dry_run: bool, young_s: float
+    ) -> None:
         self.lines: list[Line] = []
         self._tools = tools
         self._participant = participant
         self._scan = scan
         self._dry_run = dry_run
+        self._young_s = young_s
         self._unavailable = 0
 
     async def run(self) -> None:
@@ -80,12 +86,17 @@ class Resolution:
                 case ReportOnly():
                     self._line(branch.gid, str(stands), "report", "nothing")
         await each(todo, self._act, parallel=self._tools.parallel)
-        absent = [
+        await each(self._left_behind(), self._judge, parallel=self._tools.parallel)
+
+    def _left_behind(self) -> list[tuple[DecisionRecord, BranchRecord]]:
+        progress = self._tools.progress
+        before_s = asyncio.get_running_loop().time() - self._young_s
+        return [
             (record, branch)
-            for record, branch in self._scan.absent()
-            if not self._tools.progress.is_done(record.txid, branch.number)
+            for record, branch in self._scan.absent(self._tools.participants)
+            if progress.known_since(record.txid) <= before_s
+            and not progress.is_done(record.txid, branch.number)
         ]
-        await each(absent, self._judge, parallel=self._tools.parallel)
 
     async def _act(self, action: Commit | RollBack) -> None:
         commits = isinstance(action, Commit)
@@ -134,8 +145,9 @@ class Resolution:
         record, branch = item
         gid = gid_of(self._tools.ledger.ledger_id, record, branch)
         try:
-            action = await judge_absent(self._participant, gid, record.decision, branch)
-            await self._conclude(action)
+            fate = await ask_books(self._participant, branch)
+            if branch.participant == self._participant.name or fate is not Fate.UNKNOWN:
+                await self._conclude(for_absent(gid, record.decision, fate))
         except ParticipantError as error:
             self._line(gid, None, "finish", "failed", str(error))
             self._failed(error)

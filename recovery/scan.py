@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coordinator.ledger.contract import BranchRecord, DecisionRecord, Ledger, Verdict
@@ -41,18 +41,29 @@ class Scan:
                 return evidence_of(branch)
         return None
 
-    def absent(self) -> Iterator[tuple[DecisionRecord, BranchRecord]]:
-        """Branches recorded for this participant that it did not list."""
+    def absent(self, names: Container[str]) -> Iterator[tuple[DecisionRecord, BranchRecord]]:
+        """Branches recorded for this participant, or for one that is not among ``names`` (it may have been
+        renamed), that this one did not list."""
         for record in self.records.values():
             for branch in record.branches:
-                here = branch.participant == self.participant
-                if here and (record.txid, branch.number) not in self.listed:
+                asked = branch.participant == self.participant or branch.participant not in names
+                if asked and (record.txid, branch.number) not in self.listed:
                     yield record, branch
 
 
-async def scan(ledger: Ledger, participant: Participant, observe: Observer | None = None) -> Scan:
-    """Raises ``ParticipantError`` or ``LedgerError``. Changes nothing."""
-    records = {record.txid: record for record in await ledger.unfinished()}
+async def unfinished(ledger: Ledger) -> dict[TxId, DecisionRecord]:
+    """Step 1. Raises ``LedgerError``."""
+    return {record.txid: record for record in await ledger.unfinished()}
+
+
+async def scan(
+    ledger: Ledger,
+    participant: Participant,
+    records: Mapping[TxId, DecisionRecord],
+    observe: Observer | None = None,
+) -> Scan:
+    """Steps 2 and 3; ``records`` are of step 1. Raises ``ParticipantError`` or ``LedgerError``. Changes
+    nothing."""
     await reach(observe, RecoveryStep.BEFORE_SCAN, participant.name)
     listed = await participant.in_doubt()
     await reach(observe, RecoveryStep.AFTER_SCAN, participant.name)

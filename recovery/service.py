@@ -14,6 +14,7 @@ from participants.registry import Registry
 from recovery.deadlocks import Cancel, DeadlockDetector, DistributedDeadlock
 from recovery.report import Report, Status
 from recovery.resolve import Tools
+from recovery.scan import unfinished
 from recovery.settings import RecoverySettings
 from recovery.worker import Passed, Worker, one_pass
 
@@ -48,7 +49,7 @@ class RecoveryService:
         self._settings = settings or RecoverySettings()
         self._always = always
         self._rng = rng or random.Random()  # noqa: S311 - jitter
-        self._tools = Tools(ledger, self._settings.parallel, observe, hazard_grace_s)
+        self._tools = Tools(ledger, participants, self._settings.parallel, observe, hazard_grace_s)
         self._detector = DeadlockDetector(ledger, participants, cancel)
         self._workers: dict[str, tuple[Worker, asyncio.Task[None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -78,10 +79,14 @@ class RecoveryService:
         """One pass over every participant, all at once, whether or not the ledger leads.
 
         Where a hazard needs its second look, the pass is made twice. ``dry_run``: tells what it would do,
-        and acts on nothing. Errors of participants and ledger are in the report; none is raised.
+        and acts on nothing. Errors of participants, and of the ledger about them, are in the report.
         """
-        tools = Tools(self._ledger, self._settings.parallel) if dry_run else self._tools
+        tools = self._tools
+        if dry_run:
+            tools = Tools(self._ledger, self._participants, self._settings.parallel)
         passes = await self._pass(tools, dry_run=dry_run)
+        if not passes:
+            tools.progress.read(await unfinished(self._ledger), asyncio.get_running_loop().time())
         if tools.progress.doubts and not dry_run:
             await asyncio.sleep(tools.hazard_grace_s)
             again = await self._pass(tools, dry_run=False)

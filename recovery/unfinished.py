@@ -7,13 +7,13 @@ whose branches are known to have applied it, or are recorded as heuristic, is fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
-from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord
+from coordinator.ledger.contract import BranchRecord, DecisionRecord
 from participants.contract import Fate, Participant
 from participants.ids import Gid, TxId
 from participants.registry import Registry
-from recovery.plan import AbsentAction, for_absent
 from recovery.report import Unfinished
 from recovery.scan import evidence_of
 
@@ -30,11 +30,13 @@ class Progress:
         self._claimed: set[TxId] = set()
         self._finished: set[TxId] = set()
         self._doubted: dict[Gid, float] = {}
+        self._since: dict[TxId, float] = {}
         self._records: Mapping[TxId, DecisionRecord] = {}
 
-    def read(self, records: Mapping[TxId, DecisionRecord]) -> None:
+    def read(self, records: Mapping[TxId, DecisionRecord], now_s: float) -> None:
         """The ledger's unfinished decisions as just read. What is not among them needs no remembering."""
         self._records = records
+        self._since = {txid: self._since.get(txid, now_s) for txid in records}
         self._done = {txid: done for txid, done in self._done.items() if txid in records}
         self._finished &= records.keys()
         self._doubted = {gid: since for gid, since in self._doubted.items() if gid.txid in records}
@@ -42,6 +44,11 @@ class Progress:
     def done(self, gid: Gid) -> None:
         """That branch has applied the decision, or its heuristic is recorded."""
         self._done.setdefault(gid.txid, set()).add(gid.branch)
+
+    def known_since(self, txid: TxId) -> float:
+        """When that decision was first read, in seconds of the clock that ``read`` was given; what is not
+        unfinished any more counts as new."""
+        return self._since.get(txid, math.inf)
 
     def is_done(self, txid: TxId, number: int) -> bool:
         return number in self._done.get(txid, ())
@@ -96,10 +103,8 @@ class Progress:
         return tuple(found)
 
 
-async def judge_absent(
-    participant: Participant, gid: Gid, decision: Decision, branch: BranchRecord
-) -> AbsentAction:
-    """What the books say of a branch that is not prepared. Raises ``ParticipantError``; changes nothing."""
+async def ask_books(participant: Participant, branch: BranchRecord) -> Fate:
+    """What the participant's own books say of a branch that is not prepared. Evidence names the system and
+    the timeline, so any database of that server may answer, under any name. Raises ``ParticipantError``."""
     evidence = evidence_of(branch)
-    fate = Fate.UNKNOWN if evidence is None else await participant.evidence(evidence)
-    return for_absent(gid, decision, fate)
+    return Fate.UNKNOWN if evidence is None else await participant.evidence(evidence)

@@ -8,18 +8,20 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from coordinator.errors import LedgerError
 from participants.contract import Participant
-from participants.errors import ParticipantError
+from participants.errors import UndoubtError
 from recovery.report import Line, WorkerStatus
 from recovery.resolve import Resolution, Tools, finish
-from recovery.scan import scan
+from recovery.scan import scan, unfinished
 from recovery.settings import RecoverySettings
 
 log = logging.getLogger(__name__)
 
 PAUSE_MIN_S = 0.01
 BACKOFF_BASE_S = 0.1
+YOUNG_S = 0.3
+"""A live coordinator finishes its transactions in batches. An older decision was left behind by one, and only
+then are the databases asked what became of its branches; else that would be asked of every transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +36,24 @@ class Passed:
         return Passed(self.lines + later.lines, self.finished + later.finished, later.error)
 
 
-async def one_pass(tools: Tools, participant: Participant, *, dry_run: bool = False) -> Passed:
-    """Look, then act. Whatever goes wrong is in the result, with what was done before it."""
+async def one_pass(
+    tools: Tools, participant: Participant, *, dry_run: bool = False, young_s: float = 0.0
+) -> Passed:
+    """Look, then act. Whatever goes wrong is in the result, with what was done before it.
+
+    Decisions that were first seen less than ``young_s`` seconds ago are not judged yet.
+    """
     lines: list[Line] = []
     tools.counters.scans += 1
     try:
-        seen = await scan(tools.ledger, participant, None if dry_run else tools.observe)
-        tools.progress.read(seen.records)
-        resolution = Resolution(tools, participant, seen, dry_run=dry_run)
+        records = await unfinished(tools.ledger)
+        tools.progress.read(records, asyncio.get_running_loop().time())
+        seen = await scan(tools.ledger, participant, records, None if dry_run else tools.observe)
+        resolution = Resolution(tools, participant, seen, dry_run=dry_run, young_s=young_s)
         lines = resolution.lines
         await resolution.run()
         finished = [] if dry_run else await finish(tools, seen)
-    except (ParticipantError, LedgerError) as error:
+    except UndoubtError as error:  # the participant's, the ledger's, or it was closed meanwhile
         return Passed(tuple(lines), error=str(error))
     except Exception as error:
         # A bug of ours or of a driver's: the other participants, and the next pass, must go on all the same.
@@ -86,7 +94,7 @@ class Worker:
             self._retry_at = None
 
     async def _pass(self) -> None:
-        passed = await one_pass(self._tools, self.participant)
+        passed = await one_pass(self._tools, self.participant, young_s=YOUNG_S)
         if passed.error is not None:
             self._failed(passed.error)
             return

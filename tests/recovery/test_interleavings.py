@@ -203,6 +203,37 @@ async def test_a_branch_of_a_renamed_participant_is_settled_where_it_is_found(wo
     assert await world.unfinished() == set()
 
 
+async def test_a_branch_that_a_renamed_participant_had_committed_is_done(world: World) -> None:
+    """Its evidence names the server, not the participant: else it would stay unfinished for ever."""
+    gids = await world.left(Decision.COMMIT)
+    world.payments.finish_by_hand(gids[1], Order.COMMIT)
+    renamed = world.registry.remove("payments")
+    assert isinstance(renamed, ScriptedParticipant)
+    renamed.name = "billing"
+    world.registry.add(renamed)
+    await world.recover()
+    assert await world.unfinished() == set()
+    assert await world.heuristics() == {}
+
+
+async def test_without_any_participant_the_unfinished_are_told(world: World) -> None:
+    """A configuration that lost its databases must not look as if all were well."""
+    gids = await world.left(Decision.COMMIT)
+    for name in list(world.registry.names()):
+        world.registry.remove(name)
+    report = await world.recover()
+    assert [one.txid for one in report.unfinished] == [str(gids[0].txid)]
+    assert report.unfinished[0].unknown == ("orders", "payments")
+
+
+async def test_with_every_participant_down_the_unfinished_are_told(world: World) -> None:
+    gids = await world.left(Decision.COMMIT)
+    for database in world.databases.values():
+        database.down = ParticipantUnavailable(database.name, "down")
+    report = await world.recover()
+    assert [one.txid for one in report.unfinished] == [str(gids[0].txid)]
+
+
 async def test_two_participants_may_be_one_database(world: World) -> None:
     """Each sees the other's branches: whoever comes second must not take them for lost."""
     world.payments.prepared = world.orders.prepared

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 
 from coordinator.errors import LedgerUnavailable
 from coordinator.ledger.contract import Decision
-from participants.contract import Fate
+from participants.contract import Fate, Order
 from participants.errors import ParticipantUnavailable
 from participants.scripted import ScriptedParticipant
 from recovery.settings import RecoverySettings
@@ -35,6 +36,29 @@ async def test_it_resolves_what_appears_while_it_runs(world: World) -> None:
         assert (counters.committed, counters.rolled_back, counters.finished) == (6, 0, 3)
         await world.end_session()
         await until(lambda: counters.rolled_back == 2)
+
+
+async def test_a_live_coordinators_decisions_are_not_asked_about(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its second phase and its batch of finishes there are hundreds: each would cost a query."""
+    monkeypatch.setattr("recovery.worker.YOUNG_S", 0.1)
+    asked: list[object] = []
+    books = world.orders.evidence
+
+    async def evidence(of: Any) -> Any:
+        asked.append(of)
+        return await books(of)
+
+    world.orders.evidence = evidence  # type: ignore[method-assign, assignment]
+    gids = await world.left(Decision.COMMIT)
+    for gid in gids:
+        world.databases[gid.participant].finish_by_hand(gid, Order.COMMIT)
+    started = asyncio.get_running_loop().time()
+    async with world.service() as service:
+        await until(lambda: bool(asked))
+        assert asyncio.get_running_loop().time() - started >= 0.1
+        await until(lambda: service.status().counters.finished == 1)  # left behind: it is asked about in time
 
 
 async def test_it_works_only_while_the_ledger_leads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

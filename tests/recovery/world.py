@@ -25,7 +25,8 @@ class World:
         self.ledger = MemoryLedger("abcdefghij")
         self.registry = Registry()
         self.databases = {name: ScriptedParticipant(name) for name in names or ("orders", "payments")}
-        for database in self.databases.values():
+        for number, database in enumerate(self.databases.values()):
+            database.system += number  # each on a server of its own
             self.registry.add(database)
         self.session: Session
         self._seq = 0
