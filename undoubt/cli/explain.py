@@ -8,6 +8,7 @@ from typing import Any
 from coordinator.ledger.contract import Record, SessionInfo
 from participants.ids import Gid
 from recovery.explain import Explanation
+from recovery.explain_heuristic import HeuristicExplanation
 from undoubt.cli import shapes
 from undoubt.cli.output import iso
 
@@ -27,6 +28,24 @@ def document(told: Explanation) -> dict[str, Any]:
         "vacuum": {"held_back_s": round(found.branch.age_s, 3), "xid": found.branch.xid},
         "safe_action": {"action": found.standing.action, "command": told.command},
         "proof": list(told.proof),
+        "heuristic": None,
+    }
+
+
+def heuristic_document(told: HeuristicExplanation) -> dict[str, Any]:
+    """Of a branch that is not prepared any more, and ended another way than was decided."""
+    gid = told.heuristic.gid
+    return {
+        "branch": {
+            "gid": str(gid),
+            "txid": str(gid.txid),
+            "participant": gid.participant,
+            "protocol": shapes.protocol_name(gid.protocol),
+        },
+        "heuristic": shapes.heuristic(told.heuristic),
+        "transaction": None if told.info is None else shapes.transaction(told.info, gid.ledger),
+        "repair": list(told.repair),
+        "command": None if told.heuristic.forgotten else f"undoubt indoubt forget {gid}",
     }
 
 

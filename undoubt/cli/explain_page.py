@@ -14,6 +14,9 @@ WIDTH = 96
 
 def explain_page(out: Output, document: dict[str, Any]) -> None:
     """``document`` as a page for people."""
+    if document["heuristic"] is not None:
+        _heuristic_page(out, document)
+        return
     branch, decision = document["branch"], document["decision"]
     out.heading(branch["gid"])
     _paragraph(
@@ -37,6 +40,18 @@ def explain_page(out: Output, document: dict[str, Any]) -> None:
     if command := document["safe_action"]["command"]:
         out.line(f"  {command}")
     _section(out, "Proof", document["proof"])
+
+
+def _heuristic_page(out: Output, document: dict[str, Any]) -> None:
+    found = document["heuristic"]
+    out.heading(document["branch"]["gid"])
+    _paragraph(out, f"no longer prepared in {document['branch']['participant']}")
+    forgotten = "; forgotten since" if found["forgotten"] else ""
+    outcome = f"{found['kind'].replace('_', ' ')}, found {found['found_at']}{forgotten}"
+    _section(out, "Outcome", [outcome, *([found["note"]] if found["note"] else [])])
+    _section(out, "What to do", document["repair"])
+    if document["command"]:
+        out.line(f"  {document['command']}")
 
 
 def _decision_line(decision: dict[str, Any]) -> str:

@@ -10,13 +10,14 @@ import click
 
 from participants.ids import Foreign, Gid, TxId
 from recovery.explain import explain as explain_branch
+from recovery.explain_heuristic import explain_heuristic
 from recovery.operator import Operator
 from recovery.survey import Found, Survey, survey
 from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, opened, pass_context, yes_option
 from undoubt.cli.durations import Duration, show_duration
 from undoubt.cli.exits import CommandError, Exit
-from undoubt.cli.explain import document
+from undoubt.cli.explain import document, heuristic_document
 from undoubt.cli.explain_page import explain_page
 from undoubt.cli.names import GidParam, NameParam
 
@@ -75,7 +76,8 @@ def explain(context: Context, gid: Gid | Foreign) -> None:
     """Explain one prepared branch.
 
     The decision and why, who voted, which sessions it blocks, how long it has held back vacuum, the safe
-    action, and the proof that it is safe.
+    action, and the proof that it is safe. Of a branch with a heuristic outcome: what became of it, and what
+    is left to do by hand.
 
     \b
     Example:
@@ -239,6 +241,10 @@ async def _survey(context: Context) -> Survey:
 async def _explain(context: Context, gid: Gid | Foreign) -> dict[str, Any]:
     async with opened(context) as tools:
         seen = await survey(tools.ledger, tools.participants)
+        if not seen.of(gid) and isinstance(gid, Gid):
+            ended = await explain_heuristic(tools.ledger, gid)
+            if ended is not None:
+                return heuristic_document(ended)
         return document(await explain_branch(tools.ledger, tools.participants, seen.one(gid), seen))
 
 

@@ -387,3 +387,28 @@ def test_explain_an_active_branch_says_leave_it(stage: Stage) -> None:
     shown = stage.json("indoubt", "explain", str(gid))
     assert shown["safe_action"]["action"] == "wait"
     assert "leave it alone" in stage.run("indoubt", "explain", str(gid)).out
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Settled.HEURISTIC_ROLLBACK, "is not in its database"),
+        (Settled.HEURISTIC_HAZARD, "cannot be proved"),
+    ],
+)
+def test_explain_a_heuristic_outcome_says_what_is_left_to_do(stage: Stage, kind: Settled, said: str) -> None:
+    """It is no longer prepared: not found would leave the operator alone with half a transfer."""
+    gid, other = stage.prepare(1, Decision.COMMIT)
+    stage.orders.finish_by_hand(gid, Order.ROLLBACK)
+    stage.payments.finish_by_hand(other, Order.COMMIT)
+    stage.ledger.known[gid] = Heuristic(gid, kind, Decision.COMMIT, time.time(), "seen in the log")
+    shown = stage.json("indoubt", "explain", str(gid))
+    assert shown["heuristic"]["kind"] == str(kind)
+    assert shown["command"] == f"undoubt indoubt forget {gid}"
+    assert shown["transaction"]["decision"] == "commit"
+    page = stage.run("indoubt", "explain", str(gid)).out
+    for word in (said, "payments", "seen in the log", f"\n  undoubt indoubt forget {gid}\n"):
+        assert word in page
+    assert stage.run("indoubt", "forget", str(gid), "--yes").status == 0
+    assert stage.json("indoubt", "explain", str(gid))["command"] is None
+    assert stage.run("indoubt", "explain", str(other)).status == 3

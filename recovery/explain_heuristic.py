@@ -1,0 +1,63 @@
+"""A branch that has ended another way than was decided, told so that a person can put things right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coordinator.ledger.contract import Decision, Heuristic, Ledger, TransactionInfo
+from participants.contract import Settled
+from participants.ids import Gid
+
+_REPAIR = {
+    Settled.HEURISTIC_ROLLBACK: "What this branch wrote is not in its database. Write it again by hand, or"
+    " undo what the other branches wrote.",
+    Settled.HEURISTIC_COMMIT: "What this branch wrote is in its database. Undo it by hand, or do by hand what"
+    " the other branches should have written.",
+    Settled.HEURISTIC_MIXED: "Part of what this branch wrote is in its database. Compare, and complete or"
+    " undo it by hand.",
+    Settled.HEURISTIC_HAZARD: "Whether what this branch wrote is in its database cannot be proved: look for"
+    " it there, and complete it by hand if it is missing.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HeuristicExplanation:
+    """``info`` is the ledger's, None where it has none; ``repair`` says in sentences what is left to do."""
+
+    heuristic: Heuristic
+    info: TransactionInfo | None
+    repair: tuple[str, ...]
+
+
+async def explain_heuristic(ledger: Ledger, gid: Gid) -> HeuristicExplanation | None:
+    """None if no heuristic outcome of ``gid`` is recorded. Raises ``LedgerError``."""
+    known = await ledger.heuristics(include_forgotten=True)
+    found = next((heuristic for heuristic in known if heuristic.gid == gid), None)
+    if found is None:
+        return None
+    info = await ledger.transaction(gid.txid)
+    return HeuristicExplanation(found, info, tuple(_repair(found, info)))
+
+
+def _repair(found: Heuristic, info: TransactionInfo | None) -> list[str]:
+    said = [_decided(found.decision), _REPAIR[found.kind]]
+    others = [branch for branch in (info.branches if info else ()) if branch.number != found.gid.branch]
+    if others:
+        names = ", ".join(branch.participant for branch in others)
+        said.append(f"The other branches of the transaction: {names}.")
+    evidence = next((b for b in (info.branches if info else ()) if b.number == found.gid.branch), None)
+    if evidence is not None and evidence.xid is not None:
+        said.append(f"Its transaction id there was {evidence.xid}, on timeline {evidence.timeline}.")
+    if not found.forgotten:
+        said.append("Once that is done, let undoubt forget it.")
+    return said
+
+
+def _decided(decision: Decision | None) -> str:
+    match decision:
+        case Decision.COMMIT:
+            return "COMMIT is recorded, and stands: the transaction is committed."
+        case Decision.ABORT:
+            return "ABORT is recorded or certain, and stands: the transaction is rolled back."
+        case None:
+            return "No decision was recorded: an operator ended this branch, and nobody knows of the others."
