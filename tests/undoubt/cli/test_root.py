@@ -58,7 +58,6 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_every_command_of_the_table_exists_and_its_help_has_an_example() -> None:
-    pytest.importorskip("undoubt.demo.command")
     found = dict(commands(root))
     assert {path[0] for path in found} == set(COMMANDS)
     lacking = [" ".join(path) for path, command in found.items() if "Example:" not in (command.help or "")]
@@ -67,7 +66,6 @@ def test_every_command_of_the_table_exists_and_its_help_has_an_example() -> None
 
 def test_every_command_takes_the_common_flags() -> None:
     """`-o json` at the end of any command: where it is refused, scripts need a special case."""
-    pytest.importorskip("undoubt.demo.command")
     lacking = [
         " ".join(path)
         for path, command in commands(root)
