@@ -172,13 +172,17 @@ def shared_memory_id(server: EmbeddedServer) -> int:
 
 def commands() -> list[str]:
     """Command lines of every process on this machine."""
+    return [command for _, command in processes()]
+
+
+def processes() -> list[tuple[int, str]]:
+    """With their ids."""
     found = []
     for pid in os.listdir("/proc"):
         if pid.isdigit():
             try:
-                found.append(
-                    Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                )
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
             except OSError:  # it has just ended
                 continue
+            found.append((int(pid), command.decode(errors="replace")))
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import enum
+import math
 import os
 import signal
 import sys
@@ -27,6 +28,13 @@ OVERDRAWN_EVERY = 25
 """Every so manieth transfer asks for more money than there is, and must leave no trace."""
 TIMEOUT_S = 5.0
 PAUSE_AFTER_ERROR_S = 0.05
+DATABASE_DIED = (
+    undoubt.UndoubtError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # asyncpg's answer to a statement that is sent as its server dies
+    OSError,
+)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -40,7 +48,12 @@ class Fate:
 
     def __init__(self, step: str, seconds: float) -> None:
         self.step = None if step == NEVER else TwoPhaseStep(step)
-        self._armed_at = time.monotonic() + seconds
+        self._seconds = seconds
+        self._armed_at = math.inf
+
+    def begin(self) -> None:
+        """The time starts now."""
+        self._armed_at = time.monotonic() + self._seconds
 
     @property
     def due(self) -> bool:
@@ -68,7 +81,7 @@ async def work(coordinator: undoubt.Coordinator, fate: Fate, tag: str, task: int
         except undoubt.TransactionAborted:
             tell("aborted", name)
             await asyncio.sleep(PAUSE_AFTER_ERROR_S)  # a database is down: try again, but do not spin
-        except (undoubt.UndoubtError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        except DATABASE_DIED:
             await asyncio.sleep(PAUSE_AFTER_ERROR_S)
         else:
             tell("acknowledged", name)
@@ -84,6 +97,7 @@ async def main(config: str, seconds: float, step: str, tag: str) -> None:
     """Until the time is over, or until death."""
     fate = Fate(step, seconds)
     async with undoubt.connect(config, observe=fate, recover=False) as coordinator:
+        fate.begin()
         tell("ready", tag)
         await asyncio.gather(*(work(coordinator, fate, tag, task) for task in range(TASKS)))
 

@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 
 NOBODY = 65534
+DEAD = frozenset({"Z", "X"})
+"""States of processes that run no more; a zombie's parent has yet to collect it."""
 _IPC_RMID = 0  # linux/ipc.h
 _NAME = re.compile(r"undoubt-(?:server|template|programs|demo)-(\d+)-(\d+)-(\d+)-\w+")
 
@@ -60,11 +62,11 @@ def children(pid: int) -> list[int]:
     return []
 
 
-def alive(pid: int) -> bool:
-    """Whether it still runs; a zombie that nobody has collected does not."""
+def state(pid: int) -> str:
+    """One letter, as in ps; ``X`` where there is no such process."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    return False
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "X"
 
 
 def _remove_at_exit(place: Path, owner_pid: int) -> None:
@@ -97,7 +99,7 @@ def _started(pid: int) -> int:
     https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html, field 22."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return 0 if fields[0] in {"Z", "X"} else int(fields[19])
+        return 0 if fields[0] in DEAD else int(fields[19])
     return 0
 
 

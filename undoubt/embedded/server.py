@@ -17,7 +17,7 @@ import asyncpg
 
 from participants.errors import UndoubtError
 from undoubt.embedded.binaries import bin_folder
-from undoubt.embedded.places import alive, children, give, new_place, remove_place, server_user
+from undoubt.embedded.places import DEAD, children, give, new_place, remove_place, server_user, state
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
@@ -111,20 +111,22 @@ class EmbeddedServer:
                 raise ServerFailed(f"PostgreSQL did not stop: {self._logged()}") from None
 
     async def kill(self) -> int:
-        """SIGKILL to the postmaster and then to everything that it started, as a power failure would have it:
-        no backend finishes what it was at. Returns the signal that ended the postmaster."""
+        """SIGKILL to the postmaster and to everything that it started, as a power failure would have it: no
+        backend finishes what it was at. Returns the signal that ended the postmaster."""
         process = self._process
         if process is None:
             raise ServerFailed("the server is not running")
-        process.send_signal(signal.SIGSTOP)  # so that it starts no child after these
+        # Stopped, it starts no child after these, and tells none that another has died.
+        process.send_signal(signal.SIGSTOP)
+        while state(process.pid) not in {"T", *DEAD}:
+            await asyncio.sleep(0)
         started = children(process.pid)
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
         for child in started:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
+        process.kill()
         returncode = await asyncio.to_thread(process.wait)
-        while any(alive(child) for child in started):
+        while any(state(child) not in DEAD for child in started):
             await asyncio.sleep(0.005)
         return -returncode
 
