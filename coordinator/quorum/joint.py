@@ -1,0 +1,40 @@
+"""Two sets of voters that must both agree (extended Raft paper §6; Ongaro's thesis §4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from coordinator.quorum.majority import VoteResult, committed_index, vote_result
+
+
+class Joint(msgspec.Struct, frozen=True):
+    """The voters that are coming in and, during a change, those that are going out (else empty)."""
+
+    incoming: frozenset[int] = frozenset()
+    outgoing: frozenset[int] = frozenset()
+
+    @property
+    def voters(self) -> frozenset[int]:
+        return self.incoming | self.outgoing
+
+    def committed_index(self, acknowledged: Mapping[int, int]) -> int:
+        """The highest index that a majority of *both* sets has acknowledged."""
+        return min(
+            committed_index(self.incoming, acknowledged),
+            committed_index(self.outgoing, acknowledged),
+        )
+
+    def vote_result(self, votes: Mapping[int, bool]) -> VoteResult:
+        """Won if won in both, lost if lost in one."""
+        results = {vote_result(self.incoming, votes), vote_result(self.outgoing, votes)}
+        if VoteResult.LOST in results:
+            return VoteResult.LOST
+        if VoteResult.PENDING in results:
+            return VoteResult.PENDING
+        return VoteResult.WON
+
+    def __str__(self) -> str:
+        sets = [self.incoming, *([self.outgoing] if self.outgoing else [])]
+        return "&&".join(f"({' '.join(map(str, sorted(each)))})" for each in sets)
