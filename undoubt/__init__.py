@@ -13,8 +13,9 @@
         # here it is committed in both, or TransactionAborted was raised and it is in neither
 
 ``connect`` gives a :class:`Coordinator`; ``coordinator.transaction()`` a :class:`Transaction`;
-``tx.branch(name)`` a connection to one database inside it. ``undoubt.errors`` draws the tree of errors. The rooms
-beneath (``recovery``, ``coordinator``, ``participants``) are public too, for those who assemble their own.
+``tx.branch(name)`` a connection to one database inside it. ``undoubt.errors`` draws the tree of errors. The
+rooms beneath (``recovery``, ``coordinator``, ``participants``) are public too, for those who assemble their
+own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from undoubt import _rooms
 
 _rooms.check()
 
-from coordinator.coordinator import Coordinator  # noqa: E402 - after the check, which explains what would fail here
+from coordinator.coordinator import Coordinator  # noqa: E402 - after the check that explains failures
 from coordinator.ledger.contract import Record  # noqa: E402
 from coordinator.transaction import CommitResult, Transaction  # noqa: E402
 from participants.ids import Gid, TxId  # noqa: E402

@@ -1,5 +1,5 @@
-"""undoubt is made of four import packages of one distribution. If an application's own package has the name of
-one of them and comes first on the path, nothing works; this says so in one sentence."""
+"""undoubt is made of four import packages of one distribution. If an application's own package has the name
+of one of them and comes first on the path, nothing works; this says so in one sentence."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def check() -> None:
             where = "nowhere" if found is None else str(found)
             raise ImportError(
                 f"undoubt needs its own package {room!r} from {home / room}, but Python finds {where}:"
-                f" another package called {room!r} hides it. Rename that one, or put it behind undoubt on the path"
+                f" another package called {room!r} hides it. Rename that one, or put it behind undoubt"
             )

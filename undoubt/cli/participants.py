@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from participants.errors import UnknownParticipant
 from undoubt.cli.context import Context, common, pass_context
-from undoubt.config import redact
+from undoubt.cli.durations import Duration
+from undoubt.config import Settings, redact
 
 
 @click.group()
@@ -54,3 +56,76 @@ def list_(context: Context) -> None:
         context.output.note(
             f"no participant is configured; add [participants.orders] with its dsn to {where}"
         )
+
+
+@participants.command()
+@click.argument("names", nargs=-1, metavar="[NAME]…")
+@common
+@pass_context
+def migrate(context: Context, names: tuple[str, ...]) -> None:
+    """Create or upgrade undoubt's own tables in the databases.
+
+    They are optional. With them, a one-phase COMMIT whose answer was lost can be proved to have happened; it
+    costs one small insert per transaction with a single writing database. Without names: every participant.
+    The user of the dsn must be allowed to create a schema.
+
+    \b
+    Example:
+      undoubt participants migrate orders
+    """
+    settings = context.settings()
+    for name in names:
+        if name not in settings.participants:
+            raise UnknownParticipant(name, list(settings.participants))
+    chosen = names or tuple(sorted(settings.participants))
+    context.run(_migrate(settings, chosen))
+    if context.output.json:
+        context.output.document({"migrated": list(chosen)})
+    else:
+        context.output.line(f"up to date: {', '.join(chosen) or 'nothing is configured'}")
+
+
+@participants.command()
+@click.option(
+    "--older-than",
+    type=Duration(),
+    default=86_400.0,
+    show_default="1d",
+    metavar="DURATION",
+    help="Keep what is younger.",
+)
+@common
+@pass_context
+def prune(context: Context, older_than: float) -> None:
+    """Delete old notes of one-phase commits from the tables that `migrate` made.
+
+    A caller asks within seconds after its answer was lost, so that a day is plenty.
+
+    \b
+    Example:
+      undoubt participants prune --older-than 2h
+    """
+    settings = context.settings()
+    deleted = context.run(_prune(settings, older_than))
+    if context.output.json:
+        context.output.document(deleted)
+    else:
+        context.output.table(
+            ("participant", "deleted"), [(name, str(count)) for name, count in deleted.items()]
+        )
+
+
+async def _migrate(settings: Settings, names: tuple[str, ...]) -> None:
+    from participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
+
+    for name in names:
+        await schema.migrate(name, settings.participants[name])
+
+
+async def _prune(settings: Settings, older_than_s: float) -> dict[str, int]:
+    from participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
+
+    return {
+        name: await schema.prune(name, one, older_than_s=older_than_s)
+        for name, one in sorted(settings.participants.items())
+    }

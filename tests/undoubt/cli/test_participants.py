@@ -23,7 +23,8 @@ async def test_migrate_makes_the_tables_and_may_be_repeated(tmp_path: Path, data
     connection = await asyncpg.connect(database)
     assert await connection.fetchval("select count(*) from undoubt.undoubt_commit") == 0
     await connection.execute(
-        "insert into undoubt.undoubt_commit (gid, noted_at) values ('old', now() - interval '2 days'), ('new', now())"
+        "insert into undoubt.undoubt_commit (txid, participant, noted_at)"
+        " values ('old', 'orders', now() - interval '2 days'), ('new', 'orders', now())"
     )
     await connection.close()
     ran = await run(tmp_path, database, "prune", "-o", "json")
