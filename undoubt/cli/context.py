@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -64,8 +65,20 @@ class Tools:
 async def opened(context: Context) -> AsyncIterator[Tools]:
     """The ledger of the settings, which must exist, and every participant. Both are closed on exit."""
     settings = context.settings()
+    must_exist(settings)
     async with assemble.opened(settings) as (ledger, participants):
         yield Tools(settings, ledger, participants)
+
+
+def must_exist(settings: Settings) -> None:
+    """Only ``ledger init`` and applications create a ledger: a command run in the wrong folder would else
+    make an empty one, and call every branch in doubt another ledger's."""
+    url = settings.ledger.url
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        where = settings.file or "no configuration file was found: pass --config"
+        raise CommandError(
+            Exit.NOT_FOUND, f"no ledger at {url} ({where}); if it is to be a new one: undoubt ledger init"
+        )
 
 
 pass_context = click.make_pass_decorator(Context, ensure=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from undoubt.cli.context import Context, common, pass_context
+from undoubt.cli.context import Context, common, must_exist, pass_context
 from undoubt.cli.exits import CommandError, Exit
 
 
@@ -57,6 +57,7 @@ def migrate(context: Context) -> None:
     """
     from coordinator.ledger.maintenance import migrate as upgrade  # noqa: PLC0415 - as above
 
+    must_exist(context.settings())
     applied = context.run(upgrade(context.settings().ledger))
     if context.output.json:
         context.output.document({"applied": applied})
@@ -81,6 +82,7 @@ def check(context: Context) -> None:
     """
     from coordinator.ledger.maintenance import check as look_over  # noqa: PLC0415 - as above
 
+    must_exist(context.settings())
     problems = context.run(look_over(context.settings().ledger))
     if context.output.json:
         context.output.document({"healthy": not problems, "problems": problems})

@@ -130,6 +130,7 @@ class Stage:
         self.payments = ScriptedParticipant("payments")
         self.ledger.session_list.append(SessionInfo(1, NONCE, "shop", SessionState.CLOSED, 1, 10.0))
         monkeypatch.setattr(assemble, "opened", self._opened)
+        monkeypatch.setattr("undoubt.cli.context.must_exist", lambda _settings: None)
         monkeypatch.delenv("UNDOUBT_CONFIG", raising=False)
 
     @contextlib.asynccontextmanager

@@ -135,7 +135,20 @@ def test_check_of_a_damaged_ledger_exits_1_and_says_what(home: Path) -> None:
     assert undoubt("ledger", "check", cwd=home).out
 
 
-def test_no_ledger_is_told_with_the_way_out(home: Path) -> None:
-    ran = undoubt("ledger", "check", cwd=home)
-    assert (ran.status, ran.out) == (1, "")
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("ledger", "check"),
+        ("ledger", "migrate"),
+        ("indoubt", "list"),
+        ("recover", "--once"),
+        ("recover",),
+        ("tx", "list"),
+    ],
+)
+def test_no_ledger_is_not_found_and_not_created(home: Path, args: tuple[str, ...]) -> None:
+    """In the wrong folder an empty ledger would call every branch in doubt another ledger's."""
+    ran = undoubt(*args, cwd=home)
+    assert (ran.status, ran.out) == (3, "")
     assert "undoubt ledger init" in ran.err
+    assert [file.name for file in home.iterdir()] == ["undoubt.toml"]
