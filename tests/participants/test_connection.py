@@ -100,6 +100,8 @@ async def test_savepoint_undoes_its_block_alone(
     """asyncpg's own transaction() fails after a plain BEGIN; a caught error must not cost the branch."""
     branch = await participant.begin(gid, timeout_s=30)
     connection = branch.connection
+    with pytest.raises(asyncpg.InterfaceError, match="manually started"):
+        await connection._undoubt_connection.transaction().start()
     async with connection.transaction():
         await connection.execute(WRITE)
         with pytest.raises(asyncpg.UniqueViolationError):

@@ -12,6 +12,7 @@ from participants.contract import Evidence, Order, PrepareUnanswered, Settled, V
 from participants.errors import BranchFailed, ParticipantUnavailable
 from participants.ids import Gid
 from participants.postgres import PostgresParticipant
+from participants.postgres.session import ServerError
 from tests.participants.proxy import Proxy
 from tests.participants.support import (
     WRITE,
@@ -130,6 +131,7 @@ async def test_no_answer_in_time(proxy: Proxy, database: Database, gid: Gid) -> 
     proxy.freeze()
     with pytest.raises(ParticipantUnavailable):
         await participant.in_doubt()
+    assert not participant._management._pool._idle, "its late answer would pass for the next one's"
     with pytest.raises(PrepareUnanswered):
         await branch.prepare()
     with pytest.raises(ParticipantUnavailable):
@@ -148,11 +150,13 @@ async def test_cancelled_branch_call(
     remote: PostgresParticipant, proxy: Proxy, database: Database, gid: Gid, call: str
 ) -> None:
     """A cancelled call's late answer must not pass for the next call's; what it left is settled by gid."""
+    pid = None
     if call == "begin":
         proxy.freeze()
         task: asyncio.Task[object] = asyncio.create_task(remote.begin(gid, timeout_s=30))
     else:
         branch = await remote.begin(gid, timeout_s=30)
+        pid = branch.connection.get_server_pid()
         if call != "end reading":
             await branch.connection.execute(WRITE)
         if call in {"commit", "rollback"}:
@@ -181,6 +185,7 @@ async def test_cancelled_branch_call(
         await is_prepared(database, gid)
         assert await branch.rollback() is Settled.APPLIED
     again = await remote.begin(new_gid(), timeout_s=30)
+    assert again.connection.get_server_pid() != pid, "nobody knows what that session is doing"
     assert await again.connection.fetchval("select 42") == 42
     await again.connection.execute("update account set balance = balance - 1 where id = 2")
     assert (await again.prepare()).vote is Vote.PREPARED
@@ -258,6 +263,30 @@ async def test_unconfirmed_commit_is_not_final(
     assert await branch.commit() is Settled.APPLIED
     await branch.release()
     assert await database.balance() == 90
+
+
+@pytest.mark.parametrize("call", ["prepare", "one phase"])
+async def test_fatal_error_says_nothing(
+    participant: PostgresParticipant, database: Database, gid: Gid, call: str
+) -> None:
+    """An error that ended the session may come from after the point of no return, unlike every other."""
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute(WRITE)
+    assert await branch.poll() is Work.WRITES
+    session = branch._session  # type: ignore[attr-defined]
+
+    async def fatal(sql: str, *, timeout_s: float) -> object:
+        session.discard()
+        raise ServerError("57P01", "terminating connection due to administrator command", fatal=True)
+
+    session.script = fatal
+    if call == "prepare":
+        with pytest.raises(PrepareUnanswered):
+            await branch.prepare()
+    else:
+        assert await branch.commit_one_phase() is Settled.ABSENT, "the books were asked"
+    assert await branch.rollback() is Settled.ABSENT
+    await branch.release()
 
 
 async def test_backend_terminated_in_prepare_is_no_answer(

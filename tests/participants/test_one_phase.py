@@ -11,8 +11,11 @@ from participants.contract import Evidence, Fate, Settled, Work
 from participants.errors import BranchFailed, ParticipantRefused
 from participants.ids import Gid
 from participants.postgres import PostgresParticipant
+from participants.postgres.one_phase import OnePhase
 from participants.postgres.schema import migrate, prune
+from participants.postgres.session import Session
 from participants.settings import ParticipantSettings
+from tests.participants.proxy import Proxy
 from tests.participants.support import (
     WRITE,
     Database,
@@ -48,6 +51,24 @@ async def test_swallowed_error(participant: PostgresParticipant, database: Datab
     with pytest.raises(BranchFailed, match="swallowed"):
         await branch.commit_one_phase()
     await branch.release()
+    assert await database.balance() == 100
+
+
+async def test_tag_other_than_commit(participant: PostgresParticipant, database: Database, gid: Gid) -> None:
+    """The tag is looked at too: here the guard is passed and the transaction fails after it."""
+    branch = await participant.begin(gid, timeout_s=30)
+    await branch.connection.execute(WRITE)
+    session = branch._session  # type: ignore[attr-defined]
+    plain = session.script
+
+    async def failing_in_between(sql: str, *, timeout_s: float) -> object:
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await session.connection.execute("select 1/0")
+        return await plain("commit", timeout_s=timeout_s)
+
+    session.script = failing_in_between
+    with pytest.raises(BranchFailed, match="ROLLBACK"):
+        await branch.commit_one_phase()
     assert await database.balance() == 100
 
 
@@ -133,6 +154,36 @@ async def test_lost_answer_with_table(
     """The session is over and its row is not there: it never committed."""
     assert await lose_answer(participant, noted, gid, polled=polled) is Settled.ABSENT
     assert await noted.balance() == 100
+
+
+async def test_lost_answer_of_a_commit_that_still_runs(noted: Database, gid: Gid) -> None:
+    """The client has lost its connection, the server does not know yet: a missing row is no proof."""
+    await noted.admin.execute(_SLOW_TRIGGER)
+    await noted.admin.execute("select pg_advisory_lock(4711)")
+    async with Proxy(noted.dsn) as proxy:
+        participant = participant_at(proxy.dsn)
+        one_phase = participant._around.one_phase
+        look_for_row = one_phase._look_for_row
+        looks = []
+
+        async def then_let_it_commit(session: Session, gid: Gid, wrote: bool) -> Settled:
+            looks.append(await look_for_row(session, gid, wrote))
+            if len(looks) == 1:
+                await noted.admin.execute("select pg_advisory_unlock(4711)")
+            return looks[-1]
+
+        one_phase._look_for_row = then_let_it_commit  # type: ignore[method-assign]
+        branch = await participant.begin(gid, timeout_s=30)
+        await branch.connection.execute(WRITE)
+        commit = asyncio.create_task(branch.commit_one_phase())
+        while not await noted.admin.fetchval("select exists (select from pg_locks where not granted)"):
+            await asyncio.sleep(0.005)
+        proxy.cut()
+        assert await commit is Settled.APPLIED
+        assert looks[0] is Settled.BUSY
+        await branch.release()
+        await participant.close()
+    assert await noted.balance() == 90
 
 
 async def lose_answer_after_commit(participant: PostgresParticipant, database: Database, gid: Gid) -> Settled:
@@ -248,7 +299,6 @@ async def test_synchronous_commit_is_on(database: Database, gid: Gid) -> None:
 
 async def test_evidence_of_one_phase_is_not_evidence_of_commit() -> None:
     """The rule in one line: only *aborted* and *never assigned* are believed of an unprepared id."""
-    from participants.postgres.one_phase import OnePhase  # noqa: PLC0415
 
     class Books:
         def __init__(self, fate: Fate) -> None:
