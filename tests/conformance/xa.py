@@ -16,10 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coordinator.ledger.memory import MemoryLedger
-
 from coordinator.coordinator import Coordinator
 from coordinator.errors import HeuristicOutcome, OutcomeUnknown, TransactionAborted
+from coordinator.ledger.memory import MemoryLedger
 from participants.contract import HEURISTICS, Settled, Vote
 from participants.errors import BranchFailed, UsageError
 from participants.registry import Registry
