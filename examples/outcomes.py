@@ -1,0 +1,39 @@
+"""What each error means. The names of the three are promises; the rest of the tree is in ``undoubt.errors``."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+
+import undoubt
+
+
+async def pay(coordinator: undoubt.Coordinator, price: int) -> str:
+    """What became of it, in one word."""
+    try:
+        async with coordinator.transaction(timeout=10) as tx:
+            orders = await tx.branch("orders")
+            payments = await tx.branch("payments")
+            await orders.execute("insert into orders (item) values ('a kettle')")
+            await payments.execute("update accounts set balance = balance - $1 where name = 'ada'", price)
+    except asyncpg.CheckViolationError:
+        return "refused"  # an error of the application's own SQL: both are rolled back, it passes through
+    except undoubt.TransactionAborted as error:
+        return f"aborted: {error.cause}"  # it is in neither database, for certain: trying again is safe
+    except undoubt.OutcomeUnknown as error:
+        # Nobody can say now. Running it again could do it twice: ask the ledger, until it knows.
+        return f"unknown, recorded: {await coordinator.outcome(error.txid)}"
+    except undoubt.HeuristicOutcome as error:
+        return f"split by somebody's own hand: {error.branches}"  # recorded; a person must look
+    return "committed"
+
+
+async def main() -> None:
+    async with undoubt.connect() as coordinator:
+        print(await pay(coordinator, 20))
+        print(await pay(coordinator, 1_000_000))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
