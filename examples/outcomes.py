@@ -1,4 +1,4 @@
-"""What each error means. The names of the three are promises; the rest of the tree is in ``undoubt.errors``."""
+"""What each error means, and what to do with it. The whole tree is drawn in ``undoubt.errors``."""
 
 from __future__ import annotations
 

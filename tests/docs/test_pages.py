@@ -1,0 +1,98 @@
+"""What the pages say about commands, keys and files is true."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import pytest
+
+from coordinator.settings import CoordinatorSettings, LedgerSettings
+from participants.settings import ParticipantSettings
+from recovery.settings import RecoverySettings
+from tests.docs.pages import ROOT, Block, blocks
+from undoubt.cli.exits import Exit
+from undoubt.cli.root import root
+from undoubt.config import load
+
+ALL = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/README.md"]
+
+
+@pytest.mark.parametrize("block", blocks("toml"), ids=str)
+def test_configurations_load(block: Block, tmp_path: Path) -> None:
+    """A file that is copied from a page must not be refused."""
+    (tmp_path / "undoubt.toml").write_text(block.text)
+    assert set(load(tmp_path / "undoubt.toml", env={}).participants) == {"orders", "payments"}
+
+
+COMMANDS = [
+    (block, line.removeprefix("$ ")) for block in blocks("console") for line in block.text.splitlines()
+]
+
+
+@pytest.mark.parametrize(("block", "line"), COMMANDS, ids=str)
+def test_commands_exist(block: Block, line: str) -> None:
+    """A command that is copied from a page must be one, with these flags."""
+    words = shlex.split(line)
+    assert words.pop(0) == "undoubt", block
+    gid = "undoubt:k3v9q0x2ab:2:3-4f1d0c9a77b2e815.42:1:orders"
+    words = [{"GID": gid, "TXID": "3-4f1d0c9a77b2e815.42"}.get(word, word) for word in words]
+    command: click.Command = root
+    context = click.Context(command, info_name="undoubt")
+    while isinstance(command, click.Group):
+        name = words.pop(0)
+        found = command.get_command(context, name)
+        assert found is not None, f"{line}: no command {name}"
+        command, context = found, click.Context(found, parent=context, info_name=name)
+    command.make_parser(context).parse_args(list(words))  # raises on an unknown flag
+    with command.make_context(words[0] if words else "", list(words), parent=context.parent):
+        pass
+
+
+def documented() -> dict[str, str]:
+    rows = re.findall(
+        r"^\| `([\w.]+)` \| (?:`(.+?)`)? *\|", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE
+    )
+    return dict(rows)
+
+
+def fields(prefix: str, kind: type[msgspec.Struct]) -> dict[str, str]:
+    found = {}
+    for field in msgspec.structs.fields(kind):
+        default: Any = field.default
+        absent = default is msgspec.NODEFAULT or default is None
+        found[f"{prefix}.{field.name}"] = "" if absent else msgspec.json.encode(default).decode()
+    return found
+
+
+def test_every_key_is_documented_with_its_default() -> None:
+    """A key that the page lacks is not found by anybody; a wrong default is believed."""
+    sections: dict[str, type[msgspec.Struct]] = {
+        "ledger": LedgerSettings,
+        "coordinator": CoordinatorSettings,
+        "recovery": RecoverySettings,
+        "participants.NAME": ParticipantSettings,
+    }
+    expected: dict[str, str] = {}
+    for prefix, kind in sections.items():
+        expected |= fields(prefix, kind)
+    assert documented() == expected
+
+
+def test_every_exit_status_is_documented() -> None:
+    """Scripts branch on it."""
+    table = (ROOT / "docs/operations.md").read_text().partition("## Exit status")[2]
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == [
+        int(each) for each in Exit
+    ]
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """A page that points at nothing sends its reader away."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
