@@ -44,7 +44,8 @@ conformance: $(STAMP)
 	@$(BIN)/python -m tests.conformance $(CASES) $(ARGS)
 
 build: $(STAMP)
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@if command -v uv >/dev/null; then uv build --quiet --wheel --out-dir dist; \
+	else $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .; fi >&2
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

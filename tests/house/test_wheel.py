@@ -1,0 +1,71 @@
+"""What a user installs: the four rooms with their data, and nothing that is not theirs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.house.tree import ROOMS, ROOT, files
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The wheel's files."""
+    place = tmp_path_factory.mktemp("wheel")
+    uv = shutil.which("uv")
+    build = (
+        [uv, "build", "--quiet", "--wheel", "--out-dir", str(place), str(ROOT)]
+        if uv
+        else [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(place), str(ROOT)]
+    )
+    ended = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    (wheel,) = place.glob("undoubt-*.whl")
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_wheel_owns_only_the_rooms(names: set[str]) -> None:
+    """A top-level ``tests`` or ``migrations`` would hide the application's own."""
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(ROOMS)
+
+
+def test_the_wheel_has_every_file_of_the_rooms(names: set[str]) -> None:
+    """A module, query file or type marker that is left out is missed only after the installation."""
+    ours = {path.relative_to(ROOT).as_posix() for path in files() if path.relative_to(ROOT).parts[0] in ROOMS}
+    assert ours
+    assert ours - names == set()
+
+
+def test_the_wheel_carries_the_migrations(names: set[str]) -> None:
+    """Without them an installed undoubt cannot create a ledger."""
+    wanted = {
+        f"undoubt/{path.relative_to(ROOT).as_posix()}"
+        for path in files()
+        if path.relative_to(ROOT).parts[0] == "migrations"
+    }
+    assert "undoubt/migrations/ledger/env.py" in wanted
+    assert wanted - names == set()
+
+
+def test_the_wheel_has_nothing_besides(names: set[str]) -> None:
+    """A stray file of one machine (a cache, a ledger, a key) must not be published."""
+    ours = {path.relative_to(ROOT).as_posix() for path in files()}
+    stray = {
+        name
+        for name in names
+        if ".dist-info/" not in name and name not in ours and name.removeprefix("undoubt/") not in ours
+    }
+    assert stray == set()
+
+
+def test_the_wheel_carries_its_licence(names: set[str]) -> None:
+    """Apache-2.0 §4: whoever distributes it gives a copy of the licence."""
+    assert [name for name in names if Path(name).name == "LICENSE"] != []
