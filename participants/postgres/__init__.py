@@ -6,7 +6,7 @@ transaction is; it knows branches.
 
 ===========================  ==============================================================================
 ``participant``              puts the pieces together; the one name that others import
-``branch``                   a branch from BEGIN to COMMIT PREPARED, answer by answer
+``branch``, ``handle``       a branch from BEGIN to COMMIT PREPARED, answer by answer; what it is given
 ``begin``                    its first round trip: clean up, set up, begin, mark
 ``settle``                   the second phase, also after a crash and as another role; evidence of a gid
 ``one_phase``                what became of a plain COMMIT whose answer was lost

@@ -8,9 +8,7 @@ PREPARE and COMMIT with ``ROLLBACK``), the marker must still be there (the appli
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from participants.checks import invariant
 from participants.contract import (
@@ -25,10 +23,9 @@ from participants.contract import (
 from participants.errors import BranchFailed, ParticipantUnavailable
 from participants.ids import Gid
 from participants.postgres.begin import marker
-from participants.postgres.one_phase import OnePhase
+from participants.postgres.handle import Handle, Surroundings
 from participants.postgres.pool import Slot
 from participants.postgres.session import Answer, NoAnswer, NotSent, ServerError, Session
-from participants.postgres.settle import Settler
 from participants.postgres.sql import fill, literal, query
 from participants.postgres.verdicts import (
     ENDED_BY_APPLICATION,
@@ -40,31 +37,6 @@ from participants.postgres.verdicts import (
 )
 
 STILL_RUNNING = "a statement of the application is still running in this branch; await it before commit"
-
-
-class Handle(Protocol):
-    """The application's side of a branch: the driver's connection in a wrapper."""
-
-    undoubt_used: bool
-    undoubt_wrote: bool
-    undoubt_reusable: bool
-
-    @property
-    def undoubt_busy(self) -> bool: ...
-
-    def undoubt_end(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a branch needs of its participant."""
-
-    name: str
-    settler: Settler
-    one_phase: OnePhase
-    give_back: Callable[[Slot[Any]], None]
-    statement_timeout_s: float
-    pooler: bool
 
 
 class PostgresBranch:

@@ -11,7 +11,8 @@ from participants.postgres.asyncpg_connect import Connector
 from participants.postgres.asyncpg_connection import BranchConnection
 from participants.postgres.asyncpg_session import AsyncpgSession, drain_discarded
 from participants.postgres.begin import begin_script, ledger_name, timeouts_ms
-from participants.postgres.branch import PostgresBranch, Surroundings
+from participants.postgres.branch import PostgresBranch
+from participants.postgres.handle import Surroundings
 from participants.postgres.in_doubt import list_prepared
 from participants.postgres.management import Management
 from participants.postgres.one_phase import OnePhase

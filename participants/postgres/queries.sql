@@ -35,10 +35,8 @@ select set_config('application_name',
               then 'xid:' || pg_current_xact_id()::text
               else (('undoubt marker ' || coalesce(current_setting('undoubt.tx', true), ''))::int)::text end,
          false),
-       set_config('synchronous_commit',
-         case when current_setting('synchronous_commit') in ('off', 'local', 'remote_write')
-              then 'on' else current_setting('synchronous_commit') end,
-         true)
+       case when current_setting('synchronous_commit') in ('off', 'local', 'remote_write')
+            then set_config('synchronous_commit', 'on', true) end
 
 -- name: guard_prepare_pooled
 -- The same behind a pooler, where the server may be another one than at the last statement.
@@ -48,20 +46,16 @@ select set_config('application_name',
                    || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
               else (('undoubt marker ' || coalesce(current_setting('undoubt.tx', true), ''))::int)::text end,
          false),
-       set_config('synchronous_commit',
-         case when current_setting('synchronous_commit') in ('off', 'local', 'remote_write')
-              then 'on' else current_setting('synchronous_commit') end,
-         true)
+       case when current_setting('synchronous_commit') in ('off', 'local', 'remote_write')
+            then set_config('synchronous_commit', 'on', true) end
   from pg_control_system()
 
 -- name: guard_commit
 -- As above, before a plain COMMIT, which needs no transaction id of its own.
 select case when current_setting('undoubt.tx', true) = {marker} then 0
             else ('undoubt marker ' || coalesce(current_setting('undoubt.tx', true), ''))::int end,
-       set_config('synchronous_commit',
-         case when current_setting('synchronous_commit') in ('off', 'local', 'remote_write')
-              then 'on' else current_setting('synchronous_commit') end,
-         true)
+       case when current_setting('synchronous_commit') in ('off', 'local', 'remote_write')
+            then set_config('synchronous_commit', 'on', true) end
 
 -- name: note_commit
 -- A row that is visible exactly if the branch committed; nothing for a branch that writes nothing.

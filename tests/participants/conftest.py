@@ -12,6 +12,8 @@ import pytest_asyncio
 
 from participants.ids import Gid
 from participants.postgres import PostgresParticipant
+from participants.postgres.schema import migrate
+from participants.settings import ParticipantSettings
 from tests.participants.support import SETTINGS, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
 
@@ -58,3 +60,12 @@ async def participant(database: Database) -> AsyncIterator[PostgresParticipant]:
 def gid() -> Gid:
     """Of a transaction that no other test has."""
     return new_gid()
+
+
+@pytest_asyncio.fixture
+async def noted(database: Database) -> Database:
+    """The database with the table of commits."""
+    settings = ParticipantSettings(dsn=database.dsn)
+    await migrate("p", settings)
+    await migrate("p", settings)  # does nothing
+    return database

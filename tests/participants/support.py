@@ -84,3 +84,14 @@ async def waits_for_standby(database: Database, pid: int) -> bool:
             "select exists (select from pg_stat_activity where wait_event = 'SyncRep' and pid = $1)", pid
         )
     )
+
+
+async def run_on(dsn: str, statement: str) -> object:
+    """One statement on a connection of its own: a query's value, or a command's tag."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        if statement.startswith("select"):
+            return await connection.fetchval(statement)
+        return await connection.execute(statement)
+    finally:
+        await connection.close()

@@ -7,15 +7,12 @@ import asyncio
 import asyncpg
 import pytest
 
-from participants.contract import Evidence, Fate, Settled, Work
+from participants.contract import Settled
 from participants.errors import BranchFailed, ParticipantRefused
 from participants.ids import Gid
 from participants.postgres import PostgresParticipant
-from participants.postgres.one_phase import OnePhase
 from participants.postgres.schema import migrate, prune
-from participants.postgres.session import Session
 from participants.settings import ParticipantSettings
-from tests.participants.proxy import Proxy
 from tests.participants.support import (
     WRITE,
     Database,
@@ -25,13 +22,6 @@ from tests.participants.support import (
     waits_for_standby,
 )
 from undoubt.embedded import EmbeddedServer
-
-_SLOW_TRIGGER = (
-    "create function dawdle() returns trigger language plpgsql as"
-    " $$ begin perform pg_advisory_xact_lock(4711); return null; end $$;"
-    "create constraint trigger slow after update on account deferrable initially deferred"
-    " for each row execute function dawdle()"
-)
 
 
 async def test_commit(participant: PostgresParticipant, database: Database, gid: Gid) -> None:
@@ -97,124 +87,6 @@ async def test_deferred_constraint(participant: PostgresParticipant, database: D
     with pytest.raises(BranchFailed) as failed:
         await branch.commit_one_phase()
     assert failed.value.sqlstate == "23503"
-
-
-@pytest.fixture
-async def noted(database: Database) -> Database:
-    """The database with the table of commits."""
-    settings = ParticipantSettings(dsn=database.dsn)
-    await migrate("p", settings)
-    await migrate("p", settings)  # does nothing
-    return database
-
-
-async def lose_answer(
-    participant: PostgresParticipant, database: Database, gid: Gid, *, polled: bool
-) -> Settled:
-    """The connection is cut while COMMIT waits in a deferred trigger: it never happens."""
-    await database.admin.execute(_SLOW_TRIGGER)
-    await database.admin.execute("select pg_advisory_lock(4711)")
-    branch = await participant.begin(gid, timeout_s=30)
-    pid = await branch.connection.fetchval("select pg_backend_pid()")
-    await branch.connection.execute(WRITE)
-    if polled:
-        assert await branch.poll() is Work.WRITES
-    commit = asyncio.create_task(branch.commit_one_phase())
-    while not await database.admin.fetchval(
-        "select exists (select from pg_locks where pid = $1 and not granted)", pid
-    ):
-        await asyncio.sleep(0.005)
-    await database.admin.execute("select pg_terminate_backend($1)", pid)
-    settled = await commit
-    await branch.release()
-    await database.admin.execute("select pg_advisory_unlock(4711)")
-    return settled
-
-
-async def test_lost_answer_without_table(
-    participant: PostgresParticipant, database: Database, gid: Gid
-) -> None:
-    """Nothing is known of the branch but that it had no answer: to say "aborted" would be a guess."""
-    assert await lose_answer(participant, database, gid, polled=False) is Settled.HEURISTIC_HAZARD
-    assert await database.balance() == 100
-
-
-async def test_lost_answer_with_known_xid(
-    participant: PostgresParticipant, database: Database, gid: Gid
-) -> None:
-    """An id that the server calls aborted did not commit, whoever had it."""
-    assert await lose_answer(participant, database, gid, polled=True) is Settled.ABSENT
-    assert await database.balance() == 100
-
-
-@pytest.mark.parametrize("polled", [False, True])
-async def test_lost_answer_with_table(
-    participant: PostgresParticipant, noted: Database, gid: Gid, polled: bool
-) -> None:
-    """The session is over and its row is not there: it never committed."""
-    assert await lose_answer(participant, noted, gid, polled=polled) is Settled.ABSENT
-    assert await noted.balance() == 100
-
-
-async def test_lost_answer_of_a_commit_that_still_runs(noted: Database, gid: Gid) -> None:
-    """The client has lost its connection, the server does not know yet: a missing row is no proof."""
-    await noted.admin.execute(_SLOW_TRIGGER)
-    await noted.admin.execute("select pg_advisory_lock(4711)")
-    async with Proxy(noted.dsn) as proxy:
-        participant = participant_at(proxy.dsn)
-        one_phase = participant._around.one_phase
-        look_for_row = one_phase._look_for_row
-        looks = []
-
-        async def then_let_it_commit(session: Session, gid: Gid, wrote: bool) -> Settled:
-            looks.append(await look_for_row(session, gid, wrote))
-            if len(looks) == 1:
-                await noted.admin.execute("select pg_advisory_unlock(4711)")
-            return looks[-1]
-
-        one_phase._look_for_row = then_let_it_commit  # type: ignore[method-assign]
-        branch = await participant.begin(gid, timeout_s=30)
-        await branch.connection.execute(WRITE)
-        commit = asyncio.create_task(branch.commit_one_phase())
-        while not await noted.admin.fetchval("select exists (select from pg_locks where not granted)"):
-            await asyncio.sleep(0.005)
-        proxy.cut()
-        assert await commit is Settled.APPLIED
-        assert looks[0] is Settled.BUSY
-        await branch.release()
-        await participant.close()
-    assert await noted.balance() == 90
-
-
-async def lose_answer_after_commit(participant: PostgresParticipant, database: Database, gid: Gid) -> Settled:
-    """COMMIT is in the log and waits for a standby when its session is terminated: it did happen."""
-    async with unreachable_standby(database):
-        branch = await participant.begin(gid, timeout_s=30)
-        pid = await branch.connection.fetchval("select pg_backend_pid()")
-        await branch.connection.execute(WRITE)
-        assert await branch.poll() is Work.WRITES
-        commit = asyncio.create_task(branch.commit_one_phase())
-        while not await waits_for_standby(database, pid):
-            await asyncio.sleep(0.005)
-        await database.admin.execute("select pg_terminate_backend($1)", pid)
-        settled = await commit
-        await branch.release()
-        return settled
-
-
-async def test_lost_answer_of_a_done_commit_with_table(
-    participant: PostgresParticipant, noted: Database, gid: Gid
-) -> None:
-    """The row is there: it committed. To answer "unknown" or "aborted" would make the caller do it twice."""
-    assert await lose_answer_after_commit(participant, noted, gid) is Settled.APPLIED
-    assert await noted.balance() == 90
-
-
-async def test_lost_answer_of_a_done_commit_without_table(
-    participant: PostgresParticipant, database: Database, gid: Gid
-) -> None:
-    """Without a row, "committed" may be said of another transaction, given the same id after a crash."""
-    assert await lose_answer_after_commit(participant, database, gid) is Settled.HEURISTIC_HAZARD
 
 
 async def test_unconfirmed_by_the_standby(
@@ -295,29 +167,3 @@ async def test_synchronous_commit_is_on(database: Database, gid: Gid) -> None:
         await branch.rollback()
         await branch.release()
     await participant.close()
-
-
-async def test_evidence_of_one_phase_is_not_evidence_of_commit() -> None:
-    """The rule in one line: only *aborted* and *never assigned* are believed of an unprepared id."""
-
-    class Books:
-        def __init__(self, fate: Fate) -> None:
-            self.fate = fate
-
-        async def evidence(self, evidence: Evidence) -> Fate:
-            return self.fate
-
-    class Lost:
-        class intro:  # noqa: N801
-            system, timeline = 1, "00000001"
-
-    expected = {
-        Fate.COMMITTED: Settled.HEURISTIC_HAZARD,
-        Fate.ABORTED: Settled.ABSENT,
-        Fate.NEVER_ASSIGNED: Settled.ABSENT,
-        Fate.UNKNOWN: Settled.HEURISTIC_HAZARD,
-        Fate.IN_PROGRESS: Settled.BUSY,
-    }
-    for fate in Fate:
-        phase = OnePhase(None, Books(fate), pooler=False)  # type: ignore[arg-type]
-        assert await phase._look_for_xid(Lost(), 7) is expected[fate]  # type: ignore[arg-type]
