@@ -151,7 +151,7 @@ class Transaction:
         self._stop_timer()
         self._state = State.COMMITTING
         task = self._host.start_commit(self, course)
-        task.add_done_callback(lambda _: course.told.set())
+        task.add_done_callback(lambda _: course.tell())
         await self._watch(course, task)
         return self._result(course, task)
 
@@ -263,11 +263,11 @@ class Transaction:
 
     async def _watch(self, course: Course, task: Steadfast[None]) -> None:
         """Until there is something true to tell, or the deadline has passed."""
-        await _wait(course.told, course.remaining_s())
+        await asyncio.wait([course.told], timeout=max(course.remaining_s(), 0))
         if not task.done() and course.phase is Phase.VOTING:
-            await _wait(course.told, VOTING_GRACE_S)
+            await asyncio.wait([course.told], timeout=VOTING_GRACE_S)
         if not task.done() and course.phase is Phase.ABORTED:
-            await _wait(course.told, ROLLBACK_GRACE_S)
+            await asyncio.wait([course.told], timeout=ROLLBACK_GRACE_S)
 
     def _result(self, course: Course, task: Steadfast[None]) -> CommitResult:
         self._state = State.ENDED
@@ -306,11 +306,3 @@ async def _begin(participant: Participant, gid: Gid, remaining_s: float) -> Bran
 async def _discard(branch: Branch) -> None:
     await all_of([branch.rollback()])
     await branch.release()
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    waiter = asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait([waiter], timeout=max(timeout_s, 0))
-    finally:
-        waiter.cancel()

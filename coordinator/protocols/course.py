@@ -66,14 +66,19 @@ class Course:
     pending: dict[Gid, Branch] = field(default_factory=dict)
     """Branches that have not confirmed the decision; recovery goes on with them."""
     heuristics: dict[Gid, Settled] = field(default_factory=dict)
-    told: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the caller can be told the outcome."""
+    told: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """Done once the caller can be told the outcome."""
 
     def enter(self, phase: Phase) -> None:
         invariant(phase >= self.phase, f"{self.txid} cannot go from {self.phase.name} to {phase.name}")
         self.phase = phase
         if phase is Phase.APPLIED:
-            self.told.set()
+            self.tell()
+
+    def tell(self) -> None:
+        """Let the caller look: there is something true to tell, or nothing more will come."""
+        if not self.told.done():
+            self.told.set_result(None)
 
     def remaining_s(self) -> float:
         return self.deadline - asyncio.get_running_loop().time()
