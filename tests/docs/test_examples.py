@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.docs.pages import ROOT, Block, blocks
+from tests.docs.pages import ROOT, Block, programs
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -36,13 +36,30 @@ async def ask(dsn: str, query: str) -> object:
         await connection.close()
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=str)
+SHOPPING = [block for block, printed in programs() if printed is None]
+TOLD = [(block, printed) for block, printed in programs() if printed is not None]
+
+
+@pytest.mark.parametrize("block", SHOPPING, ids=str)
 async def test_the_programs_of_the_pages_run(block: Block, shop: Path, databases: dict[str, str]) -> None:
     """The first program that a newcomer copies must place an order and have it paid."""
     (shop / "program.py").write_text(block.text)
     await run("program.py", cwd=shop)
     assert await ask(databases["orders"], "select count(*) from orders") in {1, 2}
     assert await ask(databases["payments"], "select balance from accounts") in {85, 50}
+
+
+@pytest.mark.parametrize(("block", "printed"), TOLD, ids=str)
+async def test_the_programs_print_what_the_page_says(block: Block, printed: str, shop: Path) -> None:
+    """A page that shows another outcome than the program's teaches the wrong thing."""
+    (shop / "program.py").write_text(block.text)
+    assert await run("program.py", cwd=shop) == printed
+
+
+def test_programs_are_found() -> None:
+    """Without any, the tests above would prove nothing."""
+    assert len(SHOPPING) >= 2
+    assert len(TOLD) >= 4
 
 
 async def test_quickstart(shop: Path, databases: dict[str, str]) -> None:
