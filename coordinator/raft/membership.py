@@ -1,0 +1,142 @@
+"""Configurations: what a change makes of one, and which one is in force.
+
+One voter may change in one step; more go through a joint configuration, in which the old and the new
+majority must both agree (extended paper §6; thesis §4.2, §4.3). A configuration is in force from the
+moment it is *in the log*, committed or not; :class:`History` follows the log back when its tail is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from coordinator.raft.errors import ConfigRefused
+from coordinator.raft.messages import (
+    Change,
+    ChangeKind,
+    ConfigChange,
+    Configuration,
+    Entry,
+    Kind,
+    SnapshotMeta,
+    Transition,
+    decode_change,
+)
+from participants.checks import invariant
+
+
+def _apply(configuration: Configuration, changes: Iterable[Change]) -> Configuration:
+    """Make ``changes`` in order. In a joint configuration only ``incoming`` and the learners change."""
+    incoming, outgoing = set(configuration.incoming), configuration.outgoing
+    learners, learners_next = set(configuration.learners), set(configuration.learners_next)
+    for change in changes:
+        node = change.node
+        if node == 0 or change.kind is ChangeKind.UPDATE:
+            continue
+        incoming.discard(node)
+        learners.discard(node)
+        learners_next.discard(node)
+        if change.kind is ChangeKind.ADD_VOTER:
+            incoming.add(node)
+        elif change.kind is ChangeKind.ADD_LEARNER:
+            # An outgoing voter's acknowledgements still count; it may not be a learner at the same time.
+            (learners_next if node in outgoing else learners).add(node)
+    if not incoming:
+        raise ConfigRefused("removed all voters")
+    return Configuration(
+        frozenset(incoming),
+        outgoing,
+        frozenset(learners),
+        frozenset(learners_next),
+        configuration.auto_leave,
+    )
+
+
+def simple(configuration: Configuration, changes: Iterable[Change]) -> Configuration:
+    """A change of at most one voter, in one step: old and new majorities overlap. Else ConfigRefused."""
+    if configuration.joint:
+        raise ConfigRefused("can't apply simple config change in joint config")
+    new = _apply(configuration, changes)
+    if len(new.incoming ^ configuration.incoming) > 1:
+        raise ConfigRefused("more than one voter changed without entering joint config")
+    return new
+
+
+def enter_joint(
+    configuration: Configuration, changes: Iterable[Change], *, auto_leave: bool
+) -> Configuration:
+    """The configuration in which both the present voters and those after ``changes`` must agree."""
+    if configuration.joint:
+        raise ConfigRefused("config is already joint")
+    if not configuration.incoming:
+        raise ConfigRefused("can't make a zero-voter config joint")
+    joint = msgspec.structs.replace(configuration, outgoing=configuration.incoming, auto_leave=auto_leave)
+    return _apply(joint, changes)
+
+
+def leave_joint(configuration: Configuration) -> Configuration:
+    """The new voters alone; demoted voters become learners now."""
+    if not configuration.joint:
+        raise ConfigRefused("can't leave a non-joint config")
+    return Configuration(
+        incoming=configuration.incoming, learners=configuration.learners | configuration.learners_next
+    )
+
+
+def after(configuration: Configuration, change: ConfigChange) -> Configuration:
+    """What ``change`` makes of ``configuration``; ConfigRefused if it cannot be."""
+    if not change.changes:
+        return leave_joint(configuration)
+    if change.transition is Transition.AUTO:
+        new = _apply(configuration, change.changes)
+        if configuration.joint or len(new.incoming ^ configuration.incoming) <= 1:
+            return simple(configuration, change.changes)
+    auto_leave = change.transition is not Transition.JOINT_EXPLICIT
+    return enter_joint(configuration, change.changes, auto_leave=auto_leave)
+
+
+class History:
+    """The configurations that the log holds, oldest first: the snapshot's, and one for each change since."""
+
+    def __init__(self, snapshot: SnapshotMeta) -> None:
+        self._known: list[tuple[int, Configuration]] = [(snapshot.index, snapshot.configuration)]
+
+    @property
+    def current(self) -> Configuration:
+        return self._known[-1][1]
+
+    @property
+    def current_index(self) -> int:
+        """Where the configuration in force stands in the log. Uncommitted: no other may follow yet."""
+        return self._known[-1][0]
+
+    def at(self, index: int) -> Configuration:
+        """The configuration after the entry at ``index``."""
+        for known_index, configuration in reversed(self._known):
+            if known_index <= index:
+                return configuration
+        invariant(False, f"the configuration at {index} is compacted")
+        return Configuration()
+
+    def append(self, entries: Sequence[Entry]) -> bool:
+        """Follow the log's growth. Whether the configuration in force changed."""
+        changed = False
+        for entry in entries:
+            if entry.kind is Kind.CONFIG:
+                change = decode_change(entry.data)
+                self._known.append((entry.index, after(self.current, change)))
+                changed = True
+        return changed
+
+    def truncate_from(self, index: int) -> bool:
+        """Follow the log's replacement of its tail. Whether the configuration in force changed."""
+        count = len(self._known)
+        while len(self._known) > 1 and self._known[-1][0] >= index:
+            self._known.pop()
+        return len(self._known) < count
+
+    def compact(self, index: int) -> None:
+        """Forget what no snapshot at ``index`` or later can ask for."""
+        while len(self._known) > 1 and self._known[1][0] <= index:
+            self._known.pop(0)
