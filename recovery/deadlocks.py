@@ -91,7 +91,8 @@ class DeadlockDetector:
     async def _waits(self) -> dict[str, Sequence[Waiting]]:
         """Of every participant that answers in time."""
         tasks = {
-            asyncio.create_task(_told(participant)): participant.name for participant in self._participants
+            asyncio.create_task(_told(one), name=f"undoubt-deadlocks {one.name}"): one.name
+            for one in self._participants
         }
         if not tasks:
             return {}

@@ -22,7 +22,10 @@ async def each(items: Iterable[T], work: Callable[[T], Awaitable[None]], *, para
         for item in waiting:
             await work(item)
 
-    tasks = [asyncio.create_task(consume()) for _ in range(min(parallel, len(listed)))]
+    tasks = [
+        asyncio.create_task(consume(), name="undoubt-recovery branches")
+        for _ in range(min(parallel, len(listed)))
+    ]
     try:
         await asyncio.gather(*tasks)
     finally:
