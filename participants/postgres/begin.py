@@ -16,6 +16,9 @@ from participants.postgres.sql import literal, query
 APPLICATION_NAME_BYTES_MAX = 63
 """NAMEDATALEN - 1: longer names are cut by the server."""
 
+REPORT_BYTES_MAX = 15
+"""``#``, thirteen hexadecimal digits (2**52 transactions), and a full stop to show that nothing was cut."""
+
 _BUCKETS_S = (
     1,
     2,
@@ -54,6 +57,17 @@ def branch_name(gid: Gid) -> str:
     the head of a transaction id may be another transaction's id."""
     name = f"{ledger_name(gid.ledger)}:{gid.txid}"
     return name if len(name) <= APPLICATION_NAME_BYTES_MAX else ledger_name(gid.ledger)
+
+
+def report_head(gid: Gid, *, pooler: bool) -> str:
+    """What PREPARE's guard writes into application_name before the transaction id that it reports.
+
+    The branch's name where there is room for both, so that a PREPARE that waits for a lock is still known to
+    the detector of deadlocks; behind a pooler system and timeline take the room.
+    """
+    name = branch_name(gid)
+    fits = str(gid.txid) in name and len(name) + REPORT_BYTES_MAX <= APPLICATION_NAME_BYTES_MAX
+    return f"{name}#" if fits and not pooler else "xid#"
 
 
 def marker(gid: Gid) -> str:

@@ -22,7 +22,7 @@ from participants.contract import (
 )
 from participants.errors import BranchFailed, ParticipantUnavailable
 from participants.ids import Gid
-from participants.postgres.begin import marker
+from participants.postgres.begin import marker, report_head
 from participants.postgres.handle import Handle, Surroundings
 from participants.postgres.pool import Slot
 from participants.postgres.session import Answer, NoAnswer, NotSent, ServerError, Session
@@ -93,7 +93,12 @@ class PostgresBranch:
         except BranchFailed as error:
             return PrepareResult(Vote.ABORT, reason=error)
         guard = "guard_prepare_pooled" if self._around.pooler else "guard_prepare"
-        script = fill(guard, marker=marker(self._gid)) + f"; prepare transaction {literal(str(self._gid))}"
+        head = report_head(self._gid, pooler=self._around.pooler)
+        script = (
+            fill(guard, marker=marker(self._gid), report=head)
+            + f"; prepare transaction {literal(str(self._gid))}"
+        )
+        before = self._session.application_name
         self._asked = True
         try:
             answer = await self._session.script(script, timeout_s=self._around.statement_timeout_s)
@@ -105,7 +110,13 @@ class PostgresBranch:
             return PrepareResult(Vote.ABORT, reason=reason)
         except NoAnswer as error:
             raise PrepareUnanswered(participant_error(self._around.name, error)) from error
-        return self._prepare_answered(answer)
+        if (failure := self._look_at_prepared(answer)) is not None:
+            self._asked = False
+            return PrepareResult(Vote.ABORT, reason=failure)
+        report = self._session.application_name
+        if report != before:  # else a pooler kept the new one to itself
+            self._evidence = read_evidence(report, head, self._session.intro)
+        return PrepareResult(Vote.PREPARED, self._evidence)
 
     def _prepare_refused(self, error: ServerError) -> PrepareResult:
         if error.fatal:
@@ -113,12 +124,10 @@ class PostgresBranch:
         self._asked = False
         return PrepareResult(Vote.ABORT, reason=branch_failure(self._around.name, error))
 
-    def _prepare_answered(self, answer: Answer) -> PrepareResult:
+    def _look_at_prepared(self, answer: Answer) -> BranchFailed | None:
+        """None if it is prepared; what is wrong, if it is not."""
         if answer.tag != "PREPARE TRANSACTION":
-            self._asked = False
-            return PrepareResult(
-                Vote.ABORT, reason=self._failed(f"{SWALLOWED} (PREPARE answered {answer.tag})")
-            )
+            return self._failed(f"{SWALLOWED} (PREPARE answered {answer.tag})")
         if (warning := answer.unconfirmed()) is not None:
             raise PrepareUnanswered(
                 ParticipantUnavailable(
@@ -127,8 +136,7 @@ class PostgresBranch:
                     sqlstate=warning.sqlstate,
                 )
             )
-        self._evidence = read_evidence(self._session.application_name, self._session.intro)
-        return PrepareResult(Vote.PREPARED, self._evidence)
+        return None
 
     async def commit_one_phase(self) -> Settled:
         self._stop_application()

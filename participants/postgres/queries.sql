@@ -32,7 +32,7 @@ select coalesce(current_setting('undoubt.tx', true), '') as marker,
 -- application_name is the only parameter of ours whose new value the server reports by itself.
 select set_config('application_name',
          case when current_setting('undoubt.tx', true) = {marker}
-              then 'xid:' || pg_current_xact_id()::text
+              then {report} || to_hex(pg_current_xact_id()::text::bigint) || '.'
               else (('undoubt marker ' || coalesce(current_setting('undoubt.tx', true), ''))::int)::text end,
          false),
        case when current_setting('synchronous_commit') in ('off', 'local', 'remote_write')
@@ -42,8 +42,8 @@ select set_config('application_name',
 -- The same behind a pooler, where the server may be another one than at the last statement.
 select set_config('application_name',
          case when current_setting('undoubt.tx', true) = {marker}
-              then 'xid:' || pg_current_xact_id()::text || ':' || system_identifier::text
-                   || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+              then {report} || to_hex(pg_current_xact_id()::text::bigint) || '.' || system_identifier::text
+                   || '.' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
               else (('undoubt marker ' || coalesce(current_setting('undoubt.tx', true), ''))::int)::text end,
          false),
        case when current_setting('synchronous_commit') in ('off', 'local', 'remote_write')
@@ -128,13 +128,13 @@ select w.pid, w.application_name, w.xid, extract(epoch from w.since)::text, w.mo
  where 0 = any (w.blockers) and w.since is not null
 
 -- name: cancel_waiter
--- $1 pid, $2 since when it waits, $3 its 32-bit transaction id or null, $4 its application_name or null for any.
+-- $1 pid, $2 since when it waits, $3 its 32-bit transaction id or null, $4 its application_name up to a '#', or null for any.
 select pg_cancel_backend(a.pid) as sent
   from pg_stat_activity as a join pg_locks as l on l.pid = a.pid and not l.granted
  where a.pid = $1 and a.datname = current_database()
    and extract(epoch from {since_column})::text = $2::text
    and a.backend_xid::text is not distinct from $3::text
-   and ($4::text is null or a.application_name = $4::text)
+   and ($4::text is null or split_part(a.application_name, '#', 1) = $4::text)
 
 -- name: prune
 delete from undoubt.undoubt_commit where noted_at < clock_timestamp() - make_interval(secs => $1)

@@ -9,7 +9,8 @@ after it, and says nothing.
 
 from __future__ import annotations
 
-from participants.checks import invariant
+import re
+
 from participants.contract import Evidence
 from participants.errors import BranchFailed, ParticipantError, ParticipantRefused, ParticipantUnavailable
 from participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError
@@ -93,19 +94,22 @@ def participant_error(participant: str, error: ServerError | NoAnswer | NotSent)
     return ParticipantRefused(participant, _plain(error), sqlstate=error.sqlstate)
 
 
-def read_evidence(report: str, intro: Introduction) -> Evidence | None:
-    """What the guard of PREPARE reported through application_name: ``xid:<xid8>[:<system>:<timeline>]``.
+_REPORT = re.compile(r"([0-9a-f]{1,16})\.(?:([0-9]{1,20})\.([0-9A-F]{8}))?")
+
+
+def read_evidence(report: str, head: str, intro: Introduction) -> Evidence | None:
+    """What the guard of PREPARE reported through application_name:
+    ``<head><xid8 in hexadecimal>.[<system identifier>.<timeline>]``.
 
     Without the last two, the session's own stand for them: a server that is promoted, restored or restarted
     breaks its connections, so that system and timeline hold for as long as a session does. None if the
-    server keeps its system identifier to itself.
+    server keeps its system identifier to itself, or a pooler the report.
     """
-    parts = report.split(":")
-    invariant(
-        parts[0] == "xid" and len(parts) in {2, 4}, f"the server reported {report!r} for a transaction id"
-    )
-    if len(parts) == 4:
-        return Evidence(int(parts[1]), int(parts[2]), parts[3])
+    match = _REPORT.fullmatch(report.removeprefix(head)) if report.startswith(head) else None
+    if match is None:
+        return None
+    if match[2] is not None:
+        return Evidence(int(match[1], 16), int(match[2]), match[3])
     if intro.system is None or intro.timeline is None:
         return None
-    return Evidence(int(parts[1]), intro.system, intro.timeline)
+    return Evidence(int(match[1], 16), intro.system, intro.timeline)

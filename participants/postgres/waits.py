@@ -92,7 +92,8 @@ class WaitGraph:
     def _session_node(self, application_name: str | None, pid: int) -> str:
         if application_name is not None and application_name.startswith(self._prefix):
             try:
-                return str(TxId.parse(application_name.removeprefix(self._prefix)))
+                # After a '#' comes what PREPARE reports.
+                return str(TxId.parse(application_name.removeprefix(self._prefix).partition("#")[0]))
             except InvalidName:
                 pass  # not a branch of ours after all
         return f"{self._management.participant}/{pid}"

@@ -97,7 +97,9 @@ async def test_the_longest_gid_fits(participant: PostgresParticipant, database: 
     assert len(str(longest)) <= GID_BYTES_MAX
     branch = await participant.begin(longest, timeout_s=30)
     await branch.connection.execute(WRITE)
-    assert (await branch.prepare()).vote is Vote.PREPARED
+    result = await branch.prepare()
+    assert result.vote is Vote.PREPARED
+    assert result.evidence is not None, "a report without room for the transaction's name"
     assert [row.gid for row in await participant.in_doubt()] == [longest]
     assert await branch.rollback() is Settled.APPLIED
 

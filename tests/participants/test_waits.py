@@ -160,6 +160,26 @@ async def test_cancel_waiter(participant: PostgresParticipant, waiter: Branch, g
     await holder.release()
 
 
+async def test_a_prepare_that_waits(
+    participant: PostgresParticipant, database: Database, waiter: Branch
+) -> None:
+    """A deferred trigger takes its locks in PREPARE, whose report must not hide whose transaction it is."""
+    await database.admin.execute(
+        "create function lock_two() returns trigger language plpgsql as"
+        " $$ begin perform from account where id = 2 for update; return null; end $$;"
+        "create constraint trigger two after update on account deferrable initially deferred"
+        " for each row when (new.id = 1) execute function lock_two()"
+    )
+    await database.admin.execute("begin; update account set balance = 0 where id = 2")
+    await waiter.connection.execute(WRITE)
+    prepare = asyncio.create_task(waiter.prepare())
+    [edge] = await edges(participant)
+    assert (edge.waiter, edge.holder) == (str(waiter.gid.txid), f"p/{database.admin.get_server_pid()}")
+    assert await participant.cancel_waiter(edge)
+    assert (await prepare).vote is Vote.ABORT
+    await database.admin.execute("rollback")
+
+
 async def test_waits_of_this_database_only(
     participant: PostgresParticipant, database: Database, waiter: Branch
 ) -> None:
