@@ -134,7 +134,7 @@ async def test_what_is_kept_goes_on_and_its_commands_work(short_folder: Path) ->
     assert shell(crash).returncode == 128 + signal.SIGKILL
     assert "undoubt:" in shell(listing).stdout
     for command in tries:
-        if "undoubt" in command and "rm -r" not in command and command != crash:
+        if "undoubt" in command and command not in {crash, tries[-1]}:
             assert (ran := shell(command)).returncode == 0, ran.stderr
     assert shell(tries[-1]).returncode == 0
     async with asyncio.timeout(30):

@@ -33,6 +33,16 @@ dsn = "{orders}"
 dsn = "{payments}"
 """
 
+END = """\
+# Stop the servers of `undoubt demo --keep`, and remove what it left.
+kill -INT {pids}
+for tenth in $(seq 100); do
+    ls {folders} 2>/dev/null | grep -q postmaster.pid || break
+    sleep 0.1
+done
+rm -r {remove}
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -83,8 +93,6 @@ def next_commands(built: Stage) -> list[tuple[str, str]]:
     """What to try with a stage that is kept, each with the reason."""
     option = f"--config {built.config}"
     undoubt = "undoubt" if shutil.which("undoubt") else str(Path(sys.executable).with_name("undoubt"))
-    pids = " ".join(str(server.pid) for server in built.servers.values())
-    folders = " ".join(str(server.folder) for server in built.servers.values())
     return [
         ("what is in the databases", f'psql "{built.dsns["orders"]}" -c "table transfer limit 5"'),
         ("the latest transactions", f"{undoubt} tx list {option}"),
@@ -94,5 +102,19 @@ def next_commands(built: Stage) -> list[tuple[str, str]]:
         ),
         ("see what it left in doubt", f"{undoubt} indoubt list {option}"),
         ("resolve it", f"{undoubt} recover --once {option}"),
-        ("end it all", f"kill -INT {pids}; sleep 1; rm -r {folders} {built.folder}"),
+        ("end it all", f"sh {_end_script(built)}"),
     ]
+
+
+def _end_script(built: Stage) -> Path:
+    """Written beside the configuration."""
+    servers = built.servers.values()
+    script = built.folder / "end"
+    script.write_text(
+        END.format(
+            pids=" ".join(str(server.pid) for server in servers),
+            folders=" ".join(f"{server.folder}/data" for server in servers),
+            remove=" ".join(str(folder) for folder in (*(server.folder for server in servers), built.folder)),
+        )
+    )
+    return script
