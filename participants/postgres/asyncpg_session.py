@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -64,13 +63,26 @@ class AsyncpgSession:
 
     async def script(self, sql: str, *, timeout_s: float) -> Answer:
         self._notices.clear()
-        async with self._translated():
+        self._check()
+        try:
             tag = await self.connection.execute(sql, timeout=timeout_s)
+        except TRANSLATED as error:
+            raise self._told(error) from error
+        except BaseException:
+            # Cancelled, or something nobody foresaw: nobody knows what this session is doing now.
+            self.discard()
+            raise
         return Answer(tag or "", tuple(self._notices))
 
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
-        async with self._translated():
+        self._check()
+        try:
             return await self.connection.fetch(sql, *args, timeout=timeout_s)
+        except TRANSLATED as error:
+            raise self._told(error) from error
+        except BaseException:
+            self.discard()  # as above
+            raise
 
     def discard(self) -> None:
         self._broken = True
@@ -82,21 +94,15 @@ class AsyncpgSession:
         _closing.add(task)
         task.add_done_callback(_closing.discard)
 
-    @asynccontextmanager
-    async def _translated(self) -> AsyncIterator[None]:
+    def _check(self) -> None:
         if self.broken:
             raise NotSent("the connection is closed")
-        try:
-            yield
-        except TRANSLATED as error:
-            translated = translate(error)
-            if isinstance(translated, NoAnswer) or (isinstance(translated, ServerError) and translated.fatal):
-                self.discard()
-            raise translated from error
-        except BaseException:
-            # Cancelled, or something nobody foresaw: nobody knows what this session is doing now.
+
+    def _told(self, error: BaseException) -> ServerError | NoAnswer | NotSent:
+        translated = translate(error)
+        if isinstance(translated, NoAnswer) or (isinstance(translated, ServerError) and translated.fatal):
             self.discard()
-            raise
+        return translated
 
     def _note(self, _: Any, message: Any) -> None:
         if len(self._notices) < _NOTICES_KEPT_MAX:

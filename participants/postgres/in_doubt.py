@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from participants.contract import PreparedBranch
+from participants.contract import Evidence, PreparedBranch
 from participants.ids import Gid
 from participants.postgres.management import Management, refuse_standby
+from participants.postgres.session import Row
 from participants.postgres.sql import query
 
 _EPOCH = 2**32
@@ -16,18 +17,20 @@ async def list_prepared(management: Management) -> Sequence[PreparedBranch]:
     """Oldest first. Raises ``ParticipantRefused`` on a standby, whose list is always empty."""
     rows = await management.read(query("in_doubt"))
     refuse_standby(management.participant, rows[0])
-    return [
-        PreparedBranch(
-            gid=Gid.parse(row["gid"]),
-            owner=row["owner"],
-            database=row["database"],
-            prepared_at=row["prepared_at"],
-            age_s=row["age_s"],
-            xid=widen(int(row["xid"]), int(row["next_xid"])),
-        )
-        for row in rows
-        if row["gid"] is not None
-    ]
+    return [_branch(row) for row in rows if row["gid"] is not None]
+
+
+def _branch(row: Row) -> PreparedBranch:
+    xid = widen(int(row["xid"]), int(row["next_xid"]))
+    return PreparedBranch(
+        gid=Gid.parse(row["gid"]),
+        owner=row["owner"],
+        database=row["database"],
+        prepared_at=row["prepared_at"],
+        age_s=row["age_s"],
+        xid=xid,
+        evidence=Evidence(xid, int(row["system"]), row["timeline"]),
+    )
 
 
 def widen(xid: int, next_xid: int) -> int:

@@ -47,15 +47,10 @@ class Pool(Generic[S]):
     async def acquire(self, timeout_s: float, *, fresh: bool = False) -> Slot[S]:
         """An idle session, or a new one (always with ``fresh``). Raises ``ParticipantUnavailable`` if none
         gets free within ``timeout_s``, and what ``connect`` raises."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._free.acquire()
-        except TimeoutError:
-            raise ParticipantUnavailable(
-                self._participant,
-                f"all {self._size_max} connections were in use for {timeout_s:g} s;"
-                " raise connections_max, or keep transactions shorter",
-            ) from None
+        if self._free.locked():
+            await self._wait(timeout_s)
+        else:
+            await self._free.acquire()
         try:
             slot = None if fresh else self._pop_idle()
             if slot is None:
@@ -68,6 +63,17 @@ class Pool(Generic[S]):
             self.release(slot)
             raise ParticipantUnavailable(self._participant, "it has been closed")
         return slot
+
+    async def _wait(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._free.acquire()
+        except TimeoutError:
+            raise ParticipantUnavailable(
+                self._participant,
+                f"all {self._size_max} connections were in use for {timeout_s:g} s;"
+                " raise connections_max, or keep transactions shorter",
+            ) from None
 
     def release(self, slot: Slot[S]) -> None:
         """Take a session back. Closes it if it is broken or a transaction is open in it. May be repeated."""
