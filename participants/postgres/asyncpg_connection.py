@@ -36,6 +36,8 @@ _STAYS = frozenset(
 )
 """These change the connection object itself, so that it cannot be lent to the next branch."""
 
+_FORGETS = re.compile(r"\b(?:deallocate|discard)\b", re.IGNORECASE)
+"""The server forgets statements that asyncpg still has in its cache, undoubt's own among them."""
 _WROTE = re.compile(r"(?:INSERT \d+|UPDATE|DELETE|MERGE) [1-9]")
 _WRITES = re.compile(r"\s*(?:insert|update|delete|merge)\b", re.IGNORECASE)
 
@@ -86,6 +88,8 @@ class BranchConnection:
         return Savepoint(self)
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        if _FORGETS.search(query):
+            self.undoubt_reusable = False
         with self._undoubt_call("execute"):
             tag: str = await self._undoubt_connection.execute(query, *args, timeout=timeout)
         if not self.undoubt_wrote and tag and _WROTE.match(tag):

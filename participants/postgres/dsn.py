@@ -40,6 +40,17 @@ _CLIENT_ONLY = frozenset(
 )
 """Of libpq's own connection handling; asyncpg would send them to the server as settings."""
 
+_PROMISES = {
+    "channel_binding": {"disable", "prefer"},
+    "gssencmode": {"disable", "prefer"},
+    "replication": {"false", "off", "no", "0"},
+    "require_auth": set[str](),
+    "requirepeer": set[str](),
+    "sslcertmode": {"disable", "allow"},
+}
+"""What a dsn may ask for that asyncpg cannot give, with the values that ask for nothing. To ignore the others
+would connect with less safety than was asked for."""
+
 UNREADABLE = (
     "its dsn is neither a URI (postgresql://user@host/database) nor a list of keywords (host=… dbname=…);"
     " characters like '@', ':', '/' and '#' inside a part of a URI must be percent-encoded"
@@ -65,6 +76,11 @@ def read_dsn(participant: str, dsn: str) -> Address:
     except ProgrammingError:
         # libpq quotes the part that it did not understand, which may be a part of the password.
         raise ParticipantRefused(participant, UNREADABLE) from None
+    for key, harmless in _PROMISES.items():
+        if key in given and given[key] not in harmless:
+            raise ParticipantRefused(
+                participant, f"its dsn asks for {key}={given[key]}, which the driver asyncpg cannot promise"
+            )
     if "hostaddr" in given:
         given["host"] = given.pop("hostaddr")
     kept = {key: value for key, value in given.items() if key not in _CLIENT_ONLY}

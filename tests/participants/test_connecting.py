@@ -49,6 +49,8 @@ async def _users(server: EmbeddedServer) -> None:
         ("user=postgres wr0ng", ParticipantRefused, "its dsn"),
         ("mysql://postgres:wr0ng@127.0.0.1/x", ParticipantRefused, "its dsn"),
         ("host=127.0.0.1 port={port} target_session_attrs=standby", ParticipantRefused, "primary"),
+        ("host=127.0.0.1 port={port} require_auth=scram-sha-256", ParticipantRefused, "require_auth"),
+        ("host=127.0.0.1 port={port} channel_binding=require", ParticipantRefused, "channel_binding"),
     ],
 )
 async def test_connecting_fails(

@@ -97,7 +97,9 @@ async def test_no_more_than_allowed(database: Database) -> None:
     await participant.close()
 
 
-@pytest.mark.parametrize("state", ["open", "failed", "lost", "another transaction", "codec"])
+@pytest.mark.parametrize(
+    "state", ["open", "failed", "lost", "another transaction", "codec", "deallocate all"]
+)
 async def test_a_connection_in_any_other_state_is_not_lent_again(database: Database, state: str) -> None:
     """A branch released in the middle of something must not hand its middle to the next."""
     participant = participant_at(database.dsn, connections_max=1)
@@ -113,6 +115,10 @@ async def test_a_connection_in_any_other_state_is_not_lent_again(database: Datab
         await branch.connection.execute("rollback; begin")
     elif state == "codec":
         await branch.connection.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=str)
+        await branch.rollback()
+    elif state == "deallocate all":
+        await branch.connection.fetch("select 1")
+        await branch.connection.execute(state)
         await branch.rollback()
     await branch.release()
     assert await pid_of(participant) != pid
