@@ -1,1 +1,123 @@
-"""Raft."""
+"""Consensus: a log that a majority of nodes agrees on (Raft), without IO, clock, threads or randomness.
+
+What enters: messages (:meth:`Raft.step`), ticks of time, proposals, reads, and the driver's reports that
+something is stored or applied. What leaves: :class:`Ready`, everything that has to be done next. The same
+object runs in production, in simulation and in tests; what it does follows from what went in and from the
+``Random`` it was given.
+
+The driver's duties, in this order, for every ``ready = raft.ready()`` that is not ``empty``:
+
+1. Send ``messages_now``. Nothing in them depends on what is not stored yet.
+2. Store, in one transaction, in the order of the calls to ``ready``: ``hard_state``; ``chunks``; the
+   ``snapshot``, which replaces log, state machine and applied index, after all that was handed out earlier
+   has been applied; ``entries``, which replace everything from the first one's index on. Then sync. Several
+   ``Ready`` may share a sync, and the next may be asked for meanwhile.
+3. After the sync call ``on_persisted(token)`` and send what it returns. Votes and acknowledgements wait
+   for this: never send ``messages_after_sync`` yourself.
+4. Apply ``committed_entries`` in order; store each one's effects and its index in one transaction; then
+   ``on_applied(index)``. After a restart give that index to :class:`Restored`: no entry comes twice.
+5. Answer ``read_states`` once that index is applied, ``reads_lost`` with "not the leader".
+6. For each of ``chunks_wanted`` call ``snapshot_chunk`` or ``snapshot_failed``.
+
+And besides: call ``tick`` at a steady pace; ``step_down`` when the disk is slow, ``set_disk_full`` when it
+is full; store a snapshot of the state machine with ``snapshot_meta`` now and then and report it to
+``compact``; never start a node whose disk was lost under its old number; a new cluster's nodes all store
+:func:`bootstrap` first, a node that joins starts empty.
+
+====================  ===============================================================================
+:mod:`.core`          ``Raft``: the door
+:mod:`.receive`       what a message's term means
+:mod:`.election`      elections, pre-vote, check-quorum, stepping down
+:mod:`.replication`   proposals, appends, acknowledgements, the commit index
+:mod:`.read_index`    linearizable reads
+:mod:`.transfer`      handing leadership over
+:mod:`.membership`    configurations and their history
+:mod:`.reconfigure`   changing them in a running cluster
+:mod:`.snapshots`     snapshots in chunks
+:mod:`.log`           the log in memory
+:mod:`.progress`      one peer's state and window; :mod:`.tracker` has them all
+:mod:`.state`         what one node knows; :mod:`.restored` what it starts with
+:mod:`.ready`         what it gives out, and the writes under way
+:mod:`.messages`      everything that travels or is kept
+====================  ===============================================================================
+
+Sources: Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm (Extended Version)",
+2014; Ongaro, "Consensus: Bridging Theory and Practice", 2014 ("thesis"). Unlike etcd's, a configuration is
+in force as soon as it is in the log, as in the papers. A lease only keeps disruptive candidates off; it
+answers no read.
+"""
+
+from __future__ import annotations
+
+from coordinator.raft.core import Raft
+from coordinator.raft.errors import ConfigRefused, NotLeader, ProposalRefused, RaftRefusal, Refusal
+from coordinator.raft.messages import (
+    Append,
+    AppendReply,
+    Change,
+    ChangeKind,
+    ConfigChange,
+    Configuration,
+    Entry,
+    HardState,
+    Heartbeat,
+    HeartbeatReply,
+    Kind,
+    Message,
+    PreVote,
+    PreVoteReply,
+    SnapshotChunk,
+    SnapshotMeta,
+    SnapshotReply,
+    TimeoutNow,
+    Transition,
+    Vote,
+    VoteReply,
+    decode,
+    decode_change,
+    encode,
+)
+from coordinator.raft.ready import ChunkWanted, ReadState, Ready
+from coordinator.raft.restored import Restored, bootstrap
+from coordinator.raft.settings import RaftSettings
+from coordinator.raft.state import Role
+
+__all__ = [
+    "Append",
+    "AppendReply",
+    "Change",
+    "ChangeKind",
+    "ChunkWanted",
+    "ConfigChange",
+    "ConfigRefused",
+    "Configuration",
+    "Entry",
+    "HardState",
+    "Heartbeat",
+    "HeartbeatReply",
+    "Kind",
+    "Message",
+    "NotLeader",
+    "PreVote",
+    "PreVoteReply",
+    "ProposalRefused",
+    "Raft",
+    "RaftRefusal",
+    "RaftSettings",
+    "ReadState",
+    "Ready",
+    "Refusal",
+    "Restored",
+    "Role",
+    "SnapshotChunk",
+    "SnapshotMeta",
+    "SnapshotReply",
+    "TimeoutNow",
+    "Transition",
+    "Vote",
+    "VoteReply",
+    "bootstrap",
+    "decode",
+    "decode_change",
+    "encode",
+]

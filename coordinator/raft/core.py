@@ -1,0 +1,210 @@
+"""The consensus core: every input goes in here, every output comes out of :meth:`Raft.ready`."""
+
+from __future__ import annotations
+
+from random import Random
+
+from coordinator.raft import election, read_index, receive, reconfigure, replication, snapshots, transfer
+from coordinator.raft.log import Log
+from coordinator.raft.messages import ConfigChange, Configuration, Entry, Message, SnapshotMeta
+from coordinator.raft.ready import ChunkWanted, Ready, Write
+from coordinator.raft.restored import Restored
+from coordinator.raft.settings import RaftSettings
+from coordinator.raft.state import Role, State
+from participants.checks import invariant
+
+
+class Raft:
+    """One node. Not for use by several threads at once."""
+
+    def __init__(self, node: int, settings: RaftSettings, random: Random, restored: Restored) -> None:
+        """``random`` decides the election timeouts and nothing else. Raises InvariantViolation for a disk
+        whose entries have gaps or do not match their checksums."""
+        invariant(node > 0, "0 is nobody")
+        log = Log(restored.snapshot, restored.entries, restored.applied)
+        invariant(restored.hard_state.term >= log.last_term, "the stored term is older than the stored log")
+        self._state = State(node, settings, random, log=log, hard_state=restored.hard_state)
+
+    # What one may look at.
+
+    @property
+    def node(self) -> int:
+        return self._state.node
+
+    @property
+    def role(self) -> Role:
+        return self._state.role
+
+    @property
+    def term(self) -> int:
+        return self._state.term
+
+    @property
+    def leader(self) -> int:
+        """Who leads, as far as this node knows; 0: nobody."""
+        return self._state.leader
+
+    @property
+    def commit_index(self) -> int:
+        return self._state.log.commit
+
+    @property
+    def applied_index(self) -> int:
+        return self._state.log.applied
+
+    @property
+    def last_index(self) -> int:
+        return self._state.log.last_index
+
+    @property
+    def configuration(self) -> Configuration:
+        """The one in force, which may be uncommitted."""
+        return self._state.history.current
+
+    @property
+    def state(self) -> State:
+        """Everything, for tests and for showing; to change it is to break it."""
+        return self._state
+
+    # What goes in. The output of each waits in the next `ready`.
+
+    def tick(self) -> None:
+        """A tick of time has passed."""
+        state = self._state
+        state.writes.tick()
+        election.tick(state)
+        if state.leads:
+            transfer.tick(state)
+            snapshots.tick(state)
+
+    def step(self, message: Message) -> None:
+        """A message has arrived. Late, repeated and reordered ones are expected; so are lost ones."""
+        receive.step(self._state, message)
+
+    def propose(self, data: bytes) -> Entry:
+        """Append ``data``. It is committed when an entry with this index *and this term* is handed out by
+        ``Ready.committed_entries``; another term there: it is lost. Raises NotLeader, ProposalRefused."""
+        return replication.propose(self._state, data)
+
+    def propose_config(self, change: ConfigChange) -> Entry:
+        """Change the configuration. Raises NotLeader, ProposalRefused; ConfigRefused while another change
+        is uncommitted, or before this leader has committed an entry of its own term."""
+        return reconfigure.propose(self._state, change)
+
+    def read_index(self, context: bytes) -> None:
+        """Ask for a linearizable read. ``context`` comes back in ``read_states`` or in ``reads_lost``.
+        Raises NotLeader."""
+        read_index.ask(self._state, context)
+
+    def transfer(self, to: int) -> None:
+        """Hand leadership to the voter ``to``. Raises NotLeader, ConfigRefused."""
+        transfer.begin(self._state, to)
+
+    def step_down(self) -> None:
+        """Stop leading or standing, now, and do not stand again before what is being written now is
+        stored. For a driver whose disk is slow, before ``disk_stall_ticks`` have found out."""
+        election.step_down(self._state)
+
+    def set_disk_full(self, full: bool) -> None:
+        """While full: no proposals, no entries from a leader; reads and votes go on."""
+        self._state.disk_full = full
+
+    def on_persisted(self, token: int) -> tuple[Message, ...]:
+        """All of the ``Ready`` of ``token``, and of those before it, is durable. What may be sent now."""
+        state, messages = self._state, list[Message]()
+        for write in state.writes.done(token):
+            state.log.persisted = max(state.log.persisted, write.last)
+            messages += write.messages
+        if token >= state.stalled_token:
+            state.stalled_token = 0
+        election.own_vote_stored(state)
+        return tuple(messages)
+
+    def on_applied(self, index: int) -> None:
+        """The state machine has stored the effects of everything up to ``index``, and ``index`` with them."""
+        log = self._state.log
+        invariant(index <= log.applying, f"{index} was never handed out for application")
+        log.applied = max(log.applied, index)
+
+    def snapshot_meta(self, index: int) -> SnapshotMeta:
+        """What a snapshot of the state machine at ``index`` stands for; ``index`` is applied."""
+        state = self._state
+        term = state.log.term(index)
+        invariant(index <= state.log.applied and term is not None, f"{index} is not applied, or compacted")
+        return SnapshotMeta(index, term or 0, state.history.at(index))
+
+    def compact(self, meta: SnapshotMeta) -> int:
+        """The snapshot ``meta`` is durable. Returns the first index that storage has to keep."""
+        state = self._state
+        if meta.index > state.log.snapshot.index:
+            state.log.compact(meta, state.settings.trailing_entries)
+            state.history.compact(meta.index)
+        return max(state.log.before_index, 1)
+
+    def snapshot_chunk(self, wanted: ChunkWanted, data: bytes, *, done: bool) -> None:
+        """The answer to a ``chunks_wanted``: bytes from its offset on, at least one unless ``done``."""
+        invariant(done or bool(data), "a chunk without bytes is the last")
+        snapshots.send_chunk(self._state, wanted, data, done=done)
+
+    def snapshot_failed(self, wanted: ChunkWanted) -> None:
+        """The other answer: that snapshot is gone, or unreadable."""
+        snapshots.give_up(self._state, wanted)
+
+    # What comes out.
+
+    def ready(self) -> Ready:
+        """Everything to be done since the last call. The driver's duties: see the package."""
+        state = self._state
+        self._settle()
+        log, writes, outbox = state.log, state.writes, state.outbox
+        token = writes.next_token()
+        entries = tuple(log.entries[log.handed - log.before_index :])
+        now, after = tuple(outbox.now), tuple(outbox.after_sync)
+        hard_state = state.hard_state if state.hard_state != state.handed_hard_state else None
+        stored = hard_state is not None or entries or state.chunks or state.installing is not None
+        if not stored and writes.idle:
+            now, after = now + after, ()
+        if stored or after:
+            writes.begin(Write(token, state.hard_state, log.last_index, after))
+        log.handed = log.last_index
+        state.handed_hard_state = state.hard_state
+        ready = Ready(
+            token=token,
+            hard_state=hard_state,
+            chunks=tuple(state.chunks),
+            snapshot=state.installing,
+            entries=entries,
+            messages_now=now,
+            messages_after_sync=after,
+            committed_entries=self._to_apply(),
+            read_states=tuple(state.reads.answered),
+            reads_lost=tuple(state.reads.lost),
+            chunks_wanted=tuple(state.chunks_wanted),
+        )
+        outbox.now, outbox.after_sync = [], []
+        state.chunks, state.installing, state.chunks_wanted = [], None, []
+        state.reads.answered, state.reads.lost = [], []
+        log.check()
+        return ready
+
+    def _to_apply(self) -> tuple[Entry, ...]:
+        """Committed, and stored here: what is applied must be in the log after a restart."""
+        log = self._state.log
+        last = min(log.commit, log.persisted)
+        if last <= log.applying:
+            return ()
+        entries = log.slice(log.applying + 1, self._state.settings.apply_bytes_max, last)
+        log.applying = entries[-1].index
+        return entries
+
+    def _settle(self) -> None:
+        """A leader's duties, once for everything that has come in since the last time."""
+        state = self._state
+        if not state.leads:
+            return
+        replication.advance_commit(state)
+        if not reconfigure.settle(state):
+            return
+        read_index.settle(state)
+        transfer.settle(state)
+        replication.flush(state)

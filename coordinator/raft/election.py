@@ -1,0 +1,146 @@
+"""Who leads: elections with pre-vote, the lease that keeps disruptors off, and stepping down.
+
+Extended paper §5.2, §5.4.1 and §6; thesis §4.2.3 (disruptive servers), §6.2 (check-quorum), §9.6 (pre-vote).
+"""
+
+from __future__ import annotations
+
+from coordinator.quorum import VoteResult
+from coordinator.raft.messages import (
+    Entry,
+    HardState,
+    Kind,
+    PreVote,
+    PreVoteReply,
+    TimeoutNow,
+    Vote,
+    VoteReply,
+)
+from coordinator.raft.progress import Pace
+from coordinator.raft.state import Role, State
+
+
+def tick(state: State) -> None:
+    state.election_elapsed += 1
+    if state.leads:
+        _tick_leader(state)
+    elif state.election_elapsed >= state.timeout_ticks and state.may_stand:
+        campaign(state)
+
+
+def _tick_leader(state: State) -> None:
+    settings = state.settings
+    state.heartbeat_elapsed += 1
+    if state.heartbeat_elapsed >= settings.heartbeat_ticks:
+        state.heartbeat_due = True
+    if state.writes.age_ticks >= settings.disk_stall_ticks:
+        step_down(state)
+        return
+    if state.election_elapsed >= settings.election_ticks:
+        state.election_elapsed = 0
+        if not state.tracker.quorum_active(state.node):
+            state.become_follower(state.term, 0)
+            return
+        state.tracker.forget_activity()
+
+
+def campaign(state: State) -> None:
+    """Ask first whether an election could be won: whoever is cut off must not raise the term."""
+    state.become(Role.PRE_CANDIDATE, 0)
+    state.votes[state.node] = True
+    log = state.log
+    for peer in sorted(state.history.current.voters - {state.node}):
+        state.send(PreVote(peer, state.node, state.term + 1, log.last_index, log.last_term))
+    tally(state)
+
+
+def stand(state: State, *, transfer: bool = False) -> None:
+    """Stand for election in a new term. This node's own vote counts once it is stored, like any other."""
+    state.enter_term(state.term + 1, state.node)
+    state.become(Role.CANDIDATE, 0)
+    log = state.log
+    for peer in sorted(state.history.current.voters - {state.node}):
+        state.send(Vote(peer, state.node, state.term, log.last_index, log.last_term, transfer))
+
+
+def own_vote_stored(state: State) -> None:
+    """Called after a sync."""
+    stored = HardState(state.term, state.node)
+    if state.role is Role.CANDIDATE and state.writes.hard_state == stored:
+        state.votes[state.node] = True
+        tally(state)
+
+
+def tally(state: State) -> None:
+    result = state.history.current.quorum.vote_result(state.votes)
+    if result is VoteResult.LOST:
+        state.become_follower(state.term, 0)
+    elif result is VoteResult.WON and state.role is Role.PRE_CANDIDATE:
+        stand(state)
+    elif result is VoteResult.WON and state.role is Role.CANDIDATE:
+        _become_leader(state)
+
+
+def _become_leader(state: State) -> None:
+    state.become(Role.LEADER, state.node)
+    log = state.log
+    state.tracker.reset(log.last_index)
+    state.uncommitted_bytes = sum(entry.size for entry in log.entries[log.commit - log.before_index :])
+    state.reads.round = 0
+    # Entries of earlier terms are committed only through one of this term (§5.4.2), so there must be one.
+    state.append(Entry.make(log.last_index + 1, state.term, kind=Kind.EMPTY))
+
+
+def on_vote(state: State, message: Vote | PreVote) -> None:
+    """Grant to who may have the vote of this term and whose log misses nothing that is committed."""
+    free = state.vote == message.sender or (state.vote == 0 and state.leader == 0)
+    if isinstance(message, PreVote):
+        free = free or message.term > state.term
+    granted = free and state.log.up_to_date(message.last_index, message.last_term)
+    if isinstance(message, PreVote):
+        term = message.term if granted else state.term
+        state.send(PreVoteReply(message.sender, state.node, term, granted))
+        return
+    if granted:
+        state.enter_term(state.term, message.sender)
+        state.election_elapsed = 0
+    state.send(VoteReply(message.sender, state.node, state.term, granted))
+
+
+def on_vote_reply(state: State, message: VoteReply | PreVoteReply) -> None:
+    if isinstance(message, PreVoteReply):
+        # A grant carries the term hoped for; one for an earlier hope counts for nothing.
+        if state.role is not Role.PRE_CANDIDATE or (message.granted and message.term != state.term + 1):
+            return
+    elif state.role is not Role.CANDIDATE:
+        return
+    state.votes.setdefault(message.sender, message.granted)
+    tally(state)
+
+
+def on_timeout_now(state: State) -> None:
+    """The leader asks this node to take over (thesis §3.10): no pre-vote, and no lease in its way."""
+    if state.may_stand and state.role is Role.FOLLOWER:
+        stand(state, transfer=True)
+
+
+def step_down(state: State) -> None:
+    """Stop leading; do not stand again before what is being stored now is stored. The vote stays."""
+    if not state.writes.idle:
+        state.stalled_token = state.writes.last_token
+    if state.leads:
+        hand_over(state)
+    if state.role is not Role.FOLLOWER:
+        state.become_follower(state.term, 0)
+
+
+def hand_over(state: State) -> None:
+    """Ask the voter whose log is the longest to stand at once, rather than after a timeout."""
+    voters = state.history.current.incoming
+    ready = [
+        (progress.match, -node)
+        for node, progress in state.peers()
+        if node in voters and progress.active and progress.pace is not Pace.SNAPSHOT
+    ]
+    if ready:
+        state.send(TimeoutNow(-max(ready)[1], state.node, state.term))

@@ -1,0 +1,94 @@
+"""What a message's term means, and where the message goes (extended paper §5.1)."""
+
+from __future__ import annotations
+
+from coordinator.raft import election, replication, snapshots
+from coordinator.raft.messages import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    Message,
+    PreVote,
+    PreVoteReply,
+    SnapshotChunk,
+    SnapshotReply,
+    TimeoutNow,
+    Vote,
+    VoteReply,
+)
+from coordinator.raft.state import Role, State
+from participants.checks import invariant
+
+
+def step(state: State, message: Message) -> None:
+    if message.to != state.node:
+        return
+    if message.term > state.term:
+        if not _enter_higher_term(state, message):
+            return
+    elif message.term < state.term:
+        _answer_from_higher_term(state, message)
+        return
+    _dispatch(state, message)
+
+
+def _enter_higher_term(state: State, message: Message) -> bool:
+    """Whether the message is to be looked at any further."""
+    if isinstance(message, Vote | PreVote):
+        transferred = isinstance(message, Vote) and message.transfer
+        if state.in_lease() and not transferred:
+            return False
+        if isinstance(message, PreVote):
+            return True
+    if isinstance(message, PreVoteReply) and message.granted:
+        return True
+    leads = isinstance(message, Append | Heartbeat | SnapshotChunk)
+    state.become_follower(message.term, message.sender if leads else 0)
+    return True
+
+
+def _answer_from_higher_term(state: State, message: Message) -> None:
+    """Let a stale leader or candidate learn of the term. Without this answer a node that came back
+    with a higher term would neither follow (the leader's term is lower) nor ever be elected (pre-votes
+    are refused as long as the others have a leader)."""
+    if isinstance(message, Append | Heartbeat | SnapshotChunk):
+        state.send(AppendReply(message.sender, state.node, state.term, 0, rejected=True))
+    elif isinstance(message, PreVote):
+        state.send(PreVoteReply(message.sender, state.node, state.term, granted=False))
+    elif isinstance(message, Vote):
+        state.send(VoteReply(message.sender, state.node, state.term, granted=False))
+
+
+def _follow(state: State, leader: int) -> None:
+    """A message of this term's leader."""
+    invariant(not state.leads, f"{leader} and {state.node} both lead in term {state.term}")
+    invariant(state.leader in (0, leader), f"{leader} and {state.leader} both lead in term {state.term}")
+    if state.role is not Role.FOLLOWER or state.leader != leader:
+        state.become_follower(state.term, leader)
+    state.election_elapsed = 0
+
+
+def _dispatch(state: State, message: Message) -> None:
+    match message:
+        case Append():
+            _follow(state, message.sender)
+            replication.on_append(state, message)
+        case AppendReply():
+            replication.on_append_reply(state, message)
+        case Heartbeat():
+            _follow(state, message.sender)
+            replication.on_heartbeat(state, message)
+        case HeartbeatReply():
+            replication.on_heartbeat_reply(state, message)
+        case SnapshotChunk():
+            _follow(state, message.sender)
+            snapshots.on_chunk(state, message)
+        case SnapshotReply():
+            snapshots.on_reply(state, message)
+        case Vote() | PreVote():
+            election.on_vote(state, message)
+        case VoteReply() | PreVoteReply():
+            election.on_vote_reply(state, message)
+        case TimeoutNow():
+            election.on_timeout_now(state)

@@ -1,0 +1,46 @@
+"""Changing the configuration of a running cluster: what the leader does about it.
+
+Extended paper §6; thesis §4.1 (one change at a time), §4.2.2 (a leader that is removed), §4.3.
+"""
+
+from __future__ import annotations
+
+from coordinator.raft import election, replication
+from coordinator.raft.errors import ConfigRefused, NotLeader
+from coordinator.raft.membership import after
+from coordinator.raft.messages import ConfigChange, Entry, Kind, encode
+from coordinator.raft.state import State
+
+
+def propose(state: State, change: ConfigChange) -> Entry:
+    if not state.leads:
+        raise NotLeader(state.leader)
+    log, history = state.log, state.history
+    if history.current_index > log.commit:
+        raise ConfigRefused("the last change of the configuration is not committed yet")
+    if log.term(log.commit) != state.term:
+        # Else two leaders' changes, each committed by its own majority, could leave disjoint majorities.
+        raise ConfigRefused("this leader has not committed an entry of its own term yet")
+    after(history.current, change)
+    return replication.propose(state, encode(change), Kind.CONFIG)
+
+
+def settle(state: State) -> bool:
+    """Once the configuration in force is committed: leave it if it is joint, go if one is not part of it.
+    Whether this node still leads.
+
+    Looked at again and again, by every leader: whoever entered the joint configuration may be gone.
+    """
+    configuration = state.history.current
+    if state.history.current_index > state.log.commit:
+        return True
+    if configuration.joint:
+        if configuration.auto_leave and not state.disk_full:
+            last = state.log.last_index
+            state.append(Entry.make(last + 1, state.term, encode(ConfigChange()), Kind.CONFIG))
+    elif state.node not in configuration.incoming:
+        state.heartbeat_due = True
+        replication.flush(state)
+        election.step_down(state)
+        return False
+    return True

@@ -1,0 +1,164 @@
+"""How entries get from the leader into every log, and when they are committed.
+
+Extended paper §5.3 and §5.4.2; thesis §10.2.1 (the leader's disk works beside the followers'), §10.2.2
+(batching and pipelining).
+"""
+
+from __future__ import annotations
+
+from coordinator.raft.errors import NotLeader, ProposalRefused, Refusal
+from coordinator.raft.messages import (
+    Append,
+    AppendReply,
+    Entry,
+    Heartbeat,
+    HeartbeatReply,
+    Kind,
+)
+from coordinator.raft.progress import Pace, Progress
+from coordinator.raft.snapshots import want_chunk
+from coordinator.raft.state import State
+from participants.checks import invariant
+
+
+def propose(state: State, data: bytes, kind: Kind = Kind.DATA) -> Entry:
+    """Append to a leader's log. NotLeader, ProposalRefused."""
+    if not state.leads:
+        raise NotLeader(state.leader)
+    if state.disk_full:
+        raise ProposalRefused(Refusal.DISK_FULL)
+    if state.transferee:
+        raise ProposalRefused(Refusal.TRANSFERRING)
+    if state.uncommitted_bytes >= state.settings.uncommitted_bytes_max:
+        raise ProposalRefused(Refusal.BUSY)
+    entry = Entry.make(state.log.last_index + 1, state.term, data, kind)
+    state.append(entry)
+    return entry
+
+
+def on_append(state: State, message: Append) -> None:
+    """A follower's side. What it acknowledges it has stored: the reply waits for the sync."""
+    entries = message.entries
+    if not all(entry.intact for entry in entries) or (entries and state.disk_full):
+        # No answer: the leader asks again with the next heartbeats, and may find sound bytes or space.
+        return
+    log = state.log
+    prev_index, prev_term = message.prev_index, message.prev_term
+    if prev_index < log.commit:
+        # Every leader has what is committed, so those entries agree, compacted or not.
+        entries = tuple(entry for entry in entries if entry.index > log.commit)
+        prev_index, prev_term = log.commit, log.term(log.commit) or 0
+    accepted = log.accept(prev_index, prev_term, entries)
+    if accepted is None:
+        hint_index = log.hint(prev_index, prev_term)
+        hint_term = log.term(hint_index) or 0
+        state.send(
+            AppendReply(message.sender, state.node, state.term, prev_index, True, hint_index, hint_term)
+        )
+        return
+    state.follow_log(accepted.appended, accepted.replaced_from)
+    # Not min(commit, last): behind `accepted.last` there may be entries that the leader never had.
+    state.commit_to(min(message.commit, accepted.last))
+    state.send(AppendReply(message.sender, state.node, state.term, accepted.last))
+
+
+def on_append_reply(state: State, message: AppendReply) -> None:
+    progress = state.tracker.progress.get(message.sender)
+    if progress is None or not state.leads:
+        return
+    progress.active = True
+    if message.rejected:
+        progress.reject(message.index, state.log.hint(message.hint_index, message.hint_term))
+        return
+    invariant(
+        message.index <= state.log.last_index, f"node {message.sender} acknowledges what was never sent"
+    )
+    news = progress.acknowledge(message.index)
+    found = progress.pace is Pace.PROBE and (news or message.index == progress.match)
+    caught_up = progress.pace is Pace.SNAPSHOT and progress.match >= state.log.before_index
+    if found or caught_up:
+        progress.replicate()
+
+
+def on_heartbeat(state: State, message: Heartbeat) -> None:
+    state.commit_to(message.commit)
+    state.send(HeartbeatReply(message.sender, state.node, state.term, message.round))
+
+
+def on_heartbeat_reply(state: State, message: HeartbeatReply) -> None:
+    progress = state.tracker.progress.get(message.sender)
+    if progress is None or not state.leads:
+        return
+    progress.active = True
+    progress.round = max(progress.round, message.round)
+    progress.waiting = False
+    # It answers, yet has not acknowledged all that was sent: some of it may be lost.
+    progress.nudge = progress.pace is Pace.REPLICATE and progress.match < progress.next - 1
+
+
+def advance_commit(state: State) -> bool:
+    """Commit what a quorum holds. Whether there was anything.
+
+    Counting replicas commits entries of the leader's own term only; earlier ones follow with them
+    (extended paper §5.4.2, figure 8).
+    """
+    own = state.own
+    if own is not None:
+        own.match = state.log.persisted
+        own.next = state.log.last_index + 1
+    index = state.tracker.committed_index()
+    if index <= state.log.commit or state.log.term(index) != state.term:
+        return False
+    state.commit_to(index)
+    return True
+
+
+def flush(state: State) -> None:
+    """Send everybody what may be sent: everything since the last ``Ready`` goes out together."""
+    if state.heartbeat_due:
+        state.heartbeat_due = False
+        state.heartbeat_elapsed = 0
+        for node, progress in state.peers():
+            commit = min(progress.match, state.log.commit)
+            state.send(Heartbeat(node, state.node, state.term, commit, state.reads.round))
+    for node, progress in state.peers():
+        _feed(state, node, progress)
+
+
+def _feed(state: State, node: int, progress: Progress) -> None:
+    settings, log = state.settings, state.log
+    if progress.pace is not Pace.SNAPSHOT and progress.next < log.first_index:
+        if progress.waiting or not progress.active:
+            return
+        progress.send_snapshot(log.snapshot)
+    if progress.pace is Pace.SNAPSHOT:
+        want_chunk(state, node, progress)
+        return
+    if progress.pace is Pace.PROBE:
+        if not progress.waiting:
+            progress.waiting = True
+            _append(state, node, progress.next, _entries(state, progress))
+        return
+    if progress.nudge:
+        progress.nudge = False
+        _append(state, node, progress.next, ())
+    while progress.next <= log.last_index and not progress.full(
+        settings.inflight_messages_max, settings.inflight_bytes_max
+    ):
+        entries = _entries(state, progress)
+        _append(state, node, progress.next, entries)
+        progress.sent(entries[-1].index, sum(entry.size for entry in entries))
+
+
+def _entries(state: State, progress: Progress) -> tuple[Entry, ...]:
+    if progress.next > state.log.last_index:
+        return ()
+    return state.log.slice(progress.next, state.settings.append_bytes_max)
+
+
+def _append(state: State, node: int, first: int, entries: tuple[Entry, ...]) -> None:
+    """``entries`` begin at ``first``; the one before tells the peer whether the logs agree there."""
+    log = state.log
+    prev_term = log.term(first - 1)
+    invariant(prev_term is not None, f"the entry before {first} is compacted")
+    state.send(Append(node, state.node, state.term, first - 1, prev_term or 0, entries, log.commit))

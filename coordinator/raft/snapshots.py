@@ -1,0 +1,96 @@
+"""Snapshots for peers whose entries are compacted, in chunks; the core never looks at the bytes.
+
+Extended paper §7; thesis §5.1. One chunk is under way to a peer at a time. The receiver's answers say how
+much it holds, so that a lost chunk, a lost answer and a restart of either side all continue from there.
+"""
+
+from __future__ import annotations
+
+from coordinator.raft.messages import AppendReply, SnapshotChunk, SnapshotMeta, SnapshotReply
+from coordinator.raft.progress import Pace, Progress
+from coordinator.raft.ready import ChunkWanted
+from coordinator.raft.state import Incoming, State
+
+
+def want_chunk(state: State, node: int, progress: Progress) -> None:
+    """Ask the driver for the next chunk, unless it was asked."""
+    stream = progress.stream
+    if stream is not None and not stream.asked:
+        stream.asked = True
+        state.chunks_wanted.append(ChunkWanted(node, stream.meta.index, stream.offset))
+
+
+def send_chunk(state: State, wanted: ChunkWanted, data: bytes, *, done: bool) -> None:
+    """The driver's answer. One to a question that is out of date is dropped."""
+    progress = state.tracker.progress.get(wanted.peer)
+    stream = progress.stream if progress is not None and state.leads else None
+    if stream is None or not stream.asked or stream.sent:
+        return
+    if (stream.meta.index, stream.offset) != (wanted.index, wanted.offset):
+        return
+    stream.sent, stream.age_ticks = True, 0
+    state.send(SnapshotChunk(wanted.peer, state.node, state.term, stream.meta, stream.offset, data, done))
+
+
+def give_up(state: State, wanted: ChunkWanted) -> None:
+    """The driver has that snapshot no more: begin again with the newest when the peer is next heard from."""
+    progress = state.tracker.progress.get(wanted.peer)
+    if progress is not None and progress.stream is not None and progress.stream.meta.index == wanted.index:
+        progress.probe(progress.match + 1)
+        progress.waiting = True
+
+
+def tick(state: State) -> None:
+    """Send again what nobody acknowledges."""
+    for _, progress in state.peers():
+        stream = progress.stream
+        if stream is not None and stream.sent:
+            stream.age_ticks += 1
+            if stream.age_ticks >= state.settings.snapshot_retry_ticks:
+                stream.again(stream.offset)
+
+
+def on_reply(state: State, message: SnapshotReply) -> None:
+    progress = state.tracker.progress.get(message.sender)
+    if progress is None or not state.leads:
+        return
+    progress.active = True
+    stream = progress.stream
+    if progress.pace is not Pace.SNAPSHOT or stream is None or stream.meta.index != message.index:
+        return
+    if message.offset != stream.offset:
+        stream.again(message.offset)
+
+
+def on_chunk(state: State, message: SnapshotChunk) -> None:
+    if state.disk_full or state.installing is not None:
+        return
+    meta, log = message.meta, state.log
+    if meta.index <= log.commit or log.matches(meta.index, meta.term):
+        # What the snapshot stands for is in the log: nothing is to be thrown away for it (§7).
+        state.commit_to(meta.index)
+        state.incoming = None
+        state.send(AppendReply(message.sender, state.node, state.term, log.commit))
+        return
+    incoming = state.incoming
+    if incoming is None or (incoming.term, incoming.meta) != (message.term, meta):
+        incoming = state.incoming = Incoming(message.term, meta)
+    if message.offset != incoming.offset:
+        state.send(SnapshotReply(message.sender, state.node, state.term, meta.index, incoming.offset))
+        return
+    state.chunks.append(message)
+    incoming.offset += len(message.data)
+    if not message.done:
+        state.send(SnapshotReply(message.sender, state.node, state.term, meta.index, incoming.offset))
+        return
+    _install(state, meta)
+    state.send(AppendReply(message.sender, state.node, state.term, meta.index))
+
+
+def _install(state: State, meta: SnapshotMeta) -> None:
+    state.incoming = None
+    state.installing = meta
+    # No write that is still under way says anything about the log as it is from now on.
+    state.writes.replaced_from(1)
+    state.log.restore(meta)
+    state.restore_history(meta)
