@@ -119,6 +119,14 @@ class History:
         invariant(False, f"the configuration at {index} is compacted")
         return Configuration()
 
+    def voters_since(self, commit: int) -> frozenset[int]:
+        """The voters of the last configuration up to ``commit`` and of those after it."""
+        voters = self.at(max(commit, self._known[0][0])).voters
+        for index, configuration in self._known:
+            if index > commit:
+                voters |= configuration.voters
+        return voters
+
     def append(self, entries: Sequence[Entry]) -> bool:
         """Follow the log's growth. Whether the configuration in force changed."""
         changed = False

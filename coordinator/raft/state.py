@@ -120,8 +120,12 @@ class State:
 
     @property
     def may_stand(self) -> bool:
-        """Whether this node may stand for election at all."""
-        return self.node in self.history.current.voters and not self.stalled_token
+        """Whether this node may stand for election at all.
+
+        Also if a change that is not committed yet takes its vote away: it may be the only one whose log
+        holds that change (thesis §4.2.2), and then nobody else could ever be elected.
+        """
+        return self.node in self.history.voters_since(self.log.commit) and not self.stalled_token
 
     def draw_timeout(self) -> None:
         base = self.settings.election_ticks

@@ -111,7 +111,7 @@ class Invariants:
         padded = (0,) * log.before_index + terms
         self.leading[number] = (raft.term, padded)
         history = raft.state.history
-        uncommitted = [index for index, _ in history._known if index > log.commit]
+        uncommitted = [index for index, _ in history._known if index > 1 and index not in self.committed]
         assert len(uncommitted) <= 1, f"uncommitted configurations at {uncommitted}"
 
     def commit(self, index: int, entry: Entry) -> None:

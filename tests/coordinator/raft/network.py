@@ -54,6 +54,7 @@ class Disk:
     staged: bytes = b""
     images: dict[int, bytes] = field(default_factory=dict)
     """Snapshots that may be sent, by index."""
+    installed: int = 0
 
     @property
     def last_index(self) -> int:
@@ -66,6 +67,7 @@ class Disk:
         for chunk in ready.chunks:
             self.staged = chunk.data if chunk.offset == 0 else self.staged + chunk.data
         if ready.snapshot is not None:
+            self.installed += 1
             self.snapshot, self.applied = ready.snapshot, ready.snapshot.index
             self.machine = self.staged.split(b",") if self.staged else []
             self.images = {ready.snapshot.index: self.staged}
@@ -179,6 +181,7 @@ class Cluster:
         """One-way: from, to."""
         self.reads: list[tuple[int, object]] = []
         self.reads_lost: list[bytes] = []
+        self.restarts = 0
         self.invariants = Invariants(self)
         first = bootstrap(range(1, count + 1), range(count + 1, count + learners + 1))
         self.nodes: dict[int, Node] = {}
@@ -198,6 +201,11 @@ class Cluster:
     @property
     def leaders(self) -> list[int]:
         return [node.number for node in self.running if node.up.state.leads]
+
+    @property
+    def installed(self) -> int:
+        """Snapshots that were received."""
+        return sum(node.disk.installed for node in self.nodes.values())
 
     @property
     def leader(self) -> int:
@@ -298,6 +306,7 @@ class Cluster:
         self.nodes[number].crash()
 
     def restart(self, number: int) -> None:
+        self.restarts += 1
         self.nodes[number].start()
         self.invariants.restarted(self.nodes[number])
         self.pump(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from random import Random
 
 from coordinator.raft import Change, ChangeKind, ConfigChange, Kind, RaftRefusal, Transition
@@ -26,6 +27,7 @@ class Simulation:
         self.crashes = self.random.choice([0.0, 0.01, 0.03])
         self.loss = self.random.choice([0.0, 0.05, 0.3])
         self.repeats = self.random.choice([0.0, 0.1])
+        self.ticks = self.random.choice([0.05, 0.1, 0.2])
         self.cuts = self.random.choice([0.0, 0.01, 0.03])
 
     def run(self, steps: int) -> None:
@@ -48,9 +50,10 @@ class Simulation:
             cluster.crash(number)
         elif draw < 0.05 + self.crashes:
             self.rare(node)
-        elif draw < 0.35:
-            self.deliver()
-        elif draw < 0.50:
+        elif draw < 0.40:
+            for _ in range(self.random.randrange(1, 8)):
+                self.deliver()
+        elif draw < 0.40 + self.ticks:
             node.up.tick()
         elif draw < 0.65:
             node.sync()
@@ -59,8 +62,9 @@ class Simulation:
         elif draw < 0.85:
             self.ask(node)
         else:
-            for _ in range(random.randrange(6)):
-                self.deliver()
+            for each in cluster.running:
+                each.sync()
+                each.pump()
         if node.raft is not None:
             node.pump()
 
@@ -157,7 +161,7 @@ class Simulation:
         self.reads_seen = len(self.cluster.reads)
 
     def calm(self) -> None:
-        """No more faults: within bounded time one leads, all agree, and nothing that was committed is lost."""
+        """No more faults: in bounded time one leads, all agree, and nothing committed is lost."""
         cluster = self.cluster
         cluster.heal()
         for node in cluster.nodes.values():
@@ -183,14 +187,20 @@ class Simulation:
         raft = cluster.raft(leader)
         configuration = raft.configuration
         if configuration.joint:
-            if not configuration.auto_leave and raft.state.history.current_index <= raft.commit_index:
-                raft.propose_config(ConfigChange())
+            self.leave(leader)
             return False
         if leader not in configuration.voters or raft.state.log.term(raft.commit_index) != raft.term:
             return False
         members = [cluster.nodes[number] for number in sorted(configuration.nodes)]
         applied = {node.disk.applied for node in members}
         return applied == {raft.last_index} and all(node.up.leader == leader for node in members)
+
+    def leave(self, leader: int) -> None:
+        """An explicit joint configuration stays until somebody leaves it."""
+        raft = self.cluster.raft(leader)
+        if not raft.configuration.auto_leave:
+            with suppress(RaftRefusal):
+                raft.propose_config(ConfigChange())
 
     def check_machines(self) -> None:
         cluster = self.cluster
