@@ -50,6 +50,7 @@ class Log:
         for position, entry in enumerate(self.entries):
             invariant(entry.index == self.before_index + 1 + position, f"a gap in the log at {entry.index}")
             invariant(entry.intact, f"the stored entry {entry.index} does not match its checksum")
+        invariant(self.matches(snapshot.index, snapshot.term), "the stored log is not the snapshot's")
         self.check()
 
     @property
