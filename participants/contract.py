@@ -142,8 +142,9 @@ class HeuristicAtPrepare(Exception):
 class PreparedBranch:
     """One row of a participant's list of prepared transactions, of its own database.
 
-    ``prepared_at`` is the participant's wall clock in seconds since 1970 and for people only;
-    ``age_s`` is by how much its own clock has gone on since.
+    ``prepared_at`` is the participant's wall clock in seconds since 1970 and for people only; ``age_s`` is by
+    how much its own clock has gone on since. ``evidence`` tells later what became of it, None from
+    participants that keep no books.
     """
 
     gid: Gid | Foreign
@@ -152,6 +153,7 @@ class PreparedBranch:
     prepared_at: float
     age_s: float
     xid: int | None = None
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True, slots=True)

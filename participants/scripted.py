@@ -101,7 +101,15 @@ class ScriptedParticipant:
         if self.down is not None:
             raise self.down
         ours = [
-            PreparedBranch(gid, owner="scripted", database=self.name, prepared_at=0.0, age_s=1.0, xid=xid)
+            PreparedBranch(
+                gid,
+                owner="scripted",
+                database=self.name,
+                prepared_at=0.0,
+                age_s=1.0,
+                xid=xid,
+                evidence=Evidence(xid, self.system, self.timeline),
+            )
             for gid, xid in self.prepared.items()
         ]
         return [*ours, *self.foreign]

@@ -34,12 +34,12 @@ class Scan:
     """Transaction and number of each branch of this ledger in the list, whatever its participant's name."""
 
     def evidence(self, gid: Gid) -> Evidence | None:
-        """Evidence recorded with the decision, if any."""
+        """What was recorded with the decision, else what the list says of a branch that was in it."""
         record = self.records.get(gid.txid)
         for branch in record.branches if record is not None else ():
-            if branch.number == gid.branch:
-                return evidence_of(branch)
-        return None
+            if branch.number == gid.branch and (recorded := evidence_of(branch)) is not None:
+                return recorded
+        return next((branch.evidence for branch, _ in self.prepared if branch.gid == gid), None)
 
     def absent(self, names: Container[str]) -> Iterator[tuple[DecisionRecord, BranchRecord]]:
         """Branches recorded for this participant, or for one that is not among ``names`` (it may have been

@@ -49,12 +49,14 @@ from participants.errors import (
     UnknownParticipant,
     UsageError,
 )
+from recovery.deadlocks import DistributedDeadlock
 from undoubt.config import ConfigurationError
 
 __all__ = [
     "BranchFailed",
     "BranchListMismatch",
     "ConfigurationError",
+    "DistributedDeadlock",
     "HeuristicOutcome",
     "LedgerError",
     "LedgerLocked",

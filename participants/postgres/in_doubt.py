@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from participants.contract import Evidence, PreparedBranch
 from participants.ids import Gid
 from participants.postgres.management import Management, refuse_standby
-from participants.postgres.session import Row
+from participants.postgres.session import Introduction, Row
 from participants.postgres.sql import query
 
 _EPOCH = 2**32
@@ -15,13 +15,16 @@ _EPOCH = 2**32
 
 async def list_prepared(management: Management) -> Sequence[PreparedBranch]:
     """Oldest first. Raises ``ParticipantRefused`` on a standby, whose list is always empty."""
-    rows = await management.read(query("in_doubt"))
+    rows, intro = await management.read_and_who(query("in_doubt"))
     refuse_standby(management.participant, rows[0])
-    return [_branch(row) for row in rows if row["gid"] is not None]
+    return [_branch(row, intro) for row in rows if row["gid"] is not None]
 
 
-def _branch(row: Row) -> PreparedBranch:
+def _branch(row: Row, intro: Introduction | None) -> PreparedBranch:
     xid = widen(int(row["xid"]), int(row["next_xid"]))
+    evidence = None
+    if intro is not None and intro.system is not None and intro.timeline is not None:
+        evidence = Evidence(xid, intro.system, intro.timeline)
     return PreparedBranch(
         gid=Gid.parse(row["gid"]),
         owner=row["owner"],
@@ -29,7 +32,7 @@ def _branch(row: Row) -> PreparedBranch:
         prepared_at=row["prepared_at"],
         age_s=row["age_s"],
         xid=xid,
-        evidence=Evidence(xid, int(row["system"]), row["timeline"]),
+        evidence=evidence,
     )
 
 

@@ -36,7 +36,9 @@ class PostgresParticipant:
         self._settings = settings
         connector = Connector(name, settings, ledger_name(check_ledger_id(ledger_id)))
         self._pool: Pool[AsyncpgSession] = Pool(name, connector.connect, settings.connections_max)
-        self._management = Management(name, connector.connect, settings.statement_timeout_s)
+        self._management = Management(
+            name, connector.connect, settings.statement_timeout_s, pooler=settings.pooler
+        )
         self._settler = Settler(self._management, pooler=settings.pooler)
         self._waits = WaitGraph(self._management, ledger_id)
         self._around = Surroundings(

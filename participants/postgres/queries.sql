@@ -76,14 +76,11 @@ select not exists (select from pg_stat_activity
 -- One row at least: a standby's list is empty, and only the flag tells it from a clean database.
 select pg_is_in_recovery() as standby,
        pg_snapshot_xmax(pg_current_snapshot())::text as next_xid,
-       s.system_identifier::text as system,
-       case when not pg_is_in_recovery()
-            then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end as timeline,
        p.gid, p.owner::text as owner, p.database::text as database,
        p.transaction::text as xid,
        extract(epoch from p.prepared)::float8 as prepared_at,
        greatest(extract(epoch from clock_timestamp() - p.prepared), 0)::float8 as age_s
-  from pg_control_system() as s
+  from (select) as one
   left join pg_prepared_xacts as p on p.database = current_database()
  order by p.prepared, p.gid
 

@@ -202,3 +202,12 @@ async def test_gid_with_a_quote_is_quoted(participant: PostgresParticipant, data
 def test_widen(low: int, near: int, wide: int) -> None:
     """After 2**32 transactions the list's 32-bit ids must still match the evidence."""
     assert widen(low, near) == wide
+
+
+async def test_the_list_is_evidence(participant: PostgresParticipant, database: Database, gid: Gid) -> None:
+    """Of a presumed abort nothing is recorded: the list must be enough to know a commit by hand."""
+    await prepared(participant, gid)
+    [listed] = [branch for branch in await participant.in_doubt() if branch.gid == gid]
+    await database.admin.execute(f"commit prepared '{gid}'")
+    assert await participant.settle(gid, Order.ROLLBACK, listed.evidence) is Settled.HEURISTIC_COMMIT
+    assert await participant.settle(gid, Order.COMMIT, listed.evidence) is Settled.APPLIED

@@ -141,6 +141,21 @@ async def test_aborted_and_vanished_with_a_committed_xid_is_a_heuristic_commit(w
     assert await world.unfinished() == set()
 
 
+async def test_presumed_aborted_and_vanished_with_a_committed_xid_is_a_heuristic_commit(world: World) -> None:
+    """Nothing is recorded of a presumed abort: the list itself has to say whose branch it was."""
+    gid, _ = await world.left()
+    await world.end_session()
+
+    async def by_hand(call: str, of: Gid) -> None:
+        if call == "settle_rollback" and of in world.orders.prepared:
+            world.orders.finish_by_hand(of, Order.COMMIT)
+
+    world.orders.before = by_hand
+    await world.recover()
+    found = (await world.heuristics())[gid]
+    assert (found.kind, found.decision) == (Settled.HEURISTIC_COMMIT, Decision.ABORT)
+
+
 async def test_aborted_and_vanished_before_the_list_with_a_committed_xid_is_a_heuristic_commit(
     world: World,
 ) -> None:
