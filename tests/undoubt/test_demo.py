@@ -74,6 +74,7 @@ async def test_it_proves_what_it_says_and_leaves_nothing(short_folder: Path) -> 
     assert told["in_doubt_after_crash"] == sum(told["resolved"].values())
     assert b"explain, of one that is aborted" in err
     assert b"explain, of one that is committed" in err
+    assert err.count(b"waits for it (backend") >= 2, "both explanations show a session that is blocked"
     assert left_of(short_folder) == []
 
 

@@ -7,7 +7,8 @@ the money, so that afterwards the databases themselves tell which transfers happ
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,27 @@ async def transfer(tx: Transaction, name: str, account: int, amount: int) -> Non
     for branch, change in ((orders, amount), (payments, -amount)):
         await branch.execute("insert into transfer (name) values ($1)", name)
         await branch.execute("update account set balance = balance + $1 where id = $2", change, account)
+
+
+@contextlib.asynccontextmanager
+async def customers(dsn: str, accounts: Iterable[int]) -> AsyncIterator[None]:
+    """Other sessions that want an account each, for as long as the block lasts. Whose account is held by a
+    transaction in doubt has to wait for it. Nothing that they do is committed."""
+    connections: list[asyncpg.Connection[asyncpg.Record]] = []
+    waiting: list[asyncio.Task[str]] = []
+    try:
+        for account in accounts:
+            connections.append(await asyncpg.connect(dsn, server_settings={"application_name": "customer"}))
+            await connections[-1].execute("begin; set local lock_timeout = '60s'")
+            update = f"update account set balance = balance where id = {account}"  # noqa: S608 - a number
+            waiting.append(asyncio.create_task(connections[-1].execute(update)))
+        yield
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for connection in connections:
+            connection.terminate()
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,8 +49,10 @@ class Show:
         self._console.print(Text(f"  SIGKILL  {text}", style="bold red"))
 
     @contextlib.asynccontextmanager
-    async def progress(self, what: str, seconds: float, done: Callable[[], int]) -> AsyncIterator[None]:
-        """A bar for as long as the block lasts; ``done`` counts committed transfers."""
+    async def progress(
+        self, what: str, seconds: float, begun: asyncio.Event, done: Callable[[], int]
+    ) -> AsyncIterator[None]:
+        """A bar for as long as the block lasts, moving once ``begun``; ``done`` counts transfers."""
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -61,7 +63,7 @@ class Show:
         with Progress(
             *columns, console=self._console, transient=True, disable=not self._console.is_terminal
         ) as progress:
-            moving = asyncio.create_task(self._move(progress, what, seconds, done))
+            moving = asyncio.create_task(self._move(progress, what, seconds, begun, done))
             try:
                 yield
             finally:
@@ -70,8 +72,11 @@ class Show:
         self.say(f"{what}: {done()} transfers committed so far")
 
     @staticmethod
-    async def _move(progress: Progress, what: str, seconds: float, done: Callable[[], int]) -> None:
+    async def _move(
+        progress: Progress, what: str, seconds: float, begun: asyncio.Event, done: Callable[[], int]
+    ) -> None:
         task = progress.add_task(what, total=seconds, done=done())
+        await begun.wait()
         while True:
             await asyncio.sleep(REFRESH_S)
             progress.update(task, advance=REFRESH_S, done=done())

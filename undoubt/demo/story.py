@@ -17,6 +17,7 @@ from undoubt.demo import bank
 from undoubt.demo.proof import Proof
 from undoubt.demo.show import Show
 from undoubt.demo.stage import SESSION_TTL_S, Stage
+from undoubt.demo.worker import TASKS
 from undoubt.demo.workers import Heard, WorkerFailed, working
 from undoubt.embedded import ServerFailed
 
@@ -62,7 +63,7 @@ class Story:
         seconds = self._seconds * SHARES["work"]
         async with (
             working(self._stage.config, self._heard, seconds=seconds, tag=0) as worker,
-            self._show.progress("all is well", seconds, self._committed),
+            self._show.progress("all is well", seconds, worker.working, self._committed),
         ):
             if (status := await worker.ended(seconds)) != 0:
                 raise WorkerFailed(f"a worker ended with status {status}")
@@ -72,7 +73,7 @@ class Story:
         seconds = self._seconds * SHARES[share]
         async with (
             working(self._stage.config, self._heard, seconds=seconds, tag=tag, step=step) as worker,
-            self._show.progress(f"coordinator {worker.pid}", seconds, self._committed),
+            self._show.progress(f"coordinator {worker.pid}", seconds, worker.working, self._committed),
         ):
             await worker.killed_at(step, seconds)
         self._show.death(f"coordinator process {worker.pid} at {step}")
@@ -83,7 +84,7 @@ class Story:
         server = self._stage.servers["payments"]
         async with (
             working(self._stage.config, self._heard, seconds=seconds, tag=3) as worker,
-            self._show.progress(f"coordinator {worker.pid}", seconds, self._committed),
+            self._show.progress(f"coordinator {worker.pid}", seconds, worker.working, self._committed),
         ):
             await worker.working.wait()
             await asyncio.sleep(seconds / 2)
@@ -103,10 +104,18 @@ class Story:
         found = seen.in_doubt()
         self.proof.in_doubt_after_crash = len(found)
         self._show.in_doubt(found)
-        for kind in (Standing.ABORTED, Standing.COMMITTED):
-            if one := next((one for one in found if one.standing is kind), None):
-                self._show.chapter(f"undoubt indoubt explain, of one that is {kind}")
-                self._show.explanation(await explain(ledger, participants, one, seen))
+        async with bank.customers(self._stage.dsns["orders"], range(TASKS, 4 * TASKS)):
+            for kind in (Standing.ABORTED, Standing.COMMITTED):
+                told = [
+                    await explain(ledger, participants, one, seen)
+                    for one in found
+                    if one.standing is kind and one.participant == "orders"
+                ]
+                # One that somebody waits for, if there is one: that is what being in doubt costs.
+                told.sort(key=lambda explained: -len(explained.blocks))
+                for explained in told[:1]:
+                    self._show.chapter(f"undoubt indoubt explain, of one that is {kind}")
+                    self._show.explanation(explained)
 
     async def _recover(self, ledger: Ledger, participants: Registry) -> None:
         self._show.chapter("Recovery (undoubt recover --once)")
