@@ -27,6 +27,9 @@ COMMANDS: dict[str, Entry] = {
     "recover": Entry("undoubt.cli.recover", "recover", "Resolve what is in doubt, now or from now on."),
     "participants": Entry("undoubt.cli.participants", "participants", "The databases taking part."),
     "ledger": Entry("undoubt.cli.ledger", "ledger", "Create, migrate and check the ledger."),
+    "bench": Entry(
+        "undoubt.bench.command", "bench", "What a commit costs, beside what people write by hand."
+    ),
     "completion": Entry("undoubt.cli.completion", "completion", "Print the completion script of a shell."),
 }
 

@@ -1,0 +1,141 @@
+"""The servers of a comparison, and the process of every contender on them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
+
+import asyncpg
+import msgspec
+
+from participants.errors import UndoubtError
+from undoubt.bench import worker
+from undoubt.bench.contract import DATABASES, ROWS, Places, Turn
+from undoubt.embedded import EmbeddedServer
+
+ANSWER_LINE_MAX = 1 << 26
+"""Bytes: a turn's latencies are one line."""
+GRACE_S = 60.0
+"""How much longer than its turn a contender may take to answer."""
+
+SCHEMA = """
+create table if not exists account (id int primary key, balance bigint not null) with (fillfactor = 50);
+truncate account;
+insert into account select id, 0 from generate_series(0, $1 - 1) id
+"""
+
+
+class ContenderFailed(UndoubtError):
+    """A contender's process ended, or hangs; what it said is above, on stderr."""
+
+
+class Field(NamedTuple):
+    """Both databases, and the contenders by name."""
+
+    dsns: tuple[str, str]
+    contenders: dict[str, Contender]
+    first_rows: dict[str, int]
+
+
+class Contender:
+    """One process, connected and waiting for its turns."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+        self.name = name
+        self._process = process
+
+    async def ready(self) -> None:
+        """Raises :class:`ContenderFailed`."""
+        await self._line(0)
+
+    async def turn(self, workers: int, seconds: float) -> Turn:
+        """Raises :class:`ContenderFailed`."""
+        if self._process.stdin is None:
+            raise ContenderFailed(f"{self.name}: no way to speak to its process")
+        self._process.stdin.write(f"{workers} {seconds}\n".encode())
+        return msgspec.json.decode(await self._line(seconds), type=Turn)
+
+    async def end(self) -> None:
+        """Let it disconnect, if it still can."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            async with asyncio.timeout(GRACE_S):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    async def _line(self, seconds: float) -> bytes:
+        if self._process.stdout is None:
+            raise ContenderFailed(f"{self.name}: no way to hear its process")
+        try:
+            async with asyncio.timeout(seconds + GRACE_S):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            raise ContenderFailed(f"{self.name}: no answer within {seconds + GRACE_S:g} s") from None
+        if not line:
+            status = await self._process.wait()
+            raise ContenderFailed(f"{self.name}: its process ended with status {status}")
+        return line
+
+
+@contextlib.asynccontextmanager
+async def field(names: Sequence[str], workers: int, dsns: tuple[str, str] | None) -> AsyncIterator[Field]:
+    """Everything connected for up to ``workers`` workers. Without ``dsns`` on two servers of its own.
+
+    Raises ``ServerFailed``, ``BinariesMissing``, :class:`ContenderFailed`.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="undoubt-bench-"))
+        if dsns is None:
+            dsns = await _own_servers(stack, len(names) * (workers + 8) + 20)
+        for dsn in dsns:
+            await _set_up(dsn, len(names) * ROWS)
+        contenders: dict[str, Contender] = {}
+        first_rows: dict[str, int] = {}
+        for number, name in enumerate(names):
+            first_rows[name] = number * ROWS
+            places = Places(name, dsns, first_rows[name], folder, workers)
+            contenders[name] = await _started(name, places)
+            stack.push_async_callback(contenders[name].end)
+        for contender in contenders.values():
+            await contender.ready()
+        yield Field(dsns, contenders, first_rows)
+
+
+async def _own_servers(stack: contextlib.AsyncExitStack, connections: int) -> tuple[str, str]:
+    settings = {
+        "max_connections": str(connections),
+        "max_prepared_transactions": str(connections),
+        "shared_buffers": "128MB",
+    }
+    servers = [EmbeddedServer(settings) for _ in DATABASES]
+    for server in servers:
+        await stack.enter_async_context(server)
+    one, other = [await server.create_database(name) for server, name in zip(servers, DATABASES, strict=True)]
+    return one, other
+
+
+async def _set_up(dsn: str, rows: int) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        *before, insert = SCHEMA.split(";")
+        await connection.execute(";".join(before))
+        await connection.execute(insert, rows)
+        await connection.execute("checkpoint")
+    finally:
+        await connection.close()
+
+
+async def _started(name: str, places: Places) -> Contender:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", worker.__name__, msgspec.json.encode(places).decode(),
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=ANSWER_LINE_MAX,
+        start_new_session=True,  # Ctrl-C is the parent's: it ends everything in order
+    )  # fmt: skip
+    return Contender(name, process)
