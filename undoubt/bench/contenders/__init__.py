@@ -16,15 +16,23 @@ class Entry(NamedTuple):
     about: str
 
 
-_HERE = __name__
-
 CONTENDERS: dict[str, Entry] = {
-    "local": Entry(f"{_HERE}.plain", "local", Style.TASKS, "two commits that know nothing of each other"),
+    "local": Entry(
+        "undoubt.bench.contenders.plain", "local", Style.TASKS, "two commits that know nothing of each other"
+    ),
     "naive": Entry(
-        f"{_HERE}.plain", "naive", Style.TASKS, "two-phase commit by hand on asyncpg, without any log: unsafe"
+        "undoubt.bench.contenders.plain",
+        "naive",
+        Style.TASKS,
+        "two-phase commit by hand on asyncpg, without any log: unsafe",
     ),
     "sqlalchemy": Entry(
-        f"{_HERE}.twophase", "twophase", Style.THREADS, "SQLAlchemy's twophase=True, without any log: unsafe"
+        "undoubt.bench.contenders.twophase",
+        "twophase",
+        Style.THREADS,
+        "SQLAlchemy's twophase=True, without any log: unsafe",
     ),
-    "undoubt-sqlite": Entry(f"{_HERE}.product", "sqlite", Style.TASKS, "undoubt, its ledger in SQLite"),
+    "undoubt-sqlite": Entry(
+        "undoubt.bench.contenders.product", "sqlite", Style.TASKS, "undoubt, its ledger in SQLite"
+    ),
 }
