@@ -3,6 +3,7 @@
 #
 #   make demo  [ARGS="--seconds 20 --output json"]      make test [ARGS="-k ledger -x"]      make check
 #   make prove PROOF=crash [ARGS=…]                     make conformance CASES=cases.csv     make build
+#   make models ARGS="--model twophase --rms 3"
 # `make check` besides formats nothing: `make format` does.
 
 VENV := .venv
@@ -14,7 +15,7 @@ ARGS ?=
 PROOF ?=
 CASES ?= ../shared/conformance/xa_outcomes.csv
 
-.PHONY: demo test test-slow check format prove conformance build clean
+.PHONY: demo test test-slow check format prove models conformance build clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -39,6 +40,9 @@ format: $(STAMP)
 
 prove: $(STAMP)
 	@$(BIN)/python -m tests.prove $(PROOF) $(ARGS)
+
+models: $(STAMP)
+	@$(BIN)/python -m tests.models $(ARGS)
 
 conformance: $(STAMP)
 	@$(BIN)/python -m tests.conformance $(CASES) $(ARGS)

@@ -1,0 +1,16 @@
+"""Models: every reachable state of a protocol at small bounds, searched breadth first.
+
+What enters: a model, which is a first state and the steps that lead on from any state. What leaves: how many
+states there are, how deep the search went, and the shortest way to a state in which something is wrong.
+
+======================  ======================================================================================
+:mod:`.search`          the search: any hashable states
+:mod:`.rules`           models written as rules over facts, each fact a bit of an integer
+:mod:`.transaction`     the specifications TCommit and TwoPhase
+:mod:`.paxos_commit`    the specification PaxosCommit
+======================  ======================================================================================
+
+The specifications are those of Gray and Lamport, "Consensus on Transaction Commit", 2006, appendix, as
+published with TLA+'s examples; the numbers of their states are published there too, so that a rule that is
+left out, or is too strict, shows as a wrong number. ``make models`` runs one model from the command line.
+"""
