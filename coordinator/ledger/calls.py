@@ -206,13 +206,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     given: tuple[str, ...] = ()
 
 
-class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
-    """What whoever is asked says first."""
-
-    ledger_id: str
-
-
-Answer = Hello | Reply | Failed
+Answer = Reply | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

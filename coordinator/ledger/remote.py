@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from typing import Any
 
 from coordinator.errors import LedgerUnavailable
 from coordinator.ledger import calls
-from coordinator.wire.frames import FrameProtocol, RemoteProtocolError
+from coordinator.wire import (
+    Connection,
+    HandshakeRefused,
+    Identity,
+    RemoteProtocolError,
+    Role,
+    WireSettings,
+    connect,
+)
 
 
 class ConnectionGone(LedgerUnavailable):
@@ -18,37 +27,36 @@ class ConnectionGone(LedgerUnavailable):
 class LedgerConnection:
     """See the module. Made by :meth:`connect`; of no more use once ``gone`` is done."""
 
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._protocol = FrameProtocol(self._answered, self._lost)
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._waiting: dict[int, tuple[calls.Call, asyncio.Future[Any]]] = {}
         self._number = 0
-        self._hello: asyncio.Future[str] = loop.create_future()
-        self.gone: asyncio.Future[None] = loop.create_future()
-        self.ledger_id = ""
+        self.ledger_id = connection.peer.cluster_id
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
     async def connect(cls, connected: socket.socket, *, timeout_s: float) -> LedgerConnection:
         """Speak over a connected unix socket. Raises :class:`ConnectionGone`."""
-        connection = cls()
-        await asyncio.get_running_loop().create_unix_connection(lambda: connection._protocol, sock=connected)
+        made: list[LedgerConnection] = []
+
+        def accept(connection: Connection) -> LedgerConnection:
+            made.append(cls(connection))
+            return made[0]
+
+        me = Identity(Role.CLIENT, name=f"process {os.getpid()}")
         try:
-            connection.ledger_id = await asyncio.wait_for(connection._hello, timeout_s)
-        except TimeoutError:
-            connection._protocol.abort()
-            raise ConnectionGone("the ledger's owner does not answer") from None
-        return connection
+            await connect(connected, me, accept, WireSettings(), timeout_s=timeout_s)
+        except (OSError, HandshakeRefused) as error:
+            raise ConnectionGone(f"the ledger's owner does not answer: {error}") from error
+        return made[0]
 
     async def close(self) -> None:
-        self._protocol.abort()
+        self._connection.abort()
         await self.gone
 
-    def _answered(self, payload: bytes) -> None:
+    def received(self, payload: bytes) -> None:
         answer: calls.Answer = calls.decode_answer(payload)
         match answer:
-            case calls.Hello(ledger_id=ledger_id):
-                if not self._hello.done():
-                    self._hello.set_result(ledger_id)
             case calls.Reply(number=number, result=result):
                 call, future = self._take(number)
                 if not future.done():
@@ -63,10 +71,8 @@ class LedgerConnection:
             raise RemoteProtocolError(f"an answer to request {number}, which was not asked")
         return self._waiting.pop(number)
 
-    def _lost(self) -> None:
-        gone = ConnectionGone("the connection to the ledger's owner was lost")
-        if not self._hello.done():
-            self._hello.set_exception(gone)
+    def lost(self, why: str) -> None:
+        gone = ConnectionGone(f"the connection to the ledger's owner was lost: {why}")
         for _, future in self._waiting.values():
             if not future.done():
                 future.set_exception(gone)
@@ -76,10 +82,10 @@ class LedgerConnection:
 
     async def request(self, call: calls.Call) -> Any:
         """The owner's answer. Raises what the contract raises, and :class:`ConnectionGone`."""
-        if self._protocol.transport is None:
+        if self._connection.closed:
             raise ConnectionGone("the connection to the ledger's owner was lost")
         self._number += 1
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[self._number] = (call, future)
-        self._protocol.send(calls.encode(calls.Request(self._number, call)))
+        self._connection.send(calls.encode(calls.Request(self._number, call)))
         return await future

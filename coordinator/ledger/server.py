@@ -11,9 +11,9 @@ import struct
 import msgspec
 
 from coordinator.errors import LedgerUnavailable
-from coordinator.ledger.calls import Hello, Reply, Request, decode_request, encode, failed, perform
+from coordinator.ledger.calls import Reply, Request, decode_request, encode, failed, perform
 from coordinator.ledger.local import LocalLedger
-from coordinator.wire.frames import FrameProtocol, RemoteProtocolError
+from coordinator.wire import Connection, Identity, Listener, RemoteProtocolError, Role, WireSettings, serve
 from participants.errors import UndoubtError
 
 log = logging.getLogger(__name__)
@@ -27,44 +27,33 @@ class LedgerServer:
 
     def __init__(self, ledger: LocalLedger) -> None:
         self._ledger = ledger
-        self._server: asyncio.Server | None = None
-        self._connections: set[_Connection] = set()
+        self._listener: Listener | None = None
 
     async def start(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(self._accept, sock=listening)
+        me = Identity(Role.NODE, self._ledger.ledger_id, name=f"process {os.getpid()}")
+        self._listener = await serve(
+            listening, me, self._accept, WireSettings(), roles=frozenset({Role.CLIENT}), admits=_same_user
+        )
 
     async def close(self) -> None:
         """Stop listening and drop every connection; their callers ask whoever owns the ledger next."""
-        if self._server is not None:
-            self._server.close()
-        for connection in list(self._connections):
-            connection.abort()
+        if self._listener is not None:
+            self._listener.close()
 
-    def _accept(self) -> FrameProtocol:
-        return _Connection(self._ledger, self._connections)
+    def _accept(self, connection: Connection) -> _Calls:
+        return _Calls(self._ledger, connection)
 
 
-class _Connection(FrameProtocol):
-    def __init__(self, ledger: LocalLedger, open_now: set[_Connection]) -> None:
-        super().__init__(self._requested, self._gone)
+class _Calls:
+    def __init__(self, ledger: LocalLedger, connection: Connection) -> None:
         self._ledger = ledger
-        self._open_now = open_now
+        self._connection = connection
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        if not _same_user(transport):
-            self.abort()
-            return
-        self._open_now.add(self)
-        self.send(encode(Hello(self._ledger.ledger_id)))
+    def lost(self, why: str) -> None:
+        """What was asked goes on: it may be half recorded, and whoever asked will ask again."""
 
-    def _gone(self) -> None:
-        # What was asked goes on: it may be half recorded, and whoever asked will ask again.
-        self._open_now.discard(self)
-
-    def _requested(self, payload: bytes) -> None:
+    def received(self, payload: bytes) -> None:
         request = decode_request(payload)
         if len(self._tasks) >= REQUESTS_PER_CONNECTION_MAX:
             raise RemoteProtocolError(f"more than {REQUESTS_PER_CONNECTION_MAX} requests at once")
@@ -82,15 +71,15 @@ class _Connection(FrameProtocol):
             log.exception("ledger call %s failed", type(request.call).__name__)
             why = LedgerUnavailable(f"the ledger's owner failed: {type(error).__name__}: {error}")
             answer = encode(failed(request.number, why))
-        self.send(answer)
+        self._connection.send(answer)
 
 
-def _same_user(transport: asyncio.BaseTransport) -> bool:
-    """Whether the peer's process belongs to this process's user or to root (unix(7), SO_PEERCRED)."""
+def _same_user(transport: asyncio.BaseTransport) -> str:
+    """Why the peer's process may not use the ledger: it must belong to this process's user or to root
+    (unix(7), SO_PEERCRED)."""
     peer = transport.get_extra_info("socket")
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, uid, _ = struct.unpack("3i", credentials)
     if uid in {0, os.geteuid()}:
-        return True
-    log.warning("user %d may not use the ledger of user %d; connection closed", uid, os.geteuid())
-    return False
+        return ""
+    return f"user {uid} may not use the ledger of user {os.geteuid()}"

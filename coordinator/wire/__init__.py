@@ -1,0 +1,58 @@
+"""The wire: connections between processes that can be trusted to be what they say, and that stay bounded.
+
+What enters: an :class:`Identity`, an ``accept`` function. What leaves: :class:`Connection`, whose peer is
+known, whose version both sides speak, and which carries payloads (bytes, usually msgpack) in frames. Both
+sides use it alike; everything runs in callbacks of the event loop, and all time is the loop's::
+
+    class Calls:                                              # a Receiver
+        def __init__(self, connection): self.connection = connection
+        def received(self, payload): self.connection.send(answer(payload))
+        def lost(self, why): ...
+
+    node, client, bounds = Identity(Role.NODE, cluster_id, 1), Identity(Role.CLIENT), WireSettings()
+    listener = await serve(Address("127.0.0.1", 7400), node, Calls, bounds)
+    connection = await connect(Address("127.0.0.1", 7400), client, Calls, bounds, timeout_s=5)
+
+The duties of whoever uses it, in order: decode with msgspec in ``received`` and let its errors out, so that
+the connection is closed; send what came with version N only where ``connection.version`` is at least N;
+look at ``unsent_bytes`` before sending much; after ``lost`` connect again, and ask again only what may be
+repeated.
+
+===================  ========================================================================================
+:mod:`.handshake`    who is there, which version is spoken: pure
+:mod:`.frames`       bytes to payloads and back: pure
+:mod:`.connection`   a handshake, then frames; bounds; one write per turn of the loop
+:mod:`.listener`     ``serve``: the side that is connected to, and how many it takes
+:mod:`.dialing`      ``connect``: the side that connects
+:mod:`.settings`     the bounds
+===================  ========================================================================================
+"""
+
+from __future__ import annotations
+
+from coordinator.wire.address import Address
+from coordinator.wire.connection import Accept, Connection, Receiver
+from coordinator.wire.dialing import connect
+from coordinator.wire.errors import HandshakeRefused, LocalProtocolError, Refusal, RemoteProtocolError
+from coordinator.wire.handshake import VERSIONS, Identity, Role, Versions
+from coordinator.wire.listener import Listener, serve
+from coordinator.wire.settings import WireSettings
+
+__all__ = [
+    "VERSIONS",
+    "Accept",
+    "Address",
+    "Connection",
+    "HandshakeRefused",
+    "Identity",
+    "Listener",
+    "LocalProtocolError",
+    "Receiver",
+    "Refusal",
+    "RemoteProtocolError",
+    "Role",
+    "Versions",
+    "WireSettings",
+    "connect",
+    "serve",
+]

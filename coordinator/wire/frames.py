@@ -1,102 +1,69 @@
-"""Frames: four bytes of length (big-endian, of what follows), one version byte, then msgpack.
+"""Frames: four bytes of length (big-endian, of what follows), one version byte, then the payload.
 
-A peer that sends anything else is cut off with one log line; the length is bounded before anything is kept.
+Length and version are checked as soon as five bytes are there: nothing is kept for a frame that will be
+refused.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Callable
+import struct
+from collections.abc import Iterator
 
-log = logging.getLogger(__name__)
+from coordinator.wire.errors import RemoteProtocolError
 
-VERSION = 1
 FRAME_BYTES_MAX = 64 * 1024 * 1024
-_HEADER_BYTES = 5
+HEADER = struct.Struct("!IB")
 
-
-class RemoteProtocolError(Exception):
-    """The peer sent what cannot be a frame, or not one of this protocol."""
+_FOREIGN = {
+    b"\x16\x03": "it speaks TLS, and this port does not",
+    b"GET ": "it speaks HTTP",
+    b"POST": "it speaks HTTP",
+    b"HEAD": "it speaks HTTP",
+}
+"""How other protocols begin, for a message that helps whoever mistook the port."""
 
 
 class FrameReader:
-    """Bytes in, payloads out."""
+    """Bytes in, payloads out. ``version`` and ``bytes_max`` may be changed between two payloads."""
 
-    def __init__(self, bytes_max: int = FRAME_BYTES_MAX) -> None:
-        self._bytes_max = bytes_max
-        self._buffer = bytearray()
+    def __init__(self, version: int, bytes_max: int = FRAME_BYTES_MAX) -> None:
+        self.version = version
+        self.bytes_max = bytes_max
+        self._kept = bytearray()  # less than one frame
+        self._wanted = 0  # bytes without which looking at ``_kept`` again is of no use
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The payloads that are complete now. Raises :class:`RemoteProtocolError`."""
-        self._buffer += data
-        payloads, start = [], 0
-        while len(self._buffer) - start >= _HEADER_BYTES:
-            length = int.from_bytes(self._buffer[start : start + 4], "big")
-            if not 1 <= length <= self._bytes_max:
-                raise RemoteProtocolError(f"a frame of {length} bytes, at most {self._bytes_max} are taken")
-            if self._buffer[start + 4] != VERSION:
-                raise RemoteProtocolError(
-                    f"wire version {self._buffer[start + 4]}, this one speaks {VERSION}"
-                )
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The payloads that are complete now. Raises :class:`RemoteProtocolError`; of no more use then."""
+        if self._kept:
+            self._kept += data
+            if len(self._kept) < self._wanted:
+                return
+            data = bytes(self._kept)
+            self._kept.clear()
+        start, size = 0, len(data)
+        self._wanted = HEADER.size
+        while size - start >= HEADER.size:
+            length, version = HEADER.unpack_from(data, start)
+            if version != self.version or not 1 <= length <= self.bytes_max:
+                raise RemoteProtocolError(self._wrong(length, version, data[start : start + 4]))
             end = start + 4 + length
-            if len(self._buffer) < end:
+            if end > size:
+                self._wanted = 4 + length
                 break
-            payloads.append(bytes(self._buffer[start + _HEADER_BYTES : end]))
+            yield data[start + HEADER.size : end]
             start = end
-        del self._buffer[:start]
-        return payloads
+        if start < size:
+            self._kept += data[start:] if start else data
+
+    def _wrong(self, length: int, version: int, begin: bytes) -> str:
+        for foreign, why in _FOREIGN.items():
+            if begin.startswith(foreign):
+                return why
+        if not 1 <= length <= self.bytes_max:
+            return f"a frame of {length} bytes, from 1 to {self.bytes_max} are taken"
+        return f"a frame of version {version}, {self.version} is spoken here"
 
 
-def frame(payload: bytes) -> bytes:
-    return (len(payload) + 1).to_bytes(4, "big") + bytes((VERSION,)) + payload
-
-
-class FrameProtocol(asyncio.Protocol):
-    """One connection that speaks frames. What is sent within one turn of the loop leaves in one write.
-
-    ``on_payload`` may raise :class:`RemoteProtocolError` (or ``ValueError``, which msgspec's are): the
-    connection is closed. ``on_lost`` is called once, however it ends.
-    """
-
-    def __init__(self, on_payload: Callable[[bytes], None], on_lost: Callable[[], None]) -> None:
-        self._on_payload = on_payload
-        self._on_lost = on_lost
-        self._reader = FrameReader()
-        self._outgoing: list[bytes] = []
-        self.transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.Transport):
-            self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for payload in self._reader.feed(data):
-                self._on_payload(payload)
-        except (RemoteProtocolError, ValueError) as error:
-            log.warning("closing a connection that does not speak our protocol: %s", error)
-            self.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature is asyncio's
-        self.transport = None
-        self._outgoing.clear()
-        self._on_lost()
-
-    def send(self, payload: bytes) -> None:
-        """Queue one payload; dropped if the connection is gone."""
-        if self.transport is None:
-            return
-        if not self._outgoing:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._outgoing.append(frame(payload))
-
-    def _flush(self) -> None:
-        if self.transport is not None and self._outgoing:
-            self.transport.write(b"".join(self._outgoing))
-        self._outgoing.clear()
-
-    def abort(self) -> None:
-        """Close at once; nothing more is read or sent."""
-        if self.transport is not None:
-            self.transport.abort()
+def header(payload_bytes: int, version: int) -> bytes:
+    """What goes before a payload of that size."""
+    return HEADER.pack(payload_bytes + 1, version)

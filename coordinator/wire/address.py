@@ -1,0 +1,40 @@
+"""Where a node listens."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import msgspec
+
+
+class Address(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """A host (a name, or an address without brackets) and a TCP port."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, *, port: int | None = None) -> Address:
+        """``host:port`` or ``[2001:db8::1]:port``; ``port`` is what is taken if none is given. Raises
+        ``ValueError``."""
+        host, colon, digits = text.rpartition(":")
+        if text.endswith("]") or (not colon and port is not None):
+            host, digits = text, "" if port is None else str(port)
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            raise ValueError(f"{text!r}: an IPv6 address goes in brackets, as in [::1]:7400")
+        if not host or not digits.isascii() or not digits.isdigit() or int(digits) > 65535:
+            raise ValueError(f"{text!r} is not host:port, as in 10.0.0.1:7400")
+        return cls(host, int(digits))
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it can be reached from this machine only. A name other than localhost counts as not."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -1,0 +1,181 @@
+"""One connection: a handshake, then frames."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from coordinator.wire.errors import LocalProtocolError, RemoteProtocolError
+from coordinator.wire.frames import FrameReader, header
+from coordinator.wire.handshake import HANDSHAKE_BYTES_MAX, HANDSHAKE_VERSION, Identity, Versions
+from coordinator.wire.settings import WireSettings
+
+log = logging.getLogger(__name__)
+
+
+class Receiver(Protocol):
+    """What a connection is used by, from the end of its handshake on. Called in the loop, never at once."""
+
+    def received(self, payload: bytes) -> None:
+        """One frame. May raise :class:`RemoteProtocolError` or ``ValueError``, which msgspec's are: the
+        connection is closed then."""
+
+    def lost(self, why: str) -> None:
+        """Once, however it ended. Nothing is received afterwards."""
+
+
+Accept = Callable[["Connection"], Receiver]
+"""Called when the handshake is done, before any frame arrives: ``connection.peer`` and ``version`` are known,
+and ``send`` works. May raise :class:`HandshakeRefused`: the peer is told, and the connection closed."""
+
+
+class Connection(asyncio.Protocol, abc.ABC):
+    """What is sent within one turn of the loop leaves in one write.
+
+    Of a connection that was lost ``send`` drops what it is given: ask again elsewhere after ``lost``.
+    """
+
+    peer: Identity
+    """Who is there; from the end of the handshake on."""
+
+    def __init__(self, me: Identity, accept: Accept, settings: WireSettings, versions: Versions) -> None:
+        self.me = me
+        self.address = "?"
+        self.closed = False
+        self.version = HANDSHAKE_VERSION
+        self._accept = accept
+        self._settings = settings
+        self._versions = versions
+        self._receiver: Receiver | None = None
+        self._reader = FrameReader(HANDSHAKE_VERSION, HANDSHAKE_BYTES_MAX)
+        self._outgoing: list[bytes] = []
+        self._outgoing_bytes = 0
+        self._why = ""
+        self._loop = asyncio.get_running_loop()
+        self._deadline: asyncio.TimerHandle | None = None
+        self.transport: asyncio.Transport | None = None
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.address = address_of(transport)
+        self._deadline = self._loop.call_later(self._settings.handshake_s, self._too_late)
+        self._begin()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for payload in self._reader.feed(data):
+                if self.closed:
+                    return
+                if self._receiver is None:
+                    self._shake(payload)
+                else:
+                    self._receiver.received(payload)
+        except (RemoteProtocolError, ValueError, RecursionError) as error:
+            self._break_off(f"it does not speak our protocol: {error}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self.closed = True
+        self.transport = None
+        self._outgoing.clear()
+        why = self._why or (f"the connection was lost: {exc}" if exc else "the peer closed the connection")
+        receiver, self._receiver = self._receiver, None
+        self._lost(receiver, why)
+
+    # The handshake.
+
+    @abc.abstractmethod
+    def _begin(self) -> None:
+        """The transport is there."""
+
+    @abc.abstractmethod
+    def _shake(self, payload: bytes) -> None:
+        """One frame of the handshake. Raises what ``received`` may."""
+
+    @abc.abstractmethod
+    def _lost(self, receiver: Receiver | None, why: str) -> None:
+        """The end. Without a receiver: the handshake was not done."""
+
+    @abc.abstractmethod
+    def _tell(self, why: str) -> None:
+        """This side ends the connection because of what the other one does."""
+
+    def _opened(self, peer: Identity, version: int) -> None:
+        """From now on frames of that version. Raises :class:`HandshakeRefused`."""
+        self.peer, self.version = peer, version
+        self._reader.version = version
+        self._reader.bytes_max = self._settings.frame_bytes_max
+        self._receiver = self._accept(self)
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    def _too_late(self) -> None:
+        self._break_off(f"no handshake within {self._settings.handshake_s:g} s")
+
+    def _break_off(self, why: str) -> None:
+        if not self.closed:
+            self._tell(why)
+            self.abort(why)
+
+    # What its user calls.
+
+    def send(self, payload: bytes) -> None:
+        """Queue one payload. Raises :class:`LocalProtocolError` if the peer would not take its size."""
+        if len(payload) >= self._settings.frame_bytes_max:
+            raise LocalProtocolError(
+                f"a frame of {len(payload)} bytes; {self._settings.frame_bytes_max} are the most"
+            )
+        if self.closed:
+            return
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(header(len(payload), self.version))
+        self._outgoing.append(payload)
+        self._outgoing_bytes += len(payload)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the peer, or the way to it, has not taken yet. Who has much to send looks at it first."""
+        buffered = self.transport.get_write_buffer_size() if self.transport is not None else 0
+        return self._outgoing_bytes + buffered
+
+    def _flush(self) -> None:
+        if not self.closed and self.transport is not None:
+            self.transport.write(b"".join(self._outgoing))
+            if self.transport.get_write_buffer_size() > self._settings.unsent_bytes_max:
+                self._break_off(f"it left more than {self._settings.unsent_bytes_max} bytes unread")
+        self._outgoing.clear()
+        self._outgoing_bytes = 0
+
+    def close(self, why: str = "closed by this side") -> None:
+        """Send what is queued, read nothing more, then close. A peer that does not take it is cut off."""
+        if self.closed or self.transport is None:
+            return
+        self._flush()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self._loop.call_later(self._settings.handshake_s, self.transport.abort)
+        self.closed, self._why = True, why
+        self.transport.close()
+
+    def abort(self, why: str = "closed by this side") -> None:
+        """Close at once; nothing more is read or sent."""
+        if self.transport is None:
+            return
+        if not self.closed:
+            self.closed, self._why = True, why
+        self.transport.abort()
+
+
+def address_of(transport: asyncio.BaseTransport) -> str:
+    """The other end, for messages."""
+    peer = transport.get_extra_info("peername")
+    if isinstance(peer, tuple) and len(peer) >= 2:
+        return f"[{peer[0]}]:{peer[1]}" if ":" in str(peer[0]) else f"{peer[0]}:{peer[1]}"
+    return str(peer) if peer else "a local process"

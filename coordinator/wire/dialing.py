@@ -1,0 +1,98 @@
+"""The side that connects."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+from coordinator.wire import handshake
+from coordinator.wire.address import Address
+from coordinator.wire.connection import Accept, Connection, Receiver
+from coordinator.wire.errors import HandshakeRefused
+from coordinator.wire.handshake import VERSIONS, Identity, Versions
+from coordinator.wire.settings import WireSettings
+
+log = logging.getLogger(__name__)
+
+
+async def connect(
+    where: Address | socket.socket,
+    me: Identity,
+    accept: Accept,
+    settings: WireSettings,
+    *,
+    timeout_s: float,
+    for_number: int = 0,
+    versions: Versions = VERSIONS,
+) -> Connection:
+    """A connection whose handshake is done. ``where`` may be a connected unix socket; ``for_number`` is the
+    node that is expected there, 0 if any will do. Raises :class:`HandshakeRefused`, by this side or in the
+    other side's words, and ``OSError`` if nobody is there who speaks our protocol."""
+    loop = asyncio.get_running_loop()
+    dialed = Dialed(me, accept, settings, versions, for_number)
+    try:
+        async with asyncio.timeout(timeout_s):
+            if isinstance(where, socket.socket):
+                await loop.create_unix_connection(lambda: dialed, sock=where)
+            else:
+                await loop.create_connection(lambda: dialed, where.host, where.port)
+            await dialed.opened
+    except TimeoutError:
+        raise ConnectionError(f"no answer from {_named(where)} within {timeout_s:g} s") from None
+    except OSError as error:
+        raise ConnectionError(f"cannot speak with {_named(where)}: {error}") from error
+    finally:
+        if dialed.transport is not None and not dialed.ready:
+            dialed.abort()
+    return dialed
+
+
+def _named(where: Address | socket.socket) -> str:
+    return str(where) if isinstance(where, Address) else "the process at the other end of the socket"
+
+
+class Dialed(Connection):
+    """The side that connected. ``opened`` is done when the handshake is: raises :class:`HandshakeRefused`,
+    or ``ConnectionError`` if nobody answers in our protocol."""
+
+    def __init__(
+        self, me: Identity, accept: Accept, settings: WireSettings, versions: Versions, for_number: int
+    ) -> None:
+        super().__init__(me, accept, settings, versions)
+        self._for_number = for_number
+        self.opened: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def ready(self) -> bool:
+        return self._receiver is not None
+
+    def _begin(self) -> None:
+        self.send(handshake.hello(self.me, self._versions, self._for_number))
+
+    def _shake(self, payload: bytes) -> None:
+        try:
+            self._opened(*handshake.check_answer(payload, self.me, self._versions, self._for_number))
+        except HandshakeRefused as error:
+            self._end(error)
+            self.abort(error.reason)
+        else:
+            self._end(None)
+
+    def _lost(self, receiver: Receiver | None, why: str) -> None:
+        if receiver is not None:
+            receiver.lost(why)
+        self._end(ConnectionError(why))
+
+    def _tell(self, why: str) -> None:
+        if self._receiver is not None:
+            log.warning("closing the connection to %s at %s: %s", self.peer, self.address, why)
+
+    def _end(self, error: Exception | None) -> None:
+        if self.opened.done():
+            return
+        if error is None:
+            self.opened.set_result(None)
+        else:
+            self.opened.set_exception(error)
+            self.opened.exception()  # whoever waited may have been cancelled

@@ -1,0 +1,168 @@
+"""Who is there, and which version is spoken: pure.
+
+::
+
+    dialer                              listener
+      │  Hello: cluster, role, number,     │
+      │         name, versions, for whom   │   check()
+      ├───────────────────────────────────►│
+      │  Welcome: cluster, number, name,   │
+      │           the version from now on  │
+      │◄───────────────────────────────────┤   or Refused: kind, reason; then the connection closes
+      │  frames of that version …          │
+
+Frames of the handshake carry version 0, which never changes but by fields added at the end: both sides can
+read it, however far apart they are. The version spoken is the lower of the two highest ones.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from coordinator.wire.errors import HandshakeRefused, Refusal, RemoteProtocolError
+
+HANDSHAKE_VERSION = 0
+HANDSHAKE_BYTES_MAX = 4096
+TEXT_MAX = 128
+
+
+class Role(enum.StrEnum):
+    """What a peer is here for. Either side of a connection has one."""
+
+    NODE = "node"
+    CLIENT = "client"
+
+
+class Versions(msgspec.Struct, frozen=True, array_like=True):
+    """What a side can speak, from ``lowest`` to ``highest``; from 1 to 255."""
+
+    lowest: int
+    highest: int
+
+    def __str__(self) -> str:
+        return f"{self.lowest}" if self.lowest == self.highest else f"{self.lowest} to {self.highest}"
+
+
+VERSIONS = Versions(1, 1)
+"""Of this release. A new version N may add fields at the end of messages, and kinds of messages, which are
+sent only on connections whose version is N or higher. A release speaks the version before its own too."""
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who a side says it is."""
+
+    role: Role
+    cluster_id: str = ""
+    """A ledger's id; empty for a client that does not know yet what it will find."""
+    number: int = 0
+    """A node's, from 1; 0 for a client."""
+    name: str = ""
+    """For people and logs."""
+
+    def __str__(self) -> str:
+        if self.role is Role.NODE:
+            return f"node {self.number}"
+        return f"client {self.name}" if self.name else "a client"
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag="undoubt"):
+    """``role`` is text, so that one that is not known here can be named in the refusal. ``for_number`` is
+    the node that the dialer believes to have reached, 0 if any will do."""
+
+    cluster_id: str
+    role: str
+    number: int
+    name: str
+    versions: Versions
+    for_number: int = 0
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
+    cluster_id: str
+    number: int
+    name: str
+    version: int
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
+    refusal: str
+    reason: str
+
+
+encode = msgspec.msgpack.Encoder().encode
+_decode_hello = msgspec.msgpack.Decoder(Hello).decode
+_decode_answer = msgspec.msgpack.Decoder(Welcome | Refused).decode
+
+
+def hello(me: Identity, versions: Versions, for_number: int) -> bytes:
+    return encode(Hello(me.cluster_id, me.role, me.number, me.name, versions, for_number))
+
+
+def welcome(me: Identity, version: int) -> bytes:
+    return encode(Welcome(me.cluster_id, me.number, me.name, version))
+
+
+def refused(error: HandshakeRefused) -> bytes:
+    return encode(Refused(error.refusal, error.reason[:512]))
+
+
+def check_hello(
+    payload: bytes, me: Identity, versions: Versions, roles: frozenset[Role]
+) -> tuple[Identity, int]:
+    """Who dialed, and the version to speak with it. Raises :class:`HandshakeRefused` for what the dialer
+    should hear of, :class:`RemoteProtocolError` or ``ValueError`` for what is no Hello."""
+    said = _decode_hello(payload)
+    _check_text(said.cluster_id, said.name)
+    if said.role not in roles:
+        served = " and ".join(f"{role}s" for role in sorted(roles))
+        raise HandshakeRefused(Refusal.ROLE, f"{me} serves {served} here, not the role {said.role[:20]!r}")
+    peer = Identity(Role(said.role), said.cluster_id, said.number, said.name)
+    if peer.cluster_id != me.cluster_id and not (peer.role is Role.CLIENT and peer.cluster_id == ""):
+        raise HandshakeRefused(
+            Refusal.CLUSTER,
+            f"{me} is of cluster {me.cluster_id}, {peer} asks for {peer.cluster_id or 'none'}",
+        )
+    if said.for_number not in {0, me.number}:
+        raise HandshakeRefused(Refusal.NUMBER, f"this is {me}, {peer} asks for node {said.for_number}")
+    if peer.role is Role.NODE and (peer.number < 1 or peer.number == me.number):
+        raise HandshakeRefused(Refusal.NUMBER, f"this is {me}; the peer cannot be node {peer.number}")
+    version = min(versions.highest, said.versions.highest)
+    if version < max(versions.lowest, said.versions.lowest):
+        raise HandshakeRefused(
+            Refusal.VERSION,
+            f"{me} speaks wire version {versions}, {peer} {said.versions}; upgrade one of them step by step",
+        )
+    return peer, version
+
+
+def check_answer(payload: bytes, me: Identity, versions: Versions, for_number: int) -> tuple[Identity, int]:
+    """Who answered, and the version to speak with it. Raises :class:`HandshakeRefused`, also in the words of
+    the other side, and :class:`RemoteProtocolError` or ``ValueError`` for what is no answer."""
+    answer = _decode_answer(payload)
+    if isinstance(answer, Refused):
+        known = Refusal(answer.refusal) if answer.refusal in set(Refusal) else Refusal.OTHER
+        raise HandshakeRefused(known, _printable(answer.reason))
+    _check_text(answer.cluster_id, answer.name)
+    peer = Identity(Role.NODE, answer.cluster_id, answer.number, answer.name)
+    if me.cluster_id not in {"", peer.cluster_id}:
+        raise HandshakeRefused(
+            Refusal.CLUSTER, f"{peer} is of cluster {peer.cluster_id}, {me} of {me.cluster_id}"
+        )
+    if for_number not in {0, peer.number}:
+        raise HandshakeRefused(Refusal.NUMBER, f"reached {peer} where node {for_number} was expected")
+    if not versions.lowest <= answer.version <= versions.highest:
+        raise RemoteProtocolError(f"{peer} chose wire version {answer.version}, {versions} was offered")
+    return peer, answer.version
+
+
+def _check_text(*texts: str) -> None:
+    """Names go into logs: no forged lines there."""
+    for text in texts:
+        if len(text) > TEXT_MAX or not text.isprintable():
+            raise RemoteProtocolError(f"a name that is not printable or too long: {text[:20]!r}")
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else repr(text)

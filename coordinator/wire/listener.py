@@ -1,0 +1,156 @@
+"""The side that is connected to: many connections on one port, bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+from coordinator.wire import handshake
+from coordinator.wire.address import Address
+from coordinator.wire.connection import Accept, Connection, Receiver
+from coordinator.wire.errors import HandshakeRefused, Refusal
+from coordinator.wire.handshake import HANDSHAKE_VERSION, VERSIONS, Identity, Role, Versions
+from coordinator.wire.settings import WireSettings
+
+log = logging.getLogger(__name__)
+
+PAUSE_READING_BYTES = 1024 * 1024
+"""A client that leaves so much unread is not read from until it catches up: its requests are answers to come.
+Two nodes that did so to each other would wait for ever, so between nodes nothing is paused."""
+
+
+async def serve(
+    where: Address | socket.socket,
+    me: Identity,
+    accept: Accept,
+    settings: WireSettings,
+    *,
+    roles: frozenset[Role] = frozenset(Role),
+    admits: Callable[[asyncio.BaseTransport], str] | None = None,
+    versions: Versions = VERSIONS,
+) -> Listener:
+    """Listen there; ``where`` may be a bound unix socket. ``accept`` is called for each peer whose handshake
+    is done and whose role is among ``roles``; ``admits`` answers why somebody may not even say who it is, or
+    nothing. Raises ``OSError`` if the place cannot be listened on."""
+    listener = Listener(me, accept, settings, versions=versions, roles=roles, admits=admits)
+    await listener.start(where)
+    return listener
+
+
+class Listener:
+    """Made by :func:`serve`."""
+
+    def __init__(
+        self,
+        me: Identity,
+        accept: Accept,
+        settings: WireSettings,
+        *,
+        versions: Versions,
+        roles: frozenset[Role],
+        admits: Callable[[asyncio.BaseTransport], str] | None,
+    ) -> None:
+        self.me = me
+        self.settings = settings
+        self.versions = versions
+        self.roles = roles
+        self.admits = admits
+        self.strangers: dict[Accepted, None] = {}  # in the order of their coming
+        self.clients: set[Accepted] = set()
+        self.nodes: set[Accepted] = set()
+        self._accept = accept
+        self._server: asyncio.AbstractServer | None = None
+
+    async def start(self, where: Address | socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        if isinstance(where, socket.socket):
+            self._server = await loop.create_unix_server(lambda: Accepted(self, self._accept), sock=where)
+        else:
+            self._server = await loop.create_server(
+                lambda: Accepted(self, self._accept), where.host, where.port
+            )
+
+    @property
+    def port(self) -> int:
+        """The one that it listens on, also if 0 was asked for."""
+        sockets = getattr(self._server, "sockets", ())
+        return int(sockets[0].getsockname()[1]) if sockets else 0
+
+    def check_room(self, peer: Identity) -> None:
+        """Raises :class:`HandshakeRefused` where there is none."""
+        if peer.role is Role.CLIENT and len(self.clients) >= self.settings.clients_max:
+            raise HandshakeRefused(Refusal.BUSY, f"{self.me} serves {len(self.clients)} clients already")
+
+    def close(self) -> None:
+        """Stop listening and drop every connection."""
+        if self._server is not None:
+            self._server.close()
+        for connection in [*self.strangers, *self.clients, *self.nodes]:
+            connection.abort("the other side is shutting down")
+
+
+class Accepted(Connection):
+    """One connection that somebody made to this port."""
+
+    def __init__(self, listener: Listener, accept: Accept) -> None:
+        super().__init__(listener.me, accept, listener.settings, listener.versions)
+        self._listener = listener
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        strangers = self._listener.strangers
+        strangers[self] = None
+        super().connection_made(transport)
+        if len(strangers) > self._settings.strangers_max:
+            next(iter(strangers))._break_off("too many connections that did not say who they are")
+
+    def _begin(self) -> None:
+        if self._listener.admits is None or self.transport is None:
+            return
+        if why := self._listener.admits(self.transport):
+            self._break_off(why)
+
+    def _shake(self, payload: bytes) -> None:
+        try:
+            peer, version = handshake.check_hello(payload, self.me, self._versions, self._listener.roles)
+            self._listener.check_room(peer)
+            self.send(handshake.welcome(self.me, version))
+            self._opened(peer, version)
+        except HandshakeRefused as error:
+            self._tell(error.reason)
+            self._outgoing.clear()
+            self.version = HANDSHAKE_VERSION
+            self.send(handshake.refused(error))
+            self.close(error.reason)
+        else:
+            del self._listener.strangers[self]
+            if peer.role is Role.NODE:
+                self._listener.nodes.add(self)
+            else:
+                self._listener.clients.add(self)
+                if self.transport is not None:
+                    self.transport.set_write_buffer_limits(PAUSE_READING_BYTES)
+
+    def _lost(self, receiver: Receiver | None, why: str) -> None:
+        self._listener.strangers.pop(self, None)
+        self._listener.clients.discard(self)
+        self._listener.nodes.discard(self)
+        if receiver is not None:
+            receiver.lost(why)
+
+    def _tell(self, why: str) -> None:
+        who = f"{self.peer} at {self.address}" if self._receiver is not None else self.address
+        log.warning("closing the connection from %s: %s", who, why)
+
+    def pause_writing(self) -> None:
+        if self._pauses and self.transport is not None and not self.closed:
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._pauses and self.transport is not None and not self.closed:
+            self.transport.resume_reading()
+
+    @property
+    def _pauses(self) -> bool:
+        return self._receiver is not None and self.peer.role is Role.CLIENT

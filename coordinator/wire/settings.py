@@ -1,0 +1,34 @@
+"""What can be set about connections. ``undoubt.config`` loads it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from coordinator.wire.frames import FRAME_BYTES_MAX
+
+
+class WireSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds on what a peer can make this process keep, and for how long. Times are in seconds."""
+
+    handshake_s: float = 5.0
+    """A peer that has not said who it is by then is cut off."""
+    frame_bytes_max: int = FRAME_BYTES_MAX
+    unsent_bytes_max: int = 2 * FRAME_BYTES_MAX
+    """A peer that leaves more than that unread is cut off."""
+    clients_max: int = 4096
+    """Connections of clients to one port; the others are refused."""
+    strangers_max: int = 256
+    """Connections to one port that have not said who they are; the oldest makes room for the newest."""
+
+    def __post_init__(self) -> None:
+        if (
+            self.handshake_s <= 0
+            or self.frame_bytes_max < 1024
+            or self.clients_max < 1
+            or self.strangers_max < 1
+        ):
+            raise ValueError(
+                "handshake_s, clients_max and strangers_max must be positive, frame_bytes_max at least 1024"
+            )
+        if self.unsent_bytes_max < self.frame_bytes_max:
+            raise ValueError("unsent_bytes_max must not be less than frame_bytes_max")

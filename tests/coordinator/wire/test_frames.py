@@ -1,0 +1,81 @@
+"""Frames, however the network cuts them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.wire.errors import RemoteProtocolError
+from coordinator.wire.frames import FrameReader, header
+
+
+def framed(payload: bytes, version: int = 1) -> bytes:
+    return header(len(payload), version) + payload
+
+
+@given(st.lists(st.binary(max_size=300)), st.lists(st.integers(1, 50), min_size=1))
+def test_any_cut_gives_the_same_payloads(payloads: list[bytes], cuts: list[int]) -> None:
+    """TCP keeps order, not boundaries."""
+    data, reader, got = b"".join(map(framed, payloads)), FrameReader(1), []
+    while data:
+        cut = cuts[len(data) % len(cuts)]
+        got += reader.feed(data[:cut])
+        data = data[cut:]
+    assert got == payloads
+
+
+@given(st.binary(max_size=400), st.lists(st.integers(1, 50), min_size=1))
+def test_anything_gives_payloads_or_one_error(data: bytes, cuts: list[int]) -> None:
+    """No other exception, and never more kept than one frame may have."""
+    reader, fed = FrameReader(1, bytes_max=64), 0
+    while fed < len(data):
+        cut = cuts[fed % len(cuts)]
+        try:
+            assert all(len(payload) < 64 for payload in reader.feed(data[fed : fed + cut]))
+        except RemoteProtocolError:
+            return
+        assert len(reader._kept) < 4 + 64
+        fed += cut
+
+
+@given(st.binary(min_size=1, max_size=100), st.data())
+def test_a_flipped_bit_in_the_header_is_noticed_or_waited_for(payload: bytes, data: st.DataObject) -> None:
+    """A changed length or version never gives a payload of another length."""
+    whole = bytearray(framed(payload))
+    bit = data.draw(st.integers(0, 39))
+    whole[bit // 8] ^= 1 << (bit % 8)
+    try:
+        got = list(FrameReader(1, bytes_max=4096).feed(bytes(whole)))
+    except RemoteProtocolError:
+        return
+    assert all(len(each) < len(payload) for each in got)
+
+
+def test_a_frame_that_is_too_long_is_refused_by_its_header() -> None:
+    """Before a byte of it is kept."""
+    with pytest.raises(RemoteProtocolError, match="2000001 bytes"):
+        list(FrameReader(1, bytes_max=2_000_000).feed(header(2_000_000, 1)))
+    assert list(FrameReader(1, bytes_max=2_000_000).feed(header(1_999_999, 1))) == []
+
+
+@pytest.mark.parametrize(
+    ("begin", "why"), [(b"GET / HTTP/1.1\r\n", "HTTP"), (b"\x16\x03\x01\x02\x00\x01\x00", "TLS")]
+)
+def test_a_mistaken_port_is_named(begin: bytes, why: str) -> None:
+    """A browser or a TLS client at this port: the log says what it is."""
+    with pytest.raises(RemoteProtocolError, match=why):
+        list(FrameReader(0, bytes_max=1024).feed(begin))
+
+
+def test_a_large_frame_in_small_pieces_is_linear() -> None:
+    """Looking at all that was kept with every piece would take minutes for one snapshot's chunk."""
+    payload, reader = bytes(8_000_000), FrameReader(1)
+    data, got = framed(payload), []
+    looked = 0
+    for start in range(0, len(data), 16_384):
+        before = len(reader._kept)
+        got += reader.feed(data[start : start + 16_384])
+        looked += before if not reader._kept else 0
+    assert got == [payload]
+    assert looked <= len(data)
