@@ -4,6 +4,7 @@
 #   make demo  [ARGS="--seconds 20 --output json"]      make test [ARGS="-k ledger -x"]      make check
 #   make prove PROOF=crash [ARGS=…]                     make conformance CASES=cases.csv     make build
 #   make models ARGS="--model twophase --rms 3"
+#   make simulate SEED=7 | SEEDS=200 [ARGS=…]
 # `make check` besides formats nothing: `make format` does.
 
 VENV := .venv
@@ -15,7 +16,10 @@ ARGS ?=
 PROOF ?=
 CASES ?= ../shared/conformance/xa_outcomes.csv
 
-.PHONY: demo test test-slow check format prove models conformance build clean
+SEED ?=
+SEEDS ?= 200
+
+.PHONY: demo test test-slow check format prove models conformance simulate build clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -46,6 +50,9 @@ models: $(STAMP)
 
 conformance: $(STAMP)
 	@$(BIN)/python -m tests.conformance $(CASES) $(ARGS)
+
+simulate: $(STAMP)
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
 
 build: $(STAMP)
 	@if command -v uv >/dev/null; then uv build --quiet --wheel --out-dir dist; \

@@ -226,7 +226,14 @@ class Transaction:
             opening = asyncio.create_task(_begin(participant, gid, remaining_s), name=f"begin {gid}")
             self._opening[name] = opening
             opening.add_done_callback(lambda task: self._opened(name, task))
-        return await asyncio.shield(opening)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            waiting = asyncio.current_task()
+            if opening.cancelled() and waiting is not None and not waiting.cancelling():
+                # The transaction was doomed meanwhile; nobody has cancelled the caller.
+                self._raise_aborted(self._doom or TimeoutError(f"opening branch {name!r} was cancelled"))
+            raise
 
     def _opened(self, name: str, task: asyncio.Task[Branch]) -> None:
         del self._opening[name]

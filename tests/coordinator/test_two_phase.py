@@ -297,6 +297,19 @@ async def test_a_body_that_hangs_is_interrupted_at_the_deadline(stages: Any) -> 
     assert current is not None and current.cancelling() == 0
 
 
+async def test_a_branch_that_hangs_while_it_opens_tells_why(stages: Any) -> None:
+    """Broken if a transaction without ``async with`` that times out while a branch is being opened raises
+    ``CancelledError``: nobody has cancelled the caller, and its whole task would end."""
+    stage = await stages(Script())
+    arrived = stage.hold("begin alpha")
+    tx = await stage.coordinator.transaction(timeout=30).start()
+    opening = asyncio.create_task(tx.branch("alpha"))
+    await arrived.wait()
+    assert stage.coordinator.cancel(tx.id, TimeoutError("too late"))
+    with pytest.raises(TransactionAborted, match="too late"):
+        await opening
+
+
 async def test_one_phase_does_not_commit_after_the_deadline(stages: Any) -> None:
     """Broken if the single branch of a transaction commits later than its caller was promised."""
     stage = await stages(Script())

@@ -1,0 +1,105 @@
+"""What a ledger promises: about one transaction, and about one session with all of its transactions.
+
+Expiry and dropping are the ledger's own doing and no call of anybody's: where a result needs them, they have
+happened just before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tests.linearizability.history import Call
+
+
+class Transaction(NamedTuple):
+    """``session`` is open, gone or dropped; ``below``: its floor has passed this transaction."""
+
+    session: str = "open"
+    below: bool = False
+    decision: str | None = None
+
+
+def transaction(state: Transaction, call: Call) -> Iterator[Transaction]:
+    """Calls about one transaction, and those about its session."""
+    for now in _by_itself(state):
+        if (after := _transaction(now, call)) is not None:
+            yield after
+
+
+def _by_itself(state: Transaction) -> Iterator[Transaction]:
+    yield state
+    if state.session == "open":
+        yield state._replace(session="gone")
+    if state.session != "dropped":
+        yield state._replace(session="dropped")
+
+
+def _transaction(state: Transaction, call: Call) -> Transaction | None:
+    match call.what:
+        case "keep_alive":
+            return _keep_alive(state, call)
+        case "close":
+            return state if state.session != "open" else state._replace(session="gone")
+        case "decide":
+            return _decide(state, call)
+        case "outcome":
+            return state if call.result in (None, _outcome(state)) else None
+        case "record":
+            known = "not_recorded" if state.session == "dropped" else state.decision or "not_recorded"
+            return state if call.result in (None, known) else None
+    return state
+
+
+def _keep_alive(state: Transaction, call: Call) -> Transaction | None:
+    if state.session != "open":
+        return state if call.result in (None, "SessionLost") else None
+    if call.result == "SessionLost":
+        return None
+    return state._replace(below=state.below or call.floor > call.seq)
+
+
+def _decide(state: Transaction, call: Call) -> Transaction | None:
+    if state.session == "dropped":
+        return state if call.result is None else None
+    if state.decision is not None:
+        fits = call.result in (None, state.decision)
+        return state if fits or (call.result == "BranchListMismatch" and state.decision == "commit") else None
+    fenced = state.session != "open" or state.below
+    decided = "abort" if fenced else call.asked
+    return state._replace(decision=decided) if call.result in (None, decided) else None
+
+
+def _outcome(state: Transaction) -> str:
+    if state.session == "dropped":
+        return "forgotten"
+    if state.decision is not None:
+        return "committed" if state.decision == "commit" else "aborted"
+    return "aborted" if state.session != "open" or state.below else "active"
+
+
+class Lease(NamedTuple):
+    """A session by itself."""
+
+    gone: bool = False
+    floor: int = 1
+
+
+def lease(state: Lease, call: Call) -> Iterator[Lease]:
+    """``keep_alive`` and ``close``; and of transactions only what shows whether the session could still
+    commit them: ``can`` (it could) and ``cannot``."""
+    match call.what:
+        case "keep_alive" if call.result == "SessionLost":
+            yield state._replace(gone=True)
+        case "keep_alive":
+            if not state.gone:
+                yield state._replace(floor=max(state.floor, call.floor))
+            elif call.result is None:
+                yield state
+        case "close":
+            yield state._replace(gone=True)
+        case "can":
+            if not state.gone and call.seq >= state.floor:
+                yield state
+        case "cannot":
+            yield state if call.seq < state.floor else state._replace(gone=True)

@@ -1,0 +1,383 @@
+"""A simulated PostgreSQL server that holds accounts: what survives a crash, and what its sessions may do.
+
+The rules are PostgreSQL's, as far as a transaction manager meets them: a failed transaction answers PREPARE
+and COMMIT with the tag ``ROLLBACK``; a prepared one keeps its locks and survives everything, its session, a
+crash; a PREPARE may take its time behind a deferred trigger and appear when nobody expects it any more; gids
+that do not exist are 42704, gids that somebody is finishing 55000; transaction ids of which nothing reached
+the log are given out again after a crash; a promoted standby has another timeline, and while it has not been
+promoted its list of prepared transactions is empty and lies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+
+class State(enum.StrEnum):
+    OPEN = "in progress"
+    PREPARED = "prepared"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+class SqlError(Exception):
+    """``fatal``: it ends the session."""
+
+    def __init__(self, sqlstate: str, message: str, *, fatal: bool = False) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.fatal = fatal
+
+
+@dataclass(eq=False)
+class Work:
+    """One local transaction. ``deltas`` by account; ``locks`` are the accounts whose rows it has locked."""
+
+    name: str
+    xid: int | None = None
+    state: State = State.OPEN
+    failed: bool = False
+    marker: str | None = None
+    deltas: dict[int, int] = field(default_factory=dict)
+    noted: bool = False
+    prepared_at: float = 0.0
+    busy: bool = False
+    pid: int = 0
+    waits_for: tuple[Work, float] | None = None
+    cancelled: bool = False
+    ended: asyncio.Future[None] | None = None
+    """Of the server's loop of now: done when its locks are free."""
+
+
+class Disk:
+    """Everything durable. ``works`` by gid are the branches that were ever prepared or committed here."""
+
+    def __init__(self, name: str, system: int, accounts: int, balance: int) -> None:
+        self.name = name
+        self.system = system
+        self.timeline = 1
+        self.balances = dict.fromkeys(range(accounts), balance)
+        self.next_xid = 1_000
+        self.prepared: dict[str, Work] = {}
+        self.books: dict[int, State] = {}
+        self.notes: set[str] = set()
+        self.recovering = False
+        self.promotions: list[float] = []
+
+    def commit(self, work: Work) -> None:
+        for account, delta in work.deltas.items():
+            self.balances[account] += delta
+        if work.noted:
+            self.notes.add(work.name)
+        self._enter(work, State.COMMITTED)
+
+    def abort(self, work: Work) -> None:
+        self._enter(work, State.ABORTED)
+
+    def _enter(self, work: Work, state: State) -> None:
+        work.state = state
+        if work.xid is not None:
+            self.books[work.xid] = state
+        self.prepared.pop(work.name, None)
+
+
+class Server:
+    """The processes of one server while it runs; a crash forgets this object and keeps the ``disk``."""
+
+    def __init__(self, disk: Disk, random: Random, judge: Any, *, faulty: Any, told: Any) -> None:
+        self.disk = disk
+        self.told = told
+        self.random = random
+        self.judge = judge
+        """Told what is prepared, committed and rolled back: see :mod:`tests.simulation.judge`."""
+        self.faulty = faulty
+        self.locks: dict[int, Work] = {}
+        self.sessions: dict[int, Session] = {}
+        self._pid = 100
+        for work in disk.prepared.values():
+            work.busy, work.pid, work.waits_for, work.ended = False, 0, None, None
+            for account in work.deltas:
+                self.locks[account] = work
+
+    @property
+    def timeline(self) -> str:
+        return f"{self.disk.timeline:08X}"
+
+    async def serve(self, loop: Any, address: tuple[str, int]) -> None:
+        await loop.create_server(lambda: Session(self), *address)
+
+    def new_pid(self) -> int:
+        self._pid += 1
+        return self._pid
+
+    def free(self, work: Work) -> None:
+        self.locks = {account: holder for account, holder in self.locks.items() if holder is not work}
+        if work.ended is not None and not work.ended.done():
+            work.ended.set_result(None)
+
+
+class Session(asyncio.Protocol):
+    """One connection; requests are ``(number, verb, arguments)``, answers ``(number, value or SqlError)``."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.disk = server.disk
+        self.pid = server.new_pid()
+        self.work: Work | None = None
+        self.transport: Any = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._turn = asyncio.Lock()
+        self._lost = False
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.server.sessions[self.pid] = self
+
+    def data_received(self, request: Any) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(self._answer(*request)))
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """The backend notices once it is done with what it does."""
+        self._lost = True
+        self._tasks.append(asyncio.get_running_loop().create_task(self._hang_up()))
+
+    async def _hang_up(self) -> None:
+        if self.work is not None:
+            self.work.cancelled = True
+        async with self._turn:
+            if self.work is not None:
+                self._end(self.work, State.ABORTED)
+            self.server.sessions.pop(self.pid, None)
+
+    async def _answer(self, number: int, verb: str, arguments: tuple[Any, ...]) -> None:
+        async with self._turn:
+            if self._lost and verb not in {"prepare", "commit", "commit_prepared", "rollback_prepared"}:
+                return
+            try:
+                await asyncio.sleep(self.server.random.uniform(0.000_05, 0.000_4))
+                answer = await getattr(self, "do_" + verb)(*arguments)
+            except SqlError as error:
+                answer = error
+                if self.work is not None:
+                    self.work.failed = True
+            self.server.told(self.pid, verb, arguments, answer)
+            self.transport.write((number, answer))
+            if isinstance(answer, SqlError) and answer.fatal:
+                self.transport.abort()
+
+    # Inside a transaction.
+
+    async def do_begin(self, name: str) -> None:
+        if self.disk.recovering:
+            raise SqlError("25006", "cannot execute in a read-only transaction")
+        self.work = Work(name, marker=name, pid=self.pid)
+
+    def _current(self) -> Work:
+        if self.work is None:
+            raise SqlError("25P01", "no transaction is in progress")
+        if self.work.failed:
+            raise SqlError("25P02", "current transaction is aborted")
+        return self.work
+
+    async def do_update(self, account: int, delta: int, lock_timeout_s: float) -> int:
+        work = self._current()
+        if work.xid is None:
+            self.disk.next_xid += 1
+            work.xid = self.disk.next_xid
+            self.server.judge.wrote(work)
+        await self._lock(work, account, lock_timeout_s)
+        balance = self.disk.balances[account] + work.deltas.get(account, 0) + delta
+        if balance < 0:
+            raise SqlError("23514", "the balance would be negative")
+        work.deltas[account] = work.deltas.get(account, 0) + delta
+        return balance
+
+    async def do_read(self, account: int) -> int:
+        return self.disk.balances[account] + self._current().deltas.get(account, 0)
+
+    async def do_finish_by_application(self, commit: bool) -> None:
+        """The application typed COMMIT or ROLLBACK itself, and then BEGIN."""
+        work = self._current()
+        work.marker = None
+        self._end(work, State.COMMITTED if commit else State.ABORTED)
+        self.work = Work(work.name, marker=None, pid=self.pid)
+
+    async def _lock(self, work: Work, account: int, timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + timeout_s
+        while (holder := self.server.locks.get(account)) is not None and holder is not work:
+            if holder.ended is None or holder.ended.done():
+                holder.ended = loop.create_future()
+            if work.waits_for is None or work.waits_for[0] is not holder:
+                work.waits_for = (holder, loop.time())
+            if self._deadlocked(work):
+                work.waits_for = None
+                raise SqlError("40P01", "deadlock detected")
+            await asyncio.wait([holder.ended], timeout=0.05)
+            if work.cancelled:
+                work.waits_for, work.cancelled = None, False
+                raise SqlError("57014", "canceling statement due to user request")
+            if loop.time() >= ends:
+                work.waits_for = None
+                raise SqlError("55P03", "canceling statement due to lock timeout")
+        work.waits_for = None
+        self.server.locks[account] = work
+
+    def _deadlocked(self, work: Work) -> bool:
+        """Within this server alone; it knows nothing of others."""
+        at: Work | None = work
+        for _ in range(100):
+            at = at.waits_for[0] if at is not None and at.waits_for is not None else None
+            if at is None or at is work:
+                return at is work
+        return False
+
+    async def do_poll(self) -> tuple[str | None, int | None]:
+        work = self._current()
+        return work.marker, work.xid
+
+    async def do_prepare(self, name: str) -> tuple[str, int | None, str, bool]:
+        """Tag, transaction id, timeline, and whether a synchronous standby has confirmed it."""
+        work, server = self.work, self.server
+        if work is None or work.failed:
+            if work is not None:
+                self._end(work, State.ABORTED)
+            return "ROLLBACK", None, server.timeline, True
+        if work.marker != name:
+            raise SqlError("22P02", "undoubt marker is gone")
+        if name in self.disk.prepared:
+            raise SqlError("42710", "transaction identifier is already in use")
+        if server.faulty("deferred constraint", 0.02):
+            self._end(work, State.ABORTED)
+            raise SqlError("23503", "a deferred constraint is violated")
+        if server.faulty("slow prepare", 0.04):
+            await asyncio.sleep(server.random.uniform(0.5, 9.0))
+        if work.xid is None:
+            self.disk.next_xid += 1
+            work.xid = self.disk.next_xid
+        work.state, work.prepared_at, work.pid = State.PREPARED, asyncio.get_running_loop().time(), 0
+        self.disk.prepared[name] = work
+        self.work = None
+        server.judge.prepared(self.disk.name, work)
+        if server.faulty("unconfirmed prepare", 0.01):
+            return "PREPARE TRANSACTION", work.xid, server.timeline, False
+        return "PREPARE TRANSACTION", work.xid, server.timeline, True
+
+    async def do_commit(self, name: str, note: bool) -> str:
+        work = self.work
+        if work is None or work.failed:
+            if work is not None:
+                self._end(work, State.ABORTED)
+            return "ROLLBACK"
+        if work.marker != name:
+            raise SqlError("22P02", "undoubt marker is gone")
+        if self.server.faulty("deferred constraint", 0.02) and work.xid is not None:
+            self._end(work, State.ABORTED)
+            raise SqlError("23503", "a deferred constraint is violated")
+        work.noted = note and work.xid is not None
+        self._end(work, State.COMMITTED)
+        return "COMMIT"
+
+    async def do_rollback(self) -> None:
+        if self.work is not None:
+            self._end(self.work, State.ABORTED)
+
+    def _end(self, work: Work, state: State) -> None:
+        if self.work is work:
+            self.work = None
+        if state is State.COMMITTED:
+            self.disk.commit(work)
+        else:
+            self.disk.abort(work)
+        self.server.judge.ended(self.disk.name, work, prepared=False)
+        self.server.free(work)
+
+    # Outside of one.
+
+    def _primary(self) -> None:
+        if self.disk.recovering:
+            raise SqlError("25006", "recovery is in progress")
+
+    async def do_list(self) -> tuple[bool, list[tuple[str, int, float]]]:
+        """Whether this is a standby, and every prepared transaction: gid, xid, age in seconds."""
+        now = asyncio.get_running_loop().time()
+        rows = [
+            (name, work.xid or 0, max(now - work.prepared_at, 0.0))
+            for name, work in self.disk.prepared.items()
+        ]
+        return self.disk.recovering, [] if self.disk.recovering else rows
+
+    async def do_commit_prepared(self, name: str) -> bool:
+        """Whether a synchronous standby has confirmed it."""
+        await self._finish(name, State.COMMITTED)
+        return not self.server.faulty("unconfirmed commit", 0.01)
+
+    async def do_rollback_prepared(self, name: str) -> bool:
+        await self._finish(name, State.ABORTED)
+        return True
+
+    async def _finish(self, name: str, state: State, *, by_hand: bool = False) -> None:
+        self._primary()
+        work = self.disk.prepared.get(name)
+        if work is None:
+            raise SqlError("42704", f"prepared transaction {name} does not exist")
+        if work.busy:
+            raise SqlError("55000", f"prepared transaction {name} is busy")
+        work.busy = True
+        await asyncio.sleep(self.server.random.uniform(0, 0.002))
+        if state is State.COMMITTED:
+            self.disk.commit(work)
+        else:
+            self.disk.abort(work)
+        self.server.judge.ended(self.disk.name, work, prepared=True, by_hand=by_hand)
+        self.server.free(work)
+
+    async def do_by_hand(self, name: str, commit: bool) -> None:
+        """A database administrator at the prompt, who asked nobody."""
+        await self._finish(name, State.COMMITTED if commit else State.ABORTED, by_hand=True)
+
+    async def do_status(self, xid: int, system: int, timeline: str) -> str | None:
+        self._primary()
+        if (system, timeline) != (self.disk.system, self.server.timeline):
+            return None
+        if xid > self.disk.next_xid:
+            raise SqlError("22023", "transaction ID is in the future")
+        state = self.disk.books.get(xid)
+        if state is None:
+            running = [*self.disk.prepared.values(), *(one.work for one in self.server.sessions.values())]
+            held = any(work is not None and work.xid == xid for work in running)
+            # After a crash an id that left no trace counts as rolled back.
+            return str(State.OPEN) if held else str(State.ABORTED)
+        return str(state)
+
+    async def do_noted(self, name: str, pid: int, timeline: str) -> tuple[bool, bool]:
+        """Whether the commit's row is there, and whether the session has gone on this very timeline."""
+        self._primary()
+        gone = pid not in self.server.sessions and timeline == self.server.timeline
+        return name in self.disk.notes, gone
+
+    async def do_whoami(self) -> tuple[int, int, str]:
+        return self.pid, self.disk.system, self.server.timeline
+
+    async def do_waits(self) -> list[tuple[str, str, str, int, int | None]]:
+        found = []
+        for session in self.server.sessions.values():
+            work = session.work
+            if work is not None and work.waits_for is not None:
+                holder, since = work.waits_for
+                found.append((work.name, holder.name, f"{since:.6f}", session.pid, work.xid))
+        return found
+
+    async def do_cancel(self, pid: int, xid: int | None) -> bool:
+        session = self.server.sessions.get(pid)
+        if session is None or session.work is None or session.work.xid != xid:
+            return False
+        session.work.cancelled = True
+        return True
+
+    async def do_total(self) -> int:
+        return sum(self.disk.balances.values())

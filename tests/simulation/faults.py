@@ -1,0 +1,136 @@
+"""What goes wrong, drawn from the seed. Every fault has a limit; ``World.heal`` ends them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tests.simulation.scheduler import Process
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+PAUSE_S = (0.05, 12.0)
+PARTITION_S = (0.1, 8.0)
+OUTAGE_S = (0.05, 5.0)
+
+
+class Nemesis:
+    """Wakes up at random moments and does one thing. A run uses a few kinds only, so that each has room."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.random = world.random
+        kinds: list[Callable[[], None]] = [
+            self.kill,
+            self.kill_soon,
+            self.kill_soon,
+            self.pause,
+            self.cut,
+            self.cut_one_way,
+            self.slow_link,
+            self.drop_connections,
+            self.crash_database,
+            self.promote,
+            self.disk,
+        ]
+        if world.tampers:
+            kinds.append(self.meddle)
+        self.kinds = self.random.sample(kinds, self.random.randint(2, len(kinds)))
+        self.every_s = self.random.choice([0.3, 0.8, 2.0])
+
+    def begin(self) -> None:
+        self._again()
+
+    def _again(self) -> None:
+        self.world.scheduler.after(self.random.expovariate(1 / self.every_s), self.strike)
+
+    def strike(self) -> None:
+        if self.world.peace:
+            return
+        if self.world.mortal() and len(self.world.hosts()) > 1:
+            self.random.choice(self.kinds)()
+        self._again()
+
+    def _victim(self) -> Process:
+        return self.random.choice(self.world.mortal())
+
+    def _later(self, bounds: tuple[float, float], what: Callable[[], None]) -> None:
+        self.world.scheduler.after(self.random.uniform(*bounds), what)
+
+    def kill(self) -> None:
+        """SIGKILL, or the whole machine loses its power: then nobody resets its connections."""
+        victim = self._victim()
+        self.world.kill(victim, power=self.random.random() < 0.3)
+
+    def kill_soon(self) -> None:
+        """At one of the next callbacks, whichever it is: every await is a place to die."""
+        victim = self._victim()
+        victim.dies_at_step = victim.steps + self.random.randint(1, 400)
+
+    def pause(self) -> None:
+        victim = self._victim()
+        if victim.paused:
+            return
+        self.world.trace("nemesis", f"stops {victim.name}")
+        victim.pause(True)
+
+        def goes_on() -> None:
+            if victim.alive and victim.paused:
+                self.world.trace("nemesis", f"lets {victim.name} go on")
+                victim.pause(False)
+
+        self._later(PAUSE_S, goes_on)
+
+    def cut(self) -> None:
+        """A host alone, or two halves."""
+        hosts = self.world.hosts()
+        alone = set(self.random.sample(hosts, self.random.randint(1, max(1, len(hosts) // 2))))
+        pairs = [(one, other) for one in hosts for other in hosts if (one in alone) != (other in alone)]
+        self._cut(pairs, f"cuts {sorted(alone)} off")
+
+    def cut_one_way(self) -> None:
+        source, target = self.random.sample(self.world.hosts(), 2)
+        self._cut([(source, target)], f"cuts {source} to {target}")
+
+    def _cut(self, pairs: list[tuple[str, str]], why: str) -> None:
+        world = self.world
+        world.trace("nemesis", why)
+        world.network.cut.update(pairs)
+
+        def whole() -> None:
+            world.network.cut.difference_update(pairs)
+            world.network.resume()
+            world.trace("nemesis", f"mends: {why}")
+
+        self._later(PARTITION_S, whole)
+
+    def slow_link(self) -> None:
+        source, target = self.random.sample(self.world.hosts(), 2)
+        factor = self.random.choice([5.0, 50.0, 500.0])
+        self.world.trace("nemesis", f"slows {source} to {target} by {factor}")
+        self.world.network.slow[source, target] = factor
+
+    def drop_connections(self) -> None:
+        connections = list(self.world.network.connections.values())
+        dropped = [each for each in connections if self.random.random() < 0.3]
+        self.world.trace("nemesis", f"resets {len(dropped)} connections")
+        for connection in dropped:
+            connection.reset()
+
+    def crash_database(self) -> None:
+        name = self.random.choice(sorted(self.world.databases))
+        self.world.crash_database(name, self.random.uniform(*OUTAGE_S))
+
+    def promote(self) -> None:
+        """A synchronous standby takes over: nothing is lost, and the timeline is another."""
+        if self.random.random() < 0.5:
+            name = self.random.choice(sorted(self.world.databases))
+            self.world.crash_database(name, self.random.uniform(*OUTAGE_S), promote=True)
+
+    def disk(self) -> None:
+        self.world.trouble_disk()
+
+    def meddle(self) -> None:
+        """A database administrator ends a prepared branch by hand."""
+        self.world.meddle()

@@ -1,0 +1,178 @@
+"""What must hold of transactions, at every step and in the end. Shares no code with what it judges.
+
+The simulated servers tell it what really happens to each branch, the applications what they were told, the
+recorders (:mod:`tests.simulation.recorded`) what the ledger answered. A contradiction raises at once, in the
+very step that made it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.simulation.database import State
+
+if TYPE_CHECKING:
+    from tests.simulation.database import Disk, Work
+
+_NAME = re.compile(r"undoubt:([^:]+):([23p]):([0-9]+-[0-9a-f]+\.[0-9]+):([0-9]+):(.+)")
+
+
+class Violation(BaseException):
+    """The product is wrong. asyncio and the shipped code may catch it; ``first`` ends the run anyway."""
+
+    first: Violation | None = None
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        Violation.first = Violation.first or self
+
+
+@dataclass
+class Story:
+    """Everything that is known of one transaction. ``tampered``: somebody outside ended a branch of it."""
+
+    branches: list[Work] = field(default_factory=list)
+    told: str | None = None
+    decision: str | None = None
+    presumed: bool = False
+    """Somebody was told that it is aborted for ever."""
+    tampered: str = ""
+    heuristic: set[str] = field(default_factory=set)
+
+
+class Judge:
+    def __init__(self) -> None:
+        self.stories: dict[str, Story] = {}
+        self.foreign: set[str] = set()
+        self.counts: Counter[str] = Counter()
+
+    def story(self, txid: str) -> Story:
+        return self.stories.setdefault(txid, Story())
+
+    # What servers tell.
+
+    def wrote(self, work: Work) -> None:
+        """A branch has a transaction id now."""
+        if (match := _NAME.fullmatch(work.name)) is not None:
+            self._add(self.story(match[3]), work)
+
+    def _add(self, story: Story, work: Work) -> None:
+        if not any(known is work for known in story.branches):
+            story.branches.append(work)
+
+    def prepared(self, database: str, work: Work) -> None:
+        self.counts["prepared"] += 1
+        self.wrote(work)
+
+    def ended(self, database: str, work: Work, *, prepared: bool, by_hand: bool = False) -> None:
+        match = _NAME.fullmatch(work.name)
+        if match is None or work.xid is None:
+            return
+        txid = match[3]
+        story = self.story(txid)
+        self._add(story, work)
+        if by_hand or work.marker is None:
+            story.tampered = work.name
+        if prepared and not story.tampered:
+            self.counts[f"{work.state} prepared"] += 1
+            if work.state is State.COMMITTED and story.decision != "commit":
+                raise Violation(f"{work.name} is committed, but nobody was told of a recorded COMMIT")
+            if work.state is State.ABORTED and story.decision == "commit":
+                raise Violation(f"{work.name} is rolled back, but COMMIT is recorded")
+        self.check(txid, story, committing=work if work.state is State.COMMITTED else None)
+
+    def check(self, txid: str, story: Story, committing: Work | None = None) -> None:
+        """All or nothing, and as it was told."""
+        if story.tampered:
+            return
+        states = {work.name: str(work.state) for work in story.branches}
+        found = {work.state for work in story.branches}
+        if {State.COMMITTED, State.ABORTED} <= found:
+            raise Violation(f"{txid} is half applied: {states}")
+        if committing is not None and State.OPEN in found:
+            raise Violation(f"{committing.name} commits while a branch is not prepared: {states}")
+        if story.told == "committed" and State.ABORTED in found:
+            raise Violation(f"{txid} was acknowledged, and is lost: {states}")
+        if story.told == "aborted" and State.COMMITTED in found:
+            raise Violation(f"{txid} was told as aborted, and is committed: {states}")
+
+    # What applications and the ledger's clients tell.
+
+    def told(self, txid: str, outcome: str) -> None:
+        """``committed``, ``aborted``, ``unknown`` or ``heuristic``: what the application was told."""
+        self.counts[f"told {outcome}"] += 1
+        story = self.story(txid)
+        if story.told in {"committed", "aborted"} and outcome in {"committed", "aborted"}:
+            self._same(txid, story.told, outcome)
+        if outcome == "committed" and story.decision == "abort":
+            raise Violation(f"{txid} was told as committed, but ABORT is recorded")
+        if outcome == "aborted" and story.decision == "commit":
+            raise Violation(f"{txid} was told as aborted, but COMMIT is recorded")
+        story.told = outcome
+        self.check(txid, story)
+
+    def decided(self, txid: str, decision: str) -> None:
+        """Somebody was told that this decision is recorded."""
+        story = self.story(txid)
+        if story.decision is not None:
+            self._same(txid, story.decision, decision)
+        if story.presumed and decision == "commit":
+            raise Violation(f"{txid} was aborted for ever, and now COMMIT is recorded")
+        if story.told == "aborted" and decision == "commit":
+            raise Violation(f"{txid} was told as aborted, and now COMMIT is recorded")
+        story.decision = decision
+        self.counts[f"decided {decision}"] += 1
+
+    def presumed(self, txid: str) -> None:
+        """Somebody was told that it is aborted for ever, recorded or not."""
+        story = self.story(txid)
+        if story.decision == "commit":
+            raise Violation(f"{txid} is said to be aborted, but COMMIT is recorded")
+        story.presumed = True
+
+    def heuristic(self, txid: str, name: str) -> None:
+        """Recovery or a protocol has recorded that a branch ended otherwise, or may have."""
+        self.counts["heuristics"] += 1
+        self.story(txid).heuristic.add(name)
+
+    def _same(self, txid: str, before: str, now: str) -> None:
+        if before != now:
+            raise Violation(f"{txid} was {before}, and now it is {now}")
+
+    # In the end.
+
+    def final(self, disks: list[Disk], initial: int) -> None:
+        """After healing: nothing is in doubt, every story has one end, no money came or went."""
+        for disk in disks:
+            ours = [name for name in disk.prepared if name not in self.foreign]
+            if ours:
+                raise Violation(f"{disk.name} still holds {ours}")
+        outside = 0
+        promoted = any(disk.promotions for disk in disks)
+        for txid, story in self.stories.items():
+            self.check(txid, story)
+            if story.tampered:
+                self._explained(txid, story)
+                outside += sum(
+                    sum(work.deltas.values()) for work in story.branches if work.state is State.COMMITTED
+                )
+            elif story.heuristic and not promoted:
+                raise Violation(f"{txid} has heuristic outcomes that nothing explains: {story.heuristic}")
+            elif story.told == "committed" and not self._all_committed(story):
+                raise Violation(f"{txid} was acknowledged, and is not everywhere")
+        total = sum(sum(disk.balances.values()) for disk in disks)
+        if total != initial + outside:
+            raise Violation(f"there are {total} in all accounts, there must be {initial + outside}")
+
+    def _all_committed(self, story: Story) -> bool:
+        return all(work.state is State.COMMITTED for work in story.branches)
+
+    def _explained(self, txid: str, story: Story) -> None:
+        """Whoever tampers against a recorded COMMIT must be found out."""
+        for work in story.branches:
+            lost = work.state is State.ABORTED and work.name not in story.heuristic
+            if story.decision == "commit" and lost:
+                raise Violation(f"{work.name} was rolled back against COMMIT, and nobody has noticed")

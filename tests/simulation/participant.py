@@ -1,0 +1,391 @@
+"""A simulated database as a participant: the contract of :mod:`participants.contract` over its sessions.
+
+Answers are believed as far as PostgreSQL's deserve it, as in :mod:`participants.postgres`: an error of a
+living session is a "no", silence is no answer, a missing gid is judged by the books.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from participants.contract import (
+    Evidence,
+    Fate,
+    Order,
+    PreparedBranch,
+    PrepareResult,
+    PrepareUnanswered,
+    Settled,
+    Vote,
+    Waiting,
+    Work,
+    judge,
+)
+from participants.errors import (
+    BranchFailed,
+    ParticipantError,
+    ParticipantRefused,
+    ParticipantUnavailable,
+    UsageError,
+)
+from participants.ids import Foreign, Gid
+from tests.simulation.database import SqlError
+
+STATEMENT_TIMEOUT_S = 4.0
+LOOKS_MAX = 8
+
+_FATES = {"committed": Fate.COMMITTED, "aborted": Fate.ABORTED, "in progress": Fate.IN_PROGRESS}
+
+
+class NoAnswer(Exception):
+    """The statement was sent; the session is of no more use."""
+
+
+class NotSent(NoAnswer):
+    """The session was gone before."""
+
+
+class Link(asyncio.Protocol):
+    """The client's end of a session."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.lost = False
+        self._number = 0
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self.pid, self.system, self.timeline = 0, 0, ""
+
+    @classmethod
+    async def open(cls, name: str, address: tuple[str, int]) -> Link:
+        """Raises ``ParticipantUnavailable``."""
+        link = cls()
+        try:
+            async with asyncio.timeout(STATEMENT_TIMEOUT_S):
+                await asyncio.get_running_loop().create_connection(lambda: link, *address)
+            link.pid, link.system, link.timeline = await link.ask("whoami")
+        except (OSError, NoAnswer, SqlError) as error:
+            raise ParticipantUnavailable(name, f"cannot connect: {error}") from error
+        return link
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, answer: Any) -> None:
+        number, value = answer
+        future = self._waiting.pop(number, None)
+        if future is None or future.done():
+            return
+        if isinstance(value, SqlError):
+            future.set_exception(value)
+        else:
+            future.set_result(value)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self.lost = True
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(NoAnswer("the connection was lost"))
+        self._waiting.clear()
+
+    async def ask(self, verb: str, *arguments: Any, timeout_s: float = STATEMENT_TIMEOUT_S) -> Any:
+        """Raises ``SqlError``, ``NoAnswer``, ``NotSent``."""
+        if self.lost or self.transport.is_closing():
+            raise NotSent("the connection was lost")
+        self._number += 1
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[self._number] = future
+        self.transport.write((self._number, verb, arguments))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            self.discard()
+            raise NoAnswer(f"no answer to {verb} within {timeout_s} s") from None
+        except asyncio.CancelledError:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        self.lost = True
+        self.transport.abort()
+
+
+class SimulatedParticipant:
+    """For one process. ``notes``: the database has the table that proves one-phase commits."""
+
+    def __init__(self, name: str, address: tuple[str, int], ledger_id: str, *, notes: bool) -> None:
+        self.name = name
+        self.address = address
+        self.ledger_id = ledger_id
+        self.notes = notes
+        self._management: Link | None = None
+        self._managing = asyncio.Lock()
+        self._closed = False
+
+    async def begin(self, gid: Gid, *, timeout_s: float) -> SimulatedBranch:
+        self._check_open()
+        link = await Link.open(self.name, self.address)
+        try:
+            await link.ask("begin", str(gid))
+        except SqlError as error:
+            link.discard()
+            raise ParticipantRefused(self.name, str(error), sqlstate=error.sqlstate) from error
+        except NoAnswer as error:
+            raise ParticipantUnavailable(self.name, str(error)) from error
+        except BaseException:
+            link.discard()
+            raise
+        return SimulatedBranch(self, link, gid, timeout_s)
+
+    async def manage(self, verb: str, *arguments: Any) -> Any:
+        """On the session that all calls without a branch share. Raises ``SqlError`` and
+        ``ParticipantUnavailable``."""
+        self._check_open()
+        async with self._managing:
+            if self._management is None or self._management.lost:
+                self._management = await Link.open(self.name, self.address)
+            link = self._management
+        try:
+            return await link.ask(verb, *arguments)
+        except NoAnswer as error:
+            raise ParticipantUnavailable(self.name, str(error)) from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(f"participant {self.name!r} is closed")
+
+    async def in_doubt(self) -> Sequence[PreparedBranch]:
+        standby, rows = await self.manage("list")
+        if standby:
+            raise ParticipantRefused(self.name, "the server is a standby")
+        link = self._management
+        found = []
+        for text, xid, age_s in rows:
+            evidence = None if link is None else Evidence(xid, link.system, link.timeline)
+            gid: Gid | Foreign = Gid.parse(text)
+            found.append(PreparedBranch(gid, "app", self.name, 0.0, age_s, xid, evidence))
+        return found
+
+    async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+        verb = "commit_prepared" if order is Order.COMMIT else "rollback_prepared"
+        try:
+            confirmed = await self.manage(verb, str(gid))
+        except SqlError as error:
+            if error.sqlstate == "42704":
+                fate = Fate.UNKNOWN if evidence is None else await self.evidence(evidence)
+                return judge(order, fate)
+            if error.sqlstate == "55000":
+                return Settled.BUSY
+            raise ParticipantRefused(self.name, str(error), sqlstate=error.sqlstate) from error
+        return Settled.APPLIED if confirmed else Settled.BUSY
+
+    async def evidence(self, evidence: Evidence) -> Fate:
+        try:
+            status = await self.manage("status", evidence.xid, evidence.system, evidence.timeline)
+        except SqlError as error:
+            if error.sqlstate == "22023":
+                return Fate.NEVER_ASSIGNED
+            raise ParticipantRefused(self.name, str(error), sqlstate=error.sqlstate) from error
+        return _FATES.get(status, Fate.UNKNOWN)
+
+    async def forget(self, gid: Gid) -> None:
+        """It keeps no record of heuristic outcomes."""
+
+    async def waits(self) -> Sequence[Waiting]:
+        rows = await self.manage("waits")
+        return [
+            Waiting(self._node(waiter), self._node(holder), since, pid, xid)
+            for waiter, holder, since, pid, xid in rows
+        ]
+
+    def _node(self, name: str) -> str:
+        gid = Gid.parse(name)
+        return (
+            str(gid.txid) if isinstance(gid, Gid) and gid.ledger == self.ledger_id else f"{self.name}/{name}"
+        )
+
+    async def cancel_waiter(self, waiting: Waiting) -> bool:
+        return bool(await self.manage("cancel", waiting.pid, waiting.xid))
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._management is not None:
+            self._management.discard()
+
+
+class Account:
+    """What the application holds: ``execute`` of an update or a read, in its branch."""
+
+    def __init__(self, branch: SimulatedBranch) -> None:
+        self._branch = branch
+
+    async def add(self, account: int, delta: int, *, lock_timeout_s: float = 20.0) -> int:
+        branch = self._branch
+        result: int = await self._ask("update", account, delta, lock_timeout_s)
+        branch.wrote = True
+        return result
+
+    async def read(self, account: int) -> int:
+        result: int = await self._ask("read", account)
+        return result
+
+    async def finish_by_application(self, *, commit: bool) -> None:
+        await self._ask("finish_by_application", commit)
+
+    async def _ask(self, verb: str, *arguments: Any) -> Any:
+        branch = self._branch
+        if branch.over:
+            raise UsageError("the branch is over")
+        try:
+            return await branch.link.ask(verb, *arguments, timeout_s=60.0)
+        except NoAnswer as error:
+            raise ParticipantUnavailable(branch.participant.name, str(error)) from error
+
+
+class SimulatedBranch:
+    def __init__(self, participant: SimulatedParticipant, link: Link, gid: Gid, timeout_s: float) -> None:
+        self.participant = participant
+        self.link = link
+        self.gid = gid
+        self.over = False
+        self.wrote = False
+        self._timeout_s = max(timeout_s, STATEMENT_TIMEOUT_S)
+        self._asked = False
+        self._evidence: Evidence | None = None
+        self._settled: Settled | None = None
+
+    @property
+    def connection(self) -> Account:
+        return Account(self)
+
+    @property
+    def surely_writes(self) -> bool:
+        return self.wrote
+
+    def _failed(self, why: object, sqlstate: str | None = None) -> BranchFailed:
+        return BranchFailed(self.participant.name, str(why), sqlstate=sqlstate)
+
+    async def poll(self) -> Work:
+        self.over = True
+        try:
+            marker, xid = await self.link.ask("poll")
+        except SqlError as error:
+            raise self._failed(error, error.sqlstate) from error
+        except NoAnswer as error:
+            raise self._failed(error) from error
+        if marker != str(self.gid):
+            raise self._failed("the branch was ended by the application")
+        return Work.READ_ONLY if xid is None else Work.WRITES
+
+    async def prepare(self) -> PrepareResult:
+        self.over = True
+        self._asked = True
+        try:
+            tag, xid, timeline, confirmed = await self.link.ask("prepare", str(self.gid))
+        except SqlError as error:
+            self._asked = False
+            return PrepareResult(Vote.ABORT, reason=self._failed(error, error.sqlstate))
+        except NotSent as error:
+            self._asked = False
+            return PrepareResult(Vote.ABORT, reason=self._failed(error))
+        except NoAnswer as error:
+            raise PrepareUnanswered(ParticipantUnavailable(self.participant.name, str(error))) from error
+        if tag != "PREPARE TRANSACTION":
+            self._asked = False
+            return PrepareResult(Vote.ABORT, reason=self._failed(f"PREPARE answered {tag}"))
+        if not confirmed:
+            raise PrepareUnanswered(ParticipantUnavailable(self.participant.name, "no standby confirmed it"))
+        self._evidence = Evidence(xid, self.link.system, timeline)
+        return PrepareResult(Vote.PREPARED, self._evidence)
+
+    async def commit_one_phase(self) -> Settled:
+        self.over = True
+        notes = self.participant.notes
+        try:
+            tag = await self.link.ask("commit", str(self.gid), notes, timeout_s=self._timeout_s)
+        except SqlError as error:
+            raise self._failed(error, error.sqlstate) from error
+        except NotSent as error:
+            raise self._failed(error) from error
+        except NoAnswer:
+            self._settled = await self._look_up()
+            return self._settled
+        if tag != "COMMIT":
+            raise self._failed(f"COMMIT answered {tag}")
+        self._settled = Settled.APPLIED
+        return Settled.APPLIED
+
+    async def _look_up(self) -> Settled:
+        """The row that was written inside the branch proves either, where there is such a table."""
+        pause_s = 0.02
+        for _ in range(LOOKS_MAX):
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
+            try:
+                arguments = (str(self.gid), self.link.pid, self.link.timeline)
+                noted, gone = await self.participant.manage("noted", *arguments)
+            except (SqlError, ParticipantError):
+                continue
+            if noted:
+                return Settled.APPLIED
+            if gone and self.participant.notes and self.wrote:
+                return Settled.ABSENT
+        return Settled.HEURISTIC_HAZARD
+
+    async def commit(self) -> Settled:
+        if self._settled is None:
+            self._settled = await (self._settle(Order.COMMIT) if self._asked else self._end_reading())
+        return self._final()
+
+    async def rollback(self) -> Settled:
+        self.over = True
+        if self._settled is None:
+            self._settled = await (self._settle(Order.ROLLBACK) if self._asked else self._undo())
+        return self._final()
+
+    def _final(self) -> Settled:
+        settled = self._settled or Settled.BUSY
+        if settled is Settled.BUSY or (settled is Settled.ABSENT and self._evidence is None and self._asked):
+            self._settled = None
+        return settled
+
+    async def _settle(self, order: Order) -> Settled:
+        verb = "commit_prepared" if order is Order.COMMIT else "rollback_prepared"
+        try:
+            if await self.link.ask(verb, str(self.gid)) or order is Order.ROLLBACK:
+                return Settled.APPLIED
+        except SqlError as error:
+            if error.sqlstate == "55000":
+                return Settled.BUSY
+        except NoAnswer:
+            pass
+        else:
+            return Settled.BUSY
+        return await self.participant.settle(self.gid, order, self._evidence)
+
+    async def _end_reading(self) -> Settled:
+        try:
+            tag = await self.link.ask("commit", str(self.gid), False)
+        except SqlError as error:
+            raise self._failed(error, error.sqlstate) from error
+        except NoAnswer as error:
+            raise ParticipantUnavailable(self.participant.name, str(error)) from error
+        if tag != "COMMIT":
+            raise self._failed(f"COMMIT answered {tag}")
+        return Settled.APPLIED
+
+    async def _undo(self) -> Settled:
+        try:
+            await self.link.ask("rollback")
+        except (SqlError, NoAnswer):
+            self.link.discard()
+        return Settled.APPLIED
+
+    async def forget(self) -> None:
+        """It keeps no record of heuristic outcomes."""
+
+    async def release(self) -> None:
+        self.over = True
+        self.link.transport.close()

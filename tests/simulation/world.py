@@ -1,0 +1,327 @@
+"""One run: everything that takes part, put together; chaos, then peace, then judgement."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from coordinator.ledger.contract import Ledger
+from coordinator.ledger.sqlite.ledger import SqliteLedger
+from coordinator.settings import LedgerSettings
+from participants.errors import UndoubtError
+from participants.ids import TxId
+from tests.linearizability.check import violations
+from tests.linearizability.history import History
+from tests.simulation.applications import Application, OperatorProcess, RecoveryProcess
+from tests.simulation.database import Disk, Server, State
+from tests.simulation.faults import Nemesis
+from tests.simulation.files import Machine
+from tests.simulation.judge import Judge, Violation
+from tests.simulation.network import Network
+from tests.simulation.scheduler import Process, Scheduler
+
+CALM_S = 150.0
+"""Within how much virtual time after healing nothing may be in doubt any more."""
+PORT = 5432
+BALANCE = 1_000
+
+
+class World:
+    def __init__(
+        self, seed: int, scheduler: Scheduler, told: Callable[[str], None], *, verbose: bool = False
+    ) -> None:
+        self.verbose = verbose
+        self.seed = seed
+        self.random = scheduler.random
+        self.scheduler = scheduler
+        self.told = told
+        self.network = Network(scheduler, Random(self.random.getrandbits(64)))
+        self.machine = Machine(scheduler, Random(self.random.getrandbits(64)))
+        self.machine.install()
+        self.judge = Judge()
+        self.history = History(lambda: scheduler.now)
+        self.counts: Counter[str] = Counter()
+        self.peace = False
+        self.settled = False
+        self.unknown: list[TxId] = []
+        self.tampers = self.random.random() < 0.25
+        self.notes = self.random.random() < 0.7
+        self.accounts = self.random.choice([2, 5, 50])
+        self.chaos_s = self.random.uniform(5.0, 20.0)
+        count = self.random.choice([2, 2, 3])
+        names = ["inventory", "orders", "payments"][:count]
+        self.databases = {name: (f"db-{name}", PORT) for name in names}
+        self.disks = {
+            name: Disk(name, 7_000_000 + number, self.accounts, BALANCE) for number, name in enumerate(names)
+        }
+        self.servers: dict[str, tuple[Process, Server]] = {}
+        self.applications: dict[str, Application] = {}
+        self._births: Counter[str] = Counter()
+        self.processes: list[Process] = []
+        self.settings = LedgerSettings(
+            url="sqlite:////simulated/ledger.db",
+            retention_s=self.random.choice([90.0, 7 * 86_400.0]),
+            request_timeout_s=self.random.choice([1.0, 5.0]),
+        )
+        scheduler.killing = self.kill
+        scheduler.after_step = self.look
+        self.nemesis = Nemesis(self)
+
+    # People and things.
+
+    def trace(self, who: str, what: str) -> None:
+        self.told(f"{self.scheduler.now:11.6f}  {who:<14} {what}")
+
+    def process(self, name: str, host: str) -> Process:
+        self._births[name] += 1
+        number = self._births[name]
+        process = Process(self.scheduler, name if number == 1 else f"{name}.{number}", host)
+        self.network.adopt(process)
+        self.processes.append(process)
+        return process
+
+    def mortal(self) -> list[Process]:
+        """Those that the nemesis may kill or stop: all but the databases, which have faults of their own."""
+        return [process for process in self.processes if process.alive and not process.host.startswith("db-")]
+
+    def hosts(self) -> list[str]:
+        return sorted({process.host for process in self.processes if process.alive})
+
+    async def open_ledger(self, process: Process) -> Ledger:
+        while True:
+            try:
+                return await SqliteLedger.open(
+                    Path("/simulated/ledger.db"), self.settings, clock=process.local_time
+                )
+            except UndoubtError as error:
+                self.trace(process.name, f"cannot open the ledger: {error}")
+                await asyncio.sleep(0.3)
+
+    def observer(self, process: Process) -> Callable[[enum.StrEnum, str], Any]:
+        """At every named step of protocols and recovery: a pause, or death."""
+        random = self.random
+
+        def observe(step: enum.StrEnum, _subject: str) -> Any:
+            self.counts[str(step)] += 1
+            draw = random.random()
+            if self.peace or draw > 0.05:
+                return None
+            if draw < 0.004:
+                self.trace(process.name, f"dies at {step}")
+                self.kill(process)
+                return asyncio.get_running_loop().create_future()
+            return asyncio.sleep(random.choice([0, 0.001, 0.3]))
+
+        return observe
+
+    def faulty(self, what: str, probability: float) -> bool:
+        if self.peace or self.random.random() >= probability:
+            return False
+        self.counts[what] += 1
+        return True
+
+    # Births and deaths.
+
+    def start(self) -> None:
+        for name in self.databases:
+            self.start_database(name)
+        for number in range(1, self.random.randint(2, 3) + 1):
+            self.start_application(f"shop{number}")
+        if self.random.random() < 0.5:
+            self.start_other("recover", RecoveryProcess)
+        if self.random.random() < 0.5:
+            self.start_other("operator", OperatorProcess)
+        self.nemesis.begin()
+
+    def start_database(self, name: str) -> None:
+        host, port = self.databases[name]
+        process = self.process(host, host)
+
+        def told(pid: int, verb: str, arguments: Any, answer: object) -> None:
+            if self.verbose:
+                self.trace(process.name, f"{pid} {verb}{arguments} → {answer}")
+
+        server = Server(self.disks[name], self.random, self.judge, faulty=self.faulty, told=told)
+        self.servers[name] = (process, server)
+        process.start(lambda: server.serve(process.loop, (host, port)), "serve")
+
+    def start_application(self, name: str) -> None:
+        process = self.process(name, "shop")
+        application = self.applications[name] = Application(self, process)
+        self.born(process, application.main, lambda: self.start_application(name))
+
+    def start_other(self, name: str, kind: Any) -> None:
+        process = self.process(name, "shop")
+        self.born(process, kind(self, process).main, lambda: self.start_other(name, kind))
+
+    def born(self, process: Process, main: Callable[[], Any], again: Callable[[], None]) -> None:
+        self.trace(process.name, "starts")
+        task = process.start(main, "main")
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            if process.alive and not task.cancelled() and task.exception() is not None:
+                raise Violation(f"{process.name} has failed: {task.exception()!r}") from task.exception()
+
+        task.add_done_callback(ended)
+
+        def died() -> None:
+            if not self.settled:
+                self.scheduler.after(self.random.uniform(0.05, 4.0), again)
+
+        process.on_kill.append(died)
+
+    def kill(self, process: Process, *, power: bool = False) -> None:
+        if not process.alive:
+            return
+        self.trace("nemesis", f"kills {process.name} after {process.steps} steps")
+        self.counts["kills"] += 1
+        process.kill()
+
+    def crash_database(self, name: str, outage_s: float, *, promote: bool = False) -> None:
+        process, server = self.servers[name]
+        if not process.alive:
+            return
+        disk = self.disks[name]
+        self.trace("nemesis", f"crashes database {name} for {outage_s:.3f} s" + (", promotes" * promote))
+        self.counts["promotions" if promote else "database crashes"] += 1
+        process.kill()
+        for session in server.sessions.values():
+            if session.work is not None:
+                disk.abort(session.work)
+                disk.books.pop(session.work.xid or 0, None)
+                self.judge.ended(name, session.work, prepared=False)
+        # What never reached the log is given out again.
+        disk.next_xid = max([1_000, *disk.books, *(work.xid or 0 for work in disk.prepared.values())])
+        if promote:
+            disk.recovering = True
+            self.scheduler.after(outage_s + self.random.uniform(0.1, 2.0), lambda: self.promoted(disk))
+        self.scheduler.after(outage_s, lambda: self.start_database(name))
+
+    def promoted(self, disk: Disk) -> None:
+        disk.timeline += 1
+        disk.recovering = False
+        disk.promotions.append(self.scheduler.now)
+        self.trace(disk.name, f"is the primary now, on timeline {disk.timeline}")
+        process, _ = self.servers[disk.name]
+        if process.alive:
+            self.network.drop(process)
+
+    def trouble_disk(self) -> None:
+        machine, random = self.machine, self.random
+        draw = random.random()
+        if draw < 0.4:
+            machine.slowness = random.choice([10.0, 300.0])
+            self.trace("nemesis", f"slows the ledger's disk by {machine.slowness}")
+        elif draw < 0.8:
+            machine.full = True
+            self.trace("nemesis", "fills the ledger's disk")
+        else:
+            machine.broken = True
+            self.trace("nemesis", "breaks the next write")
+            machine.on_broken = lambda owner: self.scheduler.after(
+                random.uniform(0.5, 3.0), lambda: self.kill(owner)
+            )  # a supervisor restarts what cannot go on
+
+        def mended() -> None:
+            machine.slowness, machine.full = 1.0, False
+
+        self.scheduler.after(random.uniform(0.1, 3.0), mended)
+
+    def meddle(self) -> None:
+        name = self.random.choice(sorted(self.databases))
+        process, server = self.servers[name]
+        prepared = sorted(self.disks[name].prepared)
+        if not process.alive or not prepared:
+            return
+        gid, commit = self.random.choice(prepared), self.random.random() < 0.5
+        work = self.disks[name].prepared[gid]
+        if work.busy:
+            return
+        self.trace("nemesis", f"ends {gid} by hand: {'commit' if commit else 'rollback'}")
+        (self.disks[name].commit if commit else self.disks[name].abort)(work)
+        server.judge.ended(name, work, prepared=True, by_hand=True)
+        server.free(work)
+
+    # The course of a run.
+
+    def run(self) -> None:
+        """Raises :class:`~tests.simulation.judge.Violation`."""
+        self.trace("world", f"seed {self.seed}")
+        self.start()
+        self.scheduler.run(self.chaos_s)
+        self.heal()
+        ends = self.scheduler.now + CALM_S
+        if not self.scheduler.run(ends, self.is_settled):
+            raise Violation(f"not settled {CALM_S} s after healing: {self.unsettled()}")
+        self.settled = True
+        self.judge.final(list(self.disks.values()), BALANCE * self.accounts * len(self.disks))
+        for wrong in violations(self.history):
+            raise Violation(f"not linearizable: {wrong}")
+
+    def look(self) -> None:
+        """After every callback of anybody."""
+        if Violation.first is not None:
+            raise Violation.first
+
+    def heal(self) -> None:
+        self.peace = True
+        self.trace("world", "peace")
+        self.network.heal()
+        self.network.down.clear()
+        self.machine.slowness, self.machine.full, self.machine.broken = 1.0, False, False
+        for process in self.processes:
+            process.dies_at_step = None
+            if process.alive:
+                process.pause(False)
+
+    def is_settled(self) -> bool:
+        return self.scheduler.steps % 64 == 0 and not self.unsettled()
+
+    def unsettled(self) -> list[str]:
+        """What is still open."""
+        found = [f"{name} has not closed" for name, each in self.applications.items() if not each.done]
+        for name, disk in self.disks.items():
+            found += [
+                f"{gid} is prepared in {name}" for gid in disk.prepared if gid not in self.judge.foreign
+            ]
+        found += [f"{name} is down" for name, (process, _) in self.servers.items() if not process.alive]
+        return found
+
+    def tasks(self) -> list[str]:
+        """Where every task of every living process stands: for whoever looks into a run that hangs."""
+        found = []
+        for process in self.processes:
+            if not process.alive:
+                continue
+            found.append(f"{process.name}: {process.steps} steps" + (", stopped" * process.paused))
+            for task in sorted(asyncio.all_tasks(process.loop), key=hash):
+                frames = [
+                    f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+                    for frame in task.get_stack()
+                ]
+                found.append(f"  {task.get_name()}: {task.get_coro().__qualname__} at {' '.join(frames)}")  # type: ignore[union-attr]
+        return found
+
+
+class Traced(logging.Handler):
+    """The shipped code's own log lines, into the trace."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.WARNING)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        running = self._world.scheduler.running
+        who = "nobody" if running is None else running.name
+        self._world.trace(who, f"{record.levelname.lower()}: {record.getMessage()}")
+        if record.exc_info and record.exc_info[1] is not None:
+            self._world.trace(who, f"  {record.exc_info[1]!r}")
+
+
+__all__ = ["State", "Traced", "World"]
