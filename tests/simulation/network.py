@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import socket
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -147,13 +148,16 @@ class Listener:
         self.close()
 
 
-class FakeSocket:
+class FakeSocket(socket.socket):
     """As much of a socket as anybody looks at: where it is, and whose process is at its other end."""
 
-    def __init__(self, address: Any) -> None:
+    def __init__(self, address: Any) -> None:  # the real one is never opened
         self.address = address
 
-    def getsockopt(self, *_: int) -> bytes:
+    def __repr__(self) -> str:
+        return f"<socket {self.address}>"
+
+    def getsockopt(self, *_: int) -> bytes:  # type: ignore[override]
         return struct.pack("3i", os.getpid(), os.geteuid(), os.getegid())
 
     def setsockopt(self, *_: Any) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from coordinator.steadfast import Steadfast
+from coordinator.wire.listener import Accepted
 from tests.simulation.judge import Violation
 from tests.simulation.loop import pin_hash
 
@@ -51,6 +52,7 @@ def pin(seed: int, now: Callable[[], float]) -> None:
     _forbid(socket.socket, "connect")
     _forbid(socket.socket, "bind")
     pin_hash(Steadfast)
+    pin_hash(Accepted)
 
 
 def _forbid(owner: Any, name: str) -> None:
