@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from participants.findings import Finding
 from participants.ids import Foreign, Gid
 
 
@@ -143,8 +144,8 @@ class PreparedBranch:
     """One row of a participant's list of prepared transactions, of its own database.
 
     ``prepared_at`` is the participant's wall clock in seconds since 1970 and for people only; ``age_s`` is by
-    how much its own clock has gone on since. ``evidence`` tells later what became of it, None from
-    participants that keep no books.
+    how much its own clock has gone on since, ``age_xids`` how many transaction ids it has given out since
+    that of the branch. ``evidence`` tells later what became of it, None from participants that keep no books.
     """
 
     gid: Gid | Foreign
@@ -154,16 +155,17 @@ class PreparedBranch:
     age_s: float
     xid: int | None = None
     evidence: Evidence | None = None
+    age_xids: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """One edge of a participant's wait graph: ``waiter`` waits for a lock that ``holder`` has or wants first.
 
-    Both are names of nodes: ``str(txid)`` for a branch of this ledger, live or prepared, and
-    ``"<participant>/<pid>"`` for any other database session. ``since`` is an opaque token that stays equal as
-    long as the waiter has been waiting for one and the same lock. ``pid`` and ``xid`` are the waiting
-    backend's; ``xid`` None while it has none.
+    Both are names of nodes: ``str(txid)`` for a branch of this ledger, live or prepared,
+    ``"<participant>/<gid>"`` for a prepared one of others, and ``"<participant>/<pid>"`` for any other
+    database session. ``since`` is an opaque token that stays equal as long as the waiter has been waiting for
+    one and the same lock. ``pid`` and ``xid`` are the waiting backend's; ``xid`` None while it has none.
     """
 
     waiter: str
@@ -270,6 +272,11 @@ class Participant(Protocol):
     async def cancel_waiter(self, waiting: Waiting) -> bool:
         """Cancel the statement that waits there, if that very backend still runs that very transaction.
         True if a cancel was sent. Fails; may be repeated."""
+        ...
+
+    async def check(self) -> Sequence[Finding]:
+        """Everything that was looked at to learn whether this participant can do its part, in a stable order.
+        Changes nothing; never fails, since what does not answer is a finding; may be repeated."""
         ...
 
     async def close(self) -> None:

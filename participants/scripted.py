@@ -27,6 +27,7 @@ from participants.contract import (
     judge,
 )
 from participants.errors import BranchFailed, UsageError
+from participants.findings import Finding, Severity
 from participants.ids import Gid
 
 Answer = Settled | BaseException | None
@@ -69,6 +70,7 @@ class ScriptedParticipant:
         self.foreign: list[PreparedBranch] = []
         self.waiting: list[Waiting] = []
         self.cancelled: list[Waiting] = []
+        self.findings: list[Finding] = []
         self.system = 7_000_000_000_000_000_001
         self.timeline = "00000001"
         self.down: BaseException | None = None
@@ -155,6 +157,11 @@ class ScriptedParticipant:
     async def cancel_waiter(self, waiting: Waiting) -> bool:
         self.cancelled.append(waiting)
         return True
+
+    async def check(self) -> Sequence[Finding]:
+        if self.down is not None:
+            return [Finding(self.name, "reach", Severity.UNREACHABLE, str(self.down))]
+        return [*self.findings, Finding(self.name, "reach", Severity.OK, "scripted")]
 
     async def close(self) -> None:
         self.down = UsageError(f"participant {self.name!r} is closed")

@@ -15,7 +15,7 @@ Rooms, in the order of one pass over one participant:
 :mod:`recovery.service` runs it in the background, one :mod:`~recovery.worker` a participant, and
 :mod:`recovery.deadlocks` beside it. :mod:`recovery.survey`, :mod:`recovery.operator` and
 :mod:`recovery.explain` (of what is prepared; :mod:`recovery.explain_heuristic` of what ended otherwise) serve
-the person at the command line.
+the person at the command line; :mod:`recovery.burden` is what a branch holds up meanwhile.
 
 Whoever runs it needs to do nothing else: everything may be repeated, and two recoveries at once do no harm.
 """

@@ -6,14 +6,12 @@ the ledger's two rules (:mod:`coordinator.ledger.contract`). Where nothing follo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coordinator.ledger.contract import Decision, Ledger, Record, SessionInfo, TransactionInfo
-from participants.contract import Waiting
-from participants.errors import ParticipantError
 from participants.ids import Gid
 from participants.registry import Registry
+from recovery.burden import Burden, burden, waits_of
 from recovery.plan import Standing
 from recovery.survey import Found, Survey
 
@@ -33,16 +31,15 @@ class VoteNow:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """``info`` and ``session`` are the ledger's, None where it has none. ``blocks`` are the waits of other
-    sessions for this branch, ``blocks_unknown`` why they are not known. ``command`` carries the safe action
-    out; None where no action is provably safe. ``proof`` says in sentences why it is."""
+    """``info`` and ``session`` are the ledger's, None where it has none. ``burden`` is what the branch holds
+    up. ``command`` carries the safe action out; None where no action is provably safe. ``proof`` says in
+    sentences why it is."""
 
     found: Found
     info: TransactionInfo | None
     session: SessionInfo | None
     votes: tuple[VoteNow, ...]
-    blocks: tuple[Waiting, ...]
-    blocks_unknown: str | None
+    burden: Burden
     command: str | None
     proof: tuple[str, ...]
 
@@ -54,10 +51,10 @@ async def explain(ledger: Ledger, participants: Registry, found: Found, seen: Su
     if isinstance(gid, Gid) and found.standing.ours:
         info = await ledger.transaction(gid.txid)
         session = next((one for one in await ledger.sessions() if _began(one, gid)), None)
-    blocks, unknown = await _blocks(participants, found)
+    weighs = burden(found, await waits_of(participants.get(found.participant)))
     votes = _votes(found, info, seen)
     proof = _proof(found, info, session)
-    return Explanation(found, info, session, votes, blocks, unknown, _command(found), tuple(proof))
+    return Explanation(found, info, session, votes, weighs, _command(found), tuple(proof))
 
 
 def _began(session: SessionInfo, gid: Gid) -> bool:
@@ -84,19 +81,6 @@ def _votes(found: Found, info: TransactionInfo | None, seen: Survey) -> tuple[Vo
         xid = here.branch.xid if here is not None else None
         votes.append(VoteNow(number, name, vote, now, record.xid if record is not None else None, xid))
     return tuple(votes)
-
-
-async def _blocks(participants: Registry, found: Found) -> tuple[tuple[Waiting, ...], str | None]:
-    """Database sessions that wait for this branch now, directly."""
-    gid = found.branch.gid
-    if not isinstance(gid, Gid) or not found.standing.ours:
-        return (), "only waits for undoubt's own branches are looked up"
-    try:
-        edges: Sequence[Waiting] = await participants.get(found.participant).waits()
-    except ParticipantError as error:
-        return (), str(error)
-    waits = {(edge.waiter, edge.pid): edge for edge in edges if edge.holder == str(gid.txid)}
-    return tuple(waits[key] for key in sorted(waits)), None
 
 
 def _command(found: Found) -> str | None:

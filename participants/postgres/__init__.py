@@ -10,6 +10,7 @@ transaction is; it knows branches.
 ``begin``                    its first round trip: clean up, set up, begin, mark
 ``settle``                   the second phase, also after a crash and as another role; evidence of a gid
 ``one_phase``                what became of a plain COMMIT whose answer was lost
+``roles``, ``checkup``       who may finish whose branches; what keeps a database from doing its part
 ``in_doubt``, ``waits``      the list of prepared transactions; the edges of the wait graph
 ``schema``                   optional tables on the participant's side, and their pruning
 ``queries.sql``, ``sql``     every statement by name; quoting

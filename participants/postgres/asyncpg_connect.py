@@ -13,7 +13,7 @@ from participants.postgres.asyncpg_session import TRANSLATED, AsyncpgSession, tr
 from participants.postgres.dsn import UNREADABLE, Address, read_dsn
 from participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError
 from participants.postgres.sql import query
-from participants.postgres.verdicts import NO_RIGHT, participant_error
+from participants.postgres.verdicts import NO_RIGHT, NOT_SUPPORTED, READ_ONLY_TRANSACTION, participant_error
 from participants.settings import ParticipantSettings
 
 VERSION_MIN = 130000
@@ -99,12 +99,17 @@ class Connector:
         [row] = await session.rows(query("introduce"), timeout_s=timeout_s)
         if row["version"] < VERSION_MIN:
             version = row["version"] // 10_000
-            raise ParticipantRefused(self.participant, f"PostgreSQL {version} is too old: 13 or later")
+            raise ParticipantRefused(
+                self.participant,
+                f"PostgreSQL {version} is too old: 13 or later",
+                sqlstate=NOT_SUPPORTED,
+            )
         if row["standby"]:
             raise ParticipantRefused(
                 self.participant,
                 "its server is a standby (pg_is_in_recovery()), which shows no prepared transactions: name"
                 " the primary in the dsn, or all hosts of the cluster",
+                sqlstate=READ_ONLY_TRANSACTION,
             )
         system: int | None = None
         timeline: str | None = None

@@ -33,6 +33,7 @@ def _branch(row: Row, intro: Introduction | None) -> PreparedBranch:
         age_s=row["age_s"],
         xid=xid,
         evidence=evidence,
+        age_xids=row["age_xids"],
     )
 
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from participants.errors import ParticipantRefused
 from participants.postgres.pool import Pool, S, Slot
 from participants.postgres.session import Introduction, Late, NoAnswer, NotSent, Row, ServerError, Session
-from participants.postgres.verdicts import participant_error
+from participants.postgres.verdicts import READ_ONLY_TRANSACTION, participant_error
 
 SESSIONS_MAX = 4
 
@@ -95,4 +95,5 @@ def refuse_standby(participant: str, row: Row) -> None:
             participant,
             "its server is a standby (pg_is_in_recovery()), which shows no prepared transactions: name the"
             " primary in the dsn, or all hosts of the cluster",
+            sqlstate=READ_ONLY_TRANSACTION,
         )

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from participants.contract import Branch, Evidence, Fate, Order, PreparedBranch, Settled, Waiting
 from participants.errors import ParticipantUnavailable
+from participants.findings import Finding
 from participants.ids import Gid, check_ledger_id, check_participant_name
 from participants.postgres.asyncpg_connect import Connector
 from participants.postgres.asyncpg_connection import BranchConnection
 from participants.postgres.asyncpg_session import AsyncpgSession, drain_discarded
 from participants.postgres.begin import begin_script, ledger_name, timeouts_ms
 from participants.postgres.branch import PostgresBranch
+from participants.postgres.checkup import Checkup
 from participants.postgres.handle import Surroundings
 from participants.postgres.in_doubt import list_prepared
 from participants.postgres.management import Management
@@ -40,6 +42,7 @@ class PostgresParticipant:
             name, connector.connect, settings.statement_timeout_s, pooler=settings.pooler
         )
         self._settler = Settler(self._management, pooler=settings.pooler)
+        self._checkup = Checkup(self._management, settings, ledger_id)
         self._waits = WaitGraph(self._management, ledger_id)
         self._around = Surroundings(
             name=name,
@@ -108,6 +111,9 @@ class PostgresParticipant:
 
     async def cancel_waiter(self, waiting: Waiting) -> bool:
         return await self._waits.cancel(waiting)
+
+    async def check(self) -> Sequence[Finding]:
+        return await self._checkup.findings()
 
     async def close(self) -> None:
         self._pool.close()

@@ -77,7 +77,7 @@ select not exists (select from pg_stat_activity
 select pg_is_in_recovery() as standby,
        pg_snapshot_xmax(pg_current_snapshot())::text as next_xid,
        p.gid, p.owner::text as owner, p.database::text as database,
-       p.transaction::text as xid,
+       p.transaction::text as xid, age(p.transaction) as age_xids,
        extract(epoch from p.prepared)::float8 as prepared_at,
        greatest(extract(epoch from clock_timestamp() - p.prepared), 0)::float8 as age_s
   from (select) as one
@@ -85,10 +85,49 @@ select pg_is_in_recovery() as standby,
  order by p.prepared, p.gid
 
 -- name: owner
-select pg_is_in_recovery() as standby, current_user::text as me,
+select pg_is_in_recovery() as standby, current_user::text as me, session_user::text as login,
+       current_setting('server_version_num')::int as version,
        p.owner::text as owner, p.database::text as database, current_database()::text as here
   from (select) as one
   left join pg_prepared_xacts as p on p.gid = $1
+
+-- name: owners
+-- $1 how the names of this ledger's branches begin, $2 how the application_name of its sessions does. Other roles
+-- whose branches a session of ours may have to finish: prepared already, or in the making.
+with seen as (
+  select owner as role, 1 as prepared, 0 as sessions from pg_prepared_xacts
+   where database = current_database() and starts_with(gid, $1)
+  union all
+  select usename, 0, 1 from pg_stat_activity
+   where datname = current_database() and starts_with(application_name, $2)
+)
+select r.rolname::text as role, r.rolsuper as superuser,
+       pg_has_role(session_user, r.oid, '{membership}') as becomes,
+       sum(seen.prepared)::int as prepared, sum(seen.sessions)::int as sessions
+  from seen join pg_roles as r on r.rolname = seen.role
+ where r.rolname <> current_user
+ group by r.rolname, r.rolsuper, r.oid
+ order by r.rolname
+
+-- name: health
+-- Needs no right that PUBLIC lacks by default.
+select current_setting('server_version') as version,
+       current_user::text as me, session_user::text as login,
+       (select rolsuper from pg_roles where rolname = session_user) as superuser,
+       current_setting('max_prepared_transactions')::int as prepared_max,
+       (select count(*) from pg_prepared_xacts)::int as prepared,
+       current_setting('max_connections')::int
+         - current_setting('superuser_reserved_connections')::int as connections_max,
+       current_database()::text as here,
+       current_setting('synchronous_commit') as synchronous_commit,
+       (select source from pg_settings where name = 'synchronous_commit') as synchronous_commit_source,
+       current_setting('fsync') as fsync,
+       current_setting('full_page_writes') as full_page_writes,
+       array(select f from unnest(array['pg_control_system()', 'pg_current_wal_lsn()', 'pg_walfile_name(pg_lsn)']) as f
+              where not has_function_privilege(f, 'execute')) as untold,
+       (select age(datfrozenxid) from pg_database where datname = current_database()) as frozen_age,
+       current_setting('autovacuum_freeze_max_age')::int as freeze_max_age,
+       (select max(age(transaction)) from pg_prepared_xacts) as prepared_age
 
 -- name: evidence
 -- $1 xid8, $2 system identifier, $3 timeline. CASE keeps an id that another history gave out from being looked up.

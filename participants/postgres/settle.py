@@ -13,6 +13,7 @@ from participants.contract import Evidence, Fate, Order, Settled, judge
 from participants.errors import ParticipantRefused
 from participants.ids import Gid
 from participants.postgres.management import Management, refuse_standby
+from participants.postgres.roles import missing_grant
 from participants.postgres.session import NoAnswer, NotSent, ServerError, Session
 from participants.postgres.sql import identifier, literal, query
 from participants.postgres.verdicts import (
@@ -83,7 +84,7 @@ class Settler:
         participant = self._management.participant
         [row] = await self._management.read(query("owner"), str(gid))
         refuse_standby(participant, row)
-        owner, me = row["owner"], row["me"]
+        owner, me, login = row["owner"], row["me"], row["login"]
         if owner is None or owner == me:
             return Settled.BUSY  # it changed between the two statements: look again
         if self._pooler:
@@ -100,8 +101,8 @@ class Settler:
                 return await self._refused(gid, order, evidence, error)
             raise ParticipantRefused(
                 participant,
-                f"{gid} was prepared by role {owner!r}, and {me!r} may not become it: run"
-                f" GRANT {identifier(owner)} TO {identifier(me)};",
+                f"{gid} was prepared by role {owner!r}, and {login!r} may not become it: run"
+                f" {missing_grant(owner, login, row['version'])}",
                 sqlstate=NO_RIGHT,
             ) from error
         except (NoAnswer, NotSent) as error:

@@ -21,6 +21,7 @@ UNDEFINED_OBJECT = "42704"
 IN_USE = "55000"
 NO_RIGHT = "42501"
 OTHER_DATABASE = "0A000"
+NOT_SUPPORTED = "0A000"
 FUTURE_XID = "22023"
 FAILED_TRANSACTION = "25P02"
 READ_ONLY_TRANSACTION = "25006"
@@ -48,6 +49,15 @@ _REFUSED = {
     READ_ONLY_TRANSACTION: "the server takes no writes (a standby, or default_transaction_read_only);"
     " name the primary in the dsn, or all hosts of the cluster",
 }
+
+CHECK_BY_SQLSTATE = {
+    "28P01": "password",
+    "28000": "access",
+    "3D000": "database",
+    NOT_SUPPORTED: "version",
+    READ_ONLY_TRANSACTION: "standby",
+}
+"""The name of the check that fails where a session is refused with that code."""
 
 
 def branch_failure(participant: str, error: ServerError) -> BranchFailed:

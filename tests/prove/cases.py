@@ -22,6 +22,8 @@ class Victim(enum.StrEnum):
     """Started again at once."""
     DATABASE_DOWN = "database_down"
     """Started again only after the process that needed it has ended."""
+    POOLER = "pooler"
+    """The PgBouncer before a database; started again at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +41,16 @@ class Case:
         return f"{self.victim} at {self.trap.step} of {where}"
 
 
-def cases() -> list[Case]:
-    """All of them, in a stable order."""
+def cases(*, pooler: bool = False) -> list[Case]:
+    """All of them, in a stable order; with ``pooler``, the one before a database dies as well."""
+    more = (Victim.POOLER,) if pooler else ()
     found: list[Case] = []
-    for victim in (Victim.COORDINATOR, Victim.DATABASE, Victim.DATABASE_DOWN):
+    for victim in (Victim.COORDINATOR, Victim.DATABASE, Victim.DATABASE_DOWN, *more):
         how = KILL if victim is Victim.COORDINATOR else PAUSE
         for step in TwoPhaseStep:
             branches = (1, 2) if step in two_phase.PER_BRANCH else (0,)
             found += [Case(victim, False, Trap(how, step, branch, UNDER_LOAD)) for branch in branches]
-    for victim in (Victim.RECOVERY, Victim.DATABASE, Victim.DATABASE_DOWN):
+    for victim in (Victim.RECOVERY, Victim.DATABASE, Victim.DATABASE_DOWN, *more):
         how = KILL if victim is Victim.RECOVERY else PAUSE
         for step in RecoveryStep:
             branches = (1, 2) if step in recovery.PER_BRANCH else (0,)

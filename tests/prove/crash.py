@@ -1,7 +1,8 @@
 """The crash matrix: SIGKILL of a coordinator, of recovery and of a database server at every named step.
 
 Real servers, real processes. After each death recovery runs to its end; then every transfer is in both
-databases or in neither, nothing is prepared, nothing that was acknowledged is lost.
+databases or in neither, nothing is prepared, nothing that was acknowledged is lost. With ``--pooler`` that
+participant is reached through a PgBouncer in transaction mode, which is a victim too.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.pgbouncer import PgBouncer
 from tests.prove.bank import NAMES, audit, set_up
 from tests.prove.cases import Case, Victim, cases
 from tests.prove.processes import Child, Heard
@@ -30,38 +33,67 @@ NO_TRAP = Trap(NEVER, "-", 0, 0).encode()
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ledger", choices=["sqlite"], default="sqlite")
+    parser.add_argument("--pooler", choices=NAMES, help="the participant behind PgBouncer")
     parser.add_argument("--lanes", type=int, default=2, help="cases at once, each on servers of its own")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
 
 
 async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    chosen = [case for case in cases() if options.only in str(case)]
+    every = cases(pooler=options.pooler is not None)
+    chosen = [case for case in every if options.only in str(case)]
     numbered = iter(list(enumerate(chosen, 1)))
     totals = dict.fromkeys(("not_killed", "half_applied", "acknowledged_lost", "prepared_after"), 0)
     failures: list[str] = []
     with tempfile.TemporaryDirectory(prefix="undoubt-crash-") as folder:
         await asyncio.gather(
-            *(Lane(Path(folder), totals, failures).run(numbered) for _ in range(options.lanes))
+            *(
+                Lane(Path(folder), totals, failures, options.pooler).run(numbered)
+                for _ in range(options.lanes)
+            )
         )
     result: dict[str, Any] = {"cases": len(chosen), **totals, "failures": failures}
     return result, not failures and not any(totals.values()) and bool(chosen)
 
 
-class Lane:
-    """Two servers, and the cases that run on them one after another."""
+@dataclass(slots=True)
+class Stage:
+    """Two servers, and the pooler before one of them."""
 
-    def __init__(self, folder: Path, totals: dict[str, int], failures: list[str]) -> None:
+    servers: dict[str, EmbeddedServer] = field(default_factory=dict)
+    poolers: dict[str, PgBouncer] = field(default_factory=dict)
+
+    async def build(self, stack: AsyncExitStack, pooled: str | None) -> None:
+        for name in NAMES:
+            self.servers[name] = await stack.enter_async_context(EmbeddedServer())
+        if pooled is not None:
+            pooler = PgBouncer(self.servers[pooled].port)
+            self.poolers[pooled] = await stack.enter_async_context(pooler)
+
+    def participants(self, database: str) -> dict[str, dict[str, object]]:
+        """Their settings."""
+        return {
+            name: {"dsn": self.poolers[name].dsn(database), "pooler": True}
+            if name in self.poolers
+            else {"dsn": server.dsn(database)}
+            for name, server in self.servers.items()
+        }
+
+
+class Lane:
+    """A stage, and the cases that run on it one after another."""
+
+    def __init__(self, folder: Path, totals: dict[str, int], failures: list[str], pooled: str | None) -> None:
         self._folder = folder
         self._totals = totals
         self._failures = failures
-        self._servers: dict[str, EmbeddedServer] = {}
+        self._pooled = pooled
 
     async def run(self, numbered: Iterator[tuple[int, Case]]) -> None:
         async with AsyncExitStack() as stack:
-            for name in NAMES:
-                self._servers[name] = await stack.enter_async_context(EmbeddedServer())
+            stage = Stage()
+            await stage.build(stack, self._pooled)
             for number, case in numbered:
-                problems = await Run(number, case, self._servers, self._folder, self._totals).run()
+                problems = await Run(number, case, stage, self._folder, self._totals).run()
                 for problem in problems:
                     self._failures.append(f"{case}: {problem}")
                 print(f"{number:3} {case}: {problems or 'ok'}", file=sys.stderr)
@@ -74,13 +106,14 @@ class Run:
         self,
         number: int,
         case: Case,
-        servers: dict[str, EmbeddedServer],
+        stage: Stage,
         folder: Path,
         totals: dict[str, int],
     ) -> None:
         self._number = number
         self._case = case
-        self._servers = servers
+        self._stage = stage
+        self._servers = stage.servers
         self._folder = folder
         self._totals = totals
         self._problems: list[str] = []
@@ -93,7 +126,7 @@ class Run:
         settings = json.dumps(
             {
                 "ledger": {"url": f"sqlite:///{self._folder}/{database}.db"},
-                "participants": {name: {"dsn": dsn} for name, dsn in dsns.items()},
+                "participants": self._stage.participants(database),
             }
         )
         heard = await self._coordinate(settings)
@@ -111,7 +144,7 @@ class Run:
         if self._case.victim in {Victim.COORDINATOR, Victim.RECOVERY} or self._case.in_recovery:
             self._expect_killed(await child.ended(), child.heard, trap)
         else:
-            await self._kill_database_of(child, trap)
+            await self._kill_server_of(child, trap)
         return child.heard
 
     async def _recover_with_a_victim(self, settings: str) -> None:
@@ -120,24 +153,27 @@ class Run:
         if self._case.victim is Victim.RECOVERY:
             self._expect_killed(await child.ended(), child.heard, trap)
         else:
-            await self._kill_database_of(child, trap)
+            await self._kill_server_of(child, trap)
 
-    async def _kill_database_of(self, child: Child, trap: Trap) -> None:
+    async def _kill_server_of(self, child: Child, trap: Trap) -> None:
         if not await child.until_at_trap():
             self._count("not_killed", f"the process ended without reaching {trap.step}")
             return
         subject = child.heard.last["subject"]
         name = subject if subject in NAMES else NAMES[max(trap.branch, 1) - 1]
-        died_of = await self._servers[name].kill()
+        victim: EmbeddedServer | PgBouncer = self._servers[name]
+        if self._case.victim is Victim.POOLER:
+            [victim] = self._stage.poolers.values()
+        died_of = await victim.kill()
         if died_of != signal.SIGKILL:
             self._count("not_killed", f"the server died of signal {died_of}")
-        if self._case.victim is Victim.DATABASE:
-            await self._servers[name].start()
+        if self._case.victim is not Victim.DATABASE_DOWN:
+            await victim.start()
         await child.go_on()
         if (status := await child.ended()) != 0:
-            self._problems.append(f"the process that lost its database ended with status {status}")
+            self._problems.append(f"the process that lost its server ended with status {status}")
         if self._case.victim is Victim.DATABASE_DOWN:
-            await self._servers[name].start()
+            await victim.start()
 
     def _expect_killed(self, status: int, heard: Heard, trap: Trap) -> None:
         if status != -signal.SIGKILL or heard.at != trap.step:

@@ -17,15 +17,14 @@ def document(told: Explanation) -> dict[str, Any]:
     """One object; moments are ISO 8601 in UTC, lengths of time in seconds."""
     found = told.found
     gid = found.branch.gid
-    waiters = [{"waiter": wait.waiter, "pid": wait.pid} for wait in told.blocks]
     return {
         "branch": shapes.prepared(found)
         | {"protocol": shapes.protocol_name(gid.protocol) if isinstance(gid, Gid) else None},
         "decision": _decision(told),
         "session": None if told.session is None else _session(told.session),
         "votes": [dataclasses.asdict(vote) for vote in told.votes],
-        "blocks": {"sessions": waiters, "unknown": told.blocks_unknown},
-        "vacuum": {"held_back_s": round(found.branch.age_s, 3), "xid": found.branch.xid},
+        "blocks": shapes.blocks(told.burden),
+        "vacuum": shapes.vacuum(told.burden) | {"xid": found.branch.xid},
         "safe_action": {"action": found.standing.action, "command": told.command},
         "proof": list(told.proof),
         "heuristic": None,

@@ -28,14 +28,7 @@ def explain_page(out: Output, document: dict[str, Any]) -> None:
     votes = [_vote_line(vote) for vote in document["votes"]]
     _section(out, "Votes", votes or ["not known here"])
     _section(out, "Blocks", _blocks_lines(document["blocks"]))
-    held = show_duration(document["vacuum"]["held_back_s"])
-    xid = document["vacuum"]["xid"]
-    since = "" if xid is None else f" dead since transaction id {xid} began"
-    _section(
-        out,
-        "Vacuum",
-        [f"held back for {held} at least: no row version{since} can be removed in this database"],
-    )
+    _section(out, "Vacuum", [_vacuum_line(document["vacuum"])])
     _section(out, "Safe action", [_action_line(document["safe_action"])])
     if command := document["safe_action"]["command"]:
         out.line(f"  {command}")
@@ -78,6 +71,14 @@ def _blocks_lines(blocks: dict[str, Any]) -> list[str]:
     if not blocks["sessions"]:
         return ["no session waits for it now; it keeps its row locks all the same"]
     return [f"{one['waiter']} waits for it (backend {one['pid']})" for one in blocks["sessions"]]
+
+
+def _vacuum_line(vacuum: dict[str, Any]) -> str:
+    held = show_duration(vacuum["held_back_s"])
+    xid, xids = vacuum["xid"], vacuum["held_back_xids"]
+    count = "" if xids is None else f" and {xids:,} transactions"
+    since = "" if xid is None else f" dead since transaction id {xid} began"
+    return f"held back for {held}{count} at least: no row version{since} can be removed in this database"
 
 
 def _action_line(action: dict[str, Any]) -> str:

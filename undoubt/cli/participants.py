@@ -6,8 +6,10 @@ import click
 
 from participants.errors import UnknownParticipant
 from undoubt.cli.context import Context, common, pass_context
+from undoubt.cli.doctor import older_than_option, report
 from undoubt.cli.durations import Duration
 from undoubt.config import Settings, redact
+from undoubt.doctor import examine
 
 
 @click.group()
@@ -56,6 +58,30 @@ def list_(context: Context) -> None:
         context.output.note(
             f"no participant is configured; add [participants.orders] with its dsn to {where}"
         )
+
+
+@participants.command()
+@click.argument("names", nargs=-1, metavar="[NAME]…")
+@older_than_option
+@common
+@pass_context
+def check(context: Context, names: tuple[str, ...], older_than: float) -> None:
+    """Look the databases over.
+
+    Is each reachable, is it set up for prepared transactions, may its role finish what others prepared, has
+    anything been prepared for too long, and what does that hold up? Without names: every participant. Nothing
+    is changed. Exit status 1 if something needs a hand, 4 if all that is wrong is that one gave no answer.
+
+    \b
+    Example:
+      undoubt participants check orders
+    """
+    settings = context.settings()
+    chosen = names or tuple(sorted(settings.participants))
+    for name in chosen:
+        if name not in settings.participants:
+            raise UnknownParticipant(name, list(settings.participants))
+    report(context, context.run(examine(settings, older_than_s=older_than, only=chosen)))
 
 
 @participants.command()

@@ -27,6 +27,7 @@ COMMANDS: dict[str, Entry] = {
     "recover": Entry("undoubt.cli.recover", "recover", "Resolve what is in doubt, now or from now on."),
     "participants": Entry("undoubt.cli.participants", "participants", "The databases taking part."),
     "ledger": Entry("undoubt.cli.ledger", "ledger", "Create, migrate and check the ledger."),
+    "doctor": Entry("undoubt.cli.doctor", "doctor", "Look everything over, and say what mends it."),
     "bench": Entry(
         "undoubt.bench.command", "bench", "What a commit costs, beside what people write by hand."
     ),

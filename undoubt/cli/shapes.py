@@ -6,7 +6,9 @@ import time
 from typing import Any
 
 from coordinator.ledger.contract import BranchRecord, Heuristic, TransactionInfo
+from participants.findings import Finding
 from participants.ids import Gid, Protocol
+from recovery.burden import Burden
 from recovery.survey import Found, Survey
 from undoubt.cli.output import iso
 
@@ -82,6 +84,29 @@ def prepared(one: Found) -> dict[str, Any]:
         "xid": one.branch.xid,
         "prepared_at": iso(one.branch.prepared_at),
         "age_s": round(one.branch.age_s, 3),
+    }
+
+
+def blocks(told: Burden) -> dict[str, Any]:
+    """The sessions that wait for a prepared branch; ``unknown`` says why they are not known, else null."""
+    waiters = [{"waiter": wait.waiter, "pid": wait.pid} for wait in told.blocks]
+    return {"sessions": waiters, "unknown": told.blocks_unknown}
+
+
+def vacuum(told: Burden) -> dict[str, Any]:
+    """For how long a prepared branch has held vacuum back, at least."""
+    return {"held_back_s": round(told.held_back_s, 3), "held_back_xids": told.held_back_xids}
+
+
+def finding(one: Finding) -> dict[str, Any]:
+    """One thing that ``doctor`` looked at; ``participant`` and ``fix`` may be null."""
+    return {
+        "participant": one.participant,
+        "check": one.check,
+        "severity": str(one.severity),
+        "what": one.what,
+        "why": one.why,
+        "fix": one.fix,
     }
 
 

@@ -112,7 +112,7 @@ class Story:
                     if one.standing is kind and one.participant == "orders"
                 ]
                 # One that somebody waits for, if there is one: that is what being in doubt costs.
-                told.sort(key=lambda explained: -len(explained.blocks))
+                told.sort(key=lambda explained: -len(explained.burden.blocks))
                 for explained in told[:1]:
                     self._show.chapter(f"undoubt indoubt explain, of one that is {kind}")
                     self._show.explanation(explained)

@@ -1,0 +1,216 @@
+"""What keeps a database from doing its part, or could: each judged from one row of its own answers.
+
+https://www.postgresql.org/docs/current/runtime-config-resource.html (max_prepared_transactions),
+runtime-config-wal.html (fsync, full_page_writes, synchronous_commit), routine-vacuuming.html (the age of a
+database's oldest transaction id). Nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from participants.errors import ParticipantError, ParticipantUnavailable
+from participants.findings import Finding, Severity
+from participants.postgres.begin import ledger_name
+from participants.postgres.management import SESSIONS_MAX, Management
+from participants.postgres.roles import membership, missing_grant
+from participants.postgres.session import Row
+from participants.postgres.sql import identifier, query
+from participants.postgres.verdicts import CHECK_BY_SQLSTATE
+from participants.settings import ParticipantSettings
+
+FULL = 0.8
+"""Of ``max_prepared_transactions``: more in use leaves no room for a burst."""
+
+_SYNCHRONOUS = frozenset({"on", "remote_apply"})
+
+
+class Checkup:
+    """Looks at one participant. ``ledger_id`` tells which branches and sessions are its own."""
+
+    def __init__(self, management: Management, settings: ParticipantSettings, ledger_id: str) -> None:
+        self._management = management
+        self._settings = settings
+        self._ledger_id = ledger_id
+
+    async def findings(self) -> Sequence[Finding]:
+        """See :meth:`participants.contract.Participant.check`."""
+        try:
+            async with self._management.session() as session:
+                version = session.intro.version
+            [row] = await self._management.read(query("health"))
+            owners = await self._management.read(
+                query("owners").replace("{membership}", membership(version)),
+                f"undoubt:{self._ledger_id}:",
+                ledger_name(self._ledger_id),
+            )
+        except ParticipantError as error:
+            return [self._not_reached(error)]
+        return [
+            self._ok("reach", f"PostgreSQL {row['version']}, a primary, as role {row['me']}"),
+            self._connections(row),
+            self._prepared_max(row),
+            *self._durability(row),
+            self._evidence(row),
+            self._vacuum(row),
+            *self._roles(row, owners, version),
+        ]
+
+    def _not_reached(self, error: ParticipantError) -> Finding:
+        what = str(error).removeprefix(f"participant {self._management.participant!r}: ")
+        if isinstance(error, ParticipantUnavailable):
+            return self._found(
+                "reach",
+                Severity.UNREACHABLE,
+                what,
+                "what is prepared there waits until it answers; no other participant is delayed",
+            )
+        return self._found(CHECK_BY_SQLSTATE.get(error.sqlstate or "", "reach"), Severity.PROBLEM, what)
+
+    def _connections(self, row: Row) -> Finding:
+        most, wanted = row["connections_max"], self._settings.connections_max
+        room = most - SESSIONS_MAX
+        what = f"connections_max = {wanted}, and {SESSIONS_MAX} for undoubt itself, of the server's {most}"
+        if wanted <= room:
+            return self._ok("connections", what)
+        return self._found(
+            "connections",
+            Severity.WARNING,
+            what,
+            "every process may open so many: a burst would be refused. Lower it in the participant's table,"
+            " or raise the server's max_connections",
+            f"connections_max = {max(room, 1)}",
+        )
+
+    def _prepared_max(self, row: Row) -> Finding:
+        most, used, wanted = row["prepared_max"], row["prepared"], self._settings.connections_max
+        line = f"max_prepared_transactions = {max(row['connections_max'], 2 * used)}"
+        how = "put the line into postgresql.conf and restart the server"
+        if most == 0:
+            return self._found(
+                "max_prepared_transactions",
+                Severity.PROBLEM,
+                "max_prepared_transactions is 0",
+                f"nothing can be prepared: every transaction over several databases aborts; {how}",
+                line,
+            )
+        what = f"{used} of max_prepared_transactions = {most} in use"
+        if used >= FULL * most:
+            why = f"when all are, PREPARE fails and transactions abort; {how}"
+            return self._found("max_prepared_transactions", Severity.PROBLEM, what, why, line)
+        if most < wanted:
+            why = f"fewer than connections_max = {wanted}: a burst of transactions would abort; {how}"
+            return self._found("max_prepared_transactions", Severity.WARNING, what, why, line)
+        return self._ok("max_prepared_transactions", what)
+
+    def _durability(self, row: Row) -> Iterator[Finding]:
+        for name in ("fsync", "full_page_writes"):
+            if row[name] == "off":
+                yield self._found(
+                    name,
+                    Severity.PROBLEM,
+                    f"{name} is off",
+                    "after a crash of the machine what was prepared or committed may be gone or damaged",
+                    f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf();",
+                )
+            else:
+                yield self._ok(name, f"{name} is on")
+        level = row["synchronous_commit"]
+        if level in _SYNCHRONOUS:
+            yield self._ok("synchronous_commit", f"synchronous_commit is {level}")
+        else:
+            yield self._found(
+                "synchronous_commit",
+                Severity.WARNING,
+                f"synchronous_commit is {level}",
+                "undoubt raises it for its own branches; what else the application commits may be lost in a"
+                " crash or a failover",
+                _reset(row),
+            )
+
+    def _evidence(self, row: Row) -> Finding:
+        missing = ", ".join(row["untold"])
+        if not missing:
+            return self._ok("evidence", "the server tells its system identifier and timeline")
+        return self._found(
+            "evidence",
+            Severity.WARNING,
+            f"role {row['login']} may not execute {missing}",
+            "so no evidence is kept of what was prepared: a branch that vanishes is a heuristic hazard, where"
+            " it could be known to be committed or rolled back",
+            f"GRANT EXECUTE ON FUNCTION {missing} TO {identifier(row['login'])};",
+        )
+
+    def _vacuum(self, row: Row) -> Finding:
+        age, limit, prepared = row["frozen_age"], row["freeze_max_age"], row["prepared_age"]
+        what = f"the oldest transaction id is {age:,} transactions old"
+        if prepared is None or prepared < limit:
+            return self._ok("vacuum", what)
+        return self._found(
+            "vacuum",
+            Severity.PROBLEM,
+            what,
+            f"a prepared transaction of this server has held vacuum back for {prepared:,} transactions, more"
+            f" than autovacuum_freeze_max_age = {limit:,}: finish it before the server refuses writes",
+            "SELECT gid, prepared, owner, database FROM pg_prepared_xacts ORDER BY age(transaction) DESC;",
+        )
+
+    def _roles(self, row: Row, owners: Sequence[Row], version: int) -> Iterator[Finding]:
+        me, login = row["me"], row["login"]
+        lacking = [
+            owner for owner in owners if not row["superuser"] and (self._pooled or not owner["becomes"])
+        ]
+        for owner in lacking:
+            seen = []
+            if owner["prepared"]:
+                seen.append(f"prepared {owner['prepared']} of the branches that are in doubt")
+            if owner["sessions"]:
+                seen.append(f"has {owner['sessions']} sessions that may prepare some")
+            yield self._found(
+                "roles",
+                Severity.PROBLEM,
+                f"{login} cannot finish the branches of role {owner['role']}, which {' and '.join(seen)}",
+                *self._way_out(owner, login, version),
+            )
+        if not lacking:
+            others = ", ".join(owner["role"] for owner in owners)
+            finishes = f" and those of {others}" if others else ""
+            yield self._ok("roles", f"{me} can finish its own branches{finishes}")
+
+    @property
+    def _pooled(self) -> bool:
+        return self._settings.pooler
+
+    def _way_out(self, owner: Row, login: str, version: int) -> tuple[str, str | None]:
+        if self._pooled:
+            return (
+                "behind a transaction pooler nobody can SET ROLE: run recovery with a dsn that leads to the"
+                " server itself, or as that role",
+                None,
+            )
+        why = "after a crash they stay in doubt and keep their locks"
+        if owner["superuser"]:
+            why += f". {owner['role']} is a superuser, and so would be {login}: rather run recovery as it"
+        return why, missing_grant(owner["role"], login, version)
+
+    def _ok(self, check: str, what: str) -> Finding:
+        return self._found(check, Severity.OK, what)
+
+    def _found(
+        self, check: str, severity: Severity, what: str, why: str = "", fix: str | None = None
+    ) -> Finding:
+        return Finding(self._management.participant, check, severity, what, why, fix)
+
+
+def _reset(row: Row) -> str:
+    """What undoes a low synchronous_commit, by where it was set."""
+    role, database = f"ROLE {identifier(row['login'])}", f"DATABASE {identifier(row['here'])}"
+    match row["synchronous_commit_source"]:
+        case "user":
+            return f"ALTER {role} RESET synchronous_commit;"
+        case "database":
+            return f"ALTER {database} RESET synchronous_commit;"
+        case "database user":
+            return f"ALTER {role} IN {database} RESET synchronous_commit;"
+        case _:
+            return "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();"

@@ -1,0 +1,72 @@
+"""Everything is looked at, whatever fails on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Collection
+
+from coordinator.errors import LedgerError
+from participants.findings import Finding
+from participants.ids import new_ledger_id
+from participants.registry import Registry
+from recovery.survey import survey
+from undoubt import assemble
+from undoubt.config import Settings
+from undoubt.doctor.configuration import look_at_configuration
+from undoubt.doctor.ledger import look_at_ledger, missing, not_opened
+from undoubt.doctor.orphans import look_at_prepared
+
+
+async def examine(
+    settings: Settings, *, older_than_s: float, only: Collection[str] | None = None
+) -> list[Finding]:
+    """The findings, by participant in the order of their names; first those about none of them.
+
+    ``only`` names participants: then nothing else is told, but for a ledger that cannot be opened. What has
+    been prepared for ``older_than_s`` seconds counts as left behind.
+    """
+    findings = look_at_configuration(settings) if only is None else []
+    if (lacks := missing(settings.ledger)) is not None:
+        return findings + [lacks] + await _without_ledger(settings, only)
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            ledger, participants = await stack.enter_async_context(assemble.opened(settings))
+            chosen = _chosen(participants, only)
+            checked = await _checks(chosen)
+            seen = await survey(ledger, chosen)
+            if only is None:
+                findings += await look_at_ledger(ledger, settings, older_than_s)
+        except LedgerError as error:
+            await stack.aclose()
+            return [*findings, not_opened(error), *await _without_ledger(settings, only)]
+        for participant in chosen:
+            findings += checked[participant.name]
+            findings += await look_at_prepared(participant, seen, older_than_s)
+        return findings
+
+
+async def _without_ledger(settings: Settings, only: Collection[str] | None) -> list[Finding]:
+    """What is prepared cannot be judged then; everything else about the participants can."""
+    participants = assemble.registry(settings, new_ledger_id())
+    try:
+        checked = await _checks(_chosen(participants, only))
+    finally:
+        await participants.close()
+    return [finding for name in sorted(checked) for finding in checked[name]]
+
+
+def _chosen(participants: Registry, only: Collection[str] | None) -> Registry:
+    """Raises ``UnknownParticipant``."""
+    if only is None:
+        return participants
+    chosen = Registry()
+    for name in sorted(set(only)):
+        chosen.add(participants.get(name))
+    return chosen
+
+
+async def _checks(participants: Registry) -> dict[str, list[Finding]]:
+    everyone = list(participants)
+    checked = await asyncio.gather(*(one.check() for one in everyone))
+    return {one.name: list(found) for one, found in zip(everyone, checked, strict=True)}

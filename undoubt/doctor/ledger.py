@@ -1,0 +1,156 @@
+"""The ledger: can it be opened, who has it, is there room, and what in it waits for a person."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from coordinator.errors import LedgerError, LedgerLocked, LedgerUnavailable
+from coordinator.ledger.contract import DecisionRecord, Ledger, LedgerInfo
+from coordinator.ledger.sqlite.lock import holder
+from coordinator.settings import LedgerSettings
+from participants.findings import Finding, Severity
+from undoubt.config import Settings
+
+SQLITE = "sqlite:///"
+MIB = 2**20
+FREE_BYTES_PROBLEM, FREE_BYTES_WARNING = 100 * MIB, 1024 * MIB
+NETWORK_FILE_SYSTEMS = frozenset({"9p", "afs", "ceph", "cifs", "fuse.sshfs", "nfs", "nfs4", "smb3", "smbfs"})
+
+
+def missing(settings: LedgerSettings) -> Finding | None:
+    """Looking must not create one: in the wrong folder it would call every branch another ledger's."""
+    if not settings.url.startswith(SQLITE) or Path(settings.url.removeprefix(SQLITE)).exists():
+        return None
+    return Finding(
+        None,
+        "ledger",
+        Severity.PROBLEM,
+        f"no ledger at {settings.url}",
+        "applications create it when they first connect; if there has been one, look for the right"
+        " configuration before a new one is made",
+        "undoubt ledger init",
+    )
+
+
+def not_opened(error: LedgerError) -> Finding:
+    """``error`` says what to do."""
+    gone = isinstance(error, LedgerUnavailable | LedgerLocked)
+    return Finding(
+        None,
+        "ledger",
+        Severity.UNREACHABLE if gone else Severity.PROBLEM,
+        str(error),
+        "nothing can be decided while that is so, and what is prepared waits",
+    )
+
+
+async def look_at_ledger(ledger: Ledger, settings: Settings, older_than_s: float) -> list[Finding]:
+    """Raises ``LedgerError``."""
+    info = await ledger.info()
+    return [
+        _identity(info),
+        *_place(settings.ledger, ledger),
+        *_unfinished(await ledger.unfinished(), settings, older_than_s),
+        _heuristics(info.heuristics_open),
+    ]
+
+
+def _identity(info: LedgerInfo) -> Finding:
+    what = f"{info.backend} ledger {info.ledger_id} at {info.url}, tables {info.schema}"
+    return Finding(None, "ledger", Severity.OK, what)
+
+
+def _place(settings: LedgerSettings, ledger: Ledger) -> Iterator[Finding]:
+    if not settings.url.startswith(SQLITE):
+        return
+    path = Path(settings.url.removeprefix(SQLITE)).resolve()
+    owner = (
+        "no other process has it open: unless one is started, nobody recovers"
+        if ledger.leads
+        else f"process {holder(path)} owns it, answers, and recovers"
+    )
+    yield Finding(None, "ledger_owner", Severity.OK, owner)
+    yield _room(path)
+    kind = file_system(path)
+    if kind in NETWORK_FILE_SYSTEMS:
+        yield Finding(
+            None,
+            "ledger_file_system",
+            Severity.PROBLEM,
+            f"{path} is on a network file system ({kind})",
+            "its locks cannot be relied on: two processes could own the ledger at once, and break what it"
+            " decided. Stop what uses it and move the file to a local disk",
+        )
+
+
+def _room(path: Path) -> Finding:
+    free_bytes = shutil.disk_usage(path.parent).free
+    what = f"{free_bytes // MIB:,} MiB free beside {path}"
+    if free_bytes >= FREE_BYTES_WARNING:
+        return Finding(None, "ledger_disk", Severity.OK, what)
+    severity = Severity.PROBLEM if free_bytes < FREE_BYTES_PROBLEM else Severity.WARNING
+    return Finding(None, "ledger_disk", severity, what, "without room nothing can be decided: make some")
+
+
+def file_system(path: Path, mounts: str | None = None) -> str:
+    """The type of the file system that ``path`` is on, as Linux names it; empty where that is not known.
+    https://man7.org/linux/man-pages/man5/proc_pid_mounts.5.html"""
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mounts").read_text()
+        except OSError:
+            return ""
+    best, kind = "", ""
+    for line in mounts.splitlines():
+        _, point, found, *_ = line.split(" ")
+        point = point.replace("\\040", " ")
+        if path.is_relative_to(point) and len(point) >= len(best):
+            best, kind = point, found
+    return kind
+
+
+def _unfinished(
+    records: Sequence[DecisionRecord], settings: Settings, older_than_s: float
+) -> Iterator[Finding]:
+    """Decisions that some branch has not applied. The moment is a wall clock's: good enough to be told."""
+    waiting = Counter(branch.participant for record in records for branch in record.branches)
+    for name in sorted(waiting.keys() - settings.participants.keys()):
+        yield Finding(
+            None,
+            "unfinished",
+            Severity.PROBLEM,
+            f"{waiting[name]} decisions have a branch in participant {name!r}, which is not configured here",
+            "they stay unfinished until that database is looked at, under whatever name",
+            f'[participants.{name}]\ndsn = "postgresql://app@host/{name}"',
+        )
+    old = [record for record in records if time.time() - record.decided_at >= older_than_s]
+    what = f"{len(records)} decisions are not yet known to be applied everywhere, {len(old)} of them for long"
+    if not old:
+        yield Finding(None, "unfinished", Severity.OK, what)
+        return
+    yield Finding(
+        None,
+        "unfinished",
+        Severity.PROBLEM,
+        what,
+        "recovery finishes them: see that it runs, and what it says",
+        "undoubt recover --once",
+    )
+
+
+def _heuristics(count: int) -> Finding:
+    if not count:
+        return Finding(None, "heuristics", Severity.OK, "no database did other than what was decided")
+    return Finding(
+        None,
+        "heuristics",
+        Severity.PROBLEM,
+        f"{count} branches ended otherwise than decided, or may have",
+        "the data of their databases may contradict each other: explain says what to put right, forget that"
+        " it is done",
+        "undoubt indoubt list",
+    )

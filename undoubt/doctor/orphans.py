@@ -1,0 +1,78 @@
+"""What has been prepared for too long: whose it is, what it holds up, and who must do what."""
+
+from __future__ import annotations
+
+import shlex
+
+from participants.contract import Participant
+from participants.findings import Finding, Severity
+from recovery.burden import Burden, burden, waits_of
+from recovery.plan import Standing
+from recovery.survey import Found, Survey
+from undoubt.cli.durations import show_duration
+
+CHECK = "prepared"
+SHOWN_MAX = 20
+"""Findings of their own; a database that was down for an hour may hold thousands."""
+
+
+async def look_at_prepared(participant: Participant, seen: Survey, older_than_s: float) -> list[Finding]:
+    """Nothing about one that did not answer: its own check says so."""
+    name = participant.name
+    if name in seen.unreachable:
+        return []
+    here = [found for found in seen.found if found.participant == name]
+    old = [found for found in here if found.branch.age_s >= older_than_s]
+    if not old:
+        return [_none(name, len(here), older_than_s)]
+    waits = await waits_of(participant)
+    findings = [_finding(found, burden(found, waits)) for found in old[:SHOWN_MAX]]
+    if left := old[SHOWN_MAX:]:
+        what = f"{len(left)} more, the oldest of them for {show_duration(left[0].branch.age_s)}"
+        findings.append(Finding(name, CHECK, Severity.PROBLEM, what, "", "undoubt indoubt list"))
+    return findings
+
+
+def _none(name: str, young: int, older_than_s: float) -> Finding:
+    what = f"nothing has been prepared for {show_duration(older_than_s)} or longer"
+    return Finding(name, CHECK, Severity.OK, f"{what}; {young} for a shorter time" if young else what)
+
+
+def _finding(found: Found, weighs: Burden) -> Finding:
+    branch, stands = found.branch, found.standing
+    what = f"{branch.gid} has been prepared for {show_duration(branch.age_s)} by role {branch.owner}"
+    return Finding(
+        found.participant,
+        CHECK,
+        Severity.WARNING if stands is Standing.ACTIVE else Severity.PROBLEM,
+        f"{what}: {stands.why}",
+        f"{_cost(weighs)}. {_TO_DO[stands]}",
+        _FIX.get(stands, f"undoubt indoubt explain {shlex.quote(str(branch.gid))}"),
+    )
+
+
+def _cost(weighs: Burden) -> str:
+    if weighs.blocks_unknown is not None:
+        waiting = f"who waits for it is not known ({weighs.blocks_unknown})"
+    elif weighs.blocks:
+        waiting = "waiting for it: " + ", ".join(f"{one.waiter} (backend {one.pid})" for one in weighs.blocks)
+    else:
+        waiting = "no session waits for it now"
+    xids = "" if weighs.held_back_xids is None else f" and {weighs.held_back_xids:,} transactions"
+    return f"{waiting}; vacuum held back for {show_duration(weighs.held_back_s)}{xids}"
+
+
+_TO_DO = {
+    Standing.COMMITTED: "Recovery finishes it: see that it runs, and what it says",
+    Standing.ABORTED: "Recovery finishes it: see that it runs, and what it says",
+    Standing.ASK_PROTOCOL: "Recovery finishes it: see that it runs, and what it says",
+    Standing.ACTIVE: "See what its application does; indoubt rollback ends it, if that must be",
+    Standing.FORGOTTEN: "A person must decide: explain says what can be known",
+    Standing.OTHER_LEDGER: "Only recovery with that ledger's configuration may finish it",
+    Standing.FOREIGN: "Whoever prepared it must finish it; undoubt never does",
+}
+_FIX = {
+    Standing.COMMITTED: "undoubt recover --once",
+    Standing.ABORTED: "undoubt recover --once",
+    Standing.ASK_PROTOCOL: "undoubt recover --once",
+}
