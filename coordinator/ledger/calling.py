@@ -19,7 +19,7 @@ from coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
-from participants.ids import Gid, TxId
+from participants.ids import Gid, TxId, new_nonce
 
 
 class CallingLedger(abc.ABC):
@@ -29,8 +29,11 @@ class CallingLedger(abc.ABC):
     async def _call(self, call: calls.Call) -> Any:
         """The result of ``call``, in the shape of ``calls.REPLY_TYPES``. Raises what the contract raises."""
 
+    def _nonce(self) -> str:
+        return new_nonce()
+
     async def open_session(self, name: str, ttl_s: float) -> Session:
-        session: Session = await self._call(calls.OpenSessionCall(name, ttl_s))
+        session: Session = await self._call(calls.OpenSessionCall(name, ttl_s, self._nonce()))
         return session
 
     async def keep_alive(self, session: Session, floor: int) -> None:

@@ -8,7 +8,7 @@ on the other side as what they were.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -42,6 +42,8 @@ class _Call(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class OpenSessionCall(_Call, frozen=True, tag="open"):
     name: str
     ttl_s: float
+    nonce: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{16})?$")] = ""
+    """Drawn by the caller: asked again with the same one, the call opens no other session."""
 
 
 class KeepAliveCall(_Call, frozen=True, tag="alive"):
@@ -149,7 +151,7 @@ async def perform(ledger: LocalLedger, call: Call, *, remote: bool) -> object:  
     ``remote``: for another process, which may outlive this one."""
     match call:
         case OpenSessionCall():
-            return await ledger.open_session(call.name, call.ttl_s, remote=remote)
+            return await ledger.open_session(call.name, call.ttl_s, remote=remote, nonce=call.nonce)
         case KeepAliveCall():
             await ledger.keep_alive(call.session, call.floor)
         case CloseSessionCall():

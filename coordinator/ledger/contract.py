@@ -10,8 +10,8 @@ means aborted, for ever (presumed abort: Mohan, Lindsay and Obermarck, *Transact
 Distributed Database Management System*, 1986, §3).
 
 All calls are linearizable. Each may fail with :class:`~coordinator.errors.LedgerError`: then a command
-may or may not have been recorded, and all of them may be repeated; ``open_session`` repeated opens another
-one. All of them but those that name a session of the caller's make sense after a restart.
+may or may not have been recorded, and all of them may be repeated; ``open_session`` repeated by its caller
+opens another one. All of them but those that name a session of the caller's make sense after a restart.
 
 Order for recovery: *first* list prepared branches at a participant, *then* ask ``outcomes``, *then* act.
 """

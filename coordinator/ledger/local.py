@@ -2,7 +2,8 @@
 
 What is missing is how a command becomes durable before it is applied: ``_propose``, which each backend has
 its own way for. Queries read the applied state, and a command is applied before its caller is answered, so
-a query sees everything that anybody was told before.
+a query sees everything that anybody was told before; where others may have been told more than this process
+has applied, ``_up_to_date`` waits for it first.
 """
 
 from __future__ import annotations
@@ -48,19 +49,26 @@ from participants.ids import Gid, TxId, new_nonce
 class LocalLedger(abc.ABC):
     """Implements :class:`~coordinator.ledger.contract.Ledger` but for ``_propose`` and where history is kept.
 
-    ``owner`` names this process in the sessions that it opens for itself; ``clock`` is monotonic, in seconds.
+    ``owner`` names this process in the sessions that it opens for itself; ``clock`` is monotonic, in seconds;
+    ``wall`` gives seconds since 1970, for people only.
     """
 
     backend = "local"
     schema = "-"
 
     def __init__(
-        self, machine: Machine, settings: LedgerSettings, *, clock: Callable[[], float] = time.monotonic
+        self,
+        machine: Machine,
+        settings: LedgerSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.machine = machine
         self.settings = settings
         self.owner = ""
         self._clock = clock
+        self._wall = wall
         self._leases = Leases()
         self._time_told_at = clock()
 
@@ -84,6 +92,9 @@ class LocalLedger(abc.ABC):
     async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
         """The newest finished records, by time of decision and then id, older than ``before``."""
 
+    async def _up_to_date(self) -> None:
+        """Return once the machine has everything that any caller was told before. Raises ``LedgerError``."""
+
     async def _run(self, command: Command) -> Any:
         result = await self._propose(command)
         if isinstance(result, UndoubtError):
@@ -92,14 +103,18 @@ class LocalLedger(abc.ABC):
 
     # Sessions.
 
-    async def open_session(self, name: str, ttl_s: float, *, remote: bool = False) -> Session:
-        """``remote``: for another process, which outlives this one."""
+    async def open_session(
+        self, name: str, ttl_s: float, *, remote: bool = False, nonce: str = ""
+    ) -> Session:
+        """``remote``: for another process, which outlives this one, and has drawn the ``nonce``."""
         owner = "" if remote else self.owner
-        session: Session = await self._run(OpenSession(new_nonce(), name, round(ttl_s * 1000), owner))
+        command = OpenSession(nonce or new_nonce(), name, round(ttl_s * 1000), owner)
+        session: Session = await self._run(command)
         self._leases.renew(session.id, session.ttl_s, self._clock())
         return session
 
     async def keep_alive(self, session: Session, floor: int) -> None:
+        await self._up_to_date()
         book = self.machine.state.sessions.get(session.id)
         alive = book is not None and book.nonce == session.nonce and book.state is SessionState.OPEN
         if book is None or not alive or floor > book.floor:
@@ -110,6 +125,7 @@ class LocalLedger(abc.ABC):
         await self._run(CloseSession(session.id, session.nonce))
 
     async def sessions(self) -> Sequence[SessionInfo]:
+        await self._up_to_date()
         return self.machine.session_infos()
 
     # Decisions.
@@ -117,19 +133,23 @@ class LocalLedger(abc.ABC):
     async def decide(
         self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], *, protocol: str = "2"
     ) -> Decision:
-        decided: Decision = await self._run(Decide(txid, protocol, decision, tuple(branches), time.time()))
+        decided: Decision = await self._run(Decide(txid, protocol, decision, tuple(branches), self._wall()))
         return decided
 
     async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
+        await self._up_to_date()
         return {txid: self.machine.verdict(txid, protocol) for txid in txids}
 
     async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
+        await self._up_to_date()
         return {txid: self.machine.record(txid) for txid in txids}
 
     async def unfinished(self) -> Sequence[DecisionRecord]:
+        await self._up_to_date()
         return self.machine.unfinished()
 
     async def finish(self, txids: Iterable[TxId]) -> None:
+        await self._up_to_date()
         known = tuple(txid for txid in txids if txid in self.machine.state.unfinished)
         if known:
             await self._run(Finish(known))
@@ -143,17 +163,20 @@ class LocalLedger(abc.ABC):
         return bool(await self._run(ForgetHeuristic(gid)))
 
     async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]:
+        await self._up_to_date()
         return self.machine.heuristics(include_forgotten=include_forgotten)
 
     # For people.
 
     async def transaction(self, txid: TxId) -> TransactionInfo | None:
+        await self._up_to_date()
         record = self.machine.state.unfinished.get(txid) or await self._history_of(txid)
         if record is None and self.machine.record(txid) is Record.NOT_RECORDED:
             return None
         return self._told(txid, record)
 
     async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
+        await self._up_to_date()
         marker = None
         if before is not None:
             marker = self.machine.state.unfinished.get(before) or await self._history_of(before)
@@ -187,6 +210,7 @@ class LocalLedger(abc.ABC):
         )
 
     async def info(self) -> LedgerInfo:
+        await self._up_to_date()
         state = self.machine.state
         infos = self.machine.session_infos()
         return LedgerInfo(

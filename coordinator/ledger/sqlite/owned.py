@@ -24,7 +24,8 @@ from coordinator.ledger.commands import Command, ExpireSession, decode, encode
 from coordinator.ledger.contract import DecisionRecord, SessionState
 from coordinator.ledger.local import LocalLedger, newest
 from coordinator.ledger.machine import Machine
-from coordinator.ledger.sqlite.store import Loaded, SqliteStore, StoreBroken
+from coordinator.ledger.sqlite.file import StoreBroken
+from coordinator.ledger.sqlite.store import Loaded, SqliteStore
 from coordinator.settings import LedgerSettings
 from participants.ids import TxId, new_nonce
 

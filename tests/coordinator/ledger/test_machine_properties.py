@@ -76,10 +76,14 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     def run(self, command: c.Command) -> object:
         return self.machine.apply(c.decode(c.encode(command)))
 
-    @rule(target=sessions, nonce=st.sampled_from(["0" * 16, "1" * 16]))
+    @rule(target=sessions, nonce=st.sampled_from([digit * 16 for digit in "01234"]))
     def open(self, nonce: str) -> Session:
         session = self.run(c.OpenSession(nonce, "s", 1000))
         assert isinstance(session, Session)
+        asked_again = [number for number, known in self.model.sessions.items() if known.nonce == nonce]
+        if asked_again:
+            assert [session.id] == asked_again, "a repeated request opened another session"
+            return session
         assert session.id > self.model.highest, "a session number came back"
         self.model.highest = session.id
         self.model.sessions[session.id] = ModelSession(nonce)

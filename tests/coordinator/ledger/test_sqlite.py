@@ -326,7 +326,7 @@ async def main():
             print(type(error).__name__, flush=True)
         # What an exit that tidies up would do to the connection. (The loop itself must not be tidied up: its
         # epoll instance is the parent's too.)
-        ledger._owned._store._connection = None
+        ledger._owned._store._connection = ledger._owned._store._file.connection = None
         gc.collect()
         os._exit(0)
     os.wait()
