@@ -42,7 +42,7 @@ class _Call(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class OpenSessionCall(_Call, frozen=True, tag="open"):
     name: str
     ttl_s: float
-    nonce: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{16})?$")] = ""
+    nonce: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{16})?\Z")] = ""
     """Drawn by the caller: asked again with the same one, the call opens no other session."""
 
 

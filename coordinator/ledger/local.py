@@ -92,7 +92,7 @@ class LocalLedger(abc.ABC):
     async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
         """The newest finished records, by time of decision and then id, older than ``before``."""
 
-    async def _up_to_date(self) -> None:
+    async def _up_to_date(self) -> None:  # noqa: B027 - nothing to wait for, where nobody else tells
         """Return once the machine has everything that any caller was told before. Raises ``LedgerError``."""
 
     async def _run(self, command: Command) -> Any:

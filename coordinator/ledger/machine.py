@@ -100,7 +100,7 @@ class Machine:
         return None
 
     def _open(self, command: OpenSession) -> Session:
-        """The nonce is the request's name as well: asked again, because an answer was lost, it opens nothing."""
+        """The nonce names the request as well: asked again, because an answer was lost, it opens no other."""
         for book in reversed(self.state.sessions.values()):
             if book.nonce == command.nonce:
                 return Session(book.id, book.nonce, book.name, book.ttl_ms / 1000)
@@ -260,6 +260,11 @@ class Machine:
 
     def session_infos(self) -> list[SessionInfo]:
         return [book.info() for book in self.state.sessions.values()]
+
+    @property
+    def history_waiting(self) -> int:
+        """Records that :meth:`drain_history` would give."""
+        return len(self._history)
 
     def drain_history(self) -> Sequence[DecisionRecord]:
         """Finished records since the last call, for a store outside of the snapshot."""

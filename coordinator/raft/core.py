@@ -36,6 +36,12 @@ class Raft:
         return self._state.role
 
     @property
+    def caught_up(self) -> bool:
+        """It leads and has applied an entry of its own term: all that any leader before it had committed."""
+        state = self._state
+        return state.leads and state.log.term(state.log.applied) == state.term
+
+    @property
     def term(self) -> int:
         return self._state.term
 
@@ -60,6 +66,11 @@ class Raft:
     def configuration(self) -> Configuration:
         """The one in force, which may be uncommitted."""
         return self._state.history.current
+
+    @property
+    def successor(self) -> int:
+        """The voter that a leader would best hand over to; 0 if there is none, or if this is no leader."""
+        return election.successor(self._state) if self._state.leads else 0
 
     @property
     def state(self) -> State:

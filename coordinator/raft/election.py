@@ -135,12 +135,17 @@ def step_down(state: State) -> None:
 
 
 def hand_over(state: State) -> None:
-    """Ask the voter whose log is the longest to stand at once, rather than after a timeout."""
+    """Ask the best successor to stand at once, rather than after a timeout."""
+    if to := successor(state):
+        state.send(TimeoutNow(to, state.node, state.term))
+
+
+def successor(state: State) -> int:
+    """The other voter whose log is the longest, of those that were heard from lately; 0: there is none."""
     voters = state.history.current.incoming
     ready = [
         (progress.match, -node)
         for node, progress in state.peers()
         if node in voters and progress.active and progress.pace is not Pace.SNAPSHOT
     ]
-    if ready:
-        state.send(TimeoutNow(-max(ready)[1], state.node, state.term))
+    return -max(ready)[1] if ready else 0

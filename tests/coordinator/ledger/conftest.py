@@ -6,12 +6,15 @@ import abc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.contract import Ledger
 from coordinator.ledger.memory import MemoryLedger
 from coordinator.ledger.sqlite.ledger import SqliteLedger
 from coordinator.settings import LedgerSettings
+from tests.coordinator.node.cluster import Cluster
 
 
 class Backend(abc.ABC):
@@ -83,7 +86,41 @@ class SqliteClient(Sqlite):
         await self.owner.close()
 
 
-BACKENDS = {"memory": Memory, "sqlite": Sqlite, "sqlite-client": SqliteClient}
+class Raft(Backend):
+    """A client of one node."""
+
+    count = 1
+
+    async def open(self) -> None:
+        if not hasattr(self, "cluster"):
+            self.cluster = Cluster(self.folder, self.count, retention_s=self.retention_s)
+        await self.cluster.start()
+        self.client = await ClusterLedger.open(
+            msgspec.structs.replace(self.cluster.settings, request_timeout_s=30.0)
+        )
+        self.ledger = self.client
+
+    async def elapse(self, seconds: float) -> None:
+        await self.cluster.elapse(seconds)
+
+    async def close(self) -> None:
+        await super().close()
+        await self.cluster.stop()
+
+
+class RaftOfThree(Raft):
+    """A client of three nodes."""
+
+    count = 3
+
+
+BACKENDS = {
+    "memory": Memory,
+    "sqlite": Sqlite,
+    "sqlite-client": SqliteClient,
+    "raft": Raft,
+    "raft-of-three": RaftOfThree,
+}
 
 
 @pytest.fixture(params=list(BACKENDS))

@@ -1,0 +1,13 @@
+"""``raft://a:7400,b:7400,c:7400``: the ledger that a cluster of nodes keeps, from a client's side.
+
+What enters: the calls of :mod:`coordinator.ledger.contract`. What leaves: answers of whoever leads the
+cluster.
+
+- :mod:`~coordinator.ledger.cluster.messages`: what travels; nodes speak it too.
+- :mod:`~coordinator.ledger.cluster.route`: finds the leader, follows it, and asks again what went unanswered.
+- :mod:`~coordinator.ledger.cluster.ledger`: the contract over a route.
+
+A call is repeated until its deadline, at whoever leads then: all calls may be (``open_session`` by its
+nonce). Only when the deadline has passed does the caller hear ``LedgerUnavailable``: what was asked may have
+been recorded.
+"""

@@ -1,0 +1,95 @@
+"""What clients and nodes say to each other: frames of many requests, frames of many answers.
+
+A frame is a msgpack array: what all callers of a process ask for within one turn of its loop travels
+together, and so do the answers. The node speaks first, with its :class:`Standing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from coordinator.ledger import calls
+
+REQUESTS_PER_FRAME_MAX = 1_000
+
+
+class StatusCall(msgspec.Struct, frozen=True, array_like=True, tag="status"):
+    """How is this very node? Answered by whoever is asked, with :class:`NodeStatus`."""
+
+
+class PeerStatus(msgspec.Struct, frozen=True):
+    """A member as the leader sees it: ``match`` is the index up to which its disk is known to equal the
+    leader's, ``pace`` how it is being fed."""
+
+    node: int
+    match: int
+    pace: str
+    active: bool
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """``nodes`` maps members to addresses. ``leader`` 0: unknown. ``peers`` is empty unless it leads."""
+
+    cluster: str
+    ledger_id: str
+    node: int
+    disk: str
+    role: str
+    term: int
+    leader: int
+    last_index: int
+    commit_index: int
+    applied_index: int
+    snapshot_index: int
+    disk_full: bool
+    voters: tuple[int, ...]
+    outgoing_voters: tuple[int, ...]
+    learners: tuple[int, ...]
+    nodes: dict[int, str]
+    peers: tuple[PeerStatus, ...]
+    unfinished: int
+    sessions: int
+    version: str
+
+
+NodeCall = StatusCall
+"""Calls that are for one node, whether or not it leads."""
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True):
+    """``number`` comes back with the answer; answers may come in any order."""
+
+    number: int
+    call: calls.Call | NodeCall
+
+
+class Standing(msgspec.Struct, frozen=True, array_like=True, tag="standing"):
+    """Said once, before anything is asked. ``leader`` is an address, empty where nobody is known to lead.
+    ``ledger_id`` is empty on a node that has not learned of it yet."""
+
+    ledger_id: str
+    leads: bool
+    leader: str
+
+
+class Elsewhere(msgspec.Struct, frozen=True, array_like=True, tag="elsewhere"):
+    """Ask the node at ``leader``, or find it if that is empty. It may have been recorded nevertheless."""
+
+    number: int
+    leader: str
+    why: str
+
+
+Answer = Standing | Elsewhere | calls.Reply | calls.Failed
+
+encode: Callable[[Sequence[Request] | Sequence[Answer]], bytes] = msgspec.msgpack.Encoder().encode
+decode_requests: Callable[[bytes], list[Request]] = msgspec.msgpack.Decoder(list[Request]).decode
+decode_answers: Callable[[bytes], list[Answer]] = msgspec.msgpack.Decoder(list[Answer]).decode
+_decode_status = msgspec.msgpack.Decoder(NodeStatus).decode
+
+
+def decode_result(call: calls.Call | NodeCall, result: msgspec.Raw) -> Any:
+    return _decode_status(result) if isinstance(call, StatusCall) else calls.decode_result(call, result)

@@ -1,0 +1,27 @@
+"""A node: one member of the cluster that keeps the ledger, with its disk, its port and its timers.
+
+What enters: a :class:`~coordinator.node.storage.Storage`, addresses, peers' and clients' connections. What
+leaves: answers of the ledger's contract, each durable on a majority before it is given. From the outside
+inwards:
+
+===================  =====================================================================================
+:mod:`.node`         puts the others together: ``Node.start``, ``stop``
+:mod:`.clients`      a client's connection: requests in, answers out, many in a frame
+:mod:`.ledger`       the ledger's contract on the replica; what a leader does now and then
+:mod:`.peers`        connections to and from the other nodes
+:mod:`.replica`      drives :mod:`coordinator.raft`: turns of the loop, proposals, applying; with
+:mod:`.reads`,
+                     :mod:`.snapshots` and :mod:`.disk`, group commit
+:mod:`.replicated`   what the log drives: the ledger's machine, and the nodes' addresses
+:mod:`.storage`      the contract of a node's disk; :mod:`.sqlite` is the one that ships
+:mod:`.bootstrap`    what the first nodes of a new cluster begin with
+===================  =====================================================================================
+
+The duties of whoever runs one, in order: open the storage; start it; end the process when ``failed`` is
+done; run what belongs to a leader (recovery) while ``ledger.leads``; stop it. All time is the event loop's,
+all chance the ``Random`` that was given, and only the storage may have a thread: so the same node runs in a
+simulation.
+
+Nothing is answered before its entry is committed and applied. A proposal that may have been lost is
+answered with ``NotLeading``, and is asked again: every call may be repeated, ``open_session`` by its nonce.
+"""

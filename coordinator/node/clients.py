@@ -1,0 +1,104 @@
+"""A client's connection to this node: requests in, answers out, many in a frame each way.
+
+Decisions, which are most of what is asked, go straight into the log and come back as answers, without a task
+of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from coordinator.errors import LedgerUnavailable
+from coordinator.ledger import calls
+from coordinator.ledger.cluster import messages
+from coordinator.ledger.cluster.messages import Answer, Elsewhere, NodeStatus, Standing, StatusCall
+from coordinator.ledger.commands import Decide
+from coordinator.ledger.contract import Decision
+from coordinator.node.errors import NodeStopped, NotLeading
+from coordinator.node.ledger import NodeLedger
+from coordinator.wire import Connection, RemoteProtocolError
+from participants.errors import UndoubtError
+
+log = logging.getLogger(__name__)
+
+REQUESTS_PER_CONNECTION_MAX = 100_000
+"""More than that unanswered on one connection is a client gone wrong."""
+
+_raw = msgspec.msgpack.Encoder().encode
+_DECISIONS = {decision: msgspec.Raw(_raw(decision)) for decision in Decision}
+
+
+class FromClient:
+    """A Receiver. ``leader`` tells the leader's address, empty if it is not known."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        ledger: NodeLedger,
+        leader: Callable[[], str],
+        status: Callable[[], NodeStatus],
+    ) -> None:
+        self._connection = connection
+        self._ledger = ledger
+        self._leader = leader
+        self._status = status
+        self._loop = asyncio.get_running_loop()
+        self._answers: list[Answer] = []
+        self._unanswered = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._say(Standing(ledger.ledger_id, ledger.leads, leader()))
+
+    def received(self, payload: bytes) -> None:
+        requests = messages.decode_requests(payload)
+        self._unanswered += len(requests)
+        if self._unanswered > REQUESTS_PER_CONNECTION_MAX:
+            raise RemoteProtocolError(f"more than {REQUESTS_PER_CONNECTION_MAX} requests at once")
+        for request in requests:
+            call = request.call
+            if isinstance(call, calls.DecideCall):
+                command = Decide(call.txid, call.protocol, call.decision, call.branches, self._ledger.now())
+                self._ledger.submit(command, partial(self._answer, request.number))
+            elif isinstance(call, StatusCall):
+                self._answer(request.number, self._status())
+            else:
+                task = self._loop.create_task(self._perform(request.number, call))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def lost(self, why: str) -> None:
+        """What was asked goes on: it may be half recorded, and whoever asked will ask again."""
+
+    async def _perform(self, number: int, call: calls.Call) -> None:
+        try:
+            result: object = await calls.perform(self._ledger, call, remote=True)
+        except UndoubtError as error:
+            result = error
+        except Exception as error:  # a bug of ours; the caller must hear something, and the node lives on
+            log.exception("ledger call %s failed", type(call).__name__)
+            result = LedgerUnavailable(f"the node failed: {type(error).__name__}: {error}")
+        self._answer(number, result)
+
+    def _answer(self, number: int, result: object) -> None:
+        self._unanswered -= 1
+        if isinstance(result, Decision):
+            self._say(calls.Reply(number, _DECISIONS[result]))
+        elif isinstance(result, NotLeading | NodeStopped):
+            self._say(Elsewhere(number, self._leader(), str(result)))
+        elif isinstance(result, UndoubtError):
+            self._say(calls.failed(number, result))
+        else:
+            self._say(calls.Reply(number, msgspec.Raw(_raw(result))))
+
+    def _say(self, answer: Answer) -> None:
+        if not self._answers:
+            self._loop.call_soon(self._flush)
+        self._answers.append(answer)
+
+    def _flush(self) -> None:
+        answers, self._answers = self._answers, []
+        self._connection.send(messages.encode(answers))

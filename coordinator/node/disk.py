@@ -1,0 +1,107 @@
+"""The driver's hand on the storage: writes in order, one at a time, all that wait together.
+
+What comes in while the disk is busy is written next, in one transaction with one sync (group commit). A write
+that found no room is given again, and again, until there is some: what was promised to be stored before
+anything that comes later will be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coordinator.ledger.sqlite.file import StoreFull
+from coordinator.node.storage import Storage, Write
+
+RETRY_S = 0.5
+
+NOTHING = Write()
+
+
+@dataclass(slots=True)
+class _Job:
+    write: Write
+    then: Callable[[], None]
+
+
+class Disk:
+    """``on_full`` is told True when there is no room any more, False when there is some again; ``on_broken``
+    once, after which nothing is written."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        on_full: Callable[[bool], None],
+        on_broken: Callable[[BaseException], None],
+    ) -> None:
+        self._storage = storage
+        self._on_full = on_full
+        self._on_broken = on_broken
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[_Job] = []
+        self._busy = False
+        self._full = False
+        self._asking = False
+        self._broken = False
+        self._closed = False
+
+    def give(self, write: Write, then: Callable[[], None]) -> None:
+        """``then`` is called once ``write`` and all before it are durable. Begun by the next
+        :meth:`flush`."""
+        self._waiting.append(_Job(write, then))
+
+    def flush(self) -> None:
+        if self._busy or self._broken or self._closed or not self._waiting:
+            return
+        batch, self._waiting = self._waiting, []
+        writes = [job.write for job in batch if job.write != NOTHING]
+        if not writes:
+            self._done(batch)
+            return
+        self._busy = True
+        self._storage.write(writes).add_done_callback(lambda future: self._ended(batch, future))
+
+    def _ended(self, batch: list[_Job], future: asyncio.Future[bool]) -> None:
+        if future.cancelled():  # the loop is ending
+            return
+        error = future.exception()
+        if isinstance(error, StoreFull):
+            self._waiting = [*batch, *self._waiting]
+            self._room(False)
+            self._loop.call_later(RETRY_S, self._again)
+            return
+        self._busy = False
+        if error is not None:
+            self._broken = True
+            self._on_broken(error)
+            return
+        self._room(future.result())
+        self._done(batch)
+        if self._full and not self._asking:
+            self._asking = True
+            self._loop.call_later(RETRY_S, self._ask)
+
+    def _again(self) -> None:
+        self._busy = False
+        self.flush()
+
+    def _ask(self) -> None:
+        """Is there room again?"""
+        self._asking = False
+        if not self._busy and not self._broken and not self._closed:
+            self._busy = True
+            self._storage.write(()).add_done_callback(lambda future: self._ended([], future))
+
+    def close(self) -> None:
+        """Nothing is begun any more."""
+        self._closed = True
+
+    def _room(self, room: bool) -> None:
+        if room is self._full:
+            self._full = not room
+            self._on_full(self._full)
+
+    def _done(self, batch: list[_Job]) -> None:
+        for job in batch:
+            job.then()

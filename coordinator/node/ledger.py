@@ -1,0 +1,107 @@
+"""The ledger's contract on a replicated log: a command is answered once a majority holds it and it is
+applied.
+
+Reads confirm first that this node still leads (:meth:`Replica.read`). Sessions are expired by whoever leads,
+by its own monotonic clock; a new leader gives each of them its full lifetime again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from coordinator.errors import LedgerError
+from coordinator.ledger.commands import Command
+from coordinator.ledger.contract import DecisionRecord
+from coordinator.ledger.leases import Leases
+from coordinator.ledger.local import LocalLedger
+from coordinator.node.replica import Answer, Replica
+from coordinator.node.storage import Storage
+from coordinator.settings import LedgerSettings
+from participants.ids import TxId
+
+log = logging.getLogger(__name__)
+
+UPKEEP_INTERVAL_S = 0.5
+TIME_INTERVAL_S = 60.0
+
+
+class NodeLedger(LocalLedger):
+    """For callers in the node's own process, and for :mod:`.clients`. Calls raise ``NotLeading`` where this
+    node does not lead."""
+
+    backend = "raft"
+
+    def __init__(
+        self,
+        replica: Replica,
+        storage: Storage,
+        settings: LedgerSettings,
+        *,
+        clock: Callable[[], float],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(replica.replicated.machine, settings, clock=clock, wall=wall)
+        self._replica = replica
+        self._storage = storage
+
+    @property
+    def leads(self) -> bool:
+        return self._replica.leads
+
+    def begin_to_lead(self) -> None:
+        """Nobody's silence before counts; and time that another leader told is not told again."""
+        self._leases = Leases()
+        self._time_told_at = self._clock()
+
+    async def keep_up(self) -> None:
+        """What the leader has to do now and then, for as long as it runs."""
+        passes = round(TIME_INTERVAL_S / UPKEEP_INTERVAL_S)
+        while True:
+            for _ in range(passes):
+                await asyncio.sleep(UPKEEP_INTERVAL_S)
+                if self.leads:
+                    await self._expire()
+            if self.leads:
+                await self.advance_time()
+
+    async def _expire(self) -> None:
+        try:
+            await self.expire_due()
+        except LedgerError as error:
+            log.warning("sessions cannot be expired now: %s", error)
+
+    async def close(self) -> None:
+        """The node is closed, not its ledger."""
+
+    def now(self) -> float:
+        """The wall clock, for people."""
+        return self._wall()
+
+    def submit(self, command: Command, answer: Answer) -> None:
+        """As :meth:`Replica.propose`: for callers that have no task to wait in."""
+        self._replica.propose(command, answer)
+
+    async def _propose(self, command: Command) -> Any:
+        answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+        def told(result: object) -> None:
+            if not answer.done():
+                answer.set_result(result)
+
+        self._replica.propose(command, told)
+        return await answer
+
+    async def _up_to_date(self) -> None:
+        await self._replica.read()
+
+    async def _history_of(self, txid: TxId) -> DecisionRecord | None:
+        await self._replica.flush_history()
+        return await self._storage.history_of(txid)
+
+    async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
+        await self._replica.flush_history()
+        return await self._storage.history(limit, before)

@@ -1,0 +1,143 @@
+"""A node: its replica, its port for peers and clients, the ledger on it. What ``undoubt node`` runs.
+
+Everything happens in one event loop; its time is the only time, ``random`` the only chance, and only the
+storage may use a thread. So the same node runs in a simulation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from random import Random
+
+from coordinator.errors import LedgerUnusable
+from coordinator.ledger.cluster.messages import NodeStatus
+from coordinator.ledger.machine import Machine
+from coordinator.node.clients import FromClient
+from coordinator.node.ledger import NodeLedger
+from coordinator.node.peers import FromPeer, Peers
+from coordinator.node.replica import Replica
+from coordinator.node.replicated import Replicated
+from coordinator.node.settings import NodeSettings
+from coordinator.node.status import status_of
+from coordinator.node.storage import Storage, Stored
+from coordinator.settings import LedgerSettings
+from coordinator.wire import Address, Connection, Identity, Listener, Receiver, Role, WireSettings, serve
+
+log = logging.getLogger(__name__)
+
+
+class Node:
+    """Made by :meth:`start`. ``failed`` is done, with the reason, if the node stops by itself: then stop it
+    and end the process, since it may not vote or answer any more."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        stored: Stored,
+        settings: NodeSettings,
+        ledger_settings: LedgerSettings,
+        wire: WireSettings,
+        *,
+        random: Random,
+        clock: Callable[[], float] | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """``clock`` is what sessions expire by: the loop's, unless given. Raises ``LedgerUnusable``."""
+        self.identity = stored.identity
+        self.settings = settings
+        replicated = _replicated(stored)
+        loop = asyncio.get_running_loop()
+        me = Identity(Role.NODE, stored.identity.cluster, stored.identity.node)
+        self.peers = Peers(
+            me, lambda: replicated.addresses, wire, random, silence_s=2 * settings.election_timeout_s
+        )
+        self.replica = Replica(
+            stored,
+            storage,
+            replicated,
+            settings.raft,
+            random,
+            tick_s=settings.heartbeat_s,
+            history_ms=round(ledger_settings.history_s * 1000),
+            snapshot_log_bytes=settings.snapshot_log_bytes,
+            send=self.peers.send,
+            on_change=self._leadership,
+        )
+        self.ledger = NodeLedger(self.replica, storage, ledger_settings, clock=clock or loop.time, wall=wall)
+        self.failed = self.replica.failed
+        self.status: Callable[[], NodeStatus] = lambda: status_of(stored.identity, self.replica)
+        self._me = me
+        self._wire = wire
+        self._listener: Listener | None = None
+        self._upkeep: asyncio.Task[None] | None = None
+        self._role_changed = asyncio.Event()
+
+    @property
+    def leads(self) -> bool:
+        return self.replica.leads
+
+    @property
+    def leader_address(self) -> str:
+        """Of whoever leads; empty if that is not known."""
+        return self.replica.replicated.addresses.get(self.replica.raft.leader, "")
+
+    async def start(self, listen: Address) -> None:
+        """Take part from now on. Raises ``OSError`` if that address cannot be listened on."""
+        self._listener = await serve(listen, self._me, self._accept, self._wire)
+        self.replica.start()
+        self._upkeep = asyncio.get_running_loop().create_task(
+            self.ledger.keep_up(), name="undoubt-node-upkeep"
+        )
+
+    async def stop(self, *, hand_over_s: float = 0.0) -> None:
+        """End. A leader first hands over to another one, for as long as ``hand_over_s`` seconds at most."""
+        if hand_over_s > 0:
+            await self._hand_over(hand_over_s)
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.gather(self._upkeep, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+        await self.replica.stop()
+        self.peers.close()
+
+    async def _hand_over(self, seconds: float) -> None:
+        raft = self.replica.raft
+        end = asyncio.get_running_loop().time() + seconds
+        while self.leads and (successor := raft.successor):
+            log.info("node %d hands over to node %d", raft.node, successor)
+            raft.transfer(successor)
+            self.replica.wake()
+            self._role_changed.clear()
+            left_s = end - asyncio.get_running_loop().time()
+            try:
+                async with asyncio.timeout(min(left_s, 2 * self.settings.election_timeout_s)):
+                    await self._role_changed.wait()
+            except TimeoutError:
+                if left_s <= 0:
+                    return
+
+    def _accept(self, connection: Connection) -> Receiver:
+        if connection.peer.role is Role.NODE:
+            return FromPeer(connection, self.replica.step)
+        return FromClient(connection, self.ledger, lambda: self.leader_address, self.status)
+
+    def _leadership(self, leads: bool) -> None:
+        if leads:
+            self.ledger.begin_to_lead()
+        self._role_changed.set()
+
+
+def _replicated(stored: Stored) -> Replicated:
+    replicated = Replicated(Machine(""), {})
+    try:
+        replicated.restore(stored.snapshot.image)
+    except ValueError as error:  # msgspec's are
+        raise LedgerUnusable(
+            f"node {stored.identity.node} holds what this version of undoubt cannot read ({error});"
+            " was it written by a newer one?"
+        ) from error
+    return replicated

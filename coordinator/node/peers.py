@@ -1,0 +1,165 @@
+"""To each other node one connection that only this node sends on; the other way is the other node's.
+
+What cannot be sent now is dropped: Raft asks again. Messages of one turn of the loop leave in one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from random import Random
+
+from coordinator.raft import Message, decode, encode
+from coordinator.wire import (
+    Address,
+    Connection,
+    HandshakeRefused,
+    Identity,
+    RemoteProtocolError,
+    WireSettings,
+    connect,
+)
+
+log = logging.getLogger(__name__)
+
+PAUSE_S = (0.02, 0.5)
+"""Between two attempts to reach a node: the first, the longest."""
+UNSENT_BYTES_MAX = 32 * 1024 * 1024
+"""A peer that has not taken so much is sent nothing more until it has."""
+
+
+class Peers:
+    """``addresses`` is read anew whenever a node is to be reached: it changes with the configuration."""
+
+    def __init__(
+        self,
+        me: Identity,
+        addresses: Callable[[], Mapping[int, str]],
+        settings: WireSettings,
+        random: Random,
+        *,
+        silence_s: float,
+    ) -> None:
+        self._me = me
+        self._addresses = addresses
+        self._settings = settings
+        self._random = random
+        self._silence_s = silence_s
+        self._links: dict[int, _Link] = {}
+
+    def send(self, message: Message) -> None:
+        link = self._links.get(message.to)
+        if link is None:
+            link = self._links[message.to] = _Link(self, message.to)
+        link.send(message)
+
+    def forget_gone(self) -> None:
+        """Let go of the nodes that are no members any more."""
+        for node in self._links.keys() - self._addresses().keys():
+            self._links.pop(node).close()
+
+    def close(self) -> None:
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+
+    async def reach(self, node: int, link: _Link) -> Connection:
+        """Connected, however long it takes."""
+        pause_s = PAUSE_S[0]
+        last_trouble = ""
+        while True:
+            try:
+                return await self._connect(node, link)
+            except (OSError, HandshakeRefused) as error:
+                if str(error) != last_trouble:
+                    last_trouble = str(error)
+                    log.warning("node %d is not reached: %s", node, last_trouble)
+            await asyncio.sleep(pause_s * (0.5 + self._random.random()))
+            pause_s = min(pause_s * 2, PAUSE_S[1])
+
+    async def _connect(self, node: int, link: _Link) -> Connection:
+        text = self._addresses().get(node)
+        if text is None:
+            raise ConnectionError(f"the address of node {node} is not known")
+        connection = await connect(
+            Address.parse(text),
+            self._me,
+            lambda _: link,
+            self._settings,
+            timeout_s=max(self._silence_s, 1.0),
+            for_number=node,
+        )
+        _give_up_on_silence(connection, self._silence_s)
+        return connection
+
+
+class _Link:
+    """One peer's. A Receiver that expects nothing."""
+
+    def __init__(self, peers: Peers, node: int) -> None:
+        self._peers = peers
+        self._node = node
+        self._connection: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._reach()
+
+    def send(self, message: Message) -> None:
+        connection = self._connection
+        if connection is not None and connection.unsent_bytes < UNSENT_BYTES_MAX:
+            connection.send(encode(message))
+
+    def received(self, payload: bytes) -> None:
+        raise RemoteProtocolError("nodes answer on connections of their own")
+
+    def lost(self, why: str) -> None:
+        if self._connection is not None:
+            self._connection = None
+            log.warning("the connection to node %d was lost: %s", self._node, why)
+            self._reach()
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if self._task is not None:
+            self._task.cancel()
+        if connection is not None:
+            connection.close()
+
+    def _reach(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"undoubt-peer-{self._node}")
+
+    async def _run(self) -> None:
+        connection = await self._peers.reach(self._node, self)
+        if connection.closed:
+            self._reach()
+        else:
+            self._connection = connection
+
+
+def _give_up_on_silence(connection: Connection, seconds: float) -> None:
+    """Let the kernel end a connection whose bytes nobody acknowledges (tcp(7), TCP_USER_TIMEOUT): else it
+    tries ever more rarely, and a healed network would be found minutes late."""
+    peer = connection.transport.get_extra_info("socket") if connection.transport is not None else None
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if peer is not None and option is not None:
+        with contextlib.suppress(OSError):
+            peer.setsockopt(socket.IPPROTO_TCP, option, max(round(seconds * 1000), 1))
+
+
+class FromPeer:
+    """The receiving end of a peer's connection to this node. ``step`` takes its messages."""
+
+    def __init__(self, connection: Connection, step: Callable[[Message], None]) -> None:
+        self._number = connection.peer.number
+        self._step = step
+
+    def received(self, payload: bytes) -> None:
+        message = decode(payload)
+        if message.sender != self._number:
+            raise RemoteProtocolError(f"node {self._number} speaks for node {message.sender}")
+        self._step(message)
+
+    def lost(self, why: str) -> None:
+        """It will come again."""

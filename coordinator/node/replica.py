@@ -1,0 +1,310 @@
+"""One node's consensus at work: it does what :class:`~coordinator.raft.Ready` says, in the order it says.
+
+What enters: commands to propose, reads, messages of peers, time. What leaves: messages, writes, answers. The
+duties are numbered in :mod:`coordinator.raft`. All of it happens in the event loop, in turns: what comes in
+during one turn is proposed as one entry, flows out in one ``Ready``, and is stored by one sync. The storage
+works beside the loop; whatever depends on a sync waits for it in ``Disk``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+from coordinator.ledger.commands import Command
+from coordinator.node.disk import Disk
+from coordinator.node.errors import NodeStopped, NotLeading
+from coordinator.node.reads import Reads
+from coordinator.node.replicated import Replicated, encode_batch
+from coordinator.node.snapshots import Snapshots
+from coordinator.node.storage import Finished, Snapshot, Storage, Stored, Write
+from coordinator.raft import (
+    Entry,
+    Message,
+    NotLeader,
+    ProposalRefused,
+    Raft,
+    RaftSettings,
+    Ready,
+    Restored,
+)
+
+log = logging.getLogger(__name__)
+
+BATCH_COMMANDS_MAX = 1_000
+"""Commands in one entry."""
+HISTORY_RECORDS_MAX = 256
+"""Finished records that wait for a write to ride along with."""
+
+Answer = Callable[[object], None]
+"""Told a command's result once it is durable on a majority and applied here; an error is a value too."""
+
+
+class Replica:
+    """``send`` takes messages for peers, and may lose them. ``on_change`` is called when this node has begun
+    or ceased to lead. ``tick_s`` is a tick's length in seconds."""
+
+    def __init__(
+        self,
+        stored: Stored,
+        storage: Storage,
+        replicated: Replicated,
+        settings: RaftSettings,
+        random: Random,
+        *,
+        tick_s: float,
+        history_ms: int,
+        snapshot_log_bytes: int,
+        send: Callable[[Message], None],
+        on_change: Callable[[bool], None],
+    ) -> None:
+        self.replicated = replicated
+        replicated.learn(stored.entries)
+        # The machine begins where its image does; what follows in the log is applied once it is known to be
+        # committed.
+        restored = Restored(
+            stored.hard_state, stored.snapshot.meta, stored.entries, stored.snapshot.meta.index
+        )
+        self.raft = Raft(stored.identity.node, settings, random, restored)
+        self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        """Why this node has stopped by itself, once it has."""
+        self._stopped = ""
+        """Why nothing is answered any more."""
+        self._loop = asyncio.get_running_loop()
+        self._storage = storage
+        self._disk = Disk(storage, self._full, self._fail)
+        self._snapshots = Snapshots(self.raft, replicated, stored.snapshot, log_bytes=snapshot_log_bytes)
+        self._reads = Reads()
+        self._tick_s = tick_s
+        self._history_ms = history_ms
+        self._send = send
+        self._on_change = on_change
+        self._waiting: list[tuple[Command, Answer]] = []
+        self._proposed: dict[int, tuple[int, Sequence[Answer]]] = {}
+        """By index: the term in which it was proposed, and who waits. Only while this node leads."""
+        self._led_term = 0
+        self._leads = False
+        self._awake = False
+        self._ticking: asyncio.TimerHandle | None = None
+
+    # For those around it.
+
+    @property
+    def leads(self) -> bool:
+        """Whether this node leads and has applied everything that was committed before it did."""
+        return self._leads
+
+    def start(self) -> None:
+        self._ticking = self._loop.call_later(self._tick_s, self._tick)
+        self.wake()
+
+    async def stop(self) -> None:
+        """Answer nothing more; let the storage go once it has done what it was given."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+        self._stop(f"node {self.raft.node} was stopped")
+        self._disk.close()
+        await self._storage.close()
+
+    def step(self, message: Message) -> None:
+        """A peer's message has arrived."""
+        self.raft.step(message)
+        self.wake()
+
+    def propose(self, command: Command, answer: Answer) -> None:
+        """Have ``command`` decided by the majority; with everything else that is proposed in this turn."""
+        if self._stopped:
+            answer(NodeStopped(self._stopped))
+            return
+        self._waiting.append((command, answer))
+        self.wake()
+
+    async def read(self) -> None:
+        """Return once everything that anybody was told before is applied here. Raises ``NotLeading``,
+        ``NodeStopped``."""
+        if self._stopped:
+            raise NodeStopped(self._stopped)
+        future = self._reads.ask(self._loop)
+        self.wake()
+        await future
+
+    def wake(self) -> None:
+        if not self._awake and not self._stopped:
+            self._awake = True
+            self._loop.call_soon(self._turn)
+
+    # One turn.
+
+    def _tick(self) -> None:
+        # One tick however late it is: time that this process slept through must not look like silence of
+        # the others, whose messages wait to be read.
+        self._ticking = self._loop.call_later(self._tick_s, self._tick)
+        self.raft.tick()
+        self.wake()
+
+    def _turn(self) -> None:
+        self._awake = False
+        if self._stopped:
+            return
+        try:
+            self._follow_role()
+            self._propose_waiting()
+            self._reads.begin(self.raft)
+            while not (ready := self.raft.ready()).empty:
+                self._do(ready)
+            self._follow_role()
+            self._keep_history()
+            self._disk.flush()
+        except Exception as error:  # a bug, or a command of a newer version: from here nothing can be trusted
+            log.exception("this node stops")
+            self._fail(error)
+
+    def _propose_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = (
+                self._waiting[:BATCH_COMMANDS_MAX],
+                self._waiting[BATCH_COMMANDS_MAX:],
+            )
+            answers = [answer for _, answer in batch]
+            try:
+                entry = self.raft.propose(encode_batch([command for command, _ in batch]))
+            except NotLeader as error:
+                _tell(answers, NotLeading(error.leader))
+            except ProposalRefused as error:
+                _tell(answers, NotLeading(0, f"node {self.raft.node} takes nothing now: {error}"))
+            else:
+                self._proposed[entry.index] = (entry.term, answers)
+
+    def _do(self, ready: Ready) -> None:
+        for message in ready.messages_now:
+            self._send(message)
+        self._snapshots.collect(ready.chunks)
+        if ready.writes or ready.messages_after_sync:
+            self._store(ready)
+        if ready.committed_entries:
+            self._apply(ready.committed_entries)
+        self._reads.answered(ready.read_states, self.raft.applied_index)
+        self._reads.lost(ready.reads_lost, self.raft.leader)
+        for wanted in ready.chunks_wanted:
+            self._snapshots.give(wanted)
+
+    def _store(self, ready: Ready) -> None:
+        snapshot = None if ready.snapshot is None else self._snapshots.received(ready.snapshot)
+        self.replicated.learn(ready.entries)
+        token = ready.token
+
+        def stored() -> None:
+            if snapshot is not None:
+                self._snapshots.install(snapshot)
+            for message in self.raft.on_persisted(token):
+                self._send(message)
+            self.wake()
+
+        write = Write(
+            hard_state=ready.hard_state,
+            snapshot=snapshot,
+            replaces_log=snapshot is not None,
+            entries=ready.entries,
+        )
+        self._disk.give(write, stored)
+
+    def _apply(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            results = self.replicated.apply(entry)
+            term, answers = self._proposed.pop(entry.index, (0, ()))
+            if term == entry.term:
+                for answer, result in zip(answers, results, strict=True):
+                    answer(result)
+            elif answers:
+                _tell(answers, NotLeading(self.raft.leader, "another leader's entry took its place"))
+        self.raft.on_applied(entries[-1].index)
+        self._reads.applied(entries[-1].index)
+        if (image := self._snapshots.due(entries)) is not None:
+            # History leaves with it: the entries that could tell it again are dropped.
+            write = Write(finished=self._finished(), snapshot=image)
+            self._disk.give(write, lambda: self._shorten(image))
+
+    def _shorten(self, image: Snapshot) -> None:
+        keep_from = self._snapshots.stored(image)
+        self._disk.give(Write(keep_from=keep_from), self.wake)
+        self.wake()
+
+    def _follow_role(self) -> None:
+        """Answer those who wait for what this node may never learn, once it does not lead any more."""
+        raft = self.raft
+        term = raft.term if raft.state.leads else 0
+        if term != self._led_term:
+            self._led_term = term
+            proposed, self._proposed = self._proposed, {}
+            for _, answers in proposed.values():
+                _tell(answers, NotLeading(raft.leader, f"node {raft.node} ceased to lead"))
+        leads = raft.caught_up
+        if leads is not self._leads:
+            self._leads = leads
+            log.info("node %d %s in term %d", raft.node, "leads" if leads else "does not lead", raft.term)
+            self._on_change(leads)
+
+    # History.
+
+    async def flush_history(self) -> None:
+        """Write down what is finished, so that the storage's history has it."""
+        written: asyncio.Future[None] = self._loop.create_future()
+        self._disk.give(Write(finished=self._finished()), lambda: _resolve(written))
+        self.wake()
+        await written
+
+    def _keep_history(self) -> None:
+        if self.replicated.machine.history_waiting >= HISTORY_RECORDS_MAX:
+            self._disk.give(Write(finished=self._finished()), _nothing)
+
+    def _finished(self) -> Finished:
+        now_ms = self.replicated.machine.state.time_ms
+        return Finished(self.replicated.finished(), now_ms, self._history_ms)
+
+    # Trouble.
+
+    def _full(self, full: bool) -> None:
+        if full:
+            log.error("node %d: no room on its disk; nothing is recorded until there is some", self.raft.node)
+        else:
+            log.warning("node %d: there is room on its disk again", self.raft.node)
+        self.raft.set_disk_full(full)
+        if full and self.raft.state.leads:
+            self.raft.step_down()  # another one may have room
+        self.wake()
+
+    def _fail(self, error: BaseException) -> None:
+        self._stop(f"node {self.raft.node} has stopped: {error}")
+        if not self.failed.done():
+            self.failed.set_result(error)
+
+    def _stop(self, why: str) -> None:
+        if self._stopped:
+            return
+        self._stopped = why
+        error = NodeStopped(why)
+        _tell([answer for _, answer in self._waiting], error)
+        for _, answers in self._proposed.values():
+            _tell(answers, error)
+        self._waiting, self._proposed = [], {}
+        self._reads.fail(error)
+        if self._leads:
+            self._leads = False
+            self._on_change(False)
+
+
+def _tell(answers: Sequence[Answer], result: object) -> None:
+    for answer in answers:
+        answer(result)
+
+
+def _resolve(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _nothing() -> None:
+    pass

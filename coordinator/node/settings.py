@@ -1,0 +1,45 @@
+"""What can be set about a node. ``undoubt.config`` loads it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from coordinator.raft import RaftSettings
+
+
+class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One member of the cluster that keeps the ledger. Times are in seconds."""
+
+    number: int = 0
+    """Which one this is. A number is used once: whoever replaces a dead node gets a new one."""
+    listen: str = ""
+    """``host:port`` for peers and clients. Empty: the address that the ledger's URL gives this number."""
+    data: str = "undoubt-node"
+    """The folder of its disk."""
+    heartbeat_s: float = 0.1
+    election_timeout_s: float = 1.0
+    """A leader that is not heard from for so long (to twice as long) is replaced."""
+    snapshot_log_bytes: int = 8 * 1024 * 1024
+    """A snapshot is stored once so much of the log, and more than the last snapshot has, lies behind it."""
+    trailing_entries: int = 1_000
+    """Entries kept in front of a snapshot, so that a node that is a little late needs no snapshot."""
+
+    def __post_init__(self) -> None:
+        if self.number < 0:
+            raise ValueError("number must be positive")
+        if not 0 < self.heartbeat_s * 2 <= self.election_timeout_s:
+            raise ValueError("election_timeout_s must be at least twice heartbeat_s, and both positive")
+        if self.snapshot_log_bytes < 1 or self.trailing_entries < 0:
+            raise ValueError("snapshot_log_bytes must be positive, trailing_entries not negative")
+
+    @property
+    def raft(self) -> RaftSettings:
+        ticks = max(round(self.election_timeout_s / self.heartbeat_s), 2)
+        return RaftSettings(
+            election_ticks=ticks,
+            heartbeat_ticks=1,
+            disk_stall_ticks=ticks,
+            snapshot_retry_ticks=ticks,
+            trailing_entries=self.trailing_entries,
+            apply_bytes_max=512 * 1024,
+        )

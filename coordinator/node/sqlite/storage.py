@@ -1,0 +1,154 @@
+"""A node's storage in one SQLite file: one connection, in one thread of its own.
+
+The event loop never waits for a disk. Whoever opens it holds a lock on the folder for as long as it is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future as ThreadFuture
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from coordinator.errors import LedgerLocked, LedgerUnusable
+from coordinator.ledger.contract import DecisionRecord
+from coordinator.ledger.sqlite import history
+from coordinator.ledger.sqlite.file import StoreFull
+from coordinator.ledger.sqlite.lock import FileLock, holder
+from coordinator.node.sqlite.reserve import Reserve
+from coordinator.node.sqlite.tables import Tables
+from coordinator.node.storage import Identity, Snapshot, Stored, Write
+from coordinator.raft import HardState
+from participants.ids import TxId
+
+T = TypeVar("T")
+
+FILE_NAME = "node.db"
+
+
+class SqliteStorage:
+    """Implements :class:`~coordinator.node.storage.Storage`. Made by :meth:`open`."""
+
+    def __init__(self, tables: Tables, thread: ThreadPoolExecutor, lock: FileLock) -> None:
+        self.tables = tables
+        self._thread = thread
+        self._lock = lock
+        self._reserve = Reserve(tables.path.with_suffix(".reserve"))
+        self._loop = asyncio.get_running_loop()
+
+    @classmethod
+    async def open(cls, folder: Path) -> tuple[SqliteStorage, Stored]:
+        """What :func:`create` has made. Raises ``LedgerUnusable``, ``LedgerLocked``."""
+        path = folder / FILE_NAME
+        if not path.exists():
+            raise LedgerUnusable(
+                f"no node lives in {folder}. For the first nodes of a new cluster: `undoubt cluster init`."
+                " A node that has lost its disk is never started again under its number: remove it from"
+                " the cluster and add a new one"
+            )
+        lock = _locked(path)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="undoubt-node-disk")
+        loop = asyncio.get_running_loop()
+        try:
+            tables = await loop.run_in_executor(thread, Tables, path)
+            try:
+                stored = await loop.run_in_executor(thread, tables.load)
+            except BaseException:
+                await loop.run_in_executor(thread, tables.file.close)
+                raise
+        except BaseException:
+            thread.shutdown(wait=False)
+            lock.release()
+            raise
+        return cls(tables, thread, lock), stored
+
+    def write(self, writes: Sequence[Write]) -> asyncio.Future[bool]:
+        return self._in_thread(lambda: self._write(writes))
+
+    def _write(self, writes: Sequence[Write]) -> bool:
+        try:
+            self.tables.carry_out(writes)
+        except StoreFull:
+            if not self._reserve.give_up():
+                raise
+            self.tables.carry_out(writes)
+        return self._reserve.hold()
+
+    def history_of(self, txid: TxId) -> asyncio.Future[DecisionRecord | None]:
+        return self._in_thread(lambda: history.one(self.tables.file.connection, txid))
+
+    def history(self, limit: int, before: DecisionRecord | None) -> asyncio.Future[Sequence[DecisionRecord]]:
+        return self._in_thread(lambda: history.page(self.tables.file.connection, limit, before))
+
+    def close(self) -> asyncio.Future[None]:
+        closed = self._in_thread(self._close)
+        self._thread.shutdown(wait=False)
+        return closed
+
+    def _close(self) -> None:
+        try:
+            self.tables.file.close()
+        finally:
+            self._lock.release()
+
+    def _in_thread(self, job: Callable[[], T]) -> asyncio.Future[T]:
+        answer: asyncio.Future[T] = self._loop.create_future()
+
+        def done(future: ThreadFuture[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed without closing the storage
+                self._loop.call_soon_threadsafe(_copy, future, answer)
+
+        self._thread.submit(job).add_done_callback(done)
+        return answer
+
+
+def _copy(done: ThreadFuture[T], answer: asyncio.Future[T]) -> None:
+    if answer.done():  # whoever waited was cancelled
+        return
+    error = done.exception()
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(done.result())
+
+
+def create(folder: Path, identity: Identity, hard_state: HardState, snapshot: Snapshot) -> None:
+    """Make the file of a new node. Raises ``LedgerUnusable`` if there is one."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / FILE_NAME
+    lock = _locked(path)
+    try:
+        if path.exists():
+            raise LedgerUnusable(f"a node lives in {folder} already; nothing was changed")
+        new = path.with_suffix(".new")  # it gets its name once it is whole
+        for left in folder.glob(new.name + "*"):
+            left.unlink()
+        tables = Tables(new)
+        try:
+            tables.create(identity, hard_state, snapshot)
+        finally:
+            tables.file.close()
+        new.chmod(0o600)
+        new.rename(path)
+        _sync_folder(folder)
+    finally:
+        lock.release()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> FileLock:
+    lock = FileLock.take(path)
+    if lock is None:
+        raise LedgerLocked(f"{path} is in use by process {holder(path)}; stop it first")
+    return lock

@@ -1,0 +1,42 @@
+"""What a node tells about itself."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from coordinator.ledger.cluster.messages import NodeStatus, PeerStatus
+from coordinator.ledger.contract import SessionState
+from coordinator.node.replica import Replica
+from coordinator.node.storage import Identity
+
+
+def status_of(identity: Identity, replica: Replica) -> NodeStatus:
+    raft = replica.raft
+    state, configuration = raft.state, raft.configuration
+    ledger = replica.replicated.machine.state
+    peers = [
+        PeerStatus(node, progress.match, progress.pace.value, node == raft.node or progress.active)
+        for node, progress in sorted(state.tracker.progress.items())
+    ]
+    return NodeStatus(
+        cluster=identity.cluster,
+        ledger_id=ledger.ledger_id,
+        node=raft.node,
+        disk=identity.disk,
+        role=raft.role.value,
+        term=raft.term,
+        leader=raft.leader,
+        last_index=raft.last_index,
+        commit_index=raft.commit_index,
+        applied_index=raft.applied_index,
+        snapshot_index=state.log.snapshot.index,
+        disk_full=state.disk_full,
+        voters=tuple(sorted(configuration.incoming)),
+        outgoing_voters=tuple(sorted(configuration.outgoing)),
+        learners=tuple(sorted(configuration.learners)),
+        nodes=dict(sorted(replica.replicated.addresses.items())),
+        peers=tuple(peers) if state.leads else (),
+        unfinished=len(ledger.unfinished),
+        sessions=sum(book.state is SessionState.OPEN for book in ledger.sessions.values()),
+        version=metadata.version("undoubt"),
+    )

@@ -1,0 +1,94 @@
+"""What a node keeps on its disk, and the contract of whatever keeps it.
+
+The state machine itself is not kept: it lives in memory, and after a restart it is made anew from the last
+snapshot and the log behind it. So there is no applied index that could disagree with what was applied; the
+snapshot's is where it begins. History, which is for people, is written beside the log and may be written
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from coordinator.errors import LedgerUnusable
+from coordinator.ledger.contract import DecisionRecord
+from coordinator.raft import Entry, HardState, SnapshotMeta
+from participants.ids import TxId
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who this disk belongs to. ``disk`` is random: the same number on another disk is another node."""
+
+    cluster: str
+    node: int
+    disk: str
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """An image of the state machine, and what it stands for."""
+
+    meta: SnapshotMeta
+    image: bytes
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """Records for the history. Times are ledger time; what is older than ``history_ms`` is let go."""
+
+    records: tuple[DecisionRecord, ...]
+    now_ms: int
+    history_ms: int
+
+
+class Write(msgspec.Struct, frozen=True):
+    """One change of the disk, all or nothing; what is in it is done in the order of the fields."""
+
+    hard_state: HardState | None = None
+    finished: Finished | None = None
+    snapshot: Snapshot | None = None
+    """Takes the place of the former one."""
+    replaces_log: bool = False
+    """The snapshot came from a leader: nothing of the log that is here counts any more."""
+    keep_from: int = 0
+    """Entries before this index are needed no more."""
+    entries: tuple[Entry, ...] = ()
+    """Whatever is stored from ``entries[0].index`` on is replaced."""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """What a disk held. ``entries`` are sound and without a gap, and may begin before the snapshot ends."""
+
+    identity: Identity
+    hard_state: HardState
+    snapshot: Snapshot
+    entries: tuple[Entry, ...]
+
+
+class StorageDamaged(LedgerUnusable):
+    """What is stored is not what was written. The node must not vote or answer with it any more."""
+
+
+class Storage(Protocol):
+    """All methods belong to the loop that opened it and return at once; the futures are the loop's."""
+
+    def write(self, writes: Sequence[Write]) -> asyncio.Future[bool]:
+        """Carry out ``writes`` in order, all or none; done once they are durable. One call at a time.
+
+        The result is whether there is room for more. Without it only what cannot wait should be written; an
+        empty call asks again. ``StoreFull``: nothing of it is there, and it may be given again.
+        ``StoreBroken``: nobody knows, and only opening the storage anew helps.
+        """
+        ...
+
+    def history_of(self, txid: TxId) -> asyncio.Future[DecisionRecord | None]: ...
+
+    def history(self, limit: int, before: DecisionRecord | None) -> asyncio.Future[Sequence[DecisionRecord]]:
+        """The newest first, by time of decision, session and seq; older than ``before``."""
+        ...
+
+    def close(self) -> asyncio.Future[None]:
+        """After all that was given."""
+        ...
