@@ -16,9 +16,9 @@ Not keys, and left alone: ``UNDOUBT_CONFIG``, ``UNDOUBT_POSTGRES_BIN``, ``UNDOUB
 ``UNDOUBT_…_SERVICE_HOST`` and ``UNDOUBT_…_PORT…`` that Kubernetes puts into every container beside a
 service of that name (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 
-**Relative paths** (``sqlite:///undoubt.db``, ``password_file``) written in a file, and the default ledger
-of a configuration that has a file, are relative to the file's folder; from the environment, from flags and
-from code, to the current directory. Either way they become absolute at once.
+**Relative paths** (``sqlite:///undoubt.db``, ``node.data``, ``password_file``) written in a file, and the
+defaults of a configuration that has a file, are relative to the file's folder; from the environment, from
+flags and from code, to the current directory. Either way they become absolute at once.
 
 Unknown keys and wrong types are :class:`ConfigurationError`, which names the key by its whole path.
 """
@@ -36,6 +36,7 @@ from typing import Any
 
 import msgspec
 
+from coordinator.node.settings import NodeSettings
 from coordinator.settings import CoordinatorSettings, LedgerSettings
 from participants.errors import UsageError
 from participants.ids import InvalidName, check_participant_name
@@ -58,6 +59,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "ledger": LedgerSettings,
     "coordinator": CoordinatorSettings,
     "recovery": RecoverySettings,
+    "node": NodeSettings,
 }
 _PARTICIPANTS = "participants"
 
@@ -79,6 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ledger: LedgerSettings = LedgerSettings()
     coordinator: CoordinatorSettings = CoordinatorSettings()
     recovery: RecoverySettings = RecoverySettings()
+    node: NodeSettings = NodeSettings()
     participants: dict[str, ParticipantSettings] = {}
     file: str | None = None
 
@@ -203,6 +206,7 @@ def _build(given: Mapping[KeyPath, _Given], file: Path | None) -> Settings:
             origins[path[:-1]] = value.origin
     base = file.parent if file is not None else Path.cwd()
     tables["ledger",].setdefault("url", _absolute_url(LedgerSettings().url, base))
+    tables["node",].setdefault("data", str(base / NodeSettings().data))
     sections: dict[str, Any] = {}
     participants: dict[str, ParticipantSettings] = {}
     for path, table in tables.items():
@@ -238,8 +242,11 @@ def _struct(path: KeyPath, table: dict[str, Any], kind: type[msgspec.Struct], or
 def _leaf(path: KeyPath, given: _Given) -> Any:
     """The value in its own type. The message of a failure shows the value only where it is no text."""
     kind = _fields(path)[path[-1]]
+    found = given.value
+    if given.text and kind == tuple[str, ...]:
+        found = [part.strip() for part in found.split(",") if part.strip()]
     try:
-        value = msgspec.convert(given.value, kind, strict=not given.text)
+        value = msgspec.convert(found, kind, strict=not given.text)
     except msgspec.ValidationError as error:
         shown = f": {given.value!r}" if given.text else ""
         why = str(error)[0].lower() + str(error)[1:]
@@ -248,7 +255,7 @@ def _leaf(path: KeyPath, given: _Given) -> Any:
         ) from None
     if path == ("ledger", "url"):
         return _absolute_url(value, given.folder)
-    if path[-1] == "password_file" and value is not None:
+    if path == ("node", "data") or (path[-1] == "password_file" and value is not None):
         return str(given.folder / Path(value).expanduser())
     return value
 

@@ -74,6 +74,7 @@ class Node:
         self._listener: Listener | None = None
         self._upkeep: asyncio.Task[None] | None = None
         self._role_changed = asyncio.Event()
+        self._stopped = False
 
     @property
     def leads(self) -> bool:
@@ -92,10 +93,11 @@ class Node:
             self.ledger.keep_up(), name="undoubt-node-upkeep"
         )
 
-    async def stop(self, *, hand_over_s: float = 0.0) -> None:
-        """End. A leader first hands over to another one, for as long as ``hand_over_s`` seconds at most."""
-        if hand_over_s > 0:
-            await self._hand_over(hand_over_s)
+    async def stop(self) -> None:
+        """End, at once. May be repeated."""
+        if self._stopped:
+            return
+        self._stopped = True
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.gather(self._upkeep, return_exceptions=True)
@@ -104,7 +106,8 @@ class Node:
         await self.replica.stop()
         self.peers.close()
 
-    async def _hand_over(self, seconds: float) -> None:
+    async def hand_over(self, seconds: float) -> None:
+        """Let another node lead, if this one does and another can within so many seconds."""
         raft = self.replica.raft
         end = asyncio.get_running_loop().time() + seconds
         while self.leads and (successor := raft.successor):

@@ -14,6 +14,9 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which one this is. A number is used once: whoever replaces a dead node gets a new one."""
     listen: str = ""
     """``host:port`` for peers and clients. Empty: the address that the ledger's URL gives this number."""
+    peers: tuple[str, ...] = ()
+    """The first nodes' addresses in the order of their numbers, for `undoubt cluster init`. Empty: those of
+    the ledger's URL. Later members are known to the cluster itself."""
     data: str = "undoubt-node"
     """The folder of its disk."""
     heartbeat_s: float = 0.1

@@ -11,6 +11,7 @@ import click
 import msgspec
 import pytest
 
+from coordinator.node.settings import NodeSettings
 from coordinator.settings import CoordinatorSettings, LedgerSettings
 from participants.settings import ParticipantSettings
 from recovery.settings import RecoverySettings
@@ -75,6 +76,7 @@ def test_every_key_is_documented_with_its_default() -> None:
         "ledger": LedgerSettings,
         "coordinator": CoordinatorSettings,
         "recovery": RecoverySettings,
+        "node": NodeSettings,
         "participants.NAME": ParticipantSettings,
     }
     expected: dict[str, str] = {}

@@ -28,6 +28,8 @@ COMMANDS: dict[str, Entry] = {
     "participants": Entry("undoubt.cli.participants", "participants", "The databases taking part."),
     "ledger": Entry("undoubt.cli.ledger", "ledger", "Create, migrate and check the ledger."),
     "doctor": Entry("undoubt.cli.doctor", "doctor", "Look everything over, and say what mends it."),
+    "cluster": Entry("undoubt.cli.cluster", "cluster", "The nodes that keep the ledger: begin, look after."),
+    "node": Entry("undoubt.cli.node", "node", "Be a node of the ledger's cluster."),
     "bench": Entry(
         "undoubt.bench.command", "bench", "What a commit costs, beside what people write by hand."
     ),

@@ -1,0 +1,92 @@
+"""How the cluster is: every node asked for itself, whether or not anybody leads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import msgspec
+
+from coordinator.ledger import calls
+from coordinator.ledger.cluster import messages
+from coordinator.ledger.cluster.ledger import addresses_of
+from coordinator.ledger.cluster.messages import NodeStatus, Request, StatusCall
+from coordinator.settings import LedgerSettings
+from coordinator.wire import Address, Connection, HandshakeRefused, Identity, Role, WireSettings, connect
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """One node. ``error`` says why there is no ``status``."""
+
+    address: str
+    status: NodeStatus | None
+    error: str = ""
+
+
+class Survey(msgspec.Struct, frozen=True):
+    """``leader`` is the node that leads in the highest term, 0 if nobody says so of itself."""
+
+    cluster: str
+    leader: int
+    nodes: tuple[Seen, ...]
+
+
+async def survey(settings: LedgerSettings, wire: WireSettings | None = None) -> Survey:
+    """Ask the nodes of the URL, then the members that they name. Raises ``LedgerUnusable`` for a URL that
+    names no cluster."""
+    seen: dict[str, Seen] = {}
+    wanted = {str(address) for address in addresses_of(settings.url)}
+    while missing := sorted(wanted - seen.keys()):
+        asked = await asyncio.gather(
+            *(status(address, settings.request_timeout_s, wire or WireSettings()) for address in missing)
+        )
+        for one in asked:
+            seen[one.address] = one
+            if one.status is not None:
+                wanted |= set(one.status.nodes.values())
+    told = [one.status for one in seen.values() if one.status is not None]
+    leading = [one for one in told if one.leader == one.node]
+    order = sorted(seen.values(), key=lambda one: (one.status.node if one.status else 2**31, one.address))
+    return Survey(
+        told[0].cluster if told else "",
+        max(leading, key=lambda one: one.term).node if leading else 0,
+        tuple(order),
+    )
+
+
+async def status(address: str, timeout_s: float, wire: WireSettings) -> Seen:
+    """One node's own words."""
+    asking = _Asking()
+    me = Identity(Role.CLIENT, name=f"process {os.getpid()}")
+    try:
+        async with asyncio.timeout(timeout_s):
+            connection = await connect(Address.parse(address), me, asking.accept, wire, timeout_s=timeout_s)
+            try:
+                return Seen(address, await asking.answer)
+            finally:
+                connection.abort()
+    except TimeoutError:
+        return Seen(address, None, f"no answer within {timeout_s:g} s")
+    except (OSError, HandshakeRefused) as error:
+        return Seen(address, None, str(error))
+
+
+class _Asking:
+    """A Receiver that asks one thing."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[NodeStatus] = asyncio.get_running_loop().create_future()
+
+    def accept(self, connection: Connection) -> _Asking:
+        connection.send(messages.encode([Request(1, StatusCall())]))
+        return self
+
+    def received(self, payload: bytes) -> None:
+        for answer in messages.decode_answers(payload):
+            if isinstance(answer, calls.Reply) and not self.answer.done():
+                self.answer.set_result(messages.decode_result(StatusCall(), answer.result))
+
+    def lost(self, why: str) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(ConnectionError(why))
+            self.answer.exception()  # whoever waited may have been cancelled

@@ -1,0 +1,44 @@
+"""``undoubt node``: a member of the ledger's cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+import click
+
+from undoubt.cli.context import Context, common, pass_context
+
+
+@click.command()
+@click.option("--insecure", is_flag=True, help="Listen for other machines without TLS.")
+@common
+@pass_context
+def node(context: Context, insecure: bool) -> None:
+    """Be a node of the ledger's cluster, until interrupted.
+
+    The first nodes of a cluster are made by `undoubt cluster init`. While it leads, the node also resolves
+    what is in doubt in the participants of its configuration. SIGTERM and SIGINT end it in an orderly way:
+    a leader hands over first.
+
+    \b
+    Example:
+      undoubt node --config undoubt.toml
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if context.debug else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    context.run(_run(context, insecure))
+
+
+async def _run(context: Context, insecure: bool) -> None:
+    # SQLite, the wire and recovery come with it, which `undoubt node --help` can do without.
+    from undoubt.serve.node import run  # noqa: PLC0415
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await run(context.settings(), stop, context.output.note, insecure=insecure)

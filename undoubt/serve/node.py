@@ -1,0 +1,187 @@
+"""``undoubt node``: a member of the ledger's cluster, and recovery for as long as it leads.
+
+A node knows nothing of recovery. Here it is given what to run: a recovery service over the participants of
+its configuration, which works while the node leads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from random import SystemRandom
+
+import msgspec
+
+from coordinator.errors import LedgerUnusable
+from coordinator.ledger.cluster.ledger import RAFT, addresses_of
+from coordinator.node.bootstrap import beginning
+from coordinator.node.node import Node
+from coordinator.node.sqlite.storage import SqliteStorage, create
+from coordinator.node.storage import Identity
+from coordinator.wire import Address, WireSettings
+from participants.errors import UsageError
+from participants.ids import InvalidName, check_ledger_id, new_ledger_id, new_nonce
+from recovery.service import RecoveryService
+from undoubt import assemble
+from undoubt.config import Settings
+from undoubt.serve.notify import notify
+
+log = logging.getLogger(__name__)
+
+HAND_OVER_S = 5.0
+"""How long a leader that is told to stop waits for another one to take over."""
+LOOK_S = 0.2
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """A node of a new cluster. ``ticket`` is what the other first nodes are to be made with."""
+
+    cluster: str
+    node: int
+    ticket: str
+
+
+def init(settings: Settings, ticket: str = "") -> Begun:
+    """Make this node one of the first of a new cluster, whose id is drawn unless there is a ``ticket``.
+    Raises ``UsageError``, ``LedgerUnusable``."""
+    first = _first_nodes(settings)
+    number = _number(settings)
+    if number > len(first):
+        raise UsageError(
+            f"node.number is {number}, but the first nodes are {len(first)}: {', '.join(map(str, first))};"
+            " further ones join a cluster that runs, with `undoubt cluster add`"
+        )
+    addresses = {count: str(address) for count, address in enumerate(first, 1)}
+    cluster = _cluster_of(ticket, addresses) if ticket else new_ledger_id()
+    identity = Identity(cluster, number, new_nonce())
+    create(Path(settings.node.data), identity, *beginning(cluster, addresses))
+    return Begun(cluster, number, f"{cluster}-{_digest(addresses)}")
+
+
+def _cluster_of(ticket: str, addresses: Mapping[int, str]) -> str:
+    """First nodes that do not agree on who they are could form two majorities: the ticket tells."""
+    cluster, _, digest = ticket.partition("-")
+    try:
+        check_ledger_id(cluster)
+    except InvalidName as error:
+        raise UsageError(f"--id {ticket!r}: {error}") from None
+    if digest != _digest(addresses):
+        listed = ", ".join(f"{number}={address}" for number, address in addresses.items())
+        raise UsageError(
+            f"--id {ticket!r} was made for other nodes than those here ({listed});"
+            " ledger.url (or node.peers) must be the same, in the same order, on all of them"
+        )
+    return cluster
+
+
+def _digest(addresses: Mapping[int, str]) -> str:
+    return f"{zlib.crc32(repr(sorted(addresses.items())).encode()):08x}"
+
+
+async def run(
+    settings: Settings, stop: asyncio.Event, say: Callable[[str], None], *, insecure: bool = False
+) -> None:
+    """Be a node until ``stop`` is set; ``say`` is told once it is ready, in one line. Raises ``UsageError``,
+    ``LedgerError`` also when the node has stopped by itself."""
+    async with node(settings, insecure=insecure) as running:
+        me = running.identity
+        say(f"node {me.node} of cluster {me.cluster} is ready at {_listen(settings)}")
+        notify("READY=1", f"STATUS=node {me.node} of cluster {me.cluster}")
+        stopping = asyncio.create_task(stop.wait())
+        running.failed.add_done_callback(lambda _: stopping.cancel())
+        await asyncio.wait([stopping])
+        notify("STOPPING=1")
+        if running.failed.done():
+            error = running.failed.result()
+            raise LedgerUnusable(f"node {me.node} has stopped: {error}") from error
+        await running.hand_over(HAND_OVER_S)
+
+
+@contextlib.asynccontextmanager
+async def node(settings: Settings, *, insecure: bool = False) -> AsyncIterator[Node]:
+    """A running node of these settings, with recovery while it leads. Stopped on exit."""
+    listen = _listen(settings)
+    if not listen.loopback and not insecure:
+        raise UsageError(
+            f"{listen} can be reached from other machines, and without TLS anybody there could decide"
+            " transactions; listen on 127.0.0.1, or pass --insecure if the network itself is trusted"
+        )
+    made = await _open(settings)
+    recovering: asyncio.Task[None] | None = None
+    try:
+        try:
+            await made.start(listen)
+        except OSError as error:
+            raise UsageError(f"cannot listen on {listen}: {error.strerror or error}") from error
+        recovering = asyncio.create_task(_recover(made, settings), name="undoubt-node-recovery")
+        yield made
+    finally:
+        if recovering is not None:
+            recovering.cancel()
+            await asyncio.gather(recovering, return_exceptions=True)
+        await made.stop()
+
+
+async def _open(settings: Settings) -> Node:
+    number = _number(settings)
+    storage, stored = await SqliteStorage.open(Path(settings.node.data))
+    try:
+        _check_number(stored.identity, number, settings.node.data)
+        return Node(storage, stored, settings.node, settings.ledger, WireSettings(), random=SystemRandom())
+    except BaseException:
+        await storage.close()
+        raise
+
+
+def _check_number(identity: Identity, number: int, folder: str) -> None:
+    if identity.node != number:
+        raise LedgerUnusable(f"in {folder} lives node {identity.node}, but node.number is {number}")
+
+
+async def _recover(made: Node, settings: Settings) -> None:
+    """A node that has just joined does not know yet whose ledger it keeps; one that leads does."""
+    while not made.ledger.leads:
+        await asyncio.sleep(LOOK_S)
+    participants = assemble.registry(settings, made.ledger.ledger_id)
+    try:
+        async with RecoveryService(made.ledger, participants, settings.recovery):
+            await asyncio.Event().wait()
+    finally:
+        await participants.close()
+
+
+def _first_nodes(settings: Settings) -> list[Address]:
+    if settings.node.peers:
+        return [_address(text) for text in settings.node.peers]
+    if not settings.ledger.url.startswith(RAFT):
+        raise UsageError(
+            "ledger.url names no cluster; for example"
+            ' url = "raft://10.0.0.1:7400,10.0.0.2:7400,10.0.0.3:7400"'
+        )
+    return list(addresses_of(settings.ledger.url))
+
+
+def _number(settings: Settings) -> int:
+    if settings.node.number < 1:
+        raise UsageError("node.number is missing: which node of the cluster is this, counted from 1?")
+    return settings.node.number
+
+
+def _listen(settings: Settings) -> Address:
+    if settings.node.listen:
+        return _address(settings.node.listen)
+    first, number = _first_nodes(settings), _number(settings)
+    if number > len(first):
+        raise UsageError(f"node.listen is missing: ledger.url has no address for node {number}")
+    return first[number - 1]
+
+
+def _address(text: str) -> Address:
+    try:
+        return Address.parse(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
