@@ -10,6 +10,7 @@ Rooms, from the top:
   ``two_phase.py`` is the file to open first.
 - :mod:`coordinator.session`: the lease on the ledger that fences a dead coordinator's transactions.
 - :mod:`coordinator.ledger`: the durable record, its state machine and its backends.
+- :mod:`coordinator.raft`, :mod:`coordinator.paxos`: consensus, pure; :mod:`coordinator.quorum` beneath.
 - :mod:`coordinator.wire`: connections between processes: who is there, then frames.
 
 A coordinator's duties, in order: hold a lease; begin branches under ids of that lease; prepare; record COMMIT

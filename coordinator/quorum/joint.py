@@ -9,7 +9,7 @@ import msgspec
 from coordinator.quorum.majority import VoteResult, committed_index, vote_result
 
 
-class Joint(msgspec.Struct, frozen=True):
+class Joint(msgspec.Struct, frozen=True, array_like=True):
     """The voters that are coming in and, during a change, those that are going out (else empty)."""
 
     incoming: frozenset[int] = frozenset()

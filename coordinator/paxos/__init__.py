@@ -1,0 +1,115 @@
+"""Paxos, and Paxos Commit made of it, without IO, clock, threads or randomness.
+
+What enters: requests and answers (``step``), and the driver's reports that something is stored. What leaves:
+messages, and :class:`Ready`, everything that an acceptor's driver has to do next. The same objects run in
+production, in simulation and in the search of ``tests/models``.
+
+Each branch of a transaction votes *prepared* or *aborted*, and each vote is decided by one instance of
+Paxos: all chosen *prepared* is committed, one chosen *aborted* is aborted. The acceptors are the nodes of
+one configuration, which the transaction's session is bound to for good. With one acceptor this is two-phase
+commit.
+
+The coordinator's duties, in this order:
+
+1. Have every branch prepared. As long as one did not, make no :class:`FirstBallot`: without it the
+   transaction can never commit, and may be rolled back.
+2. Make the ``FirstBallot``, once, and send ``messages`` to all. Repeat them to whoever does not answer.
+3. ``step`` the answers. If it is ``superseded``, or they stay away, ``ask`` now and then. Time decides
+   nothing.
+4. The ``outcome`` is what happened: record it in the ledger, then tell the branches. If it is
+   ``forgotten``, the ledger knows.
+
+Whoever comes after it makes a :class:`Recovery` on the acceptors that the ledger names for the session,
+sends what ``begin`` and ``step`` return, begins again after a while, records the ``outcome`` with the
+``branches`` in the ledger, and touches no branch that is not among these.
+
+An acceptor's driver, for every ``ready = acceptor.ready()`` that is not ``empty``:
+
+1. Send ``replies_now``: nothing in them depends on what is not stored yet.
+2. Store ``records``, delete ``dropped``, store ``marks``, in one transaction, in the order of the calls to
+   ``ready``; then sync. Several ``Ready`` may share a sync, with each other and with the log's.
+3. After the sync call ``on_persisted(token)`` and send what it returns. Never send ``replies_after_sync``
+   yourself.
+
+And besides: let it ``forget`` now and then what the ledger holds; give it after a restart all that it
+stored, under the number that it had; never start one whose disk was lost under its old number. A node
+leaves the cluster only when every transaction of every session that is bound to it is decided, and in the
+ledger.
+
+======================  ======================================================================================
+:mod:`.synod`           one decision, by itself: acceptance, proposal, tally
+:mod:`.acceptor`        ``Acceptor``: the records of many transactions; :mod:`.record` is one
+:mod:`.marks`           what was forgotten, and must never begin anew
+:mod:`.ready`           what an acceptor gives out, and the writes under way
+:mod:`.learner`         what is chosen, and the outcome
+:mod:`.first_ballot`    ``FirstBallot``: the coordinator's
+:mod:`.recovery`        ``Recovery``: any later leader's
+:mod:`.messages`        everything that travels
+======================  ======================================================================================
+
+Sources: Lamport, "The Part-Time Parliament", 1998, and "Paxos Made Simple", 2001; Gray and Lamport,
+"Consensus on Transaction Commit", 2006.
+"""
+
+from __future__ import annotations
+
+from coordinator.paxos.acceptor import Acceptor, Restored
+from coordinator.paxos.errors import PeerMisbehaved
+from coordinator.paxos.first_ballot import FirstBallot
+from coordinator.paxos.learner import Learner, Outcome
+from coordinator.paxos.marks import Marks
+from coordinator.paxos.messages import (
+    ABORTED,
+    Ask,
+    Branch,
+    Forgotten,
+    Known,
+    Phase1a,
+    Phase1b,
+    Phase2a,
+    Phase2b,
+    Refused,
+    Reply,
+    Request,
+    Value,
+    decode_reply,
+    decode_request,
+    encode,
+)
+from coordinator.paxos.ready import Outgoing, Ready
+from coordinator.paxos.record import Record
+from coordinator.paxos.recovery import Recovery
+from coordinator.paxos.synod import FIRST, Accepted, Ballot
+
+__all__ = [
+    "ABORTED",
+    "FIRST",
+    "Accepted",
+    "Acceptor",
+    "Ask",
+    "Ballot",
+    "Branch",
+    "FirstBallot",
+    "Forgotten",
+    "Known",
+    "Learner",
+    "Marks",
+    "Outcome",
+    "Outgoing",
+    "PeerMisbehaved",
+    "Phase1a",
+    "Phase1b",
+    "Phase2a",
+    "Phase2b",
+    "Ready",
+    "Record",
+    "Recovery",
+    "Refused",
+    "Reply",
+    "Request",
+    "Restored",
+    "Value",
+    "decode_reply",
+    "decode_request",
+    "encode",
+]

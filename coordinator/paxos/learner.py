@@ -1,0 +1,86 @@
+"""What has become of a transaction, from what its acceptors have accepted."""
+
+from __future__ import annotations
+
+import enum
+
+from coordinator.paxos.errors import PeerMisbehaved
+from coordinator.paxos.messages import ABORTED, Ask, Branch, Forgotten, Known, Reply, Request, Value
+from coordinator.paxos.synod import Accepted, Tally
+from coordinator.quorum import Joint
+from participants.checks import invariant
+from participants.ids import TxId
+
+
+class Outcome(enum.StrEnum):
+    """All instances have chosen *prepared*; or one has chosen *aborted*. Either is for ever."""
+
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+class Learner:
+    """Listens to the acceptors of one transaction. It proposes nothing: :class:`.FirstBallot` and
+    :class:`.Recovery` do, and learn besides."""
+
+    def __init__(self, txid: TxId, acceptors: Joint) -> None:
+        """``acceptors`` are those that the transaction's session is bound to, whoever is a member now."""
+        self.txid = txid
+        self.acceptors = acceptors
+        self.branches: tuple[Branch, ...] = ()
+        """All of the transaction's, or empty as long as no acceptor that answered knows."""
+        self.forgotten = False
+        """An acceptor has let it go: the ledger holds the outcome."""
+        self._named: list[Tally[Value]] = []
+        self._unnamed = Tally[Value](acceptors)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """None: not known yet, which is never to be taken for aborted."""
+        if self._unnamed.chosen is not None or any(tally.chosen == ABORTED for tally in self._named):
+            return Outcome.ABORTED
+        if self._named and all(tally.chosen is not None for tally in self._named):
+            return Outcome.COMMITTED
+        return None
+
+    @property
+    def chosen(self) -> tuple[Value | None, ...]:
+        """One value for each of ``branches``, None where none is known to be chosen."""
+        return tuple(tally.chosen for tally in self._named)
+
+    def ask(self) -> tuple[tuple[int, Request], ...]:
+        """What each acceptor is to be asked, by whoever only wants to know."""
+        return self.to_all(Ask(self.txid, self.acceptors))
+
+    def to_all(self, request: Request) -> tuple[tuple[int, Request], ...]:
+        return tuple((acceptor, request) for acceptor in sorted(self.acceptors.voters))
+
+    def learn(self, reply: Reply) -> bool:
+        """An acceptor has answered. False: it is none of this transaction's, and was not listened to. Raises
+        PeerMisbehaved if it contradicts what is known."""
+        invariant(reply.txid == self.txid, f"an answer about {reply.txid}, expected was {self.txid}")
+        if reply.acceptor not in self.acceptors.voters:
+            return False
+        if isinstance(reply, Forgotten):
+            self.forgotten = True
+        else:
+            self._add(reply.acceptor, reply.known)
+        return True
+
+    def _add(self, acceptor: int, known: Known) -> None:
+        self.name(known.branches)
+        if known.unnamed is not None:
+            self._unnamed.accepted(acceptor, Accepted(known.unnamed, ABORTED))
+        for tally, accepted in zip(self._named, known.accepted, strict=False):
+            if accepted is not None:
+                tally.accepted(acceptor, accepted)
+
+    def name(self, branches: tuple[Branch, ...]) -> None:
+        """Somebody knows the list."""
+        if not branches:
+            return
+        if not self.branches:
+            self.branches = branches
+            self._named = [Tally[Value](self.acceptors) for _ in branches]
+        elif self.branches != branches:
+            raise PeerMisbehaved(f"{self.txid} has two lists of branches: {self.branches} and {branches}")

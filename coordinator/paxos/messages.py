@@ -1,0 +1,144 @@
+"""Everything about one transaction that travels between its leaders and its acceptors, or is kept.
+
+Frozen values that msgpack can carry (``encode``, ``decode``). An acceptor is a node's number, a positive
+integer. Fields may be added at the end with a default: an older node skips them, a newer one fills them in.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from coordinator.paxos.synod import Accepted, Ballot
+from coordinator.quorum import Joint
+from participants.ids import TxId
+
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+
+
+class Branch(msgspec.Struct, frozen=True, array_like=True):
+    """One branch of a transaction: one instance of Paxos decides its vote."""
+
+    number: Positive
+    participant: str
+
+
+class Value(msgspec.Struct, frozen=True, array_like=True):
+    """What an instance chooses: *prepared* or *aborted*. ``evidence`` goes with a prepared branch; it is the
+    caller's, and comes back to whoever learns the outcome."""
+
+    prepared: bool
+    evidence: bytes = b""
+
+    def __str__(self) -> str:
+        return "prepared" if self.prepared else "aborted"
+
+
+ABORTED = Value(False)
+
+REST = -1
+"""The position of every instance whose branch is not in the list."""
+
+
+class Known(msgspec.Struct, frozen=True, array_like=True):
+    """What one acceptor has accepted of one transaction.
+
+    ``branches`` is the full list of the transaction's branches, by number, or empty if the acceptor has not
+    learned it. ``accepted`` has one element for each of them, None where nothing was accepted. ``unnamed``:
+    the highest ballot in which it accepted *aborted* for every instance there is, named or not.
+    """
+
+    branches: tuple[Branch, ...] = ()
+    accepted: tuple[Accepted[Value] | None, ...] = ()
+    unnamed: Ballot | None = None
+
+    def instance(self, position: int) -> Accepted[Value] | None:
+        """What was accepted for ``branches[position]``, or for :data:`REST`."""
+        if 0 <= position < len(self.accepted):
+            return self.accepted[position]
+        return None if self.unnamed is None else Accepted(self.unnamed, ABORTED)
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Of every message: the transaction."""
+
+    txid: TxId
+
+
+class Phase1a(Message, frozen=True, array_like=True, tag=1):
+    """Take part in ``ballot``, for every instance of the transaction; ``acceptors`` are all who are asked."""
+
+    acceptors: Joint
+    ballot: Ballot
+
+
+class Phase1b(Message, frozen=True, array_like=True, tag=2):
+    """``acceptor`` takes part in no ballot lower than ``ballot``, and has accepted what is ``known``."""
+
+    acceptor: Positive
+    ballot: Ballot
+    known: Known
+
+
+class Phase2a(Message, frozen=True, array_like=True, tag=3):
+    """Accept ``values`` in ``ballot``: one for each of ``branches``, None for an instance that is not meant.
+
+    ``branches`` is the full list. Only a leader who cannot know it leaves it empty: then *aborted* is asked
+    for in every instance there is.
+    """
+
+    acceptors: Joint
+    ballot: Ballot
+    branches: tuple[Branch, ...] = ()
+    values: tuple[Value | None, ...] = ()
+
+
+class Phase2b(Message, frozen=True, array_like=True, tag=4):
+    """``acceptor`` has accepted what is ``known``. Also the answer to :class:`Ask`."""
+
+    acceptor: Positive
+    known: Known
+
+
+class Refused(Message, frozen=True, array_like=True, tag=5):
+    """``acceptor`` has promised ``promised``, which is higher than the ballot it was asked for."""
+
+    acceptor: Positive
+    promised: Ballot
+    known: Known
+
+
+class Ask(Message, frozen=True, array_like=True, tag=6):
+    """What have you accepted? Promises nothing and changes nothing."""
+
+    acceptors: Joint
+
+
+class Forgotten(Message, frozen=True, array_like=True, tag=7):
+    """The transaction is below the forgotten mark: its outcome is in the ledger, and nothing of it will
+    ever be promised or accepted here again."""
+
+    acceptor: Positive
+
+
+Request = Phase1a | Phase2a | Ask
+Reply = Phase1b | Phase2b | Refused | Forgotten
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+def encode(message: Request | Reply) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_request(frame: bytes) -> Request:
+    """Raises a ``ValueError`` for anything else: ``msgspec.DecodeError``, or ``UnicodeDecodeError``."""
+    return _requests.decode(frame)
+
+
+def decode_reply(frame: bytes) -> Reply:
+    """Raises a ``ValueError`` for anything else: ``msgspec.DecodeError``, or ``UnicodeDecodeError``."""
+    return _replies.decode(frame)

@@ -1,0 +1,84 @@
+"""What an acceptor keeps of one transaction, and how a request changes it.
+
+Every instance of a transaction is a decision of its own (:mod:`.synod`). A phase 1a is for all of them at
+once (Gray and Lamport, "Consensus on Transaction Commit", 2006, §4.2), so one promise stands for all: to
+promise more than was asked is always safe.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from coordinator.paxos.errors import PeerMisbehaved
+from coordinator.paxos.messages import ABORTED, REST, Branch, Known, Phase1a, Phase2a, Value
+from coordinator.paxos.synod import FIRST, Acceptance, Accepted, Ballot
+from coordinator.quorum import Joint
+from participants.ids import TxId
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """``promised`` never falls. ``acceptors`` never change: another set could choose otherwise."""
+
+    txid: TxId
+    acceptors: Joint
+    promised: Ballot = FIRST
+    known: Known = Known()
+
+    def instance(self, position: int) -> Acceptance[Value]:
+        """The one decision at ``position``, as the synod knows it."""
+        return Acceptance(self.promised, self.known.instance(position))
+
+    def on_1a(self, request: Phase1a) -> Record | None:
+        """The record after the promise; None: refused."""
+        answer = self.instance(REST).on_1a(request.ballot)
+        return msgspec.structs.replace(self, promised=answer.state.promised) if answer.granted else None
+
+    def on_2a(self, request: Phase2a) -> Record | None:
+        """The record after the acceptance of the whole bundle; None: refused, all of it.
+
+        Raises PeerMisbehaved for a bundle that no leader sends: without a list in the first ballot, with
+        another list than before, or with another value in a ballot that was used.
+        """
+        check_bundle(request)
+        branches = self.known.branches or request.branches
+        if request.branches and request.branches != branches:
+            raise PeerMisbehaved(
+                f"{self.txid} has branches {_names(branches)}, not {_names(request.branches)}"
+            )
+        values = request.values if request.branches else (ABORTED,) * len(branches)
+        accepted = list[Accepted[Value] | None]()
+        for position in range(len(branches)):
+            value = values[position]
+            instance = self.instance(position)
+            if value is not None:
+                answer = instance.on_2a(request.ballot, value)
+                if not answer.granted:
+                    return None
+                instance = answer.state
+            accepted.append(instance.accepted)
+        unnamed = self.known.unnamed
+        if not request.branches:
+            if not self.instance(REST).on_2a(request.ballot, ABORTED).granted:
+                return None
+            unnamed = request.ballot
+        known = Known(branches, tuple(accepted), unnamed)
+        return msgspec.structs.replace(self, promised=request.ballot, known=known)
+
+
+def check_bundle(request: Phase2a) -> None:
+    """Raises PeerMisbehaved unless its parts fit together."""
+    numbers = [branch.number for branch in request.branches]
+    if numbers != sorted(set(numbers)):
+        raise PeerMisbehaved(
+            f"{request.txid}: branches {_names(request.branches)} are not in order of number"
+        )
+    if len(request.values) != len(numbers):
+        raise PeerMisbehaved(f"{request.txid}: {len(request.values)} values for {len(numbers)} branches")
+    if numbers and all(value is None for value in request.values):
+        raise PeerMisbehaved(f"{request.txid}: a bundle without a value")
+    if not numbers and request.ballot == FIRST:
+        raise PeerMisbehaved(f"{request.txid}: the first ballot does not say which branches there are")
+
+
+def _names(branches: tuple[Branch, ...]) -> list[str]:
+    return [f"{branch.number}:{branch.participant}" for branch in branches]
