@@ -4,21 +4,32 @@ Once PREPARE has been sent a commit must go to its end whatever becomes of the c
 ``wait_for``, a closed request, ``asyncio.run`` that cancels every task of its loop on the way out. A task of
 this kind ignores ``cancel()``; the loop's shutdown then waits for it, which drains it. Only
 :meth:`Steadfast.abandon` stops it, and the coordinator does that when its drain time is over.
+
+``asyncio.timeout`` works by cancelling its own task. Drivers and clients use it inside such a task, and it
+has to work there, or a server that is silent would be waited for without end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-class Steadfast(asyncio.Task[T]):
-    """A task whose ``cancel()`` does nothing."""
+_ON_TIMEOUT = asyncio.Timeout._on_timeout.__code__  # type: ignore[attr-defined]
 
-    def cancel(self, msg: Any | None = None) -> bool:  # noqa: ARG002 - the signature is asyncio.Task's
+
+class Steadfast(asyncio.Task[T]):
+    """A task whose ``cancel()`` does nothing, unless an ``asyncio.timeout`` inside it calls it."""
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        caller = sys._getframe(1)
+        # That of whoever awaits this task comes here too, on behalf of its own task.
+        if caller.f_code is _ON_TIMEOUT and caller.f_locals["self"]._task is self:
+            return super().cancel(msg)
         return False
 
     def abandon(self) -> None:
