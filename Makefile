@@ -4,7 +4,7 @@
 #   make demo  [ARGS="--seconds 20 --output json"]      make test [ARGS="-k ledger -x"]      make check
 #   make prove PROOF=crash [ARGS=…]                     make conformance CASES=cases.csv     make build
 #   make models ARGS="--model twophase --rms 3"
-#   make simulate SEED=7 | SEEDS=200 [ARGS=…]
+#   make simulate SEED=7 | SEEDS=200 [ARGS=…]           make mutants [ARGS=name]
 # `make check` besides formats nothing: `make format` does.
 
 VENV := .venv
@@ -19,7 +19,7 @@ CASES ?= ../shared/conformance/xa_outcomes.csv
 SEED ?=
 SEEDS ?= 200
 
-.PHONY: demo test test-slow check format prove models conformance simulate build clean
+.PHONY: demo test test-slow check format prove models conformance simulate mutants build clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -53,6 +53,9 @@ conformance: $(STAMP)
 
 simulate: $(STAMP)
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+mutants: $(STAMP)
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 build: $(STAMP)
 	@if command -v uv >/dev/null; then uv build --quiet --wheel --out-dir dist; \

@@ -165,6 +165,9 @@ class Session(asyncio.Protocol):
                 if self.work is not None:
                     self.work.failed = True
             self.server.told(self.pid, verb, arguments, answer)
+            if self.server.faulty("lost answer", 0.003):
+                self.transport.abort()
+                return
             self.transport.write((number, answer))
             if isinstance(answer, SqlError) and answer.fatal:
                 self.transport.abort()

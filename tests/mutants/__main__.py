@@ -1,0 +1,104 @@
+"""``python -m tests.mutants [name…]``: plant each bug in a copy of the tree, and look for it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.house.tree import ROOT, files
+
+HERE = Path(__file__).parent
+SEEDS = 300
+TIMEOUT_S = 900.0
+
+
+@dataclass(frozen=True)
+class Mutant:
+    path: Path
+    seeds: int
+    tests: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Mutant:
+        head = path.read_text().split("\n--- ", 1)[0]
+        seeds = re.search(r"^seeds: (\d+)$", head, re.MULTILINE)
+        tests = re.findall(r"^test: (\S+)$", head, re.MULTILINE)
+        return cls(path, int(seeds[1]) if seeds else SEEDS, tuple(tests))
+
+
+def copy(place: Path) -> None:
+    for path in files():
+        target = place / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    # The copy must not be taken for a part of a repository that its folder happens to lie in.
+    env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(place.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        command, cwd=place, env=env, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+    )
+
+
+def look_for(mutant: Mutant, jobs: int) -> tuple[bool, str]:
+    """Whether it is found, and by what."""
+    with tempfile.TemporaryDirectory(prefix="undoubt-mutant-") as folder:
+        place = Path(folder)
+        copy(place)
+        applied = run(place, "git", "apply", "-C1", str(mutant.path.resolve()))
+        if applied.returncode:
+            return False, "does not apply: " + applied.stderr.strip().splitlines()[0]
+        found = []
+        for test in mutant.tests:
+            # 1: tests were run, and some failed (https://docs.pytest.org/en/stable/reference/exit-codes.html).
+            ended = run(place, sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test)
+            if ended.returncode != 1:
+                return False, f"{test} does not fail (pytest ended with {ended.returncode})"
+            found.append(test)
+        if mutant.seeds:
+            found.append(_simulate(place, mutant, jobs))
+        return all(found), ", ".join(found) or "nothing was run"
+
+
+def _simulate(place: Path, mutant: Mutant, jobs: int) -> str:
+    """The seed that found it, or nothing."""
+    arguments = ["--seeds", str(mutant.seeds), "--first", "1", "--jobs", str(jobs), "--stop"]
+    ended = run(place, sys.executable, "-m", "tests.simulation", *arguments)
+    if ended.returncode != 1:
+        return ""
+    seed = re.search(r"^seed (\d+) failed", ended.stdout, re.MULTILINE)
+    return "" if seed is None else f"seed {seed[1]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("names", nargs="*", help="patches by name; all of them if none is given")
+    parser.add_argument("--folder", type=Path, default=HERE, help="where the patches are")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    asked = parser.parse_args(arguments)
+    planted = [
+        path for path in sorted(asked.folder.glob("*.patch")) if not asked.names or path.stem in asked.names
+    ]
+    count = 0
+    for path in planted:
+        found, how = look_for(Mutant.read(path), asked.jobs)
+        count += found
+        print(
+            f"{'found' if found else 'NOT FOUND'}  {path.stem}: {how or 'no seed and no test has found it'}",
+            flush=True,
+        )
+    print(f"found {count} / planted {len(planted)}")
+    return 0 if planted and count == len(planted) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
