@@ -15,11 +15,9 @@ seeds: 2
 
 --- a/participants/checks.py
 +++ b/participants/checks.py
-@@ -1,3 +1,3 @@
+@@ -1 +1 @@
 -\"\"\"Invariants that stay on in production: ``assert`` vanishes under ``python -O``, these do not.\"\"\"
 +\"\"\"Invariants.\"\"\"
- 
- from __future__ import annotations
 """
 
 

@@ -1,14 +1,16 @@
 """The whole system in one process on a deterministic event loop: what a seed breaks, it breaks again.
 
-What enters: a seed. What leaves: a trace, and a verdict. The coordinator, its protocols, the ledger with its
-server and client, and recovery are the shipped code; only what lies beneath them is simulated: time, network,
-disks, databases. ``make simulate SEED=7`` prints one run, ``make simulate SEEDS=200`` runs fresh ones.
+What enters: a seed. What leaves: a trace, and a verdict. The coordinator, its protocols, the ledger (kept by
+a cluster of nodes, or in a file by its owner) with its clients, and recovery are the shipped code; only what
+lies beneath them is simulated: time, network, disks, databases. ``make simulate SEED=7`` prints one run,
+``make simulate SEEDS=200`` runs fresh ones.
 
 From the bottom up:
 
 - :mod:`.scheduler`, :mod:`.loop`: virtual time; processes, each an asyncio event loop of its own, that can be
   killed at any callback without running another line.
-- :mod:`.network`: connections that are late, cut, half-open, reset. :mod:`.files`: the ledger's disk.
+- :mod:`.network`: connections that are late, cut, half-open, reset. :mod:`.drive`: a disk and its faults;
+  :mod:`.files` and :mod:`.nodes`: what lies on it, of a ledger's file and of a cluster's nodes.
 - :mod:`.pinned`: clocks, random sources and hash order come from the seed; what is real is out of bounds.
 - :mod:`.database`, :mod:`.participant`: PostgreSQL's rules about transactions, and the contract over them.
 - :mod:`.applications`, :mod:`.faults`: who works, and what goes wrong.

@@ -33,6 +33,7 @@ class Nemesis:
             self.crash_database,
             self.promote,
             self.disk,
+            self.hand_over,
         ]
         if world.tampers:
             kinds.append(self.meddle)
@@ -130,6 +131,9 @@ class Nemesis:
 
     def disk(self) -> None:
         self.world.trouble_disk()
+
+    def hand_over(self) -> None:
+        self.world.hand_over()
 
     def meddle(self) -> None:
         """A database administrator ends a prepared branch by hand."""

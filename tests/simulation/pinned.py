@@ -38,7 +38,7 @@ def pin(seed: int, now: Callable[[], float]) -> None:
     time.time_ns = lambda: int((EPOCH_S + now()) * 1e9)
     time.monotonic = time.perf_counter = now
     time.monotonic_ns = time.perf_counter_ns = lambda: int(now() * 1e9)
-    os.urandom = rng.randbytes
+    os.urandom = random._urandom = rng.randbytes  # type: ignore[attr-defined]
     os.getpid = lambda: 4242
     secrets.token_bytes = lambda count=32: rng.randbytes(count or 32)
     secrets.token_hex = lambda count=32: rng.randbytes(count or 32).hex()

@@ -11,8 +11,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.contract import Ledger
+from coordinator.ledger.machine import Machine
+from coordinator.ledger.sqlite import owned
 from coordinator.ledger.sqlite.ledger import SqliteLedger
+from coordinator.node import snapshots
 from coordinator.settings import LedgerSettings
 from participants.errors import UndoubtError
 from participants.ids import TxId
@@ -20,10 +24,12 @@ from tests.linearizability.check import violations
 from tests.linearizability.history import History
 from tests.simulation.applications import Application, OperatorProcess, RecoveryProcess
 from tests.simulation.database import Disk, Server, State
+from tests.simulation.drive import Drive
 from tests.simulation.faults import Nemesis
-from tests.simulation.files import Machine
+from tests.simulation.files import FileMachine
 from tests.simulation.judge import Judge, Violation
 from tests.simulation.network import Network
+from tests.simulation.nodes import SimulatedCluster
 from tests.simulation.scheduler import Process, Scheduler
 
 CALM_S = 150.0
@@ -42,11 +48,13 @@ class World:
         self.scheduler = scheduler
         self.told = told
         self.network = Network(scheduler, Random(self.random.getrandbits(64)))
-        self.machine = Machine(scheduler, Random(self.random.getrandbits(64)))
+        self.machine = FileMachine(Drive(scheduler, Random(self.random.getrandbits(64))))
+        self.machine.drive.on_broken = self.killed_soon
         self.machine.install()
         self.judge = Judge()
         self.history = History(lambda: scheduler.now)
         self.counts: Counter[str] = Counter()
+        self.ledgers: list[tuple[Process, SqliteLedger]] = []
         self.peace = False
         self.settled = False
         self.unknown: list[TxId] = []
@@ -64,8 +72,13 @@ class World:
         self.applications: dict[str, Application] = {}
         self._births: Counter[str] = Counter()
         self.processes: list[Process] = []
+        members = self.random.choice([0, 1, 3, 3, 3, 3, 5])
+        self.cluster = SimulatedCluster(self, members) if members else None
+        """None: the ledger is a file, which one of the applications owns."""
+        owned.LOG_BYTES_MIN = self.random.choice([2_000, 4 * 1024 * 1024])
+        snapshots.CHUNK_BYTES = self.random.choice([300, 64 * 1024])
         self.settings = LedgerSettings(
-            url="sqlite:////simulated/ledger.db",
+            url=self.cluster.url if self.cluster is not None else "sqlite:////simulated/ledger.db",
             retention_s=self.random.choice([90.0, 7 * 86_400.0]),
             request_timeout_s=self.random.choice([1.0, 5.0]),
         )
@@ -78,7 +91,12 @@ class World:
     def trace(self, who: str, what: str) -> None:
         self.told(f"{self.scheduler.now:11.6f}  {who:<14} {what}")
 
+    def host(self, name: str) -> str:
+        """A file's users share its machine; those of a cluster have machines of their own."""
+        return "shop" if self.cluster is None else name
+
     def process(self, name: str, host: str) -> Process:
+        self.network.down.discard(host)
         self._births[name] += 1
         number = self._births[name]
         process = Process(self.scheduler, name if number == 1 else f"{name}.{number}", host)
@@ -96,9 +114,14 @@ class World:
     async def open_ledger(self, process: Process) -> Ledger:
         while True:
             try:
-                return await SqliteLedger.open(
+                if self.cluster is not None:
+                    random = Random(self.random.getrandbits(64))
+                    return await ClusterLedger.open(self.settings, random=random, name=process.name)
+                ledger = await SqliteLedger.open(
                     Path("/simulated/ledger.db"), self.settings, clock=process.local_time
                 )
+                self.ledgers.append((process, ledger))
+                return ledger
             except UndoubtError as error:
                 self.trace(process.name, f"cannot open the ledger: {error}")
                 await asyncio.sleep(0.3)
@@ -131,6 +154,8 @@ class World:
     def start(self) -> None:
         for name in self.databases:
             self.start_database(name)
+        if self.cluster is not None:
+            self.cluster.start()
         for number in range(1, self.random.randint(2, 3) + 1):
             self.start_application(f"shop{number}")
         if self.random.random() < 0.5:
@@ -152,12 +177,12 @@ class World:
         process.start(lambda: server.serve(process.loop, (host, port)), "serve")
 
     def start_application(self, name: str) -> None:
-        process = self.process(name, "shop")
+        process = self.process(name, self.host(name))
         application = self.applications[name] = Application(self, process)
         self.born(process, application.main, lambda: self.start_application(name))
 
     def start_other(self, name: str, kind: Any) -> None:
-        process = self.process(name, "shop")
+        process = self.process(name, self.host(name))
         self.born(process, kind(self, process).main, lambda: self.start_other(name, kind))
 
     def born(self, process: Process, main: Callable[[], Any], again: Callable[[], None]) -> None:
@@ -177,11 +202,24 @@ class World:
         process.on_kill.append(died)
 
     def kill(self, process: Process, *, power: bool = False) -> None:
+        """One process, or its machine with all that runs there."""
         if not process.alive:
             return
-        self.trace("nemesis", f"kills {process.name} after {process.steps} steps")
         self.counts["kills"] += 1
+        self.trace(
+            "nemesis", f"kills {process.name} after {process.steps} steps" + ", and its machine" * power
+        )
+        if power:
+            self.network.down.add(process.host)
+            for other in self.mortal():
+                if other.host == process.host and other is not process:
+                    self.trace("nemesis", f"kills {other.name} with it")
+                    other.kill()
         process.kill()
+
+    def killed_soon(self, process: Process) -> None:
+        """A supervisor restarts what cannot go on."""
+        self.scheduler.after(self.random.uniform(0.5, 3.0), lambda: self.kill(process))
 
     def crash_database(self, name: str, outage_s: float, *, promote: bool = False) -> None:
         process, server = self.servers[name]
@@ -213,25 +251,36 @@ class World:
             self.network.drop(process)
 
     def trouble_disk(self) -> None:
-        machine, random = self.machine, self.random
+        """Of the ledger's file, or of one node."""
+        random, drive, whose = self.random, self.machine.drive, "the ledger's disk"
+        if self.cluster is not None:
+            number = random.choice(sorted(self.cluster.nodes))
+            drive, whose = self.cluster.nodes[number].drive, f"the disk of node {number}"
         draw = random.random()
         if draw < 0.4:
-            machine.slowness = random.choice([10.0, 300.0])
-            self.trace("nemesis", f"slows the ledger's disk by {machine.slowness}")
+            drive.slowness = random.choice([10.0, 300.0, 3000.0])
+            self.trace("nemesis", f"slows {whose} by {drive.slowness}")
         elif draw < 0.8:
-            machine.full = True
-            self.trace("nemesis", "fills the ledger's disk")
+            drive.full = True
+            self.trace("nemesis", f"fills {whose}")
         else:
-            machine.broken = True
-            self.trace("nemesis", "breaks the next write")
-            machine.on_broken = lambda owner: self.scheduler.after(
-                random.uniform(0.5, 3.0), lambda: self.kill(owner)
-            )  # a supervisor restarts what cannot go on
+            drive.broken = True
+            self.trace("nemesis", f"breaks the next write to {whose}")
 
         def mended() -> None:
-            machine.slowness, machine.full = 1.0, False
+            drive.slowness, drive.full = 1.0, False
 
-        self.scheduler.after(random.uniform(0.1, 3.0), mended)
+        self.scheduler.after(random.uniform(0.1, 5.0), mended)
+
+    def hand_over(self) -> None:
+        """Somebody restarts a node, as one should."""
+        if self.cluster is None:
+            return
+        number = self.random.choice(sorted(self.cluster.nodes))
+        member = self.cluster.nodes[number]
+        if member.running is not None and member.process is not None:
+            self.trace("nemesis", f"asks node {number} to stop")
+            member.process.start(member.hand_over, "hand over")
 
     def meddle(self) -> None:
         name = self.random.choice(sorted(self.databases))
@@ -266,6 +315,9 @@ class World:
 
     def look(self) -> None:
         """After every callback of anybody."""
+        if self.cluster is not None:
+            for member in self.cluster.running:
+                member.look()
         if Violation.first is not None:
             raise Violation.first
 
@@ -274,7 +326,9 @@ class World:
         self.trace("world", "peace")
         self.network.heal()
         self.network.down.clear()
-        self.machine.slowness, self.machine.full, self.machine.broken = 1.0, False, False
+        self.machine.drive.heal()
+        for member in self.cluster.nodes.values() if self.cluster is not None else ():
+            member.drive.heal()
         for process in self.processes:
             process.dies_at_step = None
             if process.alive:
@@ -283,6 +337,14 @@ class World:
     def is_settled(self) -> bool:
         return self.scheduler.steps % 64 == 0 and not self.unsettled()
 
+    def machines(self) -> list[Machine]:
+        """Of all running nodes, or of the file's owner."""
+        if self.cluster is not None:
+            running = [node.running for node in self.cluster.running]
+            return [node.replica.replicated.machine for node in running if node is not None]
+        owned = [each._owned for process, each in self.ledgers if process.alive]
+        return [each.machine for each in owned if each is not None]
+
     def unsettled(self) -> list[str]:
         """What is still open."""
         found = [f"{name} has not closed" for name, each in self.applications.items() if not each.done]
@@ -290,6 +352,9 @@ class World:
             found += [
                 f"{gid} is prepared in {name}" for gid in disk.prepared if gid not in self.judge.foreign
             ]
+        found += [f"{txid} is unfinished" for machine in self.machines() for txid in machine.state.unfinished]
+        if self.cluster is not None and not self.cluster.agreed():
+            found.append("the nodes do not agree")
         found += [f"{name} is down" for name, (process, _) in self.servers.items() if not process.alive]
         return found
 

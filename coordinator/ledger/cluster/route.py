@@ -82,7 +82,7 @@ class Route:
         self._pending[self._number] = _Pending(call, future, self._loop.time() + timeout_s)
         if self._link is not None:
             self._queue(Request(self._number, call))
-        elif self._finding is None:
+        else:
             self._find()
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)

@@ -1,0 +1,272 @@
+"""The nodes of a simulated cluster: shipped nodes with recovery on them, over simulated disks.
+
+After every turn of a node the invariants of :mod:`tests.coordinator.raft.invariants` are checked on it: on
+what the core says, on what its disk holds, on every message as it leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from coordinator.ledger.contract import DecisionRecord
+from coordinator.ledger.local import newest
+from coordinator.node.bootstrap import beginning
+from coordinator.node.node import Node
+from coordinator.node.settings import NodeSettings
+from coordinator.node.storage import Identity, Snapshot, Stored, Write
+from coordinator.raft import Entry, HardState, Message, Raft, SnapshotMeta
+from coordinator.wire import Address, WireSettings
+from participants.ids import TxId
+from recovery.service import RecoveryService
+from tests.coordinator.raft.invariants import Invariants
+from tests.simulation.applications import recovery_settings, registry
+from tests.simulation.drive import Drive, Thread
+from tests.simulation.judge import Violation
+from tests.simulation.recorded import RecordedLedger
+
+if TYPE_CHECKING:
+    from tests.simulation.scheduler import Process
+    from tests.simulation.world import World
+
+CLUSTER = "simulated0"
+PORT = 7400
+LOG_MATCHING_EVERY = 40
+"""Comparing all logs with each other is done after so many changes only."""
+
+
+class NodeDisk:
+    """What is durable of one node; looks to the invariants like the disks of their own cluster."""
+
+    def __init__(self, identity: Identity, hard_state: HardState, image: Snapshot) -> None:
+        self.identity = identity
+        self.hard_state = hard_state
+        self.image = image
+        self.entries: dict[int, Entry] = {}
+        self.history: dict[TxId, DecisionRecord] = {}
+        self.staged = b""
+
+    @property
+    def snapshot(self) -> SnapshotMeta:
+        return self.image.meta
+
+    @property
+    def applied(self) -> int:
+        """The machine is made anew from the snapshot."""
+        return self.image.meta.index
+
+    def carry_out(self, writes: Sequence[Write]) -> None:
+        for write in writes:
+            if write.hard_state is not None:
+                self.hard_state = write.hard_state
+            if write.finished is not None:
+                self.history |= {record.txid: record for record in write.finished.records}
+            if write.snapshot is not None:
+                self.image = write.snapshot
+            if write.replaces_log:
+                self.entries = {}
+            if write.keep_from:
+                self.entries = {i: entry for i, entry in self.entries.items() if i >= write.keep_from}
+            if write.entries:
+                first = write.entries[0].index
+                self.entries = {i: entry for i, entry in self.entries.items() if i < first}
+                self.entries |= {entry.index: entry for entry in write.entries}
+
+    def stored(self) -> Stored:
+        entries = tuple(self.entries[index] for index in sorted(self.entries))
+        return Stored(self.identity, self.hard_state, self.image, entries)
+
+
+class SimulatedStorage:
+    """Implements :class:`coordinator.node.storage.Storage`."""
+
+    def __init__(self, disk: NodeDisk, drive: Drive) -> None:
+        self._disk = disk
+        self._drive = drive
+        self._thread = Thread(drive)
+
+    def _submit(self, job: Callable[[], Any]) -> asyncio.Future[Any]:
+        return asyncio.wrap_future(self._thread.submit(job), loop=asyncio.get_running_loop())
+
+    def write(self, writes: Sequence[Write]) -> asyncio.Future[bool]:
+        kept = tuple(writes)
+
+        def job() -> bool:
+            if kept:
+                self._drive.before_write(lambda: self._disk.carry_out(kept))
+            self._disk.carry_out(kept)
+            return not self._drive.full
+
+        return self._submit(job)
+
+    def history_of(self, txid: TxId) -> asyncio.Future[DecisionRecord | None]:
+        return self._submit(lambda: self._disk.history.get(txid))
+
+    def history(self, limit: int, before: DecisionRecord | None) -> asyncio.Future[Sequence[DecisionRecord]]:
+        def job() -> Sequence[DecisionRecord]:
+            found = sorted(self._disk.history.values(), key=newest)
+            return [one for one in found if before is None or newest(before) < newest(one)][:limit]
+
+        return self._submit(job)
+
+    def close(self) -> asyncio.Future[None]:
+        return self._submit(lambda: None)
+
+
+class SimulatedNode:
+    """One member. ``running`` is its node while its process lives."""
+
+    def __init__(self, cluster: SimulatedCluster, number: int, disk: NodeDisk) -> None:
+        self.cluster, self.number, self.disk = cluster, number, disk
+        self.world = cluster.world
+        self.drive = Drive(self.world.scheduler, Random(self.world.random.getrandbits(64)))
+        self.process: Process | None = None
+        self.running: Node | None = None
+        self._seen: object = None
+
+    @property
+    def up(self) -> Raft:
+        """As the invariants call the core."""
+        assert self.running is not None
+        return self.running.replica.raft
+
+    def start(self) -> None:
+        world = self.world
+        process = self.process = world.process(f"node{self.number}", f"node{self.number}")
+        process.on_kill.append(self._died)
+        self.drive.on_broken = world.killed_soon
+        world.born(process, self.main, self.start)
+
+    def _died(self) -> None:
+        self.running = None
+
+    async def main(self) -> None:
+        world, process = self.world, self.process
+        assert process is not None
+        random = Random(world.random.getrandbits(64))
+        storage = SimulatedStorage(self.disk, self.drive)
+        node = Node(
+            storage,
+            self.disk.stored(),
+            self.cluster.settings,
+            world.settings,
+            WireSettings(handshake_s=2.0),
+            random=random,
+        )
+        self.running, self._seen = node, None
+        self.cluster.watch(self, node)
+        await node.start(self.cluster.addresses[self.number])
+        node.failed.add_done_callback(lambda failed: self._failed(process, failed.result()))
+        ledger = RecordedLedger(node.ledger, process.name, world.judge, world.history)
+        while not node.leads:
+            await asyncio.sleep(0.2)
+        service = RecoveryService(
+            ledger,
+            registry(world, CLUSTER),
+            recovery_settings(world.random),
+            observe=world.observer(process),
+            rng=random,
+        )
+        async with service:
+            await asyncio.get_running_loop().create_future()
+
+    def _failed(self, process: Process, error: BaseException) -> None:
+        if type(error).__name__ != "StoreBroken":
+            raise Violation(f"{process.name} has stopped by itself: {error!r}") from error
+
+    async def hand_over(self) -> None:
+        """A graceful stop, in the node's own process."""
+        node, process = self.running, self.process
+        if node is not None and process is not None:
+            await node.hand_over(3.0)
+            await node.stop()
+            self.world.kill(process)
+
+    def look(self) -> None:
+        """Check this node, if anything of it has changed."""
+        raft = self.up
+        seen = (raft.term, raft.role, raft.commit_index, raft.last_index, raft.applied_index)
+        if seen != self._seen:
+            self._seen = seen
+            self.cluster.changed(self)
+
+
+class SimulatedCluster:
+    """All nodes; what the invariants look at."""
+
+    def __init__(self, world: World, count: int) -> None:
+        self.world = world
+        random = world.random
+        self.settings = NodeSettings(
+            heartbeat_s=0.1,
+            election_timeout_s=random.choice([0.5, 1.0]),
+            snapshot_log_bytes=random.choice([1_500, 8_000, 8 * 1024 * 1024]),
+            trailing_entries=random.choice([0, 3, 1_000]),
+        )
+        self.addresses = {number: Address(f"node{number}", PORT) for number in range(1, count + 1)}
+        hard_state, image = beginning(
+            CLUSTER, {number: str(address) for number, address in self.addresses.items()}
+        )
+        self.nodes = {
+            number: SimulatedNode(
+                self, number, NodeDisk(Identity(CLUSTER, number, f"{number:016x}"), hard_state, image)
+            )
+            for number in self.addresses
+        }
+        self.invariants = Invariants(self)  # type: ignore[arg-type]
+        self.leaders: set[tuple[int, int]] = set()
+        self._changes = 0
+
+    @property
+    def url(self) -> str:
+        return "raft://" + ",".join(map(str, self.addresses.values()))
+
+    @property
+    def running(self) -> list[SimulatedNode]:
+        return [node for node in self.nodes.values() if node.running is not None]
+
+    def start(self) -> None:
+        for node in self.nodes.values():
+            node.start()
+
+    def watch(self, member: SimulatedNode, node: Node) -> None:
+        """Look at every message before it leaves."""
+        send = node.replica._send
+
+        def checked(message: Message) -> None:
+            member.disk.staged = b"".join(node.replica._snapshots._arrived)
+            self._checking(lambda: self.invariants.sent(member, message))  # type: ignore[arg-type]
+            send(message)
+
+        node.replica._send = checked
+        self.invariants.restarted(member)  # type: ignore[arg-type]
+
+    def changed(self, member: SimulatedNode) -> None:
+        raft = member.up
+        if raft.state.leads and (raft.term, member.number) not in self.leaders:
+            self.leaders.add((raft.term, member.number))
+            self.world.trace(f"node{member.number}", f"leads in term {raft.term}")
+            self.world.counts["leaders"] += 1
+        self._checking(lambda: self.invariants.check_node(member))  # type: ignore[arg-type]
+        self._changes += 1
+        if self._changes % LOG_MATCHING_EVERY == 0:
+            self._checking(self.invariants.log_matching)
+
+    def _checking(self, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except AssertionError as error:
+            raise Violation(f"an invariant of the consensus is broken: {error}") from error
+
+    def by_process(self, process: Process) -> SimulatedNode | None:
+        return next((node for node in self.nodes.values() if node.process is process), None)
+
+    def agreed(self) -> bool:
+        """One leads, and all have the same log, committed and applied."""
+        leading = [node for node in self.running if node.running is not None and node.running.leads]
+        if len(leading) != 1 or len(self.running) != len(self.nodes):
+            return False
+        last = {node.up.last_index for node in self.running}
+        return last == {node.up.applied_index for node in self.running} and len(last) == 1
