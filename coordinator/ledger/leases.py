@@ -21,6 +21,11 @@ class Leases:
     def renew(self, session: int, ttl_s: float, now: float) -> None:
         self._deadlines[session] = now + ttl_s
 
+    def postpone(self, seconds: float) -> None:
+        """Whoever keeps this has slept for so long: renewals may have come in that it has not seen."""
+        for session in self._deadlines:
+            self._deadlines[session] += seconds
+
     def due(self, sessions: Iterable[SessionInfo], now: float) -> list[int]:
         """Open sessions that were not renewed in time. One never seen before begins its lifetime now."""
         open_now = {session.id: session for session in sessions if session.state is SessionState.OPEN}

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 REQUESTS_PER_CONNECTION_MAX = 100_000
 """More than that unanswered on one connection is a client gone wrong."""
 
+ANSWERS_BYTES_MAX = 32 * 1024 * 1024
+"""What is more than that does not leave in one frame."""
+
 _raw = msgspec.msgpack.Encoder().encode
 _DECISIONS = {decision: msgspec.Raw(_raw(decision)) for decision in Decision}
 
@@ -101,4 +104,13 @@ class FromClient:
 
     def _flush(self) -> None:
         answers, self._answers = self._answers, []
-        self._connection.send(messages.encode(answers))
+        payload = messages.encode(answers)
+        if len(payload) < ANSWERS_BYTES_MAX:
+            self._connection.send(payload)
+            return
+        for answer in answers:
+            one = messages.encode([answer])
+            if len(one) >= ANSWERS_BYTES_MAX and isinstance(answer, calls.Reply):
+                why = LedgerUnavailable(f"an answer of {len(one)} bytes does not fit into a frame")
+                one = messages.encode([calls.failed(answer.number, why)])
+            self._connection.send(one)

@@ -62,7 +62,9 @@ class NodeLedger(LocalLedger):
         passes = round(TIME_INTERVAL_S / UPKEEP_INTERVAL_S)
         while True:
             for _ in range(passes):
-                await asyncio.sleep(UPKEEP_INTERVAL_S)
+                late_s = await _overslept(UPKEEP_INTERVAL_S)
+                if late_s > UPKEEP_INTERVAL_S:
+                    self._leases.postpone(late_s)
                 if self.leads:
                     await self._expire()
             if self.leads:
@@ -105,3 +107,11 @@ class NodeLedger(LocalLedger):
     async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
         await self._replica.flush_history()
         return await self._storage.history(limit, before)
+
+
+async def _overslept(seconds: float) -> float:
+    """Sleep; how much longer it took than asked for: a stopped process, a machine without breath."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    await asyncio.sleep(seconds)
+    return loop.time() - end

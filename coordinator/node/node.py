@@ -104,7 +104,7 @@ class Node:
         if self._listener is not None:
             self._listener.close()
         await self.replica.stop()
-        self.peers.close()
+        await self.peers.close()
 
     async def hand_over(self, seconds: float) -> None:
         """Let another node lead, if this one does and another can within so many seconds."""

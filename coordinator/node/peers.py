@@ -61,10 +61,13 @@ class Peers:
         for node in self._links.keys() - self._addresses().keys():
             self._links.pop(node).close()
 
-    def close(self) -> None:
-        for link in self._links.values():
-            link.close()
+    async def close(self) -> None:
+        links = list(self._links.values())
         self._links.clear()
+        for link in links:
+            link.close()
+        for link in links:
+            await link.ended()
 
     async def reach(self, node: int, link: _Link) -> Connection:
         """Connected, however long it takes."""
@@ -126,6 +129,11 @@ class _Link:
             self._task.cancel()
         if connection is not None:
             connection.close()
+
+    async def ended(self) -> None:
+        """Once nothing of it is left, after :meth:`close`."""
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
 
     def _reach(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"undoubt-peer-{self._node}")

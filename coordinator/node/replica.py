@@ -111,8 +111,9 @@ class Replica:
 
     def step(self, message: Message) -> None:
         """A peer's message has arrived."""
-        self.raft.step(message)
-        self.wake()
+        if not self._stopped:
+            self._guarded(lambda: self.raft.step(message))
+            self.wake()
 
     def propose(self, command: Command, answer: Answer) -> None:
         """Have ``command`` decided by the majority; with everything else that is proposed in this turn."""
@@ -132,6 +133,7 @@ class Replica:
         await future
 
     def wake(self) -> None:
+        """There may be something to do: in the next turn of the loop it will be done."""
         if not self._awake and not self._stopped:
             self._awake = True
             self._loop.call_soon(self._turn)
@@ -142,25 +144,30 @@ class Replica:
         # One tick however late it is: time that this process slept through must not look like silence of
         # the others, whose messages wait to be read.
         self._ticking = self._loop.call_later(self._tick_s, self._tick)
-        self.raft.tick()
+        self._guarded(self.raft.tick)
         self.wake()
 
     def _turn(self) -> None:
         self._awake = False
-        if self._stopped:
-            return
+        if not self._stopped:
+            self._guarded(self._work)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
         try:
-            self._follow_role()
-            self._propose_waiting()
-            self._reads.begin(self.raft)
-            while not (ready := self.raft.ready()).empty:
-                self._do(ready)
-            self._follow_role()
-            self._keep_history()
-            self._disk.flush()
+            work()
         except Exception as error:  # a bug, or a command of a newer version: from here nothing can be trusted
             log.exception("this node stops")
             self._fail(error)
+
+    def _work(self) -> None:
+        self._follow_role()
+        self._propose_waiting()
+        self._reads.begin(self.raft)
+        while not (ready := self.raft.ready()).empty:
+            self._do(ready)
+        self._follow_role()
+        self._keep_history()
+        self._disk.flush()
 
     def _propose_waiting(self) -> None:
         while self._waiting:
@@ -197,6 +204,9 @@ class Replica:
         token = ready.token
 
         def stored() -> None:
+            self._guarded(after)
+
+        def after() -> None:
             if snapshot is not None:
                 self._snapshots.install(snapshot)
             for message in self.raft.on_persisted(token):
@@ -225,7 +235,7 @@ class Replica:
         if (image := self._snapshots.due(entries)) is not None:
             # History leaves with it: the entries that could tell it again are dropped.
             write = Write(finished=self._finished(), snapshot=image)
-            self._disk.give(write, lambda: self._shorten(image))
+            self._disk.give(write, lambda: self._guarded(lambda: self._shorten(image)))
 
     def _shorten(self, image: Snapshot) -> None:
         keep_from = self._snapshots.stored(image)

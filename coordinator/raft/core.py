@@ -117,7 +117,7 @@ class Raft:
         election.step_down(self._state)
 
     def set_disk_full(self, full: bool) -> None:
-        """While full: no proposals, no entries from a leader; reads and votes go on."""
+        """While full: no proposals, no data from a leader; reads, votes and new leaders go on."""
         self._state.disk_full = full
 
     def on_persisted(self, token: int) -> tuple[Message, ...]:

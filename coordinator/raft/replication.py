@@ -39,7 +39,9 @@ def propose(state: State, data: bytes, kind: Kind = Kind.DATA) -> Entry:
 def on_append(state: State, message: Append) -> None:
     """A follower's side. What it acknowledges it has stored: the reply waits for the sync."""
     entries = message.entries
-    if not all(entry.intact for entry in entries) or (entries and state.disk_full):
+    # With a full disk there is still room for what a new leader needs to be one: else nobody could be read.
+    too_much = state.disk_full and any(entry.kind is Kind.DATA for entry in entries)
+    if too_much or not all(entry.intact for entry in entries):
         # No answer: the leader asks again with the next heartbeats, and may find sound bytes or space.
         return
     log = state.log

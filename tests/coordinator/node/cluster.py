@@ -35,8 +35,12 @@ def free_ports(count: int) -> list[int]:
 class Cluster:
     """``now_s`` is what sessions expire by, on all nodes."""
 
-    def __init__(self, folder: Path, count: int, *, retention_s: float = 3600.0) -> None:
+    def __init__(
+        self, folder: Path, count: int, *, retention_s: float = 3600.0, node_settings: NodeSettings = QUICK
+    ) -> None:
         self.folder = folder
+        self.node_settings = node_settings
+        self.storages: dict[int, SqliteStorage] = {}
         self.addresses = {number: f"127.0.0.1:{port}" for number, port in enumerate(free_ports(count), 1)}
         url = "raft://" + ",".join(self.addresses.values())
         self.settings = LedgerSettings(url=url, retention_s=retention_s)
@@ -55,24 +59,51 @@ class Cluster:
             node = Node(
                 storage,
                 stored,
-                QUICK,
+                self.node_settings,
                 self.settings,
                 WireSettings(),
                 random=SystemRandom(),
                 clock=lambda: self.now_s,
             )
-            self.nodes[number] = node
+            self.nodes[number], self.storages[number] = node, storage
             await node.start(Address.parse(self.addresses[number]))
 
     async def stop(self, *numbers: int) -> None:
         for number in numbers or list(self.nodes):
             await self.nodes.pop(number).stop()
 
-    async def leader(self) -> Node:
-        """Once somebody leads."""
-        while not (leading := [node for node in self.nodes.values() if node.leads]):
+    async def leader(self, *, but: int = 0) -> Node:
+        """Once somebody leads, other than ``but``."""
+        while True:
+            leading = [node for number, node in self.nodes.items() if node.leads and number != but]
+            if leading:
+                return max(leading, key=lambda node: node.replica.raft.term)
             await asyncio.sleep(0.01)
-        return max(leading, key=lambda node: node.replica.raft.term)
+
+    def cut(self, number: int) -> None:
+        """Nothing goes to that node or comes from it; its clients still reach it."""
+        replica = self.nodes[number].replica
+        replica._send = lambda _: None
+        replica.step = lambda _: None  # type: ignore[method-assign]
+
+    def heal(self, number: int) -> None:
+        node = self.nodes[number]
+        node.replica._send = node.peers.send
+        del node.replica.step  # type: ignore[method-assign]
+
+    async def settled(self) -> None:
+        """Once every running node has applied what the leader has committed."""
+        while True:
+            leader = await self.leader()
+            index = leader.replica.raft.commit_index
+            applied = {node.replica.raft.applied_index for node in self.nodes.values()}
+            if applied == {index}:
+                return
+            await asyncio.sleep(0.01)
+
+    def images(self) -> set[bytes]:
+        """Of all running nodes' state machines."""
+        return {node.replica.replicated.image() for node in self.nodes.values()}
 
     async def elapse(self, seconds: float) -> None:
         """Let ledger time pass, and what is due then happen, whoever leads meanwhile."""
@@ -88,8 +119,10 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, count: int = 3) -> AsyncIterator[Cluster]:
-    cluster = Cluster(folder, count)
+async def running(
+    folder: Path, count: int = 3, node_settings: NodeSettings = QUICK
+) -> AsyncIterator[Cluster]:
+    cluster = Cluster(folder, count, node_settings=node_settings)
     await cluster.start()
     try:
         yield cluster
@@ -99,6 +132,7 @@ async def running(folder: Path, count: int = 3) -> AsyncIterator[Cluster]:
 
 @contextlib.asynccontextmanager
 async def client(cluster: Cluster, timeout_s: float = 30.0) -> AsyncIterator[ClusterLedger]:
+    await cluster.leader()
     ledger = await ClusterLedger.open(LedgerSettings(url=cluster.settings.url, request_timeout_s=timeout_s))
     try:
         yield ledger

@@ -1,0 +1,215 @@
+"""A node's file: what was stored is there, what cannot be trusted stops the node."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from coordinator.errors import LedgerLocked, LedgerUnusable
+from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord
+from coordinator.ledger.sqlite.file import StoreFull
+from coordinator.node.bootstrap import beginning
+from coordinator.node.sqlite.storage import FILE_NAME, SqliteStorage, create
+from coordinator.node.storage import Finished, Identity, Snapshot, StorageDamaged, Stored, Write
+from coordinator.raft import Entry, HardState, SnapshotMeta
+from participants.ids import TxId
+
+IDENTITY = Identity("abcdefghij", 2, "disk-2")
+FIRST = beginning("abcdefghij", {1: "a:1", 2: "b:2", 3: "c:3"})
+
+
+def entries(first: int, *terms: int) -> tuple[Entry, ...]:
+    return tuple(Entry.make(first + at, term, b"entry %d" % (first + at)) for at, term in enumerate(terms))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    create(tmp_path / "node", IDENTITY, *FIRST)
+    return tmp_path / "node"
+
+
+async def written(folder: Path, *writes: Write) -> Stored:
+    """What is found after ``writes``, each synced by itself, and a restart."""
+    storage, _ = await SqliteStorage.open(folder)
+    for write in writes:
+        await storage.write([write])
+    await storage.close()
+    return await found(folder)
+
+
+async def found(folder: Path) -> Stored:
+    storage, stored = await SqliteStorage.open(folder)
+    await storage.close()
+    return stored
+
+
+async def test_a_new_node_begins_like_its_peers(folder: Path) -> None:
+    """First nodes that began differently could elect two leaders."""
+    stored = await found(folder)
+    assert (stored.identity, stored.hard_state, stored.snapshot) == (IDENTITY, *FIRST)
+    assert stored.entries == ()
+    assert beginning("abcdefghij", {3: "c:3", 1: "a:1", 2: "b:2"}) == FIRST
+
+
+async def test_what_was_written_is_there(folder: Path) -> None:
+    """A vote or an acknowledged entry that is forgotten breaks every promise of Raft."""
+    stored = await written(
+        folder,
+        Write(hard_state=HardState(3, 1), entries=entries(2, 2, 3)),
+        Write(entries=entries(4, 3)),
+        Write(hard_state=HardState(4, 2)),
+    )
+    assert stored.hard_state == HardState(4, 2)
+    assert stored.entries == entries(2, 2, 3, 3)
+
+
+async def test_entries_replace_the_tail_from_their_first_on(folder: Path) -> None:
+    """A tail of another leader that stays behind a shorter one would come back as if it were the log."""
+    stored = await written(folder, Write(entries=entries(2, 2, 2, 2, 2)), Write(entries=entries(3, 3)))
+    assert stored.entries == (*entries(2, 2), *entries(3, 3))
+
+
+async def test_a_leaders_snapshot_replaces_everything(folder: Path) -> None:
+    """Entries that stay behind it are of another history."""
+    meta = SnapshotMeta(50, 7, FIRST[1].meta.configuration)
+    stored = await written(
+        folder,
+        Write(entries=entries(2, 2, 2)),
+        Write(snapshot=Snapshot(meta, b"image"), replaces_log=True, entries=entries(51, 7)),
+    )
+    assert stored.snapshot == Snapshot(meta, b"image")
+    assert stored.entries == entries(51, 7)
+
+
+async def test_an_own_snapshot_keeps_what_is_behind_it(folder: Path) -> None:
+    """What is not part of it would be lost."""
+    meta = SnapshotMeta(4, 2, FIRST[1].meta.configuration)
+    stored = await written(
+        folder,
+        Write(entries=entries(2, 2, 2, 2, 2)),
+        Write(snapshot=Snapshot(meta, b"image")),
+        Write(keep_from=3),
+    )
+    assert stored.snapshot.meta.index == 4
+    assert stored.entries == entries(3, 2, 2, 2)
+
+
+async def test_a_batch_is_all_or_nothing(folder: Path) -> None:
+    """Half a batch would be a state that no Ready ever described."""
+    storage, _ = await SqliteStorage.open(folder)
+    pages = storage.tables.file.connection
+    limit = await asyncio.wrap_future(
+        storage._thread.submit(lambda: pages.execute("pragma page_count").fetchone()[0] + 4)
+    )
+    storage._reserve.hold = lambda: True  # type: ignore[method-assign]
+    await asyncio.wrap_future(storage._thread.submit(storage.tables.file.limit_pages, limit))
+    large = Entry.make(3, 2, b"x" * 200_000)
+    with pytest.raises(StoreFull, match="no room for node data"):
+        await storage.write(
+            [Write(hard_state=HardState(9, 1), entries=entries(2, 2)), Write(entries=(large,))]
+        )
+    await asyncio.wrap_future(storage._thread.submit(storage.tables.file.limit_pages, limit + 1000))
+    await storage.write([Write(hard_state=HardState(8, 1))])
+    await storage.close()
+    stored = await found(folder)
+    assert stored.hard_state == HardState(8, 1)
+    assert stored.entries == ()
+
+
+async def test_a_torn_tail_is_cut(folder: Path, tmp_path: Path) -> None:
+    """A crash in the middle of a write must neither keep the node from starting nor leave half of it."""
+    storage, _ = await SqliteStorage.open(folder)
+    await storage.write([Write(entries=entries(2, 2, 2))])
+    wal = folder / f"{FILE_NAME}-wal"
+    whole = wal.stat().st_size
+    await storage.write([Write(hard_state=HardState(3, 3), entries=entries(4, 3, 3))])
+    longer = wal.stat().st_size
+    assert longer > whole
+    for cut in range(whole, longer, 997):
+        place = tmp_path / f"torn-{cut}"
+        shutil.copytree(folder, place)
+        with (place / f"{FILE_NAME}-wal").open("r+b") as file:
+            file.truncate(cut)
+            file.seek(0, 2)
+            file.write(b"\x5a" * 300)  # and what the disk held there before
+        stored = await found(place)
+        assert stored.entries == entries(2, 2, 2)
+        assert stored.hard_state == FIRST[0]
+    await storage.close()
+
+
+DAMAGES = {
+    "a byte of an entry": "update entry set data = cast('entry X' as blob) where idx = 3",
+    "the term of an entry": "update entry set term = 1 where idx = 3",
+    "an entry's place": "delete from entry where idx = 3",
+    "the first entry": "delete from entry where idx = 2",
+    "the last entry's checksum": "update entry set crc = crc + 1 where idx = 4",
+    "the snapshot": "update snapshot set image = x'00'",
+    "the snapshot's index": "update snapshot set idx = 2",
+    "the vote": "delete from hard_state",
+    "no snapshot at all": "delete from snapshot",
+    "a kind that is none": "update entry set kind = 9 where idx = 2",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_damage_stops_the_node_and_says_how_to_rejoin(folder: Path, damage: str) -> None:
+    """It may have acknowledged what is damaged: to run on with less would take a committed decision back."""
+    await written(folder, Write(entries=entries(2, 2, 2, 2)))
+    with sqlite3.connect(folder / FILE_NAME) as connection:
+        assert connection.execute(DAMAGES[damage]).rowcount == 1
+    connection.close()
+    with pytest.raises(StorageDamaged, match=r"is damaged: .*rejoin.*`undoubt cluster remove 2`"):
+        await SqliteStorage.open(folder)
+
+
+async def test_a_newer_format_is_refused(folder: Path) -> None:
+    """An older version could misread a newer one's log."""
+    with sqlite3.connect(folder / FILE_NAME) as connection:
+        connection.execute("update meta set value = '2' where key = 'format'")
+    connection.close()
+    with pytest.raises(LedgerUnusable, match="has format 2, this version of undoubt knows 1"):
+        await SqliteStorage.open(folder)
+
+
+async def test_no_node_without_a_beginning(tmp_path: Path) -> None:
+    """A node that lost its disk and starts empty under its number would vote for what it has forgotten."""
+    with pytest.raises(LedgerUnusable, match="never started again under its number"):
+        await SqliteStorage.open(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_beginning_is_made_once(folder: Path) -> None:
+    """Init on a running cluster's node must not wipe it."""
+    with pytest.raises(LedgerUnusable, match=r"lives in .* already"):
+        create(folder, IDENTITY, *FIRST)
+
+
+async def test_one_process_at_a_time(folder: Path) -> None:
+    """Two nodes on one disk would each overwrite the other's votes."""
+    storage, _ = await SqliteStorage.open(folder)
+    with pytest.raises(LedgerLocked, match="is in use by process"):
+        await SqliteStorage.open(folder)
+    await storage.close()
+    await found(folder)
+
+
+def record(seq: int) -> DecisionRecord:
+    txid = TxId(1, "0" * 16, seq)
+    return DecisionRecord(txid, "2", Decision.COMMIT, (BranchRecord(1, "a"),), float(seq), "me")
+
+
+async def test_history_is_kept_once_and_for_its_time(folder: Path) -> None:
+    """A log that is replayed after a crash writes it again; nobody wants to see a transaction twice."""
+    storage, _ = await SqliteStorage.open(folder)
+    await storage.write([Write(finished=Finished((record(1), record(2)), 1_000, 5_000))])
+    await storage.write([Write(finished=Finished((record(2), record(3)), 4_000, 5_000))])
+    assert list(await storage.history(10, None)) == [record(3), record(2), record(1)]
+    assert await storage.history_of(record(2).txid) == record(2)
+    await storage.write([Write(finished=Finished((), 7_000, 5_000))])
+    assert list(await storage.history(10, None)) == [record(3), record(2)]
+    await storage.close()
