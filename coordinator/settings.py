@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from coordinator.wire import TlsSettings, WireSettings
 from participants.redact import redact
 
 
@@ -19,10 +20,24 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retention_s: float = 7 * 86_400.0
     history_s: float = 7 * 86_400.0
     request_timeout_s: float = 5.0
+    tls_ca: str = ""
+    """PEM files of the ``raft://`` cluster's connections, for its nodes and its clients: the CAs that are
+    trusted, this side's certificate, and its key. All three, or none."""
+    tls_cert: str = ""
+    tls_key: str = ""
 
     def __post_init__(self) -> None:
         if self.retention_s < 0 or self.history_s < 0:
             raise ValueError("retention_s and history_s must not be negative")
+        files = {"tls_ca": self.tls_ca, "tls_cert": self.tls_cert, "tls_key": self.tls_key}
+        if any(files.values()) and not all(files.values()):
+            missing = " and ".join(key for key, path in files.items() if not path)
+            raise ValueError(f"TLS needs tls_ca, tls_cert and tls_key; {missing} missing")
+
+    @property
+    def wire(self) -> WireSettings:
+        tls = TlsSettings(self.tls_ca, self.tls_cert, self.tls_key) if self.tls_ca else None
+        return WireSettings(tls=tls)
 
     def __repr__(self) -> str:
         return f"LedgerSettings(url={redact(self.url)!r})"

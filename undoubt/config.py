@@ -16,7 +16,7 @@ Not keys, and left alone: ``UNDOUBT_CONFIG``, ``UNDOUBT_POSTGRES_BIN``, ``UNDOUB
 ``UNDOUBT_…_SERVICE_HOST`` and ``UNDOUBT_…_PORT…`` that Kubernetes puts into every container beside a
 service of that name (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 
-**Relative paths** (``sqlite:///undoubt.db``, ``node.data``, ``password_file``) written in a file, and the
+**Relative paths** (``sqlite:///undoubt.db``, ``node.data``, ``tls_ca``, ``password_file``) in a file, and the
 defaults of a configuration that has a file, are relative to the file's folder; from the environment, from
 flags and from code, to the current directory. Either way they become absolute at once.
 
@@ -61,6 +61,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "recovery": RecoverySettings,
     "node": NodeSettings,
 }
+_PATHS = {("node", "data"), ("ledger", "tls_ca"), ("ledger", "tls_cert"), ("ledger", "tls_key")}
 _PARTICIPANTS = "participants"
 
 KeyPath = tuple[str, ...]
@@ -255,8 +256,8 @@ def _leaf(path: KeyPath, given: _Given) -> Any:
         ) from None
     if path == ("ledger", "url"):
         return _absolute_url(value, given.folder)
-    if path == ("node", "data") or (path[-1] == "password_file" and value is not None):
-        return str(given.folder / Path(value).expanduser())
+    if path in _PATHS or (path[-1] == "password_file" and value is not None):
+        return str(given.folder / Path(value).expanduser()) if value else value
     return value
 
 

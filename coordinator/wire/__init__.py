@@ -24,24 +24,34 @@ repeated.
 :mod:`.connection`   a handshake, then frames; bounds; one write per turn of the loop
 :mod:`.listener`     ``serve``: the side that is connected to, and how many it takes
 :mod:`.dialing`      ``connect``: the side that connects
+:mod:`.tls`          certificates: contexts from files, and whom they name
+:mod:`.address`      host and port; what may be listened on without TLS
 :mod:`.settings`     the bounds
 ===================  ========================================================================================
 """
 
 from __future__ import annotations
 
-from coordinator.wire.address import Address
+from coordinator.wire.address import Address, refuse_exposed
 from coordinator.wire.connection import Accept, Connection, Receiver
 from coordinator.wire.dialing import connect
-from coordinator.wire.errors import HandshakeRefused, LocalProtocolError, Refusal, RemoteProtocolError
+from coordinator.wire.errors import (
+    HandshakeRefused,
+    LocalProtocolError,
+    Refusal,
+    RemoteProtocolError,
+    TlsUnusable,
+)
 from coordinator.wire.handshake import VERSIONS, Identity, Role, Versions
 from coordinator.wire.listener import Listener, serve
 from coordinator.wire.settings import WireSettings
+from coordinator.wire.tls import Certificate, Tls, TlsSettings, tls_of
 
 __all__ = [
     "VERSIONS",
     "Accept",
     "Address",
+    "Certificate",
     "Connection",
     "HandshakeRefused",
     "Identity",
@@ -51,8 +61,13 @@ __all__ = [
     "Refusal",
     "RemoteProtocolError",
     "Role",
+    "Tls",
+    "TlsSettings",
+    "TlsUnusable",
     "Versions",
     "WireSettings",
     "connect",
+    "refuse_exposed",
     "serve",
+    "tls_of",
 ]

@@ -6,6 +6,8 @@ import ipaddress
 
 import msgspec
 
+from participants.errors import UsageError
+
 
 class Address(msgspec.Struct, frozen=True, array_like=True, order=True):
     """A host (a name, or an address without brackets) and a TCP port."""
@@ -38,3 +40,14 @@ class Address(msgspec.Struct, frozen=True, array_like=True, order=True):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def refuse_exposed(where: Address, *, tls: bool, insecure: bool, way_out: str) -> None:
+    """Raises ``UsageError`` for a place that other machines can reach and where anybody would be believed.
+    ``insecure``: the user said that the network itself is trusted. ``way_out`` says how TLS is set up."""
+    if not (where.loopback or tls or insecure):
+        raise UsageError(
+            f"{where} can be reached from other machines, and without TLS anybody there could decide"
+            f" transactions: {way_out}, or listen on 127.0.0.1; pass --insecure only if the network itself"
+            " is trusted"
+        )

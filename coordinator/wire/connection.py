@@ -12,6 +12,7 @@ from coordinator.wire.errors import LocalProtocolError, RemoteProtocolError
 from coordinator.wire.frames import FrameReader, header
 from coordinator.wire.handshake import HANDSHAKE_BYTES_MAX, HANDSHAKE_VERSION, Identity, Versions
 from coordinator.wire.settings import WireSettings
+from coordinator.wire.tls import check_names, peer_names, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ class Connection(asyncio.Protocol, abc.ABC):
         self.closed = True
         self.transport = None
         self._outgoing.clear()
-        why = self._why or (f"the connection was lost: {exc}" if exc else "the peer closed the connection")
+        lost = f"the connection was lost: {reason_of(exc)}" if exc else "the peer closed the connection"
+        why = self._why or lost
         receiver, self._receiver = self._receiver, None
         self._lost(receiver, why)
 
@@ -105,6 +107,11 @@ class Connection(asyncio.Protocol, abc.ABC):
     @abc.abstractmethod
     def _tell(self, why: str) -> None:
         """This side ends the connection because of what the other one does."""
+
+    def _check_certificate(self, peer: Identity, cluster: str) -> str:
+        """The name in it; empty without TLS. Raises :class:`HandshakeRefused`."""
+        names = peer_names(self.transport) if self.transport is not None else ()
+        return "" if names is None else check_names(names, peer, cluster)
 
     def _opened(self, peer: Identity, version: int) -> None:
         """From now on frames of that version. Raises :class:`HandshakeRefused`."""

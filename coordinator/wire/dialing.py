@@ -12,6 +12,7 @@ from coordinator.wire.connection import Accept, Connection, Receiver
 from coordinator.wire.errors import HandshakeRefused
 from coordinator.wire.handshake import VERSIONS, Identity, Versions
 from coordinator.wire.settings import WireSettings
+from coordinator.wire.tls import reason_of, tls_of
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ async def connect(
 ) -> Connection:
     """A connection whose handshake is done. ``where`` may be a connected unix socket; ``for_number`` is the
     node that is expected there, 0 if any will do. Raises :class:`HandshakeRefused`, by this side or in the
-    other side's words, and ``OSError`` if nobody is there who speaks our protocol."""
+    other side's words, ``OSError`` if nobody is there who speaks our protocol, and :class:`TlsUnusable`."""
     loop = asyncio.get_running_loop()
     dialed = Dialed(me, accept, settings, versions, for_number)
     try:
@@ -36,12 +37,13 @@ async def connect(
             if isinstance(where, socket.socket):
                 await loop.create_unix_connection(lambda: dialed, sock=where)
             else:
-                await loop.create_connection(lambda: dialed, where.host, where.port)
+                context = tls_of(settings.tls).dialing if settings.tls is not None else None
+                await loop.create_connection(lambda: dialed, where.host, where.port, ssl=context)
             await dialed.opened
     except TimeoutError:
         raise ConnectionError(f"no answer from {_named(where)} within {timeout_s:g} s") from None
     except OSError as error:
-        raise ConnectionError(f"cannot speak with {_named(where)}: {error}") from error
+        raise ConnectionError(f"cannot speak with {_named(where)}: {reason_of(error)}") from error
     finally:
         if dialed.transport is not None and not dialed.ready:
             dialed.abort()
@@ -72,7 +74,9 @@ class Dialed(Connection):
 
     def _shake(self, payload: bytes) -> None:
         try:
-            self._opened(*handshake.check_answer(payload, self.me, self._versions, self._for_number))
+            peer, version = handshake.check_answer(payload, self.me, self._versions, self._for_number)
+            self._check_certificate(peer, peer.cluster_id)
+            self._opened(peer, version)
         except HandshakeRefused as error:
             self._end(error)
             self.abort(error.reason)

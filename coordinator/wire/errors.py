@@ -13,6 +13,10 @@ class LocalProtocolError(Exception):
     """This side was about to send what the peer would not take: a bug, or a batch that grew too large."""
 
 
+class TlsUnusable(Exception):
+    """Certificates or keys of this side are of no use; the message names the file."""
+
+
 class Refusal(enum.StrEnum):
     """Why a handshake was refused. A peer of another version may know more of them."""
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Callable
+
+import msgspec
 
 from coordinator.wire import handshake
 from coordinator.wire.address import Address
 from coordinator.wire.connection import Accept, Connection, Receiver
-from coordinator.wire.errors import HandshakeRefused, Refusal
+from coordinator.wire.errors import HandshakeRefused, Refusal, TlsUnusable
 from coordinator.wire.handshake import HANDSHAKE_VERSION, VERSIONS, Identity, Role, Versions
 from coordinator.wire.settings import WireSettings
+from coordinator.wire.tls import reason_of, tls_of
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +37,7 @@ async def serve(
 ) -> Listener:
     """Listen there; ``where`` may be a bound unix socket. ``accept`` is called for each peer whose handshake
     is done and whose role is among ``roles``; ``admits`` answers why somebody may not even say who it is, or
-    nothing. Raises ``OSError`` if the place cannot be listened on."""
+    nothing. Raises ``OSError`` if the place cannot be listened on, :class:`TlsUnusable`."""
     listener = Listener(me, accept, settings, versions=versions, roles=roles, admits=admits)
     await listener.start(where)
     return listener
@@ -57,6 +61,7 @@ class Listener:
         self.versions = versions
         self.roles = roles
         self.admits = admits
+        self.tls = tls_of(settings.tls) if settings.tls is not None else None
         self.strangers: dict[Accepted, None] = {}  # in the order of their coming
         self.clients: set[Accepted] = set()
         self.nodes: set[Accepted] = set()
@@ -66,6 +71,7 @@ class Listener:
     async def start(self, where: Address | socket.socket) -> None:
         loop = asyncio.get_running_loop()
         if isinstance(where, socket.socket):
+            self.tls = None
             self._server = await loop.create_unix_server(lambda: Accepted(self, self._accept), sock=where)
         else:
             self._server = await loop.create_server(
@@ -97,6 +103,9 @@ class Accepted(Connection):
     def __init__(self, listener: Listener, accept: Accept) -> None:
         super().__init__(listener.me, accept, listener.settings, listener.versions)
         self._listener = listener
+        self._securing: asyncio.Task[None] | None = None
+        self._early: bytearray | None = None
+        self._ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         strangers = self._listener.strangers
@@ -106,14 +115,56 @@ class Accepted(Connection):
             next(iter(strangers))._break_off("too many connections that did not say who they are")
 
     def _begin(self) -> None:
-        if self._listener.admits is None or self.transport is None:
-            return
-        if why := self._listener.admits(self.transport):
+        transport, admits = self.transport, self._listener.admits
+        if admits is not None and transport is not None and (why := admits(transport)):
             self._break_off(why)
+        elif self._listener.tls is not None and transport is not None:
+            transport.pause_reading()  # what comes is TLS's
+            self._early = bytearray()
+            self._securing = self._loop.create_task(self._secure(transport, self._listener.tls.listening))
+
+    async def _secure(self, transport: asyncio.Transport, context: ssl.SSLContext) -> None:
+        """Begin TLS. Not by the server itself: that would say nothing of handshakes that fail, and keep the
+        certificate it began with."""
+        try:
+            secured = await self._loop.start_tls(
+                transport,
+                self,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=2 * self._settings.handshake_s,  # the deadline comes first
+            )
+        except (OSError, TlsUnusable) as error:
+            if not self.closed:
+                self._tell(reason_of(error))
+            transport.abort()
+            self.connection_lost(error)
+            return
+        early, self._early = self._early, None
+        if self.closed or secured is None:  # asyncio calls a handshake that was cut off a success without one
+            transport.abort()
+            self.connection_lost(None)
+            return
+        self.transport = secured
+        if early:
+            self.data_received(bytes(early))
+
+    def data_received(self, data: bytes) -> None:
+        if self._early is None:
+            super().data_received(data)
+        else:  # TLS is ready and its transport not known here yet: nothing could be answered
+            self._early += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._ended:
+            self._ended = True
+            super().connection_lost(exc)
 
     def _shake(self, payload: bytes) -> None:
         try:
             peer, version = handshake.check_hello(payload, self.me, self._versions, self._listener.roles)
+            if name := self._check_certificate(peer, self.me.cluster_id):
+                peer = msgspec.structs.replace(peer, name=f"{name} ({peer.name})" if peer.name else name)
             self._listener.check_room(peer)
             self.send(handshake.welcome(self.me, version))
             self._opened(peer, version)

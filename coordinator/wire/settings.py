@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from coordinator.wire.frames import FRAME_BYTES_MAX
+from coordinator.wire.tls import TlsSettings
 
 
 class WireSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -17,6 +18,8 @@ class WireSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A peer that leaves more than that unread is cut off."""
     clients_max: int = 4096
     """Connections of clients to one port; the others are refused."""
+    tls: TlsSettings | None = None
+    """Without it everybody who reaches the port is believed."""
     strangers_max: int = 256
     """Connections to one port that have not said who they are; the oldest makes room for the newest."""
 

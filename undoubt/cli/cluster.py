@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
+from participants.ids import check_ledger_id
 from undoubt.cli.context import Context, common, pass_context
 from undoubt.cli.exits import CommandError, Exit
 
@@ -110,3 +112,65 @@ def _page(context: Context, found: Survey) -> None:
             )
         )
     context.output.table(("node", "address", "role", "term", "committed", "applied", "note"), rows)
+
+
+@cluster.command()
+@click.option(
+    "--dir", "place", metavar="FOLDER", default="certs", show_default=True, help="Where they are kept."
+)
+@click.option("--id", "ticket", metavar="ID", default="", help="The cluster; once, what init printed.")
+@click.option("--node", "nodes", metavar="N[=HOST,…]", multiple=True, help="A certificate for this node.")
+@click.option("--client", "clients", metavar="NAME", multiple=True, help="A certificate for a client.")
+@click.option(
+    "--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="How long they last."
+)
+@click.option(
+    "--renew", is_flag=True, help="Instead: all certificates of the folder anew, keys and names kept."
+)
+@common
+@pass_context
+def certs(
+    context: Context,
+    *,
+    place: str,
+    ticket: str,
+    nodes: tuple[str, ...],
+    clients: tuple[str, ...],
+    days: int,
+    renew: bool,
+) -> None:
+    """Make certificates for a start.
+
+    A CA, where the folder has none yet, and certificates for nodes and clients that it signs; nothing that
+    exists is overwritten. Give each node and each client ca.crt and its own two files, for ledger.tls_ca,
+    tls_cert and tls_key, and keep ca.key elsewhere. Hosts are optional: what counts is the node's number.
+
+    \b
+    Example:
+      undoubt cluster certs --id 4k2j9x0qpa-1f0c77de --node 1 --node 2 --node 3 --client shop
+      undoubt cluster certs --renew
+    """
+    if renew == bool(nodes or clients):
+        raise click.UsageError("either --renew, or at least one --node or --client")
+    try:
+        from undoubt.serve.certs import Folder  # noqa: PLC0415 - an extra, which only this command needs
+    except ModuleNotFoundError:
+        raise CommandError(
+            Exit.FAILURE, "this command needs the package cryptography: pip install 'undoubt[certs]'"
+        ) from None
+
+    cluster_id = check_ledger_id(ticket.partition("-")[0]) if ticket else ""
+    folder = Folder(Path(place), cluster_id, days)
+    issued = folder.renew() if renew else folder.issue(dict(map(_node_hosts, nodes)), clients)
+    if context.output.json:
+        context.output.document({"cluster": folder.cluster, "certificates": msgspec.to_builtins(issued)})
+        return
+    rows = [(each.cert, each.name, each.until) for each in issued]
+    context.output.table(("certificate", "names", "valid until"), rows)
+
+
+def _node_hosts(text: str) -> tuple[int, list[str]]:
+    number, _, hosts = text.partition("=")
+    if not number.isascii() or not number.isdigit():
+        raise click.UsageError(f"--node {text!r} is not N or N=HOST,HOST")
+    return int(number), [host for host in hosts.split(",") if host]

@@ -3,5 +3,6 @@ told to stop.
 
 What enters: :class:`~undoubt.config.Settings` and signals. What leaves: a process that says on stderr when
 it is ready, tells systemd so as well (:mod:`.notify`), and ends in an orderly way on SIGTERM or SIGINT.
-:mod:`.node` runs a member of the ledger's cluster; the commands of :mod:`undoubt.cli` call it.
+:mod:`.node` runs a member of the ledger's cluster, :mod:`.certs` makes certificates for it; the commands
+of :mod:`undoubt.cli` call them.
 """

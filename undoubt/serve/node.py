@@ -17,12 +17,13 @@ from random import SystemRandom
 import msgspec
 
 from coordinator.errors import LedgerUnusable
-from coordinator.ledger.cluster.ledger import RAFT, addresses_of
+from coordinator.ledger.cluster.ledger import RAFT, addresses_of, wire_of
 from coordinator.node.bootstrap import beginning
 from coordinator.node.node import Node
 from coordinator.node.sqlite.storage import SqliteStorage, create
 from coordinator.node.storage import Identity
-from coordinator.wire import Address, WireSettings
+from coordinator.wire import Address, Role, TlsUnusable, WireSettings, refuse_exposed, tls_of
+from coordinator.wire import Identity as Named
 from participants.errors import UsageError
 from participants.ids import InvalidName, check_ledger_id, new_ledger_id, new_nonce
 from recovery.service import RecoveryService
@@ -105,11 +106,12 @@ async def run(
 async def node(settings: Settings, *, insecure: bool = False) -> AsyncIterator[Node]:
     """A running node of these settings, with recovery while it leads. Stopped on exit."""
     listen = _listen(settings)
-    if not listen.loopback and not insecure:
-        raise UsageError(
-            f"{listen} can be reached from other machines, and without TLS anybody there could decide"
-            " transactions; listen on 127.0.0.1, or pass --insecure if the network itself is trusted"
-        )
+    refuse_exposed(
+        listen,
+        tls=settings.ledger.wire.tls is not None,
+        insecure=insecure,
+        way_out="`undoubt cluster certs` makes files for ledger.tls_ca, tls_cert and tls_key",
+    )
     made = await _open(settings)
     recovering: asyncio.Task[None] | None = None
     try:
@@ -131,7 +133,9 @@ async def _open(settings: Settings) -> Node:
     storage, stored = await SqliteStorage.open(Path(settings.node.data))
     try:
         _check_number(stored.identity, number, settings.node.data)
-        return Node(storage, stored, settings.node, settings.ledger, WireSettings(), random=SystemRandom())
+        wire = wire_of(settings.ledger)
+        _check_certificate(wire, stored.identity)
+        return Node(storage, stored, settings.node, settings.ledger, wire, random=SystemRandom())
     except BaseException:
         await storage.close()
         raise
@@ -140,6 +144,15 @@ async def _open(settings: Settings) -> Node:
 def _check_number(identity: Identity, number: int, folder: str) -> None:
     if identity.node != number:
         raise LedgerUnusable(f"in {folder} lives node {identity.node}, but node.number is {number}")
+
+
+def _check_certificate(wire: WireSettings, identity: Identity) -> None:
+    """Else every peer would refuse this node, and it could only say that nobody is reached."""
+    if wire.tls is not None:
+        try:
+            tls_of(wire.tls).check_own(Named(Role.NODE, identity.cluster, identity.node))
+        except TlsUnusable as error:
+            raise LedgerUnusable(str(error)) from error
 
 
 async def _recover(made: Node, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from coordinator.ledger import calls
 from coordinator.ledger.calling import CallingLedger
 from coordinator.ledger.cluster.route import Route
 from coordinator.settings import LedgerSettings
-from coordinator.wire import Address, Identity, Role, WireSettings
+from coordinator.wire import Address, Identity, Role, TlsUnusable, WireSettings, tls_of
 from participants.redact import redact
 
 RAFT = "raft://"
@@ -39,10 +39,11 @@ class ClusterLedger(CallingLedger):
         name: str = "",
     ) -> ClusterLedger:
         """Find the cluster's leader. ``random`` draws nonces and pauses. Raises ``LedgerUnusable`` for a URL
-        that is none, ``LedgerUnavailable`` if nobody leads within ``request_timeout_s``."""
+        that is none and for TLS files of no use, ``LedgerUnavailable`` if nobody leads within
+        ``request_timeout_s``."""
         random = random or SystemRandom()
         me = Identity(Role.CLIENT, name=name or f"process {os.getpid()}")
-        route = Route(addresses_of(settings.url), me, wire or WireSettings(), random)
+        route = Route(addresses_of(settings.url), me, wire or wire_of(settings), random)
         ledger = cls(route, settings)
         ledger._random = random
         try:
@@ -86,6 +87,17 @@ class ClusterLedger(CallingLedger):
                 f" {self._ledger_id})"
             )
         self._ledger_id = found
+
+
+def wire_of(settings: LedgerSettings) -> WireSettings:
+    """How to speak with the cluster. Raises ``LedgerUnusable`` if the TLS files are of no use."""
+    wire = settings.wire
+    if wire.tls is not None:
+        try:
+            tls_of(wire.tls)
+        except TlsUnusable as error:
+            raise LedgerUnusable(f"ledger.tls_ca, tls_cert, tls_key: {error}") from error
+    return wire
 
 
 def addresses_of(url: str) -> Sequence[Address]:

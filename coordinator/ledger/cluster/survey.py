@@ -9,7 +9,7 @@ import msgspec
 
 from coordinator.ledger import calls
 from coordinator.ledger.cluster import messages
-from coordinator.ledger.cluster.ledger import addresses_of
+from coordinator.ledger.cluster.ledger import addresses_of, wire_of
 from coordinator.ledger.cluster.messages import NodeStatus, Request, StatusCall
 from coordinator.settings import LedgerSettings
 from coordinator.wire import Address, Connection, HandshakeRefused, Identity, Role, WireSettings, connect
@@ -33,12 +33,13 @@ class Survey(msgspec.Struct, frozen=True):
 
 async def survey(settings: LedgerSettings, wire: WireSettings | None = None) -> Survey:
     """Ask the nodes of the URL, then the members that they name. Raises ``LedgerUnusable`` for a URL that
-    names no cluster."""
+    names no cluster and for TLS files of no use."""
     seen: dict[str, Seen] = {}
+    wire = wire or wire_of(settings)
     wanted = {str(address) for address in addresses_of(settings.url)}
     while missing := sorted(wanted - seen.keys()):
         asked = await asyncio.gather(
-            *(status(address, settings.request_timeout_s, wire or WireSettings()) for address in missing)
+            *(status(address, settings.request_timeout_s, wire) for address in missing)
         )
         for one in asked:
             seen[one.address] = one

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from coordinator.wire import (
+    VERSIONS,
     Address,
     Connection,
     HandshakeRefused,
@@ -101,3 +103,15 @@ async def dialed(
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Everything a log reader is bothered with."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def ends(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """What comes until the other side closes."""
+    got = b""
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        got = await reader.read(-1)
+    writer.transport.abort()
+    return got
+
+
+__all__ = ["VERSIONS", "Box", "Side", "dialed", "ends", "listening", "warnings"]

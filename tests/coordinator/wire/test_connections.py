@@ -23,7 +23,7 @@ from coordinator.wire import (
     serve,
 )
 from coordinator.wire.frames import header
-from tests.coordinator.wire.support import CLIENT, ONE, TWO, Side, dialed, listening, warnings
+from tests.coordinator.wire.support import CLIENT, ONE, TWO, Side, dialed, ends, listening, warnings
 
 
 async def test_both_sides_know_each_other_and_talk(caplog: pytest.LogCaptureFixture) -> None:
@@ -124,15 +124,6 @@ async def raw(where: Address, data: bytes) -> tuple[asyncio.StreamReader, asynci
     reader, writer = await asyncio.open_connection(where.host, where.port)
     writer.write(data)
     return reader, writer
-
-
-async def ends(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    """What comes until the other side closes."""
-    got = b""
-    with contextlib.suppress(ConnectionError):
-        got = await reader.read(-1)
-    writer.transport.abort()
-    return got
 
 
 @pytest.mark.parametrize(

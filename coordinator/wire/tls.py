@@ -1,0 +1,213 @@
+"""TLS on both sides, from three files; who a certificate names.
+
+A certificate says who its holder is by URIs among its alternative names (RFC 5280 §4.2.1.6), as SPIFFE does:
+``undoubt://CLUSTER/node/2``, ``undoubt://CLUSTER/client/NAME``. Host names are not looked at: addresses of
+nodes change, who they are does not. Both sides show a certificate, signed by a CA of the same file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import ssl
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from coordinator.wire.errors import HandshakeRefused, Refusal, TlsUnusable
+from coordinator.wire.handshake import Identity, Role
+
+log = logging.getLogger(__name__)
+
+SCHEME = "undoubt://"
+
+
+class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Paths of PEM files: the CAs that are trusted (one or more), this side's certificate, its key."""
+
+    ca: str
+    cert: str
+    key: str
+
+
+class Certificate(msgspec.Struct, frozen=True):
+    """What a certificate says. ``not_after`` is in seconds since 1970."""
+
+    names: tuple[str, ...]
+    not_after: float
+
+
+class Tls:
+    """Contexts for connections to come. They are made anew when a file has changed; if the new ones are of no
+    use, the former ones stay. Made by :func:`tls_of`."""
+
+    def __init__(self, settings: TlsSettings) -> None:
+        """Raises :class:`TlsUnusable`."""
+        self.settings = settings
+        self._seen = self._look()
+        self._listening, self._dialing, self._own = _load(settings)
+
+    @property
+    def listening(self) -> ssl.SSLContext:
+        self._refresh()
+        return self._listening
+
+    @property
+    def dialing(self) -> ssl.SSLContext:
+        self._refresh()
+        return self._dialing
+
+    @property
+    def own(self) -> Certificate:
+        """What this side shows."""
+        self._refresh()
+        return self._own
+
+    def check_own(self, me: Identity) -> None:
+        """Raises :class:`TlsUnusable` if peers would not believe that this is ``me``."""
+        try:
+            check_names(self.own.names, me, me.cluster_id)
+        except HandshakeRefused as error:
+            raise TlsUnusable(f"{self.settings.cert}: {error.reason}") from None
+
+    def _refresh(self) -> None:
+        looks = self._look()
+        if looks == self._seen:
+            return
+        self._seen = looks
+        try:
+            self._listening, self._dialing, self._own = _load(self.settings)
+        except TlsUnusable as error:
+            log.warning("the changed certificate is not taken, the former one is kept: %s", error)
+        else:
+            until = time.strftime("%Y-%m-%d", time.gmtime(self._own.not_after))
+            log.info("the certificate in %s was read anew; it is valid until %s", self.settings.cert, until)
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        looks: list[tuple[int, int, int] | None] = []
+        for path in (self.settings.ca, self.settings.cert, self.settings.key):
+            try:
+                found = os.stat(path)
+            except OSError:
+                looks.append(None)
+            else:
+                looks.append((found.st_ino, found.st_mtime_ns, found.st_size))
+        return looks
+
+
+@functools.lru_cache(maxsize=64)
+def tls_of(settings: TlsSettings) -> Tls:
+    """One for all connections of the process with these files. Raises :class:`TlsUnusable`."""
+    return Tls(settings)
+
+
+def _load(settings: TlsSettings) -> tuple[ssl.SSLContext, ssl.SSLContext, Certificate]:
+    contexts = []
+    for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
+        context = ssl.SSLContext(side)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_REQUIRED
+        _read(context, settings)
+        contexts.append(context)
+    listening, dialing = contexts
+    listening.num_tickets = 0  # nothing is resumed: each connection shows its certificate
+    return listening, dialing, _shown(listening, dialing, settings)
+
+
+def _read(context: ssl.SSLContext, settings: TlsSettings) -> None:
+    path = settings.ca
+    try:
+        context.load_verify_locations(settings.ca)
+        path = f"{settings.cert} with {settings.key}"
+        context.load_cert_chain(settings.cert, settings.key, password=_no_password)
+    except ssl.SSLError as error:
+        raise TlsUnusable(f"cannot use {path}: {reason_of(error)}") from None
+    except OSError as error:
+        raise TlsUnusable(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _no_password() -> str:
+    raise TlsUnusable("the key is encrypted; a process that restarts by itself needs one that is not")
+
+
+def _shown(listening: ssl.SSLContext, dialing: ssl.SSLContext, settings: TlsSettings) -> Certificate:
+    """This side's own certificate, as a peer would see it: it shakes hands with itself, so that what peers
+    would refuse (expired, of another CA) is found out here."""
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = [dialing.wrap_bio(back, there), listening.wrap_bio(there, back, server_side=True)]
+    for _ in range(4):
+        for side in sides:
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLError as error:
+                raise TlsUnusable(f"{settings.cert} is of no use: {reason_of(error)}") from None
+    shown = sides[0].getpeercert() or {}
+    return Certificate(_uris(shown), float(ssl.cert_time_to_seconds(str(shown["notAfter"]))))
+
+
+def _uris(certificate: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(
+        value
+        for kind, value in certificate.get("subjectAltName", ())
+        if kind == "URI" and value.startswith(SCHEME)
+    )
+
+
+def peer_names(transport: asyncio.BaseTransport) -> tuple[str, ...] | None:
+    """Whom the other side's certificate names; None without TLS."""
+    if transport.get_extra_info("ssl_object") is None:
+        return None
+    return _uris(transport.get_extra_info("peercert") or {})
+
+
+def name_of(cluster: str, role: Role, name: str) -> str:
+    return f"{SCHEME}{cluster}/{role}/{name}"
+
+
+def check_names(names: Iterable[str], peer: Identity, cluster: str) -> str:
+    """Which of a certificate's names lets ``peer`` be who it says, in that cluster. A node may also be a
+    client: it can do more than any. Raises :class:`HandshakeRefused`."""
+    listed = list(names)
+    for name in listed:
+        owner, _, rest = name.removeprefix(SCHEME).partition("/")
+        role, _, who = rest.partition("/")
+        if owner != cluster or not who:
+            continue
+        if peer.role is Role.CLIENT and role in set(Role):
+            return who if role == Role.CLIENT else f"node {who}"
+        if peer.role is Role.NODE and (role, who) == (Role.NODE, str(peer.number)):
+            return who
+    wanted = name_of(cluster, peer.role, str(peer.number or "…"))
+    told = ", ".join(listed) or "nobody in undoubt's way"
+    raise HandshakeRefused(
+        Refusal.CERTIFICATE, f"the certificate does not make it {peer}: it names {told}, not {wanted}"
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """A TLS failure in words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate is not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return _REASONS.get(error.reason, error.reason.lower().replace("_", " "))
+    return str(error) or type(error).__name__
+
+
+_REASONS = {
+    "WRONG_VERSION_NUMBER": "the other side does not speak TLS",
+    "HTTP_REQUEST": "the other side speaks HTTP without TLS",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the other side shows no certificate",
+    "TLSV1_ALERT_UNKNOWN_CA": "the other side does not know the CA of our certificate",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the other side wants a certificate",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the other side says that our certificate has expired",
+    "UNSUPPORTED_PROTOCOL": "the other side speaks no TLS 1.3",
+    "KEY_VALUES_MISMATCH": "the key does not belong to the certificate",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "no certificate is in it",
+}

@@ -1,0 +1,201 @@
+"""``undoubt cluster certs``, and a cluster of real processes that lets in only who has one. Broken if keys
+could be read or overwritten, or if a node without TLS answered a network."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from tests.coordinator.node.cluster import free_ports
+from tests.undoubt.cli.harness import COMMAND, environment, undoubt
+
+ID = "k3v9q0x2ab"
+
+
+def names(cert: Path) -> list[str]:
+    shown = x509.load_pem_x509_certificate(cert.read_bytes())
+    alternatives = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name.value) for name in alternatives]
+
+
+def test_certificates_for_a_start(tmp_path: Path) -> None:
+    """One call for the first nodes, later ones for more; the CA is made once."""
+    first = undoubt(
+        "cluster", "certs", "--id", f"{ID}-1f0c77de", "--node", "1=ledger-1,10.0.0.1", "--node", "2",
+        "--client", "shop", "-o", "json", cwd=tmp_path,
+    )  # fmt: skip
+    assert first.status == 0, first.err
+    assert first.json["cluster"] == ID
+    place = tmp_path / "certs"
+    assert names(place / "node-1.crt") == [f"undoubt://{ID}/node/1", "ledger-1", "10.0.0.1"]
+    assert names(place / "client-shop.crt") == [f"undoubt://{ID}/client/shop"]
+    authority = (place / "ca.crt").read_bytes()
+    later = undoubt("cluster", "certs", "--node", "3", cwd=tmp_path)
+    assert later.status == 0, later.err
+    assert f"undoubt://{ID}/node/3" in later.out
+    assert (place / "ca.crt").read_bytes() == authority
+    assert {path.stat().st_mode & 0o777 for path in place.iterdir()} == {0o600}
+    assert place.stat().st_mode & 0o777 == 0o700
+    verified = subprocess.run(
+        ["openssl", "verify", "-x509_strict", "-CAfile", "ca.crt", "node-1.crt", "node-3.crt"],
+        cwd=place, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert verified.returncode == 0, verified.stderr
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    """Not one file, and none of the others that were asked for is written either."""
+    assert undoubt("cluster", "certs", "--id", ID, "--node", "2", cwd=tmp_path).status == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "certs").iterdir()}
+    again = undoubt("cluster", "certs", "--node", "1", "--node", "2", cwd=tmp_path)
+    assert again.status == 2
+    assert "node-2.crt, node-2.key" in again.err
+    assert {path: path.read_bytes() for path in (tmp_path / "certs").iterdir()} == before
+
+
+def test_a_renewal_keeps_keys_and_names(tmp_path: Path) -> None:
+    """So that at no moment a certificate and a key that do not belong together lie there."""
+    undoubt("cluster", "certs", "--id", ID, "--node", "1=h", "--client", "shop", "--days", "1", cwd=tmp_path)
+    place = tmp_path / "certs"
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    renewed = undoubt("cluster", "certs", "--renew", "-o", "json", cwd=tmp_path)
+    assert renewed.status == 0, renewed.err
+    after = {path.name: path.read_bytes() for path in place.iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {"node-1.crt", "client-shop.crt"}
+    assert names(place / "node-1.crt") == [f"undoubt://{ID}/node/1", "h"]
+    shown = x509.load_pem_x509_certificate(after["node-1.crt"])
+    assert 364 <= (shown.not_valid_after_utc - shown.not_valid_before_utc).days <= 365
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--node", "1"], "which cluster"),
+        (["--id", ID], "--renew, or"),
+        (["--id", ID, "--renew", "--node", "1"], "--renew, or"),
+        (["--id", ID, "--node", "one"], "'one'"),
+        (["--id", ID, "--node", "0"], "counted from 1"),
+        (["--id", ID, "--client", "../x"], "'../x'"),
+        (["--id", "shop", "--node", "1"], "ledger id"),
+        (["--id", ID, "--node", "1=" + "x" * 70], "host name"),
+    ],
+)
+def test_mistakes_are_told(flags: list[str], words: str, tmp_path: Path) -> None:
+    """As mistakes of usage, with the way out."""
+    ran = undoubt("cluster", "certs", *flags, cwd=tmp_path)
+    assert (ran.status, ran.out) == (2, "")
+    assert words in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_another_clusters_ca_is_not_used(tmp_path: Path) -> None:
+    """Two clusters in one folder would share a CA by mistake."""
+    undoubt("cluster", "certs", "--id", ID, "--node", "1", cwd=tmp_path)
+    other = undoubt("cluster", "certs", "--id", "aaaaaaaaaa", "--node", "2", cwd=tmp_path)
+    assert other.status == 2
+    assert ID in other.err
+
+
+CONFIGURATION = """
+[ledger]
+url = "raft://{addresses}"
+request_timeout_s = 20.0
+{tls}
+[node]
+number = {number}
+listen = "{listen}"
+data = "node-{number}"
+heartbeat_s = 0.05
+election_timeout_s = 0.5
+"""
+
+
+def configuration(folder: Path, addresses: list[str], number: int, stem: str, listen: str = "") -> Path:
+    tls = (
+        f'tls_ca = "certs/ca.crt"\ntls_cert = "certs/{stem}.crt"\ntls_key = "certs/{stem}.key"\n'
+        if stem
+        else ""
+    )
+    path = folder / f"{stem or 'bare'}-{number}.toml"
+    path.write_text(
+        CONFIGURATION.format(addresses=",".join(addresses), tls=tls, number=number, listen=listen)
+    )
+    return path
+
+
+@contextlib.contextmanager
+def nodes(folder: Path, addresses: list[str]) -> Iterator[None]:
+    """Three processes, each of them ready."""
+    ticket = ""
+    with contextlib.ExitStack() as stack:
+        for number in (1, 2, 3):
+            config = str(configuration(folder, addresses, number, f"node-{number}"))
+            flags = ["--id", ticket] if ticket else []
+            begun = undoubt("cluster", "init", "--config", config, *flags)
+            assert begun.status == 0, begun.err
+            if not ticket:
+                ticket = begun.out.strip()
+                made = ["--node", "1", "--node", "2", "--node", "3", "--client", "shop"]
+                issued = undoubt("cluster", "certs", "--id", ticket, *made, cwd=folder)
+                assert issued.status == 0, issued.err
+        for number in (1, 2, 3):
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [*COMMAND, "node", "--config", str(folder / f"node-{number}-{number}.toml")],
+                    stderr=subprocess.PIPE, text=True, env=environment(),
+                )
+            )  # fmt: skip
+            stack.callback(process.kill)
+            assert process.stderr is not None
+            for line in process.stderr:
+                if "is ready" in line:
+                    break
+            else:
+                pytest.fail(f"node {number} ended")
+        yield
+
+
+def test_a_cluster_of_processes_behind_tls(tmp_path: Path) -> None:
+    """They find each other, and serve who has a certificate; nobody else gets as far as a status."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
+    with nodes(tmp_path, addresses):
+        client = str(configuration(tmp_path, addresses, 0, "client-shop"))
+        told = undoubt("ledger", "init", "--config", client, "-o", "json")
+        assert told.status == 0, told.err
+        status = undoubt("cluster", "status", "--config", client, "-o", "json")
+        assert status.status == 0, status.err
+        assert [node["role"] for node in status.json["nodes"]].count("leader") == 1
+        bare = undoubt("cluster", "status", "--config", str(configuration(tmp_path, addresses, 0, "")))
+        assert bare.status == 4
+        ours = undoubt("cluster", "status", "--config", str(tmp_path / "node-1-1.toml"), "-o", "json")
+        assert ours.status == 0, ours.err
+
+
+def test_an_open_port_is_refused(tmp_path: Path) -> None:
+    """And with TLS, or if told so, it is not: the mistake is in the message, and its ways out."""
+    (port,) = free_ports(1)
+    config = configuration(tmp_path, [f"127.0.0.1:{port}"], 1, "", listen=f"0.0.0.0:{port}")
+    assert undoubt("cluster", "init", "--config", str(config)).status == 0
+    ran = undoubt("node", "--config", str(config))
+    assert ran.status == 2
+    assert "--insecure" in ran.err
+    assert "cluster certs" in ran.err
+
+
+def test_a_node_with_anothers_certificate_does_not_start(tmp_path: Path) -> None:
+    """It would be refused by all the others, one by one."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
+    begun = undoubt("cluster", "init", "--config", str(configuration(tmp_path, addresses, 1, "")))
+    assert begun.status == 0, begun.err
+    undoubt("cluster", "certs", "--id", begun.out.strip(), "--node", "2", cwd=tmp_path)
+    ran = undoubt("node", "--config", str(configuration(tmp_path, addresses, 1, "node-2")))
+    assert ran.status == 1
+    assert "node/2" in ran.err
+    missing = undoubt("node", "--config", str(configuration(tmp_path, addresses, 1, "node-3")))
+    assert missing.status == 1
+    assert "node-3.crt" in missing.err

@@ -1,0 +1,250 @@
+"""A CA and certificates for a start: what ``undoubt cluster certs`` writes into a folder.
+
+::
+
+    ca.crt  ca.key                        the CA, for ten years; its key only signs, and belongs near no node
+    node-1.crt  node-1.key  …             for a node: undoubt://CLUSTER/node/1, and its hosts
+    client-NAME.crt  client-NAME.key  …   for a client: undoubt://CLUSTER/client/NAME
+
+Whoever has a PKI issues the same names with it. Keys are ECDSA P-256, readable by their owner only. Nothing
+is overwritten but by a renewal, which replaces each certificate in one step and keeps its key, so that at no
+moment the two do not belong together; processes read it anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from coordinator.wire import Role
+from coordinator.wire.tls import SCHEME, name_of
+from participants.errors import UsageError
+
+CA_DAYS = 3650
+DAYS = 365
+_EARLIER = datetime.timedelta(minutes=5)
+"""Certificates are valid a little before they are made: other machines' clocks are late."""
+_CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Issued(msgspec.Struct, frozen=True):
+    """A certificate that was written. ``until`` is a date, UTC; ``hosts`` are for people and for other tools:
+    undoubt itself looks at the name."""
+
+    cert: str
+    key: str
+    name: str
+    hosts: tuple[str, ...]
+    until: str
+
+
+class Folder:
+    """Where CA and certificates are kept."""
+
+    def __init__(self, place: Path, cluster: str, days: int = DAYS) -> None:
+        """Opens the CA there, or makes one. ``cluster`` may be empty where there is a CA: it knows. Raises
+        ``UsageError``."""
+        self.place = place
+        self.validity = datetime.timedelta(days=days)
+        with _told(place):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not (place / "ca.crt").exists():
+                _make_ca(place, cluster)
+            self._ca = x509.load_pem_x509_certificate((place / "ca.crt").read_bytes())
+            key = serialization.load_pem_private_key((place / "ca.key").read_bytes(), password=None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise UsageError(
+                f"{place / 'ca.key'} is no key of this command's making; issue with your own tool"
+            )
+        self._ca_key = key
+        self.cluster = _cluster_of(self._ca)
+        if cluster not in {"", self.cluster}:
+            raise UsageError(f"the CA in {place} is of cluster {self.cluster}, not {cluster}")
+
+    def issue(self, nodes: Mapping[int, Sequence[str]], clients: Sequence[str]) -> list[Issued]:
+        """New certificates. Raises ``UsageError``, before anything is written, if one is there already."""
+        wanted: list[tuple[str, str, tuple[str, ...]]] = []
+        for number, hosts in nodes.items():
+            if number < 1:
+                raise UsageError(f"--node {number}: nodes are counted from 1")
+            for host in hosts:
+                _general_name(host)
+            wanted.append((f"node-{number}", name_of(self.cluster, Role.NODE, str(number)), tuple(hosts)))
+        for client in clients:
+            if not _CLIENT_NAME.fullmatch(client):
+                raise UsageError(f"--client {client!r}: letters, digits and . _ - make a client's name")
+            wanted.append((f"client-{client}", name_of(self.cluster, Role.CLIENT, client), ()))
+        there = [f"{stem}{end}" for stem, _, _ in wanted for end in (".crt", ".key") if self._has(stem + end)]
+        if there:
+            raise UsageError(
+                f"{', '.join(there)} in {self.place} would be overwritten; --renew replaces certificates"
+            )
+        issued = []
+        for stem, name, hosts in wanted:
+            key = ec.generate_private_key(ec.SECP256R1())
+            with _told(self.place):
+                _put(self.place / f"{stem}.key", _pem(key))
+            issued.append(self._sign(stem, name, hosts, key.public_key()))
+        return issued
+
+    def renew(self) -> list[Issued]:
+        """Every certificate in the folder anew, with the key and the names it has. Raises ``UsageError``."""
+        issued = []
+        with _told(self.place):
+            for path in sorted([*self.place.glob("node-*.crt"), *self.place.glob("client-*.crt")]):
+                former = x509.load_pem_x509_certificate(path.read_bytes())
+                key = former.public_key()
+                if not isinstance(key, ec.EllipticCurvePublicKey):
+                    raise UsageError(f"{path} is not of this command's making; renew it with your own tool")
+                issued.append(self._sign(path.stem, *_names_of(former), key))
+        return issued
+
+    def _has(self, name: str) -> bool:
+        return (self.place / name).exists()
+
+    def _sign(self, stem: str, name: str, hosts: tuple[str, ...], key: ec.EllipticCurvePublicKey) -> Issued:
+        now = datetime.datetime.now(datetime.UTC)
+        until = min(now + self.validity, self._ca.not_valid_after_utc)
+        authority = x509.SubjectKeyIdentifier.from_public_key(self._ca_key.public_key())
+        certificate = (
+            _begun(_subject(name.removeprefix(SCHEME)), self._ca.subject, key, until)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(ca=False), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
+            )
+            .add_extension(
+                x509.SubjectAlternativeName(
+                    [x509.UniformResourceIdentifier(name), *(_general_name(host) for host in hosts)]
+                ),
+                critical=False,
+            )
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority), critical=False
+            )
+            .sign(self._ca_key, hashes.SHA256())
+        )
+        cert_path, key_path = self.place / f"{stem}.crt", self.place / f"{stem}.key"
+        with _told(self.place):
+            _put(cert_path, certificate.public_bytes(serialization.Encoding.PEM))
+        return Issued(str(cert_path), str(key_path), name, hosts, f"{until:%Y-%m-%d}")
+
+
+def _make_ca(place: Path, cluster: str) -> None:
+    if not cluster:
+        raise UsageError(
+            f"which cluster? There is no CA in {place} yet: pass --id, as `cluster init` printed it"
+        )
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = _subject(f"undoubt cluster {cluster} CA")
+    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=CA_DAYS)
+    certificate = (
+        _begun(subject, subject, key.public_key(), until)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(ca=True), critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(SCHEME + cluster)]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    _put(place / "ca.key", _pem(key))
+    _put(place / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _begun(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, until: datetime.datetime
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime.datetime.now(datetime.UTC) - _EARLIER)
+        .not_valid_after(until)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _subject(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text[:64])])
+
+
+def _usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    with contextlib.suppress(ValueError):
+        return x509.IPAddress(ipaddress.ip_address(host))
+    try:
+        return x509.DNSName(host.encode("idna").decode("ascii"))
+    except ValueError as error:
+        raise UsageError(f"{host!r} is no host name: {error}") from None
+
+
+def _cluster_of(ca: x509.Certificate) -> str:
+    with contextlib.suppress(x509.ExtensionNotFound):
+        for name in ca.extensions.get_extension_for_class(x509.SubjectAlternativeName).value:
+            if isinstance(name, x509.UniformResourceIdentifier) and name.value.startswith(SCHEME):
+                return name.value.removeprefix(SCHEME)
+    raise UsageError(
+        "ca.crt is no CA of this command's making: it names no cluster; issue with your own tool"
+    )
+
+
+def _names_of(certificate: x509.Certificate) -> tuple[str, tuple[str, ...]]:
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    hosts = [str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
+    (name,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return name, tuple(hosts)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Whole or not at all, and never readable by others, not even for a moment."""
+    fresh = path.with_name(path.name + ".new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    fresh.replace(path)
+
+
+@contextlib.contextmanager
+def _told(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write certificates in {place}: {error.strerror or error}") from error
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise UsageError(f"{place} holds what this command cannot read: {error}") from error
