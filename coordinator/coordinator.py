@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
-import random
 import socket
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -19,9 +19,11 @@ from coordinator.errors import (
 )
 from coordinator.finisher import Finisher
 from coordinator.ledger.contract import Ledger, Record
+from coordinator.meter import Meter, Stopwatch
 from coordinator.protocols.course import Course, Phase
 from coordinator.protocols.steps import Observer
 from coordinator.protocols.two_phase import roll_back, two_phase_commit
+from coordinator.retries import pause_before_retry
 from coordinator.session import SessionKeeper
 from coordinator.settings import CoordinatorSettings
 from coordinator.steadfast import Steadfast, steadfast
@@ -39,22 +41,6 @@ T = TypeVar("T")
 
 PROTOCOLS = {"2pc": GidProtocol.TWO_PHASE}
 
-RETRYABLE_SQLSTATES = frozenset({"40001", "40P01"})
-"""serialization_failure and deadlock_detected (PostgreSQL manual, appendix A)."""
-
-
-def retryable(error: BaseException) -> bool:
-    """Whether running the transaction again may help, and can do no harm.
-
-    True for a deadlock or a serialization failure, of one database or across several (an error with a true
-    attribute ``retryable``), also as the cause of ``TransactionAborted``; never where the outcome is unknown.
-    """
-    if isinstance(error, OutcomeUnknown | HeuristicOutcome):
-        return False
-    if isinstance(error, TransactionAborted):
-        return isinstance(error.cause, BaseException) and retryable(error.cause)
-    return getattr(error, "sqlstate", None) in RETRYABLE_SQLSTATES or bool(getattr(error, "retryable", False))
-
 
 class ParticipantInUse(UsageError):
     """The participant has unresolved branches; ``gids`` lists them."""
@@ -70,6 +56,7 @@ class ParticipantInUse(UsageError):
 
 class Coordinator:
     """See the package. ``observe`` is told every protocol step; it is how tests crash at each of them.
+    ``meter`` is told outcomes and durations.
 
     Belongs to the event loop and the process in which it was started; a fork that uses it gets
     ``WrongProcess``. The ledger and the participants stay open; whoever opened them closes them.
@@ -82,12 +69,14 @@ class Coordinator:
         settings: CoordinatorSettings | None = None,
         *,
         observe: Observer | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self.ledger = ledger
         self.ledger_id = ledger.ledger_id
         self.participants = participants
         self.settings = settings or CoordinatorSettings()
         self._observe = observe
+        self._meter = meter
         self._pid = os.getpid()
         self._closed = False
         self._transactions: dict[TxId, Transaction] = {}
@@ -137,16 +126,15 @@ class Coordinator:
         Repeated up to ``retries`` times, after growing random pauses, where the cause was a deadlock or a
         serialization failure. Everything else is raised at once, ``OutcomeUnknown`` above all.
         """
-        for attempt in range(retries + 1):
+        for attempt in itertools.count():
             try:
                 async with self.transaction(timeout=timeout) as tx:
-                    result = await function(tx, *args)
+                    return await function(tx, *args)
             except Exception as error:  # whatever the application raises passes through, unless retryable
-                if attempt == retries or not retryable(error):
+                pause_s = pause_before_retry(error, attempt, retries)
+                if pause_s is None:
                     raise
-                await asyncio.sleep(random.uniform(0, min(0.01 * 2**attempt, 1.0)))  # noqa: S311 - jitter
-            else:
-                return result
+            await asyncio.sleep(pause_s)
         raise InvariantViolation("unreachable")
 
     async def outcome(self, txid: TxId) -> Record:
@@ -244,7 +232,12 @@ class Coordinator:
     def begun(self, transaction: Transaction) -> None:
         self._transactions[transaction.id] = transaction
 
-    def ended(self, transaction: Transaction) -> None:
+    def rolled_back(self, transaction: Transaction) -> None:
+        self._ended(transaction)
+        if self._meter is not None:
+            self._meter.ended(transaction.protocol, "aborted" if transaction.doomed else "rolled_back", {})
+
+    def _ended(self, transaction: Transaction) -> None:
         self._transactions.pop(transaction.id, None)
         self._keeper.end(transaction.id)
 
@@ -252,7 +245,11 @@ class Coordinator:
         return Course(txid, branches, self.ledger, deadline, self._observe)
 
     def start_commit(self, transaction: Transaction, course: Course) -> Steadfast[None]:
-        task = steadfast(self._drive(transaction, course), name=f"commit {course.txid}")
+        driving = self._drive(transaction, course)
+        if self._meter is not None:
+            watch = Stopwatch(self._meter, course, transaction.protocol, transaction.began_at)
+            driving = watch.measure(driving)
+        task = steadfast(driving, name=f"commit {course.txid}")
         self.in_background(task)
         return task
 
@@ -281,6 +278,6 @@ class Coordinator:
         finally:
             for branch in course.branches:
                 await branch.release()
-            self.ended(transaction)
+            self._ended(transaction)
             if course.recorded and not course.pending:
                 self._finisher.add(course.txid)

@@ -16,10 +16,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
-from coordinator.ledger.contract import Decision
-from coordinator.protocols.course import Course, Phase, heuristic_outcome
+from coordinator.protocols.course import Course, Phase, heuristics_of_committed
 from coordinator.steadfast import Steadfast, all_of, steadfast
-from participants.contract import Branch, Participant, Settled
+from participants.contract import Branch, Participant
 from participants.errors import UsageError
 from participants.ids import BRANCH_NUMBER_MAX, Gid, TxId
 from participants.ids import Protocol as GidProtocol
@@ -58,7 +57,7 @@ class Host(Protocol):
     def check_process(self) -> None: ...
     def participant(self, name: str) -> Participant: ...
     def begun(self, transaction: Transaction) -> None: ...
-    def ended(self, transaction: Transaction) -> None: ...
+    def rolled_back(self, transaction: Transaction) -> None: ...
     def start_commit(self, transaction: Transaction, course: Course) -> Steadfast[None]: ...
     def new_course(self, txid: TxId, branches: tuple[Branch, ...], deadline: float) -> Course: ...
     def in_background(self, task: Steadfast[None]) -> None: ...
@@ -83,6 +82,7 @@ class Transaction:
         self._body: asyncio.Task[object] | None = None
         self._doom: BaseException | None = None
         self._interrupted = False
+        self._undoing: Steadfast[None] | None = None
 
     @property
     def id(self) -> TxId:
@@ -102,9 +102,34 @@ class Transaction:
         return self._deadline
 
     @property
+    def protocol(self) -> GidProtocol:
+        return self._protocol
+
+    @property
+    def began_at(self) -> float:
+        """In seconds of the event loop's clock."""
+        return self._deadline - self._timeout_s
+
+    @property
     def active(self) -> bool:
         """True until commit or rollback is called."""
         return self._state is State.ACTIVE
+
+    @property
+    def committing(self) -> bool:
+        """True while ``commit`` waits for the outcome."""
+        return self._state is State.COMMITTING
+
+    @property
+    def doomed(self) -> bool:
+        """True if it could only abort: it was interrupted, or a branch could not be opened."""
+        return self._doom is not None
+
+    @property
+    def interruption(self) -> BaseException | None:
+        """Why it was aborted from outside: its timeout, a deadlock's resolution, a lost session, a closed
+        coordinator. None if it was not."""
+        return self._doom if self._interrupted else None
 
     async def start(self) -> Transaction:
         """Begin without ``async with``; then ``commit`` or ``rollback`` has to be called."""
@@ -140,6 +165,7 @@ class Transaction:
         nowhere), ``OutcomeUnknown`` (no answer within the timeout: it goes on in the background), or
         ``HeuristicOutcome``. Cancelling the caller after PREPARE was sent does not stop it.
         """
+        await self._undone()
         self._check_active()
         if self._opening and self._doom is None:
             self._doom = UsageError("commit was called while a branch was being opened")
@@ -158,6 +184,7 @@ class Transaction:
     async def rollback(self) -> None:
         """Undo everything. Does nothing on a transaction that was rolled back already."""
         if self._state is State.ENDED:
+            await self._undone()
             return
         self._check_active()
         await self._undo()
@@ -167,10 +194,10 @@ class Transaction:
         if self._state is not State.ACTIVE or self._doom is not None:
             return False
         self._doom = cause
+        self._interrupted = True
         if self._body is None:
             self._host.in_background(self._start_undo())
         else:
-            self._interrupted = True
             self._body.cancel()
         return True
 
@@ -249,12 +276,17 @@ class Transaction:
     def _start_undo(self) -> Steadfast[None]:
         self._state = State.ENDED
         self._stop_timer()
-        return steadfast(self._roll_back_branches(), name=f"rollback {self.id}")
+        self._undoing = steadfast(self._roll_back_branches(), name=f"rollback {self.id}")
+        return self._undoing
 
     async def _undo(self) -> None:
-        task = self._start_undo()
-        self._host.in_background(task)
-        await asyncio.wait([task])
+        self._host.in_background(self._start_undo())
+        await self._undone()
+
+    async def _undone(self) -> None:
+        """Wait until the rollback that was begun, if one was, is done: then no branch holds any lock."""
+        if self._undoing is not None:
+            await asyncio.wait([self._undoing])
 
     async def _roll_back_branches(self) -> None:
         """Nothing is prepared, so nothing can stay in doubt: a server that does not answer rolls back too."""
@@ -266,7 +298,7 @@ class Transaction:
             await all_of(branch.rollback() for branch in self._branches.values())
             await all_of(branch.release() for branch in self._branches.values())
         finally:
-            self._host.ended(self)
+            self._host.rolled_back(self)
 
     async def _watch(self, course: Course, task: Steadfast[None]) -> None:
         """Until there is something true to tell, or the deadline has passed."""
@@ -287,10 +319,8 @@ class Transaction:
             raise OutcomeUnknown(
                 self.id, "no answer within the timeout; the commit goes on in the background"
             )
-        if course.heuristics:
-            applied = len(course.branches) > len(course.heuristics)
-            kinds = [*course.heuristics.values(), *([Settled.APPLIED] if applied else [])]
-            raise heuristic_outcome(course, kinds, Decision.COMMIT)
+        if (otherwise := heuristics_of_committed(course)) is not None:
+            raise otherwise
         return CommitResult(self.id, tuple(course.pending))
 
     def _time_out(self) -> None:

@@ -122,7 +122,13 @@ class DeadlockDetector:
             try:
                 await self._participants.get(name).cancel_waiter(waiting)
             except UndoubtError as error:
-                log.warning("the wait of %s at %r could not be cancelled: %s", victim, name, error)
+                log.warning(
+                    "the wait of %s at %r could not be cancelled: %s",
+                    victim,
+                    name,
+                    error,
+                    extra={"participant": name},
+                )
         return deadlock
 
 

@@ -12,6 +12,7 @@ from coordinator.protocols.steps import Observer
 from participants.contract import Participant
 from participants.registry import Registry
 from recovery.deadlocks import Cancel, DeadlockDetector, DistributedDeadlock
+from recovery.meter import Meter
 from recovery.report import Report, Status
 from recovery.resolve import Tools
 from recovery.scan import unfinished
@@ -29,7 +30,8 @@ class RecoveryService:
 
     It works only while ``ledger.leads`` (``always``: whether or not, for recovery by hand). ``observe`` is
     told every :class:`~recovery.steps.RecoveryStep`. ``cancel`` is the coordinator's of this process, for
-    victims of deadlocks. A hazard is recorded after two looks ``hazard_grace_s`` seconds apart.
+    victims of deadlocks. A hazard is recorded after two looks ``hazard_grace_s`` seconds apart. ``meter`` is
+    told what each pass saw and did.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class RecoveryService:
         cancel: Cancel | None = None,
         always: bool = False,
         hazard_grace_s: float = 1.0,
+        meter: Meter | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._ledger = ledger
         self._participants = participants
         self._settings = settings or RecoverySettings()
         self._always = always
+        self._meter = meter
         self._rng = rng or random.Random()  # noqa: S311 - jitter
         self._tools = Tools(ledger, participants, self._settings.parallel, observe, hazard_grace_s)
         self._detector = DeadlockDetector(ledger, participants, cancel)
@@ -131,7 +135,10 @@ class RecoveryService:
             await self._end_workers(ended)
             for name, participant in wanted.items():
                 if name not in self._workers:
-                    worker = Worker(participant, self._tools, self._settings, self._allowed, self._rng)
+                    tell = self._meter.passed if self._meter is not None else None
+                    worker = Worker(
+                        participant, self._tools, self._settings, self._allowed, self._rng, tell=tell
+                    )
                     task = asyncio.create_task(worker.run(), name=f"undoubt-recovery {name}")
                     self._workers[name] = (worker, task)
             await asyncio.sleep(min(max(self._settings.interval_s, low), high))
@@ -139,6 +146,9 @@ class RecoveryService:
     async def _end_workers(self, names: list[str]) -> None:
         ended = [self._workers.pop(name)[1] for name in names]
         await _end(ended)
+        if self._meter is not None:
+            for name in names:
+                self._meter.gone(name)
 
     async def _look_for_deadlocks(self) -> None:
         while True:
@@ -160,6 +170,8 @@ class RecoveryService:
         """One look at the wait graphs of all participants; ends the deadlocks it finds, and returns them."""
         found = await self._detector.look()
         self._tools.counters.deadlocks += len(found)
+        if self._meter is not None:
+            self._meter.deadlocks(len(found))
         return found
 
 

@@ -26,14 +26,18 @@ then are the databases asked what became of its branches; else that would be ask
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What one pass over one participant saw and did. ``error`` if it could not be completed."""
+    """What one pass over one participant saw and did. ``error`` if it could not be completed.
+
+    ``oldest_s`` is for how long the oldest branch of this ledger had been prepared, 0 if none was.
+    """
 
     lines: tuple[Line, ...]
     finished: tuple[str, ...] = ()
     error: str | None = None
+    oldest_s: float = 0.0
 
     def __add__(self, later: Passed) -> Passed:
-        return Passed(self.lines + later.lines, self.finished + later.finished, later.error)
+        return Passed(self.lines + later.lines, self.finished + later.finished, later.error, later.oldest_s)
 
 
 async def one_pass(
@@ -57,14 +61,18 @@ async def one_pass(
         return Passed(tuple(lines), error=str(error))
     except Exception as error:
         # A bug of ours or of a driver's: the other participants, and the next pass, must go on all the same.
-        log.exception("recovery of participant %r failed", participant.name)
+        log.exception(
+            "recovery of participant %r failed", participant.name, extra={"participant": participant.name}
+        )
         return Passed(tuple(lines), error=f"unexpected {type(error).__name__}: {error}")
-    return Passed(tuple(lines), tuple(finished))
+    ages = [branch.age_s for branch, stands in seen.prepared if stands.ours]
+    return Passed(tuple(lines), tuple(finished), oldest_s=max(ages, default=0.0))
 
 
 class Worker:
     """Passes over ``participant`` while ``allowed()``. After a failure it pauses for a random time up to a
-    limit that doubles (full jitter), so that a database that comes back is not met by everybody at once."""
+    limit that doubles (full jitter), so that a database that comes back is not met by everybody at once.
+    ``tell`` is told of each pass."""
 
     def __init__(
         self,
@@ -73,12 +81,15 @@ class Worker:
         settings: RecoverySettings,
         allowed: Callable[[], bool],
         rng: random.Random,
+        *,
+        tell: Callable[[str, Passed], None] | None = None,
     ) -> None:
         self.participant = participant
         self._tools = tools
         self._settings = settings
         self._allowed = allowed
         self._rng = rng
+        self._tell = tell
         self._failures = 0
         self._last_error: str | None = None
         self._retry_at: float | None = None
@@ -95,6 +106,8 @@ class Worker:
 
     async def _pass(self) -> None:
         passed = await one_pass(self._tools, self.participant, young_s=YOUNG_S)
+        if self._tell is not None:
+            self._tell(self.participant.name, passed)
         if passed.error is not None:
             self._failed(passed.error)
             return
@@ -108,7 +121,8 @@ class Worker:
     def _failed(self, why: str) -> None:
         self._failures += 1
         if why != self._last_error:
-            log.warning("recovery of participant %r: %s", self.participant.name, why)
+            name = self.participant.name
+            log.warning("recovery of participant %r: %s", name, why, extra={"participant": name})
         self._last_error = why
 
     def _pause_s(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coordinator.coordinator import Coordinator
 from coordinator.ledger import open_ledger
@@ -14,6 +14,9 @@ from recovery.service import RecoveryService
 from undoubt import assemble
 from undoubt.config import Settings, load
 
+if TYPE_CHECKING:
+    from undoubt.metrics import Metrics
+
 
 @contextlib.asynccontextmanager
 async def connect(
@@ -21,6 +24,7 @@ async def connect(
     *,
     observe: Observer | None = None,
     recover: bool = True,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[Coordinator]:
     """A running coordinator, for ``async with``.
 
@@ -28,7 +32,8 @@ async def connect(
     file that ``UNDOUBT_CONFIG`` names, or ``./undoubt.toml``, or the environment alone. Opens the ledger
     (creating a ``sqlite:///`` one if there is none yet) and, unless ``recover`` is False, resolves in-doubt
     branches in the background for as long as this process owns the ledger. Databases are connected to when
-    they are first used. ``observe`` is told every step of protocols and of recovery.
+    they are first used. ``observe`` is told every step of protocols and of recovery, ``metrics`` (an
+    :class:`undoubt.metrics.Metrics`) what a Prometheus server wants to know.
 
     On exit, transactions that have not begun to commit are aborted, commits that are under way are
     finished. Raises ``ConfigurationError`` or ``LedgerError``.
@@ -37,12 +42,19 @@ async def connect(
     async with contextlib.AsyncExitStack() as stack:
         ledger = await open_ledger(settings.ledger)
         stack.push_async_callback(ledger.close)
+        if metrics is not None:
+            ledger = metrics.timed(ledger)
         participants = assemble.registry(settings, ledger.ledger_id)
         stack.push_async_callback(participants.close)
-        coordinator = Coordinator(ledger, participants, settings.coordinator, observe=observe)
+        coordinator = Coordinator(ledger, participants, settings.coordinator, observe=observe, meter=metrics)
         if recover:
             service = RecoveryService(
-                ledger, participants, settings.recovery, observe=observe, cancel=coordinator.cancel
+                ledger,
+                participants,
+                settings.recovery,
+                observe=observe,
+                cancel=coordinator.cancel,
+                meter=metrics,
             )
             await service.start()
             stack.push_async_callback(service.close)

@@ -66,11 +66,15 @@ class Course:
     pending: dict[Gid, Branch] = field(default_factory=dict)
     """Branches that have not confirmed the decision; recovery goes on with them."""
     heuristics: dict[Gid, Settled] = field(default_factory=dict)
+    on_phase: Callable[[Phase], None] | None = None
+    """Told each phase that is left, by whoever measures."""
     told: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """Done once the caller can be told the outcome."""
 
     def enter(self, phase: Phase) -> None:
         invariant(phase >= self.phase, f"{self.txid} cannot go from {self.phase.name} to {phase.name}")
+        if self.on_phase is not None and phase is not self.phase:
+            self.on_phase(self.phase)
         self.phase = phase
         if phase is Phase.APPLIED:
             self.tell()
@@ -144,3 +148,12 @@ async def record_heuristic(course: Course, branch: Branch, kind: Settled, decisi
 
 def heuristic_outcome(course: Course, kinds: list[Settled], decision: Decision) -> HeuristicOutcome:
     return HeuristicOutcome(course.txid, worst(kinds, decision), course.heuristics)
+
+
+def heuristics_of_committed(course: Course) -> HeuristicOutcome | None:
+    """What to tell of a committed transaction some branch of which did otherwise, or may have."""
+    if not course.heuristics:
+        return None
+    applied = len(course.branches) > len(course.heuristics)
+    kinds = [*course.heuristics.values(), *([Settled.APPLIED] if applied else [])]
+    return heuristic_outcome(course, kinds, Decision.COMMIT)

@@ -13,8 +13,8 @@ from tests.house.tree import ROOMS, ROOT, dotted, modules
 RUN_BY_NAME = {"undoubt.cli", "undoubt.__main__"}
 """Modules that no other imports: entry points."""
 
-FOR_USERS = {"coordinator.ledger.memory", "participants.scripted"}
-"""Shipped for the tests of those who build on undoubt."""
+FOR_USERS = {"coordinator.ledger.memory", "participants.scripted", "undoubt.logs"}
+"""Shipped for those who build on undoubt: their tests, and the configuration of their logs."""
 
 
 def imported_by(path: Path) -> set[str]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from coordinator.coordinator import retryable
 from coordinator.errors import TransactionAborted
 from coordinator.ledger.contract import Decision
+from coordinator.retries import retryable
 from participants.contract import Waiting
 from participants.errors import ParticipantUnavailable
 from participants.ids import TxId

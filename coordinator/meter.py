@@ -1,0 +1,72 @@
+"""What a coordinator tells whoever measures it. Where nobody does, none of this costs anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from typing import Protocol
+
+from coordinator.errors import HeuristicOutcome, TransactionAborted
+from coordinator.protocols.course import Course, Phase, heuristics_of_committed
+from participants.contract import Settled
+from participants.ids import Gid
+from participants.ids import Protocol as GidProtocol
+
+PHASES = {
+    Phase.VOTING: "vote",
+    Phase.DECIDING: "decide",
+    Phase.ABORTED: "undo",
+    Phase.COMMITTED: "apply",
+}
+"""What is going on in a phase, as metrics name it. Before them all comes ``work``, the application's own."""
+
+
+class Meter(Protocol):
+    """Its methods are called in the event loop, return at once and do not fail."""
+
+    def phase(self, protocol: GidProtocol, phase: str, seconds: float) -> None:
+        """A transaction has left ``phase``: ``work`` or one of :data:`PHASES`."""
+        ...
+
+    def ended(self, protocol: GidProtocol, outcome: str, heuristics: Mapping[Gid, Settled]) -> None:
+        """``outcome`` is what became of it, whatever its caller was told: ``committed``, ``aborted``,
+        ``rolled_back`` (by the application), ``unknown``, or a heuristic :class:`Settled`."""
+        ...
+
+
+class Stopwatch:
+    """Measures one commit, from ``began_at`` in seconds of the event loop's clock."""
+
+    def __init__(self, meter: Meter, course: Course, protocol: GidProtocol, began_at: float) -> None:
+        self._meter = meter
+        self._course = course
+        self._protocol = protocol
+        self._since = began_at
+        self._lap("work")
+        course.on_phase = self._left
+
+    async def measure(self, driving: Awaitable[None]) -> None:
+        """Until the commit has ended; raises what it raises."""
+        outcome = "unknown"
+        try:
+            await driving
+            otherwise = heuristics_of_committed(self._course)
+            outcome = "committed" if otherwise is None else str(otherwise.kind)
+        except TransactionAborted:
+            outcome = "aborted"
+            raise
+        except HeuristicOutcome as error:
+            outcome = str(error.kind)
+            raise
+        finally:
+            self._left(self._course.phase)
+            self._meter.ended(self._protocol, outcome, self._course.heuristics)
+
+    def _left(self, phase: Phase) -> None:
+        if (name := PHASES.get(phase)) is not None:
+            self._lap(name)
+
+    def _lap(self, name: str) -> None:
+        now = asyncio.get_running_loop().time()
+        self._meter.phase(self._protocol, name, now - self._since)
+        self._since = now

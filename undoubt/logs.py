@@ -1,0 +1,77 @@
+"""Log records as one line of JSON each, in which whose transaction it is about is a field.
+
+For the standard library's ``logging``, for example by its ``dictConfig``::
+
+    "formatters": {"json": {"()": "undoubt.logs.JsonFormatter"}}
+
+Fields: ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``; ``error`` with a traceback, where there
+is one; what the caller gave as ``extra``; and, where the record is about one, ``transaction``, ``gid`` and
+``participant``. These are found in its arguments and its error, and in the errors that caused those, so that
+an application's own records have them too: ``log.warning("not paid: %s", error)``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from participants.errors import ParticipantError
+from participants.ids import Gid, TxId
+
+_OF_EVERY_RECORD = frozenset(
+    {*vars(logging.LogRecord("", 0, "", 0, "", None, None)), "message", "asctime", "taskName"}
+)
+
+
+class JsonFormatter(logging.Formatter):
+    """See the module. What JSON has no type for becomes its ``str``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        given = {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
+        written: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        subjects = [*given.values(), *_arguments(record)]
+        if record.exc_info:
+            written["error"] = self.formatException(record.exc_info)
+            subjects.append(record.exc_info[1])
+        for name, value in (field for subject in subjects for field in fields(subject)):
+            if name not in given:
+                written.setdefault(name, value)
+        return json.dumps(given | written, default=str, ensure_ascii=False)
+
+
+def fields(subject: object) -> Iterator[tuple[str, str]]:
+    """What ``subject`` says of whose transaction it is about, the nearest first."""
+    match subject:
+        case TxId():
+            yield "transaction", str(subject)
+        case Gid():
+            yield "gid", str(subject)
+            yield "transaction", str(subject.txid)
+            yield "participant", subject.participant
+        case BaseException():
+            yield from _of_error(subject)
+        case _:
+            return
+
+
+def _of_error(error: BaseException) -> Iterator[tuple[str, str]]:
+    if isinstance(error, ParticipantError):
+        yield "participant", error.participant
+    if isinstance(txid := getattr(error, "txid", None), TxId):
+        yield "transaction", str(txid)
+    if error.__cause__ is not None:
+        yield from fields(error.__cause__)
+
+
+def _arguments(record: logging.LogRecord) -> list[object]:
+    if isinstance(record.args, tuple):
+        return list(record.args)
+    return list(record.args.values()) if record.args else []

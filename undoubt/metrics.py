@@ -1,0 +1,209 @@
+"""Metrics for Prometheus, for whoever asks: ``undoubt.connect(…, metrics=Metrics())``.
+
+Needs the extra ``metrics`` (prometheus_client). :class:`Metrics` is what the rooms beneath tell
+(:mod:`coordinator.meter`, :mod:`recovery.meter`); a ledger's calls are timed by going through
+:class:`TimedLedger`. No transaction id is ever a label: each would be a time series of its own, for ever
+(https://prometheus.io/docs/practices/naming/#labels).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter as Count
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from coordinator.ledger.contract import Ledger
+from participants.contract import Settled
+from participants.ids import Gid, Protocol
+from recovery.plan import Standing
+from recovery.worker import Passed
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+try:
+    from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+except ImportError as error:
+    raise ImportError("undoubt.metrics needs prometheus_client: pip install 'undoubt[metrics]'") from error
+
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+"""Upper bounds of the histograms' buckets: from one round trip to the default timeout of a transaction."""
+
+LEDGER_CALLS = (
+    "open_session",
+    "keep_alive",
+    "close_session",
+    "decide",
+    "outcomes",
+    "records",
+    "unfinished",
+    "finish",
+    "record_heuristic",
+)
+PROTOCOLS = {Protocol.TWO_PHASE: "2pc", Protocol.THREE_PHASE: "3pc", Protocol.PAXOS: "paxos"}
+
+
+class Metrics:
+    """Everything that a process tells. One is enough for any number of coordinators; a registry takes one.
+
+    ``registry`` is prometheus_client's own unless given. How it is exposed is the application's choice:
+    ``prometheus_client.start_http_server(9187)``, or a route of its own.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        to = REGISTRY if registry is None else registry
+        self._of_transactions(to)
+        self._of_recovery(to)
+
+    def _of_transactions(self, to: CollectorRegistry) -> None:
+        self._transactions = Counter(
+            "undoubt_transactions", "Transactions that ended.", ["protocol", "outcome"], registry=to
+        )
+        self._phases = Histogram(
+            "undoubt_transaction_phase_seconds",
+            "Time that transactions spent in a phase.",
+            ["protocol", "phase"],
+            buckets=SECONDS,
+            registry=to,
+        )
+        self._ledger = Histogram(
+            "undoubt_ledger_request_seconds",
+            "Time until the ledger answered, or did not.",
+            ["request"],
+            buckets=SECONDS,
+            registry=to,
+        )
+        self._ledger_failures = Counter(
+            "undoubt_ledger_request_failures",
+            "Requests that the ledger did not answer, or refused.",
+            ["request"],
+            registry=to,
+        )
+        self._heuristics = Counter(
+            "undoubt_heuristics",
+            "Branches that did, or may have done, other than what was decided.",
+            ["participant", "kind"],
+            registry=to,
+        )
+
+    def _of_recovery(self, to: CollectorRegistry) -> None:
+        self._in_doubt = Gauge(
+            "undoubt_in_doubt_branches",
+            "Prepared branches at the last pass of recovery, by what the ledger says of them.",
+            ["participant", "standing"],
+            registry=to,
+        )
+        self._oldest = Gauge(
+            "undoubt_in_doubt_oldest_age_seconds",
+            "For how long the oldest prepared branch of this ledger has been prepared, 0 without any.",
+            ["participant"],
+            registry=to,
+        )
+        self._last_pass = Gauge(
+            "undoubt_recovery_last_pass_timestamp_seconds",
+            "When recovery last completed a pass over the participant, in seconds since 1970.",
+            ["participant"],
+            registry=to,
+        )
+        self._passes = Counter(
+            "undoubt_recovery_passes",
+            "Passes of recovery over the participant, done or failed.",
+            ["participant", "result"],
+            registry=to,
+        )
+        self._actions = Counter(
+            "undoubt_recovery_actions",
+            "Branches that recovery brought to their end.",
+            ["participant", "action"],
+            registry=to,
+        )
+        self._deadlocks = Counter(
+            "undoubt_deadlocks", "Deadlocks across databases that were ended.", registry=to
+        )
+
+    # coordinator.meter.Meter
+
+    def phase(self, protocol: Protocol, phase: str, seconds: float) -> None:
+        self._phases.labels(PROTOCOLS[protocol], phase).observe(seconds)
+
+    def ended(self, protocol: Protocol, outcome: str, heuristics: Mapping[Gid, Settled]) -> None:
+        self._transactions.labels(PROTOCOLS[protocol], outcome).inc()
+        for gid, kind in heuristics.items():
+            self._heuristics.labels(gid.participant, str(kind)).inc()
+
+    # recovery.meter.Meter
+
+    def passed(self, participant: str, passed: Passed) -> None:
+        for line in passed.lines:
+            if line.result == "done" and line.action == "heuristic":
+                self._heuristics.labels(participant, line.why).inc()
+            elif line.result == "done":
+                self._actions.labels(participant, line.action).inc()
+        self._passes.labels(participant, "done" if passed.error is None else "failed").inc()
+        if passed.error is not None:
+            return  # what was not seen stays as it was last seen, and grows older
+        self._last_pass.labels(participant).set(time.time())
+        listed = Count(line.standing for line in passed.lines if line.standing is not None)
+        for standing in Standing:
+            self._in_doubt.labels(participant, str(standing)).set(listed[str(standing)])
+        self._oldest.labels(participant).set_function(_aging(passed.oldest_s))
+
+    def gone(self, participant: str) -> None:
+        for standing in Standing:
+            _remove(self._in_doubt, participant, str(standing))
+        _remove(self._oldest, participant)
+        _remove(self._last_pass, participant)
+
+    def deadlocks(self, count: int) -> None:
+        self._deadlocks.inc(count)
+
+    def timed(self, ledger: Ledger) -> Ledger:
+        """``ledger`` itself, its calls timed."""
+        return cast("Ledger", TimedLedger(ledger, self._answered))
+
+    def _answered(self, request: str, seconds: float, failed: bool) -> None:
+        self._ledger.labels(request).observe(seconds)
+        if failed:
+            self._ledger_failures.labels(request).inc()
+
+
+def _remove(gauge: Gauge, *labels: str) -> None:
+    with contextlib.suppress(KeyError):  # there was none: some versions say so
+        gauge.remove(*labels)
+
+
+def _aging(seconds: float) -> Callable[[], float]:
+    """So many seconds, and what has passed since; 0 stays 0. A database that cannot be asked any more may
+    well have its branches still."""
+    if seconds <= 0:
+        return lambda: 0.0
+    then = time.monotonic() - seconds
+    return lambda: time.monotonic() - then
+
+
+class TimedLedger:
+    """A :class:`~coordinator.ledger.contract.Ledger` in front of another."""
+
+    def __init__(self, ledger: Ledger, answered: Callable[[str, float, bool], None]) -> None:
+        self._ledger = ledger
+        self._answered = answered
+        for name in LEDGER_CALLS:
+            setattr(self, name, self._timed(name, getattr(ledger, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
+
+    def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        async def timed(*args: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            failed = True
+            try:
+                answer = await call(*args, **options)
+                failed = False
+            finally:
+                self._answered(name, time.perf_counter() - began, failed)
+            return answer
+
+        return timed
