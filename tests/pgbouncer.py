@@ -92,7 +92,7 @@ class PgBouncer:
             raise FileNotFoundError(f"PgBouncer is not installed: {INSTALL}")
         self.port = self.port or _free_port()
         folder, user = self._written(), server_user()
-        command = [binary, "-q", str(folder / "pgbouncer.ini")]
+        command = [binary, str(folder / "pgbouncer.ini")]
         if (setpriv := shutil.which("setpriv")) is not None:
             command = [setpriv, "--pdeathsig", "KILL", *command]  # never outlives a parent that was killed
         with (folder / "log").open("ab") as log:
@@ -117,6 +117,11 @@ class PgBouncer:
         if self._folder is not None:
             await asyncio.to_thread(shutil.rmtree, self._folder, True)
             self._folder = None
+
+    @property
+    def logins(self) -> int:
+        """How many clients have come in, as it tells itself."""
+        return self.logged().count("login attempt")
 
     def logged(self) -> str:
         return "" if self._folder is None else (self._folder / "log").read_text(errors="replace")

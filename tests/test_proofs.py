@@ -12,6 +12,7 @@ import pytest
 
 from coordinator.protocols.steps import TwoPhaseStep
 from recovery.steps import RecoveryStep
+from tests.pgbouncer import program_or_skip
 from tests.prove.cases import Victim, cases
 from tests.prove.processes import ROOT
 
@@ -38,6 +39,17 @@ async def test_the_crash_matrix() -> None:
     """Broken if a death at any named step splits a transaction, loses one, or leaves one in doubt."""
     told = await prove("crash")
     assert told["cases"] == len(cases()) >= 39
+    assert (told["not_killed"], told["half_applied"]) == (0, 0)
+    assert (told["acknowledged_lost"], told["prepared_after"]) == (0, 0)
+    assert told["failures"] == []
+
+
+async def test_the_crash_matrix_through_a_pooler() -> None:
+    """Broken if a death, also the pooler's own, splits or loses a transaction whose statements, PREPARE and
+    COMMIT PREPARED went through whichever servers a pooler chose."""
+    program_or_skip()
+    told = await prove("crash", "--pooler", "payments")
+    assert told["cases"] == len(cases(pooler=True)) > len(cases())
     assert (told["not_killed"], told["half_applied"]) == (0, 0)
     assert (told["acknowledged_lost"], told["prepared_after"]) == (0, 0)
     assert told["failures"] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,25 @@ from participants.postgres.asyncpg_session import TRANSLATED, AsyncpgSession, tr
 from participants.postgres.dsn import UNREADABLE, Address, read_dsn
 from participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError
 from participants.postgres.sql import query
-from participants.postgres.verdicts import NO_RIGHT, NOT_SUPPORTED, READ_ONLY_TRANSACTION, participant_error
+from participants.postgres.verdicts import (
+    NO_RIGHT,
+    NOT_SUPPORTED,
+    READ_ONLY_TRANSACTION,
+    participant_error,
+    pooler_refusal,
+)
 from participants.settings import ParticipantSettings
 
 VERSION_MIN = 130000
 STATEMENT_CACHE_SIZE = 100
+
+
+class UniqueNames(asyncpg.Connection):
+    """asyncpg counts what it names (statements, cursors) in its own process; behind a pooler those of several
+    processes meet in one server."""
+
+    def _get_unique_id(self, prefix: str) -> str:
+        return f"__asyncpg_{prefix}_{secrets.token_hex(8)}__"
 
 
 @dataclass(slots=True)
@@ -40,9 +55,12 @@ class Connector:
                 address.uri,
                 password=password,
                 timeout=self.settings.connect_timeout_s,
-                statement_cache_size=0 if self.settings.pooler else STATEMENT_CACHE_SIZE,
+                statement_cache_size=STATEMENT_CACHE_SIZE,
                 server_settings={"application_name": self.application_name},
+                connection_class=UniqueNames,
             )
+            # Not before it is known that no pooler shares the server with others: see keep_statements.
+            connection._stmt_cache_enabled = False  # type: ignore[attr-defined]
         except asyncpg.TargetServerAttributeNotMatched as error:
             raise ParticipantUnavailable(
                 self.participant, "none of the hosts of its dsn is a primary that takes writes now"
@@ -78,6 +96,8 @@ class Connector:
                 return ParticipantUnavailable(self.participant, f"no connection: {error}")
             case asyncpg.PostgresError() if error.sqlstate and not error.sqlstate.startswith("08"):
                 return participant_error(self.participant, translate(error))
+            case asyncpg.PostgresError() if told := pooler_refusal(self.participant, str(error)):
+                return told
             case asyncpg.PostgresError():
                 return ParticipantUnavailable(self.participant, f"no connection: {error}")
             case _:
@@ -111,6 +131,10 @@ class Connector:
                 " the primary in the dsn, or all hosts of the cluster",
                 sqlstate=READ_ONLY_TRANSACTION,
             )
+        pooler = row["pid"] != session.pid
+        pooled = pooler or self.settings.pooler
+        if not pooled:
+            session.keep_statements()
         system: int | None = None
         timeline: str | None = None
         try:
@@ -129,6 +153,10 @@ class Connector:
             system=system,
             timeline=timeline,
             backend_start=row["backend_start"],
+            pooler=pooler,
+            pooled=pooled,
+            role=row["role"],
+            superuser=row["superuser"],
         )
 
 

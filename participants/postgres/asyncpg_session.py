@@ -84,6 +84,9 @@ class AsyncpgSession:
             self.discard()  # as above
             raise
 
+    def keep_statements(self) -> None:
+        self.connection._stmt_cache_enabled = True  # type: ignore[attr-defined]
+
     def discard(self) -> None:
         self._broken = True
         if self.connection.is_closed():

@@ -11,7 +11,7 @@ import bisect
 from participants.ids import Gid
 from participants.postgres.pool import S, Slot
 from participants.postgres.session import Introduction
-from participants.postgres.sql import literal, query
+from participants.postgres.sql import fill, literal, query
 
 APPLICATION_NAME_BYTES_MAX = 63
 """NAMEDATALEN - 1: longer names are cut by the server."""
@@ -76,6 +76,18 @@ def marker(gid: Gid) -> str:
     return f"{gid.txid}:{gid.branch}"
 
 
+def guard_script(gid: Gid, head: str, intro: Introduction) -> str:
+    """What goes before PREPARE TRANSACTION in its round trip; ``head`` is :func:`report_head`'s."""
+    mark = marker(gid)
+    if not intro.pooled:
+        return fill("guard_prepare", marker=mark, report=head)
+    # Without the right to ask for the server's identity there is no evidence, and no reason to fail.
+    guard = "guard_prepare" if intro.system is None else "guard_prepare_pooled"
+    script = fill(guard, marker=mark, report=head)
+    # A superuser may finish whatever role's branch.
+    return script if intro.superuser else fill("guard_role", role=intro.role) + "; " + script
+
+
 def timeouts_ms(timeout_s: float, intro: Introduction) -> tuple[int, int]:
     """lock_timeout and idle_in_transaction_session_timeout for a branch that is to end within ``timeout_s``
     seconds, in milliseconds; never longer than what the server sets by itself."""
@@ -88,7 +100,7 @@ def _shorter(bucket: int, own_s: float) -> int:
     return bucket * 1000 if own_s <= 0 else min(bucket * 1000, max(round(own_s * 1000), 1))
 
 
-def begin_script(slot: Slot[S], gid: Gid, timeouts: tuple[int, int], *, pooler: bool) -> str:
+def begin_script(slot: Slot[S], gid: Gid, timeouts: tuple[int, int]) -> str:
     """One simple query.
 
     SET LOCAL and not set_config(): a SELECT would take a snapshot, and the application could not choose
@@ -99,7 +111,7 @@ def begin_script(slot: Slot[S], gid: Gid, timeouts: tuple[int, int], *, pooler: 
         f"set local undoubt.tx = {literal(marker(gid))}",
         f"set local application_name = {literal(branch_name(gid))}",
     ]
-    if pooler:
+    if slot.session.intro.pooled:
         return "; ".join([*begin, *_settings(slot.session.intro, timeouts, "set local")])
     before = [query("reset")] if slot.used else []
     if slot.used or slot.timeouts_ms != timeouts:

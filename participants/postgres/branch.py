@@ -22,7 +22,7 @@ from participants.contract import (
 )
 from participants.errors import BranchFailed, ParticipantUnavailable
 from participants.ids import Gid
-from participants.postgres.begin import marker, report_head
+from participants.postgres.begin import guard_script, marker, report_head
 from participants.postgres.handle import Handle, Surroundings
 from participants.postgres.pool import Slot
 from participants.postgres.session import Answer, NoAnswer, NotSent, ServerError, Session
@@ -53,6 +53,8 @@ class PostgresBranch:
         self._timeout_s = max(timeout_s, around.statement_timeout_s)
         self._evidence: Evidence | None = None
         self._xid: int | None = None
+        self._place = (slot.session.intro.system, slot.session.intro.timeline)
+        """System and timeline of the server that it is open in."""
         self._asked = False
         """PREPARE was sent: from then on the branch may outlive its session."""
         self._over: Settled | None = None
@@ -73,8 +75,11 @@ class PostgresBranch:
     async def poll(self) -> Work:
         """Ends the application's use of the connection: what it wrote after the answer would go unnoticed."""
         self._stop_application()
+        intro = self._session.intro
+        pooled = intro.pooled and intro.system is not None
+        statement = query("poll_pooled" if pooled else "poll")
         try:
-            [row] = await self._session.rows(query("poll"), timeout_s=self._around.statement_timeout_s)
+            [row] = await self._session.rows(statement, timeout_s=self._around.statement_timeout_s)
         except ServerError as error:
             raise branch_failure(self._around.name, error) from error
         except (NoAnswer, NotSent) as error:
@@ -82,6 +87,8 @@ class PostgresBranch:
         if row["marker"] != marker(self._gid):
             raise self._failed(ENDED_BY_APPLICATION)
         self._xid = None if row["xid"] is None else int(row["xid"])
+        if pooled:
+            self._place = (int(row["system"]), str(row["timeline"]))
         # A SERIALIZABLE branch that wrote nothing can still be the one that has to fail: predicate locks.
         if self._xid is None and row["isolation"] != "serializable":
             return Work.READ_ONLY
@@ -92,12 +99,9 @@ class PostgresBranch:
             self._stop_application()
         except BranchFailed as error:
             return PrepareResult(Vote.ABORT, reason=error)
-        guard = "guard_prepare_pooled" if self._around.pooler else "guard_prepare"
-        head = report_head(self._gid, pooler=self._around.pooler)
-        script = (
-            fill(guard, marker=marker(self._gid), report=head)
-            + f"; prepare transaction {literal(str(self._gid))}"
-        )
+        intro = self._session.intro
+        head = report_head(self._gid, pooler=intro.pooled)
+        script = guard_script(self._gid, head, intro) + f"; prepare transaction {literal(str(self._gid))}"
         before = self._session.application_name
         self._asked = True
         try:
@@ -115,7 +119,7 @@ class PostgresBranch:
             return PrepareResult(Vote.ABORT, reason=failure)
         report = self._session.application_name
         if report != before:  # else a pooler kept the new one to itself
-            self._evidence = read_evidence(report, head, self._session.intro)
+            self._evidence = read_evidence(report, head, intro)
         return PrepareResult(Vote.PREPARED, self._evidence)
 
     def _prepare_refused(self, error: ServerError) -> PrepareResult:
@@ -159,9 +163,12 @@ class PostgresBranch:
         return self._over
 
     async def _ask_books(self) -> Settled:
-        self._over = await self._around.one_phase.look_up(
-            self._session, self._gid, self._xid, wrote=self._handle.undoubt_wrote
-        )
+        system, timeline = self._place
+        evidence = None
+        if self._xid is not None and system is not None and timeline is not None:
+            evidence = Evidence(self._xid, system, timeline)
+        wrote = self._handle.undoubt_wrote or self._xid is not None
+        self._over = await self._around.one_phase.look_up(self._session, self._gid, evidence, wrote=wrote)
         return self._over
 
     async def commit(self) -> Settled:

@@ -14,9 +14,9 @@ from participants.findings import Finding, Severity
 from participants.postgres.begin import ledger_name
 from participants.postgres.management import SESSIONS_MAX, Management
 from participants.postgres.roles import membership, missing_grant
-from participants.postgres.session import Row
+from participants.postgres.session import Introduction, NoAnswer, NotSent, Row, ServerError
 from participants.postgres.sql import identifier, query
-from participants.postgres.verdicts import CHECK_BY_SQLSTATE
+from participants.postgres.verdicts import CHECK_BY_SQLSTATE, participant_error, pooler_refusal
 from participants.settings import ParticipantSettings
 
 FULL = 0.8
@@ -36,11 +36,10 @@ class Checkup:
     async def findings(self) -> Sequence[Finding]:
         """See :meth:`participants.contract.Participant.check`."""
         try:
-            async with self._management.session() as session:
-                version = session.intro.version
+            intro = await self._open_a_transaction()
             [row] = await self._management.read(query("health"))
             owners = await self._management.read(
-                query("owners").replace("{membership}", membership(version)),
+                query("owners").replace("{membership}", membership(intro.version)),
                 f"undoubt:{self._ledger_id}:",
                 ledger_name(self._ledger_id),
             )
@@ -48,13 +47,26 @@ class Checkup:
             return [self._not_reached(error)]
         return [
             self._ok("reach", f"PostgreSQL {row['version']}, a primary, as role {row['me']}"),
+            self._pooler(intro),
             self._connections(row),
             self._prepared_max(row),
             *self._durability(row),
             self._evidence(row),
             self._vacuum(row),
-            *self._roles(row, owners, version),
+            *self._roles(row, owners, intro),
         ]
+
+    async def _open_a_transaction(self) -> Introduction:
+        """A pooler that gives every statement to another server cannot."""
+        timeout_s = self._management.timeout_s
+        async with self._management.session() as session:
+            try:
+                await session.script("begin", timeout_s=timeout_s)
+                await session.script("rollback", timeout_s=timeout_s)
+            except (ServerError, NoAnswer, NotSent) as error:
+                name = self._management.participant
+                raise pooler_refusal(name, str(error)) or participant_error(name, error) from error
+            return session.intro
 
     def _not_reached(self, error: ParticipantError) -> Finding:
         what = str(error).removeprefix(f"participant {self._management.participant!r}: ")
@@ -66,6 +78,29 @@ class Checkup:
                 "what is prepared there waits until it answers; no other participant is delayed",
             )
         return self._found(CHECK_BY_SQLSTATE.get(error.sqlstate or "", "reach"), Severity.PROBLEM, what)
+
+    def _pooler(self, intro: Introduction) -> Finding:
+        if intro.pooler and not self._settings.pooler:
+            return self._found(
+                "pooler",
+                Severity.WARNING,
+                "a connection pooler stands before the server, and pooler is not set",
+                "undoubt has noticed, and lets nothing outlive a transaction there. Write it down for those"
+                " who come after you, and read docs/roles-and-poolers.md for what a pooler costs",
+                "pooler = true",
+            )
+        if intro.pooler:
+            most = self._settings.connections_max + SESSIONS_MAX
+            return self._ok(
+                "pooler",
+                "a connection pooler stands before the server, as the settings say; its pool must have more"
+                f" than {most} servers for each process like this one",
+            )
+        if self._settings.pooler:
+            return self._ok(
+                "pooler", "none is seen, though pooler is set: branches cost more than they would"
+            )
+        return self._ok("pooler", "the server itself answers")
 
     def _connections(self, row: Row) -> Finding:
         most, wanted = row["connections_max"], self._settings.connections_max
@@ -155,10 +190,10 @@ class Checkup:
             "SELECT gid, prepared, owner, database FROM pg_prepared_xacts ORDER BY age(transaction) DESC;",
         )
 
-    def _roles(self, row: Row, owners: Sequence[Row], version: int) -> Iterator[Finding]:
+    def _roles(self, row: Row, owners: Sequence[Row], intro: Introduction) -> Iterator[Finding]:
         me, login = row["me"], row["login"]
         lacking = [
-            owner for owner in owners if not row["superuser"] and (self._pooled or not owner["becomes"])
+            owner for owner in owners if not row["superuser"] and (intro.pooled or not owner["becomes"])
         ]
         for owner in lacking:
             seen = []
@@ -170,28 +205,24 @@ class Checkup:
                 "roles",
                 Severity.PROBLEM,
                 f"{login} cannot finish the branches of role {owner['role']}, which {' and '.join(seen)}",
-                *self._way_out(owner, login, version),
+                *self._way_out(owner, login, intro),
             )
         if not lacking:
             others = ", ".join(owner["role"] for owner in owners)
             finishes = f" and those of {others}" if others else ""
             yield self._ok("roles", f"{me} can finish its own branches{finishes}")
 
-    @property
-    def _pooled(self) -> bool:
-        return self._settings.pooler
-
-    def _way_out(self, owner: Row, login: str, version: int) -> tuple[str, str | None]:
-        if self._pooled:
+    def _way_out(self, owner: Row, login: str, intro: Introduction) -> tuple[str, str | None]:
+        if intro.pooled:
             return (
-                "behind a transaction pooler nobody can SET ROLE: run recovery with a dsn that leads to the"
-                " server itself, or as that role",
+                "behind a pooler SET ROLE and COMMIT PREPARED could be sent to two servers: run recovery with"
+                " a dsn that leads to the server itself, or as that role",
                 None,
             )
         why = "after a crash they stay in doubt and keep their locks"
         if owner["superuser"]:
             why += f". {owner['role']} is a superuser, and so would be {login}: rather run recovery as it"
-        return why, missing_grant(owner["role"], login, version)
+        return why, missing_grant(owner["role"], login, intro.version)
 
     def _ok(self, check: str, what: str) -> Finding:
         return self._found(check, Severity.OK, what)

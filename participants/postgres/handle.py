@@ -33,4 +33,3 @@ class Surroundings:
     one_phase: OnePhase
     give_back: Callable[[Slot[Any]], None]
     statement_timeout_s: float
-    pooler: bool

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from participants.contract import Evidence, PreparedBranch
 from participants.ids import Gid
 from participants.postgres.management import Management, refuse_standby
-from participants.postgres.session import Introduction, Row
+from participants.postgres.session import Row
 from participants.postgres.sql import query
 
 _EPOCH = 2**32
@@ -15,16 +15,19 @@ _EPOCH = 2**32
 
 async def list_prepared(management: Management) -> Sequence[PreparedBranch]:
     """Oldest first. Raises ``ParticipantRefused`` on a standby, whose list is always empty."""
-    rows, intro = await management.read_and_who(query("in_doubt"))
+    async with management.session() as session:
+        told = session.intro.system is not None
+    whereabouts = query("in_doubt_whereabouts") if told else "null as system, null as timeline"
+    rows = await management.read(query("in_doubt").replace("{whereabouts}", whereabouts))
     refuse_standby(management.participant, rows[0])
-    return [_branch(row, intro) for row in rows if row["gid"] is not None]
+    return [_branch(row) for row in rows if row["gid"] is not None]
 
 
-def _branch(row: Row, intro: Introduction | None) -> PreparedBranch:
+def _branch(row: Row) -> PreparedBranch:
     xid = widen(int(row["xid"]), int(row["next_xid"]))
     evidence = None
-    if intro is not None and intro.system is not None and intro.timeline is not None:
-        evidence = Evidence(xid, intro.system, intro.timeline)
+    if row["system"] is not None:
+        evidence = Evidence(xid, int(row["system"]), row["timeline"])
     return PreparedBranch(
         gid=Gid.parse(row["gid"]),
         owner=row["owner"],

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from participants.errors import ParticipantRefused
 from participants.postgres.pool import Pool, S, Slot
-from participants.postgres.session import Introduction, Late, NoAnswer, NotSent, Row, ServerError, Session
+from participants.postgres.session import Late, NoAnswer, NotSent, Row, ServerError, Session
 from participants.postgres.verdicts import READ_ONLY_TRANSACTION, participant_error
 
 SESSIONS_MAX = 4
@@ -20,12 +20,9 @@ SESSIONS_MAX = 4
 class Management:
     """Statements of undoubt's own on one participant, outside branches."""
 
-    def __init__(
-        self, participant: str, connect: Callable[[], Awaitable[S]], timeout_s: float, *, pooler: bool
-    ) -> None:
+    def __init__(self, participant: str, connect: Callable[[], Awaitable[S]], timeout_s: float) -> None:
         self.participant = participant
         self.timeout_s = timeout_s
-        self._pooler = pooler
         self._pool: Pool[Session] = Pool(participant, connect, SESSIONS_MAX)
 
     async def read(self, sql: str, *args: object) -> Sequence[Row]:
@@ -36,39 +33,23 @@ class Management:
         except ServerError as error:
             raise participant_error(self.participant, error) from error
 
-    async def read_and_who(self, sql: str) -> tuple[Sequence[Row], Introduction | None]:
-        """Like :meth:`read`, with what the server that answered had said about itself; None behind a pooler,
-        where another one may answer than the one that introduced itself."""
-        try:
-            rows, intro = await self._ask(sql)
-        except ServerError as error:
-            raise participant_error(self.participant, error) from error
-        return rows, None if self._pooler else intro
-
     async def ask(self, sql: str, *args: object) -> Sequence[Row]:
         """Like :meth:`read`, but raises ``ServerError`` as it is."""
-        rows, _ = await self._ask(sql, *args)
-        return rows
-
-    async def _ask(self, sql: str, *args: object) -> tuple[Sequence[Row], Introduction]:
         async with self._slot() as slot:
             try:
-                rows = await slot.session.rows(sql, *args, timeout_s=self.timeout_s)
+                return await slot.session.rows(sql, *args, timeout_s=self.timeout_s)
             except (NoAnswer, NotSent) as error:
                 if slot.fresh or isinstance(error, Late):
                     raise participant_error(self.participant, error) from error
             except ServerError as error:
                 if slot.fresh or not error.fatal:
                     raise
-            else:
-                return rows, slot.session.intro
         self._pool.drop_idle()
         async with self._slot() as slot:
             try:
-                rows = await slot.session.rows(sql, *args, timeout_s=self.timeout_s)
+                return await slot.session.rows(sql, *args, timeout_s=self.timeout_s)
             except (NoAnswer, NotSent) as error:
                 raise participant_error(self.participant, error) from error
-            return rows, slot.session.intro
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:

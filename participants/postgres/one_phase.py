@@ -30,10 +30,9 @@ LOOKS_MAX = 8
 class OnePhase:
     """The evidence of one-phase commits at one participant."""
 
-    def __init__(self, management: Management, settler: Settler, *, pooler: bool) -> None:
+    def __init__(self, management: Management, settler: Settler) -> None:
         self._management = management
         self._settler = settler
-        self._pooler = pooler
 
     def note(self, session: Session, gid: Gid) -> str:
         """What goes before COMMIT in its round trip: nothing, or the statement that writes the row."""
@@ -41,16 +40,16 @@ class OnePhase:
             return ""
         return fill("note_commit", txid=str(gid.txid), participant=gid.participant) + "; "
 
-    async def look_up(self, session: Session, gid: Gid, xid: int | None, *, wrote: bool) -> Settled:
-        """APPLIED, ABSENT or HEURISTIC_HAZARD. ``session`` is the one that was lost, ``xid`` the branch's
-        transaction id if it was known before COMMIT was sent; ``wrote`` if the branch is known to have
-        changed something, and so to have left a row if it committed."""
+    async def look_up(self, session: Session, gid: Gid, evidence: Evidence | None, *, wrote: bool) -> Settled:
+        """APPLIED, ABSENT or HEURISTIC_HAZARD. ``session`` is the one that was lost, ``evidence`` that of the
+        branch if it was known before COMMIT was sent; ``wrote`` if the branch is known to have changed
+        something, and so to have left a row if it committed."""
         pause_s = 0.02
         for _ in range(LOOKS_MAX):
             await asyncio.sleep(pause_s)
             pause_s *= 2
             try:
-                settled = await self._look(session, gid, xid, wrote or xid is not None)
+                settled = await self._look(session, gid, evidence, wrote)
             except ParticipantError as error:
                 log.info("what became of the one-phase commit of %s: %s", gid.txid, error)
                 continue
@@ -58,20 +57,20 @@ class OnePhase:
                 return settled
         return Settled.HEURISTIC_HAZARD
 
-    async def _look(self, session: Session, gid: Gid, xid: int | None, wrote: bool) -> Settled:
+    async def _look(self, session: Session, gid: Gid, evidence: Evidence | None, wrote: bool) -> Settled:
         if session.intro.notes_commits:
             settled = await self._look_for_row(session, gid, wrote)
             if settled is not Settled.BUSY:
                 return settled
-        if xid is None:
+        if evidence is None:
             # Without an id only the row can tell, and while its session lives it may still appear.
             return Settled.BUSY if session.intro.notes_commits else Settled.HEURISTIC_HAZARD
-        return await self._look_for_xid(session, xid)
+        return await self._look_for_xid(evidence)
 
     async def _look_for_row(self, session: Session, gid: Gid, wrote: bool) -> Settled:
         # The session first: a row that is not there after its end will never be.
         gone = False
-        if not self._pooler:
+        if not session.intro.pooled:
             [row] = await self._management.read(
                 query("backend_gone"), session.pid, session.intro.backend_start
             )
@@ -91,11 +90,8 @@ class OnePhase:
         [row] = await self._management.read(query("whereabouts"))
         return (int(row["system"]), row["timeline"]) == (intro.system, intro.timeline)
 
-    async def _look_for_xid(self, session: Session, xid: int) -> Settled:
-        intro = session.intro
-        if intro.system is None or intro.timeline is None:
-            return Settled.HEURISTIC_HAZARD
-        match await self._settler.evidence(Evidence(xid, intro.system, intro.timeline)):
+    async def _look_for_xid(self, evidence: Evidence) -> Settled:
+        match await self._settler.evidence(evidence):
             case Fate.ABORTED | Fate.NEVER_ASSIGNED:
                 return Settled.ABSENT
             case Fate.IN_PROGRESS:

@@ -21,7 +21,7 @@ from participants.postgres.one_phase import OnePhase
 from participants.postgres.pool import Pool, Slot
 from participants.postgres.session import Late, NoAnswer, NotSent, ServerError
 from participants.postgres.settle import Settler
-from participants.postgres.verdicts import participant_error
+from participants.postgres.verdicts import participant_error, pooler_refusal
 from participants.postgres.waits import WaitGraph
 from participants.settings import ParticipantSettings
 
@@ -38,19 +38,16 @@ class PostgresParticipant:
         self._settings = settings
         connector = Connector(name, settings, ledger_name(check_ledger_id(ledger_id)))
         self._pool: Pool[AsyncpgSession] = Pool(name, connector.connect, settings.connections_max)
-        self._management = Management(
-            name, connector.connect, settings.statement_timeout_s, pooler=settings.pooler
-        )
-        self._settler = Settler(self._management, pooler=settings.pooler)
+        self._management = Management(name, connector.connect, settings.statement_timeout_s)
+        self._settler = Settler(self._management)
         self._checkup = Checkup(self._management, settings, ledger_id)
         self._waits = WaitGraph(self._management, ledger_id)
         self._around = Surroundings(
             name=name,
             settler=self._settler,
-            one_phase=OnePhase(self._management, self._settler, pooler=settings.pooler),
+            one_phase=OnePhase(self._management, self._settler),
             give_back=self._pool.release,
             statement_timeout_s=settings.statement_timeout_s,
-            pooler=settings.pooler,
         )
 
     @property
@@ -60,31 +57,33 @@ class PostgresParticipant:
     async def begin(self, gid: Gid, *, timeout_s: float) -> Branch:
         wait_s = min(timeout_s, self._settings.connect_timeout_s)
         slot = await self._pool.acquire(wait_s)
-        if not slot.fresh and not await self._begin(slot, gid, timeout_s):
+        if not slot.fresh and await self._begin(slot, gid, timeout_s) is not None:
             # An idle connection had been lost: its neighbours probably too, and nothing was begun.
             self._pool.drop_idle()
             slot = await self._pool.acquire(wait_s, fresh=True)
-        if slot.fresh and not await self._begin(slot, gid, timeout_s):
-            raise ParticipantUnavailable(self._name, "a new connection was lost while a branch was begun")
+        if slot.fresh and (lost := await self._begin(slot, gid, timeout_s)) is not None:
+            raise pooler_refusal(self._name, str(lost)) or ParticipantUnavailable(
+                self._name, f"a new connection was lost while a branch was begun: {lost}"
+            )
         slot.fresh = False
         handle = BranchConnection(slot.session.connection, gid)
         return PostgresBranch(self._around, slot, handle, gid, timeout_s)
 
-    async def _begin(self, slot: Slot[AsyncpgSession], gid: Gid, timeout_s: float) -> bool:
-        """False if the connection turned out to be lost."""
+    async def _begin(self, slot: Slot[AsyncpgSession], gid: Gid, timeout_s: float) -> Exception | None:
+        """None, or what was said when the connection turned out to be lost."""
         timeouts = timeouts_ms(timeout_s, slot.session.intro)
-        script = begin_script(slot, gid, timeouts, pooler=self._settings.pooler)
+        script = begin_script(slot, gid, timeouts)
         begun = False
         try:
             await slot.session.script(script, timeout_s=self._settings.statement_timeout_s)
             begun = True
         except Late as error:
             raise participant_error(self._name, error) from error
-        except (NoAnswer, NotSent):
-            return False
+        except (NoAnswer, NotSent) as error:
+            return error
         except ServerError as error:
             if error.fatal:
-                return False
+                return error
             raise participant_error(self._name, error) from error
         finally:
             if not begun:
@@ -92,7 +91,7 @@ class PostgresParticipant:
                 self._pool.release(slot)
         slot.used = False
         slot.timeouts_ms = timeouts
-        return True
+        return None
 
     async def in_doubt(self) -> Sequence[PreparedBranch]:
         return await list_prepared(self._management)

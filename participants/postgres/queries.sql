@@ -8,6 +8,8 @@ select pg_is_in_recovery() as standby,
        extract(epoch from current_setting('lock_timeout')::interval)::float8 as lock_timeout_s,
        extract(epoch from current_setting('idle_in_transaction_session_timeout')::interval)::float8 as idle_timeout_s,
        to_regprocedure('undoubt.note_commit(text,text)') is not null as notes_commits,
+       pg_backend_pid() as pid, current_user::text as role,
+       (select rolsuper from pg_roles where rolname = session_user) as superuser,
        (select extract(epoch from backend_start)::text from pg_stat_activity
          where pid = pg_backend_pid()) as backend_start
 
@@ -25,6 +27,15 @@ reset all; reset session authorization; select pg_advisory_unlock_all(); unliste
 select coalesce(current_setting('undoubt.tx', true), '') as marker,
        pg_current_xact_id_if_assigned()::text as xid,
        current_setting('transaction_isolation') as isolation
+
+-- name: poll_pooled
+-- The same with the whereabouts of the server that the branch is in.
+select coalesce(current_setting('undoubt.tx', true), '') as marker,
+       pg_current_xact_id_if_assigned()::text as xid,
+       current_setting('transaction_isolation') as isolation,
+       system_identifier as system,
+       substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as timeline
+  from pg_control_system()
 
 -- name: guard_prepare
 -- Fails with 22P02 and the text "undoubt marker …" unless the marker is still there; the cast cannot be done at
@@ -50,6 +61,12 @@ select set_config('application_name',
             then set_config('synchronous_commit', 'on', true) end
   from pg_control_system()
 
+-- name: guard_role
+-- Before the guard of PREPARE behind a pooler: fails with 22P02 and the text "undoubt role <…>" if the branch ends in
+-- another role than sessions there begin with. Who owns it then could only be become by SET ROLE, and that and COMMIT
+-- PREPARED would be sent to two servers.
+select case when current_user = {role} then 0 else ('undoubt role <' || current_user || '>')::int end
+
 -- name: guard_commit
 -- As above, before a plain COMMIT, which needs no transaction id of its own.
 select case when current_setting('undoubt.tx', true) = {marker} then 0
@@ -73,8 +90,9 @@ select not exists (select from pg_stat_activity
                       and (backend_start is null or extract(epoch from backend_start)::text = $2::text)) as gone
 
 -- name: in_doubt
--- One row at least: a standby's list is empty, and only the flag tells it from a clean database.
-select pg_is_in_recovery() as standby,
+-- One row at least: a standby's list is empty, and only the flag tells it from a clean database. {whereabouts} are the
+-- two columns of the next query, or nulls where the role may not ask.
+select pg_is_in_recovery() as standby, {whereabouts},
        pg_snapshot_xmax(pg_current_snapshot())::text as next_xid,
        p.gid, p.owner::text as owner, p.database::text as database,
        p.transaction::text as xid, age(p.transaction) as age_xids,
@@ -83,6 +101,10 @@ select pg_is_in_recovery() as standby,
   from (select) as one
   left join pg_prepared_xacts as p on p.database = current_database()
  order by p.prepared, p.gid
+
+-- name: in_doubt_whereabouts
+(select system_identifier from pg_control_system()) as system,
+case when not pg_is_in_recovery() then substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end as timeline
 
 -- name: owner
 select pg_is_in_recovery() as standby, current_user::text as me, session_user::text as login,

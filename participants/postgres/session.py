@@ -69,7 +69,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Introduction:
-    """What the server said about itself when the session was opened. Times are in seconds, 0 for none."""
+    """What the server said about itself when the session was opened. Times are in seconds, 0 for none.
+
+    ``pooler`` is true where another process than the server answers (a connection pooler), as is seen by the
+    process ids that the two of them tell. ``pooled``: so it is, or the settings say so; then the next
+    transaction of this session may be in another server process, or on another server, and nothing that was
+    said here holds for it but ``role``, ``superuser`` and ``notes_commits``.
+    """
 
     version: int
     synchronous_commit: str
@@ -79,6 +85,10 @@ class Introduction:
     system: int | None
     timeline: str | None
     backend_start: str
+    pooler: bool = False
+    pooled: bool = False
+    role: str = ""
+    superuser: bool = False
 
 
 class Row(Protocol):
@@ -112,6 +122,10 @@ class Session(Protocol):
 
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
         """One statement with parameters."""
+        ...
+
+    def keep_statements(self) -> None:
+        """A server process of its own answers this session: statements may be prepared there under names."""
         ...
 
     def discard(self) -> None:

@@ -14,7 +14,7 @@ from participants.errors import ParticipantRefused
 from participants.ids import Gid
 from participants.postgres.management import Management, refuse_standby
 from participants.postgres.roles import missing_grant
-from participants.postgres.session import NoAnswer, NotSent, ServerError, Session
+from participants.postgres.session import Late, NoAnswer, NotSent, ServerError, Session
 from participants.postgres.sql import identifier, literal, query
 from participants.postgres.verdicts import (
     FUTURE_XID,
@@ -28,12 +28,18 @@ from participants.postgres.verdicts import (
 log = logging.getLogger(__name__)
 
 
+_POOL_USED_UP = (
+    "participant %r: the second phase of %s got no answer within %g s through the pooler; where all servers"
+    " of its pool are taken by branches that wait for this one, only timeouts help: give it more servers than"
+    " connections_max of all processes together, or lower connections_max"
+)
+
+
 class Settler:
     """Settles prepared branches of one participant."""
 
-    def __init__(self, management: Management, *, pooler: bool) -> None:
+    def __init__(self, management: Management) -> None:
         self._management = management
-        self._pooler = pooler
 
     async def quick(self, session: Session, gid: Gid, order: Order) -> Settled | None:
         """On the session that prepared it, in one round trip. None: it takes :meth:`settle` to know more."""
@@ -41,7 +47,9 @@ class Settler:
             return await self._tell(session, gid, order)
         except ServerError as error:
             return Settled.BUSY if error.sqlstate == IN_USE else None
-        except (NoAnswer, NotSent):
+        except (NoAnswer, NotSent) as error:
+            if isinstance(error, Late) and session.intro.pooled:
+                log.warning(_POOL_USED_UP, self._management.participant, gid, self._management.timeout_s)
             return None
 
     async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
@@ -87,13 +95,6 @@ class Settler:
         owner, me, login = row["owner"], row["me"], row["login"]
         if owner is None or owner == me:
             return Settled.BUSY  # it changed between the two statements: look again
-        if self._pooler:
-            raise ParticipantRefused(
-                participant,
-                f"{gid} was prepared by role {owner!r}, and behind a transaction pooler {me!r} cannot"
-                f" SET ROLE: connect recovery to the server itself, or finish it as {owner!r}",
-                sqlstate=NO_RIGHT,
-            )
         try:
             return await self._with_role(owner, gid, order)
         except ServerError as error:
@@ -110,6 +111,14 @@ class Settler:
 
     async def _with_role(self, owner: str, gid: Gid, order: Order) -> Settled:
         async with self._management.session() as session:
+            if session.intro.pooled:
+                raise ParticipantRefused(
+                    self._management.participant,
+                    f"{gid} was prepared by role {owner!r}, and behind a pooler SET ROLE and COMMIT PREPARED"
+                    " could be sent to two servers: connect recovery to the server itself, or finish it as"
+                    f" {owner!r}",
+                    sqlstate=NO_RIGHT,
+                )
             clean = False
             try:
                 timeout_s = self._management.timeout_s

@@ -16,12 +16,14 @@ from participants.errors import BranchFailed, ParticipantError, ParticipantRefus
 from participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError
 
 MARKER_TEXT = "undoubt marker"
+_ROLE = re.compile(r"undoubt role <(.*)>", re.DOTALL)
 
 UNDEFINED_OBJECT = "42704"
 IN_USE = "55000"
 NO_RIGHT = "42501"
 OTHER_DATABASE = "0A000"
 NOT_SUPPORTED = "0A000"
+POOLER = "08P01"
 FUTURE_XID = "22023"
 FAILED_TRANSACTION = "25P02"
 READ_ONLY_TRANSACTION = "25006"
@@ -35,6 +37,10 @@ SWALLOWED = (
     " use 'async with connection.transaction()' around statements that may fail"
 )
 
+_ROLE_LEFT = (
+    "it ends in role '{role}', which would own the prepared branch, and behind a pooler nobody could become"
+    " that role to finish it: execute 'reset role' at the end of the branch, or connect to the server itself"
+)
 _PREPARED_MAX = (
     "max_prepared_transactions is {what} on the server: put 'max_prepared_transactions = {value}' into"
     " postgresql.conf (at least max_connections is a good value) and restart it"
@@ -50,11 +56,30 @@ _REFUSED = {
     " name the primary in the dsn, or all hosts of the cluster",
 }
 
+_POOLER = {
+    "statement pooling": (
+        POOLER,
+        "the pooler gives every statement to another server, so that nothing can be a transaction; set"
+        " pool_mode = transaction (or session) for this database in pgbouncer.ini",
+    ),
+    "unsupported startup parameter": (
+        POOLER,
+        "the pooler takes no such setting; leave it out of the dsn, or name it in"
+        " ignore_startup_parameters of pgbouncer.ini",
+    ),
+    "password authentication failed": ("28P01", _REFUSED["28P01"]),
+    "SASL authentication failed": ("28P01", _REFUSED["28P01"]),
+    "no such user": ("28000", "the pooler does not know this user; look at its auth_file or auth_query"),
+    "no such database": ("3D000", "the pooler does not know it; look at [databases] in pgbouncer.ini"),
+    'database ".*" does not exist': ("3D000", _REFUSED["3D000"]),
+}
+
 CHECK_BY_SQLSTATE = {
     "28P01": "password",
     "28000": "access",
     "3D000": "database",
     NOT_SUPPORTED: "version",
+    POOLER: "pooler",
     READ_ONLY_TRANSACTION: "standby",
 }
 """The name of the check that fails where a session is refused with that code."""
@@ -73,6 +98,8 @@ def marker_lost(error: ServerError) -> bool:
 def _explain(error: ServerError) -> str:
     if marker_lost(error):
         return ENDED_BY_APPLICATION
+    if error.sqlstate == "22P02" and (role := _ROLE.search(error.message)) is not None:
+        return _ROLE_LEFT.format(role=role[1])
     if error.sqlstate == FAILED_TRANSACTION:
         return SWALLOWED
     # The hint names the setting in every language; 53200 is the server's code for "all are taken".
@@ -102,6 +129,16 @@ def participant_error(participant: str, error: ServerError | NoAnswer | NotSent)
     if error.fatal or error.sqlstate[:2] in _UNAVAILABLE_CLASSES:
         return ParticipantUnavailable(participant, _plain(error), sqlstate=error.sqlstate)
     return ParticipantRefused(participant, _plain(error), sqlstate=error.sqlstate)
+
+
+def pooler_refusal(participant: str, message: str) -> ParticipantRefused | None:
+    """What PgBouncer says when it does not let a client in, or begin. It has one code for all of it (08P01,
+    which else means a lost connection), so its words have to tell; they are never translated. None
+    for others."""
+    for words, (sqlstate, advice) in _POOLER.items():
+        if re.search(words, message):
+            return ParticipantRefused(participant, f"{message}: {advice}", sqlstate=sqlstate)
+    return None
 
 
 _REPORT = re.compile(r"([0-9a-f]{1,16})\.(?:([0-9]{1,20})\.([0-9A-F]{8}))?")

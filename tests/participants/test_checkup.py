@@ -45,6 +45,7 @@ async def test_a_server_that_is_well_has_nothing_but_good_findings() -> None:
         "vacuum",
         "roles",
         "connections",
+        "pooler",
     }
     assert {finding.severity for finding in found.values()} == {Severity.OK}
 

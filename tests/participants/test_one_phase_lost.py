@@ -141,10 +141,6 @@ async def test_evidence_of_one_phase_is_not_evidence_of_commit() -> None:
         async def evidence(self, evidence: Evidence) -> Fate:
             return self.fate
 
-    class Lost:
-        class intro:  # noqa: N801
-            system, timeline = 1, "00000001"
-
     expected = {
         Fate.COMMITTED: Settled.HEURISTIC_HAZARD,
         Fate.ABORTED: Settled.ABSENT,
@@ -153,5 +149,5 @@ async def test_evidence_of_one_phase_is_not_evidence_of_commit() -> None:
         Fate.IN_PROGRESS: Settled.BUSY,
     }
     for fate in Fate:
-        phase = OnePhase(None, Books(fate), pooler=False)  # type: ignore[arg-type]
-        assert await phase._look_for_xid(Lost(), 7) is expected[fate]  # type: ignore[arg-type]
+        phase = OnePhase(None, Books(fate))  # type: ignore[arg-type]
+        assert await phase._look_for_xid(Evidence(7, 1, "00000001")) is expected[fate]

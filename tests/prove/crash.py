@@ -2,7 +2,8 @@
 
 Real servers, real processes. After each death recovery runs to its end; then every transfer is in both
 databases or in neither, nothing is prepared, nothing that was acknowledged is lost. With ``--pooler`` that
-participant is reached through a PgBouncer in transaction mode, which is a victim too.
+participant is reached through a PgBouncer in transaction mode, which is a victim too; in every other case
+undoubt is not told of it.
 """
 
 from __future__ import annotations
@@ -69,14 +70,18 @@ class Stage:
             pooler = PgBouncer(self.servers[pooled].port)
             self.poolers[pooled] = await stack.enter_async_context(pooler)
 
-    def participants(self, database: str) -> dict[str, dict[str, object]]:
-        """Their settings."""
-        return {
-            name: {"dsn": self.poolers[name].dsn(database), "pooler": True}
-            if name in self.poolers
-            else {"dsn": server.dsn(database)}
-            for name, server in self.servers.items()
+    def participants(self, database: str, *, declared: bool) -> dict[str, dict[str, object]]:
+        """Their settings; ``declared``: undoubt is told of the pooler, and need not find out by itself."""
+        direct: dict[str, dict[str, object]] = {
+            name: {"dsn": server.dsn(database)} for name, server in self.servers.items()
         }
+        return direct | {
+            name: {"dsn": pooler.dsn(database), "pooler": declared} for name, pooler in self.poolers.items()
+        }
+
+    @property
+    def logins(self) -> int:
+        return sum(pooler.logins for pooler in self.poolers.values())
 
 
 class Lane:
@@ -126,14 +131,17 @@ class Run:
         settings = json.dumps(
             {
                 "ledger": {"url": f"sqlite:///{self._folder}/{database}.db"},
-                "participants": self._stage.participants(database),
+                "participants": self._stage.participants(database, declared=self._number % 2 == 0),
             }
         )
+        logins = self._stage.logins
         heard = await self._coordinate(settings)
         if self._case.in_recovery:
             await self._recover_with_a_victim(settings)
         await self._recover(settings)
         await self._audit(dsns, heard)
+        if self._stage.poolers and self._stage.logins == logins:
+            self._problems.append("nothing went through the pooler")
         return self._problems
 
     async def _coordinate(self, settings: str) -> Heard:

@@ -33,8 +33,8 @@ async def examine(
         try:
             ledger, participants = await stack.enter_async_context(assemble.opened(settings))
             chosen = _chosen(participants, only)
-            checked = await _checks(chosen)
-            seen = await survey(ledger, chosen)
+            # Side by side: each of the two waits for one that does not answer.
+            checked, seen = await asyncio.gather(_checks(chosen), survey(ledger, chosen))
             if only is None:
                 findings += await look_at_ledger(ledger, settings, older_than_s)
         except LedgerError as error:

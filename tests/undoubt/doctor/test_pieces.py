@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from coordinator.ledger import open_ledger
 from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Verdict
 from coordinator.ledger.memory import MemoryLedger
 from participants.contract import Settled, Waiting
@@ -15,6 +18,7 @@ from participants.findings import Finding, Severity
 from participants.ids import Foreign, Gid, Protocol, TxId
 from tests.undoubt.cli.stage import LEDGER_ID, NONCE, Stage, aged
 from undoubt.config import Settings, load
+from undoubt.doctor import examine
 from undoubt.doctor.configuration import look_at_configuration
 from undoubt.doctor.ledger import file_system, look_at_ledger
 from undoubt.doctor.orphans import SHOWN_MAX
@@ -110,6 +114,18 @@ async def test_a_ledger_on_a_network_file_system(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("undoubt.doctor.ledger.file_system", lambda _: "nfs4")
     found = by_check(await look_at_ledger(MemoryLedger(LEDGER_ID), settings(tmp_path, ""), 300.0))
     assert found["ledger_file_system"].severity is Severity.PROBLEM
+
+
+async def test_a_ledger_of_a_newer_version(tmp_path: Path) -> None:
+    """Broken if an old doctor looks into it all the same, or says nothing of the way out."""
+    read = settings(tmp_path, "")
+    await (await open_ledger(read.ledger)).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "undoubt.db")) as database:
+        database.execute("update alembic_version set version_num = '9999'")
+        database.commit()
+    [found] = [one for one in await examine(read, older_than_s=300.0) if one.check == "ledger"]
+    assert found.severity is Severity.PROBLEM
+    assert "upgrade undoubt" in found.what
 
 
 async def test_decisions_that_wait(tmp_path: Path) -> None:
