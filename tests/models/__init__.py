@@ -8,6 +8,8 @@ states there are, how deep the search went, and the shortest way to a state in w
 :mod:`.rules`           models written as rules over facts, each fact a bit of an integer
 :mod:`.transaction`     the specifications TCommit and TwoPhase
 :mod:`.paxos_commit`    the specification PaxosCommit
+:mod:`.processes`       models made of the product's own objects, which send each other messages
+:mod:`.our_paxos`       our acceptors and leaders: coordinator.paxos itself
 ======================  ======================================================================================
 
 The specifications are those of Gray and Lamport, "Consensus on Transaction Commit", 2006, appendix, as

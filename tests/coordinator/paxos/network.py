@@ -21,9 +21,11 @@ from coordinator.paxos import (
     Outcome,
     Outgoing,
     Phase1b,
+    Phase2b,
     Ready,
     Record,
     Recovery,
+    Refused,
     Reply,
     Request,
     Restored,
@@ -120,11 +122,15 @@ class Witness:
             assert reply.known == Known() or _forgotten(node.disk.marks, reply.txid), "nothing is stored"
         elif isinstance(reply, Phase1b):
             assert stored.promised >= reply.ballot, "promised before it was stored"
-        for number, ballot, prepared in facts_of(reply.known):
+        for number, ballot, _ in facts_of(reply.known):
             if stored is not None:
                 kept = {number: ballot for number, ballot, _ in facts_of(stored.known)}
                 assert number in kept, "accepted before it was stored"
                 assert kept[number] >= ballot
+        self.count(reply)
+
+    def count(self, reply: Phase1b | Phase2b | Refused) -> None:
+        for number, ballot, prepared in facts_of(reply.known):
             self.facts.setdefault((reply.txid, number, ballot, prepared), set()).add(reply.acceptor)
         if reply.known.branches:
             assert self.lists.setdefault(reply.txid, reply.known.branches) == reply.known.branches

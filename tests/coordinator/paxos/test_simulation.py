@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
 from coordinator.paxos import (
@@ -10,14 +9,10 @@ from coordinator.paxos import (
     Acceptor,
     Outcome,
     PeerMisbehaved,
-    Phase1b,
-    Ready,
     Recovery,
-    Reply,
-    Request,
-    Value,
 )
 from coordinator.quorum import Joint
+from tests.coordinator.paxos.broken import AnswersAtOnce, ForgetsWithoutAMark, OfItsOwnMind, OneIsEnough
 from tests.coordinator.paxos.simulation import Simulation, Transaction
 
 STEPS = 700
@@ -70,38 +65,6 @@ def test_a_seed_replays() -> None:
 
 
 # Planted errors.
-
-
-class AnswersAtOnce(Acceptor):
-    """Sends 1b and 2b before they are stored."""
-
-    def ready(self) -> Ready:
-        ready = super().ready()
-        return msgspec.structs.replace(ready, replies_now=ready.replies_after_sync, replies_after_sync=())
-
-
-class ForgetsWithoutAMark(Acceptor):
-    """Deletes records and begins anew."""
-
-    def ready(self) -> Ready:
-        self._marks, self._floors = type(self._marks)(), {}
-        return msgspec.structs.replace(super().ready(), marks=None)
-
-
-class OfItsOwnMind(Recovery):
-    """Proposes *aborted* whatever was accepted."""
-
-    def _value(self, position: int) -> Value | None:
-        return ABORTED if super()._value(position) is not None else None
-
-
-class OneIsEnough(Recovery):
-    """Believes the first promise."""
-
-    def step(self, reply: Reply) -> tuple[tuple[int, Request], ...]:
-        if isinstance(reply, Phase1b):
-            self._promises |= dict.fromkeys(self.acceptors.voters, reply.known)
-        return super().step(reply)
 
 
 class WithItsOwnMind(Simulation):
