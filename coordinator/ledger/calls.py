@@ -35,7 +35,7 @@ from participants.errors import UndoubtError
 from participants.ids import Gid, TxId
 
 
-class _Call(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class _Call(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     pass
 
 
@@ -192,7 +192,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     call: Call
 
 
-class Reply(msgspec.Struct, frozen=True, array_like=True, tag="ok"):
+class Reply(msgspec.Struct, frozen=True, array_like=True, tag="ok", gc=False):
     number: int
     result: msgspec.Raw
 

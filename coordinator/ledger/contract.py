@@ -60,7 +60,7 @@ class Record(enum.StrEnum):
     """No decision: it is running, or aborted, or it committed in one phase. Never read this as aborted."""
 
 
-class BranchRecord(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+class BranchRecord(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """One prepared branch as recorded with a decision. Evidence is three fields, or None each."""
 
     number: int
@@ -70,7 +70,7 @@ class BranchRecord(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
     timeline: str | None = None
 
 
-class DecisionRecord(msgspec.Struct, frozen=True):
+class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     """A recorded decision that is not finished.
 
     ``decided_at`` is the wall clock of whoever recorded it, in seconds since 1970, for people only.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import assert_never
 
 import msgspec
@@ -49,6 +50,9 @@ TERMINATES_BY_ITSELF = frozenset({"3", "p"})
 """Protocols whose undecided transactions are never presumed aborted."""
 
 
+_NUMBER = attrgetter("number")
+
+
 def fingerprint(branches: Iterable[BranchRecord]) -> int:
     """32 bits of a list of branches, by number and participant; never 0."""
     text = "\n".join(f"{branch.number}:{branch.participant}" for branch in sorted_branches(branches))
@@ -56,7 +60,7 @@ def fingerprint(branches: Iterable[BranchRecord]) -> int:
 
 
 def sorted_branches(branches: Iterable[BranchRecord]) -> list[BranchRecord]:
-    return sorted(branches, key=lambda branch: branch.number)
+    return sorted(branches, key=_NUMBER)
 
 
 def labels(branches: Iterable[BranchRecord]) -> list[str]:

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 BATCH_COMMANDS_MAX = 1_000
 """Commands in one entry."""
+CLOSE_S = 10.0
 HISTORY_RECORDS_MAX = 256
 """Finished records that wait for a write to ride along with."""
 
@@ -107,7 +108,7 @@ class Replica:
             self._ticking.cancel()
         self._stop(f"node {self.raft.node} was stopped")
         self._disk.close()
-        await self._storage.close()
+        await asyncio.wait([self._storage.close()], timeout=CLOSE_S)  # a disk that hangs is not waited for
 
     def step(self, message: Message) -> None:
         """A peer's message has arrived."""
@@ -165,6 +166,8 @@ class Replica:
         self._reads.begin(self.raft)
         while not (ready := self.raft.ready()).empty:
             self._do(ready)
+            if not ready.committed_entries and not ready.chunks_wanted:
+                break  # nothing that was done can have made more to do
         self._follow_role()
         self._keep_history()
         self._disk.flush()

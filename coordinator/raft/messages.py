@@ -27,7 +27,7 @@ class Kind(enum.IntEnum):
     CONFIG = 2
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One entry of the log. ``crc`` is CRC-32 over everything else, computed once, by the leader."""
 
     index: Natural

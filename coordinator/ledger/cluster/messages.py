@@ -59,7 +59,7 @@ NodeCall = StatusCall
 """Calls that are for one node, whether or not it leads."""
 
 
-class Request(msgspec.Struct, frozen=True, array_like=True):
+class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """``number`` comes back with the answer; answers may come in any order."""
 
     number: int

@@ -6,13 +6,9 @@ The event loop never waits for a disk. Whoever opens it holds a lock on the fold
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future as ThreadFuture
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from coordinator.errors import LedgerLocked, LedgerUnusable
 from coordinator.ledger.contract import DecisionRecord
@@ -21,11 +17,10 @@ from coordinator.ledger.sqlite.file import StoreFull
 from coordinator.ledger.sqlite.lock import FileLock, holder
 from coordinator.node.sqlite.reserve import Reserve
 from coordinator.node.sqlite.tables import Tables
+from coordinator.node.sqlite.thread import Thread
 from coordinator.node.storage import Identity, Snapshot, Stored, Write
 from coordinator.raft import HardState
 from participants.ids import TxId
-
-T = TypeVar("T")
 
 FILE_NAME = "node.db"
 
@@ -33,12 +28,13 @@ FILE_NAME = "node.db"
 class SqliteStorage:
     """Implements :class:`~coordinator.node.storage.Storage`. Made by :meth:`open`."""
 
-    def __init__(self, tables: Tables, thread: ThreadPoolExecutor, lock: FileLock) -> None:
+    def __init__(self, tables: Tables, thread: Thread, lock: FileLock) -> None:
         self.tables = tables
+        self.in_thread = thread.do
+        """Runs a function where the connection lives."""
         self._thread = thread
         self._lock = lock
         self._reserve = Reserve(tables.path.with_suffix(".reserve"))
-        self._loop = asyncio.get_running_loop()
 
     @classmethod
     async def open(cls, folder: Path) -> tuple[SqliteStorage, Stored]:
@@ -51,23 +47,22 @@ class SqliteStorage:
                 " the cluster and add a new one"
             )
         lock = _locked(path)
-        thread = ThreadPoolExecutor(1, thread_name_prefix="undoubt-node-disk")
-        loop = asyncio.get_running_loop()
+        thread = Thread("undoubt-node-disk")
         try:
-            tables = await loop.run_in_executor(thread, Tables, path)
+            tables = await thread.do(lambda: Tables(path))
             try:
-                stored = await loop.run_in_executor(thread, tables.load)
+                stored = await thread.do(tables.load)
             except BaseException:
-                await loop.run_in_executor(thread, tables.file.close)
+                await thread.do(tables.file.close)
                 raise
         except BaseException:
-            thread.shutdown(wait=False)
+            thread.end()
             lock.release()
             raise
         return cls(tables, thread, lock), stored
 
     def write(self, writes: Sequence[Write]) -> asyncio.Future[bool]:
-        return self._in_thread(lambda: self._write(writes))
+        return self.in_thread(lambda: self._write(writes))
 
     def _write(self, writes: Sequence[Write]) -> bool:
         try:
@@ -79,14 +74,14 @@ class SqliteStorage:
         return self._reserve.hold()
 
     def history_of(self, txid: TxId) -> asyncio.Future[DecisionRecord | None]:
-        return self._in_thread(lambda: history.one(self.tables.file.connection, txid))
+        return self.in_thread(lambda: history.one(self.tables.file.connection, txid))
 
     def history(self, limit: int, before: DecisionRecord | None) -> asyncio.Future[Sequence[DecisionRecord]]:
-        return self._in_thread(lambda: history.page(self.tables.file.connection, limit, before))
+        return self.in_thread(lambda: history.page(self.tables.file.connection, limit, before))
 
     def close(self) -> asyncio.Future[None]:
-        closed = self._in_thread(self._close)
-        self._thread.shutdown(wait=False)
+        closed = self.in_thread(self._close)
+        self._thread.end()
         return closed
 
     def _close(self) -> None:
@@ -94,26 +89,6 @@ class SqliteStorage:
             self.tables.file.close()
         finally:
             self._lock.release()
-
-    def _in_thread(self, job: Callable[[], T]) -> asyncio.Future[T]:
-        answer: asyncio.Future[T] = self._loop.create_future()
-
-        def done(future: ThreadFuture[T]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed without closing the storage
-                self._loop.call_soon_threadsafe(_copy, future, answer)
-
-        self._thread.submit(job).add_done_callback(done)
-        return answer
-
-
-def _copy(done: ThreadFuture[T], answer: asyncio.Future[T]) -> None:
-    if answer.done():  # whoever waited was cancelled
-        return
-    error = done.exception()
-    if error is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(done.result())
 
 
 def create(folder: Path, identity: Identity, hard_state: HardState, snapshot: Snapshot) -> None:

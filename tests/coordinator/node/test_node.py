@@ -234,13 +234,13 @@ async def test_a_leader_whose_disk_is_full_hands_over_and_comes_back(cluster: Cl
         storage._reserve.give_up()
         storage._reserve.hold = lambda: False  # type: ignore[method-assign]
         # As if other files had taken all but a few pages: SQLite answers SQLITE_FULL as for ENOSPC.
-        await storage._in_thread(lambda: storage.tables.file.limit_pages(1))
+        await storage.in_thread(lambda: storage.tables.file.limit_pages(1))
         for seq in range(1, 50):
             assert await ledger.decide(session.txid(seq), COMMIT, BRANCHES) is COMMIT
         assert full.replica.raft.state.disk_full
         assert not full.leads
         del storage._reserve.hold  # type: ignore[method-assign]
-        await storage._in_thread(lambda: storage.tables.file.limit_pages(2**30))
+        await storage.in_thread(lambda: storage.tables.file.limit_pages(2**30))
         while full.replica.raft.state.disk_full:
             await asyncio.sleep(0.01)
         await ledger.decide(session.txid(50), COMMIT, BRANCHES)
@@ -302,7 +302,7 @@ async def test_a_node_whose_disk_fails_stops_and_the_others_go_on(cluster: Clust
         session = await ledger.open_session("test", 60.0)
         broken = await cluster.leader()
         storage = cluster.storages[broken.identity.node]
-        await storage._in_thread(lambda: storage.tables.file.connection.execute("drop table entry"))
+        await storage.in_thread(lambda: storage.tables.file.connection.execute("drop table entry"))
         assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
         error = await broken.failed
         assert "writing to node data" in str(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sqlite3
 from pathlib import Path
@@ -102,17 +101,15 @@ async def test_a_batch_is_all_or_nothing(folder: Path) -> None:
     """Half a batch would be a state that no Ready ever described."""
     storage, _ = await SqliteStorage.open(folder)
     pages = storage.tables.file.connection
-    limit = await asyncio.wrap_future(
-        storage._thread.submit(lambda: pages.execute("pragma page_count").fetchone()[0] + 4)
-    )
+    limit = await storage.in_thread(lambda: int(pages.execute("pragma page_count").fetchone()[0]) + 4)
     storage._reserve.hold = lambda: True  # type: ignore[method-assign]
-    await asyncio.wrap_future(storage._thread.submit(storage.tables.file.limit_pages, limit))
+    await storage.in_thread(lambda: storage.tables.file.limit_pages(limit))
     large = Entry.make(3, 2, b"x" * 200_000)
     with pytest.raises(StoreFull, match="no room for node data"):
         await storage.write(
             [Write(hard_state=HardState(9, 1), entries=entries(2, 2)), Write(entries=(large,))]
         )
-    await asyncio.wrap_future(storage._thread.submit(storage.tables.file.limit_pages, limit + 1000))
+    await storage.in_thread(lambda: storage.tables.file.limit_pages(limit + 1000))
     await storage.write([Write(hard_state=HardState(8, 1))])
     await storage.close()
     stored = await found(folder)
