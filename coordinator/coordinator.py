@@ -21,11 +21,13 @@ from coordinator.finisher import Finisher
 from coordinator.ledger.contract import Ledger, Record
 from coordinator.meter import Meter, Stopwatch
 from coordinator.protocols.course import Course, Phase
+from coordinator.protocols.ending import roll_back
 from coordinator.protocols.steps import Observer
-from coordinator.protocols.two_phase import roll_back, two_phase_commit
+from coordinator.protocols.three_phase import three_phase_commit
+from coordinator.protocols.two_phase import two_phase_commit
 from coordinator.retries import pause_before_retry
 from coordinator.session import SessionKeeper
-from coordinator.settings import CoordinatorSettings
+from coordinator.settings import PROTOCOLS, CoordinatorSettings
 from coordinator.steadfast import Steadfast, steadfast
 from coordinator.transaction import Transaction
 from participants.checks import InvariantViolation
@@ -39,7 +41,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PROTOCOLS = {"2pc": GidProtocol.TWO_PHASE}
+
+
+_DRIVERS: dict[str, Callable[[Course], Awaitable[None]]] = {
+    GidProtocol.TWO_PHASE: two_phase_commit,
+    GidProtocol.THREE_PHASE: three_phase_commit,
+}
 
 
 class ParticipantInUse(UsageError):
@@ -241,8 +248,19 @@ class Coordinator:
         self._transactions.pop(transaction.id, None)
         self._keeper.end(transaction.id)
 
-    def new_course(self, txid: TxId, branches: tuple[Branch, ...], deadline: float) -> Course:
-        return Course(txid, branches, self.ledger, deadline, self._observe)
+    def new_course(
+        self, txid: TxId, branches: tuple[Branch, ...], deadline: float, protocol: GidProtocol
+    ) -> Course:
+        return Course(
+            txid,
+            branches,
+            self.ledger,
+            deadline,
+            self._observe,
+            protocol=protocol,
+            termination=self.settings.termination,
+            find=self.participants.find,
+        )
 
     def start_commit(self, transaction: Transaction, course: Course) -> Steadfast[None]:
         driving = self._drive(transaction, course)
@@ -266,7 +284,7 @@ class Coordinator:
     async def _drive(self, transaction: Transaction, course: Course) -> None:
         """The protocol from beginning to end, whatever becomes of the caller."""
         try:
-            await two_phase_commit(course)
+            await _DRIVERS[course.protocol](course)
         except UndoubtError:
             raise
         except Exception as error:  # a bug, ours or a driver's: what may be told of it depends on the phase

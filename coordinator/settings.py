@@ -7,7 +7,12 @@ from typing import Any
 import msgspec
 
 from coordinator.wire import TlsSettings, WireSettings
+from participants.ids import Protocol
 from participants.redact import redact
+from participants.states import Termination
+
+PROTOCOLS = {"2pc": Protocol.TWO_PHASE, "3pc": Protocol.THREE_PHASE}
+"""The protocols by the names that users choose."""
 
 
 class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +57,8 @@ class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     timeout_s: float = 30.0
     """A transaction that is not decided by then is aborted."""
     protocol: str = "2pc"
+    termination: Termination = Termination.QUORUM
+    """How an interrupted three-phase commit ends: ``quorum``, or ``skeen``, which a partition can split."""
     session_ttl_s: float = 10.0
     """How long a dead coordinator's undecided transactions stay locked before recovery may abort them."""
     session_transactions_max: int = 100_000
@@ -64,5 +71,5 @@ class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         if self.timeout_s <= 0 or self.session_ttl_s < 1:
             raise ValueError("timeout_s must be positive and session_ttl_s at least 1")
-        if self.protocol != "2pc":
-            raise ValueError(f"protocol {self.protocol!r} is not one of: 2pc")
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol {self.protocol!r} is not one of: {', '.join(PROTOCOLS)}")

@@ -59,7 +59,9 @@ class Host(Protocol):
     def begun(self, transaction: Transaction) -> None: ...
     def rolled_back(self, transaction: Transaction) -> None: ...
     def start_commit(self, transaction: Transaction, course: Course) -> Steadfast[None]: ...
-    def new_course(self, txid: TxId, branches: tuple[Branch, ...], deadline: float) -> Course: ...
+    def new_course(
+        self, txid: TxId, branches: tuple[Branch, ...], deadline: float, protocol: GidProtocol
+    ) -> Course: ...
     def in_background(self, task: Steadfast[None]) -> None: ...
 
 
@@ -173,7 +175,7 @@ class Transaction:
             await self._undo()
             self._raise_aborted(self._doom)
         branches = tuple(sorted(self._branches.values(), key=lambda branch: branch.gid.participant))
-        course = self._host.new_course(self.id, branches, self._deadline)
+        course = self._host.new_course(self.id, branches, self._deadline, self._protocol)
         self._stop_timer()
         self._state = State.COMMITTING
         task = self._host.start_commit(self, course)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from participants.findings import Finding
 from participants.ids import Foreign, Gid
+from participants.states import States
 
 
 class Work(enum.StrEnum):
@@ -241,6 +242,12 @@ class Participant(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def states(self) -> States:
+        """The rows of three-phase commit; its calls fail with ``ParticipantRefused`` where a database has no
+        tables for them."""
+        ...
 
     async def begin(self, gid: Gid, *, timeout_s: float) -> Branch:
         """Open a branch that is meant to end within ``timeout_s`` seconds. Fails; on failure nothing is

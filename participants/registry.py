@@ -35,6 +35,10 @@ class Registry:
         except KeyError:
             raise UnknownParticipant(name, list(self._by_name)) from None
 
+    def find(self, name: str) -> Participant | None:
+        """None if there is none of that name."""
+        return self._by_name.get(name)
+
     def names(self) -> list[str]:
         return sorted(self._by_name)
 

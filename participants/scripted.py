@@ -29,6 +29,7 @@ from participants.contract import (
 from participants.errors import BranchFailed, UsageError
 from participants.findings import Finding, Severity
 from participants.ids import Gid
+from participants.scripted_states import MemoryStates
 
 Answer = Settled | BaseException | None
 """None: the honest one."""
@@ -77,6 +78,7 @@ class ScriptedParticipant:
         """Raised by every call while set."""
         self.branches: list[ScriptedBranch] = []
         self._next_xid = 1_000
+        self.states = MemoryStates(lambda gid: self.fate(gid) is Fate.COMMITTED, self.record)
 
     async def record(self, call: str, gid: Gid) -> None:
         if self.before is not None:

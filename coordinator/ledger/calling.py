@@ -52,6 +52,9 @@ class CallingLedger(abc.ABC):
         decided: Decision = await self._call(calls.DecideCall(txid, decision, tuple(branches), protocol))
         return decided
 
+    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+        await self._call(calls.PrecommitCall(txid, tuple(branches), protocol))
+
     async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
         asked = tuple(txids)
         return dict(zip(asked, await self._call(calls.OutcomesCall(asked, protocol)), strict=True))

@@ -66,6 +66,12 @@ class DecideCall(_Call, frozen=True, tag="decide"):
     protocol: str
 
 
+class PrecommitCall(_Call, frozen=True, tag="precommit"):
+    txid: TxId
+    branches: tuple[BranchRecord, ...]
+    protocol: str
+
+
 class OutcomesCall(_Call, frozen=True, tag="outcomes"):
     txids: tuple[TxId, ...]
     protocol: str
@@ -114,6 +120,7 @@ Call = (
     | CloseSessionCall
     | SessionsCall
     | DecideCall
+    | PrecommitCall
     | OutcomesCall
     | RecordsCall
     | UnfinishedCall
@@ -132,6 +139,7 @@ REPLY_TYPES: dict[type[_Call], Any] = {
     CloseSessionCall: None,
     SessionsCall: list[SessionInfo],
     DecideCall: Decision,
+    PrecommitCall: None,
     OutcomesCall: list[Verdict],
     RecordsCall: list[Record],
     UnfinishedCall: list[DecisionRecord],
@@ -160,6 +168,8 @@ async def perform(ledger: LocalLedger, call: Call, *, remote: bool) -> object:  
             return await ledger.sessions()
         case DecideCall():
             return await ledger.decide(call.txid, call.decision, call.branches, protocol=call.protocol)
+        case PrecommitCall():
+            await ledger.precommit(call.txid, call.branches, protocol=call.protocol)
         case OutcomesCall():
             verdicts = await ledger.outcomes(call.txids, protocol=call.protocol)
             return [verdicts[txid] for txid in call.txids]

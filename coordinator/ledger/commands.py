@@ -48,6 +48,16 @@ class Decide(_Command, frozen=True, tag="decide"):
     """Wall clock of who proposes, seconds since 1970; for people only."""
 
 
+class Precommit(_Command, frozen=True, tag="precommit"):
+    """Three-phase commit: every branch has voted PREPARED. Decides nothing."""
+
+    txid: TxId
+    protocol: str
+    branches: tuple[BranchRecord, ...]
+    at: float
+    """As of :class:`Decide`."""
+
+
 class Finish(_Command, frozen=True, tag="finish"):
     txids: tuple[TxId, ...]
 
@@ -80,6 +90,7 @@ Command = (
     | CloseSession
     | ExpireSession
     | Decide
+    | Precommit
     | Finish
     | RecordHeuristic
     | ForgetHeuristic

@@ -51,6 +51,10 @@ class Verdict(enum.StrEnum):
     backup): an operator decides."""
 
 
+TERMINATES_BY_ITSELF = frozenset({"3", "p"})
+"""Protocols, by their letter in a gid, whose undecided transactions are never presumed aborted."""
+
+
 class Record(enum.StrEnum):
     """The answer to callers, who may ask about a transaction that left no record."""
 
@@ -142,6 +146,8 @@ class TransactionInfo(msgspec.Struct, frozen=True):
     coordinator: str
     finished: bool
     heuristics: tuple[Heuristic, ...]
+    precommitted: bool = False
+    """Not decided yet, and every branch had voted PREPARED (three-phase commit)."""
 
 
 class LedgerInfo(msgspec.Struct, frozen=True):
@@ -195,7 +201,16 @@ class Ledger(Protocol):
         an operator, who may know only some branches, a subset of the recorded list is no mismatch.)
         COMMIT for a session that is gone, or below its floor, records and returns ABORT. For a dropped or
         unknown session, or another nonce, it raises ``OutcomeUnknown``. ABORT may come from anybody.
+
+        Of a ``protocol`` in :data:`TERMINATES_BY_ITSELF` the outcome is fixed elsewhere before it is
+        recorded here: it is recorded as given, whatever has become of the session.
         """
+        ...
+
+    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+        """Remember that every branch of an undecided transaction has voted PREPARED, so that its session is
+        kept for as long as it is not decided. Decides nothing: its protocol's own termination does. Raises
+        ``SessionLost`` if the session is gone or the transaction below its floor: tell no branch then."""
         ...
 
     async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:

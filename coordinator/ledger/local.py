@@ -24,6 +24,7 @@ from coordinator.ledger.commands import (
     ForgetHeuristic,
     KeepAlive,
     OpenSession,
+    Precommit,
     RecordHeuristic,
 )
 from coordinator.ledger.contract import (
@@ -41,6 +42,7 @@ from coordinator.ledger.contract import (
 )
 from coordinator.ledger.leases import Leases
 from coordinator.ledger.machine import Machine
+from coordinator.ledger.state import PrecommitRecord
 from coordinator.settings import LedgerSettings
 from participants.errors import UndoubtError
 from participants.ids import Gid, TxId, new_nonce
@@ -136,6 +138,9 @@ class LocalLedger(abc.ABC):
         decided: Decision = await self._run(Decide(txid, protocol, decision, tuple(branches), self._wall()))
         return decided
 
+    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+        await self._run(Precommit(txid, protocol, tuple(branches), time.time()))
+
     async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
         await self._up_to_date()
         return {txid: self.machine.verdict(txid, protocol) for txid in txids}
@@ -172,7 +177,8 @@ class LocalLedger(abc.ABC):
         await self._up_to_date()
         record = self.machine.state.unfinished.get(txid) or await self._history_of(txid)
         if record is None and self.machine.record(txid) is Record.NOT_RECORDED:
-            return None
+            undecided = self.machine.precommitted(txid)
+            return None if undecided is None else self._told_undecided(undecided)
         return self._told(txid, record)
 
     async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
@@ -207,6 +213,20 @@ class LocalLedger(abc.ABC):
             "" if record is None else record.coordinator,
             txid not in self.machine.state.unfinished,
             tuple(heuristics),
+        )
+
+    def _told_undecided(self, record: PrecommitRecord) -> TransactionInfo:
+        return TransactionInfo(
+            record.txid,
+            Record.NOT_RECORDED,
+            self.machine.verdict(record.txid, record.protocol),
+            record.protocol,
+            record.branches,
+            None,
+            record.coordinator,
+            finished=False,
+            heuristics=(),
+            precommitted=True,
         )
 
     async def info(self) -> LedgerInfo:

@@ -27,10 +27,12 @@ from coordinator.ledger.commands import (
     ForgetHeuristic,
     KeepAlive,
     OpenSession,
+    Precommit,
     RecordHeuristic,
     Restore,
 )
 from coordinator.ledger.contract import (
+    TERMINATES_BY_ITSELF,
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -41,13 +43,10 @@ from coordinator.ledger.contract import (
     SessionState,
     Verdict,
 )
-from coordinator.ledger.state import SessionBook, State
+from coordinator.ledger.state import PrecommitRecord, SessionBook, State
 from participants.checks import invariant
 from participants.contract import Settled
 from participants.ids import Gid, TxId
-
-TERMINATES_BY_ITSELF = frozenset({"3", "p"})
-"""Protocols whose undecided transactions are never presumed aborted."""
 
 
 _NUMBER = attrgetter("number")
@@ -89,6 +88,8 @@ class Machine:
                 return self._close(command.session, None, SessionState.EXPIRED)
             case Decide():
                 return self._decide(command)
+            case Precommit():
+                return self._precommit(command)
             case Finish():
                 self._finish(command.txids)
             case RecordHeuristic():
@@ -138,15 +139,30 @@ class Machine:
         recorded = self._recorded(book, txid)
         if recorded is not None:
             return self._compare(book, command, recorded)
-        if book.state is SessionState.RESTORED:
-            return OutcomeUnknown(txid, "its session is from before the ledger was restored from a backup")
         decision = command.decision
-        if book.state is not SessionState.OPEN or txid.seq < book.floor:
-            decision = Decision.ABORT
+        if command.protocol not in TERMINATES_BY_ITSELF:
+            if book.state is SessionState.RESTORED:
+                return OutcomeUnknown(
+                    txid, "its session is from before the ledger was restored from a backup"
+                )
+            if book.state is not SessionState.OPEN or txid.seq < book.floor:
+                decision = Decision.ABORT
+        self.state.precommitted.pop(txid, None)
         self.state.unfinished[txid] = DecisionRecord(
             txid, command.protocol, decision, tuple(sorted_branches(command.branches)), command.at, book.name
         )
         return decision
+
+    def _precommit(self, command: Precommit) -> SessionLost | None:
+        txid = command.txid
+        book = self._book(txid.session, txid.nonce)
+        if book is None or book.state is not SessionState.OPEN or txid.seq < book.floor:
+            return SessionLost(f"session {txid.session} was closed or has expired")
+        if self._recorded(book, txid) is None:
+            self.state.precommitted[txid] = PrecommitRecord(
+                txid, command.protocol, tuple(sorted_branches(command.branches)), command.at, book.name
+            )
+        return None
 
     def _compare(
         self, book: SessionBook, command: Decide, recorded: Decision
@@ -196,7 +212,7 @@ class Machine:
     def _advance(self, command: AdvanceTime) -> list[int]:
         """Returns the numbers of the sessions that were dropped."""
         self.state.time_ms += max(command.elapsed_ms, 0)
-        held = {txid.session for txid in self.state.unfinished}
+        held = {txid.session for txid in (*self.state.unfinished, *self.state.precommitted)}
         held |= {
             heuristic.gid.txid.session
             for heuristic in self.state.heuristics.values()
@@ -232,7 +248,7 @@ class Machine:
         """For recovery, about a transaction with a prepared branch."""
         book = self._book(txid.session, txid.nonce)
         if book is None:
-            return Verdict.FORGOTTEN
+            return Verdict.ASK_PROTOCOL if protocol in TERMINATES_BY_ITSELF else Verdict.FORGOTTEN
         match self._recorded(book, txid):
             case Decision.COMMIT:
                 return Verdict.COMMITTED
@@ -257,6 +273,10 @@ class Machine:
 
     def unfinished(self) -> list[DecisionRecord]:
         return list(self.state.unfinished.values())
+
+    def precommitted(self, txid: TxId) -> PrecommitRecord | None:
+        """What is known of an undecided transaction all of whose branches had voted PREPARED."""
+        return self.state.precommitted.get(txid)
 
     def heuristics(self, *, include_forgotten: bool) -> list[Heuristic]:
         known = self.state.heuristics.values()

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from coordinator.ledger.contract import Decision, DecisionRecord, Heuristic, SessionInfo, SessionState
+from coordinator.ledger.contract import (
+    BranchRecord,
+    Decision,
+    DecisionRecord,
+    Heuristic,
+    SessionInfo,
+    SessionState,
+)
 from coordinator.ledger.ranges import Ranges
 from participants.ids import TxId
 
@@ -54,6 +61,16 @@ class SessionBook:
         return SessionInfo(self.id, self.nonce, self.name, self.state, self.floor, self.ttl_ms / 1000)
 
 
+class PrecommitRecord(msgspec.Struct, frozen=True):
+    """An undecided transaction of three-phase commit all of whose branches have voted PREPARED."""
+
+    txid: TxId
+    protocol: str
+    branches: tuple[BranchRecord, ...]
+    at: float
+    coordinator: str
+
+
 class _StoredSession(msgspec.Struct, array_like=True):
     id: int
     nonce: str
@@ -77,11 +94,13 @@ class _StoredState(msgspec.Struct, array_like=True):
     sessions: list[_StoredSession]
     unfinished: list[DecisionRecord]
     heuristics: list[Heuristic]
+    precommitted: list[PrecommitRecord] = []
 
 
 @dataclass(slots=True)
 class State:
-    """All of it. Invariant: every unfinished transaction's session is in ``sessions``."""
+    """All of it. Invariants: the session of every unfinished or precommitted transaction is in ``sessions``;
+    no transaction is both."""
 
     ledger_id: str
     incarnation: int = 1
@@ -90,6 +109,7 @@ class State:
     sessions: dict[int, SessionBook] = field(default_factory=dict)
     unfinished: dict[TxId, DecisionRecord] = field(default_factory=dict)
     heuristics: dict[str, Heuristic] = field(default_factory=dict)
+    precommitted: dict[TxId, PrecommitRecord] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Equal states give equal bytes."""
@@ -102,6 +122,7 @@ class State:
             [_stored(self.sessions[number]) for number in sorted(self.sessions)],
             [self.unfinished[txid] for txid in sorted(self.unfinished)],
             [self.heuristics[key] for key in sorted(self.heuristics)],
+            [self.precommitted[txid] for txid in sorted(self.precommitted)],
         )
         return msgspec.msgpack.encode(stored)
 
@@ -119,6 +140,7 @@ class State:
             {session.id: _loaded(session) for session in stored.sessions},
             {record.txid: record for record in stored.unfinished},
             {str(heuristic.gid): heuristic for heuristic in stored.heuristics},
+            {record.txid: record for record in stored.precommitted},
         )
 
 

@@ -17,8 +17,9 @@ from coordinator.errors import HeuristicOutcome, LedgerUnavailable
 from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledger
 from coordinator.protocols.steps import Observer
 from participants.checks import invariant
-from participants.contract import Branch, Evidence, Settled, Vote
+from participants.contract import Branch, Evidence, Participant, Settled, Vote
 from participants.ids import Gid, TxId
+from participants.states import Termination
 
 T = TypeVar("T")
 
@@ -52,6 +53,10 @@ class Course:
     deadline: float
     observer: Observer | None = None
     protocol: str = "2"
+    termination: Termination = Termination.QUORUM
+    """Of three-phase commit: the rule by which whoever comes later has to end it."""
+    find: Callable[[str], Participant | None] = lambda _: None
+    """A participant by name; None if this process knows none of that name any more."""
 
     phase: Phase = Phase.VOTING
     votes: dict[str, Vote] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""The named steps of two-phase commit: where a process can die, and tests make it.
+"""The named steps of the commit protocols: where a process can die, and tests make it.
 
 Every protocol calls ``observe(step, subject)`` between two effects. In production nobody listens. The
-crash matrix is generated from :class:`TwoPhaseStep`, so a step that is added here is crashed at.
+crash matrix is generated from :data:`STEPS`, so a step that is added here is crashed at.
 """
 
 from __future__ import annotations
@@ -23,15 +23,63 @@ class TwoPhaseStep(enum.StrEnum):
     AFTER_FINISH = "after_finish"
 
 
+class ThreePhaseStep(enum.StrEnum):
+    """What three-phase commit adds to them: before PREPARE, and between the votes and the decision."""
+
+    BEFORE_ENLIST = "before_enlist"
+    AFTER_ENLIST = "after_enlist"
+    BEFORE_LEDGER_PRECOMMIT = "before_ledger_precommit"
+    AFTER_LEDGER_PRECOMMIT = "after_ledger_precommit"
+    BEFORE_PRECOMMIT = "before_precommit"
+    AFTER_PRECOMMIT = "after_precommit"
+
+
+class TerminationStep(enum.StrEnum):
+    """Of one round of termination; each once for every branch that is asked."""
+
+    BEFORE_ELECT = "before_elect"
+    AFTER_ELECT = "after_elect"
+    BEFORE_ATTEMPT = "before_attempt"
+    AFTER_ATTEMPT = "after_attempt"
+    BEFORE_BURY = "before_bury"
+    AFTER_BURY = "after_bury"
+
+
 PER_BRANCH = frozenset(
     {
         TwoPhaseStep.BEFORE_PREPARE,
         TwoPhaseStep.AFTER_PREPARE,
         TwoPhaseStep.BEFORE_SECOND_PHASE,
         TwoPhaseStep.AFTER_SECOND_PHASE,
+        ThreePhaseStep.BEFORE_ENLIST,
+        ThreePhaseStep.AFTER_ENLIST,
+        ThreePhaseStep.BEFORE_PRECOMMIT,
+        ThreePhaseStep.AFTER_PRECOMMIT,
+        *TerminationStep,
     }
 )
 """Steps passed once for each branch; their subject is the branch's gid, else the transaction's id."""
+
+STEPS: dict[str, tuple[enum.StrEnum, ...]] = {
+    "2": tuple(TwoPhaseStep),
+    "3": (
+        ThreePhaseStep.BEFORE_ENLIST,
+        ThreePhaseStep.AFTER_ENLIST,
+        TwoPhaseStep.BEFORE_PREPARE,
+        TwoPhaseStep.AFTER_PREPARE,
+        ThreePhaseStep.BEFORE_LEDGER_PRECOMMIT,
+        ThreePhaseStep.AFTER_LEDGER_PRECOMMIT,
+        ThreePhaseStep.BEFORE_PRECOMMIT,
+        ThreePhaseStep.AFTER_PRECOMMIT,
+        TwoPhaseStep.BEFORE_DECIDE,
+        TwoPhaseStep.AFTER_DECIDE,
+        TwoPhaseStep.BEFORE_SECOND_PHASE,
+        TwoPhaseStep.AFTER_SECOND_PHASE,
+        TwoPhaseStep.BEFORE_FINISH,
+        TwoPhaseStep.AFTER_FINISH,
+    ),
+}
+"""All steps of a protocol, by its letter in a gid."""
 
 Observer = Callable[[enum.StrEnum, str], Awaitable[None] | None]
 """Told the step and its subject: ``str(gid)`` or ``str(txid)``."""

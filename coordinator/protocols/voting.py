@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from coordinator.protocols.course import Course, label
@@ -54,11 +54,13 @@ async def classify(course: Course) -> tuple[list[Branch], list[Branch], BaseExce
     return writers, readers, None
 
 
-async def collect_votes(course: Course, writers: Sequence[Branch]) -> Tally:
-    """Send PREPARE to all of ``writers`` at once and wait for every vote, until the deadline."""
+async def collect_votes(
+    course: Course, writers: Sequence[Branch], vote: Callable[[Branch], Awaitable[PrepareResult]]
+) -> Tally:
+    """Ask all of ``writers`` for their ``vote`` at once and wait for every answer, until the deadline."""
     tally = Tally()
     course.asked = {branch.gid for branch in writers}
-    answers = await all_within((_prepare(course, branch) for branch in writers), course.remaining_s())
+    answers = await all_within((_awaited(vote(branch)) for branch in writers), course.remaining_s())
     for branch, answer in zip(writers, answers, strict=True):
         failure = _count(course, tally, branch, answer)
         tally.failure = tally.failure or failure
@@ -67,7 +69,12 @@ async def collect_votes(course: Course, writers: Sequence[Branch]) -> Tally:
     return tally
 
 
-async def _prepare(course: Course, branch: Branch) -> PrepareResult:
+async def _awaited(vote: Awaitable[PrepareResult]) -> PrepareResult:
+    return await vote
+
+
+async def prepare(course: Course, branch: Branch) -> PrepareResult:
+    """Send PREPARE, and wait for the vote."""
     await course.reach(TwoPhaseStep.BEFORE_PREPARE, branch.gid)
     result = await branch.prepare()
     await course.reach(TwoPhaseStep.AFTER_PREPARE, branch.gid)

@@ -12,6 +12,7 @@ transaction is; it knows branches.
 ``one_phase``                what became of a plain COMMIT whose answer was lost
 ``roles``, ``checkup``       who may finish whose branches; what keeps a database from doing its part
 ``in_doubt``, ``waits``      the list of prepared transactions; the edges of the wait graph
+``states``                   the rows of three-phase commit
 ``schema``                   optional tables on the participant's side, and their pruning
 ``queries.sql``, ``sql``     every statement by name; quoting
 ``verdicts``                 what an SQLSTATE means

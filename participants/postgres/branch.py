@@ -21,7 +21,7 @@ from participants.contract import (
     Work,
 )
 from participants.errors import BranchFailed, ParticipantUnavailable
-from participants.ids import Gid
+from participants.ids import Gid, Protocol
 from participants.postgres.begin import guard_script, marker, report_head
 from participants.postgres.handle import Handle, Surroundings
 from participants.postgres.pool import Slot
@@ -101,7 +101,10 @@ class PostgresBranch:
             return PrepareResult(Vote.ABORT, reason=error)
         intro = self._session.intro
         head = report_head(self._gid, pooler=intro.pooled)
-        script = guard_script(self._gid, head, intro) + f"; prepare transaction {literal(str(self._gid))}"
+        # The note makes a three-phase branch's commit visible, exactly when it commits.
+        note = self._note_commit() if self._gid.protocol is Protocol.THREE_PHASE else ""
+        script = guard_script(self._gid, head, intro)
+        script += f"; {note}prepare transaction {literal(str(self._gid))}"
         before = self._session.application_name
         self._asked = True
         try:
@@ -121,6 +124,9 @@ class PostgresBranch:
         if report != before:  # else a pooler kept the new one to itself
             self._evidence = read_evidence(report, head, intro)
         return PrepareResult(Vote.PREPARED, self._evidence)
+
+    def _note_commit(self) -> str:
+        return fill("note_commit", txid=str(self._gid.txid), participant=self._gid.participant) + "; "
 
     def _prepare_refused(self, error: ServerError) -> PrepareResult:
         if error.fatal:

@@ -21,6 +21,7 @@ from participants.postgres.one_phase import OnePhase
 from participants.postgres.pool import Pool, Slot
 from participants.postgres.session import Late, NoAnswer, NotSent, ServerError
 from participants.postgres.settle import Settler
+from participants.postgres.states import PostgresStates
 from participants.postgres.verdicts import participant_error, pooler_refusal
 from participants.postgres.waits import WaitGraph
 from participants.settings import ParticipantSettings
@@ -42,6 +43,7 @@ class PostgresParticipant:
         self._settler = Settler(self._management)
         self._checkup = Checkup(self._management, settings, ledger_id)
         self._waits = WaitGraph(self._management, ledger_id)
+        self.states = PostgresStates(self._management)
         self._around = Surroundings(
             name=name,
             settler=self._settler,

@@ -199,3 +199,57 @@ select pg_cancel_backend(a.pid) as sent
 
 -- name: prune
 delete from undoubt.undoubt_commit where noted_at < clock_timestamp() - make_interval(secs => $1)
+
+-- name: durable
+-- A condition that is always true, and makes the commit of this statement wait for the disk and the standby.
+set_config('synchronous_commit', case when current_setting('synchronous_commit') in ('off', 'local', 'remote_write')
+           then 'on' else current_setting('synchronous_commit') end, true) <> ''
+
+-- name: state_enlist
+-- Three-phase commit's rows. The tag tells whether one was changed.
+insert into undoubt.undoubt_branch as b
+       (gid, txid, participant, members, rule, state, last_elected, last_attempt)
+select {gid}, {txid}, {participant}, {members}, {rule}, 'w', 1, 0
+ where {durable}
+on conflict (gid) do nothing
+
+-- name: state_elect
+-- No row changes if it has taken part in an election as high.
+insert into undoubt.undoubt_branch as b
+       (gid, txid, participant, members, rule, state, last_elected, last_attempt)
+select {gid}, {txid}, {participant}, {members}, {rule}, 'q', {election}::text::bigint, 0
+ where {durable}
+on conflict (gid) do update set last_elected = excluded.last_elected, changed_at = clock_timestamp()
+ where b.last_elected < excluded.last_elected
+
+-- name: state_attempt
+update undoubt.undoubt_branch
+   set state = {after}, last_attempt = last_elected, changed_at = clock_timestamp()
+ where gid = {gid} and last_elected = {election}::text::bigint and position(state::text in {before}) > 0
+   and {durable}
+
+-- name: state_bury
+-- No row changes if the branch has committed.
+insert into undoubt.undoubt_branch as b
+       (gid, txid, participant, members, rule, state, last_elected, last_attempt)
+select {gid}, {txid}, {participant}, {members}, {rule}, 'a', 1, 0
+ where not exists (select from undoubt.undoubt_commit where txid = {txid} and participant = {participant})
+   and {durable}
+on conflict (gid) do update set state = 'a', changed_at = clock_timestamp()
+
+-- name: state_read
+-- $1 gid. What has committed is so whatever the row says.
+select pg_is_in_recovery() as standby, b.state::text as state, b.last_elected, b.last_attempt, b.members, b.rule,
+       exists (select from undoubt.undoubt_commit as c
+                where c.txid = b.txid and c.participant = b.participant) as committed
+  from (select) as one left join undoubt.undoubt_branch as b on b.gid = $1
+
+-- name: state_unfinished
+select b.gid, b.state::text as state, b.last_elected, b.last_attempt, b.members, b.rule, false as committed
+  from undoubt.undoubt_branch as b
+ where b.state <> 'a'
+   and not exists (select from undoubt.undoubt_commit as c
+                    where c.txid = b.txid and c.participant = b.participant)
+
+-- name: state_forget
+delete from undoubt.undoubt_branch where gid = any ($1::text[])

@@ -1,0 +1,165 @@
+"""Ends an interrupted three-phase commit from the participants' rows alone: no coordinator, no ledger.
+
+One round: elect oneself at every participant that answers, decide by the rows that this gave
+(:mod:`.termination_rules`), attempt, and, where the outcome is ABORT, bury every row. What is prepared is
+finished afterwards by whoever asked: the coordinator's second phase, or recovery. A round that meets another
+election stops; rounds may be begun again at any time, and by several processes at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from coordinator.protocols import termination_rules as rules
+from coordinator.protocols.steps import Observer, TerminationStep
+from coordinator.protocols.termination_rules import Move
+from coordinator.steadfast import all_within
+from participants.contract import Participant
+from participants.errors import ParticipantError
+from participants.ids import Gid
+from participants.states import Charter, Event, StateRow, States
+
+T = TypeVar("T")
+
+ANSWER_TIMEOUT_S = 5.0
+"""A participant that has not answered by then counts as silent in this round."""
+
+Find = Callable[[str], Participant | None]
+"""A participant by name; None if this process knows none of that name."""
+
+
+@dataclass(slots=True)
+class Terminated:
+    """What one round came to. ``move`` is COMMIT or ABORT if the outcome is fixed, for ever and everywhere;
+    else BLOCKED or CONFLICT. ``seen`` are the rows as elected, ``silent`` why others were not, by branch."""
+
+    move: Move
+    seen: dict[int, StateRow] = field(default_factory=dict)
+    silent: dict[int, str] = field(default_factory=dict)
+    unburied: frozenset[int] = frozenset()
+    """With ABORT: rows that could not be told."""
+
+
+class Round:
+    """One election of the transaction that ``gid`` is a branch of."""
+
+    def __init__(self, gid: Gid, charter: Charter, find: Find, observer: Observer | None = None) -> None:
+        self._charter = charter
+        self._find = find
+        self._observer = observer
+        self._gids = {
+            member.number: Gid(gid.ledger, gid.protocol, gid.txid, member.number, member.participant)
+            for member in charter.members
+        }
+        self._election = 0
+        self._silent: dict[int, str] = {}
+
+    async def run(self) -> Terminated:
+        """Raises nothing for a participant that fails: it is silent, and the rule says what that means."""
+        seen = await self._elect()
+        if seen is None:
+            return Terminated(Move.BLOCKED, {}, self._silent)
+        move = rules.decide(self._charter.rule, self._gids.keys(), seen)
+        if move is Move.TRY_COMMIT:
+            move = await self._attempt(Event.TRY_COMMIT, seen)
+        elif move is Move.TRY_ABORT:
+            move = await self._attempt(Event.TRY_ABORT, seen)
+        unburied = frozenset[int]()
+        if move is Move.ABORT:
+            move, unburied = await bury(self._gids, self._charter, self._find, self._observer)
+        return Terminated(move, seen, self._silent, unburied)
+
+    async def _elect(self) -> dict[int, StateRow] | None:
+        """The rows of all that take part; None if some other election as high was there first."""
+        everyone = self._gids.keys()
+        read = await self._ask(everyone, lambda states, gid: states.read(gid))
+        self._election = max((row.last_elected for row in read.values() if row is not None), default=1) + 1
+
+        async def elect(states: States, gid: Gid) -> StateRow | None:
+            await reach(self._observer, TerminationStep.BEFORE_ELECT, gid)
+            row = await states.elect(gid, self._election, self._charter)
+            await reach(self._observer, TerminationStep.AFTER_ELECT, gid)
+            return row
+
+        elected = await self._ask(everyone, elect)
+        if any(row is None for row in elected.values()):
+            return None
+        return {number: row for number, row in elected.items() if row is not None}
+
+    async def _attempt(self, event: Event, seen: Mapping[int, StateRow]) -> Move:
+        async def attempt(states: States, gid: Gid) -> bool:
+            await reach(self._observer, TerminationStep.BEFORE_ATTEMPT, gid)
+            changed = await states.attempt(gid, self._election, event)
+            await reach(self._observer, TerminationStep.AFTER_ATTEMPT, gid)
+            return changed
+
+        answers = await self._ask(seen.keys(), attempt)
+        changed = [number for number, did in answers.items() if did]
+        if rules.attempt_succeeded(self._charter.rule, self._gids.keys(), seen.keys(), changed):
+            return rules.OUTCOME_OF[event]
+        return Move.BLOCKED
+
+    async def _ask(
+        self, numbers: Collection[int], call: Callable[[States, Gid], Awaitable[T]]
+    ) -> dict[int, T]:
+        """The answers of those that gave one, all asked at once."""
+        answers, silent = await ask({number: self._gids[number] for number in numbers}, self._find, call)
+        self._silent |= silent
+        return answers
+
+
+async def bury(
+    gids: Mapping[int, Gid], charter: Charter, find: Find, observer: Observer | None = None
+) -> tuple[Move, frozenset[int]]:
+    """Set every tombstone that can be set now; ABORT is fixed. Returns ABORT, or CONFLICT if a branch has
+    committed all the same, by somebody's hand; and which rows could not be told. Another round will."""
+
+    async def one(states: States, gid: Gid) -> bool:
+        await reach(observer, TerminationStep.BEFORE_BURY, gid)
+        buried = await states.bury(gid, charter)
+        await reach(observer, TerminationStep.AFTER_BURY, gid)
+        return buried
+
+    answers, silent = await ask(gids, find, one)
+    return Move.ABORT if all(answers.values()) else Move.CONFLICT, frozenset(silent)
+
+
+async def ask(
+    gids: Mapping[int, Gid], find: Find, call: Callable[[States, Gid], Awaitable[T]]
+) -> tuple[dict[int, T], dict[int, str]]:
+    """Ask all rows at once: the answers by branch number, and why others gave none."""
+    silent: dict[int, str] = {}
+    asked: dict[int, Awaitable[T]] = {}
+    for number, gid in gids.items():
+        participant = find(gid.participant)
+        if participant is None:
+            silent[number] = f"participant {gid.participant!r} is not configured here"
+        else:
+            asked[number] = call(participant.states, gid)
+    results = await all_within((_awaited(one) for one in asked.values()), ANSWER_TIMEOUT_S)
+    answers: dict[int, T] = {}
+    for number, result in zip(asked, results, strict=True):
+        if isinstance(result, ParticipantError):
+            silent[number] = str(result)
+        elif isinstance(result, asyncio.CancelledError):
+            silent[number] = f"no answer within {ANSWER_TIMEOUT_S:g} s"
+        elif isinstance(result, BaseException):
+            raise result
+        else:
+            answers[number] = result
+    return answers, silent
+
+
+async def _awaited(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+async def reach(observer: Observer | None, step: TerminationStep, gid: Gid) -> None:
+    """Tell the observer, and wait for it if it wants that."""
+    if observer is not None:
+        told = observer(step, str(gid))
+        if told is not None:
+            await told

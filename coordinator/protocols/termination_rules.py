@@ -1,0 +1,80 @@
+"""How an interrupted three-phase commit ends, as pure functions of the rows that could be read.
+
+Two rules, each for rows that were read *while electing* (:meth:`participants.states.States.elect`), so that
+no lower election can change them any more:
+
+``quorum``
+    Keidar and Dolev, *Increasing the Resilience of Distributed and Replicated Database Systems*, 1998, §4.3.
+    Only a majority of the transaction's participants may try to commit or to abort, and it does what the
+    greatest attempt among them did. Any two majorities share a row, so no partition can split it. With two
+    participants a majority is both.
+
+``skeen``
+    Skeen, *Nonblocking Commit Protocols*, 1981, §5. Whoever is up decides: commit if any of them is prepared
+    to commit. Never blocks, and is right as long as who does not answer is dead. Under a partition each side
+    takes the other for dead, and the transaction can split.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Mapping
+
+from coordinator.quorum.majority import majority_size
+from participants.states import BranchState, Event, StateRow, Termination
+
+
+class Move(enum.StrEnum):
+    """What the winner of an election does next."""
+
+    COMMIT = "commit"
+    """The outcome is fixed: commit every branch."""
+    ABORT = "abort"
+    """The outcome is fixed: bury every row, roll back every branch."""
+    TRY_COMMIT = "try commit"
+    TRY_ABORT = "try abort"
+    BLOCKED = "blocked"
+    """Too few rows can be read: nobody may decide yet."""
+    CONFLICT = "conflict"
+    """Committed here, buried there: somebody finished a branch by hand, and a person must look."""
+
+
+def decide(rule: Termination, members: Collection[int], seen: Mapping[int, StateRow]) -> Move:
+    """``members`` are the numbers of all branches, ``seen`` the rows of those that were elected at."""
+    states = {row.state for row in seen.values()}
+    if BranchState.COMMIT in states:
+        return Move.CONFLICT if BranchState.ABORT in states else Move.COMMIT
+    if states & {BranchState.ABORT, BranchState.INITIAL}:
+        # INITIAL: it was never enlisted and never will be, so nobody was ever told to try to commit.
+        return Move.ABORT
+    if rule is Termination.SKEEN and seen:
+        return Move.TRY_COMMIT if BranchState.PRECOMMIT in states else Move.ABORT
+    if rule is Termination.SKEEN or not is_quorum(members, seen):
+        return Move.BLOCKED
+    return Move.TRY_COMMIT if max_attempt_committable(seen.values()) else Move.TRY_ABORT
+
+
+def max_attempt_committable(rows: Collection[StateRow]) -> bool:
+    """Is_Max_Attempt_Committable (Keidar and Dolev, §4.2): whether those that took part in the greatest
+    attempt were asked to commit in it. All of one attempt were asked the same."""
+    greatest = max(row.last_attempt for row in rows)
+    return all(row.state is BranchState.PRECOMMIT for row in rows if row.last_attempt == greatest)
+
+
+def attempt_succeeded(
+    rule: Termination, members: Collection[int], elected: Collection[int], changed: Collection[int]
+) -> bool:
+    """Whether an attempt has fixed the outcome: ``changed`` are those that took it, of the ``elected``."""
+    if rule is Termination.SKEEN:
+        return set(elected) <= set(changed)
+    return is_quorum(members, changed)
+
+
+def is_quorum(members: Collection[int], some: Collection[int]) -> bool:
+    """A majority of the transaction's branches."""
+    everyone = set(members)
+    return len(everyone & set(some)) >= majority_size(everyone)
+
+
+OUTCOME_OF = {Event.TRY_COMMIT: Move.COMMIT, Event.TRY_ABORT: Move.ABORT}
+"""What an attempt that has succeeded fixes."""

@@ -1,0 +1,182 @@
+"""Three-phase commit: the participants can end it among themselves, without coordinator and ledger.
+
+::
+
+    enlist, prepare all ─→ PRECOMMIT in the ledger ─→ PRECOMMIT in every participant ─→ COMMIT PREPARED all
+            │                      │                          │                         decide(COMMIT)
+            └── any no, any doubt ─┴── bury, roll back all    └── not in all ─→ terminate
+
+Skeen, *Nonblocking Commit Protocols*, 1981. The rows and their states: :mod:`participants.states`; what ends
+it when this process does not: :mod:`coordinator.protocols.termination`.
+
+The moment that counts is when every row says PRECOMMIT (in a termination, when its attempt has succeeded):
+from then on every termination comes to COMMIT. What the ledger records afterwards is a copy, so that the
+coordinator and whoever terminates can only ever record the same, and an unavailable ledger holds up nothing.
+
+This process may abort by itself only as long as it has asked nobody to PRECOMMIT: until then no row can say
+so, and every termination comes to ABORT too. Afterwards only a termination may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from coordinator.errors import LedgerError, OutcomeUnknown
+from coordinator.ledger.contract import Decision
+from coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
+from coordinator.protocols.ending import (
+    abort_after_votes,
+    apply,
+    commit_in_one_phase,
+    end_readers,
+    roll_back,
+)
+from coordinator.protocols.steps import ThreePhaseStep, TwoPhaseStep
+from coordinator.protocols.termination import Round, ask, bury
+from coordinator.protocols.termination_rules import Move
+from coordinator.protocols.voting import Tally, classify, collect_votes, prepare
+from coordinator.steadfast import all_of
+from participants.contract import Branch, PrepareResult, Vote
+from participants.errors import BranchFailed, ParticipantError
+from participants.ids import Gid
+from participants.states import Charter, Event, Member, States
+
+log = logging.getLogger(__name__)
+
+FIRST_ELECTION = 1
+"""The transaction's own coordinator is elected without an election."""
+ROUND_PAUSE_S = (0.05, 2.0)
+"""Between two rounds of termination: the first pause at most, and the longest."""
+
+
+class _Rows(NamedTuple):
+    """The transaction's rows: every writing branch by its number, and what stands in all of them."""
+
+    gids: dict[int, Gid]
+    charter: Charter
+
+
+async def three_phase_commit(course: Course) -> None:
+    """Bring ``course`` to its end; raises what ``two_phase_commit`` does."""
+    writers, readers, failure = await classify(course)
+    if failure is not None:
+        await roll_back(course, course.branches, failure)
+    if len(writers) <= 1:
+        await commit_in_one_phase(course, writers, readers)
+        return
+    gids = {branch.gid.branch: branch.gid for branch in writers}
+    members = tuple(Member(number, gid.participant) for number, gid in gids.items())
+    rows = _Rows(gids, Charter(members, course.termination))
+
+    async def vote(branch: Branch) -> PrepareResult:
+        return await _enlist_and_prepare(course, rows, branch)
+
+    tally = await collect_votes(course, writers, vote)
+    readers = [*readers, *tally.readers]
+    if tally.failure is not None:
+        await _abort(course, rows, tally, tally.failure)
+    if not tally.prepared:
+        course.enter(Phase.COMMITTED)
+        await bury(rows.gids, rows.charter, course.find)  # nothing of it is left to end
+        await end_readers(course, readers)
+        return
+    await _precommit_in_ledger(course, rows, tally)
+    course.enter(Phase.DECIDING)
+    if not await _precommit_in_rows(course, rows):
+        await _terminate(course, rows, tally)
+    course.enter(Phase.COMMITTED)
+    await all_of([_record(course, tally), apply(course, [branch for branch, _ in tally.prepared], readers)])
+
+
+async def _enlist_and_prepare(course: Course, rows: _Rows, branch: Branch) -> PrepareResult:
+    """PREPARE only under a row: whoever comes later must find it."""
+    participant = course.find(branch.gid.participant)
+    try:
+        await course.reach(ThreePhaseStep.BEFORE_ENLIST, branch.gid)
+        enlisted = participant is not None and await participant.states.enlist(branch.gid, rows.charter)
+        await course.reach(ThreePhaseStep.AFTER_ENLIST, branch.gid)
+    except ParticipantError as error:
+        return PrepareResult(Vote.ABORT, reason=error)
+    if not enlisted:
+        reason = BranchFailed(branch.gid.participant, "somebody else has begun to end the transaction")
+        return PrepareResult(Vote.ABORT, reason=reason)
+    return await prepare(course, branch)
+
+
+async def _precommit_in_ledger(course: Course, rows: _Rows, tally: Tally) -> None:
+    records = [branch_record(branch, evidence) for branch, evidence in tally.prepared]
+    await course.reach(ThreePhaseStep.BEFORE_LEDGER_PRECOMMIT, course.txid)
+    try:
+        async with asyncio.timeout(max(course.remaining_s(), 0)):
+            await repeat_until_answered(
+                lambda: course.ledger.precommit(course.txid, records, protocol=course.protocol)
+            )
+    except (LedgerError, TimeoutError) as error:
+        await _abort(course, rows, tally, error)
+    await course.reach(ThreePhaseStep.AFTER_LEDGER_PRECOMMIT, course.txid)
+
+
+async def _precommit_in_rows(course: Course, rows: _Rows) -> bool:
+    """Whether every row has become PRECOMMIT: then COMMIT is fixed. If not, only a termination can tell."""
+
+    async def precommit(states: States, gid: Gid) -> bool:
+        await course.reach(ThreePhaseStep.BEFORE_PRECOMMIT, gid)
+        changed = await states.attempt(gid, FIRST_ELECTION, Event.TRY_COMMIT)
+        await course.reach(ThreePhaseStep.AFTER_PRECOMMIT, gid)
+        return changed
+
+    answers, _ = await ask(rows.gids, course.find, precommit)
+    return len(answers) == len(rows.gids) and all(answers.values())
+
+
+async def _terminate(course: Course, rows: _Rows, tally: Tally) -> None:
+    """Round after round until the outcome is fixed; returns if it is COMMIT. The caller waits until its
+    deadline, and is then told that nobody knows yet."""
+    anyone = next(iter(rows.gids.values()))
+    pause_s, longest_s = ROUND_PAUSE_S
+    while True:
+        ended = await Round(anyone, rows.charter, course.find, course.observer).run()
+        match ended.move:
+            case Move.COMMIT:
+                return
+            case Move.ABORT:
+                why = BranchFailed(anyone.participant, "the transaction's termination came to abort")
+                await _roll_back_buried(course, tally, why, [rows.gids[number] for number in ended.unburied])
+            case Move.CONFLICT:
+                raise OutcomeUnknown(course.txid, "somebody has finished a branch of it by hand")
+            case _:
+                log.info("termination of %s is blocked: %s", course.txid, ended.silent or "by another")
+        await asyncio.sleep(random.uniform(0, pause_s))  # noqa: S311 - two that compete must not do so for ever
+        pause_s = min(pause_s * 2, longest_s)
+
+
+async def _record(course: Course, tally: Tally) -> None:
+    """The copy for the ledger. What cannot be recorded is looked up in the rows by whoever recovers."""
+    records = [branch_record(branch, evidence) for branch, evidence in tally.prepared]
+    await course.reach(TwoPhaseStep.BEFORE_DECIDE, course.txid)
+    try:
+        await repeat_until_answered(
+            lambda: course.ledger.decide(course.txid, Decision.COMMIT, records, protocol=course.protocol)
+        )
+    except LedgerError as error:
+        log.warning("the ledger did not record that %s is committed: %s", course.txid, error)
+        return
+    course.recorded = True
+    await course.reach(TwoPhaseStep.AFTER_DECIDE, course.txid)
+
+
+async def _abort(course: Course, rows: _Rows, tally: Tally, failure: BaseException) -> NoReturn:
+    """Before any row was asked to PRECOMMIT: nothing but ABORT can come of it."""
+    _, unburied = await bury(rows.gids, rows.charter, course.find, course.observer)
+    await _roll_back_buried(course, tally, failure, [rows.gids[number] for number in unburied])
+
+
+async def _roll_back_buried(
+    course: Course, tally: Tally, failure: BaseException, unburied: Sequence[Gid]
+) -> NoReturn:
+    """A tombstone comes before the rollback. Branches without one are left to recovery."""
+    await abort_after_votes(course, tally, failure, leave=unburied)

@@ -1,0 +1,77 @@
+"""Three-phase commit's rows in memory: a scripted participant's, honest ones."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from participants.ids import Gid
+from participants.states import BranchState, Charter, Event, StateRow, sources
+
+Reached = Callable[[str, Gid], Awaitable[None]]
+
+
+class MemoryStates:
+    """:class:`participants.states.States` in a dictionary.
+
+    ``committed`` tells of a branch whether it has; ``reach`` is awaited before each call takes effect, and
+    may raise. One call takes effect at once, as a transaction of a single row does.
+    """
+
+    def __init__(self, committed: Callable[[Gid], bool], reach: Reached) -> None:
+        self.rows: dict[Gid, StateRow] = {}
+        self._committed = committed
+        self._reach = reach
+
+    async def enlist(self, gid: Gid, charter: Charter) -> bool:
+        await self._reach("enlist", gid)
+        if gid in self.rows:
+            return False
+        self.rows[gid] = StateRow(BranchState.WAIT, 1, 0, charter)
+        return True
+
+    async def read(self, gid: Gid) -> StateRow | None:
+        await self._reach("read_state", gid)
+        return self._seen(gid)
+
+    async def elect(self, gid: Gid, election: int, charter: Charter) -> StateRow | None:
+        await self._reach("elect", gid)
+        row = self.rows.get(gid) or StateRow(BranchState.INITIAL, 0, 0, charter)
+        if row.last_elected >= election:
+            return None
+        self.rows[gid] = replace(row, last_elected=election)
+        return self._seen(gid)
+
+    async def attempt(self, gid: Gid, election: int, event: Event) -> bool:
+        await self._reach("attempt", gid)
+        row = self.rows.get(gid)
+        if row is None or row.last_elected != election or row.state not in sources(event):
+            return False
+        after = BranchState.PRECOMMIT if event is Event.TRY_COMMIT else BranchState.WAIT
+        self.rows[gid] = replace(row, state=after, last_attempt=election)
+        return True
+
+    async def bury(self, gid: Gid, charter: Charter) -> bool:
+        await self._reach("bury", gid)
+        if self._committed(gid):
+            return False
+        row = self.rows.get(gid) or StateRow(BranchState.INITIAL, 0, 0, charter)
+        self.rows[gid] = replace(row, state=BranchState.ABORT)
+        return True
+
+    async def unfinished(self) -> Sequence[tuple[Gid, StateRow]]:
+        return [
+            (gid, row)
+            for gid, row in self.rows.items()
+            if row.state is not BranchState.ABORT and not self._committed(gid)
+        ]
+
+    async def forget(self, gids: Sequence[Gid]) -> None:
+        for gid in gids:
+            self.rows.pop(gid, None)
+
+    def _seen(self, gid: Gid) -> StateRow | None:
+        row = self.rows.get(gid)
+        if row is not None and self._committed(gid):
+            return replace(row, state=BranchState.COMMIT)
+        return row
