@@ -88,7 +88,7 @@ class Coordinator:
         self._closed = False
         self._transactions: dict[TxId, Transaction] = {}
         self._background: set[Steadfast[None]] = set()
-        self._finisher = Finisher(ledger, observe)
+        self._finisher = Finisher(ledger, participants, observe)
         self._keeper = SessionKeeper(
             ledger,
             self.settings.name or f"{socket.gethostname()}:{self._pid}",
@@ -299,3 +299,5 @@ class Coordinator:
             self._ended(transaction)
             if course.recorded and not course.pending:
                 self._finisher.add(course.txid)
+            if course.rows and course.finished:
+                self._finisher.forget(course.rows)

@@ -1,14 +1,17 @@
-"""Tells the ledger, in batches and off the hot path, which transactions are finished."""
+"""Tells ledger and participants, in batches and off the hot path, which transactions are finished."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable, Sequence
 
 from coordinator.errors import LedgerError
 from coordinator.ledger.contract import Ledger
 from coordinator.protocols.steps import Observer, TwoPhaseStep
-from participants.ids import TxId
+from participants.errors import ParticipantError
+from participants.ids import Gid, TxId
+from participants.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -17,18 +20,32 @@ BATCH_TRANSACTIONS_MAX = 1_000
 
 
 class Finisher:
-    """Collects transaction ids; what it cannot deliver, recovery finds unfinished and finishes."""
+    """Collects transaction ids; what it cannot deliver, recovery finds unfinished and finishes.
 
-    def __init__(self, ledger: Ledger, observer: Observer | None) -> None:
+    Rows of three-phase commit are deleted last: as long as the ledger does not say that a transaction is
+    finished, somebody may still want to terminate it.
+    """
+
+    def __init__(self, ledger: Ledger, participants: Registry, observer: Observer | None) -> None:
         self._ledger = ledger
+        self._participants = participants
+        self._rows: list[Gid] = []
         self._observer = observer
         self._waiting: list[TxId] = []
         self._task: asyncio.Task[None] | None = None
 
     def add(self, txid: TxId) -> None:
         self._waiting.append(txid)
+        self._begin()
+
+    def _begin(self) -> None:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._deliver_later(), name="undoubt-finish")
+
+    def forget(self, rows: Iterable[Gid]) -> None:
+        """Delete these rows once everything that was added before is delivered."""
+        self._rows += rows
+        self._begin()
 
     async def flush(self) -> None:
         """Return once everything that was added so far is delivered, or given up."""
@@ -43,11 +60,28 @@ class Finisher:
         await self._deliver()
 
     async def _deliver_later(self) -> None:
-        while self._waiting:
+        while self._waiting or self._rows:
             await asyncio.sleep(BATCH_DELAY_S)
             await self._deliver()
 
     async def _deliver(self) -> None:
+        rows, self._rows = self._rows, []
+        await self._finish()
+        await self._forget(rows)
+
+    async def _forget(self, rows: Sequence[Gid]) -> None:
+        by_participant: dict[str, list[Gid]] = {}
+        for gid in rows:
+            by_participant.setdefault(gid.participant, []).append(gid)
+        for name, gids in by_participant.items():
+            participant = self._participants.find(name)
+            try:
+                if participant is not None:
+                    await participant.states.forget(gids)
+            except ParticipantError as error:
+                log.warning("%d rows of finished transactions are left in %r: %s", len(gids), name, error)
+
+    async def _finish(self) -> None:
         while self._waiting:
             batch = self._waiting[:BATCH_TRANSACTIONS_MAX]
             await self._tell(TwoPhaseStep.BEFORE_FINISH, batch)

@@ -68,11 +68,15 @@ class Course:
     """Why it is aborted, from the moment that is certain."""
     recorded: bool = False
     """A decision of this transaction is in the ledger, so it has to be finished there."""
+    precommitted: bool = False
+    """The ledger may hold its PRECOMMIT, so its outcome has to be recorded there, whatever it is."""
     pending: dict[Gid, Branch] = field(default_factory=dict)
     """Branches that have not confirmed the decision; recovery goes on with them."""
     heuristics: dict[Gid, Settled] = field(default_factory=dict)
     on_phase: Callable[[Phase], None] | None = None
     """Told each phase that is left, by whoever measures."""
+    rows: tuple[Gid, ...] = ()
+    """Of three-phase commit: branches that have a row to be forgotten once the transaction is finished."""
     told: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """Done once the caller can be told the outcome."""
 
@@ -88,6 +92,13 @@ class Course:
         """Let the caller look: there is something true to tell, or nothing more will come."""
         if not self.told.done():
             self.told.set_result(None)
+
+    @property
+    def finished(self) -> bool:
+        """Every branch is known to have ended as decided, none can appear any more, and the ledger waits for
+        nothing."""
+        ended = self.phase >= Phase.ABORTED and not self.pending and not self.unanswered
+        return ended and (self.recorded or not self.precommitted)
 
     def remaining_s(self) -> float:
         return self.deadline - asyncio.get_running_loop().time()

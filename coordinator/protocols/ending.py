@@ -135,7 +135,7 @@ async def roll_back(
     ``leave`` are left to recovery, whatever they are.
 
     A rollback that cannot be confirmed after PREPARE was sent makes an ABORT record, so that
-    the branch does not stay ACTIVE for as long as this coordinator's session lives.
+    the branch does not stay ACTIVE for as long as this coordinator's session lives; so does a PRECOMMIT.
     """
     course.cause = cause
     course.enter(Phase.ABORTED)
@@ -149,7 +149,7 @@ async def roll_back(
             result is Settled.ABSENT and branch.gid in course.unanswered
         ):
             course.pending[branch.gid] = branch
-    if course.pending and not course.recorded:
+    if (course.pending or course.precommitted) and not course.recorded:
         await record_abort(course, asked)
     kinds: list[Settled] = [*course.heuristics.values()]
     for branch, result in zip(branches, results, strict=True):

@@ -39,7 +39,7 @@ from coordinator.protocols.steps import ThreePhaseStep, TwoPhaseStep
 from coordinator.protocols.termination import Round, ask, bury
 from coordinator.protocols.termination_rules import Move
 from coordinator.protocols.voting import Tally, classify, collect_votes, prepare
-from coordinator.steadfast import all_of
+from coordinator.steadfast import all_of, all_within
 from participants.contract import Branch, PrepareResult, Vote
 from participants.errors import BranchFailed, ParticipantError
 from participants.ids import Gid
@@ -71,6 +71,7 @@ async def three_phase_commit(course: Course) -> None:
     gids = {branch.gid.branch: branch.gid for branch in writers}
     members = tuple(Member(number, gid.participant) for number, gid in gids.items())
     rows = _Rows(gids, Charter(members, course.termination))
+    course.rows = tuple(gids.values())
 
     async def vote(branch: Branch) -> PrepareResult:
         return await _enlist_and_prepare(course, rows, branch)
@@ -110,13 +111,15 @@ async def _enlist_and_prepare(course: Course, rows: _Rows, branch: Branch) -> Pr
 async def _precommit_in_ledger(course: Course, rows: _Rows, tally: Tally) -> None:
     records = [branch_record(branch, evidence) for branch, evidence in tally.prepared]
     await course.reach(ThreePhaseStep.BEFORE_LEDGER_PRECOMMIT, course.txid)
-    try:
-        async with asyncio.timeout(max(course.remaining_s(), 0)):
-            await repeat_until_answered(
-                lambda: course.ledger.precommit(course.txid, records, protocol=course.protocol)
-            )
-    except (LedgerError, TimeoutError) as error:
-        await _abort(course, rows, tally, error)
+    course.precommitted = True
+    asking = repeat_until_answered(
+        lambda: course.ledger.precommit(course.txid, records, protocol=course.protocol)
+    )
+    [answer] = await all_within([asking], course.remaining_s())
+    if isinstance(answer, asyncio.CancelledError):
+        answer = TimeoutError("the ledger did not answer within the transaction's timeout")
+    if isinstance(answer, BaseException):
+        await _abort(course, rows, tally, answer)
     await course.reach(ThreePhaseStep.AFTER_LEDGER_PRECOMMIT, course.txid)
 
 
