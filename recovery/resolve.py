@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Ledger
 from coordinator.protocols.steps import Observer
 from participants.contract import HEURISTICS, Fate, Participant, Settled
 from participants.errors import ParticipantError, ParticipantUnavailable
-from participants.ids import Gid, TxId
+from participants.ids import Gid, Protocol, TxId
 from participants.registry import Registry
 from recovery import heuristics
 from recovery.parallel import each
@@ -26,6 +27,7 @@ from recovery.plan import (
     RecordHeuristic,
     ReportOnly,
     RollBack,
+    Standing,
     Terminate,
     for_absent,
     for_prepared,
@@ -35,6 +37,7 @@ from recovery.plan import (
 from recovery.report import Counters, Line
 from recovery.scan import Scan, gid_of
 from recovery.steps import RecoveryStep, reach
+from recovery.terminate import Terminator
 from recovery.unfinished import Progress, ask_books
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,10 @@ class Tools:
     hazard_grace_s: float = 1.0
     progress: Progress = field(default_factory=Progress)
     counters: Counters = field(default_factory=Counters)
+    terminator: Terminator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.terminator = Terminator(self.ledger, self.participants, self.observe)
 
 
 class Resolution:
@@ -74,6 +81,7 @@ class Resolution:
     async def run(self) -> None:
         """Raises ``LedgerError``, and ``ParticipantUnavailable`` if it is given up."""
         todo: list[Commit | RollBack] = []
+        undecided: list[Gid] = []
         for branch, stands in self._scan.prepared:
             match for_prepared(branch.gid, stands):
                 case Commit() | RollBack() as action:
@@ -81,12 +89,45 @@ class Resolution:
                 case LeaveAlone():
                     self._tools.counters.seen_active += 1
                     self._line(branch.gid, str(stands), "wait", "nothing")
-                case Terminate():
-                    self._line(branch.gid, str(stands), "terminate", "nothing", "its protocol decides")
+                case Terminate(gid):
+                    undecided.append(gid)
                 case ReportOnly():
                     self._line(branch.gid, str(stands), "report", "nothing")
         await each(todo, self._act, parallel=self._tools.parallel)
+        if undecided:
+            alive = await self._tools.terminator.alive()
+            dead = [gid for gid in undecided if not self._lives(gid, alive)]
+            await each(dead, self._terminate, parallel=self._tools.parallel)
         await each(self._left_behind(), self._judge, parallel=self._tools.parallel)
+
+    def _lives(self, gid: Gid, alive: Container[tuple[int, str]]) -> bool:
+        if (gid.txid.session, gid.txid.nonce) not in alive:
+            return False
+        self._tools.counters.seen_active += 1
+        self._line(gid, str(Standing.ASK_PROTOCOL), "wait", "nothing", "its coordinator is alive")
+        return True
+
+    async def _terminate(self, gid: Gid) -> None:
+        stands = str(Standing.ASK_PROTOCOL)
+        if gid.protocol is not Protocol.THREE_PHASE:
+            self._line(gid, stands, "terminate", "nothing", "its protocol decides")
+            return
+        if self._dry_run:
+            self._line(gid, stands, "terminate", "would_do")
+            return
+        try:
+            ended = await self._tools.terminator.end(self._participant, gid)
+            if ended.decision is None:
+                result = "nothing" if ended.hopeless else "look_again"
+                self._line(gid, stands, "terminate", result, ended.why)
+                return
+            result, why = await self._settle(gid, ended.decision)
+        except ParticipantError as error:
+            self._line(gid, stands, "terminate", "failed", str(error))
+            self._failed(error)
+        else:
+            self._unavailable = 0
+            self._line(gid, stands, "terminate", result, why or ended.why)
 
     def _left_behind(self) -> list[tuple[DecisionRecord, BranchRecord]]:
         progress = self._tools.progress
@@ -145,7 +186,7 @@ class Resolution:
         record, branch = item
         gid = gid_of(self._tools.ledger.ledger_id, record, branch)
         try:
-            fate = await ask_books(self._participant, branch)
+            fate = await ask_books(self._participant, gid, branch)
             if branch.participant == self._participant.name or fate is not Fate.UNKNOWN:
                 await self._conclude(for_absent(gid, record.decision, fate))
         except ParticipantError as error:

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 
 from coordinator.ledger.contract import BranchRecord, DecisionRecord
 from participants.contract import Fate, Participant
-from participants.ids import Gid, TxId
+from participants.ids import Gid, Protocol, TxId
 from participants.registry import Registry
+from participants.states import BranchState
 from recovery.report import Unfinished
 from recovery.scan import evidence_of
 
@@ -103,8 +104,15 @@ class Progress:
         return tuple(found)
 
 
-async def ask_books(participant: Participant, branch: BranchRecord) -> Fate:
+async def ask_books(participant: Participant, gid: Gid, branch: BranchRecord) -> Fate:
     """What the participant's own books say of a branch that is not prepared. Evidence names the system and
     the timeline, so any database of that server may answer, under any name. Raises ``ParticipantError``."""
     evidence = evidence_of(branch)
-    return Fate.UNKNOWN if evidence is None else await participant.evidence(evidence)
+    fate = Fate.UNKNOWN if evidence is None else await participant.evidence(evidence)
+    if fate is Fate.UNKNOWN and gid.protocol is Protocol.THREE_PHASE:
+        # What has committed is noted beside its row. A row without a note, of a branch that is not prepared
+        # any more, has ended otherwise.
+        row = await participant.states.read(gid)
+        if row is not None:
+            return Fate.COMMITTED if row.state is BranchState.COMMIT else Fate.ABORTED
+    return fate

@@ -10,31 +10,56 @@ import msgspec
 
 from recovery.report import Line, Report
 from recovery.service import RecoveryService
+from recovery.without_ledger import WithoutLedger
+from undoubt import assemble
 from undoubt.cli.context import Context, common, opened, pass_context
 from undoubt.cli.exits import CommandError, Exit
+
+PAUSE_S = 1.0
+"""Between two passes without a ledger."""
+NO_LEDGER = "0" * 10
+"""Stands for the id of a ledger that nobody remembers, where only sessions are named after it."""
 
 
 @click.command()
 @click.option("--once", is_flag=True, help="One pass over every participant, then end.")
 @click.option("--dry-run", is_flag=True, help="Tell what one pass would do, and do nothing.")
+@click.option(
+    "--without-ledger", is_flag=True, help="The ledger is destroyed: end what three-phase commit left behind."
+)
+@click.option(
+    "--ledger-id", metavar="ID", help="With --without-ledger: whose branches, if there are several."
+)
 @common
 @pass_context
-def recover(context: Context, once: bool, dry_run: bool) -> None:
+def recover(context: Context, once: bool, dry_run: bool, without_ledger: bool, ledger_id: str | None) -> None:
     """Resolve what is in doubt.
 
     Without --once it stays, and resolves whatever appears, until it is interrupted. Several at once are
     harmless. Branches whose coordinator is alive are left alone. With --once or --dry-run the exit status
     is 4 if a participant or the ledger did not answer, 1 if a branch could not be resolved.
 
+    With --without-ledger no ledger is opened. The participants of a three-phase commit know its outcome among
+    themselves; branches of the other protocols are reported with the reason, and left alone. It ends once
+    nothing is left that it can end.
+
     \b
     Example:
       undoubt recover --once
       undoubt recover --dry-run -o json
+      undoubt recover --without-ledger
     """
-    if not once and not dry_run:
+    if ledger_id is not None and not without_ledger:
+        raise click.UsageError("--ledger-id goes with --without-ledger")
+    if without_ledger:
+        _tell(context, context.run(_without_ledger(context, ledger_id, once=once, dry_run=dry_run)))
+    elif once or dry_run:
+        _tell(context, context.run(_once(context, dry_run)))
+    else:
         context.run(_stay(context))
-        return
-    report = context.run(_once(context, dry_run))
+
+
+def _tell(context: Context, report: Report) -> None:
     if context.output.json:
         context.output.document(msgspec.to_builtins(report))
     else:
@@ -49,6 +74,23 @@ async def _once(context: Context, dry_run: bool) -> Report:
     async with opened(context) as tools:
         service = RecoveryService(tools.ledger, tools.participants, tools.settings.recovery)
         return await service.run_once(dry_run=dry_run)
+
+
+async def _without_ledger(context: Context, ledger_id: str | None, *, once: bool, dry_run: bool) -> Report:
+    """Pass after pass, until one leaves nothing that another could do; the lines of all of them."""
+    lines: list[Line] = []
+    participants = assemble.registry(context.settings(), ledger_id or NO_LEDGER)
+    try:
+        recovery = WithoutLedger(participants, ledger_id)
+        while True:
+            report = await recovery.run(dry_run=dry_run)
+            lines += [line for line in report.lines if line not in lines]
+            again = report.errors or any(line.result in {"look_again", "failed"} for line in report.lines)
+            if once or dry_run or not again:
+                return msgspec.structs.replace(report, lines=tuple(lines))
+            await asyncio.sleep(PAUSE_S)
+    finally:
+        await participants.close()
 
 
 async def _stay(context: Context) -> None:

@@ -1,0 +1,95 @@
+"""Three-phase commit's own termination, as recovery uses it: find the outcome in the participants' rows, and
+record it, so that from then on the transaction is like any other.
+
+The ledger is asked for one thing first: whether the coordinator is alive. Ending a transaction under its feet
+would be right, and a nuisance. What the rows come to is the outcome whether or not it can be recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from coordinator.errors import OutcomeUnknown
+from coordinator.ledger.contract import BranchRecord, Decision, Ledger, SessionState
+from coordinator.protocols.steps import Observer
+from coordinator.protocols.termination import Round, Terminated
+from coordinator.protocols.termination_rules import Move
+from participants.contract import Participant
+from participants.ids import Gid, TxId
+from participants.registry import Registry
+from participants.states import Charter
+
+log = logging.getLogger(__name__)
+
+NO_ROW = "its row is missing: somebody has deleted it, and a person must decide"
+DECISIONS = {Move.COMMIT: Decision.COMMIT, Move.ABORT: Decision.ABORT}
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a termination came to: ``decision`` None if nothing is fixed yet, and ``why``; ``hopeless`` if
+    looking again will not help."""
+
+    decision: Decision | None
+    why: str
+    hopeless: bool = False
+
+
+class Terminator:
+    """Ends transactions whose coordinator is gone. One at a time for each, in this process."""
+
+    def __init__(self, ledger: Ledger, participants: Registry, observe: Observer | None) -> None:
+        self._ledger = ledger
+        self._participants = participants
+        self._observe = observe
+        self._at_work: set[TxId] = set()
+
+    async def alive(self) -> set[tuple[int, str]]:
+        """Number and nonce of the sessions that are open. Raises ``LedgerError``."""
+        sessions = await self._ledger.sessions()
+        return {(one.id, one.nonce) for one in sessions if one.state is SessionState.OPEN}
+
+    async def end(self, participant: Participant, gid: Gid) -> Ended:
+        """End the transaction of ``gid``, a branch that ``participant`` has. Raises ``ParticipantError`` if
+        its own row cannot be read, and ``LedgerError``."""
+        if gid.txid in self._at_work:
+            return Ended(None, "it is being ended")
+        self._at_work.add(gid.txid)
+        try:
+            row = await participant.states.read(gid)
+            if row is None:
+                return Ended(None, NO_ROW, hopeless=True)
+            ended = await Round(gid, row.charter, self._participants.find, self._observe).run()
+            decision = DECISIONS.get(ended.move)
+            if decision is not None:
+                await self._record(gid, row.charter, decision)
+            return Ended(decision, told(ended), ended.move is Move.CONFLICT)
+        finally:
+            self._at_work.discard(gid.txid)
+
+    async def _record(self, gid: Gid, charter: Charter, decision: Decision) -> None:
+        """With the evidence that the PRECOMMIT has: it is there before any row can say so."""
+        info = await self._ledger.transaction(gid.txid)
+        known = {branch.number: branch for branch in (info.branches if info is not None else ())}
+        branches = [
+            known.get(member.number, BranchRecord(member.number, member.participant))
+            for member in charter.members
+        ]
+        try:
+            await self._ledger.decide(gid.txid, decision, branches, protocol=gid.protocol)
+        except OutcomeUnknown as error:
+            log.warning("that %s is to %s cannot be recorded: %s", gid.txid, decision, error)
+
+
+def told(ended: Terminated) -> str:
+    """For people: what a round came to."""
+    match ended.move:
+        case Move.COMMIT | Move.ABORT:
+            return f"its termination came to {ended.move}"
+        case Move.CONFLICT:
+            return "somebody finished a branch of it by hand: a person must look"
+        case _ if ended.silent:
+            return "blocked: " + "; ".join(ended.silent[number] for number in sorted(ended.silent))
+        case _:
+            return "somebody else is ending it"

@@ -1,0 +1,155 @@
+"""The ledger is destroyed: end what three-phase commit has left prepared, from the participants alone.
+
+Only three-phase commit can be ended so. Of two-phase commit and of Paxos Commit the decision was in the
+ledger, or with its nodes, and in no database: their branches are reported, with the reason, and left alone.
+
+A coordinator that is still alive somewhere does no harm: its rows take part in elections like any other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from coordinator.ledger.contract import Decision
+from coordinator.protocols.steps import Observer
+from coordinator.protocols.termination import Round
+from participants.contract import HEURISTICS, Order, Participant, PreparedBranch, Settled
+from participants.errors import ParticipantError, UsageError
+from participants.ids import Gid, Protocol, TxId
+from participants.registry import Registry
+from participants.states import StateRow
+from recovery.plan import BranchDone, for_settled, order_of
+from recovery.report import Line, Report
+from recovery.terminate import DECISIONS, NO_ROW, told
+
+_BY_HAND = "look for the other branches of the transaction, and decide by hand"
+NOT_WITHOUT_LEDGER = {
+    Protocol.TWO_PHASE: f"two-phase commit keeps its decision in the ledger alone: {_BY_HAND}",
+    Protocol.PAXOS: f"Paxos Commit keeps its votes with the ledger's nodes alone: {_BY_HAND}",
+}
+
+
+class WhichLedger(UsageError):
+    """Branches of several ledgers were found; ``ledgers`` are their ids. Others may be alive."""
+
+    def __init__(self, ledgers: Sequence[str]) -> None:
+        super().__init__(
+            f"these databases hold branches of several ledgers: {', '.join(ledgers)}."
+            " Name the one that is destroyed with --ledger-id"
+        )
+        self.ledgers = tuple(ledgers)
+
+
+@dataclass(slots=True)
+class _Found:
+    """One participant's prepared branches and rows of the ledger that is gone."""
+
+    prepared: dict[Gid, PreparedBranch] = field(default_factory=dict)
+    rows: dict[Gid, StateRow] = field(default_factory=dict)
+
+
+class WithoutLedger:
+    """One pass each :meth:`run`; may be repeated, and by several at once. ``ledger_id`` None: whatever is
+    found, if it is one ledger's."""
+
+    def __init__(
+        self, participants: Registry, ledger_id: str | None = None, *, observe: Observer | None = None
+    ) -> None:
+        self._participants = participants
+        self._ledger_id = ledger_id
+        self._observe = observe
+
+    async def run(self, *, dry_run: bool = False) -> Report:
+        """Raises :class:`WhichLedger`. Participants that fail are in the report's ``errors``."""
+        errors: dict[str, str] = {}
+        found: dict[str, _Found] = {}
+        for participant in self._participants:
+            try:
+                found[participant.name] = await _look(participant)
+            except ParticipantError as error:
+                errors[participant.name] = str(error)
+        self._choose(found)
+        lines: list[Line] = []
+        for txid in sorted({gid.txid for each in found.values() for gid in (*each.prepared, *each.rows)}):
+            lines += await self._end(txid, found, dry_run=dry_run)
+        return Report(dry_run, tuple(lines), (), (), errors)
+
+    def _choose(self, found: Mapping[str, _Found]) -> None:
+        ledgers = sorted({gid.ledger for each in found.values() for gid in (*each.prepared, *each.rows)})
+        if self._ledger_id is None and len(ledgers) > 1:
+            raise WhichLedger(ledgers)
+        for each in found.values():
+            for gid in [*each.prepared, *each.rows]:
+                if self._ledger_id not in {None, gid.ledger}:
+                    each.prepared.pop(gid, None)
+                    each.rows.pop(gid, None)
+
+    async def _end(self, txid: TxId, found: Mapping[str, _Found], *, dry_run: bool) -> list[Line]:
+        prepared = [
+            (name, branch)
+            for name, each in found.items()
+            for gid, branch in each.prepared.items()
+            if gid.txid == txid
+        ]
+        rows = {gid: row for each in found.values() for gid, row in each.rows.items() if gid.txid == txid}
+        lines = [
+            _line(name, branch, "report", "nothing", why)
+            for name, branch in prepared
+            if (why := _why_not(branch, rows)) is not None
+        ]
+        prepared = [(name, branch) for name, branch in prepared if _why_not(branch, rows) is None]
+        if not rows or not prepared:
+            return lines
+        if dry_run:
+            return lines + [_line(name, branch, "terminate", "would_do") for name, branch in prepared]
+        gid, row = min(rows.items())
+        ended = await Round(gid, row.charter, self._participants.find, self._observe).run()
+        decision = DECISIONS.get(ended.move)
+        if decision is None:
+            why = told(ended)
+            return lines + [_line(name, branch, "terminate", "look_again", why) for name, branch in prepared]
+        return lines + [await self._settle(name, branch, decision) for name, branch in prepared]
+
+    async def _settle(self, name: str, branch: PreparedBranch, decision: Decision) -> Line:
+        order = order_of(decision)
+        what = "commit" if order is Order.COMMIT else "rollback"
+        gid = branch.gid
+        if not isinstance(gid, Gid):
+            raise TypeError(gid)
+        try:
+            settled = await self._participants.get(name).settle(gid, order, branch.evidence)
+        except ParticipantError as error:
+            return _line(name, branch, what, "failed", str(error))
+        if settled is Settled.BUSY or settled is Settled.HEURISTIC_HAZARD:
+            return _line(name, branch, what, "look_again", "somebody else is at it")
+        if settled in HEURISTICS and not isinstance(for_settled(gid, decision, settled), BranchDone):
+            return _line(name, branch, "heuristic", "done", str(settled))
+        return _line(name, branch, what, "done")
+
+
+async def _look(participant: Participant) -> _Found:
+    """What is prepared, and the rows of that."""
+    found = _Found()
+    for branch in await participant.in_doubt():
+        if isinstance(branch.gid, Gid):
+            found.prepared[branch.gid] = branch
+            if branch.gid.protocol is Protocol.THREE_PHASE:
+                row = await participant.states.read(branch.gid)
+                if row is not None:
+                    found.rows[branch.gid] = row
+    return found
+
+
+def _why_not(branch: PreparedBranch, rows: Mapping[Gid, StateRow]) -> str | None:
+    """Why that branch cannot be ended without its ledger; None if it can."""
+    gid = branch.gid
+    if not isinstance(gid, Gid):
+        return "not undoubt's"
+    if gid.protocol is not Protocol.THREE_PHASE:
+        return NOT_WITHOUT_LEDGER[gid.protocol]
+    return None if gid in rows else NO_ROW
+
+
+def _line(name: str, branch: PreparedBranch, action: str, result: str, why: str = "") -> Line:
+    return Line(str(branch.gid), name, None, action, result, why)

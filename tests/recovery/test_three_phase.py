@@ -1,0 +1,232 @@
+"""Recovery of three-phase commits, with their ledger and without it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from coordinator.ledger.contract import BranchRecord, Record, Verdict
+from participants.contract import Fate, Order
+from participants.errors import ParticipantUnavailable
+from participants.ids import Gid, Protocol
+from participants.states import BranchState, Charter, Event, Member, Termination
+from recovery.without_ledger import WhichLedger, WithoutLedger
+from tests.recovery.world import World, told
+
+NAMES = ("orders", "payments", "stock")
+THREE = Protocol.THREE_PHASE
+
+
+@pytest.fixture
+async def world() -> World:
+    return await World(*NAMES).open()
+
+
+async def left(world: World, precommitted: int = 0, *, rule: Termination = Termination.QUORUM) -> list[Gid]:
+    """A transaction whose coordinator died with everything prepared, and PRECOMMIT in the ledger, if it had come
+    to that, and in the first ``precommitted`` participants."""
+    gids = world.gids(THREE)
+    charter = Charter(tuple(Member(gid.branch, gid.participant) for gid in gids), rule)
+    records = []
+    for gid in gids:
+        assert await world.databases[gid.participant].states.enlist(gid, charter)
+        seen = await world.prepare(gid)
+        records.append(BranchRecord(gid.branch, gid.participant, seen.xid, seen.system, seen.timeline))
+    if precommitted:
+        await world.ledger.precommit(gids[0].txid, records)
+    for gid in gids[:precommitted]:
+        assert await world.databases[gid.participant].states.attempt(gid, 1, Event.TRY_COMMIT)
+    return gids
+
+
+def fates(world: World, gids: list[Gid]) -> list[Fate]:
+    return [world.databases[gid.participant].fate(gid) for gid in gids]
+
+
+async def recovered(world: World, gids: list[Gid]) -> Record:
+    """Passes until nothing is prepared; what the ledger has recorded."""
+    for _ in range(20):
+        await world.recover()
+        if not any(gid in world.databases[gid.participant].prepared for gid in gids):
+            break
+    return (await world.ledger.records([gids[0].txid]))[gids[0].txid]
+
+
+@pytest.mark.parametrize(
+    ("precommitted", "fate"),
+    [(0, Fate.ABORTED), (1, Fate.COMMITTED), (2, Fate.COMMITTED), (3, Fate.COMMITTED)],
+)
+async def test_the_rows_decide_and_the_ledger_records(world: World, precommitted: int, fate: Fate) -> None:
+    """Broken if recovery presumes anything, or ends a transaction and leaves no record of it."""
+    gids = await left(world, precommitted)
+    await world.end_session()
+    record = await recovered(world, gids)
+    assert fates(world, gids) == [fate] * 3
+    assert record is (Record.COMMIT if fate is Fate.COMMITTED else Record.ABORT)
+    await world.recover()
+    assert await world.unfinished() == set()
+    assert await world.heuristics() == {}
+    assert not world.ledger.machine.state.precommitted
+
+
+async def test_a_live_coordinator_is_left_alone(world: World) -> None:
+    """Broken if recovery ends transactions under the feet of their coordinators."""
+    gids = await left(world, 1)
+    report = await world.recover()
+    assert [told(report, gid) for gid in gids] == [("wait", "nothing")] * 3
+    assert [row.last_elected for row in world.orders.states.rows.values()] == [1]
+
+
+async def test_a_session_that_is_gone_does_not_turn_commit_into_abort(world: World) -> None:
+    """Broken if the ledger's rule for two-phase commit is applied to an outcome that the rows have fixed."""
+    gids = await left(world, 3)
+    await world.end_session()
+    assert (await world.ledger.outcomes([gids[0].txid], protocol=THREE))[gids[0].txid] is Verdict.ASK_PROTOCOL
+    assert await recovered(world, gids) is Record.COMMIT
+
+
+async def test_a_minority_blocks_and_says_so(world: World) -> None:
+    """Broken if the reachable one of three participants decides for all."""
+    gids = await left(world, 0)
+    await world.end_session()
+    for name in ("payments", "stock"):
+        world.databases[name].down = ParticipantUnavailable(name, "is down")
+    report = await world.recover()
+    assert told(report, gids[0]) == ("terminate", "look_again")
+    line = report.of(gids[0])
+    assert line is not None
+    assert "is down" in line.why
+    assert gids[0] in world.orders.prepared
+    for name in ("payments", "stock"):
+        world.databases[name].down = None
+    assert await recovered(world, gids) is Record.ABORT
+
+
+@pytest.mark.parametrize("down", NAMES)
+async def test_one_that_is_down_follows_when_it_is_back(world: World, down: str) -> None:
+    """Broken if a participant that missed the termination ends otherwise."""
+    gids = await left(world, 3)
+    await world.end_session()
+    world.databases[down].down = ParticipantUnavailable(down, "is down")
+    for _ in range(10):
+        await world.recover()
+    assert (await world.ledger.records([gids[0].txid]))[gids[0].txid] is Record.COMMIT
+    world.databases[down].down = None
+    await recovered(world, gids)
+    assert fates(world, gids) == [Fate.COMMITTED] * 3
+    assert await world.heuristics() == {}
+
+
+async def test_a_late_prepare_under_a_tombstone_is_rolled_back(world: World) -> None:
+    """Broken if a PREPARE that was on its way when everybody aborted stays prepared, or is committed."""
+    gids = world.gids(THREE)
+    charter = Charter(tuple(Member(gid.branch, gid.participant) for gid in gids), Termination.QUORUM)
+    for gid in gids:
+        assert await world.databases[gid.participant].states.enlist(gid, charter)
+    for gid in gids[:2]:
+        await world.prepare(gid)
+    await world.end_session()
+    await recovered(world, gids[:2])
+    await world.prepare(gids[2])
+    await recovered(world, gids)
+    assert fates(world, gids) == [Fate.ABORTED] * 3
+
+
+async def test_a_branch_without_its_row_is_left_to_a_person(world: World) -> None:
+    """Broken if a missing row is taken for a no: it may have been deleted after a commit elsewhere."""
+    gids = await left(world, 3)
+    await world.end_session()
+    world.orders.states.rows.clear()
+    world.payments.states.rows.clear()
+    world.databases["stock"].down = ParticipantUnavailable("stock", "is down")
+    report = await world.recover()
+    assert told(report, gids[0]) == ("terminate", "nothing")
+    assert gids[0] in world.orders.prepared
+
+
+async def test_committed_by_hand_against_tombstones_is_a_conflict(world: World) -> None:
+    """Broken if a branch that a person committed drags others along, or is overlooked."""
+    gids = await left(world, 0)
+    await world.end_session()
+    world.orders.finish_by_hand(gids[0], Order.COMMIT)
+    charter = world.payments.states.rows[gids[1]].charter
+    assert await world.payments.states.bury(gids[1], charter)
+    report = await world.recover()
+    assert ("terminate", "nothing") in {told(report, gid) for gid in gids[1:]}  # one of two at a time
+    assert gids[2] in world.databases["stock"].prepared
+
+
+async def test_many_recoveries_at_once_agree(world: World) -> None:
+    """Broken if two that elect themselves at once end it differently, or stop each other for ever."""
+    for precommitted in (0, 1, 2, 3):
+        gids = await left(world, precommitted)
+        await world.end_session()
+        for _ in range(40):
+            await asyncio.gather(*(world.recover() for _ in range(3)))
+            if not any(gid in world.databases[gid.participant].prepared for gid in gids):
+                break
+        assert len(set(fates(world, gids))) == 1
+        assert Fate.IN_PROGRESS not in fates(world, gids)
+        await world.open()
+    assert await world.heuristics() == {}
+
+
+# Without the ledger.
+
+
+async def alone(world: World, passes: int = 20, **more: str) -> None:
+    for _ in range(passes):
+        report = await WithoutLedger(world.registry, **more).run()
+        if not any(line.result == "look_again" for line in report.lines):
+            break
+
+
+@pytest.mark.parametrize(
+    ("precommitted", "fate"),
+    [(0, Fate.ABORTED), (1, Fate.COMMITTED), (2, Fate.COMMITTED), (3, Fate.COMMITTED)],
+)
+@pytest.mark.parametrize("rule", list(Termination))
+async def test_the_participants_end_it_among_themselves(
+    world: World, precommitted: int, fate: Fate, rule: Termination
+) -> None:
+    """Broken if the ledger is needed after all."""
+    gids = await left(world, precommitted, rule=rule)
+    await alone(world)
+    assert fates(world, gids) == [fate] * 3
+
+
+@pytest.mark.parametrize("protocol", [Protocol.TWO_PHASE, Protocol.PAXOS])
+async def test_other_protocols_are_refused_with_the_reason(world: World, protocol: Protocol) -> None:
+    """Broken if anything is presumed about a transaction whose decision is lost."""
+    gids = await world.left(protocol=protocol)
+    report = await WithoutLedger(world.registry).run()
+    for gid in gids:
+        line = report.of(gid)
+        assert line is not None
+        assert (line.action, line.result) == ("report", "nothing")
+        assert "ledger" in line.why
+        assert gid in world.databases[gid.participant].prepared
+
+
+async def test_branches_of_several_ledgers_need_a_name(world: World) -> None:
+    """Broken if the transactions of another installation, whose ledger is alive, are ended too."""
+    gids = await left(world, 3)
+    other = Gid("zzzzzzzzzz", THREE, gids[0].txid, 1, "orders")
+    await world.orders.states.enlist(other, Charter((Member(1, "orders"),), Termination.QUORUM))
+    await world.prepare(other)
+    with pytest.raises(WhichLedger) as raised:
+        await WithoutLedger(world.registry).run()
+    assert raised.value.ledgers == ("abcdefghij", "zzzzzzzzzz")
+    await alone(world, ledger_id="abcdefghij")
+    assert fates(world, gids) == [Fate.COMMITTED] * 3
+    assert other in world.orders.prepared
+
+
+async def test_a_dry_run_changes_nothing(world: World) -> None:
+    """Broken if looking already elects."""
+    gids = await left(world, 1)
+    report = await WithoutLedger(world.registry).run(dry_run=True)
+    assert {told(report, gid) for gid in gids} == {("terminate", "would_do")}
+    assert {row.last_elected for row in world.orders.states.rows.values()} == {1}
+    assert {row.state for row in world.payments.states.rows.values()} == {BranchState.WAIT}
