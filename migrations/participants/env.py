@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations of the participant's side on the connection that it is handed.
+"""Alembic's entry: runs the participant's migrations on the connection that it is handed, or prints them.
 
 Only ``participants.postgres.schema`` calls it; there is no alembic.ini.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from alembic import context
 
 context.configure(
-    connection=context.config.attributes["connection"],
+    connection=context.config.attributes.get("connection"),
+    dialect_name="postgresql",
     version_table="participant_migration",
     version_table_schema="undoubt",
 )

@@ -198,7 +198,11 @@ select pg_cancel_backend(a.pid) as sent
    and ($4::text is null or split_part(a.application_name, '#', 1) = $4::text)
 
 -- name: prune
-delete from undoubt.undoubt_commit where noted_at < clock_timestamp() - make_interval(secs => $1)
+-- A note that stands beside a row of three-phase commit is proof until the row is forgotten.
+delete from undoubt.undoubt_commit as c
+ where c.noted_at < clock_timestamp() - make_interval(secs => $1)
+   and not exists (select from undoubt.undoubt_branch as b
+                    where b.txid = c.txid and b.participant = c.participant)
 
 -- name: durable
 -- A condition that is always true, and makes the commit of this statement wait for the disk and the standby.

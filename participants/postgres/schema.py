@@ -1,13 +1,15 @@
-"""The optional tables on a participant's side: made by Alembic, pruned here.
+"""The tables on a participant's side, which two-phase commit does not need: made by Alembic, pruned here.
 
 ``undoubt.undoubt_commit`` has one row per one-phase commit. Where it exists, a COMMIT whose answer was lost
 can be proved or disproved (:mod:`participants.postgres.one_phase`); where it does not, the answer is
 ``OutcomeUnknown``. It costs one small insert per transaction with a single participant.
+``undoubt.undoubt_branch`` has three-phase commit's rows (:mod:`participants.postgres.states`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from participants.postgres.dsn import read_dsn
 from participants.postgres.sql import query
 
 if TYPE_CHECKING:
+    from alembic.config import Config
     from sqlalchemy import Connection, Engine
 
     from participants.settings import ParticipantSettings
@@ -30,6 +33,15 @@ async def migrate(participant: str, settings: ParticipantSettings) -> None:
     await asyncio.to_thread(_migrate, participant, settings)
 
 
+def script() -> str:
+    """The same as plain SQL, from an empty database to the newest tables, for a DBA to read and to run."""
+    from alembic import command  # noqa: PLC0415
+
+    written = io.StringIO()
+    command.upgrade(_config(written), "head", sql=True)
+    return "create schema if not exists undoubt;\n\n" + written.getvalue().strip() + "\n"
+
+
 async def prune(participant: str, settings: ParticipantSettings, *, older_than_s: float) -> int:
     """Delete rows of commits noted longer than ``older_than_s`` seconds ago; returns how many. As the
     owner of the table. A caller asks within seconds of a lost answer, so that a day is plenty."""
@@ -38,12 +50,10 @@ async def prune(participant: str, settings: ParticipantSettings, *, older_than_s
 
 def _migrate(participant: str, settings: ParticipantSettings) -> None:
     from alembic import command  # noqa: PLC0415
-    from alembic.config import Config  # noqa: PLC0415
     from sqlalchemy import text  # noqa: PLC0415
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
-    config = Config()
-    config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
+    config = _config()
     engine = _engine(participant, settings)
     try:
         with engine.connect() as connection:
@@ -56,6 +66,14 @@ def _migrate(participant: str, settings: ParticipantSettings) -> None:
         raise _translated(participant, error) from error
     finally:
         engine.dispose()
+
+
+def _config(output: io.StringIO | None = None) -> Config:
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config(output_buffer=output)
+    config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
+    return config
 
 
 def _prune(participant: str, settings: ParticipantSettings, older_than_s: float) -> int:

@@ -24,8 +24,8 @@ async def world() -> World:
 
 
 async def left(world: World, precommitted: int = 0, *, rule: Termination = Termination.QUORUM) -> list[Gid]:
-    """A transaction whose coordinator died with everything prepared, and PRECOMMIT in the ledger, if it had come
-    to that, and in the first ``precommitted`` participants."""
+    """A transaction whose coordinator died with everything prepared, and PRECOMMIT in the ledger, if it had
+    come to that, and in the first ``precommitted`` participants."""
     gids = world.gids(THREE)
     charter = Charter(tuple(Member(gid.branch, gid.participant) for gid in gids), rule)
     records = []

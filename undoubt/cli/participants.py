@@ -86,19 +86,28 @@ def check(context: Context, names: tuple[str, ...], older_than: float) -> None:
 
 @participants.command()
 @click.argument("names", nargs=-1, metavar="[NAME]…")
+@click.option("--sql", is_flag=True, help="Print the tables as SQL for a DBA, and connect to nothing.")
 @common
 @pass_context
-def migrate(context: Context, names: tuple[str, ...]) -> None:
+def migrate(context: Context, names: tuple[str, ...], sql: bool) -> None:
     """Create or upgrade undoubt's own tables in the databases.
 
-    They are optional. With them, a one-phase COMMIT whose answer was lost can be proved to have happened; it
-    costs one small insert per transaction with a single writing database. Without names: every participant.
-    The user of the dsn must be allowed to create a schema.
+    Three-phase commit needs them. To two-phase commit they are optional: with them, a one-phase COMMIT whose
+    answer was lost can be proved to have happened; it costs one small insert per transaction with a single
+    writing database. Without names: every participant. The user of the dsn must be allowed to create a
+    schema; where another role made the tables, grant that user select, insert, update and delete on
+    undoubt.undoubt_branch.
 
     \b
     Example:
       undoubt participants migrate orders
+      undoubt participants migrate --sql | less
     """
+    if sql:
+        from participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
+
+        click.echo(schema.script(), nl=False)
+        return
     settings = context.settings()
     for name in names:
         if name not in settings.participants:
