@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-
 _DRIVERS: dict[str, Callable[[Course], Awaitable[None]]] = {
     GidProtocol.TWO_PHASE: two_phase_commit,
     GidProtocol.THREE_PHASE: three_phase_commit,

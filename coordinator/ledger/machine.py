@@ -48,7 +48,6 @@ from participants.checks import invariant
 from participants.contract import Settled
 from participants.ids import Gid, TxId
 
-
 _NUMBER = attrgetter("number")
 
 
