@@ -24,7 +24,18 @@ from coordinator.node.settings import NodeSettings
 from coordinator.node.status import status_of
 from coordinator.node.storage import Storage, Stored
 from coordinator.settings import LedgerSettings
-from coordinator.wire import Address, Connection, Identity, Listener, Receiver, Role, WireSettings, serve
+from coordinator.wire import (
+    Address,
+    Connection,
+    HandshakeRefused,
+    Identity,
+    Listener,
+    Receiver,
+    Refusal,
+    Role,
+    WireSettings,
+    serve,
+)
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +61,15 @@ class Node:
         self.settings = settings
         replicated = _replicated(stored)
         loop = asyncio.get_running_loop()
-        me = Identity(Role.NODE, stored.identity.cluster, stored.identity.node)
+        # The disk's name goes into the handshake: the same number on another disk is another node.
+        me = Identity(Role.NODE, stored.identity.cluster, stored.identity.node, stored.identity.disk)
         self.peers = Peers(
-            me, lambda: replicated.addresses, wire, random, silence_s=2 * settings.election_timeout_s
+            me,
+            lambda: replicated.addresses,
+            wire,
+            random,
+            silence_s=2 * settings.election_timeout_s,
+            recognise=self._recognise,
         )
         self.replica = Replica(
             stored,
@@ -70,6 +87,8 @@ class Node:
         self.failed = self.replica.failed
         self.status: Callable[[], NodeStatus] = lambda: status_of(stored.identity, self.replica)
         self._me = me
+        self._disks = dict(stored.disks)
+        self._met = set(stored.disks)
         self._wire = wire
         self._listener: Listener | None = None
         self._upkeep: asyncio.Task[None] | None = None
@@ -125,8 +144,23 @@ class Node:
 
     def _accept(self, connection: Connection) -> Receiver:
         if connection.peer.role is Role.NODE:
+            self._recognise(connection.peer)
             return FromPeer(connection, self.replica.step)
         return FromClient(connection, self.ledger, lambda: self.leader_address, self.status)
+
+    def _recognise(self, peer: Identity) -> None:
+        """A node that lost its disk has forgotten votes and entries that it promised to keep: under its old
+        number it could help to elect a leader that misses what is committed. So it is not spoken with."""
+        known = self._disks.setdefault(peer.number, peer.name)
+        if known != peer.name:
+            raise HandshakeRefused(
+                Refusal.NUMBER,
+                f"node {peer.number} came back with another disk, and may not take part under that number:"
+                f" remove it (`undoubt cluster remove {peer.number}`) and add it with a new one",
+            )
+        if peer.number not in self._met:
+            self._met.add(peer.number)
+            self.replica.remember({peer.number: peer.name})
 
     def _leadership(self, leads: bool) -> None:
         if leads:

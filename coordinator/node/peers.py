@@ -42,12 +42,15 @@ class Peers:
         random: Random,
         *,
         silence_s: float,
+        recognise: Callable[[Identity], None],
     ) -> None:
+        """``recognise`` raises ``HandshakeRefused`` for a node that is not who it was."""
         self._me = me
         self._addresses = addresses
         self._settings = settings
         self._random = random
         self._silence_s = silence_s
+        self._recognise = recognise
         self._links: dict[int, _Link] = {}
 
     def send(self, message: Message) -> None:
@@ -90,13 +93,17 @@ class Peers:
         connection = await connect(
             Address.parse(text),
             self._me,
-            lambda _: link,
+            lambda connection: self._recognised(connection, link),
             self._settings,
             timeout_s=max(self._silence_s, 1.0),
             for_number=node,
         )
         _give_up_on_silence(connection, self._silence_s)
         return connection
+
+    def _recognised(self, connection: Connection, link: _Link) -> _Link:
+        self._recognise(connection.peer)
+        return link
 
 
 class _Link:

@@ -133,6 +133,11 @@ class Replica:
         self.wake()
         await future
 
+    def remember(self, disks: dict[int, str]) -> None:
+        """Store which disks other nodes were met with."""
+        self._disk.give(Write(disks=disks), _nothing)
+        self.wake()
+
     def wake(self) -> None:
         """There may be something to do: in the next turn of the loop it will be done."""
         if not self._awake and not self._stopped:

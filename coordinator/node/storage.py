@@ -56,6 +56,8 @@ class Write(msgspec.Struct, frozen=True):
     """Entries before this index are needed no more."""
     entries: tuple[Entry, ...] = ()
     """Whatever is stored from ``entries[0].index`` on is replaced."""
+    disks: dict[int, str] = {}
+    """Disks of other nodes, by number, that were met for the first time."""
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -65,6 +67,7 @@ class Stored(msgspec.Struct, frozen=True):
     hard_state: HardState
     snapshot: Snapshot
     entries: tuple[Entry, ...]
+    disks: dict[int, str] = {}
 
 
 class StorageDamaged(LedgerUnusable):

@@ -59,7 +59,7 @@ class Identity(msgspec.Struct, frozen=True):
     number: int = 0
     """A node's, from 1; 0 for a client."""
     name: str = ""
-    """For people and logs."""
+    """For people and logs; a node's tells its disk apart from one that it had before."""
 
     def __str__(self) -> str:
         if self.role is Role.NODE:

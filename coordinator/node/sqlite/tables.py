@@ -2,7 +2,7 @@
 
 ::
 
-    meta(key, value)                    format, cluster, node, disk
+    meta(key, value)                    format, cluster, node, disk; the disks of other nodes: "disk of 2"
     hard_state(id = 1, term, vote)
     snapshot(id = 1, idx, term, configuration, crc, image)
     entry(idx, term, kind, crc, data)
@@ -31,6 +31,7 @@ from coordinator.node.storage import Identity, Snapshot, StorageDamaged, Stored,
 from coordinator.raft import Configuration, Entry, HardState, Kind, SnapshotMeta
 
 FORMAT = "1"
+DISK_OF = "disk of "
 _DDL = (
     "create table meta (key text primary key, value text not null)",
     "create table hard_state (id integer primary key check (id = 1), term integer not null,"
@@ -82,7 +83,8 @@ class Tables:
             identity = self._identity()
             term, vote = self._connection.execute("select term, vote from hard_state").fetchone()
             snapshot = self._snapshot()
-            return Stored(identity, HardState(term, vote), snapshot, self._entries(snapshot.meta))
+            entries = self._entries(snapshot.meta)
+            return Stored(identity, HardState(term, vote), snapshot, entries, self._disks())
         except (sqlite3.Error, TypeError, ValueError) as error:
             raise self._damaged(f"{type(error).__name__}: {error}", None) from error
 
@@ -94,6 +96,10 @@ class Tables:
                 " use the version that wrote it"
             )
         return Identity(known["cluster"], int(known["node"]), known["disk"])
+
+    def _disks(self) -> dict[int, str]:
+        known = self._connection.execute("select key, value from meta where key like ?", (f"{DISK_OF}%",))
+        return {int(key.removeprefix(DISK_OF)): value for key, value in known}
 
     def _snapshot(self) -> Snapshot:
         index, term, configuration, crc, image = self._connection.execute(
@@ -148,6 +154,8 @@ class Tables:
                 "insert or replace into hard_state (id, term, vote) values (1, ?, ?)",
                 (state.term, state.vote),
             )
+        for node, disk in write.disks.items():
+            connection.execute("insert into meta (key, value) values (?, ?)", (f"{DISK_OF}{node}", disk))
         if (finished := write.finished) is not None:
             history.insert(connection, finished.records, now_ms=finished.now_ms)
             history.prune(connection, before_ms=finished.now_ms - finished.history_ms)

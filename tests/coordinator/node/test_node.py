@@ -11,9 +11,13 @@ import pytest
 
 from coordinator.errors import LedgerUnavailable, SessionLost
 from coordinator.ledger.contract import BranchRecord, Decision, Record, SessionState, Verdict
+from coordinator.node.bootstrap import beginning
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.node import Node
-from tests.coordinator.node.cluster import QUICK, Cluster, client, running
+from coordinator.node.sqlite.storage import create
+from coordinator.node.storage import Identity
+from coordinator.wire import Address, HandshakeRefused, WireSettings, connect
+from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client, running
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 BRANCHES = (
@@ -375,3 +379,35 @@ async def _made_leader(cluster: Cluster, wanted: Node) -> None:
             leader.replica.raft.transfer(wanted.identity.node)
             leader.replica.wake()
         await asyncio.sleep(0.05)
+
+
+async def test_a_node_that_comes_back_with_another_disk_is_not_spoken_with(cluster: Cluster) -> None:
+    """Begun anew under its number it has forgotten what it promised: with its vote a leader could be elected
+    that misses what is committed. The others remember its disk, also after a restart of their own."""
+    async with client(cluster) as ledger:
+        session = await ledger.open_session("test", 60.0)
+        await cluster.settled()
+        lost = next(number for number, node in cluster.nodes.items() if not node.leads)
+        await cluster.stop(*cluster.nodes)
+        cluster.place(lost).rename(cluster.folder / "lost")
+        create(
+            cluster.place(lost),
+            Identity(CLUSTER, lost, "another-disk"),
+            *beginning(CLUSTER, cluster.addresses),
+        )
+        one, other = (number for number in cluster.addresses if number != lost)
+        await cluster.start(lost, one)
+        reborn = cluster.nodes[lost]
+        with pytest.raises(HandshakeRefused, match=f"node {lost} came back with another disk"):
+            await connect(
+                Address.parse(cluster.addresses[one]),
+                reborn._me,
+                lambda _: pytest.fail("it was let in"),
+                WireSettings(),
+                timeout_s=10.0,
+            )
+        await cluster.start(other)
+        await cluster.leader()
+        assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
+        assert reborn.replica.raft.last_index == 1
+        assert not reborn.leads
