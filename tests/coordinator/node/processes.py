@@ -31,7 +31,7 @@ election_timeout_s = 0.5
 class Processes:
     """Three of them, in a folder each. ``prefix`` is put before the command of one."""
 
-    def __init__(self, folder: Path, count: int = 3) -> None:
+    def __init__(self, folder: Path, more: str = "", count: int = 3) -> None:
         self.folder = folder
         self.ports = free_ports(count)
         self.numbers = range(1, count + 1)
@@ -41,7 +41,7 @@ class Processes:
         self.running: dict[int, asyncio.subprocess.Process] = {}
         ticket = ""
         for number in self.numbers:
-            self.config(number).write_text(CONFIG.format(url=self.settings.url, number=number))
+            self.config(number).write_text(CONFIG.format(url=self.settings.url, number=number) + more)
             ticket = init(load(self.config(number), env={}), ticket).ticket
 
     def config(self, number: int) -> Path:
@@ -96,8 +96,9 @@ class Processes:
 
 
 @contextlib.asynccontextmanager
-async def processes(folder: Path) -> AsyncIterator[Processes]:
-    found = Processes(folder)
+async def processes(folder: Path, more: str = "") -> AsyncIterator[Processes]:
+    """``more`` is added to the configuration of each."""
+    found = Processes(folder, more)
     try:
         await found.start()
         yield found
