@@ -13,7 +13,7 @@ from participants.errors import ParticipantError, ParticipantUnavailable
 from participants.findings import Finding, Severity
 from participants.postgres.begin import ledger_name
 from participants.postgres.management import SESSIONS_MAX, Management
-from participants.postgres.roles import membership, missing_grant
+from participants.postgres.roles import membership, missing_grant, signal_grant
 from participants.postgres.session import Introduction, NoAnswer, NotSent, Row, ServerError
 from participants.postgres.sql import identifier, query
 from participants.postgres.verdicts import CHECK_BY_SQLSTATE, participant_error, pooler_refusal
@@ -54,6 +54,7 @@ class Checkup:
             self._evidence(row),
             self._vacuum(row),
             *self._roles(row, owners, intro),
+            self._cancelling(row, owners, intro),
         ]
 
     async def _open_a_transaction(self) -> Introduction:
@@ -211,6 +212,19 @@ class Checkup:
             others = ", ".join(owner["role"] for owner in owners)
             finishes = f" and those of {others}" if others else ""
             yield self._ok("roles", f"{me} can finish its own branches{finishes}")
+
+    def _cancelling(self, row: Row, owners: Sequence[Row], intro: Introduction) -> Finding:
+        mute = [owner["role"] for owner in owners if owner["sessions"] and not owner["cancels"]]
+        if not mute or row["superuser"]:
+            return self._ok("cancelling", "waiting statements of this ledger's sessions can be cancelled")
+        return self._found(
+            "cancelling",
+            Severity.WARNING,
+            f"{row['me']} may not cancel statements of {', '.join(mute)}",
+            "a deadlock across databases is ended by the coordinator whose transaction it is; from this role"
+            " nobody else could, and lock_timeout would end it",
+            signal_grant(row["login"], intro.version),
+        )
 
     def _way_out(self, owner: Row, login: str, intro: Introduction) -> tuple[str, str | None]:
         if intro.pooled:

@@ -125,6 +125,7 @@ with seen as (
 )
 select r.rolname::text as role, r.rolsuper as superuser,
        pg_has_role(session_user, r.oid, '{membership}') as becomes,
+       pg_has_role(r.oid, 'USAGE') or pg_has_role('pg_signal_backend', 'USAGE') as cancels,
        sum(seen.prepared)::int as prepared, sum(seen.sessions)::int as sessions
   from seen join pg_roles as r on r.rolname = seen.role
  where r.rolname <> current_user

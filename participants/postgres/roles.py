@@ -18,6 +18,12 @@ def membership(version: int) -> str:
     return "SET" if version >= SET_OPTION_SINCE_VERSION else "MEMBER"
 
 
+def signal_grant(login: str, version: int) -> str:
+    """The statement after which ``login`` may cancel statements of other roles. Here INHERIT does matter."""
+    option = " WITH INHERIT TRUE" if version >= SET_OPTION_SINCE_VERSION else ""
+    return f"GRANT pg_signal_backend TO {identifier(login)}{option};"
+
+
 def missing_grant(owner: str, login: str, version: int) -> str:
     """The statement after which a session of ``login`` may become ``owner``.
 

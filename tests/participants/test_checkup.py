@@ -44,6 +44,7 @@ async def test_a_server_that_is_well_has_nothing_but_good_findings() -> None:
         "evidence",
         "vacuum",
         "roles",
+        "cancelling",
         "connections",
         "pooler",
     }

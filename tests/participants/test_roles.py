@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import asyncpg
 import pytest
 import pytest_asyncio
 
@@ -124,6 +125,34 @@ async def test_what_would_be_left_behind_is_said_before_it_is(roles: Roles) -> N
     assert "role app, which has 1 sessions" in finding.what
     await branch.rollback()
     await branch.release()
+
+
+async def test_cancelling_needs_the_rights_themselves(roles: Roles) -> None:
+    """Broken if a deadlock across databases cannot be ended by a recovery in another process, and nobody says
+    so: unlike SET ROLE it takes a membership that is inherited."""
+    if int(await roles.database.admin.fetchval("show server_version_num")) < 160000:
+        pytest.skip("before version 16 a NOINHERIT role inherits nothing at all")
+    await roles.database.admin.execute("grant app to rescue")
+    gid = await roles.left()
+    waiter = await roles.app.begin(new_gid(), timeout_s=30)
+    task = asyncio.create_task(waiter.connection.execute(WRITE))
+    async with asyncio.timeout(20):
+        while not (edges := await roles.rescue.waits()):
+            await asyncio.sleep(0.01)
+    with pytest.raises(ParticipantRefused):
+        await roles.rescue.cancel_waiter(edges[0])
+    [finding] = [one for one in await roles.rescue.check() if one.check == "cancelling"]
+    assert finding.severity is Severity.WARNING
+    assert finding.fix is not None
+    await roles.database.admin.execute(finding.fix)
+    assert await roles.rescue.cancel_waiter(edges[0])
+    with pytest.raises(asyncpg.QueryCanceledError):
+        await task
+    [finding] = [one for one in await roles.rescue.check() if one.check == "cancelling"]
+    assert finding.severity is Severity.OK
+    await waiter.rollback()
+    await waiter.release()
+    assert await roles.rescue.settle(gid, Order.ROLLBACK, None) is Settled.APPLIED
 
 
 async def test_branches_of_others_are_not_asked_for(roles: Roles, server: EmbeddedServer) -> None:
