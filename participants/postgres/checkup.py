@@ -36,8 +36,8 @@ class Checkup:
     async def findings(self) -> Sequence[Finding]:
         """See :meth:`participants.contract.Participant.check`."""
         try:
+            [row] = await self._management.read(query("health"))  # first: it replaces what was lost
             intro = await self._open_a_transaction()
-            [row] = await self._management.read(query("health"))
             owners = await self._management.read(
                 query("owners").replace("{membership}", membership(intro.version)),
                 f"undoubt:{self._ledger_id}:",
@@ -48,7 +48,7 @@ class Checkup:
         return [
             self._ok("reach", f"PostgreSQL {row['version']}, a primary, as role {row['me']}"),
             self._pooler(intro),
-            self._connections(row),
+            self._connections(row, intro),
             self._prepared_max(row),
             *self._durability(row),
             self._evidence(row),
@@ -103,7 +103,9 @@ class Checkup:
             )
         return self._ok("pooler", "the server itself answers")
 
-    def _connections(self, row: Row) -> Finding:
+    def _connections(self, row: Row, intro: Introduction) -> Finding:
+        if intro.pooler:
+            return self._ok("connections", "the pooler bounds them")
         most, wanted = row["connections_max"], self._settings.connections_max
         room = most - SESSIONS_MAX
         what = f"connections_max = {wanted}, and {SESSIONS_MAX} for undoubt itself, of the server's {most}"

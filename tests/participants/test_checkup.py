@@ -196,6 +196,22 @@ async def test_more_connections_than_the_server_has() -> None:
         assert found.fix == "connections_max = 13"
 
 
+async def test_a_server_that_was_started_again_is_not_called_unreachable() -> None:
+    """A process that looks twice has connections of the first time; that they are lost is no finding."""
+    async with EmbeddedServer(durable=False) as server:
+        participant = participant_at(server.dsn())
+        await participant.check()
+        await server.stop()
+        assert [one.severity for one in await participant.check()] == [Severity.UNREACHABLE]
+        await server.start()
+        assert Severity.UNREACHABLE not in {one.severity for one in await participant.check()}
+        await participant.check()
+        await server.kill()
+        await server.start()
+        assert Severity.UNREACHABLE not in {one.severity for one in await participant.check()}
+        await participant.close()
+
+
 async def test_unreachable_and_refused(server: EmbeddedServer) -> None:
     """What gives no answer and what answers no are two things, and each has its own name."""
     found = await look("postgresql://postgres@127.0.0.1:1/x")
