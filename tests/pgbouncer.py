@@ -109,6 +109,13 @@ class PgBouncer:
         process.kill()
         return -await asyncio.to_thread(process.wait)
 
+    def freeze(self) -> None:
+        """SIGSTOP: it holds what it was sent, and neither answers nor loses it."""
+        self._running().send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._running().send_signal(signal.SIGCONT)
+
     async def close(self) -> None:
         if self._process is not None and self._process.poll() is None:
             # Its immediate shutdown: clients are not waited for.

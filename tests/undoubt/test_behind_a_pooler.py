@@ -7,20 +7,23 @@ PREPARED happens to be.
 from __future__ import annotations
 
 import asyncio
+import enum
 import itertools
 import random
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 import undoubt
+from coordinator.protocols.steps import TwoPhaseStep
 from recovery.service import RecoveryService
 from tests.pgbouncer import PgBouncer, program_or_skip
 from tests.prove.bank import audit, set_up, transfer
-from tests.servers import Server
+from tests.servers import Server, prepared
 from undoubt import assemble
-from undoubt.config import load
+from undoubt.config import Settings, load
 
 WORKERS, KILLS, BETWEEN = 8, 8, 25
 """``BETWEEN``: transfers that end, one way or the other, between two kills."""
@@ -55,6 +58,40 @@ class Load:
                 self.acknowledged.append(name)
 
 
+def port_of(databases: dict[str, str]) -> int:
+    return int(databases["payments"].rsplit(":", 1)[1].split("/")[0])
+
+
+def configured(
+    databases: dict[str, str], pooler: PgBouncer, folder: Path, payments: dict[str, Any]
+) -> Settings:
+    """``payments`` through ``pooler``, and what else is set for it."""
+    behind = {"dsn": pooler.dsn(databases["payments"].rsplit("/", 1)[1])}
+    return load(
+        {
+            "ledger": {"url": f"sqlite:///{folder}/ledger.db"},
+            "participants": {"orders": {"dsn": databases["orders"]}, "payments": behind | payments},
+            "coordinator": {"drain_s": 1.0},
+            "recovery": {"interval_s": 0.05, "backoff_max_s": 0.2},
+        }
+    )
+
+
+async def recovered(settings: Settings) -> None:
+    """Recover until nothing is left, by a process that knows nothing but the settings."""
+    async with assemble.opened(settings) as (ledger, participants):
+        service = RecoveryService(ledger, participants, settings.recovery)
+        async with asyncio.timeout(60):
+            while True:
+                report = await service.run_once()
+                done = all(line.result == "done" for line in report.lines)
+                if done and not (report.errors or report.unfinished):
+                    break
+                await asyncio.sleep(0.05)
+        assert await ledger.heuristics() == []
+        await service.close()
+
+
 @pytest.mark.parametrize("declared", [True, False])
 async def test_a_pooler_that_dies_in_mid_flight(
     databases: dict[str, str], other_postgres: Server, tmp_path: Path, declared: bool
@@ -63,19 +100,8 @@ async def test_a_pooler_that_dies_in_mid_flight(
     program_or_skip()
     await set_up(databases)
     rng = random.Random(7)
-    port = int(databases["payments"].rsplit(":", 1)[1].split("/")[0])
-    async with PgBouncer(port) as pooler:
-        payments: dict[str, Any] = {"dsn": pooler.dsn(databases["payments"].rsplit("/", 1)[1])}
-        settings = load(
-            {
-                "ledger": {"url": f"sqlite:///{tmp_path}/ledger.db"},
-                "participants": {
-                    "orders": {"dsn": databases["orders"]},
-                    "payments": payments | {"pooler": declared, "statement_timeout_s": 3.0},
-                },
-                "recovery": {"interval_s": 0.05, "backoff_max_s": 0.2},
-            }
-        )
+    async with PgBouncer(port_of(databases)) as pooler:
+        settings = configured(databases, pooler, tmp_path, {"pooler": declared, "statement_timeout_s": 3.0})
         async with undoubt.connect(settings) as coordinator:
             load_run = Load(coordinator)
             workers = [asyncio.create_task(load_run.work(account)) for account in range(WORKERS)]
@@ -87,19 +113,62 @@ async def test_a_pooler_that_dies_in_mid_flight(
                 await pooler.start()
             load_run.stop = True
             await asyncio.gather(*workers)
-        async with assemble.opened(settings) as (ledger, participants):
-            service = RecoveryService(ledger, participants, settings.recovery)
-            async with asyncio.timeout(60):
-                while True:
-                    report = await service.run_once()
-                    if not (report.errors or report.unfinished) and all(
-                        line.result == "done" for line in report.lines
-                    ):
-                        break
-                    await asyncio.sleep(0.05)
-            assert await ledger.heuristics() == []
-        await service.close()
+        await recovered(settings)
     found = await audit(databases, load_run.acknowledged, load_run.aborted)
     assert found.clean, found
     assert len(load_run.acknowledged) > WORKERS
     assert load_run.aborted or load_run.unknown, "no kill was felt"
+
+
+async def delivered(pooler: PgBouncer, dsn: str) -> list[str]:
+    """Wait until the pooler has passed on everything that it held; what is prepared then."""
+    database = dsn.rsplit("/", 1)[1]
+    for _ in range(3):  # each one after whatever came before it
+        through = await asyncpg.connect(pooler.dsn(database), statement_cache_size=0)
+        await through.fetchval("select 1")
+        await through.close()
+    direct = await asyncpg.connect(dsn)
+    busy = (
+        "select count(*) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid() and state <> 'idle'"
+    )
+    async with asyncio.timeout(30):
+        while await direct.fetchval(busy):
+            await asyncio.sleep(0.01)
+    await direct.close()
+    return await prepared(dsn)
+
+
+@pytest.mark.parametrize("step", [TwoPhaseStep.BEFORE_PREPARE, TwoPhaseStep.BEFORE_SECOND_PHASE])
+async def test_a_pooler_that_stops_and_goes_on(
+    databases: dict[str, str], other_postgres: Server, tmp_path: Path, step: TwoPhaseStep
+) -> None:
+    """Broken if a PREPARE that the pooler delivers after everybody has given up on it stays, or if a second
+    phase that it delivers late contradicts what has been said meanwhile."""
+    program_or_skip()
+    await set_up(databases)
+    async with PgBouncer(port_of(databases)) as pooler:
+        settings = configured(databases, pooler, tmp_path, {"statement_timeout_s": 0.5})
+        acknowledged, aborted = [], []
+
+        def stop(at: enum.StrEnum, subject: str) -> None:
+            if at is step and subject.endswith("payments"):
+                pooler.freeze()
+
+        async with undoubt.connect(settings, observe=stop, recover=False) as coordinator:
+            try:
+                async with coordinator.transaction(timeout=5) as tx:
+                    await transfer(tx, 1, "late")
+            except undoubt.TransactionAborted:
+                aborted.append("late")
+            else:
+                acknowledged.append("late")
+        pooler.thaw()
+        still = await delivered(pooler, databases["payments"])
+        assert step is TwoPhaseStep.BEFORE_PREPARE or len(still) == 1
+        assert (acknowledged, aborted) == (
+            ([], ["late"]) if step is TwoPhaseStep.BEFORE_PREPARE else (["late"], [])
+        )
+        await recovered(settings)
+    found = await audit(databases, acknowledged, aborted)
+    assert found.clean, found
