@@ -74,7 +74,7 @@ class CallingLedger(abc.ABC):
         await self._call(calls.RecordHeuristicCall(heuristic))
 
     async def forget_heuristic(self, gid: Gid) -> bool:
-        return bool(await self._call(calls.ForgetHeuristicCall(gid)))
+        return bool(await self._call(calls.ForgetHeuristicCall(gid, self._nonce())))
 
     async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]:
         heuristics: list[Heuristic] = await self._call(calls.HeuristicsCall(include_forgotten))

@@ -95,6 +95,7 @@ class RecordHeuristicCall(_Call, frozen=True, tag="heuristic"):
 
 class ForgetHeuristicCall(_Call, frozen=True, tag="forget"):
     gid: Gid
+    request: str = ""
 
 
 class HeuristicsCall(_Call, frozen=True, tag="heuristics"):
@@ -183,7 +184,7 @@ async def perform(ledger: LocalLedger, call: Call, *, remote: bool) -> object:  
         case RecordHeuristicCall():
             await ledger.record_heuristic(call.heuristic)
         case ForgetHeuristicCall():
-            return await ledger.forget_heuristic(call.gid)
+            return await ledger.forget_heuristic(call.gid, request=call.request)
         case HeuristicsCall():
             return await ledger.heuristics(include_forgotten=call.include_forgotten)
         case TransactionCall():

@@ -68,6 +68,8 @@ class RecordHeuristic(_Command, frozen=True, tag="heuristic"):
 
 class ForgetHeuristic(_Command, frozen=True, tag="forget"):
     gid: Gid
+    request: str = ""
+    """Names the request: asked again, because an answer was lost, it is answered the same."""
 
 
 class AdvanceTime(_Command, frozen=True, tag="time"):

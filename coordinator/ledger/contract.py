@@ -132,6 +132,8 @@ class Heuristic(msgspec.Struct, frozen=True):
     found_at: float
     note: str = ""
     forgotten: bool = False
+    forgotten_by: str = ""
+    """The request that did so, where it named itself."""
 
 
 class TransactionInfo(msgspec.Struct, frozen=True):

@@ -164,8 +164,8 @@ class LocalLedger(abc.ABC):
     async def record_heuristic(self, heuristic: Heuristic) -> None:
         await self._run(RecordHeuristic(heuristic))
 
-    async def forget_heuristic(self, gid: Gid) -> bool:
-        return bool(await self._run(ForgetHeuristic(gid)))
+    async def forget_heuristic(self, gid: Gid, *, request: str = "") -> bool:
+        return bool(await self._run(ForgetHeuristic(gid, request)))
 
     async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]:
         await self._up_to_date()

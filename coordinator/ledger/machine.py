@@ -46,7 +46,7 @@ from coordinator.ledger.contract import (
 from coordinator.ledger.state import PrecommitRecord, SessionBook, State
 from participants.checks import invariant
 from participants.contract import Settled
-from participants.ids import Gid, TxId
+from participants.ids import TxId
 
 _NUMBER = attrgetter("number")
 
@@ -94,7 +94,7 @@ class Machine:
             case RecordHeuristic():
                 self._record_heuristic(command.heuristic)
             case ForgetHeuristic():
-                return self._forget_heuristic(command.gid)
+                return self._forget_heuristic(command)
             case AdvanceTime():
                 return self._advance(command)
             case Restore():
@@ -201,11 +201,14 @@ class Machine:
         ):
             self.state.heuristics[key] = heuristic
 
-    def _forget_heuristic(self, gid: Gid) -> bool:
-        known = self.state.heuristics.get(str(gid))
+    def _forget_heuristic(self, command: ForgetHeuristic) -> bool:
+        key = str(command.gid)
+        known = self.state.heuristics.get(key)
         if known is None or known.forgotten:
-            return False
-        self.state.heuristics[str(gid)] = msgspec.structs.replace(known, forgotten=True)
+            return known is not None and command.request != "" and known.forgotten_by == command.request
+        self.state.heuristics[key] = msgspec.structs.replace(
+            known, forgotten=True, forgotten_by=command.request
+        )
         return True
 
     def _advance(self, command: AdvanceTime) -> list[int]:

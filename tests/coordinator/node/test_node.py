@@ -10,13 +10,15 @@ import msgspec
 import pytest
 
 from coordinator.errors import LedgerUnavailable, SessionLost
-from coordinator.ledger.contract import BranchRecord, Decision, Record, SessionState, Verdict
+from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Record, SessionState, Verdict
 from coordinator.node.bootstrap import beginning
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.node import Node
 from coordinator.node.sqlite.storage import create
 from coordinator.node.storage import Identity
 from coordinator.wire import Address, HandshakeRefused, WireSettings, connect
+from participants.contract import Settled
+from participants.ids import Gid, Protocol
 from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client, running
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
@@ -149,6 +151,20 @@ async def test_a_new_leader_gives_every_session_its_full_lifetime(cluster: Clust
         await second.ledger.keep_alive(session, 1)
 
 
+async def test_who_leads_again_has_forgotten_the_lifetimes_of_its_first_time(cluster: Cluster) -> None:
+    """Meanwhile the session was renewed elsewhere: by the old deadlines it would expire at once."""
+    first = await cluster.leader()
+    session = await first.ledger.open_session("test", 10.0)
+    other = next(node for node in cluster.nodes.values() if node is not first)
+    await _made_leader(cluster, other)
+    cluster.now_s += 9.0
+    await other.ledger.keep_alive(session, 1)
+    await _made_leader(cluster, first)
+    cluster.now_s += 9.0
+    assert await first.ledger.expire_due() == []
+    await first.ledger.keep_alive(session, 1)
+
+
 async def test_ledger_time_is_told_once_by_whoever_leads(cluster: Cluster) -> None:
     """Time that is told twice lets retention drop sessions that a participant may still ask about."""
     for _ in range(3):
@@ -248,6 +264,9 @@ async def test_a_leader_whose_disk_is_full_hands_over_and_comes_back(cluster: Cl
         while full.replica.raft.state.disk_full:
             await asyncio.sleep(0.01)
         await ledger.decide(session.txid(50), COMMIT, BRANCHES)
+        await cluster.settled()
+        await cluster.stop(number)
+        await cluster.start(number)  # what it acknowledged while its disk was full is on that disk
         await cluster.settled()
         assert len(cluster.images()) == 1
 
@@ -411,3 +430,17 @@ async def test_a_node_that_comes_back_with_another_disk_is_not_spoken_with(clust
         assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
         assert reborn.replica.raft.last_index == 1
         assert not reborn.leads
+
+
+async def test_forgetting_a_heuristic_twice_by_one_request_is_told_the_same(cluster: Cluster) -> None:
+    """An operator whose answer was lost with the leader would else hear that there was nothing to forget."""
+    first = await cluster.leader()
+    session = await first.ledger.open_session("test", 60.0)
+    gid = Gid(CLUSTER, Protocol.TWO_PHASE, session.txid(1), 1, "orders")
+    await first.ledger.record_heuristic(Heuristic(gid, Settled.HEURISTIC_ROLLBACK, COMMIT, 1.5))
+    assert await first.ledger.forget_heuristic(gid, request="one")
+    await cluster.stop(first.identity.node)
+    second = await cluster.leader()
+    assert await second.ledger.forget_heuristic(gid, request="one")
+    assert not await second.ledger.forget_heuristic(gid, request="another")
+    assert not await second.ledger.forget_heuristic(gid)
