@@ -19,7 +19,7 @@ CASES ?= ../shared/conformance/xa_outcomes.csv
 SEED ?=
 SEEDS ?= 200
 
-.PHONY: demo test test-slow check format prove models conformance simulate mutants build clean
+.PHONY: demo test test-slow check format prove models conformance simulate simulate-coverage mutants build clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -53,6 +53,13 @@ conformance: $(STAMP)
 
 simulate: $(STAMP)
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+simulate-coverage: $(STAMP)
+	@rm -rf .coverage-simulation && mkdir .coverage-simulation
+	@PYTHONHASHSEED=0 $(BIN)/python -m coverage run --rcfile=tests/simulation/coverage.ini \
+		-m tests.simulation --seeds $(SEEDS) $(ARGS) >&2
+	@$(BIN)/python -m coverage combine -q --rcfile=tests/simulation/coverage.ini .coverage-simulation
+	@$(BIN)/python -m coverage report --rcfile=tests/simulation/coverage.ini --show-missing
 
 mutants: $(STAMP)
 	@$(BIN)/python -m tests.mutants $(ARGS)

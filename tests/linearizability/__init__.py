@@ -4,7 +4,7 @@ What enters: a :class:`~tests.linearizability.history.History` of calls with the
 asked and answered, recorded in simulation or from real processes. What leaves: a list of what is impossible,
 empty if all of it can be explained.
 
-- :mod:`.history`: the recorder.
+- :mod:`.history`, :mod:`.recorder`: what is recorded, and how.
 - :mod:`.search`: the search for an order (Wing and Gong, *Testing and Verifying Concurrent Objects*, 1993;
   with the memory of Lowe, *Testing for Linearizability*, 2017), for any model.
 - :mod:`.models`: what a ledger promises about one transaction and about one session. Written from the

@@ -12,12 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from tests.linearizability.history import Call, History
-from tests.linearizability.models import Lease, Transaction, lease, transaction
+from tests.linearizability.models import Lease, Transaction, droppable_transaction, lease, transaction
 from tests.linearizability.search import possible
 
 
-def violations(history: History) -> list[str]:
-    """What no ledger could have answered; each names the transaction or the session."""
+def violations(history: History, *, drops: bool = False) -> list[str]:
+    """What no ledger could have answered; each names the transaction or the session. ``drops``: it went on
+    for longer than the ledger retains sessions that are gone."""
+    model = droppable_transaction if drops else transaction
     of_session: dict[int, list[Call]] = defaultdict(list)
     of_transaction: dict[tuple[int, int], list[Call]] = defaultdict(list)
     for call in history.calls:
@@ -28,7 +30,7 @@ def violations(history: History) -> list[str]:
     found = list(_numbers([call for call in history.calls if call.what == "open"]))
     for (session, seq), calls in of_transaction.items():
         around = [dataclasses.replace(call, seq=seq) for call in of_session[session]]
-        if not possible([*calls, *around], Transaction(), transaction):
+        if not possible([*calls, *around], Transaction(), model):
             found.append(f"transaction {session}.{seq}: {_told(calls)}")
     for session in {session for session, _ in of_transaction} | of_session.keys():
         shown = [sign for (of, _), calls in of_transaction.items() if of == session for sign in _signs(calls)]

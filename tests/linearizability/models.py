@@ -6,7 +6,7 @@ happened just before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tests.linearizability.history import Call
@@ -21,18 +21,21 @@ class Transaction(NamedTuple):
 
 
 def transaction(state: Transaction, call: Call) -> Iterator[Transaction]:
-    """Calls about one transaction, and those about its session."""
-    for now in _by_itself(state):
-        if (after := _transaction(now, call)) is not None:
-            yield after
+    """Calls about one transaction, and those about its session, which is not dropped."""
+    yield from _from([state, state._replace(session="gone")] if state.session == "open" else [state], call)
 
 
-def _by_itself(state: Transaction) -> Iterator[Transaction]:
-    yield state
-    if state.session == "open":
-        yield state._replace(session="gone")
+def droppable_transaction(state: Transaction, call: Call) -> Iterator[Transaction]:
+    """The same where retention may have dropped the session."""
+    yield from transaction(state, call)
     if state.session != "dropped":
-        yield state._replace(session="dropped")
+        yield from _from([state._replace(session="dropped")], call)
+
+
+def _from(states: Iterable[Transaction], call: Call) -> Iterator[Transaction]:
+    for state in states:
+        if (after := _transaction(state, call)) is not None:
+            yield after
 
 
 def _transaction(state: Transaction, call: Call) -> Transaction | None:

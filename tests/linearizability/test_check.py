@@ -50,7 +50,6 @@ RIGHT = {
         decide("commit", 0, 9, "commit"),
         call("close", 1, 2, "ok"),
     ],
-    "dropped in the end": [decide("commit", 0, 1, "commit"), outcome(5, 6, "forgotten")],
 }
 
 WRONG = {
@@ -93,6 +92,14 @@ def test_what_a_ledger_may_answer(name: str) -> None:
 def test_what_no_ledger_may_answer(name: str) -> None:
     """Broken if the checker sleeps."""
     assert violations(history(*WRONG[name])) != []
+
+
+def test_dropped_sessions() -> None:
+    """Broken if a lost decision could pass for a dropped one where nothing is old enough to be dropped."""
+    calls = [decide("commit", 0, 1, "commit"), outcome(5, 6, "forgotten")]
+    assert violations(history(*calls), drops=True) == []
+    assert violations(history(*calls)) != []
+    assert violations(history(*calls, outcome(7, 8, "committed")), drops=True) != []
 
 
 def test_the_order_of_recording_does_not_matter() -> None:

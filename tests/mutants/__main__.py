@@ -24,14 +24,16 @@ TIMEOUT_S = 900.0
 class Mutant:
     path: Path
     seeds: int
+    nodes: str
     tests: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> Mutant:
         head = path.read_text().split("\n--- ", 1)[0]
         seeds = re.search(r"^seeds: (\d+)$", head, re.MULTILINE)
+        nodes = re.search(r"^nodes: (\d+)$", head, re.MULTILINE)
         tests = re.findall(r"^test: (\S+)$", head, re.MULTILINE)
-        return cls(path, int(seeds[1]) if seeds else SEEDS, tuple(tests))
+        return cls(path, int(seeds[1]) if seeds else SEEDS, nodes[1] if nodes else "", tuple(tests))
 
 
 def copy(place: Path) -> None:
@@ -72,6 +74,8 @@ def look_for(mutant: Mutant, jobs: int) -> tuple[bool, str]:
 def _simulate(place: Path, mutant: Mutant, jobs: int) -> str:
     """The seed that found it, or nothing."""
     arguments = ["--seeds", str(mutant.seeds), "--first", "1", "--jobs", str(jobs), "--stop"]
+    if mutant.nodes:
+        arguments += ["--nodes", mutant.nodes]
     ended = run(place, sys.executable, "-m", "tests.simulation", *arguments)
     if ended.returncode != 1:
         return ""

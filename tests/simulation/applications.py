@@ -16,6 +16,7 @@ from coordinator.errors import HeuristicOutcome, LedgerError, OutcomeUnknown, Tr
 from coordinator.settings import CoordinatorSettings
 from coordinator.transaction import Transaction
 from participants.errors import UndoubtError, UsageError
+from participants.ids import TxId
 from participants.registry import Registry
 from recovery.explain import explain
 from recovery.explain_heuristic import explain_heuristic
@@ -323,3 +324,17 @@ class OperatorProcess:
             world.trace(self.process.name, f"commits {gid} whatever is decided")
             world.judge.story(str(gid.txid)).tampered = str(gid)
             await operator.commit(gid, heuristic=True, note="a test")
+
+
+class Auditor:
+    """Comes when all is over, and asks what is recorded of everything that anybody was told of."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self.world, self.process, self.done = world, process, False
+
+    async def main(self) -> None:
+        world = self.world
+        ledger = await world.open_ledger(self.process)
+        recorded = RecordedLedger(ledger, self.process.name, world.judge, world.history)
+        await _until_it_works(lambda: recorded.records(map(TxId.parse, world.judge.stories)))
+        self.done = True

@@ -34,6 +34,8 @@ class Nemesis:
             self.promote,
             self.disk,
             self.hand_over,
+            self.cut_peers,
+            self.cut_peers,
         ]
         if world.tampers:
             kinds.append(self.meddle)
@@ -90,11 +92,34 @@ class Nemesis:
         pairs = [(one, other) for one in hosts for other in hosts if (one in alone) != (other in alone)]
         self._cut(pairs, f"cuts {sorted(alone)} off")
 
+    def cut_peers(self) -> None:
+        """Some nodes from the others, while clients still reach them all: an old leader goes on taking what
+        it cannot commit."""
+        if self.world.cluster is None:
+            return
+        members = self.world.cluster.nodes
+        hosts = [f"node{number}" for number in sorted(members)]
+        leading = [f"node{node.number}" for node in self.world.cluster.running if node.up.state.leads]
+        alone = {self.random.choice(leading or hosts)}
+        if len(hosts) > 3 and self.random.random() < 0.5:
+            alone.add(self.random.choice(hosts))
+        one_way = self.random.random() < 0.2
+        pairs = [
+            (one, other)
+            for one in hosts
+            for other in hosts
+            if (one in alone and other not in alone) or (not one_way and one not in alone and other in alone)
+        ]
+        bounds_s = self.random.choice([(0.05, 1.0), PARTITION_S])
+        self._cut(pairs, f"cuts {sorted(alone)} off from the other nodes", bounds_s)
+
     def cut_one_way(self) -> None:
         source, target = self.random.sample(self.world.hosts(), 2)
         self._cut([(source, target)], f"cuts {source} to {target}")
 
-    def _cut(self, pairs: list[tuple[str, str]], why: str) -> None:
+    def _cut(
+        self, pairs: list[tuple[str, str]], why: str, bounds_s: tuple[float, float] = PARTITION_S
+    ) -> None:
         world = self.world
         world.trace("nemesis", why)
         world.network.cut.update(pairs)
@@ -104,7 +129,7 @@ class Nemesis:
             world.network.resume()
             world.trace("nemesis", f"mends: {why}")
 
-        self._later(PARTITION_S, whole)
+        self._later(bounds_s, whole)
 
     def slow_link(self) -> None:
         source, target = self.random.sample(self.world.hosts(), 2)

@@ -199,9 +199,10 @@ class SimulatedCluster:
     def __init__(self, world: World, count: int) -> None:
         self.world = world
         random = world.random
+        heartbeat_s, election_timeout_s = random.choice([(0.02, 0.1), (0.05, 0.25), (0.1, 1.0)])
         self.settings = NodeSettings(
-            heartbeat_s=0.1,
-            election_timeout_s=random.choice([0.5, 1.0]),
+            heartbeat_s=heartbeat_s,
+            election_timeout_s=election_timeout_s,
             snapshot_log_bytes=random.choice([1_500, 8_000, 8 * 1024 * 1024]),
             trailing_entries=random.choice([0, 3, 1_000]),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import enum
 import json
 import logging
@@ -29,11 +30,13 @@ class Ending(enum.IntEnum):
     """The simulation itself failed: that finds nothing out about the product."""
 
 
-def simulate(seed: int, told: Callable[[str], None], *, verbose: bool = False) -> tuple[Ending, Counter[str]]:
+def simulate(
+    seed: int, told: Callable[[str], None], asked: argparse.Namespace
+) -> tuple[Ending, Counter[str]]:
     """One run in this process, which is of no other use afterwards; how it ended, what happened how often."""
     scheduler = Scheduler(random.Random(seed))
     pin(seed, lambda: scheduler.now)
-    world = World(seed, scheduler, told, verbose=verbose)
+    world = World(seed, scheduler, told, verbose=asked.verbose, nodes=asked.nodes)
     logging.basicConfig(level=logging.WARNING, handlers=[Traced(world)], force=True)
     ending = Ending.PASSED
     try:
@@ -65,23 +68,23 @@ def _leave(ending: Ending) -> NoReturn:
     os._exit(ending)
 
 
-def replay(seed: int, *, verbose: bool) -> NoReturn:
-    """Print the trace of one seed; ``verbose``: with every statement of every database."""
-    ending, _ = simulate(seed, print, verbose=verbose)
+def replay(asked: argparse.Namespace) -> NoReturn:
+    """Print the trace of one seed."""
+    ending, _ = simulate(asked.seed, print, asked)
     _leave(ending)
 
 
-def run_many(count: int, first: int | None, *, jobs: int, stop: bool) -> int:
-    """``count`` seeds on ``jobs`` processors; prints those that fail. The worst exit status of them."""
-    first = int(time.time() * 1000) % 1_000_000_000 if first is None else first
-    waiting = list(range(first, first + count))[::-1]
+def run_many(asked: argparse.Namespace) -> int:
+    """``asked.seeds`` seeds on ``asked.jobs`` processors; prints those that fail. The worst exit status."""
+    first = int(time.time() * 1000) % 1_000_000_000 if asked.first is None else asked.first
+    waiting = list(range(first, first + asked.seeds))[::-1]
     running: dict[int, tuple[int, int]] = {}
     endings: list[Ending] = []
     counts: Counter[str] = Counter()
     while waiting or running:
-        while waiting and len(running) < jobs:
+        while waiting and len(running) < asked.jobs:
             seed = waiting.pop()
-            pid, pipe = _fork(seed)
+            pid, pipe = _fork(seed, asked)
             running[pid] = (seed, pipe)
         pid, status = os.wait()
         seed, pipe = running.pop(pid)
@@ -91,7 +94,7 @@ def run_many(count: int, first: int | None, *, jobs: int, stop: bool) -> int:
         endings.append(ending)
         if ending is not Ending.PASSED:
             print(f"seed {seed} failed: make simulate SEED={seed}", flush=True)
-            if stop:
+            if asked.stop:
                 waiting.clear()
     print(json.dumps(dict(sorted(counts.items()))))
     failed = sum(ending is not Ending.PASSED for ending in endings)
@@ -99,14 +102,14 @@ def run_many(count: int, first: int | None, *, jobs: int, stop: bool) -> int:
     return max(endings, default=Ending.PASSED)
 
 
-def _fork(seed: int) -> tuple[int, int]:
+def _fork(seed: int, asked: argparse.Namespace) -> tuple[int, int]:
     """The child's process id, and a pipe on which it reports what happened how often."""
     sys.stdout.flush()
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reading)
-        ending, counts = simulate(seed, lambda _: None)
+        ending, counts = simulate(seed, lambda _: None, asked)
         os.write(writing, json.dumps(counts).encode())
         _leave(ending)
     os.close(writing)

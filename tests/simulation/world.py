@@ -22,7 +22,7 @@ from participants.errors import UndoubtError
 from participants.ids import TxId
 from tests.linearizability.check import violations
 from tests.linearizability.history import History
-from tests.simulation.applications import Application, OperatorProcess, RecoveryProcess
+from tests.simulation.applications import Application, Auditor, OperatorProcess, RecoveryProcess
 from tests.simulation.database import Disk, Server, State
 from tests.simulation.drive import Drive
 from tests.simulation.faults import Nemesis
@@ -40,8 +40,15 @@ BALANCE = 1_000
 
 class World:
     def __init__(
-        self, seed: int, scheduler: Scheduler, told: Callable[[str], None], *, verbose: bool = False
+        self,
+        seed: int,
+        scheduler: Scheduler,
+        told: Callable[[str], None],
+        *,
+        verbose: bool = False,
+        nodes: int | None = None,
     ) -> None:
+        """``nodes`` keep the ledger, 0: a file; drawn if it is None."""
         self.verbose = verbose
         self.seed = seed
         self.random = scheduler.random
@@ -72,7 +79,8 @@ class World:
         self.applications: dict[str, Application] = {}
         self._births: Counter[str] = Counter()
         self.processes: list[Process] = []
-        members = self.random.choice([0, 1, 3, 3, 3, 3, 5])
+        drawn = self.random.choice([0, 1, 3, 3, 3, 3, 5])
+        members = drawn if nodes is None else nodes
         self.cluster = SimulatedCluster(self, members) if members else None
         """None: the ledger is a file, which one of the applications owns."""
         owned.LOG_BYTES_MIN = self.random.choice([2_000, 4 * 1024 * 1024])
@@ -309,9 +317,18 @@ class World:
         if not self.scheduler.run(ends, self.is_settled):
             raise Violation(f"not settled {CALM_S} s after healing: {self.unsettled()}")
         self.settled = True
+        self.audit()
         self.judge.final(list(self.disks.values()), BALANCE * self.accounts * len(self.disks))
-        for wrong in violations(self.history):
+        for wrong in violations(self.history, drops=self.settings.retention_s < self.scheduler.now):
             raise Violation(f"not linearizable: {wrong}")
+
+    def audit(self) -> None:
+        """Ask the ledger once more about every transaction: what it answers goes into the history."""
+        process = self.process("auditor", self.host("auditor"))
+        auditor = Auditor(self, process)
+        process.start(auditor.main, "main")
+        if not self.scheduler.run(self.scheduler.now + CALM_S, lambda: auditor.done):
+            raise Violation("the auditor gets no answers")
 
     def look(self) -> None:
         """After every callback of anybody."""
