@@ -13,6 +13,8 @@
         ├── LedgerUnavailable      no answer, or no room; what was asked may or may not have happened
         ├── LedgerUnusable         it cannot be opened: unreadable, damaged, a newer version, not a ledger
         ├── LedgerLocked           another process owns it and does not answer
+        ├── ClusterRefused         an operation on the cluster that cannot be, or would stop it
+        │   └── ClusterNotReady    or would, but for nodes that are silent or behind
         ├── SessionLost            the lease is gone: nothing of it can commit any more
         └── BranchListMismatch     a decision is recorded for other branches than those given
 """
@@ -86,6 +88,15 @@ class LedgerUnusable(LedgerError):
 
 class LedgerLocked(LedgerError):
     """Another process owns the ledger and does not answer on its socket."""
+
+
+class ClusterRefused(LedgerError):
+    """The cluster does not do that; nothing was changed. The message says why, and what to do instead."""
+
+
+class ClusterNotReady(ClusterRefused):
+    """A node that has to take part is silent, or behind. Asking again helps once it runs and has caught
+    up."""
 
 
 class SessionLost(LedgerError):

@@ -14,6 +14,8 @@ import msgspec
 
 from coordinator.errors import (
     BranchListMismatch,
+    ClusterNotReady,
+    ClusterRefused,
     LedgerUnavailable,
     OutcomeUnknown,
     SessionLost,
@@ -246,6 +248,7 @@ def raised(message: Failed) -> UndoubtError:
         return BranchListMismatch(message.txid, message.recorded, message.given)
     if message.kind == OutcomeUnknown.__name__ and message.txid is not None:
         return OutcomeUnknown(message.txid, message.message)
-    if message.kind == SessionLost.__name__:
-        return SessionLost(message.message)
+    for kind in (ClusterRefused, ClusterNotReady, SessionLost):
+        if message.kind == kind.__name__:
+            return kind(message.message)
     return LedgerUnavailable(message.message)

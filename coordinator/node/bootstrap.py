@@ -1,5 +1,5 @@
-"""The first nodes of a new cluster: each stores the same beginning, and nothing else makes a node out of
-nothing.
+"""What a node begins with: the first nodes of a new cluster all store the same, from nothing or from a
+backup; a node that joins later stores nothing but who it is.
 
 A node whose disk is lost must not come here again: with an empty log and its old number it would vote for
 what it has forgotten. It is removed from the cluster, and another number joins.
@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from coordinator.errors import LedgerUnusable
+from coordinator.ledger.commands import Restore
 from coordinator.ledger.machine import Machine
 from coordinator.node.replicated import Replicated
 from coordinator.node.storage import Snapshot
-from coordinator.raft import HardState, bootstrap
+from coordinator.raft import HardState, SnapshotMeta, bootstrap
+
+SESSION_SKIP = 1 << 32
+"""More sessions than any ledger has opened since its backup was made: no number is issued twice."""
 
 
 def beginning(cluster: str, addresses: Mapping[int, str]) -> tuple[HardState, Snapshot]:
@@ -21,3 +26,28 @@ def beginning(cluster: str, addresses: Mapping[int, str]) -> tuple[HardState, Sn
     first = bootstrap(addresses)
     replicated = Replicated(Machine(cluster), dict(sorted(addresses.items())))
     return first.hard_state, Snapshot(first.snapshot, replicated.image())
+
+
+def joining() -> tuple[HardState, Snapshot]:
+    """What a node stores that is added to a cluster: it learns all from a leader, and stands for nothing
+    before it is in a configuration."""
+    return HardState(), Snapshot(SnapshotMeta(), Replicated(Machine(""), {}).image())
+
+
+def restored(image: bytes, addresses: Mapping[int, str]) -> tuple[str, HardState, Snapshot]:
+    """What every first node of a cluster stores that is made of a backup; and the ledger's id, which stays.
+
+    The incarnation is a new one: what was decided after the backup is not known here, so nothing that was
+    undecided in it may be presumed to be aborted. Raises ``LedgerUnusable`` for what is no image.
+    """
+    replicated = Replicated(Machine(""), {})
+    try:
+        replicated.restore(image)
+    except ValueError as error:  # msgspec's are
+        raise LedgerUnusable(
+            f"the backup's image cannot be read ({error}); was it written by a newer version?"
+        ) from error
+    replicated.machine.apply(Restore(SESSION_SKIP))
+    replicated.rename(dict(addresses))
+    first = bootstrap(addresses)
+    return replicated.machine.state.ledger_id, first.hard_state, Snapshot(first.snapshot, replicated.image())

@@ -16,11 +16,12 @@ import msgspec
 from coordinator.errors import LedgerUnavailable
 from coordinator.ledger import calls
 from coordinator.ledger.cluster import messages
-from coordinator.ledger.cluster.messages import Answer, Elsewhere, NodeStatus, Standing, StatusCall
+from coordinator.ledger.cluster.messages import Answer, Elsewhere, NodeCall, Standing, StatusCall
 from coordinator.ledger.commands import Decide
 from coordinator.ledger.contract import Decision
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.ledger import NodeLedger
+from coordinator.node.operator import Backup, Operator
 from coordinator.wire import Connection, RemoteProtocolError
 from participants.errors import UndoubtError
 
@@ -44,12 +45,13 @@ class FromClient:
         connection: Connection,
         ledger: NodeLedger,
         leader: Callable[[], str],
-        status: Callable[[], NodeStatus],
+        operator: Operator,
     ) -> None:
         self._connection = connection
         self._ledger = ledger
         self._leader = leader
-        self._status = status
+        self._operator = operator
+        self._backup = Backup()
         self._loop = asyncio.get_running_loop()
         self._answers: list[Answer] = []
         self._unanswered = 0
@@ -67,7 +69,7 @@ class FromClient:
                 command = Decide(call.txid, call.protocol, call.decision, call.branches, self._ledger.now())
                 self._ledger.submit(command, partial(self._answer, request.number))
             elif isinstance(call, StatusCall):
-                self._answer(request.number, self._status())
+                self._answer(request.number, self._operator.status())
             else:
                 task = self._loop.create_task(self._perform(request.number, call))
                 self._tasks.add(task)
@@ -76,9 +78,12 @@ class FromClient:
     def lost(self, why: str) -> None:
         """What was asked goes on: it may be half recorded, and whoever asked will ask again."""
 
-    async def _perform(self, number: int, call: calls.Call) -> None:
+    async def _perform(self, number: int, call: calls.Call | NodeCall) -> None:
         try:
-            result: object = await calls.perform(self._ledger, call, remote=True)
+            if isinstance(call, NodeCall):
+                result: object = await self._operator.perform(call, self._backup)
+            else:
+                result = await calls.perform(self._ledger, call, remote=True)
         except UndoubtError as error:
             result = error
         except Exception as error:  # a bug of ours; the caller must hear something, and the node lives on

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from random import Random
 
 from coordinator.errors import LedgerUnusable
-from coordinator.ledger.cluster.messages import NodeStatus
 from coordinator.ledger.machine import Machine
 from coordinator.node.clients import FromClient
 from coordinator.node.ledger import NodeLedger
+from coordinator.node.operator import Operator
 from coordinator.node.peers import FromPeer, Peers
 from coordinator.node.replica import Replica
 from coordinator.node.replicated import Replicated
@@ -38,6 +38,8 @@ from coordinator.wire import (
 )
 
 log = logging.getLogger(__name__)
+
+HINTS_MAX = 64
 
 
 class Node:
@@ -61,11 +63,10 @@ class Node:
         self.settings = settings
         replicated = _replicated(stored)
         loop = asyncio.get_running_loop()
-        # The disk's name goes into the handshake: the same number on another disk is another node.
-        me = Identity(Role.NODE, stored.identity.cluster, stored.identity.node, stored.identity.disk)
+        me = Identity(Role.NODE, stored.identity.cluster, stored.identity.node, disk=stored.identity.disk)
         self.peers = Peers(
             me,
-            lambda: replicated.addresses,
+            lambda: self._hints | replicated.addresses,
             wire,
             random,
             silence_s=2 * settings.election_timeout_s,
@@ -85,7 +86,7 @@ class Node:
         )
         self.ledger = NodeLedger(self.replica, storage, ledger_settings, clock=clock or loop.time, wall=wall)
         self.failed = self.replica.failed
-        self.status: Callable[[], NodeStatus] = lambda: status_of(stored.identity, self.replica)
+        self.operator = Operator(self.replica, lambda: status_of(stored.identity, self.replica))
         self._me = me
         self._disks = dict(stored.disks)
         self._met = set(stored.disks)
@@ -93,6 +94,9 @@ class Node:
         self._listener: Listener | None = None
         self._upkeep: asyncio.Task[None] | None = None
         self._role_changed = asyncio.Event()
+        self._hints: dict[int, str] = {}
+        """Where to answer those who know this node, and whom it does not know yet: it has just joined, or
+        slept while the members changed."""
         self._stopped = False
 
     @property
@@ -146,21 +150,27 @@ class Node:
         if connection.peer.role is Role.NODE:
             self._recognise(connection.peer)
             return FromPeer(connection, self.replica.step)
-        return FromClient(connection, self.ledger, lambda: self.leader_address, self.status)
+        return FromClient(connection, self.ledger, lambda: self.leader_address, self.operator)
 
     def _recognise(self, peer: Identity) -> None:
         """A node that lost its disk has forgotten votes and entries that it promised to keep: under its old
-        number it could help to elect a leader that misses what is committed. So it is not spoken with."""
-        known = self._disks.setdefault(peer.number, peer.name)
-        if known != peer.name:
+        number it could help to elect a leader that misses what is committed. So it is not spoken with, and
+        neither is one that was removed. Raises :class:`HandshakeRefused`."""
+        replicated = self.replica.replicated
+        if replicated.removed(peer.number):
+            raise HandshakeRefused(Refusal.REMOVED, f"node {peer.number} was removed from the cluster")
+        known = replicated.disks.get(peer.number) or self._disks.setdefault(peer.number, peer.disk)
+        if known != peer.disk:
             raise HandshakeRefused(
                 Refusal.NUMBER,
                 f"node {peer.number} came back with another disk, and may not take part under that number:"
                 f" remove it (`undoubt cluster remove {peer.number}`) and add it with a new one",
             )
+        if peer.address and peer.number not in replicated.addresses and len(self._hints) < HINTS_MAX:
+            self._hints[peer.number] = peer.address
         if peer.number not in self._met:
             self._met.add(peer.number)
-            self.replica.remember({peer.number: peer.name})
+            self.replica.remember({peer.number: peer.disk})
 
     def _leadership(self, leads: bool) -> None:
         if leads:

@@ -12,6 +12,8 @@ import socket
 from collections.abc import Callable, Mapping
 from random import Random
 
+import msgspec
+
 from coordinator.raft import Message, decode, encode
 from coordinator.wire import (
     Address,
@@ -44,7 +46,7 @@ class Peers:
         silence_s: float,
         recognise: Callable[[Identity], None],
     ) -> None:
-        """``recognise`` raises ``HandshakeRefused`` for a node that is not who it was."""
+        """``recognise`` raises ``HandshakeRefused`` for a node that is not who it was, or was removed."""
         self._me = me
         self._addresses = addresses
         self._settings = settings
@@ -56,13 +58,10 @@ class Peers:
     def send(self, message: Message) -> None:
         link = self._links.get(message.to)
         if link is None:
+            if message.to not in self._addresses():
+                return
             link = self._links[message.to] = _Link(self, message.to)
         link.send(message)
-
-    def forget_gone(self) -> None:
-        """Let go of the nodes that are no members any more."""
-        for node in self._links.keys() - self._addresses().keys():
-            self._links.pop(node).close()
 
     async def close(self) -> None:
         links = list(self._links.values())
@@ -72,38 +71,39 @@ class Peers:
         for link in links:
             await link.ended()
 
-    async def reach(self, node: int, link: _Link) -> Connection:
-        """Connected, however long it takes."""
+    async def reach(self, node: int, link: _Link) -> Connection | None:
+        """Connected, however long it takes; None once the node is no member any more."""
         pause_s = PAUSE_S[0]
         last_trouble = ""
-        while True:
+        while address := self._addresses().get(node):
             try:
-                return await self._connect(node, link)
+                return await self._connect(node, address, link)
             except (OSError, HandshakeRefused) as error:
                 if str(error) != last_trouble:
                     last_trouble = str(error)
                     log.warning("node %d is not reached: %s", node, last_trouble)
             await asyncio.sleep(pause_s * (0.5 + self._random.random()))
             pause_s = min(pause_s * 2, PAUSE_S[1])
+        if self._links.get(node) is link:
+            del self._links[node]
+        return None
 
-    async def _connect(self, node: int, link: _Link) -> Connection:
-        text = self._addresses().get(node)
-        if text is None:
-            raise ConnectionError(f"the address of node {node} is not known")
+    async def _connect(self, node: int, address: str, link: _Link) -> Connection:
+        def accept(connection: Connection) -> _Link:
+            self._recognise(connection.peer)
+            return link
+
+        mine = self._addresses().get(self._me.number, "")
         connection = await connect(
-            Address.parse(text),
-            self._me,
-            lambda connection: self._recognised(connection, link),
+            Address.parse(address),
+            msgspec.structs.replace(self._me, address=mine),
+            accept,
             self._settings,
             timeout_s=max(self._silence_s, 1.0),
             for_number=node,
         )
         _give_up_on_silence(connection, self._silence_s)
         return connection
-
-    def _recognised(self, connection: Connection, link: _Link) -> _Link:
-        self._recognise(connection.peer)
-        return link
 
 
 class _Link:
@@ -147,7 +147,7 @@ class _Link:
 
     async def _run(self) -> None:
         connection = await self._peers.reach(self._node, self)
-        if connection.closed:
+        if connection is not None and connection.closed:
             self._reach()
         else:
             self._connection = connection

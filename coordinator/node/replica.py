@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -22,7 +23,9 @@ from coordinator.node.replicated import Replicated, encode_batch
 from coordinator.node.snapshots import Snapshots
 from coordinator.node.storage import Finished, Snapshot, Storage, Stored, Write
 from coordinator.raft import (
+    ConfigChange,
     Entry,
+    Kind,
     Message,
     NotLeader,
     ProposalRefused,
@@ -84,6 +87,10 @@ class Replica:
         self._send = send
         self._on_change = on_change
         self._waiting: list[tuple[Command, Answer]] = []
+        self._imaging: list[Answer] = []
+        """Who waits for the next image to be stored."""
+        self._settling: list[Answer] = []
+        """Who waits for the next change of the configuration to be applied, while this node leads."""
         self._proposed: dict[int, tuple[int, Sequence[Answer]]] = {}
         """By index: the term in which it was proposed, and who waits. Only while this node leads."""
         self._led_term = 0
@@ -123,6 +130,50 @@ class Replica:
             return
         self._waiting.append((command, answer))
         self.wake()
+
+    async def reconfigure(self, change: ConfigChange) -> None:
+        """Return once ``change`` is committed and in force alone. Raises ``ConfigRefused``, ``NotLeading``,
+        ``NodeStopped``."""
+        if self._stopped:
+            raise NodeStopped(self._stopped)
+        try:
+            entry = self.raft.propose_config(change)
+        except NotLeader as error:
+            raise NotLeading(error.leader) from None
+        except ProposalRefused as error:
+            raise self._takes_nothing(error) from None
+        applied: asyncio.Future[None] = self._loop.create_future()
+        self._proposed[entry.index] = (entry.term, [partial(_resolve_with, applied)])
+        self.wake()
+        await applied
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Return once no change of the configuration is under way. Raises ``NotLeading``, ``NodeStopped``."""
+        while self.raft.state.leads and self.raft.changing:
+            applied: asyncio.Future[None] = self._loop.create_future()
+            self._settling.append(partial(_resolve_with, applied))
+            await applied
+        if not self.raft.state.leads:
+            raise NotLeading(self.raft.leader)
+
+    def snapshot(self) -> asyncio.Future[int]:
+        """Store an image of what is applied now; the index up to which it goes. Raises ``NodeStopped``."""
+        stored: asyncio.Future[int] = self._loop.create_future()
+        if self._stopped:
+            stored.set_exception(NodeStopped(self._stopped))
+        elif self._snapshots.newest_index == self.raft.applied_index:
+            stored.set_result(self._snapshots.newest_index)
+        else:
+            self._imaging.append(partial(_resolve_with, stored))
+            if (image := self._snapshots.make()) is not None:
+                self._store_image(image)
+                self.wake()
+        return stored
+
+    def image(self) -> Snapshot:
+        """What is applied now, for a backup; it is not stored."""
+        return Snapshot(self.raft.snapshot_meta(self.raft.applied_index), self.replicated.image())
 
     async def read(self) -> None:
         """Return once everything that anybody was told before is applied here. Raises ``NotLeading``,
@@ -189,9 +240,12 @@ class Replica:
             except NotLeader as error:
                 _tell(answers, NotLeading(error.leader))
             except ProposalRefused as error:
-                _tell(answers, NotLeading(0, f"node {self.raft.node} takes nothing now: {error}"))
+                _tell(answers, self._takes_nothing(error))
             else:
                 self._proposed[entry.index] = (entry.term, answers)
+
+    def _takes_nothing(self, error: ProposalRefused) -> NotLeading:
+        return NotLeading(0, f"node {self.raft.node} takes nothing now: {error}")
 
     def _do(self, ready: Ready) -> None:
         for message in ready.messages_now:
@@ -239,14 +293,22 @@ class Replica:
             elif answers:
                 _tell(answers, NotLeading(self.raft.leader, "another leader's entry took its place"))
         self.raft.on_applied(entries[-1].index)
+        if any(entry.kind is Kind.CONFIG for entry in entries):
+            settling, self._settling = self._settling, []
+            _tell(settling, None)
         self._reads.applied(entries[-1].index)
         if (image := self._snapshots.due(entries)) is not None:
-            # History leaves with it: the entries that could tell it again are dropped.
-            write = Write(finished=self._finished(), snapshot=image)
-            self._disk.give(write, lambda: self._guarded(lambda: self._shorten(image)))
+            self._store_image(image)
+
+    def _store_image(self, image: Snapshot) -> None:
+        # History leaves with it: the entries that could tell it again are dropped.
+        write = Write(finished=self._finished(), snapshot=image)
+        self._disk.give(write, lambda: self._guarded(lambda: self._shorten(image)))
 
     def _shorten(self, image: Snapshot) -> None:
         keep_from = self._snapshots.stored(image)
+        imaging, self._imaging = self._imaging, []
+        _tell(imaging, image.meta.index)
         self._disk.give(Write(keep_from=keep_from), self.wake)
         self.wake()
 
@@ -257,7 +319,8 @@ class Replica:
         if term != self._led_term:
             self._led_term = term
             proposed, self._proposed = self._proposed, {}
-            for _, answers in proposed.values():
+            settling, self._settling = self._settling, []
+            for answers in [*(answers for _, answers in proposed.values()), settling]:
                 _tell(answers, NotLeading(raft.leader, f"node {raft.node} ceased to lead"))
         leads = raft.caught_up
         if leads is not self._leads:
@@ -305,8 +368,9 @@ class Replica:
         self._stopped = why
         error = NodeStopped(why)
         _tell([answer for _, answer in self._waiting], error)
-        for _, answers in self._proposed.values():
+        for answers in [*(answers for _, answers in self._proposed.values()), self._settling, self._imaging]:
             _tell(answers, error)
+        self._settling, self._imaging = [], []
         self._waiting, self._proposed = [], {}
         self._reads.fail(error)
         if self._leads:
@@ -322,6 +386,15 @@ def _tell(answers: Sequence[Answer], result: object) -> None:
 def _resolve(future: asyncio.Future[Any]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _resolve_with(future: asyncio.Future[Any], result: object) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
 
 
 def _nothing() -> None:

@@ -1,7 +1,8 @@
 """What the log drives: the ledger's state machine, and the addresses of the nodes.
 
 One entry of the log is a batch of commands, so that what many callers ask for in one turn of the loop costs
-one append and one sync. An image is msgpack: format, addresses by node, the machine's own snapshot.
+one append and one sync. An image is msgpack: format, addresses by node, the machine's own snapshot, the
+highest number of a node, disks by node.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import msgspec
 from coordinator.ledger.commands import Command
 from coordinator.ledger.contract import DecisionRecord
 from coordinator.ledger.machine import Machine
-from coordinator.raft import ChangeKind, Entry, Kind, decode_change
+from coordinator.raft import Change, ChangeKind, Entry, Kind, decode_change
 
 IMAGE_FORMAT = 1
 
@@ -21,10 +22,23 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[list[Command]] = msgspec.msgpack.Decoder(list[Command])
 
 
+class Member(msgspec.Struct, frozen=True, array_like=True):
+    """The context of a change that adds a node. ``disk`` is what :class:`~coordinator.node.storage.Identity`
+    has: a number belongs to one disk for ever."""
+
+    address: str
+    disk: str
+
+
+_decode_member = msgspec.msgpack.Decoder(Member).decode
+
+
 class _Image(msgspec.Struct, frozen=True, array_like=True):
     format: int
     addresses: dict[int, str]
     ledger: bytes
+    highest: int = 0
+    disks: dict[int, str] = {}
 
 
 def encode_batch(commands: Sequence[Command]) -> bytes:
@@ -38,18 +52,44 @@ class Replicated:
     def __init__(self, machine: Machine, addresses: dict[int, str]) -> None:
         self.machine = machine
         self.addresses = addresses
+        self.members = dict(addresses)
+        """``addresses`` without what runs ahead."""
+        self.highest = max(addresses, default=0)
+        """The highest number that any node has or had; none up to it is given again."""
+        self.disks: dict[int, str] = {}
+        """Of the members that were added since the cluster began."""
 
     def apply(self, entry: Entry) -> list[object]:
         """The results of the entry's commands, in their order; errors are values. Raises what it must not
         go on after: ``msgspec.MsgspecError`` for commands that this version does not know."""
         if entry.kind is Kind.CONFIG:
             for change in decode_change(entry.data).changes:
-                if change.kind is ChangeKind.REMOVE:
-                    self.addresses.pop(change.node, None)
+                self._follow(change)
+            return [None]
         if entry.kind is not Kind.DATA:
             return []
         apply = self.machine.apply
         return [apply(command) for command in _decoder.decode(entry.data)]
+
+    def _follow(self, change: Change) -> None:
+        if change.kind is ChangeKind.REMOVE:
+            self.addresses.pop(change.node, None)
+            self.members.pop(change.node, None)
+            self.disks.pop(change.node, None)
+        elif change.context:
+            member = _decode_member(change.context)
+            self.addresses[change.node] = self.members[change.node] = member.address
+            self.disks[change.node] = member.disk
+        self.highest = max(self.highest, change.node)
+
+    def rename(self, addresses: dict[int, str]) -> None:
+        """Other nodes keep this from now on: those of a new cluster."""
+        self.addresses, self.members, self.disks = dict(addresses), dict(addresses), {}
+        self.highest = max(addresses)
+
+    def removed(self, node: int) -> bool:
+        """Whether it was a member and is none any more."""
+        return node <= self.highest and node not in self.addresses
 
     def learn(self, entries: Sequence[Entry]) -> None:
         """Addresses from changes of the configuration that are in the log, committed or not."""
@@ -57,14 +97,15 @@ class Replicated:
             if entry.kind is Kind.CONFIG:
                 for change in decode_change(entry.data).changes:
                     if change.kind is not ChangeKind.REMOVE and change.context:
-                        self.addresses[change.node] = change.context.decode()
+                        self.addresses[change.node] = _decode_member(change.context).address
 
     def finished(self) -> tuple[DecisionRecord, ...]:
         """What is to be written into the history since the last call."""
         return tuple(self.machine.drain_history())
 
     def image(self) -> bytes:
-        return _encoder.encode(_Image(IMAGE_FORMAT, self.addresses, self.machine.snapshot()))
+        members, disks = dict(sorted(self.members.items())), dict(sorted(self.disks.items()))
+        return _encoder.encode(_Image(IMAGE_FORMAT, members, self.machine.snapshot(), self.highest, disks))
 
     def restore(self, image: bytes) -> None:
         """Raises ``msgspec.MsgspecError`` for what is no image, or one of a newer format."""
@@ -72,4 +113,6 @@ class Replicated:
         if found.format != IMAGE_FORMAT:
             raise msgspec.ValidationError(f"image format {found.format}, known is {IMAGE_FORMAT}")
         self.machine.restore(found.ledger)
-        self.addresses = found.addresses
+        self.addresses, self.members = dict(found.addresses), found.addresses
+        self.highest = max(found.highest, *found.addresses, 0)
+        self.disks = found.disks

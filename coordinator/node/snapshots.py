@@ -30,7 +30,17 @@ class Snapshots:
     def due(self, applied: Sequence[Entry]) -> Snapshot | None:
         """A new image, if it is time for one; to be stored, and then reported to :meth:`stored`."""
         self._log_bytes += sum(entry.size for entry in applied)
-        if self._making is not None or self._log_bytes < max(self._log_bytes_min, len(self._newest.image)):
+        if self._log_bytes < max(self._log_bytes_min, len(self._newest.image)):
+            return None
+        return self.make()
+
+    @property
+    def newest_index(self) -> int:
+        return self._newest.meta.index
+
+    def make(self) -> Snapshot | None:
+        """As :meth:`due`, without looking at the time; None while one is being stored."""
+        if self._making is not None:
             return None
         self._log_bytes = 0
         meta = self._raft.snapshot_meta(self._raft.applied_index)

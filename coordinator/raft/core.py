@@ -68,6 +68,27 @@ class Raft:
         return self._state.history.current
 
     @property
+    def changing(self) -> bool:
+        """The configuration in force is joint, or not known to be committed."""
+        history = self._state.history
+        return history.current.joint or history.current_index > self._state.log.commit
+
+    @property
+    def heartbeat_round(self) -> int:
+        """What the heartbeats that a leader sends now carry, and their answers carry back."""
+        return self._state.reads.round
+
+    def answered(self, node: int, heartbeat_round: int) -> bool:
+        """Whether that node, or this one itself, has answered a heartbeat of that round or a later one."""
+        progress = self._state.tracker.progress.get(node)
+        return node == self.node or (progress is not None and progress.round >= heartbeat_round)
+
+    def match(self, node: int) -> int:
+        """The index up to which that node's disk is known to equal a leader's log; 0 if nothing is known."""
+        progress = self._state.tracker.progress.get(node)
+        return 0 if progress is None else progress.match
+
+    @property
     def successor(self) -> int:
         """The voter that a leader would best hand over to; 0 if there is none, or if this is no leader."""
         return election.successor(self._state) if self._state.leads else 0

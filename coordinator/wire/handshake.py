@@ -4,10 +4,11 @@
 
     dialer                              listener
       │  Hello: cluster, role, number,     │
-      │         name, versions, for whom   │   check()
+      │  name, versions, for whom,         │
+      │  address, disk                     │   check_hello()
       ├───────────────────────────────────►│
       │  Welcome: cluster, number, name,   │
-      │           the version from now on  │
+      │  the version from now on, disk     │
       │◄───────────────────────────────────┤   or Refused: kind, reason; then the connection closes
       │  frames of that version …          │
 
@@ -59,7 +60,11 @@ class Identity(msgspec.Struct, frozen=True):
     number: int = 0
     """A node's, from 1; 0 for a client."""
     name: str = ""
-    """For people and logs; a node's tells its disk apart from one that it had before."""
+    """For people and logs."""
+    address: str = ""
+    """Where a node is to be dialed, for one that does not know it yet."""
+    disk: str = ""
+    """A node's disk; the same number on another disk is another node."""
 
     def __str__(self) -> str:
         if self.role is Role.NODE:
@@ -77,6 +82,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="undoubt"):
     name: str
     versions: Versions
     for_number: int = 0
+    address: str = ""
+    disk: str = ""
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
@@ -84,6 +91,8 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
     number: int
     name: str
     version: int
+    address: str = ""
+    disk: str = ""
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
@@ -97,11 +106,13 @@ _decode_answer = msgspec.msgpack.Decoder(Welcome | Refused).decode
 
 
 def hello(me: Identity, versions: Versions, for_number: int) -> bytes:
-    return encode(Hello(me.cluster_id, me.role, me.number, me.name, versions, for_number))
+    return encode(
+        Hello(me.cluster_id, me.role, me.number, me.name, versions, for_number, me.address, me.disk)
+    )
 
 
 def welcome(me: Identity, version: int) -> bytes:
-    return encode(Welcome(me.cluster_id, me.number, me.name, version))
+    return encode(Welcome(me.cluster_id, me.number, me.name, version, me.address, me.disk))
 
 
 def refused(error: HandshakeRefused) -> bytes:
@@ -114,11 +125,11 @@ def check_hello(
     """Who dialed, and the version to speak with it. Raises :class:`HandshakeRefused` for what the dialer
     should hear of, :class:`RemoteProtocolError` or ``ValueError`` for what is no Hello."""
     said = _decode_hello(payload)
-    _check_text(said.cluster_id, said.name)
+    _check_text(said.cluster_id, said.name, said.address, said.disk)
     if said.role not in roles:
         served = " and ".join(f"{role}s" for role in sorted(roles))
         raise HandshakeRefused(Refusal.ROLE, f"{me} serves {served} here, not the role {said.role[:20]!r}")
-    peer = Identity(Role(said.role), said.cluster_id, said.number, said.name)
+    peer = Identity(Role(said.role), said.cluster_id, said.number, said.name, said.address, said.disk)
     if peer.cluster_id != me.cluster_id and not (peer.role is Role.CLIENT and peer.cluster_id == ""):
         raise HandshakeRefused(
             Refusal.CLUSTER,
@@ -144,8 +155,8 @@ def check_answer(payload: bytes, me: Identity, versions: Versions, for_number: i
     if isinstance(answer, Refused):
         known = Refusal(answer.refusal) if answer.refusal in set(Refusal) else Refusal.OTHER
         raise HandshakeRefused(known, _printable(answer.reason))
-    _check_text(answer.cluster_id, answer.name)
-    peer = Identity(Role.NODE, answer.cluster_id, answer.number, answer.name)
+    _check_text(answer.cluster_id, answer.name, answer.address, answer.disk)
+    peer = Identity(Role.NODE, answer.cluster_id, answer.number, answer.name, answer.address, answer.disk)
     if me.cluster_id not in {"", peer.cluster_id}:
         raise HandshakeRefused(
             Refusal.CLUSTER, f"{peer} is of cluster {peer.cluster_id}, {me} of {me.cluster_id}"

@@ -163,7 +163,8 @@ class Accepted(Connection):
     def _shake(self, payload: bytes) -> None:
         try:
             peer, version = handshake.check_hello(payload, self.me, self._versions, self._listener.roles)
-            if name := self._check_certificate(peer, self.me.cluster_id):
+            name = self._check_certificate(peer, self.me.cluster_id)
+            if name and peer.role is Role.CLIENT:
                 peer = msgspec.structs.replace(peer, name=f"{name} ({peer.name})" if peer.name else name)
             self._listener.check_room(peer)
             self.send(handshake.welcome(self.me, version))

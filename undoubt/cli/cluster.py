@@ -11,6 +11,7 @@ import msgspec
 from participants.ids import check_ledger_id
 from undoubt.cli.context import Context, common, pass_context
 from undoubt.cli.exits import CommandError, Exit
+from undoubt.cli.members import OPERATIONS
 
 if TYPE_CHECKING:
     from coordinator.ledger.cluster.survey import Survey
@@ -43,9 +44,9 @@ def init(context: Context, ticket: str) -> None:
       undoubt cluster init --config node-1.toml
       undoubt cluster init --config node-2.toml --id 4k2j9x0qpa-1f0c77de
     """
-    from undoubt.serve import node as serve  # noqa: PLC0415 - recovery and drivers come with it
+    from undoubt.serve import begin  # noqa: PLC0415 - SQLite and the wire come with it
 
-    begun = serve.init(context.settings(), ticket)
+    begun = begin.init(context.settings(), ticket)
     if context.output.json:
         context.output.document(msgspec.to_builtins(begun))
         return
@@ -174,3 +175,7 @@ def _node_hosts(text: str) -> tuple[int, list[str]]:
     if not number.isascii() or not number.isdigit():
         raise click.UsageError(f"--node {text!r} is not N or N=HOST,HOST")
     return int(number), [host for host in hosts.split(",") if host]
+
+
+for operation in OPERATIONS:
+    cluster.add_command(operation)

@@ -10,26 +10,22 @@ import asyncio
 import contextlib
 import gc
 import logging
-import zlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import SystemRandom
 
-import msgspec
-
 from coordinator.errors import LedgerUnusable
-from coordinator.ledger.cluster.ledger import RAFT, addresses_of, wire_of
-from coordinator.node.bootstrap import beginning
+from coordinator.ledger.cluster.ledger import wire_of
 from coordinator.node.node import Node
-from coordinator.node.sqlite.storage import SqliteStorage, create
+from coordinator.node.sqlite.storage import SqliteStorage
 from coordinator.node.storage import Identity
-from coordinator.wire import Address, Role, TlsUnusable, WireSettings, refuse_exposed, tls_of
 from coordinator.wire import Identity as Named
+from coordinator.wire import Role, TlsUnusable, WireSettings, refuse_exposed, tls_of
 from participants.errors import UsageError
-from participants.ids import InvalidName, check_ledger_id, new_ledger_id, new_nonce
 from recovery.service import RecoveryService
 from undoubt import assemble
 from undoubt.config import Settings
+from undoubt.serve.begin import listen_address, number_of
 from undoubt.serve.notify import notify
 
 log = logging.getLogger(__name__)
@@ -37,51 +33,6 @@ log = logging.getLogger(__name__)
 HAND_OVER_S = 5.0
 """How long a leader that is told to stop waits for another one to take over."""
 LOOK_S = 0.2
-
-
-class Begun(msgspec.Struct, frozen=True):
-    """A node of a new cluster. ``ticket`` is what the other first nodes are to be made with."""
-
-    cluster: str
-    node: int
-    ticket: str
-
-
-def init(settings: Settings, ticket: str = "") -> Begun:
-    """Make this node one of the first of a new cluster, whose id is drawn unless there is a ``ticket``.
-    Raises ``UsageError``, ``LedgerUnusable``."""
-    first = _first_nodes(settings)
-    number = _number(settings)
-    if number > len(first):
-        raise UsageError(
-            f"node.number is {number}, but the first nodes are {len(first)}: {', '.join(map(str, first))};"
-            " further ones join a cluster that runs, with `undoubt cluster add`"
-        )
-    addresses = {count: str(address) for count, address in enumerate(first, 1)}
-    cluster = _cluster_of(ticket, addresses) if ticket else new_ledger_id()
-    identity = Identity(cluster, number, new_nonce())
-    create(Path(settings.node.data), identity, *beginning(cluster, addresses))
-    return Begun(cluster, number, f"{cluster}-{_digest(addresses)}")
-
-
-def _cluster_of(ticket: str, addresses: Mapping[int, str]) -> str:
-    """First nodes that do not agree on who they are could form two majorities: the ticket tells."""
-    cluster, _, digest = ticket.partition("-")
-    try:
-        check_ledger_id(cluster)
-    except InvalidName as error:
-        raise UsageError(f"--id {ticket!r}: {error}") from None
-    if digest != _digest(addresses):
-        listed = ", ".join(f"{number}={address}" for number, address in addresses.items())
-        raise UsageError(
-            f"--id {ticket!r} was made for other nodes than those here ({listed});"
-            " ledger.url (or node.peers) must be the same, in the same order, on all of them"
-        )
-    return cluster
-
-
-def _digest(addresses: Mapping[int, str]) -> str:
-    return f"{zlib.crc32(repr(sorted(addresses.items())).encode()):08x}"
 
 
 async def run(
@@ -92,7 +43,7 @@ async def run(
     async with node(settings, insecure=insecure) as running:
         me = running.identity
         _spare_the_collector()
-        say(f"node {me.node} of cluster {me.cluster} is ready at {_listen(settings)}")
+        say(f"node {me.node} of cluster {me.cluster} is ready at {listen_address(settings)}")
         notify("READY=1", f"STATUS=node {me.node} of cluster {me.cluster}")
         stopping = asyncio.create_task(stop.wait())
         running.failed.add_done_callback(lambda _: stopping.cancel())
@@ -107,7 +58,7 @@ async def run(
 @contextlib.asynccontextmanager
 async def node(settings: Settings, *, insecure: bool = False) -> AsyncIterator[Node]:
     """A running node of these settings, with recovery while it leads. Stopped on exit."""
-    listen = _listen(settings)
+    listen = listen_address(settings)
     refuse_exposed(
         listen,
         tls=settings.ledger.wire.tls is not None,
@@ -139,7 +90,7 @@ def _spare_the_collector() -> None:
 
 
 async def _open(settings: Settings) -> Node:
-    number = _number(settings)
+    number = number_of(settings)
     storage, stored = await SqliteStorage.open(Path(settings.node.data))
     try:
         _check_number(stored.identity, number, settings.node.data)
@@ -175,36 +126,3 @@ async def _recover(made: Node, settings: Settings) -> None:
             await asyncio.Event().wait()
     finally:
         await participants.close()
-
-
-def _first_nodes(settings: Settings) -> list[Address]:
-    if settings.node.peers:
-        return [_address(text) for text in settings.node.peers]
-    if not settings.ledger.url.startswith(RAFT):
-        raise UsageError(
-            "ledger.url names no cluster; for example"
-            ' url = "raft://10.0.0.1:7400,10.0.0.2:7400,10.0.0.3:7400"'
-        )
-    return list(addresses_of(settings.ledger.url))
-
-
-def _number(settings: Settings) -> int:
-    if settings.node.number < 1:
-        raise UsageError("node.number is missing: which node of the cluster is this, counted from 1?")
-    return settings.node.number
-
-
-def _listen(settings: Settings) -> Address:
-    if settings.node.listen:
-        return _address(settings.node.listen)
-    first, number = _first_nodes(settings), _number(settings)
-    if number > len(first):
-        raise UsageError(f"node.listen is missing: ledger.url has no address for node {number}")
-    return first[number - 1]
-
-
-def _address(text: str) -> Address:
-    try:
-        return Address.parse(text)
-    except ValueError as error:
-        raise UsageError(str(error)) from None

@@ -7,7 +7,7 @@ together, and so do the answers. The node speaks first, with its :class:`Standin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -55,8 +55,60 @@ class NodeStatus(msgspec.Struct, frozen=True):
     version: str
 
 
-NodeCall = StatusCall
-"""Calls that are for one node, whether or not it leads."""
+class MemberChange(msgspec.Struct, frozen=True, array_like=True):
+    """One node of :class:`ChangeMembersCall`. ``address`` and ``disk`` are of one that is added."""
+
+    kind: Literal["add", "promote", "remove"]
+    node: int
+    address: str = ""
+    disk: str = ""
+
+
+class ChangeMembersCall(msgspec.Struct, frozen=True, array_like=True, tag="members"):
+    """For the leader; may be repeated. All changes become one. Answered with :class:`NodeStatus` once the new
+    configuration is in force alone, and refused with ``ClusterNotReady`` while who is promoted is behind."""
+
+    changes: tuple[MemberChange, ...]
+
+
+class TransferCall(msgspec.Struct, frozen=True, array_like=True, tag="transfer"):
+    """For the leader: let ``to`` lead, or whoever is best if that is 0. Answered with :class:`NodeStatus`.
+    ``leaves`` leads when this is first asked: asked again, another one does not leave as well."""
+
+    to: int
+    leaves: int
+
+
+class SnapshotCall(msgspec.Struct, frozen=True, array_like=True, tag="snapshot"):
+    """Store a snapshot now. For whoever is asked, whether or not it leads; answered with the index."""
+
+
+class BackupCall(msgspec.Struct, frozen=True, array_like=True, tag="backup"):
+    """A piece of the state, all of which everybody was told is in, from the leader: at offset 0 an image is
+    made, which this connection keeps until the last piece or its end. Answered with :class:`BackupPiece`."""
+
+    offset: int
+
+
+class BackupPiece(msgspec.Struct, frozen=True, array_like=True):
+    """``index`` and ``term`` are the log's up to which the image goes; ``size`` is that of all of it."""
+
+    index: int
+    term: int
+    size: int
+    data: bytes
+
+
+NodeCall = StatusCall | ChangeMembersCall | TransferCall | SnapshotCall | BackupCall
+"""Calls about the nodes rather than the ledger."""
+
+NODE_REPLY_TYPES: dict[type[NodeCall], Any] = {
+    StatusCall: NodeStatus,
+    ChangeMembersCall: NodeStatus,
+    TransferCall: NodeStatus,
+    SnapshotCall: int,
+    BackupCall: BackupPiece,
+}
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -88,8 +140,12 @@ Answer = Standing | Elsewhere | calls.Reply | calls.Failed
 encode: Callable[[Sequence[Request] | Sequence[Answer]], bytes] = msgspec.msgpack.Encoder().encode
 decode_requests: Callable[[bytes], list[Request]] = msgspec.msgpack.Decoder(list[Request]).decode
 decode_answers: Callable[[bytes], list[Answer]] = msgspec.msgpack.Decoder(list[Answer]).decode
-_decode_status = msgspec.msgpack.Decoder(NodeStatus).decode
+_DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
+    call: msgspec.msgpack.Decoder(type_)
+    for types in (calls.REPLY_TYPES, NODE_REPLY_TYPES)
+    for call, type_ in types.items()
+}
 
 
 def decode_result(call: calls.Call | NodeCall, result: msgspec.Raw) -> Any:
-    return _decode_status(result) if isinstance(call, StatusCall) else calls.decode_result(call, result)
+    return _DECODERS[type(call)].decode(result)

@@ -72,7 +72,7 @@ class Route:
         self._last_trouble = "no node was reached yet"
         self._closed = False
 
-    def ask(self, call: calls.Call, timeout_s: float) -> asyncio.Future[Any]:
+    def ask(self, call: calls.Call | NodeCall, timeout_s: float) -> asyncio.Future[Any]:
         """The leader's answer, or ``LedgerUnavailable`` after ``timeout_s`` seconds."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._closed:

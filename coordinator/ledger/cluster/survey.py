@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 import msgspec
 
-from coordinator.ledger import calls
-from coordinator.ledger.cluster import messages
+from coordinator.errors import LedgerError
 from coordinator.ledger.cluster.ledger import addresses_of, wire_of
-from coordinator.ledger.cluster.messages import NodeStatus, Request, StatusCall
+from coordinator.ledger.cluster.messages import NodeStatus, StatusCall
+from coordinator.ledger.cluster.operate import ask
 from coordinator.settings import LedgerSettings
-from coordinator.wire import Address, Connection, HandshakeRefused, Identity, Role, WireSettings, connect
+from coordinator.wire import WireSettings
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -57,37 +56,8 @@ async def survey(settings: LedgerSettings, wire: WireSettings | None = None) -> 
 
 async def status(address: str, timeout_s: float, wire: WireSettings) -> Seen:
     """One node's own words."""
-    asking = _Asking()
-    me = Identity(Role.CLIENT, name=f"process {os.getpid()}")
     try:
-        async with asyncio.timeout(timeout_s):
-            connection = await connect(Address.parse(address), me, asking.accept, wire, timeout_s=timeout_s)
-            try:
-                return Seen(address, await asking.answer)
-            finally:
-                connection.abort()
-    except TimeoutError:
-        return Seen(address, None, f"no answer within {timeout_s:g} s")
-    except (OSError, HandshakeRefused) as error:
+        told: NodeStatus = await ask(address, StatusCall(), timeout_s, wire)
+    except LedgerError as error:
         return Seen(address, None, str(error))
-
-
-class _Asking:
-    """A Receiver that asks one thing."""
-
-    def __init__(self) -> None:
-        self.answer: asyncio.Future[NodeStatus] = asyncio.get_running_loop().create_future()
-
-    def accept(self, connection: Connection) -> _Asking:
-        connection.send(messages.encode([Request(1, StatusCall())]))
-        return self
-
-    def received(self, payload: bytes) -> None:
-        for answer in messages.decode_answers(payload):
-            if isinstance(answer, calls.Reply) and not self.answer.done():
-                self.answer.set_result(messages.decode_result(StatusCall(), answer.result))
-
-    def lost(self, why: str) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(ConnectionError(why))
-            self.answer.exception()  # whoever waited may have been cancelled
+    return Seen(address, told)

@@ -114,6 +114,19 @@ def create(folder: Path, identity: Identity, hard_state: HardState, snapshot: Sn
         lock.release()
 
 
+def discard(folder: Path) -> None:
+    """Take back what :func:`create` made, before any node ran on it. Raises ``LedgerLocked``."""
+    path = folder / FILE_NAME
+    lock = _locked(path)
+    try:
+        for left in folder.glob(path.stem + ".*"):
+            if left.name != path.name + ".lock":
+                left.unlink()
+        _sync_folder(folder)
+    finally:
+        lock.release()
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -55,7 +55,7 @@ async def test_certified_peers_talk(folder: Folder, caplog: pytest.LogCaptureFix
                 box.connection.send(word)
                 assert await box.got.get() == word.upper()
         names = [here.boxes.get_nowait().connection.peer.name for _ in range(3)]
-        assert names == ["2", "till (till 7)", "node 3 (till 7)"]
+        assert names == ["", "till (till 7)", "node 3 (till 7)"]
     assert warnings(caplog) == []
 
 

@@ -1,0 +1,85 @@
+"""A backup of a cluster's ledger: one file, checked as a whole.
+
+::
+
+    undoubt-backup 1\n    SHA-256 of what follows    msgpack: About, image
+
+It holds what the nodes agree on: sessions, decisions, heuristic outcomes. Details of finished transactions
+are each node's own and not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from coordinator.errors import LedgerUnusable
+
+MAGIC = b"undoubt-backup 1\n"
+
+
+class About(msgspec.Struct, frozen=True):
+    """``index`` and ``term`` are the log's up to which it goes; ``at`` is wall clock, seconds since 1970."""
+
+    cluster: str
+    ledger_id: str
+    index: int
+    term: int
+    at: float
+    version: str
+
+
+class Backup(msgspec.Struct, frozen=True, array_like=True):
+    about: About
+    image: bytes
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal files."""
+        return hashlib.sha256(msgspec.msgpack.encode(self)).hexdigest()
+
+
+def write(path: Path, backup: Backup) -> int:
+    """Durable, whole, under its name or not at all; its size in bytes. Raises ``LedgerUnusable`` if there is
+    such a file, or no room."""
+    content = msgspec.msgpack.encode(backup)
+    fresh = path.with_name(path.name + f".{os.getpid()}.new")
+    try:
+        with fresh.open("xb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(MAGIC + hashlib.sha256(content).digest() + content)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        try:
+            path.hardlink_to(fresh)  # unlike a rename it overwrites nothing
+        finally:
+            fresh.unlink()
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except FileExistsError:
+        raise LedgerUnusable(f"{path} is there already; a backup overwrites nothing") from None
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise LedgerUnusable(f"cannot write {path}: {error.strerror or error}") from error
+    return size
+
+
+def read(path: Path) -> Backup:
+    """Raises ``LedgerUnusable`` if it cannot be read, or is not what was written."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LedgerUnusable(f"cannot read {path}: {error.strerror or error}") from error
+    if not content.startswith(MAGIC):
+        raise LedgerUnusable(f"{path} is no backup that this version of undoubt knows")
+    digest, rest = content[len(MAGIC) : len(MAGIC) + 32], content[len(MAGIC) + 32 :]
+    if hashlib.sha256(rest).digest() != digest:
+        raise LedgerUnusable(f"{path} is damaged: it does not match its checksum")
+    return msgspec.msgpack.decode(rest, type=Backup)

@@ -1,0 +1,150 @@
+"""What an operator does with a running cluster: other members, another leader, snapshots, a backup.
+
+All of it may be repeated. Calls raise ``ClusterRefused`` with the reason, ``LedgerUnavailable`` if nobody who
+could answers in time, ``LedgerUnusable`` for a URL or TLS files that are of no use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Sequence
+from random import SystemRandom
+from typing import Any
+
+from coordinator.errors import ClusterNotReady, ClusterRefused, LedgerUnavailable
+from coordinator.ledger import calls
+from coordinator.ledger.cluster import messages
+from coordinator.ledger.cluster.ledger import addresses_of, wire_of
+from coordinator.ledger.cluster.messages import (
+    BackupCall,
+    BackupPiece,
+    ChangeMembersCall,
+    Elsewhere,
+    MemberChange,
+    NodeCall,
+    NodeStatus,
+    Request,
+    SnapshotCall,
+    Standing,
+    StatusCall,
+    TransferCall,
+)
+from coordinator.ledger.cluster.route import Route
+from coordinator.settings import LedgerSettings
+from coordinator.wire import Address, Connection, HandshakeRefused, Identity, Role, WireSettings, connect
+
+IMAGE_ATTEMPTS_MAX = 5
+WAIT_S = 5.0
+
+
+async def change_members(
+    settings: LedgerSettings, changes: Sequence[MemberChange], *, wait_s: float = WAIT_S
+) -> NodeStatus:
+    """Make all ``changes`` in one step; the leader's status afterwards. For as long as ``wait_s`` seconds it
+    is tried again while a node that has to take part is silent or behind."""
+    return await _until_ready(settings, ChangeMembersCall(tuple(changes)), wait_s)
+
+
+async def transfer(settings: LedgerSettings, to: int = 0, *, wait_s: float = WAIT_S) -> NodeStatus:
+    """Let ``to`` lead, or whoever is best; the status of the node that led."""
+    async with _route(settings) as route:
+        status: NodeStatus = await route.ask(StatusCall(), settings.request_timeout_s)
+    return await _until_ready(settings, TransferCall(to, status.node), wait_s)
+
+
+async def _until_ready(
+    settings: LedgerSettings, call: ChangeMembersCall | TransferCall, wait_s: float
+) -> NodeStatus:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + wait_s
+    async with _route(settings) as route:
+        while True:
+            try:
+                status: NodeStatus = await route.ask(call, settings.request_timeout_s)
+            except ClusterNotReady:
+                if loop.time() >= end:
+                    raise
+            else:
+                return status
+
+
+async def snapshot(settings: LedgerSettings, address: str) -> int:
+    """Have the node there store a snapshot; the index up to which it goes."""
+    index: int = await ask(address, SnapshotCall(), settings.request_timeout_s, wire_of(settings))
+    return index
+
+
+async def image(settings: LedgerSettings) -> tuple[NodeStatus, BackupPiece, bytes]:
+    """All of the replicated state as it is now: who told it, its last piece, the whole of its bytes."""
+    async with _route(settings) as route:
+        status: NodeStatus = await route.ask(StatusCall(), settings.request_timeout_s)
+        for _ in range(IMAGE_ATTEMPTS_MAX):
+            with contextlib.suppress(ClusterRefused):  # another leader, or connection: it knows of no image
+                pieces: list[bytes] = []
+                while True:
+                    offset = sum(map(len, pieces))
+                    piece: BackupPiece = await route.ask(BackupCall(offset), settings.request_timeout_s)
+                    pieces.append(piece.data)
+                    if offset + len(piece.data) == piece.size:
+                        return status, piece, b"".join(pieces)
+    raise LedgerUnavailable("leaders change too often to give a backup; try again")
+
+
+@contextlib.asynccontextmanager
+async def _route(settings: LedgerSettings) -> AsyncIterator[Route]:
+    me = Identity(Role.CLIENT, name=f"process {os.getpid()}")
+    route = Route(addresses_of(settings.url), me, wire_of(settings), SystemRandom())
+    try:
+        yield route
+    finally:
+        await route.close()
+
+
+async def ask(address: str, call: NodeCall, timeout_s: float, wire: WireSettings) -> Any:
+    """One node's own answer. Raises ``LedgerUnavailable`` and what the node refuses with."""
+    asking = _Asking(call)
+    me = Identity(Role.CLIENT, name=f"process {os.getpid()}")
+    try:
+        async with asyncio.timeout(timeout_s):
+            connection = await connect(Address.parse(address), me, asking.accept, wire, timeout_s=timeout_s)
+            try:
+                return await asking.answer
+            finally:
+                connection.abort()
+    except TimeoutError:
+        raise LedgerUnavailable(f"no answer from {address} within {timeout_s:g} s") from None
+    except (OSError, HandshakeRefused) as error:
+        raise LedgerUnavailable(str(error)) from error
+
+
+class _Asking:
+    """A Receiver that asks one thing."""
+
+    def __init__(self, call: NodeCall) -> None:
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._call = call
+
+    def accept(self, connection: Connection) -> _Asking:
+        connection.send(messages.encode([Request(1, self._call)]))
+        return self
+
+    def received(self, payload: bytes) -> None:
+        for answer in messages.decode_answers(payload):
+            if self.answer.done():
+                return
+            match answer:
+                case calls.Reply(result=result):
+                    self.answer.set_result(messages.decode_result(self._call, result))
+                case calls.Failed():
+                    self.answer.set_exception(calls.raised(answer))
+                case Elsewhere(why=why):
+                    self.answer.set_exception(LedgerUnavailable(why))
+                case Standing():
+                    pass
+
+    def lost(self, why: str) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(ConnectionError(why))
+            self.answer.exception()  # whoever waited may have been cancelled

@@ -1,0 +1,205 @@
+"""What an operator asks of a node: its status, other members, another leader, a snapshot, a backup.
+
+Whoever asks may have to ask again: a change that is in force already is answered as done, so a call that was
+cut off by a change of leaders is simply repeated at the next one. What cannot be is ``ClusterRefused``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
+
+from coordinator.errors import ClusterNotReady, ClusterRefused
+from coordinator.ledger.cluster.messages import (
+    BackupCall,
+    BackupPiece,
+    ChangeMembersCall,
+    MemberChange,
+    NodeCall,
+    NodeStatus,
+    SnapshotCall,
+    StatusCall,
+    TransferCall,
+)
+from coordinator.node.errors import NodeStopped, NotLeading
+from coordinator.node.replica import Replica
+from coordinator.node.replicated import Member
+from coordinator.node.storage import Snapshot
+from coordinator.quorum.majority import majority_size
+from coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused, Transition
+
+LOOK_S = 0.02
+"""Between two looks at whether a node answers, or another one leads."""
+PATIENCE_S = 0.6
+"""How long an answer may wait for others. Less than what makes a client look for another leader: it is told
+``ClusterNotReady``, and asks again."""
+BEHIND_ENTRIES_MAX = 1_000
+"""A node that is no further behind is made a voter: it has the rest within moments."""
+PIECE_BYTES = 1024 * 1024
+
+
+class Operator:
+    """Of one node."""
+
+    def __init__(self, replica: Replica, status: Callable[[], NodeStatus]) -> None:
+        self.status = status
+        self._replica = replica
+        self._raft = replica.raft
+
+    async def perform(self, call: NodeCall, backup: Backup) -> object:
+        """The answer, in the shape of ``NODE_REPLY_TYPES``. ``backup`` is the connection's. Raises
+        ``NotLeading``, ``NodeStopped``, ``ClusterRefused``."""
+        match call:
+            case StatusCall():
+                return self.status()
+            case ChangeMembersCall():
+                return await self._change(call)
+            case TransferCall():
+                return await self._transfer(call.to, call.leaves)
+            case SnapshotCall():
+                return await self._snapshot()
+            case BackupCall():
+                return await backup.piece(self._replica, call.offset)
+
+    # Members.
+
+    async def _change(self, call: ChangeMembersCall) -> NodeStatus:
+        await self._replica.settled()
+        await self._replica.read()
+        since = self._raft.heartbeat_round  # whoever answers it, or a later one, was alive just now
+        changes = [change for wish in call.changes if (change := self._missing(wish)) is not None]
+        promoted = {change.node for change in changes if change.kind is ChangeKind.ADD_VOTER}
+        await self._until_caught_up(promoted, since)
+        await self._check_survivors(changes, since)
+        if changes:
+            voters = self._raft.configuration.incoming
+            moves = promoted or any(change.node in voters for change in changes)
+            transition = Transition.JOINT if moves else Transition.AUTO
+            try:
+                await self._replica.reconfigure(ConfigChange(tuple(changes), transition))
+            except ConfigRefused as error:
+                raise ClusterRefused(f"the members cannot be changed: {error}") from None
+        return self.status()
+
+    def _missing(self, wish: MemberChange) -> Change | None:
+        """What has to be done for it; nothing if it is so already."""
+        configuration, replicated = self._raft.configuration, self._replica.replicated
+        node = wish.node
+        member = node in configuration.incoming or node in configuration.learners
+        if wish.kind == "add":
+            if member and replicated.disks.get(node) == wish.disk:
+                return None
+            if node <= replicated.highest:
+                raise ClusterRefused(
+                    f"number {node} is or was another node's, and a number is never used again: the next is"
+                    f" {replicated.highest + 1}"
+                )
+            context = msgspec.msgpack.encode(Member(wish.address, wish.disk))
+            return Change(ChangeKind.ADD_LEARNER, node, context)
+        if wish.kind == "remove":
+            return Change(ChangeKind.REMOVE, node) if member else None
+        if not member:
+            raise ClusterRefused(f"node {node} is no member: it joins with `undoubt cluster add`")
+        return Change(ChangeKind.ADD_VOTER, node) if node in configuration.learners else None
+
+    async def _until_caught_up(self, nodes: set[int], since: int) -> None:
+        """A voter that has nothing yet would count in every majority, and help none."""
+
+        def late() -> list[int]:
+            return [node for node in sorted(nodes) if self._behind(node, since) > BEHIND_ENTRIES_MAX]
+
+        if not await self._within(lambda: not late()):
+            told = _listed(late())
+            raise ClusterNotReady(f"not caught up: node {told}. Does it run? Promote it once it has")
+
+    def _behind(self, node: int, since: int) -> int:
+        lacks = self._raft.last_index - self._raft.match(node)
+        return lacks if self._raft.answered(node, since) else BEHIND_ENTRIES_MAX + 1
+
+    async def _check_survivors(self, changes: Iterable[Change], since: int) -> None:
+        """Whoever is left must be able to go on: a cluster that has lost its majority cannot undo this."""
+        voters = set(self._raft.configuration.incoming)
+        for change in changes:
+            if change.kind is ChangeKind.REMOVE:
+                voters.discard(change.node)
+            elif change.kind is ChangeKind.ADD_VOTER:
+                voters.add(change.node)
+        if not voters:
+            raise ClusterRefused("no voter would be left")
+
+        def silent() -> list[int]:
+            return [node for node in sorted(voters) if not self._raft.answered(node, since)]
+
+        def enough() -> bool:
+            return len(voters) - len(silent()) >= majority_size(voters)
+
+        if not await self._within(enough):
+            raise ClusterNotReady(
+                f"no majority of the voters that would be left ({_listed(voters)}) answers; silent:"
+                f" {_listed(silent())}. Start them, or add others first"
+            )
+
+    # The rest.
+
+    async def _transfer(self, to: int, leaves: int) -> NodeStatus:
+        await self._replica.read()
+        raft = self._raft
+        if raft.node != leaves and not to:
+            return self.status()
+        successor = to or raft.successor
+        if not successor:
+            raise ClusterRefused("there is no other voter that could lead")
+        if successor == raft.node:
+            return self.status()
+        try:
+            raft.transfer(successor)
+        except ConfigRefused as error:
+            raise ClusterRefused(str(error)) from None
+        self._replica.wake()
+        if not await self._within(lambda: raft.leader not in {0, raft.node}, led=False):
+            raise ClusterNotReady(f"node {successor} did not take over: does it run, and has it caught up?")
+        return self.status()
+
+    async def _snapshot(self) -> int:
+        if not self._raft.applied_index:
+            raise ClusterRefused(f"node {self._raft.node} has joined, and has nothing yet")
+        return await self._replica.snapshot()
+
+    async def _within(self, holds: Callable[[], bool], *, led: bool = True) -> bool:
+        """Whether it does, before patience ends. ``led``: raises ``NotLeading`` once this node does not."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + PATIENCE_S
+        while not holds():
+            if loop.time() >= end:
+                return False
+            await asyncio.sleep(LOOK_S)
+            if led and not self._raft.state.leads:
+                raise NotLeading(self._raft.leader)
+        return True
+
+
+def _listed(nodes: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(nodes)))
+
+
+class Backup:
+    """What one connection is being given."""
+
+    def __init__(self) -> None:
+        self._image: Snapshot | None = None
+
+    async def piece(self, replica: Replica, offset: int) -> BackupPiece:
+        """At offset 0 of a new image. Raises ``NotLeading``, ``ClusterRefused``."""
+        if offset == 0:
+            await replica.read()
+            self._image = replica.image()
+        if self._image is None or not 0 <= offset <= len(self._image.image):
+            raise ClusterRefused("no backup is under way on this connection; begin again")
+        meta, image = self._image.meta, self._image.image
+        end = min(offset + PIECE_BYTES, len(image))
+        if end == len(image):
+            self._image = None
+        return BackupPiece(meta.index, meta.term, len(image), image[offset:end])

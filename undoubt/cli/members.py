@@ -1,0 +1,256 @@
+"""``undoubt cluster add|promote|remove|transfer|snapshot|backup|restore``: what is done to a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from coordinator.errors import LedgerError
+from undoubt.cli.context import Context, common, pass_context, yes_option
+from undoubt.cli.durations import Duration
+from undoubt.cli.exits import CommandError, Exit
+
+if TYPE_CHECKING:
+    from coordinator.ledger.cluster.messages import NodeStatus
+    from coordinator.settings import LedgerSettings
+
+# Commands import what they do where they do it: the wire comes with it, which --help can do without.
+
+NODE = click.IntRange(min=1)
+
+
+@click.command()
+@click.option(
+    "--address", metavar="HOST:PORT", default="", help="Where others find it; else where it listens."
+)
+@common
+@pass_context
+def add(context: Context, address: str) -> None:
+    """Let this node join the cluster, as a learner.
+
+    Run it on the new machine, with node.number set to a number that no node has had, an empty node.data, and
+    node.listen. Then start the node there: it is brought up to date. Then promote it. A node that has lost
+    its disk joins in this way too, under a new number; the old one is removed.
+
+    \b
+    Example:
+      undoubt cluster add --config node-4.toml
+      undoubt node --config node-4.toml
+      undoubt cluster promote 4
+    """
+    from undoubt.serve import begin  # noqa: PLC0415
+
+    joined = context.run(begin.join(context.settings(), address))
+    if context.output.json:
+        context.output.document(msgspec.to_builtins(joined))
+        return
+    context.output.line(f"node {joined.node} is a learner of cluster {joined.cluster}, at {joined.address}")
+    context.output.note(f"start it: undoubt node; then: undoubt cluster promote {joined.node}")
+
+
+@click.command()
+@click.argument("nodes", metavar="NODE...", nargs=-1, required=True, type=NODE)
+@click.option(
+    "--wait", "wait_s", type=Duration(), default="1m", show_default=True, help="For it to catch up."
+)
+@common
+@pass_context
+def promote(context: Context, nodes: tuple[int, ...], wait_s: float) -> None:
+    """Make learners voters, once they have caught up.
+
+    Several at once are one step. Grow from three to five by adding two nodes and promoting both.
+
+    \b
+    Example:
+      undoubt cluster promote 4 5
+    """
+    _show(context, _change(context, "promote", nodes, wait_s))
+
+
+@click.command()
+@click.argument("nodes", metavar="NODE...", nargs=-1, required=True, type=NODE)
+@yes_option
+@common
+@pass_context
+def remove(context: Context, nodes: tuple[int, ...], yes: bool) -> None:
+    """Remove nodes for good: their numbers are never used again.
+
+    Several at once are one step. It is refused if those who are left could not go on. Replace a dead node by
+    adding a new one, promoting it and removing the dead one, in this order where you can.
+
+    \b
+    Example:
+      undoubt cluster remove 2
+    """
+    listed = " and ".join(map(str, nodes))
+    context.confirm(f"Remove node {listed} from the cluster, for good?", yes=yes)
+    _show(context, _change(context, "remove", nodes, 0.0))
+
+
+@click.command()
+@click.argument("node", required=False, default=0, type=click.IntRange(min=0), metavar="[NODE]")
+@common
+@pass_context
+def transfer(context: Context, node: int) -> None:
+    """Let another node lead: this one, or whoever is best.
+
+    \b
+    Example:
+      undoubt cluster transfer
+      undoubt cluster transfer 3
+    """
+    from coordinator.ledger.cluster import operate  # noqa: PLC0415
+
+    _show(context, context.run(operate.transfer(context.settings().ledger, node)))
+
+
+@click.command()
+@click.argument("node", required=False, default=0, type=click.IntRange(min=0), metavar="[NODE]")
+@common
+@pass_context
+def snapshot(context: Context, node: int) -> None:
+    """Have a node, or all of them, store a snapshot now.
+
+    They do so by themselves as their logs grow. A snapshot makes a restart quicker and the log shorter.
+
+    \b
+    Example:
+      undoubt cluster snapshot
+    """
+    taken = context.run(_snapshots(context.settings().ledger, node))
+    if context.output.json:
+        context.output.document({"snapshots": taken})
+    else:
+        rows = [(str(each["node"]), str(each["index"] or "-"), str(each["error"])) for each in taken]
+        context.output.table(("node", "index", "error"), rows)
+    if not taken:
+        raise CommandError(Exit.NOT_FOUND, f"node {node} does not answer, or is no member")
+    if any(each["error"] for each in taken):
+        raise CommandError(Exit.UNREACHABLE, "not every node has stored a snapshot")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@common
+@pass_context
+def backup(context: Context, file: Path) -> None:
+    """Write the ledger, as the cluster agrees on it now, into one file.
+
+    It can be taken at any time. Nothing is overwritten. Details of finished transactions are not part of it.
+
+    \b
+    Example:
+      undoubt cluster backup ledger-monday.backup
+    """
+    about, size = context.run(_backup(context.settings().ledger, file))
+    told = {"file": str(file), "bytes": size, **msgspec.to_builtins(about)}
+    if context.output.json:
+        context.output.document(told)
+        return
+    context.output.line(f"{file}: ledger {about.ledger_id} up to index {about.index}, {size} bytes")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--id", "ticket", metavar="ID", default="", help="What the first node's restore printed.")
+@yes_option
+@common
+@pass_context
+def restore(context: Context, file: Path, ticket: str, yes: bool) -> None:
+    """Make this node one of the first of a new cluster, which goes on with the ledger of a backup.
+
+    As `init`: once on each of the nodes, on the others with the --id that the first one printed. Every node
+    of the former cluster must have ended for good. All sessions are closed; what was undecided when the
+    backup was made is nobody's to presume: it is shown by `indoubt list`, and an operator decides it.
+
+    \b
+    Example:
+      undoubt cluster restore ledger-monday.backup --config node-1.toml
+      undoubt cluster restore ledger-monday.backup --config node-2.toml --id 8c1v7m2xqe-5d20b3f1
+    """
+    from undoubt.serve import begin  # noqa: PLC0415
+
+    if not ticket:
+        context.confirm("Has every node of the former cluster ended, for good?", yes=yes)
+    restored = context.run(begin.restore(context.settings(), file, ticket))
+    if context.output.json:
+        context.output.document(msgspec.to_builtins(restored))
+        return
+    context.output.line(restored.ticket)
+    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(restored.backup_at))
+    context.output.note(f"node {restored.node} has ledger {restored.ledger_id} as it was at {made}")
+    if not ticket:
+        context.output.note(
+            f"on the other first nodes: undoubt cluster restore {file} --id {restored.ticket}"
+        )
+
+
+def _change(context: Context, kind: Any, nodes: tuple[int, ...], wait_s: float) -> NodeStatus:
+    from coordinator.ledger.cluster import operate  # noqa: PLC0415
+    from coordinator.ledger.cluster.messages import MemberChange  # noqa: PLC0415
+
+    changes = [MemberChange(kind, node) for node in nodes]
+    wait_s = max(wait_s, operate.WAIT_S)
+    return context.run(operate.change_members(context.settings().ledger, changes, wait_s=wait_s))
+
+
+def _show(context: Context, status: NodeStatus) -> None:
+    if context.output.json:
+        context.output.document(
+            {
+                "cluster": status.cluster,
+                "leader": status.leader or None,
+                "voters": list(status.voters),
+                "learners": list(status.learners),
+                "nodes": {str(node): address for node, address in status.nodes.items()},
+            }
+        )
+        return
+    rows = [
+        (
+            str(node),
+            address,
+            "voter" if node in status.voters else "learner",
+            "leads" if node == status.leader else "",
+        )
+        for node, address in status.nodes.items()
+    ]
+    context.output.table(("node", "address", "member", ""), rows)
+
+
+async def _snapshots(settings: LedgerSettings, node: int) -> list[dict[str, Any]]:
+    from coordinator.ledger.cluster import operate  # noqa: PLC0415
+    from coordinator.ledger.cluster.survey import survey  # noqa: PLC0415
+
+    members: dict[int, str] = {}
+    for seen in (await survey(settings)).nodes:
+        members |= seen.status.nodes if seen.status is not None else {}
+
+    async def one(number: int) -> dict[str, Any]:
+        try:
+            return {"node": number, "index": await operate.snapshot(settings, members[number]), "error": ""}
+        except LedgerError as error:
+            return {"node": number, "index": None, "error": str(error)}
+
+    wanted = [number for number in sorted(members) if node in {0, number}]
+    return list(await asyncio.gather(*map(one, wanted)))
+
+
+async def _backup(settings: LedgerSettings, file: Path) -> tuple[Any, int]:
+    from coordinator.ledger.cluster import backup as files  # noqa: PLC0415
+    from coordinator.ledger.cluster import operate  # noqa: PLC0415
+
+    status, piece, image = await operate.image(settings)
+    about = files.About(
+        status.cluster, status.ledger_id, piece.index, piece.term, time.time(), metadata.version("undoubt")
+    )
+    return about, files.write(file, files.Backup(about, image))
+
+
+OPERATIONS = (add, promote, remove, transfer, snapshot, backup, restore)

@@ -1,0 +1,174 @@
+"""How a node comes to be: one of the first of a new cluster, from nothing or from a backup; or added to a
+cluster that runs."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable
+from coordinator.ledger.cluster import backup, operate
+from coordinator.ledger.cluster.ledger import RAFT, addresses_of
+from coordinator.ledger.cluster.messages import MemberChange
+from coordinator.ledger.cluster.survey import survey
+from coordinator.node.bootstrap import beginning, joining, restored
+from coordinator.node.sqlite.storage import FILE_NAME, SqliteStorage, create, discard
+from coordinator.node.storage import Identity
+from coordinator.wire import Address
+from participants.errors import UsageError
+from participants.ids import InvalidName, check_ledger_id, new_ledger_id, new_nonce
+from undoubt.config import Settings
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """A node of a new cluster. ``ticket`` is what the other first nodes are to be made with."""
+
+    cluster: str
+    node: int
+    ticket: str
+
+
+class Restored(Begun, frozen=True):
+    """``backup_at`` is when the backup was made, seconds since 1970."""
+
+    ledger_id: str
+    backup_at: float
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """A node that was added, and where others look for it."""
+
+    cluster: str
+    node: int
+    address: str
+
+
+def init(settings: Settings, ticket: str = "") -> Begun:
+    """Make this node one of the first of a new cluster, whose id is drawn unless there is a ``ticket``.
+    Raises ``UsageError``, ``LedgerUnusable``."""
+    number, addresses = _first(settings)
+    digest = _digest(addresses)
+    cluster = _cluster_of(ticket, addresses, digest) if ticket else new_ledger_id()
+    identity = Identity(cluster, number, new_nonce())
+    create(Path(settings.node.data), identity, *beginning(cluster, addresses))
+    return Begun(cluster, number, f"{cluster}-{digest}")
+
+
+async def restore(settings: Settings, path: Path, ticket: str = "") -> Restored:
+    """Make this node one of the first of a cluster that goes on with the ledger of a backup. The cluster is a
+    new one: no node of the former one can ever mix with it. Raises ``UsageError``, ``LedgerUnusable``."""
+    number, addresses = _first(settings)
+    kept = backup.read(path)
+    digest = _digest(addresses, kept.digest)
+    cluster = _cluster_of(ticket, addresses, digest) if ticket else new_ledger_id()
+    ledger_id, hard_state, snapshot = restored(kept.image, addresses)
+    if not ticket:
+        await _refuse_twins(settings, ledger_id)
+    create(Path(settings.node.data), Identity(cluster, number, new_nonce()), hard_state, snapshot)
+    return Restored(cluster, number, f"{cluster}-{digest}", ledger_id, kept.about.at)
+
+
+async def _refuse_twins(settings: Settings, ledger_id: str) -> None:
+    """Two clusters that decide for one ledger would decide differently."""
+    for seen in (await survey(settings.ledger)).nodes:
+        if seen.status is not None and seen.status.ledger_id == ledger_id:
+            raise LedgerUnusable(
+                f"a node of ledger {ledger_id} runs at {seen.address}: end all of them first, for good;"
+                " two clusters of one ledger would decide differently"
+            )
+
+
+async def join(settings: Settings, address: str = "") -> Joined:
+    """Make this node a learner of the cluster of ``ledger.url``; others find it at ``address``, by default
+    where it listens. May be repeated. Raises ``UsageError``, ``ClusterRefused``, ``LedgerError``."""
+    number, folder = number_of(settings), Path(settings.node.data)
+    where = parsed(address) if address else listen_address(settings)
+    if where.host in {"0.0.0.0", "::"}:  # noqa: S104 - refused
+        raise UsageError(f"others cannot reach {where}: pass --address with a host that they can")
+    cluster = (await survey(settings.ledger)).cluster
+    if not cluster:
+        raise LedgerUnavailable(f"no node of the cluster answers: {settings.ledger.url}")
+    made = not (folder / FILE_NAME).exists()
+    if made:
+        create(folder, Identity(cluster, number, new_nonce()), *joining())
+    storage, stored = await SqliteStorage.open(folder)
+    await storage.close()
+    me = stored.identity
+    if (me.cluster, me.node) != (cluster, number):
+        raise LedgerUnusable(
+            f"in {folder} lives node {me.node} of cluster {me.cluster}, not {number} of {cluster}"
+        )
+    try:
+        await operate.change_members(settings.ledger, [MemberChange("add", number, str(where), me.disk)])
+    except ClusterRefused:
+        if made:
+            discard(folder)
+        raise
+    return Joined(cluster, number, str(where))
+
+
+def _first(settings: Settings) -> tuple[int, dict[int, str]]:
+    first = first_nodes(settings)
+    number = number_of(settings)
+    if number > len(first):
+        raise UsageError(
+            f"node.number is {number}, but the first nodes are {len(first)}: {', '.join(map(str, first))};"
+            " further ones join a cluster that runs, with `undoubt cluster add`"
+        )
+    return number, {count: str(address) for count, address in enumerate(first, 1)}
+
+
+def _cluster_of(ticket: str, addresses: Mapping[int, str], digest: str) -> str:
+    """First nodes that do not agree on who they are could form two majorities: the ticket tells."""
+    cluster, _, given = ticket.partition("-")
+    try:
+        check_ledger_id(cluster)
+    except InvalidName as error:
+        raise UsageError(f"--id {ticket!r}: {error}") from None
+    if given != digest:
+        listed = ", ".join(f"{number}={address}" for number, address in addresses.items())
+        raise UsageError(
+            f"--id {ticket!r} was made for other nodes than those here ({listed}), or of another backup;"
+            " ledger.url (or node.peers) must be the same, in the same order, on all of them"
+        )
+    return cluster
+
+
+def _digest(addresses: Mapping[int, str], origin: str = "") -> str:
+    return f"{zlib.crc32(f'{sorted(addresses.items())!r}{origin}'.encode()):08x}"
+
+
+def first_nodes(settings: Settings) -> list[Address]:
+    if settings.node.peers:
+        return [parsed(text) for text in settings.node.peers]
+    if not settings.ledger.url.startswith(RAFT):
+        raise UsageError(
+            "ledger.url names no cluster; for example"
+            ' url = "raft://10.0.0.1:7400,10.0.0.2:7400,10.0.0.3:7400"'
+        )
+    return list(addresses_of(settings.ledger.url))
+
+
+def number_of(settings: Settings) -> int:
+    if settings.node.number < 1:
+        raise UsageError("node.number is missing: which node of the cluster is this, counted from 1?")
+    return settings.node.number
+
+
+def listen_address(settings: Settings) -> Address:
+    if settings.node.listen:
+        return parsed(settings.node.listen)
+    first, number = first_nodes(settings), number_of(settings)
+    if number > len(first):
+        raise UsageError(f"node.listen is missing: ledger.url has no address for node {number}")
+    return first[number - 1]
+
+
+def parsed(text: str) -> Address:
+    try:
+        return Address.parse(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
