@@ -63,6 +63,14 @@ async def test_recovery_beside_live_work() -> None:
     assert (told["aborted_alive"], told["left"]) == (0, 0)
 
 
+async def test_a_cluster_grows_and_shrinks_under_load() -> None:
+    """Broken if a change of members loses a decision, or makes one fail."""
+    told = await prove("grow")
+    assert told["sizes"] == [3, 5, 3]
+    assert (told["failed_decisions"], told["lost_decisions"]) == (0, 0)
+    assert min(told["decisions_per_step"]) >= 500
+
+
 async def test_sqlalchemys_own_twophase_commits_one_half() -> None:
     """Broken if the reason for this project has gone away: then say so in the README."""
     told = await prove("sqlalchemy")

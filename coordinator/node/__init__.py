@@ -7,6 +7,7 @@ inwards:
 ===================  =====================================================================================
 :mod:`.node`         puts the others together: ``Node.start``, ``stop``
 :mod:`.clients`      a client's connection: requests in, answers out, many in a frame
+:mod:`.operator`     what an operator asks for: members, transfer, snapshot, backup
 :mod:`.ledger`       the ledger's contract on the replica; what a leader does now and then
 :mod:`.peers`        connections to and from the other nodes
 :mod:`.replica`      drives :mod:`coordinator.raft`: turns of the loop, proposals, applying; with
@@ -14,7 +15,7 @@ inwards:
                      :mod:`.snapshots` and :mod:`.disk`, group commit
 :mod:`.replicated`   what the log drives: the ledger's machine, and the nodes' addresses
 :mod:`.storage`      the contract of a node's disk; :mod:`.sqlite` is the one that ships
-:mod:`.bootstrap`    what the first nodes of a new cluster begin with
+:mod:`.bootstrap`    what a node begins with: new, from a backup, or added
 ===================  =====================================================================================
 
 The duties of whoever runs one, in order: open the storage; start it; end the process when ``failed`` is

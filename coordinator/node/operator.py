@@ -7,8 +7,7 @@ cut off by a change of leaders is simply repeated at the next one. What cannot b
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -24,7 +23,7 @@ from coordinator.ledger.cluster.messages import (
     StatusCall,
     TransferCall,
 )
-from coordinator.node.errors import NodeStopped, NotLeading
+from coordinator.node.errors import NotLeading
 from coordinator.node.replica import Replica
 from coordinator.node.replicated import Member
 from coordinator.node.storage import Snapshot
@@ -74,6 +73,8 @@ class Operator:
         promoted = {change.node for change in changes if change.kind is ChangeKind.ADD_VOTER}
         await self._until_caught_up(promoted, since)
         await self._check_survivors(changes, since)
+        if any(change.kind is ChangeKind.REMOVE and change.node == self._raft.node for change in changes):
+            await self._leave_first(changes)
         if changes:
             voters = self._raft.configuration.incoming
             moves = promoted or any(change.node in voters for change in changes)
@@ -83,6 +84,17 @@ class Operator:
             except ConfigRefused as error:
                 raise ClusterRefused(f"the members cannot be changed: {error}") from None
         return self.status()
+
+    async def _leave_first(self, changes: Iterable[Change]) -> None:
+        """A leader that is to go hands over to one that stays, which is asked for the change then: nobody has
+        to miss it first. If that does not come to be, it goes as in thesis §4.2.2."""
+        gone = {change.node for change in changes if change.kind is ChangeKind.REMOVE}
+        staying = [node for node in sorted(self._raft.configuration.incoming) if node not in gone]
+        best = max(staying, key=self._raft.match, default=0)
+        if best and self._raft.match(best):
+            self._raft.transfer(best)
+            self._replica.wake()
+            await self._within(lambda: False)  # raises NotLeading as soon as that is so
 
     def _missing(self, wish: MemberChange) -> Change | None:
         """What has to be done for it; nothing if it is so already."""
@@ -172,13 +184,14 @@ class Operator:
         """Whether it does, before patience ends. ``led``: raises ``NotLeading`` once this node does not."""
         loop = asyncio.get_running_loop()
         end = loop.time() + PATIENCE_S
-        while not holds():
+        while True:
+            if led and not self._raft.state.leads:
+                raise NotLeading(self._raft.leader)
+            if holds():
+                return True
             if loop.time() >= end:
                 return False
             await asyncio.sleep(LOOK_S)
-            if led and not self._raft.state.leads:
-                raise NotLeading(self._raft.leader)
-        return True
 
 
 def _listed(nodes: Iterable[int]) -> str:

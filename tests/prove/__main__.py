@@ -10,6 +10,7 @@ import sys
 
 PROOFS = {
     "crash": "tests.prove.crash",
+    "grow": "tests.prove.grow",
     "live-recovery": "tests.prove.live_recovery",
     "sqlalchemy": "tests.prove.sqlalchemy_twophase",
 }

@@ -6,6 +6,7 @@ cluster.
 - :mod:`~coordinator.ledger.cluster.messages`: what travels; nodes speak it too.
 - :mod:`~coordinator.ledger.cluster.route`: finds the leader, follows it, and asks again what went unanswered.
 - :mod:`~coordinator.ledger.cluster.ledger`: the contract over a route.
+- :mod:`~coordinator.ledger.cluster.survey`, ``operate``, ``backup``: what an operator sees, does, keeps.
 
 A call is repeated until its deadline, at whoever leads then: all calls may be (``open_session`` by its
 nonce). Only when the deadline has passed does the caller hear ``LedgerUnavailable``: what was asked may have

@@ -1,0 +1,145 @@
+"""Nodes as their operators run them: real processes of ``undoubt node``, real commands, real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.prove.processes import ROOT, TIMEOUT_S
+
+COMMAND = (sys.executable, "-c", "from undoubt.cli import main; main()")
+
+CONFIGURATION = """
+[ledger]
+url = "raft://{url}"
+request_timeout_s = 30.0
+[node]
+number = {number}
+listen = "{listen}"
+data = "node-{number}"
+heartbeat_s = {heartbeat_s}
+election_timeout_s = {election_s}
+"""
+
+
+class CommandFailed(Exception):
+    """A command ended with another status than 0. ``status`` is what it was."""
+
+    def __init__(self, arguments: tuple[str, ...], status: int, told: str) -> None:
+        super().__init__(f"undoubt {' '.join(arguments)} ended with {status}: {told}")
+        self.status = status
+
+
+class Nodes:
+    """A cluster in ``folder``. ``url`` names the first nodes, as an application's configuration would."""
+
+    def __init__(self, folder: Path, count: int = 3, election_s: float = 0.5) -> None:
+        self.folder = folder
+        self.election_s = election_s
+        self.addresses = {number: f"127.0.0.1:{port}" for number, port in enumerate(free_ports(count), 1)}
+        self.url = ",".join(self.addresses.values())
+        self.running: dict[int, asyncio.subprocess.Process] = {}
+        self._drains: list[asyncio.Task[None]] = []
+
+    def configuration(self, number: int) -> str:
+        """The path of that node's file; 0 makes one for an operator."""
+        if number and number not in self.addresses:
+            self.addresses[number] = f"127.0.0.1:{free_ports(1)[0]}"
+        path = self.folder / f"node-{number}.toml"
+        path.write_text(
+            CONFIGURATION.format(
+                url=self.url,
+                number=number,
+                listen=self.addresses.get(number, ""),
+                heartbeat_s=self.election_s / 5,
+                election_s=self.election_s,
+            )
+        )
+        return str(path)
+
+    async def run(self, number: int, *arguments: str) -> Any:
+        """What ``undoubt … -o json`` prints, with that node's configuration. Raises ``CommandFailed``."""
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, *arguments, "--config", self.configuration(number), "-o", "json",
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment(),
+        )  # fmt: skip
+        async with asyncio.timeout(TIMEOUT_S):
+            out, err = await process.communicate()
+        if process.returncode:
+            raise CommandFailed(arguments, process.returncode, err.decode())
+        return json.loads(out) if out.strip() else None
+
+    async def begin(self, *command: str) -> None:
+        """Make the first nodes, by ``cluster init`` unless another command is given."""
+        ticket: list[str] = []
+        for number in list(self.addresses):
+            begun = await self.run(number, *(command or ("cluster", "init")), *ticket)
+            ticket = ["--id", begun["ticket"]]
+
+    async def start(self, *numbers: int) -> None:
+        """Start them, and wait until each says that it is ready."""
+        for number in numbers:
+            self.running[number] = await asyncio.create_subprocess_exec(
+                *COMMAND, "node", "--config", self.configuration(number),
+                stderr=asyncio.subprocess.PIPE, env=environment(),
+            )  # fmt: skip
+        for number in numbers:
+            async with asyncio.timeout(TIMEOUT_S):
+                await self._ready(number)
+
+    async def _ready(self, number: int) -> None:
+        stderr = self.running[number].stderr
+        if stderr is None:
+            raise ProcessLookupError(number)
+        told = b""
+        while line := await stderr.readline():
+            told += line
+            if b"is ready" in line:
+                self._drains.append(asyncio.create_task(_drain(stderr)))
+                return
+        raise ProcessLookupError(f"node {number} ended: {told.decode()}")
+
+    async def end(self, *numbers: int, signal_: int = signal.SIGKILL) -> None:
+        for number in numbers:
+            process = self.running.pop(number)
+            process.send_signal(signal_)
+            await process.wait()
+
+    async def leader(self) -> int:
+        """Once somebody leads."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while True:
+                try:
+                    return int((await self.run(0, "cluster", "status"))["leader"])
+                except CommandFailed:
+                    await asyncio.sleep(0.05)
+
+    async def close(self) -> None:
+        await self.end(*list(self.running))
+
+
+async def _drain(stderr: asyncio.StreamReader) -> None:
+    """So that a node's log never fills its pipe."""
+    while await stderr.read(65536):
+        pass
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on at present."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("UNDOUBT_")}
+    return kept | {"PYTHONPATH": str(ROOT)}

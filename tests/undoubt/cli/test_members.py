@@ -1,0 +1,124 @@
+"""``undoubt cluster add|promote|remove|transfer|snapshot|backup|restore`` on real processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.ledger.cluster.ledger import ClusterLedger
+from coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
+from coordinator.settings import LedgerSettings
+from tests.prove.nodes import CommandFailed, Nodes
+
+BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
+
+
+@contextlib.asynccontextmanager
+async def cluster(folder: Path, count: int) -> AsyncIterator[Nodes]:
+    folder.mkdir(exist_ok=True)
+    nodes = Nodes(folder, count)
+    await nodes.begin()
+    await nodes.start(*list(nodes.addresses))
+    try:
+        await nodes.leader()
+        yield nodes
+    finally:
+        await nodes.close()
+
+
+@contextlib.asynccontextmanager
+async def client(nodes: Nodes) -> AsyncIterator[ClusterLedger]:
+    ledger = await ClusterLedger.open(LedgerSettings(url=f"raft://{nodes.url}", request_timeout_s=30.0))
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+async def refused(nodes: Nodes, number: int, *arguments: str) -> tuple[int, str]:
+    with pytest.raises(CommandFailed) as failed:
+        await nodes.run(number, *arguments)
+    return failed.value.status, str(failed.value)
+
+
+async def test_a_cluster_grows_hands_over_and_shrinks(tmp_path: Path) -> None:
+    """One node becomes two, the second one leads, the first one leaves: what was decided stays."""
+    async with cluster(tmp_path, 1) as nodes, client(nodes) as ledger:
+        session = await ledger.open_session("test", 600.0)
+        await ledger.decide(session.txid(1), Decision.COMMIT, BRANCHES)
+        joined = await nodes.run(2, "cluster", "add")
+        assert (joined["node"], joined["address"]) == (2, nodes.addresses[2])
+        assert await nodes.run(2, "cluster", "add") == joined, "an answer may have been lost"
+        await nodes.start(2)
+        grown = await nodes.run(0, "cluster", "promote", "2")
+        assert (grown["voters"], grown["learners"]) == ([1, 2], [])
+        await nodes.run(0, "cluster", "transfer", "2")
+        assert await nodes.leader() == 2
+        taken = await nodes.run(0, "cluster", "snapshot")
+        assert [(each["node"], each["error"]) for each in taken["snapshots"]] == [(1, ""), (2, "")]
+        status, told = await refused(nodes, 0, "cluster", "remove", "1")
+        assert status == 2
+        assert "--yes" in told
+        shrunk = await nodes.run(2, "cluster", "remove", "1", "--yes")
+        assert shrunk["nodes"] == {"2": nodes.addresses[2]}
+        nodes.url = nodes.addresses[2]
+        async with client(nodes) as other:
+            assert (await other.records([session.txid(1)]))[session.txid(1)] is Record.COMMIT
+
+
+async def test_refusals(tmp_path: Path) -> None:
+    """Each with its reason, and nothing is left behind."""
+    async with cluster(tmp_path, 1) as nodes:
+        nodes.addresses[7] = "0.0.0.0:7400"
+        status, told = await refused(nodes, 7, "cluster", "add")
+        assert status == 2
+        assert "--address" in told
+        await nodes.run(7, "cluster", "add", "--address", "127.0.0.1:7")
+        await nodes.run(0, "cluster", "remove", "7", "--yes")
+        status, told = await refused(nodes, 6, "cluster", "add")
+        assert status == 1
+        assert "the next is 8" in told
+        assert not (tmp_path / "node-6" / "node.db").exists()
+        status, told = await refused(nodes, 0, "cluster", "promote", "9")
+        assert status == 1
+        assert "cluster add" in told
+        status, told = await refused(nodes, 0, "cluster", "snapshot", "9")
+        assert status == 3
+        status, told = await refused(nodes, 1, "cluster", "restore", str(tmp_path / "none"), "--yes")
+        assert status == 1
+        await nodes.end(1)
+        status, told = await refused(nodes, 8, "cluster", "add")
+        assert status == 4
+        assert not (tmp_path / "node-8" / "node.db").exists()
+
+
+async def test_backup_and_restore(tmp_path: Path) -> None:
+    """From one node to three others. What was decided before is there; what came later nobody presumes."""
+    file = str(tmp_path / "ledger.backup")
+    async with cluster(tmp_path / "old", 1) as nodes, client(nodes) as ledger:
+        session = await ledger.open_session("test", 600.0)
+        await ledger.decide(session.txid(1), Decision.COMMIT, BRANCHES)
+        made = await nodes.run(0, "cluster", "backup", file)
+        assert made["ledger_id"] == ledger.ledger_id
+        status, told = await refused(nodes, 0, "cluster", "backup", file)
+        assert (status, "there already" in told) == (1, True)
+        await ledger.decide(session.txid(2), Decision.COMMIT, BRANCHES)
+        (tmp_path / "new").mkdir()
+        other = Nodes(tmp_path / "new", 3)
+        other.url = nodes.url
+        status, told = await refused(other, 1, "cluster", "restore", file, "--yes")
+        assert (status, "end all of them first" in told) == (1, True)
+    other.url = ",".join(other.addresses.values())
+    await other.begin("cluster", "restore", file, "--yes")
+    await other.start(1, 2, 3)
+    try:
+        async with client(other) as ledger:
+            assert ledger.ledger_id == made["ledger_id"]
+            verdicts = await ledger.outcomes([session.txid(1), session.txid(2)])
+            assert list(verdicts.values()) == [Verdict.COMMITTED, Verdict.FORGOTTEN]
+            assert (await ledger.info()).incarnation == 2
+    finally:
+        await other.close()
