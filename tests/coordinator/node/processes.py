@@ -15,7 +15,7 @@ from coordinator.settings import LedgerSettings
 from tests.coordinator.node.cluster import free_ports
 from tests.undoubt.cli.harness import COMMAND, environment
 from undoubt.config import load
-from undoubt.serve.node import init
+from undoubt.serve.begin import init
 
 CONFIG = """
 [ledger]
