@@ -281,9 +281,10 @@ class Participant(Protocol):
         True if a cancel was sent. Fails; may be repeated."""
         ...
 
-    async def check(self) -> Sequence[Finding]:
-        """Everything that was looked at to learn whether this participant can do its part, in a stable order.
-        Changes nothing; never fails, since what does not answer is a finding; may be repeated."""
+    async def check(self, *, protocol: str = "2pc") -> Sequence[Finding]:
+        """Everything that was looked at to learn whether this participant can do its part in transactions
+        that are committed by ``protocol``, in a stable order. Changes nothing; never fails, since what does
+        not answer is a finding; may be repeated."""
         ...
 
     async def close(self) -> None:

@@ -160,7 +160,7 @@ class ScriptedParticipant:
         self.cancelled.append(waiting)
         return True
 
-    async def check(self) -> Sequence[Finding]:
+    async def check(self, *, protocol: str = "2pc") -> Sequence[Finding]:
         if self.down is not None:
             return [Finding(self.name, "reach", Severity.UNREACHABLE, str(self.down))]
         return [*self.findings, Finding(self.name, "reach", Severity.OK, "scripted")]

@@ -33,7 +33,7 @@ class Checkup:
         self._settings = settings
         self._ledger_id = ledger_id
 
-    async def findings(self) -> Sequence[Finding]:
+    async def findings(self, protocol: str) -> Sequence[Finding]:
         """See :meth:`participants.contract.Participant.check`."""
         try:
             [row] = await self._management.read(query("health"))  # first: it replaces what was lost
@@ -55,6 +55,7 @@ class Checkup:
             self._vacuum(row),
             *self._roles(row, owners, intro),
             self._cancelling(row, owners, intro),
+            *([self._tables(row)] if protocol == "3pc" else []),
         ]
 
     async def _open_a_transaction(self) -> Introduction:
@@ -226,6 +227,28 @@ class Checkup:
             "a deadlock across databases is ended by the coordinator whose transaction it is; from this role"
             " nobody else could, and lock_timeout would end it",
             signal_grant(row["login"], intro.version),
+        )
+
+    def _tables(self, row: Row) -> Finding:
+        """Three-phase commit keeps its states in the participant, and cannot begin without."""
+        name = self._management.participant
+        if not row["has_states"]:
+            return self._found(
+                "tables",
+                Severity.PROBLEM,
+                "its database has no tables for three-phase commit",
+                "no transaction can be committed by that protocol there",
+                f"undoubt participants migrate {name}",
+            )
+        if not row["states_denied"]:
+            return self._ok("tables", f"{row['me']} may write the states of three-phase commit")
+        missing = ", ".join(row["states_denied"])
+        return self._found(
+            "tables",
+            Severity.PROBLEM,
+            f"{row['me']} may not {missing} in undoubt.undoubt_branch",
+            "it can neither begin a three-phase commit nor finish one that was interrupted",
+            f"GRANT {missing.upper()} ON undoubt.undoubt_branch TO {identifier(row['login'])};",
         )
 
     def _way_out(self, owner: Row, login: str, intro: Introduction) -> tuple[str, str | None]:

@@ -113,8 +113,8 @@ class PostgresParticipant:
     async def cancel_waiter(self, waiting: Waiting) -> bool:
         return await self._waits.cancel(waiting)
 
-    async def check(self) -> Sequence[Finding]:
-        return await self._checkup.findings()
+    async def check(self, *, protocol: str = "2pc") -> Sequence[Finding]:
+        return await self._checkup.findings(protocol)
 
     async def close(self) -> None:
         self._pool.close()

@@ -148,6 +148,9 @@ select current_setting('server_version') as version,
        current_setting('full_page_writes') as full_page_writes,
        array(select f from unnest(array['pg_control_system()', 'pg_current_wal_lsn()', 'pg_walfile_name(pg_lsn)']) as f
               where not has_function_privilege(f, 'execute')) as untold,
+       to_regclass('undoubt.undoubt_branch') is not null as has_states,
+       array(select p from unnest(array['select', 'insert', 'update', 'delete']) as p
+              where not has_table_privilege(to_regclass('undoubt.undoubt_branch'), p)) as states_denied,
        (select age(datfrozenxid) from pg_database where datname = current_database()) as frozen_age,
        current_setting('autovacuum_freeze_max_age')::int as freeze_max_age,
        (select max(age(transaction)) from pg_prepared_xacts) as prepared_age

@@ -9,6 +9,8 @@ import pytest
 
 from participants.contract import Order, Settled, Vote
 from participants.findings import Finding, Severity
+from participants.postgres.schema import migrate
+from participants.settings import ParticipantSettings
 from tests.participants.support import WRITE, Database, new_gid, participant_at, run_on
 from tests.participants.test_servers import standby_of
 from undoubt.embedded import EmbeddedServer
@@ -210,6 +212,31 @@ async def test_a_server_that_was_started_again_is_not_called_unreachable() -> No
         await server.start()
         assert Severity.UNREACHABLE not in {one.severity for one in await participant.check()}
         await participant.close()
+
+
+async def test_three_phase_commit_needs_tables(database: Database, server: EmbeddedServer) -> None:
+    """Broken if a protocol that is configured fails at its first transaction, or its recovery in a crash."""
+    await database.admin.execute("create role app login; grant all on account to app")
+    participant = participant_at(server.dsn(database.name, user="app"))
+
+    async def tables() -> Finding:
+        [found] = [one for one in await participant.check(protocol="3pc") if one.check == "tables"]
+        return found
+
+    try:
+        assert "tables" not in {one.check for one in await participant.check()}, "2pc needs none"
+        assert (await tables()).fix == "undoubt participants migrate p"
+        await migrate("p", ParticipantSettings(dsn=database.dsn))
+        denied = await tables()
+        assert (denied.severity, denied.fix) == (
+            Severity.PROBLEM,
+            'GRANT SELECT, INSERT, UPDATE, DELETE ON undoubt.undoubt_branch TO "app";',
+        )
+        await database.admin.execute(denied.fix or "")
+        assert (await tables()).severity is Severity.OK
+    finally:
+        await participant.close()
+        await database.admin.execute("drop owned by app; drop role app")
 
 
 async def test_unreachable_and_refused(server: EmbeddedServer) -> None:

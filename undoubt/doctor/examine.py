@@ -34,7 +34,8 @@ async def examine(
             ledger, participants = await stack.enter_async_context(assemble.opened(settings))
             chosen = _chosen(participants, only)
             # Side by side: each of the two waits for one that does not answer.
-            checked, seen = await asyncio.gather(_checks(chosen), survey(ledger, chosen))
+            protocol = settings.coordinator.protocol
+            checked, seen = await asyncio.gather(_checks(chosen, protocol), survey(ledger, chosen))
             if only is None:
                 findings += await look_at_ledger(ledger, settings, older_than_s)
         except LedgerError as error:
@@ -50,7 +51,7 @@ async def _without_ledger(settings: Settings, only: Collection[str] | None) -> l
     """What is prepared cannot be judged then; everything else about the participants can."""
     participants = assemble.registry(settings, new_ledger_id())
     try:
-        checked = await _checks(_chosen(participants, only))
+        checked = await _checks(_chosen(participants, only), settings.coordinator.protocol)
     finally:
         await participants.close()
     return [finding for name in sorted(checked) for finding in checked[name]]
@@ -66,7 +67,7 @@ def _chosen(participants: Registry, only: Collection[str] | None) -> Registry:
     return chosen
 
 
-async def _checks(participants: Registry) -> dict[str, list[Finding]]:
+async def _checks(participants: Registry, protocol: str) -> dict[str, list[Finding]]:
     everyone = list(participants)
-    checked = await asyncio.gather(*(one.check() for one in everyone))
+    checked = await asyncio.gather(*(one.check(protocol=protocol) for one in everyone))
     return {one.name: list(found) for one, found in zip(everyone, checked, strict=True)}
