@@ -15,6 +15,7 @@ from participants.postgres import PostgresParticipant
 from participants.postgres.schema import migrate
 from participants.settings import ParticipantSettings
 from tests.participants.support import SETTINGS, Database, new_gid, participant_at
+from tests.pgbouncer import PgBouncer, program_or_skip
 from undoubt.embedded import EmbeddedServer
 
 _names = itertools.count(1)
@@ -27,6 +28,16 @@ def server() -> Iterator[EmbeddedServer]:
     asyncio.run(server.start())
     yield server
     asyncio.run(server.close())
+
+
+@pytest.fixture(scope="package")
+def pooler(server: EmbeddedServer) -> Iterator[PgBouncer]:
+    """PgBouncer in transaction mode before that server."""
+    program_or_skip()
+    pooler = PgBouncer(server.port, users=("postgres", "app", "rescue"))
+    asyncio.run(pooler.start())
+    yield pooler
+    asyncio.run(pooler.close())
 
 
 @pytest_asyncio.fixture

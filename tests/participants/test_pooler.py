@@ -7,7 +7,7 @@ ones in between.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -21,17 +21,6 @@ from tests.participants.support import WRITE, Database, new_gid, participant_at
 from tests.participants.test_servers import standby_of
 from tests.pgbouncer import PgBouncer, program_or_skip
 from undoubt.embedded import EmbeddedServer
-
-USERS = ("postgres", "app", "rescue")
-
-
-@pytest.fixture(scope="module")
-def pooler(server: EmbeddedServer) -> Iterator[PgBouncer]:
-    program_or_skip()
-    pooler = PgBouncer(server.port, users=USERS)
-    asyncio.run(pooler.start())
-    yield pooler
-    asyncio.run(pooler.close())
 
 
 @pytest_asyncio.fixture(params=[True, False], ids=["declared", "undeclared"])

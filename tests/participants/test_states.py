@@ -26,6 +26,7 @@ from participants.states import (
     Termination,
 )
 from tests.participants.support import Database
+from tests.pgbouncer import PgBouncer
 
 LEDGER = "abcdefghij"
 NONCE = "0123456789abcdef"
@@ -60,14 +61,22 @@ async def _nothing(_call: str, _gid: Gid) -> None:
     """Memory answers at once."""
 
 
-@pytest.fixture(params=["memory", "postgresql"])
-async def rows(request: pytest.FixtureRequest, database: Database) -> AsyncIterator[Rows]:
-    if request.param == "memory":
+@pytest.fixture(params=["memory", "postgresql", "pgbouncer"])
+def behind(request: pytest.FixtureRequest) -> str | PgBouncer:
+    """What the rows are in, or the pooler before it."""
+    return request.getfixturevalue("pooler") if request.param == "pgbouncer" else request.param
+
+
+@pytest.fixture
+async def rows(behind: str | PgBouncer, database: Database) -> AsyncIterator[Rows]:
+    if behind == "memory":
         memory = Rows(MemoryStates(lambda gid: gid in memory.committed, _nothing))
         yield memory
         return
     settings = ParticipantSettings(dsn=database.dsn)
     await migrate("orders", settings)
+    if isinstance(behind, PgBouncer):
+        settings = ParticipantSettings(dsn=behind.dsn(database.name))
     participant = PostgresParticipant("orders", settings, ledger_id=LEDGER)
     yield DatabaseRows(participant, database.dsn)
     await participant.close()

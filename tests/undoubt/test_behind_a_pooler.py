@@ -18,6 +18,7 @@ import pytest
 
 import undoubt
 from coordinator.protocols.steps import TwoPhaseStep
+from participants.postgres.schema import migrate
 from recovery.service import RecoveryService
 from tests.pgbouncer import PgBouncer, program_or_skip
 from tests.prove.bank import audit, set_up, transfer
@@ -63,7 +64,11 @@ def port_of(databases: dict[str, str]) -> int:
 
 
 def configured(
-    databases: dict[str, str], pooler: PgBouncer, folder: Path, payments: dict[str, Any]
+    databases: dict[str, str],
+    pooler: PgBouncer,
+    folder: Path,
+    payments: dict[str, Any],
+    protocol: str = "2pc",
 ) -> Settings:
     """``payments`` through ``pooler``, and what else is set for it."""
     behind = {"dsn": pooler.dsn(databases["payments"].rsplit("/", 1)[1])}
@@ -71,7 +76,7 @@ def configured(
         {
             "ledger": {"url": f"sqlite:///{folder}/ledger.db"},
             "participants": {"orders": {"dsn": databases["orders"]}, "payments": behind | payments},
-            "coordinator": {"drain_s": 1.0},
+            "coordinator": {"drain_s": 1.0, "protocol": protocol},
             "recovery": {"interval_s": 0.05, "backoff_max_s": 0.2},
         }
     )
@@ -92,16 +97,20 @@ async def recovered(settings: Settings) -> None:
         await service.close()
 
 
-@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize(("declared", "protocol"), [(True, "2pc"), (False, "2pc"), (False, "3pc")])
 async def test_a_pooler_that_dies_in_mid_flight(
-    databases: dict[str, str], other_postgres: Server, tmp_path: Path, declared: bool
+    databases: dict[str, str], other_postgres: Server, tmp_path: Path, declared: bool, protocol: str
 ) -> None:
     """Broken if what the pooler took with it is half committed, lost after it was acknowledged, or stays."""
     program_or_skip()
     await set_up(databases)
     rng = random.Random(7)
     async with PgBouncer(port_of(databases)) as pooler:
-        settings = configured(databases, pooler, tmp_path, {"pooler": declared, "statement_timeout_s": 3.0})
+        payments = {"pooler": declared, "statement_timeout_s": 3.0}
+        settings = configured(databases, pooler, tmp_path, payments, protocol)
+        if protocol == "3pc":
+            for name, one in settings.participants.items():
+                await migrate(name, one)
         async with undoubt.connect(settings) as coordinator:
             load_run = Load(coordinator)
             workers = [asyncio.create_task(load_run.work(account)) for account in range(WORKERS)]
