@@ -71,6 +71,14 @@ async def test_a_cluster_grows_and_shrinks_under_load() -> None:
     assert min(told["decisions_per_step"]) >= 500
 
 
+async def test_a_cluster_loses_nothing_that_it_answered() -> None:
+    """Broken if a leader that is killed takes answered decisions with it, or a large node forgets some."""
+    told = await prove("cluster", "--seconds", "1", "--kills", "2", "--finished", "100000")
+    assert told["lost"] == 0
+    assert len(told["next_commit_s"]) == 2
+    assert told["large_node"]["kept"] is True
+
+
 async def test_sqlalchemys_own_twophase_commits_one_half() -> None:
     """Broken if the reason for this project has gone away: then say so in the README."""
     told = await prove("sqlalchemy")

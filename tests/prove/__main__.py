@@ -9,6 +9,7 @@ import json
 import sys
 
 PROOFS = {
+    "cluster": "tests.prove.cluster",
     "crash": "tests.prove.crash",
     "grow": "tests.prove.grow",
     "live-recovery": "tests.prove.live_recovery",

@@ -23,15 +23,14 @@ url = "{url}"
 [node]
 number = {number}
 data = "data-{number}"
-heartbeat_s = 0.05
-election_timeout_s = 0.5
 """
+QUICK = "heartbeat_s = 0.05\nelection_timeout_s = 0.5\n"
 
 
 class Processes:
     """Three of them, in a folder each. ``prefix`` is put before the command of one."""
 
-    def __init__(self, folder: Path, more: str = "", count: int = 3) -> None:
+    def __init__(self, folder: Path, more: str = "", *, count: int = 3, timers: str = QUICK) -> None:
         self.folder = folder
         self.ports = free_ports(count)
         self.numbers = range(1, count + 1)
@@ -41,7 +40,9 @@ class Processes:
         self.running: dict[int, asyncio.subprocess.Process] = {}
         ticket = ""
         for number in self.numbers:
-            self.config(number).write_text(CONFIG.format(url=self.settings.url, number=number) + more)
+            self.config(number).write_text(
+                CONFIG.format(url=self.settings.url, number=number) + timers + more
+            )
             ticket = init(load(self.config(number), env={}), ticket).ticket
 
     def config(self, number: int) -> Path:
@@ -73,6 +74,12 @@ class Processes:
             process.send_signal(how)
         return await process.wait()
 
+    async def kill(self) -> None:
+        """All that run, also those that were stopped."""
+        for number in list(self.running):
+            self.signal(number, signal.SIGCONT)
+            await self.end(number, signal.SIGKILL)
+
     def signal(self, number: int, how: signal.Signals) -> None:
         os.kill(self.running[number].pid, how)
 
@@ -103,9 +110,7 @@ async def processes(folder: Path, more: str = "") -> AsyncIterator[Processes]:
         await found.start()
         yield found
     finally:
-        for number in list(found.running):
-            found.signal(number, signal.SIGCONT)
-            await found.end(number, signal.SIGKILL)
+        await found.kill()
 
 
 def why_no_mounts() -> str | None:

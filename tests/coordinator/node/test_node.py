@@ -251,15 +251,14 @@ async def test_a_leader_whose_disk_is_full_hands_over_and_comes_back(cluster: Cl
         full = await cluster.leader()
         number = full.identity.node
         storage = cluster.storages[number]
-        storage._reserve.give_up()
-        storage._reserve.hold = lambda: False  # type: ignore[method-assign]
-        # As if other files had taken all but a few pages: SQLite answers SQLITE_FULL as for ENOSPC.
+        # As if other files had taken all the room there is: SQLite answers SQLITE_FULL as for ENOSPC.
+        storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
         await storage.in_thread(lambda: storage.tables.file.limit_pages(1))
+        many = [BranchRecord(branch, f"a-participant-with-quite-a-name-{branch}") for branch in range(1, 40)]
         for seq in range(1, 50):
-            assert await ledger.decide(session.txid(seq), COMMIT, BRANCHES) is COMMIT
+            assert await ledger.decide(session.txid(seq), COMMIT, many) is COMMIT
         assert full.replica.raft.state.disk_full
         assert not full.leads
-        del storage._reserve.hold  # type: ignore[method-assign]
         await storage.in_thread(lambda: storage.tables.file.limit_pages(2**30))
         while full.replica.raft.state.disk_full:
             await asyncio.sleep(0.01)
