@@ -52,7 +52,9 @@ def _numbers(opened: Sequence[Call]) -> Iterator[str]:
 
 
 def _signs(calls: Sequence[Call]) -> Iterator[Call]:
-    """What the calls about one transaction show of its session."""
+    """What the calls about one transaction show of its session; nothing, if it ends without regard to it."""
+    if any(call.protocol not in {"", "2"} for call in calls):
+        return
     committing = [call for call in calls if call.what == "decide" and call.asked == "commit"]
     aborting = [call for call in calls if call.what == "decide" and call.asked == "abort"]
     told = [call for call in calls if call.result in {"commit", "committed"}]

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(eq=False, slots=True)
@@ -24,6 +25,7 @@ class Call:
     seq: int = 0
     floor: int = 0
     asked: str = ""
+    protocol: str = "2"
     result: str | None = None
 
 
@@ -34,10 +36,9 @@ class History:
     now: Callable[[], float]
     calls: list[Call] = field(default_factory=list)
 
-    def begin(
-        self, who: str, what: str, *, session: int = 0, seq: int = 0, floor: int = 0, asked: str = ""
-    ) -> Call:
-        call = Call(who, what, self.now(), session=session, seq=seq, floor=floor, asked=asked)
+    def begin(self, who: str, what: str, **of: Any) -> Call:
+        """``of``: fields of :class:`Call`."""
+        call = Call(who, what, self.now(), **of)
         self.calls.append(call)
         return call
 
@@ -46,11 +47,9 @@ class History:
         call.answered_at = self.now()
 
     @contextlib.contextmanager
-    def call(
-        self, who: str, what: str, *, session: int = 0, seq: int = 0, floor: int = 0, asked: str = ""
-    ) -> Iterator[Call]:
+    def call(self, who: str, what: str, **of: Any) -> Iterator[Call]:
         """Answered if the block sets ``result``; an error that says for certain what is so becomes one."""
-        call = self.begin(who, what, session=session, seq=seq, floor=floor, asked=asked)
+        call = self.begin(who, what, **of)
         try:
             yield call
         except Exception as error:

@@ -47,7 +47,7 @@ def _transaction(state: Transaction, call: Call) -> Transaction | None:
         case "decide":
             return _decide(state, call)
         case "outcome":
-            return state if call.result in (None, _outcome(state)) else None
+            return state if call.result in (None, _outcome(state, call)) else None
         case "record":
             known = "not_recorded" if state.session == "dropped" else state.decision or "not_recorded"
             return state if call.result in (None, known) else None
@@ -69,15 +69,17 @@ def _decide(state: Transaction, call: Call) -> Transaction | None:
         fits = call.result in (None, state.decision)
         return state if fits or (call.result == "BranchListMismatch" and state.decision == "commit") else None
     fenced = state.session != "open" or state.below
-    decided = "abort" if fenced else call.asked
+    decided = "abort" if fenced and call.protocol == "2" else call.asked
     return state._replace(decision=decided) if call.result in (None, decided) else None
 
 
-def _outcome(state: Transaction) -> str:
+def _outcome(state: Transaction, call: Call) -> str:
     if state.session == "dropped":
         return "forgotten"
     if state.decision is not None:
         return "committed" if state.decision == "commit" else "aborted"
+    if call.protocol != "2":
+        return "ask_protocol"  # it has a termination of its own, and no session's end presumes anything
     return "aborted" if state.session != "open" or state.below else "active"
 
 

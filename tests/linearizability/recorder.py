@@ -41,27 +41,30 @@ class Recorder:
     async def decide(
         self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], *, protocol: str = "2"
     ) -> Decision:
-        of, asked = {"session": txid.session, "seq": txid.seq}, str(decision)
-        with self.history.call(self.who, "decide", **of, asked=asked) as call:
+        of = {"session": txid.session, "seq": txid.seq, "asked": str(decision), "protocol": str(protocol)}
+        with self.history.call(self.who, "decide", **of) as call:
             decided = await self.ledger.decide(txid, decision, branches, protocol=protocol)
             call.result = str(decided)
         return decided
 
     async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
-        calls = self._begin("outcome", txids)
+        calls = self._begin("outcome", txids, protocol)
         verdicts = await self.ledger.outcomes(list(calls), protocol=protocol)
         self._end(calls, verdicts)
         return verdicts
 
     async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
-        calls = self._begin("record", txids)
+        calls = self._begin("record", txids, "")
         records = await self.ledger.records(list(calls))
         self._end(calls, records)
         return records
 
-    def _begin(self, what: str, txids: Iterable[TxId]) -> dict[TxId, Call]:
+    def _begin(self, what: str, txids: Iterable[TxId], protocol: str) -> dict[TxId, Call]:
         begin = self.history.begin
-        return {txid: begin(self.who, what, session=txid.session, seq=txid.seq) for txid in txids}
+        return {
+            txid: begin(self.who, what, session=txid.session, seq=txid.seq, protocol=str(protocol))
+            for txid in txids
+        }
 
     def _end(self, calls: Mapping[TxId, Call], answers: Mapping[TxId, Verdict | Record]) -> None:
         for txid, call in calls.items():

@@ -35,6 +35,11 @@ def keep_alive(begin: float, end: float, result: str | None, floor: int = 1) -> 
     return call("keep_alive", begin, end, result, floor=floor)
 
 
+def terminated(what: str, begin: float, end: float, result: str, asked: str = "") -> Call:
+    """Of a transaction of three-phase commit."""
+    return call(what, begin, end, result, seq=1, asked=asked, protocol="3")
+
+
 RIGHT = {
     "one commit": [decide("commit", 0, 1, "commit"), outcome(2, 3, "committed")],
     "the first of two that overlap": [decide("commit", 0, 5, "abort"), decide("abort", 1, 2, "abort")],
@@ -52,7 +57,18 @@ RIGHT = {
     ],
 }
 
+RIGHT["three-phase commit is not fenced by its session"] = [
+    call("close", 0, 1, "ok"),
+    terminated("outcome", 2, 3, "ask_protocol"),
+    terminated("decide", 4, 5, "commit", asked="commit"),
+    terminated("outcome", 6, 7, "committed"),
+]
+
 WRONG = {
+    "three-phase commit presumed aborted": [
+        call("close", 0, 1, "ok"),
+        terminated("outcome", 2, 3, "aborted"),
+    ],
     "two decisions": [decide("commit", 0, 1, "commit"), decide("abort", 2, 3, "abort")],
     "a decision that changes": [outcome(0, 1, "committed"), outcome(2, 3, "aborted")],
     "a commit out of nothing": [outcome(0, 1, "committed")],

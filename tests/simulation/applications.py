@@ -54,6 +54,8 @@ def coordinator_settings(world: World, name: str) -> CoordinatorSettings:
     random = world.random
     return CoordinatorSettings(
         name=name,
+        # What somebody ends by hand, three-phase commit leaves to a person: nothing would settle.
+        protocol="2pc" if world.tampers else random.choice(["2pc", "2pc", "3pc"]),
         timeout_s=random.choice([2.0, 5.0, 15.0]),
         session_ttl_s=random.choice([1.0, 3.0, 10.0]),
         session_transactions_max=random.choice([3, 20, 100_000]),

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from participants.scripted_states import MemoryStates
+
 
 class State(enum.StrEnum):
     OPEN = "in progress"
@@ -65,12 +67,16 @@ class Disk:
         self.prepared: dict[str, Work] = {}
         self.books: dict[int, State] = {}
         self.notes: set[str] = set()
+        self.committed: set[str] = set()
+        self.states = MemoryStates(lambda gid: str(gid) in self.committed, _at_once)
+        """Three-phase commit's rows; each change is a transaction of its own."""
         self.recovering = False
         self.promotions: list[float] = []
 
     def commit(self, work: Work) -> None:
         for account, delta in work.deltas.items():
             self.balances[account] += delta
+        self.committed.add(work.name)
         if work.noted:
             self.notes.add(work.name)
         self._enter(work, State.COMMITTED)
@@ -83,6 +89,10 @@ class Disk:
         if work.xid is not None:
             self.books[work.xid] = state
         self.prepared.pop(work.name, None)
+
+
+async def _at_once(_call: str, _gid: object) -> None:
+    """A change of one row neither waits nor fails by itself."""
 
 
 class Server:
@@ -362,6 +372,11 @@ class Session(asyncio.Protocol):
         self._primary()
         gone = pid not in self.server.sessions and timeline == self.server.timeline
         return name in self.disk.notes, gone
+
+    async def do_states(self, verb: str, *arguments: Any) -> Any:
+        """A call of :class:`participants.states.States`."""
+        self._primary()
+        return await getattr(self.disk.states, verb)(*arguments)
 
     async def do_whoami(self) -> tuple[int, int, str]:
         return self.pid, self.disk.system, self.server.timeline

@@ -31,6 +31,7 @@ from participants.errors import (
     UsageError,
 )
 from participants.ids import Foreign, Gid
+from participants.states import Charter, Event, StateRow
 from tests.simulation.database import SqlError
 
 STATEMENT_TIMEOUT_S = 4.0
@@ -120,6 +121,7 @@ class SimulatedParticipant:
         self.address = address
         self.ledger_id = ledger_id
         self.notes = notes
+        self.states = SimulatedStates(self)
         self._management: Link | None = None
         self._managing = asyncio.Lock()
         self._closed = False
@@ -213,6 +215,43 @@ class SimulatedParticipant:
         self._closed = True
         if self._management is not None:
             self._management.discard()
+
+
+class SimulatedStates:
+    """:class:`participants.states.States` of a simulated database."""
+
+    def __init__(self, participant: SimulatedParticipant) -> None:
+        self._participant = participant
+
+    async def _ask(self, verb: str, *arguments: Any) -> Any:
+        try:
+            return await self._participant.manage("states", verb, *arguments)
+        except SqlError as error:
+            raise ParticipantRefused(self._participant.name, str(error), sqlstate=error.sqlstate) from error
+
+    async def enlist(self, gid: Gid, charter: Charter) -> bool:
+        return bool(await self._ask("enlist", gid, charter))
+
+    async def read(self, gid: Gid) -> StateRow | None:
+        row: StateRow | None = await self._ask("read", gid)
+        return row
+
+    async def elect(self, gid: Gid, election: int, charter: Charter) -> StateRow | None:
+        row: StateRow | None = await self._ask("elect", gid, election, charter)
+        return row
+
+    async def attempt(self, gid: Gid, election: int, event: Event) -> bool:
+        return bool(await self._ask("attempt", gid, election, event))
+
+    async def bury(self, gid: Gid, charter: Charter) -> bool:
+        return bool(await self._ask("bury", gid, charter))
+
+    async def unfinished(self) -> Sequence[tuple[Gid, StateRow]]:
+        rows: Sequence[tuple[Gid, StateRow]] = await self._ask("unfinished")
+        return rows
+
+    async def forget(self, gids: Sequence[Gid]) -> None:
+        await self._ask("forget", gids)
 
 
 class Account:
