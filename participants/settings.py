@@ -8,6 +8,8 @@ import msgspec
 
 from participants.redact import redact
 
+DRIVERS = ("asyncpg", "psycopg")
+
 
 class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One PostgreSQL database.
@@ -18,6 +20,7 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     dsn: str
     driver: str = "asyncpg"
+    """What its sessions are opened with: one of :data:`DRIVERS`."""
     password_file: str | None = None
     connections_max: int = 64
     """Connections of the application's branches at once; recovery uses one more of its own."""
@@ -30,8 +33,8 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         if self.connections_max < 1:
             raise ValueError("connections_max must be at least 1")
-        if self.driver != "asyncpg":
-            raise ValueError(f"driver {self.driver!r} is not one of: asyncpg")
+        if self.driver not in DRIVERS:
+            raise ValueError(f"driver {self.driver!r} is not one of: {', '.join(DRIVERS)}")
 
     def __repr__(self) -> str:
         return f"ParticipantSettings(dsn={redact(self.dsn)!r}, driver={self.driver!r})"

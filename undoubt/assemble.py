@@ -14,17 +14,19 @@ from participants.registry import Registry
 
 if TYPE_CHECKING:
     from coordinator.ledger.contract import Ledger
+    from participants.postgres.drivers import Handles
     from undoubt.config import Settings
 
 
-def registry(settings: Settings, ledger_id: str) -> Registry:
-    """The participants of the settings, not yet connected to. Close it when done."""
-    # asyncpg is needed by nobody who has no participant.
+def registry(settings: Settings, ledger_id: str, *, handles: Handles = "async") -> Registry:
+    """The participants of the settings, not yet connected to. Close it when done. ``handles``: what their
+    branches give to the application, asynchronous or synchronous connections."""
+    # A driver is needed by nobody who has no participant.
     from participants.postgres import PostgresParticipant  # noqa: PLC0415
 
     found = Registry()
     for name, participant in settings.participants.items():
-        found.add(PostgresParticipant(name, participant, ledger_id=ledger_id))
+        found.add(PostgresParticipant(name, participant, ledger_id=ledger_id, handles=handles))
     return found
 
 

@@ -19,7 +19,9 @@ transaction is; it knows branches.
 ``session``                  what is needed of a driver
 ``pool``, ``management``     sessions lent to branches; sessions for everything else
 ``dsn``                      libpq's connection strings
-``asyncpg_*``                the driver: connecting, sending, the application's connection, its savepoints
+``connecting``, ``closing``  opening and closing sessions, whatever the driver; ``drivers`` chooses one
+``asyncpg_*``                one driver: connecting, sending, the application's connection, its savepoints
+``psycopg_*``                the other: the same, for applications that await and for those that do not
 ===========================  ==============================================================================
 
 Three things hold everywhere. A session whose state is not known is closed, never used again. An answer

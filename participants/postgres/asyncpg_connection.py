@@ -60,18 +60,15 @@ class BranchConnection:
         INSTEAD OF trigger did nothing)."""
         self.undoubt_reusable = True
 
-    @property
-    def undoubt_busy(self) -> bool:
-        """A statement of the application is running."""
-        return self._undoubt_running > 0
-
-    def undoubt_end(self) -> None:
-        """From now on every use raises ``UsageError``; statements and cursors got from it fail as well."""
+    def undoubt_end(self) -> bool:
+        """From now on every use raises ``UsageError``; statements and cursors got from it fail as well. True
+        if a statement of the application is running."""
         if not self._undoubt_ended:
             self._undoubt_ended = True
             # How asyncpg's own pool cuts off prepared statements and cursors of an earlier holder
             # (connresource.py): without it, one that was kept would work inside the next branch.
             self._undoubt_connection._pool_release_ctr += 1  # type: ignore[attr-defined]
+        return self._undoubt_running > 0
 
     @property
     def undoubt_has_ended(self) -> bool:

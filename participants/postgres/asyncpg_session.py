@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from participants.ids import Gid
+from participants.postgres.asyncpg_connection import BranchConnection
+from participants.postgres.closing import CLOSE_TIMEOUT_S, close_in_background
 from participants.postgres.session import (
+    NOTICES_KEPT_MAX,
     Answer,
     Introduction,
     Late,
@@ -22,9 +25,6 @@ from participants.postgres.session import (
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
 
-CLOSE_TIMEOUT_S = 2.0
-"""How long a session that is thrown away may take to cancel what runs in it and to say goodbye."""
-
 TRANSLATED = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -33,8 +33,6 @@ TRANSLATED = (
     TimeoutError,
 )
 _FATAL = frozenset({"FATAL", "PANIC"})
-_NOTICES_KEPT_MAX = 100
-_closing: set[asyncio.Task[None]] = set()
 
 
 class AsyncpgSession:
@@ -87,15 +85,15 @@ class AsyncpgSession:
     def keep_statements(self) -> None:
         self.connection._stmt_cache_enabled = True  # type: ignore[attr-defined]
 
+    def handle(self, gid: Gid) -> BranchConnection:
+        return BranchConnection(self.connection, gid)
+
     def discard(self) -> None:
         self._broken = True
         if self.connection.is_closed():
             return
-        # A coroutine of its own: closing waits for the cancellation that asyncpg has sent on its way, and
-        # whoever discards is often being cancelled.
-        task = asyncio.get_running_loop().create_task(_close(self.connection))
-        _closing.add(task)
-        task.add_done_callback(_closing.discard)
+        # asyncpg waits for the cancellation that it has sent on its way.
+        close_in_background(_close(self.connection))
 
     def _check(self) -> None:
         if self.broken:
@@ -108,7 +106,7 @@ class AsyncpgSession:
         return translated
 
     def _note(self, _: Any, message: Any) -> None:
-        if len(self._notices) < _NOTICES_KEPT_MAX:
+        if len(self._notices) < NOTICES_KEPT_MAX:
             self._notices.append(
                 Notice(
                     str(getattr(message, "severity_en", None) or getattr(message, "severity", "")),
@@ -124,14 +122,6 @@ async def _close(connection: Connection) -> None:
         await connection.close(timeout=CLOSE_TIMEOUT_S)
     except TRANSLATED:
         connection.terminate()
-
-
-async def drain_discarded() -> None:
-    """Wait until sessions that were thrown away in this event loop are closed."""
-    loop = asyncio.get_running_loop()
-    tasks = [task for task in _closing if task.get_loop() is loop]
-    if tasks:
-        await asyncio.wait(tasks)
 
 
 def translate(error: BaseException) -> ServerError | NoAnswer | NotSent:

@@ -36,7 +36,10 @@ from participants.postgres.verdicts import (
     read_evidence,
 )
 
-STILL_RUNNING = "a statement of the application is still running in this branch; await it before commit"
+STILL_RUNNING = (
+    "a statement of the application is still running in this branch (or a pipeline, stream or COPY is open):"
+    " finish it before commit"
+)
 
 
 class PostgresBranch:
@@ -217,8 +220,9 @@ class PostgresBranch:
 
     async def _undo(self) -> Settled:
         """No PREPARE was sent: whatever happens to the session now, its server rolls the branch back."""
-        self._handle.undoubt_end()
-        if self._session.in_transaction and not self._session.broken:
+        if self._handle.undoubt_end():
+            self._session.discard()
+        elif self._session.in_transaction and not self._session.broken:
             try:
                 await self._session.script("rollback", timeout_s=self._around.statement_timeout_s)
             except (ServerError, NoAnswer, NotSent):
@@ -229,18 +233,17 @@ class PostgresBranch:
         """PostgreSQL keeps no record of heuristic outcomes: nothing to do."""
 
     async def release(self) -> None:
-        self._handle.undoubt_end()
+        busy = self._handle.undoubt_end()
         self._slot.used = self._slot.used or self._handle.undoubt_used
-        if not self._handle.undoubt_reusable:
+        if busy or not self._handle.undoubt_reusable:
             self._session.discard()
         self._around.give_back(self._slot)
 
     def _stop_application(self) -> None:
-        if self._handle.undoubt_busy:
+        if self._handle.undoubt_end():
             # What it does is not known before it is done, and the answer belongs to somebody else.
             self._session.discard()
             raise self._failed(STILL_RUNNING)
-        self._handle.undoubt_end()
 
     def _failed(self, message: str) -> BranchFailed:
         return BranchFailed(self._around.name, message)

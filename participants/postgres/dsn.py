@@ -1,4 +1,4 @@
-"""Connection strings: libpq's keywords and URIs, turned into the URI that every driver reads.
+"""Connection strings: libpq's keywords and URIs, turned into what each driver reads.
 
 https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING. Parsed by libpq itself (through
 psycopg), so that what works for ``psql`` works here. Nothing here connects.
@@ -6,14 +6,14 @@ psycopg), so that what works for ``psql`` works here. Nothing here connects.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
 from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from participants.errors import ParticipantRefused
-from participants.redact import redact
 
 _CLIENT_ONLY = frozenset(
     {
@@ -59,14 +59,37 @@ UNREADABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """``uri`` has the password in it, if the dsn had: never print it."""
+    """A dsn's parameters by their names in libpq. The password is among them if the dsn had one."""
 
-    uri: str
-    several_hosts: bool
-    has_password: bool
+    participant: str
+    parameters: Mapping[str, str]
+
+    @property
+    def has_password(self) -> bool:
+        return "password" in self.parameters
+
+    def for_libpq(self, **more: str) -> str:
+        """A connection string with ``more`` parameters in it. Never print it."""
+        return make_conninfo("", **{**self.parameters, **more})
+
+    def for_asyncpg(self) -> str:
+        """A URI of what asyncpg understands. Never print it. Raises ``ParticipantRefused`` if the dsn asks
+        for what asyncpg cannot promise."""
+        given = dict(self.parameters)
+        for key, harmless in _PROMISES.items():
+            if key in given and given[key] not in harmless:
+                raise ParticipantRefused(
+                    self.participant,
+                    f"its dsn asks for {key}={given[key]}, which the driver asyncpg cannot promise;"
+                    " the driver psycopg can",
+                )
+        if "hostaddr" in given:
+            given["host"] = given.pop("hostaddr")
+        kept = {key: value for key, value in given.items() if key not in _CLIENT_ONLY}
+        return f"postgresql://?{urlencode(kept, quote_via=quote)}"
 
     def __repr__(self) -> str:
-        return f"Address({redact(self.uri)!r})"
+        return f"Address({self.participant!r})"
 
 
 def read_dsn(participant: str, dsn: str) -> Address:
@@ -76,21 +99,14 @@ def read_dsn(participant: str, dsn: str) -> Address:
     except ProgrammingError:
         # libpq quotes the part that it did not understand, which may be a part of the password.
         raise ParticipantRefused(participant, UNREADABLE) from None
-    for key, harmless in _PROMISES.items():
-        if key in given and given[key] not in harmless:
-            raise ParticipantRefused(
-                participant, f"its dsn asks for {key}={given[key]}, which the driver asyncpg cannot promise"
-            )
-    if "hostaddr" in given:
-        given["host"] = given.pop("hostaddr")
-    kept = {key: value for key, value in given.items() if key not in _CLIENT_ONLY}
-    several = "," in kept.get("host", "")
-    if several:
-        kept["target_session_attrs"] = "read-write"
-    elif kept.get("target_session_attrs") not in {None, "read-write", "primary", "any"}:
+    if not all(port.isdigit() for port in given.get("port", "").split(",") if port):
+        raise ParticipantRefused(participant, UNREADABLE)  # "user:a/password@host" has port "a"
+    if "," in given.get("hostaddr", given.get("host", "")):
+        given["target_session_attrs"] = "read-write"
+    elif given.get("target_session_attrs") not in {None, "read-write", "primary", "any"}:
         raise ParticipantRefused(
             participant,
-            f"target_session_attrs={kept['target_session_attrs']!r} asks for a standby;"
+            f"target_session_attrs={given['target_session_attrs']!r} asks for a standby;"
             " only a primary can prepare",
         )
-    return Address(f"postgresql://?{urlencode(kept, quote_via=quote)}", several, "password" in kept)
+    return Address(participant, given)

@@ -12,16 +12,28 @@ from participants.postgres.settle import Settler
 
 
 class Handle(Protocol):
-    """The application's side of a branch: the driver's connection in a wrapper."""
-
-    undoubt_used: bool
-    undoubt_wrote: bool
-    undoubt_reusable: bool
+    """The application's side of a branch: the driver's connection with the exits locked."""
 
     @property
-    def undoubt_busy(self) -> bool: ...
+    def undoubt_used(self) -> bool:
+        """The application has sent something: the session must be reset before its next use."""
+        ...
 
-    def undoubt_end(self) -> None: ...
+    @property
+    def undoubt_wrote(self) -> bool:
+        """Some statement is known to have changed something."""
+        ...
+
+    @property
+    def undoubt_reusable(self) -> bool:
+        """The session may be lent to another branch."""
+        ...
+
+    def undoubt_end(self) -> bool:
+        """From now on every use raises ``UsageError``. True if the application is in the middle of something
+        all the same (a statement that runs, a pipeline, a COPY): then nobody else may speak on the session,
+        and it has to be discarded. May be repeated."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One PostgreSQL database as a participant: :class:`participants.contract.Participant` over asyncpg."""
+"""One PostgreSQL database as a participant: :class:`participants.contract.Participant` over either driver."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from participants.contract import Branch, Evidence, Fate, Order, PreparedBranch,
 from participants.errors import ParticipantUnavailable
 from participants.findings import Finding
 from participants.ids import Gid, check_ledger_id, check_participant_name
-from participants.postgres.asyncpg_connect import Connector
-from participants.postgres.asyncpg_connection import BranchConnection
-from participants.postgres.asyncpg_session import AsyncpgSession, drain_discarded
 from participants.postgres.begin import begin_script, ledger_name, timeouts_ms
 from participants.postgres.branch import PostgresBranch
 from participants.postgres.checkup import Checkup
+from participants.postgres.closing import drain_discarded
+from participants.postgres.drivers import Handles, new_connector
 from participants.postgres.handle import Surroundings
 from participants.postgres.in_doubt import list_prepared
 from participants.postgres.management import Management
 from participants.postgres.one_phase import OnePhase
 from participants.postgres.pool import Pool, Slot
-from participants.postgres.session import Late, NoAnswer, NotSent, ServerError
+from participants.postgres.session import Late, NoAnswer, NotSent, ServerError, Session
 from participants.postgres.settle import Settler
 from participants.postgres.states import PostgresStates
 from participants.postgres.verdicts import participant_error, pooler_refusal
@@ -30,15 +29,18 @@ from participants.settings import ParticipantSettings
 class PostgresParticipant:
     """``settings.dsn`` names the database, ``ledger_id`` whose branches are its own in the wait graph.
 
+    ``handles``: what a branch gives to the application, see :data:`participants.postgres.drivers.Handles`.
     Nothing is connected to before the first call that needs it; lost connections are replaced. Raises
     ``InvalidName``. For one event loop.
     """
 
-    def __init__(self, name: str, settings: ParticipantSettings, *, ledger_id: str) -> None:
+    def __init__(
+        self, name: str, settings: ParticipantSettings, *, ledger_id: str, handles: Handles = "async"
+    ) -> None:
         self._name = check_participant_name(name)
         self._settings = settings
-        connector = Connector(name, settings, ledger_name(check_ledger_id(ledger_id)))
-        self._pool: Pool[AsyncpgSession] = Pool(name, connector.connect, settings.connections_max)
+        connector = new_connector(name, settings, ledger_name(check_ledger_id(ledger_id)), handles)
+        self._pool: Pool[Session] = Pool(name, connector.connect, settings.connections_max)
         self._management = Management(name, connector.connect, settings.statement_timeout_s)
         self._settler = Settler(self._management)
         self._checkup = Checkup(self._management, settings, ledger_id)
@@ -68,10 +70,9 @@ class PostgresParticipant:
                 self._name, f"a new connection was lost while a branch was begun: {lost}"
             )
         slot.fresh = False
-        handle = BranchConnection(slot.session.connection, gid)
-        return PostgresBranch(self._around, slot, handle, gid, timeout_s)
+        return PostgresBranch(self._around, slot, slot.session.handle(gid), gid, timeout_s)
 
-    async def _begin(self, slot: Slot[AsyncpgSession], gid: Gid, timeout_s: float) -> Exception | None:
+    async def _begin(self, slot: Slot[Session], gid: Gid, timeout_s: float) -> Exception | None:
         """None, or what was said when the connection turned out to be lost."""
         timeouts = timeouts_ms(timeout_s, slot.session.intro)
         script = begin_script(slot, gid, timeouts)

@@ -110,7 +110,7 @@ def _engine(participant: str, settings: ParticipantSettings) -> Engine:
 
     def connect() -> psycopg.Connection[tuple[object, ...]]:
         return psycopg.connect(
-            address.uri, password=password, connect_timeout=int(settings.connect_timeout_s)
+            address.for_libpq(), password=password, connect_timeout=int(settings.connect_timeout_s)
         )
 
     return create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from participants.ids import Gid
+    from participants.postgres.handle import Handle
 
 
 class ServerError(Exception):
@@ -36,6 +40,10 @@ class Late(NoAnswer):
 
 class NotSent(Exception):
     """Nothing was sent: the session is closed, or another statement is running in it."""
+
+
+NOTICES_KEPT_MAX = 100
+"""Of one script: a trigger may raise one per row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +134,10 @@ class Session(Protocol):
 
     def keep_statements(self) -> None:
         """A server process of its own answers this session: statements may be prepared there under names."""
+        ...
+
+    def handle(self, gid: Gid) -> Handle:
+        """What the application of a branch that has begun in this session works with."""
         ...
 
     def discard(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 from collections.abc import AsyncIterator, Iterator
 
@@ -14,11 +15,28 @@ from participants.ids import Gid
 from participants.postgres import PostgresParticipant
 from participants.postgres.schema import migrate
 from participants.settings import ParticipantSettings
+from tests.participants import support
 from tests.participants.support import SETTINGS, Database, new_gid, participant_at
 from tests.pgbouncer import PgBouncer, program_or_skip
 from undoubt.embedded import EmbeddedServer
 
 _names = itertools.count(1)
+
+KINDS = ("asyncpg", "psycopg")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test that talks to a server runs over each driver; a module's own ``KINDS`` says otherwise."""
+    if inspect.iscoroutinefunction(metafunc.function):
+        metafunc.parametrize("kind", getattr(metafunc.module, "KINDS", KINDS), indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the test's participants are made of."""
+    chosen = str(getattr(request, "param", "asyncpg"))
+    monkeypatch.setattr(support, "kind", chosen)
+    return chosen
 
 
 @pytest.fixture(scope="package")

@@ -19,6 +19,10 @@ LEDGER = "testledger"
 NONCE = "0123456789abcdef"
 SETTINGS = {"lock_timeout": "20s"}
 
+kind = "asyncpg"
+"""Of the participants that :func:`participant_at` makes; ``asyncpg``, ``psycopg`` or
+``psycopg-sync``."""
+
 _seqs = itertools.count(1)
 
 
@@ -48,7 +52,9 @@ def new_gid(branch: int = 1, participant: str = "p", *, ledger: str = LEDGER) ->
 def participant_at(dsn: str, **settings: Any) -> PostgresParticipant:
     """Participant ``p``, with short timeouts unless told."""
     options = {"statement_timeout_s": 10.0, "connect_timeout_s": 10.0, "connections_max": 8, **settings}
-    return PostgresParticipant("p", ParticipantSettings(dsn=dsn, **options), ledger_id=LEDGER)
+    driver, _, sync = kind.partition("-")
+    settings_ = ParticipantSettings(dsn=dsn, driver=driver, **options)
+    return PostgresParticipant("p", settings_, ledger_id=LEDGER, handles="sync" if sync else "async")
 
 
 WRITE = "update account set balance = balance - 10 where id = 1"

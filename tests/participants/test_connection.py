@@ -15,6 +15,8 @@ from participants.ids import Gid
 from participants.postgres import PostgresParticipant
 from tests.participants.support import WRITE, Database, new_gid, participant_at
 
+KINDS = ("asyncpg",)
+
 USES: dict[str, Callable[[Any], Any]] = {
     "execute": lambda c: c.execute(WRITE),
     "fetch": lambda c: c.fetch("select 1"),
@@ -80,6 +82,26 @@ async def test_kept_statements_and_cursors_are_cut_off(database: Database) -> No
     assert await second.commit_one_phase() is Settled.APPLIED
     await second.release()
     assert await database.balance() == 90
+    await participant.close()
+
+
+@pytest.mark.parametrize("state", ["codec", "deallocate all"])
+async def test_changed_connections_are_not_lent_again(database: Database, state: str) -> None:
+    """A codec would decode the next branch's rows; statements that the server forgot would fail there."""
+    participant = participant_at(database.dsn, connections_max=1)
+    branch = await participant.begin(new_gid(), timeout_s=30)
+    pid = branch.connection.get_server_pid()
+    if state == "codec":
+        await branch.connection.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=str)
+    else:
+        await branch.connection.fetch("select 1")
+        await branch.connection.execute(state)
+    await branch.rollback()
+    await branch.release()
+    after = await participant.begin(new_gid(), timeout_s=30)
+    assert after.connection.get_server_pid() != pid
+    await after.rollback()
+    await after.release()
     await participant.close()
 
 

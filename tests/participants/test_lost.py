@@ -12,6 +12,7 @@ from participants.contract import Evidence, Order, PrepareUnanswered, Settled, V
 from participants.errors import BranchFailed, ParticipantUnavailable
 from participants.ids import Gid
 from participants.postgres import PostgresParticipant
+from tests.participants.hands import at, is_lost
 from tests.participants.proxy import Proxy
 from tests.participants.support import (
     WRITE,
@@ -19,6 +20,8 @@ from tests.participants.support import (
     new_gid,
     participant_at,
 )
+
+KINDS = ("asyncpg", "psycopg", "psycopg-sync")
 
 
 @pytest_asyncio.fixture
@@ -45,7 +48,7 @@ async def test_answer_to_prepare_lost(
 ) -> None:
     """It is prepared, and nobody was told: neither a vote nor an abort, and rollback finds it."""
     branch = await remote.begin(gid, timeout_s=30)
-    await branch.connection.execute(WRITE)
+    await at(branch).execute(WRITE)
     proxy.freeze()
     prepare = asyncio.create_task(branch.prepare())
     await is_prepared(database, gid)
@@ -71,7 +74,7 @@ async def test_prepare_that_never_happened(
     )
     await database.admin.execute("select pg_advisory_lock(4711)")
     branch = await remote.begin(gid, timeout_s=30)
-    await branch.connection.execute(WRITE)
+    await at(branch).execute(WRITE)
     prepare = asyncio.create_task(branch.prepare())
     while not await database.admin.fetchval("select exists (select from pg_locks where not granted)"):
         await asyncio.sleep(0.005)
@@ -91,10 +94,9 @@ async def test_connection_lost_before_prepare(
 ) -> None:
     """Nothing was sent, so the answer is a plain no, not a doubt that needs a record."""
     branch = await remote.begin(gid, timeout_s=30)
-    await branch.connection.execute(WRITE)
+    await at(branch).execute(WRITE)
     proxy.cut()
-    while not branch.connection.is_closed():
-        await asyncio.sleep(0.005)
+    await is_lost(branch)
     result = await branch.prepare()
     assert result.vote is Vote.ABORT
     assert isinstance(result.reason, BranchFailed)
@@ -107,7 +109,7 @@ async def test_answer_to_commit_lost(
 ) -> None:
     """COMMIT PREPARED happened; the books say so, and the branch is not reported as a heuristic."""
     branch = await remote.begin(gid, timeout_s=30)
-    await branch.connection.execute(WRITE)
+    await at(branch).execute(WRITE)
     assert (await branch.prepare()).vote is Vote.PREPARED
     proxy.freeze()
     commit = asyncio.create_task(branch.commit())
@@ -123,7 +125,7 @@ async def test_no_answer_in_time(proxy: Proxy, database: Database, gid: Gid) -> 
     """A database behind a dead network must not hold up a coordinator for ever."""
     participant = participant_at(proxy.dsn, statement_timeout_s=0.3, connect_timeout_s=0.3)
     branch = await participant.begin(gid, timeout_s=30)
-    await branch.connection.execute(WRITE)
+    await at(branch).execute(WRITE)
     await participant.in_doubt()
     proxy.freeze()
     with pytest.raises(ParticipantUnavailable):
@@ -153,9 +155,9 @@ async def test_cancelled_branch_call(
         task: asyncio.Task[object] = asyncio.create_task(remote.begin(gid, timeout_s=30))
     else:
         branch = await remote.begin(gid, timeout_s=30)
-        pid = branch.connection.get_server_pid()
+        pid = at(branch).get_server_pid()
         if call != "end reading":
-            await branch.connection.execute(WRITE)
+            await at(branch).execute(WRITE)
         if call in {"commit", "rollback"}:
             assert (await branch.prepare()).vote is Vote.PREPARED
         if call == "end reading":
@@ -182,9 +184,9 @@ async def test_cancelled_branch_call(
         await is_prepared(database, gid)
         assert await branch.rollback() is Settled.APPLIED
     again = await remote.begin(new_gid(), timeout_s=30)
-    assert again.connection.get_server_pid() != pid, "nobody knows what that session is doing"
-    assert await again.connection.fetchval("select 42") == 42
-    await again.connection.execute("update account set balance = balance - 1 where id = 2")
+    assert at(again).get_server_pid() != pid, "nobody knows what that session is doing"
+    assert await at(again).fetchval("select 42") == 42
+    await at(again).execute("update account set balance = balance - 1 where id = 2")
     assert (await again.prepare()).vote is Vote.PREPARED
     assert await again.commit() is Settled.APPLIED
     await again.release()
@@ -199,7 +201,7 @@ async def test_cancelled_management_call(
 ) -> None:
     """The next list must not be the answer to the one before."""
     branch = await remote.begin(gid, timeout_s=30)
-    await branch.connection.execute(WRITE)
+    await at(branch).execute(WRITE)
     evidence = (await branch.prepare()).evidence
     await branch.release()
     assert isinstance(evidence, Evidence)

@@ -11,6 +11,7 @@ from participants.ids import Gid
 from participants.postgres import PostgresParticipant
 from participants.postgres.one_phase import OnePhase
 from participants.postgres.session import Session
+from tests.participants.hands import at
 from tests.participants.proxy import Proxy
 from tests.participants.support import WRITE, Database, participant_at, unreachable_standby, waits_for_standby
 
@@ -29,8 +30,8 @@ async def lose_answer(
     await database.admin.execute(_SLOW_TRIGGER)
     await database.admin.execute("select pg_advisory_lock(4711)")
     branch = await participant.begin(gid, timeout_s=30)
-    pid = await branch.connection.fetchval("select pg_backend_pid()")
-    await branch.connection.execute(WRITE)
+    pid = await at(branch).fetchval("select pg_backend_pid()")
+    await at(branch).execute(WRITE)
     if polled:
         assert await branch.poll() is Work.WRITES
     commit = asyncio.create_task(branch.commit_one_phase())
@@ -88,7 +89,7 @@ async def test_lost_answer_of_a_commit_that_still_runs(noted: Database, gid: Gid
 
         one_phase._look_for_row = then_let_it_commit  # type: ignore[method-assign]
         branch = await participant.begin(gid, timeout_s=30)
-        await branch.connection.execute(WRITE)
+        await at(branch).execute(WRITE)
         commit = asyncio.create_task(branch.commit_one_phase())
         while not await noted.admin.fetchval("select exists (select from pg_locks where not granted)"):
             await asyncio.sleep(0.005)
@@ -104,8 +105,8 @@ async def lose_answer_after_commit(participant: PostgresParticipant, database: D
     """COMMIT is in the log and waits for a standby when its session is terminated: it did happen."""
     async with unreachable_standby(database):
         branch = await participant.begin(gid, timeout_s=30)
-        pid = await branch.connection.fetchval("select pg_backend_pid()")
-        await branch.connection.execute(WRITE)
+        pid = await at(branch).fetchval("select pg_backend_pid()")
+        await at(branch).execute(WRITE)
         assert await branch.poll() is Work.WRITES
         commit = asyncio.create_task(branch.commit_one_phase())
         while not await waits_for_standby(database, pid):

@@ -17,6 +17,7 @@ from participants.contract import Evidence, Fate, Order, PrepareUnanswered, Sett
 from participants.errors import ParticipantRefused, ParticipantUnavailable
 from participants.findings import Severity
 from participants.postgres import PostgresParticipant
+from tests.participants.hands import at, sql_error
 from tests.participants.support import WRITE, Database, new_gid, participant_at
 from tests.participants.test_servers import standby_of
 from tests.pgbouncer import PgBouncer, program_or_skip
@@ -55,7 +56,7 @@ async def crowd(pooler: PgBouncer, database: Database) -> AsyncIterator[None]:
 async def prepared(participant: PostgresParticipant, statement: str = WRITE) -> tuple[object, Evidence]:
     gid = new_gid()
     branch = await participant.begin(gid, timeout_s=30)
-    await branch.connection.execute(statement)
+    await at(branch).execute(statement)
     result = await branch.prepare()
     assert result.vote is Vote.PREPARED, result.reason
     await branch.release()
@@ -72,7 +73,7 @@ async def test_branches_beside_one_another(participant: PostgresParticipant, dat
         for _ in range(20):
             branch = await participant.begin(new_gid(), timeout_s=30)
             statement = "update account set balance = balance + 1 where id = $1"
-            assert await branch.connection.execute(statement, account) == "UPDATE 1"
+            assert await at(branch).execute(statement, account) == "UPDATE 1"
             result = await branch.prepare()
             assert result.vote is Vote.PREPARED, result.reason
             [listed] = [row for row in await participant.in_doubt() if row.gid == branch.gid]
@@ -110,7 +111,7 @@ async def test_nothing_is_left_in_the_servers(
     """Broken if a timeout, a statement or a lock of a branch outlives it in a server that others use next."""
     for _ in range(5):
         branch = await participant.begin(new_gid(), timeout_s=3)
-        await branch.connection.execute(WRITE)
+        await at(branch).execute(WRITE)
         assert (await branch.prepare()).vote is Vote.PREPARED
         assert await branch.commit() is Settled.APPLIED
         await branch.release()
@@ -132,8 +133,8 @@ async def test_nothing_is_left_in_the_servers(
 async def test_the_application_may_have_ended_the_branch(participant: PostgresParticipant) -> None:
     """After a COMMIT of its own the server is another client's: nothing there may be prepared."""
     branch = await participant.begin(new_gid(), timeout_s=30)
-    await branch.connection.execute(WRITE)
-    await branch.connection.execute("commit")
+    await at(branch).execute(WRITE)
+    await at(branch).execute("commit")
     result = await branch.prepare()
     assert result.vote is Vote.ABORT
     assert "ended by the application" in str(result.reason)
@@ -145,16 +146,16 @@ async def test_the_application_may_have_ended_the_branch(participant: PostgresPa
 async def test_waits_and_cancelling(participant: PostgresParticipant) -> None:
     """The detector of deadlocks sees branches by the name that they carry in whichever server they run."""
     holder = await participant.begin(new_gid(), timeout_s=30)
-    await holder.connection.execute(WRITE)
+    await at(holder).execute(WRITE)
     waiter = await participant.begin(new_gid(), timeout_s=30)
-    task = asyncio.create_task(waiter.connection.execute(WRITE))
+    task = asyncio.create_task(at(waiter).execute(WRITE))
     async with asyncio.timeout(20):
         while not (edges := await participant.waits()):
             await asyncio.sleep(0.01)
     [edge] = edges
     assert (edge.waiter, edge.holder) == (str(waiter.gid.txid), str(holder.gid.txid))
     assert await participant.cancel_waiter(edge)
-    with pytest.raises(asyncpg.QueryCanceledError):
+    with sql_error("57014"):
         await task
     for branch in (holder, waiter):
         await branch.rollback()
@@ -175,7 +176,7 @@ async def test_the_pooler_dies_while_prepare_runs(server: EmbeddedServer, databa
         participant = participant_at(pooler.dsn(database.name))
         gid = new_gid()
         branch = await participant.begin(gid, timeout_s=30)
-        await branch.connection.execute(WRITE)
+        await at(branch).execute(WRITE)
         preparing = asyncio.create_task(branch.prepare())
         while not await database.admin.fetchval("select exists (select from pg_locks where not granted)"):
             await asyncio.sleep(0.01)
@@ -197,12 +198,12 @@ async def test_the_pooler_dies_while_prepare_runs(server: EmbeddedServer, databa
 
 async def test_one_phase_and_reading(participant: PostgresParticipant, database: Database) -> None:
     branch = await participant.begin(new_gid(), timeout_s=30)
-    await branch.connection.fetch("select 1")
+    await at(branch).fetch("select 1")
     assert await branch.poll() is Work.READ_ONLY
     assert await branch.commit() is Settled.APPLIED
     await branch.release()
     branch = await participant.begin(new_gid(), timeout_s=30)
-    await branch.connection.execute(WRITE)
+    await at(branch).execute(WRITE)
     assert await branch.poll() is Work.WRITES
     assert await branch.commit_one_phase() is Settled.APPLIED
     await branch.release()
@@ -210,7 +211,7 @@ async def test_one_phase_and_reading(participant: PostgresParticipant, database:
 
 
 async def test_statements_and_cursors_of_the_application(
-    participant: PostgresParticipant, pooler: PgBouncer, database: Database
+    participant: PostgresParticipant, pooler: PgBouncer, database: Database, kind: str
 ) -> None:
     """Named statements live in a server that another process has next, and that counts from one as well."""
     others = await asyncpg.connect(pooler.dsn(database.name), statement_cache_size=0)
@@ -226,11 +227,16 @@ async def test_statements_and_cursors_of_the_application(
     asyncpg.connection._uid = 0
     for _ in range(5):
         branch = await participant.begin(new_gid(), timeout_s=30)
-        statement = await branch.connection.prepare("select $1::int + 1")
-        assert await statement.fetchval(1) == 2
-        assert [row[0] async for row in branch.connection.cursor("select generate_series(1, 3)")] == [1, 2, 3]
+        connection = branch.connection
+        if kind == "asyncpg":
+            statement = await connection.prepare("select $1::int + 1")
+            assert await statement.fetchval(1) == 2
+            assert [row[0] async for row in connection.cursor("select generate_series(1, 3)")] == [1, 2, 3]
+        else:
+            [sum_] = await (await connection.execute("select %s + 1", (1,), prepare=True)).fetchone()
+            assert sum_ == 2
         for account in (1, 2):
-            await branch.connection.execute("update account set balance = 1 where id = $1", account)
+            await at(branch).execute("update account set balance = 1 where id = $1", account)
         assert (await branch.prepare()).vote is Vote.PREPARED
         assert await branch.rollback() is Settled.APPLIED
         await branch.release()
@@ -246,7 +252,7 @@ async def test_rights(pooler: PgBouncer, database: Database, server: EmbeddedSer
     behind = participant_at(pooler.dsn(database.name, user="app"), pooler=True)
     try:
         branch = await behind.begin(new_gid(), timeout_s=30)
-        await branch.connection.execute(WRITE)
+        await at(branch).execute(WRITE)
         result = await branch.prepare()
         assert (result.vote, result.evidence) == (Vote.PREPARED, None), result.reason
         [listed] = await behind.in_doubt()
@@ -272,8 +278,8 @@ async def test_another_role_at_the_end_is_refused_before_the_vote(
     behind = participant_at(pooler.dsn(database.name, user="app"), pooler=True)
     try:
         branch = await behind.begin(new_gid(), timeout_s=30)
-        await branch.connection.execute("set local role bookkeeper")
-        await branch.connection.execute(WRITE)
+        await at(branch).execute("set local role bookkeeper")
+        await at(branch).execute(WRITE)
         result = await branch.prepare()
         assert result.vote is Vote.ABORT
         assert "'bookkeeper'" in str(result.reason)
@@ -281,9 +287,9 @@ async def test_another_role_at_the_end_is_refused_before_the_vote(
         await branch.rollback()
         await branch.release()
         branch = await behind.begin(new_gid(), timeout_s=30)
-        await branch.connection.execute("set local role bookkeeper")
-        await branch.connection.execute(WRITE)
-        await branch.connection.execute("reset role")
+        await at(branch).execute("set local role bookkeeper")
+        await at(branch).execute(WRITE)
+        await at(branch).execute("reset role")
         assert (await branch.prepare()).vote is Vote.PREPARED
         assert await branch.commit() is Settled.APPLIED
         await branch.release()
@@ -322,17 +328,17 @@ async def test_a_pool_that_is_too_small(
     async with PgBouncer(server.port, {"default_pool_size": "2"}) as small:
         participant = participant_at(small.dsn(database.name), statement_timeout_s=1.0, connections_max=8)
         first = await participant.begin(new_gid(), timeout_s=30)
-        await first.connection.execute(WRITE)
+        await at(first).execute(WRITE)
         assert (await first.prepare()).vote is Vote.PREPARED
         waiting = [await participant.begin(new_gid(), timeout_s=1) for _ in range(2)]
-        tasks = [asyncio.create_task(branch.connection.execute(WRITE)) for branch in waiting]
+        tasks = [asyncio.create_task(at(branch).execute(WRITE)) for branch in waiting]
         while await database.admin.fetchval("select count(*) from pg_locks where not granted") < 2:
             await asyncio.sleep(0.01)
         with pytest.raises(ParticipantUnavailable):
             await first.commit()
         assert "give it more servers than connections_max" in caplog.text
         for task in tasks:
-            with pytest.raises(asyncpg.LockNotAvailableError):
+            with sql_error("55P03"):
                 await task
         for branch in waiting:
             assert await branch.rollback() is Settled.APPLIED

@@ -8,6 +8,7 @@ from participants.contract import Settled, Vote
 from participants.errors import BranchFailed
 from participants.ids import BRANCH_NUMBER_MAX, GID_BYTES_MAX, NUMBER_MAX, Gid, Protocol, TxId
 from participants.postgres import PostgresParticipant
+from tests.participants.hands import at
 from tests.participants.support import WRITE, Database
 
 
@@ -27,8 +28,8 @@ async def test_what_postgresql_cannot_prepare(
 ) -> None:
     """Each is an ABORT vote that tells why, and leaves nothing behind."""
     branch = await participant.begin(gid, timeout_s=30)
-    await branch.connection.execute(WRITE)
-    await branch.connection.execute(statement)
+    await at(branch).execute(WRITE)
+    await at(branch).execute(statement)
     result = await branch.prepare()
     assert result.vote is Vote.ABORT
     assert isinstance(result.reason, BranchFailed)
@@ -47,7 +48,7 @@ async def test_deferred_constraint_fails_at_prepare(
         "create table entry (account int references account deferrable initially deferred)"
     )
     branch = await participant.begin(gid, timeout_s=30)
-    await branch.connection.execute("insert into entry values (77)")
+    await at(branch).execute("insert into entry values (77)")
     result = await branch.prepare()
     assert result.vote is Vote.ABORT
     assert isinstance(result.reason, BranchFailed)
@@ -66,7 +67,7 @@ async def test_warning_of_a_trigger_does_not_make_the_vote_unknown(
         " for each row execute function warn()"
     )
     branch = await participant.begin(gid, timeout_s=30)
-    await branch.connection.execute(WRITE)
+    await at(branch).execute(WRITE)
     assert (await branch.prepare()).vote is Vote.PREPARED
     assert await branch.rollback() is Settled.APPLIED
 
@@ -74,10 +75,10 @@ async def test_warning_of_a_trigger_does_not_make_the_vote_unknown(
 async def test_duplicate_gid(participant: PostgresParticipant, database: Database, gid: Gid) -> None:
     """42710 is a no, and must not end in rolling back the branch that has the gid."""
     first = await participant.begin(gid, timeout_s=30)
-    await first.connection.execute(WRITE)
+    await at(first).execute(WRITE)
     assert (await first.prepare()).vote is Vote.PREPARED
     second = await participant.begin(gid, timeout_s=30)
-    await second.connection.execute("update account set balance = 0 where id = 2")
+    await at(second).execute("update account set balance = 0 where id = 2")
     result = await second.prepare()
     assert result.vote is Vote.ABORT
     assert isinstance(result.reason, BranchFailed)
@@ -96,7 +97,7 @@ async def test_the_longest_gid_fits(participant: PostgresParticipant, database: 
     )
     assert len(str(longest)) <= GID_BYTES_MAX
     branch = await participant.begin(longest, timeout_s=30)
-    await branch.connection.execute(WRITE)
+    await at(branch).execute(WRITE)
     result = await branch.prepare()
     assert result.vote is Vote.PREPARED
     assert result.evidence is not None, "a report without room for the transaction's name"
@@ -107,7 +108,7 @@ async def test_the_longest_gid_fits(participant: PostgresParticipant, database: 
 async def test_too_long_a_gid_is_a_no(participant: PostgresParticipant, gid: Gid) -> None:
     """22023 at PREPARE is a vote (at pg_xact_status the same code means something else)."""
     branch = await participant.begin(gid, timeout_s=30)
-    await branch.connection.execute(WRITE)
+    await at(branch).execute(WRITE)
     branch._gid = Gid(gid.ledger, gid.protocol, gid.txid, gid.branch, "x" * 200)  # type: ignore[attr-defined]
     result = await branch.prepare()
     assert result.vote is Vote.ABORT

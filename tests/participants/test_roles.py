@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import asyncpg
 import pytest
 import pytest_asyncio
 
@@ -19,6 +18,7 @@ from participants.findings import Finding, Severity
 from participants.ids import Gid
 from participants.postgres import PostgresParticipant
 from participants.postgres.roles import missing_grant
+from tests.participants.hands import at, sql_error
 from tests.participants.support import WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
 
@@ -36,8 +36,8 @@ class Roles:
         gid = new_gid()
         branch = await self.app.begin(gid, timeout_s=30)
         if before:
-            await branch.connection.execute(before)
-        await branch.connection.execute(WRITE)
+            await at(branch).execute(before)
+        await at(branch).execute(WRITE)
         assert (await branch.prepare()).vote is Vote.PREPARED
         await branch.release()
         return gid
@@ -135,7 +135,7 @@ async def test_cancelling_needs_the_rights_themselves(roles: Roles) -> None:
     await roles.database.admin.execute("grant app to rescue")
     gid = await roles.left()
     waiter = await roles.app.begin(new_gid(), timeout_s=30)
-    task = asyncio.create_task(waiter.connection.execute(WRITE))
+    task = asyncio.create_task(at(waiter).execute(WRITE))
     async with asyncio.timeout(20):
         while not (edges := await roles.rescue.waits()):
             await asyncio.sleep(0.01)
@@ -146,7 +146,7 @@ async def test_cancelling_needs_the_rights_themselves(roles: Roles) -> None:
     assert finding.fix is not None
     await roles.database.admin.execute(finding.fix)
     assert await roles.rescue.cancel_waiter(edges[0])
-    with pytest.raises(asyncpg.QueryCanceledError):
+    with sql_error("57014"):
         await task
     [finding] = [one for one in await roles.rescue.check() if one.check == "cancelling"]
     assert finding.severity is Severity.OK
@@ -177,7 +177,7 @@ async def test_the_wait_graph_and_the_list_need_no_rights(roles: Roles) -> None:
     gid = await roles.left()
     blocked = participant_at(roles.database.dsn)
     victim = await blocked.begin(new_gid(), timeout_s=30)
-    task = asyncio.create_task(victim.connection.execute(WRITE))
+    task = asyncio.create_task(at(victim).execute(WRITE))
     async with asyncio.timeout(20):
         while not (edges := await roles.rescue.waits()):
             await asyncio.sleep(0.01)

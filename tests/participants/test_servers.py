@@ -17,6 +17,7 @@ from participants.contract import Evidence, Fate, Order, Settled, Vote
 from participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable
 from participants.ids import Gid
 from participants.postgres import PostgresParticipant
+from tests.participants.hands import at
 from tests.participants.support import new_gid, participant_at, run_on
 from undoubt.embedded import EmbeddedServer
 
@@ -35,7 +36,7 @@ async def test_max_prepared_transactions(slots: int, sqlstate: str) -> None:
             assert (await branch.prepare()).vote is Vote.PREPARED
             await branch.release()
         branch = await participant.begin(new_gid(), timeout_s=30)
-        await branch.connection.execute(WRITE)
+        await at(branch).execute(WRITE)
         result = await branch.prepare()
         assert result.vote is Vote.ABORT
         assert isinstance(result.reason, BranchFailed)
@@ -55,14 +56,14 @@ async def test_server_killed_between_the_phases(order: Order) -> None:
         participant = participant_at(server.dsn())
         mine, orphan = new_gid(), new_gid()
         other = await participant.begin(orphan, timeout_s=30)
-        await other.connection.execute("insert into account values (2, 2)")
+        await at(other).execute("insert into account values (2, 2)")
         evidence = (await other.prepare()).evidence
         await other.release()
         branch = await participant.begin(mine, timeout_s=30)
-        await branch.connection.execute(WRITE)
+        await at(branch).execute(WRITE)
         assert (await branch.prepare()).vote is Vote.PREPARED
         open_one = await participant.begin(new_gid(), timeout_s=30)
-        await open_one.connection.execute("insert into account values (3, 3)")
+        await at(open_one).execute("insert into account values (3, 3)")
         await server.kill()
         for call in (branch.commit if order is Order.COMMIT else branch.rollback, participant.in_doubt):
             with pytest.raises(ParticipantUnavailable):
@@ -179,7 +180,7 @@ async def test_connection_to_a_standby_that_was_a_primary_is_not_believed() -> N
 
 async def prepared(participant: PostgresParticipant, gid: Gid, statement: str) -> Evidence:
     branch = await participant.begin(gid, timeout_s=30)
-    await branch.connection.execute(statement)
+    await at(branch).execute(statement)
     result = await branch.prepare()
     assert result.vote is Vote.PREPARED
     await branch.release()

@@ -14,6 +14,7 @@ from participants.ids import Foreign, Gid
 from participants.postgres import PostgresParticipant
 from participants.postgres.in_doubt import widen
 from participants.postgres.sql import identifier, literal
+from tests.participants.hands import at
 from tests.participants.support import (
     WRITE,
     Database,
@@ -28,7 +29,7 @@ from undoubt.embedded import EmbeddedServer
 async def prepared(participant: PostgresParticipant, gid: Gid, statement: str = WRITE) -> Evidence:
     """A branch that is prepared, and whose coordinator is gone."""
     branch = await participant.begin(gid, timeout_s=30)
-    await branch.connection.execute(statement)
+    await at(branch).execute(statement)
     result = await branch.prepare()
     assert result.vote is Vote.PREPARED
     await branch.release()
@@ -61,7 +62,7 @@ async def test_committed_by_hand(participant: PostgresParticipant, database: Dat
 async def test_rolled_back_by_hand(participant: PostgresParticipant, database: Database, gid: Gid) -> None:
     """42704 at COMMIT must not pass for "done" when the DBA rolled it back."""
     branch = await participant.begin(gid, timeout_s=30)
-    await branch.connection.execute(WRITE)
+    await at(branch).execute(WRITE)
     evidence = (await branch.prepare()).evidence
     await database.admin.execute(f"rollback prepared '{gid}'")
     assert await branch.commit() is Settled.HEURISTIC_ROLLBACK
@@ -157,8 +158,8 @@ async def test_owner(database: Database, server: EmbeddedServer) -> None:
     stranger = participant_at(server.dsn(database.name, user="stranger"))
     try:
         branch = await app.begin(gid, timeout_s=30)
-        await branch.connection.execute("set local role bookkeeper")
-        await branch.connection.execute(WRITE)
+        await at(branch).execute("set local role bookkeeper")
+        await at(branch).execute(WRITE)
         assert (await branch.prepare()).vote is Vote.PREPARED
         [listed] = await app.in_doubt()
         assert listed.owner == "bookkeeper"

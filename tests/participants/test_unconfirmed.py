@@ -10,6 +10,7 @@ from participants.contract import PrepareUnanswered, Settled, Vote, Work
 from participants.ids import Gid
 from participants.postgres import PostgresParticipant
 from participants.postgres.session import ServerError
+from tests.participants.hands import at
 from tests.participants.support import WRITE, Database, unreachable_standby, waits_for_standby
 
 
@@ -18,8 +19,8 @@ async def test_unconfirmed_prepare_is_no_vote(
 ) -> None:
     """Warning 01000: prepared here, perhaps not on the standby that takes over; counting it would lose it."""
     branch = await participant.begin(gid, timeout_s=30)
-    pid = branch.connection.get_server_pid()
-    await branch.connection.execute(WRITE)
+    pid = at(branch).get_server_pid()
+    await at(branch).execute(WRITE)
     async with unreachable_standby(database):
         prepare = asyncio.create_task(branch.prepare())
         while not await waits_for_standby(database, pid):
@@ -38,8 +39,8 @@ async def test_unconfirmed_commit_is_not_final(
 ) -> None:
     """The same warning at COMMIT PREPARED: asked again, the books answer."""
     branch = await participant.begin(gid, timeout_s=30)
-    pid = branch.connection.get_server_pid()
-    await branch.connection.execute(WRITE)
+    pid = at(branch).get_server_pid()
+    await at(branch).execute(WRITE)
     assert (await branch.prepare()).vote is Vote.PREPARED
     async with unreachable_standby(database):
         commit = asyncio.create_task(branch.commit())
@@ -58,7 +59,7 @@ async def test_fatal_error_says_nothing(
 ) -> None:
     """An error that ended the session may come from after the point of no return, unlike every other."""
     branch = await participant.begin(gid, timeout_s=30)
-    await branch.connection.execute(WRITE)
+    await at(branch).execute(WRITE)
     assert await branch.poll() is Work.WRITES
     session = branch._session  # type: ignore[attr-defined]
 
@@ -81,8 +82,8 @@ async def test_backend_terminated_in_prepare_is_no_answer(
 ) -> None:
     """A FATAL may come from after the point of no return: here the branch is prepared all the same."""
     branch = await participant.begin(gid, timeout_s=30)
-    pid = branch.connection.get_server_pid()
-    await branch.connection.execute(WRITE)
+    pid = at(branch).get_server_pid()
+    await at(branch).execute(WRITE)
     async with unreachable_standby(database):
         prepare = asyncio.create_task(branch.prepare())
         while not await waits_for_standby(database, pid):

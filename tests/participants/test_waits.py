@@ -14,6 +14,7 @@ from participants.contract import Branch, Order, Settled, Vote, Waiting
 from participants.ids import Gid
 from participants.postgres import PostgresParticipant
 from participants.postgres.waits import _CONFLICTS
+from tests.participants.hands import at, sql_error
 from tests.participants.support import LEDGER, WRITE, Database, new_gid
 
 
@@ -37,7 +38,7 @@ async def waiter(participant: PostgresParticipant) -> AsyncIterator[Branch]:
 async def test_nobody_waits(participant: PostgresParticipant, gid: Gid) -> None:
     """A held lock that nobody wants is no edge."""
     branch = await participant.begin(gid, timeout_s=30)
-    await branch.connection.execute(WRITE)
+    await at(branch).execute(WRITE)
     assert list(await participant.waits()) == []
     await branch.rollback()
     await branch.release()
@@ -46,21 +47,21 @@ async def test_nobody_waits(participant: PostgresParticipant, gid: Gid) -> None:
 async def test_live_holder(participant: PostgresParticipant, waiter: Branch, gid: Gid) -> None:
     """Branches are known by their transaction, and the token stays the same while one wait lasts."""
     holder = await participant.begin(gid, timeout_s=30)
-    await holder.connection.execute(WRITE)
-    await waiter.connection.execute("insert into account values (7, 7)")
-    xid = int(await waiter.connection.fetchval("select pg_current_xact_id()::text"))
-    blocked = asyncio.create_task(waiter.connection.execute(WRITE))
+    await at(holder).execute(WRITE)
+    await at(waiter).execute("insert into account values (7, 7)")
+    xid = int(await at(waiter).fetchval("select pg_current_xact_id()::text"))
+    blocked = asyncio.create_task(at(waiter).execute(WRITE))
     [edge] = await edges(participant)
     assert (edge.waiter, edge.holder) == (str(waiter.gid.txid), str(gid.txid))
-    assert edge.pid == waiter.connection.get_server_pid()
+    assert edge.pid == at(waiter).get_server_pid()
     assert edge.xid == xid
     assert list(await participant.waits()) == [edge]
     await holder.rollback()
     await blocked
     assert list(await participant.waits()) == []
     second = await participant.begin(new_gid(), timeout_s=30)
-    await second.connection.execute("update account set balance = 1 where id = 2")
-    blocked = asyncio.create_task(waiter.connection.execute("update account set balance = 2 where id = 2"))
+    await at(second).execute("update account set balance = 1 where id = 2")
+    blocked = asyncio.create_task(at(waiter).execute("update account set balance = 2 where id = 2"))
     [later] = await edges(participant)
     assert later.since != edge.since, "another wait is another token"
     await second.rollback()
@@ -82,10 +83,10 @@ async def test_prepared_holder(
 ) -> None:
     """The server reports a prepared blocker as 0, and a deadlock through it is seen by nobody else."""
     holder = await participant.begin(gid, timeout_s=30)
-    await holder.connection.execute(held)
+    await at(holder).execute(held)
     assert (await holder.prepare()).vote is Vote.PREPARED
     await holder.release()
-    blocked = asyncio.create_task(waiter.connection.execute(wanted))
+    blocked = asyncio.create_task(at(waiter).execute(wanted))
     [edge] = await edges(participant)
     assert (edge.waiter, edge.holder) == (str(waiter.gid.txid), str(gid.txid))
     assert await participant.settle(gid, Order.ROLLBACK, None) is Settled.APPLIED
@@ -100,10 +101,10 @@ async def test_compatible_prepared_holder_is_no_edge(
     innocent, guilty = new_gid(), gid
     for each, mode in ((innocent, "access share"), (guilty, "row exclusive")):
         branch = await participant.begin(each, timeout_s=30)
-        await branch.connection.execute(f"lock table account in {mode} mode")
+        await at(branch).execute(f"lock table account in {mode} mode")
         assert (await branch.prepare()).vote is Vote.PREPARED
         await branch.release()
-    blocked = asyncio.create_task(waiter.connection.execute("lock table account in share mode"))
+    blocked = asyncio.create_task(at(waiter).execute("lock table account in share mode"))
     [edge] = await edges(participant)
     assert edge.holder == str(guilty.txid)
     for each in (innocent, guilty):
@@ -115,7 +116,7 @@ async def test_strangers(participant: PostgresParticipant, database: Database, w
     """Other sessions and foreign prepared transactions are nodes too: a cycle may lead through them. A branch
     of another ledger is not one of our transactions."""
     await database.admin.execute("begin; " + WRITE)
-    blocked = asyncio.create_task(waiter.connection.execute(WRITE))
+    blocked = asyncio.create_task(at(waiter).execute(WRITE))
     [edge] = await edges(participant)
     assert edge.holder == f"p/{database.admin.get_server_pid()}"
     await database.admin.execute("prepare transaction 'pips'")
@@ -131,7 +132,7 @@ async def test_strangers(participant: PostgresParticipant, database: Database, w
     [edge] = await edges(participant)
     assert (edge.waiter, edge.holder) == (f"p/{other.get_server_pid()}", str(waiter.gid.txid))
     assert await participant.cancel_waiter(edge)
-    with pytest.raises(asyncpg.QueryCanceledError):
+    with sql_error("57014"):
         await queued
     await other.close()
     assert LEDGER != "otherledge"
@@ -140,19 +141,19 @@ async def test_strangers(participant: PostgresParticipant, database: Database, w
 async def test_cancel_waiter(participant: PostgresParticipant, waiter: Branch, gid: Gid) -> None:
     """Only that very wait is cancelled: by now the backend may be doing something else for somebody else."""
     holder = await participant.begin(gid, timeout_s=30)
-    await holder.connection.execute(WRITE)
-    blocked = asyncio.create_task(waiter.connection.execute(WRITE))
+    await at(holder).execute(WRITE)
+    blocked = asyncio.create_task(at(waiter).execute(WRITE))
     [edge] = await edges(participant)
     for wrong in (
         replace(edge, since="1.5"),
         replace(edge, xid=12345),
         replace(edge, waiter=str(gid.txid)),
-        replace(edge, pid=holder.connection.get_server_pid()),
+        replace(edge, pid=at(holder).get_server_pid()),
     ):
         assert not await participant.cancel_waiter(wrong)
     assert not blocked.done()
     assert await participant.cancel_waiter(edge)
-    with pytest.raises(asyncpg.QueryCanceledError):
+    with sql_error("57014"):
         await blocked
     assert not await participant.cancel_waiter(edge)
     assert (await waiter.prepare()).vote is Vote.ABORT
@@ -171,7 +172,7 @@ async def test_a_prepare_that_waits(
         " for each row when (new.id = 1) execute function lock_two()"
     )
     await database.admin.execute("begin; update account set balance = 0 where id = 2")
-    await waiter.connection.execute(WRITE)
+    await at(waiter).execute(WRITE)
     prepare = asyncio.create_task(waiter.prepare())
     [edge] = await edges(participant)
     assert (edge.waiter, edge.holder) == (str(waiter.gid.txid), f"p/{database.admin.get_server_pid()}")

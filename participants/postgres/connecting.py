@@ -1,0 +1,113 @@
+"""Opening sessions: what every driver has in common. The dsn, the password, and the server's introduction."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from pathlib import Path
+
+from participants.errors import ParticipantRefused
+from participants.postgres.dsn import Address, read_dsn
+from participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError, Session
+from participants.postgres.sql import query
+from participants.postgres.verdicts import NO_RIGHT, NOT_SUPPORTED, READ_ONLY_TRANSACTION, participant_error
+from participants.settings import ParticipantSettings
+
+VERSION_MIN = 130000
+
+
+class Connector(abc.ABC):
+    """Opens sessions to one participant. The dsn is read when the first is wanted."""
+
+    def __init__(self, participant: str, settings: ParticipantSettings, application_name: str) -> None:
+        self.participant = participant
+        self.settings = settings
+        self.application_name = application_name
+        self._address: Address | None = None
+
+    async def connect(self) -> Session:
+        """Raises ``ParticipantRefused`` if the answer is no and will stay no (wrong password, unknown
+        database, a standby, a server that is too old), else ``ParticipantUnavailable``."""
+        address = self._address or read_dsn(self.participant, self.settings.dsn)
+        self._address = address
+        password = None if address.has_password else await self._password()
+        session = await self.open(address, password)
+        await introduce(self.participant, session, self.settings)
+        return session
+
+    @abc.abstractmethod
+    async def open(self, address: Address, password: str | None) -> Session:
+        """A session that has not been introduced. Fails as :meth:`connect` does."""
+
+    async def _password(self) -> str | None:
+        path = self.settings.password_file
+        if path is None:
+            return None
+        try:
+            text = await asyncio.to_thread(_read, path)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8"
+            raise ParticipantRefused(
+                self.participant, f"its password_file {path!r} cannot be read: {reason}"
+            ) from error
+        return text.split("\n", 1)[0].rstrip("\r")
+
+
+async def introduce(participant: str, session: Session, settings: ParticipantSettings) -> None:
+    """Ask the server who it is and fill ``session.intro``; on failure the session is discarded."""
+    try:
+        session.intro = await _introduction(participant, session, settings)
+    except (ServerError, NoAnswer, NotSent) as error:
+        session.discard()
+        raise participant_error(participant, error) from error
+    except BaseException:
+        session.discard()
+        raise
+
+
+async def _introduction(participant: str, session: Session, settings: ParticipantSettings) -> Introduction:
+    timeout_s = settings.statement_timeout_s
+    [row] = await session.rows(query("introduce"), timeout_s=timeout_s)
+    if row["version"] < VERSION_MIN:
+        version = row["version"] // 10_000
+        raise ParticipantRefused(
+            participant, f"PostgreSQL {version} is too old: 13 or later", sqlstate=NOT_SUPPORTED
+        )
+    if row["standby"]:
+        raise ParticipantRefused(
+            participant,
+            "its server is a standby (pg_is_in_recovery()), which shows no prepared transactions: name"
+            " the primary in the dsn, or all hosts of the cluster",
+            sqlstate=READ_ONLY_TRANSACTION,
+        )
+    pooler = row["pid"] != session.pid
+    pooled = pooler or settings.pooler
+    if not pooled:
+        session.keep_statements()
+    system: int | None = None
+    timeline: str | None = None
+    try:
+        [where] = await session.rows(query("whereabouts"), timeout_s=timeout_s)
+        system, timeline = int(where["system"]), str(where["timeline"])
+    except ServerError as error:
+        # Some clouds keep these functions to themselves: then there is no evidence, and no other harm.
+        if error.sqlstate != NO_RIGHT:
+            raise
+    return Introduction(
+        version=row["version"],
+        synchronous_commit=row["synchronous_commit"],
+        lock_timeout_s=row["lock_timeout_s"],
+        idle_timeout_s=row["idle_timeout_s"],
+        notes_commits=row["notes_commits"],
+        system=system,
+        timeline=timeline,
+        backend_start=row["backend_start"],
+        pooler=pooler,
+        pooled=pooled,
+        role=row["role"],
+        superuser=row["superuser"],
+    )
+
+
+def _read(path: str) -> str:
+    return Path(path).expanduser().read_text("utf-8")

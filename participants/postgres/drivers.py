@@ -1,0 +1,26 @@
+"""Which driver a participant's sessions are opened with. Drivers are imported when they are chosen."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from participants.postgres.connecting import Connector
+from participants.settings import ParticipantSettings
+
+Handles = Literal["async", "sync"]
+"""What a branch's ``connection`` is. ``async``: the driver's asynchronous connection (asyncpg's, or
+psycopg's ``AsyncConnection``). ``sync``: psycopg's ``Connection``, for use in any thread but the event
+loop's; the driver is psycopg then, whatever the settings say, since asyncpg has none."""
+
+
+def new_connector(
+    participant: str, settings: ParticipantSettings, application_name: str, handles: Handles
+) -> Connector:
+    """Connects nowhere yet."""
+    if handles == "async" and settings.driver == "asyncpg":
+        from participants.postgres.asyncpg_connect import AsyncpgConnector  # noqa: PLC0415
+
+        return AsyncpgConnector(participant, settings, application_name)
+    from participants.postgres.psycopg_connect import PsycopgConnector  # noqa: PLC0415
+
+    return PsycopgConnector(participant, settings, application_name, handles)

@@ -1,0 +1,114 @@
+"""Opening a session with psycopg, and what it means if that fails.
+
+libpq keeps the SQLSTATE of a refused connection to itself and shows the server's text alone
+(https://www.postgresql.org/docs/current/libpq-connect.html); so what kind of "no" it is can be told of
+servers that speak English, and of others only the text is passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg._preparing import PrepareManager
+
+from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
+from participants.ids import Gid
+from participants.postgres.connecting import Connector
+from participants.postgres.drivers import Handles
+from participants.postgres.dsn import Address
+from participants.postgres.handle import Handle
+from participants.postgres.psycopg_connection import AsyncBranchConnection, BranchConnection
+from participants.postgres.psycopg_session import PsycopgSession
+from participants.postgres.session import ServerError
+from participants.postgres.verdicts import participant_error, pooler_refusal
+from participants.settings import ParticipantSettings
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn
+
+PREPARE_THRESHOLD = 5
+"""psycopg's own default: a statement is prepared when it is executed for the sixth time."""
+
+_KINDS = (
+    (re.compile(r"password authentication failed|no password supplied"), "28P01"),
+    (re.compile(r"pg_hba\.conf|role \".*\" does not exist|is not permitted to log in"), "28000"),
+    (re.compile(r"database \".*\" does not exist"), "3D000"),
+    (re.compile(r"permission denied for database"), "42501"),
+)
+_PROMISES = re.compile(r"authentication method requirement|channel binding (?:is )?required")
+_READ_ONLY = re.compile(r"session is read-only|server is in hot standby mode")
+
+
+class _Opener(psycopg.AsyncConnection[Any]):
+    """Opens connections; what it opened is closed by the session, and later than this object may live."""
+
+    def __del__(self) -> None:  # type: ignore[override]
+        """psycopg's own warns of connections that are open."""
+
+
+class LendingSession(PsycopgSession):
+    """A session of undoubt's own, which lends its libpq connection to the branches' applications."""
+
+    def __init__(
+        self,
+        pgconn: PGconn,
+        kind: type[AsyncBranchConnection] | type[BranchConnection],
+    ) -> None:
+        super().__init__(pgconn)
+        self._kind = kind
+        self._prepare_threshold: int | None = None
+        self._prepared = PrepareManager()
+
+    def keep_statements(self) -> None:
+        self._prepare_threshold = PREPARE_THRESHOLD
+
+    def handle(self, gid: Gid) -> Handle:
+        if self.undone:
+            # As psycopg does after its own rollback(): they may speak of objects that are gone again.
+            self._prepared.clear()
+            self.undone = False
+        handle = self._kind(self.pgconn, gid, self._prepared)
+        handle.prepare_threshold = self._prepare_threshold
+        self.gate = handle.lock
+        return handle
+
+
+class PsycopgConnector(Connector):
+    def __init__(
+        self, participant: str, settings: ParticipantSettings, application_name: str, handles: Handles
+    ) -> None:
+        super().__init__(participant, settings, application_name)
+        self._kind = AsyncBranchConnection if handles == "async" else BranchConnection
+
+    async def open(self, address: Address, password: str | None) -> LendingSession:
+        more = {"application_name": self.application_name, "client_encoding": "UTF8"}
+        if password is not None:
+            more["password"] = password
+        try:
+            async with asyncio.timeout(self.settings.connect_timeout_s):
+                connection = await _Opener.connect(address.for_libpq(**more), autocommit=True)
+        except (TimeoutError, psycopg.errors.ConnectionTimeout) as error:
+            seconds = self.settings.connect_timeout_s
+            raise ParticipantUnavailable(
+                self.participant, f"no connection within connect_timeout_s = {seconds:g} s"
+            ) from error
+        except psycopg.Error as error:
+            raise self._connect_error(" ".join(str(error).split())) from error
+        return LendingSession(connection.pgconn, self._kind)
+
+    def _connect_error(self, text: str) -> ParticipantError:
+        if _READ_ONLY.search(text):
+            return ParticipantUnavailable(
+                self.participant, "none of the hosts of its dsn is a primary that takes writes now"
+            )
+        if _PROMISES.search(text):
+            return ParticipantRefused(self.participant, f"no connection: {text}")
+        if (told := pooler_refusal(self.participant, text)) is not None:
+            return told
+        for pattern, sqlstate in _KINDS:
+            if pattern.search(text):
+                return participant_error(self.participant, ServerError(sqlstate, text, fatal=True))
+        return ParticipantUnavailable(self.participant, f"no connection: {text}")

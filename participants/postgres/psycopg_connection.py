@@ -1,0 +1,206 @@
+"""What an application holds while it works in a branch: a psycopg connection with the exits locked.
+
+Real subclasses of ``psycopg.AsyncConnection`` and ``psycopg.Connection``, a new one for each branch over the
+session's libpq connection. Whatever a connection, its cursors and pipelines do passes its ``lock``, which is
+a gate here (:mod:`participants.postgres.psycopg_gate`). ``transaction()`` is a savepoint by psycopg's own
+rules, since a transaction is open already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import psycopg
+from psycopg.pq import PipelineStatus, TransactionStatus
+
+from participants.errors import UsageError
+from participants.ids import Gid
+from participants.postgres.psycopg_gate import AsyncGate, SyncGate
+
+if TYPE_CHECKING:
+    from psycopg._preparing import PrepareManager
+    from psycopg.pq.abc import PGconn
+
+_WROTE = re.compile(r"(?:INSERT \d+|UPDATE|DELETE|MERGE) [1-9]")
+_COMMIT = "commit the transaction instead"
+_ROLLBACK = "roll back the transaction instead; 'with connection.transaction()' is a savepoint"
+_TPC = "the transaction does it, in every database"
+_LISTEN = "LISTEN belongs on a connection of its own: PostgreSQL cannot prepare a branch with it"
+_BEGUN = (
+    "the branch has begun; execute 'set transaction isolation level …', or 'set transaction read only', as"
+    " its first statement instead"
+)
+_WITH = "the branch ends with its transaction, not with a block; use the connection as it is"
+
+
+def _refused(name: str, why: str) -> Callable[..., NoReturn]:
+    def refuse(self: object, *_: Any, **__: Any) -> NoReturn:
+        raise UsageError(f"connection.{name}() cannot be used inside a branch: {why}")
+
+    return refuse
+
+
+class _Exits:
+    """What would end or outlive the branch, refused alike in both kinds."""
+
+    commit = _refused("commit", _COMMIT)
+    rollback = _refused("rollback", _ROLLBACK)
+    close = _refused("close", "commit or roll back the transaction instead")
+    tpc_begin = _refused("tpc_begin", _TPC)
+    tpc_prepare = _refused("tpc_prepare", _TPC)
+    tpc_commit = _refused("tpc_commit", _TPC)
+    tpc_rollback = _refused("tpc_rollback", _TPC)
+    tpc_recover = _refused("tpc_recover", "undoubt indoubt list shows what is prepared")
+    set_autocommit = _refused("set_autocommit", "a branch is one transaction")
+    set_isolation_level = _refused("set_isolation_level", _BEGUN)
+    set_read_only = _refused("set_read_only", _BEGUN)
+    set_deferrable = _refused("set_deferrable", _BEGUN)
+    notifies = _refused("notifies", _LISTEN)
+    add_notify_handler = _refused("add_notify_handler", _LISTEN)
+    __enter__ = _refused("__enter__", _WITH)
+    __aenter__ = _refused("__aenter__", _WITH)
+
+    pgconn: PGconn
+    lock: Any
+    undoubt_wrote: bool
+    """Some statement reported a changed row, see ``BranchConnection`` of the other driver."""
+    undoubt_reusable = True
+    """What an application may change of a psycopg connection, it changes of this object alone."""
+
+    def _undoubt_begin(self, gid: Gid, prepared: PrepareManager) -> None:
+        self.undoubt_wrote = False
+        self._undoubt_gid = gid
+        # Its statements live in the session and so outlive this object; psycopg has no public way to say so.
+        self._prepared = prepared
+
+    @property
+    def undoubt_used(self) -> bool:
+        return bool(self.lock.used)
+
+    @property
+    def undoubt_has_ended(self) -> bool:
+        return bool(self.lock.is_shut)
+
+    def undoubt_end(self) -> bool:
+        # First the gate, then libpq: what it says of somebody inside would be old by the time it is read.
+        return (
+            self.lock.shut()
+            or self.pgconn.pipeline_status != PipelineStatus.OFF
+            or self.pgconn.transaction_status == TransactionStatus.ACTIVE
+        )
+
+    def undoubt_note(self, tag: str | None, rows: int) -> None:
+        if rows > 0 and tag and _WROTE.match(tag):
+            self.undoubt_wrote = True
+
+    @property
+    def closed(self) -> bool:
+        return self.undoubt_has_ended or self.pgconn.status != psycopg.pq.ConnStatus.OK
+
+    def _undoubt_savepoint(self) -> None:
+        self.lock.check()
+        if self.pgconn.transaction_status == TransactionStatus.IDLE:
+            raise UsageError(
+                "connection.transaction() after the branch was ended by a COMMIT or ROLLBACK of the"
+                " application's own: leave them to the transaction"
+            )
+
+    def __del__(self) -> None:
+        """psycopg warns of connections that nobody closed; this one is the session's to close."""
+
+    def __repr__(self) -> str:
+        state = "ended" if self.undoubt_has_ended else "open"
+        return f"<connection of branch {self._undoubt_gid}, {state}>"
+
+
+class AsyncBranchCursor(psycopg.AsyncCursor[Any]):
+    async def execute(self, *args: Any, **options: Any) -> AsyncBranchCursor:
+        await super().execute(*args, **options)
+        _note(self)
+        return self
+
+    async def executemany(self, *args: Any, **options: Any) -> None:
+        await super().executemany(*args, **options)
+        _note(self)
+
+
+class BranchCursor(psycopg.Cursor[Any]):
+    def execute(self, *args: Any, **options: Any) -> BranchCursor:
+        super().execute(*args, **options)
+        _note(self)
+        return self
+
+    def executemany(self, *args: Any, **options: Any) -> None:
+        super().executemany(*args, **options)
+        _note(self)
+
+
+def _note(cursor: AsyncBranchCursor | BranchCursor) -> None:
+    connection: Any = cursor.connection
+    connection.undoubt_note(cursor.statusmessage, cursor.rowcount)
+
+
+class AsyncBranchConnection(_Exits, psycopg.AsyncConnection[Any]):  # type: ignore[misc]
+    def __init__(self, pgconn: PGconn, gid: Gid, prepared: PrepareManager) -> None:
+        super().__init__(pgconn)
+        self._undoubt_begin(gid, prepared)
+        self.lock = AsyncGate(gid)
+        self.cursor_factory = AsyncBranchCursor
+
+    def cursor(self, *args: Any, **options: Any) -> Any:
+        self.lock.check()
+        return super().cursor(*args, **options)
+
+    @asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncIterator[psycopg.AsyncTransaction]:
+        """A savepoint: ``async with connection.transaction():`` undoes the block alone if it raises."""
+        self._undoubt_savepoint()
+        failure: BaseException | None = None
+        try:
+            async with super().transaction(savepoint_name, force_rollback) as savepoint:
+                try:
+                    yield savepoint
+                except BaseException as error:
+                    failure = error
+                    raise
+        except UsageError:
+            if failure is None or not self.undoubt_has_ended:
+                raise
+            # The whole branch is gone, this part with it, and the first error is the one to tell.
+            raise failure from failure.__cause__
+
+
+class BranchConnection(_Exits, psycopg.Connection[Any]):  # type: ignore[misc]
+    def __init__(self, pgconn: PGconn, gid: Gid, prepared: PrepareManager) -> None:
+        super().__init__(pgconn)
+        self._undoubt_begin(gid, prepared)
+        self.lock = SyncGate(gid)
+        self.cursor_factory = BranchCursor
+
+    def cursor(self, *args: Any, **options: Any) -> Any:
+        self.lock.check()
+        return super().cursor(*args, **options)
+
+    @contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[psycopg.Transaction]:
+        """A savepoint: ``with connection.transaction():`` undoes the block alone if it raises."""
+        self._undoubt_savepoint()
+        failure: BaseException | None = None
+        try:
+            with super().transaction(savepoint_name, force_rollback) as savepoint:
+                try:
+                    yield savepoint
+                except BaseException as error:
+                    failure = error
+                    raise
+        except UsageError:
+            if failure is None or not self.undoubt_has_ended:
+                raise
+            raise failure from failure.__cause__  # as above

@@ -1,0 +1,148 @@
+"""The gate before the application's psycopg connection: who is inside, and whether anybody may still enter.
+
+Every operation of psycopg holds its connection's ``lock`` for as long as it uses libpq: a statement, a fetch
+of a server-side cursor, and the whole of a COPY, of a ``stream()`` or of ``notifies()``. The gate takes that
+lock's place. Once it is shut nobody enters any more; who is inside by then is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal, Protocol
+
+from participants.errors import UsageError
+from participants.ids import Gid
+
+
+class Gate(Protocol):
+    used: bool
+    """Somebody has been inside."""
+
+    @property
+    def busy(self) -> bool: ...
+
+    @property
+    def is_shut(self) -> bool: ...
+
+    def shut(self) -> bool:
+        """From now on everybody who enters gets ``UsageError``. True if somebody is still inside."""
+        ...
+
+    def when_free(self, leave: Callable[[], None]) -> None:
+        """Call ``leave`` once nobody is inside any more; at once if nobody is. The gate is shut."""
+        ...
+
+
+def _ended(gid: Gid) -> UsageError:
+    return UsageError(
+        f"the connection was used after the end of its branch {gid}:"
+        " a branch's connection serves until commit or rollback is called, and no longer"
+    )
+
+
+class AsyncGate(asyncio.Lock):
+    """For ``AsyncConnection``: within one event loop."""
+
+    def __init__(self, gid: Gid) -> None:
+        super().__init__()
+        self.used = False
+        self._gid = gid
+        self._shut = False
+        self._leave: Callable[[], None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self.locked()
+
+    @property
+    def is_shut(self) -> bool:
+        return self._shut
+
+    def shut(self) -> bool:
+        self._shut = True
+        return self.locked()
+
+    def when_free(self, leave: Callable[[], None]) -> None:
+        if self.locked():
+            self._leave = leave
+        else:
+            leave()
+
+    async def acquire(self) -> Literal[True]:
+        self.check()
+        await super().acquire()
+        if self._shut:
+            super().release()
+            raise _ended(self._gid)
+        self.used = True
+        return True
+
+    def release(self) -> None:
+        super().release()
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+
+    def check(self) -> None:
+        if self._shut:
+            raise _ended(self._gid)
+
+
+class SyncGate:
+    """For ``Connection``: the application's threads are inside, the engine's event loop shuts."""
+
+    def __init__(self, gid: Gid) -> None:
+        self.used = False
+        self._gid = gid
+        self._lock = threading.Lock()
+        self._shut = False
+        self._leave: Callable[[], None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._lock.locked()
+
+    @property
+    def is_shut(self) -> bool:
+        return self._shut
+
+    def shut(self) -> bool:
+        # First the flag, then the look: who gets in after the look sees the flag.
+        self._shut = True
+        return self._lock.locked()
+
+    def when_free(self, leave: Callable[[], None]) -> None:
+        self._leave = leave
+        if self._lock.acquire(blocking=False):
+            self.release()
+
+    def acquire(self) -> bool:
+        self.check()
+        self._lock.acquire()
+        if self._shut:
+            self.release()
+            raise _ended(self._gid)
+        self.used = True
+        return True
+
+    def release(self) -> None:
+        # First out, then the look: either this or when_free() sees the other.
+        self._lock.release()
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+
+    def check(self) -> None:
+        if self._shut:
+            raise _ended(self._gid)
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

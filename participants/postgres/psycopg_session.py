@@ -1,0 +1,199 @@
+"""A :class:`~participants.postgres.session.Session` over psycopg's libpq connection.
+
+Driven in this event loop by psycopg's lowest layer (``psycopg.pq``, ``generators``, ``waiting``), so that
+the application's connection over the same libpq connection may be of either kind. Both never speak at once:
+the application does until its gate is shut (:mod:`participants.postgres.psycopg_gate`), then the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import generators, waiting
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus, TransactionStatus
+
+from participants.ids import Gid
+from participants.postgres.closing import close_in_background
+from participants.postgres.handle import Handle
+from participants.postgres.psycopg_closing import cancel_and_finish, interrupt
+from participants.postgres.psycopg_gate import Gate
+from participants.postgres.session import (
+    NOTICES_KEPT_MAX,
+    Answer,
+    Introduction,
+    Late,
+    NoAnswer,
+    Notice,
+    NotSent,
+    Row,
+    ServerError,
+)
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn, PGresult
+
+WAKE_S = 1.0
+"""psycopg's waiting has to wake up now and then; nothing is done when it does."""
+
+_FATAL = frozenset({"FATAL", "PANIC"})
+_DONE = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY})
+
+
+class PsycopgSession:
+    """See the module. How the application's connection is made is for subclasses to say."""
+
+    intro: Introduction
+
+    def __init__(self, pgconn: PGconn) -> None:
+        self.pgconn = pgconn
+        self.pid: int = pgconn.backend_pid
+        self.gate: Gate | None = None
+        """Before the application's connection of the last branch."""
+        self.undone = False
+        """Something of a branch was rolled back in this session."""
+        self._broken = False
+        self._notices: list[Notice] = []
+
+    @property
+    def broken(self) -> bool:
+        return self._broken or self.pgconn.status != ConnStatus.OK
+
+    @property
+    def in_transaction(self) -> bool:
+        return not self.broken and self.pgconn.transaction_status != TransactionStatus.IDLE
+
+    @property
+    def application_name(self) -> str:
+        if self.broken:
+            return ""
+        return (self.pgconn.parameter_status(b"application_name") or b"").decode("utf-8", "replace")
+
+    async def script(self, sql: str, *, timeout_s: float) -> Answer:
+        self._notices.clear()
+        results = await self._ask(lambda: self.pgconn.send_query(sql.encode()), timeout_s)
+        tag = (results[-1].command_status or b"").decode("ascii", "replace")
+        self.undone = self.undone or tag.startswith("ROLLBACK")
+        return Answer(tag, tuple(self._notices))
+
+    async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
+        values = Transformer().dump_sequence(args, [PyFormat.TEXT] * len(args))
+        [result] = await self._ask(lambda: self.pgconn.send_query_params(sql.encode(), values), timeout_s)
+        names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+        loading = Transformer()
+        loading.set_pgresult(result)
+        return loading.load_rows(0, result.ntuples, lambda row: dict(zip(names, row, strict=True)))
+
+    def handle(self, gid: Gid) -> Handle:
+        raise NotImplementedError
+
+    def discard(self) -> None:
+        if self._broken:
+            return
+        self._broken = True
+        if self.gate is not None and self.gate.busy:
+            # Whoever is inside libpq must not find the connection freed: it is interrupted, and the last to
+            # leave closes it.
+            close_in_background(interrupt(self.pgconn))
+            self.gate.when_free(self.pgconn.finish)
+        elif self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            close_in_background(cancel_and_finish(self.pgconn))
+        else:
+            self.pgconn.finish()
+
+    async def _ask(self, send: Callable[[], None], timeout_s: float) -> list[PGresult]:
+        """Send, and wait for all results. Raises as ``script`` and ``rows`` of the contract do."""
+        self._check()
+        pgconn = self.pgconn
+        handler, pgconn.notice_handler = pgconn.notice_handler, self._note
+        asking = None
+        try:
+            send()
+            asking = generators.execute(pgconn)
+            async with asyncio.timeout(timeout_s):
+                results = await waiting.wait_async(asking, pgconn.socket, interval=WAKE_S)
+        except TimeoutError:
+            self._abandon(asking)
+            raise Late("no answer in time") from None
+        except psycopg.Error as error:
+            # A part of it may be on its way, whatever went wrong.
+            self._abandon(asking)
+            raise NoAnswer(str(error).strip() or "the connection was lost") from error
+        except BaseException:
+            # Cancelled, or something nobody foresaw: nobody knows what this session is doing now.
+            self._abandon(asking)
+            raise
+        finally:
+            pgconn.notice_handler = handler
+        return self._judge(results)
+
+    def _check(self) -> None:
+        """Nothing has been sent yet: whatever is wrong by now is no doubt, only a refusal."""
+        if self.broken:
+            raise NotSent("the connection is closed")
+        if self.pgconn.pipeline_status != PipelineStatus.OFF:
+            raise NotSent("the connection is in a pipeline")
+        if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            raise NotSent("another statement is running")
+        try:
+            self.pgconn.consume_input()  # what the server said of itself, above all that it closed the door
+        except psycopg.Error as error:
+            self.discard()
+            raise NotSent(str(error).strip() or "the connection was lost") from error
+        if self.broken:
+            raise NotSent("the connection was closed by the server")
+
+    def _judge(self, results: list[PGresult]) -> list[PGresult]:
+        for result in results:
+            if result.status in _DONE:
+                continue
+            error = server_error(result)
+            self.undone = True
+            if error is None or error.fatal:
+                self.discard()
+            raise error or NoAnswer(result.get_error_message().strip() or "the connection was lost")
+        if not results:
+            self.discard()
+            raise NoAnswer("the connection gave no result")
+        return results
+
+    def _abandon(self, asking: Any) -> None:
+        if asking is not None:
+            asking.close()  # it holds a pointer into the connection that is about to be freed
+        self.discard()
+
+    def _note(self, result: PGresult) -> None:
+        if len(self._notices) < NOTICES_KEPT_MAX:
+            source = field(result, DiagnosticField.SOURCE_FILE)
+            self._notices.append(
+                Notice(
+                    field(result, DiagnosticField.SEVERITY_NONLOCALIZED)
+                    or field(result, DiagnosticField.SEVERITY),
+                    field(result, DiagnosticField.SQLSTATE),
+                    field(result, DiagnosticField.MESSAGE_PRIMARY),
+                    source.rpartition("/")[2] or None,
+                )
+            )
+
+
+def field(result: PGresult, name: DiagnosticField) -> str:
+    """A field of an error or notice, empty if the server did not send it."""
+    return (result.error_field(name) or b"").decode("utf-8", "replace")
+
+
+def server_error(result: PGresult) -> ServerError | None:
+    """None if the connection was lost: an error of libpq's own, or of class 08, which poolers send."""
+    sqlstate = field(result, DiagnosticField.SQLSTATE)
+    severity = field(result, DiagnosticField.SEVERITY_NONLOCALIZED) or field(result, DiagnosticField.SEVERITY)
+    if not sqlstate or sqlstate.startswith("08"):
+        return None
+    return ServerError(
+        sqlstate,
+        field(result, DiagnosticField.MESSAGE_PRIMARY),
+        detail=field(result, DiagnosticField.MESSAGE_DETAIL),
+        hint=field(result, DiagnosticField.MESSAGE_HINT),
+        fatal=severity in _FATAL,
+    )
