@@ -13,6 +13,7 @@ from participants.registry import Registry
 from recovery.survey import survey
 from undoubt import assemble
 from undoubt.config import Settings
+from undoubt.doctor.cluster import look_at_nodes
 from undoubt.doctor.configuration import look_at_configuration
 from undoubt.doctor.ledger import look_at_ledger, missing, not_opened
 from undoubt.doctor.orphans import look_at_prepared
@@ -26,7 +27,9 @@ async def examine(
     ``only`` names participants: then nothing else is told, but for a ledger that cannot be opened. What has
     been prepared for ``older_than_s`` seconds counts as left behind.
     """
-    findings = look_at_configuration(settings) if only is None else []
+    findings: list[Finding] = []
+    if only is None:
+        findings += [*look_at_configuration(settings), *await look_at_nodes(settings.ledger)]
     if (lacks := missing(settings.ledger)) is not None:
         return findings + [lacks] + await _without_ledger(settings, only)
     async with contextlib.AsyncExitStack() as stack:

@@ -1,0 +1,69 @@
+"""``undoubt doctor`` beside a ledger of three node processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from coordinator.ledger.cluster import survey as asking
+from coordinator.ledger.cluster.messages import NodeStatus
+from coordinator.settings import LedgerSettings
+from participants.findings import Finding, Severity
+from tests.coordinator.node.processes import processes
+from tests.undoubt.cli.harness import undoubt
+from undoubt.config import load
+from undoubt.doctor import examine
+from undoubt.doctor.cluster import look_at_nodes
+
+
+def by_check(found: list[Finding]) -> dict[str, Finding]:
+    return {one.check: one for one in found}
+
+
+async def test_nodes_that_do_not_answer(tmp_path: Path) -> None:
+    """Broken if nobody is told that one more failure stops every decision, or that it has happened."""
+    async with processes(tmp_path) as nodes:
+        settings = load({"ledger": {"url": nodes.settings.url, "request_timeout_s": 2.0}, "participants": {}})
+        leader = await nodes.leader()
+        found = by_check(await examine(settings, older_than_s=300.0))
+        assert found["ledger"].severity is Severity.OK
+        assert found["ledger_nodes"].severity is Severity.OK
+        assert found["ledger_nodes"].what == f"node {leader} leads; of 3 voters 3 answer, and 1 may fail"
+        first, second = (number for number in nodes.numbers if number != leader)
+        await nodes.end(first, signal.SIGKILL)
+        found = by_check(await examine(settings, older_than_s=300.0))
+        assert found["ledger_nodes"].severity is Severity.WARNING
+        assert found["ledger_nodes"].why.startswith("0 more may fail")
+        assert f"127.0.0.1:{nodes.ports[first - 1]} does not answer" in found["ledger_nodes"].why
+        await nodes.end(second, signal.SIGKILL)
+        await nodes.end(leader, signal.SIGKILL)
+        found = by_check(await examine(settings, older_than_s=300.0))
+        assert found["ledger"].severity is Severity.UNREACHABLE
+        assert found["ledger_nodes"].severity is Severity.UNREACHABLE
+        config = tmp_path / "undoubt.toml"
+        config.write_text(f'[ledger]\nurl = "{nodes.settings.url}"\nrequest_timeout_s = 2.0\n')
+        ran = await asyncio.to_thread(undoubt, "doctor", cwd=tmp_path)
+        assert ran.status == 4
+
+
+async def test_a_full_disk_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node without room still answers. (Its own disk is filled where nodes are tested.)"""
+    async with processes(tmp_path) as nodes:
+        await nodes.leader()
+        found = await asking.survey(nodes.settings)
+        full = [
+            msgspec.structs.replace(seen, status=msgspec.structs.replace(seen.status, disk_full=True))
+            for seen in found.nodes[:1]
+            if isinstance(seen.status, NodeStatus)
+        ]
+
+        async def told(_: LedgerSettings) -> asking.Survey:
+            return msgspec.structs.replace(found, nodes=(*full, *found.nodes[1:]))
+
+        monkeypatch.setattr("undoubt.doctor.cluster.survey", told)
+        looked = by_check(await look_at_nodes(nodes.settings))
+        assert looked["ledger_disk"].severity is Severity.PROBLEM

@@ -1,0 +1,69 @@
+"""The nodes of a replicated ledger: who answers, how many more may fail, whose disk is full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from coordinator.errors import LedgerUnusable
+from coordinator.ledger.cluster.survey import Seen, Survey, survey
+from coordinator.settings import LedgerSettings
+from participants.findings import Finding, Severity
+
+RAFT = "raft://"
+
+
+async def look_at_nodes(settings: LedgerSettings) -> list[Finding]:
+    """Nothing of a ledger that is no cluster, or whose URL cannot be used: opening it says why."""
+    if not settings.url.startswith(RAFT):
+        return []
+    try:
+        found = await survey(settings)
+    except LedgerUnusable:
+        return []
+    return [_answering(found), *_full(found)]
+
+
+def _answering(found: Survey) -> Finding:
+    leader = next(
+        (s.status for s in found.nodes if s.status is not None and s.status.node == found.leader), None
+    )
+    if leader is None:
+        return Finding(
+            None,
+            "ledger_nodes",
+            Severity.UNREACHABLE,
+            f"no node leads: {'; '.join(_words(seen) for seen in found.nodes)}",
+            "nothing can be decided before a majority of the nodes run and reach one another",
+            "undoubt cluster status",
+        )
+    answering = {seen.status.node for seen in found.nodes if seen.status is not None}
+    voters = set(leader.voters)
+    spare = len(voters & answering) - (len(voters) // 2 + 1)
+    what = f"node {leader.node} leads; of {len(voters)} voters {len(voters & answering)} answer"
+    if voters <= answering:
+        return Finding(None, "ledger_nodes", Severity.OK, f"{what}, and {spare} may fail")
+    silent = "; ".join(_words(seen) for seen in found.nodes if seen.status is None)
+    return Finding(
+        None,
+        "ledger_nodes",
+        Severity.WARNING,
+        what,
+        f"{spare} more may fail before nothing can be decided: start what is down, or replace it. {silent}",
+        "undoubt cluster status",
+    )
+
+
+def _full(found: Survey) -> Iterator[Finding]:
+    for seen in found.nodes:
+        if seen.status is not None and seen.status.disk_full:
+            yield Finding(
+                None,
+                "ledger_disk",
+                Severity.PROBLEM,
+                f"the disk of node {seen.status.node} ({seen.address}) is full",
+                "it takes no part in decisions until there is room: make some",
+            )
+
+
+def _words(seen: Seen) -> str:
+    return f"{seen.address} {'follows' if seen.status is not None else 'does not answer: ' + seen.error}"
