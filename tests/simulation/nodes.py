@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.ledger.contract import DecisionRecord
 from coordinator.ledger.local import newest
-from coordinator.node.bootstrap import beginning
+from coordinator.node.bootstrap import beginning, joining
 from coordinator.node.node import Node
 from coordinator.node.settings import NodeSettings
 from coordinator.node.storage import Identity, Snapshot, Stored, Write
@@ -124,6 +124,8 @@ class SimulatedNode:
         self.drive = Drive(self.world.scheduler, Random(self.world.random.getrandbits(64)))
         self.process: Process | None = None
         self.running: Node | None = None
+        self.retired = False
+        """It is never started again."""
         self._seen: object = None
 
     @property
@@ -134,10 +136,24 @@ class SimulatedNode:
 
     def start(self) -> None:
         world = self.world
+        if self.retired:
+            return
         process = self.process = world.process(f"node{self.number}", f"node{self.number}")
         process.on_kill.append(self._died)
         self.drive.on_broken = world.killed_soon
         world.born(process, self.main, self.start)
+
+    def retire(self) -> None:
+        self.retired = True
+        if self.process is not None:
+            self.world.kill(self.process)
+
+    def lose(self, *, again: bool) -> None:
+        """Everything on its disk. ``again``: somebody starts it under its old number all the same."""
+        self.retired = not again
+        self.disk = NodeDisk(Identity(CLUSTER, self.number, f"{self.number:08x}deadbeef"), *joining())
+        if self.process is not None:
+            self.world.kill(self.process)
 
     def _died(self) -> None:
         self.running = None
@@ -216,6 +232,11 @@ class SimulatedCluster:
             )
             for number in self.addresses
         }
+        self.first = frozenset(self.nodes)
+        """Those that clients know by the ledger's URL; one of them stays."""
+        self.lost: set[int] = set()
+        """Members whose disk is gone."""
+        self.tidy = True
         self.invariants = Invariants(self)  # type: ignore[arg-type]
         self.leaders: set[tuple[int, int]] = set()
         self._changes = 0
@@ -231,6 +252,12 @@ class SimulatedCluster:
     def start(self) -> None:
         for node in self.nodes.values():
             node.start()
+
+    def join(self, member: SimulatedNode) -> Address:
+        """Its address."""
+        self.nodes[member.number] = member
+        address = self.addresses[member.number] = Address(f"node{member.number}", PORT)
+        return address
 
     def watch(self, member: SimulatedNode, node: Node) -> None:
         """Look at every message before it leaves."""
@@ -265,9 +292,13 @@ class SimulatedCluster:
         return next((node for node in self.nodes.values() if node.process is process), None)
 
     def agreed(self) -> bool:
-        """One leads, and all have the same log, committed and applied."""
+        """One leads, and all members have the same log, committed and applied."""
         leading = [node for node in self.running if node.running is not None and node.running.leads]
-        if len(leading) != 1 or len(self.running) != len(self.nodes):
+        if len(leading) != 1 or self.lost or not self.tidy:
             return False
-        last = {node.up.last_index for node in self.running}
-        return last == {node.up.applied_index for node in self.running} and len(last) == 1
+        configuration = leading[0].up.configuration
+        members = [self.nodes[number] for number in sorted(configuration.nodes)]
+        if configuration.joint or any(member.running is None for member in members):
+            return False
+        last = {member.up.last_index for member in members}
+        return last == {member.up.applied_index for member in members} and len(last) == 1

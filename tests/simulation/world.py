@@ -28,6 +28,7 @@ from tests.simulation.drive import Drive
 from tests.simulation.faults import Nemesis
 from tests.simulation.files import FileMachine
 from tests.simulation.judge import Judge, Violation
+from tests.simulation.members import MembersProcess
 from tests.simulation.network import Network
 from tests.simulation.nodes import SimulatedCluster
 from tests.simulation.scheduler import Process, Scheduler
@@ -170,6 +171,9 @@ class World:
             self.start_other("recover", RecoveryProcess)
         if self.random.random() < 0.5:
             self.start_other("operator", OperatorProcess)
+        if self.cluster is not None and self.random.random() < 0.4:
+            self.cluster.tidy = False
+            self.start_other("members", MembersProcess)
         self.nemesis.begin()
 
     def start_database(self, name: str) -> None:
