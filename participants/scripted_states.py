@@ -66,6 +66,9 @@ class MemoryStates:
             if row.state is not BranchState.ABORT and not self._committed(gid)
         ]
 
+    async def stale(self, older_than_s: float) -> Sequence[Gid]:  # noqa: ARG002 - memory has no clock
+        return list(self.rows)
+
     async def forget(self, gids: Sequence[Gid]) -> None:
         for gid in gids:
             self.rows.pop(gid, None)

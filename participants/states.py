@@ -172,6 +172,10 @@ class States(Protocol):
         """Rows whose branch has neither committed nor been buried."""
         ...
 
+    async def stale(self, older_than_s: float) -> Sequence[Gid]:
+        """Rows that have not changed for so many seconds of the participant's own clock."""
+        ...
+
     async def forget(self, gids: Sequence[Gid]) -> None:
         """Delete the rows of transactions that every participant has finished: a row that is missed by a
         termination reads as INITIAL, so nothing else may be forgotten."""

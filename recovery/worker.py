@@ -14,6 +14,7 @@ from recovery.report import Line, WorkerStatus
 from recovery.resolve import Resolution, Tools, finish
 from recovery.scan import scan, unfinished
 from recovery.settings import RecoverySettings
+from recovery.sweep import SWEEP_INTERVAL_S, sweep
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class Worker:
         self._rng = rng
         self._tell = tell
         self._failures = 0
+        self._swept_s = asyncio.get_running_loop().time()
         self._last_error: str | None = None
         self._retry_at: float | None = None
         self._prepared = 0
@@ -101,6 +103,7 @@ class Worker:
         while True:
             if self._allowed():
                 await self._pass()
+                await self._sweep()
             await asyncio.sleep(self._pause_s())
             self._retry_at = None
 
@@ -117,6 +120,16 @@ class Worker:
         listed = [line for line in passed.lines if line.standing is not None]
         self._prepared = len(listed)
         self._reported = tuple(line.gid for line in listed if line.action == "report")
+
+    async def _sweep(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._swept_s < SWEEP_INTERVAL_S:
+            return
+        self._swept_s = now_s
+        try:
+            await sweep(self._tools.ledger, self._tools.terminator, self.participant)
+        except UndoubtError as error:
+            log.info("old rows at %r are left: %s", self.participant.name, error)
 
     def _failed(self, why: str) -> None:
         self._failures += 1

@@ -45,3 +45,7 @@ async def databases(postgres: Server, other_postgres: Server) -> AsyncIterator[d
         orders = await stack.enter_async_context(fresh_database(postgres, "orders"))
         payments = await stack.enter_async_context(fresh_database(other_postgres, "payments"))
         yield {"orders": orders, "payments": payments}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite", action="store_true", help="write the traces of scenario files anew")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from coordinator.protocols.steps import TwoPhaseStep
+from participants.ids import Protocol
 from recovery.steps import RecoveryStep
 from tests.pgbouncer import program_or_skip
 from tests.prove.cases import Victim, cases
@@ -53,6 +54,27 @@ async def test_the_crash_matrix_through_a_pooler() -> None:
     assert (told["not_killed"], told["half_applied"]) == (0, 0)
     assert (told["acknowledged_lost"], told["prepared_after"]) == (0, 0)
     assert told["failures"] == []
+
+
+async def test_the_crash_matrix_of_three_phase_commit() -> None:
+    """Broken if a death at any of its own steps, or of its termination's, splits a transaction."""
+    told = await prove("crash", "--protocol", "3pc")
+    assert told["cases"] == len(cases(Protocol.THREE_PHASE)) > len(cases())
+    assert told["failures"] == []
+
+
+async def test_three_phase_commits_end_without_their_ledger() -> None:
+    """Broken if the participants cannot end among themselves what a coordinator left at any of its steps."""
+    told = await prove("without-ledger")
+    assert told["cases"] >= 20
+    assert told["in_doubt"] > 0
+    assert (told["not_killed"], told["half_applied"], told["prepared_after"]) == (0, 0, 0)
+
+
+async def test_a_partition_splits_skeens_termination_and_no_quorum() -> None:
+    """Broken if the documented difference between the two is not there on real databases."""
+    told = await prove("partition")
+    assert (told["skeen_split"], told["quorum_split"], told["as_reviewed"]) == (True, False, True)
 
 
 async def test_recovery_beside_live_work() -> None:

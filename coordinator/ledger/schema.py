@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coordinator.errors import LedgerUnusable
+from participants.migrating import ALONE
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -52,7 +53,7 @@ def upgrade(sqlalchemy_url: str) -> None:
     from alembic import command  # noqa: PLC0415
 
     engine = sqlalchemy.create_engine(sqlalchemy_url, poolclass=sqlalchemy.pool.NullPool)
-    with engine.begin() as connection:
+    with ALONE, engine.begin() as connection:
         config = alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, NEWEST)

@@ -259,5 +259,8 @@ select b.gid, b.state::text as state, b.last_elected, b.last_attempt, b.members,
    and not exists (select from undoubt.undoubt_commit as c
                     where c.txid = b.txid and c.participant = b.participant)
 
+-- name: state_stale
+select gid from undoubt.undoubt_branch where changed_at < clock_timestamp() - make_interval(secs => $1)
+
 -- name: state_forget
 delete from undoubt.undoubt_branch where gid = any ($1::text[])

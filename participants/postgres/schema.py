@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from participants.errors import ParticipantRefused, ParticipantUnavailable
+from participants.migrating import ALONE
 from participants.postgres.dsn import read_dsn
 from participants.postgres.sql import query
 
@@ -38,7 +39,8 @@ def script() -> str:
     from alembic import command  # noqa: PLC0415
 
     written = io.StringIO()
-    command.upgrade(_config(written), "head", sql=True)
+    with ALONE:
+        command.upgrade(_config(written), "head", sql=True)
     return "create schema if not exists undoubt;\n\n" + written.getvalue().strip() + "\n"
 
 
@@ -56,7 +58,7 @@ def _migrate(participant: str, settings: ParticipantSettings) -> None:
     config = _config()
     engine = _engine(participant, settings)
     try:
-        with engine.connect() as connection:
+        with ALONE, engine.connect() as connection:
             connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             connection.execute(text("create schema if not exists undoubt"))
             config.attributes["connection"] = connection

@@ -68,6 +68,10 @@ class PostgresStates:
         named = [(Gid.parse(row["gid"]), row) for row in rows]
         return [(gid, _read(row)) for gid, row in named if isinstance(gid, Gid)]
 
+    async def stale(self, older_than_s: float) -> Sequence[Gid]:
+        rows = await self._rows(query("state_stale"), older_than_s)
+        return [gid for row in rows if isinstance(gid := Gid.parse(row["gid"]), Gid)]
+
     async def forget(self, gids: Sequence[Gid]) -> None:
         await self._rows(query("state_forget"), [str(gid) for gid in gids])
 

@@ -27,6 +27,7 @@ from participants.states import (
 )
 from tests.participants.support import Database
 from tests.pgbouncer import PgBouncer
+from undoubt.embedded import EmbeddedServer
 
 LEDGER = "abcdefghij"
 NONCE = "0123456789abcdef"
@@ -191,9 +192,20 @@ async def test_what_is_unfinished_and_what_is_forgotten(rows: Rows) -> None:
     unfinished = dict(await states.unfinished())
     assert set(unfinished) == {gids[state] for state in "qwp"}
     assert unfinished[gids[BranchState.PRECOMMIT]] == StateRow(BranchState.PRECOMMIT, 2, 2, CHARTER)
+    assert set(await states.stale(0.0)) == set(gids.values())
     await states.forget([gids[BranchState.ABORT], gids[BranchState.COMMIT]])
     assert await states.read(gids[BranchState.ABORT]) is None
     assert await states.read(gids[BranchState.WAIT]) is not None
+
+
+async def test_several_databases_can_be_migrated_at_once(server: EmbeddedServer) -> None:
+    """Broken if two threads of one process destroy each other's migration."""
+    dsns = [await server.create_database(f"at_once_{number}") for number in range(4)]
+    await asyncio.gather(*(migrate("orders", ParticipantSettings(dsn=dsn)) for dsn in dsns))
+    for dsn in dsns:
+        participant = PostgresParticipant("orders", ParticipantSettings(dsn=dsn), ledger_id=LEDGER)
+        assert await participant.states.unfinished() == []
+        await participant.close()
 
 
 async def test_without_tables_the_way_out_is_named(database: Database) -> None:

@@ -13,7 +13,9 @@ PROOFS = {
     "crash": "tests.prove.crash",
     "grow": "tests.prove.grow",
     "live-recovery": "tests.prove.live_recovery",
+    "partition": "tests.prove.partition",
     "sqlalchemy": "tests.prove.sqlalchemy_twophase",
+    "without-ledger": "tests.prove.without_ledger",
 }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from coordinator.protocols import steps as two_phase
-from coordinator.protocols.steps import TwoPhaseStep
+from coordinator.protocols import steps as protocols
+from coordinator.protocols.steps import STEPS, TerminationStep, ThreePhaseStep, TwoPhaseStep
+from participants.ids import Protocol
 from recovery import steps as recovery
 from recovery.steps import RecoveryStep
 from tests.prove.trap import KILL, PAUSE, Trap
@@ -41,26 +42,45 @@ class Case:
         return f"{self.victim} at {self.trap.step} of {where}"
 
 
-def cases(*, pooler: bool = False) -> list[Case]:
+def cases(protocol: Protocol = Protocol.TWO_PHASE, *, pooler: bool = False) -> list[Case]:
     """All of them, in a stable order; with ``pooler``, the one before a database dies as well."""
     more = (Victim.POOLER,) if pooler else ()
     found: list[Case] = []
+    recovers: list[enum.StrEnum] = list(RecoveryStep)
+    if protocol is Protocol.THREE_PHASE:
+        recovers += TerminationStep
     for victim in (Victim.COORDINATOR, Victim.DATABASE, Victim.DATABASE_DOWN, *more):
         how = KILL if victim is Victim.COORDINATOR else PAUSE
-        for step in TwoPhaseStep:
-            branches = (1, 2) if step in two_phase.PER_BRANCH else (0,)
+        for step in STEPS[protocol]:
+            branches = (1, 2) if step in protocols.PER_BRANCH else (0,)
             found += [Case(victim, False, Trap(how, step, branch, UNDER_LOAD)) for branch in branches]
     for victim in (Victim.RECOVERY, Victim.DATABASE, Victim.DATABASE_DOWN, *more):
         how = KILL if victim is Victim.RECOVERY else PAUSE
-        for step in RecoveryStep:
-            branches = (1, 2) if step in recovery.PER_BRANCH else (0,)
-            found += [Case(victim, True, Trap(how, step, branch, 1), _before(step)) for branch in branches]
+        for step in recovers:
+            branches = (1, 2) if step in recovery.PER_BRANCH | protocols.PER_BRANCH else (0,)
+            before = _before(step, protocol)
+            found += [Case(victim, True, Trap(how, step, branch, 1), before) for branch in branches]
     return found
 
 
-def _before(step: RecoveryStep) -> Trap:
-    """Where the coordinator dies so that recovery passes ``step``: undecided with everything prepared, or
-    decided with nothing told."""
-    rolls_back = step in {RecoveryStep.BEFORE_ROLLBACK, RecoveryStep.AFTER_ROLLBACK}
-    dies_at = TwoPhaseStep.BEFORE_DECIDE if rolls_back else TwoPhaseStep.AFTER_DECIDE
-    return Trap(KILL, dies_at, 0, UNDER_LOAD)
+ROLLS_BACK: frozenset[enum.StrEnum] = frozenset(
+    {
+        RecoveryStep.BEFORE_ROLLBACK,
+        RecoveryStep.AFTER_ROLLBACK,
+        TerminationStep.BEFORE_BURY,
+        TerminationStep.AFTER_BURY,
+    }
+)
+"""Steps of recovery that only a transaction which it aborts passes."""
+
+
+def _before(step: enum.StrEnum, protocol: Protocol) -> Trap:
+    """Where the coordinator dies so that recovery passes ``step``: it must abort with everything prepared, or
+    commit with nothing told."""
+    dies_at: dict[tuple[Protocol, bool], enum.StrEnum] = {
+        (Protocol.TWO_PHASE, True): TwoPhaseStep.BEFORE_DECIDE,
+        (Protocol.TWO_PHASE, False): TwoPhaseStep.AFTER_DECIDE,
+        (Protocol.THREE_PHASE, True): ThreePhaseStep.BEFORE_LEDGER_PRECOMMIT,
+        (Protocol.THREE_PHASE, False): TwoPhaseStep.BEFORE_DECIDE,
+    }
+    return Trap(KILL, dies_at[protocol, step in ROLLS_BACK], 0, UNDER_LOAD)

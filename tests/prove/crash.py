@@ -20,6 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coordinator.settings import PROTOCOLS
+from participants.postgres.schema import migrate
+from participants.settings import ParticipantSettings
 from tests.pgbouncer import PgBouncer
 from tests.prove.bank import NAMES, audit, set_up
 from tests.prove.cases import Case, Victim, cases
@@ -34,13 +37,14 @@ NO_TRAP = Trap(NEVER, "-", 0, 0).encode()
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ledger", choices=["sqlite"], default="sqlite")
+    parser.add_argument("--protocol", choices=list(PROTOCOLS), default="2pc")
     parser.add_argument("--pooler", choices=NAMES, help="the participant behind PgBouncer")
     parser.add_argument("--lanes", type=int, default=2, help="cases at once, each on servers of its own")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
 
 
 async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    every = cases(pooler=options.pooler is not None)
+    every = cases(PROTOCOLS[options.protocol], pooler=options.pooler is not None)
     chosen = [case for case in every if options.only in str(case)]
     numbered = iter(list(enumerate(chosen, 1)))
     totals = dict.fromkeys(("not_killed", "half_applied", "acknowledged_lost", "prepared_after"), 0)
@@ -48,7 +52,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     with tempfile.TemporaryDirectory(prefix="undoubt-crash-") as folder:
         await asyncio.gather(
             *(
-                Lane(Path(folder), totals, failures, options.pooler).run(numbered)
+                Lane(Path(folder), totals, failures, options.pooler, options.protocol).run(numbered)
                 for _ in range(options.lanes)
             )
         )
@@ -87,7 +91,10 @@ class Stage:
 class Lane:
     """A stage, and the cases that run on it one after another."""
 
-    def __init__(self, folder: Path, totals: dict[str, int], failures: list[str], pooled: str | None) -> None:
+    def __init__(
+        self, folder: Path, totals: dict[str, int], failures: list[str], pooled: str | None, protocol: str
+    ) -> None:
+        self._protocol = protocol
         self._folder = folder
         self._totals = totals
         self._failures = failures
@@ -98,7 +105,7 @@ class Lane:
             stage = Stage()
             await stage.build(stack, self._pooled)
             for number, case in numbered:
-                problems = await Run(number, case, stage, self._folder, self._totals).run()
+                problems = await Run(number, case, stage, self._folder, self._totals, self._protocol).run()
                 for problem in problems:
                     self._failures.append(f"{case}: {problem}")
                 print(f"{number:3} {case}: {problems or 'ok'}", file=sys.stderr)
@@ -114,7 +121,9 @@ class Run:
         stage: Stage,
         folder: Path,
         totals: dict[str, int],
+        protocol: str,
     ) -> None:
+        self._protocol = protocol
         self._number = number
         self._case = case
         self._stage = stage
@@ -128,8 +137,12 @@ class Run:
         database = f"case{self._number}"
         dsns = {name: await server.create_database(database) for name, server in self._servers.items()}
         await set_up(dsns)
+        if self._protocol != "2pc":
+            for name, dsn in dsns.items():
+                await migrate(name, ParticipantSettings(dsn=dsn))
         settings = json.dumps(
             {
+                "coordinator": {"protocol": self._protocol},
                 "ledger": {"url": f"sqlite:///{self._folder}/{database}.db"},
                 "participants": self._stage.participants(database, declared=self._number % 2 == 0),
             }

@@ -11,6 +11,8 @@ from participants.contract import Fate, Order
 from participants.errors import ParticipantUnavailable
 from participants.ids import Gid, Protocol
 from participants.states import BranchState, Charter, Event, Member, Termination
+from recovery.sweep import sweep
+from recovery.terminate import Terminator
 from recovery.without_ledger import WhichLedger, WithoutLedger
 from tests.recovery.world import World, told
 
@@ -170,6 +172,44 @@ async def test_many_recoveries_at_once_agree(world: World) -> None:
         assert Fate.IN_PROGRESS not in fates(world, gids)
         await world.open()
     assert await world.heuristics() == {}
+
+
+async def swept(world: World) -> None:
+    for participant in world.registry:
+        terminator = Terminator(world.ledger, world.registry, None)
+        await sweep(world.ledger, terminator, participant, 0.0)
+
+
+async def test_rows_that_nobody_deleted_are_swept(world: World) -> None:
+    """Broken if a dead coordinator's row stays for ever, or goes before its transaction is finished."""
+    gids = await left(world, 3)
+    await swept(world)
+    assert len(world.orders.states.rows) == 1  # its coordinator is alive
+    await world.end_session()
+    world.payments.down = ParticipantUnavailable("payments", "is down")
+    for _ in range(3):
+        await world.recover()
+        await sweep(world.ledger, Terminator(world.ledger, world.registry, None), world.orders, 0.0)
+    assert len(world.orders.states.rows) == 1  # payments has not applied the decision
+    world.payments.down = None
+    await recovered(world, gids)
+    await world.recover()
+    await swept(world)
+    assert [database.states.rows for database in world.databases.values()] == [{}, {}, {}]
+
+
+async def test_the_ledger_learns_how_a_transaction_ended_without_it(world: World) -> None:
+    """Broken if a PRECOMMIT holds its session for ever because no branch is prepared any more."""
+    gids = await left(world, 3)
+    for gid in gids:
+        await world.databases[gid.participant].settle(gid, Order.COMMIT, None)
+    await world.end_session()
+    await swept(world)
+    assert (await world.ledger.records([gids[0].txid]))[gids[0].txid] is Record.COMMIT
+    await world.recover()
+    assert await world.unfinished() == set()
+    assert await world.heuristics() == {}
+    assert not world.ledger.machine.state.precommitted
 
 
 # Without the ledger.

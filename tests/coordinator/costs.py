@@ -1,0 +1,46 @@
+"""What a protocol costs: messages and durable writes of one committed transaction, counted while it runs.
+
+A message is one request or one answer between the coordinator and a participant or the ledger. A durable
+write is one that is waited for: of a participant (a vote, a row, the end of a prepared branch) or of the
+ledger (one command, however many disks that is). What rides along in batches, ``finish`` and its rows, is not
+counted.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from coordinator.coordinator import Coordinator
+from coordinator.ledger.commands import Decide, Precommit
+from coordinator.ledger.memory import MemoryLedger
+from coordinator.settings import CoordinatorSettings
+from participants.registry import Registry
+from participants.scripted import Script, ScriptedParticipant
+
+DURABLE = frozenset({"enlist", "prepare", "attempt", "commit", "one_phase", "bury"})
+"""Calls of a participant that wait for its disk."""
+
+
+class Cost(NamedTuple):
+    messages: int
+    durable_writes: int
+
+
+async def cost(protocol: str, participants: int) -> Cost:
+    """Of one transaction that writes in so many participants and commits."""
+    ledger, registry = MemoryLedger(), Registry()
+    everyone = [
+        ScriptedParticipant(f"p{number}", Script(surely_writes=True)) for number in range(participants)
+    ]
+    for participant in everyone:
+        registry.add(participant)
+    coordinator = Coordinator(ledger, registry, CoordinatorSettings(protocol=protocol))
+    async with coordinator, coordinator.transaction() as tx:
+        for participant in everyone:
+            await tx.branch(participant.name)
+            participant.calls.clear()  # what the application does is not the protocol's
+        ledger.commands.clear()
+        await tx.commit()
+        calls = [call for participant in everyone for call in participant.trace()]
+        commands = [command for command in ledger.commands if isinstance(command, Decide | Precommit)]
+    return Cost(2 * (len(calls) + len(commands)), sum(call in DURABLE for call in calls) + len(commands))
