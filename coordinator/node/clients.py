@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 REQUESTS_PER_CONNECTION_MAX = 100_000
 """More than that unanswered on one connection is a client gone wrong."""
 
+BEAT_S = 0.3
 ANSWERS_BYTES_MAX = 32 * 1024 * 1024
 """What is more than that does not leave in one frame."""
 
@@ -55,12 +56,15 @@ class FromClient:
         self._loop = asyncio.get_running_loop()
         self._answers: list[Answer] = []
         self._unanswered = 0
+        self._beating: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._say(Standing(ledger.ledger_id, ledger.leads, leader()))
 
     def received(self, payload: bytes) -> None:
         requests = messages.decode_requests(payload)
         self._unanswered += len(requests)
+        if self._beating is None and self._unanswered:
+            self._beating = self._loop.call_later(BEAT_S, self._beat)
         if self._unanswered > REQUESTS_PER_CONNECTION_MAX:
             raise RemoteProtocolError(f"more than {REQUESTS_PER_CONNECTION_MAX} requests at once")
         for request in requests:
@@ -77,6 +81,15 @@ class FromClient:
 
     def lost(self, why: str) -> None:
         """What was asked goes on: it may be half recorded, and whoever asked will ask again."""
+        if self._beating is not None:
+            self._beating.cancel()
+
+    def _beat(self) -> None:
+        """A sign of life to a client that waits: else it would look for another leader, and ask again."""
+        self._beating = None
+        if self._unanswered:
+            self._connection.send(messages.encode([]))
+            self._beating = self._loop.call_later(BEAT_S, self._beat)
 
     async def _perform(self, number: int, call: calls.Call | NodeCall) -> None:
         try:

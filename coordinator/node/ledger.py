@@ -17,7 +17,7 @@ from coordinator.errors import LedgerError
 from coordinator.ledger.commands import Command
 from coordinator.ledger.contract import DecisionRecord
 from coordinator.ledger.leases import Leases
-from coordinator.ledger.local import LocalLedger
+from coordinator.ledger.local import LocalLedger, newest
 from coordinator.node.replica import Answer, Replica
 from coordinator.node.storage import Storage
 from coordinator.settings import LedgerSettings
@@ -101,12 +101,17 @@ class NodeLedger(LocalLedger):
         await self._replica.read()
 
     async def _history_of(self, txid: TxId) -> DecisionRecord | None:
-        await self._replica.flush_history()
-        return await self._storage.history_of(txid)
+        return self._replica.finished_lately().get(txid) or await self._storage.history_of(txid)
 
     async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
-        await self._replica.flush_history()
-        return await self._storage.history(limit, before)
+        merged = {
+            txid: record
+            for txid, record in self._replica.finished_lately().items()
+            if before is None or newest(before) < newest(record)
+        }
+        for record in await self._storage.history(limit, before):
+            merged[record.txid] = record
+        return sorted(merged.values(), key=newest)[:limit]
 
 
 async def _overslept(seconds: float) -> float:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from random import Random
 from typing import Any
 
 from coordinator.ledger.commands import Command
+from coordinator.ledger.contract import DecisionRecord
 from coordinator.node.disk import Disk
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.reads import Reads
@@ -32,8 +33,10 @@ from coordinator.raft import (
     Raft,
     RaftSettings,
     Ready,
+    Refusal,
     Restored,
 )
+from participants.ids import TxId
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +96,8 @@ class Replica:
         """Who waits for the next change of the configuration to be applied, while this node leads."""
         self._proposed: dict[int, tuple[int, Sequence[Answer]]] = {}
         """By index: the term in which it was proposed, and who waits. Only while this node leads."""
+        self._unwritten: dict[TxId, DecisionRecord] = {}
+        self._being_written: dict[TxId, DecisionRecord] = {}
         self._led_term = 0
         self._leads = False
         self._awake = False
@@ -240,7 +245,12 @@ class Replica:
             except NotLeader as error:
                 _tell(answers, NotLeading(error.leader))
             except ProposalRefused as error:
-                _tell(answers, self._takes_nothing(error))
+                if error.reason is Refusal.DISK_FULL:
+                    _tell(answers, self._takes_nothing(error))
+                    continue
+                # Soon there will be fewer uncommitted, or another leader: until then they wait here.
+                self._waiting = [*batch, *self._waiting]
+                return
             else:
                 self._proposed[entry.index] = (entry.term, answers)
 
@@ -302,8 +312,13 @@ class Replica:
 
     def _store_image(self, image: Snapshot) -> None:
         # History leaves with it: the entries that could tell it again are dropped.
-        write = Write(finished=self._finished(), snapshot=image)
-        self._disk.give(write, lambda: self._guarded(lambda: self._shorten(image)))
+        finished = self._finished()
+
+        def stored() -> None:
+            self._history_stored(finished)
+            self._guarded(lambda: self._shorten(image))
+
+        self._disk.give(Write(finished=finished, snapshot=image), stored)
 
     def _shorten(self, image: Snapshot) -> None:
         keep_from = self._snapshots.stored(image)
@@ -330,20 +345,31 @@ class Replica:
 
     # History.
 
-    async def flush_history(self) -> None:
-        """Write down what is finished, so that the storage's history has it."""
-        written: asyncio.Future[None] = self._loop.create_future()
-        self._disk.give(Write(finished=self._finished()), lambda: _resolve(written))
-        self.wake()
-        await written
+    def finished_lately(self) -> Mapping[TxId, DecisionRecord]:
+        """What is finished and may not be in the storage's history yet."""
+        self._collect_finished()
+        return self._unwritten | self._being_written
+
+    def _collect_finished(self) -> None:
+        for record in self.replicated.finished():
+            self._unwritten[record.txid] = record
 
     def _keep_history(self) -> None:
-        if self.replicated.machine.history_waiting >= HISTORY_RECORDS_MAX:
-            self._disk.give(Write(finished=self._finished()), _nothing)
+        if self.replicated.machine.history_waiting + len(self._unwritten) >= HISTORY_RECORDS_MAX:
+            finished = self._finished()
+            self._disk.give(Write(finished=finished), lambda: self._history_stored(finished))
 
     def _finished(self) -> Finished:
+        """All that is to be written; afterwards :meth:`_history_stored`."""
+        self._collect_finished()
+        finished, self._unwritten = self._unwritten, {}
+        self._being_written |= finished
         now_ms = self.replicated.machine.state.time_ms
-        return Finished(self.replicated.finished(), now_ms, self._history_ms)
+        return Finished(tuple(finished.values()), now_ms, self._history_ms)
+
+    def _history_stored(self, finished: Finished) -> None:
+        for record in finished.records:
+            self._being_written.pop(record.txid, None)
 
     # Trouble.
 

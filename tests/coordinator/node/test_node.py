@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from coordinator.errors import LedgerUnavailable, SessionLost
+from coordinator.ledger.cluster.route import SILENCE_S
 from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Record, SessionState, Verdict
 from coordinator.node.bootstrap import beginning
 from coordinator.node.errors import NodeStopped, NotLeading
@@ -443,3 +444,57 @@ async def test_forgetting_a_heuristic_twice_by_one_request_is_told_the_same(clus
     assert await second.ledger.forget_heuristic(gid, request="one")
     assert not await second.ledger.forget_heuristic(gid, request="another")
     assert not await second.ledger.forget_heuristic(gid)
+
+
+async def test_a_slow_answer_is_waited_for(tmp_path: Path) -> None:
+    """A client that took it for silence would go away and ask again, and never be answered."""
+    async with running(tmp_path, 1) as cluster, client(cluster) as ledger:
+        (storage,) = cluster.storages.values()
+        history, asked = storage.history, 0
+
+        def slowly(*arguments: object) -> asyncio.Future[object]:
+            async def later() -> object:
+                nonlocal asked
+                asked += 1
+                await asyncio.sleep(2.5 * SILENCE_S)
+                return await history(*arguments)  # type: ignore[arg-type]
+
+            return asyncio.ensure_future(later())
+
+        storage.history = slowly  # type: ignore[method-assign, assignment]
+        link = ledger._route._link
+        assert await ledger.transactions(limit=10) == []
+        assert asked == 1
+        assert ledger._route._link is link
+
+
+async def test_more_than_may_be_uncommitted_waits_at_the_leader(cluster: Cluster) -> None:
+    """To send callers away would only make them ask again, all of them at once, when there is the most to
+    do."""
+    async with client(cluster) as ledger:
+        session = await ledger.open_session("test", 60.0)
+        leader = await cluster.leader()
+        state = leader.replica.raft.state
+        state.settings = msgspec.structs.replace(state.settings, uncommitted_bytes_max=1)
+        link = ledger._route._link
+        for turn in range(5):
+            decides = [ledger.decide(session.txid(turn * 50 + at), COMMIT, BRANCHES) for at in range(1, 51)]
+            tasks = []
+            for decide in decides:
+                tasks.append(asyncio.create_task(decide))
+                await asyncio.sleep(0)
+            assert set(await asyncio.gather(*tasks)) == {COMMIT}
+        assert ledger._route._link is link
+
+
+async def test_history_can_be_read_with_a_full_disk(tmp_path: Path) -> None:
+    """What finished a moment ago is shown without being written first."""
+    async with running(tmp_path, 1) as cluster, client(cluster) as ledger:
+        session = await ledger.open_session("test", 60.0)
+        await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+        await ledger.finish([session.txid(1)])
+        (storage,) = cluster.storages.values()
+        storage.write = lambda _: asyncio.get_running_loop().create_future()  # type: ignore[method-assign]
+        (told,) = await ledger.transactions(limit=10)
+        assert (told.finished, told.branches) == (True, BRANCHES)
+        assert await ledger.transaction(session.txid(1)) == told
