@@ -62,6 +62,7 @@ class Listener:
         self.roles = roles
         self.admits = admits
         self.tls = tls_of(settings.tls) if settings.tls is not None else None
+        self.closed = False
         self.strangers: dict[Accepted, None] = {}  # in the order of their coming
         self.clients: set[Accepted] = set()
         self.nodes: set[Accepted] = set()
@@ -90,7 +91,8 @@ class Listener:
             raise HandshakeRefused(Refusal.BUSY, f"{self.me} serves {len(self.clients)} clients already")
 
     def close(self) -> None:
-        """Stop listening and drop every connection."""
+        """Stop listening and drop every connection, also those that are being accepted at this moment."""
+        self.closed = True
         if self._server is not None:
             self._server.close()
         for connection in [*self.strangers, *self.clients, *self.nodes]:
@@ -111,6 +113,9 @@ class Accepted(Connection):
         strangers = self._listener.strangers
         strangers[self] = None
         super().connection_made(transport)
+        if self._listener.closed:
+            self.abort("the other side is shutting down")
+            return
         if len(strangers) > self._settings.strangers_max:
             next(iter(strangers))._break_off("too many connections that did not say who they are")
 

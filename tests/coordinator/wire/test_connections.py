@@ -23,6 +23,7 @@ from coordinator.wire import (
     serve,
 )
 from coordinator.wire.frames import header
+from coordinator.wire.listener import Accepted
 from tests.coordinator.wire.support import CLIENT, ONE, TWO, Side, dialed, ends, listening, warnings
 
 
@@ -383,3 +384,17 @@ def test_what_is_no_address_is_named(text: str) -> None:
     """The message quotes it."""
     with pytest.raises(ValueError, match=r"host:port|brackets"):
         Address.parse(text)
+
+
+async def test_nobody_slips_in_while_the_port_closes() -> None:
+    """A connection that was being accepted at that moment would stay open, and belong to nobody."""
+    listener = await serve(Address("127.0.0.1", 0), ONE, Side(), WireSettings(handshake_s=600.0))
+    ours, theirs = socket.socketpair()
+    listener.close()
+    ours.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.connect_accepted_socket(lambda: Accepted(listener, Side()), ours)
+    theirs.settimeout(10.0)
+    assert await asyncio.to_thread(theirs.recv, 1) == b""
+    theirs.close()
+    assert listener.strangers == {}
