@@ -1,0 +1,82 @@
+"""Programs whose ends are tested: ``python -m tests.undoubt.sync.programs NAME FOLDER``."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import sys
+import threading
+
+import undoubt.sync
+from coordinator.protocols.steps import TwoPhaseStep
+from participants.errors import UndoubtError
+from participants.ids import Gid
+from participants.scripted import ScriptedParticipant
+
+
+def connected(
+    folder: str, *participants: ScriptedParticipant, observe: object = None
+) -> undoubt.sync.Coordinator:
+    settings = {"ledger": {"url": f"sqlite:///{folder}/ledger.db"}}
+    coordinator = undoubt.sync.connect(settings, observe=observe, recover=False)  # type: ignore[arg-type]
+    for participant in participants:
+        coordinator.add_participant(participant)
+    return coordinator
+
+
+def exits(folder: str) -> None:
+    """A thread commits, and the main thread ends before the last vote."""
+    voting, exiting = threading.Event(), threading.Event()
+    threading._register_atexit(exiting.set)  # type: ignore[attr-defined]
+    committed = set()
+
+    async def before(call: str, gid: Gid) -> None:
+        if call == "commit":
+            committed.add(gid.participant)
+            if len(committed) == 2:
+                print("committed", str(sorted(committed)).replace("[", "{").replace("]", "}"))
+        if (call, gid.participant) == ("prepare", "beta"):
+            voting.set()
+            while not exiting.is_set():
+                await asyncio.sleep(0.001)
+
+    def observe(step: enum.StrEnum, _: str) -> None:
+        if step is TwoPhaseStep.AFTER_DECIDE:
+            print("decided commit")
+
+    coordinator = connected(
+        folder, *(ScriptedParticipant(name, before=before) for name in ("alpha", "beta")), observe=observe
+    )
+
+    def work() -> None:
+        with coordinator.transaction() as tx:
+            tx.branch("alpha")
+            tx.branch("beta")
+
+    threading.Thread(target=work, daemon=True).start()
+    voting.wait()
+    print("committing")
+
+
+def forks(folder: str) -> None:
+    """A child that uses, and closes, its parent's coordinator."""
+    coordinator = connected(folder, ScriptedParticipant("alpha"), ScriptedParticipant("beta"))
+    pid = os.fork()
+    if pid == 0:
+        try:
+            coordinator.transaction()
+        except UndoubtError as error:
+            print("child", type(error).__name__, flush=True)
+        coordinator.close()
+        sys.exit(0)  # as a child that knows nothing ends: with all its exit hooks
+    _, status = os.waitpid(pid, 0)
+    print("child ended", os.waitstatus_to_exitcode(status))
+    with coordinator.transaction() as tx:
+        tx.branch("alpha")
+        tx.branch("beta")
+    print("parent", coordinator.outcome(tx.id))
+
+
+if __name__ == "__main__":
+    {"exits": exits, "forks": forks}[sys.argv[1]](sys.argv[2])

@@ -1,0 +1,270 @@
+"""The synchronous API over scripted participants: what a thread is told, and when."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
+from coordinator.ledger.contract import Record
+from participants.contract import Fate, Vote
+from participants.errors import BranchFailed, ParticipantUnavailable, UnknownParticipant, UsageError
+from participants.scripted import ScriptedParticipant
+from tests.undoubt.sync.support import Background, Stage, until
+from undoubt.sync import Transaction
+
+
+@pytest.fixture
+def stages() -> Iterator[Any]:
+    made: list[Stage] = []
+
+    def make(**settings: Any) -> Stage:
+        made.append(Stage(**settings))
+        return made[-1]
+
+    yield make
+    for stage in made:
+        stage.close()
+
+
+@pytest.fixture
+def stage(stages: Any) -> Stage:
+    return stages()
+
+
+def transfer(tx: Transaction) -> None:
+    tx.branch("alpha")
+    tx.branch("beta")
+
+
+def test_the_block_commits(stage: Stage) -> None:
+    with stage.coordinator.transaction() as tx:
+        transfer(tx)
+        assert tx.active
+        assert tx.participants == ("alpha", "beta")
+    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.coordinator.outcome(tx.id) is Record.COMMIT
+
+
+def test_an_exception_rolls_back_and_passes(stage: Stage) -> None:
+    with pytest.raises(ZeroDivisionError), stage.coordinator.transaction() as tx:
+        transfer(tx)
+        1 / 0  # noqa: B018
+    assert stage.fates() == {Fate.ABORTED}
+
+
+def test_commit_tells_and_ends(stage: Stage) -> None:
+    """Broken if a transaction could be used, or ended, again."""
+    with stage.coordinator.transaction() as tx:
+        transfer(tx)
+        assert tx.commit().pending == ()
+        with pytest.raises(TransactionEnded):
+            tx.branch("alpha")
+        with pytest.raises(TransactionEnded):
+            tx.commit()
+    assert stage.fates() == {Fate.COMMITTED}
+
+
+def test_rollback_ends(stage: Stage) -> None:
+    tx = stage.coordinator.transaction().start()
+    transfer(tx)
+    tx.rollback()
+    tx.rollback()
+    assert stage.fates() == {Fate.ABORTED}
+
+
+def test_a_no_of_one_branch_aborts_both(stage: Stage) -> None:
+    stage.participants["beta"].script.prepare = Vote.ABORT
+    with pytest.raises(TransactionAborted) as caught, stage.coordinator.transaction() as tx:
+        transfer(tx)
+    assert isinstance(caught.value.cause, BranchFailed)
+    assert stage.fates() == {Fate.ABORTED}
+
+
+def test_a_branch_that_cannot_be_opened_is_told_as_it_is(stage: Stage) -> None:
+    """As in the async API: the error of the database, not a general one."""
+    stage.participants["beta"].script.begin = ParticipantUnavailable("beta", "down")
+    with pytest.raises(ParticipantUnavailable), stage.coordinator.transaction() as tx:
+        transfer(tx)
+    with pytest.raises(UnknownParticipant), stage.coordinator.transaction() as tx:
+        tx.branch("gamma")
+    with pytest.raises(TransactionAborted), stage.coordinator.transaction() as tx:
+        tx.branch("alpha")
+        with pytest.raises(ParticipantUnavailable):
+            tx.branch("beta")
+    assert stage.fates() == {Fate.ABORTED}
+
+
+def test_the_timeout_aborts_at_the_next_call_and_at_the_end(stage: Stage) -> None:
+    """Broken if a thread that does not look could commit what was rolled back, or is never told."""
+    aborted = pytest.raises(TransactionAborted, match="timeout")
+    with aborted as caught, stage.coordinator.transaction(timeout=0.01) as tx:
+        tx.branch("alpha")
+        until(lambda: not tx.active)
+        with pytest.raises(TransactionAborted, match="timeout"):
+            tx.branch("beta")
+        with pytest.raises(TransactionAborted, match="timeout"):
+            tx.commit()
+    assert isinstance(caught.value.cause, TimeoutError)
+    assert stage.fates() == {Fate.ABORTED}
+
+
+def test_the_end_waits_for_the_rollback(stage: Stage) -> None:
+    """Broken if the block ends while its branches still hold their locks."""
+    gate = stage.gate("rollback alpha")
+
+    def body() -> None:
+        with stage.coordinator.transaction(timeout=0.01) as tx:
+            tx.branch("alpha")
+            gate.wait()
+
+    ended = Background(body)
+    gate.wait()
+    ended.join(0.05)
+    assert ended.is_alive()
+    gate.open.set()
+    with pytest.raises(TransactionAborted):
+        ended.ended()
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (psycopg.errors.QueryCanceled("canceling statement"), TransactionAborted),
+        (UsageError("after the end of its branch"), TransactionAborted),
+        (ValueError("the application's own"), ValueError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_what_a_cancelled_statement_says_is_explained(
+    stage: Stage, raised: BaseException, told: type[BaseException]
+) -> None:
+    """Broken if the user is told "statement canceled" and not why, or loses an error of the application."""
+    with pytest.raises(told) as caught, stage.coordinator.transaction(timeout=0.01) as tx:
+        tx.branch("alpha")
+        until(lambda: not tx.active)
+        raise raised
+    if told is TransactionAborted:
+        assert isinstance(caught.value.cause, TimeoutError)
+        assert caught.value.__context__ is raised
+
+
+def test_doomed_while_a_branch_is_opened(stage: Stage) -> None:
+    """Broken if the waiting thread gets a cancellation that nobody asked for, or waits for ever."""
+    gate = stage.gate("begin beta")
+
+    def body() -> None:
+        with stage.coordinator.transaction() as tx:
+            stage.txid = tx.id
+            transfer(tx)
+
+    ended = Background(body)
+    gate.wait()
+    stage.coordinator._portal.call(cancel, stage)
+    with pytest.raises(TransactionAborted, match="a deadlock, say"):
+        ended.ended()
+    assert stage.fates() == {Fate.ABORTED}
+
+
+async def cancel(stage: Any) -> None:
+    assert stage.engine.cancel(stage.txid, RuntimeError("a deadlock, say"))
+
+
+def test_two_threads_commit_one_transaction(stage: Stage) -> None:
+    """Broken if it is committed twice, or one of them waits for ever."""
+    gate = stage.gate("prepare alpha")
+    tx = stage.coordinator.transaction().start()
+    transfer(tx)
+    first = Background(tx.commit)
+    gate.wait()
+    with pytest.raises(TransactionEnded):
+        tx.commit()
+    with pytest.raises(TransactionEnded):
+        tx.rollback()
+    gate.open.set()
+    assert first.ended().txid == tx.id
+    assert stage.fates() == {Fate.COMMITTED}
+
+
+def test_many_threads(stage: Stage) -> None:
+    """Broken if a call's answer reached another's thread."""
+
+    def work() -> list[Any]:
+        ids = []
+        for _ in range(20):
+            with stage.coordinator.transaction() as tx:
+                transfer(tx)
+                ids.append(tx.id)
+        return ids
+
+    threads = [Background(work) for _ in range(16)]
+    ids = [txid for thread in threads for txid in thread.ended()]
+    assert len(set(ids)) == 320
+    assert stage.fates() == {Fate.COMMITTED}
+    assert {stage.coordinator.outcome(txid) for txid in ids} == {Record.COMMIT}
+
+
+def test_run_retries_what_may_help(stage: Stage) -> None:
+    calls = []
+
+    def function(tx: Transaction, amount: int) -> int:
+        calls.append(tx.id)
+        transfer(tx)
+        if len(calls) < 3:
+            raise psycopg.errors.SerializationFailure
+        return amount
+
+    assert stage.coordinator.run(function, 7) == 7
+    assert len(set(calls)) == 3
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        stage.coordinator.run(lambda _: raise_(psycopg.errors.SerializationFailure()), retries=1)
+
+
+def test_run_does_not_repeat_what_may_have_happened(stage: Stage) -> None:
+    calls = []
+
+    def function(tx: Transaction) -> None:
+        calls.append(tx)
+        raise OutcomeUnknown(tx.id, "as told")
+
+    with pytest.raises(OutcomeUnknown):
+        stage.coordinator.run(function)
+    assert len(calls) == 1
+
+
+def test_participants_come_and_go(stage: Stage) -> None:
+    gamma = ScriptedParticipant("gamma")
+    stage.coordinator.add_participant(gamma)
+    assert stage.coordinator.participants == ("alpha", "beta", "gamma")
+    with pytest.raises(UsageError, match="registered already"):
+        stage.coordinator.add_participant(gamma)
+    stage.coordinator.remove_participant("gamma")
+    assert stage.coordinator.participants == ("alpha", "beta")
+
+
+async def test_refused_inside_an_event_loop(stages: Any) -> None:
+    """Broken if a coroutine could stop its whole loop by a call that looks harmless."""
+    with pytest.raises(UsageError, match=r"async with undoubt\.connect"):
+        stages()
+    stage = await asyncio.to_thread(stages)
+    with pytest.raises(UsageError, match=r"asyncio\.to_thread"):
+        stage.coordinator.transaction()
+    with pytest.raises(UsageError, match=r"asyncio\.to_thread"):
+        stage.coordinator.close()
+
+    def body() -> None:
+        with stage.coordinator.transaction() as tx:
+            transfer(tx)
+
+    await asyncio.to_thread(body)
+    assert stage.fates() == {Fate.COMMITTED}
+    await asyncio.to_thread(stage.close)
+
+
+def raise_(error: BaseException) -> Any:
+    raise error

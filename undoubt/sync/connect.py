@@ -1,0 +1,30 @@
+"""``undoubt.sync.connect``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from coordinator.protocols.steps import Observer
+from undoubt.config import Settings
+from undoubt.connect import connect as engine_connect
+from undoubt.sync.coordinator import Coordinator
+
+if TYPE_CHECKING:
+    from undoubt.metrics import Metrics
+
+
+def connect(
+    source: str | PathLike[str] | Mapping[str, Any] | Settings | None = None,
+    *,
+    observe: Observer | None = None,
+    recover: bool = True,
+    metrics: Metrics | None = None,
+) -> Coordinator:
+    """A running coordinator, to be closed: by ``with``, or by ``close()``.
+
+    Everything as in :func:`undoubt.connect`; branches are psycopg connections, whatever the ``driver`` of
+    their participant says. ``observe`` is called in the engine's thread.
+    """
+    return Coordinator(lambda: engine_connect(source, observe=observe, recover=recover, metrics=metrics))

@@ -1,0 +1,202 @@
+"""One event loop in one thread of its own, and calls into it from any other thread.
+
+A call that is interrupted in its own thread (Ctrl-C) goes on in the loop: the loop is where transactions are
+driven to their ends, and no caller can stop that. Calls wait on a bare lock each, and those that come while
+the loop is busy wake it once together: a hop costs two thread switches and little more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures.thread  # noqa: F401 - before the hook at the end of this file
+import contextlib
+import importlib
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+from coordinator.errors import WrongProcess
+from participants.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+IN_A_LOOP = (
+    "undoubt.sync would block the event loop that runs in this thread; use 'async with undoubt.connect(…)'"
+    " here, or await asyncio.to_thread(function) with a function that uses undoubt.sync"
+)
+
+
+class PortalClosed(UsageError):
+    """The loop has ended; the call had no effect, or was under way and its effect is not known."""
+
+    def __init__(self) -> None:
+        super().__init__("the coordinator is closed")
+
+
+class _Call(Generic[T]):
+    """One coroutine to run, and the thread that waits for it."""
+
+    __slots__ = ("_arguments", "_error", "_function", "_lock", "_result")
+
+    _result: T
+
+    def __init__(self, function: Callable[..., Coroutine[Any, Any, T]], arguments: tuple[Any, ...]) -> None:
+        self._function = function
+        self._arguments = arguments
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.create_task(self._function(*self._arguments)).add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.fail(PortalClosed())  # only the end of the loop cancels a call
+        elif (error := task.exception()) is not None:
+            self.fail(error)
+        else:
+            self._result = task.result()
+            self._lock.release()
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+        self._lock.release()
+
+    def wait(self) -> T:
+        self._lock.acquire()
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                self._error = None  # else the error and this frame would keep each other alive
+        return self._result
+
+
+class Portal:
+    """Open from construction until ``close``; ends by itself when the interpreter does, after ``at_exit``."""
+
+    def __init__(self, name: str, at_exit: Callable[[], None]) -> None:
+        """Raises ``UsageError`` in a thread whose own event loop is running."""
+        _refuse_in_a_loop()
+        self.pid = os.getpid()
+        self._calls: deque[_Call[Any]] = deque()
+        self._woken = False
+        self._ending = False
+        """Set in the loop's thread: no call is begun any more."""
+        self._ended = False
+        self._loop = _new_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+        _open[self] = at_exit
+
+    def call(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
+        """``await function(*arguments)`` in the loop. Raises what it raises; ``PortalClosed``; ``UsageError``
+        in a thread whose own event loop is running; ``WrongProcess`` in a fork."""
+        self.check()
+        call = _Call(function, arguments)
+        self._send(call)
+        return call.wait()
+
+    def post(self, function: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> None:
+        """The same without waiting, and without an answer. Does nothing once the loop has ended."""
+        self._send(_Call(function, arguments))
+
+    def check(self) -> None:
+        """Raise what ``call`` would refuse with."""
+        if self.elsewhere:
+            raise WrongProcess(
+                f"this coordinator belongs to process {self.pid}, not {os.getpid()}; open one after the fork"
+            )
+        _refuse_in_a_loop()
+        if self._ending:
+            raise PortalClosed
+
+    @property
+    def elsewhere(self) -> bool:
+        """The loop is another process's: this one is its fork."""
+        return os.getpid() != self.pid
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    def close(self) -> None:
+        """End the loop; calls that are still under way get ``PortalClosed``. May be repeated."""
+        _open.pop(self, None)
+        with contextlib.suppress(RuntimeError):  # the loop is closed already
+            self._loop.call_soon_threadsafe(self._end)
+        self._thread.join()
+
+    def _send(self, call: _Call[Any]) -> None:
+        self._calls.append(call)
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: see below
+                self._loop.call_soon_threadsafe(self._take)
+        if self._ended:
+            self._fail_all()
+
+    def _take(self) -> None:
+        self._woken = False  # first: whoever queues after the last look below must wake the loop again
+        if self._ending:
+            self._fail_all()
+        while self._calls:
+            self._calls.popleft().begin(self._loop)
+
+    def _fail_all(self) -> None:
+        """Nobody will begin them. Each is popped, and so failed, once."""
+        while True:
+            try:
+                call = self._calls.popleft()
+            except IndexError:
+                return
+            call.fail(PortalClosed())
+
+    def _end(self) -> None:
+        self._ending = True
+        self._loop.stop()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.get_loop().run_forever()
+        self._ended = True
+        self._fail_all()
+
+
+def _refuse_in_a_loop() -> None:
+    if asyncio._get_running_loop() is not None:
+        raise UsageError(IN_A_LOOP)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where it is installed: this loop is ours alone, whatever the application's are."""
+    try:
+        made: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
+    except ImportError:
+        return asyncio.new_event_loop()
+    return made
+
+
+_open: dict[Portal, Callable[[], None]] = {}
+
+
+def _at_exit() -> None:
+    for portal, close in list(_open.items()):
+        if not portal.elsewhere:
+            try:
+                close()
+            except Exception:  # nobody is left to raise it to, and other portals wait for their turn
+                log.exception("closing at the interpreter's exit failed")
+
+
+# Commits that are under way need the ledger's executor, and concurrent.futures ends every executor before
+# atexit's turn comes: by this hook, whose functions run in reverse order of registration (its own was
+# registered when concurrent.futures.thread was imported above).
+getattr(threading, "_register_atexit", atexit.register)(_at_exit)

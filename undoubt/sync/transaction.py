@@ -1,0 +1,152 @@
+"""One transaction in the hands of a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import psycopg
+
+from coordinator.errors import OutcomeUnknown, TransactionAborted
+from coordinator.transaction import CommitResult
+from coordinator.transaction import Transaction as EngineTransaction
+from participants.errors import UndoubtError
+from participants.ids import TxId
+from undoubt.sync.portal import Portal, PortalClosed
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+T = TypeVar("T")
+
+
+class Transaction:
+    """``with coordinator.transaction() as tx``: commits at the block's end, rolls back if it raises.
+
+    Made by :meth:`undoubt.sync.Coordinator.transaction`. Different branches may be used by different threads;
+    one of them ends the transaction, and a statement that another still runs then aborts it.
+
+    It can be aborted while its thread works: by its timeout, by a deadlock's resolution, by a lost session.
+    Then a statement that runs in a branch is cancelled, every further call raises, and the end of the block
+    raises ``TransactionAborted``, which tells why.
+    """
+
+    def __init__(self, portal: Portal, engine: EngineTransaction) -> None:
+        self._portal = portal
+        self._engine = engine
+        self._given_up = False
+
+    @property
+    def id(self) -> TxId:
+        """The transaction's id; raises ``UsageError`` before it has begun."""
+        return self._engine.id
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """Names of the participants in which it has a branch."""
+        return self._engine.participants
+
+    @property
+    def active(self) -> bool:
+        """True until commit or rollback is called, or it was doomed."""
+        return self._engine.active
+
+    def start(self) -> Transaction:
+        """Begin without ``with``; then ``commit`` or ``rollback`` has to be called."""
+        try:
+            self._portal.call(self._begin)
+        except BaseException:
+            # Interrupted: it may have begun, or be about to, and nobody will ever end it.
+            self._given_up = True
+            self._portal.post(self._end_what_began)
+            raise
+        return self
+
+    def branch(self, name: str) -> Connection[Any]:
+        """The connection to participant ``name`` inside this transaction; the same one each time.
+
+        Raises ``UnknownParticipant``; ``ParticipantUnavailable`` or ``ParticipantRefused`` if the branch
+        cannot be opened, and then the whole transaction can only be rolled back; ``TransactionEnded``.
+        """
+        return cast("Connection[Any]", self._call(self._engine.branch, name))
+
+    def commit(self) -> CommitResult:
+        """Commit everywhere or nowhere.
+
+        Returns once COMMIT is recorded and every participant was told. Raises ``TransactionAborted`` (it is
+        nowhere), ``OutcomeUnknown`` (no answer within the timeout: it goes on in the background), or
+        ``HeuristicOutcome``. Ctrl-C does not stop it: after ``KeyboardInterrupt`` it goes on in the
+        background too, and ``coordinator.outcome(tx.id)`` may tell later how it ended.
+        """
+        try:
+            return self._call(self._engine.commit)
+        except PortalClosed:
+            if self._engine.committing:
+                raise OutcomeUnknown(self.id, "the coordinator was closed meanwhile") from None
+            raise
+        except (KeyboardInterrupt, SystemExit) as error:
+            error.add_note(
+                f"the commit of transaction {self.id} goes on; coordinator.outcome tells how it ends"
+            )
+            raise
+
+    def rollback(self) -> None:
+        """Undo everything. Does nothing on a transaction that was rolled back already."""
+        self._call(self._engine.rollback)
+
+    def __enter__(self) -> Transaction:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and self._engine.active:
+            self.commit()
+        elif not self._engine.committing:
+            self._roll_back(error)
+        cause = self._engine.interruption
+        if cause is not None and (error is None or _told_by_a_branch(error)):
+            raise TransactionAborted(self.id, cause) from cause
+
+    def _roll_back(self, error: BaseException | None) -> None:
+        """Or wait until it is. Whatever goes wrong here, ``error`` is what the application should see."""
+        try:
+            self._portal.call(self._engine.rollback)
+        except UndoubtError as failure:
+            if error is not None:
+                error.add_note(f"the rollback of transaction {self.id} could not be waited for: {failure}")
+
+    def _call(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
+        try:
+            return self._portal.call(function, *arguments)
+        except PortalClosed:
+            if (cause := self._engine.interruption) is not None:
+                raise TransactionAborted(self.id, cause) from cause
+            raise
+
+    # In the loop.
+
+    async def _begin(self) -> None:
+        await self._engine.start()
+        await self._end_what_began()
+
+    async def _end_what_began(self) -> None:
+        if self._given_up and self._engine.active:
+            await self._engine.rollback()
+
+
+def _told_by_a_branch(error: BaseException) -> bool:
+    """Whether ``error`` may be what a cancelled statement, or a branch that has ended, says: an error of ours
+    or of psycopg, or raised from or while handling one."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        each = todo.pop()
+        if each is None or id(each) in seen:
+            continue
+        if isinstance(each, psycopg.Error | UndoubtError):
+            return True
+        seen.add(id(each))
+        todo += [each.__cause__, each.__context__]
+    return False
