@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -42,22 +42,49 @@ def steadfast(coroutine: Coroutine[Any, Any, T], *, name: str | None = None) -> 
     return Steadfast(coroutine, loop=asyncio.get_running_loop(), name=name)
 
 
+async def all_done(futures: Sequence[asyncio.Future[Any]], timeout_s: float | None = None) -> None:
+    """Return once all of them are done, or the time is over. Cancels none, not even if the caller is cancelled.
+
+    What ``asyncio.wait`` does, for a fifth of its cost: this is on every transaction's way, several times.
+    """
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+    left = 0
+
+    def done(_: asyncio.Future[Any]) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            _release(waiter)
+
+    for future in futures:
+        if not future.done():
+            left += 1
+            future.add_done_callback(done)
+    if not left:
+        return
+    timer = None if timeout_s is None else loop.call_later(timeout_s, _release, waiter)
+    try:
+        await waiter
+    finally:
+        if timer is not None:
+            timer.cancel()
+        if left:
+            for future in futures:
+                future.remove_done_callback(done)
+
+
+def _release(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 async def all_of(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T | BaseException]:
     """Run them side by side, steadfastly; results or exceptions in the order given.
 
     If the caller itself is abandoned, so are they, and their ends are awaited.
     """
-    tasks = [steadfast(coroutine) for coroutine in coroutines]
-    if not tasks:
-        return []
-    try:
-        await asyncio.wait(tasks)
-    except asyncio.CancelledError:
-        for task in tasks:
-            task.abandon()
-        await asyncio.wait(tasks)
-        raise
-    return [_result(task) for task in tasks]
+    return await _ends([steadfast(coroutine) for coroutine in coroutines], None)
 
 
 async def all_within(
@@ -65,21 +92,26 @@ async def all_within(
 ) -> list[T | BaseException]:
     """Like :func:`all_of`, but those not done after ``timeout_s`` seconds are cancelled, and give
     whatever they make of that (``CancelledError`` unless they say otherwise)."""
-    tasks = [steadfast(coroutine) for coroutine in coroutines]
-    if not tasks:
-        return []
+    return await _ends([steadfast(coroutine) for coroutine in coroutines], max(timeout_s, 0))
+
+
+async def _ends(tasks: Sequence[Steadfast[T]], timeout_s: float | None) -> list[T | BaseException]:
     try:
-        _, late = await asyncio.wait(tasks, timeout=max(timeout_s, 0))
-        for task in late:
-            task.abandon()
-        if late:
-            await asyncio.wait(tasks)
+        await all_done(tasks, timeout_s)
+        if timeout_s is not None:
+            await _abandoned(tasks)
     except asyncio.CancelledError:
-        for task in tasks:
-            task.abandon()
-        await asyncio.wait(tasks)
+        await _abandoned(tasks)
         raise
     return [_result(task) for task in tasks]
+
+
+async def _abandoned(tasks: Sequence[Steadfast[T]]) -> None:
+    """Those that are not done are cancelled, and waited for."""
+    late = [task for task in tasks if not task.done()]
+    for task in late:
+        task.abandon()
+    await all_done(late)
 
 
 def _result(task: asyncio.Task[T]) -> T | BaseException:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
 from coordinator.protocols.course import Course, Phase, heuristics_of_committed
-from coordinator.steadfast import Steadfast, all_of, steadfast
+from coordinator.steadfast import Steadfast, all_done, all_of, steadfast
 from participants.contract import Branch, Participant
 from participants.errors import UsageError
 from participants.ids import BRANCH_NUMBER_MAX, Gid, TxId
@@ -252,17 +252,14 @@ class Transaction:
                 raise UsageError(f"transaction {self.id} has {BRANCH_NUMBER_MAX} branches, no more fit")
             gid = Gid(self._host.ledger_id, self._protocol, self.id, number, name)
             remaining_s = self._deadline - asyncio.get_running_loop().time()
-            opening = asyncio.create_task(_begin(participant, gid, remaining_s), name=f"begin {gid}")
+            opening = asyncio.create_task(_begin(participant, gid, remaining_s), name=f"begin {name}")
             self._opening[name] = opening
             opening.add_done_callback(lambda task: self._opened(name, task))
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            waiting = asyncio.current_task()
-            if opening.cancelled() and waiting is not None and not waiting.cancelling():
-                # The transaction was doomed meanwhile; nobody has cancelled the caller.
-                self._raise_aborted(self._doom or TimeoutError(f"opening branch {name!r} was cancelled"))
-            raise
+        await all_done([opening])  # which goes on if the caller is cancelled
+        if opening.cancelled():
+            # The transaction was doomed meanwhile; nobody has cancelled the caller.
+            self._raise_aborted(self._doom or TimeoutError(f"opening branch {name!r} was cancelled"))
+        return opening.result()
 
     def _opened(self, name: str, task: asyncio.Task[Branch]) -> None:
         del self._opening[name]
@@ -288,14 +285,13 @@ class Transaction:
     async def _undone(self) -> None:
         """Wait until the rollback that was begun, if one was, is done: then no branch holds any lock."""
         if self._undoing is not None:
-            await asyncio.wait([self._undoing])
+            await all_done([self._undoing])
 
     async def _roll_back_branches(self) -> None:
         """Nothing is prepared, so nothing can stay in doubt: a server that does not answer rolls back too."""
         for opening in list(self._opening.values()):
             opening.cancel()
-        if self._opening:
-            await asyncio.wait(list(self._opening.values()))
+        await all_done(list(self._opening.values()))
         try:
             await all_of(branch.rollback() for branch in self._branches.values())
             await all_of(branch.release() for branch in self._branches.values())
@@ -304,11 +300,11 @@ class Transaction:
 
     async def _watch(self, course: Course, task: Steadfast[None]) -> None:
         """Until there is something true to tell, or the deadline has passed."""
-        await asyncio.wait([course.told], timeout=max(course.remaining_s(), 0))
+        await all_done([course.told], max(course.remaining_s(), 0))
         if not task.done() and course.phase is Phase.VOTING:
-            await asyncio.wait([course.told], timeout=VOTING_GRACE_S)
+            await all_done([course.told], VOTING_GRACE_S)
         if not task.done() and course.phase is Phase.ABORTED:
-            await asyncio.wait([course.told], timeout=ROLLBACK_GRACE_S)
+            await all_done([course.told], ROLLBACK_GRACE_S)
 
     def _result(self, course: Course, task: Steadfast[None]) -> CommitResult:
         self._state = State.ENDED
