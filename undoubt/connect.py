@@ -15,6 +15,7 @@ from undoubt import assemble
 from undoubt.config import Settings, load
 
 if TYPE_CHECKING:
+    from participants.postgres.drivers import Handles
     from undoubt.metrics import Metrics
 
 
@@ -25,6 +26,7 @@ async def connect(
     observe: Observer | None = None,
     recover: bool = True,
     metrics: Metrics | None = None,
+    handles: Handles = "async",
 ) -> AsyncIterator[Coordinator]:
     """A running coordinator, for ``async with``.
 
@@ -33,7 +35,8 @@ async def connect(
     (creating a ``sqlite:///`` one if there is none yet) and, unless ``recover`` is False, resolves in-doubt
     branches in the background for as long as this process owns the ledger. Databases are connected to when
     they are first used. ``observe`` is told every step of protocols and of recovery, ``metrics`` (an
-    :class:`undoubt.metrics.Metrics`) what a Prometheus server wants to know.
+    :class:`undoubt.metrics.Metrics`) what a Prometheus server wants to know. ``handles`` is for
+    :mod:`undoubt.sync`, whose branches are synchronous connections.
 
     On exit, transactions that have not begun to commit are aborted, commits that are under way are
     finished. Raises ``ConfigurationError`` or ``LedgerError``.
@@ -44,7 +47,7 @@ async def connect(
         stack.push_async_callback(ledger.close)
         if metrics is not None:
             ledger = metrics.timed(ledger)
-        participants = assemble.registry(settings, ledger.ledger_id)
+        participants = assemble.registry(settings, ledger.ledger_id, handles=handles)
         stack.push_async_callback(participants.close)
         coordinator = Coordinator(ledger, participants, settings.coordinator, observe=observe, meter=metrics)
         if recover:

@@ -27,4 +27,6 @@ def connect(
     Everything as in :func:`undoubt.connect`; branches are psycopg connections, whatever the ``driver`` of
     their participant says. ``observe`` is called in the engine's thread.
     """
-    return Coordinator(lambda: engine_connect(source, observe=observe, recover=recover, metrics=metrics))
+    return Coordinator(
+        lambda: engine_connect(source, observe=observe, recover=recover, metrics=metrics, handles="sync")
+    )

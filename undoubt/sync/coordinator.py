@@ -47,6 +47,15 @@ class Coordinator:
             raise
         self.ledger_id: str = self._engine.ledger_id
 
+    @property
+    def engine(self) -> EngineCoordinator:
+        """The asynchronous one, which lives in the loop of :attr:`portal`."""
+        return self._engine
+
+    @property
+    def portal(self) -> Portal:
+        return self._portal
+
     def transaction(self, *, timeout: float | None = None, protocol: str | None = None) -> Transaction:
         """A new transaction, for ``with``. Not decided after ``timeout`` seconds, it is aborted."""
         self._portal.check()
@@ -87,7 +96,8 @@ class Coordinator:
         return tuple(self._engine.participants.names())
 
     def add_participant(self, participant: Participant) -> None:
-        """Register one more, at once usable. Raises ``UsageError`` if the name is taken."""
+        """Register one more, at once usable. A ``PostgresParticipant`` has to be made with
+        ``handles="sync"``. Raises ``UsageError`` if the name is taken."""
         self._portal.call(self._add, participant)
 
     def remove_participant(self, name: str) -> None:

@@ -7,6 +7,7 @@ import enum
 import os
 import sys
 import threading
+from pathlib import Path
 
 import undoubt.sync
 from coordinator.protocols.steps import TwoPhaseStep
@@ -78,5 +79,25 @@ def forks(folder: str) -> None:
     print("parent", coordinator.outcome(tx.id))
 
 
+def forks_in_a_branch(folder: str) -> None:
+    """A child that ends while its parent has a branch open in a real database; ``folder`` has the dsn."""
+    dsn = (Path(folder) / "dsn").read_text()
+    settings = {"ledger": {"url": f"sqlite:///{folder}/ledger.db"}, "participants": {"orders": {"dsn": dsn}}}
+    with undoubt.sync.connect(settings) as coordinator, coordinator.transaction() as tx:
+        orders = tx.branch("orders")
+        orders.execute("create table mark (id int)")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                tx.branch("orders")
+            except UndoubtError as error:
+                print("child", type(error).__name__, flush=True)
+            sys.exit(0)
+        os.waitpid(pid, 0)
+        orders.execute("insert into mark values (1)")
+        tx.commit()
+        print("parent", coordinator.outcome(tx.id))
+
+
 if __name__ == "__main__":
-    {"exits": exits, "forks": forks}[sys.argv[1]](sys.argv[2])
+    {"exits": exits, "forks": forks, "forks_in_a_branch": forks_in_a_branch}[sys.argv[1]](sys.argv[2])
