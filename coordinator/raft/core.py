@@ -169,7 +169,8 @@ class Raft:
         """The snapshot ``meta`` is durable. Returns the first index that storage has to keep."""
         state = self._state
         if meta.index > state.log.snapshot.index:
-            state.log.compact(meta, state.settings.trailing_entries)
+            settings = state.settings
+            state.log.compact(meta, settings.trailing_entries, settings.trailing_bytes_max)
             state.history.compact(meta.index)
         return max(state.log.before_index, 1)
 

@@ -157,12 +157,18 @@ class Log:
         self.entries = []
         self.commit = self.applying = self.applied = self.persisted = self.handed = meta.index
 
-    def compact(self, meta: SnapshotMeta, keep: int) -> None:
-        """The snapshot ``meta`` is durable; keep only ``keep`` of the entries that it covers."""
+    def compact(self, meta: SnapshotMeta, keep: int, keep_bytes: int) -> None:
+        """The snapshot ``meta`` is durable; keep only the last ``keep`` of the entries that it covers, and of
+        them no more than have ``keep_bytes`` together."""
         invariant(self.matches(meta.index, meta.term), "a snapshot of another log")
         invariant(self.snapshot.index <= meta.index <= self.applied, "a snapshot of what is not applied")
         self.snapshot = meta
-        cut = meta.index - keep
+        cut = meta.index
+        while cut > max(self.before_index, meta.index - keep):
+            keep_bytes -= self.entries[cut - self.before_index - 1].size
+            if keep_bytes < 0:
+                break
+            cut -= 1
         if cut <= self.before_index:
             return
         term = self.term(cut)

@@ -29,6 +29,8 @@ class RaftSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A leader with more than this uncommitted refuses proposals, so that its memory is bounded."""
     trailing_entries: int = 10_000
     """Entries kept behind a snapshot, so that a peer that is a little late needs no snapshot."""
+    trailing_bytes_max: int = 16 * 1024 * 1024
+    """No more of them than this, so that a node's memory is bounded."""
 
     def __post_init__(self) -> None:
         if self.heartbeat_ticks < 1 or self.election_ticks <= self.heartbeat_ticks:
@@ -41,6 +43,7 @@ class RaftSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self.inflight_bytes_max,
             self.apply_bytes_max,
             self.uncommitted_bytes_max,
+            self.trailing_bytes_max,
         )
         if min(positive) < 1 or self.trailing_entries < 0:
             raise ValueError("sizes and limits must be positive")

@@ -146,6 +146,18 @@ def test_a_snapshot_that_is_gone_is_replaced_by_the_newest() -> None:
     assert bench.ready().chunks_wanted == (ChunkWanted(3, 7, 0),)
 
 
+def test_entries_behind_a_snapshot_are_bounded_by_bytes_too() -> None:
+    """Broken if large entries, batches of many commands, fill a node's memory behind its snapshots."""
+    size = log(1)[0].size
+    for keep_bytes, before in ((10 * size, 1), (3 * size, 3), (size - 1, 6)):
+        settings = RaftSettings(trailing_entries=100, trailing_bytes_max=keep_bytes)
+        bench = Bench(terms=(1,) * 5, settings=settings)
+        bench.lead()
+        bench.step(AppendReply(1, 2, 2, 7))
+        assert bench.raft.compact(bench.raft.snapshot_meta(6)) == before
+        assert bench.raft.last_index == 7
+
+
 def test_the_receiver_acknowledges_what_is_stored_and_installs_the_whole() -> None:
     """Broken if a chunk is acknowledged before the sync, or a part of a snapshot is taken for all."""
     bench = Bench(terms=(1, 1))
