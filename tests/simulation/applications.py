@@ -24,6 +24,7 @@ from recovery.operator import Operator
 from recovery.service import RecoveryService
 from recovery.settings import RecoverySettings
 from recovery.survey import survey
+from recovery.without_ledger import WithoutLedger
 from tests.simulation.database import SqlError
 from tests.simulation.judge import Violation
 from tests.simulation.participant import SimulatedParticipant
@@ -54,8 +55,7 @@ def coordinator_settings(world: World, name: str) -> CoordinatorSettings:
     random = world.random
     return CoordinatorSettings(
         name=name,
-        # What somebody ends by hand, three-phase commit leaves to a person: nothing would settle.
-        protocol="2pc" if world.tampers else random.choice(["2pc", "2pc", "3pc"]),
+        protocol=random.choice(world.protocols),
         timeout_s=random.choice([2.0, 5.0, 15.0]),
         session_ttl_s=random.choice([1.0, 3.0, 10.0]),
         session_transactions_max=random.choice([3, 20, 100_000]),
@@ -340,3 +340,19 @@ class Auditor:
         recorded = RecordedLedger(ledger, self.process.name, world.judge, world.history)
         await _until_it_works(lambda: recorded.records(map(TxId.parse, world.judge.stories)))
         self.done = True
+
+
+class WithoutLedgerProcess:
+    """``undoubt recover --without-ledger``: all that is left are the databases."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self.world, self.process = world, process
+
+    async def main(self) -> None:
+        world = self.world
+        recovery = WithoutLedger(registry(world, world.ledger_id), observe=world.observer(self.process))
+        while True:
+            report = await recovery.run(dry_run=world.random.random() < 0.2)
+            for line in report.lines:
+                world.trace(self.process.name, f"{line.gid}: {line.action} {line.result} {line.why}")
+            await asyncio.sleep(0.5)

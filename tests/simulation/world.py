@@ -22,7 +22,13 @@ from participants.errors import UndoubtError
 from participants.ids import TxId
 from tests.linearizability.check import violations
 from tests.linearizability.history import History
-from tests.simulation.applications import Application, Auditor, OperatorProcess, RecoveryProcess
+from tests.simulation.applications import (
+    Application,
+    Auditor,
+    OperatorProcess,
+    RecoveryProcess,
+    WithoutLedgerProcess,
+)
 from tests.simulation.database import Disk, Server, State
 from tests.simulation.drive import Drive
 from tests.simulation.faults import Nemesis
@@ -30,7 +36,7 @@ from tests.simulation.files import FileMachine
 from tests.simulation.judge import Judge, Violation
 from tests.simulation.members import MembersProcess
 from tests.simulation.network import Network
-from tests.simulation.nodes import SimulatedCluster
+from tests.simulation.nodes import CLUSTER, SimulatedCluster
 from tests.simulation.scheduler import Process, Scheduler
 
 CALM_S = 150.0
@@ -67,6 +73,13 @@ class World:
         self.settled = False
         self.unknown: list[TxId] = []
         self.tampers = self.random.random() < 0.25
+        self.destroys = not self.tampers and self.random.random() < 0.1
+        """In the end the ledger is destroyed, with everybody who used it."""
+        self.destroyed = False
+        # What somebody ends by hand, three-phase commit leaves to a person: nothing would settle.
+        self.protocols = ["2pc"] if self.tampers else ["2pc", "2pc", "3pc"]
+        if self.destroys:
+            self.protocols = ["3pc"]
         self.notes = self.random.random() < 0.7
         self.accounts = self.random.choice([2, 5, 50])
         self.chaos_s = self.random.uniform(5.0, 20.0)
@@ -207,9 +220,12 @@ class World:
 
         task.add_done_callback(ended)
 
+        def reborn() -> None:
+            if not self.settled and not self.destroyed:
+                again()
+
         def died() -> None:
-            if not self.settled:
-                self.scheduler.after(self.random.uniform(0.05, 4.0), again)
+            self.scheduler.after(self.random.uniform(0.05, 4.0), reborn)
 
         process.on_kill.append(died)
 
@@ -321,7 +337,8 @@ class World:
         if not self.scheduler.run(ends, self.is_settled):
             raise Violation(f"not settled {CALM_S} s after healing: {self.unsettled()}")
         self.settled = True
-        self.audit()
+        if not self.destroyed:
+            self.audit()
         self.judge.final(list(self.disks.values()), BALANCE * self.accounts * len(self.disks))
         for wrong in violations(self.history, drops=self.settings.retention_s < self.scheduler.now):
             raise Violation(f"not linearizable: {wrong}")
@@ -354,6 +371,24 @@ class World:
             process.dies_at_step = None
             if process.alive:
                 process.pause(False)
+        if self.destroys:
+            self.destroy()
+
+    def destroy(self) -> None:
+        """Nothing is left but the databases, and somebody with the command line."""
+        self.trace("world", "the ledger is destroyed")
+        self.counts["ledgers destroyed"] += 1
+        self.destroyed = True
+        for process in self.mortal():
+            process.kill()
+        process = self.process("last", self.host("last"))
+        process.start(WithoutLedgerProcess(self, process).main, "main")
+
+    @property
+    def ledger_id(self) -> str:
+        if self.cluster is not None:
+            return CLUSTER
+        return next(file.ledger_id for file in self.machine.files.values())
 
     def is_settled(self) -> bool:
         return self.scheduler.steps % 64 == 0 and not self.unsettled()
@@ -368,15 +403,17 @@ class World:
 
     def unsettled(self) -> list[str]:
         """What is still open."""
-        found = [f"{name} has not closed" for name, each in self.applications.items() if not each.done]
+        found = [f"{name} is down" for name, (process, _) in self.servers.items() if not process.alive]
         for name, disk in self.disks.items():
             found += [
                 f"{gid} is prepared in {name}" for gid in disk.prepared if gid not in self.judge.foreign
             ]
+        if self.destroyed:
+            return found
+        found += [f"{name} has not closed" for name, each in self.applications.items() if not each.done]
         found += [f"{txid} is unfinished" for machine in self.machines() for txid in machine.state.unfinished]
         if self.cluster is not None and not self.cluster.agreed():
             found.append("the nodes do not agree")
-        found += [f"{name} is down" for name, (process, _) in self.servers.items() if not process.alive]
         return found
 
     def tasks(self) -> list[str]:
