@@ -25,16 +25,24 @@ from undoubt.demo.story import Story
     metavar="N",
     help="How long to transfer money, in all.",
 )
+@click.option(
+    "--ledger",
+    type=click.Choice(["raft", "sqlite"]),
+    default="raft",
+    show_default=True,
+    help="Three nodes that keep the ledger, or one file.",
+)
 @click.option("--keep", is_flag=True, help="Leave the servers running, and tell what to try next.")
 @common
 @pass_context
-def demo(context: Context, seconds: float, keep: bool) -> None:
+def demo(context: Context, seconds: float, ledger: str, keep: bool) -> None:
     """Real databases, real crashes, recovery, and the proof.
 
-    Two PostgreSQL servers of its own, orders and payments, and concurrent transfers between them. Then
-    SIGKILL of a coordinator between prepare and decision, of one between decision and second phase, and of a
-    database server; what that left in doubt, explained; recovery; and the proof that nothing was lost, half
-    done or left behind. Exit status 0 only where that is proved. Nothing of it stays, unless you --keep it.
+    Two PostgreSQL servers of its own, orders and payments, three nodes that keep the ledger, and concurrent
+    transfers between the databases. Then SIGKILL of a coordinator between prepare and decision, of one
+    between decision and second phase, of a database server, and of the node that leads the ledger; what that
+    left in doubt, explained; recovery; and the proof that nothing was lost, half done or left behind. Exit
+    status 0 only where that is proved. Nothing of it stays, unless you --keep it.
 
     \b
     Example:
@@ -42,7 +50,7 @@ def demo(context: Context, seconds: float, keep: bool) -> None:
       undoubt demo --seconds 10 -o json | jq .ok
     """
     try:
-        proof = context.run(_run(seconds, keep))
+        proof = context.run(_run(seconds, keep, cluster=ledger == "raft"))
     except asyncio.CancelledError:
         raise click.Abort from None  # SIGTERM: everything is taken down already
     if context.output.json:
@@ -53,14 +61,18 @@ def demo(context: Context, seconds: float, keep: bool) -> None:
         raise CommandError(Exit.FAILURE, "the demo did not prove what it should; please report it")
 
 
-async def _run(seconds: float, keep: bool) -> Proof:
+async def _run(seconds: float, keep: bool, *, cluster: bool) -> Proof:
     if (task := asyncio.current_task()) is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     show = Show()
     show.chapter("Two PostgreSQL servers, one for orders, one for payments")
-    async with stage(keep=keep) as built:
+    async with stage(keep=keep, cluster=cluster) as built:
         for name, server in built.servers.items():
             show.say(f"{name}: process {server.pid}, {built.dsns[name]}")
+        if built.nodes is not None:
+            show.chapter("Three nodes that keep the ledger")
+            for number, pid in built.nodes.pids.items():
+                show.say(f"node {number}: process {pid}")
         proof = await Story(built, show, seconds).tell()
         if keep:
             show.next(next_commands(built))

@@ -11,6 +11,8 @@ class Kills(msgspec.Struct):
     coordinator_before_decision: int = 0
     coordinator_after_decision: int = 0
     database: int = 0
+    leader: int | msgspec.UnsetType = msgspec.UNSET
+    """Where the ledger is a cluster."""
 
 
 class Resolved(msgspec.Struct):

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -102,6 +103,8 @@ class Show:
 
 def result(out: Output, proof: Proof) -> None:
     """The proof as a table, on stdout."""
+    killed = proof.kills.leader
+    leader = [] if killed is msgspec.UNSET else [("killed during commits", f"{killed} leader of the ledger")]
     out.table(
         ("what", "result"),
         [
@@ -111,6 +114,7 @@ def result(out: Output, proof: Proof) -> None:
             ("killed between prepare and decision", f"{proof.kills.coordinator_before_decision} coordinator"),
             ("killed after the decision", f"{proof.kills.coordinator_after_decision} coordinator"),
             ("killed at work", f"{proof.kills.database} database server"),
+            *leader,
             ("in doubt after the crashes", proof.in_doubt_after_crash),
             ("committed by recovery", proof.resolved.committed),
             ("rolled back by recovery", proof.resolved.rolled_back),

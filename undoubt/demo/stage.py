@@ -1,4 +1,7 @@
-"""Where the demo plays: two servers with a database each, a ledger, and a configuration that names them."""
+"""Where the demo plays: two servers with a database each, a ledger, and a configuration that names them.
+
+The ledger is a cluster of three nodes, or one file.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 
 from undoubt.config import Settings, load
 from undoubt.demo import bank
+from undoubt.demo.nodes import Nodes
 from undoubt.embedded import EmbeddedServer
 from undoubt.embedded.places import new_place, remove_place
 
@@ -21,7 +25,7 @@ SESSION_TTL_S = 2.0
 CONFIG = """\
 # Written by `undoubt demo`.
 [ledger]
-url = "sqlite:///ledger.db"
+url = "{url}"
 
 [coordinator]
 session_ttl_s = {ttl}
@@ -33,8 +37,11 @@ dsn = "{orders}"
 dsn = "{payments}"
 """
 
+SQLITE = "sqlite:///ledger.db"
+
 END = """\
 # Stop the servers of `undoubt demo --keep`, and remove what it left.
+for process in {nodes}; do kill -KILL $process; done
 kill -INT {pids}
 for tenth in $(seq 100); do
     ls {folders} 2>/dev/null | grep -q postmaster.pid || break
@@ -46,11 +53,12 @@ rm -r {remove}
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """``servers`` and ``dsns`` by participant's name."""
+    """``servers`` and ``dsns`` by participant's name; ``nodes`` are the ledger's, None where it is a file."""
 
     folder: Path
     servers: dict[str, EmbeddedServer]
     dsns: dict[str, str]
+    nodes: Nodes | None = None
 
     @property
     def config(self) -> Path:
@@ -65,25 +73,32 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(*, keep: bool) -> AsyncIterator[Stage]:
+async def stage(*, keep: bool, cluster: bool = False) -> AsyncIterator[Stage]:
     """Set up in a folder of its own, and taken away at the end, however it comes; with ``keep`` only if the
-    block fails. Raises ``ServerFailed``, ``BinariesMissing``."""
+    block fails. ``cluster``: the ledger is one of three nodes. Raises ``ServerFailed``, ``BinariesMissing``,
+    ``NodeFailed``."""
     folder = new_place("demo", keep=keep)
     # Every server is made before one is awaited: whatever fails, all of them are taken away.
-    built = Stage(folder, {name: EmbeddedServer(keep=keep) for name in bank.NAMES}, {})
+    servers = {name: EmbeddedServer(keep=keep) for name in bank.NAMES}
+    built = Stage(folder, servers, {}, Nodes(folder, keep=keep) if cluster else None)
     try:
         for server in built.servers.values():
             await server.start()
         for name, server in built.servers.items():
             built.dsns[name] = await server.create_database(name)
             await bank.set_up(built.dsns[name])
-        built.config.write_text(CONFIG.format(ttl=SESSION_TTL_S, **built.dsns))
+        if built.nodes is not None:
+            await built.nodes.start()
+        url = SQLITE if built.nodes is None else built.nodes.url
+        built.config.write_text(CONFIG.format(url=url, ttl=SESSION_TTL_S, **built.dsns))
         yield built
     except BaseException:
         built.keep(False)
         keep = False
         raise
     finally:
+        if built.nodes is not None and not keep:
+            await built.nodes.close()
         await asyncio.gather(*(server.close() for server in built.servers.values()))
         if not keep:
             await asyncio.to_thread(remove_place, folder)
@@ -93,7 +108,9 @@ def next_commands(built: Stage) -> list[tuple[str, str]]:
     """What to try with a stage that is kept, each with the reason."""
     option = f"--config {built.config}"
     undoubt = "undoubt" if shutil.which("undoubt") else str(Path(sys.executable).with_name("undoubt"))
+    cluster = [] if built.nodes is None else [("the ledger's nodes", f"{undoubt} cluster status {option}")]
     return [
+        *cluster,
         ("what is in the databases", f'psql "{built.dsns["orders"]}" -c "table transfer limit 5"'),
         ("the latest transactions", f"{undoubt} tx list {option}"),
         (
@@ -109,9 +126,11 @@ def next_commands(built: Stage) -> list[tuple[str, str]]:
 def _end_script(built: Stage) -> Path:
     """Written beside the configuration."""
     servers = built.servers.values()
+    nodes = [] if built.nodes is None else built.nodes.pids.values()
     script = built.folder / "end"
     script.write_text(
         END.format(
+            nodes=" ".join(map(str, nodes)),
             pids=" ".join(str(server.pid) for server in servers),
             folders=" ".join(f"{server.folder}/data" for server in servers),
             remove=" ".join(str(folder) for folder in (*(server.folder for server in servers), built.folder)),

@@ -14,6 +14,7 @@ from recovery.service import RecoveryService
 from recovery.survey import Survey, survey
 from undoubt import assemble
 from undoubt.demo import bank
+from undoubt.demo.nodes import NodeFailed, Nodes
 from undoubt.demo.proof import Proof
 from undoubt.demo.show import Show
 from undoubt.demo.stage import SESSION_TTL_S, Stage
@@ -21,7 +22,7 @@ from undoubt.demo.worker import TASKS
 from undoubt.demo.workers import Heard, WorkerFailed, working
 from undoubt.embedded import ServerFailed
 
-SHARES = {"work": 0.4, "before": 0.2, "after": 0.2, "database": 0.2}
+SHARES = {"work": 0.3, "before": 0.15, "after": 0.15, "database": 0.2, "leader": 0.2}
 """How the time is shared out among the chapters of work."""
 LEASES_END_S = SESSION_TTL_S + 30
 RECOVERED_S = 30.0
@@ -49,6 +50,8 @@ class Story:
         )
         self.proof.kills.coordinator_after_decision += 1
         await self._kill_database()
+        if (nodes := self._stage.nodes) is not None:
+            await self._kill_leader(nodes)
         async with assemble.opened(self._stage.settings()) as (ledger, participants):
             await self._look(ledger, participants)
             await self._recover(ledger, participants)
@@ -97,6 +100,27 @@ class Story:
             self._show.say(f"payments is back, process {server.pid}, after crash recovery of its own")
             if (status := await worker.ended(seconds)) != 0:
                 raise WorkerFailed(f"a worker ended with status {status}")
+
+    async def _kill_leader(self, nodes: Nodes) -> None:
+        self._show.chapter("The node that leads the ledger dies during commits")
+        seconds = self._seconds * SHARES["leader"]
+        async with (
+            working(self._stage.config, self._heard, seconds=seconds, tag=4) as worker,
+            self._show.progress(f"coordinator {worker.pid}", seconds, worker.working, self._committed),
+        ):
+            await worker.working.wait()
+            await asyncio.sleep(seconds / 2)
+            number = await nodes.leader()
+            pid, before = nodes.pids[number], self._committed()
+            if await nodes.kill(number) != -signal.SIGKILL:
+                raise NodeFailed(f"node {number} was not ended by SIGKILL (process {pid})")
+            self.proof.kills.leader = 1
+            self._show.death(f"node {number}, which led the ledger, process {pid}")
+            self._show.say(f"node {await nodes.leader()} leads now")
+            if (status := await worker.ended(seconds)) != 0:
+                raise WorkerFailed(f"a worker ended with status {status}")
+        self._show.say(f"{self._committed() - before} transfers committed since")
+        await nodes.run(number)
 
     async def _look(self, ledger: Ledger, participants: Registry) -> None:
         self._show.chapter("What the crashes left in doubt (undoubt indoubt list)")
