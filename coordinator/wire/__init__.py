@@ -25,6 +25,7 @@ repeated.
 :mod:`.listener`     ``serve``: the side that is connected to, and how many it takes
 :mod:`.dialing`      ``connect``: the side that connects
 :mod:`.tls`          certificates: contexts from files, and whom they name
+:mod:`.secure`       TLS over a connection's bytes
 :mod:`.address`      host and port; what may be listened on without TLS
 :mod:`.settings`     the bounds
 ===================  ========================================================================================

@@ -5,14 +5,16 @@ from __future__ import annotations
 import abc
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
 from typing import Protocol, cast
 
 from coordinator.wire.errors import LocalProtocolError, RemoteProtocolError
-from coordinator.wire.frames import FrameReader, header
+from coordinator.wire.frames import HEADER, FrameReader, header
 from coordinator.wire.handshake import HANDSHAKE_BYTES_MAX, HANDSHAKE_VERSION, Identity, Versions
+from coordinator.wire.secure import Secured
 from coordinator.wire.settings import WireSettings
-from coordinator.wire.tls import check_names, peer_names, reason_of
+from coordinator.wire.tls import check_names, names_in, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class Connection(asyncio.Protocol, abc.ABC):
         self._loop = asyncio.get_running_loop()
         self._deadline: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport | None = None
+        self.secured: Secured | None = None
 
     # What asyncio calls.
 
@@ -68,6 +71,8 @@ class Connection(asyncio.Protocol, abc.ABC):
         self._begin()
 
     def data_received(self, data: bytes) -> None:
+        if self.secured is not None:
+            data = self._decrypted(self.secured, data)
         try:
             for payload in self._reader.feed(data):
                 if self.closed:
@@ -78,10 +83,17 @@ class Connection(asyncio.Protocol, abc.ABC):
                     self._receiver.received(payload)
         except (RemoteProtocolError, ValueError, RecursionError) as error:
             self._break_off(f"it does not speak our protocol: {error}")
+            return
+        if self.secured is not None and self.secured.ended and self.transport is not None:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
+        if not self.closed and self._reader.within:
+            self._tell("it ended in the middle of a frame")
+        elif not self.closed and self.secured is not None and self.secured.shaking:
+            self._tell("it ended in the middle of TLS's handshake")
         self.closed = True
         self.transport = None
         self._outgoing.clear()
@@ -97,6 +109,35 @@ class Connection(asyncio.Protocol, abc.ABC):
         """The transport is there."""
 
     @abc.abstractmethod
+    def _established(self) -> None:
+        """TLS is there."""
+
+    def _secure(self, context: ssl.SSLContext, *, server_side: bool) -> None:
+        """Nothing is read or sent from now on but through TLS."""
+        self.secured = Secured(context, server_side=server_side)
+        self.secured.shake()
+        self._write(self.secured.take())
+
+    def _decrypted(self, secured: Secured, data: bytes) -> bytes:
+        if self.closed:
+            return b""
+        established = secured.established
+        try:
+            said = secured.received(data)
+        except ssl.SSLError as error:
+            self._write(secured.take())
+            self._break_off(reason_of(error))
+            return b""
+        self._write(secured.take())
+        if secured.established and not established:
+            self._established()
+        return said
+
+    def _write(self, data: bytes) -> None:
+        if data and self.transport is not None:
+            self.transport.write(data)
+
+    @abc.abstractmethod
     def _shake(self, payload: bytes) -> None:
         """One frame of the handshake. Raises what ``received`` may."""
 
@@ -110,8 +151,7 @@ class Connection(asyncio.Protocol, abc.ABC):
 
     def _check_certificate(self, peer: Identity, cluster: str) -> str:
         """The name in it; empty without TLS. Raises :class:`HandshakeRefused`."""
-        names = peer_names(self.transport) if self.transport is not None else ()
-        return "" if names is None else check_names(names, peer, cluster)
+        return "" if self.secured is None else check_names(names_in(self.secured.shown), peer, cluster)
 
     def _opened(self, peer: Identity, version: int) -> None:
         """From now on frames of that version. Raises :class:`HandshakeRefused`."""
@@ -134,7 +174,7 @@ class Connection(asyncio.Protocol, abc.ABC):
 
     def send(self, payload: bytes) -> None:
         """Queue one payload. Raises :class:`LocalProtocolError` if the peer would not take its size."""
-        if len(payload) >= self._settings.frame_bytes_max:
+        if len(payload) > self._settings.frame_bytes_max - HEADER.size:
             raise LocalProtocolError(
                 f"a frame of {len(payload)} bytes; {self._settings.frame_bytes_max} are the most"
             )
@@ -142,7 +182,7 @@ class Connection(asyncio.Protocol, abc.ABC):
             return
         if not self._outgoing:
             self._loop.call_soon(self._flush)
-        self._outgoing.append(header(len(payload), self.version))
+        self._outgoing.append(header(payload, self.version))
         self._outgoing.append(payload)
         self._outgoing_bytes += len(payload)
 
@@ -154,7 +194,11 @@ class Connection(asyncio.Protocol, abc.ABC):
 
     def _flush(self) -> None:
         if not self.closed and self.transport is not None:
-            self.transport.write(b"".join(self._outgoing))
+            data = b"".join(self._outgoing)
+            if self.secured is not None:
+                self.secured.send(data)
+                data = self.secured.take()
+            self.transport.write(data)
             if self.transport.get_write_buffer_size() > self._settings.unsent_bytes_max:
                 self._break_off(f"it left more than {self._settings.unsent_bytes_max} bytes unread")
         self._outgoing.clear()

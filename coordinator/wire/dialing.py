@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 
 from coordinator.wire import handshake
 from coordinator.wire.address import Address
@@ -31,14 +32,15 @@ async def connect(
     node that is expected there, 0 if any will do. Raises :class:`HandshakeRefused`, by this side or in the
     other side's words, ``OSError`` if nobody is there who speaks our protocol, and :class:`TlsUnusable`."""
     loop = asyncio.get_running_loop()
-    dialed = Dialed(me, accept, settings, versions, for_number)
+    unix = isinstance(where, socket.socket)
+    context = tls_of(settings.tls).dialing if settings.tls is not None and not unix else None
+    dialed = Dialed(me, accept, settings, versions, for_number=for_number, context=context)
     try:
         async with asyncio.timeout(timeout_s):
             if isinstance(where, socket.socket):
                 await loop.create_unix_connection(lambda: dialed, sock=where)
             else:
-                context = tls_of(settings.tls).dialing if settings.tls is not None else None
-                await loop.create_connection(lambda: dialed, where.host, where.port, ssl=context)
+                await loop.create_connection(lambda: dialed, where.host, where.port)
             await dialed.opened
     except TimeoutError:
         raise ConnectionError(f"no answer from {_named(where)} within {timeout_s:g} s") from None
@@ -59,10 +61,18 @@ class Dialed(Connection):
     or ``ConnectionError`` if nobody answers in our protocol."""
 
     def __init__(
-        self, me: Identity, accept: Accept, settings: WireSettings, versions: Versions, for_number: int
+        self,
+        me: Identity,
+        accept: Accept,
+        settings: WireSettings,
+        versions: Versions,
+        *,
+        for_number: int,
+        context: ssl.SSLContext | None,
     ) -> None:
         super().__init__(me, accept, settings, versions)
         self._for_number = for_number
+        self._context = context
         self.opened: asyncio.Future[None] = self._loop.create_future()
 
     @property
@@ -70,6 +80,12 @@ class Dialed(Connection):
         return self._receiver is not None
 
     def _begin(self) -> None:
+        if self._context is None:
+            self._established()
+        else:
+            self._secure(self._context, server_side=False)
+
+    def _established(self) -> None:
         self.send(handshake.hello(self.me, self._versions, self._for_number))
 
     def _shake(self, payload: bytes) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import Callable
 
 import msgspec
@@ -13,10 +12,10 @@ import msgspec
 from coordinator.wire import handshake
 from coordinator.wire.address import Address
 from coordinator.wire.connection import Accept, Connection, Receiver
-from coordinator.wire.errors import HandshakeRefused, Refusal, TlsUnusable
+from coordinator.wire.errors import HandshakeRefused, Refusal
 from coordinator.wire.handshake import HANDSHAKE_VERSION, VERSIONS, Identity, Role, Versions
 from coordinator.wire.settings import WireSettings
-from coordinator.wire.tls import reason_of, tls_of
+from coordinator.wire.tls import tls_of
 
 log = logging.getLogger(__name__)
 
@@ -105,9 +104,6 @@ class Accepted(Connection):
     def __init__(self, listener: Listener, accept: Accept) -> None:
         super().__init__(listener.me, accept, listener.settings, listener.versions)
         self._listener = listener
-        self._securing: asyncio.Task[None] | None = None
-        self._early: bytearray | None = None
-        self._ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         strangers = self._listener.strangers
@@ -123,47 +119,11 @@ class Accepted(Connection):
         transport, admits = self.transport, self._listener.admits
         if admits is not None and transport is not None and (why := admits(transport)):
             self._break_off(why)
-        elif self._listener.tls is not None and transport is not None:
-            transport.pause_reading()  # what comes is TLS's
-            self._early = bytearray()
-            self._securing = self._loop.create_task(self._secure(transport, self._listener.tls.listening))
+        elif self._listener.tls is not None:
+            self._secure(self._listener.tls.listening, server_side=True)
 
-    async def _secure(self, transport: asyncio.Transport, context: ssl.SSLContext) -> None:
-        """Begin TLS. Not by the server itself: that would say nothing of handshakes that fail, and keep the
-        certificate it began with."""
-        try:
-            secured = await self._loop.start_tls(
-                transport,
-                self,
-                context,
-                server_side=True,
-                ssl_handshake_timeout=2 * self._settings.handshake_s,  # the deadline comes first
-            )
-        except (OSError, TlsUnusable) as error:
-            if not self.closed:
-                self._tell(reason_of(error))
-            transport.abort()
-            self.connection_lost(error)
-            return
-        early, self._early = self._early, None
-        if self.closed or secured is None:  # asyncio calls a handshake that was cut off a success without one
-            transport.abort()
-            self.connection_lost(None)
-            return
-        self.transport = secured
-        if early:
-            self.data_received(bytes(early))
-
-    def data_received(self, data: bytes) -> None:
-        if self._early is None:
-            super().data_received(data)
-        else:  # TLS is ready and its transport not known here yet: nothing could be answered
-            self._early += data
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self._ended:
-            self._ended = True
-            super().connection_lost(exc)
+    def _established(self) -> None:
+        """Who dials speaks first."""
 
     def _shake(self, payload: bytes) -> None:
         try:

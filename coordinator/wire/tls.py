@@ -7,7 +7,6 @@ nodes change, who they are does not. Both sides show a certificate, signed by a 
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import os
@@ -20,6 +19,7 @@ import msgspec
 
 from coordinator.wire.errors import HandshakeRefused, Refusal, TlsUnusable
 from coordinator.wire.handshake import Identity, Role
+from coordinator.wire.secure import Secured
 
 log = logging.getLogger(__name__)
 
@@ -138,33 +138,25 @@ def _no_password() -> str:
 def _shown(listening: ssl.SSLContext, dialing: ssl.SSLContext, settings: TlsSettings) -> Certificate:
     """This side's own certificate, as a peer would see it: it shakes hands with itself, so that what peers
     would refuse (expired, of another CA) is found out here."""
-    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
-    sides = [dialing.wrap_bio(back, there), listening.wrap_bio(there, back, server_side=True)]
-    for _ in range(4):
-        for side in sides:
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-            except ssl.SSLError as error:
-                raise TlsUnusable(f"{settings.cert} is of no use: {reason_of(error)}") from None
-    shown = sides[0].getpeercert() or {}
-    return Certificate(_uris(shown), float(ssl.cert_time_to_seconds(str(shown["notAfter"]))))
+    dials, listens = Secured(dialing, server_side=False), Secured(listening, server_side=True)
+    try:
+        dials.shake()
+        for _ in range(2):
+            listens.received(dials.take())
+            dials.received(listens.take())
+    except ssl.SSLError as error:
+        raise TlsUnusable(f"{settings.cert} is of no use: {reason_of(error)}") from None
+    shown = dials.shown
+    return Certificate(names_in(shown), float(ssl.cert_time_to_seconds(str(shown["notAfter"]))))
 
 
-def _uris(certificate: Mapping[str, Any]) -> tuple[str, ...]:
+def names_in(certificate: Mapping[str, Any]) -> tuple[str, ...]:
+    """Whom a certificate names, in undoubt's way; as ``getpeercert`` has it."""
     return tuple(
         value
         for kind, value in certificate.get("subjectAltName", ())
         if kind == "URI" and value.startswith(SCHEME)
     )
-
-
-def peer_names(transport: asyncio.BaseTransport) -> tuple[str, ...] | None:
-    """Whom the other side's certificate names; None without TLS."""
-    if transport.get_extra_info("ssl_object") is None:
-        return None
-    return _uris(transport.get_extra_info("peercert") or {})
 
 
 def name_of(cluster: str, role: Role, name: str) -> str:

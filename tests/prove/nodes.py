@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.prove.processes import ROOT, TIMEOUT_S
+from undoubt.serve.certs import Folder
 
 COMMAND = (sys.executable, "-c", "from undoubt.cli import main; main()")
 
@@ -20,6 +21,7 @@ CONFIGURATION = """
 [ledger]
 url = "raft://{url}"
 request_timeout_s = 30.0
+{tls}
 [node]
 number = {number}
 listen = "{listen}"
@@ -38,9 +40,12 @@ class CommandFailed(Exception):
 
 
 class Nodes:
-    """A cluster in ``folder``. ``url`` names the first nodes, as an application's configuration would."""
+    """A cluster in ``folder``. ``url`` names the first nodes, as an application's configuration would;
+    ``logs`` are what each node has said since it was ready. ``tls``: certificates as by `cluster certs`."""
 
-    def __init__(self, folder: Path, count: int = 3, election_s: float = 0.5) -> None:
+    def __init__(self, folder: Path, count: int = 3, *, election_s: float = 0.5, tls: bool = False) -> None:
+        self.tls = tls
+        self.logs: dict[int, list[str]] = {}
         self.folder = folder
         self.election_s = election_s
         self.addresses = {number: f"127.0.0.1:{port}" for number, port in enumerate(free_ports(count), 1)}
@@ -56,6 +61,7 @@ class Nodes:
         path.write_text(
             CONFIGURATION.format(
                 url=self.url,
+                tls=self._tls(number),
                 number=number,
                 listen=self.addresses.get(number, ""),
                 heartbeat_s=self.election_s / 5,
@@ -63,6 +69,13 @@ class Nodes:
             )
         )
         return str(path)
+
+    def _tls(self, number: int) -> str:
+        stem = f"node-{number}" if number else "client-operator"
+        lines = (f'tls_{key} = "certs/{name}"' for key, name in zip(
+            ("ca", "cert", "key"), ("ca.crt", f"{stem}.crt", f"{stem}.key"), strict=True
+        ))  # fmt: skip
+        return "\n".join(lines) if self.tls else ""
 
     async def run(self, number: int, *arguments: str) -> Any:
         """What ``undoubt … -o json`` prints, with that node's configuration. Raises ``CommandFailed``."""
@@ -81,6 +94,9 @@ class Nodes:
         ticket: list[str] = []
         for number in list(self.addresses):
             begun = await self.run(number, *(command or ("cluster", "init")), *ticket)
+            if self.tls and not ticket:
+                folder = Folder(self.folder / "certs", begun["cluster"])
+                folder.issue({each: [] for each in self.addresses}, ["operator"])
             ticket = ["--id", begun["ticket"]]
 
     async def start(self, *numbers: int) -> None:
@@ -102,7 +118,8 @@ class Nodes:
         while line := await stderr.readline():
             told += line
             if b"is ready" in line:
-                self._drains.append(asyncio.create_task(_drain(stderr)))
+                self.logs[number] = []
+                self._drains.append(asyncio.create_task(_drain(stderr, self.logs[number])))
                 return
         raise ProcessLookupError(f"node {number} ended: {told.decode()}")
 
@@ -125,10 +142,10 @@ class Nodes:
         await self.end(*list(self.running))
 
 
-async def _drain(stderr: asyncio.StreamReader) -> None:
-    """So that a node's log never fills its pipe."""
-    while await stderr.read(65536):
-        pass
+async def _drain(stderr: asyncio.StreamReader, lines: list[str]) -> None:
+    """Also so that a node's log never fills its pipe."""
+    async for line in stderr:
+        lines.append(line.decode().rstrip())  # noqa: PERF401 - as they come
 
 
 def free_ports(count: int) -> list[int]:

@@ -22,7 +22,7 @@ from coordinator.wire import (
     connect,
     serve,
 )
-from coordinator.wire.frames import header
+from coordinator.wire.frames import HEADER, header
 from coordinator.wire.listener import Accepted
 from tests.coordinator.wire.support import CLIENT, ONE, TWO, Side, dialed, ends, listening, warnings
 
@@ -131,11 +131,12 @@ async def raw(where: Address, data: bytes) -> tuple[asyncio.StreamReader, asynci
     "data",
     [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01",
-        header(2_000_000, 0),
-        header(3, 0) + b"\xc1\xc1\xc1",
-        header(900, 0) + b"\x91" * 900,
-        header(5, 1) + b"hello",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+        HEADER.pack(2_000_000, 0, 0),
+        HEADER.pack(7, 0, 0) + b"\xc1\xc1\xc1",
+        header(b"\xc1\xc1\xc1", 0) + b"\xc1\xc1\xc1",
+        header(b"\x91" * 900, 0) + b"\x91" * 900,
+        header(b"hello", 1) + b"hello",
         bytes(100),
     ],
 )
@@ -298,8 +299,8 @@ async def test_a_frame_that_the_peer_would_refuse_is_our_error() -> None:
         box = await dialed(where, settings=settings)
         with pytest.raises(LocalProtocolError, match="2000"):
             box.connection.send(bytes(2000))
-        box.connection.send(b"x" * 1999)
-        assert await box.got.get() == b"X" * 1999
+        box.connection.send(b"x" * (2000 - HEADER.size))
+        assert await box.got.get() == b"X" * (2000 - HEADER.size)
 
 
 async def test_closing_sends_what_was_queued() -> None:

@@ -171,8 +171,7 @@ async def test_a_renewed_certificate_is_used_without_a_restart(folder: Folder) -
 
 
 def serial(box) -> str:  # type: ignore[no-untyped-def]
-    shown = box.connection.transport.get_extra_info("peercert")
-    return str(shown["serialNumber"])
+    return str(box.connection.secured.shown["serialNumber"])
 
 
 async def test_a_broken_renewal_leaves_the_former_certificate(
