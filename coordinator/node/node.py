@@ -86,7 +86,7 @@ class Node:
         )
         self.ledger = NodeLedger(self.replica, storage, ledger_settings, clock=clock or loop.time, wall=wall)
         self.failed = self.replica.failed
-        self.operator = Operator(self.replica, lambda: status_of(stored.identity, self.replica))
+        self.operator = Operator(self.replica, lambda: status_of(stored.identity, self.replica, wire))
         self._me = me
         self._disks = dict(stored.disks)
         self._met = set(stored.disks)

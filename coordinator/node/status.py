@@ -8,9 +8,10 @@ from coordinator.ledger.cluster.messages import NodeStatus, PeerStatus
 from coordinator.ledger.contract import SessionState
 from coordinator.node.replica import Replica
 from coordinator.node.storage import Identity
+from coordinator.wire import WireSettings, tls_of
 
 
-def status_of(identity: Identity, replica: Replica) -> NodeStatus:
+def status_of(identity: Identity, replica: Replica, wire: WireSettings) -> NodeStatus:
     raft = replica.raft
     state, configuration = raft.state, raft.configuration
     ledger = replica.replicated.machine.state
@@ -39,4 +40,5 @@ def status_of(identity: Identity, replica: Replica) -> NodeStatus:
         unfinished=len(ledger.unfinished),
         sessions=sum(book.state is SessionState.OPEN for book in ledger.sessions.values()),
         version=metadata.version("undoubt"),
+        certificate_until=tls_of(wire.tls).own.not_after if wire.tls is not None else 0.0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ from undoubt.cli.members import OPERATIONS
 
 if TYPE_CHECKING:
     from coordinator.ledger.cluster.survey import Survey
+
+
+SOON_DAYS = 30
+"""A certificate that ends before is told of."""
 
 
 @click.group()
@@ -99,7 +104,9 @@ def _page(context: Context, found: Survey) -> None:
         if (told := seen.status) is None:
             rows.append(("-", seen.address, "does not answer", "-", "-", "-", seen.error))
             continue
-        note = "its disk is full" if told.disk_full else ""
+        notes = ["its disk is full"] if told.disk_full else []
+        if (days := (told.certificate_until - time.time()) / 86_400) < SOON_DAYS and told.certificate_until:
+            notes.append(f"its certificate ends in {max(days, 0.0):.0f} days")
         role = "learner" if told.node in told.learners else told.role
         rows.append(
             (
@@ -109,7 +116,7 @@ def _page(context: Context, found: Survey) -> None:
                 str(told.term),
                 str(told.commit_index),
                 str(told.applied_index),
-                note,
+                "; ".join(notes),
             )
         )
     context.output.table(("node", "address", "role", "term", "committed", "applied", "note"), rows)

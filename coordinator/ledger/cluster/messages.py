@@ -53,6 +53,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     unfinished: int
     sessions: int
     version: str
+    certificate_until: float = 0.0
+    """When the certificate that it shows ends, in seconds since 1970; 0 without TLS."""
 
 
 class MemberChange(msgspec.Struct, frozen=True, array_like=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,6 +171,11 @@ def test_a_cluster_of_processes_behind_tls(tmp_path: Path) -> None:
         status = undoubt("cluster", "status", "--config", client, "-o", "json")
         assert status.status == 0, status.err
         assert [node["role"] for node in status.json["nodes"]].count("leader") == 1
+        left_s = [node["certificate_until"] - time.time() for node in status.json["nodes"]]
+        assert all(364 * 86_400 < seconds < 366 * 86_400 for seconds in left_s)
+        assert "certificate" not in undoubt("cluster", "status", "--config", client).out
+        undoubt("cluster", "certs", "--renew", "--days", "7", cwd=tmp_path)
+        assert "its certificate ends in 7 days" in undoubt("cluster", "status", "--config", client).out
         bare = undoubt("cluster", "status", "--config", str(configuration(tmp_path, addresses, 0, "")))
         assert bare.status == 4
         ours = undoubt("cluster", "status", "--config", str(tmp_path / "node-1-1.toml"), "-o", "json")
