@@ -6,11 +6,13 @@ audit reads the databases directly, and shares no code with what moved the money
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
+import psycopg
 
 NAMES = ("orders", "payments")
 ACCOUNTS = 64
@@ -36,8 +38,16 @@ async def transfer(tx: Any, account: int, transfer_id: str) -> None:
     """One transfer between rows of that number, in an undoubt transaction."""
     for name, amount in zip(NAMES, (-10, 10), strict=True):
         branch = await tx.branch(name)
-        await branch.execute("update account set balance = balance + $1 where id = $2", amount, account)
-        await branch.execute("insert into transfer (id) values ($1)", transfer_id)
+        await _execute(branch, "update account set balance = balance + $1 where id = $2", amount, account)
+        await _execute(branch, "insert into transfer (id) values ($1)", transfer_id)
+
+
+async def _execute(branch: Any, sql: str, *args: object) -> None:
+    """In the words of the driver that the branch is of."""
+    if isinstance(branch, psycopg.AsyncConnection):
+        await branch.execute(re.sub(r"\$\d", "%s", sql), args)
+    else:
+        await branch.execute(sql, *args)
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from typing import Any
 
 from coordinator.settings import PROTOCOLS
 from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
+from participants.settings import DRIVERS, ParticipantSettings
 from tests.pgbouncer import PgBouncer
 from tests.prove.bank import NAMES, audit, set_up
 from tests.prove.cases import Case, Victim, cases
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ledger", choices=["sqlite"], default="sqlite")
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="2pc")
     parser.add_argument("--pooler", choices=NAMES, help="the participant behind PgBouncer")
+    parser.add_argument("--driver", choices=DRIVERS, default=DRIVERS[0])
     parser.add_argument("--lanes", type=int, default=2, help="cases at once, each on servers of its own")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
 
@@ -51,10 +52,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     failures: list[str] = []
     with tempfile.TemporaryDirectory(prefix="undoubt-crash-") as folder:
         await asyncio.gather(
-            *(
-                Lane(Path(folder), totals, failures, options.pooler, options.protocol).run(numbered)
-                for _ in range(options.lanes)
-            )
+            *(Lane(Path(folder), totals, failures, options).run(numbered) for _ in range(options.lanes))
         )
     result: dict[str, Any] = {"cases": len(chosen), **totals, "failures": failures}
     return result, not failures and not any(totals.values()) and bool(chosen)
@@ -64,6 +62,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 class Stage:
     """Two servers, and the pooler before one of them."""
 
+    driver: str
     servers: dict[str, EmbeddedServer] = field(default_factory=dict)
     poolers: dict[str, PgBouncer] = field(default_factory=dict)
 
@@ -76,12 +75,11 @@ class Stage:
 
     def participants(self, database: str, *, declared: bool) -> dict[str, dict[str, object]]:
         """Their settings; ``declared``: undoubt is told of the pooler, and need not find out by itself."""
-        direct: dict[str, dict[str, object]] = {
-            name: {"dsn": server.dsn(database)} for name, server in self.servers.items()
-        }
-        return direct | {
+        direct = {name: {"dsn": server.dsn(database)} for name, server in self.servers.items()}
+        pooled = {
             name: {"dsn": pooler.dsn(database), "pooler": declared} for name, pooler in self.poolers.items()
         }
+        return {name: {"driver": self.driver, **one} for name, one in (direct | pooled).items()}
 
     @property
     def logins(self) -> int:
@@ -92,18 +90,18 @@ class Lane:
     """A stage, and the cases that run on it one after another."""
 
     def __init__(
-        self, folder: Path, totals: dict[str, int], failures: list[str], pooled: str | None, protocol: str
+        self, folder: Path, totals: dict[str, int], failures: list[str], options: argparse.Namespace
     ) -> None:
-        self._protocol = protocol
+        self._protocol = options.protocol
         self._folder = folder
         self._totals = totals
         self._failures = failures
-        self._pooled = pooled
+        self._options = options
 
     async def run(self, numbered: Iterator[tuple[int, Case]]) -> None:
         async with AsyncExitStack() as stack:
-            stage = Stage()
-            await stage.build(stack, self._pooled)
+            stage = Stage(self._options.driver)
+            await stage.build(stack, self._options.pooler)
             for number, case in numbered:
                 problems = await Run(number, case, stage, self._folder, self._totals, self._protocol).run()
                 for problem in problems:

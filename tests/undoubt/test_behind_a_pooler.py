@@ -97,16 +97,29 @@ async def recovered(settings: Settings) -> None:
         await service.close()
 
 
-@pytest.mark.parametrize(("declared", "protocol"), [(True, "2pc"), (False, "2pc"), (False, "3pc")])
+@pytest.mark.parametrize(
+    ("driver", "declared", "protocol"),
+    [
+        ("asyncpg", True, "2pc"),
+        ("asyncpg", False, "2pc"),
+        ("psycopg", False, "2pc"),
+        ("asyncpg", False, "3pc"),
+    ],
+)
 async def test_a_pooler_that_dies_in_mid_flight(
-    databases: dict[str, str], other_postgres: Server, tmp_path: Path, declared: bool, protocol: str
+    databases: dict[str, str],
+    other_postgres: Server,
+    tmp_path: Path,
+    driver: str,
+    declared: bool,
+    protocol: str,
 ) -> None:
     """Broken if what the pooler took with it is half committed, lost after it was acknowledged, or stays."""
     program_or_skip()
     await set_up(databases)
     rng = random.Random(7)
     async with PgBouncer(port_of(databases)) as pooler:
-        payments = {"pooler": declared, "statement_timeout_s": 3.0}
+        payments = {"driver": driver, "pooler": declared, "statement_timeout_s": 3.0}
         settings = configured(databases, pooler, tmp_path, payments, protocol)
         if protocol == "3pc":
             for name, one in settings.participants.items():
