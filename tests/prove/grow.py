@@ -61,7 +61,7 @@ async def _prove(nodes: Nodes, options: argparse.Namespace) -> tuple[dict[str, A
         "decisions_per_step": load.marks,
         "failed_decisions": len(load.failed),
         "lost_decisions": lost,
-        "longest_pause_ms": round(1000 * load.longest_s),
+        "longest_pause_ms_per_step": load.pauses_ms,
         "failures": load.failed[:5],
     }
     holds = sizes == [3, 5, 3] and not load.failed and not lost and min(load.marks) >= options.decisions
@@ -113,7 +113,8 @@ class Load:
         self.told: list[TxId] = []
         self.failed: list[str] = []
         self.marks: list[int] = []
-        self.longest_s = 0.0
+        self.pauses_ms: list[int] = []
+        self._longest_s = 0.0
         self.ended = False
         self._ledger = ledger
         self._session = session
@@ -135,12 +136,14 @@ class Load:
             else:
                 self.told.append(txid)
             now = loop.time()
-            self.longest_s = max(self.longest_s, now - self._last_at)
+            self._longest_s = max(self._longest_s, now - self._last_at)
             self._last_at = now
 
     async def more(self, decisions: int) -> None:
-        """Wait for so many, answered from now on."""
+        """Wait for so many, answered from now on: the end of a step."""
         before = len(self.told) + len(self.failed)
         while len(self.told) + len(self.failed) < before + decisions:
             await asyncio.sleep(0.02)
         self.marks.append(len(self.told) + len(self.failed) - before)
+        self.pauses_ms.append(round(1000 * self._longest_s))
+        self._longest_s = 0.0
