@@ -48,6 +48,14 @@ class CommitResult:
     pending: tuple[Gid, ...] = ()
 
 
+class Opener(Protocol):
+    """What opens a branch of participant ``name``: a :class:`~participants.contract.Participant`, or less."""
+
+    @property
+    def name(self) -> str: ...
+    async def begin(self, gid: Gid, *, timeout_s: float) -> Branch: ...
+
+
 class Host(Protocol):
     """What a transaction needs of its coordinator."""
 
@@ -160,6 +168,18 @@ class Transaction:
             branch = await self._open(name)
         return cast("Connection[Record]", branch.connection)
 
+    async def adopt(self, opener: Opener) -> Branch:
+        """Open a branch as ``opener`` does it, on a connection that the application brings along.
+
+        One branch per name. Raises what :meth:`branch` does, and what ``opener.begin`` raises.
+        """
+        self._check_active()
+        if self._doom is not None:
+            self._raise_aborted(self._doom)
+        if opener.name in self._branches or opener.name in self._opening:
+            raise UsageError(f"transaction {self.id} has a branch in participant {opener.name!r} already")
+        return await self._open(opener.name, opener)
+
     async def commit(self) -> CommitResult:
         """Commit everywhere or nowhere.
 
@@ -243,8 +263,8 @@ class Transaction:
                 self._raise_aborted(self._doom)
             raise TransactionEnded(f"transaction {self.id} is over: nothing more can be done in it")
 
-    async def _open(self, name: str) -> Branch:
-        participant = self._host.participant(name)
+    async def _open(self, name: str, opener: Opener | None = None) -> Branch:
+        opener = opener or self._host.participant(name)
         opening = self._opening.get(name)
         if opening is None:
             number = len(self._branches) + len(self._opening) + 1
@@ -252,7 +272,7 @@ class Transaction:
                 raise UsageError(f"transaction {self.id} has {BRANCH_NUMBER_MAX} branches, no more fit")
             gid = Gid(self._host.ledger_id, self._protocol, self.id, number, name)
             remaining_s = self._deadline - asyncio.get_running_loop().time()
-            opening = asyncio.create_task(_begin(participant, gid, remaining_s), name=f"begin {name}")
+            opening = asyncio.create_task(_begin(opener, gid, remaining_s), name=f"begin {name}")
             self._opening[name] = opening
             opening.add_done_callback(lambda task: self._opened(name, task))
         await all_done([opening])  # which goes on if the caller is cancelled
@@ -332,10 +352,10 @@ class Transaction:
         raise TransactionAborted(self.id, cause) from cause
 
 
-async def _begin(participant: Participant, gid: Gid, remaining_s: float) -> Branch:
+async def _begin(opener: Opener, gid: Gid, remaining_s: float) -> Branch:
     if remaining_s <= 0:
         raise TimeoutError("the transaction's timeout has passed")
-    return await participant.begin(gid, timeout_s=remaining_s)
+    return await opener.begin(gid, timeout_s=remaining_s)
 
 
 async def _discard(branch: Branch) -> None:

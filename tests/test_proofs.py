@@ -102,10 +102,13 @@ async def test_a_cluster_loses_nothing_that_it_answered() -> None:
 
 
 async def test_sqlalchemys_own_twophase_commits_one_half() -> None:
-    """Broken if the reason for this project has gone away: then say so in the README."""
+    """Broken if the reason for this project has gone away (then say so in the README), or if the same program
+    commits anything over undoubt's sessions."""
     told = await prove("sqlalchemy")
     assert told["runs"] == 40
     assert told["twophase_half_committed"] >= 1
+    assert (told["undoubt_half_committed"], told["undoubt_committed"]) == (0, 0)
+    assert told["undoubt_aborted"] == [40, 40, 40]
 
 
 def test_the_matrix_has_every_step_and_victim() -> None:

@@ -44,6 +44,7 @@ class AsyncpgSession:
         self.connection = connection
         self.pid: int = connection.get_server_pid()
         self._broken = False
+        self._abandoned = False
         self._notices: list[Notice] = []
         connection.add_log_listener(self._note)
 
@@ -88,9 +89,15 @@ class AsyncpgSession:
     def handle(self, gid: Gid) -> BranchConnection:
         return BranchConnection(self.connection, gid)
 
+    def abandon(self) -> None:
+        """Send nothing through it any more, and leave the connection open: it is somebody else's."""
+        self._broken = self._abandoned = True
+        if not self.connection.is_closed():
+            self.connection.remove_log_listener(self._note)
+
     def discard(self) -> None:
         self._broken = True
-        if self.connection.is_closed():
+        if self._abandoned or self.connection.is_closed():
             return
         # asyncpg waits for the cancellation that it has sent on its way.
         close_in_background(_close(self.connection))

@@ -106,20 +106,31 @@ def begin_script(slot: Slot[S], gid: Gid, timeouts: tuple[int, int]) -> str:
     SET LOCAL and not set_config(): a SELECT would take a snapshot, and the application could not choose
     its isolation level any more. Behind a transaction pooler everything lasts for the transaction only.
     """
-    begin = [
-        "begin",
-        f"set local undoubt.tx = {literal(marker(gid))}",
-        f"set local application_name = {literal(branch_name(gid))}",
-    ]
-    if slot.session.intro.pooled:
-        return "; ".join([*begin, *_settings(slot.session.intro, timeouts, "set local")])
+    intro = slot.session.intro
+    if intro.pooled:
+        return local_script(gid, intro, timeouts, begin="begin")
+    begin = ["begin", *_marks(gid)]
     before = [query("reset")] if slot.used else []
     if slot.used or slot.timeouts_ms != timeouts:
-        before += _settings(slot.session.intro, timeouts, "set")
+        before += _settings(intro, timeouts, "set")
     if before:
         # In a transaction of its own: UNLISTEN forbids PREPARE, and a rollback would undo the settings.
         before = ["begin", *before, "commit"]
     return "; ".join([*before, *begin])
+
+
+def local_script(gid: Gid, intro: Introduction, timeouts: tuple[int, int], *, begin: str) -> str:
+    """The same without a trace in the session: for one that others use as well. ``begin`` is empty where a
+    transaction has begun already."""
+    settings = _settings(intro, timeouts, "set local")
+    return "; ".join([*([begin] if begin else []), *_marks(gid), *settings])
+
+
+def _marks(gid: Gid) -> list[str]:
+    return [
+        f"set local undoubt.tx = {literal(marker(gid))}",
+        f"set local application_name = {literal(branch_name(gid))}",
+    ]
 
 
 def _settings(intro: Introduction, timeouts: tuple[int, int], how: str) -> list[str]:

@@ -106,6 +106,7 @@ async def _introduction(participant: str, session: Session, settings: Participan
         pooled=pooled,
         role=row["role"],
         superuser=row["superuser"],
+        database=row["database"],
     )
 
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from participants.errors import ParticipantRefused
 from participants.postgres.pool import Pool, S, Slot
-from participants.postgres.session import Late, NoAnswer, NotSent, Row, ServerError, Session
+from participants.postgres.session import Introduction, Late, NoAnswer, NotSent, Row, ServerError, Session
 from participants.postgres.verdicts import READ_ONLY_TRANSACTION, participant_error
 
 SESSIONS_MAX = 4
@@ -50,6 +50,11 @@ class Management:
                 return await slot.session.rows(sql, *args, timeout_s=self.timeout_s)
             except (NoAnswer, NotSent) as error:
                 raise participant_error(self.participant, error) from error
+
+    async def who(self) -> Introduction:
+        """What the server said about itself. Raises ``ParticipantError``."""
+        async with self._slot() as slot:
+            return slot.session.intro
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:

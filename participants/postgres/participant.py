@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from participants.contract import Branch, Evidence, Fate, Order, PreparedBranch, Settled, Waiting
-from participants.errors import ParticipantUnavailable
+from participants.errors import ParticipantUnavailable, UsageError
 from participants.findings import Finding
 from participants.ids import Gid, check_ledger_id, check_participant_name
-from participants.postgres.begin import begin_script, ledger_name, timeouts_ms
+from participants.postgres.begin import begin_script, ledger_name, local_script, timeouts_ms
 from participants.postgres.branch import PostgresBranch
 from participants.postgres.checkup import Checkup
 from participants.postgres.closing import drain_discarded
+from participants.postgres.connecting import introduce
 from participants.postgres.drivers import Handles, new_connector
-from participants.postgres.handle import Surroundings
+from participants.postgres.handle import Handle, Surroundings
 from participants.postgres.in_doubt import list_prepared
 from participants.postgres.management import Management
 from participants.postgres.one_phase import OnePhase
@@ -58,6 +61,10 @@ class PostgresParticipant:
     def name(self) -> str:
         return self._name
 
+    @property
+    def settings(self) -> ParticipantSettings:
+        return self._settings
+
     async def begin(self, gid: Gid, *, timeout_s: float) -> Branch:
         wait_s = min(timeout_s, self._settings.connect_timeout_s)
         slot = await self._pool.acquire(wait_s)
@@ -71,6 +78,43 @@ class PostgresParticipant:
             )
         slot.fresh = False
         return PostgresBranch(self._around, slot, slot.session.handle(gid), gid, timeout_s)
+
+    async def adopt(
+        self,
+        slot: Slot[Any],
+        handle: Handle,
+        gid: Gid,
+        *,
+        timeout_s: float,
+        begin: str,
+        give_back: Callable[[Slot[Any]], None],
+    ) -> Branch:
+        """A branch on a session of somebody else's, which has been introduced and is not in use otherwise.
+
+        ``begin`` is the statement that begins its transaction, empty if that has been done. ``give_back`` is
+        called once the engine has done with the session, in whatever state that is; what undoubt has set in
+        it is gone with the transaction, but ``application_name``. Fails as ``begin`` does.
+        """
+        intro = slot.session.intro
+        script = local_script(gid, intro, timeouts_ms(timeout_s, intro), begin=begin)
+        try:
+            await slot.session.script(script, timeout_s=self._settings.statement_timeout_s)
+        except (ServerError, NoAnswer, NotSent) as error:
+            raise participant_error(self._name, error) from error
+        return PostgresBranch(replace(self._around, give_back=give_back), slot, handle, gid, timeout_s)
+
+    async def introduce(self, session: Session) -> None:
+        """Fill ``session.intro``, and make sure that it leads where this participant's own lead: branches are
+        finished through those. Fails; raises ``UsageError`` if it leads elsewhere."""
+        await introduce(self._name, session, self._settings)
+        own, there = await self._management.who(), session.intro
+        known = None not in {own.system, there.system}
+        if own.database != there.database or (known and own.system != there.system):
+            raise UsageError(
+                f"the connection leads to database {there.database!r} of another server than participant"
+                f" {self._name!r} does, or to another database there ({own.database!r}): name the"
+                " participant that it belongs to"
+            )
 
     async def _begin(self, slot: Slot[Session], gid: Gid, timeout_s: float) -> Exception | None:
         """None, or what was said when the connection turned out to be lost."""

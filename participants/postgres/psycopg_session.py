@@ -87,8 +87,15 @@ class PsycopgSession:
         loading.set_pgresult(result)
         return loading.load_rows(0, result.ntuples, lambda row: dict(zip(names, row, strict=True)))
 
+    def keep_statements(self) -> None:
+        """The engine itself prepares nothing under a name."""
+
     def handle(self, gid: Gid) -> Handle:
         raise NotImplementedError
+
+    def abandon(self) -> None:
+        """Send nothing through it any more, and leave the connection open: it is somebody else's."""
+        self._broken = True
 
     def discard(self) -> None:
         if self._broken:

@@ -3,6 +3,7 @@
 -- name: introduce
 -- Once per connection. Needs no right that PUBLIC lacks by default.
 select pg_is_in_recovery() as standby,
+       current_database()::text as database,
        current_setting('server_version_num')::int as version,
        current_setting('synchronous_commit') as synchronous_commit,
        extract(epoch from current_setting('lock_timeout')::interval)::float8 as lock_timeout_s,

@@ -82,7 +82,7 @@ class Introduction:
     ``pooler`` is true where another process than the server answers (a connection pooler), as is seen by the
     process ids that the two of them tell. ``pooled``: so it is, or the settings say so; then the next
     transaction of this session may be in another server process, or on another server, and nothing that was
-    said here holds for it but ``role``, ``superuser`` and ``notes_commits``.
+    said here holds for it but ``role``, ``superuser``, ``database`` and ``notes_commits``.
     """
 
     version: int
@@ -97,6 +97,7 @@ class Introduction:
     pooled: bool = False
     role: str = ""
     superuser: bool = False
+    database: str = ""
 
 
 class Row(Protocol):

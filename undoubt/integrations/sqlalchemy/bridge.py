@@ -1,0 +1,41 @@
+"""From a session to the engine's event loop: through SQLAlchemy's greenlet, or through the portal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from sqlalchemy.util import await_
+
+from coordinator.coordinator import Coordinator
+from participants.errors import UsageError
+from undoubt.sync import Coordinator as SyncCoordinator
+
+T = TypeVar("T")
+
+
+class Bridge:
+    """To ``coordinator``: that of ``undoubt.connect`` for ``AsyncSession``, that of ``undoubt.sync`` for
+    ``Session``."""
+
+    def __init__(self, coordinator: Coordinator | SyncCoordinator) -> None:
+        match coordinator:
+            case Coordinator():
+                self.engine = coordinator
+                self.awaits = True
+                self._portal = None
+            case SyncCoordinator():
+                self.engine = coordinator.engine
+                self.awaits = False
+                self._portal = coordinator.portal
+            case _:
+                raise UsageError(
+                    "a session wants coordinator=…, as undoubt.sync.connect() gives it, or undoubt.connect()"
+                    f" for AsyncSession; not {coordinator!r}"
+                )
+
+    def call(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
+        """``await function(*arguments)`` in the engine's loop."""
+        if self._portal is not None:
+            return self._portal.call(function, *arguments)
+        return await_(function(*arguments))

@@ -1,0 +1,80 @@
+"""A psycopg connection of the user's, of either kind, taken over for a transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import psycopg
+from psycopg.pq import PGconn, PipelineStatus, TransactionStatus
+
+from participants.errors import UsageError
+from participants.ids import Gid
+from participants.postgres.psycopg_gate import AsyncGate, SyncGate
+from participants.postgres.psycopg_session import PsycopgSession
+from undoubt.integrations.sqlalchemy.adopted import AUTOCOMMIT, begin_statement
+
+
+class PsycopgAdopted:
+    """Over ``driver``, whose lock is a gate for as long."""
+
+    undoubt_used = True
+    undoubt_wrote = False
+    undoubt_reusable = True
+
+    def __init__(self, driver: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+        if driver.autocommit:
+            raise UsageError(AUTOCOMMIT)
+        self._driver = driver
+        self.session = PsycopgSession(driver.pgconn)
+
+    def begin(self, gid: Gid) -> str:
+        driver: Any = self._driver
+        gate: Any = AsyncGate(gid) if isinstance(driver, psycopg.AsyncConnection) else SyncGate(gid)
+        self.session.gate = gate
+        driver.lock = gate
+        # Whoever invalidates it while the engine may be inside libpq must not free what is there.
+        driver.close = self._close_later if isinstance(driver, psycopg.Connection) else self._aclose_later
+        if self.session.pgconn.transaction_status != TransactionStatus.IDLE:
+            return ""
+        level = driver.isolation_level
+        return begin_statement(
+            None if level is None else level.name, read_only=driver.read_only, deferrable=driver.deferrable
+        )
+
+    def undoubt_end(self) -> bool:
+        gate = self.session.gate
+        if gate is None or self.session.broken:
+            return False
+        return (
+            gate.shut()
+            or self.session.pgconn.pipeline_status != PipelineStatus.OFF
+            or self.session.pgconn.transaction_status == TransactionStatus.ACTIVE
+        )
+
+    def restore(self) -> None:
+        self.session.abandon()
+        self._unlock()
+
+    def steal(self) -> None:
+        self._driver.pgconn = _closed()
+        self._unlock()
+
+    def _close_later(self) -> None:
+        self.steal()
+
+    async def _aclose_later(self) -> None:
+        self.steal()
+
+    def _unlock(self) -> None:
+        driver: Any = self._driver
+        vars(driver).pop("close", None)
+        driver.lock = asyncio.Lock() if isinstance(driver, psycopg.AsyncConnection) else threading.Lock()
+
+
+def _closed() -> Any:
+    """A libpq connection that never was one: libpq refuses the option, and connects to nobody."""
+    pgconn = PGconn.connect_start(b"undoubt=closed")
+    pgconn.finish()
+    return pgconn

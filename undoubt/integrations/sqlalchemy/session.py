@@ -1,0 +1,87 @@
+"""The sessions: SQLAlchemy's own, with one commit over all engines."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, orm
+from sqlalchemy.ext import asyncio as sa_asyncio
+from sqlalchemy.orm.session import SessionTransaction
+
+from coordinator.coordinator import Coordinator
+from participants.errors import UsageError
+from undoubt.integrations.sqlalchemy.bridge import Bridge
+from undoubt.integrations.sqlalchemy.member import checked_in
+from undoubt.integrations.sqlalchemy.unit import Unit
+from undoubt.sync import Coordinator as SyncCoordinator
+
+Engines = Mapping[sa.Engine, str] | Mapping[sa_asyncio.AsyncEngine, str]
+"""Engines, synchronous or asynchronous, and the participants that lead to the same databases."""
+
+_watched: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+
+
+class Session(orm.Session):
+    """``sqlalchemy.orm.Session`` with these arguments besides.
+
+    ``coordinator`` commits; ``participants`` names the participant of each engine; ``timeout`` (seconds,
+    from the first statement) and ``protocol`` are those of ``coordinator.transaction``. ``commit`` raises
+    what a transaction's commit raises: after ``TransactionAborted`` the session is rolled back like after
+    any error; after ``OutcomeUnknown`` and ``HeuristicOutcome`` it is neither rolled back nor committed, but
+    empty, and its objects are read again.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        coordinator: Coordinator | SyncCoordinator,
+        participants: Engines,
+        timeout: float | None = None,
+        protocol: str | None = None,
+        twophase: bool = False,
+        **options: Any,
+    ) -> None:
+        if twophase:
+            raise UsageError("twophase=True is SQLAlchemy's own, which checks nothing: leave it out")
+        super().__init__(*arguments, **options)
+        self.undoubt_timeout = timeout
+        self.undoubt_protocol = protocol
+        self._undoubt_bridge = Bridge(coordinator)
+        self._undoubt_participants = {_synchronous(engine): name for engine, name in participants.items()}
+        self._undoubt_unit: Unit | None = None
+        for engine in self._undoubt_participants:
+            if engine not in _watched:
+                _watched.add(engine)
+                event.listen(engine, "checkin", checked_in)
+
+    def undoubt_begun(self, root: SessionTransaction, connection: sa.Connection) -> None:
+        """SQLAlchemy has begun on a connection."""
+        if self._undoubt_unit is None or not self._undoubt_unit.belongs_to(root):
+            self._undoubt_unit = Unit(self, root, self._undoubt_bridge)
+        self._undoubt_unit.adopt(connection, self._undoubt_name(connection.engine))
+
+    def _undoubt_name(self, engine: sa.Engine) -> str | None:
+        for known, name in self._undoubt_participants.items():
+            # engine.execution_options() is another object over the same pool.
+            if known is engine or known.pool is engine.pool:
+                return name
+        return None
+
+
+def _synchronous(engine: sa.Engine | sa_asyncio.AsyncEngine) -> sa.Engine:
+    return engine.sync_engine if isinstance(engine, sa_asyncio.AsyncEngine) else engine
+
+
+@event.listens_for(Session, "after_begin", propagate=True)
+def _after_begin(session: Session, transaction: SessionTransaction, connection: sa.Connection) -> None:
+    if transaction.parent is None:  # else a savepoint on a connection that is a branch already
+        session.undoubt_begun(transaction, connection)
+
+
+class AsyncSession(sa_asyncio.AsyncSession):
+    """``sqlalchemy.ext.asyncio.AsyncSession`` over :class:`Session`, with the same arguments besides."""
+
+    sync_session_class = Session
