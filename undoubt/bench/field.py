@@ -93,9 +93,9 @@ async def field(names: Sequence[str], workers: int, dsns: tuple[str, str] | None
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="undoubt-bench-"))
         if dsns is None:
-            dsns = await _own_servers(stack, len(names) * (workers + 8) + 20)
+            dsns = await own_servers(stack, len(names) * (workers + 8) + 20)
         for dsn in dsns:
-            await _set_up(dsn, len(names) * ROWS)
+            await set_up(dsn, len(names) * ROWS)
         contenders: dict[str, Contender] = {}
         first_rows: dict[str, int] = {}
         for number, name in enumerate(names):
@@ -108,7 +108,7 @@ async def field(names: Sequence[str], workers: int, dsns: tuple[str, str] | None
         yield Field(dsns, contenders, first_rows)
 
 
-async def _own_servers(stack: contextlib.AsyncExitStack, connections: int) -> tuple[str, str]:
+async def own_servers(stack: contextlib.AsyncExitStack, connections: int) -> tuple[str, str]:
     settings = {
         "max_connections": str(connections),
         "max_prepared_transactions": str(connections),
@@ -121,7 +121,7 @@ async def _own_servers(stack: contextlib.AsyncExitStack, connections: int) -> tu
     return one, other
 
 
-async def _set_up(dsn: str, rows: int) -> None:
+async def set_up(dsn: str, rows: int) -> None:
     connection = await asyncpg.connect(dsn)
     try:
         *before, insert = SCHEMA.split(";")

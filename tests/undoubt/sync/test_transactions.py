@@ -50,6 +50,30 @@ def test_the_block_commits(stage: Stage) -> None:
     assert stage.coordinator.outcome(tx.id) is Record.COMMIT
 
 
+def test_several_branches_at_once(stage: Stage) -> None:
+    """Broken if they come in another order than asked for, or one after the other: each waits for both."""
+    gates = [stage.gate("begin alpha"), stage.gate("begin beta")]
+
+    def work() -> list[Any]:
+        with stage.coordinator.transaction() as tx:
+            return [branch.gid.participant for branch in tx.branches("beta", "alpha")]  # type: ignore[attr-defined]
+
+    working = Background(work)
+    for gate in gates:
+        gate.wait()
+    for gate in gates:
+        gate.open.set()
+    assert working.ended() == ["beta", "alpha"]
+    assert stage.fates() == {Fate.COMMITTED}
+
+
+def test_one_of_several_branches_cannot_be_opened(stage: Stage) -> None:
+    stage.participants["beta"].script.begin = ParticipantUnavailable("beta", "down")
+    with pytest.raises(ParticipantUnavailable), stage.coordinator.transaction() as tx:
+        tx.branches("alpha", "beta")
+    assert stage.fates() == {Fate.ABORTED}
+
+
 def test_an_exception_rolls_back_and_passes(stage: Stage) -> None:
     with pytest.raises(ZeroDivisionError), stage.coordinator.transaction() as tx:
         transfer(tx)

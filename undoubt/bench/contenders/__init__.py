@@ -35,4 +35,10 @@ CONTENDERS: dict[str, Entry] = {
     "undoubt-sqlite": Entry(
         "undoubt.bench.contenders.product", "sqlite", Style.TASKS, "undoubt, its ledger in SQLite"
     ),
+    "undoubt-sqlite-sync": Entry(
+        "undoubt.bench.contenders.product",
+        "sqlite_sync",
+        Style.THREADS,
+        "undoubt.sync, its ledger in SQLite",
+    ),
 }

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import undoubt
-from undoubt.bench.contract import DATABASES, UPDATE, AsyncContender, Places
+import undoubt.sync
+from undoubt.bench.contract import DATABASES, UPDATE, AsyncContender, Places, SyncContender
+
+UPDATE_IN_THREADS = UPDATE.replace("$1", "%s")
+"""psycopg's way to write a parameter."""
 
 
 class Product:
@@ -36,8 +40,30 @@ def configuration(places: Places, ledger: Mapping[str, Any]) -> dict[str, Any]:
     return {"ledger": dict(ledger), "participants": participants}
 
 
+class ProductInThreads:
+    """The same without await, in a thread for each worker."""
+
+    def __init__(self, coordinator: undoubt.sync.Coordinator, first_row: int) -> None:
+        self._coordinator = coordinator
+        self._first_row = first_row
+
+    def transfer(self, worker: int) -> None:
+        with self._coordinator.transaction() as tx:
+            for connection in tx.branches(*DATABASES):
+                connection.execute(UPDATE_IN_THREADS, (self._first_row + worker,))
+
+
 @contextlib.asynccontextmanager
 async def sqlite(places: Places) -> AsyncIterator[AsyncContender]:
-    ledger = {"url": f"sqlite:///{places.folder}/{places.contender}.db"}
-    async with undoubt.connect(configuration(places, ledger)) as coordinator:
+    async with undoubt.connect(configuration(places, _in_a_file(places))) as coordinator:
         yield Product(coordinator, places.first_row)
+
+
+@contextlib.contextmanager
+def sqlite_sync(places: Places) -> Iterator[SyncContender]:
+    with undoubt.sync.connect(configuration(places, _in_a_file(places))) as coordinator:
+        yield ProductInThreads(coordinator, places.first_row)
+
+
+def _in_a_file(places: Places) -> dict[str, str]:
+    return {"url": f"sqlite:///{places.folder}/{places.contender}.db"}

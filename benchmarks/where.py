@@ -1,0 +1,195 @@
+"""Where each microsecond of a commit goes: transfers on two servers of its own, as ``undoubt bench`` has them.
+
+Two tables. *Wait*: one transfer at a time, the median of each step, beside the same steps written by hand on
+asyncpg without any log. *CPU*: many at once, the client's CPU time per transfer, by layer: a signal every few
+milliseconds of CPU time looks where the program is (the main thread; the ledger's thread is told apart).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib
+import itertools
+import resource
+import signal
+import statistics
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+
+import undoubt
+from undoubt.bench.contenders.product import Product, configuration
+from undoubt.bench.contract import DATABASES, ROWS, UPDATE, Places
+from undoubt.bench.field import own_servers, set_up
+from undoubt.bench.worker import take_turn
+
+LAYERS = (
+    ("/asyncpg/", "the driver (asyncpg)"),
+    ("/participants/", "participants: PostgreSQL's side"),
+    ("/coordinator/ledger/", "the ledger"),
+    ("/coordinator/", "the coordinator"),
+    ("/recovery/", "recovery, beside it"),
+    ("/undoubt/bench/", "the application"),
+    ("/asyncio/", "event loop and tasks"),
+    ("/_weakrefset.py", "event loop and tasks"),
+)
+REST = "event loop and tasks"
+
+
+class Steps:
+    """Collects durations by step; also what ``undoubt.connect`` is given to tell phases to."""
+
+    def __init__(self) -> None:
+        self.spent_s: dict[str, list[float]] = defaultdict(list)
+
+    def phase(self, _: object, phase: str, seconds: float) -> None:
+        self.spent_s[phase].append(seconds)
+
+    def ended(self, *_: object) -> None: ...
+    def passed(self, *_: object) -> None: ...
+    def gone(self, *_: object) -> None: ...
+    def deadlocks(self, _: int) -> None: ...
+
+    def timed(self, ledger: Any) -> Any:
+        return ledger
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Any:
+        began_s = time.perf_counter()
+        yield
+        self.spent_s[name].append(time.perf_counter() - began_s)
+
+    def median_us(self, name: str) -> float:
+        return statistics.median(self.spent_s[name]) * 1e6
+
+
+@contextlib.asynccontextmanager
+async def servers() -> AsyncIterator[tuple[str, str]]:
+    async with contextlib.AsyncExitStack() as stack:
+        dsns = await own_servers(stack, 200)
+        for dsn in dsns:
+            await set_up(dsn, 2 * ROWS)
+        yield dsns
+
+
+async def by_hand(dsns: tuple[str, str], seconds: float) -> Steps:
+    """The naive contender, step by step."""
+    steps = Steps()
+    pair = [await asyncpg.connect(dsn) for dsn in dsns]
+    numbers = itertools.count()
+
+    async def both(name: str, *call: Any) -> None:
+        with steps.step(name):
+            await asyncio.gather(*(connection.execute(*call) for connection in pair))
+
+    ends_s = time.perf_counter() + seconds
+    while time.perf_counter() < ends_s:
+        number = next(numbers)
+        with steps.step("all of it"):
+            await both("begin", "begin")
+            await both("update", UPDATE, ROWS)
+            await both("vote", f"prepare transaction 'where-{number}'")
+            await both("apply", f"commit prepared 'where-{number}'")
+    for connection in pair:
+        await connection.close()
+    return steps
+
+
+async def by_undoubt(places: Places, seconds: float) -> Steps:
+    """The same through undoubt."""
+    steps = Steps()
+    ledger = {"url": f"sqlite:///{places.folder}/wait.db"}
+    async with undoubt.connect(configuration(places, ledger), metrics=steps) as coordinator:  # type: ignore[arg-type]
+        ends_s = time.perf_counter() + seconds
+        while time.perf_counter() < ends_s:
+            with steps.step("all of it"):
+                async with coordinator.transaction() as tx:
+                    with steps.step("begin"):
+                        pair = await asyncio.gather(*(tx.branch(name) for name in DATABASES))
+                    with steps.step("update"):
+                        await asyncio.gather(*(one.execute(UPDATE, places.first_row) for one in pair))
+    return steps
+
+
+def tell_wait(hand: Steps, ours: Steps) -> None:
+    print(f"{'wait at 1, µs':<28}{'by hand':>10}{'undoubt':>10}")
+    for name, about in (
+        ("begin", "begin"),
+        ("update", "update"),
+        ("vote", "PREPARE"),
+        ("decide", "the decision on disk"),
+        ("apply", "COMMIT PREPARED"),
+        ("all of it", "all of it"),
+    ):
+        hand_us = f"{hand.median_us(name):.0f}" if hand.spent_s[name] else "-"
+        print(f"{about:<28}{hand_us:>10}{ours.median_us(name):>10.0f}")
+
+
+async def tell_cpu(places: Places, seconds: float) -> None:
+    """Samples while ``places.workers`` transfers are under way."""
+    ledger = {"url": f"sqlite:///{places.folder}/cpu.db"}
+    samples: Counter[str] = Counter()
+
+    def sample(_: int, frame: Any) -> None:
+        while frame is not None:
+            for part, layer in LAYERS:
+                if part in frame.f_code.co_filename:
+                    samples[layer] += 1
+                    return
+            frame = frame.f_back
+        samples[REST] += 1
+
+    async with undoubt.connect(configuration(places, ledger)) as coordinator:
+        product = Product(coordinator, places.first_row)
+        await take_turn(product, places.workers, 1.0)
+        signal.signal(signal.SIGPROF, sample)
+        signal.setitimer(signal.ITIMER_PROF, 0.001, 0.001)
+        main_s = _main_thread_s()
+        turn = await take_turn(product, places.workers, seconds)
+        main_s = _main_thread_s() - main_s
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    main_us, all_us = main_s * 1e6 / turn.transfers, turn.cpu_s * 1e6 / turn.transfers
+    print(f"\n{f'client CPU at {places.workers}, µs per transfer':<38}{'':>10}")
+    for layer, count in samples.most_common():
+        print(f"{layer:<38}{count / samples.total() * main_us:>10.0f}")
+    print(f"{'the threads of ledger and driver':<38}{all_us - main_us:>10.0f}")
+    print(f"{'all of it':<38}{all_us:>10.0f}   ({samples.total()} samples, {turn.transfers} transfers)")
+
+
+def _main_thread_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_THREAD)
+    return used.ru_utime + used.ru_stime
+
+
+async def run(seconds: float, workers: int) -> None:
+    async with servers() as dsns:
+        with tempfile.TemporaryDirectory() as folder:
+            tell_wait(
+                await by_hand(dsns, seconds),
+                await by_undoubt(Places("where", dsns, 0, folder, 1), seconds),
+            )
+            await tell_cpu(Places("where", dsns, 0, folder, workers), seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each of the three measurements")
+    parser.add_argument("--workers", type=int, default=32, help="transfers at once, for the CPU time")
+    options = parser.parse_args()
+    loop_factory = None
+    with contextlib.suppress(ImportError):
+        loop_factory = importlib.import_module("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(run(options.seconds, options.workers))
+
+
+if __name__ == "__main__":
+    main()
