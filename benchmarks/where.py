@@ -1,8 +1,8 @@
-"""Where each microsecond of a commit goes: transfers on two servers of its own, as ``undoubt bench`` has them.
+"""Where each microsecond of a commit goes: transfers on two servers of its own, as in ``undoubt bench``.
 
 Two tables. *Wait*: one transfer at a time, the median of each step, beside the same steps written by hand on
-asyncpg without any log. *CPU*: many at once, the client's CPU time per transfer, by layer: a signal every few
-milliseconds of CPU time looks where the program is (the main thread; the ledger's thread is told apart).
+asyncpg without any log. *CPU*: many at once, the client's CPU time per transfer, layer by layer: the ledger
+on disk, with it in memory, by hand, in turns of a second; and the coordinator's own by ``engine.py``.
 """
 
 from __future__ import annotations
@@ -12,34 +12,26 @@ import asyncio
 import contextlib
 import importlib
 import itertools
-import resource
-import signal
 import statistics
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 
 import undoubt
-from undoubt.bench.contenders.product import Product, configuration
+from benchmarks.engine import measure
+from coordinator.ledger.memory import MemoryLedger
+from participants.postgres import PostgresParticipant
+from participants.registry import Registry
+from participants.settings import ParticipantSettings
+from undoubt.bench.contenders.plain import naive
+from undoubt.bench.contenders.product import Product, configuration, sqlite
 from undoubt.bench.contract import DATABASES, ROWS, UPDATE, Places
 from undoubt.bench.field import own_servers, set_up
 from undoubt.bench.worker import take_turn
-
-LAYERS = (
-    ("/asyncpg/", "the driver (asyncpg)"),
-    ("/participants/", "participants: PostgreSQL's side"),
-    ("/coordinator/ledger/", "the ledger"),
-    ("/coordinator/", "the coordinator"),
-    ("/recovery/", "recovery, beside it"),
-    ("/undoubt/bench/", "the application"),
-    ("/asyncio/", "event loop and tasks"),
-    ("/_weakrefset.py", "event loop and tasks"),
-)
-REST = "event loop and tasks"
 
 
 class Steps:
@@ -132,39 +124,37 @@ def tell_wait(hand: Steps, ours: Steps) -> None:
 
 
 async def tell_cpu(places: Places, seconds: float) -> None:
-    """Samples while ``places.workers`` transfers are under way."""
-    ledger = {"url": f"sqlite:///{places.folder}/cpu.db"}
-    samples: Counter[str] = Counter()
-
-    def sample(_: int, frame: Any) -> None:
-        while frame is not None:
-            for part, layer in LAYERS:
-                if part in frame.f_code.co_filename:
-                    samples[layer] += 1
-                    return
-            frame = frame.f_back
-        samples[REST] += 1
-
-    async with undoubt.connect(configuration(places, ledger)) as coordinator:
-        product = Product(coordinator, places.first_row)
-        await take_turn(product, places.workers, 1.0)
-        signal.signal(signal.SIGPROF, sample)
-        signal.setitimer(signal.ITIMER_PROF, 0.001, 0.001)
-        main_s = _main_thread_s()
-        turn = await take_turn(product, places.workers, seconds)
-        main_s = _main_thread_s() - main_s
-        signal.setitimer(signal.ITIMER_PROF, 0)
-    main_us, all_us = main_s * 1e6 / turn.transfers, turn.cpu_s * 1e6 / turn.transfers
-    print(f"\n{f'client CPU at {places.workers}, µs per transfer':<38}{'':>10}")
-    for layer, count in samples.most_common():
-        print(f"{layer:<38}{count / samples.total() * main_us:>10.0f}")
-    print(f"{'the threads of ledger and driver':<38}{all_us - main_us:>10.0f}")
-    print(f"{'all of it':<38}{all_us:>10.0f}   ({samples.total()} samples, {turn.transfers} transfers)")
-
-
-def _main_thread_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_THREAD)
-    return used.ru_utime + used.ru_stime
+    """By leaving out: what a layer costs is the difference between with it and without."""
+    async with contextlib.AsyncExitStack() as stack:
+        in_memory = undoubt.Coordinator(ledger := MemoryLedger(), registry := Registry())
+        for name, dsn in zip(DATABASES, places.dsns, strict=True):
+            settings = ParticipantSettings(dsn=dsn, connections_max=places.workers)
+            registry.add(PostgresParticipant(name, settings, ledger_id=ledger.ledger_id))
+        stack.push_async_callback(registry.close)
+        await stack.enter_async_context(in_memory)
+        contenders = {
+            "by hand": await stack.enter_async_context(naive(places)),
+            "in memory": Product(in_memory, places.first_row),
+            "on disk": await stack.enter_async_context(sqlite(places)),
+        }
+        used_us: dict[str, list[float]] = defaultdict(list)
+        for contender in contenders.values():
+            await take_turn(contender, places.workers, 1.0)
+        for _ in range(max(1, round(seconds))):
+            for name, contender in contenders.items():
+                turn = await take_turn(contender, places.workers, 1.0)
+                used_us[name].append(turn.cpu_s * 1e6 / turn.transfers)
+    engine_us = statistics.median(await measure(500, 5))
+    hand_us, memory_us, disk_us = (statistics.median(used_us[name]) for name in contenders)
+    print(f"\n{f'client CPU at {places.workers}, µs per transfer':<38}")
+    for about, us in (
+        ("driver and event loop: all of it by hand", hand_us),
+        ("the coordinator", engine_us),
+        ("participants: marker, guard, evidence", memory_us - hand_us - engine_us),
+        ("the ledger and its thread; recovery", disk_us - memory_us),
+        ("all of it", disk_us),
+    ):
+        print(f"{about:<42}{us:>8.0f}")
 
 
 async def run(seconds: float, workers: int) -> None:

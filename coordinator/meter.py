@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Mapping
 from typing import Protocol
 
@@ -41,8 +42,8 @@ class Stopwatch:
         self._meter = meter
         self._course = course
         self._protocol = protocol
-        self._since = began_at
-        self._lap("work")
+        meter.phase(protocol, "work", asyncio.get_running_loop().time() - began_at)
+        self._since = time.perf_counter()  # the loop's clock may be no finer than a millisecond
         course.on_phase = self._left
 
     async def measure(self, driving: Awaitable[None]) -> None:
@@ -67,6 +68,6 @@ class Stopwatch:
             self._lap(name)
 
     def _lap(self, name: str) -> None:
-        now = asyncio.get_running_loop().time()
+        now = time.perf_counter()
         self._meter.phase(self._protocol, name, now - self._since)
         self._since = now

@@ -1,0 +1,50 @@
+"""The programs beside ``undoubt bench`` run, and tell what their page shows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import msgspec
+
+from tests.docs.pages import ROOT
+from undoubt.bench.figures import Figures, Ratio, Row
+
+
+def told(*arguments: str, text: str = "") -> str:
+    ended = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, input=text, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_the_coordinators_own_time() -> None:
+    assert "µs at best" in told("benchmarks.engine", "--transactions", "5", "--rounds", "2")
+
+
+def test_where_the_time_goes() -> None:
+    """On real servers: every step and every layer of the page."""
+    shown = told("benchmarks.where", "--seconds", "0.3", "--workers", "2")
+    page = (ROOT / "docs/performance.md").read_text()
+    for step in ("begin", "update", "PREPARE", "the decision on disk", "COMMIT PREPARED", "all of it"):
+        assert f"\n{step} " in shown
+        assert f"| {step} |" in page
+    assert "the coordinator" in shown
+
+
+def test_the_tables() -> None:
+    """Broken if the page's figures could not be made from what the command prints."""
+    figures = Figures(
+        rows=[Row("undoubt-sqlite", 32, 1234.5, 1.234, 5.67, 321.0)],
+        ratios=[Ratio("undoubt-sqlite", "naive", 32, 0.912, (0.8, 1.0), 1.1, 1.5)],
+        seconds=30.0,
+        rounds=6,
+        cores=4,
+        python="3.13.0",
+        postgresql="18.0",
+        event_loop="uvloop",
+    )
+    lines = told("benchmarks.table", text=msgspec.json.encode(figures).decode()).splitlines()
+    assert "| `undoubt-sqlite` | 32 | 1,234 | 1.23 | 5.7 | 321 |" in lines
+    assert "| `undoubt-sqlite` ÷ `naive` | 32 | 0.91 (0.80, 1.00) | 1.10 | 1.50 | tps ≥ 0.9 |" in lines
