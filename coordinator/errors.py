@@ -12,6 +12,7 @@
     └── LedgerError
         ├── LedgerUnavailable      no answer, or no room; what was asked may or may not have happened
         ├── LedgerUnusable         it cannot be opened: unreadable, damaged, a newer version, not a ledger
+        │   └── LedgerMissing      there is none, and only ``undoubt ledger init`` makes one there
         ├── LedgerLocked           another process owns it and does not answer
         ├── ClusterRefused         an operation on the cluster that cannot be, or would stop it
         │   └── ClusterNotReady    or would, but for nodes that are silent or behind
@@ -84,6 +85,10 @@ class LedgerUnavailable(LedgerError):
 
 class LedgerUnusable(LedgerError):
     """The ledger cannot be opened and will not be until somebody acts; the message says how."""
+
+
+class LedgerMissing(LedgerUnusable):
+    """There is no ledger at that URL."""
 
 
 class LedgerLocked(LedgerError):

@@ -19,6 +19,7 @@
     └── LedgerError
         ├── LedgerUnavailable          no answer, or no room
         ├── LedgerUnusable             it cannot be opened until somebody acts
+        │   └── LedgerMissing            there is none: ``undoubt ledger init``
         ├── LedgerLocked               another process owns it and does not answer
         ├── SessionLost                the lease is gone: nothing of it can commit any more
         └── BranchListMismatch         a decision is recorded for other branches
@@ -32,6 +33,7 @@ from coordinator.errors import (
     HeuristicOutcome,
     LedgerError,
     LedgerLocked,
+    LedgerMissing,
     LedgerUnavailable,
     LedgerUnusable,
     OutcomeUnknown,
@@ -60,6 +62,7 @@ __all__ = [
     "HeuristicOutcome",
     "LedgerError",
     "LedgerLocked",
+    "LedgerMissing",
     "LedgerUnavailable",
     "LedgerUnusable",
     "OutcomeUnknown",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
 from typing import assert_never
 
 import msgspec
@@ -43,26 +42,17 @@ from coordinator.ledger.contract import (
     SessionState,
     Verdict,
 )
+from coordinator.ledger.rules import agrees, labels, sorted_branches, verdict_of
 from coordinator.ledger.state import PrecommitRecord, SessionBook, State
 from participants.checks import invariant
 from participants.contract import Settled
 from participants.ids import TxId
-
-_NUMBER = attrgetter("number")
 
 
 def fingerprint(branches: Iterable[BranchRecord]) -> int:
     """32 bits of a list of branches, by number and participant; never 0."""
     text = "\n".join(f"{branch.number}:{branch.participant}" for branch in sorted_branches(branches))
     return zlib.crc32(text.encode()) or 1
-
-
-def sorted_branches(branches: Iterable[BranchRecord]) -> list[BranchRecord]:
-    return sorted(branches, key=_NUMBER)
-
-
-def labels(branches: Iterable[BranchRecord]) -> list[str]:
-    return [f"{branch.number}:{branch.participant}" for branch in sorted_branches(branches)]
 
 
 class Machine:
@@ -166,20 +156,12 @@ class Machine:
     def _compare(
         self, book: SessionBook, command: Decide, recorded: Decision
     ) -> Decision | BranchListMismatch:
-        """ABORT is answered whatever list is given: whoever recorded it may have known only some branches,
-        and it can never mislead into a commit."""
-        if recorded is Decision.ABORT:
-            return recorded
         record = self.state.unfinished.get(command.txid)
         given = labels(command.branches)
-        if command.decision is Decision.ABORT and not given:
-            return recorded
-        if record is None:
-            same = book.fingerprint(command.txid.seq) == fingerprint(command.branches)
-            known = ["finished"]
-        else:
-            known = labels(record.branches)
-            same = set(given) <= set(known) if command.decision is Decision.ABORT else given == known
+        known = ["finished"] if record is None else labels(record.branches)
+        if record is None and book.fingerprint(command.txid.seq) == fingerprint(command.branches):
+            known = given  # all that is left of a finished one's list
+        same = agrees(command.decision, given, recorded, known)
         return recorded if same else BranchListMismatch(command.txid, known, given)
 
     def _finish(self, txids: Iterable[TxId]) -> None:
@@ -246,26 +228,12 @@ class Machine:
 
     # Queries.
 
-    def verdict(self, txid: TxId, protocol: str) -> Verdict:  # noqa: PLR0911 - one line per rule
+    def verdict(self, txid: TxId, protocol: str) -> Verdict:
         """For recovery, about a transaction with a prepared branch."""
         book = self._book(txid.session, txid.nonce)
         if book is None:
-            return Verdict.ASK_PROTOCOL if protocol in TERMINATES_BY_ITSELF else Verdict.FORGOTTEN
-        match self._recorded(book, txid):
-            case Decision.COMMIT:
-                return Verdict.COMMITTED
-            case Decision.ABORT:
-                return Verdict.ABORTED
-            case None:
-                pass
-        if protocol in TERMINATES_BY_ITSELF:
-            return Verdict.ASK_PROTOCOL
-        if book.state is SessionState.RESTORED:
-            # Below the floor nothing was undecided when the backup was made, nor can it have been since.
-            return Verdict.ABORTED if txid.seq < book.floor else Verdict.FORGOTTEN
-        if book.state is not SessionState.OPEN or txid.seq < book.floor:
-            return Verdict.ABORTED
-        return Verdict.ACTIVE
+            return verdict_of(None, None, 0, txid.seq, protocol)
+        return verdict_of(self._recorded(book, txid), book.state, book.floor, txid.seq, protocol)
 
     def record(self, txid: TxId) -> Record:
         """For callers: only what is written down."""

@@ -1,4 +1,4 @@
-"""What an operator does with a ledger while nobody uses it: create, upgrade, check."""
+"""What an operator does with a ledger: create, upgrade, check. A SQLite one must not be in use meanwhile."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from coordinator.errors import LedgerLocked, LedgerUnusable
-from coordinator.ledger import schema
+from coordinator.errors import LedgerLocked, LedgerMissing, LedgerUnusable
+from coordinator.ledger import schema, urls
 from coordinator.ledger.contract import LedgerInfo
+from coordinator.ledger.postgres import tables
 from coordinator.ledger.sqlite import store
 from coordinator.ledger.sqlite.lock import FileLock, holder
 from coordinator.ledger.sqlite.owned import rebuilt
-from coordinator.ledger.urls import open_ledger, sqlite_path
 from coordinator.settings import LedgerSettings
 
 T = TypeVar("T")
@@ -21,7 +21,9 @@ T = TypeVar("T")
 
 async def init(settings: LedgerSettings) -> LedgerInfo:
     """Create the ledger, or find it created; what it is. Raises ``LedgerError``."""
-    ledger = await open_ledger(settings)
+    if urls.backend_of(settings.url) == urls.POSTGRES:
+        await tables.create(settings)
+    ledger = await urls.open_ledger(settings)
     try:
         return await ledger.info()
     finally:
@@ -30,19 +32,24 @@ async def init(settings: LedgerSettings) -> LedgerInfo:
 
 async def migrate(settings: LedgerSettings) -> list[str]:
     """Bring the tables to this version; the revisions that were applied, oldest first. Raises
-    ``LedgerLocked`` while any process has the ledger open, and ``LedgerUnusable``."""
-    return await asyncio.to_thread(_alone, sqlite_path(settings.url).resolve(), _migrate)
+    ``LedgerLocked`` while any process has a SQLite ledger open, ``LedgerMissing`` and ``LedgerUnusable``."""
+    if urls.backend_of(settings.url) == urls.POSTGRES:
+        return await tables.migrate(settings)
+    return await asyncio.to_thread(_alone, urls.sqlite_path(settings.url).resolve(), _migrate)
 
 
 async def check(settings: LedgerSettings) -> list[str]:
-    """Read the whole file and verify every checksum: what is wrong, empty if nothing is. Changes nothing.
-    Raises ``LedgerLocked`` while any process has the ledger open."""
-    return await asyncio.to_thread(_alone, sqlite_path(settings.url).resolve(), _check)
+    """Read the whole of a SQLite ledger and verify every checksum, or look over the rows and the server of a
+    PostgreSQL one: what is wrong, empty if nothing is. Changes nothing. Raises ``LedgerLocked`` while any
+    process has a SQLite ledger open, ``LedgerMissing`` and ``LedgerUnavailable``."""
+    if urls.backend_of(settings.url) == urls.POSTGRES:
+        return await tables.problems(settings)
+    return await asyncio.to_thread(_alone, urls.sqlite_path(settings.url).resolve(), _check)
 
 
 def _alone(path: Path, work: Callable[[Path], T]) -> T:
     if not path.exists():
-        raise LedgerUnusable(f"no ledger at {path}; create it with: undoubt ledger init")
+        raise LedgerMissing(f"no ledger at {path}; create it with: undoubt ledger init")
     lock = FileLock.take(path)
     if lock is None:
         raise LedgerLocked(f"ledger {path} is in use by process {holder(path)}; stop it first")
@@ -53,11 +60,8 @@ def _alone(path: Path, work: Callable[[Path], T]) -> T:
 
 
 def _migrate(path: Path) -> list[str]:
-    before = store.revision(path)
-    if before is not None and before not in schema.REVISIONS:
-        schema.check_revision(before, f"ledger {path}")
-    known = schema.REVISIONS.index(before) + 1 if before is not None else 0
-    if missing := list(schema.REVISIONS[known:]):
+    missing = schema.SQLITE.missing(store.revision(path), f"ledger {path}")
+    if missing:
         store.upgrade(path)
     return missing
 

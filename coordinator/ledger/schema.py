@@ -1,12 +1,13 @@
-"""The SQL ledger's tables: which revision a file has, and Alembic to bring it to the newest.
+"""The SQL ledgers' tables: which revision is there, and Alembic to bring it to the newest.
 
-The revisions live in ``migrations/ledger`` of a checkout and in ``undoubt/migrations/ledger`` of an installed
-wheel. SQLAlchemy and Alembic take a third of a second to import; a ledger that is at the newest revision is
-opened without them.
+Each backend has a tree of revisions of its own, in ``migrations/`` of a checkout and in
+``undoubt/migrations/`` of an installed wheel. SQLAlchemy and Alembic take a third of a second to import; a
+SQLite ledger that is at the newest revision is opened without them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,55 +15,68 @@ from coordinator.errors import LedgerUnusable
 from participants.migrating import ALONE
 
 if TYPE_CHECKING:
+    import sqlalchemy
     from alembic.config import Config
 
-NEWEST = "0001"
-"""Equals Alembic's head of ``migrations/ledger``."""
 
-REVISIONS = ("0001",)
-"""Everything up to ``NEWEST``, oldest first."""
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """``name`` is the folder's; ``revisions`` are all of them, oldest first, up to Alembic's head."""
 
+    name: str
+    revisions: tuple[str, ...]
 
-def folder() -> Path:
-    """Where the revisions are. Raises ``LedgerUnusable`` if this installation has lost them."""
-    root = Path(__file__).resolve().parents[2]
-    for candidate in (root / "migrations" / "ledger", root / "undoubt" / "migrations" / "ledger"):
-        if (candidate / "env.py").exists():
-            return candidate
-    raise LedgerUnusable(f"the ledger's migrations are missing beneath {root}; install undoubt again")
+    @property
+    def newest(self) -> str:
+        return self.revisions[-1]
 
+    def folder(self) -> Path:
+        """Where the revisions are. Raises ``LedgerUnusable`` if this installation has lost them."""
+        root = Path(__file__).resolve().parents[2]
+        for candidate in (root / "migrations" / self.name, root / "undoubt" / "migrations" / self.name):
+            if (candidate / "env.py").exists():
+                return candidate
+        raise LedgerUnusable(f"the ledger's migrations are missing beneath {root}; install undoubt again")
 
-def check_revision(found: str | None, url: str) -> None:
-    """Raise ``LedgerUnusable`` unless a ledger at revision ``found`` can be worked with."""
-    if found == NEWEST:
-        return
-    if found in REVISIONS:
+    def check(self, found: str | None, where: str) -> None:
+        """Raise ``LedgerUnusable`` unless a ledger at revision ``found`` can be worked with."""
+        if found == self.newest:
+            return
+        if found in self.revisions:
+            raise LedgerUnusable(
+                f"{where} has the tables of an older version ({found}, this one needs {self.newest});"
+                " stop everything that uses it, then run: undoubt ledger migrate"
+            )
         raise LedgerUnusable(
-            f"{url} has the tables of an older version ({found}, this one needs {NEWEST});"
-            " stop everything that uses it, then run: undoubt ledger migrate"
+            f"{where} was written by a newer version of undoubt (tables {found}, this one knows"
+            f" {self.newest}); upgrade undoubt"
         )
-    raise LedgerUnusable(
-        f"{url} was written by a newer version of undoubt (tables {found}, this one knows {NEWEST});"
-        " upgrade undoubt"
-    )
 
+    def missing(self, found: str | None, where: str) -> list[str]:
+        """The revisions that one at ``found`` (None: without tables) lacks, oldest first. Raises
+        ``LedgerUnusable`` if it is of a newer version."""
+        if found is None:
+            return list(self.revisions)
+        if found not in self.revisions:
+            self.check(found, where)
+        return list(self.revisions[self.revisions.index(found) + 1 :])
 
-def upgrade(sqlalchemy_url: str) -> None:
-    """Bring the tables at that URL to the newest revision. Nobody else may have them open."""
-    import sqlalchemy  # noqa: PLC0415 - see the module
-    from alembic import command  # noqa: PLC0415
+    def upgrade(self, connection: sqlalchemy.Connection) -> None:
+        """Bring the tables to the newest revision, in the connection's transaction."""
+        from alembic import command  # noqa: PLC0415 - see the module
 
-    engine = sqlalchemy.create_engine(sqlalchemy_url, poolclass=sqlalchemy.pool.NullPool)
-    with ALONE, engine.begin() as connection:
-        config = alembic_config()
+        config = self.alembic_config()
         config.attributes["connection"] = connection
-        command.upgrade(config, NEWEST)
-    engine.dispose()
+        with ALONE:
+            command.upgrade(config, self.newest)
+
+    def alembic_config(self) -> Config:
+        from alembic.config import Config  # noqa: PLC0415
+
+        config = Config()
+        config.set_main_option("script_location", str(self.folder()).replace("%", "%%"))
+        return config
 
 
-def alembic_config() -> Config:
-    from alembic.config import Config  # noqa: PLC0415
-
-    config = Config()
-    config.set_main_option("script_location", str(folder()).replace("%", "%%"))
-    return config
+SQLITE = Tree("ledger", ("0001",))
+POSTGRES = Tree("ledger_postgres", ("g001",))

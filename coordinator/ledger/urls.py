@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from coordinator.errors import LedgerUnusable
@@ -9,8 +10,9 @@ from coordinator.ledger.contract import Ledger
 from coordinator.settings import LedgerSettings
 from participants.redact import redact
 
-SQLITE = "sqlite:///"
-RAFT = "raft://"
+SQLITE = "sqlite"
+POSTGRES = "postgresql+psycopg"
+RAFT = "raft"
 
 
 async def open_ledger(settings: LedgerSettings) -> Ledger:
@@ -18,21 +20,55 @@ async def open_ledger(settings: LedgerSettings) -> Ledger:
 
     Raises ``LedgerUnusable``, ``LedgerLocked`` and ``LedgerUnavailable``, which say what to do.
     """
-    if settings.url.startswith(RAFT):
-        from coordinator.ledger.cluster.ledger import ClusterLedger  # noqa: PLC0415 - as below
+    return await _OPENERS[backend_of(settings.url)](settings)
 
-        return await ClusterLedger.open(settings)
+
+async def _open_sqlite(settings: LedgerSettings) -> Ledger:
     from coordinator.ledger.sqlite.ledger import SqliteLedger  # noqa: PLC0415 - each backend only where named
 
     return await SqliteLedger.open(sqlite_path(settings.url), settings)
 
 
+async def _open_postgres(settings: LedgerSettings) -> Ledger:
+    from coordinator.ledger.postgres.ledger import PostgresLedger  # noqa: PLC0415 - as above
+
+    return await PostgresLedger.open(settings)
+
+
+async def _open_cluster(settings: LedgerSettings) -> Ledger:
+    from coordinator.ledger.cluster.ledger import ClusterLedger  # noqa: PLC0415 - as above
+
+    return await ClusterLedger.open(settings)
+
+
+_OPENERS: dict[str, Callable[[LedgerSettings], Awaitable[Ledger]]] = {
+    SQLITE: _open_sqlite,
+    POSTGRES: _open_postgres,
+    RAFT: _open_cluster,
+}
+
+
+def backend_of(url: str) -> str:
+    """The scheme of a URL that has a backend. Raises ``LedgerUnusable`` for any other."""
+    scheme = url.partition("://")[0]
+    if scheme in _OPENERS:
+        return scheme
+    if scheme in {"postgresql", "postgres"}:
+        raise LedgerUnusable(f"ledger URL {redact(url)!r} must begin with {POSTGRES}://")
+    raise _unsupported(url)
+
+
 def sqlite_path(url: str) -> Path:
     """The file of a ``sqlite:///`` URL; three slashes begin a relative path, four an absolute one, as in
     SQLAlchemy's. Raises ``LedgerUnusable`` for any other URL."""
-    if not url.startswith(SQLITE) or len(url) == len(SQLITE) or ":memory:" in url:
-        raise LedgerUnusable(
-            f"ledger URL {redact(url)!r} is not supported here; known: sqlite:///path/to/file.db,"
-            " raft://host:7400,host:7400,host:7400"
-        )
-    return Path(url.removeprefix(SQLITE))
+    head = f"{SQLITE}:///"
+    if not url.startswith(head) or len(url) == len(head) or ":memory:" in url:
+        raise _unsupported(url)
+    return Path(url.removeprefix(head))
+
+
+def _unsupported(url: str) -> LedgerUnusable:
+    return LedgerUnusable(
+        f"ledger URL {redact(url)!r} is not supported here; known: sqlite:///path/to/file.db,"
+        " postgresql+psycopg://user@host:5432/database, raft://host:7400,host:7400,host:7400"
+    )

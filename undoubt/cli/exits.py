@@ -21,6 +21,7 @@ from coordinator.errors import (
     BranchListMismatch,
     HeuristicOutcome,
     LedgerLocked,
+    LedgerMissing,
     LedgerUnavailable,
 )
 from participants.errors import ParticipantUnavailable, UndoubtError, UnknownParticipant, UsageError
@@ -52,6 +53,7 @@ class CommandError(UndoubtError):
 
 _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (UnknownParticipant, Exit.NOT_FOUND),
+    (LedgerMissing, Exit.NOT_FOUND),
     (UsageError, Exit.USAGE),
     (InvalidName, Exit.USAGE),
     (BranchListMismatch, Exit.CONFLICT),

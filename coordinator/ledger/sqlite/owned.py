@@ -50,7 +50,7 @@ class OwnedLedger(LocalLedger):
     """Open one only while holding the lock. Made by :meth:`open`."""
 
     backend = "sqlite"
-    schema = schema.NEWEST
+    schema = schema.SQLITE.newest
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         """Raises ``LedgerUnusable``."""
-        schema.check_revision(revision(path), f"ledger {path}")
+        schema.SQLITE.check(revision(path), f"ledger {path}")
         self.path = path
         self._file = SqliteFile(path, f"ledger {path}")
         self._connection = self._file.connection
@@ -161,7 +161,12 @@ def upgrade(path: Path) -> None:
     import sqlalchemy  # noqa: PLC0415 - see coordinator.ledger.schema
 
     try:
-        schema.upgrade(sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string())
+        engine = sqlalchemy.create_engine(
+            sqlalchemy.URL.create("sqlite", database=str(path)), poolclass=sqlalchemy.pool.NullPool
+        )
+        with engine.begin() as connection:
+            schema.SQLITE.upgrade(connection)
+        engine.dispose()
     except sqlalchemy.exc.DBAPIError as error:
         raise LedgerUnusable(f"cannot make the tables of ledger {path}: {error.orig}") from error
 

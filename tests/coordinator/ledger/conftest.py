@@ -9,12 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from coordinator.ledger import maintenance
 from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.contract import Ledger
 from coordinator.ledger.memory import MemoryLedger
+from coordinator.ledger.postgres.ledger import PostgresLedger
 from coordinator.ledger.sqlite.ledger import SqliteLedger
 from coordinator.settings import LedgerSettings
 from tests.coordinator.node.cluster import Cluster
+from tests.servers import Server, fresh_database
 
 
 class Backend(abc.ABC):
@@ -40,6 +43,9 @@ class Backend(abc.ABC):
 
     async def close(self) -> None:
         await self.ledger.close()
+
+    async def remove(self) -> None:  # noqa: B027 - most leave nothing
+        """After the last ``close``: what it has beside its folder."""
 
 
 class Memory(Backend):
@@ -114,21 +120,59 @@ class RaftOfThree(Raft):
     count = 3
 
 
+class Postgres(Backend):
+    """On a database of its own."""
+
+    server: Server
+
+    async def open(self) -> None:
+        if not hasattr(self, "dsn"):
+            self.place = fresh_database(self.server, "ledger")
+            self.dsn = await self.place.__aenter__()
+        self.settings = LedgerSettings(
+            url=self.dsn.replace("postgresql://", "postgresql+psycopg://"),
+            retention_s=self.retention_s,
+            request_timeout_s=30.0,
+        )
+        await maintenance.init(self.settings)
+        self.opened = await PostgresLedger.open(self.settings, clock=lambda: 0.0)
+        self.ledger = self.opened
+
+    async def elapse(self, seconds: float) -> None:
+        upkeep = self.opened._upkeep
+        await upkeep.move(round(seconds * 1000))
+        assert upkeep.leads
+        await upkeep.expire()
+        await upkeep.retire()
+
+    async def remove(self) -> None:
+        await self.place.__aexit__(None, None, None)
+
+
 BACKENDS = {
     "memory": Memory,
     "sqlite": Sqlite,
     "sqlite-client": SqliteClient,
+    "postgresql": Postgres,
     "raft": Raft,
     "raft-of-three": RaftOfThree,
 }
 
 
 @pytest.fixture(params=list(BACKENDS))
-async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     found: Backend = BACKENDS[request.param](tmp_path)
-    await found.open()
-    yield found
-    await found.close()
+    if isinstance(found, Postgres):
+        found.server = request.getfixturevalue("postgres")
+    return found
+
+
+@pytest.fixture
+async def backend(made: Backend) -> AsyncIterator[Backend]:
+    await made.open()
+    yield made
+    await made.close()
+    await made.remove()
 
 
 @pytest.fixture

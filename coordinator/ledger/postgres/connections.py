@@ -1,0 +1,224 @@
+"""Connections to the ledger's server: one statement, one transaction, and what became of it.
+
+SQLAlchemy's async engine connects; statements go to psycopg's connection itself, which takes half the
+processor time. A statement runs in a task of its own: a caller that is cancelled does not break it off, and
+one that gets no answer in time has its socket shut down, so that nobody waits for a server that says nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import sqlalchemy
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from coordinator.errors import LedgerUnavailable, LedgerUnusable
+from coordinator.ledger.postgres import address, trouble
+from coordinator.ledger.postgres.sql import query
+from coordinator.settings import LedgerSettings
+from coordinator.steadfast import steadfast
+from participants.redact import redact
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+
+RETRY_S = 0.02
+CONNECTIONS_MAX, IDLE_MAX = 6, 2
+CONNECT_TIMEOUT_S_MIN = 2
+"""libpq's own least."""
+SESSION_SKIP = 1_000_000_000
+"""A new incarnation's session numbers begin so much higher. A backup that is a year old would be too old only
+for a ledger on which 30 sessions were opened every second of that year."""
+TOO_LOW = frozenset({"off", "local", "remote_write"})
+"""Values of synchronous_commit with which an answered COMMIT may be lost."""
+
+
+class Line:
+    """One connection, for one statement at a time."""
+
+    def __init__(self, held: AsyncConnection, driver: Any) -> None:
+        self._held = held
+        self._driver = driver
+        self._warnings: list[str] = []
+        driver.add_notice_handler(lambda notice: self._warnings.append(notice.sqlstate or ""))
+
+    @property
+    def broken(self) -> bool:
+        return bool(self._driver.closed)
+
+    async def introduce(self) -> None:
+        """See whom this is connected to. Raises ``Unsuitable``."""
+        (standby, synchronous_commit, pid), *_ = await self.run(query("introduce"), {})
+        pooled = pid != self._driver.info.backend_pid
+        if standby:
+            raise trouble.Unsuitable(
+                "its server is a standby (pg_is_in_recovery()); name the primary, or all hosts of the cluster"
+            )
+        if synchronous_commit in TOO_LOW and not pooled:
+            raise trouble.Unsuitable(
+                f"synchronous_commit is {synchronous_commit!r} there, with which a recorded decision can be"
+                " lost: alter role … set synchronous_commit = on (or alter database …)"
+            )
+        # Behind a transaction pooler the next statement may go to another server process.
+        self._driver.prepare_threshold = None if pooled else 1
+
+    async def run(self, sql: str, parameters: dict[str, Any], timeout_s: float | None = None) -> list[Row]:
+        """The rows. Raises the driver's errors, and ``Unconfirmed``."""
+        self._warnings.clear()
+        alarm = None
+        if timeout_s is not None:
+            alarm = asyncio.get_running_loop().call_later(timeout_s, self._hang_up)
+        try:
+            cursor = await self._driver.execute(sql, parameters)
+            rows: list[Row] = await cursor.fetchall() if cursor.description is not None else []
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+        if trouble.UNCONFIRMED.intersection(self._warnings):
+            raise trouble.Unconfirmed("its synchronous standbys did not confirm what is committed there")
+        return rows
+
+    async def close(self) -> None:
+        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, OSError):
+            if self.broken:
+                await self._held.invalidate()
+            await self._held.close()
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._driver.fileno())) as door:
+            door.shutdown(socket.SHUT_RDWR)
+
+
+class Connections:
+    """See the module. Belongs to one event loop."""
+
+    def __init__(self, settings: LedgerSettings) -> None:
+        """Connects to nobody yet. Raises ``LedgerUnusable`` if the URL cannot be read."""
+        self.url = redact(settings.url)
+        self._timeout_s = settings.request_timeout_s
+        self._engine = create_async_engine(
+            address.read(settings.url),
+            isolation_level="AUTOCOMMIT",
+            poolclass=sqlalchemy.NullPool,
+            use_native_hstore=False,
+            connect_args={
+                "connect_timeout": max(CONNECT_TIMEOUT_S_MIN, round(self._timeout_s)),
+                "prepare_threshold": None,
+            },
+        )
+        dialect = self._engine.sync_engine.dialect
+        self._errors = (dialect.loaded_dbapi.Error, sqlalchemy.exc.SQLAlchemyError, OSError)
+        self._idle: list[Line] = []
+        self._places = asyncio.Semaphore(CONNECTIONS_MAX)
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def ask(self, name: str, /, **parameters: Any) -> list[Row]:
+        """The rows of a statement that begins with {here}, without that column. Where this is not the server
+        that the ledger knew, a new incarnation begins first. Raises as :meth:`run`."""
+        while True:
+            rows = await self.run(name, **parameters)
+            if not rows:
+                raise LedgerUnusable(f"ledger {self.url} has lost its own row; restore it from a backup")
+            if rows[0][0]:
+                return [row[1:] for row in rows]
+            await self._begin_incarnation()
+
+    async def run(self, name: str, /, **parameters: Any) -> list[Row]:
+        """The rows of the statement called ``name``, which is repeated while that may help. Raises
+        ``LedgerUnavailable`` (it may or may not have been carried out) or ``LedgerUnusable``."""
+        return await self.work(lambda line, left_s: line.run(query(name), parameters, left_s))
+
+    async def work(self, work: Callable[[Line, float], Awaitable[T]]) -> T:
+        """``work`` is given a connection and the seconds that are left. Errors as of :meth:`run`."""
+        task = steadfast(self._repeat(work), name="undoubt-ledger-statement")
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Wait for what is under way, which takes no longer than a request may, and hang up."""
+        while self._running:
+            await asyncio.wait(self._running)
+        await self._drop_idle()
+        await self._engine.dispose()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked may have been cancelled: then nobody else looks at it
+
+    async def _repeat(self, work: Callable[[Line, float], Awaitable[T]]) -> T:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._timeout_s
+        while True:
+            try:
+                async with self._places:
+                    return await self._once(work, end)
+            except (trouble.Unconfirmed, trouble.Unsuitable) as error:
+                raise trouble.told(error, self.url) from error
+            except self._errors as error:
+                if loop.time() + RETRY_S >= end:
+                    raise LedgerUnavailable(
+                        f"no answer from ledger {self.url} within {self._timeout_s} s ({error})"
+                    ) from error
+                if not trouble.may_repeat(error):
+                    raise trouble.told(error, self.url) from error
+            await asyncio.sleep(RETRY_S)
+
+    async def _once(self, work: Callable[[Line, float], Awaitable[T]], end: float) -> T:
+        loop = asyncio.get_running_loop()
+        line = self._idle.pop() if self._idle else await self._connect(end - loop.time())
+        try:
+            return await work(line, end - loop.time())
+        finally:
+            if line.broken:
+                await line.close()
+                await self._drop_idle()  # most likely their server is gone as well
+            elif len(self._idle) < IDLE_MAX:
+                self._idle.append(line)
+            else:
+                await line.close()
+
+    async def _connect(self, timeout_s: float) -> Line:
+        opening = steadfast(self._open(), name="undoubt-ledger-connect")
+        await asyncio.wait([opening], timeout=max(timeout_s, 0))
+        if not opening.done():
+            opening.abandon()
+            await asyncio.wait([opening])
+        if opening.cancelled():
+            raise TimeoutError("connecting takes too long")
+        return opening.result()
+
+    async def _open(self) -> Line:
+        held = await self._engine.connect()
+        try:
+            line = Line(held, (await held.get_raw_connection()).driver_connection)
+            await line.introduce()
+        except BaseException:
+            await held.invalidate()
+            await held.close()
+            raise
+        return line
+
+    async def _drop_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for line in idle:
+            await line.close()
+
+    async def _begin_incarnation(self) -> None:
+        for incarnation, closed, _ in await self.run("new_incarnation", skip=SESSION_SKIP):
+            log.warning(
+                "ledger %s was restored, copied or failed over: incarnation %d begins; %d sessions were"
+                " closed, and what they had undecided is left to an operator",
+                self.url,
+                incarnation,
+                closed,
+            )

@@ -1,0 +1,125 @@
+"""The PostgreSQL ledger's tables: made, upgraded, looked over. All of it is done by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import sqlalchemy
+
+from coordinator.errors import LedgerMissing, LedgerUnusable
+from coordinator.ledger import schema
+from coordinator.ledger.postgres import address, trouble
+from coordinator.ledger.postgres.connections import Connections
+from coordinator.ledger.postgres.decisions import decode_branches
+from coordinator.settings import LedgerSettings
+from participants.ids import new_ledger_id
+from participants.redact import redact
+
+SCHEMA = "undoubt_ledger"
+LOCK = 0x756E646F756274
+"""Of pg_advisory_xact_lock: two processes that create the ledger at once are to do it one after the other."""
+
+_FIRST_ROWS = """
+    insert into undoubt_ledger.ledger (ledger_id, system, timeline, home)
+    select :ledger_id, c.system_identifier, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),
+           (select d.oid from pg_database d where d.datname = current_database())
+           || '/' || 'undoubt_ledger.ledger'::regclass::oid
+      from pg_control_system() c
+"""
+
+
+async def create(settings: LedgerSettings) -> None:
+    """Make the tables if there are none. Raises ``LedgerUnusable`` or ``LedgerUnavailable``."""
+    await asyncio.to_thread(_upgrade, settings, _created)
+
+
+async def migrate(settings: LedgerSettings) -> list[str]:
+    """Bring the tables to this version; the revisions that were applied. Raises ``LedgerMissing``,
+    ``LedgerUnusable`` or ``LedgerUnavailable``."""
+    return await asyncio.to_thread(_upgrade, settings, _migrated)
+
+
+def _upgrade(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, str], list[str]]) -> list[str]:
+    url = redact(settings.url)
+    engine = sqlalchemy.create_engine(
+        address.read(settings.url),
+        poolclass=sqlalchemy.NullPool,
+        isolation_level="READ COMMITTED",
+        connect_args={"connect_timeout": max(2, round(settings.request_timeout_s))},
+    )
+    try:
+        with engine.begin() as connection:
+            return work(connection, url)
+    except sqlalchemy.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == "42501":
+            raise LedgerUnusable(
+                f"the role of ledger {url} may not make its tables ({str(error.orig).strip()}); the owner of"
+                f" the database can run this, or: grant create on database …, or: create schema {SCHEMA}"
+                " authorization …"
+            ) from error
+        raise trouble.told(error, url) from error
+    finally:
+        engine.dispose()
+
+
+def _created(connection: sqlalchemy.Connection, url: str) -> list[str]:
+    if _revision(connection, url) is not None:
+        return []
+    run = connection.exec_driver_sql
+    if run(f"select to_regnamespace('{SCHEMA}')").scalar_one() is None:
+        run(f"create schema {SCHEMA}")
+    schema.POSTGRES.upgrade(connection)
+    connection.execute(sqlalchemy.text(_FIRST_ROWS), {"ledger_id": new_ledger_id()})
+    run("insert into undoubt_ledger.clock default values")
+    return list(schema.POSTGRES.revisions)
+
+
+def _migrated(connection: sqlalchemy.Connection, url: str) -> list[str]:
+    found = _revision(connection, url)
+    if found is None:
+        raise trouble.missing(url)
+    missing = schema.POSTGRES.missing(found, f"ledger {url}")
+    if missing:
+        schema.POSTGRES.upgrade(connection)
+    return missing
+
+
+def _revision(connection: sqlalchemy.Connection, url: str) -> str | None:
+    """None if there are no tables. Nobody else makes or upgrades them until the transaction ends."""
+    run = connection.exec_driver_sql
+    if run("select pg_is_in_recovery()").scalar_one():
+        raise LedgerUnusable(f"the server of ledger {url} is a standby; name the primary")
+    run(f"select pg_advisory_xact_lock({LOCK})")
+    if run("select to_regclass('undoubt_ledger.migration')").scalar_one() is None:
+        return None
+    found: str = run("select version_num from undoubt_ledger.migration").scalar_one()
+    return found
+
+
+async def problems(settings: LedgerSettings) -> list[str]:
+    """What is wrong with the ledger and its server's settings; empty if nothing is. Raises
+    ``LedgerMissing`` or ``LedgerUnavailable``."""
+    connections = Connections(settings)
+    try:
+        ((revision,),) = await connections.run("revision") or [(None,)]
+        schema.POSTGRES.check(revision, f"ledger {connections.url}")
+        found = [str(row[0]) for row in await connections.run("problems")]
+        for session, seq, branches in await connections.run("branch_lists"):
+            if not _readable(branches):
+                found.append(f"the branches of unfinished transaction {session}.{seq} cannot be read")
+    except LedgerMissing:
+        raise
+    except LedgerUnusable as error:
+        return [str(error)]
+    finally:
+        await connections.close()
+    return found
+
+
+def _readable(branches: str) -> bool:
+    try:
+        return bool(decode_branches(branches)) or branches == "[]"
+    except msgspec.MsgspecError:
+        return False

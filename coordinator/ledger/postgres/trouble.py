@@ -1,0 +1,74 @@
+"""What a failed statement or connection means to whoever asked the ledger.
+
+SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html.
+"""
+
+from __future__ import annotations
+
+from coordinator.errors import LedgerError, LedgerMissing, LedgerUnavailable, LedgerUnusable
+
+AGAIN = frozenset({"40001", "40P01"})
+"""Rolled back in favour of somebody else: nothing happened."""
+
+_STARTING = frozenset({"57P01", "57P02", "57P03", "53300"})
+_NO_ROOM = frozenset({"53100", "53200", "54000"})
+_STANDBY = frozenset({"25006", "55000"})
+_MISSING = frozenset({"3F000", "42P01"})
+_REFUSED = ("28", "3D", "42")
+_REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "not permitted to log in")
+"""libpq tells no SQLSTATE of a failed connection, only the server's words."""
+
+UNCONFIRMED = frozenset({"01000", "57P01"})
+"""Warnings of a COMMIT that waited for a synchronous standby and was told not to wait
+(src/backend/replication/syncrep.c)."""
+
+
+class Unconfirmed(Exception):  # noqa: N818 - not an error of anybody's, and caught in this room
+    """Committed at the server, and perhaps on no standby: not an answer."""
+
+
+class Unsuitable(Exception):  # noqa: N818 - likewise
+    """The server answers, and is none that a ledger may be kept on."""
+
+
+def may_repeat(error: Exception) -> bool:
+    """Whether asking again soon may succeed: a connection that is gone, a server that starts, a conflict."""
+    state = _state(error)
+    if state is None:
+        return not any(words in str(_original(error)) for words in _REFUSALS)
+    return state in AGAIN | _STARTING or state.startswith("08")
+
+
+def told(error: Exception, url: str) -> LedgerError:  # noqa: PLR0911 - one line per meaning
+    """``error``, of the driver or of this room, as the contract has it. ``url`` is without its password."""
+    state, words = _state(error), (str(_original(error)).strip().splitlines() or [repr(error)])[0]
+    if isinstance(error, Unsuitable):
+        return LedgerUnusable(f"ledger {url} cannot be used: {words}")
+    if state in _NO_ROOM:
+        return LedgerUnavailable(f"no room at ledger {url}: nothing was recorded ({words})")
+    if state in _STANDBY:
+        return LedgerUnavailable(f"the server of ledger {url} takes no writes: {words}. Is it a standby?")
+    if state in _MISSING:
+        return missing(url)
+    if state == "42501":
+        return LedgerUnusable(
+            f"the role of ledger {url} lacks a right: {words}. Its owner can grant: usage on schema"
+            " undoubt_ledger; select, insert, update, delete on all tables in schema undoubt_ledger"
+        )
+    if (state or "").startswith(_REFUSED) or (state is None and any(text in words for text in _REFUSALS)):
+        return LedgerUnusable(f"ledger {url} cannot be used: {words}")
+    return LedgerUnavailable(f"no answer from ledger {url}: {words}")
+
+
+def missing(url: str) -> LedgerMissing:
+    return LedgerMissing(f"no ledger at {url}; if it is to be a new one: undoubt ledger init")
+
+
+def _state(error: Exception) -> str | None:
+    state = getattr(_original(error), "sqlstate", None)
+    return state if isinstance(state, str) else None
+
+
+def _original(error: Exception) -> BaseException:
+    """The driver's, where SQLAlchemy has put one of its own around it."""
+    return getattr(error, "orig", None) or error
