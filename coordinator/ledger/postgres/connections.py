@@ -55,13 +55,11 @@ class Line:
         return bool(self._driver.closed)
 
     async def introduce(self) -> None:
-        """See whom this is connected to. Raises ``Unsuitable``."""
+        """See whom this is connected to. Raises ``Standby`` or ``Unsuitable``."""
         (standby, synchronous_commit, pid), *_ = await self.run(query("introduce"), {})
         pooled = pid != self._driver.info.backend_pid
         if standby:
-            raise trouble.Unsuitable(
-                "its server is a standby (pg_is_in_recovery()); name the primary, or all hosts of the cluster"
-            )
+            raise trouble.Standby("its server is a standby (pg_is_in_recovery())")
         if synchronous_commit in TOO_LOW and not pooled:
             raise trouble.Unsuitable(
                 f"synchronous_commit is {synchronous_commit!r} there, with which a recorded decision can be"
@@ -162,7 +160,7 @@ class Connections:
             try:
                 async with self._places:
                     return await self._once(work, end)
-            except (trouble.Unconfirmed, trouble.Unsuitable) as error:
+            except (trouble.Unconfirmed, trouble.Unsuitable, trouble.Standby) as error:
                 raise trouble.told(error, self.url) from error
             except self._errors as error:
                 if loop.time() + RETRY_S >= end:

@@ -14,7 +14,7 @@ _STARTING = frozenset({"57P01", "57P02", "57P03", "53300"})
 _NO_ROOM = frozenset({"53100", "53200", "54000"})
 _STANDBY = frozenset({"25006", "55000"})
 _MISSING = frozenset({"3F000", "42P01"})
-_REFUSED = ("28", "3D", "42")
+_REFUSED = ("22", "23", "28", "3D", "42")
 _REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "not permitted to log in")
 """libpq tells no SQLSTATE of a failed connection, only the server's words."""
 
@@ -25,6 +25,10 @@ UNCONFIRMED = frozenset({"01000", "57P01"})
 
 class Unconfirmed(Exception):  # noqa: N818 - not an error of anybody's, and caught in this room
     """Committed at the server, and perhaps on no standby: not an answer."""
+
+
+class Standby(Exception):  # noqa: N818 - likewise
+    """The server answers, and decides nothing now: a failover may be under way."""
 
 
 class Unsuitable(Exception):  # noqa: N818 - likewise
@@ -44,6 +48,10 @@ def told(error: Exception, url: str) -> LedgerError:  # noqa: PLR0911 - one line
     state, words = _state(error), (str(_original(error)).strip().splitlines() or [repr(error)])[0]
     if isinstance(error, Unsuitable):
         return LedgerUnusable(f"ledger {url} cannot be used: {words}")
+    if isinstance(error, Standby):
+        return LedgerUnavailable(
+            f"ledger {url} takes no commands: {words}; name the primary, or all hosts of its cluster"
+        )
     if state in _NO_ROOM:
         return LedgerUnavailable(f"no room at ledger {url}: nothing was recorded ({words})")
     if state in _STANDBY:

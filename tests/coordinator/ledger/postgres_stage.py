@@ -1,0 +1,99 @@
+"""What tests of the PostgreSQL ledger share: ledgers that are opened, and statements that are held."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+
+from coordinator.ledger.contract import TERMINATES_BY_ITSELF, BranchRecord
+from coordinator.ledger.postgres.decisions import encode_branches
+from coordinator.ledger.postgres.ledger import PostgresLedger
+from coordinator.ledger.postgres.sql import query
+from coordinator.settings import LedgerSettings
+from participants.ids import TxId
+
+BRANCHES = (BranchRecord(1, "orders", 7, 8, "00000001"), BranchRecord(2, "payments"))
+
+
+class Clock:
+    """A monotonic clock that moves when told."""
+
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def settings_for(dsn: str, **more: Any) -> LedgerSettings:
+    url = dsn.replace("postgresql://", "postgresql+psycopg://")
+    return LedgerSettings(**{"url": url, "request_timeout_s": 20.0, **more})
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    settings: LedgerSettings, clock: Clock | None = None, *, upkeep: bool = False
+) -> AsyncIterator[PostgresLedger]:
+    """Without ``upkeep`` nothing happens in the background: the test moves time itself."""
+    ledger = await PostgresLedger.open(settings, clock=clock or Clock())
+    if not upkeep:
+        task = ledger._upkeep._task
+        assert task is not None
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        ledger._upkeep._task = None
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+class Held:
+    """A connection whose transactions stay open until told."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self.connection = connection
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def connect(cls, dsn: str) -> AsyncIterator[Held]:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+            yield cls(connection)
+
+    async def run(self, statement: str, **parameters: Any) -> list[Any]:
+        cursor = await self.connection.execute(statement, parameters or None)
+        return await cursor.fetchall() if cursor.description is not None else []
+
+    async def decide(self, txid: TxId, decision: str) -> list[Any]:
+        """The ledger's own statement, in a transaction that is left open."""
+        await self.run("begin")
+        return await self.run(
+            query("decide"),
+            session=[txid.session],
+            nonce=[txid.nonce],
+            seq=[txid.seq],
+            protocol=["2"],
+            decision=[decision],
+            branches=[encode_branches(BRANCHES)],
+            decided_at=[1.0],
+            by_itself=sorted(TERMINATES_BY_ITSELF),
+        )
+
+    async def somebody_waits(self) -> None:
+        """Return once a statement of another connection waits for a lock that this one holds."""
+        pid = self.connection.info.backend_pid
+        async with await psycopg.AsyncConnection.connect(
+            self.connection.info.dsn, autocommit=True
+        ) as observer:
+            while True:
+                cursor = await observer.execute(
+                    "select count(*) from pg_stat_activity where %s = any(pg_blocking_pids(pid))", [pid]
+                )
+                row = await cursor.fetchone()
+                if row is not None and row[0]:
+                    return
+                await asyncio.sleep(0.01)
