@@ -87,11 +87,12 @@ class Decisions:
     async def _carry(self, session: int, batch: list[_Asked]) -> None:
         try:
             answers = await self._answers([asked.command for asked in batch])
+        except UndoubtError as error:
+            answers = {asked.command.txid: error for asked in batch}
         except BaseException as error:
-            told = error if isinstance(error, UndoubtError) else LedgerUnavailable(f"not answered: {error!r}")
-            answers = dict.fromkeys((asked.command.txid for asked in batch), told)
-            if not isinstance(error, UndoubtError):
-                raise
+            told = LedgerUnavailable(f"the decision was not answered: {error!r}")
+            answers = {asked.command.txid: told for asked in batch}
+            raise
         finally:
             self._sending[session] -= 1
             if not self._sending[session]:
