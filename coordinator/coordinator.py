@@ -22,6 +22,7 @@ from coordinator.ledger.contract import Ledger, Record
 from coordinator.meter import Meter, Stopwatch
 from coordinator.protocols.course import Course, Phase
 from coordinator.protocols.ending import roll_back
+from coordinator.protocols.paxos_commit import paxos_commit
 from coordinator.protocols.steps import Observer
 from coordinator.protocols.three_phase import three_phase_commit
 from coordinator.protocols.two_phase import two_phase_commit
@@ -45,6 +46,7 @@ T = TypeVar("T")
 _DRIVERS: dict[str, Callable[[Course], Awaitable[None]]] = {
     GidProtocol.TWO_PHASE: two_phase_commit,
     GidProtocol.THREE_PHASE: three_phase_commit,
+    GidProtocol.PAXOS: paxos_commit,
 }
 
 
@@ -94,6 +96,7 @@ class Coordinator:
             ttl_s=self.settings.session_ttl_s,
             transactions_max=self.settings.session_transactions_max,
             on_lost=self._session_lost,
+            bind=PROTOCOLS[self.settings.protocol] is GidProtocol.PAXOS,
         )
 
     async def start(self) -> Coordinator:
@@ -115,6 +118,11 @@ class Coordinator:
         named = protocol or self.settings.protocol
         if named not in PROTOCOLS:
             raise UsageError(f"unknown protocol {named!r}; known: {', '.join(PROTOCOLS)}")
+        if PROTOCOLS[named] is GidProtocol.PAXOS and self.ledger.acceptors is None:
+            raise UsageError(
+                "protocol 'paxos' needs a cluster of nodes, which are its acceptors: ledger.url ="
+                " raft://…; with any other ledger use 2pc or 3pc"
+            )
         seconds = self.settings.timeout_s if timeout is None else timeout
         if seconds <= 0:
             raise UsageError(f"timeout must be positive, not {seconds}")
@@ -229,8 +237,8 @@ class Coordinator:
                 f"this coordinator belongs to process {self._pid}, not {os.getpid()}; open one after the fork"
             )
 
-    async def new_txid(self) -> TxId:
-        return await self._keeper.begin()
+    async def new_txid(self, protocol: GidProtocol) -> TxId:
+        return await self._keeper.begin(bound=protocol is GidProtocol.PAXOS)
 
     def participant(self, name: str) -> Participant:
         return self.participants.get(name)

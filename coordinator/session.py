@@ -63,12 +63,15 @@ class SessionKeeper:
         ttl_s: float,
         transactions_max: int,
         on_lost: Callable[[int], None],
+        bind: bool = False,
     ) -> None:
+        """``bind``: to acceptors of Paxos Commit, from the first lease on."""
         self._ledger = ledger
         self._name = name
         self._ttl_s = ttl_s
         self._transactions_max = transactions_max
         self._on_lost = on_lost
+        self._bind = bind
         self._current: Lease | None = None
         self._leases: dict[int, Lease] = {}
         self._task: asyncio.Task[None] | None = None
@@ -80,9 +83,11 @@ class SessionKeeper:
         await self._open()
         self._task = asyncio.create_task(self._keep(), name="undoubt-session")
 
-    async def begin(self) -> TxId:
-        """A new transaction id. Waits for a session if the last one was lost and none is open yet."""
-        while (lease := self._current) is None or lease.lost:
+    async def begin(self, *, bound: bool = False) -> TxId:
+        """A new transaction id. Waits for a session if the last one was lost and none is open yet. ``bound``:
+        of a lease that is bound to acceptors, as all are from then on."""
+        self._bind = self._bind or bound
+        while (lease := self._current) is None or lease.lost or (bound and not lease.session.acceptors):
             self._opened.clear()
             self._replace.set()
             await self._opened.wait()
@@ -111,7 +116,8 @@ class SessionKeeper:
         self._leases.clear()
 
     async def _open(self) -> None:
-        session = await self._ledger.open_session(self._name, self._ttl_s)
+        acceptors = self._ledger.acceptors if self._bind else None
+        session = await (acceptors or self._ledger).open_session(self._name, self._ttl_s)
         lease = Lease(session)
         self._leases[session.id] = lease
         self._current = lease
@@ -130,7 +136,8 @@ class SessionKeeper:
                 log.warning("the ledger does not answer: %s", error)
                 self._replace.clear()
                 await asyncio.sleep(min(self._ttl_s / 10, 1.0))
-                if self._current is None or self._current.lost:
+                lease = self._current
+                if lease is None or lease.lost or (self._bind and not lease.session.acceptors):
                     self._replace.set()
 
     async def _renew_all(self) -> None:

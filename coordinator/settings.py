@@ -11,7 +11,7 @@ from participants.ids import Protocol
 from participants.redact import redact
 from participants.states import Termination
 
-PROTOCOLS = {"2pc": Protocol.TWO_PHASE, "3pc": Protocol.THREE_PHASE}
+PROTOCOLS = {"2pc": Protocol.TWO_PHASE, "3pc": Protocol.THREE_PHASE, "paxos": Protocol.PAXOS}
 """The protocols by the names that users choose."""
 
 

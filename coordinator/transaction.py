@@ -61,7 +61,7 @@ class Host(Protocol):
 
     ledger_id: str
 
-    async def new_txid(self) -> TxId: ...
+    async def new_txid(self, protocol: GidProtocol) -> TxId: ...
     def check_process(self) -> None: ...
     def participant(self, name: str) -> Participant: ...
     def begun(self, transaction: Transaction) -> None: ...
@@ -146,7 +146,7 @@ class Transaction:
         if self._state is not State.NEW:
             raise UsageError("the transaction has begun already")
         self._host.check_process()
-        self._txid = await self._host.new_txid()
+        self._txid = await self._host.new_txid(self._protocol)
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + self._timeout_s
         self._timer = loop.call_at(self._deadline, self._time_out)

@@ -15,7 +15,7 @@ from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, 
 from coordinator.protocols.steps import Observer
 from participants.contract import HEURISTICS, Fate, Participant, Settled
 from participants.errors import ParticipantError, ParticipantUnavailable
-from participants.ids import Gid, Protocol, TxId
+from participants.ids import Gid, TxId
 from participants.registry import Registry
 from recovery import heuristics
 from recovery.parallel import each
@@ -109,9 +109,6 @@ class Resolution:
 
     async def _terminate(self, gid: Gid) -> None:
         stands = str(Standing.ASK_PROTOCOL)
-        if gid.protocol is not Protocol.THREE_PHASE:
-            self._line(gid, stands, "terminate", "nothing", "its protocol decides")
-            return
         if self._dry_run:
             self._line(gid, stands, "terminate", "would_do")
             return

@@ -1,8 +1,9 @@
-"""Three-phase commit's own termination, as recovery uses it: find the outcome in the participants' rows, and
-record it, so that from then on the transaction is like any other.
+"""The terminations of three-phase commit and of Paxos Commit, as recovery uses them: find the outcome in the
+participants' rows, or at the acceptors, and record it, so that from then on the transaction is like any
+other.
 
 The ledger is asked for one thing first: whether the coordinator is alive. Ending a transaction under its feet
-would be right, and a nuisance. What the rows come to is the outcome whether or not it can be recorded.
+would be right, and a nuisance. What they come to is the outcome whether or not it can be recorded.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from coordinator.errors import OutcomeUnknown
+from coordinator.errors import LedgerUnavailable, OutcomeUnknown
 from coordinator.ledger.contract import BranchRecord, Decision, Ledger, SessionState
 from coordinator.protocols.steps import Observer
 from coordinator.protocols.termination import Round, Terminated
 from coordinator.protocols.termination_rules import Move
 from participants.contract import Participant
-from participants.ids import Gid, TxId
+from participants.ids import Gid, Protocol, TxId
 from participants.registry import Registry
 from participants.states import Charter
 
 log = logging.getLogger(__name__)
 
+NO_ACCEPTORS = "this ledger has no acceptors: recover with the cluster that the transaction was begun on"
+NOT_LISTED = "its transaction was voted on without this branch: a person must decide"
 NO_ROW = "its row is missing: somebody has deleted it, and a person must decide"
 DECISIONS = {Move.COMMIT: Decision.COMMIT, Move.ABORT: Decision.ABORT}
 
@@ -57,6 +60,8 @@ class Terminator:
             return Ended(None, "it is being ended")
         self._at_work.add(gid.txid)
         try:
+            if gid.protocol is Protocol.PAXOS:
+                return await self._settle(gid)
             row = await participant.states.read(gid)
             if row is None:
                 return Ended(None, NO_ROW, hopeless=True)
@@ -67,6 +72,24 @@ class Terminator:
             return Ended(decision, told(ended), ended.move is Move.CONFLICT)
         finally:
             self._at_work.discard(gid.txid)
+
+    async def _settle(self, gid: Gid) -> Ended:
+        """By a higher ballot at the acceptors of its session."""
+        acceptors = self._ledger.acceptors
+        if acceptors is None:
+            return Ended(None, NO_ACCEPTORS, hopeless=True)
+        try:
+            found = await acceptors.settle(gid.txid)
+        except OutcomeUnknown as error:
+            return Ended(None, error.why, hopeless=True)
+        except LedgerUnavailable as error:
+            return Ended(None, f"blocked: {error}")
+        own = BranchRecord(gid.branch, gid.participant)
+        listed = {(branch.number, branch.participant) for branch in found.branches}
+        if listed and (own.number, own.participant) not in listed:
+            return Ended(None, NOT_LISTED, hopeless=True)
+        await self._ledger.decide(gid.txid, found.decision, found.branches or [own], protocol=gid.protocol)
+        return Ended(found.decision, f"its acceptors chose {found.decision}")
 
     async def _record(self, gid: Gid, charter: Charter, decision: Decision) -> None:
         """With the evidence that the PRECOMMIT has: it is there before any row can say so."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from coordinator.ledger import calls
 from coordinator.ledger.contract import (
+    Acceptors,
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -24,6 +25,8 @@ from participants.ids import Gid, TxId, new_nonce
 
 class CallingLedger(abc.ABC):
     """All calls of :class:`~coordinator.ledger.contract.Ledger` but for its properties and ``close``."""
+
+    acceptors: Acceptors | None = None
 
     @abc.abstractmethod
     async def _call(self, call: calls.Call) -> Any:

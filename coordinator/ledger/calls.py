@@ -46,6 +46,8 @@ class OpenSessionCall(_Call, frozen=True, tag="open"):
     ttl_s: float
     nonce: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{16})?\Z")] = ""
     """Drawn by the caller: asked again with the same one, the call opens no other session."""
+    bind: bool = False
+    """To the voters of now, as acceptors."""
 
 
 class KeepAliveCall(_Call, frozen=True, tag="alive"):
@@ -162,7 +164,9 @@ async def perform(ledger: LocalLedger, call: Call, *, remote: bool) -> object:  
     ``remote``: for another process, which may outlive this one."""
     match call:
         case OpenSessionCall():
-            return await ledger.open_session(call.name, call.ttl_s, remote=remote, nonce=call.nonce)
+            return await ledger.open_session(
+                call.name, call.ttl_s, remote=remote, nonce=call.nonce, bind=call.bind
+            )
         case KeepAliveCall():
             await ledger.keep_alive(call.session, call.floor)
         case CloseSessionCall():

@@ -22,6 +22,8 @@ class OpenSession(_Command, frozen=True, tag="open"):
     ttl_ms: int
     owner: str = ""
     """The process that owns the ledger and opened it for itself, or empty for one that must be renewed."""
+    acceptors: tuple[int, ...] = ()
+    """The cluster's voters, as far as that is committed, if it is to be bound to them."""
 
 
 class KeepAlive(_Command, frozen=True, tag="alive"):

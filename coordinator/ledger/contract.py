@@ -103,6 +103,9 @@ class Session(msgspec.Struct, frozen=True):
     nonce: str
     name: str
     ttl_s: float
+    acceptors: tuple[int, ...] = ()
+    """The nodes that decide its transactions of Paxos Commit, for good, whoever becomes a member later. Empty
+    unless :meth:`Acceptors.open_session` opened it."""
 
     def txid(self, seq: int) -> TxId:
         return TxId(self.id, self.nonce, seq)
@@ -117,6 +120,7 @@ class SessionInfo(msgspec.Struct, frozen=True):
     state: SessionState
     floor: int
     ttl_s: float
+    acceptors: tuple[int, ...] = ()
 
 
 class Heuristic(msgspec.Struct, frozen=True):
@@ -168,6 +172,40 @@ class LedgerInfo(msgspec.Struct, frozen=True):
     heuristics_open: int
 
 
+class Settlement(msgspec.Struct, frozen=True):
+    """What the acceptors have chosen. ``branches`` with their evidence; empty if nobody can know them, which
+    only happens to an ABORT."""
+
+    decision: Decision
+    branches: tuple[BranchRecord, ...]
+
+
+class Acceptors(Protocol):
+    """Who decides the transactions of Paxos Commit: :mod:`coordinator.paxos` over the nodes of a cluster.
+
+    Both calls raise ``LedgerUnavailable`` if no quorum answers in time, which decides nothing: ask again. And
+    ``OutcomeUnknown`` if the acceptors have let the transaction go, or are not known: then the ledger holds
+    the outcome, or nobody does.
+    """
+
+    async def open_session(self, name: str, ttl_s: float) -> Session:
+        """As the ledger's, and bound to the acceptors of now: only its transactions may be voted on. Nodes
+        that it needs are not let go from the cluster while it is open."""
+        ...
+
+    async def vote(self, txid: TxId, branches: Sequence[BranchRecord]) -> Decision:
+        """Every one of ``branches`` is prepared, and there are no others: have that accepted, in the one
+        ballot that is the coordinator's. From the first call on only the answer tells what became of the
+        transaction. May be repeated, with the same branches, by the same coordinator; not after a restart.
+        """
+        ...
+
+    async def settle(self, txid: TxId) -> Settlement:
+        """For recovery: find the outcome, and bring it about if there is none yet. By anybody, at any time;
+        several at once agree."""
+        ...
+
+
 class Ledger(Protocol):
     """See the module. Implementations: ``coordinator.ledger.open_ledger(url)``."""
 
@@ -178,6 +216,11 @@ class Ledger(Protocol):
     def leads(self) -> bool:
         """Whether background recovery belongs in this process now (it owns the ledger, or leads the
         cluster). Two processes that both believe so do no harm. May change at any time."""
+        ...
+
+    @property
+    def acceptors(self) -> Acceptors | None:
+        """None where there are none: only a cluster of nodes (``raft://``) can do Paxos Commit."""
         ...
 
     async def open_session(self, name: str, ttl_s: float) -> Session:

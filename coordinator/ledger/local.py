@@ -28,6 +28,7 @@ from coordinator.ledger.commands import (
     RecordHeuristic,
 )
 from coordinator.ledger.contract import (
+    Acceptors,
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -57,6 +58,7 @@ class LocalLedger(abc.ABC):
 
     backend = "local"
     schema = "-"
+    acceptors: Acceptors | None = None
 
     def __init__(
         self,
@@ -94,6 +96,10 @@ class LocalLedger(abc.ABC):
     async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
         """The newest finished records, by time of decision and then id, older than ``before``."""
 
+    def _voters(self) -> tuple[int, ...]:
+        """Numbers of the nodes that a new session is bound to."""
+        return ()
+
     async def _up_to_date(self) -> None:  # noqa: B027 - nothing to wait for, where nobody else tells
         """Return once the machine has everything that any caller was told before. Raises ``LedgerError``."""
 
@@ -106,11 +112,14 @@ class LocalLedger(abc.ABC):
     # Sessions.
 
     async def open_session(
-        self, name: str, ttl_s: float, *, remote: bool = False, nonce: str = ""
+        self, name: str, ttl_s: float, *, remote: bool = False, nonce: str = "", bind: bool = False
     ) -> Session:
-        """``remote``: for another process, which outlives this one, and has drawn the ``nonce``."""
+        """``remote``: for another process, which outlives this one, and has drawn the ``nonce``. ``bind``: to
+        the nodes that vote now."""
         owner = "" if remote else self.owner
-        command = OpenSession(nonce or new_nonce(), name, round(ttl_s * 1000), owner)
+        nonce = nonce or new_nonce()
+        acceptors = self._voters() if bind else ()
+        command = OpenSession(nonce, name, round(ttl_s * 1000), owner, acceptors)
         session: Session = await self._run(command)
         self._leases.renew(session.id, session.ttl_s, self._clock())
         return session

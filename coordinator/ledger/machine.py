@@ -97,13 +97,19 @@ class Machine:
         """The nonce names the request as well: asked again, because an answer was lost, it opens no other."""
         for book in reversed(self.state.sessions.values()):
             if book.nonce == command.nonce:
-                return Session(book.id, book.nonce, book.name, book.ttl_ms / 1000)
+                return book.session()
         number = self.state.next_session
         self.state.next_session += 1
-        self.state.sessions[number] = SessionBook(
-            id=number, nonce=command.nonce, name=command.name, ttl_ms=command.ttl_ms, owner=command.owner
+        book = SessionBook(
+            id=number,
+            nonce=command.nonce,
+            name=command.name,
+            ttl_ms=command.ttl_ms,
+            owner=command.owner,
+            acceptors=command.acceptors,
         )
-        return Session(number, command.nonce, command.name, command.ttl_ms / 1000)
+        self.state.sessions[number] = book
+        return book.session()
 
     def _keep_alive(self, command: KeepAlive) -> SessionLost | None:
         book = self._book(command.session, command.nonce)
@@ -221,6 +227,7 @@ class Machine:
         self.state.incarnation += 1
         self.state.next_session += command.session_skip
         for book in self.state.sessions.values():
+            book.acceptors = ()  # what these had accepted is not part of a backup: nobody can speak for them
             if book.state is SessionState.OPEN:
                 book.state = SessionState.RESTORED
                 book.closed_ms = self.state.time_ms

@@ -13,6 +13,7 @@ from coordinator.ledger.contract import (
     Decision,
     DecisionRecord,
     Heuristic,
+    Session,
     SessionInfo,
     SessionState,
 )
@@ -41,6 +42,7 @@ class SessionBook:
     committed: Ranges = field(default_factory=Ranges)
     aborted: Ranges = field(default_factory=Ranges)
     prints: array[int] = field(default_factory=lambda: array("I"))
+    acceptors: tuple[int, ...] = ()
 
     def finish(self, seq: int, decision: Decision, fingerprint: int) -> None:
         (self.committed if decision is Decision.COMMIT else self.aborted).add(seq)
@@ -58,7 +60,11 @@ class SessionBook:
         return self.prints[seq - 1] if seq <= len(self.prints) else 0
 
     def info(self) -> SessionInfo:
-        return SessionInfo(self.id, self.nonce, self.name, self.state, self.floor, self.ttl_ms / 1000)
+        ttl_s = self.ttl_ms / 1000
+        return SessionInfo(self.id, self.nonce, self.name, self.state, self.floor, ttl_s, self.acceptors)
+
+    def session(self) -> Session:
+        return Session(self.id, self.nonce, self.name, self.ttl_ms / 1000, self.acceptors)
 
 
 class PrecommitRecord(msgspec.Struct, frozen=True):
@@ -83,6 +89,7 @@ class _StoredSession(msgspec.Struct, array_like=True):
     committed: list[tuple[int, int]]
     aborted: list[tuple[int, int]]
     prints: bytes
+    acceptors: tuple[int, ...] = ()
 
 
 class _StoredState(msgspec.Struct, array_like=True):
@@ -160,6 +167,7 @@ def _stored(book: SessionBook) -> _StoredSession:
         book.committed.pairs(),
         book.aborted.pairs(),
         prints.tobytes(),
+        book.acceptors,
     )
 
 
@@ -180,4 +188,5 @@ def _loaded(stored: _StoredSession) -> SessionBook:
         Ranges(stored.committed),
         Ranges(stored.aborted),
         prints,
+        stored.acceptors,
     )

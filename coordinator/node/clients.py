@@ -16,9 +16,17 @@ import msgspec
 from coordinator.errors import LedgerUnavailable
 from coordinator.ledger import calls
 from coordinator.ledger.cluster import messages
-from coordinator.ledger.cluster.messages import Answer, Elsewhere, NodeCall, Standing, StatusCall
+from coordinator.ledger.cluster.messages import (
+    AcceptorCall,
+    Answer,
+    Elsewhere,
+    OperatorCall,
+    Standing,
+    StatusCall,
+)
 from coordinator.ledger.commands import Decide
 from coordinator.ledger.contract import Decision
+from coordinator.node.acceptors import Acceptors
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.ledger import NodeLedger
 from coordinator.node.operator import Backup, Operator
@@ -45,11 +53,13 @@ class FromClient:
         self,
         connection: Connection,
         ledger: NodeLedger,
+        acceptors: Acceptors,
         leader: Callable[[], str],
         operator: Operator,
     ) -> None:
         self._connection = connection
         self._ledger = ledger
+        self._acceptors = acceptors
         self._leader = leader
         self._operator = operator
         self._backup = Backup()
@@ -72,6 +82,8 @@ class FromClient:
             if isinstance(call, calls.DecideCall):
                 command = Decide(call.txid, call.protocol, call.decision, call.branches, self._ledger.now())
                 self._ledger.submit(command, partial(self._answer, request.number))
+            elif isinstance(call, AcceptorCall):
+                self._acceptors.ask(call.request, partial(self._answer, request.number))
             elif isinstance(call, StatusCall):
                 self._answer(request.number, self._operator.status())
             else:
@@ -91,9 +103,9 @@ class FromClient:
             self._connection.send(messages.encode([]))
             self._beating = self._loop.call_later(BEAT_S, self._beat)
 
-    async def _perform(self, number: int, call: calls.Call | NodeCall) -> None:
+    async def _perform(self, number: int, call: calls.Call | OperatorCall) -> None:
         try:
-            if isinstance(call, NodeCall):
+            if isinstance(call, OperatorCall):
                 result: object = await self._operator.perform(call, self._backup)
             else:
                 result = await calls.perform(self._ledger, call, remote=True)

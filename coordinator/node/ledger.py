@@ -11,11 +11,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 from coordinator.errors import LedgerError
+from coordinator.ledger.cluster.acceptors import Ask, ClusterAcceptors, among
 from coordinator.ledger.commands import Command
-from coordinator.ledger.contract import DecisionRecord
+from coordinator.ledger.contract import DecisionRecord, Record, Session, SessionInfo
 from coordinator.ledger.leases import Leases
 from coordinator.ledger.local import LocalLedger, newest
 from coordinator.node.replica import Answer, Replica
@@ -41,10 +43,20 @@ class NodeLedger(LocalLedger):
         storage: Storage,
         settings: LedgerSettings,
         *,
+        ask: Ask,
+        random: Random,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(replica.replicated.machine, settings, clock=clock, wall=wall)
+        self.acceptors = ClusterAcceptors(
+            ask,
+            self._open_bound,
+            self._session_of,
+            self._record,
+            random,
+            timeout_s=settings.request_timeout_s,
+        )
         self._replica = replica
         self._storage = storage
 
@@ -65,6 +77,7 @@ class NodeLedger(LocalLedger):
                 late_s = await _overslept(UPKEEP_INTERVAL_S)
                 if late_s > UPKEEP_INTERVAL_S:
                     self._leases.postpone(late_s)
+                self._replica.acceptors.forget()
                 if self.leads:
                     await self._expire()
             if self.leads:
@@ -99,6 +112,20 @@ class NodeLedger(LocalLedger):
 
     async def _up_to_date(self) -> None:
         await self._replica.read()
+
+    def _voters(self) -> tuple[int, ...]:
+        return self._replica.voters
+
+    async def _open_bound(self, name: str, ttl_s: float) -> Session:
+        return await self.open_session(name, ttl_s, bind=True)
+
+    async def _session_of(self, txid: TxId) -> SessionInfo | None:
+        """Whether or not anybody leads, if this node has heard of it: what it is bound to never changes."""
+        found = among(self.machine.session_infos(), txid)
+        return found or among(await self.sessions(), txid)
+
+    async def _record(self, txid: TxId) -> Record:
+        return (await self.records([txid]))[txid]
 
     async def _history_of(self, txid: TxId) -> DecisionRecord | None:
         return self._replica.finished_lately().get(txid) or await self._storage.history_of(txid)

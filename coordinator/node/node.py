@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 
 from coordinator.errors import LedgerUnusable
+from coordinator.ledger.cluster.links import Links
 from coordinator.ledger.machine import Machine
 from coordinator.node.clients import FromClient
 from coordinator.node.ledger import NodeLedger
@@ -23,6 +24,7 @@ from coordinator.node.replicated import Replicated
 from coordinator.node.settings import NodeSettings
 from coordinator.node.status import status_of
 from coordinator.node.storage import Storage, Stored
+from coordinator.paxos import Reply, Request
 from coordinator.settings import LedgerSettings
 from coordinator.wire import (
     Address,
@@ -84,7 +86,16 @@ class Node:
             send=self.peers.send,
             on_change=self._leadership,
         )
-        self.ledger = NodeLedger(self.replica, storage, ledger_settings, clock=clock or loop.time, wall=wall)
+        self._links = Links(Identity(Role.CLIENT, name=f"node {stored.identity.node}"), wire, self._addresses)
+        self.ledger = NodeLedger(
+            self.replica,
+            storage,
+            ledger_settings,
+            ask=self._ask_acceptor,
+            random=random,
+            clock=clock or loop.time,
+            wall=wall,
+        )
         self.failed = self.replica.failed
         self.operator = Operator(self.replica, lambda: status_of(stored.identity, self.replica, wire))
         self._me = me
@@ -126,6 +137,7 @@ class Node:
             await asyncio.gather(self._upkeep, return_exceptions=True)
         if self._listener is not None:
             self._listener.close()
+        await self._links.close()
         await self.replica.stop()
         await self.peers.close()
 
@@ -150,7 +162,18 @@ class Node:
         if connection.peer.role is Role.NODE:
             self._recognise(connection.peer)
             return FromPeer(connection, self.replica.step)
-        return FromClient(connection, self.ledger, lambda: self.leader_address, self.operator)
+        return FromClient(
+            connection, self.ledger, self.replica.acceptors, lambda: self.leader_address, self.operator
+        )
+
+    def _ask_acceptor(self, node: int, request: Request, answer: Callable[[Reply | Exception], None]) -> None:
+        if node == self.identity.node:
+            self.replica.acceptors.ask(request, answer)
+        else:
+            self._links.ask(node, request, answer)
+
+    async def _addresses(self) -> Mapping[int, str]:
+        return self.replica.replicated.addresses
 
     def _recognise(self, peer: Identity) -> None:
         """A node that lost its disk has forgotten votes and entries that it promised to keep: under its old

@@ -17,12 +17,13 @@ from coordinator.ledger.cluster.messages import (
     BackupPiece,
     ChangeMembersCall,
     MemberChange,
-    NodeCall,
     NodeStatus,
+    OperatorCall,
     SnapshotCall,
     StatusCall,
     TransferCall,
 )
+from coordinator.ledger.contract import SessionState
 from coordinator.node.errors import NotLeading
 from coordinator.node.replica import Replica
 from coordinator.node.replicated import Member
@@ -48,7 +49,7 @@ class Operator:
         self._replica = replica
         self._raft = replica.raft
 
-    async def perform(self, call: NodeCall, backup: Backup) -> object:
+    async def perform(self, call: OperatorCall, backup: Backup) -> object:
         """The answer, in the shape of ``NODE_REPLY_TYPES``. ``backup`` is the connection's. Raises
         ``NotLeading``, ``NodeStopped``, ``ClusterRefused``."""
         match call:
@@ -73,6 +74,7 @@ class Operator:
         promoted = {change.node for change in changes if change.kind is ChangeKind.ADD_VOTER}
         await self._until_caught_up(promoted, since)
         await self._check_survivors(changes, since)
+        self._check_acceptors({change.node for change in changes if change.kind is ChangeKind.REMOVE})
         if any(change.kind is ChangeKind.REMOVE and change.node == self._raft.node for change in changes):
             await self._leave_first(changes)
         if changes:
@@ -153,6 +155,22 @@ class Operator:
                 f"no majority of the voters that would be left ({_listed(voters)}) answers; silent:"
                 f" {_listed(silent())}. Start them, or add others first"
             )
+
+    def _check_acceptors(self, gone: set[int]) -> None:
+        """Transactions of Paxos Commit are decided by the voters of the day on which their session was
+        opened: a quorum of these must stay for as long as anything may be undecided there."""
+        configuration = self._raft.configuration
+        staying = (configuration.incoming | configuration.learners) - gone
+        for book in self._replica.replicated.machine.state.sessions.values():
+            acceptors = set(book.acceptors)
+            if not acceptors & gone or len(acceptors & staying) >= majority_size(acceptors):
+                continue
+            if book.state is SessionState.OPEN or self._replica.acceptors.holds(book.id):
+                told = f"session {book.id} ({book.name}) is bound to the nodes {_listed(acceptors)}"
+                raise ClusterNotReady(
+                    f"{told}, of which too few would be left to end its transactions. Restart that"
+                    " coordinator, or let recovery end what it left, and try again"
+                )
 
     # The rest.
 

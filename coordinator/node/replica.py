@@ -17,6 +17,7 @@ from typing import Any
 
 from coordinator.ledger.commands import Command
 from coordinator.ledger.contract import DecisionRecord
+from coordinator.node.acceptors import Acceptors
 from coordinator.node.disk import Disk
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.reads import Reads
@@ -83,6 +84,9 @@ class Replica:
         self._loop = asyncio.get_running_loop()
         self._storage = storage
         self._disk = Disk(storage, self._full, self._fail)
+        self.acceptors = Acceptors(
+            stored.identity.node, stored.acceptor, replicated.machine, self._disk, self.wake
+        )
         self._snapshots = Snapshots(self.raft, replicated, stored.snapshot, log_bytes=snapshot_log_bytes)
         self._reads = Reads()
         self._tick_s = tick_s
@@ -109,6 +113,12 @@ class Replica:
     def leads(self) -> bool:
         """Whether this node leads and has applied everything that was committed before it did."""
         return self._leads
+
+    @property
+    def voters(self) -> tuple[int, ...]:
+        """Of the last configuration that is known to be committed."""
+        raft = self.raft
+        return tuple(sorted(raft.state.history.at(raft.commit_index).incoming))
 
     def start(self) -> None:
         self._ticking = self._loop.call_later(self._tick_s, self._tick)
@@ -231,6 +241,7 @@ class Replica:
                 break  # nothing that was done can have made more to do
         self._follow_role()
         self._keep_history()
+        self.acceptors.work()
         self._disk.flush()
 
     def _propose_waiting(self) -> None:
@@ -379,6 +390,7 @@ class Replica:
         else:
             log.warning("node %d: there is room on its disk again", self.raft.node)
         self.raft.set_disk_full(full)
+        self.acceptors.disk_full = full
         if full and self.raft.state.leads:
             self.raft.step_down()  # another one may have room
         self.wake()
@@ -399,6 +411,7 @@ class Replica:
         self._settling, self._imaging = [], []
         self._waiting, self._proposed = [], {}
         self._reads.fail(error)
+        self.acceptors.stop(why)
         if self._leads:
             self._leads = False
             self._on_change(False)

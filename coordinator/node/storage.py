@@ -16,6 +16,7 @@ import msgspec
 
 from coordinator.errors import LedgerUnusable
 from coordinator.ledger.contract import DecisionRecord
+from coordinator.paxos import Marks, Record, Restored
 from coordinator.raft import Entry, HardState, SnapshotMeta
 from participants.ids import TxId
 
@@ -43,6 +44,15 @@ class Finished(msgspec.Struct, frozen=True):
     history_ms: int
 
 
+class Promises(msgspec.Struct, frozen=True):
+    """What an acceptor of Paxos Commit must not forget: ``records``, each in place of its transaction's;
+    then ``dropped`` away, and ``marks``, so that nothing of these begins anew."""
+
+    records: tuple[Record, ...] = ()
+    dropped: tuple[TxId, ...] = ()
+    marks: Marks | None = None
+
+
 class Write(msgspec.Struct, frozen=True):
     """One change of the disk, all or nothing; what is in it is done in the order of the fields."""
 
@@ -58,6 +68,7 @@ class Write(msgspec.Struct, frozen=True):
     """Whatever is stored from ``entries[0].index`` on is replaced."""
     disks: dict[int, str] = {}
     """Disks of other nodes, by number, that were met for the first time."""
+    promises: Promises | None = None
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -68,6 +79,7 @@ class Stored(msgspec.Struct, frozen=True):
     snapshot: Snapshot
     entries: tuple[Entry, ...]
     disks: dict[int, str] = {}
+    acceptor: Restored = Restored()
 
 
 class StorageDamaged(LedgerUnusable):

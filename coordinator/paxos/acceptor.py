@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import assert_never
 
 import msgspec
@@ -63,6 +64,15 @@ class Acceptor:
     def record(self, txid: TxId) -> Record | None:
         return self._records.get(txid)
 
+    def below(self, floors: Mapping[int, int]) -> list[TxId]:
+        """What is kept of the sessions in ``floors``, below the sequence number that is given there."""
+        return [
+            txid
+            for session, floor in floors.items()
+            for txid in self._of_session.get(session, ())
+            if txid.seq < floor
+        ]
+
     def kept(self) -> Restored:
         """Everything, with what has not been stored yet: for a copy of the whole, and for tests."""
         return Restored(self._marks, tuple(self._records[txid] for txid in sorted(self._records)))
@@ -111,24 +121,34 @@ class Acceptor:
 
     def forget(self, marks: Marks) -> None:
         """The ledger holds the outcome of everything below ``marks``, or nothing below can ever have been
-        accepted anywhere: let it go. May be repeated, and reported in any order."""
-        joined = self._marks.joined(marks)
-        if joined == self._marks:
-            return
-        before, self._marks, self._floors, self._marks_changed = self._floors, joined, joined.below(), True
-        for session in list(self._of_session):
-            if before.get(session) != self._floors.get(session) or session not in self._floors:
-                self._drop(session)
+        accepted anywhere: let it go. May be repeated, and reported in any order.
 
-    def _drop(self, session: int) -> None:
-        """Delete what is below the marks now."""
-        of_session = self._of_session[session]
-        for txid in [each for each in of_session if forgotten(each, self._marks.next_session, self._floors)]:
-            del self._records[txid], of_session[txid]
-            self._changed.pop(txid, None)
-            self._dropped[txid] = None
+        Without a record of it there is nothing to let go, and no mark to be stored: a quorum that chose
+        anything has records, and marks where these were, in every other quorum's way.
+        """
+        joined = self._marks.joined(marks)
+        floors = joined.below()
+        dropped = [
+            txid
+            for session, txids in self._of_session.items()
+            if floors.get(session, 0) != self._floors.get(session)
+            for txid in txids
+            if forgotten(txid, joined.next_session, floors)
+        ]
+        if not dropped:
+            return
+        self._marks, self._floors, self._marks_changed = joined, floors, True
+        for txid in dropped:
+            self._drop(txid)
+
+    def _drop(self, txid: TxId) -> None:
+        del self._records[txid]
+        of_session = self._of_session[txid.session]
+        del of_session[txid]
         if not of_session:
-            del self._of_session[session]
+            del self._of_session[txid.session]
+        self._changed.pop(txid, None)
+        self._dropped[txid] = None
 
     def on_persisted(self, token: int) -> tuple[Outgoing, ...]:
         """All of the ``Ready`` of ``token``, and of those before it, is durable. What may be sent now."""

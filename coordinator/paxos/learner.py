@@ -7,7 +7,7 @@ import enum
 from coordinator.paxos.errors import PeerMisbehaved
 from coordinator.paxos.messages import ABORTED, Ask, Branch, Forgotten, Known, Reply, Request, Value
 from coordinator.paxos.synod import Accepted, Tally
-from coordinator.quorum import Joint
+from coordinator.quorum import Joint, VoteResult
 from participants.checks import invariant
 from participants.ids import TxId
 
@@ -29,8 +29,7 @@ class Learner:
         self.acceptors = acceptors
         self.branches: tuple[Branch, ...] = ()
         """All of the transaction's, or empty as long as no acceptor that answered knows."""
-        self.forgotten = False
-        """An acceptor has let it go: the ledger holds the outcome."""
+        self._forgotten: set[int] = set()
         self._named: list[Tally[Value]] = []
         self._unnamed = Tally[Value](acceptors)
 
@@ -42,6 +41,12 @@ class Learner:
         if self._named and all(tally.chosen is not None for tally in self._named):
             return Outcome.COMMITTED
         return None
+
+    @property
+    def forgotten(self) -> bool:
+        """So many acceptors have let it go that no quorum of the others is left: the ledger holds the
+        outcome. One that has counts as one that is silent: a quorum that still knows can be believed."""
+        return self.acceptors.vote_result(dict.fromkeys(self._forgotten, False)) is VoteResult.LOST
 
     @property
     def chosen(self) -> tuple[Value | None, ...]:
@@ -62,7 +67,7 @@ class Learner:
         if reply.acceptor not in self.acceptors.voters:
             return False
         if isinstance(reply, Forgotten):
-            self.forgotten = True
+            self._forgotten.add(reply.acceptor)
         else:
             self._add(reply.acceptor, reply.known)
         return True

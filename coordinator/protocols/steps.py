@@ -34,6 +34,13 @@ class ThreePhaseStep(enum.StrEnum):
     AFTER_PRECOMMIT = "after_precommit"
 
 
+class PaxosStep(enum.StrEnum):
+    """What Paxos Commit adds: the decision is the votes', and what is decided in the ledger a copy of it."""
+
+    BEFORE_VOTE = "before_vote"
+    AFTER_VOTE = "after_vote"
+
+
 class TerminationStep(enum.StrEnum):
     """Of one round of termination; each once for every branch that is asked."""
 
@@ -71,6 +78,18 @@ STEPS: dict[str, tuple[enum.StrEnum, ...]] = {
         ThreePhaseStep.AFTER_LEDGER_PRECOMMIT,
         ThreePhaseStep.BEFORE_PRECOMMIT,
         ThreePhaseStep.AFTER_PRECOMMIT,
+        TwoPhaseStep.BEFORE_DECIDE,
+        TwoPhaseStep.AFTER_DECIDE,
+        TwoPhaseStep.BEFORE_SECOND_PHASE,
+        TwoPhaseStep.AFTER_SECOND_PHASE,
+        TwoPhaseStep.BEFORE_FINISH,
+        TwoPhaseStep.AFTER_FINISH,
+    ),
+    "p": (
+        TwoPhaseStep.BEFORE_PREPARE,
+        TwoPhaseStep.AFTER_PREPARE,
+        PaxosStep.BEFORE_VOTE,
+        PaxosStep.AFTER_VOTE,
         TwoPhaseStep.BEFORE_DECIDE,
         TwoPhaseStep.AFTER_DECIDE,
         TwoPhaseStep.BEFORE_SECOND_PHASE,

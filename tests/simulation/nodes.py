@@ -17,6 +17,7 @@ from coordinator.node.bootstrap import beginning, joining
 from coordinator.node.node import Node
 from coordinator.node.settings import NodeSettings
 from coordinator.node.storage import Identity, Snapshot, Stored, Write
+from coordinator.paxos import Marks, Record, Restored
 from coordinator.raft import Entry, HardState, Message, Raft, SnapshotMeta
 from coordinator.wire import Address, WireSettings
 from participants.ids import TxId
@@ -47,6 +48,8 @@ class NodeDisk:
         self.entries: dict[int, Entry] = {}
         self.history: dict[TxId, DecisionRecord] = {}
         self.staged = b""
+        self.promises: dict[TxId, Record] = {}
+        self.marks = Marks()
 
     @property
     def snapshot(self) -> SnapshotMeta:
@@ -73,10 +76,16 @@ class NodeDisk:
                 first = write.entries[0].index
                 self.entries = {i: entry for i, entry in self.entries.items() if i < first}
                 self.entries |= {entry.index: entry for entry in write.entries}
+            if write.promises is not None:
+                self.promises |= {record.txid: record for record in write.promises.records}
+                for txid in write.promises.dropped:
+                    self.promises.pop(txid, None)
+                self.marks = write.promises.marks or self.marks
 
     def stored(self) -> Stored:
         entries = tuple(self.entries[index] for index in sorted(self.entries))
-        return Stored(self.identity, self.hard_state, self.image, entries)
+        acceptor = Restored(self.marks, tuple(self.promises.values()))
+        return Stored(self.identity, self.hard_state, self.image, entries, acceptor=acceptor)
 
 
 class SimulatedStorage:

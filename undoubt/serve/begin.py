@@ -11,9 +11,9 @@ import msgspec
 
 from coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger.cluster import backup, operate
-from coordinator.ledger.cluster.ledger import RAFT, addresses_of
 from coordinator.ledger.cluster.messages import MemberChange
 from coordinator.ledger.cluster.survey import survey
+from coordinator.ledger.cluster.url import RAFT, addresses_of
 from coordinator.node.bootstrap import beginning, joining, restored
 from coordinator.node.sqlite.storage import FILE_NAME, SqliteStorage, create, discard
 from coordinator.node.storage import Identity

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import SystemRandom
 
 from coordinator.errors import LedgerUnusable
-from coordinator.ledger.cluster.ledger import wire_of
+from coordinator.ledger.cluster.url import wire_of
 from coordinator.node.node import Node
 from coordinator.node.sqlite.storage import SqliteStorage
 from coordinator.node.storage import Identity

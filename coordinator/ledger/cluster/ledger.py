@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from random import Random, SystemRandom
 from typing import Any
 
-from coordinator.errors import LedgerUnusable, WrongProcess
+from coordinator.errors import LedgerUnavailable, LedgerUnusable, WrongProcess
 from coordinator.ledger import calls
 from coordinator.ledger.calling import CallingLedger
+from coordinator.ledger.cluster.acceptors import ClusterAcceptors, among
+from coordinator.ledger.cluster.links import Links, first_of
 from coordinator.ledger.cluster.route import Route
+from coordinator.ledger.cluster.survey import status
+from coordinator.ledger.cluster.url import addresses_of, wire_of
+from coordinator.ledger.contract import Record, Session, SessionInfo
 from coordinator.settings import LedgerSettings
-from coordinator.wire import Address, Identity, Role, TlsUnusable, WireSettings, tls_of
+from coordinator.wire import Identity, Role, WireSettings
+from participants.ids import TxId
 from participants.redact import redact
-
-RAFT = "raft://"
-PORT = 7400
 
 
 class ClusterLedger(CallingLedger):
     """Made by :meth:`open`. Belongs to the event loop and the process in which it was opened."""
 
-    def __init__(self, route: Route, settings: LedgerSettings) -> None:
+    acceptors: ClusterAcceptors
+
+    def __init__(
+        self, route: Route, settings: LedgerSettings, me: Identity, wire: WireSettings, random: Random
+    ) -> None:
         self.settings = settings
         self._route = route
+        self._wire = wire
+        self._links = Links(me, wire, self._addresses)
         self._pid = os.getpid()
         self._ledger_id = ""
-        self._random: Random = SystemRandom()
+        self._random = random
+        self.acceptors = ClusterAcceptors(
+            self._links.ask,
+            self._open_bound,
+            self._session_of,
+            self._record,
+            random,
+            timeout_s=settings.request_timeout_s,
+        )
 
     @classmethod
     async def open(
@@ -43,9 +60,9 @@ class ClusterLedger(CallingLedger):
         ``request_timeout_s``."""
         random = random or SystemRandom()
         me = Identity(Role.CLIENT, name=name or f"process {os.getpid()}")
-        route = Route(addresses_of(settings.url), me, wire or wire_of(settings), random)
-        ledger = cls(route, settings)
-        ledger._random = random
+        wire = wire or wire_of(settings)
+        route = Route(addresses_of(settings.url), me, wire, random)
+        ledger = cls(route, settings, me, wire, random)
         try:
             await ledger.info()
         except BaseException:
@@ -64,7 +81,28 @@ class ClusterLedger(CallingLedger):
 
     async def close(self) -> None:
         if os.getpid() == self._pid:
+            await self._links.close()
             await self._route.close()
+
+    async def _open_bound(self, name: str, ttl_s: float) -> Session:
+        session: Session = await self._call(calls.OpenSessionCall(name, ttl_s, self._nonce(), bind=True))
+        return session
+
+    async def _session_of(self, txid: TxId) -> SessionInfo | None:
+        return among(await self.sessions(), txid)
+
+    async def _record(self, txid: TxId) -> Record:
+        return (await self.records([txid]))[txid]
+
+    async def _addresses(self) -> Mapping[int, str]:
+        """Asked of any node, since its leader may be the one that is gone."""
+        return await first_of([self._members(str(one)) for one in addresses_of(self.settings.url)])
+
+    async def _members(self, address: str) -> Mapping[int, str]:
+        seen = await status(address, self.settings.request_timeout_s, self._wire)
+        if seen.status is None:
+            raise LedgerUnavailable(f"node at {address}: {seen.error}")
+        return seen.status.nodes
 
     def _nonce(self) -> str:
         return f"{self._random.getrandbits(64):016x}"
@@ -87,25 +125,3 @@ class ClusterLedger(CallingLedger):
                 f" {self._ledger_id})"
             )
         self._ledger_id = found
-
-
-def wire_of(settings: LedgerSettings) -> WireSettings:
-    """How to speak with the cluster. Raises ``LedgerUnusable`` if the TLS files are of no use."""
-    wire = settings.wire
-    if wire.tls is not None:
-        try:
-            tls_of(wire.tls)
-        except TlsUnusable as error:
-            raise LedgerUnusable(f"ledger.tls_ca, tls_cert, tls_key: {error}") from error
-    return wire
-
-
-def addresses_of(url: str) -> Sequence[Address]:
-    """The nodes of a ``raft://`` URL, in its order. Raises ``LedgerUnusable``."""
-    try:
-        return [Address.parse(text, port=PORT) for text in url.removeprefix(RAFT).rstrip("/").split(",")]
-    except ValueError as error:
-        raise LedgerUnusable(
-            f"ledger URL {redact(url)!r}: {error}; for example"
-            " raft://10.0.0.1:7400,10.0.0.2:7400,10.0.0.3:7400"
-        ) from None

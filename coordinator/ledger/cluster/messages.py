@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from coordinator import paxos
 from coordinator.ledger import calls
 
 REQUESTS_PER_FRAME_MAX = 1_000
@@ -18,6 +19,12 @@ REQUESTS_PER_FRAME_MAX = 1_000
 
 class StatusCall(msgspec.Struct, frozen=True, array_like=True, tag="status"):
     """How is this very node? Answered by whoever is asked, with :class:`NodeStatus`."""
+
+
+class AcceptorCall(msgspec.Struct, frozen=True, array_like=True, tag="acceptor", gc=False):
+    """To this very node as an acceptor of Paxos Commit. Answered with a ``coordinator.paxos.Reply``."""
+
+    request: paxos.Request
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
@@ -101,11 +108,14 @@ class BackupPiece(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
-NodeCall = StatusCall | ChangeMembersCall | TransferCall | SnapshotCall | BackupCall
+OperatorCall = StatusCall | ChangeMembersCall | TransferCall | SnapshotCall | BackupCall
+
+NodeCall = OperatorCall | AcceptorCall
 """Calls about the nodes rather than the ledger."""
 
 NODE_REPLY_TYPES: dict[type[NodeCall], Any] = {
     StatusCall: NodeStatus,
+    AcceptorCall: paxos.Reply,
     ChangeMembersCall: NodeStatus,
     TransferCall: NodeStatus,
     SnapshotCall: int,
@@ -151,3 +161,6 @@ _DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
 
 def decode_result(call: calls.Call | NodeCall, result: msgspec.Raw) -> Any:
     return _DECODERS[type(call)].decode(result)
+
+
+decode_reply: Callable[[msgspec.Raw], paxos.Reply] = _DECODERS[AcceptorCall].decode

@@ -16,7 +16,6 @@ from typing import Any
 from coordinator.errors import ClusterNotReady, ClusterRefused, LedgerUnavailable
 from coordinator.ledger import calls
 from coordinator.ledger.cluster import messages
-from coordinator.ledger.cluster.ledger import addresses_of, wire_of
 from coordinator.ledger.cluster.messages import (
     BackupCall,
     BackupPiece,
@@ -32,6 +31,7 @@ from coordinator.ledger.cluster.messages import (
     TransferCall,
 )
 from coordinator.ledger.cluster.route import Route
+from coordinator.ledger.cluster.url import addresses_of, wire_of
 from coordinator.settings import LedgerSettings
 from coordinator.wire import Address, Connection, HandshakeRefused, Identity, Role, WireSettings, connect
 

@@ -7,9 +7,9 @@ import asyncio
 import msgspec
 
 from coordinator.errors import LedgerError
-from coordinator.ledger.cluster.ledger import addresses_of, wire_of
 from coordinator.ledger.cluster.messages import NodeStatus, StatusCall
 from coordinator.ledger.cluster.operate import ask
+from coordinator.ledger.cluster.url import addresses_of, wire_of
 from coordinator.settings import LedgerSettings
 from coordinator.wire import WireSettings
 

@@ -6,6 +6,7 @@
     hard_state(id = 1, term, vote)
     snapshot(id = 1, idx, term, configuration, crc, image)
     entry(idx, term, kind, crc, data)
+    promise(...), mark(...)             :mod:`.promises`
     history(...)                        :mod:`coordinator.ledger.sqlite.history`
 
 SQLite cuts a tail that a crash left half written, by the checksums of its WAL: such a write was never
@@ -27,10 +28,11 @@ import msgspec
 from coordinator.errors import LedgerUnusable
 from coordinator.ledger.sqlite import history
 from coordinator.ledger.sqlite.file import SqliteFile
+from coordinator.node.sqlite import promises
 from coordinator.node.storage import Identity, Snapshot, StorageDamaged, Stored, Write
 from coordinator.raft import Configuration, Entry, HardState, Kind, SnapshotMeta
 
-FORMAT = "1"
+FORMAT = "2"
 DISK_OF = "disk of "
 _DDL = (
     "create table meta (key text primary key, value text not null)",
@@ -40,6 +42,7 @@ _DDL = (
     " term integer not null, configuration blob not null, crc integer not null, image blob not null)",
     "create table entry (idx integer primary key, term integer not null, kind integer not null,"
     " crc integer not null, data blob not null)",
+    *promises.DDL,
     "create table history (session integer not null, seq integer not null, nonce text not null,"
     " decided_at real not null, finished_ms integer not null, record blob not null,"
     " primary key (session, seq))",
@@ -84,7 +87,10 @@ class Tables:
             term, vote = self._connection.execute("select term, vote from hard_state").fetchone()
             snapshot = self._snapshot()
             entries = self._entries(snapshot.meta)
-            return Stored(identity, HardState(term, vote), snapshot, entries, self._disks())
+            acceptor = promises.load(self._connection)
+            return Stored(identity, HardState(term, vote), snapshot, entries, self._disks(), acceptor)
+        except promises.Mismatch as error:
+            raise self._damaged(str(error), None) from error
         except (sqlite3.Error, TypeError, ValueError) as error:
             raise self._damaged(f"{type(error).__name__}: {error}", None) from error
 
@@ -154,6 +160,8 @@ class Tables:
                 "insert or replace into hard_state (id, term, vote) values (1, ?, ?)",
                 (state.term, state.vote),
             )
+        if write.promises is not None:
+            promises.store(connection, write.promises)
         for node, disk in write.disks.items():
             connection.execute("insert into meta (key, value) values (?, ?)", (f"{DISK_OF}{node}", disk))
         if (finished := write.finished) is not None:

@@ -13,7 +13,17 @@ from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord
 from coordinator.ledger.sqlite.file import StoreFull
 from coordinator.node.bootstrap import beginning
 from coordinator.node.sqlite.storage import FILE_NAME, SqliteStorage, create
-from coordinator.node.storage import Finished, Identity, Snapshot, StorageDamaged, Stored, Write
+from coordinator.node.storage import (
+    Finished,
+    Identity,
+    Promises,
+    Snapshot,
+    StorageDamaged,
+    Stored,
+    Write,
+)
+from coordinator.paxos import Accepted, Ballot, Branch, Known, Marks, Record, Restored, Value
+from coordinator.quorum import Joint
 from coordinator.raft import Entry, HardState, SnapshotMeta
 from participants.ids import TxId
 
@@ -97,6 +107,45 @@ async def test_an_own_snapshot_keeps_what_is_behind_it(folder: Path) -> None:
     assert stored.entries == entries(3, 2, 2, 2)
 
 
+def promised(seq: int, round_number: int = 0) -> Record:
+    """What an acceptor keeps of a transaction."""
+    value = Accepted(Ballot(round_number), Value(True, b"evidence"))
+    known = Known((Branch(1, "orders"),), (value,))
+    return Record(TxId(1, "0" * 16, seq), Joint(frozenset({1, 2, 3})), Ballot(round_number, 7), known)
+
+
+async def test_promises_are_replaced_and_dropped_in_order(folder: Path) -> None:
+    """A promise that an older one overwrites would be broken; one that comes back after it was forgotten
+    could be voted on anew."""
+    marks = Marks(2, ((1, 2),))
+    stored = await written(
+        folder,
+        Write(promises=Promises((promised(1), promised(2), promised(3)))),
+        Write(promises=Promises((promised(2, 5),))),
+        Write(promises=Promises((), (promised(1).txid,), marks)),
+        Write(promises=Promises((promised(4),))),
+    )
+    assert stored.acceptor == Restored(marks, (promised(2, 5), promised(3), promised(4)))
+
+
+PROMISE_DAMAGES = (
+    "update promise set record = cast(record || x'00' as blob)",
+    "update promise set crc = crc + 1",
+    "update mark set marks = x'90'",
+)
+
+
+@pytest.mark.parametrize("damage", PROMISE_DAMAGES)
+async def test_a_damaged_promise_stops_the_node(folder: Path, damage: str) -> None:
+    """An acceptor that skips it has forgotten what a quorum may have counted on."""
+    await written(folder, Write(promises=Promises((promised(1),), (), Marks(1))))
+    with sqlite3.connect(folder / FILE_NAME) as connection:
+        assert connection.execute(damage).rowcount == 1
+    connection.close()
+    with pytest.raises(StorageDamaged, match="its acceptor has"):
+        await SqliteStorage.open(folder)
+
+
 async def test_a_batch_is_all_or_nothing(folder: Path) -> None:
     """Half a batch would be a state that no Ready ever described."""
     storage, _ = await SqliteStorage.open(folder)
@@ -167,9 +216,9 @@ async def test_damage_stops_the_node_and_says_how_to_rejoin(folder: Path, damage
 async def test_a_newer_format_is_refused(folder: Path) -> None:
     """An older version could misread a newer one's log."""
     with sqlite3.connect(folder / FILE_NAME) as connection:
-        connection.execute("update meta set value = '2' where key = 'format'")
+        connection.execute("update meta set value = '3' where key = 'format'")
     connection.close()
-    with pytest.raises(LedgerUnusable, match="has format 2, this version of undoubt knows 1"):
+    with pytest.raises(LedgerUnusable, match="has format 3, this version of undoubt knows 2"):
         await SqliteStorage.open(folder)
 
 

@@ -253,6 +253,16 @@ def test_forgotten_is_not_said_before_it_is_stored() -> None:
     assert [each.message for each in acceptor.on_persisted(ready.token)] == [Forgotten(TX, 1)]
 
 
+def test_without_a_record_there_is_no_mark_to_store() -> None:
+    """Broken if every rise of every session's floor cost each node a write."""
+    acceptor = fresh()
+    acceptor.forget(Marks(7, ((3, 9),)))
+    assert acceptor.ready().empty
+    ask(acceptor, votes(tx=txid(9, 3)))
+    acceptor.forget(Marks(7, ((3, 9),)))
+    assert acceptor.ready().empty
+
+
 def test_a_record_that_is_forgotten_before_it_is_stored_is_not_stored() -> None:
     """Broken if a deletion were overtaken by the record's own write."""
     acceptor = fresh()

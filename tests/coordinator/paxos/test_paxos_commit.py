@@ -361,6 +361,9 @@ def test_a_recovery_of_what_is_forgotten_leaves_it_to_the_ledger() -> None:
     recovery = Recovery(TX, THREE, 5)
     recovery.begin()
     recovery.step(Forgotten(TX, 1))
+    recovery.step(Forgotten(TX, 1))
+    assert not recovery.forgotten, "2 and 3 may still know"
+    recovery.step(Forgotten(TX, 2))
     assert (recovery.outcome, recovery.forgotten, recovery.begin()) == (None, True, ())
     assert recovery.step(Phase1b(TX, 2, recovery.ballot, Known())) == ()
     assert recovery.step(Phase1b(TX, 3, recovery.ballot, Known())) == ()

@@ -1,0 +1,189 @@
+"""Paxos Commit's leaders at work: they ask the acceptors that a transaction's session is bound to, and ask
+again, until the outcome is known.
+
+The rules are in :mod:`coordinator.paxos`; here are only time and patience. Nothing that time does decides
+anything: when it is up, nobody knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from random import Random
+
+import msgspec
+
+from coordinator.errors import LedgerError, LedgerUnavailable, OutcomeUnknown
+from coordinator.ledger.contract import BranchRecord, Decision, Record, Session, SessionInfo, Settlement
+from coordinator.paxos import (
+    Branch,
+    FirstBallot,
+    Outcome,
+    PeerMisbehaved,
+    Recovery,
+    Reply,
+    Request,
+    Value,
+)
+from coordinator.quorum import Joint
+from participants.ids import TxId
+
+log = logging.getLogger(__name__)
+
+PAUSE_S = (0.1, 1.0)
+"""Before those who did not answer are asked again: the first time, the longest."""
+SESSIONS_MAX = 1_000
+"""Whose acceptors are remembered."""
+
+Requests = Iterable[tuple[int, Request]]
+Ask = Callable[[int, Request, Callable[[Reply | Exception], None]], None]
+"""Ask an acceptor, by its number; told once what it says, or why nothing."""
+
+DECISIONS = {Outcome.COMMITTED: Decision.COMMIT, Outcome.ABORTED: Decision.ABORT}
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
+
+
+class ClusterAcceptors:
+    """Implements :class:`~coordinator.ledger.contract.Acceptors`. ``open_session`` opens one that is bound,
+    ``session_of`` and ``record`` are the ledger's own, ``random`` draws the numbers of recoveries and their
+    pauses."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        open_session: Callable[[str, float], Awaitable[Session]],
+        session_of: Callable[[TxId], Awaitable[SessionInfo | None]],
+        record: Callable[[TxId], Awaitable[Record]],
+        random: Random,
+        *,
+        timeout_s: float,
+    ) -> None:
+        self._ask = ask
+        self._open_session = open_session
+        self._session_of = session_of
+        self._record = record
+        self._random = random
+        self._timeout_s = timeout_s
+        self._bound: dict[tuple[int, str], Joint] = {}
+
+    async def open_session(self, name: str, ttl_s: float) -> Session:
+        session = await self._open_session(name, ttl_s)
+        self._bind(session)
+        return session
+
+    def _bind(self, session: Session | SessionInfo) -> Joint:
+        """Remember whom its transactions are decided by."""
+        while len(self._bound) >= SESSIONS_MAX:
+            del self._bound[next(iter(self._bound))]
+        bound = self._bound[session.id, session.nonce] = Joint(frozenset(session.acceptors))
+        return bound
+
+    async def vote(self, txid: TxId, branches: Sequence[BranchRecord]) -> Decision:
+        votes = {Branch(each.number, each.participant): _prepared(each) for each in branches}
+        leader = FirstBallot(txid, await self._acceptors_of(txid), votes)
+
+        def step(reply: Reply) -> Requests:
+            leader.step(reply)
+            return ()
+
+        work = _Work(leader, step, self._ask)
+        work.send(leader.messages())
+        await self._until_known(work, lambda: [*_only(leader.messages(), leader.unheard), *leader.ask()])
+        return await self._decided(leader)
+
+    async def settle(self, txid: TxId) -> Settlement:
+        leader = Recovery(txid, await self._acceptors_of(txid), self._random.getrandbits(62) + 1)
+        work = _Work(leader, leader.step, self._ask)
+        work.send(leader.begin())
+        await self._until_known(work, leader.begin)
+        decision = await self._decided(leader)
+        pairs = zip(leader.branches, leader.chosen, strict=True)
+        return Settlement(decision, tuple(_record_of(branch, value) for branch, value in pairs))
+
+    async def _acceptors_of(self, txid: TxId) -> Joint:
+        bound = self._bound.get((txid.session, txid.nonce))
+        if bound is None:
+            session = await self._session_of(txid)
+            bound = None if session is None else self._bind(session)
+        if bound is None or not bound.incoming:
+            raise OutcomeUnknown(txid, "the ledger does not know which acceptors its session was bound to")
+        return bound
+
+    async def _until_known(self, work: _Work, again: Callable[[], Requests]) -> None:
+        loop = asyncio.get_running_loop()
+        end, pause_s = loop.time() + self._timeout_s, PAUSE_S[0]
+        while not work.known.done():
+            left_s = end - loop.time()
+            if left_s <= 0:
+                raise LedgerUnavailable(f"no quorum of acceptors answered in time; last: {work.trouble}")
+            await asyncio.wait([work.known], timeout=min(left_s, pause_s * (0.5 + self._random.random())))
+            pause_s = min(pause_s * 2, PAUSE_S[1])
+            if not work.known.done():
+                work.send(again())
+        work.known.result()
+
+    async def _decided(self, leader: FirstBallot | Recovery) -> Decision:
+        """The outcome, or, where the acceptors have let it go, what the ledger holds."""
+        if leader.outcome is not None:
+            return DECISIONS[leader.outcome]
+        recorded = await self._record(leader.txid)
+        if recorded is Record.NOT_RECORDED:
+            raise OutcomeUnknown(leader.txid, "its acceptors have let it go, and no outcome is recorded")
+        return Decision(str(recorded))
+
+
+class _Work:
+    """One leader, and what it has asked. ``known`` is done when there is nothing more to learn."""
+
+    def __init__(self, leader: FirstBallot | Recovery, step: Callable[[Reply], Requests], ask: Ask) -> None:
+        self.known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.trouble = "nobody answered yet"
+        self._leader = leader
+        self._step = step
+        self._ask = ask
+
+    def send(self, requests: Requests) -> None:
+        for to, request in requests:
+            self._ask(to, request, self._answered)
+
+    def _answered(self, answer: Reply | Exception) -> None:
+        if self.known.done():
+            return
+        if isinstance(answer, Exception):
+            self.trouble = str(answer)
+            return
+        try:
+            more = self._step(answer)
+        except PeerMisbehaved as error:
+            log.exception("acceptors of %s contradict each other", self._leader.txid)
+            self.known.set_exception(LedgerError(str(error)))
+            return
+        if self._leader.outcome is not None or self._leader.forgotten:
+            self.known.set_result(None)
+        else:
+            self.send(more)
+
+
+def among(sessions: Iterable[SessionInfo], txid: TxId) -> SessionInfo | None:
+    """The transaction's."""
+    return next((one for one in sessions if (one.id, one.nonce) == (txid.session, txid.nonce)), None)
+
+
+def _only(requests: Requests, acceptors: Sequence[int]) -> list[tuple[int, Request]]:
+    return [(to, request) for to, request in requests if to in acceptors]
+
+
+def _prepared(branch: BranchRecord) -> Value:
+    """Its evidence travels with the vote: whoever finds the outcome can record it."""
+    if branch.xid is None or branch.system is None or branch.timeline is None:
+        return Value(True)
+    return Value(True, _encode((branch.xid, branch.system, branch.timeline)))
+
+
+def _record_of(branch: Branch, value: Value | None) -> BranchRecord:
+    if value is None or not value.evidence:
+        return BranchRecord(branch.number, branch.participant)
+    return BranchRecord(branch.number, branch.participant, *_decode(value.evidence))

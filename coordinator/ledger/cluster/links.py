@@ -1,0 +1,153 @@
+"""To each acceptor one connection, opened when it is first asked something.
+
+Nothing is asked again here: what got no answer is reported as an error, and whoever asked knows better what
+to ask next. What is asked within one turn of the loop leaves in one frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from coordinator.errors import LedgerUnavailable
+from coordinator.ledger import calls
+from coordinator.ledger.cluster import messages
+from coordinator.ledger.cluster.messages import REQUESTS_PER_FRAME_MAX, AcceptorCall, Elsewhere, Standing
+from coordinator.paxos import Reply, Request
+from coordinator.wire import Address, Connection, HandshakeRefused, Identity, WireSettings, connect
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 1.0
+
+Answer = Callable[[Reply | Exception], None]
+Addresses = Callable[[], Awaitable[Mapping[int, str]]]
+"""Every node's address, as far as anybody can be asked. Raises ``LedgerUnavailable``."""
+
+
+class Links:
+    def __init__(self, me: Identity, settings: WireSettings, addresses: Addresses) -> None:
+        self._me = me
+        self._settings = settings
+        self._addresses = addresses
+        self._links: dict[int, _Link] = {}
+
+    def ask(self, node: int, request: Request, answer: Answer) -> None:
+        """``answer`` is told once: the reply, or why there is none (yet)."""
+        self.to(node).ask(request, answer)
+
+    def to(self, node: int) -> _Link:
+        """Begins to connect, if it is not connected."""
+        link = self._links.get(node)
+        if link is None or link.gone:
+            link = self._links[node] = _Link(self, node)
+        return link
+
+    async def connect(self, node: int, link: _Link) -> Connection:
+        address = (await self._addresses()).get(node)
+        if address is None:
+            raise ConnectionError(f"the address of node {node} is not known")
+        return await connect(
+            Address.parse(address),
+            self._me,
+            lambda _: link,
+            self._settings,
+            timeout_s=CONNECT_S,
+            for_number=node,
+        )
+
+    async def close(self) -> None:
+        links, self._links = list(self._links.values()), {}
+        for link in links:
+            await link.close()
+
+
+class _Link:
+    """One node's. A Receiver."""
+
+    def __init__(self, links: Links, node: int) -> None:
+        self.gone = False
+        self._node = node
+        self._loop = asyncio.get_running_loop()
+        self._connection: Connection | None = None
+        self._waiting: dict[int, Answer] = {}
+        self._unsent: list[messages.Request] = []
+        self._number = 0
+        self._flushing = False
+        self._connecting = self._loop.create_task(self._connect(links), name=f"undoubt-acceptor-{node}")
+
+    def ask(self, request: Request, answer: Answer) -> None:
+        self._number += 1
+        self._waiting[self._number] = answer
+        self._unsent.append(messages.Request(self._number, AcceptorCall(request)))
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if self._connection is not None and self._unsent and not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        unsent, self._unsent = self._unsent, []
+        if self._connection is not None:
+            for first in range(0, len(unsent), REQUESTS_PER_FRAME_MAX):
+                self._connection.send(messages.encode(unsent[first : first + REQUESTS_PER_FRAME_MAX]))
+
+    async def _connect(self, links: Links) -> None:
+        try:
+            connection = await links.connect(self._node, self)
+        except (OSError, HandshakeRefused, LedgerUnavailable) as error:
+            self.lost(str(error))
+            return
+        if not self.gone:
+            self._connection = connection
+            self._flush_soon()
+
+    def received(self, payload: bytes) -> None:
+        for answer in messages.decode_answers(payload):
+            if isinstance(answer, Standing):
+                continue
+            waiting = self._waiting.pop(answer.number, None)
+            if waiting is None:
+                continue
+            match answer:
+                case calls.Reply(result=result):
+                    waiting(messages.decode_reply(result))
+                case calls.Failed():
+                    waiting(calls.raised(answer))
+                case Elsewhere():
+                    waiting(LedgerUnavailable(answer.why))
+
+    def lost(self, why: str) -> None:
+        self.gone = True
+        self._connection = None
+        waiting, self._waiting = self._waiting, {}
+        for answer in waiting.values():
+            answer(LedgerUnavailable(f"node {self._node}: {why}"))
+
+    async def close(self) -> None:
+        connection = self._connection
+        self.lost("closed by this side")
+        self._connecting.cancel()
+        await asyncio.gather(self._connecting, return_exceptions=True)
+        if connection is not None:
+            connection.abort("closed by this side")
+
+
+async def first_of(answers: Sequence[Awaitable[Mapping[int, str]]]) -> Mapping[int, str]:
+    """Whoever answers first. Raises the last error if nobody does."""
+    tasks = [asyncio.ensure_future(answer) for answer in answers]
+    trouble: Exception = LedgerUnavailable("the cluster has no addresses")
+    try:
+        for task in asyncio.as_completed(tasks):
+            try:
+                return await task
+            except LedgerUnavailable as error:
+                trouble = error
+        raise trouble
+    finally:
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

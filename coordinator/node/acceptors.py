@@ -1,0 +1,115 @@
+"""This node's part in Paxos Commit: it drives an :class:`~coordinator.paxos.Acceptor`.
+
+What enters: requests of leaders: coordinators, and recoveries, of this node too. What leaves: answers, each
+after what it depends on is on the disk. The writes go the way of the log's and share their syncs; the log
+itself, its leader and its elections have no part in it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from coordinator.errors import LedgerError, LedgerUnavailable
+from coordinator.ledger.contract import Record
+from coordinator.ledger.machine import Machine
+from coordinator.node.disk import Disk
+from coordinator.node.errors import NodeStopped
+from coordinator.node.storage import Promises, Write
+from coordinator.paxos import Acceptor, Marks, Outgoing, PeerMisbehaved, Reply, Request, Restored
+from coordinator.quorum import Joint
+from participants.ids import NUMBER_MAX
+
+log = logging.getLogger(__name__)
+
+Answer = Callable[[Reply | LedgerError], None]
+"""Told once: a reply that may leave, or why there is none."""
+
+
+class Acceptors:
+    """``wake`` has :meth:`work` called in the next turn of the loop, before the disk is flushed."""
+
+    def __init__(
+        self, node: int, stored: Restored, machine: Machine, disk: Disk, wake: Callable[[], None]
+    ) -> None:
+        self.acceptor = Acceptor(node, stored)
+        self._machine = machine
+        self.disk_full = False
+        self._disk = disk
+        self._wake = wake
+        self._waiting: dict[int, Answer] = {}
+        self._number = 0
+        self._stopped = ""
+
+    def ask(self, request: Request, answer: Answer) -> None:
+        """A leader asks. What could not be stored is refused at once: it means no more than no answer."""
+        if self._stopped:
+            answer(NodeStopped(self._stopped))
+            return
+        if self.disk_full:
+            answer(LedgerUnavailable(f"node {self.acceptor.node} has no room on its disk"))
+            return
+        if not self._is_bound(request):
+            answer(LedgerError(f"the session of {request.txid} is not bound to these acceptors"))
+            return
+        self._number += 1
+        try:
+            self.acceptor.step(self._number, request)
+        except PeerMisbehaved as error:
+            log.warning("a leader breaks the protocol, and was not heard: %s", error)
+            answer(LedgerError(str(error)))
+            return
+        self._waiting[self._number] = answer
+        self._wake()
+
+    def _is_bound(self, request: Request) -> bool:
+        """Whether the ledger, as far as it is applied here, agrees that the session is decided by these. One
+        that has been dropped, or that a restore took its acceptors from, is decided by nobody."""
+        txid, state = request.txid, self._machine.state
+        book = state.sessions.get(txid.session)
+        if book is None:
+            return txid.session >= state.next_session
+        return book.nonce == txid.nonce and request.acceptors == Joint(frozenset(book.acceptors))
+
+    def work(self) -> None:
+        """What the acceptor has to do now: the numbered duties in :mod:`coordinator.paxos`."""
+        ready = self.acceptor.ready()
+        self._send(ready.replies_now)
+        if ready.writes or ready.replies_after_sync:
+            promises = Promises(ready.records, ready.dropped, ready.marks) if ready.writes else None
+            self._disk.give(Write(promises=promises), lambda: self._stored(ready.token))
+
+    def _stored(self, token: int) -> None:
+        self._send(self.acceptor.on_persisted(token))
+
+    def _send(self, outgoing: tuple[Outgoing, ...]) -> None:
+        for each in outgoing:
+            answer = self._waiting.pop(each.to, None)
+            if answer is not None:
+                answer(each.message)
+
+    def holds(self, session: int) -> bool:
+        """Whether something is kept of that session whose outcome is not recorded."""
+        kept = self.acceptor.below({session: NUMBER_MAX})
+        return any(self._machine.record(txid) is Record.NOT_RECORDED for txid in kept)
+
+    def forget(self) -> None:
+        """Let go what the ledger holds. A session's floor passes a transaction only once its outcome is
+        recorded, or if it never was voted on; what is kept here unrecorded holds the mark back all the same.
+        """
+        if not self.acceptor.count:
+            return
+        machine = self._machine
+        floors = {number: book.floor for number, book in machine.state.sessions.items()}
+        for txid in self.acceptor.below(floors):
+            if machine.record(txid) is Record.NOT_RECORDED:
+                floors[txid.session] = min(floors[txid.session], txid.seq)
+        self.acceptor.forget(Marks(machine.state.next_session, tuple(sorted(floors.items()))))
+        self._wake()
+
+    def stop(self, why: str) -> None:
+        """Nothing is answered any more."""
+        self._stopped = why
+        waiting, self._waiting = self._waiting, {}
+        for answer in waiting.values():
+            answer(NodeStopped(why))

@@ -1,0 +1,102 @@
+"""Paxos Commit: no single process knows the outcome alone, so none can keep the others waiting.
+
+::
+
+    prepare all branches ─→ vote: every acceptor stores all votes ─→ COMMIT PREPARED all, and
+              │                        │                              decide(COMMIT) in the ledger ─→ finish
+              │                        └── a recovery was faster: whatever the acceptors chose
+              └── any no, any doubt: not voted, roll back all
+
+Gray and Lamport, *Consensus on Transaction Commit*, 2006. The rules, and what each process owes to them:
+:mod:`coordinator.paxos`; who asks the acceptors: ``course.ledger.acceptors``.
+
+The moment that counts is when a quorum of acceptors has stored the votes: nobody leads it, so neither a dead
+leader of the ledger nor an election holds it up. A transaction that is not voted on can never commit, and may
+be rolled back by this process alone. From the first vote on only the acceptors' answer tells what became of
+it: no time that passes makes it aborted. What the ledger records afterwards is a copy, after which the
+acceptors may forget.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from coordinator.errors import LedgerError, OutcomeUnknown
+from coordinator.ledger.contract import Acceptors, Decision
+from coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
+from coordinator.protocols.ending import (
+    abort_after_votes,
+    apply,
+    commit_in_one_phase,
+    end_readers,
+    record_abort,
+    roll_back,
+)
+from coordinator.protocols.steps import PaxosStep, TwoPhaseStep
+from coordinator.protocols.voting import Tally, classify, collect_votes, prepare
+from coordinator.steadfast import all_of
+from participants.errors import BranchFailed, UsageError
+
+log = logging.getLogger(__name__)
+
+
+async def paxos_commit(course: Course) -> None:
+    """Bring ``course`` to its end; raises what ``two_phase_commit`` does."""
+    writers, readers, failure = await classify(course)
+    if failure is not None:
+        await roll_back(course, course.branches, failure)
+    if len(writers) <= 1:
+        await commit_in_one_phase(course, writers, readers)
+        return
+    tally = await collect_votes(course, writers, lambda branch: prepare(course, branch))
+    readers = [*readers, *tally.readers]
+    if tally.failure is not None:
+        await abort_after_votes(course, tally, tally.failure)
+    if not tally.prepared:
+        course.enter(Phase.COMMITTED)
+        await end_readers(course, readers)
+        return
+    prepared = [branch for branch, _ in tally.prepared]
+    if await _vote(course, tally, acceptors_of(course)) is Decision.ABORT:
+        # The acceptors hold it until the ledger does.
+        await record_abort(course, prepared)
+        why = BranchFailed(prepared[0].gid.participant, "a recovery ended the transaction before its votes")
+        await roll_back(course, course.branches, why)
+    course.enter(Phase.COMMITTED)
+    await all_of([_record(course, tally), apply(course, prepared, readers)])
+
+
+def acceptors_of(course: Course) -> Acceptors:
+    """Raises ``UsageError`` where the ledger has none."""
+    acceptors = course.ledger.acceptors
+    if acceptors is None:
+        raise UsageError("Paxos Commit needs the nodes of a cluster as acceptors (ledger.url = raft://…)")
+    return acceptors
+
+
+async def _vote(course: Course, tally: Tally, acceptors: Acceptors) -> Decision:
+    """The commit point. Repeated, with the same votes, until there is an answer."""
+    records = [branch_record(branch, evidence) for branch, evidence in tally.prepared]
+    await course.reach(PaxosStep.BEFORE_VOTE, course.txid)
+    course.enter(Phase.DECIDING)
+    try:
+        decision = await repeat_until_answered(lambda: acceptors.vote(course.txid, records))
+    except LedgerError as error:
+        raise OutcomeUnknown(course.txid, f"the acceptors did not tell the outcome: {error}") from error
+    await course.reach(PaxosStep.AFTER_VOTE, course.txid)
+    return decision
+
+
+async def _record(course: Course, tally: Tally) -> None:
+    """The copy for the ledger. What cannot be recorded is found at the acceptors by whoever recovers."""
+    records = [branch_record(branch, evidence) for branch, evidence in tally.prepared]
+    await course.reach(TwoPhaseStep.BEFORE_DECIDE, course.txid)
+    try:
+        await repeat_until_answered(
+            lambda: course.ledger.decide(course.txid, Decision.COMMIT, records, protocol=course.protocol)
+        )
+    except (LedgerError, OutcomeUnknown) as error:
+        log.warning("the ledger did not record that %s is committed: %s", course.txid, error)
+        return
+    course.recorded = True
+    await course.reach(TwoPhaseStep.AFTER_DECIDE, course.txid)

@@ -1,0 +1,394 @@
+"""Paxos Commit on a cluster: its nodes as acceptors, over real TCP and real files, without a leader's
+help."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.coordinator import Coordinator
+from coordinator.errors import (
+    ClusterNotReady,
+    LedgerError,
+    LedgerUnavailable,
+    OutcomeUnknown,
+    TransactionAborted,
+)
+from coordinator.ledger.cluster.ledger import ClusterLedger
+from coordinator.ledger.cluster.messages import MemberChange
+from coordinator.ledger.cluster.operate import change_members
+from coordinator.ledger.contract import BranchRecord, Decision, Record
+from coordinator.ledger.memory import MemoryLedger
+from coordinator.protocols.steps import PaxosStep, TwoPhaseStep
+from coordinator.settings import CoordinatorSettings
+from participants.contract import Fate
+from participants.errors import UsageError
+from participants.ids import TxId
+from participants.registry import Registry
+from participants.scripted import ScriptedParticipant
+from recovery.service import RecoveryService
+from recovery.settings import RecoverySettings
+from tests.coordinator.node.cluster import Cluster, client, running
+
+COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
+NAMES = ("orders", "payments")
+BRANCHES = [BranchRecord(1, "orders", 11, 22, "00000001"), BranchRecord(2, "payments", 12, 23, "00000001")]
+
+
+class Stage:
+    """A coordinator over scripted participants and a cluster; it stops at ``held`` until that is set."""
+
+    def __init__(self, cluster: Cluster, ledger: ClusterLedger) -> None:
+        self.cluster, self.ledger = cluster, ledger
+        self.registry = Registry()
+        self.databases = {name: ScriptedParticipant(name) for name in NAMES}
+        for number, database in enumerate(self.databases.values()):
+            database.system += number
+            self.registry.add(database)
+        self.held: dict[str, tuple[asyncio.Event, asyncio.Event]] = {}
+        settings = CoordinatorSettings(protocol="paxos", session_ttl_s=10.0, drain_s=0.01)
+        self.coordinator = Coordinator(ledger, self.registry, settings, observe=self._observe)
+
+    async def _observe(self, step: Any, subject: str) -> None:  # noqa: ARG002 - whoever it is, it stops
+        if str(step) in self.held:
+            arrived, go_on = self.held[str(step)]
+            arrived.set()
+            await go_on.wait()
+
+    def hold(self, step: str) -> asyncio.Event:
+        """Stop whoever comes to ``step``; returns what is set when somebody has."""
+        self.held[step] = asyncio.Event(), asyncio.Event()
+        return self.held[step][0]
+
+    def release(self, step: str) -> None:
+        self.held.pop(step)[1].set()
+
+    async def transfer(self, timeout: float = 30.0) -> TxId:
+        async with self.coordinator.transaction(timeout=timeout) as tx:
+            for name in NAMES:
+                await tx.branch(name)
+            await tx.commit()
+        return tx.id
+
+    def fates(self) -> set[Fate]:
+        return {
+            database.fates[branch.xid] for database in self.databases.values() for branch in database.branches
+        }
+
+    def in_doubt(self) -> int:
+        return sum(len(database.prepared) for database in self.databases.values())
+
+    async def recover(self, ledger: Any = None) -> None:
+        """Passes until nothing is prepared."""
+        service = RecoveryService(ledger or self.ledger, self.registry, RecoverySettings(interval_s=0.0))
+        for _ in range(50):
+            await service.run_once()
+            if not self.in_doubt():
+                return
+
+    async def recorded(self, txid: TxId) -> Record:
+        return (await self.ledger.records([txid]))[txid]
+
+
+@contextlib.asynccontextmanager
+async def staged(folder: Path, nodes: int = 3, timeout_s: float = 30.0) -> AsyncIterator[Stage]:
+    async with running(folder, nodes) as cluster, client(cluster, timeout_s) as ledger:
+        stage = Stage(cluster, ledger)
+        async with stage.coordinator:
+            yield stage
+
+
+def kept(cluster: Cluster, txid: TxId) -> list[int]:
+    """The nodes whose acceptors have a record of it."""
+    return [
+        number
+        for number, node in cluster.nodes.items()
+        if node.replica.acceptors.acceptor.record(txid) is not None
+    ]
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+async def test_it_commits_and_is_finished(tmp_path: Path, nodes: int) -> None:
+    """Broken if votes do not reach the acceptors, or the outcome does not reach ledger and history."""
+    async with staged(tmp_path, nodes) as stage:
+        txid = await stage.transfer()
+        assert stage.fates() == {Fate.COMMITTED}
+        assert len(kept(stage.cluster, txid)) > nodes // 2
+        while (told := await stage.ledger.transaction(txid)) is None or not told.finished:
+            await asyncio.sleep(0.01)
+        assert (told.protocol, told.record) == ("p", Record.COMMIT)
+        xids = [branch.xid for database in stage.databases.values() for branch in database.branches]
+        assert [branch.xid for branch in told.branches] == xids
+
+
+async def test_nobody_needs_to_lead(tmp_path: Path) -> None:
+    """Broken if a dead or paused leader delays a commit: here nobody can be elected while it happens."""
+    async with staged(tmp_path) as stage:
+        txid = await stage.transfer()
+        cluster = stage.cluster
+        for number in cluster.nodes:
+            cluster.cut(number)
+        while any(node.leads for node in cluster.nodes.values()):
+            await asyncio.sleep(0.01)
+        alone = asyncio.create_task(stage.transfer())
+        await alone
+        assert alone.result().seq == txid.seq + 1
+        assert stage.fates() == {Fate.COMMITTED}
+        for number in cluster.nodes:
+            cluster.heal(number)
+        while await stage.recorded(alone.result()) is not Record.COMMIT:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_minority_of_acceptors_is_not_needed(tmp_path: Path) -> None:
+    """Broken if one node that is down holds up commits."""
+    async with staged(tmp_path) as stage:
+        await stage.transfer()
+        leader = await stage.cluster.leader()
+        await stage.cluster.stop(leader.identity.node)
+        await stage.transfer()
+        assert stage.fates() == {Fate.COMMITTED}
+
+
+async def test_without_a_quorum_nobody_guesses(tmp_path: Path) -> None:
+    """Broken if silence is taken for aborted, or the votes are not sent to the acceptors that come back."""
+    async with staged(tmp_path, timeout_s=0.3) as stage:
+        await stage.transfer()
+        await stage.cluster.stop(2, 3)
+        with pytest.raises(OutcomeUnknown) as caught:
+            await stage.transfer(timeout=0.5)
+        assert stage.in_doubt() == 2
+        await stage.cluster.start(2, 3)
+        while stage.in_doubt():
+            await asyncio.sleep(0.01)
+        assert stage.fates() == {Fate.COMMITTED}
+        while await recorded_by_anybody(stage, caught.value.txid) is not Record.COMMIT:
+            await asyncio.sleep(0.01)
+
+
+async def recorded_by_anybody(stage: Stage, txid: TxId) -> Record:
+    try:
+        return await stage.recorded(txid)
+    except LedgerUnavailable:
+        return Record.NOT_RECORDED
+
+
+async def test_one_transaction_may_choose_it(tmp_path: Path) -> None:
+    """Broken if a session that was opened without acceptors were voted on, or all others had to be bound."""
+    async with running(tmp_path) as cluster, client(cluster) as ledger:
+        registry = Registry()
+        databases = [ScriptedParticipant(name) for name in NAMES]
+        for database in databases:
+            registry.add(database)
+        async with Coordinator(ledger, registry) as coordinator:
+            for protocol in ("2pc", "paxos", "2pc"):
+                async with coordinator.transaction(protocol=protocol) as tx:
+                    for name in NAMES:
+                        await tx.branch(name)
+        sessions = sorted(await ledger.sessions(), key=lambda session: session.id)
+        assert [session.acceptors for session in sessions] == [(), (1, 2, 3)]
+        assert {fate for database in databases for fate in database.fates.values()} == {Fate.COMMITTED}
+
+
+async def test_members_that_a_session_is_bound_to_stay(tmp_path: Path) -> None:
+    """Broken if nodes were let go that must be asked about transactions which may be undecided."""
+    async with running(tmp_path) as cluster, client(cluster) as ledger:
+        session = await ledger.acceptors.open_session("shop", 300.0)
+        remove = [MemberChange("remove", number) for number in (1, 2)]
+        with pytest.raises(ClusterNotReady, match="bound to the nodes 1, 2, 3"):
+            await change_members(cluster.settings, remove, wait_s=0.0)
+        await change_members(cluster.settings, remove[:1])
+        assert await ledger.acceptors.vote(session.txid(1), BRANCHES) is COMMIT
+        await ledger.decide(session.txid(1), COMMIT, BRANCHES, protocol="p")
+        await ledger.close_session(session)
+        await change_members(cluster.settings, remove[1:])
+
+
+# Recovery.
+
+STEPS = {
+    str(TwoPhaseStep.AFTER_PREPARE): Fate.ABORTED,
+    str(PaxosStep.BEFORE_VOTE): Fate.ABORTED,
+    str(PaxosStep.AFTER_VOTE): Fate.COMMITTED,
+    str(TwoPhaseStep.BEFORE_SECOND_PHASE): Fate.COMMITTED,
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("inside", [True, False], ids=["where a node leads", "from outside"])
+async def test_recovery_ends_what_a_dead_coordinator_left(tmp_path: Path, step: str, inside: bool) -> None:
+    """Broken if recovery presumes an outcome, or finds another one than the coordinator may have told."""
+    async with staged(tmp_path) as stage:
+        await stage.transfer()
+        arrived = stage.hold(step)
+        hanging = asyncio.create_task(stage.transfer())
+        await arrived.wait()
+        if step != TwoPhaseStep.BEFORE_SECOND_PHASE:  # there it is recorded, and anybody may finish it
+            await stage.recover()
+            assert stage.in_doubt() > 0, "its session is alive: it was left alone"
+        await stage.cluster.elapse(60.0)
+        ledger = (await stage.cluster.leader()).ledger if inside else stage.ledger
+        await stage.recover(ledger)
+        assert stage.in_doubt() == 0
+        (first, *_), (second, *_) = (each.branches[1:] for each in stage.databases.values())
+        fates = {stage.databases["orders"].fates[first.xid], stage.databases["payments"].fates[second.xid]}
+        assert fates == {STEPS[step]}
+        recorded = await stage.recorded(first.gid.txid)
+        assert recorded is (Record.COMMIT if STEPS[step] is Fate.COMMITTED else Record.ABORT)
+        stage.release(step)
+        if STEPS[step] is Fate.COMMITTED:
+            await hanging
+        else:
+            with pytest.raises(TransactionAborted):
+                await hanging
+        assert stage.in_doubt() == 0
+
+
+async def test_a_coordinator_that_votes_too_late_learns_that_it_is_aborted(tmp_path: Path) -> None:
+    """Broken if a coordinator that was only slow commits what a recovery has aborted. The interleaving to
+    fear: all is prepared, the session expires, a recovery aborts one branch, then the votes arrive."""
+    async with staged(tmp_path) as stage:
+        arrived = stage.hold(str(PaxosStep.BEFORE_VOTE))
+        hanging = asyncio.create_task(stage.transfer())
+        await arrived.wait()
+        await stage.cluster.elapse(60.0)
+        payments = stage.databases["payments"]
+        payments.down = UsageError("cut off")
+        service = RecoveryService(stage.ledger, stage.registry, RecoverySettings(interval_s=0.0))
+        await service.run_once()
+        payments.down = None
+        assert len(stage.databases["orders"].prepared) == 0
+        assert len(payments.prepared) == 1
+        stage.release(str(PaxosStep.BEFORE_VOTE))
+        with pytest.raises(TransactionAborted):
+            await hanging
+        assert stage.fates() == {Fate.ABORTED}
+
+
+async def test_several_recoveries_at_once_agree(tmp_path: Path) -> None:
+    """Broken if two that run into each other find two outcomes, or never come to an end."""
+    async with staged(tmp_path) as stage:
+        session = await stage.ledger.acceptors.open_session("dead", 300.0)
+        txids = [session.txid(seq) for seq in range(1, 9)]
+        for txid in txids[:4]:
+            assert await stage.ledger.acceptors.vote(txid, BRANCHES) is COMMIT
+        await stage.cluster.settled()
+        nodes = [node.ledger.acceptors for node in stage.cluster.nodes.values()]
+        for txid in txids:
+            settling = [each.settle(txid) for each in [*nodes, stage.ledger.acceptors] * 2]
+            found = await asyncio.gather(*settling)
+            wanted = (COMMIT, tuple(BRANCHES)) if txid in txids[:4] else (ABORT, ())
+            assert {(each.decision, each.branches) for each in found} == {wanted}
+
+
+async def test_votes_after_a_recovery_change_nothing(tmp_path: Path) -> None:
+    """Broken if the first ballot outvotes a higher one."""
+    async with staged(tmp_path) as stage:
+        session = await stage.ledger.acceptors.open_session("slow", 300.0)
+        assert (await stage.ledger.acceptors.settle(session.txid(1))).decision is ABORT
+        assert await stage.ledger.acceptors.vote(session.txid(1), BRANCHES) is ABORT
+
+
+async def test_a_session_is_bound_to_the_voters_that_it_was_opened_under(tmp_path: Path) -> None:
+    """Broken if a recovery asked anybody else."""
+    async with staged(tmp_path) as stage:
+        session = await stage.ledger.acceptors.open_session("shop", 300.0)
+        assert session.acceptors == (1, 2, 3)
+        (told,) = [each for each in await stage.ledger.sessions() if each.id == session.id]
+        assert told.acceptors == (1, 2, 3)
+        await stage.cluster.settled()
+        for node in stage.cluster.nodes.values():
+            assert node.replica.replicated.machine.state.sessions[session.id].acceptors == (1, 2, 3)
+
+
+async def test_of_an_unknown_session_nobody_knows(tmp_path: Path) -> None:
+    """Broken if acceptors are asked that the transaction was never bound to."""
+    async with staged(tmp_path) as stage:
+        txid = TxId(99, "0" * 16, 1)
+        for call in (stage.ledger.acceptors.settle(txid), stage.ledger.acceptors.vote(txid, BRANCHES)):
+            with pytest.raises(OutcomeUnknown, match="which acceptors"):
+                await call
+
+
+# What is on the disks.
+
+
+async def test_what_was_voted_on_survives_the_whole_cluster(tmp_path: Path) -> None:
+    """Broken if a vote or a promise is answered before it is on the disk, or not read back."""
+    async with running(tmp_path) as cluster:
+        async with client(cluster) as ledger:
+            session = await ledger.acceptors.open_session("shop", 300.0)
+            assert await ledger.acceptors.vote(session.txid(1), BRANCHES) is COMMIT
+            assert (await ledger.acceptors.settle(session.txid(2))).decision is ABORT
+        await cluster.stop()
+        await cluster.start()
+        assert len(kept(cluster, session.txid(1))) >= 2
+        async with client(cluster) as ledger:
+            found = await ledger.acceptors.settle(session.txid(1))
+            assert (found.decision, found.branches) == (COMMIT, tuple(BRANCHES))
+            assert await ledger.acceptors.vote(session.txid(2), BRANCHES) is ABORT
+
+
+async def test_what_is_recorded_and_below_the_floor_is_forgotten(tmp_path: Path) -> None:
+    """Broken if acceptors keep everything for ever, or let go what the ledger does not hold yet."""
+    async with running(tmp_path) as cluster, client(cluster) as ledger:
+        session = await ledger.acceptors.open_session("shop", 300.0)
+        for seq in (1, 2, 3):
+            assert await ledger.acceptors.vote(session.txid(seq), BRANCHES) is COMMIT
+        for seq in (1, 3):
+            await ledger.decide(session.txid(seq), COMMIT, BRANCHES, protocol="p")
+        await ledger.keep_alive(session, 3)
+        await wait_until(cluster, lambda acceptor: acceptor.record(session.txid(1)) is None)
+        for node in cluster.nodes.values():
+            node.replica.acceptors.forget()
+        for seq in (2, 3):  # nothing is recorded of the one; the other is not below the floor
+            assert (await ledger.acceptors.settle(session.txid(seq))).decision is COMMIT
+        # Late votes of what is forgotten: the ledger tells.
+        assert await ledger.acceptors.vote(session.txid(1), BRANCHES) is COMMIT
+        await cluster.stop()
+        await cluster.start()
+        await cluster.leader()
+        assert await ledger.acceptors.vote(session.txid(1), BRANCHES) is COMMIT
+        assert kept(cluster, session.txid(1)) == []
+
+
+async def wait_until(cluster: Cluster, true: Any) -> None:
+    while not all(true(node.replica.acceptors.acceptor) for node in cluster.nodes.values()):
+        await asyncio.sleep(0.01)
+
+
+async def test_a_full_disk_takes_no_votes(tmp_path: Path) -> None:
+    """Broken if an acceptor without room makes a leader wait instead of asking the others."""
+    async with running(tmp_path) as cluster, client(cluster) as ledger:
+        session = await ledger.acceptors.open_session("shop", 300.0)
+        cluster.nodes[1].replica._full(True)
+        assert await ledger.acceptors.vote(session.txid(1), BRANCHES) is COMMIT
+        assert 1 not in kept(cluster, session.txid(1))
+        cluster.nodes[1].replica._full(False)
+
+
+async def test_a_leader_that_breaks_the_protocol_is_told(tmp_path: Path) -> None:
+    """Broken if a second set of votes in the first ballot is heard, or brings an acceptor down."""
+    async with running(tmp_path) as cluster, client(cluster, 0.5) as ledger:
+        session = await ledger.acceptors.open_session("shop", 300.0)
+        assert await ledger.acceptors.vote(session.txid(1), BRANCHES) is COMMIT
+        await wait_until(cluster, lambda acceptor: acceptor.record(session.txid(1)) is not None)
+        before = {number: node.replica.acceptors.acceptor.kept() for number, node in cluster.nodes.items()}
+        with pytest.raises(LedgerError, match="two lists of branches"):
+            await ledger.acceptors.vote(session.txid(1), BRANCHES[:1])
+        assert before == {
+            number: node.replica.acceptors.acceptor.kept() for number, node in cluster.nodes.items()
+        }
+
+
+async def test_a_ledger_without_acceptors_says_so() -> None:
+    """Broken if a transaction that can never be voted on were begun."""
+    registry = Registry()
+    async with Coordinator(MemoryLedger(), registry) as coordinator:
+        with pytest.raises(UsageError, match="raft://"):
+            coordinator.transaction(protocol="paxos")
