@@ -2,8 +2,9 @@
 
 A message is one request or one answer between the coordinator and a participant or the ledger. A durable
 write is one that is waited for: of a participant (a vote, a row, the end of a prepared branch) or of the
-ledger (one command, however many disks that is). What rides along in batches, ``finish`` and its rows, is not
-counted.
+ledger (one command, however many disks that is), or of the acceptors (one vote, however many store it at
+once). What nobody waits for is not counted: ``finish`` and its rows, and the copy of an outcome that the
+acceptors have chosen.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from coordinator.ledger.memory import MemoryLedger
 from coordinator.settings import CoordinatorSettings
 from participants.registry import Registry
 from participants.scripted import Script, ScriptedParticipant
+from tests.coordinator.voting_ledger import VotingLedger
 
 DURABLE = frozenset({"enlist", "prepare", "attempt", "commit", "one_phase", "bury"})
 """Calls of a participant that wait for its disk."""
@@ -26,9 +28,10 @@ class Cost(NamedTuple):
     durable_writes: int
 
 
-async def cost(protocol: str, participants: int) -> Cost:
+async def cost(protocol: str, participants: int, *, acceptors: int = 3) -> Cost:
     """Of one transaction that writes in so many participants and commits."""
-    ledger, registry = MemoryLedger(), Registry()
+    registry = Registry()
+    ledger = VotingLedger(acceptors) if protocol == "paxos" else MemoryLedger()
     everyone = [
         ScriptedParticipant(f"p{number}", Script(surely_writes=True)) for number in range(participants)
     ]
@@ -43,4 +46,8 @@ async def cost(protocol: str, participants: int) -> Cost:
         await tx.commit()
         calls = [call for participant in everyone for call in participant.trace()]
         commands = [command for command in ledger.commands if isinstance(command, Decide | Precommit)]
+    if isinstance(ledger, VotingLedger):
+        votes = ledger.writes // acceptors
+        messages, writes = 2 * len(calls) + ledger.messages, sum(call in DURABLE for call in calls) + votes
+        return Cost(messages, writes)
     return Cost(2 * (len(calls) + len(commands)), sum(call in DURABLE for call in calls) + len(commands))

@@ -32,7 +32,7 @@ def column(name: str) -> dict[str, str]:
     return {row[0]: row[at] for row in rows}
 
 
-@pytest.mark.parametrize("protocol", ["2pc", "3pc"])
+@pytest.mark.parametrize("protocol", ["2pc", "3pc", "paxos"])
 @pytest.mark.parametrize(("word", "participants"), [("two", 2), ("three", 3)])
 async def test_costs_are_counted(protocol: str, word: str, participants: int) -> None:
     """Broken if a protocol costs more, or less, than people are told."""
@@ -41,3 +41,9 @@ async def test_costs_are_counted(protocol: str, word: str, participants: int) ->
         int(told[f"messages, {word} databases"]),
         int(told[f"durable writes that it waits for, {word} databases"]),
     )
+
+
+async def test_with_one_acceptor_paxos_commit_costs_what_two_phase_commit_does() -> None:
+    """Broken if F = 0 were anything else than two-phase commit (Gray and Lamport, §5)."""
+    for participants in (2, 3):
+        assert await cost("paxos", participants, acceptors=1) == await cost("2pc", participants)

@@ -11,6 +11,7 @@ import sys
 PROOFS = {
     "cluster": "tests.prove.cluster",
     "crash": "tests.prove.crash",
+    "f0": "tests.prove.f0",
     "grow": "tests.prove.grow",
     "live-recovery": "tests.prove.live_recovery",
     "partition": "tests.prove.partition",

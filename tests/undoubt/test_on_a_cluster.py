@@ -43,12 +43,14 @@ async def nodes(tmp_path: Path, databases: dict[str, str]) -> AsyncIterator[Proc
         yield found
 
 
+@pytest.mark.parametrize("protocol", ["2pc", "paxos"])
 async def test_transactions_commit_while_leaders_are_killed(
-    nodes: Processes, databases: dict[str, str]
+    nodes: Processes, databases: dict[str, str], protocol: str
 ) -> None:
     """All or nothing, and all that was acknowledged, with the ledger's leader dying in the middle."""
     source = {
         "ledger": {"url": nodes.settings.url, "request_timeout_s": 60.0},
+        "coordinator": {"protocol": protocol},
         "participants": {name: {"dsn": dsn} for name, dsn in databases.items()},
     }
     committed: set[int] = set()
