@@ -51,7 +51,7 @@ class Links:
         return await connect(
             Address.parse(address),
             self._me,
-            lambda _: link,
+            link.accept,
             self._settings,
             timeout_s=CONNECT_S,
             for_number=node,
@@ -70,12 +70,18 @@ class _Link:
         self.gone = False
         self._node = node
         self._loop = asyncio.get_running_loop()
+        self._accepted: Connection | None = None
         self._connection: Connection | None = None
+        """The same, once it may be used."""
         self._waiting: dict[int, Answer] = {}
         self._unsent: list[messages.Request] = []
         self._number = 0
         self._flushing = False
         self._connecting = self._loop.create_task(self._connect(links), name=f"undoubt-acceptor-{node}")
+
+    def accept(self, connection: Connection) -> _Link:
+        self._accepted = connection
+        return self
 
     def ask(self, request: Request, answer: Answer) -> None:
         self._number += 1
@@ -128,12 +134,11 @@ class _Link:
             answer(LedgerUnavailable(f"node {self._node}: {why}"))
 
     async def close(self) -> None:
-        connection = self._connection
         self.lost("closed by this side")
         self._connecting.cancel()
         await asyncio.gather(self._connecting, return_exceptions=True)
-        if connection is not None:
-            connection.abort("closed by this side")
+        if self._accepted is not None:
+            self._accepted.abort("closed by this side")
 
 
 async def first_of(answers: Sequence[Awaitable[Mapping[int, str]]]) -> Mapping[int, str]:
