@@ -11,6 +11,7 @@ from coordinator.errors import LedgerUnavailable, SessionLost, WrongProcess
 from coordinator.ledger import schema
 from coordinator.ledger.commands import Decide
 from coordinator.ledger.contract import (
+    Acceptors,
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -36,6 +37,7 @@ class PostgresLedger:
     """Made by :meth:`open`. Belongs to the event loop and the process in which it was opened."""
 
     backend = "postgresql"
+    acceptors: Acceptors | None = None
 
     def __init__(self, settings: LedgerSettings, clock: Callable[[], float]) -> None:
         self.settings = settings
