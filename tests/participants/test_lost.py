@@ -141,6 +141,27 @@ async def test_no_answer_in_time(proxy: Proxy, database: Database, gid: Gid) -> 
     await participant.close()
 
 
+async def test_late_statement_ends_on_the_server(database: Database, gid: Gid) -> None:
+    """Nobody waits for its answer any more; left alone it would hold its locks for as long as it likes."""
+    participant = participant_at(database.dsn, statement_timeout_s=0.3)
+    await database.admin.execute(
+        "create function dawdle() returns trigger language plpgsql as"
+        " $$ begin perform pg_sleep(3600); return null; end $$;"
+        "create constraint trigger slow after update on account deferrable initially deferred"
+        " for each row execute function dawdle()"
+    )
+    branch = await participant.begin(gid, timeout_s=30)
+    pid = at(branch).get_server_pid()
+    await at(branch).execute(WRITE)
+    with pytest.raises(PrepareUnanswered):
+        await branch.prepare()
+    while await database.admin.fetchval("select exists (select from pg_stat_activity where pid = $1)", pid):
+        await asyncio.sleep(0.005)
+    assert await branch.rollback() is Settled.ABSENT
+    await branch.release()
+    await participant.close()
+
+
 CALLS = ["begin", "poll", "prepare", "one phase", "commit", "end reading", "rollback", "undo"]
 
 

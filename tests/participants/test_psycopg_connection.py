@@ -16,6 +16,7 @@ from participants.contract import Branch, Settled, Vote, Work
 from participants.errors import BranchFailed, UsageError
 from participants.ids import Gid
 from participants.postgres import PostgresParticipant
+from participants.postgres.psycopg_gate import AsyncGate, SyncGate
 from tests.participants.hands import at, sql_error
 from tests.participants.support import WRITE, Database, new_gid, participant_at
 
@@ -339,8 +340,9 @@ def held(how: str, c: Any, inside: Callable[[], None], wait: Callable[[], None])
                 wait()
                 list(rows)
             case _:
-                with c.pipeline():
+                with c.pipeline() as pipeline:
                     c.execute("select 1")
+                    pipeline.sync()  # nothing is on its way
                     inside()
                     wait()
                     c.execute("select 2")
@@ -367,6 +369,36 @@ async def test_commit_in_the_middle_of_something(database: Database, gid: Gid, k
     with pytest.raises((psycopg.Error, UsageError)):
         await task
     assert await database.balance() == 100
+
+
+async def test_who_is_inside_leaves_last(gid: Gid) -> None:
+    """The gate of a thread: shut, it lets nobody in, and whoever is inside closes behind himself. Otherwise
+    the connection would be freed beneath a thread that is in libpq."""
+    gate, closed = SyncGate(gid), list[str]()
+    gate.acquire()
+    assert gate.shut()
+    gate.when_free(lambda: closed.append("closed"))
+    with pytest.raises(UsageError):
+        await asyncio.to_thread(gate.acquire)
+    assert closed == []
+    gate.release()
+    assert closed == ["closed"]
+    assert not gate.shut()
+    gate.when_free(lambda: closed.append("again"))
+    assert closed == ["closed", "again"]
+
+
+async def test_who_waits_at_the_gate_is_sent_away(gid: Gid) -> None:
+    """A statement that was queued behind another must not run once the branch has ended."""
+    gate = AsyncGate(gid)
+    await gate.acquire()
+    waiting = asyncio.create_task(gate.acquire())
+    await asyncio.sleep(0)
+    assert gate.shut()
+    gate.release()
+    with pytest.raises(UsageError):
+        await waiting
+    assert not gate.shut()
 
 
 async def test_a_cancelled_statement_leaves_the_connection_usable(

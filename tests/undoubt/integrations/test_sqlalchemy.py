@@ -11,6 +11,8 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 import undoubt
+from participants.postgres.schema import migrate
+from participants.settings import ParticipantSettings
 from tests.undoubt.integrations.conftest import App, Order, Payment, World, application
 
 PAYMENTS = {"mapper": Payment}
@@ -193,6 +195,21 @@ async def test_what_the_engine_is_set_up_to(world: World) -> None:
 
         assert await app.run(program) == "serializable"
     assert await world.ids() == ({1}, {1})
+
+
+async def test_three_phase_commit(app: App, world: World) -> None:
+    """The protocol is the coordinator's business, whosever the connections are."""
+    for name, dsn in world.dsns.items():
+        await migrate(name, ParticipantSettings(dsn=dsn))
+
+    def program(session: Session) -> None:
+        session.add_all(both(1))
+        session.commit()
+
+    await app.run(program, protocol="3pc")
+    assert "before_precommit" in world.seen
+    assert await world.ids() == ({1}, {1})
+    assert await world.prepared() == []
 
 
 async def test_core_statements_of_the_session_belong_to_it(app: App, world: World) -> None:

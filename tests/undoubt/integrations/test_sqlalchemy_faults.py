@@ -102,12 +102,18 @@ async def test_no_answer_from_the_ledger(app: App, world: World) -> None:
     def program(session: Session) -> tuple[list[str], Any]:
         seen = watch(session)
         session.add_all(both(1))
-        with pytest.raises(undoubt.OutcomeUnknown) as unknown:
+        with pytest.raises(undoubt.OutcomeUnknown):
             session.commit()
-        return seen, unknown.value.txid
+        session.rollback()
+        names = []
+        for name in ("orders", "payments"):
+            with app.sync_engine(name).connect() as connection:
+                names.append(connection.scalar(sa.text("show application_name")))
+        return seen, names
 
-    seen, _ = await app.run(program, timeout=1.0)
+    seen, names = await app.run(program, timeout=1.0)
     assert seen == ["before_commit"]
+    assert names == ["", ""], "the engine's connections went back to the pool"
     assert len(await world.prepared()) == 2
     ledger.decide = decide
     await app.run(lambda session: (session.add(Order(id=5, item="x")), session.commit()))
