@@ -198,12 +198,14 @@ async def test_what_is_unfinished_and_what_is_forgotten(rows: Rows) -> None:
     assert await states.read(gids[BranchState.WAIT]) is not None
 
 
-async def test_several_databases_can_be_migrated_at_once(server: EmbeddedServer) -> None:
+async def test_several_databases_can_be_migrated_at_once(server: EmbeddedServer, kind: str) -> None:
     """Broken if two threads of one process destroy each other's migration."""
-    dsns = [await server.create_database(f"at_once_{number}") for number in range(4)]
+    dsns = [await server.create_database(f"at_once_{kind}_{number}") for number in range(4)]
     await asyncio.gather(*(migrate("orders", ParticipantSettings(dsn=dsn)) for dsn in dsns))
     for dsn in dsns:
-        participant = PostgresParticipant("orders", ParticipantSettings(dsn=dsn), ledger_id=LEDGER)
+        participant = PostgresParticipant(
+            "orders", ParticipantSettings(dsn=dsn, driver=kind), ledger_id=LEDGER
+        )
         assert await participant.states.unfinished() == []
         await participant.close()
 
