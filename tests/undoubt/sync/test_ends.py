@@ -16,6 +16,7 @@ from coordinator.errors import OutcomeUnknown, TransactionAborted
 from coordinator.ledger.contract import Record
 from participants.contract import Fate
 from participants.errors import UsageError
+from participants.ids import Protocol
 from tests.docs.pages import ROOT
 from tests.undoubt.sync.support import WAIT_S, Background, Gate, Stage, until
 from undoubt.sync import Coordinator
@@ -189,9 +190,9 @@ def test_ctrl_c_while_it_begins(stage: Stage, monkeypatch: pytest.MonkeyPatch) -
     assert stage.engine is not None
     gate, new_txid = Gate(), stage.engine.new_txid
 
-    async def held() -> Any:
+    async def held(protocol: Protocol) -> Any:
         await gate.stop()
-        return await new_txid()
+        return await new_txid(protocol)
 
     def interrupt() -> None:
         gate.wait()
