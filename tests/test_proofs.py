@@ -56,6 +56,16 @@ async def test_the_crash_matrix_through_a_pooler() -> None:
     assert told["failures"] == []
 
 
+async def test_the_crash_matrix_on_the_postgresql_ledger() -> None:
+    """Broken if a death, also of the ledger's own server, splits or loses a transaction whose ledger is
+    rows."""
+    told = await prove("crash", "--ledger", "postgresql", "--lanes", "3")
+    assert told["cases"] == len(cases(ledger=True)) > len(cases())
+    assert (told["not_killed"], told["half_applied"]) == (0, 0)
+    assert (told["acknowledged_lost"], told["prepared_after"]) == (0, 0)
+    assert told["failures"] == []
+
+
 async def test_the_crash_matrix_of_three_phase_commit() -> None:
     """Broken if a death at any of its own steps, or of its termination's, splits a transaction."""
     told = await prove("crash", "--protocol", "3pc")

@@ -25,6 +25,23 @@ class Victim(enum.StrEnum):
     """Started again only after the process that needed it has ended."""
     POOLER = "pooler"
     """The PgBouncer before a database; started again at once."""
+    LEDGER = "ledger"
+    """The ledger's server; started again at once."""
+    LEDGER_DOWN = "ledger_down"
+    """Started again while the process that needs it asks for it."""
+
+
+LEDGER_STEPS: frozenset[enum.StrEnum] = frozenset(
+    {
+        TwoPhaseStep.BEFORE_DECIDE,
+        TwoPhaseStep.AFTER_DECIDE,
+        TwoPhaseStep.BEFORE_FINISH,
+        ThreePhaseStep.BEFORE_LEDGER_PRECOMMIT,
+        RecoveryStep.AFTER_SCAN,
+        RecoveryStep.BEFORE_FINISH,
+    }
+)
+"""Before and after which the ledger is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +59,11 @@ class Case:
         return f"{self.victim} at {self.trap.step} of {where}"
 
 
-def cases(protocol: Protocol = Protocol.TWO_PHASE, *, pooler: bool = False) -> list[Case]:
-    """All of them, in a stable order; with ``pooler``, the one before a database dies as well."""
+def cases(
+    protocol: Protocol = Protocol.TWO_PHASE, *, pooler: bool = False, ledger: bool = False
+) -> list[Case]:
+    """All of them, in a stable order; with ``pooler``, the one before a database dies as well, and with
+    ``ledger`` the ledger's server."""
     more = (Victim.POOLER,) if pooler else ()
     found: list[Case] = []
     recovers: list[enum.StrEnum] = list(RecoveryStep)
@@ -60,6 +80,11 @@ def cases(protocol: Protocol = Protocol.TWO_PHASE, *, pooler: bool = False) -> l
             branches = (1, 2) if step in recovery.PER_BRANCH | protocols.PER_BRANCH else (0,)
             before = _before(step, protocol)
             found += [Case(victim, True, Trap(how, step, branch, 1), before) for branch in branches]
+    for victim in (Victim.LEDGER, Victim.LEDGER_DOWN) if ledger else ():
+        for step in (step for step in STEPS[protocol] if step in LEDGER_STEPS):
+            found.append(Case(victim, False, Trap(PAUSE, step, 0, UNDER_LOAD)))
+        for step in (step for step in recovers if step in LEDGER_STEPS):
+            found.append(Case(victim, True, Trap(PAUSE, step, 0, 1), _before(step, protocol)))
     return found
 
 

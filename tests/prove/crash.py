@@ -3,7 +3,7 @@
 Real servers, real processes. After each death recovery runs to its end; then every transfer is in both
 databases or in neither, nothing is prepared, nothing that was acknowledged is lost. With ``--pooler`` that
 participant is reached through a PgBouncer in transaction mode, which is a victim too; in every other case
-undoubt is not told of it.
+undoubt is not told of it. With ``--ledger postgresql`` the ledger is on a server of its own, a victim too.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from participants.settings import DRIVERS, ParticipantSettings
 from tests.pgbouncer import PgBouncer
 from tests.prove.bank import NAMES, audit, set_up
 from tests.prove.cases import Case, Victim, cases
+from tests.prove.ledgers import LEDGERS, SqliteLedgers
 from tests.prove.processes import Child, Heard
 from tests.prove.trap import NEVER, Trap
 from undoubt.embedded import EmbeddedServer
 
 WORKERS, TRANSFERS = 4, 6
-PASSES_MAX = 200
+PASSES_MAX = 600
 NO_TRAP = Trap(NEVER, "-", 0, 0).encode()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ledger", choices=["sqlite"], default="sqlite")
+    parser.add_argument("--ledger", choices=list(LEDGERS), default="sqlite")
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="2pc")
     parser.add_argument("--pooler", choices=NAMES, help="the participant behind PgBouncer")
     parser.add_argument("--driver", choices=DRIVERS, default=DRIVERS[0])
@@ -45,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    every = cases(PROTOCOLS[options.protocol], pooler=options.pooler is not None)
+    every = cases(
+        PROTOCOLS[options.protocol],
+        pooler=options.pooler is not None,
+        ledger=options.ledger != "sqlite",
+    )
     chosen = [case for case in every if options.only in str(case)]
     numbered = iter(list(enumerate(chosen, 1)))
     totals = dict.fromkeys(("not_killed", "half_applied", "acknowledged_lost", "prepared_after"), 0)
@@ -60,13 +65,15 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 @dataclass(slots=True)
 class Stage:
-    """Two servers, and the pooler before one of them."""
+    """Two servers, the pooler before one of them, and the ledgers."""
 
     driver: str
+    ledgers: SqliteLedgers
     servers: dict[str, EmbeddedServer] = field(default_factory=dict)
     poolers: dict[str, PgBouncer] = field(default_factory=dict)
 
     async def build(self, stack: AsyncExitStack, pooled: str | None) -> None:
+        await self.ledgers.build(stack)
         for name in NAMES:
             self.servers[name] = await stack.enter_async_context(EmbeddedServer())
         if pooled is not None:
@@ -100,10 +107,10 @@ class Lane:
 
     async def run(self, numbered: Iterator[tuple[int, Case]]) -> None:
         async with AsyncExitStack() as stack:
-            stage = Stage(self._options.driver)
+            stage = Stage(self._options.driver, LEDGERS[self._options.ledger](self._folder))
             await stage.build(stack, self._options.pooler)
             for number, case in numbered:
-                problems = await Run(number, case, stage, self._folder, self._totals, self._protocol).run()
+                problems = await Run(number, case, stage, self._totals, self._protocol).run()
                 for problem in problems:
                     self._failures.append(f"{case}: {problem}")
                 print(f"{number:3} {case}: {problems or 'ok'}", file=sys.stderr)
@@ -117,7 +124,6 @@ class Run:
         number: int,
         case: Case,
         stage: Stage,
-        folder: Path,
         totals: dict[str, int],
         protocol: str,
     ) -> None:
@@ -126,7 +132,6 @@ class Run:
         self._case = case
         self._stage = stage
         self._servers = stage.servers
-        self._folder = folder
         self._totals = totals
         self._problems: list[str] = []
 
@@ -140,8 +145,11 @@ class Run:
                 await migrate(name, ParticipantSettings(dsn=dsn))
         settings = json.dumps(
             {
-                "coordinator": {"protocol": self._protocol},
-                "ledger": {"url": f"sqlite:///{self._folder}/{database}.db"},
+                "coordinator": {
+                    "protocol": self._protocol,
+                    "session_ttl_s": self._stage.ledgers.session_ttl_s,
+                },
+                "ledger": {"url": await self._stage.ledgers.fresh(database)},
                 "participants": self._stage.participants(database, declared=self._number % 2 == 0),
             }
         )
@@ -169,7 +177,7 @@ class Run:
     async def _recover_with_a_victim(self, settings: str) -> None:
         trap = self._case.trap
         # Of those that find a branch of a three-phase commit at once, one ends it, and the others come again.
-        passes = "1" if self._protocol == "2pc" else "20"
+        passes = str(max(1 if self._protocol == "2pc" else 20, self._stage.ledgers.passes))
         child = await Child.start("tests.prove.recovery_process", settings, trap.encode(), passes)
         if self._case.victim is Victim.RECOVERY:
             self._expect_killed(await child.ended(), child.heard, trap)
@@ -180,21 +188,30 @@ class Run:
         if not await child.until_at_trap():
             self._count("not_killed", f"the process ended without reaching {trap.step}")
             return
-        subject = child.heard.last["subject"]
-        name = subject if subject in NAMES else NAMES[max(trap.branch, 1) - 1]
-        victim: EmbeddedServer | PgBouncer = self._servers[name]
-        if self._case.victim is Victim.POOLER:
-            [victim] = self._stage.poolers.values()
+        victim = self._server_of(child.heard.last["subject"], trap)
         died_of = await victim.kill()
         if died_of != signal.SIGKILL:
             self._count("not_killed", f"the server died of signal {died_of}")
-        if self._case.victim is not Victim.DATABASE_DOWN:
+        if self._case.victim not in {Victim.DATABASE_DOWN, Victim.LEDGER_DOWN}:
             await victim.start()
         await child.go_on()
+        if self._case.victim is Victim.LEDGER_DOWN:
+            await victim.start()
         if (status := await child.ended()) != 0:
             self._problems.append(f"the process that lost its server ended with status {status}")
         if self._case.victim is Victim.DATABASE_DOWN:
             await victim.start()
+
+    def _server_of(self, subject: str, trap: Trap) -> EmbeddedServer | PgBouncer:
+        """The one that is to die at ``trap``."""
+        if self._case.victim is Victim.POOLER:
+            [pooler] = self._stage.poolers.values()
+            return pooler
+        if self._case.victim in {Victim.LEDGER, Victim.LEDGER_DOWN}:
+            if self._stage.ledgers.server is None:
+                raise RuntimeError(f"{self._case}: this ledger has no server")
+            return self._stage.ledgers.server
+        return self._servers[subject if subject in NAMES else NAMES[max(trap.branch, 1) - 1]]
 
     def _expect_killed(self, status: int, heard: Heard, trap: Trap) -> None:
         if status != -signal.SIGKILL or heard.at != trap.step:
