@@ -165,7 +165,8 @@ class Connections:
             except self._errors as error:
                 if loop.time() + RETRY_S >= end:
                     raise LedgerUnavailable(
-                        f"no answer from ledger {self.url} within {self._timeout_s} s ({error})"
+                        f"no answer from ledger {self.url} within {self._timeout_s} s:"
+                        f" {trouble.words_of(error)}"
                     ) from error
                 if not trouble.may_repeat(error):
                     raise trouble.told(error, self.url) from error

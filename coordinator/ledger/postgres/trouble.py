@@ -45,7 +45,7 @@ def may_repeat(error: Exception) -> bool:
 
 def told(error: Exception, url: str) -> LedgerError:  # noqa: PLR0911 - one line per meaning
     """``error``, of the driver or of this room, as the contract has it. ``url`` is without its password."""
-    state, words = _state(error), (str(_original(error)).strip().splitlines() or [repr(error)])[0]
+    state, words = _state(error), words_of(error)
     if isinstance(error, Unsuitable):
         return LedgerUnusable(f"ledger {url} cannot be used: {words}")
     if isinstance(error, Standby):
@@ -70,6 +70,11 @@ def told(error: Exception, url: str) -> LedgerError:  # noqa: PLR0911 - one line
 
 def missing(url: str) -> LedgerMissing:
     return LedgerMissing(f"no ledger at {url}; if it is to be a new one: undoubt ledger init")
+
+
+def words_of(error: Exception) -> str:
+    """The driver's or the server's own words, on one line."""
+    return (str(_original(error)).strip().splitlines() or [repr(error)])[0]
 
 
 def _state(error: Exception) -> str | None:

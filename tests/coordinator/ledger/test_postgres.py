@@ -318,6 +318,8 @@ async def test_a_caller_that_is_cancelled_stops_nothing(ledger: PostgresLedger, 
             task.cancel()
         assert await asyncio.gather(deciding, renewing, return_exceptions=True)
         await held.run("commit")
+    while not await ledger.unfinished():
+        await asyncio.sleep(0.01)
     assert await ledger.decide(session.txid(1), ABORT, ()) is COMMIT
 
 
