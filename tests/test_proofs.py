@@ -56,10 +56,11 @@ async def test_the_crash_matrix_through_a_pooler() -> None:
     assert told["failures"] == []
 
 
+@pytest.mark.timeout(1500)
 async def test_the_crash_matrix_on_the_postgresql_ledger() -> None:
     """Broken if a death, also of the ledger's own server, splits or loses a transaction whose ledger is
     rows."""
-    told = await prove("crash", "--ledger", "postgresql", "--lanes", "3")
+    told = await prove("crash", "--ledger", "postgresql", "--lanes", "4")
     assert told["cases"] == len(cases(ledger=True)) > len(cases())
     assert (told["not_killed"], told["half_applied"]) == (0, 0)
     assert (told["acknowledged_lost"], told["prepared_after"]) == (0, 0)

@@ -32,7 +32,7 @@ class SqliteLedgers:
 class PostgresLedgers(SqliteLedgers):
     """One database a case, on a server of its own."""
 
-    session_ttl_s = 2.0
+    session_ttl_s = 1.5
     """Nothing tells that a coordinator has died but its silence; the proof need not wait for long."""
     passes = 600
 
