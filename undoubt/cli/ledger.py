@@ -49,7 +49,7 @@ def init(context: Context) -> None:
 def migrate(context: Context) -> None:
     """Bring the ledger's schema up to this version.
 
-    Stop its owner, and take a copy of the file, before. A newer ledger is refused.
+    Stop everything that uses it, and take a backup, before. A newer ledger is refused.
 
     \b
     Example:
@@ -74,7 +74,8 @@ def migrate(context: Context) -> None:
 def check(context: Context) -> None:
     """Look the ledger over.
 
-    Reads all of it, verifies it, and changes nothing. Exit status 1 if anything is wrong.
+    Changes nothing. A SQLite ledger is read whole, and must not be in use; of a PostgreSQL one the rows and the
+    server's settings are looked over. Exit status 1 if anything is wrong.
 
     \b
     Example:
