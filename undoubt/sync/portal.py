@@ -39,6 +39,10 @@ class PortalClosed(UsageError):
         super().__init__("the coordinator is closed")
 
 
+WAKE_S = 0.2
+"""How late a Ctrl-C may come through."""
+
+
 class _Call(Generic[T]):
     """One coroutine to run, and the thread that waits for it."""
 
@@ -70,7 +74,9 @@ class _Call(Generic[T]):
         self._lock.release()
 
     def wait(self) -> T:
-        self._lock.acquire()
+        # A signal that comes just before the thread begins to wait does not end the wait.
+        while not self._lock.acquire(timeout=WAKE_S):
+            pass
         if self._error is not None:
             try:
                 raise self._error
