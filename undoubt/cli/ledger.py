@@ -74,8 +74,8 @@ def migrate(context: Context) -> None:
 def check(context: Context) -> None:
     """Look the ledger over.
 
-    Changes nothing. A SQLite ledger is read whole, and must not be in use; of a PostgreSQL one the rows and the
-    server's settings are looked over. Exit status 1 if anything is wrong.
+    Changes nothing. A SQLite ledger is read whole, and must not be in use; of a PostgreSQL one the rows and
+    the server's settings are looked over. Exit status 1 if anything is wrong.
 
     \b
     Example:
