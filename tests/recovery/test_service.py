@@ -174,6 +174,23 @@ async def test_a_bug_in_one_pass_is_told_and_the_next_is_made(
     assert "KeyError" in caplog.text
 
 
+async def test_a_bug_in_sweeping_ends_no_worker(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if one unexpected error about old rows leaves a database without recovery for good."""
+    monkeypatch.setattr("recovery.worker.SWEEP_INTERVAL_S", 0.0)
+    swept: list[float] = []
+
+    async def stale(older_than_s: float) -> list[Any]:
+        swept.append(older_than_s)
+        raise RuntimeError("a bug")
+
+    world.orders.states.stale = stale  # type: ignore[method-assign]
+    async with world.service():
+        await until(lambda: len(swept) > 1)
+        gids = await world.left(Decision.COMMIT)
+        await until(lambda: not world.ledger.machine.state.unfinished)
+        assert world.orders.fate(gids[0]) is Fate.COMMITTED
+
+
 async def test_what_must_not_be_touched_is_in_the_status(world: World) -> None:
     gid = world.gids()[0]
     strange = type(gid)("zzzzzzzzzz", gid.protocol, gid.txid, 1, "orders")

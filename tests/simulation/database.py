@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import time
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from participants.ids import Gid
 from participants.scripted_states import MemoryStates
 
 
@@ -70,6 +72,8 @@ class Disk:
         self.committed: set[str] = set()
         self.states = MemoryStates(lambda gid: str(gid) in self.committed, _at_once)
         """Three-phase commit's rows; each change is a transaction of its own."""
+        self.touched: dict[Gid, float] = {}
+        """When a row was changed last, by the wall clock."""
         self.recovering = False
         self.promotions: list[float] = []
 
@@ -376,6 +380,11 @@ class Session(asyncio.Protocol):
     async def do_states(self, verb: str, *arguments: Any) -> Any:
         """A call of :class:`participants.states.States`."""
         self._primary()
+        touched, now = self.disk.touched, time.time()
+        if verb == "stale":
+            return [gid for gid in self.disk.states.rows if now - touched[gid] >= arguments[0]]
+        if verb in {"enlist", "elect", "attempt", "bury"}:
+            touched[arguments[0]] = now
         return await getattr(self.disk.states, verb)(*arguments)
 
     async def do_whoami(self) -> tuple[int, int, str]:

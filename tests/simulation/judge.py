@@ -78,8 +78,9 @@ class Judge:
             story.tampered = work.name
         if prepared and not story.tampered:
             self.counts[f"{work.state} prepared"] += 1
-            # Three-phase commit fixes its outcome in the participants; the ledger's record is a copy.
-            elsewhere = match[2] == "3"
+            # Three-phase commit fixes its outcome in the participants, Paxos Commit at the acceptors; the
+            # ledger's record is a copy.
+            elsewhere = match[2] in "3p"
             if work.state is State.COMMITTED and story.decision != "commit" and not elsewhere:
                 raise Violation(f"{work.name} is committed, but nobody was told of a recorded COMMIT")
             if work.state is State.ABORTED and story.decision == "commit":

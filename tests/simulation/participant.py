@@ -250,6 +250,10 @@ class SimulatedStates:
         rows: Sequence[tuple[Gid, StateRow]] = await self._ask("unfinished")
         return rows
 
+    async def stale(self, older_than_s: float) -> Sequence[Gid]:
+        gids: Sequence[Gid] = await self._ask("stale", older_than_s)
+        return gids
+
     async def forget(self, gids: Sequence[Gid]) -> None:
         await self._ask("forget", gids)
 

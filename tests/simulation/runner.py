@@ -93,7 +93,8 @@ def run_many(asked: argparse.Namespace) -> int:
         ending = Ending(os.waitstatus_to_exitcode(status)) if status in {0, 256} else Ending.BROKEN
         endings.append(ending)
         if ending is not Ending.PASSED:
-            print(f"seed {seed} failed: make simulate SEED={seed}", flush=True)
+            more = "" if asked.nodes is None else f' ARGS="--nodes {asked.nodes}"'
+            print(f"seed {seed} failed: make simulate SEED={seed}{more}", flush=True)
             if asked.stop:
                 waiting.clear()
     print(json.dumps(dict(sorted(counts.items()))))

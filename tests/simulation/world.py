@@ -20,6 +20,8 @@ from coordinator.node import snapshots
 from coordinator.settings import LedgerSettings
 from participants.errors import UndoubtError
 from participants.ids import TxId
+from recovery import worker
+from recovery.sweep import sweep
 from tests.linearizability.check import violations
 from tests.linearizability.history import History
 from tests.simulation.applications import (
@@ -95,9 +97,13 @@ class World:
         self.processes: list[Process] = []
         drawn = self.random.choice([0, 1, 3, 3, 3, 3, 5])
         members = drawn if nodes is None else nodes
+        if members and not self.tampers and not self.destroys and self.random.random() < 0.6:
+            self.protocols.append("paxos")
         self.cluster = SimulatedCluster(self, members) if members else None
         """None: the ledger is a file, which one of the applications owns."""
         owned.LOG_BYTES_MIN = self.random.choice([2_000, 4 * 1024 * 1024])
+        worker.SWEEP_INTERVAL_S = sweep_interval_s = self.random.choice([3.0, 60.0])
+        sweep.__defaults__ = (sweep_interval_s,)
         snapshots.CHUNK_BYTES = self.random.choice([300, 64 * 1024])
         self.settings = LedgerSettings(
             url=self.cluster.url if self.cluster is not None else "sqlite:////simulated/ledger.db",
