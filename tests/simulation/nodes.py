@@ -160,6 +160,9 @@ class SimulatedNode:
     def lose(self, *, again: bool) -> None:
         """Everything on its disk. ``again``: somebody starts it under its old number all the same."""
         self.retired = not again
+        # What the others count on now was there when it was acknowledged, and they may hear of it later.
+        ghost = SimulatedNode(self.cluster, self.number, self.disk)
+        self.cluster.ghosts.append(ghost)
         self.disk = NodeDisk(Identity(CLUSTER, self.number, f"{self.number:08x}deadbeef"), *joining())
         if self.process is not None:
             self.world.kill(self.process)
@@ -246,7 +249,8 @@ class SimulatedCluster:
         self.lost: set[int] = set()
         """Members whose disk is gone."""
         self.tidy = True
-        self.invariants = Invariants(self)  # type: ignore[arg-type]
+        self.ghosts: list[SimulatedNode] = []
+        self.invariants = Invariants(_Seen(self))  # type: ignore[arg-type]
         self.leaders: set[tuple[int, int]] = set()
         self._changes = 0
 
@@ -311,3 +315,19 @@ class SimulatedCluster:
             return False
         last = {member.up.last_index for member in members}
         return last == {member.up.applied_index for member in members} and len(last) == 1
+
+
+class _Seen:
+    """The cluster as the invariants look at it: the disks that were lost count as well."""
+
+    def __init__(self, cluster: SimulatedCluster) -> None:
+        self._cluster = cluster
+
+    @property
+    def running(self) -> list[SimulatedNode]:
+        return self._cluster.running
+
+    @property
+    def nodes(self) -> dict[object, SimulatedNode]:
+        ghosts: dict[object, SimulatedNode] = {id(ghost): ghost for ghost in self._cluster.ghosts}
+        return {**self._cluster.nodes, **ghosts}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,8 @@ from tests.simulation.scheduler import Process, Scheduler
 
 CALM_S = 150.0
 """Within how much virtual time after healing nothing may be in doubt any more."""
+QUIET_S = 10.0
+"""Longer than any PREPARE takes."""
 PORT = 5432
 BALANCE = 1_000
 
@@ -78,6 +81,7 @@ class World:
         self.destroys = not self.tampers and self.random.random() < 0.1
         """In the end the ledger is destroyed, with everybody who used it."""
         self.destroyed = False
+        self._quiet_since = math.inf
         # What somebody ends by hand, three-phase commit leaves to a person: nothing would settle.
         self.protocols = ["2pc"] if self.tampers else ["2pc", "2pc", "3pc"]
         if self.destroys:
@@ -397,7 +401,14 @@ class World:
         return next(file.ledger_id for file in self.machine.files.values())
 
     def is_settled(self) -> bool:
-        return self.scheduler.steps % 64 == 0 and not self.unsettled()
+        """Nothing is open, and has not been for a while: a slow PREPARE or a commit in the background that
+        nobody waits for any more may open something again."""
+        if self.scheduler.steps % 64 == 0:
+            if self.unsettled():
+                self._quiet_since = math.inf
+            else:
+                self._quiet_since = min(self._quiet_since, self.scheduler.now)
+        return self.scheduler.now - self._quiet_since >= QUIET_S
 
     def machines(self) -> list[Machine]:
         """Of all running nodes, or of the file's owner."""
