@@ -88,6 +88,7 @@ class Coordinator:
         self._pid = os.getpid()
         self._closed = False
         self._transactions: dict[TxId, Transaction] = {}
+        self._courses: dict[TxId, Course] = {}
         self._background: set[Steadfast[None]] = set()
         self._finisher = Finisher(ledger, participants, observe)
         self._keeper = SessionKeeper(
@@ -152,7 +153,13 @@ class Coordinator:
         raise InvariantViolation("unreachable")
 
     async def outcome(self, txid: TxId) -> Record:
-        """What the ledger has recorded. NOT_RECORDED never means aborted."""
+        """What the ledger has recorded. NOT_RECORDED never means aborted.
+
+        COMMIT also while a commit that is certain is only on its way into the ledger.
+        """
+        course = self._courses.get(txid)
+        if course is not None and course.committed_by_participants:
+            return Record.COMMIT
         return (await self.ledger.records([txid]))[txid]
 
     def cancel(self, txid: TxId, cause: BaseException) -> bool:
@@ -290,6 +297,7 @@ class Coordinator:
 
     async def _drive(self, transaction: Transaction, course: Course) -> None:
         """The protocol from beginning to end, whatever becomes of the caller."""
+        self._courses[course.txid] = course
         try:
             await _DRIVERS[course.protocol](course)
         except UndoubtError:
@@ -303,6 +311,7 @@ class Coordinator:
         finally:
             for branch in course.branches:
                 await branch.release()
+            del self._courses[course.txid]
             self._ended(transaction)
             if course.recorded and not course.pending:
                 self._finisher.add(course.txid)

@@ -183,7 +183,8 @@ class Transaction:
     async def commit(self) -> CommitResult:
         """Commit everywhere or nowhere.
 
-        Returns once COMMIT is recorded and every participant was told. Raises ``TransactionAborted`` (it is
+        Returns once COMMIT is certain (recorded in the ledger; in three-phase commit, in every participant)
+        and every participant was told. Raises ``TransactionAborted`` (it is
         nowhere), ``OutcomeUnknown`` (no answer within the timeout: it goes on in the background), or
         ``HeuristicOutcome``. Cancelling the caller after PREPARE was sent does not stop it.
         """

@@ -184,7 +184,7 @@ class LocalLedger(abc.ABC):
 
     async def transaction(self, txid: TxId) -> TransactionInfo | None:
         await self._up_to_date()
-        record = self.machine.state.unfinished.get(txid) or await self._history_of(txid)
+        record = await self._record_of(txid)
         if record is None and self.machine.record(txid) is Record.NOT_RECORDED:
             undecided = self.machine.precommitted(txid)
             return None if undecided is None else self._told_undecided(undecided)
@@ -194,14 +194,23 @@ class LocalLedger(abc.ABC):
         await self._up_to_date()
         marker = None
         if before is not None:
-            marker = self.machine.state.unfinished.get(before) or await self._history_of(before)
-        unfinished = [
-            record
+            marker = await self._record_of(before)
+        found = {
+            record.txid: record
             for record in self.machine.unfinished()
             if marker is None or newest(marker) < newest(record)
-        ]
-        records = sorted([*unfinished, *await self._history(limit, marker)], key=newest)
-        return [self._told(record.txid, record) for record in records[:limit]]
+        }
+        # In this order: what is finished meanwhile is found twice, and not missed.
+        found |= {record.txid: record for record in await self._history(limit, marker)}
+        return [self._told(record.txid, record) for record in sorted(found.values(), key=newest)[:limit]]
+
+    async def _record_of(self, txid: TxId) -> DecisionRecord | None:
+        """As of one moment, although history is waited for: it may be decided, and finished, meanwhile."""
+        while True:
+            recorded = self.machine.record(txid)
+            record = self.machine.state.unfinished.get(txid) or await self._history_of(txid)
+            if record is not None or self.machine.record(txid) is recorded:
+                return record
 
     def _told(self, txid: TxId, record: DecisionRecord | None) -> TransactionInfo:
         heuristics = [

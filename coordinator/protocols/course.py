@@ -94,6 +94,11 @@ class Course:
             self.told.set_result(None)
 
     @property
+    def committed_by_participants(self) -> bool:
+        """Every participant knows that it commits, the ledger perhaps not yet (three-phase commit)."""
+        return self.precommitted and self.phase >= Phase.COMMITTED
+
+    @property
     def finished(self) -> bool:
         """Every branch is known to have ended as decided, none can appear any more, and the ledger waits for
         nothing."""

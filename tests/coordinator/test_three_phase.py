@@ -174,6 +174,18 @@ async def test_a_ledger_that_is_lost_after_the_third_phase_holds_up_nothing(stag
     stage.ledger.down = None
 
 
+async def test_a_commit_on_its_way_into_the_ledger_is_told_as_one(stages: Any) -> None:
+    """Broken if whoever was told that it is committed then hears that nothing is known of it."""
+    stage = await stages(2)
+    stage.hold(TwoPhaseStep.BEFORE_DECIDE)
+    await stage.transfer()
+    assert (await stage.ledger.records([stage.txid]))[stage.txid] is Record.NOT_RECORDED
+    assert await stage.coordinator.outcome(stage.txid) is Record.COMMIT
+    stage.gates[TwoPhaseStep.BEFORE_DECIDE].set()
+    await stage.coordinator.close()
+    assert (await stage.ledger.records([stage.txid]))[stage.txid] is Record.COMMIT
+
+
 @pytest.mark.parametrize("position", [0, 1, 2])
 async def test_a_participant_that_is_silent_in_the_third_phase_is_outvoted(
     stages: Any, position: int

@@ -1,0 +1,78 @@
+"""What is asked of a ledger while decisions come in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from coordinator.ledger.contract import Decision, DecisionRecord, Record, Session
+from coordinator.ledger.memory import MemoryLedger
+from participants.ids import TxId
+
+
+class SlowHistory(MemoryLedger):
+    """History is read elsewhere, and takes its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def _pause(self) -> None:
+        self.asked.set()
+        await self.go_on.wait()
+
+    async def _history_of(self, txid: TxId) -> DecisionRecord | None:
+        found = await super()._history_of(txid)
+        await self._pause()
+        return found
+
+    async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
+        await self._pause()
+        return await super()._history(limit, before)
+
+
+async def begin(ledger: MemoryLedger) -> Session:
+    return await ledger.open_session("test", 10.0)
+
+
+async def test_a_decision_that_comes_while_history_is_read_is_told_whole() -> None:
+    """Broken if what is told of one transaction mixes two moments: committed, but nowhere."""
+    ledger = SlowHistory()
+    txid = (await begin(ledger)).txid(1)
+    asking = asyncio.create_task(ledger.transaction(txid))
+    await ledger.asked.wait()
+    await ledger.decide(txid, Decision.COMMIT, (), protocol="3")
+    ledger.go_on.set()
+    info = await asking
+    assert info is not None
+    assert (info.record, info.protocol, info.finished) == (Record.COMMIT, "3", False)
+
+
+async def test_a_decision_that_comes_and_is_finished_while_history_is_read_is_told_whole() -> None:
+    """Broken as above, a moment later."""
+    ledger = SlowHistory()
+    txid = (await begin(ledger)).txid(1)
+    asking = asyncio.create_task(ledger.transaction(txid))
+    await ledger.asked.wait()
+    await ledger.decide(txid, Decision.COMMIT, (), protocol="3")
+    await ledger.finish([txid])
+    ledger.go_on.set()
+    info = await asking
+    assert info is not None
+    assert (info.record, info.protocol, info.finished) == (Record.COMMIT, "3", True)
+
+
+async def test_what_is_finished_while_history_is_read_is_listed_once() -> None:
+    """Broken if a transaction appears twice in a list, or not at all."""
+    ledger = SlowHistory()
+    session = await begin(ledger)
+    txids = [session.txid(1), session.txid(2)]
+    for txid in txids:
+        await ledger.decide(txid, Decision.COMMIT, ())
+    asking = asyncio.create_task(ledger.transactions(limit=10))
+    await ledger.asked.wait()
+    await ledger.finish([txids[0]])
+    ledger.go_on.set()
+    told = sorted((info.txid, info.finished) for info in await asking)
+    assert told == [(txids[0], True), (txids[1], False)]
