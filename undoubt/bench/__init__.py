@@ -13,6 +13,7 @@ their difference within minutes. What counts is therefore the median of the rati
 ``contenders``     one module each
 ``worker``         the process of one contender
 ``field``          the servers, and all the contenders' processes
+``cluster``        the nodes of those whose ledger is replicated: one cluster for all of them
 ``rounds``         whose turn it is
 ``figures``        from turns to rows and ratios
 ``audit``          does what was counted agree with what is there

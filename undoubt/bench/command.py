@@ -11,15 +11,13 @@ import click
 
 from undoubt.bench import figures
 from undoubt.bench.audit import audit
-from undoubt.bench.contenders import CONTENDERS
+from undoubt.bench.contenders import CONTENDERS, DEFAULT
 from undoubt.bench.contract import ROWS
 from undoubt.bench.field import field
 from undoubt.bench.figures import Figures
 from undoubt.bench.rounds import play, rounds_of
 from undoubt.cli.context import Context, common, pass_context
 from undoubt.cli.output import Output
-
-ALL = ",".join(CONTENDERS)
 
 
 def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -50,7 +48,14 @@ def _concurrencies(_ctx: click.Context, _param: click.Parameter, value: str) -> 
     help="How long to measure at each concurrency, all contenders together.",
 )
 @click.option("--concurrency", default="1,8,32", show_default=True, callback=_concurrencies, metavar="N,N")
-@click.option("--contenders", default=ALL, show_default=True, callback=_names, metavar="NAME,NAME")
+@click.option(
+    "--contenders",
+    default=",".join(DEFAULT),
+    show_default=True,
+    callback=_names,
+    metavar="NAME,NAME",
+    help=f"Also: {', '.join(name for name in CONTENDERS if name not in DEFAULT)}.",
+)
 @click.option("--dsn", "dsns", nargs=2, help="Two databases to use, instead of two servers of its own.")
 @common
 @pass_context
@@ -65,12 +70,14 @@ def bench(
 
     One UPDATE in each of two PostgreSQL servers, in rows that no two workers share. Contenders are processes
     of their own and take turns of about a second; ratios are medians over the rounds. Afterwards both
-    databases must hold exactly what was counted. With --dsn the table "account" of both is overwritten.
+    databases must hold exactly what was counted. With --dsn the table "account" of both is overwritten, and
+    those who commit in three phases make undoubt's own tables. Nodes of a cluster are three processes on this
+    machine.
 
     \b
     Example:
       undoubt bench
-      undoubt bench --seconds 30 --concurrency 1,32 --contenders naive,undoubt-sqlite -o json
+      undoubt bench --seconds 30 --concurrency 1,32 --contenders naive,undoubt-raft -o json
     """
     done = context.run(_run(context.output, contenders, concurrency, seconds, dsns))
     if context.output.json:

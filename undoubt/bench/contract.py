@@ -14,13 +14,15 @@ DATABASES = ("orders", "payments")
 
 class Places(msgspec.Struct, frozen=True):
     """``dsns`` of both databases, in the order of :data:`DATABASES`. ``first_row`` and the :data:`ROWS` - 1
-    after it are the contender's own. ``folder`` is there for its files; ``workers`` is how many at once."""
+    after it are the contender's own. ``folder`` is there for its files; ``workers`` is how many at once;
+    ``cluster`` is the URL of the nodes' ledger, empty unless the contender said that it needs one."""
 
     contender: str
     dsns: tuple[str, str]
     first_row: int
     folder: str
     workers: int
+    cluster: str = ""
 
 
 class Turn(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import asyncpg
@@ -14,7 +15,10 @@ import msgspec
 
 from participants.errors import UndoubtError
 from undoubt.bench import worker
+from undoubt.bench.cluster import cluster
+from undoubt.bench.contenders import CONTENDERS
 from undoubt.bench.contract import DATABASES, ROWS, Places, Turn
+from undoubt.demo.nodes import Nodes
 from undoubt.embedded import EmbeddedServer
 
 ANSWER_LINE_MAX = 1 << 26
@@ -34,11 +38,12 @@ class ContenderFailed(UndoubtError):
 
 
 class Field(NamedTuple):
-    """Both databases, and the contenders by name."""
+    """Both databases, the contenders by name, and the nodes if any of them needs some."""
 
     dsns: tuple[str, str]
     contenders: dict[str, Contender]
     first_rows: dict[str, int]
+    nodes: Nodes | None
 
 
 class Contender:
@@ -88,24 +93,28 @@ class Contender:
 async def field(names: Sequence[str], workers: int, dsns: tuple[str, str] | None) -> AsyncIterator[Field]:
     """Everything connected for up to ``workers`` workers. Without ``dsns`` on two servers of its own.
 
-    Raises ``ServerFailed``, ``BinariesMissing``, :class:`ContenderFailed`.
+    Raises ``ServerFailed``, ``BinariesMissing``, ``NodeFailed``, :class:`ContenderFailed`.
     """
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="undoubt-bench-"))
         if dsns is None:
-            dsns = await own_servers(stack, len(names) * (workers + 8) + 20)
+            dsns = await own_servers(stack, len(names) * (workers + 8) + 40)
         for dsn in dsns:
             await set_up(dsn, len(names) * ROWS)
+        nodes = None
+        if any(CONTENDERS[name].cluster for name in names):
+            nodes = await stack.enter_async_context(cluster(Path(folder), dsns))
         contenders: dict[str, Contender] = {}
         first_rows: dict[str, int] = {}
         for number, name in enumerate(names):
             first_rows[name] = number * ROWS
-            places = Places(name, dsns, first_rows[name], folder, workers)
+            url = nodes.url if nodes is not None and CONTENDERS[name].cluster else ""
+            places = Places(name, dsns, first_rows[name], folder, workers, url)
             contenders[name] = await _started(name, places)
             stack.push_async_callback(contenders[name].end)
         for contender in contenders.values():
             await contender.ready()
-        yield Field(dsns, contenders, first_rows)
+        yield Field(dsns, contenders, first_rows, nodes)
 
 
 async def own_servers(stack: contextlib.AsyncExitStack, connections: int) -> tuple[str, str]:

@@ -8,7 +8,6 @@ SECONDS`` on stdin works for that long with so many workers at once, and answers
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import sys
 import threading
@@ -22,6 +21,7 @@ import msgspec
 from undoubt.bench.contenders import CONTENDERS
 from undoubt.bench.contract import AsyncContender, Places, Style, SyncContender, Turn
 from undoubt.demo.worker import die_with_parent
+from undoubt.serve.loop import fastest_loop
 
 
 class Clock:
@@ -106,10 +106,7 @@ def main(text: str) -> None:
     if entry.style is Style.THREADS:
         _serve_threads(make, places)
         return
-    loop_factory = None
-    with contextlib.suppress(ImportError):
-        loop_factory = importlib.import_module("uvloop").new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         runner.run(_serve_tasks(make, places))
 
 

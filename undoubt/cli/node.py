@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import logging
 import signal
-from collections.abc import Callable
 
 import click
 
 from undoubt.cli.context import Context, common, pass_context
+from undoubt.serve.loop import fastest_loop
 
 
 @click.command()
@@ -33,7 +31,7 @@ def node(context: Context, insecure: bool) -> None:
         level=logging.DEBUG if context.debug else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         runner.run(_run(context, insecure))
 
 
@@ -46,11 +44,3 @@ async def _run(context: Context, insecure: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await run(context.settings(), stop, context.output.note, insecure=insecure)
-
-
-def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed: one decision at a time takes half of the time with it."""
-    if importlib.util.find_spec("uvloop") is None:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
-    return factory

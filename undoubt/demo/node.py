@@ -1,7 +1,8 @@
 """A node of the demo's cluster: what ``undoubt node`` runs, in a process that ends with the demo.
 
-``python -m undoubt.demo.node CONFIG [stay]``: with ``stay`` it outlives the process that started it. Its
-configuration names no participants, so it leaves what is in doubt to the demo, which wants to show it.
+``python -m undoubt.demo.node CONFIG [stay]``: with ``stay`` it outlives the process that started it. The
+demo's own configuration names no participants, so it leaves what is in doubt to the demo, which wants to show
+it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 
 from undoubt.config import load
 from undoubt.demo.worker import die_with_parent
+from undoubt.serve.loop import fastest_loop
 from undoubt.serve.node import run
 
 STAY = "stay"
@@ -33,4 +35,5 @@ async def main(config: str) -> None:
 if __name__ == "__main__":
     if STAY not in sys.argv[2:]:
         die_with_parent()
-    asyncio.run(main(sys.argv[1]))
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+        runner.run(main(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The three nodes that keep the demo's ledger, as their parent sees them."""
+"""Three nodes on this machine that keep a ledger, the demo's or a benchmark's, as their parent sees them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ READY_S = 60.0
 LOOK_S = 0.05
 
 CONFIG = """\
-# Written by `undoubt demo`.
+# Written by `undoubt demo` or `undoubt bench`.
 [ledger]
 url = "{url}"
 
 [node]
 number = {number}
 data = "node-{number}"
+"""
+QUICK = """\
 heartbeat_s = 0.05
 election_timeout_s = 0.5
 """
@@ -38,11 +40,13 @@ class NodeFailed(UndoubtError):
 
 
 class Nodes:
-    """Made in ``folder``; nothing runs before :meth:`start`. With ``keep`` they outlive this process."""
+    """Made in ``folder``; nothing runs before :meth:`start`. With ``keep`` they outlive this process.
+    ``more`` is added to the configuration of each, what belongs to ``[node]`` first."""
 
-    def __init__(self, folder: Path, *, keep: bool) -> None:
+    def __init__(self, folder: Path, *, keep: bool, more: str = QUICK) -> None:
         self._folder = folder
         self._keep = keep
+        self._more = more
         self._running: dict[int, asyncio.subprocess.Process] = {}
         self.url = "raft://" + ",".join(f"127.0.0.1:{port}" for port in _free_ports())
 
@@ -55,7 +59,7 @@ class Nodes:
         ticket = ""
         for number in range(1, COUNT + 1):
             config = self._config(number)
-            config.write_text(CONFIG.format(url=self.url, number=number))
+            config.write_text(CONFIG.format(url=self.url, number=number) + self._more)
             ticket = begin.init(load(config, env={}), ticket).ticket
         await asyncio.gather(*(self.run(number) for number in range(1, COUNT + 1)))
         await self.leader()

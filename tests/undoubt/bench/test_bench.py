@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import asyncpg
 import pytest
 from click.testing import CliRunner
 
+from coordinator.ledger import open_ledger
+from coordinator.settings import LedgerSettings
 from tests.servers import Server, fresh_database
 from undoubt.bench.audit import WrongCount, audit
 from undoubt.bench.contenders import CONTENDERS
@@ -59,6 +62,29 @@ async def test_a_transfer_that_is_missing_in_one_database_has_no_figures(
         await connection.close()
         with pytest.raises(WrongCount, match="payments has"):
             await audit(built, transfers)
+
+
+async def test_each_protocol_of_the_cluster_is_what_it_says(postgres: Server, other_postgres: Server) -> None:
+    """Figures of Paxos Commit that were two-phase commit's, or of a ledger in a file, would look as good."""
+    names = ["undoubt-raft", "undoubt-raft-3pc", "undoubt-raft-paxos"]
+    async with (
+        fresh_database(postgres, "one") as one,
+        fresh_database(other_postgres, "two") as two,
+        field(names, 2, (one, two)) as built,
+    ):
+        _, transfers = await play(built.contenders, [2], 0.3, lambda _: None)
+        await audit(built, transfers)
+        assert built.nodes is not None
+        ledger = await open_ledger(LedgerSettings(url=built.nodes.url))
+        try:
+            told = await ledger.transactions(limit=10_000)
+        finally:
+            await ledger.close()
+    counted = Counter(transaction.protocol for transaction in told)
+    assert counted["2"] == transfers["undoubt-raft"]
+    # What the participants or the acceptors have decided may still be on its way into the ledger.
+    assert 0 < counted["3"] <= transfers["undoubt-raft-3pc"]
+    assert 0 < counted["p"] <= transfers["undoubt-raft-paxos"]
 
 
 async def test_a_contender_that_dies_fails_the_run(postgres: Server) -> None:

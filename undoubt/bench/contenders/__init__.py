@@ -8,12 +8,14 @@ from undoubt.bench.contract import Style
 
 
 class Entry(NamedTuple):
-    """Where a contender is: ``attribute`` of ``module``, called with its ``Places``."""
+    """Where a contender is: ``attribute`` of ``module``, called with its ``Places``. ``cluster``: it needs
+    the three nodes, which all who do share."""
 
     module: str
     attribute: str
     style: Style
     about: str
+    cluster: bool = False
 
 
 CONTENDERS: dict[str, Entry] = {
@@ -41,4 +43,35 @@ CONTENDERS: dict[str, Entry] = {
         Style.THREADS,
         "undoubt.sync, its ledger in SQLite",
     ),
+    "undoubt-raft": Entry(
+        "undoubt.bench.contenders.clustered",
+        "two_phase",
+        Style.TASKS,
+        "undoubt, its ledger on three nodes",
+        cluster=True,
+    ),
+    "undoubt-raft-sync": Entry(
+        "undoubt.bench.contenders.clustered",
+        "two_phase_sync",
+        Style.THREADS,
+        "undoubt.sync, its ledger on three nodes",
+        cluster=True,
+    ),
+    "undoubt-raft-3pc": Entry(
+        "undoubt.bench.contenders.clustered",
+        "three_phase",
+        Style.TASKS,
+        "three-phase commit, the ledger on three nodes",
+        cluster=True,
+    ),
+    "undoubt-raft-paxos": Entry(
+        "undoubt.bench.contenders.clustered",
+        "paxos",
+        Style.TASKS,
+        "Paxos Commit, the ledger on three nodes",
+        cluster=True,
+    ),
 }
+
+DEFAULT = ("local", "naive", "sqlalchemy", "undoubt-sqlite", "undoubt-sqlite-sync", "undoubt-raft")
+"""Who takes part unless others are named."""

@@ -31,13 +31,13 @@ class Product:
         await connection.execute(UPDATE, row)
 
 
-def configuration(places: Places, ledger: Mapping[str, Any]) -> dict[str, Any]:
+def configuration(places: Places, ledger: Mapping[str, Any], protocol: str = "2pc") -> dict[str, Any]:
     """As ``undoubt.toml`` would have it; pools as large as the number of workers."""
     participants = {
         name: {"dsn": dsn, "connections_max": places.workers}
         for name, dsn in zip(DATABASES, places.dsns, strict=True)
     }
-    return {"ledger": dict(ledger), "participants": participants}
+    return {"ledger": dict(ledger), "participants": participants, "coordinator": {"protocol": protocol}}
 
 
 class ProductInThreads:
