@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import msgspec
+import pytest
 
+from benchmarks import etcd
 from tests.docs.pages import ROOT
 from undoubt.bench.figures import Figures, Ratio, Row
 
@@ -31,6 +33,34 @@ def test_where_the_time_goes() -> None:
         assert f"\n{step} " in shown
         assert f"| {step} |" in page
     assert "the coordinator" in shown
+
+
+def test_decisions_a_second() -> None:
+    """It ends with an error if anything that was counted is not in the ledger."""
+    shown = told("benchmarks.ledger", "--alone", "--seconds", "0", "--callers", "2")
+    assert "\n| 2 | " in shown
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(etcd.missing()), reason=etcd.missing() or "it is there")
+def test_decisions_a_second_beside_etcd() -> None:
+    """Broken if what etcd is asked for were not recorded, each once: its figures would be of nothing."""
+    shown = told("benchmarks.ledger", "--seconds", "0", "--callers", "2")
+    assert "| at once | undoubt/s | p50 µs | etcd/s | p50 µs | ratio" in shown
+
+
+def test_a_second_decision_is_no_news_to_etcd() -> None:
+    """A ``TxnResponse`` whose comparison failed, behind a header that must be skipped."""
+    header = b"\x0a\x04\x08\x81\x01\x20"
+    assert etcd.succeeded(header + b"\x10\x01")
+    assert not etcd.succeeded(header)
+
+
+@pytest.mark.slow
+def test_losing_the_leader() -> None:
+    """It ends with an error if a commit that was counted is missing in a database."""
+    shown = told("benchmarks.leader", "--kills", "1", "--stops", "1")
+    assert shown.count("\n| `2pc` | ") == shown.count("\n| `paxos` | ") == 2
 
 
 def test_the_tables() -> None:

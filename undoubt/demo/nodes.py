@@ -48,7 +48,7 @@ class Nodes:
         self._keep = keep
         self._more = more
         self._running: dict[int, asyncio.subprocess.Process] = {}
-        self.url = "raft://" + ",".join(f"127.0.0.1:{port}" for port in _free_ports())
+        self.url = "raft://" + ",".join(f"127.0.0.1:{port}" for port in free_ports(COUNT))
 
     @property
     def pids(self) -> dict[int, int]:
@@ -115,10 +115,10 @@ class Nodes:
         return lines[-1] if lines else "it said nothing"
 
 
-def _free_ports() -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Nobody's at this moment, all of them different."""
     with contextlib.ExitStack() as stack:
-        doors = [stack.enter_context(socket.socket()) for _ in range(COUNT)]
+        doors = [stack.enter_context(socket.socket()) for _ in range(count)]
         for door in doors:
             door.bind(("127.0.0.1", 0))
         return [door.getsockname()[1] for door in doors]
