@@ -5,6 +5,7 @@
 #   make prove PROOF=crash [ARGS=…]                     make conformance CASES=cases.csv     make build
 #   make models ARGS="--model twophase --rms 3"
 #   make simulate SEED=7 | SEEDS=200 [ARGS=…]           make mutants [ARGS=name]
+#   make faults SECONDS=60 SEED=1 [ARGS=…]
 # `make check` besides formats nothing: `make format` does.
 
 VENV := .venv
@@ -18,8 +19,9 @@ CASES ?= ../shared/conformance/xa_outcomes.csv
 
 SEED ?=
 SEEDS ?= 200
+SECONDS ?= 60
 
-.PHONY: demo test test-slow check format prove models conformance simulate simulate-coverage mutants build clean
+.PHONY: demo test test-slow check format prove models conformance simulate simulate-coverage faults mutants build clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -60,6 +62,9 @@ simulate-coverage: $(STAMP)
 		-m tests.simulation --seeds $(SEEDS) $(ARGS) >&2
 	@$(BIN)/python -m coverage combine -q --rcfile=tests/simulation/coverage.ini .coverage-simulation
 	@$(BIN)/python -m coverage report --rcfile=tests/simulation/coverage.ini --show-missing
+
+faults: $(STAMP)
+	@$(BIN)/python -m tests.faults --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 mutants: $(STAMP)
 	@$(BIN)/python -m tests.mutants $(ARGS)

@@ -58,4 +58,4 @@ class History:
                 self.end(call, name)
             raise
         if call.result is not None:
-            call.answered_at = self.now()
+            self.end(call, call.result)

@@ -91,3 +91,15 @@ async def audit(dsns: Mapping[str, str], acknowledged: Iterable[str], aborted: I
     found.acknowledged_lost = sorted(set(acknowledged) - everywhere)
     found.aborted_applied = sorted(set(aborted) & somewhere)
     return found
+
+
+async def transfers(dsns: Mapping[str, str]) -> set[str]:
+    """Those that some database has applied."""
+    found: set[str] = set()
+    for dsn in dsns.values():
+        connection = await asyncpg.connect(dsn)
+        try:
+            found |= {row["id"] for row in await connection.fetch("select id from transfer")}
+        finally:
+            await connection.close()
+    return found
