@@ -30,8 +30,9 @@ class Scan:
     participant: str
     records: Mapping[TxId, DecisionRecord]
     prepared: Sequence[tuple[PreparedBranch, Standing]]
-    listed: frozenset[tuple[TxId, int]] = field(default_factory=frozenset)
-    """Transaction and number of each branch of this ledger in the list, whatever its participant's name."""
+    listed: Mapping[tuple[TxId, int], Evidence | None] = field(default_factory=dict)
+    """What the list says of each branch of this ledger in it, by transaction and number, whatever its
+    participant's name."""
 
     def evidence(self, gid: Gid) -> Evidence | None:
         """What was recorded with the decision, else what the list says of a branch that was in it."""
@@ -39,7 +40,7 @@ class Scan:
         for branch in record.branches if record is not None else ():
             if branch.number == gid.branch and (recorded := evidence_of(branch)) is not None:
                 return recorded
-        return next((branch.evidence for branch, _ in self.prepared if branch.gid == gid), None)
+        return self.listed.get((gid.txid, gid.branch))
 
     def absent(self, names: Container[str]) -> Iterator[tuple[DecisionRecord, BranchRecord]]:
         """Branches recorded for this participant, or for one that is not among ``names`` (it may have been
@@ -73,11 +74,11 @@ async def scan(
         participant.name,
         records,
         [(branch, stands[branch.gid]) for branch in listed],
-        frozenset(
-            (branch.gid.txid, branch.gid.branch)
+        {
+            (branch.gid.txid, branch.gid.branch): branch.evidence
             for branch in listed
             if isinstance(branch.gid, Gid) and branch.gid.ledger == ledger.ledger_id
-        ),
+        },
     )
 
 

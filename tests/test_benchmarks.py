@@ -63,6 +63,11 @@ def test_losing_the_leader() -> None:
     assert shown.count("\n| `2pc` | ") == shown.count("\n| `paxos` | ") == 2
 
 
+def test_recovery_beside_a_bare_loop() -> None:
+    """On real servers; it fails by itself if anything is left in doubt."""
+    assert "recovery ÷ by hand" in told("benchmarks.recovery", "--branches", "40", "--rounds", "1")
+
+
 def test_the_tables() -> None:
     """Broken if the page's figures could not be made from what the command prints."""
     figures = Figures(

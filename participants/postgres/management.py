@@ -14,7 +14,7 @@ from participants.postgres.pool import Pool, S, Slot
 from participants.postgres.session import Introduction, Late, NoAnswer, NotSent, Row, ServerError, Session
 from participants.postgres.verdicts import READ_ONLY_TRANSACTION, participant_error
 
-SESSIONS_MAX = 4
+SESSIONS_MAX = 8
 
 
 class Management:
