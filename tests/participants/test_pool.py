@@ -83,10 +83,10 @@ async def test_last_used_is_lent_first(database: Database) -> None:
 
 async def test_no_more_than_allowed(database: Database) -> None:
     """Beyond connections_max a branch waits, and is told why if that takes too long."""
-    participant = participant_at(database.dsn, connections_max=1, connect_timeout_s=0.05)
+    participant = participant_at(database.dsn, connections_max=1)
     held = await participant.begin(new_gid(), timeout_s=30)
     with pytest.raises(ParticipantUnavailable, match="connections_max"):
-        await participant.begin(new_gid(), timeout_s=30)
+        await participant.begin(new_gid(), timeout_s=0.05)
     waiting = asyncio.create_task(participant.begin(new_gid(), timeout_s=30))
     await asyncio.sleep(0)
     await held.rollback()
