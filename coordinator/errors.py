@@ -16,6 +16,7 @@
         ├── LedgerLocked           another process owns it and does not answer
         ├── ClusterRefused         an operation on the cluster that cannot be, or would stop it
         │   └── ClusterNotReady    or would, but for nodes that are silent or behind
+        ├── VersionHeldBack        the cluster has members of an older version, which do not know this yet
         ├── SessionLost            the lease is gone: nothing of it can commit any more
         └── BranchListMismatch     a decision is recorded for other branches than those given
 """
@@ -102,6 +103,11 @@ class ClusterRefused(LedgerError):
 class ClusterNotReady(ClusterRefused):
     """A node that has to take part is silent, or behind. Asking again helps once it runs and has caught
     up."""
+
+
+class VersionHeldBack(LedgerError):
+    """What was asked came with a version that not all members of the cluster speak. The message names those
+    that hold it up; nothing was recorded."""
 
 
 class SessionLost(LedgerError):

@@ -2,7 +2,9 @@
 
 ``floor`` is the lowest sequence number that is still undecided here: everything below it is over, and the
 ledger may answer for it. It rides along with the renewals of the lease. After so many transactions a lease is
-replaced, so that each stays small and can be dropped as a whole once retention allows.
+replaced, so that each stays small and can be dropped as a whole once retention allows. One that is bound to
+acceptors is replaced as well once others are the cluster's members: what it has begun ends with the acceptors
+that it was begun with, and then it is closed, which lets these go.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from coordinator.errors import LedgerError, SessionLost
+from coordinator.errors import LedgerError, SessionLost, VersionHeldBack
 from coordinator.ledger.contract import Ledger, Session
 from participants.checks import invariant
 from participants.ids import TxId
@@ -52,8 +54,9 @@ class Lease:
 
 
 class SessionKeeper:
-    """Keeps one lease current: opens it, renews it three times per lifetime, replaces it when it is full or
-    lost. ``on_lost`` is told the session number of a lease that is gone with transactions in it."""
+    """Keeps one lease current: opens it, renews it three times per lifetime, replaces it when it is full,
+    lost, or bound to acceptors that are others by now. ``on_lost`` is told the session number of a lease that
+    is gone with transactions in it."""
 
     def __init__(
         self,
@@ -75,8 +78,12 @@ class SessionKeeper:
         self._current: Lease | None = None
         self._leases: dict[int, Lease] = {}
         self._task: asyncio.Task[None] | None = None
-        self._replace = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._wanted = False
+        """Another lease is."""
         self._opened = asyncio.Event()
+        self._held_back: VersionHeldBack | None = None
+        """Why the last lease is not bound, though it should be."""
 
     async def start(self) -> None:
         """Open the first session; raises what the ledger raises."""
@@ -85,22 +92,31 @@ class SessionKeeper:
 
     async def begin(self, *, bound: bool = False) -> TxId:
         """A new transaction id. Waits for a session if the last one was lost and none is open yet. ``bound``:
-        of a lease that is bound to acceptors, as all are from then on."""
+        of a lease that is bound to acceptors, as all are from then on; raises ``VersionHeldBack`` while the
+        cluster has none."""
         self._bind = self._bind or bound
         while (lease := self._current) is None or lease.lost or (bound and not lease.session.acceptors):
             self._opened.clear()
-            self._replace.set()
+            self._want()
             await self._opened.wait()
+            if bound and self._held_back is not None:
+                raise self._held_back
         txid = lease.begin()
         if lease.begun >= self._transactions_max:
-            self._replace.set()
+            self._want()
         return txid
+
+    def _want(self) -> None:
+        self._wanted = True
+        self._wake.set()
 
     def end(self, txid: TxId) -> None:
         """Nothing of ``txid`` is undecided here any more."""
         lease = self._leases.get(txid.session)
         if lease is not None:
             lease.end(txid)
+            if lease.idle and lease is not self._current:
+                self._wake.set()
 
     async def close(self) -> None:
         """Stop renewing, and close every session, as far as the ledger answers."""
@@ -116,29 +132,57 @@ class SessionKeeper:
         self._leases.clear()
 
     async def _open(self) -> None:
-        acceptors = self._ledger.acceptors if self._bind else None
-        session = await (acceptors or self._ledger).open_session(self._name, self._ttl_s)
-        lease = Lease(session)
+        former = self._current
+        session = await self._bound()
+        if session is None and former is not None and self._usable(former):
+            self._opened.set()
+            return
+        lease = Lease(session or await self._ledger.open_session(self._name, self._ttl_s))
+        session = lease.session
         self._leases[session.id] = lease
         self._current = lease
         self._opened.set()
+        if former is not None and former.idle:
+            self._wake.set()
+
+    def _usable(self, lease: Lease) -> bool:
+        return not lease.lost and lease.begun < self._transactions_max
+
+    async def _bound(self) -> Session | None:
+        """A session that is bound to acceptors; None where there are none, or none is wanted."""
+        acceptors, self._held_back = self._ledger.acceptors if self._bind else None, None
+        if acceptors is None:
+            return None
+        try:
+            return await acceptors.open_session(self._name, self._ttl_s)
+        except VersionHeldBack as error:
+            self._held_back = error
+            return None
+
+    async def _moved(self) -> bool:
+        """Whether a lease that is opened now would be bound to other acceptors."""
+        lease, acceptors = self._current, self._ledger.acceptors
+        if lease is None or acceptors is None or not lease.session.acceptors:
+            return False
+        return tuple(await acceptors.current()) != lease.session.acceptors
 
     async def _keep(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._replace.wait(), self._ttl_s / 3)
+                await asyncio.wait_for(self._wake.wait(), self._ttl_s / 3)
+            self._wake.clear()
             try:
                 await self._renew_all()
-                if self._replace.is_set():
-                    self._replace.clear()
+                if self._wanted or await self._moved():
+                    self._wanted = False
                     await self._open()
             except LedgerError as error:
                 log.warning("the ledger does not answer: %s", error)
-                self._replace.clear()
+                self._wanted = False
                 await asyncio.sleep(min(self._ttl_s / 10, 1.0))
                 lease = self._current
                 if lease is None or lease.lost or (self._bind and not lease.session.acceptors):
-                    self._replace.set()
+                    self._want()
 
     async def _renew_all(self) -> None:
         for lease in list(self._leases.values()):
@@ -157,4 +201,4 @@ class SessionKeeper:
         del self._leases[lease.session.id]
         self._on_lost(lease.session.id)
         if lease is self._current:
-            self._replace.set()
+            self._want()

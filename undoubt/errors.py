@@ -21,6 +21,7 @@
         ├── LedgerUnusable             it cannot be opened until somebody acts
         │   └── LedgerMissing            there is none: ``undoubt ledger init``
         ├── LedgerLocked               another process owns it and does not answer
+        ├── VersionHeldBack            the cluster has members of an older version, which do not know this yet
         ├── SessionLost                the lease is gone: nothing of it can commit any more
         └── BranchListMismatch         a decision is recorded for other branches
 """
@@ -40,6 +41,7 @@ from coordinator.errors import (
     SessionLost,
     TransactionAborted,
     TransactionEnded,
+    VersionHeldBack,
     WrongProcess,
 )
 from participants.errors import (
@@ -76,5 +78,6 @@ __all__ = [
     "UndoubtError",
     "UnknownParticipant",
     "UsageError",
+    "VersionHeldBack",
     "WrongProcess",
 ]

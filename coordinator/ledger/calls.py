@@ -8,7 +8,7 @@ on the other side as what they were.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, assert_never
 
 import msgspec
 
@@ -19,7 +19,9 @@ from coordinator.errors import (
     LedgerUnavailable,
     OutcomeUnknown,
     SessionLost,
+    VersionHeldBack,
 )
+from coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION
 from coordinator.ledger.contract import (
     BranchRecord,
     Decision,
@@ -34,7 +36,7 @@ from coordinator.ledger.contract import (
 )
 from coordinator.ledger.local import LocalLedger
 from participants.errors import UndoubtError
-from participants.ids import Gid, TxId
+from participants.ids import Gid, Protocol, TxId
 
 
 class _Call(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -119,6 +121,10 @@ class InfoCall(_Call, frozen=True, tag="info"):
     pass
 
 
+class VotersCall(_Call, frozen=True, tag="voters"):
+    """Whom a session is bound to, if it is opened now with ``bind``."""
+
+
 Call = (
     OpenSessionCall
     | KeepAliveCall
@@ -136,6 +142,7 @@ Call = (
     | TransactionCall
     | TransactionsCall
     | InfoCall
+    | VotersCall
 )
 
 REPLY_TYPES: dict[type[_Call], Any] = {
@@ -155,8 +162,37 @@ REPLY_TYPES: dict[type[_Call], Any] = {
     TransactionCall: TransactionInfo | None,
     TransactionsCall: list[TransactionInfo],
     InfoCall: LedgerInfo,
+    VotersCall: list[int],
 }
 """What each call's reply decodes to; verdicts and records come in the order of the ids asked about."""
+
+
+def since(call: Call) -> int:
+    """The version that whoever is asked ``call``, as it is filled in, has to speak."""
+    match call:
+        case OpenSessionCall():
+            return PAXOS_VERSION if call.bind else FIRST_VERSION
+        case VotersCall():
+            return PAXOS_VERSION
+        case DecideCall() | PrecommitCall() | OutcomesCall():
+            return PAXOS_VERSION if call.protocol == Protocol.PAXOS else FIRST_VERSION
+        case (
+            KeepAliveCall()
+            | CloseSessionCall()
+            | SessionsCall()
+            | RecordsCall()
+            | UnfinishedCall()
+            | FinishCall()
+            | RecordHeuristicCall()
+            | ForgetHeuristicCall()
+            | HeuristicsCall()
+            | TransactionCall()
+            | TransactionsCall()
+            | InfoCall()
+        ):
+            return FIRST_VERSION
+        case _:
+            assert_never(call)
 
 
 async def perform(ledger: LocalLedger, call: Call, *, remote: bool) -> object:  # noqa: PLR0911, PLR0912 - one line per call
@@ -199,6 +235,8 @@ async def perform(ledger: LocalLedger, call: Call, *, remote: bool) -> object:  
             return await ledger.transactions(limit=call.limit, before=call.before)
         case InfoCall():
             return await ledger.info()
+        case VotersCall():
+            return await ledger.voters()
     return None
 
 
@@ -252,7 +290,7 @@ def raised(message: Failed) -> UndoubtError:
         return BranchListMismatch(message.txid, message.recorded, message.given)
     if message.kind == OutcomeUnknown.__name__ and message.txid is not None:
         return OutcomeUnknown(message.txid, message.message)
-    for kind in (ClusterRefused, ClusterNotReady, SessionLost):
+    for kind in (ClusterRefused, ClusterNotReady, VersionHeldBack, SessionLost):
         if message.kind == kind.__name__:
             return kind(message.message)
     return LedgerUnavailable(message.message)

@@ -1,15 +1,19 @@
 """Every change of the ledger's state, as one closed union of values.
 
 Whatever is not deterministic is inside the command: nonces are drawn, clocks are read, before it is logged.
-Encoded they are msgpack arrays with a tag, so fields may be added at the end only, with a default.
+Encoded they are msgpack arrays with a tag, so fields may be added at the end only, with a default. What is
+added, a command or a field, gets its version in :func:`since`: a cluster's log holds nothing that is newer
+than what all of its members have agreed to know.
 """
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import msgspec
 
 from coordinator.ledger.contract import BranchRecord, Decision, Heuristic
-from participants.ids import Gid, TxId
+from participants.ids import Gid, Protocol, TxId
 
 
 class _Command(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -101,6 +105,33 @@ Command = (
     | AdvanceTime
     | Restore
 )
+
+FIRST_VERSION = 1
+PAXOS_VERSION = 2
+"""Paxos Commit: sessions that are bound to acceptors, outcomes that these have chosen."""
+
+
+def since(command: Command) -> int:
+    """The version that whoever applies ``command``, as it is filled in, has to know."""
+    match command:
+        case OpenSession():
+            return PAXOS_VERSION if command.acceptors else FIRST_VERSION
+        case Decide() | Precommit():
+            return PAXOS_VERSION if command.protocol == Protocol.PAXOS else FIRST_VERSION
+        case (
+            KeepAlive()
+            | CloseSession()
+            | ExpireSession()
+            | Finish()
+            | RecordHeuristic()
+            | ForgetHeuristic()
+            | AdvanceTime()
+            | Restore()
+        ):
+            return FIRST_VERSION
+        case _:
+            assert_never(command)
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

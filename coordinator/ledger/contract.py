@@ -190,7 +190,12 @@ class Acceptors(Protocol):
 
     async def open_session(self, name: str, ttl_s: float) -> Session:
         """As the ledger's, and bound to the acceptors of now: only its transactions may be voted on. Nodes
-        that it needs are not let go from the cluster while it is open."""
+        that it needs are not let go from the cluster while it is open. Raises ``VersionHeldBack`` while a
+        member of the cluster is too old for it."""
+        ...
+
+    async def current(self) -> Sequence[int]:
+        """The acceptors of now: what a session that was opened at this moment would be bound to."""
         ...
 
     async def vote(self, txid: TxId, branches: Sequence[BranchRecord]) -> Decision:

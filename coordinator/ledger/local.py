@@ -100,6 +100,11 @@ class LocalLedger(abc.ABC):
         """Numbers of the nodes that a new session is bound to."""
         return ()
 
+    async def voters(self) -> Sequence[int]:
+        """What a session that is opened now, and to be bound, is bound to."""
+        await self._up_to_date()
+        return self._voters()
+
     async def _up_to_date(self) -> None:  # noqa: B027 - nothing to wait for, where nobody else tells
         """Return once the machine has everything that any caller was told before. Raises ``LedgerError``."""
 

@@ -15,16 +15,19 @@ from coordinator.ledger.machine import Machine
 from coordinator.node.replicated import Replicated
 from coordinator.node.storage import Snapshot
 from coordinator.raft import HardState, SnapshotMeta, bootstrap
+from coordinator.wire import VERSIONS, Versions
 
 SESSION_SKIP = 1 << 32
 """More sessions than any ledger has opened since its backup was made: no number is issued twice."""
 
 
-def beginning(cluster: str, addresses: Mapping[int, str]) -> tuple[HardState, Snapshot]:
+def beginning(
+    cluster: str, addresses: Mapping[int, str], version: int = VERSIONS.highest
+) -> tuple[HardState, Snapshot]:
     """What every first node stores. ``cluster`` becomes the ledger's id as well; ``addresses`` names the
-    first members, all of them voters."""
+    first members, all of them voters, and all of which speak ``version``."""
     first = bootstrap(addresses)
-    replicated = Replicated(Machine(cluster), dict(sorted(addresses.items())))
+    replicated = Replicated(Machine(cluster), dict(sorted(addresses.items())), version=version)
     return first.hard_state, Snapshot(first.snapshot, replicated.image())
 
 
@@ -34,13 +37,16 @@ def joining() -> tuple[HardState, Snapshot]:
     return HardState(), Snapshot(SnapshotMeta(), Replicated(Machine(""), {}).image())
 
 
-def restored(image: bytes, addresses: Mapping[int, str]) -> tuple[str, HardState, Snapshot]:
+def restored(
+    image: bytes, addresses: Mapping[int, str], speaks: Versions = VERSIONS
+) -> tuple[str, HardState, Snapshot]:
     """What every first node of a cluster stores that is made of a backup; and the ledger's id, which stays.
 
     The incarnation is a new one: what was decided after the backup is not known here, so nothing that was
-    undecided in it may be presumed to be aborted. Raises ``LedgerUnusable`` for what is no image.
+    undecided in it may be presumed to be aborted. Its version is the backup's. Raises ``LedgerUnusable`` for
+    what is no image, and for a version that this node does not speak.
     """
-    replicated = Replicated(Machine(""), {})
+    replicated = Replicated(Machine(""), {}, speaks=speaks)
     try:
         replicated.restore(image)
     except ValueError as error:  # msgspec's are

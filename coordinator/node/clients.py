@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -30,7 +30,7 @@ from coordinator.node.acceptors import Acceptors
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.ledger import NodeLedger
 from coordinator.node.operator import Backup, Operator
-from coordinator.wire import Connection, RemoteProtocolError
+from coordinator.wire import VERSIONS, Connection, RemoteProtocolError
 from participants.errors import UndoubtError
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,8 @@ class FromClient:
             self._beating = self._loop.call_later(BEAT_S, self._beat)
         if self._unanswered > REQUESTS_PER_CONNECTION_MAX:
             raise RemoteProtocolError(f"more than {REQUESTS_PER_CONNECTION_MAX} requests at once")
+        if self._connection.version < VERSIONS.highest:
+            self._check_versions(requests)
         for request in requests:
             call = request.call
             if isinstance(call, calls.DecideCall):
@@ -90,6 +92,12 @@ class FromClient:
                 task = self._loop.create_task(self._perform(request.number, call))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+    def _check_versions(self, requests: Sequence[messages.Request]) -> None:
+        spoken = self._connection.version
+        for request in requests:
+            if messages.since(request.call) > spoken:
+                raise RemoteProtocolError(f"{type(request.call).__name__} is not of version {spoken}")
 
     def lost(self, why: str) -> None:
         """What was asked goes on: it may be half recorded, and whoever asked will ask again."""

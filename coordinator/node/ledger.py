@@ -55,6 +55,7 @@ class NodeLedger(LocalLedger):
             self._session_of,
             self._record,
             random,
+            voters=self.voters,
             timeout_s=settings.request_timeout_s,
         )
         self._replica = replica
@@ -78,6 +79,7 @@ class NodeLedger(LocalLedger):
                 if late_s > UPKEEP_INTERVAL_S:
                     self._leases.postpone(late_s)
                 self._replica.acceptors.forget()
+                self._replica.keep_versions()
                 if self.leads:
                     await self._expire()
             if self.leads:

@@ -35,6 +35,7 @@ from coordinator.wire import (
     Receiver,
     Refusal,
     Role,
+    Versions,
     WireSettings,
     serve,
 )
@@ -63,7 +64,7 @@ class Node:
         """``clock`` is what sessions expire by: the loop's, unless given. Raises ``LedgerUnusable``."""
         self.identity = stored.identity
         self.settings = settings
-        replicated = _replicated(stored)
+        replicated = _replicated(stored, settings.speaks)
         loop = asyncio.get_running_loop()
         me = Identity(Role.NODE, stored.identity.cluster, stored.identity.node, disk=stored.identity.disk)
         self.peers = Peers(
@@ -72,6 +73,7 @@ class Node:
             wire,
             random,
             silence_s=2 * settings.election_timeout_s,
+            versions=settings.speaks,
             recognise=self._recognise,
         )
         self.replica = Replica(
@@ -121,7 +123,9 @@ class Node:
 
     async def start(self, listen: Address) -> None:
         """Take part from now on. Raises ``OSError`` if that address cannot be listened on."""
-        self._listener = await serve(listen, self._me, self._accept, self._wire)
+        self._listener = await serve(
+            listen, self._me, self._accept, self._wire, versions=self.settings.speaks
+        )
         self.replica.start()
         self._upkeep = asyncio.get_running_loop().create_task(
             self.ledger.keep_up(), name="undoubt-node-upkeep"
@@ -160,7 +164,7 @@ class Node:
 
     def _accept(self, connection: Connection) -> Receiver:
         if connection.peer.role is Role.NODE:
-            self._recognise(connection.peer)
+            self._recognise(connection)
             return FromPeer(connection, self.replica.step)
         return FromClient(
             connection, self.ledger, self.replica.acceptors, lambda: self.leader_address, self.operator
@@ -175,11 +179,11 @@ class Node:
     async def _addresses(self) -> Mapping[int, str]:
         return self.replica.replicated.addresses
 
-    def _recognise(self, peer: Identity) -> None:
+    def _recognise(self, connection: Connection) -> None:
         """A node that lost its disk has forgotten votes and entries that it promised to keep: under its old
         number it could help to elect a leader that misses what is committed. So it is not spoken with, and
-        neither is one that was removed. Raises :class:`HandshakeRefused`."""
-        replicated = self.replica.replicated
+        neither is one that was removed, or that is too old by now. Raises :class:`HandshakeRefused`."""
+        peer, replicated = connection.peer, self.replica.replicated
         if replicated.removed(peer.number):
             raise HandshakeRefused(Refusal.REMOVED, f"node {peer.number} was removed from the cluster")
         known = replicated.disks.get(peer.number) or self._disks.setdefault(peer.number, peer.disk)
@@ -189,6 +193,7 @@ class Node:
                 f"node {peer.number} came back with another disk, and may not take part under that number:"
                 f" remove it (`undoubt cluster remove {peer.number}`) and add it with a new one",
             )
+        self.replica.agreement.meet(connection)
         if peer.address and peer.number not in replicated.addresses and len(self._hints) < HINTS_MAX:
             self._hints[peer.number] = peer.address
         if peer.number not in self._met:
@@ -201,8 +206,8 @@ class Node:
         self._role_changed.set()
 
 
-def _replicated(stored: Stored) -> Replicated:
-    replicated = Replicated(Machine(""), {})
+def _replicated(stored: Stored, speaks: Versions) -> Replicated:
+    replicated = Replicated(Machine(""), {}, speaks=speaks)
     try:
         replicated.restore(stored.snapshot.image)
     except ValueError as error:  # msgspec's are

@@ -111,6 +111,11 @@ class Operator:
                     f"number {node} is or was another node's, and a number is never used again: the next is"
                     f" {replicated.highest + 1}"
                 )
+            if wish.version < (floor := self._replica.agreement.floor):
+                raise ClusterRefused(
+                    f"node {node} speaks version {wish.version} at most, and the cluster has agreed on"
+                    f" {floor}: add it with a newer release of undoubt, and without a lower node.version_max"
+                )
             context = msgspec.msgpack.encode(Member(wish.address, wish.disk))
             return Change(ChangeKind.ADD_LEARNER, node, context)
         if wish.kind == "remove":

@@ -16,11 +16,13 @@ import msgspec
 
 from coordinator.raft import Message, decode, encode
 from coordinator.wire import (
+    VERSIONS,
     Address,
     Connection,
     HandshakeRefused,
     Identity,
     RemoteProtocolError,
+    Versions,
     WireSettings,
     connect,
 )
@@ -44,9 +46,12 @@ class Peers:
         random: Random,
         *,
         silence_s: float,
-        recognise: Callable[[Identity], None],
+        recognise: Callable[[Connection], None],
+        versions: Versions = VERSIONS,
     ) -> None:
-        """``recognise`` raises ``HandshakeRefused`` for a node that is not who it was, or was removed."""
+        """``recognise`` raises ``HandshakeRefused`` for a node that is not who it was, or was removed, or is
+        too old."""
+        self._versions = versions
         self._me = me
         self._addresses = addresses
         self._settings = settings
@@ -90,7 +95,7 @@ class Peers:
 
     async def _connect(self, node: int, address: str, link: _Link) -> Connection:
         def accept(connection: Connection) -> _Link:
-            self._recognise(connection.peer)
+            self._recognise(connection)
             return link
 
         mine = self._addresses().get(self._me.number, "")
@@ -101,6 +106,7 @@ class Peers:
             self._settings,
             timeout_s=max(self._silence_s, 1.0),
             for_number=node,
+            versions=self._versions,
         )
         _give_up_on_silence(connection, self._silence_s)
         return connection

@@ -15,15 +15,16 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from coordinator.ledger.commands import Command
+from coordinator.ledger.commands import Command, since
 from coordinator.ledger.contract import DecisionRecord
 from coordinator.node.acceptors import Acceptors
 from coordinator.node.disk import Disk
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.reads import Reads
-from coordinator.node.replicated import Replicated, encode_batch
+from coordinator.node.replicated import Agree, Logged, Replicated, encode_batch
 from coordinator.node.snapshots import Snapshots
 from coordinator.node.storage import Finished, Snapshot, Storage, Stored, Write
+from coordinator.node.versions import Agreement
 from coordinator.raft import (
     ConfigChange,
     Entry,
@@ -37,6 +38,7 @@ from coordinator.raft import (
     Refusal,
     Restored,
 )
+from coordinator.wire import VERSIONS
 from participants.ids import TxId
 
 log = logging.getLogger(__name__)
@@ -87,13 +89,14 @@ class Replica:
         self.acceptors = Acceptors(
             stored.identity.node, stored.acceptor, replicated.machine, self._disk, self.wake
         )
+        self.agreement = Agreement(stored.identity.node, replicated, lambda: self.raft.configuration.nodes)
         self._snapshots = Snapshots(self.raft, replicated, stored.snapshot, log_bytes=snapshot_log_bytes)
         self._reads = Reads()
         self._tick_s = tick_s
         self._history_ms = history_ms
         self._send = send
         self._on_change = on_change
-        self._waiting: list[tuple[Command, Answer]] = []
+        self._waiting: list[tuple[Logged, Answer]] = []
         self._imaging: list[Answer] = []
         """Who waits for the next image to be stored."""
         self._settling: list[Answer] = []
@@ -142,9 +145,27 @@ class Replica:
         """Have ``command`` decided by the majority; with everything else that is proposed in this turn."""
         if self._stopped:
             answer(NodeStopped(self._stopped))
-            return
-        self._waiting.append((command, answer))
-        self.wake()
+        elif self.replicated.version < VERSIONS.highest and (error := self._too_new(command)) is not None:
+            answer(error)
+        else:
+            self._waiting.append((command, answer))
+            self.wake()
+
+    def _too_new(self, command: Command) -> Exception | None:
+        """Why a command must not get into the log; None if every member knows it."""
+        needed = since(command)
+        if needed <= self.replicated.version:
+            return None
+        if not self._leads:  # the agreement may be in the log, and not applied yet
+            return NotLeading(self.raft.leader)
+        return self.agreement.held_back(needed)
+
+    def keep_versions(self) -> None:
+        """Now and then: have a newer version agreed on once all members speak it."""
+        self.agreement.part()
+        if self._leads and (version := self.agreement.due()):
+            self._waiting.append((Agree(version), _unheard))
+            self.wake()
 
     async def reconfigure(self, change: ConfigChange) -> None:
         """Return once ``change`` is committed and in force alone. Raises ``ConfigRefused``, ``NotLeading``,
@@ -305,6 +326,7 @@ class Replica:
         self._disk.give(write, stored)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
+        version = self.replicated.version
         for entry in entries:
             results = self.replicated.apply(entry)
             term, answers = self._proposed.pop(entry.index, (0, ()))
@@ -318,7 +340,10 @@ class Replica:
             settling, self._settling = self._settling, []
             _tell(settling, None)
         self._reads.applied(entries[-1].index)
-        if (image := self._snapshots.due(entries)) is not None:
+        image = self._snapshots.due(entries)
+        if image is None and self.replicated.version > version:
+            image = self._snapshots.make()  # by which an older release knows at once that it comes too late
+        if image is not None:
             self._store_image(image)
 
     def _store_image(self, image: Snapshot) -> None:
@@ -351,6 +376,7 @@ class Replica:
         leads = raft.caught_up
         if leads is not self._leads:
             self._leads = leads
+            self.agreement.proposed = 0
             log.info("node %d %s in term %d", raft.node, "leads" if leads else "does not lead", raft.term)
             self._on_change(leads)
 
@@ -437,4 +463,8 @@ def _resolve_with(future: asyncio.Future[Any], result: object) -> None:
 
 
 def _nothing() -> None:
+    pass
+
+
+def _unheard(_: object) -> None:
     pass

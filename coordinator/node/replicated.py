@@ -1,25 +1,38 @@
-"""What the log drives: the ledger's state machine, and the addresses of the nodes.
+"""What the log drives: the ledger's state machine, the addresses of the nodes, and the version that all of
+them have agreed to know.
 
 One entry of the log is a batch of commands, so that what many callers ask for in one turn of the loop costs
 one append and one sync. An image is msgpack: format, addresses by node, the machine's own snapshot, the
-highest number of a node, disks by node.
+highest number of a node, disks by node, the agreed version.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
-from coordinator.ledger.commands import Command
+from coordinator.errors import LedgerUnusable
+from coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, Command, since
 from coordinator.ledger.contract import DecisionRecord
 from coordinator.ledger.machine import Machine
 from coordinator.raft import Change, ChangeKind, Entry, Kind, decode_change
+from coordinator.wire import VERSIONS, Versions
 
 IMAGE_FORMAT = 1
 
+
+class Agree(msgspec.Struct, frozen=True, array_like=True, tag="agree"):
+    """Every member has said that it speaks ``version``: from here on the log may hold what came with it."""
+
+    version: int
+
+
+Logged = Command | Agree
+
 _encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[list[Command]] = msgspec.msgpack.Decoder(list[Command])
+_decoder: msgspec.msgpack.Decoder[list[Logged]] = msgspec.msgpack.Decoder(list[Logged])
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
@@ -39,9 +52,10 @@ class _Image(msgspec.Struct, frozen=True, array_like=True):
     ledger: bytes
     highest: int = 0
     disks: dict[int, str] = {}
+    version: int = FIRST_VERSION
 
 
-def encode_batch(commands: Sequence[Command]) -> bytes:
+def encode_batch(commands: Sequence[Logged]) -> bytes:
     return _encoder.encode(commands)
 
 
@@ -49,8 +63,19 @@ class Replicated:
     """Equal on every node that has applied as much. ``addresses`` alone may run ahead: a node can be spoken
     to from the moment its change is in the log."""
 
-    def __init__(self, machine: Machine, addresses: dict[int, str]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        addresses: dict[int, str],
+        *,
+        version: int = FIRST_VERSION,
+        speaks: Versions = VERSIONS,
+    ) -> None:
+        """``speaks``: what this node knows."""
         self.machine = machine
+        self.speaks = speaks
+        self.version = version
+        """What all members have agreed to know. It only rises, and never above what this node speaks."""
         self.addresses = addresses
         self.members = dict(addresses)
         """``addresses`` without what runs ahead."""
@@ -61,7 +86,7 @@ class Replicated:
 
     def apply(self, entry: Entry) -> list[object]:
         """The results of the entry's commands, in their order; errors are values. Raises what it must not
-        go on after: ``msgspec.MsgspecError`` for commands that this version does not know."""
+        go on after: ``LedgerUnusable`` for commands that this version does not know."""
         if entry.kind is Kind.CONFIG:
             for change in decode_change(entry.data).changes:
                 self._follow(change)
@@ -69,7 +94,36 @@ class Replicated:
         if entry.kind is not Kind.DATA:
             return []
         apply = self.machine.apply
-        return [apply(command) for command in _decoder.decode(entry.data)]
+        return [
+            self._agreed(command) if type(command) is Agree else apply(command)
+            for command in self._decoded(entry)
+        ]
+
+    def _decoded(self, entry: Entry) -> list[Any]:
+        try:
+            commands = _decoder.decode(entry.data)
+        except msgspec.MsgspecError as error:
+            raise LedgerUnusable(f"{self._too_new(f'entry {entry.index} of the log')} ({error})") from error
+        if self.speaks.highest < VERSIONS.highest and any(map(self._is_unknown, commands)):
+            raise LedgerUnusable(self._too_new(f"entry {entry.index} of the log"))
+        return commands
+
+    def _is_unknown(self, command: Logged) -> bool:
+        """Whether a node that speaks no more than this one could not read it, or not all of it."""
+        needed = PAXOS_VERSION if isinstance(command, Agree) else since(command)
+        return needed > self.speaks.highest
+
+    def _too_new(self, what: str) -> str:
+        return (
+            f"{what} is of a newer version than {self.speaks.highest}, the highest that this node speaks:"
+            " start it with a newer release of undoubt, and without a lower node.version_max"
+        )
+
+    def _agreed(self, command: Agree) -> int:
+        if command.version > self.speaks.highest:
+            raise LedgerUnusable(self._too_new(f"what the cluster has agreed on, version {command.version},"))
+        self.version = max(self.version, command.version)
+        return self.version
 
     def _follow(self, change: Change) -> None:
         if change.kind is ChangeKind.REMOVE:
@@ -105,13 +159,19 @@ class Replicated:
 
     def image(self) -> bytes:
         members, disks = dict(sorted(self.members.items())), dict(sorted(self.disks.items()))
-        return _encoder.encode(_Image(IMAGE_FORMAT, members, self.machine.snapshot(), self.highest, disks))
+        return _encoder.encode(
+            _Image(IMAGE_FORMAT, members, self.machine.snapshot(), self.highest, disks, self.version)
+        )
 
     def restore(self, image: bytes) -> None:
-        """Raises ``msgspec.MsgspecError`` for what is no image, or one of a newer format."""
+        """Raises ``msgspec.MsgspecError`` for what is no image, or one of a newer format; ``LedgerUnusable``
+        for one of a newer version than this node speaks."""
         found = msgspec.msgpack.decode(image, type=_Image)
         if found.format != IMAGE_FORMAT:
             raise msgspec.ValidationError(f"image format {found.format}, known is {IMAGE_FORMAT}")
+        if found.version > self.speaks.highest:
+            raise LedgerUnusable(self._too_new(f"what the cluster has agreed on, version {found.version},"))
+        self.version = found.version
         self.machine.restore(found.ledger)
         self.addresses, self.members = dict(found.addresses), found.addresses
         self.highest = max(found.highest, *found.addresses, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from coordinator.raft import RaftSettings
+from coordinator.wire import VERSIONS, Versions
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,6 +27,9 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A snapshot is stored once so much of the log, and more than the last snapshot has, lies behind it."""
     trailing_entries: int = 1_000
     """Entries kept in front of a snapshot, so that a node that is a little late needs no snapshot."""
+    version_max: int = 0
+    """The highest version that it speaks, so that the release before this one may still come back; 0: all
+    that this release does."""
 
     def __post_init__(self) -> None:
         if self.number < 0:
@@ -34,6 +38,12 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("election_timeout_s must be at least twice heartbeat_s, and both positive")
         if self.snapshot_log_bytes < 1 or self.trailing_entries < 0:
             raise ValueError("snapshot_log_bytes must be positive, trailing_entries not negative")
+        if self.version_max and not VERSIONS.lowest <= self.version_max <= VERSIONS.highest:
+            raise ValueError(f"version_max must be of what this release speaks, {VERSIONS}; 0: all of it")
+
+    @property
+    def speaks(self) -> Versions:
+        return Versions(VERSIONS.lowest, self.version_max or VERSIONS.highest)
 
     @property
     def raft(self) -> RaftSettings:

@@ -16,7 +16,13 @@ def status_of(identity: Identity, replica: Replica, wire: WireSettings) -> NodeS
     state, configuration = raft.state, raft.configuration
     ledger = replica.replicated.machine.state
     peers = [
-        PeerStatus(node, progress.match, progress.pace.value, node == raft.node or progress.active)
+        PeerStatus(
+            node,
+            progress.match,
+            progress.pace.value,
+            node == raft.node or progress.active,
+            replica.agreement.spoken(node),
+        )
         for node, progress in sorted(state.tracker.progress.items())
     ]
     return NodeStatus(
@@ -41,4 +47,6 @@ def status_of(identity: Identity, replica: Replica, wire: WireSettings) -> NodeS
         sessions=sum(book.state is SessionState.OPEN for book in ledger.sessions.values()),
         version=metadata.version("undoubt"),
         certificate_until=tls_of(wire.tls).own.not_after if wire.tls is not None else 0.0,
+        agreed_version=replica.replicated.version,
+        highest_version=replica.replicated.speaks.highest,
     )

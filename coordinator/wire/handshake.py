@@ -46,9 +46,11 @@ class Versions(msgspec.Struct, frozen=True, array_like=True):
         return f"{self.lowest}" if self.lowest == self.highest else f"{self.lowest} to {self.highest}"
 
 
-VERSIONS = Versions(1, 1)
+VERSIONS = Versions(1, 2)
 """Of this release. A new version N may add fields at the end of messages, and kinds of messages, which are
-sent only on connections whose version is N or higher. A release speaks the version before its own too."""
+sent only on connections whose version is N or higher. A release speaks the version before its own too.
+
+2 adds Paxos Commit: sessions that are bound to acceptors, and what acceptors are asked."""
 
 
 class Identity(msgspec.Struct, frozen=True):

@@ -21,7 +21,13 @@ class VotingLedger(MemoryLedger):
         self.nodes = {number: Acceptor(number, Restored()) for number in range(1, acceptors + 1)}
         self.messages = self.writes = 0
         self.acceptors = ClusterAcceptors(
-            self.ask, self._open_bound, self._session_of, self._record_of, Random(1), timeout_s=5.0
+            self.ask,
+            self._open_bound,
+            self._session_of,
+            self._record_of,
+            Random(1),
+            voters=self.voters,
+            timeout_s=5.0,
         )
 
     def ask(self, node: int, request: Request, answer: Callable[[Reply | Exception], None]) -> None:

@@ -11,6 +11,7 @@ from coordinator.ledger.cluster.messages import MemberChange
 from coordinator.ledger.cluster.survey import survey
 from coordinator.node.bootstrap import joining
 from coordinator.node.storage import Identity
+from coordinator.wire import VERSIONS
 from tests.simulation.nodes import CLUSTER, NodeDisk, SimulatedNode
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class MembersProcess:
         member = SimulatedNode(self.cluster, number, NodeDisk(Identity(CLUSTER, number, disk), *joining()))
         address = self.cluster.join(member)
         member.start()
-        await self.change(MemberChange("add", number, str(address), disk))
+        await self.change(MemberChange("add", number, str(address), disk, VERSIONS.highest))
         await self.change(MemberChange("promote", number))
 
     async def shrink(self) -> None:

@@ -50,10 +50,11 @@ def init(settings: Settings, ticket: str = "") -> Begun:
     """Make this node one of the first of a new cluster, whose id is drawn unless there is a ``ticket``.
     Raises ``UsageError``, ``LedgerUnusable``."""
     number, addresses = _first(settings)
-    digest = _digest(addresses)
+    version = settings.node.speaks.highest
+    digest = _digest(addresses, f"version {version}")
     cluster = _cluster_of(ticket, addresses, digest) if ticket else new_ledger_id()
     identity = Identity(cluster, number, new_nonce())
-    create(Path(settings.node.data), identity, *beginning(cluster, addresses))
+    create(Path(settings.node.data), identity, *beginning(cluster, addresses, version))
     return Begun(cluster, number, f"{cluster}-{digest}")
 
 
@@ -64,7 +65,7 @@ async def restore(settings: Settings, path: Path, ticket: str = "") -> Restored:
     kept = backup.read(path)
     digest = _digest(addresses, kept.digest)
     cluster = _cluster_of(ticket, addresses, digest) if ticket else new_ledger_id()
-    ledger_id, hard_state, snapshot = restored(kept.image, addresses)
+    ledger_id, hard_state, snapshot = restored(kept.image, addresses, settings.node.speaks)
     if not ticket:
         await _refuse_twins(settings, ledger_id)
     create(Path(settings.node.data), Identity(cluster, number, new_nonce()), hard_state, snapshot)
@@ -102,7 +103,8 @@ async def join(settings: Settings, address: str = "") -> Joined:
             f"in {folder} lives node {me.node} of cluster {me.cluster}, not {number} of {cluster}"
         )
     try:
-        await operate.change_members(settings.ledger, [MemberChange("add", number, str(where), me.disk)])
+        added = MemberChange("add", number, str(where), me.disk, settings.node.speaks.highest)
+        await operate.change_members(settings.ledger, [added])
     except ClusterRefused:
         if made:
             discard(folder)
@@ -131,13 +133,15 @@ def _cluster_of(ticket: str, addresses: Mapping[int, str], digest: str) -> str:
     if given != digest:
         listed = ", ".join(f"{number}={address}" for number, address in addresses.items())
         raise UsageError(
-            f"--id {ticket!r} was made for other nodes than those here ({listed}), or of another backup;"
-            " ledger.url (or node.peers) must be the same, in the same order, on all of them"
+            f"--id {ticket!r} was made for other nodes than those here ({listed}), of another backup, or by"
+            " another release (or node.version_max); ledger.url (or node.peers) must be the same, in the same"
+            " order, on all of them"
         )
     return cluster
 
 
-def _digest(addresses: Mapping[int, str], origin: str = "") -> str:
+def _digest(addresses: Mapping[int, str], origin: str) -> str:
+    """``origin``: what else all of them begin with."""
     return f"{zlib.crc32(f'{sorted(addresses.items())!r}{origin}'.encode()):08x}"
 
 

@@ -48,8 +48,8 @@ _decode = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
 
 class ClusterAcceptors:
     """Implements :class:`~coordinator.ledger.contract.Acceptors`. ``open_session`` opens one that is bound,
-    ``session_of`` and ``record`` are the ledger's own, ``random`` draws the numbers of recoveries and their
-    pauses."""
+    to what ``voters`` says; ``session_of`` and ``record`` are the ledger's own, ``random`` draws the numbers
+    of recoveries and their pauses."""
 
     def __init__(
         self,
@@ -59,12 +59,14 @@ class ClusterAcceptors:
         record: Callable[[TxId], Awaitable[Record]],
         random: Random,
         *,
+        voters: Callable[[], Awaitable[Sequence[int]]],
         timeout_s: float,
     ) -> None:
         self._ask = ask
         self._open_session = open_session
         self._session_of = session_of
         self._record = record
+        self._voters = voters
         self._random = random
         self._timeout_s = timeout_s
         self._bound: dict[tuple[int, str], Joint] = {}
@@ -73,6 +75,9 @@ class ClusterAcceptors:
         session = await self._open_session(name, ttl_s)
         self._bind(session)
         return session
+
+    async def current(self) -> Sequence[int]:
+        return await self._voters()
 
     def _bind(self, session: Session | SessionInfo) -> Joint:
         """Remember whom its transactions are decided by."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random, SystemRandom
 from typing import Any
 
@@ -43,6 +43,7 @@ class ClusterLedger(CallingLedger):
             self._session_of,
             self._record,
             random,
+            voters=self._voters,
             timeout_s=settings.request_timeout_s,
         )
 
@@ -93,6 +94,10 @@ class ClusterLedger(CallingLedger):
 
     async def _record(self, txid: TxId) -> Record:
         return (await self.records([txid]))[txid]
+
+    async def _voters(self) -> Sequence[int]:
+        voters: list[int] = await self._call(calls.VotersCall())
+        return voters
 
     async def _addresses(self) -> Mapping[int, str]:
         """Asked of any node, since its leader may be the one that is gone."""

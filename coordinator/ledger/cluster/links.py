@@ -14,6 +14,7 @@ from coordinator.errors import LedgerUnavailable
 from coordinator.ledger import calls
 from coordinator.ledger.cluster import messages
 from coordinator.ledger.cluster.messages import REQUESTS_PER_FRAME_MAX, AcceptorCall, Elsewhere, Standing
+from coordinator.ledger.commands import PAXOS_VERSION
 from coordinator.paxos import Reply, Request
 from coordinator.wire import Address, Connection, HandshakeRefused, Identity, WireSettings, connect
 
@@ -48,7 +49,7 @@ class Links:
         address = (await self._addresses()).get(node)
         if address is None:
             raise ConnectionError(f"the address of node {node} is not known")
-        return await connect(
+        connection = await connect(
             Address.parse(address),
             self._me,
             link.accept,
@@ -56,6 +57,10 @@ class Links:
             timeout_s=CONNECT_S,
             for_number=node,
         )
+        if connection.version < PAXOS_VERSION:
+            connection.abort("it is too old")
+            raise ConnectionError(f"node {node} speaks version {connection.version}, and has no acceptor")
+        return connection
 
     async def close(self) -> None:
         links, self._links = list(self._links.values()), {}

@@ -13,6 +13,7 @@ import msgspec
 
 from coordinator import paxos
 from coordinator.ledger import calls
+from coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION
 
 REQUESTS_PER_FRAME_MAX = 1_000
 
@@ -29,12 +30,14 @@ class AcceptorCall(msgspec.Struct, frozen=True, array_like=True, tag="acceptor",
 
 class PeerStatus(msgspec.Struct, frozen=True):
     """A member as the leader sees it: ``match`` is the index up to which its disk is known to equal the
-    leader's, ``pace`` how it is being fed."""
+    leader's, ``pace`` how it is being fed, ``version`` what it speaks with the leader, 0 while it is not
+    connected."""
 
     node: int
     match: int
     pace: str
     active: bool
+    version: int = 0
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -62,15 +65,21 @@ class NodeStatus(msgspec.Struct, frozen=True):
     version: str
     certificate_until: float = 0.0
     """When the certificate that it shows ends, in seconds since 1970; 0 without TLS."""
+    agreed_version: int = FIRST_VERSION
+    """What all members have agreed to know, as far as this node has applied it."""
+    highest_version: int = FIRST_VERSION
+    """What this node speaks at most."""
 
 
 class MemberChange(msgspec.Struct, frozen=True, array_like=True):
-    """One node of :class:`ChangeMembersCall`. ``address`` and ``disk`` are of one that is added."""
+    """One node of :class:`ChangeMembersCall`. ``address``, ``disk`` and ``version``, the highest that it
+    speaks, are of one that is added."""
 
     kind: Literal["add", "promote", "remove"]
     node: int
     address: str = ""
     disk: str = ""
+    version: int = FIRST_VERSION
 
 
 class ChangeMembersCall(msgspec.Struct, frozen=True, array_like=True, tag="members"):
@@ -121,6 +130,17 @@ NODE_REPLY_TYPES: dict[type[NodeCall], Any] = {
     SnapshotCall: int,
     BackupCall: BackupPiece,
 }
+
+
+def since(call: calls.Call | NodeCall) -> int:
+    """The version that whoever is asked ``call``, as it is filled in, has to speak."""
+    match call:
+        case AcceptorCall():
+            return PAXOS_VERSION
+        case StatusCall() | ChangeMembersCall() | TransferCall() | SnapshotCall() | BackupCall():
+            return FIRST_VERSION
+        case _:
+            return calls.since(call)
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from coordinator.errors import LedgerUnavailable
+from coordinator.errors import LedgerUnavailable, VersionHeldBack
 from coordinator.ledger import calls
 from coordinator.ledger.cluster.messages import (
     REQUESTS_PER_FRAME_MAX,
@@ -24,8 +24,9 @@ from coordinator.ledger.cluster.messages import (
     decode_answers,
     decode_result,
     encode,
+    since,
 )
-from coordinator.wire import Address, Connection, HandshakeRefused, Identity, WireSettings, connect
+from coordinator.wire import VERSIONS, Address, Connection, HandshakeRefused, Identity, WireSettings, connect
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +110,20 @@ class Route:
         unsent, self._unsent = self._unsent, []
         if self._link is None:
             return  # asked again on the next connection, with everything unanswered
+        if self._link.version < VERSIONS.highest:
+            unsent = self._understood(self._link, unsent)
         for first in range(0, len(unsent), REQUESTS_PER_FRAME_MAX):
             self._link.send(encode(unsent[first : first + REQUESTS_PER_FRAME_MAX]))
+
+    def _understood(self, link: Link, requests: list[Request]) -> list[Request]:
+        """Without what came after the version that is spoken with the leader: of that the caller is told."""
+        for request in requests:
+            if (needed := since(request.call)) > link.version:
+                pending = self._pending.pop(request.number, None)
+                if pending is not None and not pending.future.done():
+                    why = f"this needs version {needed}, and {link.name}, which leads, speaks {link.version}"
+                    pending.future.set_exception(VersionHeldBack(why))
+        return [request for request in requests if since(request.call) <= link.version]
 
     def answered(self, link: Link, answers: Sequence[Answer]) -> None:
         """From whoever is asked; once its standing is known."""
@@ -277,6 +290,11 @@ class Link:
             self.stands.set_exception(ConnectionError(why))
             self.stands.exception()  # whoever waited may have been cancelled
         self._route.lost(self, why)
+
+    @property
+    def version(self) -> int:
+        """What is spoken there."""
+        return VERSIONS.lowest if self._connection is None else self._connection.version
 
     def send(self, payload: bytes) -> None:
         if self._connection is not None:

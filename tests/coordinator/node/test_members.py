@@ -18,6 +18,7 @@ from coordinator.ledger.contract import BranchRecord, Decision, Record, SessionS
 from coordinator.node.bootstrap import joining, restored
 from coordinator.node.sqlite.storage import create
 from coordinator.node.storage import Identity
+from coordinator.wire import VERSIONS
 from participants.ids import TxId
 from tests.coordinator.node.cluster import CLUSTER, Cluster, client, free_ports, running
 
@@ -42,7 +43,7 @@ async def added(cluster: Cluster, number: int, *, disk: str = "", start: bool = 
         cluster.addresses[number] = f"127.0.0.1:{free_ports(1)[0]}"
     disk = disk or f"disk-{number}"
     create(cluster.place(number), Identity(CLUSTER, number, disk), *joining())
-    await change(cluster, MemberChange("add", number, cluster.addresses[number], disk))
+    await change(cluster, MemberChange("add", number, cluster.addresses[number], disk, VERSIONS.highest))
     if start:
         await cluster.start(number)
 

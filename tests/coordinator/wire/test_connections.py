@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from coordinator.wire import (
+    VERSIONS,
     Address,
     HandshakeRefused,
     Identity,
@@ -32,7 +33,7 @@ async def test_both_sides_know_each_other_and_talk(caplog: pytest.LogCaptureFixt
     here = Side(answer=bytes.upper)
     async with listening(here) as (_, where):
         box = await dialed(where, TWO, for_number=1)
-        assert (box.connection.peer, box.connection.version) == (ONE, 1)
+        assert (box.connection.peer, box.connection.version) == (ONE, VERSIONS.highest)
         for word in (b"vote", b"", b"x" * 1_000_000):
             box.connection.send(word)
             assert await box.got.get() == word.upper()
