@@ -145,20 +145,28 @@ class Replica:
         """Have ``command`` decided by the majority; with everything else that is proposed in this turn."""
         if self._stopped:
             answer(NodeStopped(self._stopped))
-        elif self.replicated.version < VERSIONS.highest and (error := self._too_new(command)) is not None:
-            answer(error)
+        elif self.replicated.version < VERSIONS.highest and since(command) > self.replicated.version:
+            self._propose_if_known(command, answer)
         else:
             self._waiting.append((command, answer))
             self.wake()
 
-    def _too_new(self, command: Command) -> Exception | None:
-        """Why a command must not get into the log; None if every member knows it."""
-        needed = since(command)
-        if needed <= self.replicated.version:
-            return None
-        if not self._leads:  # the agreement may be in the log, and not applied yet
-            return NotLeading(self.raft.leader)
-        return self.agreement.held_back(needed)
+    def _propose_if_known(self, command: Command, answer: Answer) -> None:
+        """Only a leader that is sure to be one, and up to date, can say that a command is too new for the
+        log."""
+
+        def up_to_date(reading: asyncio.Future[None]) -> None:
+            if reading.cancelled():  # the loop is ending
+                return
+            if (error := reading.exception()) is not None:
+                answer(error)
+            elif since(command) > self.replicated.version:
+                answer(self.agreement.held_back(since(command)))
+            else:
+                self.propose(command, answer)
+
+        self._reads.ask(self._loop).add_done_callback(up_to_date)
+        self.wake()
 
     def keep_versions(self) -> None:
         """Now and then: have a newer version agreed on once all members speak it."""

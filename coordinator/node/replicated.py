@@ -14,13 +14,14 @@ from typing import Any
 import msgspec
 
 from coordinator.errors import LedgerUnusable
-from coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, Command, since
+from coordinator.ledger.commands import FIRST_VERSION, Command, since
 from coordinator.ledger.contract import DecisionRecord
 from coordinator.ledger.machine import Machine
 from coordinator.raft import Change, ChangeKind, Entry, Kind, decode_change
 from coordinator.wire import VERSIONS, Versions
 
 IMAGE_FORMAT = 1
+NEWER = "start it with a newer release of undoubt, and without a lower node.version_max"
 
 
 class Agree(msgspec.Struct, frozen=True, array_like=True, tag="agree"):
@@ -103,25 +104,30 @@ class Replicated:
         try:
             commands = _decoder.decode(entry.data)
         except msgspec.MsgspecError as error:
-            raise LedgerUnusable(f"{self._too_new(f'entry {entry.index} of the log')} ({error})") from error
+            raise LedgerUnusable(f"{self._unknown(entry)} ({error})") from error
         if self.speaks.highest < VERSIONS.highest and any(map(self._is_unknown, commands)):
-            raise LedgerUnusable(self._too_new(f"entry {entry.index} of the log"))
+            raise LedgerUnusable(self._unknown(entry))
         return commands
 
     def _is_unknown(self, command: Logged) -> bool:
         """Whether a node that speaks no more than this one could not read it, or not all of it."""
-        needed = PAXOS_VERSION if isinstance(command, Agree) else since(command)
-        return needed > self.speaks.highest
+        return not isinstance(command, Agree) and since(command) > self.speaks.highest
 
-    def _too_new(self, what: str) -> str:
+    def _unknown(self, entry: Entry) -> str:
         return (
-            f"{what} is of a newer version than {self.speaks.highest}, the highest that this node speaks:"
-            " start it with a newer release of undoubt, and without a lower node.version_max"
+            f"entry {entry.index} of the log is newer than version {self.speaks.highest}, which this node"
+            f" speaks at most: {NEWER}"
         )
 
+    def _check_version(self, agreed: int) -> None:
+        if agreed > self.speaks.highest:
+            raise LedgerUnusable(
+                f"the cluster has agreed on version {agreed}, and this node speaks {self.speaks.highest} at"
+                f" most: {NEWER}"
+            )
+
     def _agreed(self, command: Agree) -> int:
-        if command.version > self.speaks.highest:
-            raise LedgerUnusable(self._too_new(f"what the cluster has agreed on, version {command.version},"))
+        self._check_version(command.version)
         self.version = max(self.version, command.version)
         return self.version
 
@@ -169,8 +175,7 @@ class Replicated:
         found = msgspec.msgpack.decode(image, type=_Image)
         if found.format != IMAGE_FORMAT:
             raise msgspec.ValidationError(f"image format {found.format}, known is {IMAGE_FORMAT}")
-        if found.version > self.speaks.highest:
-            raise LedgerUnusable(self._too_new(f"what the cluster has agreed on, version {found.version},"))
+        self._check_version(found.version)
         self.version = found.version
         self.machine.restore(found.ledger)
         self.addresses, self.members = dict(found.addresses), found.addresses

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from coordinator.errors import VersionHeldBack
-from coordinator.node.replicated import Replicated
+from coordinator.node.replicated import NEWER, Replicated
 from coordinator.wire import Connection, HandshakeRefused, Refusal
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,7 @@ class Agreement:
             raise HandshakeRefused(
                 Refusal.VERSION,
                 f"node {number} and node {self._me} speak version {spoken} with each other, and the cluster"
-                f" has agreed on {self._replicated.version}: start the older one with a newer release of"
-                " undoubt, and without a lower node.version_max",
+                f" has agreed on {self._replicated.version}. The older one is too old: {NEWER}",
             )
         self._connections[number] = [*self._alive(number), connection]
 

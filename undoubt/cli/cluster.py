@@ -64,7 +64,7 @@ def init(context: Context, ticket: str) -> None:
 @common
 @pass_context
 def status(context: Context) -> None:
-    """Who leads, who follows, and how far.
+    """Who leads, who follows, how far, and which version they have agreed on.
 
     Asks every node that the ledger's URL names, and every member that they name. Exit status 4 if nobody
     leads.
@@ -90,6 +90,8 @@ def _document(found: Survey) -> dict[str, Any]:
     return {
         "cluster": found.cluster,
         "leader": found.leader or None,
+        "version": None if (leading := found.leading) is None else leading.agreed_version,
+        "version_held_up_by": list(found.held_up_by),
         "nodes": [
             {"address": seen.address, "error": seen.error}
             | (msgspec.to_builtins(seen.status, str_keys=True) if seen.status is not None else {})
@@ -102,11 +104,16 @@ def _page(context: Context, found: Survey) -> None:
     rows = []
     for seen in found.nodes:
         if (told := seen.status) is None:
-            rows.append(("-", seen.address, "does not answer", "-", "-", "-", seen.error))
+            rows.append(("-", seen.address, "does not answer", "-", "-", "-", "-", seen.error))
             continue
         notes = ["its disk is full"] if told.disk_full else []
         if (days := (told.certificate_until - time.time()) / 86_400) < SOON_DAYS and told.certificate_until:
             notes.append(f"its certificate ends in {max(days, 0.0):.0f} days")
+        if told.node in found.held_up_by:
+            notes.append("a newer version waits for it")
+        version = str(told.agreed_version)
+        if told.highest_version != told.agreed_version:
+            version += f" (speaks {told.highest_version})"
         role = "learner" if told.node in told.learners else told.role
         rows.append(
             (
@@ -116,10 +123,16 @@ def _page(context: Context, found: Survey) -> None:
                 str(told.term),
                 str(told.commit_index),
                 str(told.applied_index),
+                version,
                 "; ".join(notes),
             )
         )
-    context.output.table(("node", "address", "role", "term", "committed", "applied", "note"), rows)
+    context.output.table(("node", "address", "role", "term", "committed", "applied", "version", "note"), rows)
+    if found.held_up_by:
+        context.output.note(
+            f"version {found.highest_version} is not agreed on yet: it waits for node"
+            f" {', '.join(map(str, found.held_up_by))}"
+        )
 
 
 @cluster.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -116,14 +117,22 @@ class Route:
             self._link.send(encode(unsent[first : first + REQUESTS_PER_FRAME_MAX]))
 
     def _understood(self, link: Link, requests: list[Request]) -> list[Request]:
-        """Without what came after the version that is spoken with the leader: of that the caller is told."""
-        for request in requests:
-            if (needed := since(request.call)) > link.version:
-                pending = self._pending.pop(request.number, None)
-                if pending is not None and not pending.future.done():
-                    why = f"this needs version {needed}, and {link.name}, which leads, speaks {link.version}"
-                    pending.future.set_exception(VersionHeldBack(why))
+        """Without what came after the version that is spoken there: that is refused, once it is certain that
+        it is asked of the leader."""
+        late = [request for request in requests if since(request.call) > link.version]
+        if late:
+            asked = self.ask(calls.RecordsCall(()), SILENCE_S)
+            asked.add_done_callback(partial(self._refuse, link, late))
         return [request for request in requests if since(request.call) <= link.version]
+
+    def _refuse(self, link: Link, late: Sequence[Request], asked: asyncio.Future[Any]) -> None:
+        if asked.cancelled() or asked.exception() is not None or link is not self._link:
+            return  # it is asked again of whoever leads now, or its time passes
+        for request in late:
+            pending = self._pending.pop(request.number, None)
+            if pending is not None and not pending.future.done():
+                why = f"{link.name}, which leads, speaks {link.version}, and this needs {since(request.call)}"
+                pending.future.set_exception(VersionHeldBack(f"the cluster's version is older: {why}"))
 
     def answered(self, link: Link, answers: Sequence[Answer]) -> None:
         """From whoever is asked; once its standing is known."""

@@ -29,6 +29,27 @@ class Survey(msgspec.Struct, frozen=True):
     leader: int
     nodes: tuple[Seen, ...]
 
+    @property
+    def leading(self) -> NodeStatus | None:
+        """What the leader says."""
+        told = [seen.status for seen in self.nodes if seen.status is not None]
+        return next((one for one in told if one.node == self.leader), None)
+
+    @property
+    def highest_version(self) -> int:
+        """That any node speaks; 0 if none answers."""
+        return max((seen.status.highest_version for seen in self.nodes if seen.status), default=0)
+
+    @property
+    def held_up_by(self) -> tuple[int, ...]:
+        """Members without which that version would be agreed on: they are older, or do not answer. None if it
+        is, and while nobody leads."""
+        leading, highest = self.leading, self.highest_version
+        if leading is None or leading.agreed_version == highest:
+            return ()
+        speak = {seen.status.node: seen.status.highest_version for seen in self.nodes if seen.status}
+        return tuple(node for node in sorted(leading.nodes) if speak.get(node, 0) < highest)
+
 
 async def survey(settings: LedgerSettings, wire: WireSettings | None = None) -> Survey:
     """Ask the nodes of the URL, then the members that they name. Raises ``LedgerUnusable`` for a URL that

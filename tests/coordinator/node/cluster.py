@@ -17,7 +17,7 @@ from coordinator.node.settings import NodeSettings
 from coordinator.node.sqlite.storage import SqliteStorage, create
 from coordinator.node.storage import Identity
 from coordinator.settings import LedgerSettings
-from coordinator.wire import Address, WireSettings
+from coordinator.wire import VERSIONS, Address, WireSettings
 
 CLUSTER = "abcdefghij"
 QUICK = NodeSettings(heartbeat_s=0.02, election_timeout_s=0.2)
@@ -36,10 +36,19 @@ class Cluster:
     """``now_s`` is what sessions expire by, on all nodes."""
 
     def __init__(
-        self, folder: Path, count: int, *, retention_s: float = 3600.0, node_settings: NodeSettings = QUICK
+        self,
+        folder: Path,
+        count: int,
+        *,
+        retention_s: float = 3600.0,
+        node_settings: NodeSettings = QUICK,
+        version: int = VERSIONS.highest,
     ) -> None:
+        """``version`` is what it begins with."""
         self.folder = folder
         self.node_settings = node_settings
+        self.own_settings: dict[int, NodeSettings] = {}
+        """Of nodes that differ."""
         self.storages: dict[int, SqliteStorage] = {}
         self.addresses = {number: f"127.0.0.1:{port}" for number, port in enumerate(free_ports(count), 1)}
         url = "raft://" + ",".join(self.addresses.values())
@@ -48,7 +57,7 @@ class Cluster:
         self.now_s = 1000.0
         for number in self.addresses:
             identity = Identity(CLUSTER, number, f"disk-{number}")
-            create(self.place(number), identity, *beginning(CLUSTER, self.addresses))
+            create(self.place(number), identity, *beginning(CLUSTER, self.addresses, version))
 
     def place(self, number: int) -> Path:
         return self.folder / f"node-{number}"
@@ -56,15 +65,19 @@ class Cluster:
     async def start(self, *numbers: int) -> None:
         for number in numbers or self.addresses:
             storage, stored = await SqliteStorage.open(self.place(number))
-            node = Node(
-                storage,
-                stored,
-                self.node_settings,
-                self.settings,
-                WireSettings(),
-                random=SystemRandom(),
-                clock=lambda: self.now_s,
-            )
+            try:
+                node = Node(
+                    storage,
+                    stored,
+                    self.own_settings.get(number, self.node_settings),
+                    self.settings,
+                    WireSettings(),
+                    random=SystemRandom(),
+                    clock=lambda: self.now_s,
+                )
+            except BaseException:
+                await storage.close()
+                raise
             self.nodes[number], self.storages[number] = node, storage
             await node.start(Address.parse(self.addresses[number]))
 

@@ -1,0 +1,303 @@
+"""Members of two versions in one cluster. Broken if something got into the log, or were asked of a node, that
+a member does not know: it would stop, or go on with half of it; or if a version were agreed on that a member
+does not speak, or went back.
+
+A node with ``version_max`` stands for one of the release before: what is newer stops it, as it would stop
+that one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from coordinator.coordinator import Coordinator
+from coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable, VersionHeldBack
+from coordinator.ledger.cluster import messages, operate
+from coordinator.ledger.cluster.ledger import ClusterLedger
+from coordinator.ledger.cluster.messages import MemberChange
+from coordinator.ledger.cluster.survey import survey
+from coordinator.ledger.commands import Decide, OpenSession
+from coordinator.ledger.contract import BranchRecord, Decision, Record
+from coordinator.ledger.machine import Machine
+from coordinator.node.bootstrap import joining, restored
+from coordinator.node.replicated import Agree, Logged, Replicated, encode_batch
+from coordinator.node.settings import NodeSettings
+from coordinator.node.sqlite.storage import create
+from coordinator.node.storage import Identity
+from coordinator.raft import Entry
+from coordinator.settings import CoordinatorSettings
+from coordinator.wire import Address, HandshakeRefused, Role, Versions, WireSettings, connect
+from coordinator.wire import Identity as Named
+from participants.ids import TxId
+from participants.registry import Registry
+from participants.scripted import ScriptedParticipant
+from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client, free_ports
+from tests.coordinator.wire.support import Side
+
+FORMER = msgspec.structs.replace(QUICK, version_max=1)
+V1 = Versions(1, 1)
+BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
+
+
+@contextlib.asynccontextmanager
+async def mixed(folder: Path, *former: int) -> AsyncIterator[Cluster]:
+    """Three nodes that begin with the former version; ``former`` are of the release that has no other."""
+    cluster = Cluster(folder, 3, version=1)
+    cluster.own_settings = dict.fromkeys(former, FORMER)
+    await cluster.start()
+    try:
+        await cluster.leader()
+        yield cluster
+    finally:
+        await cluster.stop()
+
+
+async def restart(cluster: Cluster, number: int, settings: NodeSettings) -> None:
+    cluster.own_settings[number] = settings
+    await cluster.stop(number)
+    await cluster.start(number)
+
+
+async def agreed(cluster: Cluster, version: int) -> None:
+    while any(node.replica.replicated.version != version for node in cluster.nodes.values()):
+        assert not any(node.failed.done() for node in cluster.nodes.values())
+        await asyncio.sleep(0.01)
+
+
+async def decided(ledger: ClusterLedger, count: int) -> None:
+    session = await ledger.open_session("test", 600.0)
+    for seq in range(1, count + 1):
+        assert await ledger.decide(session.txid(seq), Decision.COMMIT, BRANCHES) is Decision.COMMIT
+
+
+async def test_one_member_of_the_former_version_holds_the_others_up(tmp_path: Path) -> None:
+    """What is new is refused, and the refusal names the node; everything else goes on. Once that node is
+    upgraded too, by itself and for good, it is not."""
+    async with mixed(tmp_path, 3) as cluster, client(cluster) as ledger:
+        while (await survey(cluster.settings)).held_up_by != (3,):
+            await asyncio.sleep(0.01)
+        if cluster.nodes[3].leads:
+            await operate.transfer(cluster.settings, 1)
+        with pytest.raises(VersionHeldBack, match=r"needs version 2, .* agreed on 1: node 3 speaks 1"):
+            await ledger.acceptors.open_session("shop", 300.0)
+        await decided(ledger, 5)
+        await restart(cluster, 3, QUICK)
+        await agreed(cluster, 2)
+        session = await ledger.acceptors.open_session("shop", 300.0)
+        assert session.acceptors == (1, 2, 3)
+        await cluster.settled()
+        assert len(cluster.images()) == 1
+        found = await survey(cluster.settings)
+        assert found.held_up_by == ()
+        assert {seen.status.agreed_version for seen in found.nodes if seen.status} == {2}
+
+
+async def test_a_member_that_is_away_holds_them_up_too(tmp_path: Path) -> None:
+    """Nobody knows which version it will come back with."""
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = Cluster(tmp_path / "away", 3, version=1)
+        stack.push_async_callback(cluster.stop)
+        await cluster.start(1, 2)
+        ledger = await stack.enter_async_context(client(cluster))
+        with pytest.raises(VersionHeldBack, match="node 3 is not connected"):
+            await ledger.acceptors.open_session("shop", 300.0)
+        await decided(ledger, 5)
+        await cluster.start(3)
+        await agreed(cluster, 2)
+        await ledger.acceptors.open_session("shop", 300.0)
+
+
+async def test_a_leader_of_the_former_version_is_asked_nothing_new(tmp_path: Path) -> None:
+    """It would cut the client off, again and again."""
+    async with mixed(tmp_path, 1, 2, 3) as cluster, client(cluster) as ledger:
+        with pytest.raises(VersionHeldBack, match="which leads, speaks 1"):
+            await ledger.acceptors.open_session("shop", 300.0)
+        txid = TxId(1, "0" * 16, 1)
+        with pytest.raises(VersionHeldBack):
+            await ledger.outcomes([txid], protocol="p")
+        await decided(ledger, 5)
+
+
+async def test_what_is_newer_than_a_connection_ends_it(tmp_path: Path) -> None:
+    """A client that forgets what was agreed on is a client gone wrong."""
+    async with mixed(tmp_path) as cluster:
+        asking = Side()
+        where = Address.parse(cluster.addresses[1])
+        connection = await connect(
+            where, Named(Role.CLIENT), asking, WireSettings(), timeout_s=5.0, versions=V1
+        )
+        call = messages.calls.OpenSessionCall("shop", 10.0, "0" * 16, bind=True)
+        connection.send(messages.encode([messages.Request(1, call)]))
+        while not connection.closed:
+            await asyncio.sleep(0.01)
+
+
+async def test_no_way_back_once_all_have_agreed(tmp_path: Path) -> None:
+    """The log may hold by now what the former release does not know: it is told at its start, or when it
+    meets another node; and the others do not wait for it."""
+    async with mixed(tmp_path) as cluster, client(cluster) as ledger:
+        await agreed(cluster, 2)
+        await cluster.settled()
+        cluster.own_settings[3] = FORMER
+        await cluster.stop(3)
+        with pytest.raises(LedgerUnusable, match=r"agreed on version 2, .*newer release"):
+            await cluster.start(3)
+        await ledger.acceptors.open_session("shop", 300.0)
+        leader = await cluster.leader()
+        me = Named(Role.NODE, CLUSTER, 3, disk="disk-3")
+        where = Address.parse(cluster.addresses[leader.identity.node])
+        with pytest.raises(HandshakeRefused, match="agreed on 2"):
+            await connect(where, me, Side(), WireSettings(), timeout_s=5.0, versions=V1)
+        cluster.own_settings[3] = QUICK
+        await cluster.start(3)
+        await cluster.settled()
+        assert len(cluster.images()) == 1
+
+
+async def test_a_node_that_went_back_just_before_is_parted_with(tmp_path: Path) -> None:
+    """The interleaving to fear: all have said that they speak it, one comes back older, and only then it is
+    agreed on. It stops there, or is not spoken with any more: either way it applies nothing of what
+    follows."""
+    async with mixed(tmp_path, 3) as cluster, client(cluster) as ledger:
+        if cluster.nodes[3].leads:
+            await operate.transfer(cluster.settings, 1)
+        leader = await cluster.leader(but=3)
+        while leader.replica.agreement.spoken(3) != 1:
+            await asyncio.sleep(0.01)
+        leader.replica.agreement.due = lambda: 2  # type: ignore[method-assign] - as it was a moment ago
+        leader.replica.keep_versions()
+        while (
+            cluster.nodes[1].replica.replicated.version < 2 or cluster.nodes[2].replica.replicated.version < 2
+        ):
+            await asyncio.sleep(0.01)
+        del leader.replica.agreement.due  # type: ignore[method-assign]
+        await ledger.acceptors.open_session("shop", 300.0)
+        await decided(ledger, 5)
+        behind = cluster.nodes[3]
+        while not behind.failed.done() and leader.replica.agreement.spoken(3):
+            await asyncio.sleep(0.01)
+        assert behind.replica.replicated.version == 1
+        assert not any(book.acceptors for book in behind.ledger.machine.state.sessions.values())
+        await restart(cluster, 3, QUICK)
+        await cluster.settled()
+        assert len(cluster.images()) == 1
+
+
+async def test_what_joins_speaks_what_was_agreed_on(tmp_path: Path) -> None:
+    """A learner that is too old could never be brought up to date, and holds up every later version."""
+    async with mixed(tmp_path) as cluster:
+        await agreed(cluster, 2)
+        cluster.addresses[4] = f"127.0.0.1:{free_ports(1)[0]}"
+        create(cluster.place(4), Identity(CLUSTER, 4, "disk-4"), *joining())
+        add = MemberChange("add", 4, cluster.addresses[4], "disk-4", 1)
+        with pytest.raises(ClusterRefused, match=r"node 4 speaks version 1 at most, .* agreed on 2"):
+            await operate.change_members(cluster.settings, [add])
+        await operate.change_members(cluster.settings, [msgspec.structs.replace(add, version=2)])
+        await cluster.start(4)
+        await agreed(cluster, 2)
+
+
+async def test_learners_count(tmp_path: Path) -> None:
+    """They apply the log like all others."""
+    async with mixed(tmp_path, 1, 2, 3) as cluster:
+        cluster.addresses[4] = f"127.0.0.1:{free_ports(1)[0]}"
+        create(cluster.place(4), Identity(CLUSTER, 4, "disk-4"), *joining())
+        await operate.change_members(
+            cluster.settings, [MemberChange("add", 4, cluster.addresses[4], "disk-4", 1)]
+        )
+        cluster.own_settings[4] = FORMER
+        await cluster.start(4)
+        for number in (1, 2, 3):
+            await restart(cluster, number, QUICK)
+        while (await survey(cluster.settings)).held_up_by != (4,):
+            await asyncio.sleep(0.01)
+        assert {node.replica.replicated.version for node in cluster.nodes.values()} == {1}
+        await restart(cluster, 4, QUICK)
+        await agreed(cluster, 2)
+
+
+async def test_paxos_is_refused_by_transaction_and_two_phase_commit_goes_on(tmp_path: Path) -> None:
+    """A coordinator that is configured for what the cluster cannot do yet says so, and does not hang; later
+    it can, without a restart."""
+    async with mixed(tmp_path, 3) as cluster, client(cluster) as ledger:
+        registry = Registry()
+        for name in ("orders", "payments"):
+            registry.add(ScriptedParticipant(name))
+        settings = CoordinatorSettings(protocol="paxos")
+        async with Coordinator(ledger, registry, settings) as coordinator:
+
+            async def transfer(protocol: str) -> TxId:
+                async with coordinator.transaction(protocol=protocol) as tx:
+                    for name in ("orders", "payments"):
+                        await tx.branch(name)
+                    return (await tx.commit()).txid
+
+            first = await transfer("2pc")
+            for _ in range(2):
+                with pytest.raises(VersionHeldBack):
+                    await transfer("paxos")
+            assert (await transfer("2pc")).session == first.session
+            await restart(cluster, 3, QUICK)
+            await agreed(cluster, 2)
+            txid = await transfer("paxos")
+            while (await ledger.records([txid]))[txid] is not Record.COMMIT:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_backup_carries_the_version(tmp_path: Path) -> None:
+    """What it holds is not for a release that does not know it; an older one's is for all."""
+    async with mixed(tmp_path) as cluster:
+        await agreed(cluster, 2)
+        _, _, image = await operate.image(cluster.settings)
+    with pytest.raises(LedgerUnusable, match="version 2"):
+        restored(image, {1: "a:1"}, V1)
+    _, _, snapshot = restored(image, {1: "a:1"})
+    again = Replicated(Machine(""), {})
+    again.restore(snapshot.image)
+    assert again.version == 2
+    old = Replicated(Machine(CLUSTER), {1: "a:1"}).image()
+    _, _, snapshot = restored(old, {1: "a:1"}, V1)
+    again.restore(snapshot.image)
+    assert again.version == 1
+
+
+NEW = [
+    OpenSession("0" * 16, "shop", 1000, "", (1, 2, 3)),
+    Decide(TxId(1, "0" * 16, 1), "p", Decision.COMMIT, BRANCHES, 0.0),
+    Agree(2),
+]
+
+
+@pytest.mark.parametrize("command", NEW)
+def test_a_node_stops_at_what_it_does_not_know(command: Logged) -> None:
+    """Also where it could read it and would only miss a field: else it would go on with another state than
+    the others."""
+    entry = Entry.make(7, 1, encode_batch([command]))
+    former = Replicated(Machine(CLUSTER), {1: "a:1"}, speaks=V1)
+    before = former.image()
+    with pytest.raises(LedgerUnusable, match="newer release"):
+        former.apply(entry)
+    assert former.image() == before
+    Replicated(Machine(CLUSTER), {1: "a:1"}).apply(entry)
+
+
+def test_a_command_of_a_version_that_does_not_exist_yet() -> None:
+    """This release is the former one some day."""
+    entry = Entry.make(7, 1, msgspec.msgpack.encode([["tomorrow", 1]]))
+    with pytest.raises(LedgerUnusable, match=r"entry 7 of the log .*newer release"):
+        Replicated(Machine(CLUSTER), {1: "a:1"}).apply(entry)
+
+
+async def test_nobody_who_does_not_lead_tells_what_is_agreed_on(tmp_path: Path) -> None:
+    """It may not have applied it yet: the leader is asked."""
+    async with mixed(tmp_path, 3) as cluster:
+        leader = await cluster.leader()
+        other = next(node for node in cluster.nodes.values() if node is not leader)
+        with pytest.raises(LedgerUnavailable, match="the leader is"):
+            await other.ledger.open_session("shop", 300.0, bind=True)
