@@ -170,7 +170,6 @@ class Replica:
 
     def keep_versions(self) -> None:
         """Now and then: have a newer version agreed on once all members speak it."""
-        self.agreement.part()
         if self._leads and (version := self.agreement.due()):
             self._waiting.append((Agree(version), _unheard))
             self.wake()

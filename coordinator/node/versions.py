@@ -75,13 +75,6 @@ class Agreement:
             f" {told or 'in a moment it will have agreed on more'}"
         )
 
-    def part(self) -> None:
-        """Close connections that are too old for what has been agreed on since they were made."""
-        for number in list(self._connections):
-            for connection in self._alive(number):
-                if connection.version < self._replicated.version:
-                    connection.abort(f"it speaks version {connection.version}, which is too old by now")
-
     def _alive(self, node: int) -> list[Connection]:
         alive = [each for each in self._connections.get(node, ()) if not each.closed]
         if alive:

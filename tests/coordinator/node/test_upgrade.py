@@ -1,5 +1,5 @@
 """Real processes of two versions, upgraded one after the other under load, and back. Broken if callers
-noticed, if anything that they were told were lost, or if the way back were closed before all had gone forward.
+noticed, if anything that they were told were lost, or if the way back were closed before all have gone on.
 
 ``node.version_max = 1`` makes a process one of the former version: it offers no other to anybody, and what is
 newer in its log would stop it.
