@@ -309,8 +309,7 @@ class Coordinator:
             if course.phase is Phase.DECIDING:
                 raise OutcomeUnknown(course.txid, f"{type(error).__name__}: {error}") from error
         finally:
-            for branch in course.branches:
-                await branch.release()
+            await course.release()
             del self._courses[course.txid]
             self._ended(transaction)
             if course.recorded and not course.pending:

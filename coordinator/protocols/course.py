@@ -77,6 +77,8 @@ class Course:
     """Told each phase that is left, by whoever measures."""
     rows: tuple[Gid, ...] = ()
     """Of three-phase commit: branches that have a row to be forgotten once the transaction is finished."""
+    released: bool = False
+    """The branches' connections are others': nothing may be asked of these branches any more."""
     told: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """Done once the caller can be told the outcome."""
 
@@ -92,6 +94,13 @@ class Course:
         """Let the caller look: there is something true to tell, or nothing more will come."""
         if not self.told.done():
             self.told.set_result(None)
+
+    async def release(self) -> None:
+        """Give the branches' connections back; once, since afterwards they may be somebody else's."""
+        if not self.released:
+            self.released = True
+            for branch in self.branches:
+                await branch.release()
 
     @property
     def committed_by_participants(self) -> bool:

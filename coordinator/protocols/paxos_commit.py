@@ -19,25 +19,20 @@ acceptors may forget.
 
 from __future__ import annotations
 
-import logging
-
 from coordinator.errors import LedgerError, OutcomeUnknown
 from coordinator.ledger.contract import Acceptors, Decision
+from coordinator.protocols.copied import apply_and_record
 from coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
 from coordinator.protocols.ending import (
     abort_after_votes,
-    apply,
     commit_in_one_phase,
     end_readers,
     record_abort,
     roll_back,
 )
-from coordinator.protocols.steps import PaxosStep, TwoPhaseStep
+from coordinator.protocols.steps import PaxosStep
 from coordinator.protocols.voting import Tally, classify, collect_votes, prepare
-from coordinator.steadfast import all_of
 from participants.errors import BranchFailed, UsageError
-
-log = logging.getLogger(__name__)
 
 
 async def paxos_commit(course: Course) -> None:
@@ -63,7 +58,7 @@ async def paxos_commit(course: Course) -> None:
         why = BranchFailed(prepared[0].gid.participant, "a recovery ended the transaction before its votes")
         await roll_back(course, course.branches, why)
     course.enter(Phase.COMMITTED)
-    await all_of([_record(course, tally), apply(course, prepared, readers)])
+    await apply_and_record(course, tally, readers)
 
 
 def acceptors_of(course: Course) -> Acceptors:
@@ -85,18 +80,3 @@ async def _vote(course: Course, tally: Tally, acceptors: Acceptors) -> Decision:
         raise OutcomeUnknown(course.txid, f"the acceptors did not tell the outcome: {error}") from error
     await course.reach(PaxosStep.AFTER_VOTE, course.txid)
     return decision
-
-
-async def _record(course: Course, tally: Tally) -> None:
-    """The copy for the ledger. What cannot be recorded is found at the acceptors by whoever recovers."""
-    records = [branch_record(branch, evidence) for branch, evidence in tally.prepared]
-    await course.reach(TwoPhaseStep.BEFORE_DECIDE, course.txid)
-    try:
-        await repeat_until_answered(
-            lambda: course.ledger.decide(course.txid, Decision.COMMIT, records, protocol=course.protocol)
-        )
-    except (LedgerError, OutcomeUnknown) as error:
-        log.warning("the ledger did not record that %s is committed: %s", course.txid, error)
-        return
-    course.recorded = True
-    await course.reach(TwoPhaseStep.AFTER_DECIDE, course.txid)

@@ -25,21 +25,20 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from coordinator.errors import LedgerError, OutcomeUnknown
-from coordinator.ledger.contract import Decision
+from coordinator.errors import OutcomeUnknown
+from coordinator.protocols.copied import apply_and_record
 from coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
 from coordinator.protocols.ending import (
     abort_after_votes,
-    apply,
     commit_in_one_phase,
     end_readers,
     roll_back,
 )
-from coordinator.protocols.steps import ThreePhaseStep, TwoPhaseStep
+from coordinator.protocols.steps import ThreePhaseStep
 from coordinator.protocols.termination import Round, ask, bury
 from coordinator.protocols.termination_rules import Move
 from coordinator.protocols.voting import Tally, classify, collect_votes, prepare
-from coordinator.steadfast import all_of, all_within
+from coordinator.steadfast import all_within
 from participants.contract import Branch, PrepareResult, Vote
 from participants.errors import BranchFailed, ParticipantError
 from participants.ids import Gid
@@ -90,7 +89,7 @@ async def three_phase_commit(course: Course) -> None:
     if not await _precommit_in_rows(course, rows):
         await _terminate(course, rows, tally)
     course.enter(Phase.COMMITTED)
-    await all_of([_record(course, tally), apply(course, [branch for branch, _ in tally.prepared], readers)])
+    await apply_and_record(course, tally, readers)
 
 
 async def _enlist_and_prepare(course: Course, rows: _Rows, branch: Branch) -> PrepareResult:
@@ -155,21 +154,6 @@ async def _terminate(course: Course, rows: _Rows, tally: Tally) -> None:
                 log.info("termination of %s is blocked: %s", course.txid, ended.silent or "by another")
         await asyncio.sleep(random.uniform(0, pause_s))  # noqa: S311 - two that compete must not do so for ever
         pause_s = min(pause_s * 2, longest_s)
-
-
-async def _record(course: Course, tally: Tally) -> None:
-    """The copy for the ledger. What cannot be recorded is looked up in the rows by whoever recovers."""
-    records = [branch_record(branch, evidence) for branch, evidence in tally.prepared]
-    await course.reach(TwoPhaseStep.BEFORE_DECIDE, course.txid)
-    try:
-        await repeat_until_answered(
-            lambda: course.ledger.decide(course.txid, Decision.COMMIT, records, protocol=course.protocol)
-        )
-    except LedgerError as error:
-        log.warning("the ledger did not record that %s is committed: %s", course.txid, error)
-        return
-    course.recorded = True
-    await course.reach(TwoPhaseStep.AFTER_DECIDE, course.txid)
 
 
 async def _abort(course: Course, rows: _Rows, tally: Tally, failure: BaseException) -> NoReturn:

@@ -6,6 +6,7 @@ How it ends when this process does not end it: ``test_termination.py``.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from coordinator.protocols.steps import STEPS, ThreePhaseStep, TwoPhaseStep
 from participants.contract import Fate, Vote
 from participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable
 from participants.ids import Gid, Protocol
-from participants.scripted import Script
+from participants.scripted import Script, ScriptedBranch
 from participants.states import BranchState, Charter, Event, Member, Termination
 from tests.coordinator.stage import NAMES, Stage
 
@@ -172,6 +173,27 @@ async def test_a_ledger_that_is_lost_after_the_third_phase_holds_up_nothing(stag
     assert result.pending == ()
     assert stage.fates() == {Fate.COMMITTED}
     stage.ledger.down = None
+
+
+async def test_connections_do_not_wait_for_the_ledgers_copy(
+    stages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if a ledger that nobody leads for a while uses up the connections of commits that are over; or
+    if one is given back twice, while somebody else already has it."""
+    released: Counter[Gid] = Counter()
+
+    async def release(branch: ScriptedBranch) -> None:
+        released[branch.gid] += 1
+
+    monkeypatch.setattr(ScriptedBranch, "release", release)
+    stage = await stages(2)
+    stage.hold(TwoPhaseStep.BEFORE_DECIDE)
+    await stage.transfer()
+    assert sorted(released.values()) == [1, 1]
+    stage.gates[TwoPhaseStep.BEFORE_DECIDE].set()
+    await stage.coordinator.close()
+    assert sorted(released.values()) == [1, 1]
+    assert await stage.coordinator.outcome(stage.txid) is Record.COMMIT
 
 
 async def test_a_commit_on_its_way_into_the_ledger_is_told_as_one(stages: Any) -> None:

@@ -126,6 +126,18 @@ async def test_it_commits_and_is_finished(tmp_path: Path, nodes: int) -> None:
         assert [branch.xid for branch in told.branches] == xids
 
 
+async def test_connections_do_not_wait_for_the_ledgers_copy(tmp_path: Path) -> None:
+    """Broken if a leader that is dead or paused uses up the connections of commits that are over."""
+    async with staged(tmp_path) as stage:
+        arrived = stage.hold(TwoPhaseStep.BEFORE_DECIDE)
+        txid = await stage.transfer()
+        assert arrived.is_set()
+        assert all(branch.released for database in stage.databases.values() for branch in database.branches)
+        stage.release(TwoPhaseStep.BEFORE_DECIDE)
+        while await stage.recorded(txid) is Record.NOT_RECORDED:
+            await asyncio.sleep(0.01)
+
+
 async def test_nobody_needs_to_lead(tmp_path: Path) -> None:
     """Broken if a dead or paused leader delays a commit: here nobody can be elected while it happens."""
     async with staged(tmp_path) as stage:
