@@ -142,7 +142,8 @@ class Machine:
                 )
             if book.state is not SessionState.OPEN or txid.seq < book.floor:
                 decision = Decision.ABORT
-        self.state.precommitted.pop(txid, None)
+        if self.state.precommitted:
+            self.state.precommitted.pop(txid, None)
         self.state.unfinished[txid] = DecisionRecord(
             txid, command.protocol, decision, tuple(sorted_branches(command.branches)), command.at, book.name
         )

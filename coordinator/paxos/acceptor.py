@@ -25,6 +25,8 @@ from coordinator.paxos.record import Record
 from participants.checks import invariant
 from participants.ids import TxId
 
+NOTHING = Ready(0)
+
 
 class Restored(msgspec.Struct, frozen=True, array_like=True):
     """All that an acceptor has stored, or of a new node nothing. Equal contents have equal encodings."""
@@ -158,6 +160,8 @@ class Acceptor:
 
     def ready(self) -> Ready:
         """Everything to be done since the last call. The driver's duties: see the package."""
+        if not (self._replies or self._changed or self._dropped or self._marks_changed):
+            return NOTHING
         token = self._writes.next_token()
         records = tuple(self._records[txid] for txid in self._changed)
         dropped = tuple(self._dropped)

@@ -13,6 +13,8 @@ from coordinator.raft.settings import RaftSettings
 from coordinator.raft.state import Role, State
 from participants.checks import invariant
 
+NOTHING = Ready(0)
+
 
 class Raft:
     """One node. Not for use by several threads at once."""
@@ -189,6 +191,9 @@ class Raft:
         """Everything to be done since the last call. The driver's duties: see the package."""
         state = self._state
         self._settle()
+        committed = self._to_apply()
+        if not committed and self._nothing_else():
+            return NOTHING
         log, writes, outbox = state.log, state.writes, state.outbox
         token = writes.next_token()
         entries = tuple(log.entries[log.handed - log.before_index :])
@@ -209,7 +214,7 @@ class Raft:
             entries=entries,
             messages_now=now,
             messages_after_sync=after,
-            committed_entries=self._to_apply(),
+            committed_entries=committed,
             read_states=tuple(state.reads.answered),
             reads_lost=tuple(state.reads.lost),
             chunks_wanted=tuple(state.chunks_wanted),
@@ -219,6 +224,23 @@ class Raft:
         state.reads.answered, state.reads.lost = [], []
         log.check()
         return ready
+
+    def _nothing_else(self) -> bool:
+        """Most of the time: whatever comes in makes a driver ask."""
+        state = self._state
+        log, outbox, reads = state.log, state.outbox, state.reads
+        return not (
+            outbox.now
+            or outbox.after_sync
+            or log.handed != log.last_index
+            or state.term != state.handed_hard_state.term
+            or state.vote != state.handed_hard_state.vote
+            or state.chunks
+            or state.installing is not None
+            or state.chunks_wanted
+            or reads.answered
+            or reads.lost
+        )
 
     def _to_apply(self) -> tuple[Entry, ...]:
         """Committed, and stored here: what is applied must be in the log after a restart."""

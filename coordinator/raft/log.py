@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import msgspec
 
 from coordinator.raft.messages import Entry, SnapshotMeta
-from participants.checks import invariant
+from participants.checks import InvariantViolation, invariant
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -66,11 +66,11 @@ class Log:
         return self.entries[-1].term if self.entries else self.before_term
 
     def check(self) -> None:
-        invariant(
-            self.snapshot.index <= self.applied <= self.applying <= self.commit <= self.last_index,
-            f"not snapshot {self.snapshot.index} <= applied {self.applied} <= applying {self.applying}"
-            f" <= commit {self.commit} <= last {self.last_index}",
-        )
+        if not self.snapshot.index <= self.applied <= self.applying <= self.commit <= self.last_index:
+            raise InvariantViolation(
+                f"not snapshot {self.snapshot.index} <= applied {self.applied} <= applying {self.applying}"
+                f" <= commit {self.commit} <= last {self.last_index}"
+            )
         invariant(self.before_index <= self.snapshot.index, "entries are gone that no snapshot covers")
         invariant(self.persisted <= self.handed <= self.last_index, "persisted, but never handed to storage")
 
@@ -91,7 +91,8 @@ class Log:
 
     def slice(self, first: int, bytes_max: int, last: int | None = None) -> tuple[Entry, ...]:
         """Entries from ``first`` (to ``last``) of ``bytes_max`` together, but one at least."""
-        invariant(first >= self.first_index, f"the entry {first} is compacted")
+        if first < self.first_index:
+            raise InvariantViolation(f"the entry {first} is compacted")
         start = first - self.before_index - 1
         stop = len(self.entries) if last is None else last - self.before_index
         size = 0
@@ -136,7 +137,8 @@ class Log:
         self.persisted = min(self.persisted, index - 1)
 
     def commit_to(self, index: int) -> None:
-        invariant(index <= self.last_index, f"{index} committed, but the log ends at {self.last_index}")
+        if index > self.last_index:
+            raise InvariantViolation(f"{index} committed, but the log ends at {self.last_index}")
         self.commit = max(self.commit, index)
 
     def hint(self, index: int, term: int) -> int:

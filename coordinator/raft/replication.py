@@ -18,7 +18,7 @@ from coordinator.raft.messages import (
 from coordinator.raft.progress import Pace, Progress
 from coordinator.raft.snapshots import want_chunk
 from coordinator.raft.state import State
-from participants.checks import invariant
+from participants.checks import InvariantViolation
 
 
 def propose(state: State, data: bytes, kind: Kind = Kind.DATA) -> Entry:
@@ -72,9 +72,8 @@ def on_append_reply(state: State, message: AppendReply) -> None:
     if message.rejected:
         progress.reject(message.index, state.log.hint(message.hint_index, message.hint_term))
         return
-    invariant(
-        message.index <= state.log.last_index, f"node {message.sender} acknowledges what was never sent"
-    )
+    if message.index > state.log.last_index:
+        raise InvariantViolation(f"node {message.sender} acknowledges what was never sent")
     news = progress.acknowledge(message.index)
     found = progress.pace is Pace.PROBE and (news or message.index == progress.match)
     caught_up = progress.pace is Pace.SNAPSHOT and progress.match >= state.log.before_index
@@ -108,6 +107,8 @@ def advance_commit(state: State) -> bool:
     if own is not None:
         own.match = state.log.persisted
         own.next = state.log.last_index + 1
+    if state.log.commit == state.log.last_index:
+        return False
     index = state.tracker.committed_index()
     if index <= state.log.commit or state.log.term(index) != state.term:
         return False
@@ -162,5 +163,6 @@ def _append(state: State, node: int, first: int, entries: tuple[Entry, ...]) -> 
     """``entries`` begin at ``first``; the one before tells the peer whether the logs agree there."""
     log = state.log
     prev_term = log.term(first - 1)
-    invariant(prev_term is not None, f"the entry before {first} is compacted")
-    state.send(Append(node, state.node, state.term, first - 1, prev_term or 0, entries, log.commit))
+    if prev_term is None:
+        raise InvariantViolation(f"the entry before {first} is compacted")
+    state.send(Append(node, state.node, state.term, first - 1, prev_term, entries, log.commit))

@@ -56,6 +56,17 @@ class SqliteFile:
         except sqlite3.Error as error:
             self._roll_back_after(error)
 
+    @contextlib.contextmanager
+    def writing_once(self) -> Iterator[None]:
+        """The same for a single statement, which is a transaction by itself
+        (https://www.sqlite.org/lang_transaction.html#implicit_versus_explicit_transactions): what one
+        decision at a time waits for is then one call, and not three with the interpreter's lock to be had
+        anew after each."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            self._roll_back_after(error)
+
     def _roll_back_after(self, error: sqlite3.Error) -> None:
         full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
         try:

@@ -19,6 +19,8 @@ from coordinator.ledger.sqlite import history
 from coordinator.ledger.sqlite.file import SqliteFile
 from participants.ids import TxId, new_ledger_id
 
+_INSERT = "insert into entry (idx, crc, command) values (?, ?, ?)"
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -98,8 +100,12 @@ class SqliteStore:
             (number, _checksum(number, command), command)
             for number, command in enumerate(commands, first_index)
         ]
-        with self._file.writing():
-            self._connection.executemany("insert into entry (idx, crc, command) values (?, ?, ?)", rows)
+        if len(rows) == 1:
+            with self._file.writing_once():
+                self._connection.execute(_INSERT, rows[0])
+        else:
+            with self._file.writing():
+                self._connection.executemany(_INSERT, rows)
 
     def replace_log(
         self, index: int, state: bytes, finished: Sequence[DecisionRecord], *, now_ms: int, history_ms: int

@@ -21,6 +21,8 @@ DDL = (
     "create table mark (id integer primary key check (id = 1), crc integer not null, marks blob not null)",
 )
 
+_INSERT = "insert or replace into promise (session, seq, nonce, crc, record) values (?, ?, ?, ?, ?)"
+
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 _decode_record = msgspec.msgpack.Decoder(Record).decode
 _decode_marks = msgspec.msgpack.Decoder(Marks).decode
@@ -46,17 +48,24 @@ def load(connection: sqlite3.Connection) -> Restored:
     return Restored(marks, tuple(records))
 
 
+def store_one(connection: sqlite3.Connection, record: Record) -> None:
+    """One statement, a transaction by itself unless it is part of one."""
+    connection.execute(_INSERT, _row(record))
+
+
+def _row(record: Record) -> tuple[object, ...]:
+    txid, data = record.txid, _encode(record)
+    return (txid.session, txid.seq, txid.nonce, zlib.crc32(data), data)
+
+
 def store(connection: sqlite3.Connection, promises: Promises) -> None:
     """Part of a transaction of the caller's."""
-    encoded = [(record.txid, _encode(record)) for record in promises.records]
-    connection.executemany(
-        "insert or replace into promise (session, seq, nonce, crc, record) values (?, ?, ?, ?, ?)",
-        [(txid.session, txid.seq, txid.nonce, zlib.crc32(data), data) for txid, data in encoded],
-    )
-    connection.executemany(
-        "delete from promise where session = ? and seq = ? and nonce = ?",
-        [(txid.session, txid.seq, txid.nonce) for txid in promises.dropped],
-    )
+    connection.executemany(_INSERT, [_row(record) for record in promises.records])
+    if promises.dropped:
+        connection.executemany(
+            "delete from promise where session = ? and seq = ? and nonce = ?",
+            [(txid.session, txid.seq, txid.nonce) for txid in promises.dropped],
+        )
     if promises.marks is not None:
         data = _encode(promises.marks)
         connection.execute(

@@ -30,6 +30,7 @@ from coordinator.ledger.sqlite import history
 from coordinator.ledger.sqlite.file import SqliteFile
 from coordinator.node.sqlite import promises
 from coordinator.node.storage import Identity, Snapshot, StorageDamaged, Stored, Write
+from coordinator.paxos import Record
 from coordinator.raft import Configuration, Entry, HardState, Kind, SnapshotMeta
 
 FORMAT = "2"
@@ -50,6 +51,8 @@ _DDL = (
     "create index history_oldest on history (finished_ms)",
 )
 
+_INSERT = "insert into entry (idx, term, kind, crc, data) values (?, ?, ?, ?, ?)"
+
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 _decode_configuration = msgspec.msgpack.Decoder(Configuration).decode
 
@@ -62,6 +65,8 @@ class Tables:
         self.path = path
         self.file = SqliteFile(path, f"node data {path}")
         self._connection = self.file.connection
+        self._last_index: int | None = None
+        """No entry behind it is stored; None: not known."""
 
     def create(self, identity: Identity, hard_state: HardState, snapshot: Snapshot) -> None:
         """Make the tables of a new node, with what it begins with. All or nothing."""
@@ -78,7 +83,7 @@ class Tables:
                 "insert into meta (key, value) values (?, ?)",
                 [(key, str(value)) for key, value in known.items()],
             )
-            self._carry_out(Write(hard_state=hard_state, snapshot=snapshot))
+            self._carry_out(Write(hard_state=hard_state, snapshot=snapshot), None)
 
     def load(self) -> Stored:
         """Read everything and check it. Raises ``LedgerUnusable``, ``StorageDamaged`` among it."""
@@ -149,11 +154,22 @@ class Tables:
         """All of them in order, or none. Raises ``StoreFull`` or ``StoreBroken``."""
         if not writes:
             return
-        with self.file.writing():
-            for write in writes:
-                self._carry_out(write)
+        last, self._last_index = self._last_index, None  # not known if this fails
+        if (entry := _only_entry(writes)) is not None and last is not None and entry.index > last:
+            with self.file.writing_once():
+                self._connection.execute(_INSERT, _row(entry))
+            last = entry.index
+        elif (record := _only_record(writes)) is not None:
+            with self.file.writing_once():
+                promises.store_one(self._connection, record)
+        else:
+            with self.file.writing():
+                for write in writes:
+                    last = self._carry_out(write, last)
+        self._last_index = last
 
-    def _carry_out(self, write: Write) -> None:
+    def _carry_out(self, write: Write, last: int | None) -> int | None:
+        """``last``: no entry behind it is stored, None: who knows. What that is afterwards."""
         connection = self._connection
         if (state := write.hard_state) is not None:
             connection.execute(
@@ -171,15 +187,16 @@ class Tables:
             self._store_snapshot(snapshot)
         if write.replaces_log:
             connection.execute("delete from entry")
+            last = 0
         if write.keep_from:
             connection.execute("delete from entry where idx < ?", (write.keep_from,))
         if write.entries:
             first = write.entries[0].index
-            connection.execute("delete from entry where idx >= ?", (first,))
-            connection.executemany(
-                "insert into entry (idx, term, kind, crc, data) values (?, ?, ?, ?, ?)",
-                [(entry.index, entry.term, entry.kind, entry.crc, entry.data) for entry in write.entries],
-            )
+            if last is None or first <= last:
+                connection.execute("delete from entry where idx >= ?", (first,))
+            connection.executemany(_INSERT, [_row(entry) for entry in write.entries])
+            last = write.entries[-1].index
+        return last
 
     def _store_snapshot(self, snapshot: Snapshot) -> None:
         meta = snapshot.meta
@@ -190,6 +207,27 @@ class Tables:
             " values (1, ?, ?, ?, ?, ?)",
             (meta.index, meta.term, configuration, crc, snapshot.image),
         )
+
+
+def _only_entry(writes: Sequence[Write]) -> Entry | None:
+    """If one entry is all there is to be written."""
+    entries = writes[0].entries
+    if len(writes) == 1 and len(entries) == 1 and writes[0] == Write(entries=entries):
+        return entries[0]
+    return None
+
+
+def _only_record(writes: Sequence[Write]) -> Record | None:
+    """If one of an acceptor's records is."""
+    accepted = writes[0].promises
+    if accepted is None or len(writes) > 1 or len(accepted.records) != 1:
+        return None
+    alone = writes[0] == Write(promises=accepted) and not accepted.dropped and accepted.marks is None
+    return accepted.records[0] if alone else None
+
+
+def _row(entry: Entry) -> tuple[object, ...]:
+    return (entry.index, entry.term, entry.kind, entry.crc, entry.data)
 
 
 def _snapshot_checksum(index: int, term: int, configuration: bytes, image: bytes) -> int:

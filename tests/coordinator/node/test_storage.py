@@ -5,14 +5,20 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
 
 from coordinator.errors import LedgerLocked, LedgerUnusable
 from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord
 from coordinator.ledger.sqlite.file import StoreFull
 from coordinator.node.bootstrap import beginning
+from coordinator.node.sqlite import promises
 from coordinator.node.sqlite.storage import FILE_NAME, SqliteStorage, create
+from coordinator.node.sqlite.tables import Tables
 from coordinator.node.storage import (
     Finished,
     Identity,
@@ -74,6 +80,51 @@ async def test_what_was_written_is_there(folder: Path) -> None:
     )
     assert stored.hard_state == HardState(4, 2)
     assert stored.entries == entries(2, 2, 3, 3)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_is_written_together_the_newest_is_there(tmp_path: Path, data: DataObject) -> None:
+    """One entry alone goes another way than several, and a tail is only deleted where there may be one: taken
+    for absent, it would come back as if it were the log, or its place be taken."""
+    folder = tmp_path / uuid4().hex
+    create(folder, IDENTITY, *FIRST)
+    kept: dict[int, Entry] = {}
+    kept_promises: dict[int, Record] = {}
+    tables = Tables(folder / FILE_NAME)
+    try:
+        for number in range(data.draw(st.integers(1, 8))):
+            writes = []
+            for _ in range(data.draw(st.integers(1, 3))):
+                kind = data.draw(st.sampled_from(("entries", "entries", "entries", "vote", "promise", "cut")))
+                highest = max(kept, default=1)
+                if kind == "entries":
+                    begin = data.draw(st.integers(max(2, highest - 3), highest + 1))
+                    new = entries(begin, *[number + 1] * data.draw(st.sampled_from((1, 1, 2, 4))))
+                    kept = {at: entry for at, entry in kept.items() if at < begin}
+                    kept |= {entry.index: entry for entry in new}
+                    writes.append(Write(entries=new))
+                elif kind == "cut":
+                    writes.append(
+                        Write(snapshot=Snapshot(SnapshotMeta(highest + 4, 1), b""), replaces_log=True)
+                    )
+                    kept = {}
+                elif kind == "promise":
+                    kept_promises[number] = promised(number, data.draw(st.integers(0, 3)))
+                    writes.append(Write(promises=Promises((kept_promises[number],))))
+                else:
+                    writes.append(Write(hard_state=HardState(number, 1)))
+            tables.carry_out(writes)
+            if data.draw(st.booleans()):
+                tables.file.close()
+                tables = Tables(folder / FILE_NAME)
+            rows = tables.file.connection.execute("select idx, term, data from entry order by idx")
+            assert rows.fetchall() == [(at, kept[at].term, kept[at].data) for at in sorted(kept)]
+            assert promises.load(tables.file.connection).records == tuple(
+                kept_promises[at] for at in sorted(kept_promises)
+            )
+    finally:
+        tables.file.close()
 
 
 async def test_entries_replace_the_tail_from_their_first_on(folder: Path) -> None:
@@ -164,6 +215,23 @@ async def test_a_batch_is_all_or_nothing(folder: Path) -> None:
     stored = await found(folder)
     assert stored.hard_state == HardState(8, 1)
     assert stored.entries == ()
+
+
+async def test_one_entry_alone_without_room_leaves_nothing(folder: Path) -> None:
+    """It is a transaction by itself: half of it, or a wrong idea of where the log ends, would stop the node
+    when it is given again."""
+    storage, _ = await SqliteStorage.open(folder)
+    storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
+    storage._reserve.hold = lambda: True  # type: ignore[method-assign]
+    await storage.write([Write(entries=entries(2, 2))])
+    connection = storage.tables.file.connection
+    limit = await storage.in_thread(lambda: int(connection.execute("pragma page_count").fetchone()[0]) + 4)
+    await storage.in_thread(lambda: storage.tables.file.limit_pages(limit))
+    with pytest.raises(StoreFull):
+        await storage.write([Write(entries=(Entry.make(3, 2, b"x" * 200_000),))])
+    await storage.write([Write(entries=entries(3, 2))])
+    await storage.close()
+    assert (await found(folder)).entries == entries(2, 2, 2)
 
 
 async def test_a_torn_tail_is_cut(folder: Path, tmp_path: Path) -> None:
