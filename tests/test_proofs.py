@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from coordinator.protocols.steps import TwoPhaseStep
+from coordinator.protocols.steps import STEPS, TwoPhaseStep
 from participants.ids import Protocol
 from recovery.steps import RecoveryStep
 from tests.pgbouncer import program_or_skip
-from tests.prove.cases import Victim, cases
+from tests.prove.cases import NODES, OWN_STEPS, OWN_STEPS_IN_RECOVERY, Victim, cases
+from tests.prove.node_process import NodeStep
 from tests.prove.processes import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -74,6 +75,24 @@ async def test_the_crash_matrix_of_three_phase_commit() -> None:
     assert told["failures"] == []
 
 
+@pytest.mark.parametrize(
+    ("protocol", "only"),
+    [
+        ("2pc", ["leader at after_decide", "followers at before_store_decision", "stopped at before_decide"]),
+        ("3pc", ["leader at after_ledger_precommit", "majority at before_decide"]),
+        ("paxos", ["outvoted", "heard", "leader at before_store_vote", "followers at after_store_promise"]),
+    ],
+)
+async def test_some_of_the_crash_matrix_on_a_cluster(protocol: str, only: list[str]) -> None:
+    """Broken if nodes that die at their worst steps, or a coordinator that was given up and goes on, split or
+    lose a transaction. All of it: ``make prove PROOF=crash ARGS="--ledger raft"``."""
+    told = await prove("crash", "--protocol", protocol, "--ledger", "raft", "--lanes", "2", "--only", *only)
+    assert told["cases"] == len(only)
+    assert (told["not_killed"], told["half_applied"]) == (0, 0)
+    assert (told["acknowledged_lost"], told["prepared_after"]) == (0, 0)
+    assert told["failures"] == []
+
+
 async def test_three_phase_commits_end_without_their_ledger() -> None:
     """Broken if the participants cannot end among themselves what a coordinator left at any of its steps."""
     told = await prove("without-ledger")
@@ -120,6 +139,18 @@ async def test_sqlalchemys_own_twophase_commits_one_half() -> None:
     assert told["twophase_half_committed"] >= 1
     assert (told["undoubt_half_committed"], told["undoubt_committed"]) == (0, 0)
     assert told["undoubt_aborted"] == [40, 40, 40]
+
+
+@pytest.mark.parametrize("protocol", list(Protocol))
+def test_every_node_dies_at_every_step(protocol: Protocol) -> None:
+    """Broken if a step that is added to a protocol, or to a node, is not one at which nodes die."""
+    seen = {(case.victim, str(case.trap.step)) for case in cases(protocol, nodes=True) if not case.before}
+    for step in (*STEPS[protocol], *OWN_STEPS[protocol]):
+        for victim in NODES:
+            assert (victim, str(step)) in seen
+    assert {*OWN_STEPS_IN_RECOVERY, *(step for steps in OWN_STEPS.values() for step in steps)} == set(
+        NodeStep
+    )
 
 
 def test_the_matrix_has_every_step_and_victim() -> None:

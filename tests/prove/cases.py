@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coordinator.protocols import steps as protocols
-from coordinator.protocols.steps import STEPS, TerminationStep, ThreePhaseStep, TwoPhaseStep
+from coordinator.protocols.steps import STEPS, PaxosStep, TerminationStep, ThreePhaseStep, TwoPhaseStep
 from participants.ids import Protocol
 from recovery import steps as recovery
 from recovery.steps import RecoveryStep
+from tests.prove.node_process import NodeStep
 from tests.prove.trap import KILL, PAUSE, Trap
 
 UNDER_LOAD = 5
@@ -29,7 +30,42 @@ class Victim(enum.StrEnum):
     """The ledger's server; started again at once."""
     LEDGER_DOWN = "ledger_down"
     """Started again while the process that needs it asks for it."""
+    LEADER = "leader"
+    """Of the ledger's nodes, by the role that each has when it dies. One that dies alone is started again
+    only after the process that needed the ledger has ended: nobody may miss it."""
+    FOLLOWER = "follower"
+    OTHER_FOLLOWER = "other_follower"
+    MAJORITY = "majority"
+    """The leader and a follower; started again while the process that needs them asks for them."""
+    FOLLOWERS = "followers"
+    """Both at a step of their own, then the leader, which is missing until everything is over: what both had
+    not on their disks was nowhere, and nobody may have been told of it."""
+    STOPPED = "stopped"
+    """The coordinator by SIGSTOP, until two recoveries at once have ended what it left; then it goes on."""
+    OVERTAKEN = "overtaken"
+    """The same, but it goes on, to its end, while the recovery waits before it acts on what it has found."""
+    OUTVOTED = "outvoted"
+    """The same; only one acceptor has its votes, and is silent as long as it is stopped itself."""
+    HEARD = "heard"
+    """The same, but that acceptor is one of the two that the recovery can ask."""
+    POWER = "power"
+    """All at once: the coordinator, the databases, every node; then everything but the coordinator starts."""
 
+
+NODES = (Victim.LEADER, Victim.FOLLOWER, Victim.OTHER_FOLLOWER)
+CLUSTERED = frozenset(
+    {
+        *NODES,
+        Victim.MAJORITY,
+        Victim.FOLLOWERS,
+        Victim.STOPPED,
+        Victim.OVERTAKEN,
+        Victim.OUTVOTED,
+        Victim.HEARD,
+        Victim.POWER,
+    }
+)
+"""Victims that only a ledger of nodes has."""
 
 LEDGER_STEPS: frozenset[enum.StrEnum] = frozenset(
     {
@@ -37,6 +73,8 @@ LEDGER_STEPS: frozenset[enum.StrEnum] = frozenset(
         TwoPhaseStep.AFTER_DECIDE,
         TwoPhaseStep.BEFORE_FINISH,
         ThreePhaseStep.BEFORE_LEDGER_PRECOMMIT,
+        PaxosStep.BEFORE_VOTE,
+        PaxosStep.AFTER_VOTE,
         RecoveryStep.AFTER_SCAN,
         RecoveryStep.BEFORE_FINISH,
     }
@@ -46,24 +84,33 @@ LEDGER_STEPS: frozenset[enum.StrEnum] = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """``in_recovery``: the step is one of recovery's, after a coordinator was killed with its trap
-    ``before``; else ``trap`` is the coordinator's own."""
+    """``in_recovery``: the step is one of recovery's, after a coordinator was killed, or stopped, with its
+    trap ``before``; else ``trap`` is the coordinator's own. Or it is one of the victim's, which is a node."""
 
     victim: Victim
     in_recovery: bool
     trap: Trap
     before: Trap | None = None
 
+    @property
+    def of_node(self) -> bool:
+        return self.trap.step in set(NodeStep)
+
     def __str__(self) -> str:
-        where = f"branch {self.trap.branch}" if self.trap.branch else "transaction"
-        return f"{self.victim} at {self.trap.step} of {where}"
+        what = f"branch {self.trap.branch}" if self.trap.branch else "transaction"
+        where = " in recovery" if self.in_recovery else ""
+        return f"{self.victim} at {self.trap.step} of {what}{where}"
 
 
 def cases(
-    protocol: Protocol = Protocol.TWO_PHASE, *, pooler: bool = False, ledger: bool = False
+    protocol: Protocol = Protocol.TWO_PHASE,
+    *,
+    pooler: bool = False,
+    ledger: bool = False,
+    nodes: bool = False,
 ) -> list[Case]:
-    """All of them, in a stable order; with ``pooler``, the one before a database dies as well, and with
-    ``ledger`` the ledger's server."""
+    """All of them, in a stable order; with ``pooler``, the one before a database dies as well, with
+    ``ledger`` the ledger's server, and with ``nodes`` those of the ledger's cluster."""
     more = (Victim.POOLER,) if pooler else ()
     found: list[Case] = []
     recovers: list[enum.StrEnum] = list(RecoveryStep)
@@ -85,7 +132,67 @@ def cases(
             found.append(Case(victim, False, Trap(PAUSE, step, 0, UNDER_LOAD)))
         for step in (step for step in recovers if step in LEDGER_STEPS):
             found.append(Case(victim, True, Trap(PAUSE, step, 0, 1), _before(step, protocol)))
+    return found + (_of_nodes(protocol, recovers) if nodes else [])
+
+
+def _of_nodes(protocol: Protocol, recovers: list[enum.StrEnum]) -> list[Case]:
+    """What besides can happen where the ledger is a cluster."""
+    found = [
+        Case(victim, False, Trap(PAUSE, step, 0, UNDER_LOAD))
+        for step in STEPS[protocol]
+        for victim in (*NODES, Victim.STOPPED, Victim.POWER)
+    ]
+    found += [
+        Case(Victim.MAJORITY, False, Trap(PAUSE, step, 0, UNDER_LOAD))
+        for step in STEPS[protocol]
+        if step in LEDGER_STEPS
+    ]
+    found += [
+        Case(victim, True, Trap(PAUSE, step, 0, 1), _before(step, protocol))
+        for step in recovers
+        if step in LEDGER_STEPS | RECOVERY_ASKS
+        for victim in (*NODES, Victim.MAJORITY)
+    ]
+    for step in OWN_STEPS[protocol]:
+        found += [
+            Case(victim, False, Trap(KILL, step, 0, UNDER_LOAD)) for victim in (*NODES, Victim.FOLLOWERS)
+        ]
+    for step in OWN_STEPS_IN_RECOVERY if protocol is Protocol.PAXOS else ():
+        before = _before(RecoveryStep.BEFORE_ROLLBACK, protocol)
+        found += [Case(victim, True, Trap(KILL, step, 0, 1), before) for victim in (*NODES, Victim.FOLLOWERS)]
+    for step in (RecoveryStep.BEFORE_COMMIT, RecoveryStep.BEFORE_ROLLBACK):
+        before = replace(_before(step, protocol), how=PAUSE)
+        found.append(Case(Victim.OVERTAKEN, True, Trap(PAUSE, step, 0, 1), before))
+    if protocol is Protocol.PAXOS:
+        vote = Trap(PAUSE, PaxosStep.BEFORE_VOTE, 0, UNDER_LOAD)
+        found += [Case(victim, False, vote) for victim in (Victim.OUTVOTED, Victim.HEARD)]
     return found
+
+
+RECOVERY_ASKS: frozenset[enum.StrEnum] = frozenset(
+    {RecoveryStep.AFTER_OUTCOMES, RecoveryStep.AFTER_FINISH, TerminationStep.AFTER_ATTEMPT}
+)
+"""Steps after which recovery asks the ledger, or its acceptors, or has just done so."""
+
+_DECISION = (
+    NodeStep.BEFORE_STORE_DECISION,
+    NodeStep.AFTER_STORE_DECISION,
+    NodeStep.BEFORE_APPLY_DECISION,
+    NodeStep.AFTER_APPLY_DECISION,
+)
+OWN_STEPS: dict[Protocol, tuple[NodeStep, ...]] = {
+    Protocol.TWO_PHASE: _DECISION,
+    Protocol.THREE_PHASE: (NodeStep.BEFORE_STORE_PRECOMMIT, NodeStep.AFTER_STORE_PRECOMMIT, *_DECISION),
+    Protocol.PAXOS: (NodeStep.BEFORE_STORE_VOTE, NodeStep.AFTER_STORE_VOTE, *_DECISION),
+}
+"""What a node passes while transactions are committed, by protocol."""
+OWN_STEPS_IN_RECOVERY = (
+    NodeStep.BEFORE_STORE_PROMISE,
+    NodeStep.AFTER_STORE_PROMISE,
+    NodeStep.BEFORE_STORE_PROPOSAL,
+    NodeStep.AFTER_STORE_PROPOSAL,
+)
+"""And while a recovery ends one that nobody has voted on."""
 
 
 ROLLS_BACK: frozenset[enum.StrEnum] = frozenset(
@@ -107,5 +214,7 @@ def _before(step: enum.StrEnum, protocol: Protocol) -> Trap:
         (Protocol.TWO_PHASE, False): TwoPhaseStep.AFTER_DECIDE,
         (Protocol.THREE_PHASE, True): ThreePhaseStep.BEFORE_LEDGER_PRECOMMIT,
         (Protocol.THREE_PHASE, False): TwoPhaseStep.BEFORE_DECIDE,
+        (Protocol.PAXOS, True): PaxosStep.BEFORE_VOTE,
+        (Protocol.PAXOS, False): TwoPhaseStep.BEFORE_DECIDE,
     }
     return Trap(KILL, dies_at[protocol, step in ROLLS_BACK], 0, UNDER_LOAD)

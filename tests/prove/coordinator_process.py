@@ -19,7 +19,7 @@ async def work(coordinator: undoubt.Coordinator, tag: str, worker: int, count: i
         name = f"{tag}-{worker}-{number}"
         tell(begun=name)
         try:
-            async with coordinator.transaction(timeout=5) as tx:
+            async with coordinator.transaction() as tx:
                 await transfer(tx, worker, name)
         except undoubt.TransactionAborted:
             tell(aborted=name)

@@ -1,4 +1,4 @@
-"""The ledgers that a proof can run on: what their URL is, and which server of theirs can be killed."""
+"""The ledgers that a proof can run on: what their URL is, and what of theirs can be killed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from coordinator.ledger import maintenance
 from coordinator.settings import LedgerSettings
+from tests.prove.nodes import Nodes
 from undoubt.embedded import EmbeddedServer
 
 
@@ -14,7 +15,10 @@ class SqliteLedgers:
     """One file a case."""
 
     server: EmbeddedServer | None = None
+    nodes: Nodes | None = None
     session_ttl_s = 10.0
+    lanes = 2
+    """How many cases at once keep two cores busy."""
     passes = 1
     """How often recovery may have to look until it is known that a coordinator has died."""
 
@@ -24,9 +28,9 @@ class SqliteLedgers:
     async def build(self, stack: AsyncExitStack) -> None:
         """Nothing needs to run."""
 
-    async def fresh(self, name: str) -> str:
-        """The URL of a new ledger."""
-        return f"sqlite:///{self._folder}/{name}.db"
+    async def fresh(self, name: str) -> dict[str, object]:
+        """The settings of a new ledger."""
+        return {"url": f"sqlite:///{self._folder}/{name}.db"}
 
 
 class PostgresLedgers(SqliteLedgers):
@@ -34,18 +38,47 @@ class PostgresLedgers(SqliteLedgers):
 
     session_ttl_s = 1.5
     """Nothing tells that a coordinator has died but its silence; the proof need not wait for long."""
+    lanes = 4
     passes = 600
 
     async def build(self, stack: AsyncExitStack) -> None:
         self.server = await stack.enter_async_context(EmbeddedServer())
 
-    async def fresh(self, name: str) -> str:
+    async def fresh(self, name: str) -> dict[str, object]:
         if self.server is None:
             raise RuntimeError("build comes first")
         dsn = await self.server.create_database(name)
         url = dsn.replace("postgresql://", "postgresql+psycopg://")
         await maintenance.init(LedgerSettings(url=url, request_timeout_s=60.0))
-        return url
+        return {"url": url}
 
 
-LEDGERS: dict[str, type[SqliteLedgers]] = {"sqlite": SqliteLedgers, "postgresql": PostgresLedgers}
+class RaftLedgers(SqliteLedgers):
+    """Three nodes for many cases: each leaves nothing unfinished, or it has failed."""
+
+    session_ttl_s = 1.5
+    lanes = 4
+    passes = 600
+
+    async def build(self, stack: AsyncExitStack) -> None:
+        folder = self._folder / f"nodes-{id(self)}"
+        folder.mkdir()
+        self.nodes = Nodes(folder, election_s=1.0, trapped=True)
+        stack.push_async_callback(self.nodes.close)
+        await self.nodes.begin()
+        await self.nodes.start(*self.nodes.addresses)
+
+    async def fresh(self, name: str) -> dict[str, object]:
+        if self.nodes is None:
+            raise RuntimeError("build comes first")
+        self.nodes.disarm()
+        await self.nodes.start(*(self.nodes.addresses.keys() - self.nodes.running.keys()))
+        await self.nodes.leading()
+        return {"url": f"raft://{self.nodes.url}", "request_timeout_s": 30.0}
+
+
+LEDGERS: dict[str, type[SqliteLedgers]] = {
+    "sqlite": SqliteLedgers,
+    "postgresql": PostgresLedgers,
+    "raft": RaftLedgers,
+}

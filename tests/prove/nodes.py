@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -12,10 +14,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from coordinator.ledger.cluster.survey import survey
+from coordinator.settings import LedgerSettings
 from tests.prove.processes import ROOT, TIMEOUT_S
+from tests.prove.trap import Trap
 from undoubt.serve.certs import Folder
 
 COMMAND = (sys.executable, "-c", "from undoubt.cli import main; main()")
+TRAPPED = (sys.executable, "-m", "tests.prove.node_process")
 
 CONFIGURATION = """
 [ledger]
@@ -41,17 +47,27 @@ class CommandFailed(Exception):
 
 class Nodes:
     """A cluster in ``folder``. ``url`` names the first nodes, as an application's configuration would;
-    ``logs`` are what each node has said since it was ready. ``tls``: certificates as by `cluster certs`."""
+    ``logs`` are what each node has said since it was ready. ``tls``: certificates as by `cluster certs`.
+    ``trapped``: they can be armed, see :mod:`tests.prove.node_process`."""
 
-    def __init__(self, folder: Path, count: int = 3, *, election_s: float = 0.5, tls: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        count: int = 3,
+        *,
+        election_s: float = 0.5,
+        tls: bool = False,
+        trapped: bool = False,
+    ) -> None:
         self.tls = tls
+        self.trapped = trapped
         self.logs: dict[int, list[str]] = {}
         self.folder = folder
         self.election_s = election_s
         self.addresses = {number: f"127.0.0.1:{port}" for number, port in enumerate(free_ports(count), 1)}
         self.url = ",".join(self.addresses.values())
         self.running: dict[int, asyncio.subprocess.Process] = {}
-        self._drains: list[asyncio.Task[None]] = []
+        self._drains: dict[int, asyncio.Task[None]] = {}
 
     def configuration(self, number: int) -> str:
         """The path of that node's file; 0 makes one for an operator."""
@@ -102,8 +118,9 @@ class Nodes:
     async def start(self, *numbers: int) -> None:
         """Start them, and wait until each says that it is ready."""
         for number in numbers:
+            command = (*TRAPPED, str(self._trap(number))) if self.trapped else COMMAND
             self.running[number] = await asyncio.create_subprocess_exec(
-                *COMMAND, "node", "--config", self.configuration(number),
+                *command, "node", "--config", self.configuration(number),
                 stderr=asyncio.subprocess.PIPE, env=environment(),
             )  # fmt: skip
         for number in numbers:
@@ -119,7 +136,7 @@ class Nodes:
             told += line
             if b"is ready" in line:
                 self.logs[number] = []
-                self._drains.append(asyncio.create_task(_drain(stderr, self.logs[number])))
+                self._drains[number] = asyncio.create_task(_drain(stderr, self.logs[number]))
                 return
         raise ProcessLookupError(f"node {number} ended: {told.decode()}")
 
@@ -128,6 +145,61 @@ class Nodes:
             process = self.running.pop(number)
             process.send_signal(signal_)
             await process.wait()
+
+    async def killed(self, number: int) -> int:
+        """Wait until it has died, and for its last words; the signal that ended it, 0 if none did."""
+        status = await self.running[number].wait()
+        del self.running[number]
+        await self._drains[number]
+        return max(-status, 0)
+
+    async def kill(self, number: int) -> int:
+        """SIGKILL, unless it has died meanwhile; else as :meth:`killed`."""
+        with contextlib.suppress(ProcessLookupError):
+            self.running[number].kill()
+        return await self.killed(number)
+
+    def led_last(self, number: int) -> bool:
+        """Whether a node led at the end of what it has said: by its log, so at its death if it is dead."""
+        words = re.compile(rf"node {number} (leads|does not lead) in term \d+$")
+        said = [found[1] for line in self.logs[number] if (found := words.search(line))]
+        return bool(said) and said[-1] == "leads"
+
+    def arm(self, number: int, trap: Trap) -> None:
+        written = self._trap(number).with_suffix(".new")
+        written.write_text(trap.encode())
+        written.rename(self._trap(number))
+
+    def disarm(self) -> None:
+        for number in self.addresses:
+            self._trap(number).unlink(missing_ok=True)
+
+    def _trap(self, number: int) -> Path:
+        return self.folder / f"trap-{number}"
+
+    def armed(self, number: int) -> bool:
+        return self._trap(number).exists()
+
+    def told(self, number: int) -> list[dict[str, Any]]:
+        """By its traps, since it was ready."""
+        return [json.loads(line) for line in self.logs[number] if line.startswith('{"at"')]
+
+    async def at_trap(self, number: int, subject: str) -> None:
+        """Once it has told of that."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while not any(told["subject"] == subject for told in self.told(number)):
+                await asyncio.sleep(0.01)
+
+    def signal(self, number: int, signal_: int) -> None:
+        self.running[number].send_signal(signal_)
+
+    async def leading(self) -> int:
+        """As :meth:`leader`, asked by this process itself."""
+        settings = LedgerSettings(url=f"raft://{self.url}", request_timeout_s=1.0)
+        async with asyncio.timeout(TIMEOUT_S):
+            while not (leader := (await survey(settings)).leader):
+                await asyncio.sleep(0.02)
+        return leader
 
     async def leader(self) -> int:
         """Once somebody leads."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from undoubt.embedded.places import DEAD, state
 
 TIMEOUT_S = 90.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +76,24 @@ class Child:
         if self._process.stdin is not None:
             self._process.stdin.write(b"\n")
             await self._process.stdin.drain()
+
+    async def kill(self) -> int:
+        """SIGKILL; as :meth:`ended`."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        return await self.ended()
+
+    async def stop(self) -> bool:
+        """SIGSTOP: whether it was alive, and runs no more until :meth:`resume`."""
+        if self._process.returncode is not None:
+            return False
+        self._process.send_signal(signal.SIGSTOP)
+        while (now := state(self._process.pid)) not in {"T", *DEAD}:
+            await asyncio.sleep(0.005)
+        return now == "T"
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     async def ended(self) -> int:
         """Its exit status; minus the signal's number if one killed it. A child that hangs is killed."""

@@ -1,6 +1,6 @@
 """A process that recovers until nothing is left to do, or dies of its trap.
 
-Arguments: settings as JSON, trap, the number of passes at most.
+Arguments: settings as JSON, trap, the number of passes at most, and the same after the trap.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from undoubt.config import load
 PAUSE_S = 0.05
 
 
-async def main(settings: str, trap: str, passes_max: int) -> None:
+async def main(settings: str, trap: str, passes_max: int, after_max: int) -> None:
     loaded = load(json.loads(settings))
+    trapped = Trapped(Trap.decode(trap))
     async with assemble.opened(loaded) as (ledger, participants):
-        service = RecoveryService(ledger, participants, loaded.recovery, observe=Trapped(Trap.decode(trap)))
+        service = RecoveryService(ledger, participants, loaded.recovery, observe=trapped)
         for _ in range(passes_max):
             report = await service.run_once()
             prepared = [line.gid for line in report.lines if line.result != "done"]
-            if not (prepared or report.unfinished or report.errors):
+            after_max -= trapped.sprung
+            if not (prepared or report.unfinished or report.errors) or after_max <= 0:
                 break
             await asyncio.sleep(PAUSE_S)
         heuristics = [f"{heuristic.gid}: {heuristic.kind}" for heuristic in await ledger.heuristics()]
@@ -37,4 +39,4 @@ async def main(settings: str, trap: str, passes_max: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

@@ -1,4 +1,4 @@
-"""Something happens at one named step: the process dies there, or waits to be told to go on."""
+"""Something happens at one named step: the process dies there, waits to be told to go on, or only tells."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from participants.ids import Gid
 
-KILL, PAUSE, NEVER = "kill", "pause", "never"
+KILL, PAUSE, TELL, NEVER = "kill", "pause", "tell", "never"
 
 
 @dataclass(frozen=True, slots=True)
 class Trap:
-    """``how`` at the ``nth`` time that ``step`` is reached, by branch number ``branch`` if that is not 0."""
+    """``how`` at the ``nth`` time that ``step`` is reached, by branch number ``branch`` if that is not 0, for
+    ``txid`` if that is not empty."""
 
     how: str
     step: str
     branch: int
     nth: int
+    txid: str = ""
 
     def encode(self) -> str:
-        return f"{self.how}:{self.step}:{self.branch}:{self.nth}"
+        return f"{self.how}:{self.step}:{self.branch}:{self.nth}:{self.txid}"
 
     @classmethod
     def decode(cls, text: str) -> Trap:
-        how, step, branch, nth = text.split(":")
-        return cls(how, step, int(branch), int(nth))
+        how, step, branch, nth, txid = text.split(":")
+        return cls(how, step, int(branch), int(nth), txid)
 
 
 def tell(**message: object) -> None:
@@ -40,24 +42,31 @@ def tell(**message: object) -> None:
 
 
 class Trapped:
-    """An observer of protocol or recovery steps that springs ``trap`` once."""
+    """An observer of protocol, recovery or node steps that springs ``trap`` once, and says so by ``tell``."""
 
-    def __init__(self, trap: Trap) -> None:
+    def __init__(self, trap: Trap, tell: Callable[..., None] = tell) -> None:
         self._trap = trap
         self._left = trap.nth
+        self._tell = tell
+
+    @property
+    def sprung(self) -> bool:
+        return self._trap.how != NEVER and self._left <= 0
 
     def __call__(self, step: enum.StrEnum, subject: str) -> Awaitable[None] | None:
-        if self._trap.how == NEVER or str(step) != self._trap.step or not self._is_branch(subject):
+        if self._trap.how == NEVER or str(step) != self._trap.step or not self._is_meant(subject):
             return None
         self._left -= 1
         if self._left != 0:
             return None
-        tell(at=str(step), subject=subject)
+        self._tell(at=str(step), subject=subject)
         if self._trap.how == KILL:
             os.kill(os.getpid(), signal.SIGKILL)
-        return _told_to_go_on()
+        return _told_to_go_on() if self._trap.how == PAUSE else None
 
-    def _is_branch(self, subject: str) -> bool:
+    def _is_meant(self, subject: str) -> bool:
+        if self._trap.txid and subject != self._trap.txid:
+            return False
         if self._trap.branch == 0:
             return True
         gid = Gid.parse(subject)

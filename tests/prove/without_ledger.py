@@ -19,8 +19,8 @@ from participants.settings import ParticipantSettings
 from participants.states import Termination
 from tests.prove.bank import NAMES, audit, set_up
 from tests.prove.cases import Case, Victim, cases
-from tests.prove.crash import TRANSFERS, WORKERS
 from tests.prove.processes import Child
+from tests.prove.run import TRANSFERS, WORKERS
 from tests.undoubt.cli.harness import Ran, undoubt
 from undoubt.embedded import EmbeddedServer
 
@@ -62,7 +62,7 @@ async def _one(
         await migrate(name, ParticipantSettings(dsn=dsn))
     settings = {
         "ledger": {"url": f"sqlite:///{folder}/ledger.db"},
-        "coordinator": {"protocol": "3pc", "termination": rule},
+        "coordinator": {"protocol": "3pc", "termination": rule, "timeout_s": 5.0},
         "participants": {name: {"dsn": dsn} for name, dsn in dsns.items()},
     }
     child = await Child.start(

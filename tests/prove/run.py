@@ -1,0 +1,187 @@
+"""One case of the crash matrix, from empty databases to the audit."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+from participants.postgres.schema import migrate
+from participants.settings import ParticipantSettings
+from tests.pgbouncer import PgBouncer
+from tests.prove.bank import NAMES, audit, set_up
+from tests.prove.cases import Case, Victim
+from tests.prove.processes import Child, Heard
+from tests.prove.stage import Stage
+from tests.prove.trap import NEVER, Trap
+from undoubt.embedded import EmbeddedServer
+
+WORKERS, TRANSFERS = 4, 6
+PASSES_MAX = 600
+PASSES_DOWN_MAX = 3
+"""How often a recovery looks at a database that will be down for as long as it looks."""
+NO_TRAP = Trap(NEVER, "-", 0, 0)
+
+
+class Run:
+    """A coordinator transfers money; who dies, and when, is the case's; then recovery runs to its end."""
+
+    timeout_s = 5.0
+    """Of a transaction."""
+
+    def __init__(self, number: int, case: Case, stage: Stage, totals: dict[str, int], protocol: str) -> None:
+        """``totals`` are counted up."""
+        self.case = case
+        self.stage = stage
+        self.problems: list[str] = []
+        self._protocol = protocol
+        self._number = number
+        self._totals = totals
+        self._settings = ""
+        self._children: list[Child] = []
+
+    async def run(self) -> list[str]:
+        """What went wrong; empty if nothing did."""
+        try:
+            await self._run(f"case{self._number}")
+        except Exception as error:  # noqa: BLE001 - a server that does not start again, something that hangs
+            self.problems.append(f"{type(error).__name__}: {error}")
+        finally:
+            for child in self._children:
+                await child.kill()
+        return self.problems
+
+    async def _run(self, database: str) -> None:
+        dsns = {name: await server.create_database(database) for name, server in self.stage.servers.items()}
+        await set_up(dsns)
+        if self._protocol != "2pc":
+            for name, dsn in dsns.items():
+                await migrate(name, ParticipantSettings(dsn=dsn))
+        self._settings = json.dumps(
+            {
+                "coordinator": {
+                    "protocol": self._protocol,
+                    "session_ttl_s": self.session_ttl_s,
+                    "timeout_s": self.timeout_s,
+                },
+                "ledger": await self.stage.ledgers.fresh(database),
+                "participants": self.stage.participants(database, declared=self._number % 2 == 0),
+            }
+        )
+        logins = self.stage.logins
+        heard = await self.coordinate()
+        if self.case.in_recovery:
+            await self.recover_with_a_victim()
+        await self.recover()
+        await self._audit(dsns, heard)
+        if self.stage.poolers and self.stage.logins == logins:
+            self.problems.append("nothing went through the pooler")
+
+    @property
+    def session_ttl_s(self) -> float:
+        return self.stage.ledgers.session_ttl_s
+
+    async def start_coordinator(self, trap: Trap) -> Child:
+        return await self._start("coordinator_process", trap, "t", WORKERS, TRANSFERS)
+
+    async def start_recovery(self, trap: Trap, passes: int) -> Child:
+        after = PASSES_DOWN_MAX if self.case.victim is Victim.DATABASE_DOWN else passes
+        return await self._start("recovery_process", trap, passes, after)
+
+    async def _start(self, module: str, trap: Trap, *more: object) -> Child:
+        arguments = (self._settings, trap.encode(), *map(str, more))
+        child = await Child.start(f"tests.prove.{module}", *arguments)
+        self._children.append(child)
+        return child
+
+    async def coordinate(self) -> Heard:
+        """Run the coordinator, and whatever the case has happen to it."""
+        trap = self.case.before or self.case.trap
+        child = await self.start_coordinator(trap)
+        if self.case.victim in {Victim.COORDINATOR, Victim.RECOVERY} or self.case.in_recovery:
+            self._expect_killed(await child.ended(), child.heard, trap)
+        else:
+            await self._strike(child, trap)
+        return child.heard
+
+    async def recover_with_a_victim(self) -> None:
+        """Run a recovery, and whatever the case has happen to it."""
+        trap = self.case.trap
+        child = await self.start_recovery(trap, self.passes)
+        if self.case.victim is Victim.RECOVERY:
+            self._expect_killed(await child.ended(), child.heard, trap)
+        else:
+            await self._strike(child, trap)
+
+    @property
+    def passes(self) -> int:
+        """Of a recovery with a victim. Of those that find a three-phase commit at once, one ends it, and the
+        others come again."""
+        return max(1 if self._protocol == "2pc" else 20, self.stage.ledgers.passes)
+
+    async def _strike(self, child: Child, trap: Trap) -> None:
+        if await child.until_at_trap():
+            await self.strike(child, child.heard.last["subject"])
+        else:
+            self.count("not_killed", f"the process ended without reaching {trap.step}")
+
+    async def strike(self, child: Child, subject: str) -> None:
+        """``child`` waits in its trap, at a step about ``subject``: kill the victim, and let it go on."""
+        victim = self._server_of(subject)
+        died_of = await victim.kill()
+        if died_of != signal.SIGKILL:
+            self.count("not_killed", f"the server died of signal {died_of}")
+        if self.case.victim not in {Victim.DATABASE_DOWN, Victim.LEDGER_DOWN}:
+            await victim.start()
+        await child.go_on()
+        if self.case.victim is Victim.LEDGER_DOWN:
+            await victim.start()
+        await self.expect_ended(child)
+        if self.case.victim is Victim.DATABASE_DOWN:
+            await victim.start()
+
+    def _server_of(self, subject: str) -> EmbeddedServer | PgBouncer:
+        """The one that is to die."""
+        if self.case.victim is Victim.POOLER:
+            [pooler] = self.stage.poolers.values()
+            return pooler
+        if self.case.victim in {Victim.LEDGER, Victim.LEDGER_DOWN}:
+            if self.stage.ledgers.server is None:
+                raise RuntimeError(f"{self.case}: this ledger has no server")
+            return self.stage.ledgers.server
+        return self.stage.servers[subject if subject in NAMES else NAMES[max(self.case.trap.branch, 1) - 1]]
+
+    async def expect_ended(self, child: Child) -> None:
+        """By itself, as if nothing had happened."""
+        if (status := await child.ended()) != 0:
+            self.problems.append(f"the process that lost another ended with status {status}")
+
+    def _expect_killed(self, status: int, heard: Heard, trap: Trap) -> None:
+        if status != -signal.SIGKILL or heard.at != trap.step:
+            self.count("not_killed", f"status {status} at {heard.at}, not SIGKILL at {trap.step}")
+
+    async def recover(self) -> None:
+        """Until nothing is left."""
+        child = await self.start_recovery(NO_TRAP, PASSES_MAX)
+        status = await child.ended()
+        told = child.heard.last
+        if status != 0 or told.get("left") or told.get("errors") or told.get("heuristics"):
+            self.problems.append(f"recovery ended with status {status} and told {told}")
+
+    async def _audit(self, dsns: dict[str, str], heard: Heard) -> None:
+        found = await audit(dsns, heard.acknowledged, heard.aborted)
+        for what, names in (
+            ("half_applied", found.half_applied),
+            ("half_applied", found.aborted_applied),
+            ("acknowledged_lost", found.acknowledged_lost),
+            ("prepared_after", found.prepared),
+        ):
+            for name in names:
+                self.count(what, f"{what}: {name}")
+        if found.money:
+            self.count("half_applied", f"{found.money} of money appeared")
+        if not heard.begun:
+            self.problems.append("no transfer was begun")
+
+    def count(self, what: str, problem: str) -> None:
+        self._totals[what] += 1
+        self.problems.append(problem)
