@@ -42,10 +42,12 @@ class Victim(enum.StrEnum):
     not on their disks was nowhere, and nobody may have been told of it."""
     STOPPED = "stopped"
     """The coordinator by SIGSTOP, until two recoveries at once have ended what it left; then it goes on."""
+    SPARED = "spared"
+    """The same, but it goes on while its session lives: the recoveries must have left everything alone."""
     OVERTAKEN = "overtaken"
-    """The same, but it goes on, to its end, while the recovery waits before it acts on what it has found."""
+    """Stopped, but it goes on, to its end, while one recovery waits before it acts on what it has found."""
     OUTVOTED = "outvoted"
-    """The same; only one acceptor has its votes, and is silent as long as it is stopped itself."""
+    """Stopped; only one acceptor has its votes, and is silent for as long as it is stopped itself."""
     HEARD = "heard"
     """The same, but that acceptor is one of the two that the recovery can ask."""
     POWER = "power"
@@ -59,6 +61,7 @@ CLUSTERED = frozenset(
         Victim.MAJORITY,
         Victim.FOLLOWERS,
         Victim.STOPPED,
+        Victim.SPARED,
         Victim.OVERTAKEN,
         Victim.OUTVOTED,
         Victim.HEARD,
@@ -143,9 +146,10 @@ def _of_nodes(protocol: Protocol, recovers: list[enum.StrEnum]) -> list[Case]:
         for victim in (*NODES, Victim.STOPPED, Victim.POWER)
     ]
     found += [
-        Case(Victim.MAJORITY, False, Trap(PAUSE, step, 0, UNDER_LOAD))
+        Case(victim, False, Trap(PAUSE, step, 0, UNDER_LOAD))
         for step in STEPS[protocol]
         if step in LEDGER_STEPS
+        for victim in (Victim.MAJORITY, Victim.SPARED)
     ]
     found += [
         Case(victim, True, Trap(PAUSE, step, 0, 1), _before(step, protocol))

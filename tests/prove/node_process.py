@@ -52,6 +52,9 @@ class NodeStep(enum.StrEnum):
     AFTER_STORE_PROPOSAL = "after_store_proposal"
 
 
+SLOW_S = 0.05
+"""For how long a write that may never be done is under way."""
+
 Found = Sequence[tuple[str, str]]
 """What a write is about: the last word of its steps, and the transaction."""
 
@@ -65,14 +68,22 @@ class Armed:
         self._path = path
         self._trapped: Trapped | None = None
 
+    def waits_at(self, when: str, found: Found) -> bool:
+        """Whether it may spring there."""
+        trapped = self._now()
+        return trapped is not None and any(trapped.step == f"{when}_{what}" for what, _ in found)
+
     def reach(self, when: str, found: Found) -> None:
+        if (trapped := self._now()) is not None:
+            for what, txid in found:
+                trapped(NodeStep(f"{when}_{what}"), txid)
+
+    def _now(self) -> Trapped | None:
         if not self._path.exists():
             self._trapped = None
-            return
-        if self._trapped is None:
+        elif self._trapped is None:
             self._trapped = Trapped(Trap.decode(self._path.read_text()), _tell)
-        for what, txid in found:
-            self._trapped(NodeStep(f"{when}_{what}"), txid)
+        return self._trapped
 
 
 def _tell(**message: object) -> None:
@@ -84,7 +95,19 @@ class TrappedStorage(SqliteStorage):
 
     def write(self, writes: Sequence[Write]) -> asyncio.Future[bool]:
         found = [each for write in writes for each in _stored(write)]
+        if not self.armed.waits_at("before_store", found):
+            return self._write_and_tell(found, writes)
+        # Disks take their time. Whatever is said before they are done has left when the node dies.
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[bool] = loop.create_future()
+        loop.call_later(SLOW_S, self._write_slowly, found, writes, done)
+        return done
+
+    def _write_slowly(self, found: Found, writes: Sequence[Write], done: asyncio.Future[bool]) -> None:
         self.armed.reach("before_store", found)
+        self._write_and_tell(found, writes).add_done_callback(lambda written: _pass_on(written, done))
+
+    def _write_and_tell(self, found: Found, writes: Sequence[Write]) -> asyncio.Future[bool]:
         written = super().write(writes)
         # Before the callback of whoever waits for it, who tells the others.
         written.add_done_callback(partial(self._written, found))
@@ -93,6 +116,15 @@ class TrappedStorage(SqliteStorage):
     def _written(self, found: Found, written: asyncio.Future[bool]) -> None:
         if not written.cancelled() and written.exception() is None:
             self.armed.reach("after_store", found)
+
+
+def _pass_on(written: asyncio.Future[bool], done: asyncio.Future[bool]) -> None:
+    if written.cancelled() or done.done():
+        return
+    if (error := written.exception()) is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(written.result())
 
 
 class TrappedReplicated(Replicated):

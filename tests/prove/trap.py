@@ -50,6 +50,10 @@ class Trapped:
         self._tell = tell
 
     @property
+    def step(self) -> str:
+        return self._trap.step
+
+    @property
     def sprung(self) -> bool:
         return self._trap.how != NEVER and self._left <= 0
 
