@@ -26,7 +26,8 @@ async def main(settings: str, trap: str, passes_max: int, after_max: int) -> Non
             report = await service.run_once()
             prepared = [line.gid for line in report.lines if line.result != "done"]
             after_max -= trapped.sprung
-            if not (prepared or report.unfinished or report.errors) or after_max <= 0:
+            # What was ended in this pass is finished in the next.
+            if not (report.lines or report.unfinished or report.errors) or after_max <= 0:
                 break
             await asyncio.sleep(PAUSE_S)
         heuristics = [f"{heuristic.gid}: {heuristic.kind}" for heuristic in await ledger.heuristics()]
