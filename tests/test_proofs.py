@@ -86,7 +86,7 @@ async def test_the_crash_matrix_of_three_phase_commit() -> None:
 async def test_some_of_the_crash_matrix_on_a_cluster(protocol: str, only: list[str]) -> None:
     """Broken if nodes that die at their worst steps, or a coordinator that was given up and goes on, split or
     lose a transaction. All of it: ``make prove PROOF=crash ARGS="--ledger raft"``."""
-    told = await prove("crash", "--protocol", protocol, "--ledger", "raft", "--lanes", "2", "--only", *only)
+    told = await prove("crash", "--protocol", protocol, "--ledger", "raft", "--lanes", "1", "--only", *only)
     assert told["cases"] == len(only)
     assert (told["not_killed"], told["half_applied"]) == (0, 0)
     assert (told["acknowledged_lost"], told["prepared_after"]) == (0, 0)

@@ -143,7 +143,8 @@ class Nodes:
     async def end(self, *numbers: int, signal_: int = signal.SIGKILL) -> None:
         for number in numbers:
             process = self.running.pop(number)
-            process.send_signal(signal_)
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal_)
             await process.wait()
 
     async def killed(self, number: int) -> int:
