@@ -11,7 +11,7 @@ coordinator is a machine of its own: a network namespace on a bridge, a small di
 - :mod:`.inside`: the run, in that world.
 - :mod:`.schedule`: which faults, when, for how long: a function of the seed alone.
 - :mod:`.nemesis`: carries them out, and makes sure that each has had its effect.
-- :mod:`.network`, :mod:`.machines`, :mod:`.stage`: what they happen to.
+- :mod:`.network`, :mod:`.disks`, :mod:`.stall`, :mod:`.machines`, :mod:`.stage`: what they happen to.
 - :mod:`.application`: the coordinators' program; it tells all that it asks and hears as it goes, so that a
   SIGKILL takes nothing of it back. :mod:`.told` reads that.
 - :mod:`.judge`: what must be so in the end, from the databases, from the ledger, and from what was told.

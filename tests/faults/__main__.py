@@ -27,7 +27,13 @@ from tests.undoubt.cli.harness import REPOSITORY
 
 PREFIX = "undoubt-faults-"
 WORLD = ("unshare", "--mount", "--net", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc")
-PROGRAMS = {"unshare": "util-linux", "mount": "mount", "ip": "iproute2", "nft": "nftables"}
+PROGRAMS = {
+    "unshare": "util-linux",
+    "mount": "mount",
+    "ip": "iproute2",
+    "nft": "nftables",
+    "mkfs.ext4": "e2fsprogs",
+}
 """And their packages in Debian."""
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 

@@ -18,6 +18,7 @@ from tests.faults.machines import MachineFailed
 from tests.faults.stage import Stage
 from tests.linearizability.check import violations
 from tests.linearizability.history import Call, History
+from tests.linearizability.recorder import Recorder
 from tests.prove.bank import Audit, audit, transfers
 from tests.servers import prepared
 
@@ -88,15 +89,14 @@ async def judged(stage: Stage) -> Verdict:
             raise trouble
     stage.listen()
     told = stage.told
-    ledger = await ClusterLedger.open(stage.ledger_settings)
+    ledger, history = await ClusterLedger.open(stage.ledger_settings), told.history
     try:
         left = await _quiet(stage, ledger)
-        records = await _records(ledger, told.begun)
+        records = await _records(Recorder(ledger, "judge", history), told.begun)
         heuristics = [f"{each.gid} {each.kind}" for each in await ledger.heuristics()]
     finally:
         await ledger.close()
     found = await audit(stage.dsns, told.acknowledged, told.aborted)
-    history = told.history
     if stage.protocol != "2pc":
         history.calls += _by_recovery(history)
     return Verdict(
@@ -150,7 +150,7 @@ async def _quiet(stage: Stage, ledger: ClusterLedger) -> list[str]:
         await asyncio.sleep(0.2)
 
 
-async def _records(ledger: ClusterLedger, begun: dict[str, str]) -> dict[str, Record]:
+async def _records(ledger: Recorder, begun: dict[str, str]) -> dict[str, Record]:
     """What the ledger has of each transfer."""
     found: dict[str, Record] = {}
     names = list(begun)

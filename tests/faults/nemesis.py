@@ -19,6 +19,7 @@ from tests.faults.machines import Machine, MachineFailed, Node, suspend
 from tests.faults.network import ADDRESSES
 from tests.faults.schedule import DATABASES, Fault, Kind
 from tests.faults.stage import Stage
+from tests.faults.stall import Stall
 from undoubt.embedded import EmbeddedServer, ServerFailed
 from undoubt.embedded.places import children
 
@@ -27,6 +28,9 @@ EFFECT_S = 30.0
 """What has had no effect by then has none."""
 TURN_S = 120.0
 """By then other faults have let go of a victim, and a leader is elected."""
+STALL_S = 0.1
+UNDER_WAY = 20
+"""So many are acknowledged before all that could have kept them dies."""
 PIECE_BYTES = 64 * 1024
 
 M = TypeVar("M", bound=Machine)
@@ -62,6 +66,7 @@ class Nemesis:
             Kind.CUT_FLAPPING: self._cut_flapping,
             Kind.CUT_COORDINATOR: self._cut_coordinator,
             Kind.CUT_DATABASE: self._cut_database,
+            Kind.STALL_DISK: self._stall_disk,
             Kind.FULL_DISK: self._full_disk,
             Kind.CLOCK_FORWARD: self._jump,
             Kind.CLOCK_BACK: self._jump,
@@ -150,11 +155,26 @@ class Nemesis:
         async with asyncio.timeout(TURN_S):
             while any(node.busy for node in nodes):
                 await asyncio.sleep(LOOK_S / 10)
-        self.say(f"{fault.kind}: all")
         async with self._at_work(*nodes):
-            await asyncio.gather(*(node.kill() for node in nodes))
+            await self._under_way()
+            self.say(f"{fault.kind}: all")
+            # The disks hang for a moment: whoever answers without waiting for them has answered too early.
+            stalls = [Stall(node.pid) for node in nodes] if self._stage.private else []
+            await asyncio.gather(*(stall.begin() for stall in stalls))
+            await asyncio.sleep(STALL_S)
+            await asyncio.gather(*(node.kill() for node in nodes), *(stall.end() for stall in stalls))
             await asyncio.sleep(fault.lasts_s)
             await asyncio.gather(*(node.start() for node in nodes))
+
+    async def _under_way(self) -> None:
+        """Return while transactions are being committed: a standstill could lose nothing."""
+        told = self._stage.told
+        self._stage.listen()
+        before = len(told.acknowledged)
+        async with asyncio.timeout(TURN_S):
+            while len(told.acknowledged) < before + UNDER_WAY:
+                await asyncio.sleep(LOOK_S / 10)
+                self._stage.listen()
 
     async def _stop(self, fault: Fault) -> None:
         async with self._victim(fault) as machine:
@@ -208,13 +228,10 @@ class Nemesis:
     async def _cut_flapping(self, fault: Fault) -> None:
         async with self._victim(fault) as machine:
             pairs = both_ways(machine.name, self._peers(machine))
-            before, end = await self._stage.network.dropped(), time.monotonic() + fault.lasts_s
+            end = time.monotonic() + fault.lasts_s
             while time.monotonic() < end:
-                await self._stage.network.cut(pairs)
+                await self._cut(pairs, fault.extent)
                 await asyncio.sleep(fault.extent)
-                await self._stage.network.mend(pairs)
-                await asyncio.sleep(fault.extent)
-            await self._has_dropped(before)
 
     async def _cut_coordinator(self, fault: Fault) -> None:
         async with self._victim(fault) as machine:
@@ -226,19 +243,41 @@ class Nemesis:
             await self._cut(both_ways(fault.victim, others), fault.lasts_s)
 
     async def _cut(self, pairs: Sequence[tuple[str, str]], lasts_s: float) -> None:
-        before = await self._stage.network.dropped()
-        await self._stage.network.cut(pairs)
+        """For so long, and until somebody has tried to get through."""
+        network = self._stage.network
+        before = await network.dropped(pairs)
+        await network.cut(pairs)
         try:
             await asyncio.sleep(lasts_s)
-            await self._has_dropped(before)
+            async with asyncio.timeout(EFFECT_S):
+                while await network.dropped(pairs) == before:
+                    await asyncio.sleep(LOOK_S)
         finally:
-            await self._stage.network.mend(pairs)
-
-    async def _has_dropped(self, before: int) -> None:
-        if await self._stage.network.dropped() == before:
-            raise NoEffect("nothing was dropped")
+            await network.mend(pairs)
 
     # Disks and clocks.
+
+    async def _stall_disk(self, fault: Fault) -> None:
+        """Until it does not lead any more, though it lives."""
+        async with self._victim(fault) as machine:
+            stall = await self._stalled(_of(Node, machine))
+            try:
+                async with asyncio.timeout(EFFECT_S):
+                    while await self._stage.leader() is machine:
+                        await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(fault.lasts_s)
+            finally:
+                await stall.end()
+
+    async def _stalled(self, node: Node) -> Stall:
+        """A thread that was held in the middle of Python would hold up the event loop with it: once more."""
+        async with asyncio.timeout(EFFECT_S):
+            while True:
+                stall = Stall(node.pid)
+                await stall.begin()
+                if await self._stage.answers(node):
+                    return stall
+                await stall.end()
 
     async def _full_disk(self, fault: Fault) -> None:
         """Until the kernel says ENOSPC, and again whatever the node gives up."""

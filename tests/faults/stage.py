@@ -12,8 +12,9 @@ from coordinator.ledger.cluster.survey import survey
 from coordinator.settings import LedgerSettings
 from participants.postgres.schema import migrate
 from participants.settings import ParticipantSettings
+from tests.faults.disks import mount_private, mount_small
 from tests.faults.machines import Coordinator, Machine, Node
-from tests.faults.network import Bridge, Loopback, mount_private, ran
+from tests.faults.network import Bridge, Loopback
 from tests.faults.schedule import COORDINATORS, DATABASES
 from tests.faults.told import Told
 from tests.prove.bank import set_up
@@ -21,8 +22,6 @@ from tests.prove.nodes import free_ports
 from undoubt.embedded import EmbeddedServer
 
 NODES = 3
-DISK = "80m"
-"""A node holds 16 MB in reserve while there are twice as many to be had."""
 SESSION_TTL_S = 3.0
 SESSION_TRANSACTIONS_MAX = 500
 """Sessions follow each other quickly, as they do in days of an ordinary load."""
@@ -63,6 +62,11 @@ class Stage:
         """Who leads now, if anybody says so of itself."""
         seen = await survey(LedgerSettings(url=self.url, request_timeout_s=0.5))
         return self.nodes[seen.leader - 1] if seen.leader else None
+
+    async def answers(self, node: Node) -> bool:
+        """Whether it says how it is."""
+        seen = await survey(LedgerSettings(url=self.url, request_timeout_s=0.5))
+        return any(one.status is not None and one.status.node == node.number for one in seen.nodes)
 
     def check(self) -> None:
         """Raises ``MachineFailed`` if a process has ended that nobody has killed."""
@@ -122,7 +126,7 @@ class Stage:
         ticket = ""
         for node in self.nodes:
             if self.private:
-                await ran("mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(node.disk))
+                await mount_small(node.disk)
             ticket = node.make(self.url, dsns, ticket)
 
     async def _end(self) -> None:

@@ -45,7 +45,7 @@ def test_what_is_missing_is_named_with_its_package(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(faults, "SBIN", "")
     monkeypatch.setattr(faults, "faketime_library", lambda: None)
     [reason] = faults.missing()
-    assert "apt-get install faketime iproute2 mount nftables util-linux" in reason
+    assert "apt-get install e2fsprogs faketime iproute2 mount nftables util-linux" in reason
 
 
 def test_only_root_is_told_to_come_as_root(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,8 @@ class Told:
 
     @property
     def history(self) -> History:
-        return History(lambda: 0.0, list(self._calls.values()))
+        """Goes on with what is asked from now on in this process."""
+        return History(time.monotonic, list(self._calls.values()))
 
     def longest_stall_s(self, begin: float, end: float) -> float:
         """Between two moments, the longest time in which nothing was acknowledged."""
