@@ -102,6 +102,8 @@ async def _ends(tasks: Sequence[Steadfast[T]], timeout_s: float | None) -> list[
             await _abandoned(tasks)
     except asyncio.CancelledError:
         await _abandoned(tasks)
+        for task in tasks:
+            _result(task)  # nobody will ask: without this the loop would log what failed as forgotten
         raise
     return [_result(task) for task in tasks]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -70,6 +71,27 @@ async def test_abandoning_stops_it() -> None:
     task.abandon()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_failures_of_abandoned_ones_are_not_logged_as_forgotten() -> None:
+    """Broken if the log of a coordinator that closes is full of errors that are nobody's concern any more."""
+    logged: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context["message"]))
+
+    async def fail() -> None:
+        raise OSError("no connection")
+
+    async def both() -> None:
+        await all_of([fail(), asyncio.Event().wait()])
+
+    task = steadfast(both())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.abandon()
+    await asyncio.wait([task])
+    del task
+    gc.collect()
+    assert logged == []
 
 
 async def test_those_that_are_late_are_cancelled() -> None:
