@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import signal
@@ -27,9 +28,10 @@ class MachineFailed(Exception):
     """A process did what none of ours should: it ended by itself, or did not start."""
 
 
+@functools.cache
 def faketime_library() -> Path | None:
-    """Debian's place for it; None where it is not installed."""
-    return next(iter(sorted(Path("/usr/lib").glob("**/faketime/libfaketimeMT.so.1"))), None)
+    """In Debian's place for it; None where it is not installed."""
+    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 
 
 class Machine:
