@@ -23,7 +23,7 @@ from coordinator.ledger.sqlite import door
 from coordinator.ledger.sqlite.lock import FileLock, holder
 from coordinator.ledger.sqlite.owned import OwnedLedger
 from coordinator.settings import LedgerSettings
-from coordinator.steadfast import steadfast
+from coordinator.steadfast import Steadfast, steadfast
 
 RETRY_S = 0.02
 
@@ -42,6 +42,7 @@ class SqliteLedger(CallingLedger):
         self._owned: OwnedLedger | None = None
         self._server: LedgerServer | None = None
         self._connection: LedgerConnection | None = None
+        self._owning: Steadfast[None] | None = None
         self._finding = asyncio.Lock()
 
     @classmethod
@@ -51,7 +52,11 @@ class SqliteLedger(CallingLedger):
         """Own the file, or connect to its owner. ``clock`` is monotonic, in seconds, and used while this
         one is the owner. Raises ``LedgerUnusable`` or ``LedgerLocked``."""
         ledger = cls(path, settings, clock)
-        await ledger._find_within(settings.request_timeout_s)
+        try:
+            await ledger._find_within(settings.request_timeout_s)
+        except BaseException:
+            await ledger.close()
+            raise
         return ledger
 
     @property
@@ -68,15 +73,20 @@ class SqliteLedger(CallingLedger):
         if os.getpid() != self._pid:
             return
         async with self._finding:
-            if self._connection is not None:
-                await self._connection.close()
-            if self._server is not None:
-                await self._server.close()
-            if self._owned is not None:
-                await self._owned.close()
-            if self._lock is not None:
-                self._lock.release()
-            self._connection = self._server = self._owned = self._lock = None
+            if self._owning is not None:
+                await asyncio.wait([self._owning])
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+        if self._server is not None:
+            await self._server.close()
+        if self._owned is not None:
+            await self._owned.close()
+        if self._lock is not None:
+            self._lock.release()
+        self._connection = self._server = self._owned = self._lock = None
 
     async def _call(self, call: Call) -> Any:
         if os.getpid() != self._pid:
@@ -129,25 +139,33 @@ class SqliteLedger(CallingLedger):
         return self._connection is not None and not self._connection.gone.done()
 
     async def _find(self) -> None:
-        lock = FileLock.take(self.path)
-        if lock is None:
-            await self._connect()
-            return
-        opening = steadfast(
-            OwnedLedger.open(self.path, self.settings, self._clock), name="undoubt-ledger-open"
-        )
+        if self._owning is None or self._owning.done():
+            lock = FileLock.take(self.path)
+            if lock is None:
+                await self._connect()
+                return
+            self._owning = steadfast(self._own(lock), name="undoubt-ledger-open")
+        await asyncio.shield(self._owning)
+
+    async def _own(self, lock: FileLock) -> None:
+        """The lock is taken: open the file, then the door. It goes on when nobody waits for it any more: a
+        disk may need longer than any caller has, and half way there would be a lock with nobody behind it."""
         try:
-            owned = await asyncio.shield(opening)
+            owned = await OwnedLedger.open(self.path, self.settings, self._clock)
+            server = LedgerServer(owned)
+            try:
+                self._identify(owned.ledger_id)
+                await server.start(door.listen(self.path))
+            except BaseException:
+                await server.close()
+                await owned.close()
+                raise
         except BaseException:
-            await asyncio.wait([opening])  # no lock may be given up while the file is open
-            if opening.exception() is None:
-                await opening.result().close()
             lock.release()
             raise
-        self._lock, self._owned, self._connection = lock, owned, None
-        self._identify(owned.ledger_id)
-        self._server = LedgerServer(owned)
-        await self._server.start(door.listen(self.path))
+        self._lock, self._owned, self._server, self._connection = lock, owned, server, None
+        if self._closed:
+            await self._let_go()
 
     async def _connect(self) -> None:
         try:

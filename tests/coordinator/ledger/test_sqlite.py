@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -405,6 +406,40 @@ async def test_cancelling_the_opening_leaves_nothing_open(path: Path, settings: 
     ledger = await open_ledger(settings)
     assert ledger.leads
     await ledger.close()
+
+
+async def test_whoever_gives_up_waiting_does_not_stop_a_takeover(
+    path: Path, settings: LedgerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if the disk is slow while a process becomes the owner, whoever waits for that is cancelled, once
+    or twice, and the lock stays taken with nobody behind it: nothing is decided until that process ends."""
+    first, second = await open_ledger(settings), await open_ledger(settings)
+    reading, readable = threading.Event(), threading.Event()
+    load = owned.SqliteStore.load
+
+    def slow(store: owned.SqliteStore) -> owned.Loaded:
+        reading.set()
+        assert readable.wait(60)
+        return load(store)
+
+    monkeypatch.setattr(owned.SqliteStore, "load", slow)
+    await first.close()
+    asking = asyncio.create_task(second.unfinished())
+    await asyncio.to_thread(reading.wait, 60)
+    for _ in range(2):
+        asking.cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)
+    readable.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert await second.unfinished() == []
+    assert second.leads
+    third = await open_ledger(settings)
+    assert await third.unfinished() == []
+    assert not third.leads
+    await third.close()
+    await second.close()
 
 
 async def _used(settings: LedgerSettings) -> None:
