@@ -56,6 +56,7 @@ def coordinator_settings(world: World, name: str) -> CoordinatorSettings:
     return CoordinatorSettings(
         name=name,
         protocol=random.choice(world.protocols),
+        termination=world.termination,
         timeout_s=random.choice([2.0, 5.0, 15.0]),
         session_ttl_s=random.choice([1.0, 3.0, 10.0]),
         session_transactions_max=random.choice([3, 20, 100_000]),
@@ -135,7 +136,16 @@ class Application:
             await self.work(tx)
 
         with self.telling(seen):
-            await coordinator.run(body, retries=self.random.choice([0, 2]), timeout=self.timeout())
+            if self.random.random() < 0.5:
+                await coordinator.run(body, retries=self.random.choice([0, 2]), timeout=self.timeout())
+            else:
+                async with self.transaction(coordinator) as tx:
+                    await body(tx)
+
+    def transaction(self, coordinator: Coordinator) -> Transaction:
+        return coordinator.transaction(
+            timeout=self.timeout(), protocol=self.random.choice([None, *self.world.protocols])
+        )
 
     def timeout(self) -> float | None:
         return self.random.choice([None, None, 0.05, 1.0, 8.0])
@@ -175,7 +185,7 @@ class Application:
 
     async def by_hand(self, coordinator: Coordinator) -> None:
         """Without ``async with``."""
-        tx = coordinator.transaction(timeout=self.timeout())
+        tx = self.transaction(coordinator)
         with self.telling([tx]):
             await tx.start()
             try:
@@ -190,7 +200,7 @@ class Application:
 
     async def impatient(self, coordinator: Coordinator) -> None:
         """The caller is cancelled at any moment; what was begun goes on."""
-        tx = coordinator.transaction(timeout=self.timeout())
+        tx = self.transaction(coordinator)
 
         async def body() -> None:
             async with tx:

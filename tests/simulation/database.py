@@ -385,7 +385,9 @@ class Session(asyncio.Protocol):
             return [gid for gid in self.disk.states.rows if now - touched[gid] >= arguments[0]]
         if verb in {"enlist", "elect", "attempt", "bury"}:
             touched[arguments[0]] = now
-        return await getattr(self.disk.states, verb)(*arguments)
+        result = await getattr(self.disk.states, verb)(*arguments)
+        self.server.judge.row_changed(verb, arguments, result)
+        return result
 
     async def do_whoami(self) -> tuple[int, int, str]:
         return self.pid, self.disk.system, self.server.timeline

@@ -36,9 +36,15 @@ class Nemesis:
             self.hand_over,
             self.cut_peers,
             self.cut_peers,
+            self.cut_database,
+            self.cut_database,
+            self.strand,
+            self.strand,
         ]
         if world.tampers:
             kinds.append(self.meddle)
+        if world.databases_answer:
+            kinds = [self.kill, self.kill_soon, self.kill_soon, self.disk, self.hand_over, self.cut_peers]
         self.kinds = self.random.sample(kinds, self.random.randint(2, len(kinds)))
         self.every_s = self.random.choice([0.3, 0.8, 2.0])
 
@@ -116,6 +122,30 @@ class Nemesis:
     def cut_one_way(self) -> None:
         source, target = self.random.sample(self.world.hosts(), 2)
         self._cut([(source, target)], f"cuts {source} to {target}")
+
+    def cut_database(self) -> None:
+        """Some can reach it, and others cannot; requests are lost, or answers."""
+        name = self.random.choice([host for host, _ in sorted(self.world.databases.values())])
+        others = [host for host in self.world.hosts() if not host.startswith("db-")]
+        some = self.random.sample(others, self.random.randint(1, len(others))) if others else []
+        there, back = self.random.choice([(True, True), (True, False), (False, True)])
+        pairs = [(host, name) for host in some if there] + [(name, host) for host in some if back]
+        self._cut(pairs, f"cuts {sorted(some)} off from {name}" + " one way" * (there != back))
+
+    def strand(self) -> None:
+        """An application reaches few of the nodes, or hears of few, and is not there for long: what it asked
+        of all of them is with some only."""
+        shops = [process for process in self.world.mortal() if process.name.startswith("shop")]
+        if self.world.cluster is None or not shops:
+            return
+        victim = self.random.choice(shops)
+        hosts = [f"node{number}" for number in sorted(self.world.cluster.nodes)]
+        some = self.random.sample(hosts, self.random.randint(len(hosts) // 2, len(hosts) - 1))
+        there = self.random.random() < 0.7
+        pairs = [(victim.host, host) if there else (host, victim.host) for host in some]
+        self._cut(pairs, f"cuts {victim.name} off from {sorted(some)} one way")
+        if self.random.random() < 0.7:
+            victim.dies_at_step = victim.steps + self.random.randint(1, 400)
 
     def _cut(
         self, pairs: list[tuple[str, str]], why: str, bounds_s: tuple[float, float] = PARTITION_S

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.simulation.database import State
 
 if TYPE_CHECKING:
     from tests.simulation.database import Disk, Work
+    from tests.simulation.promises import Promises
+    from tests.simulation.rows import Rows
 
 _NAME = re.compile(r"undoubt:([^:]+):([23p]):([0-9]+-[0-9a-f]+\.[0-9]+):([0-9]+):(.+)")
 
@@ -41,10 +43,17 @@ class Story:
     """Somebody was told that it is aborted for ever."""
     tampered: str = ""
     heuristic: set[str] = field(default_factory=set)
+    protocol: str = ""
+    """As its gids say: 2, 3 or p."""
+    prepared: bool = False
+    """A branch of it was prepared at some time."""
 
 
 class Judge:
-    def __init__(self) -> None:
+    """``rows`` and ``promises`` know what is fixed before the ledger does."""
+
+    def __init__(self, rows: Rows, promises: Promises) -> None:
+        self.rows, self.promises = rows, promises
         self.stories: dict[str, Story] = {}
         self.foreign: set[str] = set()
         self.counts: Counter[str] = Counter()
@@ -66,6 +75,21 @@ class Judge:
     def prepared(self, database: str, work: Work) -> None:
         self.counts["prepared"] += 1
         self.wrote(work)
+        if (match := _NAME.fullmatch(work.name)) is not None:
+            story = self.story(match[3])
+            story.prepared, story.protocol = True, match[2]
+            # One that comes late, when the row of its recorded abort has been swept, is rolled back by that.
+            rowless = story.protocol == "3" and work.name not in self.rows.elected
+            if rowless and story.decision is None:
+                raise Violation(f"{work.name} is prepared, and {database} has no row of it")
+
+    def row_changed(self, verb: str, arguments: tuple[Any, ...], result: object) -> None:
+        """Three-phase commit's."""
+        self.rows.changed(verb, arguments, result)
+        for gid in arguments[0] if verb == "forget" else ():
+            works = self.story(str(gid.txid)).branches
+            if any(work.state is State.PREPARED for work in works):
+                raise Violation(f"{gid} is forgotten, and a branch of its transaction is still prepared")
 
     def ended(self, database: str, work: Work, *, prepared: bool, by_hand: bool = False) -> None:
         match = _NAME.fullmatch(work.name)
@@ -78,14 +102,23 @@ class Judge:
             story.tampered = work.name
         if prepared and not story.tampered:
             self.counts[f"{work.state} prepared"] += 1
-            # Three-phase commit fixes its outcome in the participants, Paxos Commit at the acceptors; the
-            # ledger's record is a copy.
-            elsewhere = match[2] in "3p"
-            if work.state is State.COMMITTED and story.decision != "commit" and not elsewhere:
+            if work.state is State.COMMITTED and story.decision != "commit" and story.protocol == "2":
                 raise Violation(f"{work.name} is committed, but nobody was told of a recorded COMMIT")
             if work.state is State.ABORTED and story.decision == "commit":
                 raise Violation(f"{work.name} is rolled back, but COMMIT is recorded")
+            self._fixed(txid, story, f"{work.name} ends", str(work.state))
         self.check(txid, story, committing=work if work.state is State.COMMITTED else None)
+
+    def _fixed(self, txid: str, story: Story, what: str, outcome: str) -> None:
+        """Three-phase commit fixes its outcome in the participants, Paxos Commit at the acceptors; the
+        ledger's record is a copy."""
+        decision = {"committed": "commit", "aborted": "abort"}.get(outcome, outcome)
+        if not story.prepared or story.tampered or decision not in {"commit", "abort"}:
+            return
+        if story.protocol == "3":
+            self.rows.acts(txid, what, decision)
+        elif story.protocol == "p":
+            self.promises.acts(txid, what, decision)
 
     def check(self, txid: str, story: Story, committing: Work | None = None) -> None:
         """All or nothing, and as it was told."""
@@ -115,6 +148,7 @@ class Judge:
         if outcome == "aborted" and story.decision == "commit":
             raise Violation(f"{txid} was told as aborted, but COMMIT is recorded")
         story.told = outcome
+        self._fixed(txid, story, f"{txid} is told", outcome)
         self.check(txid, story)
 
     def decided(self, txid: str, decision: str) -> None:
@@ -127,6 +161,7 @@ class Judge:
         if story.told == "aborted" and decision == "commit":
             raise Violation(f"{txid} was told as aborted, and now COMMIT is recorded")
         story.decision = decision
+        self._fixed(txid, story, f"{txid} is recorded", decision)
         self.counts[f"decided {decision}"] += 1
 
     def presumed(self, txid: str) -> None:

@@ -9,10 +9,8 @@ from coordinator.errors import LedgerError
 from coordinator.ledger.cluster import operate
 from coordinator.ledger.cluster.messages import MemberChange
 from coordinator.ledger.cluster.survey import survey
-from coordinator.node.bootstrap import joining
-from coordinator.node.storage import Identity
 from coordinator.wire import VERSIONS
-from tests.simulation.nodes import CLUSTER, NodeDisk, SimulatedNode
+from tests.simulation.nodes import SimulatedNode
 
 if TYPE_CHECKING:
     from tests.simulation.scheduler import Process
@@ -38,11 +36,7 @@ class MembersProcess:
         self.cluster.tidy = True
 
     async def attempt(self) -> None:
-        acts = [self.grow, self.grow, self.transfer, self.snapshot, self.look]
-        if "paxos" not in self.world.protocols:
-            # A session stays bound to its acceptors. Those of one that has ended may go, and what it left
-            # prepared without a vote is then blocked for want of a quorum: a person must decide it.
-            acts += [self.shrink, self.lose_a_disk]
+        acts = [self.grow, self.grow, self.transfer, self.snapshot, self.look, self.shrink, self.lose_a_disk]
         act = self.random.choice(acts)
         try:
             await self.mend()
@@ -67,7 +61,7 @@ class MembersProcess:
             return
         number = max(self.cluster.nodes) + 1
         disk = f"{number:016x}"
-        member = SimulatedNode(self.cluster, number, NodeDisk(Identity(CLUSTER, number, disk), *joining()))
+        member = SimulatedNode(self.cluster, number, self.cluster.empty_disk(number, disk))
         address = self.cluster.join(member)
         member.start()
         await self.change(MemberChange("add", number, str(address), disk, VERSIONS.highest))

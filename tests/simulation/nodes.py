@@ -17,7 +17,7 @@ from coordinator.node.bootstrap import beginning, joining
 from coordinator.node.node import Node
 from coordinator.node.settings import NodeSettings
 from coordinator.node.storage import Identity, Snapshot, Stored, Write
-from coordinator.paxos import Marks, Record, Restored
+from coordinator.paxos import Marks, Outgoing, Record, Restored
 from coordinator.raft import Entry, HardState, Message, Raft, SnapshotMeta
 from coordinator.wire import Address, WireSettings
 from participants.ids import TxId
@@ -29,6 +29,7 @@ from tests.simulation.judge import Violation
 from tests.simulation.recorded import RecordedLedger
 
 if TYPE_CHECKING:
+    from tests.simulation.promises import Promises
     from tests.simulation.scheduler import Process
     from tests.simulation.world import World
 
@@ -41,8 +42,9 @@ LOG_MATCHING_EVERY = 40
 class NodeDisk:
     """What is durable of one node; looks to the invariants like the disks of their own cluster."""
 
-    def __init__(self, identity: Identity, hard_state: HardState, image: Snapshot) -> None:
+    def __init__(self, identity: Identity, hard_state: HardState, image: Snapshot, judge: Promises) -> None:
         self.identity = identity
+        self.judge = judge
         self.hard_state = hard_state
         self.image = image
         self.entries: dict[int, Entry] = {}
@@ -77,10 +79,14 @@ class NodeDisk:
                 self.entries = {i: entry for i, entry in self.entries.items() if i < first}
                 self.entries |= {entry.index: entry for entry in write.entries}
             if write.promises is not None:
-                self.promises |= {record.txid: record for record in write.promises.records}
+                for record in write.promises.records:
+                    self.promises[record.txid] = record
+                    self.judge.stored(self.identity.node, record)
                 for txid in write.promises.dropped:
                     self.promises.pop(txid, None)
-                self.marks = write.promises.marks or self.marks
+                if write.promises.marks is not None:
+                    self.marks = write.promises.marks
+                    self.judge.forgot(self.identity.node, self.marks)
 
     def stored(self) -> Stored:
         entries = tuple(self.entries[index] for index in sorted(self.entries))
@@ -163,7 +169,7 @@ class SimulatedNode:
         # What the others count on now was there when it was acknowledged, and they may hear of it later.
         ghost = SimulatedNode(self.cluster, self.number, self.disk)
         self.cluster.ghosts.append(ghost)
-        self.disk = NodeDisk(Identity(CLUSTER, self.number, f"{self.number:08x}deadbeef"), *joining())
+        self.disk = self.cluster.empty_disk(self.number, f"{self.number:08x}deadbeef")
         if self.process is not None:
             self.world.kill(self.process)
 
@@ -240,7 +246,11 @@ class SimulatedCluster:
         )
         self.nodes = {
             number: SimulatedNode(
-                self, number, NodeDisk(Identity(CLUSTER, number, f"{number:016x}"), hard_state, image)
+                self,
+                number,
+                NodeDisk(
+                    Identity(CLUSTER, number, f"{number:016x}"), hard_state, image, world.judge.promises
+                ),
             )
             for number in self.addresses
         }
@@ -266,6 +276,10 @@ class SimulatedCluster:
         for node in self.nodes.values():
             node.start()
 
+    def empty_disk(self, number: int, name: str) -> NodeDisk:
+        """Of a node that joins."""
+        return NodeDisk(Identity(CLUSTER, number, name), *joining(), self.world.judge.promises)
+
     def join(self, member: SimulatedNode) -> Address:
         """Its address."""
         self.nodes[member.number] = member
@@ -281,7 +295,15 @@ class SimulatedCluster:
             self._checking(lambda: self.invariants.sent(member, message))  # type: ignore[arg-type]
             send(message)
 
+        answer = node.replica.acceptors._send
+
+        def answered(outgoing: tuple[Outgoing, ...]) -> None:
+            for each in outgoing:
+                self.world.judge.promises.answers(member.number, each.message)
+            answer(outgoing)
+
         node.replica._send = checked
+        node.replica.acceptors._send = answered  # type: ignore[method-assign]
         self.invariants.restarted(member)  # type: ignore[arg-type]
 
     def changed(self, member: SimulatedNode) -> None:

@@ -21,6 +21,7 @@ from coordinator.node import snapshots
 from coordinator.settings import LedgerSettings
 from participants.errors import UndoubtError
 from participants.ids import TxId
+from participants.states import Termination
 from recovery import worker
 from recovery.sweep import sweep
 from tests.linearizability.check import violations
@@ -40,6 +41,8 @@ from tests.simulation.judge import Judge, Violation
 from tests.simulation.members import MembersProcess
 from tests.simulation.network import Network
 from tests.simulation.nodes import CLUSTER, SimulatedCluster
+from tests.simulation.promises import Promises
+from tests.simulation.rows import Rows
 from tests.simulation.scheduler import Process, Scheduler
 
 CALM_S = 150.0
@@ -70,7 +73,7 @@ class World:
         self.machine = FileMachine(Drive(scheduler, Random(self.random.getrandbits(64))))
         self.machine.drive.on_broken = self.killed_soon
         self.machine.install()
-        self.judge = Judge()
+        self.judge = Judge(Rows(), Promises())
         self.history = History(lambda: scheduler.now)
         self.counts: Counter[str] = Counter()
         self.ledgers: list[tuple[Process, SqliteLedger]] = []
@@ -82,10 +85,6 @@ class World:
         """In the end the ledger is destroyed, with everybody who used it."""
         self.destroyed = False
         self._quiet_since = math.inf
-        # What somebody ends by hand, three-phase commit leaves to a person: nothing would settle.
-        self.protocols = ["2pc"] if self.tampers else ["2pc", "2pc", "3pc"]
-        if self.destroys:
-            self.protocols = ["3pc"]
         self.notes = self.random.random() < 0.7
         self.accounts = self.random.choice([2, 5, 50])
         self.chaos_s = self.random.uniform(5.0, 20.0)
@@ -101,8 +100,10 @@ class World:
         self.processes: list[Process] = []
         drawn = self.random.choice([0, 1, 3, 3, 3, 3, 5])
         members = drawn if nodes is None else nodes
-        if members and not self.tampers and not self.destroys and self.random.random() < 0.6:
-            self.protocols.append("paxos")
+        self.protocols = self.drawn_protocols(members)
+        self.termination = Termination.QUORUM
+        if "3pc" in self.protocols and self.random.random() < 0.2:
+            self.termination = Termination.SKEEN
         self.cluster = SimulatedCluster(self, members) if members else None
         """None: the ledger is a file, which one of the applications owns."""
         owned.LOG_BYTES_MIN = self.random.choice([2_000, 4 * 1024 * 1024])
@@ -117,6 +118,21 @@ class World:
         scheduler.killing = self.kill
         scheduler.after_step = self.look
         self.nemesis = Nemesis(self)
+
+    def drawn_protocols(self, members: int) -> list[str]:
+        """What transactions choose from; some runs are about one protocol alone."""
+        if self.tampers:
+            return ["2pc"]  # what somebody ends by hand, the others leave to a person: nothing would settle
+        if self.destroys:
+            return ["3pc"]
+        known = ["2pc", "3pc", *(["paxos"] if members else [])]
+        return self.random.choice([known, known, known[:1], known[1:2], known[-1:]])
+
+    @property
+    def databases_answer(self) -> bool:
+        """Skeen's termination takes who does not answer for dead for ever, and is right as long as that is
+        so: then databases neither fall silent nor come back."""
+        return self.termination is Termination.SKEEN
 
     # People and things.
 
@@ -178,6 +194,8 @@ class World:
     def faulty(self, what: str, probability: float) -> bool:
         if self.peace or self.random.random() >= probability:
             return False
+        if self.databases_answer and what == "lost answer":
+            return False
         self.counts[what] += 1
         return True
 
@@ -190,8 +208,8 @@ class World:
             self.cluster.start()
         for number in range(1, self.random.randint(2, 3) + 1):
             self.start_application(f"shop{number}")
-        if self.random.random() < 0.5:
-            self.start_other("recover", RecoveryProcess)
+        for name in ("recover", "recover-too")[: self.random.choice([0, 0, 1, 2])]:
+            self.start_other(name, RecoveryProcess)
         if self.random.random() < 0.5:
             self.start_other("operator", OperatorProcess)
         if self.cluster is not None and self.random.random() < 0.4:
@@ -347,6 +365,8 @@ class World:
         if not self.scheduler.run(ends, self.is_settled):
             raise Violation(f"not settled {CALM_S} s after healing: {self.unsettled()}")
         self.settled = True
+        self.counts["transactions with votes for both"] += len(self.judge.promises.mixed)
+        self.counts["rows fixed to abort"] += [*self.judge.rows.fixed.values()].count("abort")
         if not self.destroyed:
             self.audit()
         self.judge.final(list(self.disks.values()), BALANCE * self.accounts * len(self.disks))
@@ -390,9 +410,11 @@ class World:
         self.counts["ledgers destroyed"] += 1
         self.destroyed = True
         for process in self.mortal():
-            process.kill()
-        process = self.process("last", self.host("last"))
-        process.start(WithoutLedgerProcess(self, process).main, "main")
+            if self.cluster is None or process.host.startswith("node") or self.random.random() < 0.5:
+                process.kill()  # whoever lives on has transactions under way, and nobody to ask
+        for name in ("last", "last-too")[: self.random.choice([1, 2])]:
+            process = self.process(name, self.host(name))
+            process.start(WithoutLedgerProcess(self, process).main, "main")
 
     @property
     def ledger_id(self) -> str:
