@@ -61,7 +61,7 @@ simulate-coverage: $(STAMP)
 	@PYTHONHASHSEED=0 $(BIN)/python -m coverage run --rcfile=tests/simulation/coverage.ini \
 		-m tests.simulation --seeds $(SEEDS) $(ARGS) >&2
 	@$(BIN)/python -m coverage combine -q --rcfile=tests/simulation/coverage.ini .coverage-simulation
-	@$(BIN)/python -m coverage report --rcfile=tests/simulation/coverage.ini --show-missing
+	@$(BIN)/python -m tests.simulation.reached
 
 faults: $(STAMP)
 	@$(BIN)/python -m tests.faults --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)

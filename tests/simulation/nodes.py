@@ -190,6 +190,7 @@ class SimulatedNode:
             random=random,
         )
         self.running, self._seen = node, None
+        process.after_turn = self.look
         self.cluster.watch(self, node)
         await node.start(self.cluster.addresses[self.number])
         node.failed.add_done_callback(lambda failed: self._failed(process, failed.result()))
@@ -219,8 +220,10 @@ class SimulatedNode:
             self.world.kill(process)
 
     def look(self) -> None:
-        """Check this node, if anything of it has changed."""
-        raft = self.up
+        """After each of its turns: check this node, if anything of it has changed."""
+        if self.running is None:
+            return
+        raft = self.running.replica.raft
         seen = (raft.term, raft.role, raft.commit_index, raft.last_index, raft.applied_index)
         if seen != self._seen:
             self._seen = seen

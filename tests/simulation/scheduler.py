@@ -41,6 +41,7 @@ class Process:
         self.steps = 0
         self.dies_at_step: int | None = None
         self.on_kill: list[Callable[[], None]] = []
+        self.after_turn: Callable[[], None] = lambda: None
         self.loop = ProcessLoop(self)
         self._awake = False
         self._free_at = 0.0
@@ -72,6 +73,7 @@ class Process:
         handle = self.ready.popleft()
         if not handle.cancelled():
             self.run(handle)
+            self.after_turn()
         self._free_at = self.scheduler.now + self.scheduler.random.uniform(*COST_S) * self.slowness
         self.wake()
 

@@ -383,9 +383,6 @@ class World:
 
     def look(self) -> None:
         """After every callback of anybody."""
-        if self.cluster is not None:
-            for member in self.cluster.running:
-                member.look()
         if Violation.first is not None:
             raise Violation.first
 
