@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,23 +18,29 @@ from tests.house.tree import ROOT, files
 
 HERE = Path(__file__).parent
 SEEDS = 300
-TIMEOUT_S = 900.0
+TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
 class Mutant:
     path: Path
     seeds: int
-    nodes: str
+    arguments: tuple[str, ...]
+    """For the simulation."""
     tests: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> Mutant:
         head = path.read_text().split("\n--- ", 1)[0]
         seeds = re.search(r"^seeds: (\d+)$", head, re.MULTILINE)
-        nodes = re.search(r"^nodes: (\d+)$", head, re.MULTILINE)
+        arguments = [
+            word
+            for name in ("nodes", "protocol")
+            for given in re.findall(rf"^{name}: (\w+)$", head, re.MULTILINE)
+            for word in (f"--{name}", given)
+        ]
         tests = re.findall(r"^test: (\S+)$", head, re.MULTILINE)
-        return cls(path, int(seeds[1]) if seeds else SEEDS, nodes[1] if nodes else "", tuple(tests))
+        return cls(path, int(seeds[1]) if seeds else SEEDS, tuple(arguments), tuple(tests))
 
 
 def copy(place: Path) -> None:
@@ -51,7 +58,7 @@ def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def look_for(mutant: Mutant, jobs: int) -> tuple[bool, str]:
+def look_for(mutant: Mutant) -> tuple[bool, str]:
     """Whether it is found, and by what."""
     with tempfile.TemporaryDirectory(prefix="undoubt-mutant-") as folder:
         place = Path(folder)
@@ -67,16 +74,14 @@ def look_for(mutant: Mutant, jobs: int) -> tuple[bool, str]:
                 return False, f"{test} does not fail (pytest ended with {ended.returncode})"
             found.append(test)
         if mutant.seeds:
-            found.append(_simulate(place, mutant, jobs))
+            found.append(_simulate(place, mutant))
         return all(found), ", ".join(found) or "nothing was run"
 
 
-def _simulate(place: Path, mutant: Mutant, jobs: int) -> str:
+def _simulate(place: Path, mutant: Mutant) -> str:
     """The seed that found it, or nothing."""
-    arguments = ["--seeds", str(mutant.seeds), "--first", "1", "--jobs", str(jobs), "--stop"]
-    if mutant.nodes:
-        arguments += ["--nodes", mutant.nodes]
-    ended = run(place, sys.executable, "-m", "tests.simulation", *arguments)
+    arguments = ["--seeds", str(mutant.seeds), "--first", "1", "--jobs", "1", "--stop"]
+    ended = run(place, sys.executable, "-m", "tests.simulation", *arguments, *mutant.arguments)
     if ended.returncode != 1:
         return ""
     seed = re.search(r"^seed (\d+) failed", ended.stdout, re.MULTILINE)
@@ -87,19 +92,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("names", nargs="*", help="patches by name; all of them if none is given")
     parser.add_argument("--folder", type=Path, default=HERE, help="where the patches are")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="bugs looked for at once")
     asked = parser.parse_args(arguments)
     planted = [
         path for path in sorted(asked.folder.glob("*.patch")) if not asked.names or path.stem in asked.names
     ]
+    mutants = [Mutant.read(path) for path in planted]
     count = 0
-    for path in planted:
-        found, how = look_for(Mutant.read(path), asked.jobs)
-        count += found
-        print(
-            f"{'found' if found else 'NOT FOUND'}  {path.stem}: {how or 'no seed and no test has found it'}",
-            flush=True,
-        )
+    with ThreadPoolExecutor(asked.jobs) as workers:
+        # What may take long is begun first, so that no worker is left with it alone in the end.
+        looking = {
+            workers.submit(look_for, mutant): mutant
+            for mutant in sorted(mutants, key=lambda mutant: -mutant.seeds)
+        }
+        for done in as_completed(looking):
+            found, how = done.result()
+            count += found
+            told = how or "no seed and no test has found it"
+            print(f"{'found' if found else 'NOT FOUND'}  {looking[done].path.stem}: {told}", flush=True)
     print(f"found {count} / planted {len(planted)}")
     return 0 if planted and count == len(planted) else 1
 

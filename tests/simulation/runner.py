@@ -36,7 +36,7 @@ def simulate(
     """One run in this process, which is of no other use afterwards; how it ended, what happened how often."""
     scheduler = Scheduler(random.Random(seed))
     pin(seed, lambda: scheduler.now)
-    world = World(seed, scheduler, told, verbose=asked.verbose, nodes=asked.nodes)
+    world = World(seed, scheduler, told, verbose=asked.verbose, nodes=asked.nodes, protocol=asked.protocol)
     logging.basicConfig(level=logging.WARNING, handlers=[Traced(world)], force=True)
     ending = Ending.PASSED
     try:
@@ -93,14 +93,20 @@ def run_many(asked: argparse.Namespace) -> int:
         ending = Ending(os.waitstatus_to_exitcode(status)) if status in {0, 256} else Ending.BROKEN
         endings.append(ending)
         if ending is not Ending.PASSED:
-            more = "" if asked.nodes is None else f' ARGS="--nodes {asked.nodes}"'
-            print(f"seed {seed} failed: make simulate SEED={seed}{more}", flush=True)
+            print(f"seed {seed} failed: make simulate SEED={seed}{_more(asked)}", flush=True)
             if asked.stop:
                 waiting.clear()
     print(json.dumps(dict(sorted(counts.items()))))
     failed = sum(ending is not Ending.PASSED for ending in endings)
     print(f"{len(endings) - failed} passed, {failed} failed")
     return max(endings, default=Ending.PASSED)
+
+
+def _more(asked: argparse.Namespace) -> str:
+    """What a replay has to be asked besides its seed."""
+    given = {"--nodes": asked.nodes, "--protocol": asked.protocol}
+    told = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+    return f' ARGS="{told}"' if told else ""
 
 
 def _fork(seed: int, asked: argparse.Namespace) -> tuple[int, int]:

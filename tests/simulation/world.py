@@ -62,8 +62,10 @@ class World:
         *,
         verbose: bool = False,
         nodes: int | None = None,
+        protocol: str | None = None,
     ) -> None:
-        """``nodes`` keep the ledger, 0: a file; drawn if it is None."""
+        """``nodes`` keep the ledger, 0: a file; ``protocol`` is every transaction's; drawn if they are None.
+        Raises ``ValueError`` for Paxos Commit on a file."""
         self.verbose = verbose
         self.seed = seed
         self.random = scheduler.random
@@ -80,8 +82,8 @@ class World:
         self.peace = False
         self.settled = False
         self.unknown: list[TxId] = []
-        self.tampers = self.random.random() < 0.25
-        self.destroys = not self.tampers and self.random.random() < 0.1
+        self.tampers = self.random.random() < 0.25 and protocol in {None, "2pc"}
+        self.destroys = not self.tampers and self.random.random() < 0.1 and protocol in {None, "3pc"}
         """In the end the ledger is destroyed, with everybody who used it."""
         self.destroyed = False
         self._quiet_since = math.inf
@@ -100,7 +102,9 @@ class World:
         self.processes: list[Process] = []
         drawn = self.random.choice([0, 1, 3, 3, 3, 3, 5])
         members = drawn if nodes is None else nodes
-        self.protocols = self.drawn_protocols(members)
+        self.protocols = self.drawn_protocols(members) if protocol is None else [protocol]
+        if protocol == "paxos" and not members:
+            raise ValueError("Paxos Commit needs nodes: say how many with --nodes")
         self.termination = Termination.QUORUM
         if "3pc" in self.protocols and self.random.random() < 0.2:
             self.termination = Termination.SKEEN
