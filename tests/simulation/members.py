@@ -72,7 +72,7 @@ class MembersProcess:
         leading = next(
             (one.status for one in seen.nodes if one.status and one.status.node == seen.leader), None
         )
-        if leading is None or len(leading.voters) <= 3:
+        if leading is None or len(leading.voters) <= 3 or self.in_doubt:
             return
         number = self.random.choice(leading.voters)
         if ({*leading.voters} - {number}) & self.cluster.first:
@@ -88,7 +88,7 @@ class MembersProcess:
         if leading is None or len(leading.voters) < 3 or self.cluster.lost:
             return
         number = self.random.choice(leading.voters)
-        if not ({*leading.voters} - {number}) & self.cluster.first:
+        if not ({*leading.voters} - {number}) & self.cluster.first or not self.cluster.can_lose(number):
             return
         self.cluster.lost.add(number)
         self.world.trace(self.process.name, f"node {number} has lost its disk")
@@ -97,10 +97,15 @@ class MembersProcess:
 
     async def mend(self) -> None:
         """Remove the member whose disk is lost."""
-        for number in sorted(self.cluster.lost):
+        for number in sorted(self.cluster.lost) if not self.in_doubt else ():
             await self.change(MemberChange("remove", number))
             self.cluster.nodes[number].retire()
             self.cluster.lost.discard(number)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether Paxos Commit has left anything prepared: who lets a node go looks for that before."""
+        return any(":p:" in gid for disk in self.world.disks.values() for gid in disk.prepared)
 
     async def transfer(self) -> None:
         await operate.transfer(self.world.settings)

@@ -160,12 +160,14 @@ class SimulatedNode:
 
     def retire(self) -> None:
         self.retired = True
+        self.cluster.gone.add(self.number)
         if self.process is not None:
             self.world.kill(self.process)
 
     def lose(self, *, again: bool) -> None:
         """Everything on its disk. ``again``: somebody starts it under its old number all the same."""
         self.retired = not again
+        self.cluster.gone.add(self.number)
         # What the others count on now was there when it was acknowledged, and they may hear of it later.
         ghost = SimulatedNode(self.cluster, self.number, self.disk)
         self.cluster.ghosts.append(ghost)
@@ -261,6 +263,8 @@ class SimulatedCluster:
         """Those that clients know by the ledger's URL; one of them stays."""
         self.lost: set[int] = set()
         """Members whose disk is gone."""
+        self.gone: set[int] = set()
+        """Whoever will never again tell what it had accepted: its disk is lost, or it was let go."""
         self.tidy = True
         self.ghosts: list[SimulatedNode] = []
         self.invariants = Invariants(_Seen(self))  # type: ignore[arg-type]
@@ -325,6 +329,16 @@ class SimulatedCluster:
             check()
         except AssertionError as error:
             raise Violation(f"an invariant of the consensus is broken: {error}") from error
+
+    def can_lose(self, number: int) -> bool:
+        """Whether every transaction keeps a majority of its acceptors without that one: to survive more is
+        promised by nobody."""
+        bound = {
+            frozenset(book.acceptors)
+            for machine in self.world.machines()
+            for book in machine.state.sessions.values()
+        }
+        return all(2 * len(each - self.gone - {number}) > len(each) for each in bound if each)
 
     def by_process(self, process: Process) -> SimulatedNode | None:
         return next((node for node in self.nodes.values() if node.process is process), None)

@@ -24,6 +24,8 @@ class Rows:
         self.charters: dict[str, Charter] = {}
         self.elected: dict[str, int] = {}
         """By gid: the greatest election that its row takes part in."""
+        self.last: dict[str, int] = {}
+        """By gid: the election of the last attempt that its row has taken."""
         self.attempts: dict[str, dict[int, tuple[str, set[int]]]] = defaultdict(dict)
         """By transaction and election: what was attempted, and which rows have taken it."""
         self.fixed: dict[str, str] = {}
@@ -44,6 +46,7 @@ class Rows:
         elif verb == "forget":
             for gid in arguments[0]:
                 self.elected.pop(str(gid), None)
+                self.last.pop(str(gid), None)
 
     def _found(self, gid: Gid, charter: Charter) -> None:
         txid = str(gid.txid)
@@ -56,6 +59,8 @@ class Rows:
         if election <= before:
             raise Violation(f"{gid} takes part in election {election}, and took part in {before}")
         self.elected[str(gid)] = election
+        if row.last_attempt != (last := self.last.get(str(gid), 0)):
+            raise Violation(f"{gid} tells that it took attempt {row.last_attempt} last, and it took {last}")
         if row.state in {"q", "a"}:
             self.excluded.add(str(gid.txid))
 
@@ -63,6 +68,7 @@ class Rows:
         txid = str(gid.txid)
         if election != (now := self.elected.get(str(gid))):
             raise Violation(f"{gid} takes an attempt of election {election}, and takes part in {now}")
+        self.last[str(gid)] = election
         known, taken = self.attempts[txid].setdefault(election, (str(event), set()))
         if known != event:
             raise Violation(f"in election {election} of {txid} somebody has to {known}, another to {event}")
