@@ -15,8 +15,14 @@ From the bottom up:
 - :mod:`.database`, :mod:`.participant`: PostgreSQL's rules about transactions, and the contract over them.
 - :mod:`.applications`, :mod:`.members`, :mod:`.faults`: who works, who changes the cluster, what goes wrong.
 - :mod:`.recorded`, :mod:`.judge`: what everybody was told, and what must hold of it at every step; beside
-  them :mod:`tests.linearizability`.
-- :mod:`.world`, :mod:`.runner`: one run; many.
+  them :mod:`tests.linearizability`, and :mod:`.promises` and :mod:`.rows`, which know what the acceptors of
+  Paxos Commit and the rows of three-phase commit have fixed before anybody else does.
+- :mod:`.world`, :mod:`.runner`: one run; many. :mod:`.reached`: how much of the shipped code they reach.
+
+Each protocol meets the faults that it promises to survive, and no others. Two-phase commit, and three-phase
+commit by a quorum: whatever there is; at times the ledger is destroyed in the end, and three-phase commit
+does without it. Paxos Commit: as long as each session keeps a majority of its acceptors, whoever else comes
+and goes. Skeen's termination: the death of anybody but a database, and no silence of one.
 
 The course of a run: chaos, then peace, then nothing may be in doubt within a bound of virtual time.
 """

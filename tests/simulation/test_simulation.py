@@ -35,6 +35,10 @@ def test_seeds_pass_and_reach_what_they_are_for() -> None:
         "slow prepare",
         "after_commit",
         "after_rollback",
+        "after_vote",
+        "after_precommit",
+        "after_attempt",
+        "after_bury",
     ):
         assert counts[what] > 5, (what, counts)
     assert counts["told unknown"] > 0
