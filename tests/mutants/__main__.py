@@ -79,13 +79,17 @@ def look_for(mutant: Mutant) -> tuple[bool, str]:
 
 
 def _simulate(place: Path, mutant: Mutant) -> str:
-    """The seed that found it, or nothing."""
-    arguments = ["--seeds", str(mutant.seeds), "--first", "1", "--jobs", "1", "--stop"]
-    ended = run(place, sys.executable, "-m", "tests.simulation", *arguments, *mutant.arguments)
-    if ended.returncode != 1:
+    """The seed that found it, or nothing. A seed that fails without it as well has found something else."""
+    ended = _runs(place, mutant, "--seeds", str(mutant.seeds), "--first", "1", "--stop")
+    seed = re.search(r"^seed (\d+) failed", ended.stdout, re.MULTILINE) if ended.returncode == 1 else None
+    if seed is None:
         return ""
-    seed = re.search(r"^seed (\d+) failed", ended.stdout, re.MULTILINE)
-    return "" if seed is None else f"seed {seed[1]}"
+    without = _runs(ROOT, mutant, "--seeds", "1", "--first", seed[1])
+    return f"seed {seed[1]}" if without.returncode == 0 else ""
+
+
+def _runs(place: Path, mutant: Mutant, *which: str) -> subprocess.CompletedProcess[str]:
+    return run(place, sys.executable, "-m", "tests.simulation", *which, "--jobs", "1", *mutant.arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
