@@ -75,7 +75,7 @@ def look_for(mutant: Mutant) -> tuple[bool, str]:
             found.append(test)
         if mutant.seeds:
             found.append(_simulate(place, mutant))
-        return all(found), ", ".join(found) or "nothing was run"
+        return bool(found) and all(found), ", ".join(each for each in found if each)
 
 
 def _simulate(place: Path, mutant: Mutant) -> str:

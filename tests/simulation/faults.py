@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PAUSE_S = (0.05, 12.0)
 PARTITION_S = (0.1, 8.0)
 OUTAGE_S = (0.05, 5.0)
+FULL_S = (0.3, 4.0)
 
 
 class Nemesis:
@@ -39,12 +40,15 @@ class Nemesis:
             self.cut_database,
             self.cut_database,
             self.strand,
-            self.strand,
+            self.few_nodes,
         ]
         if world.tampers:
             kinds.append(self.meddle)
         if world.databases_answer:
             kinds = [self.kill, self.kill_soon, self.kill_soon, self.disk, self.hand_over, self.cut_peers]
+        if world.protocols == ["paxos"] and self.random.random() < 0.5:
+            # About who has accepted what: many leaders, each of whom few have heard.
+            kinds = [self.strand, self.strand, self.strand, self.few_nodes, self.few_nodes, self.kill_soon]
         self.kinds = self.random.sample(kinds, self.random.randint(2, len(kinds)))
         self.every_s = self.random.choice([0.3, 0.8, 2.0])
 
@@ -133,19 +137,39 @@ class Nemesis:
         self._cut(pairs, f"cuts {sorted(some)} off from {name}" + " one way" * (there != back))
 
     def strand(self) -> None:
-        """An application reaches few of the nodes, or hears of few, and is not there for long: what it asked
-        of all of them is with some only."""
-        shops = [process for process in self.world.mortal() if process.name.startswith("shop")]
-        if self.world.cluster is None or not shops:
+        """Somebody reaches few of the nodes, or hears of few, and may not be there for long: what it asked of
+        all of them is with some only."""
+        cluster = self.world.cluster
+        if cluster is None:
             return
-        victim = self.random.choice(shops)
-        hosts = [f"node{number}" for number in sorted(self.world.cluster.nodes)]
-        some = self.random.sample(hosts, self.random.randint(len(hosts) // 2, len(hosts) - 1))
+        victim = self._victim()
+        hosts = [f"node{number}" for number in sorted(cluster.nodes) if victim.host != f"node{number}"]
+        some = self.random.sample(hosts, min(len(hosts), self.random.randint(len(hosts) // 2, len(hosts))))
         there = self.random.random() < 0.7
         pairs = [(victim.host, host) if there else (host, victim.host) for host in some]
         self._cut(pairs, f"cuts {victim.name} off from {sorted(some)} one way")
-        if self.random.random() < 0.7:
+        for connection in list(self.world.network.connections.values()):
+            if connection.client.process is victim and connection.server.process.host in some:
+                connection.reset()  # else what was sent would arrive when the link is whole again
+        if self.random.random() < 0.5:
             victim.dies_at_step = victim.steps + self.random.randint(1, 400)
+
+    def few_nodes(self) -> None:
+        """A majority of the nodes has no room for a while: what is asked of all, few take."""
+        cluster = self.world.cluster
+        if cluster is None:
+            return
+        numbers = sorted(cluster.nodes)
+        full = [cluster.nodes[number].drive for number in self.random.sample(numbers, len(numbers) // 2 + 1)]
+        self.world.trace("nemesis", f"fills the disks of {len(full)} nodes")
+        for drive in full:
+            drive.full = True
+
+        def room() -> None:
+            for drive in full:
+                drive.full = False
+
+        self._later(FULL_S, room)
 
     def _cut(
         self, pairs: list[tuple[str, str]], why: str, bounds_s: tuple[float, float] = PARTITION_S

@@ -127,6 +127,8 @@ class MembersProcess:
         except LedgerError as error:
             self.world.trace(self.process.name, f"tidying: {error}")
             return False
+        if self.cluster.lost:
+            return False
         for number, member in self.cluster.nodes.items():
             if number not in members:
                 member.retire()
