@@ -42,14 +42,14 @@ class Nemesis:
             self.strand,
             self.few_nodes,
         ]
-        if world.tampers:
-            kinds.append(self.meddle)
         if world.databases_answer:
             kinds = [self.kill, self.kill_soon, self.kill_soon, self.disk, self.hand_over, self.cut_peers]
         if world.protocols == ["paxos"] and self.random.random() < 0.5:
             # About who has accepted what: many leaders, each of whom few have heard.
             kinds = [self.strand, self.strand, self.strand, self.few_nodes, self.few_nodes, self.kill_soon]
         self.kinds = self.random.sample(kinds, self.random.randint(2, len(kinds)))
+        if world.tampers:
+            self.kinds.append(self.meddle)
         self.every_s = self.random.choice([0.3, 0.8, 2.0])
 
     def begin(self) -> None:
