@@ -87,8 +87,9 @@ class Judge:
         """Three-phase commit's."""
         self.rows.changed(verb, arguments, result)
         for gid in arguments[0] if verb == "forget" else ():
-            works = self.story(str(gid.txid)).branches
-            if any(work.state is State.PREPARED for work in works):
+            story = self.story(str(gid.txid))
+            late = story.decision == "abort"  # what is prepared long after that is rolled back by the record
+            if not late and any(work.state is State.PREPARED for work in story.branches):
                 raise Violation(f"{gid} is forgotten, and a branch of its transaction is still prepared")
 
     def ended(self, database: str, work: Work, *, prepared: bool, by_hand: bool = False) -> None:

@@ -20,6 +20,7 @@ def simulate(*arguments: str, hash_seed: str = "random") -> subprocess.Completed
     )  # fmt: skip
 
 
+@pytest.mark.timeout(1200)
 def test_seeds_pass_and_reach_what_they_are_for() -> None:
     """Broken if a transaction is half applied, lost, told wrongly or left in doubt, under any of these seeds;
     or if the runs pass because next to nothing happens in them."""
