@@ -3,8 +3,8 @@
 ``floor`` is the lowest sequence number that is still undecided here: everything below it is over, and the
 ledger may answer for it. It rides along with the renewals of the lease. After so many transactions a lease is
 replaced, so that each stays small and can be dropped as a whole once retention allows. One that is bound to
-acceptors is replaced as well once others are the cluster's members: what it has begun ends with the acceptors
-that it was begun with, and then it is closed, which lets these go.
+acceptors is replaced as well once others are to be bound to: what it has begun ends with the acceptors that
+it was begun with, and then it is closed, which lets these go.
 """
 
 from __future__ import annotations

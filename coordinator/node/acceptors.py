@@ -11,16 +11,19 @@ import logging
 from collections.abc import Callable
 
 from coordinator.errors import LedgerError, LedgerUnavailable
-from coordinator.ledger.contract import Record
+from coordinator.ledger.contract import Record, SessionState
 from coordinator.ledger.machine import Machine
 from coordinator.node.disk import Disk
 from coordinator.node.errors import NodeStopped
 from coordinator.node.storage import Promises, Write
 from coordinator.paxos import Acceptor, Marks, Outgoing, PeerMisbehaved, Reply, Request, Restored
 from coordinator.quorum import Joint
-from participants.ids import NUMBER_MAX
+from participants.ids import NUMBER_MAX, TxId
 
 log = logging.getLogger(__name__)
+
+HELD_MAX = 1_000
+"""Transactions that are told of at once."""
 
 Answer = Callable[[Reply | LedgerError], None]
 """Told once: a reply that may leave, or why there is none."""
@@ -88,10 +91,12 @@ class Acceptors:
             if answer is not None:
                 answer(each.message)
 
-    def holds(self, session: int) -> bool:
-        """Whether something is kept of that session whose outcome is not recorded."""
-        kept = self.acceptor.below({session: NUMBER_MAX})
-        return any(self._machine.record(txid) is Record.NOT_RECORDED for txid in kept)
+    def held(self) -> list[TxId]:
+        """Of ended sessions, what is kept here and not recorded; some of it if there is much."""
+        sessions = self._machine.state.sessions
+        ended = {n: NUMBER_MAX for n, book in sessions.items() if book.state is not SessionState.OPEN}
+        kept = self.acceptor.below(ended)
+        return [txid for txid in kept if self._machine.record(txid) is Record.NOT_RECORDED][:HELD_MAX]
 
     def forget(self) -> None:
         """Let go what the ledger holds. A session's floor passes a transaction only once its outcome is

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from random import Random
 from typing import Any
 
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 UPKEEP_INTERVAL_S = 0.5
 TIME_INTERVAL_S = 60.0
+LEAVING_S = 60.0
+"""Whoever wants nodes to leave asks again, or has given up."""
 
 
 class NodeLedger(LocalLedger):
@@ -49,7 +51,7 @@ class NodeLedger(LocalLedger):
         wall: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(replica.replicated.machine, settings, clock=clock, wall=wall)
-        self.acceptors = ClusterAcceptors(
+        self.acceptors: ClusterAcceptors = ClusterAcceptors(
             ask,
             self._open_bound,
             self._session_of,
@@ -60,6 +62,10 @@ class NodeLedger(LocalLedger):
         )
         self._replica = replica
         self._storage = storage
+        self.binding = asyncio.Lock()
+        """Whoever opens a session that is bound to the members holds it, and whoever changes the members."""
+        self._leaving: frozenset[int] = frozenset()
+        self._leaving_until = 0.0
 
     @property
     def leads(self) -> bool:
@@ -116,7 +122,24 @@ class NodeLedger(LocalLedger):
         await self._replica.read()
 
     def _voters(self) -> tuple[int, ...]:
-        return self._replica.voters
+        voters = self._replica.voters
+        if asyncio.get_running_loop().time() >= self._leaving_until:
+            return voters
+        return tuple(node for node in voters if node not in self._leaving) or voters
+
+    def bind_without(self, leaving: Collection[int]) -> None:
+        """These are to leave: bind sessions to the other voters for a while, so that coordinators move."""
+        self._leaving = frozenset(leaving)
+        self._leaving_until = asyncio.get_running_loop().time() + LEAVING_S
+
+    async def open_session(
+        self, name: str, ttl_s: float, *, remote: bool = False, nonce: str = "", bind: bool = False
+    ) -> Session:
+        if not bind:
+            return await super().open_session(name, ttl_s, remote=remote, nonce=nonce)
+        async with self.binding:
+            await self._replica.settled()
+            return await super().open_session(name, ttl_s, remote=remote, nonce=nonce, bind=True)
 
     async def _open_bound(self, name: str, ttl_s: float) -> Session:
         return await self.open_session(name, ttl_s, bind=True)

@@ -19,6 +19,7 @@ from coordinator.node.clients import FromClient
 from coordinator.node.ledger import NodeLedger
 from coordinator.node.operator import Operator
 from coordinator.node.peers import FromPeer, Peers
+from coordinator.node.release import Release
 from coordinator.node.replica import Replica
 from coordinator.node.replicated import Replicated
 from coordinator.node.settings import NodeSettings
@@ -99,7 +100,11 @@ class Node:
             wall=wall,
         )
         self.failed = self.replica.failed
-        self.operator = Operator(self.replica, lambda: status_of(stored.identity, self.replica, wire))
+        self.operator = Operator(
+            self.replica,
+            lambda: status_of(stored.identity, self.replica, wire),
+            Release(self.replica, self.ledger, wire),
+        )
         self._me = me
         self._disks = dict(stored.disks)
         self._met = set(stored.disks)

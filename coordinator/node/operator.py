@@ -16,6 +16,7 @@ from coordinator.ledger.cluster.messages import (
     BackupCall,
     BackupPiece,
     ChangeMembersCall,
+    HeldCall,
     MemberChange,
     NodeStatus,
     OperatorCall,
@@ -23,8 +24,8 @@ from coordinator.ledger.cluster.messages import (
     StatusCall,
     TransferCall,
 )
-from coordinator.ledger.contract import SessionState
 from coordinator.node.errors import NotLeading
+from coordinator.node.release import Release
 from coordinator.node.replica import Replica
 from coordinator.node.replicated import Member
 from coordinator.node.storage import Snapshot
@@ -44,8 +45,9 @@ PIECE_BYTES = 1024 * 1024
 class Operator:
     """Of one node."""
 
-    def __init__(self, replica: Replica, status: Callable[[], NodeStatus]) -> None:
+    def __init__(self, replica: Replica, status: Callable[[], NodeStatus], acceptors: Release) -> None:
         self.status = status
+        self._acceptors = acceptors
         self._replica = replica
         self._raft = replica.raft
 
@@ -61,6 +63,8 @@ class Operator:
                 return await self._transfer(call.to, call.leaves)
             case SnapshotCall():
                 return await self._snapshot()
+            case HeldCall():
+                return self._replica.acceptors.held()
             case BackupCall():
                 return await backup.piece(self._replica, call.offset)
 
@@ -74,23 +78,40 @@ class Operator:
         promoted = {change.node for change in changes if change.kind is ChangeKind.ADD_VOTER}
         await self._until_caught_up(promoted, since)
         await self._check_survivors(changes, since)
-        self._check_acceptors({change.node for change in changes if change.kind is ChangeKind.REMOVE})
-        if any(change.kind is ChangeKind.REMOVE and change.node == self._raft.node for change in changes):
-            await self._leave_first(changes)
-        if changes:
-            voters = self._raft.configuration.incoming
-            moves = promoted or any(change.node in voters for change in changes)
-            transition = Transition.JOINT if moves else Transition.AUTO
-            try:
-                await self._replica.reconfigure(ConfigChange(tuple(changes), transition))
-            except ConfigRefused as error:
-                raise ClusterRefused(f"the members cannot be changed: {error}") from None
+        gone = {change.node for change in changes if change.kind is ChangeKind.REMOVE}
+        self._acceptors.ask_to_move(gone)
+        await self._within(lambda: not self._acceptors.bound(gone, open_=True))
+        async with self._acceptors.no_new_ones:
+            await self._release(gone)
+            if self._raft.node in gone:
+                await self._leave_first(gone)
+            self._check_versions(changes, call.changes)
+            if changes:
+                await self._reconfigure(changes, joint=bool(promoted))
         return self.status()
 
-    async def _leave_first(self, changes: Iterable[Change]) -> None:
+    async def _reconfigure(self, changes: Iterable[Change], *, joint: bool) -> None:
+        voters = self._raft.configuration.incoming
+        joint = joint or any(change.node in voters for change in changes)
+        transition = Transition.JOINT if joint else Transition.AUTO
+        try:
+            await self._replica.reconfigure(ConfigChange(tuple(changes), transition))
+        except ConfigRefused as error:
+            raise ClusterRefused(f"the members cannot be changed: {error}") from None
+
+    def _check_versions(self, changes: Iterable[Change], wishes: Iterable[MemberChange]) -> None:
+        """Nobody becomes a member who is too old for what is agreed on, or about to be."""
+        floor, added = self._replica.agreement.floor, {change.node for change in changes}
+        for wish in wishes:
+            if wish.kind == "add" and wish.node in added and wish.version < floor:
+                raise ClusterRefused(
+                    f"node {wish.node} speaks version {wish.version} at most, and the cluster has agreed on"
+                    f" {floor}: add it with a newer release of undoubt, and without a lower node.version_max"
+                )
+
+    async def _leave_first(self, gone: set[int]) -> None:
         """A leader that is to go hands over to one that stays, which is asked for the change then: nobody has
         to miss it first. If that does not come to be, it goes as in thesis §4.2.2."""
-        gone = {change.node for change in changes if change.kind is ChangeKind.REMOVE}
         staying = [node for node in sorted(self._raft.configuration.incoming) if node not in gone]
         best = max(staying, key=self._raft.match, default=0)
         if best and self._raft.match(best):
@@ -110,11 +131,6 @@ class Operator:
                 raise ClusterRefused(
                     f"number {node} is or was another node's, and a number is never used again: the next is"
                     f" {replicated.highest + 1}"
-                )
-            if wish.version < (floor := self._replica.agreement.floor):
-                raise ClusterRefused(
-                    f"node {node} speaks version {wish.version} at most, and the cluster has agreed on"
-                    f" {floor}: add it with a newer release of undoubt, and without a lower node.version_max"
                 )
             context = msgspec.msgpack.encode(Member(wish.address, wish.disk))
             return Change(ChangeKind.ADD_LEARNER, node, context)
@@ -161,21 +177,17 @@ class Operator:
                 f" {_listed(silent())}. Start them, or add others first"
             )
 
-    def _check_acceptors(self, gone: set[int]) -> None:
+    async def _release(self, gone: set[int]) -> None:
         """Transactions of Paxos Commit are decided by the voters of the day on which their session was
         opened: a quorum of these must stay for as long as anything may be undecided there."""
-        configuration = self._raft.configuration
-        staying = (configuration.incoming | configuration.learners) - gone
-        for book in self._replica.replicated.machine.state.sessions.values():
-            acceptors = set(book.acceptors)
-            if not acceptors & gone or len(acceptors & staying) >= majority_size(acceptors):
-                continue
-            if book.state is SessionState.OPEN or self._replica.acceptors.holds(book.id):
-                told = f"session {book.id} ({book.name}) is bound to the nodes {_listed(acceptors)}"
-                raise ClusterNotReady(
-                    f"{told}, of which too few would be left to end its transactions. Restart that"
-                    " coordinator, or let recovery end what it left, and try again"
-                )
+        for book in self._acceptors.bound(gone, open_=True):
+            raise ClusterNotReady(
+                f"session {book.id} ({book.name}) is bound to the nodes {_listed(book.acceptors)}, of which"
+                " too few would be left to end its transactions. Its coordinator was asked to move: it does"
+                " so within a third of coordinator.session_ttl_s, and once what it has begun there has ended."
+                " Try again then"
+            )
+        await self._acceptors.settle(gone)
 
     # The rest.
 

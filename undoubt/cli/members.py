@@ -75,14 +75,18 @@ def promote(context: Context, nodes: tuple[int, ...], wait_s: float) -> None:
 
 @click.command()
 @click.argument("nodes", metavar="NODE...", nargs=-1, required=True, type=NODE)
+@click.option(
+    "--wait", "wait_s", type=Duration(), default="15s", show_default=True, help="For others to be ready."
+)
 @yes_option
 @common
 @pass_context
-def remove(context: Context, nodes: tuple[int, ...], yes: bool) -> None:
+def remove(context: Context, nodes: tuple[int, ...], wait_s: float, yes: bool) -> None:
     """Remove nodes for good: their numbers are never used again.
 
-    Several at once are one step. It is refused if those who are left could not go on. Replace a dead node by
-    adding a new one, promoting it and removing the dead one, in this order where you can.
+    Several at once are one step. It is refused if those who are left could not go on, or not end what is
+    undecided. Replace a dead node by adding a new one, promoting it and removing the dead one, in this order
+    where you can. End a node that is alive after it was removed, not before.
 
     \b
     Example:
@@ -90,7 +94,7 @@ def remove(context: Context, nodes: tuple[int, ...], yes: bool) -> None:
     """
     listed = " and ".join(map(str, nodes))
     context.confirm(f"Remove node {listed} from the cluster, for good?", yes=yes)
-    _show(context, _change(context, "remove", nodes, 0.0))
+    _show(context, _change(context, "remove", nodes, wait_s))
 
 
 @click.command()

@@ -14,6 +14,7 @@ import msgspec
 from coordinator import paxos
 from coordinator.ledger import calls
 from coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION
+from participants.ids import TxId
 
 REQUESTS_PER_FRAME_MAX = 1_000
 
@@ -117,7 +118,12 @@ class BackupPiece(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
-OperatorCall = StatusCall | ChangeMembersCall | TransferCall | SnapshotCall | BackupCall
+class HeldCall(msgspec.Struct, frozen=True, array_like=True, tag="held"):
+    """To this very node as an acceptor: what of ended sessions it keeps, and the ledger does not hold, as far
+    as it is applied here. Answered with transaction ids, some of them if there are many."""
+
+
+OperatorCall = StatusCall | ChangeMembersCall | TransferCall | SnapshotCall | BackupCall | HeldCall
 
 NodeCall = OperatorCall | AcceptorCall
 """Calls about the nodes rather than the ledger."""
@@ -129,13 +135,14 @@ NODE_REPLY_TYPES: dict[type[NodeCall], Any] = {
     TransferCall: NodeStatus,
     SnapshotCall: int,
     BackupCall: BackupPiece,
+    HeldCall: list[TxId],
 }
 
 
 def since(call: calls.Call | NodeCall) -> int:
     """The version that whoever is asked ``call``, as it is filled in, has to speak."""
     match call:
-        case AcceptorCall():
+        case AcceptorCall() | HeldCall():
             return PAXOS_VERSION
         case StatusCall() | ChangeMembersCall() | TransferCall() | SnapshotCall() | BackupCall():
             return FIRST_VERSION

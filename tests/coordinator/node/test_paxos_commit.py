@@ -39,11 +39,15 @@ COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 NAMES = ("orders", "payments")
 BRANCHES = [BranchRecord(1, "orders", 11, 22, "00000001"), BranchRecord(2, "payments", 12, 23, "00000001")]
 
+SETTINGS = CoordinatorSettings(protocol="paxos", session_ttl_s=10.0, drain_s=0.01)
+
 
 class Stage:
     """A coordinator over scripted participants and a cluster; it stops at ``held`` until that is set."""
 
-    def __init__(self, cluster: Cluster, ledger: ClusterLedger) -> None:
+    def __init__(
+        self, cluster: Cluster, ledger: ClusterLedger, settings: CoordinatorSettings = SETTINGS
+    ) -> None:
         self.cluster, self.ledger = cluster, ledger
         self.registry = Registry()
         self.databases = {name: ScriptedParticipant(name) for name in NAMES}
@@ -51,7 +55,6 @@ class Stage:
             database.system += number
             self.registry.add(database)
         self.held: dict[str, tuple[asyncio.Event, asyncio.Event]] = {}
-        settings = CoordinatorSettings(protocol="paxos", session_ttl_s=10.0, drain_s=0.01)
         self.coordinator = Coordinator(ledger, self.registry, settings, observe=self._observe)
 
     async def _observe(self, step: Any, subject: str) -> None:  # noqa: ARG002 - whoever it is, it stops
