@@ -26,6 +26,16 @@ _OF_EVERY_RECORD = frozenset(
 )
 
 
+TEXT = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def to_stderr(*, json_lines: bool, level: int) -> None:
+    """All records of this process go there from now on: for commands that stay."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if json_lines else TEXT)
+    logging.basicConfig(level=level, handlers=[handler])
+
+
 class JsonFormatter(logging.Formatter):
     """See the module. What JSON has no type for becomes its ``str``."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from coordinator.errors import OutcomeUnknown, TransactionAborted
 from participants.errors import ParticipantUnavailable
 from participants.ids import Gid, Protocol, TxId
+from tests.coordinator.node.processes import Processes
 from undoubt.logs import JsonFormatter
 
 TXID = TxId(7, "abcdefgh", 42)
@@ -115,3 +118,18 @@ def test_it_is_configured_by_name() -> None:
     )
     [handler] = logging.getLogger("tests.logs.configured").handlers
     assert isinstance(handler.formatter, JsonFormatter)
+
+
+async def test_a_node_writes_json(tmp_path: Path) -> None:
+    """A log store reads every line of it, the one that says it is ready among them."""
+    nodes = Processes(tmp_path, count=1)
+    try:
+        await nodes.start(arguments=("--log-format", "json"))
+        await nodes.leader()
+        assert await nodes.end(1, signal.SIGTERM) == 0
+    finally:
+        await nodes.kill()
+    lines = [json.loads(line) for line in nodes.log(1).splitlines()]
+    assert [line["logger"] for line in lines if "is ready at" in line["message"]] == ["undoubt.cli.node"]
+    assert any("leads in term" in line["message"] for line in lines)
+    assert {"time", "level", "logger", "message"} <= set(lines[0])

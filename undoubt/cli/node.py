@@ -5,18 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 
 import click
 
+from undoubt import logs
 from undoubt.cli.context import Context, common, pass_context
 from undoubt.serve.loop import fastest_loop
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
 @click.option("--insecure", is_flag=True, help="Listen for other machines without TLS.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="What it writes on stderr while it runs: lines of text, or of JSON.",
+)
 @common
 @pass_context
-def node(context: Context, insecure: bool) -> None:
+def node(context: Context, insecure: bool, log_format: str) -> None:
     """Be a node of the ledger's cluster, until interrupted.
 
     The first nodes of a cluster are made by `undoubt cluster init`. While it leads, the node also resolves
@@ -26,16 +37,14 @@ def node(context: Context, insecure: bool) -> None:
     \b
     Example:
       undoubt node --config undoubt.toml
+      undoubt node --log-format json
     """
-    logging.basicConfig(
-        level=logging.DEBUG if context.debug else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logs.to_stderr(json_lines=log_format == "json", level=logging.DEBUG if context.debug else logging.INFO)
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        runner.run(_run(context, insecure))
+        runner.run(_run(context, insecure, log.info if log_format == "json" else context.output.note))
 
 
-async def _run(context: Context, insecure: bool) -> None:
+async def _run(context: Context, insecure: bool, say: Callable[[str], None]) -> None:
     # SQLite, the wire and recovery come with it, which `undoubt node --help` can do without.
     from undoubt.serve.node import run  # noqa: PLC0415
 
@@ -43,4 +52,4 @@ async def _run(context: Context, insecure: bool) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await run(context.settings(), stop, context.output.note, insecure=insecure)
+    await run(context.settings(), stop, say, insecure=insecure)

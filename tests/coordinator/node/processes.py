@@ -54,12 +54,12 @@ class Processes:
     def log(self, number: int) -> str:
         return (self.folder / f"node-{number}.log").read_text()
 
-    async def start(self, *numbers: int, prefix: Sequence[str] = ()) -> None:
+    async def start(self, *numbers: int, prefix: Sequence[str] = (), arguments: Sequence[str] = ()) -> None:
         """Returns once each has said that it is ready."""
         for number in numbers or self.numbers:
             with (self.folder / f"node-{number}.log").open("w") as log:
                 self.running[number] = await asyncio.create_subprocess_exec(
-                    *prefix, *COMMAND, "node", "--config", str(self.config(number)),
+                    *prefix, *COMMAND, "node", "--config", str(self.config(number)), *arguments,
                     stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=environment(),
                 )  # fmt: skip
         for number in numbers or self.numbers:
