@@ -68,9 +68,11 @@ class Thread(Executor):
             try:
                 result = fn(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - whatever it is, the loop is told
-                future.set_exception(error)
+                if not future.cancelled():
+                    future.set_exception(error)
             else:
-                future.set_result(result)
+                if not future.cancelled():  # whoever waited was; it is done all the same
+                    future.set_result(result)
             finally:
                 scheduler.running = before
 
