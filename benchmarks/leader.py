@@ -1,9 +1,9 @@
 """What becomes of commits when the ledger's leader is lost: killed, or stopped for two seconds.
 
-Transfers between two servers begin at fixed moments, whether or not those before have ended, half of them in
-two-phase commit and half in Paxos Commit, on the same three nodes. A wait counts from the moment at which the
-transfer was due, so that nobody who is held up hides those behind him. Afterwards both databases must hold
-what was counted.
+Transfers between two servers begin at fixed moments, whether or not those before have ended, in two-phase
+commit or in Paxos Commit, on the same three nodes. A wait counts from the moment at which the transfer was
+due, so that nobody who is held up hides those behind him. The two have their turns one after the other: what
+one has to catch up with would hold up the other's. Afterwards both databases must hold what was counted.
 
     python -m benchmarks.leader --kills 10 --stops 10
 """
@@ -19,7 +19,7 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import undoubt
@@ -36,7 +36,7 @@ ELECTION_TIMEOUT_S = 1.0
 """A node's own default."""
 PROTOCOLS = ("2pc", "paxos")
 PERIOD_S = 0.04
-"""Between two transfers of one protocol."""
+"""Between two transfers."""
 STOP_S = 2.0
 CALM_S = 2.0
 """Before each trouble."""
@@ -56,9 +56,8 @@ class Load:
 
     async def run(self) -> None:
         """Until cancelled."""
+        began = time.perf_counter()
         for number in itertools.count():
-            if number == 0:
-                began = time.perf_counter()
             due = began + number * PERIOD_S
             await asyncio.sleep(max(due - time.perf_counter(), 0))
             task = asyncio.create_task(self._one(due))
@@ -87,73 +86,60 @@ class Load:
 
 
 class Story:
-    """Troubles, one after the other, each with calm before it."""
+    """One protocol's troubles, each with calm before it. Moments are of ``time.perf_counter``."""
 
-    def __init__(self, nodes: Nodes, loads: Mapping[str, Load]) -> None:
+    def __init__(self, nodes: Nodes, load: Load) -> None:
+        self.load = load
         self._nodes = nodes
-        self._loads = loads
-        self.calm: list[tuple[float, float]] = []
-        self.stops: list[tuple[float, float]] = []
-        self.kills: list[float] = []
+        self._calm: list[tuple[float, float]] = []
+        self._stops: list[tuple[float, float]] = []
+        self._kills: list[float] = []
 
-    async def tell(self, kills: int, stops: int) -> None:
-        running = [asyncio.create_task(load.run()) for load in self._loads.values()]
-        await asyncio.sleep(CALM_S)
-        for _ in range(kills):
-            leader = await self._calm()
-            self.kills.append(time.perf_counter())
+    async def kill(self) -> None:
+        async with self._working() as leader:
+            self._kills.append(time.perf_counter())
             await self._nodes.kill(leader)
             await asyncio.sleep(CALM_S)
             await self._nodes.run(leader)
-        for _ in range(stops):
-            pid = self._nodes.pids[await self._calm()]
-            began = time.perf_counter()
+
+    async def stop(self) -> None:
+        async with self._working() as leader:
+            began, pid = time.perf_counter(), self._nodes.pids[leader]
             os.kill(pid, signal.SIGSTOP)
             try:
                 await asyncio.sleep(STOP_S)
             finally:
                 os.kill(pid, signal.SIGCONT)
-            self.stops.append((began, time.perf_counter()))
-        for each in running:
-            each.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        for load in self._loads.values():
-            await load.drain()
+            self._stops.append((began, time.perf_counter()))
 
-    async def _calm(self) -> int:
-        """Who leads after it."""
-        await asyncio.sleep(LATE_S)
-        for load in self._loads.values():
-            await load.caught_up()
-        began = time.perf_counter()
-        await asyncio.sleep(CALM_S)
-        self.calm.append((began, time.perf_counter()))
-        return await self._nodes.leader()
+    @contextlib.asynccontextmanager
+    async def _working(self) -> AsyncIterator[int]:
+        """Calm, then who leads; until everything that was begun has ended."""
+        running = asyncio.create_task(self.load.run())
+        try:
+            await asyncio.sleep(LATE_S)
+            await self.load.caught_up()
+            began = time.perf_counter()
+            await asyncio.sleep(CALM_S)
+            self._calm.append((began, time.perf_counter()))
+            yield await self._nodes.leader()
+            await asyncio.sleep(LATE_S)
+            await self.load.caught_up()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await self.load.drain()
 
-    def show(self) -> None:
-        if self.kills:
-            print("| leader killed | until the next commit, s: median (from, to) | ÷ election timeout |")
-            print("|---|---|---|")
-            for name, load in self._loads.items():
-                gaps = [load.next_after(event) for event in self.kills]
-                median = statistics.median(gaps)
-                spread = f"{median:.2f} ({min(gaps):.2f}, {max(gaps):.2f})"
-                print(f"| `{name}` | {spread} | {median / ELECTION_TIMEOUT_S:.2f} |")
-            print()
-        if self.stops:
-            print(f"| leader stopped for {STOP_S:g} s | p50, p99 ms before | meanwhile | p99 ÷ p99 before |")
-            print("|---|---|---|---|")
-            for name, load in self._loads.items():
-                before = [wait for span in self.calm for wait in load.waits_ms(*span)]
-                meanwhile = [wait for span in self.stops for wait in load.waits_ms(*span)]
-                ratio = percentile(meanwhile, 0.99) / percentile(before, 0.99)
-                print(f"| `{name}` | {_two(before)} | {_two(meanwhile)} | {ratio:.1f} |")
-            print()
-        load_average = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-        print(
-            f"{len(self.kills)} kills, {len(self.stops)} stops;"
-            f" {len(os.sched_getaffinity(0))} cores, load average afterwards {load_average}."
-        )
+    def told_of_kills(self) -> str:
+        gaps = [self.load.next_after(event) for event in self._kills]
+        median = statistics.median(gaps)
+        return f"{median:.2f} ({min(gaps):.2f}, {max(gaps):.2f}) | {median / ELECTION_TIMEOUT_S:.2f}"
+
+    def told_of_stops(self) -> str:
+        before = [wait for span in self._calm for wait in self.load.waits_ms(*span)]
+        meanwhile = [wait for span in self._stops for wait in self.load.waits_ms(*span)]
+        ratio = percentile(meanwhile, 0.99) / percentile(before, 0.99)
+        return f"{_two(before)} | {_two(meanwhile)} | {ratio:.1f}"
 
 
 def _two(waits_ms: list[float]) -> str:
@@ -183,10 +169,31 @@ async def run(kills: int, stops: int) -> None:
     async with stage() as (field, loads):
         if field.nodes is None:
             raise LookupError("no nodes")
-        story = Story(field.nodes, loads)
-        await story.tell(kills, stops)
+        stories = {name: Story(field.nodes, load) for name, load in loads.items()}
+        for _ in range(kills):
+            for story in stories.values():
+                await story.kill()
+        for _ in range(stops):
+            for story in stories.values():
+                await story.stop()
         await audit(field, {name: len(load.ended) for name, load in loads.items()})
-        story.show()
+    if kills:
+        print("| leader killed | until the next commit, s: median (from, to) | ÷ election timeout |")
+        print("|---|---|---|")
+        for name, story in stories.items():
+            print(f"| `{name}` | {story.told_of_kills()} |")
+        print()
+    if stops:
+        print(f"| leader stopped for {STOP_S:g} s | p50, p99 ms before | meanwhile | p99 ÷ p99 before |")
+        print("|---|---|---|---|")
+        for name, story in stories.items():
+            print(f"| `{name}` | {story.told_of_stops()} |")
+        print()
+    load_average = ", ".join(f"{each:.1f}" for each in os.getloadavg())
+    print(
+        f"{kills} kills, {stops} stops of each; {len(os.sched_getaffinity(0))} cores,"
+        f" load average afterwards {load_average}."
+    )
 
 
 def main() -> None:
