@@ -21,14 +21,15 @@ class Joint(msgspec.Struct, frozen=True, array_like=True):
 
     def committed_index(self, acknowledged: Mapping[int, int]) -> int:
         """The highest index that a majority of *both* sets has acknowledged."""
-        return min(
-            committed_index(self.incoming, acknowledged),
-            committed_index(self.outgoing, acknowledged),
-        )
+        index = committed_index(self.incoming, acknowledged)
+        return min(index, committed_index(self.outgoing, acknowledged)) if self.outgoing else index
 
     def vote_result(self, votes: Mapping[int, bool]) -> VoteResult:
         """Won if won in both, lost if lost in one."""
-        results = {vote_result(self.incoming, votes), vote_result(self.outgoing, votes)}
+        result = vote_result(self.incoming, votes)
+        if not self.outgoing:
+            return result
+        results = {result, vote_result(self.outgoing, votes)}
         if VoteResult.LOST in results:
             return VoteResult.LOST
         if VoteResult.PENDING in results:

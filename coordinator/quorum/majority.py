@@ -40,8 +40,11 @@ def vote_result(voters: Set[int], votes: Mapping[int, bool]) -> VoteResult:
     """
     if not voters:
         return VoteResult.WON
-    yes = sum(1 for voter in voters if votes.get(voter) is True)
-    no = sum(1 for voter in voters if votes.get(voter) is False)
+    yes = no = 0
+    for voter in voters:
+        vote = votes.get(voter)
+        yes += vote is True
+        no += vote is False
     needed = majority_size(voters)
     if yes >= needed:
         return VoteResult.WON

@@ -27,6 +27,7 @@ from coordinator.paxos import (
     Value,
 )
 from coordinator.quorum import Joint
+from coordinator.steadfast import all_done
 from participants.ids import TxId
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class ClusterAcceptors:
             left_s = end - loop.time()
             if left_s <= 0:
                 raise LedgerUnavailable(f"no quorum of acceptors answered in time; last: {work.trouble}")
-            await asyncio.wait([work.known], timeout=min(left_s, pause_s * (0.5 + self._random.random())))
+            await all_done([work.known], min(left_s, pause_s * (0.5 + self._random.random())))
             pause_s = min(pause_s * 2, PAUSE_S[1])
             if not work.known.done():
                 work.send(again())
