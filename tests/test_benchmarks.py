@@ -25,6 +25,11 @@ def test_the_coordinators_own_time() -> None:
     assert "µs at best" in told("benchmarks.engine", "--transactions", "5", "--rounds", "2")
 
 
+def test_the_nodes_own_time() -> None:
+    shown = told("benchmarks.node", "--count", "100", "--rounds", "2")
+    assert shown.count("µs at best") == 3
+
+
 def test_where_the_time_goes() -> None:
     """On real servers: every step and every layer of the page."""
     shown = told("benchmarks.where", "--seconds", "0.3", "--workers", "2")
