@@ -12,6 +12,10 @@ AIMS = {
     ("undoubt-sqlite", "naive", 32): "tps ≥ 0.9",
     ("undoubt-sqlite", "naive", 1): "p50 ≤ 1.3",
     ("undoubt-sqlite-sync", "sqlalchemy", 32): "tps ≥ 1.2",
+    ("undoubt-raft", "naive", 32): "tps ≥ 0.75",
+    ("undoubt-raft", "naive", 1): "p50 ≤ 1.25",
+    ("undoubt-raft-sync", "sqlalchemy", 32): "tps ≥ 1.5",
+    ("undoubt-raft-paxos", "undoubt-raft", 1): "p50 ≤ 1",
 }
 
 

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 async def apply_and_record(course: Course, tally: Tally, readers: Sequence[Branch]) -> None:
     """Returns once both are done, or the ledger has refused its copy."""
-    await all_of([_record(course, tally), _apply(course, tally, readers)])
+    # In this order: what the caller waits for is sent first.
+    await all_of([_apply(course, tally, readers), _record(course, tally)])
 
 
 async def _apply(course: Course, tally: Tally, readers: Sequence[Branch]) -> None:

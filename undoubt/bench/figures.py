@@ -11,7 +11,8 @@ import msgspec
 from undoubt.bench.contract import Turn
 from undoubt.bench.rounds import Rounds
 
-BASELINES = ("naive", "sqlalchemy", "local")
+BASELINES = ("naive", "sqlalchemy", "local", "undoubt-raft")
+"""The last one is that of what is built upon it, and nobody else's."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -89,14 +90,14 @@ def _row(name: str, concurrency: int, turns: list[Turn]) -> Row:
 
 
 def ratios(rounds: Rounds) -> list[Ratio]:
-    """Of everybody to each of :data:`BASELINES` that takes part."""
+    """Of everybody to each of :data:`BASELINES` that takes part, and is theirs."""
     return [
         _ratio(name, baseline, concurrency, played)
         for baseline in BASELINES
         for concurrency, played in rounds.items()
         if baseline in played[0]
         for name in played[0]
-        if name != baseline
+        if name != baseline and (name.startswith(baseline) or not baseline.startswith("undoubt"))
     ]
 
 

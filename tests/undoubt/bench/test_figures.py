@@ -28,6 +28,17 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
     assert ratio.tps_range == (0.5, 0.9)
 
 
+def test_what_is_built_upon_another_is_compared_with_it() -> None:
+    """Paxos Commit has to be told apart from two-phase commit on the same nodes, not from SQLAlchemy."""
+    turns = {"naive": turn(100), "undoubt-raft": turn(80), "undoubt-raft-paxos": turn(88)}
+    pairs = [(ratio.contender, ratio.baseline, ratio.tps) for ratio in figures.ratios({1: [turns]})]
+    assert pairs == [
+        ("undoubt-raft", "naive", 0.8),
+        ("undoubt-raft-paxos", "naive", 0.88),
+        ("undoubt-raft-paxos", "undoubt-raft", 1.1),
+    ]
+
+
 def test_latency_and_cpu_are_contender_over_baseline() -> None:
     """The other way round a slow contender would look fast."""
     slow = turn(100, cpu_s=0.6, latency_us=300)
