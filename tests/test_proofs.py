@@ -123,6 +123,15 @@ async def test_a_cluster_grows_and_shrinks_under_load() -> None:
     assert min(told["decisions_per_step"]) >= 500
 
 
+async def test_acceptors_come_and_go_under_load() -> None:
+    """Broken if a coordinator stayed with acceptors that are no members any more, or a transaction of Paxos
+    Commit failed or was lost because members changed."""
+    told = await prove("grow", "--protocol", "paxos")
+    assert (told["sizes"], told["failed_decisions"], told["lost_decisions"]) == ([3, 5, 3], 0, 0)
+    assert told["acceptors"][:2] == [[1, 2, 3], [1, 2, 3, 4, 5]]
+    assert [len(acceptors) for acceptors in told["acceptors"]] == [3, 5, 3]
+
+
 async def test_a_cluster_loses_nothing_that_it_answered() -> None:
     """Broken if a leader that is killed takes answered decisions with it, or a large node forgets some."""
     told = await prove("cluster", "--seconds", "1", "--kills", "2", "--finished", "100000")

@@ -35,6 +35,7 @@ LEDGER_CALLS = (
     "open_session",
     "keep_alive",
     "close_session",
+    "precommit",
     "decide",
     "outcomes",
     "records",

@@ -141,7 +141,8 @@ class Heuristic(msgspec.Struct, frozen=True):
 
 
 class TransactionInfo(msgspec.Struct, frozen=True):
-    """What the ledger can tell about one transaction, for as long as history says."""
+    """What the ledger can tell about one transaction, for as long as history says. ``protocol`` is its letter
+    in a gid; empty, as ``branches`` is, where nothing but the decision is known any more."""
 
     txid: TxId
     record: Record

@@ -223,14 +223,15 @@ class LocalLedger(abc.ABC):
             for heuristic in self.machine.heuristics(include_forgotten=True)
             if heuristic.gid.txid == txid
         ]
+        protocol = "" if record is None else record.protocol
         recorded = self.machine.record(txid)
         if record is not None and recorded is Record.NOT_RECORDED:
             recorded = Record(str(record.decision))  # the session is dropped, history is kept for longer
         return TransactionInfo(
             txid,
             recorded,
-            self.machine.verdict(txid, "2" if record is None else record.protocol),
-            "2" if record is None else record.protocol,
+            self.machine.verdict(txid, protocol),
+            protocol,
             () if record is None else record.branches,
             None if record is None else record.decided_at,
             "" if record is None else record.coordinator,

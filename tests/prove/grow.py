@@ -1,23 +1,32 @@
 """A cluster of real processes grows from three nodes to five and shrinks to three others, under load.
 
-Callers decide all the time. Every decision has to be answered, with what was asked for, and has to be there
-in the end, after the nodes that are left were killed and started again. Among those who leave is the leader.
+Callers decide all the time: by the log (``--protocol 2pc``), or by the nodes as acceptors (``paxos``), with
+which their coordinator moves. Every decision has to be answered, with what was asked for, and has to be in
+the ledger in the end, after the nodes that are left were killed and started again. The leader is among those
+who leave.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import itertools
 import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from coordinator.coordinator import Coordinator
 from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import BranchRecord, Decision, Record, Session
-from coordinator.settings import LedgerSettings
+from coordinator.ledger.contract import BranchRecord, Decision, Record
+from coordinator.settings import CoordinatorSettings, LedgerSettings
 from participants.errors import UndoubtError
 from participants.ids import TxId
+from participants.registry import Registry
+from participants.scripted import Script, ScriptedParticipant
 from tests.prove.nodes import Nodes
+from tests.prove.processes import TIMEOUT_S
 
 BRANCHES = (
     BranchRecord(1, "orders", 77, 2**62, "00000001"),
@@ -27,6 +36,7 @@ RECORDS_AT_ONCE = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--protocol", choices=list(LOADS), default="2pc")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--decisions", type=int, default=500, help="at least so many between two steps")
 
@@ -46,17 +56,23 @@ async def _prove(nodes: Nodes, options: argparse.Namespace) -> tuple[dict[str, A
     await nodes.leader()
     settings = LedgerSettings(url=f"raft://{nodes.url}", request_timeout_s=60.0)
     ledger = await ClusterLedger.open(settings)
-    load = Load(ledger, await ledger.open_session("grow", 3600.0))
-    workers = [asyncio.create_task(load.run(k, options.concurrency)) for k in range(options.concurrency)]
     try:
-        sizes = await _steps(nodes, load, options.decisions)
+        async with LOADS[options.protocol](ledger) as load:
+            count = options.concurrency
+            workers = [asyncio.create_task(load.run(worker, count)) for worker in range(count)]
+            try:
+                sizes = await _steps(nodes, ledger, load, options)
+            finally:
+                load.ended = True
+                await asyncio.gather(*workers)
+        acceptors = [list(session.acceptors) for session in await ledger.sessions()]
     finally:
-        load.ended = True
-        await asyncio.gather(*workers)
         await ledger.close()
     lost = await _lost(nodes, load)
     result: dict[str, Any] = {
+        "protocol": options.protocol,
         "sizes": sizes,
+        "acceptors": [each for number, each in enumerate(acceptors) if each not in acceptors[:number]],
         "decisions": len(load.told),
         "decisions_per_step": load.marks,
         "failed_decisions": len(load.failed),
@@ -68,7 +84,9 @@ async def _prove(nodes: Nodes, options: argparse.Namespace) -> tuple[dict[str, A
     return result, holds
 
 
-async def _steps(nodes: Nodes, load: Load, decisions: int) -> list[int]:
+async def _steps(nodes: Nodes, ledger: ClusterLedger, load: Load, options: argparse.Namespace) -> list[int]:
+    decisions: int = options.decisions
+    bound = options.protocol == "paxos"
     sizes = [len((await nodes.run(0, "cluster", "transfer"))["voters"])]
     await load.more(decisions)
     for number in (4, 5):
@@ -76,6 +94,8 @@ async def _steps(nodes: Nodes, load: Load, decisions: int) -> list[int]:
         await nodes.start(number)
         await load.more(decisions)
     sizes.append(len((await nodes.run(0, "cluster", "promote", "4", "5"))["voters"]))
+    if bound:
+        await _moved(ledger, {1, 2, 3, 4, 5})
     await load.more(decisions)
     # The client's URL names the first three: one of them stays, so that it finds its way.
     leader = await nodes.leader()
@@ -86,8 +106,20 @@ async def _steps(nodes: Nodes, load: Load, decisions: int) -> list[int]:
     shrunk = await nodes.run(0, "cluster", "remove", str(leader), str(other), "--yes")
     sizes.append(len(shrunk["voters"]))
     await nodes.end(leader, other)
+    if bound:
+        await _moved(ledger, {1, 2, 3, 4, 5} - {leader, other})
     await load.more(decisions)
     return sizes
+
+
+async def _moved(ledger: ClusterLedger, acceptors: set[int]) -> None:
+    """Once new transactions are decided by these."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            newest = max(await ledger.sessions(), key=lambda session: session.id)
+            if {*newest.acceptors} == acceptors:
+                return
+            await asyncio.sleep(0.1)
 
 
 async def _lost(nodes: Nodes, load: Load) -> int:
@@ -107,34 +139,29 @@ async def _lost(nodes: Nodes, load: Load) -> int:
 
 
 class Load:
-    """Callers that record COMMIT after COMMIT. ``told``: those that were acknowledged."""
+    """Callers that commit without end. ``told``: those that were acknowledged. ``commit`` takes a number that
+    is used once; raises for what did not commit."""
 
-    def __init__(self, ledger: ClusterLedger, session: Session) -> None:
+    def __init__(self, commit: Callable[[int], Awaitable[TxId]]) -> None:
         self.told: list[TxId] = []
         self.failed: list[str] = []
         self.marks: list[int] = []
         self.pauses_ms: list[int] = []
         self._longest_s = 0.0
         self.ended = False
-        self._ledger = ledger
-        self._session = session
+        self._commit = commit
         self._last_at = asyncio.get_running_loop().time()
 
     async def run(self, worker: int, workers: int) -> None:
         loop = asyncio.get_running_loop()
-        seq = worker + 1
-        while not self.ended:
-            txid = self._session.txid(seq)
-            seq += workers
+        for number in itertools.count(worker + 1, workers):
+            if self.ended:
+                return
             try:
-                decided = await self._ledger.decide(txid, Decision.COMMIT, BRANCHES)
+                self.told.append(await self._commit(number))
             except UndoubtError as error:
-                self.failed.append(f"{txid}: {error}")
+                self.failed.append(f"{number}: {error}")
                 continue
-            if decided is not Decision.COMMIT:
-                self.failed.append(f"{txid}: {decided}")
-            else:
-                self.told.append(txid)
             now = loop.time()
             self._longest_s = max(self._longest_s, now - self._last_at)
             self._last_at = now
@@ -147,3 +174,39 @@ class Load:
         self.marks.append(len(self.told) + len(self.failed) - before)
         self.pauses_ms.append(round(1000 * self._longest_s))
         self._longest_s = 0.0
+
+
+@contextlib.asynccontextmanager
+async def deciding(ledger: ClusterLedger) -> AsyncIterator[Load]:
+    """Two-phase commit's part of a cluster: decisions, as many as it can make."""
+    session = await ledger.open_session("grow", 3600.0)
+
+    async def commit(number: int) -> TxId:
+        txid = session.txid(number)
+        if await ledger.decide(txid, Decision.COMMIT, BRANCHES) is not Decision.COMMIT:
+            raise UndoubtError(f"{txid} is recorded as aborted")
+        return txid
+
+    yield Load(commit)
+
+
+@contextlib.asynccontextmanager
+async def voting(ledger: ClusterLedger) -> AsyncIterator[Load]:
+    """Whole transactions of Paxos Commit, over participants without a disk: its acceptors are the nodes."""
+    registry = Registry()
+    names = [branch.participant for branch in BRANCHES]
+    for name in names:
+        registry.add(ScriptedParticipant(name, Script(surely_writes=True)))
+    settings = CoordinatorSettings(protocol="paxos", timeout_s=60.0)
+    async with Coordinator(ledger, registry, settings) as coordinator:
+
+        async def commit(_: int) -> TxId:
+            async with coordinator.transaction() as tx:
+                for name in names:
+                    await tx.branch(name)
+                return (await tx.commit()).txid
+
+        yield Load(commit)
+
+
+LOADS = {"2pc": deciding, "paxos": voting}

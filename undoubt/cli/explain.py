@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 from coordinator.ledger.contract import Record, SessionInfo
-from participants.ids import Gid
 from recovery.explain import Explanation
 from recovery.explain_heuristic import HeuristicExplanation
 from undoubt.cli import shapes
@@ -16,10 +15,8 @@ from undoubt.cli.output import iso
 def document(told: Explanation) -> dict[str, Any]:
     """One object; moments are ISO 8601 in UTC, lengths of time in seconds."""
     found = told.found
-    gid = found.branch.gid
     return {
-        "branch": shapes.prepared(found)
-        | {"protocol": shapes.protocol_name(gid.protocol) if isinstance(gid, Gid) else None},
+        "branch": shapes.prepared(found),
         "decision": _decision(told),
         "session": None if told.session is None else _session(told.session),
         "votes": [dataclasses.asdict(vote) for vote in told.votes],

@@ -22,7 +22,8 @@ def explain_page(out: Output, document: dict[str, Any]) -> None:
     _paragraph(
         out,
         f"prepared in {branch['participant']} (database {branch['database']}, owner {branch['owner']})"
-        f" for {show_duration(branch['age_s'])}, since {branch['prepared_at']}",
+        f" for {show_duration(branch['age_s'])}, since {branch['prepared_at']}"
+        + (f"; protocol {branch['protocol']}" if branch["protocol"] else ""),
     )
     _section(out, "Decision", [_decision_line(decision)])
     votes = [_vote_line(vote) for vote in document["votes"]]
@@ -38,7 +39,8 @@ def explain_page(out: Output, document: dict[str, Any]) -> None:
 def _heuristic_page(out: Output, document: dict[str, Any]) -> None:
     found = document["heuristic"]
     out.heading(document["branch"]["gid"])
-    _paragraph(out, f"no longer prepared in {document['branch']['participant']}")
+    branch = document["branch"]
+    _paragraph(out, f"no longer prepared in {branch['participant']}; protocol {branch['protocol']}")
     forgotten = "; forgotten since" if found["forgotten"] else ""
     outcome = f"{found['kind'].replace('_', ' ')}, found {found['found_at']}{forgotten}"
     _section(out, "Outcome", [outcome, *([found["note"]] if found["note"] else [])])

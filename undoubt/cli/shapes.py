@@ -26,13 +26,14 @@ def protocol_name(letter: str) -> str:
 
 
 def transaction(info: TransactionInfo, ledger_id: str) -> dict[str, Any]:
-    """One transaction as ``tx list`` and ``tx show`` print it."""
+    """One transaction as ``tx list`` and ``tx show`` print it; ``protocol`` is null where it is not known any
+    more."""
     return {
         "txid": str(info.txid),
         "decision": str(info.record),
         "verdict": str(info.verdict),
         "finished": info.finished,
-        "protocol": protocol_name(info.protocol),
+        "protocol": protocol_name(info.protocol) or None,
         "coordinator": info.coordinator,
         "decided_at": iso(info.decided_at),
         "age_s": age(info.decided_at),
@@ -71,12 +72,14 @@ def heuristic(found: Heuristic) -> dict[str, Any]:
 
 
 def prepared(one: Found) -> dict[str, Any]:
-    """One prepared branch as ``indoubt list`` prints it; ``txid`` is null for a foreign one."""
+    """One prepared branch as ``indoubt list`` prints it; ``txid`` and ``protocol`` are null for a foreign
+    one."""
     gid = one.branch.gid
     return {
         "gid": str(gid),
         "txid": str(gid.txid) if isinstance(gid, Gid) else None,
         "participant": one.participant,
+        "protocol": protocol_name(gid.protocol) if isinstance(gid, Gid) else None,
         "standing": str(one.standing),
         "action": one.standing.action,
         "database": one.branch.database,

@@ -51,11 +51,12 @@ def list_(context: Context, limit: int, before: TxId | None) -> None:
         context.output.document([shapes.transaction(info, ledger_id) for info in found])
         return
     context.output.table(
-        ("transaction", "state", "participants", "decided", "coordinator"),
+        ("transaction", "state", "protocol", "participants", "decided", "coordinator"),
         [
             (
                 info.txid,
                 state(info),
+                shapes.protocol_name(info.protocol) or "-",
                 " ".join(sorted({branch.participant for branch in info.branches})),
                 _ago(info.decided_at),
                 info.coordinator,
@@ -125,7 +126,7 @@ def _page(out: Output, info: TransactionInfo, ledger_id: str) -> None:
         ("state", state(info)),
         ("decision", str(info.record).replace("_", " ")),
         ("decided", f"{document['decided_at']} ({_ago(info.decided_at)})" if info.decided_at else "-"),
-        ("protocol", document["protocol"]),
+        ("protocol", document["protocol"] or "-"),
         ("coordinator", info.coordinator or "-"),
     ]
     for name, value in facts:

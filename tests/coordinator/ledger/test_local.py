@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from coordinator.ledger.contract import Decision, DecisionRecord, Record, Session
+from coordinator.ledger.contract import Decision, DecisionRecord, Record, Session, Verdict
 from coordinator.ledger.memory import MemoryLedger
 from participants.ids import TxId
 
@@ -76,3 +76,23 @@ async def test_what_is_finished_while_history_is_read_is_listed_once() -> None:
     ledger.go_on.set()
     told = sorted((info.txid, info.finished) for info in await asking)
     assert told == [(txids[0], True), (txids[1], False)]
+
+
+class LostHistory(MemoryLedger):
+    """As a node that was brought up to date by a snapshot."""
+
+    async def _history_of(self, txid: TxId) -> DecisionRecord | None:  # noqa: ARG002 - of none
+        return None
+
+
+async def test_what_is_not_known_any_more_is_not_made_up() -> None:
+    """Broken if the protocol of a transaction of which only the decision is left were guessed."""
+    ledger = LostHistory()
+    txid = (await begin(ledger)).txid(1)
+    await ledger.decide(txid, Decision.COMMIT, [], protocol="p")
+    assert (told := await ledger.transaction(txid)) is not None
+    assert told.protocol == "p"
+    await ledger.finish([txid])
+    assert (told := await ledger.transaction(txid)) is not None
+    assert (told.record, told.verdict, told.finished) == (Record.COMMIT, Verdict.COMMITTED, True)
+    assert (told.protocol, told.branches) == ("", ())

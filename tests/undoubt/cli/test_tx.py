@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from coordinator.ledger.contract import Decision, Heuristic
@@ -63,3 +64,13 @@ def test_show_of_an_unknown_transaction_exits_3_and_does_not_say_aborted(stage: 
     ran = stage.run("tx", "show", str(stage.gid(9).txid))
     assert (ran.status, ran.out) == (3, "")
     assert "abort" not in ran.err
+
+
+def test_show_makes_up_no_protocol(stage: Stage) -> None:
+    """Only the decision is left of it."""
+    gid, _ = stage.prepare(1, Decision.COMMIT)
+    known = stage.ledger.decisions[gid.txid]
+    stage.ledger.decisions[gid.txid] = msgspec.structs.replace(known, protocol="", branches=())
+    assert stage.json("tx", "show", str(gid.txid))["protocol"] is None
+    assert stage.json("tx", "list")[0]["protocol"] is None
+    assert "protocol     -" in stage.run("tx", "show", str(gid.txid)).out
