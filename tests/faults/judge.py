@@ -13,11 +13,12 @@ from typing import Any
 
 from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.contract import Record
+from coordinator.settings import PROTOCOLS
 from participants.ids import TxId
 from tests.faults.machines import MachineFailed
 from tests.faults.stage import Stage
 from tests.linearizability.check import violations
-from tests.linearizability.history import Call, History
+from tests.linearizability.history import Call
 from tests.linearizability.recorder import Recorder
 from tests.prove.bank import Audit, audit, transfers
 from tests.servers import prepared
@@ -98,7 +99,7 @@ async def judged(stage: Stage) -> Verdict:
         await ledger.close()
     found = await audit(stage.dsns, told.acknowledged, told.aborted)
     if stage.protocol != "2pc":
-        history.calls += _by_recovery(history)
+        history.calls += _by_recovery(stage)
     return Verdict(
         found,
         left,
@@ -161,15 +162,14 @@ async def _records(ledger: Recorder, begun: dict[str, str]) -> dict[str, Record]
     return found
 
 
-def _by_recovery(history: History) -> list[Call]:
+def _by_recovery(stage: Stage) -> list[Call]:
     """What nobody recorded: the node that leads may have decided any transaction whose protocol has a
     termination of its own, at any time, either way. The first decision is the only one all the same."""
-    decided = {
-        (call.session, call.seq, call.protocol) for call in history.calls if call.seq and call.protocol
-    }
+    protocol = str(PROTOCOLS[stage.protocol])
+    begun = [TxId.parse(txid) for txid in stage.told.begun.values()]
     return [
-        Call("recovery", "decide", 0.0, session=session, seq=seq, asked=asked, protocol=protocol)
-        for session, seq, protocol in sorted(decided)
+        Call("recovery", "decide", 0.0, session=txid.session, seq=txid.seq, asked=asked, protocol=protocol)
+        for txid in begun
         for asked in ("commit", "abort")
     ]
 
