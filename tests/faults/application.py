@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import json
 import logging
+import os
 import re
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -22,6 +25,7 @@ from typing import Any
 from coordinator.coordinator import Coordinator
 from coordinator.ledger import open_ledger
 from coordinator.ledger.contract import Ledger
+from coordinator.protocols.steps import PaxosStep, TwoPhaseStep
 from coordinator.settings import PROTOCOLS
 from participants.ids import TxId
 from tests.linearizability.history import Call, History
@@ -32,6 +36,7 @@ from undoubt import assemble
 from undoubt.config import Settings, load
 from undoubt.errors import LedgerUnavailable, OutcomeUnknown, TransactionAborted
 
+DECIDING = frozenset({TwoPhaseStep.BEFORE_DECIDE, PaxosStep.BEFORE_VOTE})
 WORKERS = 8
 TIMEOUT_S = 5.0
 PAUSE_S = (0.0, 0.02)
@@ -60,6 +65,25 @@ class ToldHistory(History):
         super().end(call, result)
         number = self._numbers.pop(call)
         tell(answered=number, at=call.answered_at, result=result, session=call.session)
+
+
+class Stopping:
+    """An observer that has this process stop before its next decision, once it was told by SIGUSR1, unless it
+    was told by SIGUSR2 that it need not."""
+
+    def __init__(self) -> None:
+        self._told = False
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, self._tell, True)
+        loop.add_signal_handler(signal.SIGUSR2, self._tell, False)
+
+    def _tell(self, told: bool) -> None:
+        self._told = told
+
+    def __call__(self, step: enum.StrEnum, _subject: str) -> None:
+        if self._told and step in DECIDING:
+            self._told = False
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 class Application:
@@ -118,7 +142,9 @@ class Application:
 
 
 @contextlib.asynccontextmanager
-async def connected(settings: Settings, tag: str) -> AsyncIterator[tuple[Coordinator, Ledger]]:
+async def connected(
+    settings: Settings, tag: str, stopping: Stopping
+) -> AsyncIterator[tuple[Coordinator, Ledger]]:
     """As ``undoubt.connect``, with a ledger that tells what it is asked and what it answers."""
     async with contextlib.AsyncExitStack() as stack:
         opened = await open_ledger(settings.ledger)
@@ -126,7 +152,7 @@ async def connected(settings: Settings, tag: str) -> AsyncIterator[tuple[Coordin
         participants = assemble.registry(settings, opened.ledger_id)
         stack.push_async_callback(participants.close)
         ledger = Recorder(opened, tag, ToldHistory())
-        coordinator = Coordinator(ledger, participants, settings.coordinator)
+        coordinator = Coordinator(ledger, participants, settings.coordinator, observe=stopping)
         await stack.enter_async_context(coordinator)
         yield coordinator, ledger
 
@@ -140,10 +166,11 @@ async def main(settings: str, tag: str, folder: str) -> None:
         stop.set()
 
     loop.add_reader(sys.stdin, input_ended)
+    stopping = Stopping()
     tell(ready=True)
     while not stop.is_set():
         try:
-            async with connected(loaded, tag) as (coordinator, ledger):
+            async with connected(loaded, tag, stopping) as (coordinator, ledger):
                 application = Application(coordinator, ledger, tag, stop)
                 await asyncio.gather(
                     application.ask(Path(folder)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import os
@@ -21,6 +22,7 @@ from undoubt.serve.begin import init
 START_S = 60.0
 """A process that has not said that it is ready by then does not start."""
 END_S = 120.0
+DECISION_S = 5.0
 LOOK_S = 0.02
 
 
@@ -114,7 +116,8 @@ class Machine:
         self.check()
         await suspend(self.pid)
 
-    def go_on(self) -> None:
+    async def go_on(self) -> None:
+        """SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
 
     def set_clock(self, offset_s: float) -> None:
@@ -209,6 +212,23 @@ class Coordinator(Machine):
         command = (sys.executable, "-m", "tests.faults.application", self._settings, tag, str(self.folder))
         await self._launch(*command, stdout=told, env={**environment(), "PYTHONPATH": str(REPOSITORY)})
         await self._until_it_says('"ready"', told)
+
+    async def stop(self) -> None:
+        """It stops itself before its next decision; where none is near, it is stopped."""
+        self.check()
+        os.kill(self.pid, signal.SIGUSR1)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DECISION_S):
+                while state(self.pid) not in {"T", *DEAD}:
+                    await asyncio.sleep(LOOK_S)
+        await super().stop()
+
+    async def go_on(self) -> None:
+        """Also if it stops itself once more, before it has heard that it need not."""
+        os.kill(self.pid, signal.SIGUSR2)
+        for _ in range(20):
+            await super().go_on()
+            await asyncio.sleep(LOOK_S)
 
     async def end(self) -> None:
         """In an orderly way. Raises ``MachineFailed`` if it cannot."""

@@ -182,7 +182,7 @@ class Nemesis:
             try:
                 await asyncio.sleep(fault.lasts_s)
             finally:
-                machine.go_on()
+                await machine.go_on()
 
     async def _kill_database(self, fault: Fault) -> None:
         async with self._database(fault) as server:

@@ -26,6 +26,7 @@ class Kind(enum.StrEnum):
     """SIGSTOP, later SIGCONT; as all that stop."""
     STOP_FOLLOWER = "stop_follower"
     STOP_COORDINATOR = "stop_coordinator"
+    """With a transaction that is prepared and not decided."""
     STOP_DATABASE = "stop_database"
     CUT_LEADER = "cut_leader"
     """From the other nodes, both ways; clients still reach it."""
@@ -54,7 +55,7 @@ SIGNALS = frozenset(kind for kind in Kind if kind.startswith(("kill", "stop")))
 _LASTS_S: dict[Kind, tuple[float, float]] = {
     Kind.KILL_NODES: (0.1, 1.0),
     Kind.KILL_COORDINATOR: (0.1, 1.0),
-    Kind.STOP_COORDINATOR: (0.5, 6.0),  # its session's lifetime lies in between
+    Kind.STOP_COORDINATOR: (2.0, 7.0),  # its session's lifetime lies in between
     Kind.CUT_COORDINATOR: (0.5, 6.0),
     Kind.CUT_FLAPPING: (2.0, 5.0),
 }
