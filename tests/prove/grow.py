@@ -65,7 +65,7 @@ async def _prove(nodes: Nodes, options: argparse.Namespace) -> tuple[dict[str, A
             finally:
                 load.ended = True
                 await asyncio.gather(*workers)
-        acceptors = [list(session.acceptors) for session in await ledger.sessions()]
+        acceptors = [list(session.acceptors) for session in await ledger.sessions() if session.acceptors]
     finally:
         await ledger.close()
     lost = await _lost(nodes, load)

@@ -1,4 +1,5 @@
-"""The nodes of a replicated ledger: who answers, how many more may fail, whose disk is full."""
+"""The nodes of a replicated ledger: who answers, how many more may fail, whose disk is full, which version is
+waited for."""
 
 from __future__ import annotations
 
@@ -20,13 +21,11 @@ async def look_at_nodes(settings: LedgerSettings) -> list[Finding]:
         found = await survey(settings)
     except LedgerUnusable:
         return []
-    return [_answering(found), *_full(found)]
+    return [_answering(found), *_full(found), *_versions(found)]
 
 
 def _answering(found: Survey) -> Finding:
-    leader = next(
-        (s.status for s in found.nodes if s.status is not None and s.status.node == found.leader), None
-    )
+    leader = found.leading
     if leader is None:
         return Finding(
             None,
@@ -63,6 +62,21 @@ def _full(found: Survey) -> Iterator[Finding]:
                 f"the disk of node {seen.status.node} ({seen.address}) is full",
                 "it takes no part in decisions until there is room: make some",
             )
+
+
+def _versions(found: Survey) -> Iterator[Finding]:
+    if (leading := found.leading) is not None and found.held_up_by:
+        nodes = ", ".join(map(str, found.held_up_by))
+        yield Finding(
+            None,
+            "ledger_version",
+            Severity.WARNING,
+            f"the cluster keeps to version {leading.agreed_version}, and has nodes that speak"
+            f" {found.highest_version}",
+            f"what came with it is refused until node {nodes} speaks it too: upgrade it, take away a lower"
+            " node.version_max there, or start it",
+            "undoubt cluster status",
+        )
 
 
 def _words(seen: Seen) -> str:

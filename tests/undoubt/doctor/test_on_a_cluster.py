@@ -67,3 +67,29 @@ async def test_a_full_disk_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr("undoubt.doctor.cluster.survey", told)
         looked = by_check(await look_at_nodes(nodes.settings))
         assert looked["ledger_disk"].severity is Severity.PROBLEM
+
+
+async def test_a_version_that_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upgrade that was left half done. (Real nodes of two versions are tested where nodes are.)"""
+    async with processes(tmp_path) as nodes:
+        await nodes.leader()
+        found = await asking.survey(nodes.settings)
+        former = [
+            msgspec.structs.replace(
+                seen,
+                status=msgspec.structs.replace(
+                    seen.status, agreed_version=1, highest_version=1 if seen.status.node == 3 else 2
+                ),
+            )
+            for seen in found.nodes
+            if seen.status is not None
+        ]
+
+        async def told(_: LedgerSettings) -> asking.Survey:
+            return msgspec.structs.replace(found, nodes=tuple(former))
+
+        assert "ledger_version" not in by_check(await look_at_nodes(nodes.settings))
+        monkeypatch.setattr("undoubt.doctor.cluster.survey", told)
+        looked = by_check(await look_at_nodes(nodes.settings))
+        assert looked["ledger_version"].severity is Severity.WARNING
+        assert "node 3" in looked["ledger_version"].why
