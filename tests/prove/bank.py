@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
-import psycopg
 
 NAMES = ("orders", "payments")
 ACCOUNTS = 64
@@ -44,7 +43,7 @@ async def transfer(tx: Any, account: int, transfer_id: str) -> None:
 
 async def _execute(branch: Any, sql: str, *args: object) -> None:
     """In the words of the driver that the branch is of."""
-    if isinstance(branch, psycopg.AsyncConnection):
+    if type(branch).__module__.startswith("psycopg"):
         await branch.execute(re.sub(r"\$\d", "%s", sql), args)
     else:
         await branch.execute(sql, *args)

@@ -43,7 +43,7 @@ class Victim(enum.StrEnum):
     STOPPED = "stopped"
     """The coordinator by SIGSTOP, until two recoveries at once have ended what it left; then it goes on."""
     SPARED = "spared"
-    """The same, but it goes on while its session lives: the recoveries must have left everything alone."""
+    """The same, but while its session lives: the recoveries must leave alone what is not decided."""
     OVERTAKEN = "overtaken"
     """Stopped, but it goes on, to its end, while one recovery waits before it acts on what it has found."""
     OUTVOTED = "outvoted"
@@ -158,9 +158,8 @@ def _of_nodes(protocol: Protocol, recovers: list[enum.StrEnum]) -> list[Case]:
         for victim in (*NODES, Victim.MAJORITY)
     ]
     for step in OWN_STEPS[protocol]:
-        found += [
-            Case(victim, False, Trap(KILL, step, 0, UNDER_LOAD)) for victim in (*NODES, Victim.FOLLOWERS)
-        ]
+        victims = (*NODES, Victim.FOLLOWERS) if step in BEFORE_SECOND_PHASE[protocol] else NODES
+        found += [Case(victim, False, Trap(KILL, step, 0, UNDER_LOAD)) for victim in victims]
     for step in OWN_STEPS_IN_RECOVERY if protocol is Protocol.PAXOS else ():
         before = _before(RecoveryStep.BEFORE_ROLLBACK, protocol)
         found += [Case(victim, True, Trap(KILL, step, 0, 1), before) for victim in (*NODES, Victim.FOLLOWERS)]
@@ -184,12 +183,16 @@ _DECISION = (
     NodeStep.BEFORE_APPLY_DECISION,
     NodeStep.AFTER_APPLY_DECISION,
 )
-OWN_STEPS: dict[Protocol, tuple[NodeStep, ...]] = {
+BEFORE_SECOND_PHASE: dict[Protocol, tuple[NodeStep, ...]] = {
     Protocol.TWO_PHASE: _DECISION,
-    Protocol.THREE_PHASE: (NodeStep.BEFORE_STORE_PRECOMMIT, NodeStep.AFTER_STORE_PRECOMMIT, *_DECISION),
-    Protocol.PAXOS: (NodeStep.BEFORE_STORE_VOTE, NodeStep.AFTER_STORE_VOTE, *_DECISION),
+    Protocol.THREE_PHASE: (NodeStep.BEFORE_STORE_PRECOMMIT, NodeStep.AFTER_STORE_PRECOMMIT),
+    Protocol.PAXOS: (NodeStep.BEFORE_STORE_VOTE, NodeStep.AFTER_STORE_VOTE),
 }
-"""What a node passes while transactions are committed, by protocol."""
+"""What nodes pass before any branch is told to commit."""
+OWN_STEPS: dict[Protocol, tuple[NodeStep, ...]] = {
+    protocol: tuple(dict.fromkeys((*steps, *_DECISION))) for protocol, steps in BEFORE_SECOND_PHASE.items()
+}
+"""What a node passes while transactions are committed. Where the decision is a copy, it may come late."""
 OWN_STEPS_IN_RECOVERY = (
     NodeStep.BEFORE_STORE_PROMISE,
     NodeStep.AFTER_STORE_PROMISE,

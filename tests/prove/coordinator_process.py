@@ -21,8 +21,8 @@ async def work(coordinator: undoubt.Coordinator, tag: str, worker: int, count: i
         try:
             async with coordinator.transaction() as tx:
                 await transfer(tx, worker, name)
-        except undoubt.TransactionAborted:
-            tell(aborted=name)
+        except undoubt.TransactionAborted as error:
+            tell(aborted=name, why=str(error))
         except undoubt.OutcomeUnknown as error:
             tell(unknown=name, why=str(error))
         except Exception as error:  # noqa: BLE001 - a driver raises what it likes; no commit has begun

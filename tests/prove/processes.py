@@ -27,6 +27,8 @@ class Heard:
     acknowledged: list[str] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    why: dict[str, str] = field(default_factory=dict)
+    """Of what was not told to be committed."""
     at: str | None = None
     last: dict[str, Any] = field(default_factory=dict)
 
@@ -34,6 +36,8 @@ class Heard:
         for kind in ("begun", "acknowledged", "aborted", "unknown"):
             if kind in message:
                 getattr(self, kind).append(message[kind])
+                if "why" in message:
+                    self.why[message[kind]] = message["why"]
         if "at" in message:
             self.at = message["at"]
         self.last = message
