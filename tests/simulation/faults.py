@@ -78,7 +78,9 @@ class Nemesis:
 
     def kill_soon(self) -> None:
         """At one of the next callbacks, whichever it is: every await is a place to die."""
-        victim = self._victim()
+        self._soon(self._victim())
+
+    def _soon(self, victim: Process) -> None:
         victim.dies_at_step = victim.steps + self.random.randint(1, 400)
 
     def pause(self) -> None:
@@ -152,10 +154,11 @@ class Nemesis:
             if connection.client.process is victim and connection.server.process.host in some:
                 connection.reset()  # else what was sent would arrive when the link is whole again
         if self.random.random() < 0.5:
-            victim.dies_at_step = victim.steps + self.random.randint(1, 400)
+            self._soon(victim)
 
     def few_nodes(self) -> None:
-        """A majority of the nodes has no room for a while: what is asked of all, few take."""
+        """A majority of the nodes has no room for a while: what is asked of all, few take. An application may
+        die of it."""
         cluster = self.world.cluster
         if cluster is None:
             return
@@ -170,6 +173,9 @@ class Nemesis:
                 drive.full = False
 
         self._later(FULL_S, room)
+        shops = [process for process in self.world.mortal() if process.name.startswith("shop")]
+        if shops and self.random.random() < 0.6:
+            self._soon(self.random.choice(shops))
 
     def _cut(
         self, pairs: list[tuple[str, str]], why: str, bounds_s: tuple[float, float] = PARTITION_S
