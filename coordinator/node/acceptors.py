@@ -52,8 +52,8 @@ class Acceptors:
         if self.disk_full:
             answer(LedgerUnavailable(f"node {self.acceptor.node} has no room on its disk"))
             return
-        if not self._is_bound(request):
-            answer(LedgerError(f"the session of {request.txid} is not bound to these acceptors"))
+        if (why := self._why_not(request)) is not None:
+            answer(why)
             return
         self._number += 1
         try:
@@ -65,14 +65,21 @@ class Acceptors:
         self._waiting[self._number] = answer
         self._wake()
 
-    def _is_bound(self, request: Request) -> bool:
-        """Whether the ledger, as far as it is applied here, agrees that the session is decided by these. One
-        that has been dropped, or that a restore took its acceptors from, is decided by nobody."""
+    def _why_not(self, request: Request) -> LedgerError | None:
+        """None if the ledger, as far as it is applied here, agrees that the session is decided by these. One
+        that has been dropped, or that a restore took its acceptors from, is decided by nobody.
+
+        Nothing is answered about a session that this node has not heard of yet: it may be one whose disk was
+        lost, and that somebody started again, empty, under its old number. Such a node hears of none.
+        """
         txid, state = request.txid, self._machine.state
         book = state.sessions.get(txid.session)
-        if book is None:
-            return txid.session >= state.next_session
-        return book.nonce == txid.nonce and request.acceptors == Joint(frozenset(book.acceptors))
+        if book is None and txid.session >= state.next_session:
+            return LedgerUnavailable(f"node {self.acceptor.node} has not heard of session {txid.session} yet")
+        bound = book is not None and book.nonce == txid.nonce
+        if book is None or not bound or request.acceptors != Joint(frozenset(book.acceptors)):
+            return LedgerError(f"the session of {txid} is not bound to these acceptors")
+        return None
 
     def work(self) -> None:
         """What the acceptor has to do now: the numbered duties in :mod:`coordinator.paxos`."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -24,6 +24,9 @@ from coordinator.ledger.cluster.messages import MemberChange
 from coordinator.ledger.cluster.operate import change_members
 from coordinator.ledger.contract import BranchRecord, Decision, Record
 from coordinator.ledger.memory import MemoryLedger
+from coordinator.node.bootstrap import beginning, joining
+from coordinator.node.sqlite.storage import create
+from coordinator.node.storage import Identity
 from coordinator.protocols.steps import PaxosStep, TwoPhaseStep
 from coordinator.settings import CoordinatorSettings
 from participants.contract import Fate
@@ -33,7 +36,9 @@ from participants.registry import Registry
 from participants.scripted import ScriptedParticipant
 from recovery.service import RecoveryService
 from recovery.settings import RecoverySettings
-from tests.coordinator.node.cluster import Cluster, client, running
+from tests.coordinator.node.cluster import CLUSTER, Cluster, client, running
+
+T = TypeVar("T")
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 NAMES = ("orders", "payments")
@@ -331,6 +336,35 @@ async def test_of_an_unknown_session_nobody_knows(tmp_path: Path) -> None:
 
 
 # What is on the disks.
+
+
+@pytest.mark.parametrize("joins", [True, False])
+async def test_a_node_that_lost_its_disk_answers_for_nobody(tmp_path: Path, joins: bool) -> None:
+    """Broken if a node that somebody starts again, empty, under its old number takes part as an acceptor:
+    with it there is a second quorum that has never heard of the votes, and what is committed is aborted."""
+    async with staged(tmp_path, timeout_s=1.0) as stage:
+        cluster, acceptors = stage.cluster, stage.ledger.acceptors
+        txid = (await acceptors.open_session("shop", 300.0)).txid(1)
+        await cluster.settled()
+        leader = (await cluster.leader()).identity.node
+        lost, third = (number for number in cluster.addresses if number != leader)
+        await cluster.stop(third)
+        assert await until_answered(lambda: acceptors.vote(txid, BRANCHES)) is COMMIT
+        await cluster.stop(lost, leader)
+        cluster.place(lost).rename(tmp_path / "lost")
+        begun = joining() if joins else beginning(CLUSTER, cluster.addresses)
+        create(cluster.place(lost), Identity(CLUSTER, lost, "another-disk"), *begun)
+        await cluster.start(lost, third)
+        with pytest.raises(LedgerUnavailable):
+            await acceptors.settle(txid)
+        await cluster.start(leader)
+        assert (await until_answered(lambda: acceptors.settle(txid))).decision is COMMIT
+
+
+async def until_answered(call: Callable[[], Awaitable[T]]) -> T:
+    while True:
+        with contextlib.suppress(LedgerUnavailable):
+            return await call()
 
 
 async def test_what_was_voted_on_survives_the_whole_cluster(tmp_path: Path) -> None:
