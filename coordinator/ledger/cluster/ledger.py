@@ -107,6 +107,8 @@ class ClusterLedger(CallingLedger):
         seen = await status(address, self.settings.request_timeout_s, self._wire)
         if seen.status is None:
             raise LedgerUnavailable(f"node at {address}: {seen.error}")
+        if not seen.status.nodes:
+            raise LedgerUnavailable(f"node at {address} has joined, and has nothing yet")
         return seen.status.nodes
 
     def _nonce(self) -> str:
