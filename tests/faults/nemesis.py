@@ -284,7 +284,7 @@ class Nemesis:
         async with self._victim(fault) as machine:
             node = _of(Node, machine)
             filler = node.disk / "fill"
-            before = node.says("no room on its disk")
+            before, again = node.says("no room on its disk"), node.says("room on its disk again")
             try:
                 async with asyncio.timeout(EFFECT_S):
                     while node.says("no room on its disk") == before:
@@ -298,7 +298,7 @@ class Nemesis:
             finally:
                 filler.unlink(missing_ok=True)
             async with asyncio.timeout(EFFECT_S):
-                while node.says("room on its disk again") == 0:
+                while node.says("room on its disk again") == again:
                     node.check()
                     await asyncio.sleep(LOOK_S)
 
