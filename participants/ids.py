@@ -16,6 +16,8 @@ import re
 import secrets
 from dataclasses import dataclass
 
+import msgspec
+
 GID_BYTES_MAX = 199
 """Longest gid in bytes: PostgreSQL's GIDSIZE is 200 with its terminating zero (src/include/access/xact.h)."""
 
@@ -87,8 +89,7 @@ def check_participant_name(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class TxId:
+class TxId(msgspec.Struct, frozen=True, order=True, gc=False):
     """A transaction: the session that began it and its sequence number there.
 
     ``session`` and ``seq`` count from 1. ``nonce`` is the session's and random, so that neither a
