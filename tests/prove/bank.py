@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
+import psycopg
 
 NAMES = ("orders", "payments")
 ACCOUNTS = 64
@@ -43,7 +44,7 @@ async def transfer(tx: Any, account: int, transfer_id: str) -> None:
 
 async def _execute(branch: Any, sql: str, *args: object) -> None:
     """In the words of the driver that the branch is of."""
-    if type(branch).__module__.startswith("psycopg"):
+    if isinstance(branch, psycopg.AsyncConnection):
         await branch.execute(re.sub(r"\$\d", "%s", sql), args)
     else:
         await branch.execute(sql, *args)
