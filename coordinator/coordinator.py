@@ -158,7 +158,7 @@ class Coordinator:
         COMMIT also while a commit that is certain is only on its way into the ledger.
         """
         course = self._courses.get(txid)
-        if course is not None and course.committed_by_participants:
+        if course is not None and course.fixed_elsewhere:
             return Record.COMMIT
         return (await self.ledger.records([txid]))[txid]
 

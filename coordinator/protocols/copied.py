@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 async def apply_and_record(course: Course, tally: Tally, readers: Sequence[Branch]) -> None:
     """Returns once both are done, or the ledger has refused its copy."""
+    course.fixed_elsewhere = True
     # In this order: what the caller waits for is sent first.
     await all_of([_apply(course, tally, readers), _record(course, tally)])
 

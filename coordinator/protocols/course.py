@@ -70,6 +70,8 @@ class Course:
     """A decision of this transaction is in the ledger, so it has to be finished there."""
     precommitted: bool = False
     """The ledger may hold its PRECOMMIT, so its outcome has to be recorded there, whatever it is."""
+    fixed_elsewhere: bool = False
+    """That it commits is certain, and known to others than the ledger, which is being told."""
     pending: dict[Gid, Branch] = field(default_factory=dict)
     """Branches that have not confirmed the decision; recovery goes on with them."""
     heuristics: dict[Gid, Settled] = field(default_factory=dict)
@@ -101,11 +103,6 @@ class Course:
             self.released = True
             for branch in self.branches:
                 await branch.release()
-
-    @property
-    def committed_by_participants(self) -> bool:
-        """Every participant knows that it commits, the ledger perhaps not yet (three-phase commit)."""
-        return self.precommitted and self.phase >= Phase.COMMITTED
 
     @property
     def finished(self) -> bool:

@@ -60,6 +60,7 @@ class PostgresBranch:
         """System and timeline of the server that it is open in."""
         self._asked = False
         """PREPARE was sent: from then on the branch may outlive its session."""
+        self._released = False
         self._over: Settled | None = None
         """Nothing is left of it, or all of it is committed."""
 
@@ -233,6 +234,9 @@ class PostgresBranch:
         """PostgreSQL keeps no record of heuristic outcomes: nothing to do."""
 
     async def release(self) -> None:
+        if self._released:
+            return  # somebody else may have the session by now
+        self._released = True
         busy = self._handle.undoubt_end()
         self._slot.used = self._slot.used or self._handle.undoubt_used
         if busy or not self._handle.undoubt_reusable:

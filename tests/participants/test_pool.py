@@ -9,6 +9,7 @@ import pytest
 
 from participants.contract import Evidence, Settled, Vote
 from participants.errors import ParticipantUnavailable
+from participants.ids import TxId
 from participants.postgres import PostgresParticipant
 from participants.postgres.begin import APPLICATION_NAME_BYTES_MAX, branch_name, report_head, timeouts_ms
 from participants.postgres.session import Introduction
@@ -97,6 +98,21 @@ async def test_no_more_than_allowed(database: Database) -> None:
     await participant.close()
 
 
+async def test_a_second_release_takes_nothing_from_the_next_branch(database: Database) -> None:
+    """Broken if a connection is lent twice at once because a branch was released again."""
+    participant = participant_at(database.dsn, connections_max=1)
+    before = await participant.begin(new_gid(), timeout_s=30)
+    await before.rollback()
+    await before.release()
+    branch = await participant.begin(new_gid(), timeout_s=30)
+    await before.release()
+    with pytest.raises(ParticipantUnavailable, match="connections_max"):
+        await participant.begin(new_gid(), timeout_s=0.05)
+    await branch.rollback()
+    await branch.release()
+    await participant.close()
+
+
 @pytest.mark.parametrize("state", ["open", "failed", "lost", "another transaction"])
 async def test_a_connection_in_any_other_state_is_not_lent_again(database: Database, state: str) -> None:
     """A branch released in the middle of something must not hand its middle to the next."""
@@ -163,9 +179,12 @@ def test_timeouts(timeout_s: float, own_s: float, expected_ms: int) -> None:
 def test_a_name_that_would_be_cut_has_no_transaction_in_it() -> None:
     """The head of a transaction id is another's id, and that one would be cancelled in a deadlock."""
     gid = new_gid()
-    long = replace(gid, txid=replace(gid.txid, session=10**18, seq=10**18))
+    long = replace(gid, txid=TxId(10**18, gid.txid.nonce, 10**18))
     assert branch_name(long) == f"undoubt:{LEDGER}"
-    assert len(branch_name(replace(gid, txid=replace(gid.txid, seq=10**9)))) <= APPLICATION_NAME_BYTES_MAX
+    assert (
+        len(branch_name(replace(gid, txid=TxId(gid.txid.session, gid.txid.nonce, 10**9))))
+        <= APPLICATION_NAME_BYTES_MAX
+    )
 
 
 INTRO = Introduction(180000, "on", 0, 0, False, 77, "0000000A", "0")
@@ -194,7 +213,7 @@ def test_report_has_room() -> None:
     gid = new_gid()
     for session in (1, 10**6, 10**9, 10**18):
         for pooler, widest in ((False, "f" * 13 + "."), (True, "f" * 13 + "." + "9" * 20 + ".0000000A")):
-            head = report_head(replace(gid, txid=replace(gid.txid, session=session)), pooler=pooler)
+            head = report_head(replace(gid, txid=TxId(session, gid.txid.nonce, gid.txid.seq)), pooler=pooler)
             assert len(head + widest) <= APPLICATION_NAME_BYTES_MAX
     assert str(gid.txid) in report_head(gid, pooler=False)
 
