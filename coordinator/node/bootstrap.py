@@ -1,8 +1,9 @@
 """What a node begins with: the first nodes of a new cluster all store the same, from nothing or from a
 backup; a node that joins later stores nothing but who it is.
 
-A node whose disk is lost must not come here again: with an empty log and its old number it would vote for
-what it has forgotten. It is removed from the cluster, and another number joins.
+A node whose disk is lost must not come here again under its old number: it has forgotten what it voted and
+acknowledged. It is removed from the cluster, and another number joins. Peers refuse a disk that is not the
+one that they have met, and an empty node grants no vote.
 """
 
 from __future__ import annotations

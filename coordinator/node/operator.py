@@ -151,8 +151,10 @@ class Operator:
             raise ClusterNotReady(f"not caught up: node {told}. Does it run? Promote it once it has")
 
     def _behind(self, node: int, since: int) -> int:
-        lacks = self._raft.last_index - self._raft.match(node)
-        return lacks if self._raft.answered(node, since) else BEHIND_ENTRIES_MAX + 1
+        match = self._raft.match(node)
+        if not match or not self._raft.answered(node, since):
+            return BEHIND_ENTRIES_MAX + 1  # an empty voter has no vote to give
+        return self._raft.last_index - match
 
     async def _check_survivors(self, changes: Iterable[Change], since: int) -> None:
         """Whoever is left must be able to go on: a cluster that has lost its majority cannot undo this."""

@@ -51,6 +51,7 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return RaftSettings(
             election_ticks=ticks,
             heartbeat_ticks=1,
+            learners_first=True,
             disk_stall_ticks=ticks,
             snapshot_retry_ticks=ticks,
             trailing_entries=self.trailing_entries,

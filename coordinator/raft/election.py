@@ -96,6 +96,8 @@ def on_vote(state: State, message: Vote | PreVote) -> None:
     free = state.vote == message.sender or (state.vote == 0 and state.leader == 0)
     if isinstance(message, PreVote):
         free = free or message.term > state.term
+    # An empty log was lost, and with it the votes that were given.
+    free = free and (state.log.last_index > 0 or not state.settings.learners_first)
     granted = free and state.log.up_to_date(message.last_index, message.last_term)
     if isinstance(message, PreVote):
         term = message.term if granted else state.term

@@ -14,6 +14,9 @@ class RaftSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     election_ticks: int = 10
     heartbeat_ticks: int = 1
+    learners_first: bool = False
+    """New members are made voters only once they hold something. Then a voter whose log is empty has lost it,
+    and what it has voted and acknowledged besides: it gives its vote to nobody."""
     disk_stall_ticks: int = 10
     """A leader one of whose writes takes longer than this steps down."""
     snapshot_retry_ticks: int = 10

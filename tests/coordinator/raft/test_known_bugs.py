@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from coordinator.raft import (
@@ -18,7 +19,9 @@ from coordinator.raft import (
     Kind,
     PreVote,
     PreVoteReply,
+    Restored,
     Role,
+    SnapshotMeta,
     TimeoutNow,
     Vote,
     VoteReply,
@@ -54,6 +57,16 @@ def test_vote_lost_over_a_restart() -> None:
     bench.restart()
     assert not one(VoteReply, bench.step(Vote(1, 3, 5, 9, 4))).granted
     assert one(VoteReply, bench.step(Vote(1, 2, 5, 1, 1))).granted
+
+
+def test_a_node_that_lost_everything_does_not_vote() -> None:
+    """Broken if a node that was started again without its disk, under its old number, can vote a second time
+    in a term, or elect a leader that lacks what it had acknowledged itself."""
+    bench = Bench(settings=msgspec.structs.replace(SETTINGS, learners_first=True))
+    bench.disk = Restored(HardState(), SnapshotMeta(), (), 0)
+    bench.restart()
+    assert not one(PreVoteReply, bench.step(PreVote(1, 2, 5, 9, 4))).granted
+    assert not one(VoteReply, bench.step(Vote(1, 2, 5, 9, 4))).granted
 
 
 def test_a_vote_that_was_not_stored_was_not_told() -> None:
