@@ -196,7 +196,7 @@ async def test_more_connections_than_the_server_has() -> None:
     async with EmbeddedServer({"max_connections": "20"}, durable=False) as server:
         found = (await look(server.dsn(), connections_max=30))["connections"]
         assert found.severity is Severity.WARNING
-        assert found.fix == "connections_max = 13"
+        assert found.fix == "connections_max = 9"
 
 
 async def test_a_server_that_was_started_again_is_not_called_unreachable() -> None:
