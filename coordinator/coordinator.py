@@ -88,7 +88,6 @@ class Coordinator:
         self._pid = os.getpid()
         self._closed = False
         self._transactions: dict[TxId, Transaction] = {}
-        self._courses: dict[TxId, Course] = {}
         self._background: set[Steadfast[None]] = set()
         self._finisher = Finisher(ledger, participants, observe)
         self._keeper = SessionKeeper(
@@ -157,8 +156,8 @@ class Coordinator:
 
         COMMIT also while a commit that is certain is only on its way into the ledger.
         """
-        course = self._courses.get(txid)
-        if course is not None and course.fixed_elsewhere:
+        transaction = self._transactions.get(txid)
+        if transaction is not None and transaction.fixed_elsewhere:
             return Record.COMMIT
         return (await self.ledger.records([txid]))[txid]
 
@@ -297,7 +296,6 @@ class Coordinator:
 
     async def _drive(self, transaction: Transaction, course: Course) -> None:
         """The protocol from beginning to end, whatever becomes of the caller."""
-        self._courses[course.txid] = course
         try:
             await _DRIVERS[course.protocol](course)
         except UndoubtError:
@@ -310,7 +308,6 @@ class Coordinator:
                 raise OutcomeUnknown(course.txid, f"{type(error).__name__}: {error}") from error
         finally:
             await course.release()
-            del self._courses[course.txid]
             self._ended(transaction)
             if course.recorded and not course.pending:
                 self._finisher.add(course.txid)

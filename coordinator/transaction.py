@@ -92,6 +92,7 @@ class Transaction:
         self._body: asyncio.Task[object] | None = None
         self._doom: BaseException | None = None
         self._interrupted = False
+        self._course: Course | None = None
         self._undoing: Steadfast[None] | None = None
 
     @property
@@ -129,6 +130,11 @@ class Transaction:
     def committing(self) -> bool:
         """True while ``commit`` waits for the outcome."""
         return self._state is State.COMMITTING
+
+    @property
+    def fixed_elsewhere(self) -> bool:
+        """That it commits is certain, and known to others than the ledger, which is being told."""
+        return self._course is not None and self._course.fixed_elsewhere
 
     @property
     def doomed(self) -> bool:
@@ -197,6 +203,7 @@ class Transaction:
             self._raise_aborted(self._doom)
         branches = tuple(sorted(self._branches.values(), key=lambda branch: branch.gid.participant))
         course = self._host.new_course(self.id, branches, self._deadline, self._protocol)
+        self._course = course
         self._stop_timer()
         self._state = State.COMMITTING
         task = self._host.start_commit(self, course)

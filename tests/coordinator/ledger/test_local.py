@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 from coordinator.ledger.contract import Decision, DecisionRecord, Record, Session, Verdict
 from coordinator.ledger.memory import MemoryLedger
 from participants.ids import TxId
@@ -36,31 +38,20 @@ async def begin(ledger: MemoryLedger) -> Session:
     return await ledger.open_session("test", 10.0)
 
 
-async def test_a_decision_that_comes_while_history_is_read_is_told_whole() -> None:
+@pytest.mark.parametrize("finished", [False, True])
+async def test_a_decision_that_comes_while_history_is_read_is_told_whole(finished: bool) -> None:
     """Broken if what is told of one transaction mixes two moments: committed, but nowhere."""
     ledger = SlowHistory()
     txid = (await begin(ledger)).txid(1)
     asking = asyncio.create_task(ledger.transaction(txid))
     await ledger.asked.wait()
     await ledger.decide(txid, Decision.COMMIT, (), protocol="3")
+    if finished:
+        await ledger.finish([txid])
     ledger.go_on.set()
     info = await asking
     assert info is not None
-    assert (info.record, info.protocol, info.finished) == (Record.COMMIT, "3", False)
-
-
-async def test_a_decision_that_comes_and_is_finished_while_history_is_read_is_told_whole() -> None:
-    """Broken as above, a moment later."""
-    ledger = SlowHistory()
-    txid = (await begin(ledger)).txid(1)
-    asking = asyncio.create_task(ledger.transaction(txid))
-    await ledger.asked.wait()
-    await ledger.decide(txid, Decision.COMMIT, (), protocol="3")
-    await ledger.finish([txid])
-    ledger.go_on.set()
-    info = await asking
-    assert info is not None
-    assert (info.record, info.protocol, info.finished) == (Record.COMMIT, "3", True)
+    assert (info.record, info.protocol, info.finished) == (Record.COMMIT, "3", finished)
 
 
 async def test_what_is_finished_while_history_is_read_is_listed_once() -> None:
