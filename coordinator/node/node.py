@@ -23,6 +23,7 @@ from coordinator.node.release import Release
 from coordinator.node.replica import Replica
 from coordinator.node.replicated import Replicated
 from coordinator.node.settings import NodeSettings
+from coordinator.node.settling import Settling
 from coordinator.node.status import status_of
 from coordinator.node.storage import Storage, Stored
 from coordinator.paxos import Reply, Request
@@ -100,17 +101,18 @@ class Node:
             wall=wall,
         )
         self.failed = self.replica.failed
+        self._settling = Settling(self.replica, self.ledger, wire)
         self.operator = Operator(
             self.replica,
             lambda: status_of(stored.identity, self.replica, wire),
-            Release(self.replica, self.ledger, wire),
+            Release(self.replica, self.ledger, self._settling),
         )
         self._me = me
         self._disks = dict(stored.disks)
         self._met = set(stored.disks)
         self._wire = wire
         self._listener: Listener | None = None
-        self._upkeep: asyncio.Task[None] | None = None
+        self._upkeep: list[asyncio.Task[None]] = []
         self._role_changed = asyncio.Event()
         self._hints: dict[int, str] = {}
         """Where to answer those who know this node, and whom it does not know yet: it has just joined, or
@@ -132,18 +134,19 @@ class Node:
             listen, self._me, self._accept, self._wire, versions=self.settings.speaks
         )
         self.replica.start()
-        self._upkeep = asyncio.get_running_loop().create_task(
-            self.ledger.keep_up(), name="undoubt-node-upkeep"
-        )
+        self._upkeep = [
+            asyncio.create_task(self.ledger.keep_up(), name="undoubt-node-upkeep"),
+            asyncio.create_task(self._settling.keep_up(), name="undoubt-node-settling"),
+        ]
 
     async def stop(self) -> None:
         """End, at once. May be repeated."""
         if self._stopped:
             return
         self._stopped = True
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            await asyncio.gather(self._upkeep, return_exceptions=True)
+        for task in self._upkeep:
+            task.cancel()
+        await asyncio.gather(*self._upkeep, return_exceptions=True)
         if self._listener is not None:
             self._listener.close()
         await self._links.close()

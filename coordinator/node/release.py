@@ -8,31 +8,24 @@ has left undecided is settled, and recorded in the ledger, where it needs no acc
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from coordinator.errors import ClusterNotReady, LedgerError, OutcomeUnknown
-from coordinator.ledger.cluster import operate
-from coordinator.ledger.cluster.messages import HeldCall
 from coordinator.ledger.contract import SessionState
 from coordinator.ledger.state import SessionBook
 from coordinator.node.ledger import NodeLedger
 from coordinator.node.replica import Replica
+from coordinator.node.settling import Settling
 from coordinator.quorum.majority import majority_size
-from coordinator.wire import WireSettings
-from participants.ids import Protocol, TxId
-
-ASK_S = 0.5
-"""Who is silent for longer is not waited for: it may be gone for good."""
 
 
 class Release:
     """Of the node that leads."""
 
-    def __init__(self, replica: Replica, ledger: NodeLedger, wire: WireSettings) -> None:
+    def __init__(self, replica: Replica, ledger: NodeLedger, settling: Settling) -> None:
         self._replica = replica
         self._ledger = ledger
-        self._wire = wire
+        self._settling = settling
         self.no_new_ones = ledger.binding
         """While it is held no session is bound: to the members of before it would be."""
 
@@ -59,29 +52,12 @@ class Release:
         """Bring what is undecided of ended sessions to its end, as long as that is possible. Raises
         ``ClusterNotReady`` for what cannot be now."""
         ended = {book.id: book for book in self.bound(gone, open_=False)}
-        asked = {node for book in ended.values() for node in book.acceptors}
-        held = await asyncio.gather(*map(self._held, sorted(asked)))
-        for txid in sorted({txid for each in held for txid in each if txid.session in ended}):
+        for txid in await self._settling.left(ended.values()):
             try:
-                async with asyncio.timeout(ASK_S):
-                    found = await self._ledger.acceptors.settle(txid)
-                    await self._ledger.decide(txid, found.decision, found.branches, protocol=Protocol.PAXOS)
+                await self._settling.settle(txid)
             except (LedgerError, OutcomeUnknown, TimeoutError) as error:
                 acceptors = ", ".join(map(str, ended[txid.session].acceptors))
                 raise ClusterNotReady(
                     f"transaction {txid} is not decided, and that takes a majority of the nodes {acceptors}:"
                     f" let them answer first ({str(error) or 'no answer in time'})"
                 ) from error
-
-    async def _held(self, node: int) -> Sequence[TxId]:
-        replica = self._replica
-        if node == replica.raft.node:
-            return replica.acceptors.held()
-        address = replica.replicated.addresses.get(node)
-        if address is None:
-            return ()
-        try:
-            told: list[TxId] = await operate.ask(address, HeldCall(), ASK_S, self._wire)
-        except LedgerError:
-            return ()
-        return told

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import Ledger
+from coordinator.ledger.contract import Ledger, Record
 from coordinator.ledger.machine import Machine
 from coordinator.ledger.sqlite import owned
 from coordinator.ledger.sqlite.ledger import SqliteLedger
@@ -452,8 +452,21 @@ class World:
             return found
         found += [f"{name} has not closed" for name, each in self.applications.items() if not each.done]
         found += [f"{txid} is unfinished" for machine in self.machines() for txid in machine.state.unfinished]
+        found += [f"{txid} is committed, and not recorded" for txid in self.unrecorded()]
         if self.cluster is not None and not self.cluster.agreed():
             found.append("the nodes do not agree")
+        return found
+
+    def unrecorded(self) -> list[TxId]:
+        """What the acceptors of Paxos Commit have chosen to commit, and the ledger has not heard of."""
+        found = []
+        for machine in self.machines()[:1]:
+            for text, outcome in self.judge.promises.outcomes.items():
+                txid = TxId.parse(text)
+                book = machine.state.sessions.get(txid.session)
+                kept = book is not None and book.nonce == txid.nonce and book.acceptors
+                if outcome == "commit" and kept and machine.record(txid) is Record.NOT_RECORDED:
+                    found.append(txid)
         return found
 
     def tasks(self) -> list[str]:

@@ -338,6 +338,34 @@ async def test_of_an_unknown_session_nobody_knows(tmp_path: Path) -> None:
                 await call
 
 
+async def test_what_ended_sessions_left_unrecorded_is_recorded(tmp_path: Path) -> None:
+    """Broken if a transaction that is committed everywhere, and whose coordinator died before it could tell
+    the ledger so, stays unknown for ever: with nothing prepared, no recovery has a reason to ask. Here the
+    node that leads has not even heard of the votes."""
+    async with running(tmp_path) as cluster, client(cluster) as ledger:
+        session = await ledger.acceptors.open_session("shop", 300.0)
+        committed, aborted = session.txid(1), session.txid(2)
+        await cluster.settled()
+        leader = await cluster.leader()
+        leader.replica.acceptors.disk_full = True
+        assert await ledger.acceptors.vote(committed, BRANCHES) is COMMIT
+        assert leader.identity.node not in kept(cluster, committed)
+        leader.replica.acceptors.disk_full = False
+        assert (await ledger.acceptors.settle(aborted)).decision is ABORT
+
+        async def look() -> dict[TxId, Record]:
+            await (await cluster.leader())._settling.settle_all()
+            return dict(await ledger.records([committed, aborted]))
+
+        assert set((await look()).values()) == {Record.NOT_RECORDED}  # its coordinator is about to
+        await ledger.close_session(session)
+        while set((found := await look()).values()) & {Record.NOT_RECORDED}:
+            pass
+        assert found == {committed: Record.COMMIT, aborted: Record.ABORT}
+        (record,) = (one for one in await ledger.unfinished() if one.txid == committed)
+        assert (record.branches, record.protocol) == (tuple(BRANCHES), "p")
+
+
 # What is on the disks.
 
 

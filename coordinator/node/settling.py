@@ -1,0 +1,90 @@
+"""What ended coordinators have left at the acceptors of Paxos Commit, and not recorded.
+
+The acceptors know an outcome before the ledger does. A coordinator that dies in between may have applied it
+everywhere: then nothing is prepared any more, no recovery has a branch to ask about, and only the acceptors
+know. Whoever leads looks for such transactions, and records what the acceptors chose: so the ledger tells how
+they ended, and the acceptors may forget them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+
+from coordinator.errors import LedgerError, OutcomeUnknown
+from coordinator.ledger.cluster import operate
+from coordinator.ledger.cluster.messages import HeldCall
+from coordinator.ledger.contract import SessionState
+from coordinator.ledger.state import SessionBook
+from coordinator.node.ledger import NodeLedger
+from coordinator.node.replica import Replica
+from coordinator.wire import WireSettings
+from participants.ids import Protocol, TxId
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 5.0
+"""Nothing waits for it but those who ask how it ended."""
+
+ASK_S = 0.5
+"""Who is silent for longer is not waited for: it may be gone for good."""
+
+
+class Settling:
+    """Of the node that leads."""
+
+    def __init__(self, replica: Replica, ledger: NodeLedger, wire: WireSettings) -> None:
+        self._replica = replica
+        self._ledger = ledger
+        self._wire = wire
+
+    async def keep_up(self) -> None:
+        """For as long as the node runs."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            if self._ledger.leads:
+                await self.settle_all()
+
+    async def settle_all(self) -> None:
+        """One look. What cannot be settled now is tried again at the next."""
+        blocked: set[int] = set()
+        for txid in await self.left(self._ended()):
+            if txid.session in blocked:
+                continue
+            try:
+                await self.settle(txid)
+            except (LedgerError, OutcomeUnknown, TimeoutError) as error:
+                blocked.add(txid.session)
+                log.info("what became of %s is not known yet: %s", txid, str(error) or "no answer in time")
+
+    def _ended(self) -> list[SessionBook]:
+        books = self._replica.replicated.machine.state.sessions.values()
+        return [book for book in books if book.acceptors and book.state is not SessionState.OPEN]
+
+    async def left(self, ended: Iterable[SessionBook]) -> list[TxId]:
+        """Transactions of these sessions that some acceptor which answers keeps and the ledger does not."""
+        books = {book.id: book for book in ended}
+        asked = {node for book in books.values() for node in book.acceptors}
+        held = await asyncio.gather(*map(self._held, sorted(asked)))
+        return sorted({txid for each in held for txid in each if txid.session in books})
+
+    async def _held(self, node: int) -> Sequence[TxId]:
+        replica = self._replica
+        if node == replica.raft.node:
+            return replica.acceptors.held()
+        address = replica.replicated.addresses.get(node)
+        if address is None:
+            return ()
+        try:
+            told: list[TxId] = await operate.ask(address, HeldCall(), ASK_S, self._wire)
+        except LedgerError:
+            return ()
+        return told
+
+    async def settle(self, txid: TxId) -> None:
+        """Have its acceptors choose, and record it. Raises ``LedgerError``, ``OutcomeUnknown`` and
+        ``TimeoutError``."""
+        async with asyncio.timeout(ASK_S):
+            found = await self._ledger.acceptors.settle(txid)
+            await self._ledger.decide(txid, found.decision, found.branches, protocol=Protocol.PAXOS)
