@@ -111,7 +111,8 @@ class Coordinator:
         await self.close()
 
     def transaction(self, *, timeout: float | None = None, protocol: str | None = None) -> Transaction:
-        """A new transaction, for ``async with``. Not decided after ``timeout`` seconds, it is aborted."""
+        """A new transaction, for ``async with``. Not decided after ``timeout`` seconds, it is aborted.
+        ``protocol``: ``2pc``, ``3pc`` or ``paxos``, else the configuration's."""
         self.check_process()
         if self._closed:
             raise UsageError("the coordinator is closed")
@@ -134,15 +135,17 @@ class Coordinator:
         *args: object,
         retries: int = 5,
         timeout: float | None = None,
+        protocol: str | None = None,
     ) -> T:
         """``await function(tx, *args)`` in a transaction of its own; returns its result once committed.
 
-        Repeated up to ``retries`` times, after growing random pauses, where the cause was a deadlock or a
-        serialization failure. Everything else is raised at once, ``OutcomeUnknown`` above all.
+        ``timeout`` and ``protocol`` are those of :meth:`transaction`, for each attempt. Repeated up to
+        ``retries`` times, after growing random pauses, where the cause was a deadlock or a serialization
+        failure. Everything else is raised at once, ``OutcomeUnknown`` above all.
         """
         for attempt in itertools.count():
             try:
-                async with self.transaction(timeout=timeout) as tx:
+                async with self.transaction(timeout=timeout, protocol=protocol) as tx:
                     return await function(tx, *args)
             except Exception as error:  # whatever the application raises passes through, unless retryable
                 pause_s = pause_before_retry(error, attempt, retries)

@@ -70,7 +70,7 @@ def test_losing_the_leader() -> None:
 
 def test_recovery_beside_a_bare_loop() -> None:
     """On real servers; it fails by itself if anything is left in doubt."""
-    assert "recovery ÷ by hand" in told("benchmarks.recovery", "--branches", "40", "--rounds", "1")
+    assert "recovery ÷ by hand" in told("benchmarks.in_doubt", "--branches", "40", "--rounds", "1")
 
 
 def test_the_tables() -> None:

@@ -406,6 +406,8 @@ async def test_run_retries_what_may_be_retried(stages: Any) -> None:
 
     assert await stage.coordinator.run(work, 3) == "done"
     assert len(attempts) == 3
+    with pytest.raises(UsageError, match="needs a cluster"):
+        await stage.coordinator.run(work, 1, protocol="paxos")
 
     attempts.clear()
     stage.participants["alpha"].script.one_phase = Settled.HEURISTIC_HAZARD

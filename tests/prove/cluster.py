@@ -19,12 +19,13 @@ import msgspec
 
 from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.commands import CloseSession, Decide, Finish, OpenSession
-from coordinator.ledger.contract import BranchRecord, Decision, Session
+from coordinator.ledger.contract import BranchRecord, Decision, Record, Session
 from coordinator.ledger.machine import Machine
 from coordinator.node.bootstrap import beginning
 from coordinator.node.replicated import Replicated
 from coordinator.node.sqlite.storage import create
 from coordinator.node.storage import Identity, Snapshot
+from participants.ids import TxId
 from tests.coordinator.node.processes import Processes
 
 BRANCHES = (
@@ -32,6 +33,7 @@ BRANCHES = (
     BranchRecord(2, "payments", 2**40, 2**62, "00000001"),
 )
 SESSIONS = 10
+ASKED_AT_ONCE = 1_000
 ELECTION_TIMEOUT_S = 1.0
 CONFIG = f"heartbeat_s = 0.1\nelection_timeout_s = {ELECTION_TIMEOUT_S}\n"
 
@@ -82,16 +84,21 @@ class _Work:
     def __init__(self, ledger: ClusterLedger, session: Session) -> None:
         self.ledger = ledger
         self.session = session
-        self.answered = 0
+        self._answered: list[TxId] = []
         self.last_answer_at = 0.0
         self._seq = 0
 
     async def _decide(self, until: asyncio.Event) -> None:
         while not until.is_set():
             self._seq += 1
-            decided = await self.ledger.decide(self.session.txid(self._seq), Decision.COMMIT, BRANCHES)
-            self.answered += decided is Decision.COMMIT
+            txid = self.session.txid(self._seq)
+            if await self.ledger.decide(txid, Decision.COMMIT, BRANCHES) is Decision.COMMIT:
+                self._answered.append(txid)
             self.last_answer_at = time.perf_counter()
+
+    @property
+    def answered(self) -> int:
+        return len(self._answered)
 
     async def rate(self, in_flight: int, seconds: float) -> int:
         until, before, began = asyncio.Event(), self.answered, time.perf_counter()
@@ -112,8 +119,11 @@ class _Work:
 
     async def lost(self) -> int:
         """Decisions that were answered and are not there."""
-        kept = sum(record.decision is Decision.COMMIT for record in await self.ledger.unfinished())
-        return max(self.answered - kept, 0)
+        lost = 0
+        for first in range(0, self.answered, ASKED_AT_ONCE):
+            records = await self.ledger.records(self._answered[first : first + ASKED_AT_ONCE])
+            lost += sum(record is not Record.COMMIT for record in records.values())
+        return lost
 
 
 async def _killed(nodes: Processes, work: _Work) -> float:

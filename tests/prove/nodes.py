@@ -20,7 +20,7 @@ from tests.prove.processes import ROOT, TIMEOUT_S
 from tests.prove.trap import Trap
 from undoubt.serve.certs import Folder
 
-COMMAND = (sys.executable, "-c", "from undoubt.cli import main; main()")
+COMMAND = (sys.executable, "-m", "undoubt")
 TRAPPED = (sys.executable, "-m", "tests.prove.node_process")
 
 CONFIGURATION = """

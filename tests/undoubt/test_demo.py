@@ -32,7 +32,7 @@ KEYS = {
 async def start(folder: Path, *arguments: str) -> asyncio.subprocess.Process:
     """The command, in a folder that is not the project's, with temporary files of its own."""
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "from undoubt.cli import main; main()", "demo", *arguments,
+        sys.executable, "-m", "undoubt", "demo", *arguments,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         cwd=folder, env={**os.environ, "TMPDIR": str(folder)}, start_new_session=True,
     )  # fmt: skip

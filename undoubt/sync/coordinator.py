@@ -57,7 +57,8 @@ class Coordinator:
         return self._portal
 
     def transaction(self, *, timeout: float | None = None, protocol: str | None = None) -> Transaction:
-        """A new transaction, for ``with``. Not decided after ``timeout`` seconds, it is aborted."""
+        """A new transaction, for ``with``. Not decided after ``timeout`` seconds, it is aborted.
+        ``protocol``: ``2pc``, ``3pc`` or ``paxos``, else the configuration's."""
         self._portal.check()
         return Transaction(self._portal, self._engine.transaction(timeout=timeout, protocol=protocol))
 
@@ -67,15 +68,17 @@ class Coordinator:
         *args: object,
         retries: int = 5,
         timeout: float | None = None,
+        protocol: str | None = None,
     ) -> T:
         """``function(tx, *args)`` in a transaction of its own; returns its result once committed.
 
-        Repeated up to ``retries`` times, after growing random pauses, where the cause was a deadlock or a
-        serialization failure. Everything else is raised at once, ``OutcomeUnknown`` above all.
+        ``timeout`` and ``protocol`` are those of :meth:`transaction`, for each attempt. Repeated up to
+        ``retries`` times, after growing random pauses, where the cause was a deadlock or a serialization
+        failure. Everything else is raised at once, ``OutcomeUnknown`` above all.
         """
         for attempt in count():
             try:
-                with self.transaction(timeout=timeout) as tx:
+                with self.transaction(timeout=timeout, protocol=protocol) as tx:
                     result = function(tx, *args)
             except Exception as error:  # whatever the application raises passes through, unless retryable
                 pause_s = pause_before_retry(error, attempt, retries)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-COMMAND = (sys.executable, "-c", "from undoubt.cli import main; main()")
+COMMAND = (sys.executable, "-m", "undoubt")
 TIMEOUT_S = 60
 
 

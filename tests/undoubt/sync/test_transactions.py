@@ -245,6 +245,8 @@ def test_run_retries_what_may_help(stage: Stage) -> None:
 
     assert stage.coordinator.run(function, 7) == 7
     assert len(set(calls)) == 3
+    with pytest.raises(UsageError, match="needs a cluster"):
+        stage.coordinator.run(function, 7, protocol="paxos")
     with pytest.raises(psycopg.errors.SerializationFailure):
         stage.coordinator.run(lambda _: raise_(psycopg.errors.SerializationFailure()), retries=1)
 

@@ -1,0 +1,5 @@
+"""``python -m undoubt``: the command, where its script is not on the path."""
+
+from undoubt.cli import main
+
+main()
