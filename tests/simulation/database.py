@@ -20,6 +20,11 @@ from typing import Any
 from participants.ids import Gid
 from participants.scripted_states import MemoryStates
 
+LOST = 0.003
+"""How probable it is that an answer never arrives."""
+LOST_COMMIT = 0.03
+"""That of a COMMIT, which is rare in itself, and leaves the most open if no other branch can tell."""
+
 
 class State(enum.StrEnum):
     OPEN = "in progress"
@@ -179,7 +184,7 @@ class Session(asyncio.Protocol):
                 if self.work is not None:
                     self.work.failed = True
             self.server.told(self.pid, verb, arguments, answer)
-            if self.server.faulty("lost answer", 0.003):
+            if self.server.faulty("lost answer", LOST_COMMIT if verb == "commit" else LOST):
                 self.transport.abort()
                 return
             self.transport.write((number, answer))
