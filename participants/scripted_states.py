@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ class MemoryStates:
 
     def __init__(self, committed: Callable[[Gid], bool], reach: Reached) -> None:
         self.rows: dict[Gid, StateRow] = {}
+        self._changed_at: dict[Gid, float] = {}
         self._committed = committed
         self._reach = reach
 
@@ -27,7 +29,7 @@ class MemoryStates:
         await self._reach("enlist", gid)
         if gid in self.rows:
             return False
-        self.rows[gid] = StateRow(BranchState.WAIT, 1, 0, charter)
+        self._change(gid, StateRow(BranchState.WAIT, 1, 0, charter))
         return True
 
     async def read(self, gid: Gid) -> StateRow | None:
@@ -39,7 +41,7 @@ class MemoryStates:
         row = self.rows.get(gid) or StateRow(BranchState.INITIAL, 0, 0, charter)
         if row.last_elected >= election:
             return None
-        self.rows[gid] = replace(row, last_elected=election)
+        self._change(gid, replace(row, last_elected=election))
         return self._seen(gid)
 
     async def attempt(self, gid: Gid, election: int, event: Event) -> bool:
@@ -48,7 +50,7 @@ class MemoryStates:
         if row is None or row.last_elected != election or row.state not in sources(event):
             return False
         after = BranchState.PRECOMMIT if event is Event.TRY_COMMIT else BranchState.WAIT
-        self.rows[gid] = replace(row, state=after, last_attempt=election)
+        self._change(gid, replace(row, state=after, last_attempt=election))
         return True
 
     async def bury(self, gid: Gid, charter: Charter) -> bool:
@@ -56,7 +58,7 @@ class MemoryStates:
         if self._committed(gid):
             return False
         row = self.rows.get(gid) or StateRow(BranchState.INITIAL, 0, 0, charter)
-        self.rows[gid] = replace(row, state=BranchState.ABORT)
+        self._change(gid, replace(row, state=BranchState.ABORT))
         return True
 
     async def unfinished(self) -> Sequence[tuple[Gid, StateRow]]:
@@ -66,12 +68,23 @@ class MemoryStates:
             if row.state is not BranchState.ABORT and not self._committed(gid)
         ]
 
-    async def stale(self, older_than_s: float) -> Sequence[Gid]:  # noqa: ARG002 - memory has no clock
-        return list(self.rows)
+    async def stale(self, older_than_s: float, buried_s: float) -> Sequence[Gid]:
+        now = time.time()
+        return [
+            gid
+            for gid, row in self.rows.items()
+            if now - self._changed_at.get(gid, 0.0)
+            >= (buried_s if row.state is BranchState.ABORT else older_than_s)
+        ]
 
     async def forget(self, gids: Sequence[Gid]) -> None:
         for gid in gids:
             self.rows.pop(gid, None)
+            self._changed_at.pop(gid, None)
+
+    def _change(self, gid: Gid, row: StateRow) -> None:
+        self.rows[gid] = row
+        self._changed_at[gid] = time.time()
 
     def _seen(self, gid: Gid) -> StateRow | None:
         row = self.rows.get(gid)

@@ -172,8 +172,9 @@ class States(Protocol):
         """Rows whose branch has neither committed nor been buried."""
         ...
 
-    async def stale(self, older_than_s: float) -> Sequence[Gid]:
-        """Rows that have not changed for so many seconds of the participant's own clock."""
+    async def stale(self, older_than_s: float, buried_s: float) -> Sequence[Gid]:
+        """Rows that have not changed for so many seconds of the participant's own clock; tombstones for
+        ``buried_s``."""
         ...
 
     async def forget(self, gids: Sequence[Gid]) -> None:

@@ -16,15 +16,24 @@ from recovery.terminate import Terminator
 SWEEP_INTERVAL_S = 60.0
 OLD_S = 60.0
 """A live coordinator deletes its rows within a second."""
+BURIED_S = 86_400.0
+"""Under a tombstone a slow PREPARE may still be on its way. The ledger knows of the abort; but if that is
+lost as well, nothing else does."""
 
 
 async def sweep(
-    ledger: Ledger, terminator: Terminator, participant: Participant, old_s: float = OLD_S
+    ledger: Ledger,
+    terminator: Terminator,
+    participant: Participant,
+    old_s: float = OLD_S,
+    buried_s: float = BURIED_S,
 ) -> list[Gid]:
     """Delete what may go; returns what went. Raises ``LedgerError``, and ``ParticipantError`` except for a
     database without such tables."""
     try:
-        rows = [gid for gid in await participant.states.stale(old_s) if gid.ledger == ledger.ledger_id]
+        rows = [
+            gid for gid in await participant.states.stale(old_s, buried_s) if gid.ledger == ledger.ledger_id
+        ]
     except ParticipantRefused:
         return []
     if not rows:

@@ -261,7 +261,8 @@ select b.gid, b.state::text as state, b.last_elected, b.last_attempt, b.members,
                     where c.txid = b.txid and c.participant = b.participant)
 
 -- name: state_stale
-select gid from undoubt.undoubt_branch where changed_at < clock_timestamp() - make_interval(secs => $1)
+select gid from undoubt.undoubt_branch
+ where changed_at < clock_timestamp() - make_interval(secs => case state when 'a' then $2::float8 else $1::float8 end)
 
 -- name: state_forget
 delete from undoubt.undoubt_branch where gid = any ($1::text[])

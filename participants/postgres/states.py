@@ -68,8 +68,8 @@ class PostgresStates:
         named = [(Gid.parse(row["gid"]), row) for row in rows]
         return [(gid, _read(row)) for gid, row in named if isinstance(gid, Gid)]
 
-    async def stale(self, older_than_s: float) -> Sequence[Gid]:
-        rows = await self._rows(query("state_stale"), older_than_s)
+    async def stale(self, older_than_s: float, buried_s: float) -> Sequence[Gid]:
+        rows = await self._rows(query("state_stale"), older_than_s, buried_s)
         return [gid for row in rows if isinstance(gid := Gid.parse(row["gid"]), Gid)]
 
     async def forget(self, gids: Sequence[Gid]) -> None:

@@ -192,7 +192,9 @@ async def test_what_is_unfinished_and_what_is_forgotten(rows: Rows) -> None:
     unfinished = dict(await states.unfinished())
     assert set(unfinished) == {gids[state] for state in "qwp"}
     assert unfinished[gids[BranchState.PRECOMMIT]] == StateRow(BranchState.PRECOMMIT, 2, 2, CHARTER)
-    assert set(await states.stale(0.0)) == set(gids.values())
+    assert set(await states.stale(0.0, 0.0)) == set(gids.values())
+    assert set(await states.stale(0.0, 3600.0)) == set(gids.values()) - {gids[BranchState.ABORT]}
+    assert await states.stale(3600.0, 3600.0) == []
     await states.forget([gids[BranchState.ABORT], gids[BranchState.COMMIT]])
     assert await states.read(gids[BranchState.ABORT]) is None
     assert await states.read(gids[BranchState.WAIT]) is not None

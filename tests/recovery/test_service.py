@@ -179,7 +179,7 @@ async def test_a_bug_in_sweeping_ends_no_worker(world: World, monkeypatch: pytes
     monkeypatch.setattr("recovery.worker.SWEEP_INTERVAL_S", 0.0)
     swept: list[float] = []
 
-    async def stale(older_than_s: float) -> list[Any]:
+    async def stale(older_than_s: float, _: float) -> list[Any]:
         swept.append(older_than_s)
         raise RuntimeError("a bug")
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from coordinator.ledger.contract import BranchRecord, Record, Verdict
+from coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
 from participants.contract import Fate, Order
 from participants.errors import ParticipantUnavailable
 from participants.ids import Gid, Protocol
@@ -177,7 +177,7 @@ async def test_many_recoveries_at_once_agree(world: World) -> None:
 async def swept(world: World) -> None:
     for participant in world.registry:
         terminator = Terminator(world.ledger, world.registry, None)
-        await sweep(world.ledger, terminator, participant, 0.0)
+        await sweep(world.ledger, terminator, participant, 0.0, 0.0)
 
 
 async def test_rows_that_nobody_deleted_are_swept(world: World) -> None:
@@ -189,13 +189,34 @@ async def test_rows_that_nobody_deleted_are_swept(world: World) -> None:
     world.payments.down = ParticipantUnavailable("payments", "is down")
     for _ in range(3):
         await world.recover()
-        await sweep(world.ledger, Terminator(world.ledger, world.registry, None), world.orders, 0.0)
+        await sweep(world.ledger, Terminator(world.ledger, world.registry, None), world.orders, 0.0, 0.0)
     assert len(world.orders.states.rows) == 1  # payments has not applied the decision
     world.payments.down = None
     await recovered(world, gids)
     await world.recover()
     await swept(world)
     assert [database.states.rows for database in world.databases.values()] == [{}, {}, {}]
+
+
+async def test_a_tombstone_outlives_a_slow_prepare_and_its_ledger(world: World) -> None:
+    """The fear: an abort is recorded while a PREPARE is still on its way, the tombstone is swept, the ledger
+    is lost, and then the branch appears: prepared, and nobody can tell that it was aborted."""
+    gids = world.gids(THREE)
+    charter = Charter(tuple(Member(gid.branch, gid.participant) for gid in gids), Termination.QUORUM)
+    for gid in gids:
+        assert await world.databases[gid.participant].states.bury(gid, charter)
+    records = [BranchRecord(gid.branch, gid.participant) for gid in gids]
+    await world.ledger.decide(gids[0].txid, Decision.ABORT, records, protocol=THREE)
+    await world.ledger.finish([gids[0].txid])
+    await world.end_session()
+    terminator = Terminator(world.ledger, world.registry, None)
+    assert await sweep(world.ledger, terminator, world.orders, 0.0) == []
+    await world.prepare(gids[0])
+    assert fates(world, gids[:1]) == [Fate.IN_PROGRESS]
+    for _ in range(5):
+        await WithoutLedger(world.registry, world.ledger.ledger_id).run()
+    assert fates(world, gids[:1]) == [Fate.ABORTED]
+    assert await sweep(world.ledger, terminator, world.orders, 0.0, 0.0) == gids[:1]
 
 
 async def test_the_ledger_learns_how_a_transaction_ended_without_it(world: World) -> None:

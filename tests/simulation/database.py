@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import time
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from participants.ids import Gid
 from participants.scripted_states import MemoryStates
 
+SLOWEST_PREPARE_S = 10.0
 LOST = 0.003
 """How probable it is that an answer never arrives."""
 LOST_COMMIT = 0.03
@@ -77,8 +76,6 @@ class Disk:
         self.committed: set[str] = set()
         self.states = MemoryStates(lambda gid: str(gid) in self.committed, _at_once)
         """Three-phase commit's rows; each change is a transaction of its own."""
-        self.touched: dict[Gid, float] = {}
-        """When a row was changed last, by the wall clock."""
         self.recovering = False
         self.promotions: list[float] = []
 
@@ -277,7 +274,7 @@ class Session(asyncio.Protocol):
             self._end(work, State.ABORTED)
             raise SqlError("23503", "a deferred constraint is violated")
         if server.faulty("slow prepare", 0.04):
-            await asyncio.sleep(server.random.uniform(0.5, 9.0))
+            await asyncio.sleep(server.random.uniform(0.5, SLOWEST_PREPARE_S - 1))
         if work.xid is None:
             self.disk.next_xid += 1
             work.xid = self.disk.next_xid
@@ -385,11 +382,6 @@ class Session(asyncio.Protocol):
     async def do_states(self, verb: str, *arguments: Any) -> Any:
         """A call of :class:`participants.states.States`."""
         self._primary()
-        touched, now = self.disk.touched, time.time()
-        if verb == "stale":
-            return [gid for gid in self.disk.states.rows if now - touched[gid] >= arguments[0]]
-        if verb in {"enlist", "elect", "attempt", "bury"}:
-            touched[arguments[0]] = now
         result = await getattr(self.disk.states, verb)(*arguments)
         self.server.judge.row_changed(verb, arguments, result)
         return result

@@ -250,8 +250,8 @@ class SimulatedStates:
         rows: Sequence[tuple[Gid, StateRow]] = await self._ask("unfinished")
         return rows
 
-    async def stale(self, older_than_s: float) -> Sequence[Gid]:
-        gids: Sequence[Gid] = await self._ask("stale", older_than_s)
+    async def stale(self, older_than_s: float, buried_s: float) -> Sequence[Gid]:
+        gids: Sequence[Gid] = await self._ask("stale", older_than_s, buried_s)
         return gids
 
     async def forget(self, gids: Sequence[Gid]) -> None:

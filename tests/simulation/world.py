@@ -33,7 +33,7 @@ from tests.simulation.applications import (
     RecoveryProcess,
     WithoutLedgerProcess,
 )
-from tests.simulation.database import Disk, Server, State
+from tests.simulation.database import SLOWEST_PREPARE_S, Disk, Server, State
 from tests.simulation.drive import Drive
 from tests.simulation.faults import Nemesis
 from tests.simulation.files import FileMachine
@@ -112,7 +112,7 @@ class World:
         """None: the ledger is a file, which one of the applications owns."""
         owned.LOG_BYTES_MIN = self.random.choice([2_000, 4 * 1024 * 1024])
         worker.SWEEP_INTERVAL_S = sweep_interval_s = self.random.choice([3.0, 60.0])
-        sweep.__defaults__ = (sweep_interval_s,)
+        sweep.__defaults__ = (sweep_interval_s, max(sweep_interval_s, SLOWEST_PREPARE_S))
         snapshots.CHUNK_BYTES = self.random.choice([300, 64 * 1024])
         self.settings = LedgerSettings(
             url=self.cluster.url if self.cluster is not None else "sqlite:////simulated/ledger.db",
