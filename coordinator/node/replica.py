@@ -201,7 +201,8 @@ class Replica:
             raise NotLeading(self.raft.leader)
 
     def snapshot(self) -> asyncio.Future[int]:
-        """Store an image of what is applied now; the index up to which it goes. Raises ``NodeStopped``."""
+        """Store an image of what is applied now, or wait for the one that is being stored; the index up to
+        which it goes. Raises ``NodeStopped``."""
         stored: asyncio.Future[int] = self._loop.create_future()
         if self._stopped:
             stored.set_exception(NodeStopped(self._stopped))
@@ -320,6 +321,7 @@ class Replica:
         def after() -> None:
             if snapshot is not None:
                 self._snapshots.install(snapshot)
+                self._imaged(snapshot.meta.index)
             for message in self.raft.on_persisted(token):
                 self._send(message)
             self.wake()
@@ -365,10 +367,13 @@ class Replica:
 
     def _shorten(self, image: Snapshot) -> None:
         keep_from = self._snapshots.stored(image)
-        imaging, self._imaging = self._imaging, []
-        _tell(imaging, image.meta.index)
+        self._imaged(image.meta.index)
         self._disk.give(Write(keep_from=keep_from), self.wake)
         self.wake()
+
+    def _imaged(self, index: int) -> None:
+        imaging, self._imaging = self._imaging, []
+        _tell(imaging, index)
 
     def _follow_role(self) -> None:
         """Answer those who wait for what this node may never learn, once it does not lead any more."""

@@ -23,6 +23,8 @@ class Snapshots:
         self._replicated = replicated
         self._newest = stored
         self._making: Snapshot | None = None
+        self._arriving: Snapshot | None = None
+        """A leader's that is being stored: its index is the applied one, and the machine still the former."""
         self._log_bytes_min = log_bytes
         self._log_bytes = 0
         self._arrived: list[bytes] = []
@@ -39,8 +41,8 @@ class Snapshots:
         return self._newest.meta.index
 
     def make(self) -> Snapshot | None:
-        """As :meth:`due`, without looking at the time; None while one is being stored."""
-        if self._making is not None:
+        """As :meth:`due`, without looking at the time; None while one is being stored, a leader's too."""
+        if self._making is not None or self._arriving is not None:
             return None
         self._log_bytes = 0
         meta = self._raft.snapshot_meta(self._raft.applied_index)
@@ -73,10 +75,13 @@ class Snapshots:
     def received(self, meta: SnapshotMeta) -> Snapshot:
         """All pieces are there."""
         image, self._arrived = b"".join(self._arrived), []
-        return Snapshot(meta, image)
+        self._arriving = Snapshot(meta, image)
+        return self._arriving
 
     def install(self, snapshot: Snapshot) -> None:
         """A leader's image is durable here, in place of everything that was: the machine becomes it."""
         self._replicated.restore(snapshot.image)
         self._newest = snapshot
         self._log_bytes = 0
+        if self._arriving is snapshot:
+            self._arriving = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,7 @@ from coordinator.node.bootstrap import beginning
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.node import Node
 from coordinator.node.sqlite.storage import create
-from coordinator.node.storage import Identity
+from coordinator.node.storage import Identity, Write
 from coordinator.wire import Address, HandshakeRefused, WireSettings, connect
 from participants.contract import Settled
 from participants.ids import Gid, Protocol
@@ -221,6 +221,37 @@ async def test_a_node_that_was_away_for_long_gets_a_snapshot(tmp_path: Path) -> 
         assert len(cluster.images()) == 1
         assert cluster.nodes[away].replica.raft.state.log.snapshot.index > 1
         # It goes on from there, also after a restart.
+        await cluster.stop(away)
+        await cluster.start(away)
+        await cluster.settled()
+        assert len(cluster.images()) == 1
+
+
+async def test_no_image_is_made_while_a_leaders_is_being_stored(tmp_path: Path) -> None:
+    """Its index is the one that stands from now on, but the machine is still the former: an image of it under
+    that index would take the place of the leader's on the disk, and the node would come back without what was
+    decided in between, and say that it was aborted."""
+    async with running(tmp_path, node_settings=SNAPSHOTS) as cluster, client(cluster) as ledger:
+        session = await ledger.open_session("test", 60.0)
+        leader = await cluster.leader()
+        away = next(number for number in cluster.nodes if number != leader.identity.node)
+        await cluster.stop(away)
+        for seq in range(1, 200):
+            await ledger.decide(session.txid(seq), COMMIT, BRANCHES)
+        assert leader.replica.raft.state.log.before_index > 1
+        await cluster.start(away)
+        storage, replica = cluster.storages[away], cluster.nodes[away].replica
+        write, asked = storage.write, list[asyncio.Future[int]]()
+
+        def writing(writes: Sequence[Write]) -> asyncio.Future[bool]:
+            if any(each.replaces_log for each in writes):
+                asked.append(replica.snapshot())
+            return write(writes)
+
+        storage.write = writing  # type: ignore[method-assign]
+        await cluster.settled()
+        assert len(asked) == 1
+        assert await asked[0] == replica.raft.state.log.snapshot.index
         await cluster.stop(away)
         await cluster.start(away)
         await cluster.settled()
