@@ -1,7 +1,8 @@
 """To each acceptor one connection, opened when it is first asked something.
 
 Nothing is asked again here: what got no answer is reported as an error, and whoever asked knows better what
-to ask next. What is asked within one turn of the loop leaves in one frame.
+to ask next. A node that falls silent is left, and connected to anew by the next question. What is asked
+within one turn of the loop leaves in one frame.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from coordinator.errors import LedgerUnavailable
 from coordinator.ledger import calls
 from coordinator.ledger.cluster import messages
 from coordinator.ledger.cluster.messages import REQUESTS_PER_FRAME_MAX, AcceptorCall, Elsewhere, Standing
+from coordinator.ledger.cluster.silence import SILENCE_S, Silence
 from coordinator.ledger.commands import PAXOS_VERSION
 from coordinator.paxos import Reply, Request
 from coordinator.wire import Address, Connection, HandshakeRefused, Identity, WireSettings, connect
@@ -82,6 +84,8 @@ class _Link:
         self._unsent: list[messages.Request] = []
         self._number = 0
         self._flushing = False
+        self._silence = Silence()
+        self._listening: asyncio.TimerHandle | None = None
         self._connecting = self._loop.create_task(self._connect(links), name=f"undoubt-acceptor-{node}")
 
     def accept(self, connection: Connection) -> _Link:
@@ -105,6 +109,22 @@ class _Link:
         if self._connection is not None:
             for first in range(0, len(unsent), REQUESTS_PER_FRAME_MAX):
                 self._connection.send(messages.encode(unsent[first : first + REQUESTS_PER_FRAME_MAX]))
+            self._silence.asked(self._loop.time())
+            if self._listening is None:
+                self._listening = self._loop.call_later(SILENCE_S, self._listen)
+
+    def _listen(self) -> None:
+        """Does it still say something? For as long as it is to."""
+        self._listening = None
+        connection = self._connection
+        if connection is None or not self._waiting:
+            return
+        left_s = SILENCE_S - self._silence.seconds(self._loop.time())
+        if left_s > 0:
+            self._listening = self._loop.call_later(left_s, self._listen)
+        else:
+            self.lost("it does not answer")
+            connection.abort("it does not answer")
 
     async def _connect(self, links: Links) -> None:
         try:
@@ -117,6 +137,7 @@ class _Link:
             self._flush_soon()
 
     def received(self, payload: bytes) -> None:
+        self._silence.heard(self._loop.time())
         for answer in messages.decode_answers(payload):
             if isinstance(answer, Standing):
                 continue
@@ -134,6 +155,8 @@ class _Link:
     def lost(self, why: str) -> None:
         self.gone = True
         self._connection = None
+        if self._listening is not None:
+            self._listening.cancel()
         waiting, self._waiting = self._waiting, {}
         for answer in waiting.values():
             answer(LedgerUnavailable(f"node {self._node}: {why}"))

@@ -27,13 +27,12 @@ from coordinator.ledger.cluster.messages import (
     encode,
     since,
 )
+from coordinator.ledger.cluster.silence import SILENCE_S, Silence
 from coordinator.wire import VERSIONS, Address, Connection, HandshakeRefused, Identity, WireSettings, connect
 
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.1
-SILENCE_S = 1.0
-"""A leader that says nothing for so long while it is asked something is looked for elsewhere."""
 PAUSE_S = (0.02, 0.2)
 """Between two looks at all nodes: the shortest, the longest."""
 
@@ -182,7 +181,7 @@ class Route:
             return
         self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
         link = self._link
-        if link is not None and now - max(link.heard_at, link.asked_at) > SILENCE_S:
+        if link is not None and link.silence.seconds(now) > SILENCE_S:
             self._last_trouble = f"{link.name} does not answer"
             self._leave("it does not answer")
             self._hint = None
@@ -265,7 +264,7 @@ class Route:
         self._unsent.clear()
         for number, pending in self._pending.items():
             self._queue(Request(number, pending.call))
-        link.asked_at = self._loop.time()
+        link.silence.asked(self._loop.time())
 
 
 class Link:
@@ -276,7 +275,7 @@ class Link:
         self.name = f"node at {address}"
         self.standing: Standing | None = None
         self.stands: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.heard_at = self.asked_at = 0.0
+        self.silence = Silence()
         self._loop = asyncio.get_running_loop()
         self._route = route
         self._connection: Connection | None = None
@@ -286,7 +285,7 @@ class Link:
         return self
 
     def received(self, payload: bytes) -> None:
-        self.heard_at = self._loop.time()
+        self.silence.heard(self._loop.time())
         answers = decode_answers(payload)
         for answer in answers:
             if isinstance(answer, Standing) and not self.stands.done():
@@ -307,7 +306,7 @@ class Link:
 
     def send(self, payload: bytes) -> None:
         if self._connection is not None:
-            self.asked_at = self._loop.time()
+            self.silence.asked(self._loop.time())
             self._connection.send(payload)
 
     def close(self, why: str) -> None:
