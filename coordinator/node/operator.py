@@ -50,6 +50,8 @@ class Operator:
         self._acceptors = acceptors
         self._replica = replica
         self._raft = replica.raft
+        self._changing = asyncio.Lock()
+        """Held by who changes the members: what was found out about them holds until it is done."""
 
     async def perform(self, call: OperatorCall, backup: Backup) -> object:
         """The answer, in the shape of ``NODE_REPLY_TYPES``. ``backup`` is the connection's. Raises
@@ -58,7 +60,8 @@ class Operator:
             case StatusCall():
                 return self.status()
             case ChangeMembersCall():
-                return await self._change(call)
+                async with self._changing:
+                    return await self._change(call)
             case TransferCall():
                 return await self._transfer(call.to, call.leaves)
             case SnapshotCall():

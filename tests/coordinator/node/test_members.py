@@ -18,6 +18,7 @@ from coordinator.ledger.contract import BranchRecord, Decision, Record, SessionS
 from coordinator.node.bootstrap import joining, restored
 from coordinator.node.sqlite.storage import create
 from coordinator.node.storage import Identity
+from coordinator.raft import ConfigChange
 from coordinator.wire import VERSIONS
 from participants.ids import TxId
 from tests.coordinator.node.cluster import CLUSTER, Cluster, client, free_ports, running
@@ -177,6 +178,37 @@ async def test_what_would_stop_the_cluster_is_refused(cluster: Cluster) -> None:
         await change(cluster, *(MemberChange("remove", number) for number in (1, 2, 3)))
     assert set(leader.replica.raft.configuration.incoming) == {1, 2, 3}
     await change(cluster, MemberChange("remove", others[0]))
+
+
+async def test_two_operators_cannot_do_together_what_neither_may(cluster: Cluster) -> None:
+    """Of four voters one is dead. Either of two others may be removed, and not both: the one that would be left
+    with the dead one could commit nothing any more, not even the way back."""
+    await added(cluster, 4)
+    await change(cluster, MemberChange("promote", 4))
+    leader = await cluster.leader()
+    dead, first, second = sorted({1, 2, 3, 4} - {leader.identity.node})
+    await cluster.stop(dead)
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+    make = leader.replica.reconfigure
+
+    async def reconfigure(wanted: ConfigChange) -> None:
+        arrived.set()
+        await go_on.wait()
+        await make(wanted)
+
+    leader.replica.reconfigure = reconfigure  # type: ignore[method-assign]
+    one = asyncio.create_task(change(cluster, MemberChange("remove", first)))
+    await arrived.wait()
+    other = asyncio.create_task(change(cluster, MemberChange("remove", second), wait_s=0.0))
+    async with client(cluster) as ledger:
+        for _ in range(20):  # it comes as far as it can
+            await ledger.info()
+        go_on.set()
+        assert (await one).voters == tuple(sorted({1, 2, 3, 4} - {first}))
+        with pytest.raises(ClusterNotReady, match=f"silent: {dead}"):
+            await other
+        session = await ledger.open_session("test", 60.0)
+        assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
 
 
 async def test_a_removed_node_is_told_and_disturbs_nobody(
