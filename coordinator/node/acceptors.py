@@ -8,10 +8,11 @@ itself, its leader and its elections have no part in it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from heapq import nsmallest
 
 from coordinator.errors import LedgerError, LedgerUnavailable
-from coordinator.ledger.contract import Record, SessionState
+from coordinator.ledger.contract import Record
 from coordinator.ledger.machine import Machine
 from coordinator.node.disk import Disk
 from coordinator.node.errors import NodeStopped
@@ -98,12 +99,16 @@ class Acceptors:
             if answer is not None:
                 answer(each.message)
 
-    def held(self) -> list[TxId]:
-        """Of ended sessions, what is kept here and not recorded; some of it if there is much."""
-        sessions = self._machine.state.sessions
-        ended = {n: NUMBER_MAX for n, book in sessions.items() if book.state is not SessionState.OPEN}
-        kept = self.acceptor.below(ended)
-        return [txid for txid in kept if self._machine.record(txid) is Record.NOT_RECORDED][:HELD_MAX]
+    def held(self, sessions: Iterable[int], after: TxId | None = None) -> list[TxId]:
+        """Of these sessions, what is kept here and not recorded, in ascending order: the first of it behind
+        ``after``, nothing if there is no more."""
+        kept = self.acceptor.below(dict.fromkeys(sessions, NUMBER_MAX))
+        unrecorded = (
+            txid
+            for txid in kept
+            if (after is None or after < txid) and self._machine.record(txid) is Record.NOT_RECORDED
+        )
+        return nsmallest(HELD_MAX, unrecorded)
 
     def forget(self) -> None:
         """Let go what the ledger holds. A session's floor passes a transaction only once its outcome is

@@ -66,8 +66,8 @@ class Operator:
                 return await self._transfer(call.to, call.leaves)
             case SnapshotCall():
                 return await self._snapshot()
-            case HeldCall():
-                return self._replica.acceptors.held()
+            case HeldCall(sessions=sessions, after=after):
+                return self._replica.acceptors.held(sessions, after)
             case BackupCall():
                 return await backup.piece(self._replica, call.offset)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from coordinator.errors import LedgerError, OutcomeUnknown
 from coordinator.ledger.cluster import operate
 from coordinator.ledger.cluster.messages import HeldCall
-from coordinator.ledger.contract import SessionState
+from coordinator.ledger.contract import Record, SessionState
 from coordinator.ledger.state import SessionBook
 from coordinator.node.ledger import NodeLedger
 from coordinator.node.replica import Replica
@@ -63,23 +63,34 @@ class Settling:
         return [book for book in books if book.acceptors and book.state is not SessionState.OPEN]
 
     async def left(self, ended: Iterable[SessionBook]) -> list[TxId]:
-        """Transactions of these sessions that some acceptor which answers keeps and the ledger does not."""
+        """All transactions of these sessions that some acceptor which answers keeps and the ledger does not
+        hold."""
         books = {book.id: book for book in ended}
         asked = {node for book in books.values() for node in book.acceptors}
-        held = await asyncio.gather(*map(self._held, sorted(asked)))
-        return sorted({txid for each in held for txid in each if txid.session in books})
+        held = await asyncio.gather(*(self._held(node, tuple(books)) for node in sorted(asked)))
+        # Whoever was asked may not have applied as much as is applied here.
+        machine = self._replica.replicated.machine
+        told = {txid for each in held for txid in each}
+        return sorted(txid for txid in told if machine.record(txid) is Record.NOT_RECORDED)
 
-    async def _held(self, node: int) -> Sequence[TxId]:
+    async def _held(self, node: int, sessions: tuple[int, ...]) -> Sequence[TxId]:
+        """All of it, as far as that node answers."""
+        told: list[TxId] = []
+        try:
+            while more := await self._told(node, HeldCall(sessions, told[-1] if told else None)):
+                told += more
+        except LedgerError as error:
+            log.info("what node %d holds is not known: %s", node, error)
+        return told
+
+    async def _told(self, node: int, call: HeldCall) -> Sequence[TxId]:
         replica = self._replica
         if node == replica.raft.node:
-            return replica.acceptors.held()
+            return replica.acceptors.held(call.sessions, call.after)
         address = replica.replicated.addresses.get(node)
         if address is None:
             return ()
-        try:
-            told: list[TxId] = await operate.ask(address, HeldCall(), ASK_S, self._wire)
-        except LedgerError:
-            return ()
+        told: list[TxId] = await operate.ask(address, call, ASK_S, self._wire)
         return told
 
     async def settle(self, txid: TxId) -> None:

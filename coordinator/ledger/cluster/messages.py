@@ -119,8 +119,12 @@ class BackupPiece(msgspec.Struct, frozen=True, array_like=True):
 
 
 class HeldCall(msgspec.Struct, frozen=True, array_like=True, tag="held"):
-    """To this very node as an acceptor: what of ended sessions it keeps, and the ledger does not hold, as far
-    as it is applied here. Answered with transaction ids, some of them if there are many."""
+    """To this very node as an acceptor: what it keeps of ``sessions``, which have ended, and the ledger does
+    not hold, as far as it is applied here. Answered with transaction ids in ascending order, the first of
+    them if there are many: ask again for those ``after`` the last, until there is none."""
+
+    sessions: tuple[int, ...]
+    after: TxId | None = None
 
 
 OperatorCall = StatusCall | ChangeMembersCall | TransferCall | SnapshotCall | BackupCall | HeldCall

@@ -181,8 +181,8 @@ async def test_what_would_stop_the_cluster_is_refused(cluster: Cluster) -> None:
 
 
 async def test_two_operators_cannot_do_together_what_neither_may(cluster: Cluster) -> None:
-    """Of four voters one is dead. Either of two others may be removed, and not both: the one that would be left
-    with the dead one could commit nothing any more, not even the way back."""
+    """Of four voters one is dead. Either of two others may be removed, and not both: the one that would be
+    left with the dead one could commit nothing any more, not even the way back."""
     await added(cluster, 4)
     await change(cluster, MemberChange("promote", 4))
     leader = await cluster.leader()

@@ -182,3 +182,27 @@ async def test_what_cannot_be_settled_holds_nodes_back(tmp_path: Path) -> None:
         await removing
         async with client(cluster) as again:
             assert (await again.records([txid]))[txid] is Record.COMMIT
+
+
+async def test_all_that_is_left_is_settled_however_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes tell of so much at once, and have more: what is not asked for again is lost with them. First they
+    have what is left of another session, which holds nobody back."""
+    monkeypatch.setattr("coordinator.node.acceptors.HELD_MAX", 2)
+    monkeypatch.setattr("coordinator.node.settling.INTERVAL_S", 3600.0)
+    async with running(tmp_path) as cluster, client(cluster) as ledger:
+        sessions = [await ledger.acceptors.open_session("shop", 300.0)]
+        await grown(cluster)
+        sessions.append(await ledger.acceptors.open_session("shop", 300.0))
+        assert [len(session.acceptors) for session in sessions] == [3, 5]
+        left = [[session.txid(seq) for seq in range(1, 6)] for session in sessions]
+        for txid in (txid for txids in left for txid in txids):
+            assert await ledger.acceptors.vote(txid, BRANCHES) is COMMIT
+        for session in sessions:
+            await ledger.close_session(session)
+        await transfer(cluster.settings, 1)
+        await change_members(cluster.settings, remove(3, 4, 5), wait_s=30.0)
+        others, needed = left
+        assert set((await ledger.records(others)).values()) == {Record.NOT_RECORDED}
+        assert set((await ledger.records(needed)).values()) == {Record.COMMIT}
