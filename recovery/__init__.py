@@ -9,6 +9,7 @@ Rooms, in the order of one pass over one participant:
    only: asked before listed, a transaction decided in between would be taken for undecided.
 2. :mod:`recovery.plan`: the table from what is known to what is done, pure.
 3. :mod:`recovery.resolve`: commits and rolls back what is prepared.
+   Undecided ones of the other protocols are ended by :mod:`recovery.terminate`, with :mod:`recovery.holders`.
 4. :mod:`recovery.unfinished`: judges the branches of recorded decisions that are no longer prepared, and lets
    the ledger finish what is applied everywhere; :mod:`recovery.heuristics` records what went another way.
 

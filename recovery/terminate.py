@@ -15,11 +15,12 @@ from coordinator.errors import LedgerUnavailable, OutcomeUnknown
 from coordinator.ledger.contract import BranchRecord, Decision, Ledger, SessionState
 from coordinator.protocols.steps import Observer
 from coordinator.protocols.termination import Round, Terminated
-from coordinator.protocols.termination_rules import Move
+from coordinator.protocols.termination_rules import CONTRADICTION, Move
 from participants.contract import Participant
 from participants.ids import Gid, Protocol, TxId
 from participants.registry import Registry
 from participants.states import Charter
+from recovery.holders import finding
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class Terminator:
             row = await participant.states.read(gid)
             if row is None:
                 return Ended(None, NO_ROW, hopeless=True)
-            ended = await Round(gid, row.charter, self._participants.find, self._observe).run()
+            find = await finding(gid, row.charter, self._participants, {gid.participant: participant})
+            ended = await Round(gid, row.charter, find, self._observe).run()
             decision = DECISIONS.get(ended.move)
             if decision is not None:
                 await self._record(gid, row.charter, decision)
@@ -111,7 +113,7 @@ def told(ended: Terminated) -> str:
         case Move.COMMIT | Move.ABORT:
             return f"its termination came to {ended.move}"
         case Move.CONFLICT:
-            return "somebody finished a branch of it by hand: a person must look"
+            return f"{CONTRADICTION}: a person must look"
         case _ if ended.silent:
             return "blocked: " + "; ".join(ended.silent[number] for number in sorted(ended.silent))
         case _:

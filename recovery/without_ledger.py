@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from coordinator.ledger.contract import Decision
 from coordinator.protocols.steps import Observer
 from coordinator.protocols.termination import Round
+from coordinator.protocols.termination_rules import Move
 from participants.contract import HEURISTICS, Order, Participant, PreparedBranch, Settled
 from participants.errors import ParticipantError, UsageError
 from participants.ids import Gid, Protocol, TxId
 from participants.registry import Registry
 from participants.states import StateRow
+from recovery.holders import finding
 from recovery.plan import BranchDone, for_settled, order_of
 from recovery.report import Line, Report
 from recovery.terminate import DECISIONS, NO_ROW, told
@@ -104,11 +106,19 @@ class WithoutLedger:
         if dry_run:
             return lines + [_line(name, branch, "terminate", "would_do") for name, branch in prepared]
         gid, row = min(rows.items())
-        ended = await Round(gid, row.charter, self._participants.find, self._observe).run()
+        holders = {
+            own.participant: self._participants.get(name)
+            for name, branch in prepared
+            if isinstance(own := branch.gid, Gid)
+        }
+        find = await finding(gid, row.charter, self._participants, holders)
+        ended = await Round(gid, row.charter, find, self._observe).run()
         decision = DECISIONS.get(ended.move)
         if decision is None:
-            why = told(ended)
-            return lines + [_line(name, branch, "terminate", "look_again", why) for name, branch in prepared]
+            result = "nothing" if ended.move is Move.CONFLICT else "look_again"
+            return lines + [
+                _line(name, branch, "terminate", result, told(ended)) for name, branch in prepared
+            ]
         return lines + [await self._settle(name, branch, decision) for name, branch in prepared]
 
     async def _settle(self, name: str, branch: PreparedBranch, decision: Decision) -> Line:

@@ -36,7 +36,16 @@ class Move(enum.StrEnum):
     BLOCKED = "blocked"
     """Too few rows can be read: nobody may decide yet."""
     CONFLICT = "conflict"
-    """Committed here, buried there: somebody finished a branch by hand, and a person must look."""
+    """The rows contradict each other, and a person must look. Committed here, buried there: somebody finished
+    a branch by hand. Prepared to commit here, never enlisted there: that row was lost, its database set back by
+    a restore, or its participant's name leads to another database by now."""
+
+
+CONTRADICTION = (
+    "its rows contradict each other: somebody has finished a branch of it by hand, or one of its databases"
+    " was set back by a restore or replaced by another"
+)
+"""CONFLICT, for people."""
 
 
 def decide(rule: Termination, members: Collection[int], seen: Mapping[int, StateRow]) -> Move:
@@ -44,9 +53,11 @@ def decide(rule: Termination, members: Collection[int], seen: Mapping[int, State
     states = {row.state for row in seen.values()}
     if BranchState.COMMIT in states:
         return Move.CONFLICT if BranchState.ABORT in states else Move.COMMIT
-    if states & {BranchState.ABORT, BranchState.INITIAL}:
-        # INITIAL: it was never enlisted and never will be, so nobody was ever told to try to commit.
+    if BranchState.ABORT in states:
         return Move.ABORT
+    if BranchState.INITIAL in states:
+        # It was never enlisted and never will be, so nobody can have been told to try to commit.
+        return Move.CONFLICT if BranchState.PRECOMMIT in states else Move.ABORT
     if rule is Termination.SKEEN and seen:
         return Move.TRY_COMMIT if BranchState.PRECOMMIT in states else Move.ABORT
     if rule is Termination.SKEEN or not is_quorum(members, seen):

@@ -36,7 +36,7 @@ from coordinator.protocols.ending import (
 )
 from coordinator.protocols.steps import ThreePhaseStep
 from coordinator.protocols.termination import Round, ask, bury
-from coordinator.protocols.termination_rules import Move
+from coordinator.protocols.termination_rules import CONTRADICTION, Move
 from coordinator.protocols.voting import Tally, classify, collect_votes, prepare
 from coordinator.steadfast import all_within
 from participants.contract import Branch, PrepareResult, Vote
@@ -149,7 +149,7 @@ async def _terminate(course: Course, rows: _Rows, tally: Tally) -> None:
                 why = BranchFailed(anyone.participant, "the transaction's termination came to abort")
                 await _roll_back_buried(course, tally, why, [rows.gids[number] for number in ended.unburied])
             case Move.CONFLICT:
-                raise OutcomeUnknown(course.txid, "somebody has finished a branch of it by hand")
+                raise OutcomeUnknown(course.txid, CONTRADICTION)
             case _:
                 log.info("termination of %s is blocked: %s", course.txid, ended.silent or "by another")
         await asyncio.sleep(random.uniform(0, pause_s))  # noqa: S311 - two that compete must not do so for ever

@@ -10,6 +10,7 @@ from coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
 from participants.contract import Fate, Order
 from participants.errors import ParticipantUnavailable
 from participants.ids import Gid, Protocol
+from participants.registry import Registry
 from participants.states import BranchState, Charter, Event, Member, Termination
 from recovery.sweep import sweep
 from recovery.terminate import Terminator
@@ -147,6 +148,59 @@ async def test_a_branch_without_its_row_is_left_to_a_person(world: World) -> Non
     assert gids[0] in world.orders.prepared
 
 
+@pytest.mark.parametrize("ledger", [True, False])
+async def test_a_row_that_was_lost_is_not_taken_for_one_never_made(world: World, ledger: bool) -> None:
+    """Broken if a database that was set back by a restore makes the others roll back what has committed in
+    one that does not answer now."""
+    gids = await left(world, 3)
+    await world.end_session()
+    world.orders.finish_by_hand(gids[0], Order.COMMIT)
+    world.orders.down = ParticipantUnavailable("orders", "is down")
+    stock = world.databases["stock"]
+    stock.prepared.clear()
+    stock.states.rows.clear()
+    report = await (world.recover() if ledger else WithoutLedger(world.registry).run())
+    assert told(report, gids[1]) == ("terminate", "nothing")
+    assert gids[1] in world.payments.prepared
+    world.orders.down = None
+    await (world.recover() if ledger else alone(world))
+    assert world.payments.fate(gids[1]) is Fate.COMMITTED
+
+
+def rename(world: World, **names: str) -> None:
+    """As after a change of the configuration: participants by their former names, and what they are called
+    now."""
+    world.registry = Registry()
+    for name, database in world.databases.items():
+        database.name = names.get(name, name)
+        world.registry.add(database)
+
+
+@pytest.mark.parametrize("ledger", [True, False])
+async def test_participants_that_were_renamed_are_found_by_what_they_hold(world: World, ledger: bool) -> None:
+    """Broken if the names in a gid are looked up in today's configuration although the branch is at hand."""
+    gids = await left(world, 1)
+    await world.end_session()
+    rename(world, orders="shop")
+    world.databases["stock"].down = ParticipantUnavailable("stock", "is down")
+    for _ in range(3):
+        await (world.recover() if ledger else alone(world, 1))
+    assert fates(world, gids)[:2] == [Fate.COMMITTED] * 2
+
+
+@pytest.mark.parametrize("ledger", [True, False])
+async def test_a_name_that_leads_to_another_database_now_splits_nothing(world: World, ledger: bool) -> None:
+    """Broken if a row that is missing in the database that has the name now is taken for one that was never
+    made."""
+    gids = await left(world, 3)
+    await world.end_session()
+    world.orders.finish_by_hand(gids[0], Order.COMMIT)
+    rename(world, orders="payments", payments="orders")
+    for _ in range(3):
+        await (world.recover() if ledger else alone(world, 1))
+    assert Fate.ABORTED not in fates(world, gids)
+
+
 async def test_committed_by_hand_against_tombstones_is_a_conflict(world: World) -> None:
     """Broken if a branch that a person committed drags others along, or is overlooked."""
     gids = await left(world, 0)
@@ -236,9 +290,9 @@ async def test_the_ledger_learns_how_a_transaction_ended_without_it(world: World
 # Without the ledger.
 
 
-async def alone(world: World, passes: int = 20, **more: str) -> None:
+async def alone(world: World, passes: int = 20, ledger_id: str | None = None) -> None:
     for _ in range(passes):
-        report = await WithoutLedger(world.registry, **more).run()
+        report = await WithoutLedger(world.registry, ledger_id).run()
         if not any(line.result == "look_again" for line in report.lines):
             break
 

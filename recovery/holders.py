@@ -1,0 +1,38 @@
+"""Which of today's participants have the rows of a three-phase commit: they may have been renamed since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from coordinator.protocols.termination import ANSWER_TIMEOUT_S, Find
+from coordinator.steadfast import all_within
+from participants.contract import Participant
+from participants.ids import Gid
+from participants.registry import Registry
+from participants.states import Charter, StateRow
+
+
+async def finding(
+    gid: Gid, charter: Charter, participants: Registry, holders: Mapping[str, Participant]
+) -> Find:
+    """Participants by the names that they had when the transaction of ``gid`` was begun. ``holders``, by
+    those names, have its branches prepared: what has such a name now may be another database. A name that
+    nobody has any more is that of whoever has the row."""
+    found = dict(holders)
+    for member in charter.members:
+        if member.participant not in found and participants.find(member.participant) is None:
+            sought = Gid(gid.ledger, gid.protocol, gid.txid, member.number, member.participant)
+            if (holder := await _who_has(sought, participants)) is not None:
+                found[member.participant] = holder
+    return lambda name: found.get(name) or participants.find(name)
+
+
+async def _who_has(gid: Gid, participants: Registry) -> Participant | None:
+    """None also if whoever has its row does not answer."""
+    everyone = list(participants)
+    rows = await all_within((_row(participant, gid) for participant in everyone), ANSWER_TIMEOUT_S)
+    return next((one for one, row in zip(everyone, rows, strict=True) if isinstance(row, StateRow)), None)
+
+
+async def _row(participant: Participant, gid: Gid) -> StateRow | None:
+    return await participant.states.read(gid)
