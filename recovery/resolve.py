@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Container
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Ledger
@@ -100,8 +100,8 @@ class Resolution:
             await each(dead, self._terminate, parallel=self._tools.parallel)
         await each(self._left_behind(), self._judge, parallel=self._tools.parallel)
 
-    def _lives(self, gid: Gid, alive: Container[tuple[int, str]]) -> bool:
-        if (gid.txid.session, gid.txid.nonce) not in alive:
+    def _lives(self, gid: Gid, alive: Callable[[TxId], bool]) -> bool:
+        if not alive(gid.txid):
             return False
         self._tools.counters.seen_active += 1
         self._line(gid, str(Standing.ASK_PROTOCOL), "wait", "nothing", "its coordinator is alive")

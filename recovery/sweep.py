@@ -46,6 +46,6 @@ async def sweep(
     await participant.states.forget(finished)
     alive = await terminator.alive()
     for gid in rows:
-        if records[gid.txid] is Record.NOT_RECORDED and (gid.txid.session, gid.txid.nonce) not in alive:
+        if records[gid.txid] is Record.NOT_RECORDED and not alive(gid.txid):
             await terminator.end(participant, gid)
     return finished

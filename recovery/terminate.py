@@ -9,6 +9,8 @@ would be right, and a nuisance. What they come to is the outcome whether or not 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from coordinator.errors import LedgerUnavailable, OutcomeUnknown
@@ -49,10 +51,13 @@ class Terminator:
         self._observe = observe
         self._at_work: set[TxId] = set()
 
-    async def alive(self) -> set[tuple[int, str]]:
-        """Number and nonce of the sessions that are open. Raises ``LedgerError``."""
+    async def alive(self) -> Callable[[TxId], bool]:
+        """Whether a transaction's coordinator may still be at it: its session is open, and the transaction
+        not below the floor, where whatever it has left undone it will not do any more. As of now. Raises
+        ``LedgerError``."""
         sessions = await self._ledger.sessions()
-        return {(one.id, one.nonce) for one in sessions if one.state is SessionState.OPEN}
+        floors = {(one.id, one.nonce): one.floor for one in sessions if one.state is SessionState.OPEN}
+        return lambda txid: txid.seq >= floors.get((txid.session, txid.nonce), math.inf)
 
     async def end(self, participant: Participant, gid: Gid) -> Ended:
         """End the transaction of ``gid``, a branch that ``participant`` has. Raises ``ParticipantError`` if
