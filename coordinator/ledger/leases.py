@@ -7,6 +7,7 @@ starts with a full lifetime for every session (Gray and Cheriton, *Leases*, 1989
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 from coordinator.ledger.contract import SessionInfo, SessionState
@@ -34,3 +35,11 @@ class Leases:
         for number in open_now.keys() - self._deadlines.keys():
             self.renew(number, open_now[number].ttl_s, now)
         return sorted(number for number, deadline in self._deadlines.items() if deadline < now)
+
+
+async def overslept(seconds: float) -> float:
+    """Sleep; how much longer it took than asked for: a stopped process, a machine without breath."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    await asyncio.sleep(seconds)
+    return loop.time() - end

@@ -18,7 +18,7 @@ from coordinator.errors import LedgerError
 from coordinator.ledger.cluster.acceptors import Ask, ClusterAcceptors, among
 from coordinator.ledger.commands import Command
 from coordinator.ledger.contract import DecisionRecord, Record, Session, SessionInfo
-from coordinator.ledger.leases import Leases
+from coordinator.ledger.leases import Leases, overslept
 from coordinator.ledger.local import LocalLedger, newest
 from coordinator.node.replica import Answer, Replica
 from coordinator.node.storage import Storage
@@ -81,7 +81,7 @@ class NodeLedger(LocalLedger):
         passes = round(TIME_INTERVAL_S / UPKEEP_INTERVAL_S)
         while True:
             for _ in range(passes):
-                late_s = await _overslept(UPKEEP_INTERVAL_S)
+                late_s = await overslept(UPKEEP_INTERVAL_S)
                 if late_s > UPKEEP_INTERVAL_S:
                     self._leases.postpone(late_s)
                 self._replica.acceptors.forget()
@@ -164,11 +164,3 @@ class NodeLedger(LocalLedger):
         for record in await self._storage.history(limit, before):
             merged[record.txid] = record
         return sorted(merged.values(), key=newest)[:limit]
-
-
-async def _overslept(seconds: float) -> float:
-    """Sleep; how much longer it took than asked for: a stopped process, a machine without breath."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    await asyncio.sleep(seconds)
-    return loop.time() - end

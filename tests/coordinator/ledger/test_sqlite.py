@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -135,6 +136,35 @@ async def test_a_stopped_owner_is_not_succeeded(owner: Owner, settings: LedgerSe
     owner.process.send_signal(signal.SIGCONT)
     assert (await client.records([owner.committed]))[owner.committed] is Record.COMMIT
     await client.close()
+
+
+async def test_an_owner_that_was_stopped_itself_expires_nobody_for_that(
+    path: Path, settings: LedgerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if an owner that could hear nobody for a while, its event loop blocked or its process stopped,
+    takes everybody for dead, its own coordinator too."""
+    now_s, looked = 0.0, asyncio.Event()
+    expire_due = owned.OwnedLedger.expire_due
+
+    async def look(self: owned.OwnedLedger) -> list[int]:
+        try:
+            return await expire_due(self)
+        finally:
+            looked.set()
+
+    ledger = await SqliteLedger.open(path, settings, clock=lambda: now_s)
+    await ledger.open_session("shop", 10)
+    monkeypatch.setattr(owned.OwnedLedger, "expire_due", look)
+    time.sleep(3 * owned.UPKEEP_INTERVAL_S)  # noqa: ASYNC251 - this is the fault
+    now_s = 10 + owned.UPKEEP_INTERVAL_S
+    looked.clear()
+    await looked.wait()
+    assert [session.state for session in await ledger.sessions()] == [SessionState.OPEN]
+    now_s += 3600
+    while [session.state for session in await ledger.sessions()] != [SessionState.EXPIRED]:
+        looked.clear()
+        await looked.wait()
+    await ledger.close()
 
 
 async def test_a_full_disk_refuses_commands_loses_nothing_and_recovers(
