@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -176,7 +177,11 @@ class Coordinator:
     async def remove_participant(self, name: str) -> None:
         """Unregister and close one. Raises ``ParticipantInUse`` while any branch of it is unresolved, and
         ``ParticipantUnavailable`` if it cannot be asked."""
-        participant = self.participants.remove(name)  # first, so that no new branch begins meanwhile
+        participant = self.participants.get(name)
+        # While it is unregistered those that are at work would not find it; afterwards no branch can begin.
+        if live := [str(tx.id) for tx in self._transactions.values() if name in tx.participants]:
+            raise ParticipantInUse(name, live)
+        self.participants.remove(name)
         try:
             await self._finisher.flush()
             gids = await self._unresolved(participant)
@@ -191,34 +196,36 @@ class Coordinator:
     async def close(self) -> None:
         """Abort what has not begun to commit, wait up to ``drain_s`` for what has, end the session.
 
-        What is still going on after that is left to recovery; it loses nothing but time.
+        What is still going on after that, or if this is cancelled, is left to recovery; it loses nothing but
+        time.
         """
         if self._closed:
             return
         self._closed = True
         if os.getpid() != self._pid:
             return
+        self._keeper.shut()
         for transaction in list(self._transactions.values()):
             transaction.doom(UsageError("the coordinator was closed"))
-        await self._drain()
-        await self._finisher.close()
-        await self._keeper.close()
+        async with contextlib.AsyncExitStack() as stack:  # all of it, also if this is cancelled
+            stack.push_async_callback(self._keeper.close)
+            stack.push_async_callback(self._finisher.close)
+            await self._drain()
 
     async def _drain(self) -> None:
         end = asyncio.get_running_loop().time() + self.settings.drain_s
-        while self._background:
-            remaining = end - asyncio.get_running_loop().time()
-            if remaining <= 0:
+        try:
+            while self._background and (remaining_s := end - asyncio.get_running_loop().time()) > 0:
+                await asyncio.wait(set(self._background), timeout=remaining_s)
+        finally:
+            if self._background:
                 log.warning("%d transactions are left for recovery to finish", len(self._background))
                 for task in self._background:
                     task.abandon()
                 await asyncio.wait(set(self._background))
-                return
-            await asyncio.wait(set(self._background), timeout=remaining)
 
     async def _unresolved(self, participant: Participant) -> list[str]:
         name = participant.name
-        live = [str(tx.id) for tx in self._transactions.values() if name in tx.participants]
         prepared = [
             str(row.gid)
             for row in await participant.in_doubt()
@@ -230,7 +237,7 @@ class Coordinator:
             for branch in record.branches
             if branch.participant == name
         ]
-        return [*live, *prepared, *recorded]
+        return [*prepared, *recorded]
 
     def _session_lost(self, session: int) -> None:
         for transaction in list(self._transactions.values()):
@@ -246,8 +253,8 @@ class Coordinator:
                 f"this coordinator belongs to process {self._pid}, not {os.getpid()}; open one after the fork"
             )
 
-    async def new_txid(self, protocol: GidProtocol) -> TxId:
-        return await self._keeper.begin(bound=protocol is GidProtocol.PAXOS)
+    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> TxId:
+        return await self._keeper.begin(timeout_s, bound=protocol is GidProtocol.PAXOS)
 
     def participant(self, name: str) -> Participant:
         return self.participants.get(name)

@@ -65,9 +65,10 @@ class Finisher:
             await self._deliver()
 
     async def _deliver(self) -> None:
-        rows, self._rows = self._rows, []
         await self._finish()
+        rows = list(self._rows)  # their transactions were added before them, and are finished now
         await self._forget(rows)
+        del self._rows[: len(rows)]
 
     async def _forget(self, rows: Sequence[Gid]) -> None:
         by_participant: dict[str, list[Gid]] = {}
@@ -89,6 +90,8 @@ class Finisher:
                 await self._ledger.finish(batch)
             except LedgerError as error:
                 log.warning("%d transactions are left for recovery to finish: %s", len(batch), error)
+                left = set(batch)
+                self._rows = [gid for gid in self._rows if gid.txid not in left]
             del self._waiting[: len(batch)]
             await self._tell(TwoPhaseStep.AFTER_FINISH, batch)
 

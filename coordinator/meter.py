@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Mapping
 from typing import Protocol
 
 from coordinator.errors import HeuristicOutcome, TransactionAborted
-from coordinator.protocols.course import Course, Phase, heuristics_of_committed
+from coordinator.ledger.contract import Decision
+from coordinator.protocols.course import Course, Phase, known_heuristics
 from participants.contract import Settled
 from participants.ids import Gid
 from participants.ids import Protocol as GidProtocol
@@ -51,7 +52,7 @@ class Stopwatch:
         outcome = "unknown"
         try:
             await driving
-            otherwise = heuristics_of_committed(self._course)
+            otherwise = known_heuristics(self._course, Decision.COMMIT)
             outcome = "committed" if otherwise is None else str(otherwise.kind)
         except TransactionAborted:
             outcome = "aborted"

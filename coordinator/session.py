@@ -14,9 +14,10 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from coordinator.errors import LedgerError, SessionLost, VersionHeldBack
+from coordinator.errors import LedgerError, LedgerUnavailable, SessionLost, VersionHeldBack
 from coordinator.ledger.contract import Ledger, Session
 from participants.checks import invariant
+from participants.errors import UsageError
 from participants.ids import TxId
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,9 @@ class SessionKeeper:
         self._wanted = False
         """Another lease is."""
         self._opened = asyncio.Event()
+        self._shut = False
+        self._trouble: Exception | None = None
+        """Why there is no other lease yet."""
         self._held_back: VersionHeldBack | None = None
         """Why the last lease is not bound, though it should be."""
 
@@ -90,21 +94,42 @@ class SessionKeeper:
         await self._open()
         self._task = asyncio.create_task(self._keep(), name="undoubt-session")
 
-    async def begin(self, *, bound: bool = False) -> TxId:
-        """A new transaction id. Waits for a session if the last one was lost and none is open yet. ``bound``:
-        of a lease that is bound to acceptors, as all are from then on; raises ``VersionHeldBack`` while the
-        cluster has none."""
+    async def begin(self, timeout_s: float, *, bound: bool = False) -> TxId:
+        """A new transaction id. Waits for a session if the last one was lost and none is open yet; raises
+        ``LedgerUnavailable`` if none is within ``timeout_s`` seconds. ``bound``: of a lease that is bound to
+        acceptors, as all are from then on; raises ``VersionHeldBack`` while the cluster has none."""
         self._bind = self._bind or bound
+        end = None
         while (lease := self._current) is None or lease.lost or (bound and not lease.session.acceptors):
+            self._check_open()
             self._opened.clear()
             self._want()
-            await self._opened.wait()
+            end = end or asyncio.get_running_loop().time() + timeout_s
+            await self._wait_for_another(end, timeout_s)
             if bound and self._held_back is not None:
                 raise self._held_back
+        self._check_open()
         txid = lease.begin()
         if lease.begun >= self._transactions_max:
             self._want()
         return txid
+
+    async def _wait_for_another(self, end: float, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout_at(end):
+                await self._opened.wait()
+        except TimeoutError:
+            why = self._trouble or "it does not answer"
+            raise LedgerUnavailable(f"no session with the ledger within {timeout_s:g} s: {why}") from None
+
+    def shut(self) -> None:
+        """No transaction begins any more; sessions are renewed for those that have."""
+        self._shut = True
+        self._opened.set()
+
+    def _check_open(self) -> None:
+        if self._shut:
+            raise UsageError("the coordinator is closed")
 
     def _want(self) -> None:
         self._wanted = True
@@ -122,8 +147,7 @@ class SessionKeeper:
         """Stop renewing, and close every session, as far as the ledger answers."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
         for lease in list(self._leases.values()):
             try:
                 await self._ledger.close_session(lease.session)
@@ -141,6 +165,7 @@ class SessionKeeper:
         session = lease.session
         self._leases[session.id] = lease
         self._current = lease
+        self._trouble = None
         self._opened.set()
         if former is not None and former.idle:
             self._wake.set()
@@ -176,8 +201,12 @@ class SessionKeeper:
                 if self._wanted or await self._moved():
                     self._wanted = False
                     await self._open()
-            except LedgerError as error:
-                log.warning("the ledger does not answer: %s", error)
+            except Exception as error:  # a bug of ours or of a driver's too: without leases nothing goes on
+                if isinstance(error, LedgerError):
+                    log.warning("the ledger does not answer: %s", error)
+                else:
+                    log.exception("a session could not be renewed or opened")
+                self._trouble = error
                 self._wanted = False
                 await asyncio.sleep(min(self._ttl_s / 10, 1.0))
                 lease = self._current

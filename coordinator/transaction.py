@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
-from coordinator.protocols.course import Course, Phase, heuristics_of_committed
+from coordinator.ledger.contract import Decision
+from coordinator.protocols.course import Course, Phase, known_heuristics
 from coordinator.steadfast import Steadfast, all_done, all_of, steadfast
 from participants.contract import Branch, Participant
 from participants.errors import UsageError
@@ -61,7 +62,7 @@ class Host(Protocol):
 
     ledger_id: str
 
-    async def new_txid(self, protocol: GidProtocol) -> TxId: ...
+    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> TxId: ...
     def check_process(self) -> None: ...
     def participant(self, name: str) -> Participant: ...
     def begun(self, transaction: Transaction) -> None: ...
@@ -148,11 +149,15 @@ class Transaction:
         return self._doom if self._interrupted else None
 
     async def start(self) -> Transaction:
-        """Begin without ``async with``; then ``commit`` or ``rollback`` has to be called."""
+        """Begin without ``async with``; then ``commit`` or ``rollback`` has to be called.
+
+        Raises ``LedgerUnavailable`` if the coordinator has lost its session, and gets no other within the
+        transaction's timeout, which begins to count once this one has begun.
+        """
         if self._state is not State.NEW:
             raise UsageError("the transaction has begun already")
         self._host.check_process()
-        self._txid = await self._host.new_txid(self._protocol)
+        self._txid = await self._host.new_txid(self._protocol, self._timeout_s)
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + self._timeout_s
         self._timer = loop.call_at(self._deadline, self._time_out)
@@ -340,12 +345,15 @@ class Transaction:
             raise error
         if course.phase is Phase.ABORTED:
             cause = course.cause or TimeoutError("aborted")
-            raise TransactionAborted(self.id, cause, course.votes) from cause
+            # While others are still being rolled back, what some have done is no longer "in no database".
+            raise known_heuristics(course, Decision.ABORT) or TransactionAborted(
+                self.id, cause, course.votes
+            ) from cause
         if course.phase < Phase.COMMITTED:
-            raise OutcomeUnknown(
-                self.id, "no answer within the timeout; the commit goes on in the background"
-            )
-        if (otherwise := heuristics_of_committed(course)) is not None:
+            late = "no answer within the timeout; the commit goes on in the background"
+            closed = "the coordinator was closed meanwhile; recovery brings it to its end"
+            raise OutcomeUnknown(self.id, closed if task.cancelled() else late)
+        if (otherwise := known_heuristics(course, Decision.COMMIT)) is not None:
             raise otherwise
         return CommitResult(self.id, tuple(course.pending))
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from coordinator.errors import LedgerError, OutcomeUnknown
 from coordinator.ledger.contract import Decision
 from coordinator.protocols.course import Course, branch_record, repeat_until_answered
-from coordinator.protocols.ending import apply
+from coordinator.protocols.ending import apply, report_bugs
 from coordinator.protocols.steps import TwoPhaseStep
 from coordinator.protocols.voting import Tally
 from coordinator.steadfast import all_of
@@ -22,7 +22,7 @@ async def apply_and_record(course: Course, tally: Tally, readers: Sequence[Branc
     """Returns once both are done, or the ledger has refused its copy."""
     course.fixed_elsewhere = True
     # In this order: what the caller waits for is sent first.
-    await all_of([_apply(course, tally, readers), _record(course, tally)])
+    report_bugs(course, await all_of([_apply(course, tally, readers), _record(course, tally)]))
 
 
 async def _apply(course: Course, tally: Tally, readers: Sequence[Branch]) -> None:

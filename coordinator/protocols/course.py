@@ -177,10 +177,11 @@ def heuristic_outcome(course: Course, kinds: list[Settled], decision: Decision) 
     return HeuristicOutcome(course.txid, worst(kinds, decision), course.heuristics)
 
 
-def heuristics_of_committed(course: Course) -> HeuristicOutcome | None:
-    """What to tell of a committed transaction some branch of which did otherwise, or may have."""
+def known_heuristics(course: Course, decision: Decision) -> HeuristicOutcome | None:
+    """What to tell of a transaction with that outcome some branch of which did otherwise, or may have, for as
+    far as that is known. None if all did as decided, or will."""
     if not course.heuristics:
         return None
     applied = len(course.branches) > len(course.heuristics)
     kinds = [*course.heuristics.values(), *([Settled.APPLIED] if applied else [])]
-    return heuristic_outcome(course, kinds, Decision.COMMIT)
+    return heuristic_outcome(course, kinds, decision)

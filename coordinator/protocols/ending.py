@@ -33,7 +33,7 @@ BUSY_ATTEMPTS_MAX = 8
 async def apply(course: Course, prepared: Sequence[Branch], readers: Sequence[Branch]) -> None:
     """Second phase. Whatever fails here is ``pending``: the transaction is committed all the same."""
     course.pending = {branch.gid: branch for branch in prepared}
-    await all_of(_commit_branch(course, branch) for branch in prepared)
+    report_bugs(course, await all_of(_commit_branch(course, branch) for branch in prepared))
     course.enter(Phase.APPLIED)
     pause_s = 0.05
     while readers and course.pending:
@@ -41,6 +41,13 @@ async def apply(course: Course, prepared: Sequence[Branch], readers: Sequence[Br
         pause_s = min(pause_s * 2, 5.0)
         await all_of(_commit_branch(course, branch) for branch in list(course.pending.values()))
     await end_readers(course, readers)
+
+
+def report_bugs(course: Course, results: Sequence[BaseException | None]) -> None:
+    """What nobody is told of changes nothing, and must be seen all the same."""
+    for error in results:
+        if isinstance(error, Exception):
+            log.error("the second phase of %s: %s", course.txid, error, exc_info=error)
 
 
 async def _commit_branch(course: Course, branch: Branch) -> None:

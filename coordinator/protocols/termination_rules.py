@@ -37,8 +37,8 @@ class Move(enum.StrEnum):
     """Too few rows can be read: nobody may decide yet."""
     CONFLICT = "conflict"
     """The rows contradict each other, and a person must look. Committed here, buried there: somebody finished
-    a branch by hand. Prepared to commit here, never enlisted there: that row was lost, its database set back by
-    a restore, or its participant's name leads to another database by now."""
+    a branch by hand. Prepared to commit here, never enlisted there: that row was lost, its database set back
+    by a restore, or its participant's name leads to another database by now."""
 
 
 CONTRADICTION = (
