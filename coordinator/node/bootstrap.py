@@ -3,7 +3,7 @@ backup; a node that joins later stores nothing but who it is.
 
 A node whose disk is lost must not come here again under its old number: it has forgotten what it voted and
 acknowledged. It is removed from the cluster, and another number joins. Peers refuse a disk that is not the
-one that they have met, and an empty node grants no vote.
+one that they have met, or were told of when they joined; and an empty node grants no vote.
 """
 
 from __future__ import annotations

@@ -106,6 +106,7 @@ class Node:
             self.replica,
             lambda: status_of(stored.identity, self.replica, wire),
             Release(self.replica, self.ledger, self._settling),
+            lambda: self._disks | {me.number: me.disk},
         )
         self._me = me
         self._disks = dict(stored.disks)

@@ -7,7 +7,7 @@ cut off by a change of leaders is simply repeated at the next one. What cannot b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -43,11 +43,18 @@ PIECE_BYTES = 1024 * 1024
 
 
 class Operator:
-    """Of one node."""
+    """Of one node. ``disks`` tells which disks it has met, its own among them, by number."""
 
-    def __init__(self, replica: Replica, status: Callable[[], NodeStatus], acceptors: Release) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        status: Callable[[], NodeStatus],
+        acceptors: Release,
+        disks: Callable[[], Mapping[int, str]],
+    ) -> None:
         self.status = status
         self._acceptors = acceptors
+        self._disks = disks
         self._replica = replica
         self._raft = replica.raft
         self._changing = asyncio.Lock()
@@ -93,14 +100,25 @@ class Operator:
                 await self._reconfigure(changes, joint=bool(promoted))
         return self.status()
 
-    async def _reconfigure(self, changes: Iterable[Change], *, joint: bool) -> None:
+    async def _reconfigure(self, changes: Sequence[Change], *, joint: bool) -> None:
         voters = self._raft.configuration.incoming
         joint = joint or any(change.node in voters for change in changes)
         transition = Transition.JOINT if joint else Transition.AUTO
+        if any(change.kind is ChangeKind.ADD_LEARNER for change in changes):
+            changes = [*changes, *self._introductions()]
         try:
             await self._replica.reconfigure(ConfigChange(tuple(changes), transition))
         except ConfigRefused as error:
             raise ClusterRefused(f"the members cannot be changed: {error}") from None
+
+    def _introductions(self) -> list[Change]:
+        """The first members' disks: who joins has not met them, and would know none of them from one that was
+        made anew after its disk was lost."""
+        replicated, met = self._replica.replicated, self._disks()
+        return [
+            _change(ChangeKind.UPDATE, node, replicated.members[node], met[node])
+            for node in sorted(replicated.members.keys() & met.keys() - replicated.disks.keys())
+        ]
 
     def _check_versions(self, changes: Iterable[Change], wishes: Iterable[MemberChange]) -> None:
         """Nobody becomes a member who is too old for what is agreed on, or about to be."""
@@ -135,8 +153,7 @@ class Operator:
                     f"number {node} is or was another node's, and a number is never used again: the next is"
                     f" {replicated.highest + 1}"
                 )
-            context = msgspec.msgpack.encode(Member(wish.address, wish.disk))
-            return Change(ChangeKind.ADD_LEARNER, node, context)
+            return _change(ChangeKind.ADD_LEARNER, node, wish.address, wish.disk)
         if wish.kind == "remove":
             return Change(ChangeKind.REMOVE, node) if member else None
         if not member:
@@ -232,6 +249,10 @@ class Operator:
             if loop.time() >= end:
                 return False
             await asyncio.sleep(LOOK_S)
+
+
+def _change(kind: ChangeKind, node: int, address: str, disk: str) -> Change:
+    return Change(kind, node, msgspec.msgpack.encode(Member(address, disk)))
 
 
 def _listed(nodes: Iterable[int]) -> str:

@@ -37,8 +37,8 @@ _decoder: msgspec.msgpack.Decoder[list[Logged]] = msgspec.msgpack.Decoder(list[L
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
-    """The context of a change that adds a node. ``disk`` is what :class:`~coordinator.node.storage.Identity`
-    has: a number belongs to one disk for ever."""
+    """The context of a change that adds a node, or tells who joins of one that was there before. ``disk`` is
+    what :class:`~coordinator.node.storage.Identity` has: a number belongs to one disk for ever."""
 
     address: str
     disk: str
@@ -83,7 +83,7 @@ class Replicated:
         self.highest = max(addresses, default=0)
         """The highest number that any node has or had; none up to it is given again."""
         self.disks: dict[int, str] = {}
-        """Of the members that were added since the cluster began."""
+        """Of the members that were added, and of the first ones as far as whoever added one has met them."""
 
     def apply(self, entry: Entry) -> list[object]:
         """The results of the entry's commands, in their order; errors are values. Raises what it must not

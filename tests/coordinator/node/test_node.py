@@ -10,17 +10,10 @@ import msgspec
 import pytest
 
 from coordinator.errors import LedgerUnavailable, SessionLost
-from coordinator.ledger.cluster.silence import SILENCE_S
 from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Record, SessionState, Verdict
-from coordinator.node.bootstrap import beginning
-from coordinator.node.clients import FromClient
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.node import Node
-from coordinator.node.sqlite.storage import create
-from coordinator.node.storage import Identity, Write
-from coordinator.paxos import Ask
-from coordinator.quorum import Joint
-from coordinator.wire import Address, HandshakeRefused, WireSettings, connect
+from coordinator.node.storage import Write
 from participants.contract import Settled
 from participants.ids import Gid, Protocol
 from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client, running
@@ -434,38 +427,6 @@ async def _made_leader(cluster: Cluster, wanted: Node) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_a_node_that_comes_back_with_another_disk_is_not_spoken_with(cluster: Cluster) -> None:
-    """Begun anew under its number it has forgotten what it promised: with its vote a leader could be elected
-    that misses what is committed. The others remember its disk, also after a restart of their own."""
-    async with client(cluster) as ledger:
-        session = await ledger.open_session("test", 60.0)
-        await cluster.settled()
-        lost = next(number for number, node in cluster.nodes.items() if not node.leads)
-        await cluster.stop(*cluster.nodes)
-        cluster.place(lost).rename(cluster.folder / "lost")
-        create(
-            cluster.place(lost),
-            Identity(CLUSTER, lost, "another-disk"),
-            *beginning(CLUSTER, cluster.addresses),
-        )
-        one, other = (number for number in cluster.addresses if number != lost)
-        await cluster.start(lost, one)
-        reborn = cluster.nodes[lost]
-        with pytest.raises(HandshakeRefused, match=f"node {lost} came back with another disk"):
-            await connect(
-                Address.parse(cluster.addresses[one]),
-                reborn._me,
-                lambda _: pytest.fail("it was let in"),
-                WireSettings(),
-                timeout_s=10.0,
-            )
-        await cluster.start(other)
-        await cluster.leader()
-        assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
-        assert reborn.replica.raft.last_index == 1
-        assert not reborn.leads
-
-
 async def test_forgetting_a_heuristic_twice_by_one_request_is_told_the_same(cluster: Cluster) -> None:
     """An operator whose answer was lost with the leader would else hear that there was nothing to forget."""
     first = await cluster.leader()
@@ -478,78 +439,6 @@ async def test_forgetting_a_heuristic_twice_by_one_request_is_told_the_same(clus
     assert await second.ledger.forget_heuristic(gid, request="one")
     assert not await second.ledger.forget_heuristic(gid, request="another")
     assert not await second.ledger.forget_heuristic(gid)
-
-
-async def test_a_slow_answer_is_waited_for(tmp_path: Path) -> None:
-    """A client that took it for silence would go away and ask again, and never be answered."""
-    async with running(tmp_path, 1) as cluster, client(cluster) as ledger:
-        (storage,) = cluster.storages.values()
-        history, asked = storage.history, 0
-
-        def slowly(*arguments: object) -> asyncio.Future[object]:
-            async def later() -> object:
-                nonlocal asked
-                asked += 1
-                await asyncio.sleep(2.5 * SILENCE_S)
-                return await history(*arguments)  # type: ignore[arg-type]
-
-            return asyncio.ensure_future(later())
-
-        storage.history = slowly  # type: ignore[method-assign, assignment]
-        link = ledger._route._link
-        assert await ledger.transactions(limit=10) == []
-        assert asked == 1
-        assert ledger._route._link is link
-
-
-def paused(cluster: Cluster, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on that node is there, and does nothing: its machine takes what it is sent, no more."""
-    received, ledger = FromClient.received, cluster.nodes[number].ledger
-
-    def deaf(self: FromClient, payload: bytes) -> None:
-        if self._ledger is not ledger:
-            received(self, payload)
-
-    monkeypatch.setattr(FromClient, "received", deaf)
-    cluster.cut(number)
-
-
-async def test_a_leader_that_falls_silent_is_left_however_much_it_is_asked(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Broken if silence is counted from the last question: a client of which somebody wants something every
-    moment would stay with a leader that is paused, or cut off, while the others have another."""
-    async with client(cluster) as ledger:
-        leader = await cluster.leader()
-        paused(cluster, leader.identity.node, monkeypatch)
-        asked = [asyncio.ensure_future(ledger.info())]
-        while not asked[0].done():
-            await asyncio.sleep(SILENCE_S / 5)
-            asked.append(asyncio.ensure_future(ledger.info()))
-        assert {info.ledger_id for info in await asyncio.gather(*asked)} == {CLUSTER}
-
-
-async def test_an_acceptor_that_falls_silent_is_not_waited_for(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Broken if everything that a node is asked is kept for as long as its machine takes it, hours perhaps;
-    and the connection with it, which does not come to life again soon after the network has."""
-    async with client(cluster) as ledger:
-        session = await ledger.acceptors.open_session("shop", 60.0)
-        paused(cluster, 3, monkeypatch)
-        answered = asyncio.Event()
-        answers: list[object] = []
-
-        def answer(given: object) -> None:
-            answers.append(given)
-            answered.set()
-
-        question = Ask(session.txid(1), Joint(frozenset(session.acceptors)))
-        while not answered.is_set():
-            ledger._links.ask(3, question, answer)
-            await asyncio.sleep(SILENCE_S / 5)
-        assert all(isinstance(each, LedgerUnavailable) for each in answers)
-        assert "does not answer" in str(answers[0])
 
 
 async def test_more_than_may_be_uncommitted_waits_at_the_leader(cluster: Cluster) -> None:
