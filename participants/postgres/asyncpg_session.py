@@ -71,7 +71,10 @@ class AsyncpgSession:
             # Cancelled, or something nobody foresaw: nobody knows what this session is doing now.
             self.discard()
             raise
-        return Answer(tag or "", tuple(self._notices))
+        if tag is None:
+            # What asyncpg answers with if the connection ends in good order while it is being closed.
+            raise NoAnswer("the connection was closed")
+        return Answer(tag, tuple(self._notices))
 
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
         self._check()

@@ -11,7 +11,8 @@ class Proxy:
     """``async with Proxy(dsn) as proxy``: ``proxy.dsn`` leads through it.
 
     ``freeze`` keeps what the server says from the client, while what the client says still arrives; ``thaw``
-    lets it through; ``cut`` closes all connections, to the client at once, to the server as a lost client's.
+    lets it through; ``cut`` closes all connections, to the client at once, to the server as a lost client's;
+    ``end`` says goodbye to the clients, as a server does that goes down in good order.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -22,6 +23,7 @@ class Proxy:
         self._open.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self.held = asyncio.Event()
         """Set once something of the server's is being held back."""
@@ -47,6 +49,10 @@ class Proxy:
             task.cancel()
         self._open.set()
 
+    def end(self) -> None:
+        for writer in self._clients:
+            writer.close()
+
     async def __aenter__(self) -> Proxy:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return self
@@ -63,6 +69,7 @@ class Proxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
         self._writers |= {writer, far_writer}
+        self._clients.add(writer)
         for task in (
             asyncio.create_task(self._carry(reader, far_writer, holding=False)),
             asyncio.create_task(self._carry(far_reader, writer, holding=True)),
@@ -84,3 +91,4 @@ class Proxy:
         finally:
             writer.close()
             self._writers.discard(writer)
+            self._clients.discard(writer)

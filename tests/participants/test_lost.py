@@ -62,6 +62,26 @@ async def test_answer_to_prepare_lost(
     assert await database.balance() == 100
 
 
+async def test_answer_to_prepare_lost_while_its_session_is_closed(
+    remote: PostgresParticipant, proxy: Proxy, database: Database, gid: Gid
+) -> None:
+    """Broken if a connection that ends in good order, when we wanted to close it, is taken for an answer."""
+    branch = await remote.begin(gid, timeout_s=30)
+    await at(branch).execute(WRITE)
+    proxy.freeze()
+    prepare = asyncio.create_task(branch.prepare())
+    await is_prepared(database, gid)
+    closing = asyncio.create_task(remote.close())
+    while not branch._session.broken:  # type: ignore[attr-defined]
+        await asyncio.sleep(0.005)
+    proxy.end()
+    with pytest.raises(PrepareUnanswered):
+        await prepare
+    await closing
+    await branch.release()
+    await database.admin.execute(f"rollback prepared '{gid}'")
+
+
 async def test_prepare_that_never_happened(
     remote: PostgresParticipant, proxy: Proxy, database: Database, gid: Gid
 ) -> None:
