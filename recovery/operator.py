@@ -11,6 +11,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+from coordinator.errors import OutcomeUnknown
 from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledger
 from participants.contract import HEURISTICS, Evidence, Order, Settled
 from participants.ids import Foreign, Gid
@@ -57,8 +58,7 @@ class Operator:
                 )
             await self._against(found, own, Order.ROLLBACK, note)
             return
-        branch = BranchRecord(own.branch, own.participant)
-        recorded = await self.ledger.decide(own.txid, Decision.ABORT, [branch], protocol=own.protocol)
+        recorded = await self._record_abort(found, own)
         if recorded is Decision.ABORT:
             await self._carry_out(found, own, Decision.ABORT)
         elif heuristic:
@@ -85,6 +85,18 @@ class Operator:
                 " use the configuration of the system that began it"
             )
         return found, own
+
+    async def _record_abort(self, found: Found, gid: Gid) -> Decision:
+        """The decision that is recorded."""
+        branch = BranchRecord(gid.branch, gid.participant)
+        try:
+            return await self.ledger.decide(gid.txid, Decision.ABORT, [branch], protocol=gid.protocol)
+        except OutcomeUnknown:
+            # Of a session from before a restore of the ledger nothing is recorded any more; below its floor
+            # everything is aborted all the same.
+            if found.standing is not Standing.ABORTED:
+                raise
+            return Decision.ABORT
 
     async def _carry_out(self, found: Found, gid: Gid, decision: Decision) -> None:
         """What is decided. What turns out to contradict it is recorded before it is told."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.errors import LedgerUnavailable
+from coordinator.ledger.commands import Restore
 from coordinator.ledger.contract import Decision, Heuristic
 from participants.contract import Fate, Order, PreparedBranch, Settled
 from participants.errors import ParticipantUnavailable
@@ -36,6 +37,16 @@ async def test_rollback_fences_the_coordinator_first(world: World) -> None:
     assert world.payments.fate(gids[1]) is Fate.ABORTED
     assert await world.unfinished() == set()
     assert await world.heuristics() == {}
+
+
+async def test_rollback_of_what_is_aborted_needs_no_record(world: World) -> None:
+    """Broken if the command that ``explain`` calls safe fails where the ledger can record nothing more: here
+    of a transaction below the floor of a session from before a restore."""
+    gid, _ = await world.left()
+    await world.ledger.keep_alive(world.session, gid.txid.seq + 1)
+    await world.ledger._propose(Restore(1_000))
+    await operator(world).roll_back(gid)
+    assert world.orders.fate(gid) is Fate.ABORTED
 
 
 async def test_rollback_without_a_ledger_does_nothing(world: World) -> None:
