@@ -171,8 +171,12 @@ class Replica:
     def keep_versions(self) -> None:
         """Now and then: have a newer version agreed on once all members speak it."""
         if self._leads and (version := self.agreement.due()):
-            self._waiting.append((Agree(version), _unheard))
+            self._waiting.append((Agree(version), self._heard_of_version))
             self.wake()
+
+    def _heard_of_version(self, result: object) -> None:
+        if isinstance(result, Exception):
+            self.agreement.proposed = 0  # else it never would be again, for as long as this node leads
 
     async def reconfigure(self, change: ConfigChange) -> None:
         """Return once ``change`` is committed and in force alone. Raises ``ConfigRefused``, ``NotLeading``,
@@ -475,8 +479,4 @@ def _resolve_with(future: asyncio.Future[Any], result: object) -> None:
 
 
 def _nothing() -> None:
-    pass
-
-
-def _unheard(_: object) -> None:
     pass

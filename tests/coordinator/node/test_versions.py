@@ -113,6 +113,23 @@ async def test_a_member_that_is_away_holds_them_up_too(tmp_path: Path) -> None:
         await ledger.acceptors.open_session("shop", 300.0)
 
 
+async def test_what_was_refused_for_want_of_room_is_proposed_again(tmp_path: Path) -> None:
+    """Broken if a leader thinks that the version is being agreed on, for as long as it leads."""
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = Cluster(tmp_path / "full", 1, version=1)
+        stack.push_async_callback(cluster.stop)
+        await cluster.start()
+        replica = cluster.nodes[1].replica
+        replica._full(True)
+        await cluster.leader()
+        replica.keep_versions()
+        ledger = await stack.enter_async_context(client(cluster))
+        await ledger.info()  # what was proposed is answered by then
+        assert replica.replicated.version == 1
+        replica._full(False)
+        await agreed(cluster, 2)
+
+
 async def test_a_leader_of_the_former_version_is_asked_nothing_new(tmp_path: Path) -> None:
     """It would cut the client off, again and again."""
     async with mixed(tmp_path, 1, 2, 3) as cluster, client(cluster) as ledger:
