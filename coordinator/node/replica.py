@@ -15,6 +15,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from coordinator.errors import ClusterRefused
 from coordinator.ledger.commands import Command, since
 from coordinator.ledger.contract import DecisionRecord
 from coordinator.node.acceptors import Acceptors
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 
 BATCH_COMMANDS_MAX = 1_000
 """Commands in one entry."""
+ENTRY_BYTES_MAX = 16 * 1024 * 1024
+"""What they come to: an entry that fits into no frame would stop whoever leads, one node after the other."""
 CLOSE_S = 10.0
 HISTORY_RECORDS_MAX = 256
 """Finished records that wait for a write to ride along with."""
@@ -278,14 +281,21 @@ class Replica:
         self._disk.flush()
 
     def _propose_waiting(self) -> None:
+        most = BATCH_COMMANDS_MAX
         while self._waiting:
-            batch, self._waiting = (
-                self._waiting[:BATCH_COMMANDS_MAX],
-                self._waiting[BATCH_COMMANDS_MAX:],
-            )
+            batch, self._waiting = self._waiting[:most], self._waiting[most:]
             answers = [answer for _, answer in batch]
+            data = encode_batch([command for command, _ in batch])
+            if len(data) > ENTRY_BYTES_MAX:
+                most = len(batch) // 2
+                if most:
+                    self._waiting = [*batch, *self._waiting]
+                else:
+                    most = BATCH_COMMANDS_MAX
+                    _tell(answers, _too_large(len(data)))
+                continue
             try:
-                entry = self.raft.propose(encode_batch([command for command, _ in batch]))
+                entry = self.raft.propose(data)
             except NotLeader as error:
                 _tell(answers, NotLeading(error.leader))
             except ProposalRefused as error:
@@ -457,6 +467,13 @@ class Replica:
         if self._leads:
             self._leads = False
             self._on_change(False)
+
+
+def _too_large(size: int) -> ClusterRefused:
+    return ClusterRefused(
+        f"a command of {size} bytes cannot be recorded, {ENTRY_BYTES_MAX} are the most: fewer branches, or"
+        " shorter texts"
+    )
 
 
 def _tell(answers: Sequence[Answer], result: object) -> None:

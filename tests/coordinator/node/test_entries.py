@@ -1,0 +1,58 @@
+"""One entry of the log is bounded: what fits into no frame would stop whoever leads, one node after the
+other."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from coordinator.errors import ClusterRefused
+from coordinator.ledger.contract import BranchRecord, Decision
+from coordinator.node.replica import ENTRY_BYTES_MAX
+from coordinator.wire import WireSettings
+from tests.coordinator.node.cluster import running
+
+COMMIT = Decision.COMMIT
+
+
+def test_an_entry_fits_into_a_frame() -> None:
+    """With all that an append has besides."""
+    assert WireSettings().frame_bytes_max > ENTRY_BYTES_MAX + 1024 * 1024
+
+
+async def test_many_large_commands_are_several_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if only their number is bounded."""
+    monkeypatch.setattr("coordinator.node.replica.ENTRY_BYTES_MAX", 10_000)
+    async with running(tmp_path) as cluster:
+        leader = await cluster.leader()
+        session = await leader.ledger.open_session("test", 60.0)
+        many = [BranchRecord(number, "some-participant") for number in range(1, 101)]
+        decides = (leader.ledger.decide(session.txid(seq), COMMIT, many) for seq in range(1, 51))
+        assert set(await asyncio.gather(*decides)) == {COMMIT}
+        log = leader.replica.raft.state.log
+        assert max(len(entry.data) for entry in log.entries) <= 10_000
+        await cluster.settled()
+        assert len(cluster.images()) == 1
+
+
+async def test_a_command_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    """Who asked is told; the others, in the same turn, are answered as ever."""
+    async with running(tmp_path) as cluster:
+        leader = await cluster.leader()
+        session = await leader.ledger.open_session("test", 60.0)
+        huge = [BranchRecord(1, "x" * WireSettings().frame_bytes_max)]
+        usual = [BranchRecord(1, "orders"), BranchRecord(2, "payments")]
+        told = await asyncio.gather(
+            leader.ledger.decide(session.txid(1), COMMIT, usual),
+            leader.ledger.decide(session.txid(2), COMMIT, huge),
+            leader.ledger.decide(session.txid(3), COMMIT, usual),
+            return_exceptions=True,
+        )
+        assert told[::2] == [COMMIT, COMMIT]
+        assert isinstance(told[1], ClusterRefused)
+        assert f"{ENTRY_BYTES_MAX} are the most" in str(told[1])
+        assert not leader.failed.done()
