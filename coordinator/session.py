@@ -150,7 +150,7 @@ class SessionKeeper:
             await asyncio.wait([self._task])
         for lease in list(self._leases.values()):
             try:
-                await self._ledger.close_session(lease.session)
+                await self._end(lease)
             except LedgerError as error:
                 log.warning("session %d stays open until it expires: %s", lease.session.id, error)
         self._leases.clear()
@@ -213,10 +213,17 @@ class SessionKeeper:
                 if lease is None or lease.lost or (self._bind and not lease.session.acceptors):
                     self._want()
 
+    async def _end(self, lease: Lease) -> None:
+        if lease.session.acceptors:
+            # They let go what the floor has passed, and nobody moves that once the session is closed.
+            with contextlib.suppress(SessionLost):
+                await self._ledger.keep_alive(lease.session, lease.floor)
+        await self._ledger.close_session(lease.session)
+
     async def _renew_all(self) -> None:
         for lease in list(self._leases.values()):
             if lease is not self._current and lease.idle:
-                await self._ledger.close_session(lease.session)
+                await self._end(lease)
                 del self._leases[lease.session.id]
                 continue
             try:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
 from coordinator.coordinator import Coordinator
@@ -436,6 +437,18 @@ async def test_what_is_recorded_and_below_the_floor_is_forgotten(tmp_path: Path)
         assert await ledger.acceptors.vote(session.txid(1), BRANCHES) is COMMIT
         # A node that ended before it had forgotten it on its disk does so now.
         await wait_until(cluster, lambda acceptor: acceptor.record(session.txid(1)) is None)
+
+
+async def test_of_a_session_that_ended_in_order_nothing_is_kept(tmp_path: Path) -> None:
+    """Broken if acceptors keep what was going on when a session was replaced, or closed, for as long as the
+    ledger remembers that session: a week, and another session every few minutes."""
+    settings = msgspec.structs.replace(SETTINGS, session_ttl_s=300.0, session_transactions_max=2)
+    async with running(tmp_path) as cluster, client(cluster) as ledger:
+        stage = Stage(cluster, ledger, settings)
+        async with stage.coordinator:
+            for _ in range(5):
+                await asyncio.gather(*(stage.transfer() for _ in range(3)))
+        await wait_until(cluster, lambda acceptor: acceptor.count == 0)
 
 
 async def wait_until(cluster: Cluster, true: Any) -> None:
