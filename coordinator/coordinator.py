@@ -142,15 +142,17 @@ class Coordinator:
 
         ``timeout`` and ``protocol`` are those of :meth:`transaction`, for each attempt. Repeated up to
         ``retries`` times, after growing random pauses, where the cause was a deadlock or a serialization
-        failure. Everything else is raised at once, ``OutcomeUnknown`` above all.
+        failure. Everything else is raised at once, ``OutcomeUnknown`` above all, and whatever ``function``
+        raises after a commit of its own.
         """
         for attempt in itertools.count():
+            tx = self.transaction(timeout=timeout, protocol=protocol)
             try:
-                async with self.transaction(timeout=timeout, protocol=protocol) as tx:
+                async with tx:
                     return await function(tx, *args)
             except Exception as error:  # whatever the application raises passes through, unless retryable
                 pause_s = pause_before_retry(error, attempt, retries)
-                if pause_s is None:
+                if pause_s is None or tx.may_have_committed:
                     raise
             await asyncio.sleep(pause_s)
         raise InvariantViolation("unreachable")

@@ -33,6 +33,9 @@ VOTING_GRACE_S = 5.0
 """How much longer it waits for participants to notice that their PREPARE was cancelled."""
 
 
+_MAYBE = frozenset({Phase.DECIDING, Phase.COMMITTED, Phase.APPLIED})
+
+
 class State(enum.Enum):
     NEW = "new"
     ACTIVE = "active"
@@ -136,6 +139,11 @@ class Transaction:
     def fixed_elsewhere(self) -> bool:
         """That it commits is certain, and known to others than the ledger, which is being told."""
         return self._course is not None and self._course.fixed_elsewhere
+
+    @property
+    def may_have_committed(self) -> bool:
+        """False until its commit begins to be decided, and once it is certain that it has not committed."""
+        return self._course is not None and self._course.phase in _MAYBE
 
     @property
     def doomed(self) -> bool:

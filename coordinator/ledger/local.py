@@ -153,7 +153,7 @@ class LocalLedger(abc.ABC):
         return decided
 
     async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
-        await self._run(Precommit(txid, protocol, tuple(branches), time.time()))
+        await self._run(Precommit(txid, protocol, tuple(branches), self._wall()))
 
     async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
         await self._up_to_date()

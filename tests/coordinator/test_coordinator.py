@@ -192,6 +192,33 @@ async def test_a_branch_that_is_known_to_have_committed_is_told_before_the_other
     await stage.coordinator.close()
 
 
+class SerializationFailure(Exception):
+    sqlstate = "40001"
+
+
+@pytest.mark.parametrize("vote", [Vote.PREPARED, Vote.ABORT])
+async def test_run_does_not_repeat_what_the_function_has_committed(vote: Vote) -> None:
+    """Broken if what comes after a function's own commit, a statement elsewhere that cannot be serialized,
+    has it done twice; or if what is certain not to have committed is not tried again."""
+    stage = Stage({"alpha": Script(), "beta": Script(prepare=vote)})
+    await stage.coordinator.start()
+    attempts = []
+
+    async def work(tx: Any) -> None:
+        attempts.append(tx.id)
+        for name in stage.participants:
+            await tx.branch(name)
+        try:
+            await tx.commit()
+        finally:
+            raise SerializationFailure
+
+    with pytest.raises(SerializationFailure):
+        await stage.coordinator.run(work, retries=2)
+    assert len(attempts) == (1 if vote is Vote.PREPARED else 3)
+    await stage.coordinator.close()
+
+
 async def test_bugs_of_the_second_phase_are_seen(caplog: pytest.LogCaptureFixture) -> None:
     """Broken if an error that nobody foresaw leaves a branch to recovery, and no trace."""
     stage = Stage({"alpha": Script(), "beta": Script(commit=[RuntimeError("nobody foresaw this")])})

@@ -53,6 +53,11 @@ class Transaction:
         """True until commit or rollback is called, or it was doomed."""
         return self._engine.active
 
+    @property
+    def may_have_committed(self) -> bool:
+        """False until its commit begins to be decided, and once it is certain that it has not committed."""
+        return self._engine.may_have_committed
+
     def start(self) -> Transaction:
         """Begin without ``with``; then ``commit`` or ``rollback`` has to be called."""
         try:

@@ -34,6 +34,19 @@ class SlowHistory(MemoryLedger):
         return await super()._history(limit, before)
 
 
+async def test_times_for_people_are_of_the_ledgers_own_clock() -> None:
+    """Broken if a simulated ledger asks the real clock: no run of it would be the same again."""
+    ledger = MemoryLedger()
+    ledger._wall = lambda: 5.0
+    session = await begin(ledger)
+    await ledger.decide(session.txid(1), Decision.ABORT, [])
+    await ledger.precommit(session.txid(2), [])
+    assert ledger.machine.unfinished()[0].decided_at == 5.0
+    known = ledger.machine.precommitted(session.txid(2))
+    assert known is not None
+    assert known.at == 5.0
+
+
 async def begin(ledger: MemoryLedger) -> Session:
     return await ledger.open_session("test", 10.0)
 

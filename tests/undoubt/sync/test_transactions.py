@@ -263,6 +263,20 @@ def test_run_does_not_repeat_what_may_have_happened(stage: Stage) -> None:
     assert len(calls) == 1
 
 
+def test_run_does_not_repeat_what_the_function_has_committed(stage: Stage) -> None:
+    calls = []
+
+    def function(tx: Transaction) -> None:
+        calls.append(tx)
+        transfer(tx)
+        tx.commit()
+        raise psycopg.errors.SerializationFailure
+
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        stage.coordinator.run(function)
+    assert len(calls) == 1
+
+
 def test_participants_come_and_go(stage: Stage) -> None:
     gamma = ScriptedParticipant("gamma")
     stage.coordinator.add_participant(gamma)
