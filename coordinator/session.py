@@ -209,6 +209,7 @@ class SessionKeeper:
                 self._trouble = error
                 self._wanted = False
                 await asyncio.sleep(min(self._ttl_s / 10, 1.0))
+                self._wake.set()  # a third of the lifetime may be all that is left
                 lease = self._current
                 if lease is None or lease.lost or (self._bind and not lease.session.acceptors):
                     self._want()

@@ -93,6 +93,21 @@ async def test_a_bug_does_not_end_the_renewals(monkeypatch: pytest.MonkeyPatch) 
     await stage.coordinator.close()
 
 
+async def test_a_renewal_without_answer_is_tried_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if one lost answer, which costs as much time as a request may take, costs the lease."""
+    stage = await staged("alpha", session_ttl_s=3_600)
+    tried = []
+
+    async def keep_alive(session: Session, floor: int) -> None:
+        tried.append(floor)
+        raise DOWN
+
+    monkeypatch.setattr(stage.ledger, "keep_alive", keep_alive)
+    stage.coordinator._keeper._wake.set()  # a third of its lifetime is over
+    await until(lambda: len(tried) > 1)
+    await stage.coordinator.close()
+
+
 @pytest.mark.parametrize("protocol", ["2pc", "3pc"])
 async def test_closing_that_is_cancelled_leaves_nothing_running(protocol: str) -> None:
     """Broken if a commit goes on asking a ledger that is closed next: the loop could never end. And if the
