@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 from coordinator.ledger.contract import Decision
 from coordinator.protocols.steps import Observer
-from coordinator.protocols.termination import Round
-from coordinator.protocols.termination_rules import Move
+from coordinator.protocols.termination import Find, Round, Terminated
+from coordinator.protocols.termination_rules import Move, is_quorum
 from participants.contract import HEURISTICS, Order, Participant, PreparedBranch, Settled
 from participants.errors import ParticipantError, UsageError
 from participants.ids import Gid, Protocol, TxId
 from participants.registry import Registry
-from participants.states import StateRow
+from participants.states import Charter, StateRow
 from recovery.holders import finding
 from recovery.plan import BranchDone, for_settled, order_of
 from recovery.report import Line, Report
@@ -115,7 +115,7 @@ class WithoutLedger:
         ended = await Round(gid, row.charter, find, self._observe).run()
         decision = DECISIONS.get(ended.move)
         if decision is None:
-            result = "nothing" if ended.move is Move.CONFLICT else "look_again"
+            result = "nothing" if _hopeless(ended, row.charter, find) else "look_again"
             return lines + [
                 _line(name, branch, "terminate", result, told(ended)) for name, branch in prepared
             ]
@@ -159,6 +159,16 @@ def _why_not(branch: PreparedBranch, rows: Mapping[Gid, StateRow]) -> str | None
     if gid.protocol is not Protocol.THREE_PHASE:
         return NOT_WITHOUT_LEDGER[gid.protocol]
     return None if gid in rows else NO_ROW
+
+
+def _hopeless(ended: Terminated, charter: Charter, find: Find) -> bool:
+    """Looking again will not help: the rows contradict each other, or there are too few of them and all that
+    are configured here have answered."""
+    if ended.move is Move.CONFLICT:
+        return True
+    unknown = {member.number for member in charter.members if find(member.participant) is None}
+    too_few = ended.seen and not is_quorum([member.number for member in charter.members], ended.seen)
+    return bool(too_few) and ended.silent.keys() <= unknown
 
 
 def _line(name: str, branch: PreparedBranch, action: str, result: str, why: str = "") -> Line:

@@ -311,6 +311,26 @@ async def test_the_participants_end_it_among_themselves(
     assert fates(world, gids) == [fate] * 3
 
 
+async def test_what_needs_databases_that_nobody_has_named_is_not_waited_for(world: World) -> None:
+    """Broken if a command that ends once nothing is left for it to do never ends; or does not wait for one
+    that is only down."""
+    gids = await left(world, 3)
+    world.registry.remove("payments")
+    world.registry.remove("stock")
+    report = await WithoutLedger(world.registry).run()
+    assert told(report, gids[0]) == ("terminate", "nothing")
+    line = report.of(gids[0])
+    assert line is not None
+    assert "'stock' is not configured here" in line.why
+    world.registry.add(world.databases["stock"])
+    world.databases["stock"].down = ParticipantUnavailable("stock", "is down")
+    report = await WithoutLedger(world.registry).run()
+    assert told(report, gids[0]) == ("terminate", "look_again")
+    world.databases["stock"].down = None
+    await alone(world)
+    assert world.orders.fate(gids[0]) is Fate.COMMITTED
+
+
 @pytest.mark.parametrize("protocol", [Protocol.TWO_PHASE, Protocol.PAXOS])
 async def test_other_protocols_are_refused_with_the_reason(world: World, protocol: Protocol) -> None:
     """Broken if anything is presumed about a transaction whose decision is lost."""
