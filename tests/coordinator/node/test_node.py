@@ -116,6 +116,28 @@ async def test_a_leader_that_is_cut_off_answers_nothing(cluster: Cluster) -> Non
     assert old.replica.replicated.machine.record(txid) is Record.ABORT
 
 
+async def test_an_entry_that_took_a_proposals_place_is_no_answer_to_it(cluster: Cluster) -> None:
+    """Broken if whoever asked a leader that was replaced is told the result of what another one was asked: the
+    first of both places goes to the new leader's empty entry, the second to its first command."""
+    old = await cluster.leader()
+    session = await old.ledger.open_session("test", 60.0)
+    cluster.cut(old.identity.node)
+    asked, last = [], old.replica.raft.last_index
+    for seq in (1, 2):
+        asked.append(asyncio.create_task(old.ledger.decide(session.txid(seq), COMMIT, BRANCHES)))
+        while old.replica.raft.last_index < last + seq:
+            await asyncio.sleep(0)
+    new = await cluster.leader(but=old.identity.node)
+    assert await new.ledger.decide(session.txid(3), ABORT, BRANCHES) is ABORT
+    cluster.heal(old.identity.node)
+    await cluster.settled()
+    for task in asked:
+        with pytest.raises(NotLeading):
+            await task
+    records = [old.replica.replicated.machine.record(session.txid(seq)) for seq in (1, 2, 3)]
+    assert records == [Record.NOT_RECORDED, Record.NOT_RECORDED, Record.ABORT]
+
+
 async def test_a_session_opened_twice_by_one_request_is_one(cluster: Cluster) -> None:
     """A client whose answer was lost with the leader asks the next one: two sessions would be open, one of
     them held by nobody."""
