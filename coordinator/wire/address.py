@@ -26,7 +26,7 @@ class Address(msgspec.Struct, frozen=True, array_like=True, order=True):
             host = host[1:-1]
         elif ":" in host:
             raise ValueError(f"{text!r}: an IPv6 address goes in brackets, as in [::1]:7400")
-        if not host or not digits.isascii() or not digits.isdigit() or int(digits) > 65535:
+        if not _may_be_host(host) or not digits.isascii() or not digits.isdigit() or int(digits) > 65535:
             raise ValueError(f"{text!r} is not host:port, as in 10.0.0.1:7400")
         return cls(host, int(digits))
 
@@ -40,6 +40,14 @@ class Address(msgspec.Struct, frozen=True, array_like=True, order=True):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _may_be_host(host: str) -> bool:
+    """Whether it can be looked up at all: else that would raise what is no ``OSError``."""
+    try:
+        return bool(host.encode("idna")) and host.isprintable()
+    except UnicodeError:
+        return False
 
 
 def refuse_exposed(where: Address, *, tls: bool, insecure: bool, way_out: str) -> None:
