@@ -91,6 +91,7 @@ class Operator:
         gone = {change.node for change in changes if change.kind is ChangeKind.REMOVE}
         self._acceptors.ask_to_move(gone)
         await self._within(lambda: not self._acceptors.bound(gone, open_=True))
+        await self._acceptors.settle(gone)  # most of it before anybody has to wait
         async with self._acceptors.no_new_ones:
             await self._release(gone)
             if self._raft.node in gone:

@@ -19,6 +19,7 @@ from coordinator.protocols.steps import PaxosStep
 from coordinator.raft import ConfigChange
 from coordinator.settings import CoordinatorSettings
 from participants.contract import Fate
+from participants.ids import TxId
 from tests.coordinator.node.cluster import Cluster, client, running
 from tests.coordinator.node.test_members import added
 from tests.coordinator.node.test_paxos_commit import Stage, kept
@@ -206,3 +207,29 @@ async def test_all_that_is_left_is_settled_however_much(
         others, needed = left
         assert set((await ledger.records(others)).values()) == {Record.NOT_RECORDED}
         assert set((await ledger.records(needed)).values()) == {Record.COMMIT}
+
+
+async def test_sessions_are_opened_while_what_is_left_is_settled(tmp_path: Path) -> None:
+    """There may be much of it. Broken if coordinators have to wait for it who have nothing to do with it."""
+    async with running(tmp_path) as cluster, client(cluster) as ledger:
+        session = await ledger.acceptors.open_session("shop", 300.0)
+        assert await ledger.acceptors.vote(session.txid(1), BRANCHES) is COMMIT
+        await ledger.close_session(session)
+        leader = await cluster.leader()
+        gone = [number for number in (1, 2, 3) if number != leader.identity.node]
+        arrived, go_on = asyncio.Event(), asyncio.Event()
+        settle = leader._settling.settle
+
+        async def slowly(txid: TxId) -> None:
+            arrived.set()
+            await go_on.wait()
+            await settle(txid)
+
+        leader._settling.settle = slowly  # type: ignore[method-assign]
+        removing = asyncio.create_task(change_members(cluster.settings, remove(*gone), wait_s=30.0))
+        await arrived.wait()
+        opened = await ledger.acceptors.open_session("shop", 300.0)
+        go_on.set()
+        await ledger.close_session(opened)
+        assert (await removing).voters == (leader.identity.node,)
+        assert await ledger.records([session.txid(1)]) == {session.txid(1): Record.COMMIT}
