@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from random import Random
 
-from coordinator.errors import LedgerUnusable
+from coordinator.errors import LedgerUnavailable, LedgerUnusable
 from coordinator.ledger.cluster.links import Links
 from coordinator.ledger.machine import Machine
 from coordinator.node.clients import FromClient
@@ -90,7 +90,7 @@ class Node:
             send=self.peers.send,
             on_change=self._leadership,
         )
-        self._links = Links(Identity(Role.CLIENT, name=f"node {stored.identity.node}"), wire, self._addresses)
+        self._links = Links(Identity(Role.CLIENT, name=str(me)), wire, self._address_of)
         self.ledger = NodeLedger(
             self.replica,
             storage,
@@ -185,8 +185,11 @@ class Node:
         else:
             self._links.ask(node, request, answer)
 
-    async def _addresses(self) -> Mapping[int, str]:
-        return self.replica.replicated.addresses
+    async def _address_of(self, node: int) -> str:
+        address = self.replica.replicated.addresses.get(node)
+        if address is None:
+            raise LedgerUnavailable(f"node {node} is no member")
+        return address
 
     def _recognise(self, connection: Connection) -> None:
         """A node that lost its disk has forgotten votes and entries that it promised to keep: under its old

@@ -33,7 +33,7 @@ class ClusterLedger(CallingLedger):
         self.settings = settings
         self._route = route
         self._wire = wire
-        self._links = Links(me, wire, self._addresses)
+        self._links = Links(me, wire, self._address_of)
         self._pid = os.getpid()
         self._ledger_id = ""
         self._random = random
@@ -99,9 +99,17 @@ class ClusterLedger(CallingLedger):
         voters: list[int] = await self._call(calls.VotersCall())
         return voters
 
-    async def _addresses(self) -> Mapping[int, str]:
-        """Asked of any node, since its leader may be the one that is gone."""
-        return await first_of([self._members(str(one)) for one in addresses_of(self.settings.url)])
+    async def _address_of(self, node: int) -> str:
+        """Asked of any node, since the leader may be the one that is gone; of all, since one may have slept,
+        or been removed, while others joined."""
+
+        async def told_by(address: str) -> str:
+            members = await self._members(address)
+            if node not in members:
+                raise LedgerUnavailable(f"node at {address} has not heard of node {node}")
+            return members[node]
+
+        return await first_of([told_by(str(one)) for one in addresses_of(self.settings.url)])
 
     async def _members(self, address: str) -> Mapping[int, str]:
         seen = await status(address, self.settings.request_timeout_s, self._wire)

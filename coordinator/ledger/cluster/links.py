@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from coordinator.errors import LedgerUnavailable
 from coordinator.ledger import calls
@@ -25,15 +25,15 @@ log = logging.getLogger(__name__)
 CONNECT_S = 1.0
 
 Answer = Callable[[Reply | Exception], None]
-Addresses = Callable[[], Awaitable[Mapping[int, str]]]
-"""Every node's address, as far as anybody can be asked. Raises ``LedgerUnavailable``."""
+AddressOf = Callable[[int], Awaitable[str]]
+"""A node's address, by its number, as far as anybody can be asked. Raises ``LedgerUnavailable``."""
 
 
 class Links:
-    def __init__(self, me: Identity, settings: WireSettings, addresses: Addresses) -> None:
+    def __init__(self, me: Identity, settings: WireSettings, address_of: AddressOf) -> None:
         self._me = me
         self._settings = settings
-        self._addresses = addresses
+        self._address_of = address_of
         self._links: dict[int, _Link] = {}
 
     def ask(self, node: int, request: Request, answer: Answer) -> None:
@@ -48,11 +48,8 @@ class Links:
         return link
 
     async def connect(self, node: int, link: _Link) -> Connection:
-        address = (await self._addresses()).get(node)
-        if address is None:
-            raise ConnectionError(f"the address of node {node} is not known")
         connection = await connect(
-            Address.parse(address),
+            Address.parse(await self._address_of(node)),
             self._me,
             link.accept,
             self._settings,
@@ -169,8 +166,8 @@ class _Link:
             self._accepted.abort("closed by this side")
 
 
-async def first_of(answers: Sequence[Awaitable[Mapping[int, str]]]) -> Mapping[int, str]:
-    """Whoever answers first. Raises the last error if nobody does."""
+async def first_of(answers: Sequence[Awaitable[str]]) -> str:
+    """What whoever knows it first says. Raises the last ``LedgerUnavailable`` if nobody does."""
     tasks = [asyncio.ensure_future(answer) for answer in answers]
     trouble: Exception = LedgerUnavailable("the cluster has no addresses")
     try:

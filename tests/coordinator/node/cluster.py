@@ -97,12 +97,12 @@ class Cluster:
         """Nothing goes to that node or comes from it; its clients still reach it."""
         replica = self.nodes[number].replica
         replica._send = lambda _: None
-        replica.step = lambda _: None  # type: ignore[method-assign]
+        replica.raft.step = lambda _: None  # type: ignore[method-assign]
 
     def heal(self, number: int) -> None:
         node = self.nodes[number]
         node.replica._send = node.peers.send
-        del node.replica.step  # type: ignore[method-assign]
+        del node.replica.raft.step  # type: ignore[method-assign]
 
     async def settled(self) -> None:
         """Once every running node has applied what the leader has committed."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from coordinator.errors import LedgerUnavailable
+from coordinator.ledger.cluster.messages import MemberChange
+from coordinator.ledger.cluster.operate import change_members, transfer
 from coordinator.ledger.cluster.silence import SILENCE_S
 from coordinator.node.clients import FromClient
-from coordinator.paxos import Ask
+from coordinator.paxos import Ask, Phase2b
 from coordinator.quorum import Joint
 from tests.coordinator.node.cluster import CLUSTER, Cluster, client, running
+from tests.coordinator.node.test_members import added
 
 
 async def test_a_slow_answer_is_waited_for(tmp_path: Path) -> None:
@@ -85,3 +89,35 @@ async def test_an_acceptor_that_falls_silent_is_not_waited_for(
             await asyncio.sleep(SILENCE_S / 5)
         assert all(isinstance(each, LedgerUnavailable) for each in answers)
         assert "does not answer" in str(answers[0])
+
+
+async def test_a_node_that_was_left_behind_does_not_hide_the_others(tmp_path: Path) -> None:
+    """One of the ledger's URL slept, or was removed, while others joined, and is the first to say who is
+    there. Broken if those that it has not heard of are never asked for their votes."""
+    async with running(tmp_path) as cluster, client(cluster) as ledger:
+        if cluster.nodes[1].leads:
+            await transfer(cluster.settings, 2)
+        cluster.cut(1)
+        await added(cluster, 4)
+        await change_members(cluster.settings, [MemberChange("promote", 4)], wait_s=30.0)
+        session = await ledger.acceptors.open_session("shop", 60.0)
+        assert session.acceptors == (1, 2, 3, 4)
+        said, members = asyncio.Event(), ledger._members
+
+        async def last_of_all(address: str) -> Mapping[int, str]:
+            told = await members(address)
+            if address == cluster.addresses[1]:
+                said.set()
+            else:
+                await said.wait()
+                await asyncio.sleep(0)
+            return told
+
+        ledger._members = last_of_all  # type: ignore[method-assign]
+        question, told = Ask(session.txid(1), Joint(frozenset(session.acceptors))), list[object]()
+        while not told or "has not heard of session" in str(told[-1]):
+            answered: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            ledger._links.ask(4, question, answered.set_result)
+            told.append(await answered)
+        assert isinstance(told[-1], Phase2b)
+        cluster.heal(1)
