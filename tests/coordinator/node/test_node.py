@@ -117,7 +117,7 @@ async def test_a_leader_that_is_cut_off_answers_nothing(cluster: Cluster) -> Non
 
 
 async def test_an_entry_that_took_a_proposals_place_is_no_answer_to_it(cluster: Cluster) -> None:
-    """Broken if whoever asked a leader that was replaced is told the result of what another one was asked: the
+    """Broken if whoever asked a leader that was replaced is told the result of what another was asked: the
     first of both places goes to the new leader's empty entry, the second to its first command."""
     old = await cluster.leader()
     session = await old.ledger.open_session("test", 60.0)
