@@ -36,9 +36,10 @@ class Move(enum.StrEnum):
     BLOCKED = "blocked"
     """Too few rows can be read: nobody may decide yet."""
     CONFLICT = "conflict"
-    """The rows contradict each other, and a person must look. Committed here, buried there: somebody finished
-    a branch by hand. Prepared to commit here, never enlisted there: that row was lost, its database set back
-    by a restore, or its participant's name leads to another database by now."""
+    """The rows contradict each other, and a person must look. Committed here, and buried there, or too few of
+    them asked to commit: somebody finished a branch by hand. Prepared to commit here, never enlisted there:
+    that row was lost, its database set back by a restore, or its participant's name leads to another database
+    by now."""
 
 
 CONTRADICTION = (
@@ -52,7 +53,10 @@ def decide(rule: Termination, members: Collection[int], seen: Mapping[int, State
     """``members`` are the numbers of all branches, ``seen`` the rows of those that were elected at."""
     states = {row.state for row in seen.values()}
     if BranchState.COMMIT in states:
-        return Move.CONFLICT if BranchState.ABORT in states else Move.COMMIT
+        contradicted = BranchState.ABORT in states or (
+            rule is Termination.QUORUM and never_fixed(members, seen)
+        )
+        return Move.CONFLICT if contradicted else Move.COMMIT
     if BranchState.ABORT in states:
         return Move.ABORT
     if BranchState.INITIAL in states:
@@ -63,6 +67,17 @@ def decide(rule: Termination, members: Collection[int], seen: Mapping[int, State
     if rule is Termination.SKEEN or not is_quorum(members, seen):
         return Move.BLOCKED
     return Move.TRY_COMMIT if max_attempt_committable(seen.values()) else Move.TRY_ABORT
+
+
+def never_fixed(members: Collection[int], seen: Mapping[int, StateRow]) -> bool:
+    """Whether so many rows have never taken an attempt to commit that none can have succeeded. What has
+    committed then was committed by hand, and perhaps not every branch had even voted."""
+    untold = {
+        number
+        for number, row in seen.items()
+        if row.state is BranchState.WAIT or (row.state is BranchState.COMMIT and not row.last_attempt)
+    }
+    return not is_quorum(members, set(members) - untold)
 
 
 def max_attempt_committable(rows: Collection[StateRow]) -> bool:

@@ -213,6 +213,22 @@ async def test_committed_by_hand_against_tombstones_is_a_conflict(world: World) 
     assert gids[2] in world.databases["stock"].prepared
 
 
+@pytest.mark.parametrize("ledger", [True, False])
+async def test_committed_by_hand_before_the_votes_drags_nobody_along(world: World, ledger: bool) -> None:
+    """Broken if COMMIT is recorded, and carried out elsewhere, of a transaction that one has voted
+    against."""
+    gids = await left(world, 0)
+    await world.end_session()
+    stock = world.databases["stock"]
+    stock.finish_by_hand(gids[2], Order.ROLLBACK)  # as after a vote against it
+    world.orders.finish_by_hand(gids[0], Order.COMMIT)
+    for _ in range(3):
+        report = await (world.recover() if ledger else WithoutLedger(world.registry).run())
+    assert told(report, gids[1]) == ("terminate", "nothing")
+    assert gids[1] in world.payments.prepared
+    assert await world.unfinished() == set()
+
+
 async def test_many_recoveries_at_once_agree(world: World) -> None:
     """Broken if two that elect themselves at once end it differently, or stop each other for ever."""
     for precommitted in (0, 1, 2, 3):
