@@ -14,7 +14,8 @@ inwards:
 :mod:`.reads`,
                      :mod:`.snapshots` and :mod:`.disk`, group commit
 :mod:`.versions`     what the members speak, and have agreed on: nothing newer gets into the log
-:mod:`.acceptors`    Paxos Commit's acceptor, on the same disk; :mod:`.release` lets acceptors go
+:mod:`.acceptors`    Paxos Commit's acceptor, on the same disk; :mod:`.settling` records what ended sessions
+                     left there, :mod:`.release` lets acceptors go
 :mod:`.replicated`   what the log drives: the ledger's machine, the nodes' addresses, the agreed version
 :mod:`.storage`      the contract of a node's disk; :mod:`.sqlite` is the one that ships
 :mod:`.bootstrap`    what a node begins with: new, from a backup, or added
