@@ -11,8 +11,7 @@ inwards:
 :mod:`.ledger`       the ledger's contract on the replica; what a leader does now and then
 :mod:`.peers`        connections to and from the other nodes
 :mod:`.replica`      drives :mod:`coordinator.raft`: turns of the loop, proposals, applying; with
-:mod:`.reads`,
-                     :mod:`.snapshots` and :mod:`.disk`, group commit
+                     :mod:`.reads`, :mod:`.snapshots`, :mod:`.history` and :mod:`.disk`, group commit
 :mod:`.versions`     what the members speak, and have agreed on: nothing newer gets into the log
 :mod:`.acceptors`    Paxos Commit's acceptor, on the same disk; :mod:`.settling` records what ended sessions
                      left there, :mod:`.release` lets acceptors go

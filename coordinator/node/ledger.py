@@ -153,12 +153,12 @@ class NodeLedger(LocalLedger):
         return (await self.records([txid]))[txid]
 
     async def _history_of(self, txid: TxId) -> DecisionRecord | None:
-        return self._replica.finished_lately().get(txid) or await self._storage.history_of(txid)
+        return self._replica.history.lately().get(txid) or await self._storage.history_of(txid)
 
     async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
         merged = {
             txid: record
-            for txid, record in self._replica.finished_lately().items()
+            for txid, record in self._replica.history.lately().items()
             if before is None or newest(before) < newest(record)
         }
         for record in await self._storage.history(limit, before):

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 from typing import Any
 
 from coordinator.errors import ClusterRefused
 from coordinator.ledger.commands import Command, since
-from coordinator.ledger.contract import DecisionRecord
 from coordinator.node.acceptors import Acceptors
 from coordinator.node.disk import Disk
 from coordinator.node.errors import NodeStopped, NotLeading
+from coordinator.node.history import History
 from coordinator.node.reads import Reads
 from coordinator.node.replicated import Agree, Logged, Replicated, encode_batch
 from coordinator.node.snapshots import Snapshots
-from coordinator.node.storage import Finished, Snapshot, Storage, Stored, Write
+from coordinator.node.storage import Snapshot, Storage, Stored, Write
 from coordinator.node.versions import Agreement
 from coordinator.raft import (
     ConfigChange,
@@ -40,7 +40,6 @@ from coordinator.raft import (
     Restored,
 )
 from coordinator.wire import VERSIONS
-from participants.ids import TxId
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +48,6 @@ BATCH_COMMANDS_MAX = 1_000
 ENTRY_BYTES_MAX = 16 * 1024 * 1024
 """What they come to: an entry that fits into no frame would stop whoever leads, one node after the other."""
 CLOSE_S = 10.0
-HISTORY_RECORDS_MAX = 256
-"""Finished records that wait for a write to ride along with."""
 
 Answer = Callable[[object], None]
 """Told a command's result once it is durable on a majority and applied here; an error is a value too."""
@@ -94,9 +91,10 @@ class Replica:
         )
         self.agreement = Agreement(stored.identity.node, replicated, lambda: self.raft.configuration.nodes)
         self._snapshots = Snapshots(self.raft, replicated, stored.snapshot, log_bytes=snapshot_log_bytes)
+        self.history = History(replicated, history_ms)
+        """Of what is finished."""
         self._reads = Reads()
         self._tick_s = tick_s
-        self._history_ms = history_ms
         self._send = send
         self._on_change = on_change
         self._waiting: list[tuple[Logged, Answer]] = []
@@ -106,8 +104,6 @@ class Replica:
         """Who waits for the next change of the configuration to be applied, while this node leads."""
         self._proposed: dict[int, tuple[int, Sequence[Answer]]] = {}
         """By index: the term in which it was proposed, and who waits. Only while this node leads."""
-        self._unwritten: dict[TxId, DecisionRecord] = {}
-        self._being_written: dict[TxId, DecisionRecord] = {}
         self._led_term = 0
         self._leads = False
         self._awake = False
@@ -276,7 +272,8 @@ class Replica:
             if not ready.committed_entries and not ready.chunks_wanted:
                 break  # nothing that was done can have made more to do
         self._follow_role()
-        self._keep_history()
+        if self.history.due:
+            self._store_history()
         self.acceptors.work()
         self._disk.flush()
 
@@ -371,13 +368,17 @@ class Replica:
 
     def _store_image(self, image: Snapshot) -> None:
         # History leaves with it: the entries that could tell it again are dropped.
-        finished = self._finished()
+        finished = self.history.begin()
 
         def stored() -> None:
-            self._history_stored(finished)
+            self.history.stored(finished)
             self._guarded(lambda: self._shorten(image))
 
         self._disk.give(Write(finished=finished, snapshot=image), stored)
+
+    def _store_history(self) -> None:
+        finished = self.history.begin()
+        self._disk.give(Write(finished=finished), lambda: self.history.stored(finished))
 
     def _shorten(self, image: Snapshot) -> None:
         keep_from = self._snapshots.stored(image)
@@ -405,34 +406,6 @@ class Replica:
             self.agreement.proposed = 0
             log.info("node %d %s in term %d", raft.node, "leads" if leads else "does not lead", raft.term)
             self._on_change(leads)
-
-    # History.
-
-    def finished_lately(self) -> Mapping[TxId, DecisionRecord]:
-        """What is finished and may not be in the storage's history yet."""
-        self._collect_finished()
-        return self._unwritten | self._being_written
-
-    def _collect_finished(self) -> None:
-        for record in self.replicated.finished():
-            self._unwritten[record.txid] = record
-
-    def _keep_history(self) -> None:
-        if self.replicated.machine.history_waiting + len(self._unwritten) >= HISTORY_RECORDS_MAX:
-            finished = self._finished()
-            self._disk.give(Write(finished=finished), lambda: self._history_stored(finished))
-
-    def _finished(self) -> Finished:
-        """All that is to be written; afterwards :meth:`_history_stored`."""
-        self._collect_finished()
-        finished, self._unwritten = self._unwritten, {}
-        self._being_written |= finished
-        now_ms = self.replicated.machine.state.time_ms
-        return Finished(tuple(finished.values()), now_ms, self._history_ms)
-
-    def _history_stored(self, finished: Finished) -> None:
-        for record in finished.records:
-            self._being_written.pop(record.txid, None)
 
     # Trouble.
 
