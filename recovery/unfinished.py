@@ -111,8 +111,9 @@ async def ask_books(participant: Participant, gid: Gid, branch: BranchRecord) ->
     fate = Fate.UNKNOWN if evidence is None else await participant.evidence(evidence)
     if fate is Fate.UNKNOWN and gid.protocol is Protocol.THREE_PHASE:
         # What has committed is noted beside its row. A row without a note, of a branch that is not prepared
-        # any more, has ended otherwise.
+        # any more, has ended otherwise; but one that only a termination has made proves nothing: the database
+        # may be another one than the branch's, or that as it was before.
         row = await participant.states.read(gid)
-        if row is not None:
+        if row is not None and row.state is not BranchState.INITIAL:
             return Fate.COMMITTED if row.state is BranchState.COMMIT else Fate.ABORTED
     return fate

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
-from participants.contract import Fate, Order
+from participants.contract import Fate, Order, Settled
 from participants.errors import ParticipantUnavailable
 from participants.ids import Gid, Protocol
 from participants.registry import Registry
@@ -165,6 +165,27 @@ async def test_a_row_that_was_lost_is_not_taken_for_one_never_made(world: World,
     world.orders.down = None
     await (world.recover() if ledger else alone(world))
     assert world.payments.fate(gids[1]) is Fate.COMMITTED
+
+
+async def test_a_row_that_a_termination_made_is_no_proof_of_a_rollback(world: World) -> None:
+    """Broken if "its database proves that it was rolled back" is said of a database that is set back by a
+    restore, or another one, because a termination has left a row there."""
+    gids = await left(world, 3)
+    await world.end_session()
+    stock = world.databases["stock"]
+    stock.prepared.clear()
+    stock.states.rows.clear()
+    stock.timeline = "00000002"
+    world.orders.down = ParticipantUnavailable("orders", "is down")
+    await world.recover()
+    assert stock.states.rows[gids[2]].state is BranchState.INITIAL
+    world.orders.down = None
+    world.orders.finish_by_hand(gids[0], Order.COMMIT)  # by whoever had seen all rows
+    for _ in range(3):
+        await world.recover()
+    assert {gid: one.kind for gid, one in (await world.heuristics()).items()} == {
+        gids[2]: Settled.HEURISTIC_HAZARD
+    }
 
 
 def rename(world: World, **names: str) -> None:
