@@ -8,6 +8,7 @@ would be right, and a nuisance. What they come to is the outcome whether or not 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from coordinator.errors import LedgerUnavailable, OutcomeUnknown
 from coordinator.ledger.contract import BranchRecord, Decision, Ledger, SessionState
 from coordinator.protocols.steps import Observer
-from coordinator.protocols.termination import Round, Terminated
+from coordinator.protocols.termination import Round, Terminated, is_late
 from coordinator.protocols.termination_rules import CONTRADICTION, Move
 from participants.contract import Participant
 from participants.ids import Gid, Protocol, TxId
@@ -29,6 +30,10 @@ log = logging.getLogger(__name__)
 NO_ACCEPTORS = "this ledger has no acceptors: recover with the cluster that the transaction was begun on"
 NOT_LISTED = "its transaction was voted on without this branch: a person must decide"
 NO_ROW = "its row is missing: somebody has deleted it, and a person must decide"
+LATE_S = 5.0
+"""For so long a participant that has let a round wait is not asked in others: many transactions may be
+waiting for it, and each of their rounds would hold up everything else at the participant that is looked
+after."""
 DECISIONS = {Move.COMMIT: Decision.COMMIT, Move.ABORT: Decision.ABORT}
 
 
@@ -50,6 +55,7 @@ class Terminator:
         self._participants = participants
         self._observe = observe
         self._at_work: set[TxId] = set()
+        self._late_until: dict[str, float] = {}
 
     async def alive(self) -> Callable[[TxId], bool]:
         """Whether a transaction's coordinator may still be at it: its session is open, and the transaction
@@ -72,13 +78,26 @@ class Terminator:
             if row is None:
                 return Ended(None, NO_ROW, hopeless=True)
             find = await finding(gid, row.charter, self._participants, {gid.participant: participant})
-            ended = await Round(gid, row.charter, find, self._observe).run()
+            ended = await Round(gid, row.charter, find, self._observe, left_out=self._late()).run()
+            self._note_late(row.charter, ended)
             decision = DECISIONS.get(ended.move)
             if decision is not None:
                 await self._record(gid, row.charter, decision)
             return Ended(decision, told(ended), ended.move is Move.CONFLICT)
         finally:
             self._at_work.discard(gid.txid)
+
+    def _late(self) -> dict[str, str]:
+        """Participants that have let a round wait a moment ago: others need not wait for them as well."""
+        now_s = asyncio.get_running_loop().time()
+        self._late_until = {name: until for name, until in self._late_until.items() if until > now_s}
+        return dict.fromkeys(self._late_until, "no answer to others a moment ago")
+
+    def _note_late(self, charter: Charter, ended: Terminated) -> None:
+        until = asyncio.get_running_loop().time() + LATE_S
+        for member in charter.members:
+            if is_late(ended.silent.get(member.number, "")):
+                self._late_until[member.participant] = until
 
     async def _settle(self, gid: Gid) -> Ended:
         """By a higher ballot at the acceptors of its session."""

@@ -20,7 +20,7 @@ from coordinator.steadfast import all_within
 from participants.contract import Participant
 from participants.errors import ParticipantError
 from participants.ids import Gid
-from participants.states import Charter, Event, StateRow, States
+from participants.states import Charter, Event, StateRow, States, Termination
 
 T = TypeVar("T")
 
@@ -44,9 +44,21 @@ class Terminated:
 
 
 class Round:
-    """One election of the transaction that ``gid`` is a branch of."""
+    """One election of the transaction that ``gid`` is a branch of.
 
-    def __init__(self, gid: Gid, charter: Charter, find: Find, observer: Observer | None = None) -> None:
+    ``left_out``: participants, by name, that are not asked, and why. Only the rule of a quorum allows that;
+    by it, who has let one question wait is not asked the next either.
+    """
+
+    def __init__(
+        self,
+        gid: Gid,
+        charter: Charter,
+        find: Find,
+        observer: Observer | None = None,
+        *,
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
         self._charter = charter
         self._find = find
         self._observer = observer
@@ -56,6 +68,11 @@ class Round:
         }
         self._election = 0
         self._silent: dict[int, str] = {}
+        self._left_out: dict[int, str] = {}
+        if charter.rule is Termination.QUORUM:
+            self._leave_out(
+                {member.number: (left_out or {}).get(member.participant) for member in charter.members}
+            )
 
     async def run(self) -> Terminated:
         """Raises nothing for a participant that fails: it is silent, and the rule says what that means."""
@@ -69,7 +86,9 @@ class Round:
             move = await self._attempt(Event.TRY_ABORT, seen)
         unburied = frozenset[int]()
         if move is Move.ABORT:
-            move, unburied = await bury(self._gids, self._charter, self._find, self._observer)
+            asked = {number: gid for number, gid in self._gids.items() if number not in self._left_out}
+            move, unburied = await bury(asked, self._charter, self._find, self._observer)
+            unburied |= self._left_out.keys()
         return Terminated(move, seen, self._silent, unburied)
 
     async def _elect(self) -> dict[int, StateRow] | None:
@@ -106,9 +125,16 @@ class Round:
         self, numbers: Collection[int], call: Callable[[States, Gid], Awaitable[T]]
     ) -> dict[int, T]:
         """The answers of those that gave one, all asked at once."""
-        answers, silent = await ask({number: self._gids[number] for number in numbers}, self._find, call)
+        asked = {number: self._gids[number] for number in numbers if number not in self._left_out}
+        answers, silent = await ask(asked, self._find, call)
         self._silent |= silent
+        if self._charter.rule is Termination.QUORUM:
+            self._leave_out({number: why for number, why in silent.items() if is_late(why)})
         return answers
+
+    def _leave_out(self, numbers: Mapping[int, str | None]) -> None:
+        self._left_out |= {number: why for number, why in numbers.items() if why is not None}
+        self._silent |= self._left_out
 
 
 async def bury(
@@ -145,12 +171,21 @@ async def ask(
         if isinstance(result, ParticipantError):
             silent[number] = str(result)
         elif isinstance(result, asyncio.CancelledError):
-            silent[number] = f"no answer within {ANSWER_TIMEOUT_S:g} s"
+            silent[number] = _late()
         elif isinstance(result, BaseException):
             raise result
         else:
             answers[number] = result
     return answers, silent
+
+
+def _late() -> str:
+    return f"no answer within {ANSWER_TIMEOUT_S:g} s"
+
+
+def is_late(why: str) -> bool:
+    """Whether one is silent because it lets others wait, and not because it, or its absence, says no."""
+    return why == _late()
 
 
 async def _awaited(awaitable: Awaitable[T]) -> T:

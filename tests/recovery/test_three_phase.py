@@ -7,14 +7,18 @@ import asyncio
 import pytest
 
 from coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
+from coordinator.protocols import termination
 from participants.contract import Fate, Order, Settled
 from participants.errors import ParticipantUnavailable
 from participants.ids import Gid, Protocol
 from participants.registry import Registry
 from participants.states import BranchState, Charter, Event, Member, Termination
+from recovery import terminate
+from recovery.resolve import Tools
 from recovery.sweep import sweep
 from recovery.terminate import Terminator
 from recovery.without_ledger import WhichLedger, WithoutLedger
+from recovery.worker import one_pass
 from tests.recovery.world import World, told
 
 NAMES = ("orders", "payments", "stock")
@@ -104,6 +108,37 @@ async def test_a_minority_blocks_and_says_so(world: World) -> None:
     for name in ("payments", "stock"):
         world.databases[name].down = None
     assert await recovered(world, gids) is Record.ABORT
+
+
+@pytest.mark.parametrize("precommitted", [0, 3])
+async def test_one_that_says_nothing_holds_up_only_the_first_to_ask(
+    world: World, monkeypatch: pytest.MonkeyPatch, precommitted: int
+) -> None:
+    """Broken if each of many transactions waits for a participant that hangs: what else there is to recover
+    at the others would wait for all of them."""
+    monkeypatch.setattr(termination, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(terminate, "LATE_S", 3_600.0)
+    left_behind = [await left(world, precommitted) for _ in range(100)]
+    await world.end_session()
+    asked: list[str] = []
+    hanging = asyncio.Event()
+
+    async def hang(call: str, gid: Gid) -> None:
+        asked.append(call)
+        await hanging.wait()
+
+    world.databases["stock"].before = hang
+    tools = Tools(world.ledger, world.registry, 8)
+    for _ in range(3):  # one worker ends what the other then finds decided
+        await asyncio.gather(*(one_pass(tools, world.databases[name]) for name in NAMES[:2]))
+    assert len(asked) <= 2 * 8 * 2  # two workers, each with as many at once, ask twice in a round
+    outcome = Fate.COMMITTED if precommitted else Fate.ABORTED
+    assert {world.orders.fate(gids[0]) for gids in left_behind} == {outcome}
+    hanging.set()
+    world.databases["stock"].before = None
+    for _ in range(3):
+        await world.recover()
+    assert {fate for gids in left_behind for fate in fates(world, gids)} == {outcome}
 
 
 @pytest.mark.parametrize("down", NAMES)
