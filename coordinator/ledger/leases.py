@@ -34,7 +34,12 @@ class Leases:
             del self._deadlines[gone]
         for number in open_now.keys() - self._deadlines.keys():
             self.renew(number, open_now[number].ttl_s, now)
-        return sorted(number for number, deadline in self._deadlines.items() if deadline < now)
+        return sorted(number for number in self._deadlines if self.is_due(number, now))
+
+    def is_due(self, session: int, now: float) -> bool:
+        """It was not renewed in time, nor since."""
+        deadline = self._deadlines.get(session)
+        return deadline is not None and deadline < now
 
 
 async def overslept(seconds: float) -> float:

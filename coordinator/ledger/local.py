@@ -276,10 +276,13 @@ class LocalLedger(abc.ABC):
 
     async def expire_due(self) -> list[int]:
         """Expire the sessions that were not renewed in time; their numbers."""
-        due = self._leases.due(self.machine.session_infos(), self._clock())
-        for number in due:
-            await self._run(ExpireSession(number))
-        return due
+        expired = []
+        for number in self._leases.due(self.machine.session_infos(), self._clock()):
+            # Meanwhile it may have been renewed, and its coordinator told so.
+            if self._leases.is_due(number, self._clock()):
+                await self._run(ExpireSession(number))
+                expired.append(number)
+        return expired
 
     async def advance_time(self) -> None:
         """Tell the ledger how much time has passed, and drop the sessions that retention lets go."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from coordinator.ledger.contract import Decision, DecisionRecord, Record, Session, Verdict
+from coordinator.ledger.commands import Command, ExpireSession
+from coordinator.ledger.contract import Decision, DecisionRecord, Record, Session, SessionState, Verdict
 from coordinator.ledger.memory import MemoryLedger
 from participants.ids import TxId
 
@@ -32,6 +34,23 @@ class SlowHistory(MemoryLedger):
     async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
         await self._pause()
         return await super()._history(limit, before)
+
+
+async def test_who_is_renewed_while_others_expire_is_not_expired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if a coordinator that was just told that its session goes on loses it."""
+    ledger = MemoryLedger()
+    gone, slow = await begin(ledger), await begin(ledger)
+    propose = ledger._propose
+
+    async def renew_meanwhile(command: Command) -> Any:
+        if command == ExpireSession(gone.id):
+            await ledger.keep_alive(slow, 1)
+        return await propose(command)
+
+    monkeypatch.setattr(ledger, "_propose", renew_meanwhile)
+    await ledger.elapse(60)
+    states = [session.state for session in await ledger.sessions()]
+    assert states == [SessionState.EXPIRED, SessionState.OPEN]
 
 
 async def test_times_for_people_are_of_the_ledgers_own_clock() -> None:
