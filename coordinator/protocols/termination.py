@@ -34,7 +34,8 @@ Find = Callable[[str], Participant | None]
 @dataclass(slots=True)
 class Terminated:
     """What one round came to. ``move`` is COMMIT or ABORT if the outcome is fixed, for ever and everywhere;
-    else BLOCKED or CONFLICT. ``seen`` are the rows as elected, ``silent`` why others were not, by branch."""
+    else BLOCKED or CONFLICT. ``seen`` are the rows as elected, or as read where that leads to nothing,
+    ``silent`` why others were not, by branch."""
 
     move: Move
     seen: dict[int, StateRow] = field(default_factory=dict)
@@ -76,7 +77,11 @@ class Round:
 
     async def run(self) -> Terminated:
         """Raises nothing for a participant that fails: it is silent, and the rule says what that means."""
-        seen = await self._elect()
+        read = await self._ask(self._gids.keys(), lambda states, gid: states.read(gid))
+        if not rules.may_lead_to_something(self._charter.rule, self._gids.keys(), read):
+            rows = {number: row for number, row in read.items() if row is not None}
+            return Terminated(Move.BLOCKED, rows, self._silent)
+        seen = await self._elect(read)
         if seen is None:
             return Terminated(Move.BLOCKED, {}, self._silent)
         move = rules.decide(self._charter.rule, self._gids.keys(), seen)
@@ -91,10 +96,8 @@ class Round:
             unburied |= self._left_out.keys()
         return Terminated(move, seen, self._silent, unburied)
 
-    async def _elect(self) -> dict[int, StateRow] | None:
+    async def _elect(self, read: Mapping[int, StateRow | None]) -> dict[int, StateRow] | None:
         """The rows of all that take part; None if some other election as high was there first."""
-        everyone = self._gids.keys()
-        read = await self._ask(everyone, lambda states, gid: states.read(gid))
         self._election = max((row.last_elected for row in read.values() if row is not None), default=1) + 1
 
         async def elect(states: States, gid: Gid) -> StateRow | None:
@@ -103,7 +106,7 @@ class Round:
             await reach(self._observer, TerminationStep.AFTER_ELECT, gid)
             return row
 
-        elected = await self._ask(everyone, elect)
+        elected = await self._ask(self._gids.keys(), elect)
         if any(row is None for row in elected.values()):
             return None
         return {number: row for number, row in elected.items() if row is not None}

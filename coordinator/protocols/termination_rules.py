@@ -49,6 +49,17 @@ CONTRADICTION = (
 """CONFLICT, for people."""
 
 
+def may_lead_to_something(
+    rule: Termination, members: Collection[int], read: Mapping[int, StateRow | None]
+) -> bool:
+    """Whether an election among those that were ``read`` can: if not, it would write to all of them, again
+    and again for as long as the others are away."""
+    fixed = {BranchState.COMMIT, BranchState.ABORT, BranchState.INITIAL}
+    if rule is Termination.SKEEN or any(row is None or row.state in fixed for row in read.values()):
+        return True
+    return is_quorum(members, read)
+
+
 def decide(rule: Termination, members: Collection[int], seen: Mapping[int, StateRow]) -> Move:
     """``members`` are the numbers of all branches, ``seen`` the rows of those that were elected at."""
     states = {row.state for row in seen.values()}

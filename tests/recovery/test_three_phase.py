@@ -105,6 +105,8 @@ async def test_a_minority_blocks_and_says_so(world: World) -> None:
     assert line is not None
     assert "is down" in line.why
     assert gids[0] in world.orders.prepared
+    # Nor does it write to its database in every pass until the others are back.
+    assert world.orders.states.rows[gids[0]].last_elected == 1
     for name in ("payments", "stock"):
         world.databases[name].down = None
     assert await recovered(world, gids) is Record.ABORT
