@@ -95,7 +95,7 @@ class Operator:
         async with self._acceptors.no_new_ones:
             await self._release(gone)
             if self._raft.node in gone:
-                await self._leave_first(gone)
+                await self._leave_first(gone, since)
             self._check_versions(changes, call.changes)
             if changes:
                 await self._reconfigure(changes, joint=bool(promoted))
@@ -131,11 +131,12 @@ class Operator:
                     f" {floor}: add it with a newer release of undoubt, and without a lower node.version_max"
                 )
 
-    async def _leave_first(self, gone: set[int]) -> None:
-        """A leader that is to go hands over to one that stays, which is asked for the change then: nobody has
-        to miss it first. If that does not come to be, it goes as in thesis §4.2.2."""
-        staying = [node for node in sorted(self._raft.configuration.incoming) if node not in gone]
-        best = max(staying, key=self._raft.match, default=0)
+    async def _leave_first(self, gone: set[int], since: int) -> None:
+        """A leader that is to go hands over to one that stays and answers, which is asked then: nobody has to
+        miss it first. If that does not come to be, it goes as in thesis §4.2.2."""
+        staying = sorted(self._raft.configuration.incoming - gone)
+        answering = [node for node in staying if self._raft.answered(node, since)]
+        best = max(answering, key=self._raft.match, default=0)
         if best and self._raft.match(best):
             self._raft.transfer(best)
             self._replica.wake()

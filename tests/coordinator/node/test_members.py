@@ -104,6 +104,28 @@ async def test_the_leader_can_be_removed(cluster: Cluster) -> None:
         await cluster.leader(but=number)
 
 
+async def test_a_leader_that_is_removed_hands_over_to_nobody_who_is_dead(tmp_path: Path) -> None:
+    """Until an election timeout has passed it would take nothing any more, and nobody would take over."""
+    async with running(tmp_path, 5) as cluster:
+        leader = await cluster.leader()
+        dead = min(number for number in cluster.nodes if number != leader.identity.node)
+        await cluster.settled()
+        raft, asked = leader.replica.raft, list[int]()
+        while len({raft.match(number) for number in cluster.nodes}) > 1:
+            await asyncio.sleep(0.01)
+        await cluster.stop(dead)
+        transfer = raft.transfer
+
+        def told(to: int) -> None:
+            asked.append(to)
+            transfer(to)
+
+        raft.transfer = told  # type: ignore[method-assign]
+        await change(cluster, MemberChange("remove", leader.identity.node))
+        assert asked
+        assert dead not in asked
+
+
 async def test_a_dead_node_is_replaced(cluster: Cluster) -> None:
     """The way back to three after a machine is gone."""
     async with load(cluster):
