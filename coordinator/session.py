@@ -150,7 +150,8 @@ class SessionKeeper:
             await asyncio.wait([self._task])
         for lease in list(self._leases.values()):
             try:
-                await self._end(lease)
+                # The floor stays where it is: recovery asks about what was given up, and is not recorded.
+                await self._ledger.close_session(lease.session)
             except LedgerError as error:
                 log.warning("session %d stays open until it expires: %s", lease.session.id, error)
         self._leases.clear()
@@ -215,8 +216,9 @@ class SessionKeeper:
                     self._want()
 
     async def _end(self, lease: Lease) -> None:
+        """One that was replaced, and under which nothing runs any more. Acceptors let go what its floor has
+        passed, and nobody moves that once it is closed."""
         if lease.session.acceptors:
-            # They let go what the floor has passed, and nobody moves that once the session is closed.
             with contextlib.suppress(SessionLost):
                 await self._ledger.keep_alive(lease.session, lease.floor)
         await self._ledger.close_session(lease.session)

@@ -439,16 +439,43 @@ async def test_what_is_recorded_and_below_the_floor_is_forgotten(tmp_path: Path)
         await wait_until(cluster, lambda acceptor: acceptor.record(session.txid(1)) is None)
 
 
-async def test_of_a_session_that_ended_in_order_nothing_is_kept(tmp_path: Path) -> None:
-    """Broken if acceptors keep what was going on when a session was replaced, or closed, for as long as the
-    ledger remembers that session: a week, and another session every few minutes."""
+async def test_of_a_session_that_was_replaced_nothing_is_kept(tmp_path: Path) -> None:
+    """Broken if acceptors keep what was going on when a session was replaced for as long as the ledger
+    remembers it: a week, and another session every few minutes."""
     settings = msgspec.structs.replace(SETTINGS, session_ttl_s=300.0, session_transactions_max=2)
     async with running(tmp_path) as cluster, client(cluster) as ledger:
         stage = Stage(cluster, ledger, settings)
         async with stage.coordinator:
             for _ in range(5):
                 await asyncio.gather(*(stage.transfer() for _ in range(3)))
-        await wait_until(cluster, lambda acceptor: acceptor.count == 0)
+            last = (await stage.transfer()).session
+            await wait_until(
+                cluster, lambda acceptor: {each.txid.session for each in acceptor.kept().records} <= {last}
+            )
+
+
+async def test_what_was_given_up_at_the_end_can_still_be_settled(tmp_path: Path) -> None:
+    """All is prepared, nothing is voted on, and the ledger does not record that it is aborted before the
+    coordinator closes. Broken if acceptors let it go, as if the ledger had its outcome: nobody could end
+    it."""
+    async with running(tmp_path) as cluster, client(cluster) as ledger:
+        stage = Stage(cluster, ledger, SETTINGS)
+        async with stage.coordinator:
+            await stage.transfer()
+            arrived = stage.hold(str(PaxosStep.BEFORE_VOTE))
+            hanging = asyncio.create_task(stage.transfer())
+            await arrived.wait()
+            later = stage.held.pop(str(PaxosStep.BEFORE_VOTE))
+            await stage.transfer()
+            hanging.cancel()
+        await asyncio.gather(hanging, return_exceptions=True)
+        later[1].set()
+        for node in cluster.nodes.values():
+            await node.ledger.sessions() if node.leads else None
+            node.replica.acceptors.forget()
+        assert stage.in_doubt() == 2
+        await stage.recover()
+        assert stage.in_doubt() == 0
 
 
 async def wait_until(cluster: Cluster, true: Any) -> None:
