@@ -222,6 +222,7 @@ class Coordinator:
         finally:
             if self._background:
                 log.warning("%d transactions are left for recovery to finish", len(self._background))
+                self._keeper.give_up()
                 for task in self._background:
                     task.abandon()
                 await asyncio.wait(set(self._background))

@@ -84,6 +84,7 @@ class SessionKeeper:
         """Another lease is."""
         self._opened = asyncio.Event()
         self._shut = False
+        self._given_up = False
         self._trouble: Exception | None = None
         """Why there is no other lease yet."""
         self._held_back: VersionHeldBack | None = None
@@ -135,8 +136,14 @@ class SessionKeeper:
         self._wanted = True
         self._wake.set()
 
+    def give_up(self) -> None:
+        """What ends from now on is left to recovery: no floor passes it, as if it were recorded."""
+        self._given_up = True
+
     def end(self, txid: TxId) -> None:
         """Nothing of ``txid`` is undecided here any more."""
+        if self._given_up:
+            return
         lease = self._leases.get(txid.session)
         if lease is not None:
             lease.end(txid)
@@ -150,8 +157,7 @@ class SessionKeeper:
             await asyncio.wait([self._task])
         for lease in list(self._leases.values()):
             try:
-                # The floor stays where it is: recovery asks about what was given up, and is not recorded.
-                await self._ledger.close_session(lease.session)
+                await self._end(lease)
             except LedgerError as error:
                 log.warning("session %d stays open until it expires: %s", lease.session.id, error)
         self._leases.clear()
@@ -216,8 +222,7 @@ class SessionKeeper:
                     self._want()
 
     async def _end(self, lease: Lease) -> None:
-        """One that was replaced, and under which nothing runs any more. Acceptors let go what its floor has
-        passed, and nobody moves that once it is closed."""
+        """Acceptors let go what its floor has passed, and nobody moves that once it is closed."""
         if lease.session.acceptors:
             with contextlib.suppress(SessionLost):
                 await self._ledger.keep_alive(lease.session, lease.floor)
