@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from coordinator.errors import LedgerUnavailable, OutcomeUnknown
 from coordinator.ledger.contract import BranchRecord, Decision, Ledger, SessionState
 from coordinator.protocols.steps import Observer
-from coordinator.protocols.termination import Round, Terminated, is_late
+from coordinator.protocols.termination import Late, Round, Terminated
 from coordinator.protocols.termination_rules import CONTRADICTION, Move
 from participants.contract import Participant
 from participants.ids import Gid, Protocol, TxId
@@ -96,7 +96,7 @@ class Terminator:
     def _note_late(self, charter: Charter, ended: Terminated) -> None:
         until = asyncio.get_running_loop().time() + LATE_S
         for member in charter.members:
-            if is_late(ended.silent.get(member.number, "")):
+            if isinstance(ended.silent.get(member.number), Late):
                 self._late_until[member.participant] = until
 
     async def _settle(self, gid: Gid) -> Ended:

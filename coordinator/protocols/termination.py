@@ -31,6 +31,12 @@ Find = Callable[[str], Participant | None]
 """A participant by name; None if this process knows none of that name."""
 
 
+class Late(str):
+    """Why one is silent that lets others wait. Others are because they, or their absence, say no."""
+
+    __slots__ = ()
+
+
 @dataclass(slots=True)
 class Terminated:
     """What one round came to. ``move`` is COMMIT or ABORT if the outcome is fixed, for ever and everywhere;
@@ -132,7 +138,7 @@ class Round:
         answers, silent = await ask(asked, self._find, call)
         self._silent |= silent
         if self._charter.rule is Termination.QUORUM:
-            self._leave_out({number: why for number, why in silent.items() if is_late(why)})
+            self._leave_out({number: why for number, why in silent.items() if isinstance(why, Late)})
         return answers
 
     def _leave_out(self, numbers: Mapping[int, str | None]) -> None:
@@ -174,21 +180,12 @@ async def ask(
         if isinstance(result, ParticipantError):
             silent[number] = str(result)
         elif isinstance(result, asyncio.CancelledError):
-            silent[number] = _late()
+            silent[number] = Late(f"no answer within {ANSWER_TIMEOUT_S:g} s")
         elif isinstance(result, BaseException):
             raise result
         else:
             answers[number] = result
     return answers, silent
-
-
-def _late() -> str:
-    return f"no answer within {ANSWER_TIMEOUT_S:g} s"
-
-
-def is_late(why: str) -> bool:
-    """Whether one is silent because it lets others wait, and not because it, or its absence, says no."""
-    return why == _late()
 
 
 async def _awaited(awaitable: Awaitable[T]) -> T:

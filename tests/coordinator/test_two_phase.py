@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import time
 from collections.abc import AsyncIterator
@@ -211,6 +212,9 @@ async def test_closing_the_loop_drains_a_commit() -> None:
 
     await asyncio.to_thread(asyncio.run, program())
     assert stages_made[0].fates() == {Fate.COMMITTED}
+    # The loop is gone while something is still to be delivered: what asyncio logs of that belongs to this test.
+    stages_made.clear()
+    gc.collect()
 
 
 async def test_a_prepare_that_hangs_is_aborted_at_the_deadline(stages: Any) -> None:

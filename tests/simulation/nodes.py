@@ -50,6 +50,7 @@ class NodeDisk:
         self.entries: dict[int, Entry] = {}
         self.history: dict[TxId, DecisionRecord] = {}
         self.staged = b""
+        self.disks: dict[int, str] = {}
         self.promises: dict[TxId, Record] = {}
         self.marks = Marks()
 
@@ -78,6 +79,7 @@ class NodeDisk:
                 first = write.entries[0].index
                 self.entries = {i: entry for i, entry in self.entries.items() if i < first}
                 self.entries |= {entry.index: entry for entry in write.entries}
+            self.disks |= write.disks
             if write.promises is not None:
                 for record in write.promises.records:
                     self.promises[record.txid] = record
@@ -91,7 +93,7 @@ class NodeDisk:
     def stored(self) -> Stored:
         entries = tuple(self.entries[index] for index in sorted(self.entries))
         acceptor = Restored(self.marks, tuple(self.promises.values()))
-        return Stored(self.identity, self.hard_state, self.image, entries, acceptor=acceptor)
+        return Stored(self.identity, self.hard_state, self.image, entries, dict(self.disks), acceptor)
 
 
 class SimulatedStorage:
