@@ -212,7 +212,7 @@ async def test_closing_the_loop_drains_a_commit() -> None:
 
     await asyncio.to_thread(asyncio.run, program())
     assert stages_made[0].fates() == {Fate.COMMITTED}
-    # The loop is gone while something is still to be delivered: what asyncio logs of that belongs to this test.
+    # The loop is gone while something was to be delivered: what asyncio logs of that belongs to this test.
     stages_made.clear()
     gc.collect()
 
