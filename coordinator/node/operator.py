@@ -35,8 +35,8 @@ from coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused, Tr
 LOOK_S = 0.02
 """Between two looks at whether a node answers, or another one leads."""
 PATIENCE_S = 0.6
-"""How long an answer may wait for others. Less than what makes a client look for another leader: it is told
-``ClusterNotReady``, and asks again."""
+"""How long an answer may wait for others. Then whoever asked is told ``ClusterNotReady``, and why, and asks
+again."""
 BEHIND_ENTRIES_MAX = 1_000
 """A node that is no further behind is made a voter: it has the rest within moments."""
 PIECE_BYTES = 1024 * 1024
