@@ -7,7 +7,6 @@ starts with a full lifetime for every session (Gray and Cheriton, *Leases*, 1989
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 
 from coordinator.ledger.contract import SessionInfo, SessionState
@@ -40,11 +39,3 @@ class Leases:
         """It was not renewed in time, nor since."""
         deadline = self._deadlines.get(session)
         return deadline is not None and deadline < now
-
-
-async def overslept(seconds: float) -> float:
-    """Sleep; how much longer it took than asked for: a stopped process, a machine without breath."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    await asyncio.sleep(seconds)
-    return loop.time() - end

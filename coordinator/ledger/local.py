@@ -9,6 +9,7 @@ has applied, ``_up_to_date`` waits for it first.
 from __future__ import annotations
 
 import abc
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -273,6 +274,16 @@ class LocalLedger(abc.ABC):
         )
 
     # Upkeep, by whoever owns or leads the ledger.
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep. If that takes far longer than asked for (a stopped process, a machine without breath),
+        renewals may be waiting to be read: nobody is expired for that."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        await asyncio.sleep(seconds)
+        late_s = loop.time() - end
+        if late_s > seconds:
+            self._leases.postpone(late_s)
 
     async def expire_due(self) -> list[int]:
         """Expire the sessions that were not renewed in time; their numbers."""

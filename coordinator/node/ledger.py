@@ -18,7 +18,7 @@ from coordinator.errors import LedgerError
 from coordinator.ledger.cluster.acceptors import Ask, ClusterAcceptors, among
 from coordinator.ledger.commands import Command
 from coordinator.ledger.contract import DecisionRecord, Record, Session, SessionInfo
-from coordinator.ledger.leases import Leases, overslept
+from coordinator.ledger.leases import Leases
 from coordinator.ledger.local import LocalLedger, newest
 from coordinator.node.replica import Answer, Replica
 from coordinator.node.storage import Storage
@@ -81,9 +81,7 @@ class NodeLedger(LocalLedger):
         passes = round(TIME_INTERVAL_S / UPKEEP_INTERVAL_S)
         while True:
             for _ in range(passes):
-                late_s = await overslept(UPKEEP_INTERVAL_S)
-                if late_s > UPKEEP_INTERVAL_S:
-                    self._leases.postpone(late_s)
+                await self._pause(UPKEEP_INTERVAL_S)
                 self._replica.acceptors.forget()
                 self._replica.keep_versions()
                 if self.leads:

@@ -22,7 +22,6 @@ from coordinator.errors import LedgerError, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger import schema
 from coordinator.ledger.commands import Command, ExpireSession, decode, encode
 from coordinator.ledger.contract import DecisionRecord, SessionState
-from coordinator.ledger.leases import overslept
 from coordinator.ledger.local import LocalLedger, newest
 from coordinator.ledger.machine import Machine
 from coordinator.ledger.sqlite.file import StoreBroken
@@ -233,9 +232,7 @@ class OwnedLedger(LocalLedger):
         passes = round(TIME_INTERVAL_S / UPKEEP_INTERVAL_S)
         while True:
             for _ in range(passes):
-                late_s = await overslept(UPKEEP_INTERVAL_S)
-                if late_s > UPKEEP_INTERVAL_S:
-                    self._leases.postpone(late_s)
+                await self._pause(UPKEEP_INTERVAL_S)
                 try:
                     await self.expire_due()
                 except LedgerError as error:
