@@ -15,9 +15,14 @@ seeds: 2
 
 --- a/participants/checks.py
 +++ b/participants/checks.py
-@@ -1 +1 @@
+@@ -1,6 +1,6 @@
 -\"\"\"Invariants that stay on in production: ``assert`` vanishes under ``python -O``, these do not.\"\"\"
 +\"\"\"Invariants.\"\"\"
+
+ from __future__ import annotations
+
+
+ class InvariantViolation(AssertionError):
 """
 
 
@@ -35,7 +40,10 @@ def test_what_is_harmless_is_not_found(tmp_path: Path, capsys: pytest.CaptureFix
     """Broken if whatever is planted counts as found."""
     (tmp_path / "harmless.patch").write_text(HARMLESS)
     assert main(["--folder", str(tmp_path)]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "found 0 / planted 1"
+    assert capsys.readouterr().out.splitlines() == [
+        "NOT FOUND  harmless: no seed and no test has found it",
+        "found 0 / planted 1",
+    ]
 
 
 @pytest.mark.parametrize("wrong", ["a line that is not there", "syntax"])
