@@ -16,7 +16,7 @@ from coordinator.coordinator import Coordinator
 from coordinator.ledger.memory import MemoryLedger
 from coordinator.transaction import Transaction
 from participants.contract import Evidence, PrepareResult, Settled, Vote, Work
-from participants.ids import Gid
+from participants.ids import NO_KEY, Gid, SessionKey
 from participants.registry import Registry
 
 NAMES = ("orders", "payments")
@@ -59,7 +59,7 @@ class Instant:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    async def begin(self, gid: Gid, *, timeout_s: float) -> Ready:
+    async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Ready:
         await asyncio.sleep(0)
         return Ready(gid)
 

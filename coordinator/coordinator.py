@@ -35,7 +35,7 @@ from coordinator.transaction import Transaction
 from participants.checks import InvariantViolation
 from participants.contract import Branch, Participant
 from participants.errors import UndoubtError, UsageError
-from participants.ids import Gid, TxId
+from participants.ids import Gid, SessionKey, TxId
 from participants.ids import Protocol as GidProtocol
 from participants.registry import Registry
 
@@ -256,7 +256,7 @@ class Coordinator:
                 f"this coordinator belongs to process {self._pid}, not {os.getpid()}; open one after the fork"
             )
 
-    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> TxId:
+    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, SessionKey]:
         return await self._keeper.begin(timeout_s, bound=protocol is GidProtocol.PAXOS)
 
     def participant(self, name: str) -> Participant:
@@ -275,7 +275,12 @@ class Coordinator:
         self._keeper.end(transaction.id)
 
     def new_course(
-        self, txid: TxId, branches: tuple[Branch, ...], deadline: float, protocol: GidProtocol
+        self,
+        txid: TxId,
+        branches: tuple[Branch, ...],
+        deadline: float,
+        protocol: GidProtocol,
+        key: SessionKey,
     ) -> Course:
         return Course(
             txid,
@@ -286,6 +291,7 @@ class Coordinator:
             protocol=protocol,
             termination=self.settings.termination,
             find=self.participants.find,
+            key=key,
         )
 
     def start_commit(self, transaction: Transaction, course: Course) -> Steadfast[None]:

@@ -18,7 +18,7 @@ from coordinator.errors import LedgerError, LedgerUnavailable, SessionLost, Vers
 from coordinator.ledger.contract import Ledger, Session
 from participants.checks import invariant
 from participants.errors import UsageError
-from participants.ids import TxId
+from participants.ids import SessionKey, TxId
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ class Lease:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.key = SessionKey(session.key)
         self.lost = False
         self._last_seq = 0
         self._active: dict[int, None] = {}  # insertion order is ascending: the first key is the floor
@@ -95,10 +96,11 @@ class SessionKeeper:
         await self._open()
         self._task = asyncio.create_task(self._keep(), name="undoubt-session")
 
-    async def begin(self, timeout_s: float, *, bound: bool = False) -> TxId:
-        """A new transaction id. Waits for a session if the last one was lost and none is open yet; raises
-        ``LedgerUnavailable`` if none is within ``timeout_s`` seconds. ``bound``: of a lease that is bound to
-        acceptors, as all are from then on; raises ``VersionHeldBack`` while the cluster has none."""
+    async def begin(self, timeout_s: float, *, bound: bool = False) -> tuple[TxId, SessionKey]:
+        """A new transaction id, and the key of its session. Waits for a session if the last one was lost and
+        none is open yet; raises ``LedgerUnavailable`` if none is within ``timeout_s`` seconds. ``bound``: of
+        a lease that is bound to acceptors, as all are from then on; raises ``VersionHeldBack`` while the
+        cluster has none."""
         self._bind = self._bind or bound
         end = None
         while (lease := self._current) is None or lease.lost or (bound and not lease.session.acceptors):
@@ -113,7 +115,7 @@ class SessionKeeper:
         txid = lease.begin()
         if lease.begun >= self._transactions_max:
             self._want()
-        return txid
+        return txid, lease.key
 
     async def _wait_for_another(self, end: float, timeout_s: float) -> None:
         try:

@@ -21,7 +21,7 @@ from coordinator.protocols.course import Course, Phase, known_heuristics
 from coordinator.steadfast import Steadfast, all_done, all_of, steadfast
 from participants.contract import Branch, Participant
 from participants.errors import UsageError
-from participants.ids import BRANCH_NUMBER_MAX, Gid, TxId
+from participants.ids import BRANCH_NUMBER_MAX, NO_KEY, Gid, SessionKey, TxId
 from participants.ids import Protocol as GidProtocol
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Opener(Protocol):
 
     @property
     def name(self) -> str: ...
-    async def begin(self, gid: Gid, *, timeout_s: float) -> Branch: ...
+    async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch: ...
 
 
 class Host(Protocol):
@@ -65,14 +65,19 @@ class Host(Protocol):
 
     ledger_id: str
 
-    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> TxId: ...
+    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, SessionKey]: ...
     def check_process(self) -> None: ...
     def participant(self, name: str) -> Participant: ...
     def begun(self, transaction: Transaction) -> None: ...
     def rolled_back(self, transaction: Transaction) -> None: ...
     def start_commit(self, transaction: Transaction, course: Course) -> Steadfast[None]: ...
     def new_course(
-        self, txid: TxId, branches: tuple[Branch, ...], deadline: float, protocol: GidProtocol
+        self,
+        txid: TxId,
+        branches: tuple[Branch, ...],
+        deadline: float,
+        protocol: GidProtocol,
+        key: SessionKey,
     ) -> Course: ...
     def in_background(self, task: Steadfast[None]) -> None: ...
 
@@ -88,6 +93,7 @@ class Transaction:
         self._timeout_s = timeout_s
         self._protocol = protocol
         self._txid: TxId | None = None
+        self._key = NO_KEY
         self._state = State.NEW
         self._branches: dict[str, Branch] = {}
         self._opening: dict[str, asyncio.Task[Branch]] = {}
@@ -165,7 +171,7 @@ class Transaction:
         if self._state is not State.NEW:
             raise UsageError("the transaction has begun already")
         self._host.check_process()
-        self._txid = await self._host.new_txid(self._protocol, self._timeout_s)
+        self._txid, self._key = await self._host.new_txid(self._protocol, self._timeout_s)
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + self._timeout_s
         self._timer = loop.call_at(self._deadline, self._time_out)
@@ -215,7 +221,7 @@ class Transaction:
             await self._undo()
             self._raise_aborted(self._doom)
         branches = tuple(sorted(self._branches.values(), key=lambda branch: branch.gid.participant))
-        course = self._host.new_course(self.id, branches, self._deadline, self._protocol)
+        course = self._host.new_course(self.id, branches, self._deadline, self._protocol, self._key)
         self._course = course
         self._stop_timer()
         self._state = State.COMMITTING
@@ -291,9 +297,9 @@ class Transaction:
             number = len(self._branches) + len(self._opening) + 1
             if number > BRANCH_NUMBER_MAX:
                 raise UsageError(f"transaction {self.id} has {BRANCH_NUMBER_MAX} branches, no more fit")
-            gid = Gid(self._host.ledger_id, self._protocol, self.id, number, name)
+            gid = Gid(self._host.ledger_id, self._protocol, self.id, number, name).tagged(self._key)
             remaining_s = self._deadline - asyncio.get_running_loop().time()
-            opening = asyncio.create_task(_begin(opener, gid, remaining_s), name=f"begin {name}")
+            opening = asyncio.create_task(_begin(opener, gid, self._key, remaining_s), name=f"begin {name}")
             self._opening[name] = opening
             opening.add_done_callback(lambda task: self._opened(name, task))
         await all_done([opening])  # which goes on if the caller is cancelled
@@ -376,10 +382,10 @@ class Transaction:
         raise TransactionAborted(self.id, cause) from cause
 
 
-async def _begin(opener: Opener, gid: Gid, remaining_s: float) -> Branch:
+async def _begin(opener: Opener, gid: Gid, key: SessionKey, remaining_s: float) -> Branch:
     if remaining_s <= 0:
         raise TimeoutError("the transaction's timeout has passed")
-    return await opener.begin(gid, timeout_s=remaining_s)
+    return await opener.begin(gid, timeout_s=remaining_s, key=key)
 
 
 async def _discard(branch: Branch) -> None:

@@ -16,10 +16,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from participants.findings import Finding
-from participants.ids import Foreign, Gid
+from participants.ids import NO_KEY, Foreign, Gid, SessionKey
 from participants.states import States
 
 
@@ -101,11 +101,18 @@ class Evidence:
     ``xid`` is PostgreSQL's 64-bit transaction id (xid8), ``system`` the system identifier of
     ``pg_control_system()``, ``timeline`` the eight hexadecimal digits at the head of the current WAL
     file's name: the one thing about the timeline that does not lag behind a promotion.
-    """
+
+    System and timeline do not name a history: two standbys that were promoted apart share both, and so do
+    clones. So ``history`` is a random id that the database draws for itself (``undoubt.history()``); evidence
+    that has one counts only under it. ``position`` is a place in the WAL, in bytes, before the record of the
+    PREPARE: a server of the same history that has not come as far was set back. Both are None where the
+    database does not tell them."""
 
     xid: int
     system: int
     timeline: str
+    history: str | None = None
+    position: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +154,9 @@ class PreparedBranch:
     ``prepared_at`` is the participant's wall clock in seconds since 1970 and for people only; ``age_s`` is by
     how much its own clock has gone on since, ``age_xids`` how many transaction ids it has given out since
     that of the branch. ``evidence`` tells later what became of it, None from participants that keep no books.
-    """
+    ``owned``: ``owner`` is a role that this participant's branches are prepared by (its login role, a role
+    that was granted to that, or one that its settings name). Whoever else prepared it, it is no branch of
+    ours."""
 
     gid: Gid | Foreign
     owner: str
@@ -157,20 +166,39 @@ class PreparedBranch:
     xid: int | None = None
     evidence: Evidence | None = None
     age_xids: int | None = None
+    owned: bool = True
+
+
+class Claim(NamedTuple):
+    """What a database session says of itself: that it works in transaction ``seq`` of session ``session``.
+
+    Every session may say so. It is believed once the ledger has verified ``proof``, which is
+    :meth:`~participants.ids.SessionKey.backend` for that transaction and ``pid``; ``pid`` is 0 behind a
+    pooler, and then the participant gives a claim only of sessions of the roles that prepare its branches.
+    """
+
+    session: int
+    seq: int
+    pid: int
+    proof: str
+
+
+Node = Claim | Gid | str
+"""One end of a wait: a claim; a prepared branch that lies where its gid says and is ``owned``; or a name for
+which the participant vouches, ``str(txid)`` of a transaction and ``"<participant>/<pid>"`` or
+``"<participant>/<gid>"`` of anything else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """One edge of a participant's wait graph: ``waiter`` waits for a lock that ``holder`` has or wants first.
 
-    Both are names of nodes: ``str(txid)`` for a branch of this ledger, live or prepared,
-    ``"<participant>/<gid>"`` for a prepared one of others, and ``"<participant>/<pid>"`` for any other
-    database session. ``since`` is an opaque token that stays equal as long as the waiter has been waiting for
+    ``since`` is an opaque token that stays equal as long as the waiter has been waiting for
     one and the same lock. ``pid`` and ``xid`` are the waiting backend's; ``xid`` None while it has none.
     """
 
-    waiter: str
-    holder: str
+    waiter: Node
+    holder: Node
     since: str
     pid: int
     xid: int | None
@@ -244,14 +272,19 @@ class Participant(Protocol):
     def name(self) -> str: ...
 
     @property
+    def names(self) -> frozenset[str]:
+        """The names whose branches are this database's: its own, and those that it had before."""
+        ...
+
+    @property
     def states(self) -> States:
         """The rows of three-phase commit; its calls fail with ``ParticipantRefused`` where a database has no
         tables for them."""
         ...
 
-    async def begin(self, gid: Gid, *, timeout_s: float) -> Branch:
-        """Open a branch that is meant to end within ``timeout_s`` seconds. Fails; on failure nothing is
-        left open. Not to be repeated with the same gid."""
+    async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
+        """Open a branch that is meant to end within ``timeout_s`` seconds. ``key`` is that of the gid's
+        session. Fails; on failure nothing is left open. Not to be repeated with the same gid."""
         ...
 
     async def in_doubt(self) -> Sequence[PreparedBranch]:

@@ -3,18 +3,25 @@
 ``TxId`` names a transaction, ``Gid`` one branch of it as PostgreSQL knows it: the string given to
 ``PREPARE TRANSACTION`` (under 200 bytes, https://www.postgresql.org/docs/current/sql-prepare-transaction.html)::
 
-    undoubt:<ledger id>:<protocol 2|3|p>:<session>-<nonce>.<seq>:<branch number>:<participant>
+    undoubt:<ledger id>:<protocol 2|3|p>:<session>-<nonce>.<seq>:<branch number>:<participant>:<tag>
 
 A database may hold prepared transactions of anybody, so parsing never raises: a string that is not
 ours is a :class:`Foreign`, a value like any other.
-"""
+
+A gid that parses proves nothing: whoever may connect to a database can prepare a transaction under any name,
+and a gid is public from its PREPARE on. The tag is a keyed hash of everything before it. :class:`SessionKey`
+makes tags; the key is given to the process that opened the session, and the ledger, which can derive it
+again, verifies them."""
 
 from __future__ import annotations
 
+import base64
 import enum
+import hashlib
+import hmac
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -31,12 +38,17 @@ _LEDGER_ID = r"[a-z0-9]{10}"
 _NONCE = r"[0-9a-f]{16}"
 _NUMBER = r"[1-9][0-9]{0,18}"
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,62})"
+_TAG = r"[0-9a-f]{20}"
+
+TAG_BYTES = 10
+"""Of a tag: 80 bits, which nobody guesses by preparing transactions."""
 
 _LEDGER_ID_RE = re.compile(_LEDGER_ID)
 _TXID_RE = re.compile(rf"({_NUMBER})-({_NONCE})\.({_NUMBER})")
 _NAME_RE = re.compile(_NAME)
 _GID_RE = re.compile(
     rf"undoubt:({_LEDGER_ID}):([23p]):({_NUMBER})-({_NONCE})\.({_NUMBER}):([1-9][0-9]{{0,3}}):({_NAME})"
+    rf"(?::({_TAG}))?"
 )
 
 
@@ -124,16 +136,29 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Gid:
-    """One branch. ``branch`` counts from 1 within its transaction."""
+    """One branch. ``branch`` counts from 1 within its transaction.
+
+    ``tag`` is empty in sessions of a ledger that gives no keys (see :class:`SessionKey`).
+    """
 
     ledger: str
     protocol: Protocol
     txid: TxId
     branch: int
     participant: str
+    tag: str = ""
 
     def __str__(self) -> str:
+        return f"{self.head}:{self.tag}" if self.tag else self.head
+
+    @property
+    def head(self) -> str:
+        """Everything before the tag: what the tag is made of."""
         return f"undoubt:{self.ledger}:{self.protocol}:{self.txid}:{self.branch}:{self.participant}"
+
+    def tagged(self, key: SessionKey) -> Gid:
+        """The same name with the tag that ``key`` gives it; without a tag if the key is empty."""
+        return replace(self, tag=key.tag(self.head))
 
     @staticmethod
     def parse(text: str) -> Gid | Foreign:
@@ -144,4 +169,51 @@ class Gid:
         session, seq = int(match[3]), int(match[5])
         if session > NUMBER_MAX or seq > NUMBER_MAX:
             return Foreign(text)
-        return Gid(match[1], Protocol(match[2]), TxId(session, match[4], seq), int(match[6]), match[7])
+        txid = TxId(session, match[4], seq)
+        return Gid(match[1], Protocol(match[2]), txid, int(match[6]), match[7], match[8] or "")
+
+
+class SessionKey:
+    """The secret of one ledger session, with which its coordinator proves that a name is its own.
+
+    Every use hashes another word in front of its text (HMAC-SHA256), so that no hash serves for two uses. The
+    empty key (:data:`NO_KEY`) is that of a session whose ledger gives none: its hashes are empty.
+    """
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def __bool__(self) -> bool:
+        return bool(self._key)
+
+    def __repr__(self) -> str:
+        return "SessionKey(…)" if self._key else "NO_KEY"
+
+    def tag(self, head: str) -> str:
+        """The tag of a gid that begins with ``head``: 20 hexadecimal digits."""
+        return self._hash("tag", head)[:TAG_BYTES].hex() if self._key else ""
+
+    def proof(self, gid: Gid) -> bytes:
+        """32 bytes that only the coordinator of ``gid`` knows: a database that stores their hash inside the
+        branch proves that this very branch has committed. Empty without a key."""
+        return self._hash("commit", str(gid)) if self._key else b""
+
+    def note(self, gid: Gid) -> bytes:
+        """SHA-256 of :meth:`proof`: what may be seen of it. Empty without a key."""
+        return hashlib.sha256(self.proof(gid)).digest() if self._key else b""
+
+    def backend(self, txid: TxId, pid: int) -> str:
+        """Eight characters by which the database session ``pid`` shows that it works in ``txid``; ``pid`` 0
+        where a pooler hides the process. Empty without a key."""
+        if not self._key:
+            return ""
+        return base64.urlsafe_b64encode(self._hash("backend", f"{pid} {txid}")[:6]).decode()
+
+    def _hash(self, use: str, text: str) -> bytes:
+        return hmac.digest(self._key, f"{use}\0{text}".encode(), hashlib.sha256)
+
+
+NO_KEY = SessionKey(b"")
+"""Of sessions whose ledger gives no keys: one of version 0.1.0, or a cluster with a member of it."""

@@ -28,7 +28,7 @@ from participants.contract import (
 )
 from participants.errors import BranchFailed, UsageError
 from participants.findings import Finding, Severity
-from participants.ids import Gid
+from participants.ids import NO_KEY, Gid, SessionKey
 from participants.scripted_states import MemoryStates
 
 Answer = Settled | BaseException | None
@@ -63,6 +63,7 @@ class ScriptedParticipant:
 
     def __init__(self, name: str, script: Script | None = None, *, before: Before | None = None) -> None:
         self.name = name
+        self.names = frozenset({name})
         self.script = script or Script()
         self.before = before
         self.calls: list[tuple[str, Gid]] = []
@@ -91,7 +92,7 @@ class ScriptedParticipant:
         """Names of the calls, of one branch or of all, in order."""
         return [call for call, of in self.calls if gid is None or of == gid]
 
-    async def begin(self, gid: Gid, *, timeout_s: float) -> ScriptedBranch:
+    async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> ScriptedBranch:
         await self.record("begin", gid)
         if self.script.begin is not None:
             raise self.script.begin

@@ -25,7 +25,7 @@ class MemoryStates:
         self._committed = committed
         self._reach = reach
 
-    async def enlist(self, gid: Gid, charter: Charter) -> bool:
+    async def enlist(self, gid: Gid, charter: Charter, note: bytes = b"") -> bool:
         await self._reach("enlist", gid)
         if gid in self.rows:
             return False

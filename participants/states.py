@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from participants.ids import Gid
+from participants.ids import Gid, InvalidName
 
 
 class BranchState(enum.StrEnum):
@@ -98,29 +98,34 @@ class Termination(enum.StrEnum):
     SKEEN = "skeen"
 
 
-class Member(NamedTuple):
-    """One branch of the transaction: what its row's list of all participants says."""
-
-    number: int
-    participant: str
-
-    def __str__(self) -> str:
-        return f"{self.number}:{self.participant}"
-
-    @classmethod
-    def parse(cls, text: str) -> Member:
-        """The inverse of ``str()``; raises ``ValueError``."""
-        number, _, participant = text.partition(":")
-        return cls(int(number), participant)
-
-
 @dataclass(frozen=True, slots=True)
 class Charter:
-    """What is fixed when a transaction is enlisted and stands in every row: all of its branches, and the rule
-    by which whoever comes later has to end it."""
+    """What is fixed when a transaction is enlisted and stands in every row: all of its branches, by number,
+    and the rule by which whoever comes later has to end it."""
 
-    members: tuple[Member, ...]
+    members: tuple[Gid, ...]
     rule: Termination
+
+
+def write_members(members: Sequence[Gid]) -> str:
+    """The list as it stands in a row: full gids, since nobody else can make up their tags."""
+    return " ".join(map(str, members))
+
+
+def read_members(text: str, gid: Gid) -> tuple[Gid, ...]:
+    """The inverse of :func:`write_members`, in the row of ``gid``. Rows of version 0.1.0 have
+    ``<branch number>:<participant>`` in place of a gid. Raises ``InvalidName``."""
+    return tuple(_read_member(part, gid) for part in text.split(" "))
+
+
+def _read_member(text: str, gid: Gid) -> Gid:
+    member = Gid.parse(text)
+    if isinstance(member, Gid) and member.txid == gid.txid:
+        return member
+    number, _, participant = text.partition(":")
+    if gid.tag or not number.isdecimal():
+        raise InvalidName(f"{text!r} in the row of {gid} is not a branch of that transaction")
+    return Gid(gid.ledger, gid.protocol, gid.txid, int(number), participant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +148,11 @@ class States(Protocol):
     several processes at once, and fails with :class:`~participants.errors.ParticipantError`; then it may or
     may not have happened. All may be repeated unless they say otherwise."""
 
-    async def enlist(self, gid: Gid, charter: Charter) -> bool:
-        """Make the row, in WAIT, before the branch is asked to prepare. False if there is a row already:
-        termination was here first, or an earlier call whose answer was lost; the branch must not be
-        prepared then. Once only."""
+    async def enlist(self, gid: Gid, charter: Charter, note: bytes = b"") -> bool:
+        """Make the row, in WAIT, before the branch is asked to prepare. ``note`` is
+        :meth:`~participants.ids.SessionKey.note` of the branch: a commit is believed only beside it. False if
+        there is a row already: termination was here first, or an earlier call whose answer was lost; the
+        branch must not be prepared then. Once only."""
         ...
 
     async def read(self, gid: Gid) -> StateRow | None:

@@ -148,7 +148,7 @@ def standing_edges(first: dict[str, Sequence[Waiting]], second: dict[str, Sequen
         before = set(first.get(name, ()))
         for waiting in waits:
             if waiting in before and waiting.waiter != waiting.holder:
-                sightings.setdefault((waiting.waiter, waiting.holder), []).append((name, waiting))
+                sightings.setdefault((str(waiting.waiter), str(waiting.holder)), []).append((name, waiting))
     return [
         Edge(waiter, holder, tuple(seen)) for (waiter, holder), seen in sorted(sightings.items(), key=_key)
     ]

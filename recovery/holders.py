@@ -12,18 +12,15 @@ from participants.registry import Registry
 from participants.states import Charter, StateRow
 
 
-async def finding(
-    gid: Gid, charter: Charter, participants: Registry, holders: Mapping[str, Participant]
-) -> Find:
-    """Participants by the names that they had when the transaction of ``gid`` was begun. ``holders``, by
+async def finding(charter: Charter, participants: Registry, holders: Mapping[str, Participant]) -> Find:
+    """Participants by the names that they had when the transaction was begun. ``holders``, by
     those names, have its branches prepared: what has such a name now may be another database. A name that
     nobody has any more is that of whoever has the row."""
     found = dict(holders)
     for member in charter.members:
-        if member.participant not in found and participants.find(member.participant) is None:
-            sought = Gid(gid.ledger, gid.protocol, gid.txid, member.number, member.participant)
-            if (holder := await _who_has(sought, participants)) is not None:
-                found[member.participant] = holder
+        known = member.participant in found or participants.find(member.participant) is not None
+        if not known and (holder := await _who_has(member, participants)) is not None:
+            found[member.participant] = holder
     return lambda name: found.get(name) or participants.find(name)
 
 

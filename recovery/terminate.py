@@ -77,8 +77,8 @@ class Terminator:
             row = await participant.states.read(gid)
             if row is None:
                 return Ended(None, NO_ROW, hopeless=True)
-            find = await finding(gid, row.charter, self._participants, {gid.participant: participant})
-            ended = await Round(gid, row.charter, find, self._observe, left_out=self._late()).run()
+            find = await finding(row.charter, self._participants, {gid.participant: participant})
+            ended = await Round(row.charter, find, self._observe, left_out=self._late()).run()
             self._note_late(row.charter, ended)
             decision = DECISIONS.get(ended.move)
             if decision is not None:
@@ -96,7 +96,7 @@ class Terminator:
     def _note_late(self, charter: Charter, ended: Terminated) -> None:
         until = asyncio.get_running_loop().time() + LATE_S
         for member in charter.members:
-            if isinstance(ended.silent.get(member.number), Late):
+            if isinstance(ended.silent.get(member.branch), Late):
                 self._late_until[member.participant] = until
 
     async def _settle(self, gid: Gid) -> Ended:
@@ -122,7 +122,7 @@ class Terminator:
         info = await self._ledger.transaction(gid.txid)
         known = {branch.number: branch for branch in (info.branches if info is not None else ())}
         branches = [
-            known.get(member.number, BranchRecord(member.number, member.participant))
+            known.get(member.branch, BranchRecord(member.branch, member.participant))
             for member in charter.members
         ]
         try:

@@ -105,14 +105,14 @@ class WithoutLedger:
             return lines
         if dry_run:
             return lines + [_line(name, branch, "terminate", "would_do") for name, branch in prepared]
-        gid, row = min(rows.items())
+        row = rows[min(rows)]
         holders = {
             own.participant: self._participants.get(name)
             for name, branch in prepared
             if isinstance(own := branch.gid, Gid)
         }
-        find = await finding(gid, row.charter, self._participants, holders)
-        ended = await Round(gid, row.charter, find, self._observe).run()
+        find = await finding(row.charter, self._participants, holders)
+        ended = await Round(row.charter, find, self._observe).run()
         decision = DECISIONS.get(ended.move)
         if decision is None:
             result = "nothing" if _hopeless(ended, row.charter, find) else "look_again"
@@ -166,8 +166,8 @@ def _hopeless(ended: Terminated, charter: Charter, find: Find) -> bool:
     are configured here have answered."""
     if ended.move is Move.CONFLICT:
         return True
-    unknown = {member.number for member in charter.members if find(member.participant) is None}
-    too_few = ended.seen and not is_quorum([member.number for member in charter.members], ended.seen)
+    unknown = {member.branch for member in charter.members if find(member.participant) is None}
+    too_few = ended.seen and not is_quorum([member.branch for member in charter.members], ended.seen)
     return bool(too_few) and ended.silent.keys() <= unknown
 
 

@@ -106,6 +106,17 @@ class Session(msgspec.Struct, frozen=True):
     acceptors: tuple[int, ...] = ()
     """The nodes that decide its transactions of Paxos Commit, for good, whoever becomes a member later. Empty
     unless :meth:`Acceptors.open_session` opened it."""
+    key: bytes = b""
+    """Of :class:`~participants.ids.SessionKey`, for the process that opened the session and for nobody else.
+    Empty where the ledger gives none."""
+
+    def __repr__(self) -> str:
+        return f"Session(id={self.id}, nonce={self.nonce!r}, name={self.name!r}, acceptors={self.acceptors})"
+
+    @property
+    def public(self) -> Session:
+        """The same without the key."""
+        return msgspec.structs.replace(self, key=b"")
 
     def txid(self, seq: int) -> TxId:
         return TxId(self.id, self.nonce, seq)

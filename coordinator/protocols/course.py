@@ -18,7 +18,7 @@ from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledge
 from coordinator.protocols.steps import Observer
 from participants.checks import invariant
 from participants.contract import Branch, Evidence, Participant, Settled, Vote
-from participants.ids import Gid, TxId
+from participants.ids import NO_KEY, Gid, SessionKey, TxId
 from participants.states import Termination
 
 T = TypeVar("T")
@@ -57,6 +57,8 @@ class Course:
     """Of three-phase commit: the rule by which whoever comes later has to end it."""
     find: Callable[[str], Participant | None] = lambda _: None
     """A participant by name; None if this process knows none of that name any more."""
+    key: SessionKey = NO_KEY
+    """Of the transaction's session: it proves which names and notes are this coordinator's."""
 
     phase: Phase = Phase.VOTING
     votes: dict[str, Vote] = field(default_factory=dict)

@@ -51,7 +51,7 @@ class Terminated:
 
 
 class Round:
-    """One election of the transaction that ``gid`` is a branch of.
+    """One election of the transaction whose branches ``charter`` lists.
 
     ``left_out``: participants, by name, that are not asked, and why. Only the rule of a quorum allows that;
     by it, who has let one question wait is not asked the next either.
@@ -59,7 +59,6 @@ class Round:
 
     def __init__(
         self,
-        gid: Gid,
         charter: Charter,
         find: Find,
         observer: Observer | None = None,
@@ -69,16 +68,13 @@ class Round:
         self._charter = charter
         self._find = find
         self._observer = observer
-        self._gids = {
-            member.number: Gid(gid.ledger, gid.protocol, gid.txid, member.number, member.participant)
-            for member in charter.members
-        }
+        self._gids = {member.branch: member for member in charter.members}
         self._election = 0
         self._silent: dict[int, str] = {}
         self._left_out: dict[int, str] = {}
         if charter.rule is Termination.QUORUM:
             self._leave_out(
-                {member.number: (left_out or {}).get(member.participant) for member in charter.members}
+                {member.branch: (left_out or {}).get(member.participant) for member in charter.members}
             )
 
     async def run(self) -> Terminated:

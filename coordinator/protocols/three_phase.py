@@ -42,7 +42,7 @@ from coordinator.steadfast import all_within
 from participants.contract import Branch, PrepareResult, Vote
 from participants.errors import BranchFailed, ParticipantError
 from participants.ids import Gid
-from participants.states import Charter, Event, Member, States
+from participants.states import Charter, Event, States
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ async def three_phase_commit(course: Course) -> None:
         await commit_in_one_phase(course, writers, readers)
         return
     gids = {branch.gid.branch: branch.gid for branch in writers}
-    members = tuple(Member(number, gid.participant) for number, gid in gids.items())
-    rows = _Rows(gids, Charter(members, course.termination))
+    rows = _Rows(gids, Charter(tuple(gids.values()), course.termination))
     course.rows = tuple(gids.values())
 
     async def vote(branch: Branch) -> PrepareResult:
@@ -97,7 +96,8 @@ async def _enlist_and_prepare(course: Course, rows: _Rows, branch: Branch) -> Pr
     participant = course.find(branch.gid.participant)
     try:
         await course.reach(ThreePhaseStep.BEFORE_ENLIST, branch.gid)
-        enlisted = participant is not None and await participant.states.enlist(branch.gid, rows.charter)
+        note = course.key.note(branch.gid)
+        enlisted = participant is not None and await participant.states.enlist(branch.gid, rows.charter, note)
         await course.reach(ThreePhaseStep.AFTER_ENLIST, branch.gid)
     except ParticipantError as error:
         return PrepareResult(Vote.ABORT, reason=error)
@@ -141,7 +141,7 @@ async def _terminate(course: Course, rows: _Rows, tally: Tally) -> None:
     anyone = next(iter(rows.gids.values()))
     pause_s, longest_s = ROUND_PAUSE_S
     while True:
-        ended = await Round(anyone, rows.charter, course.find, course.observer).run()
+        ended = await Round(rows.charter, course.find, course.observer).run()
         match ended.move:
             case Move.COMMIT:
                 return

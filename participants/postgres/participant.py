@@ -9,7 +9,7 @@ from typing import Any
 from participants.contract import Branch, Evidence, Fate, Order, PreparedBranch, Settled, Waiting
 from participants.errors import ParticipantUnavailable, UsageError
 from participants.findings import Finding
-from participants.ids import Gid, check_ledger_id, check_participant_name
+from participants.ids import NO_KEY, Gid, SessionKey, check_ledger_id, check_participant_name
 from participants.postgres.begin import begin_script, ledger_name, local_script, timeouts_ms
 from participants.postgres.branch import PostgresBranch
 from participants.postgres.checkup import Checkup
@@ -62,10 +62,14 @@ class PostgresParticipant:
         return self._name
 
     @property
+    def names(self) -> frozenset[str]:
+        return frozenset({self._name})
+
+    @property
     def settings(self) -> ParticipantSettings:
         return self._settings
 
-    async def begin(self, gid: Gid, *, timeout_s: float) -> Branch:
+    async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
         wait_s = min(timeout_s, self._settings.connect_timeout_s)
         slot = await self._pool.acquire(wait_s)
         if not slot.fresh and await self._begin(slot, gid, timeout_s) is not None:

@@ -19,10 +19,11 @@ from participants.states import (
     BranchState,
     Charter,
     Event,
-    Member,
     StateRow,
     Termination,
+    read_members,
     sources,
+    write_members,
 )
 
 _NO_TABLE = frozenset({"42P01", "3F000", "42883"})
@@ -37,13 +38,13 @@ class PostgresStates:
     def __init__(self, management: Management) -> None:
         self._management = management
 
-    async def enlist(self, gid: Gid, charter: Charter) -> bool:
+    async def enlist(self, gid: Gid, charter: Charter, note: bytes = b"") -> bool:
         return await self._write("state_enlist", **_row(gid, charter))
 
     async def read(self, gid: Gid) -> StateRow | None:
         [row] = await self._rows(query("state_read"), str(gid))
         refuse_standby(self._management.participant, row)
-        return None if row["state"] is None else _read(row)
+        return None if row["state"] is None else self._read(gid, row)
 
     async def elect(self, gid: Gid, election: int, charter: Charter) -> StateRow | None:
         if not await self._write("state_elect", **_row(gid, charter), election=str(election)):
@@ -66,7 +67,7 @@ class PostgresStates:
     async def unfinished(self) -> Sequence[tuple[Gid, StateRow]]:
         rows = await self._rows(query("state_unfinished"))
         named = [(Gid.parse(row["gid"]), row) for row in rows]
-        return [(gid, _read(row)) for gid, row in named if isinstance(gid, Gid)]
+        return [(gid, self._read(gid, row)) for gid, row in named if isinstance(gid, Gid)]
 
     async def stale(self, older_than_s: float, buried_s: float) -> Sequence[Gid]:
         rows = await self._rows(query("state_stale"), older_than_s, buried_s)
@@ -99,6 +100,17 @@ class PostgresStates:
         except ServerError as error:
             raise self._refused(error) from error
 
+    def _read(self, gid: Gid, row: Row) -> StateRow:
+        try:
+            members = read_members(row["members"], gid)
+            rule = Termination(row["rule"])
+        except ValueError as error:
+            raise ParticipantRefused(
+                self._management.participant, f"its row of three-phase commit is damaged: {error}"
+            ) from error
+        state = BranchState.COMMIT if row["committed"] else BranchState(row["state"])
+        return StateRow(state, row["last_elected"], row["last_attempt"], Charter(members, rule))
+
     def _refused(self, error: ServerError) -> ParticipantError:
         if error.sqlstate in _NO_TABLE:
             return ParticipantRefused(
@@ -115,14 +127,6 @@ def _row(gid: Gid, charter: Charter) -> dict[str, str]:
         "gid": str(gid),
         "txid": str(gid.txid),
         "participant": gid.participant,
-        "members": " ".join(map(str, charter.members)),
+        "members": write_members(charter.members),
         "rule": charter.rule,
     }
-
-
-def _read(row: Row) -> StateRow:
-    members = tuple(Member.parse(text) for text in row["members"].split(" "))
-    state = BranchState.COMMIT if row["committed"] else BranchState(row["state"])
-    return StateRow(
-        state, row["last_elected"], row["last_attempt"], Charter(members, Termination(row["rule"]))
-    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from participants.contract import Waiting
+from participants.contract import Node, Waiting
 from participants.ids import Gid, InvalidName, TxId
 from participants.postgres.begin import ledger_name
 from participants.postgres.management import Management
@@ -71,7 +71,7 @@ class WaitGraph:
             waiting.pid,
             waiting.since,
             None if waiting.xid is None else str(waiting.xid),
-            None if self._is_session(waiting.waiter) else self._prefix + waiting.waiter,
+            None if self._is_session(waiting.waiter) else f"{self._prefix}{waiting.waiter}",
         )
         return any(row["sent"] for row in rows)
 
@@ -98,5 +98,5 @@ class WaitGraph:
                 pass  # not a branch of ours after all
         return f"{self._management.participant}/{pid}"
 
-    def _is_session(self, node: str) -> bool:
-        return node.startswith(f"{self._management.participant}/")
+    def _is_session(self, node: Node) -> bool:
+        return str(node).startswith(f"{self._management.participant}/")

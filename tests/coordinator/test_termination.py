@@ -16,7 +16,7 @@ from participants.contract import Participant
 from participants.errors import ParticipantUnavailable
 from participants.ids import Gid, Protocol, TxId
 from participants.scripted_states import MemoryStates
-from participants.states import BranchState, Charter, Event, Member, StateRow, States, Termination
+from participants.states import BranchState, Charter, Event, StateRow, States, Termination
 
 LEDGER = "abcdefghij"
 TXID = TxId(1, "0123456789abcdef", 1)
@@ -119,7 +119,7 @@ class Actor:
     async def terminate(self, rounds: int) -> None:
         for _ in range(rounds):
             await self.pause()
-            ended = await Round(self.world.sites[1].gid, self.world.charter, self.find).run()
+            ended = await Round(self.world.charter, self.find).run()
             if ended.move in {Move.COMMIT, Move.ABORT}:
                 self.world.outcomes.add(ended.move)
                 await self.settle(commit=ended.move is Move.COMMIT)
@@ -138,8 +138,7 @@ class World:
         self.loss = self.random.choice([0.0, 0.02, 0.1]) if partitions else 0.0
         count = self.random.choice([2, 3, 3, 4, 5])
         self.sites = {number: Site(self, number) for number in range(1, count + 1)}
-        members = tuple(Member(number, f"p{number}") for number in self.sites)
-        self.charter = Charter(members, rule)
+        self.charter = Charter(tuple(site.gid for site in self.sites.values()), rule)
         self.partitions = partitions
         self.deaths = deaths
         self.outcomes: set[Move] = set()

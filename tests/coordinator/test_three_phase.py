@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from participants.contract import Fate, Vote
 from participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable
 from participants.ids import Gid, Protocol
 from participants.scripted import Script, ScriptedBranch
-from participants.states import BranchState, Charter, Event, Member, Termination
+from participants.states import BranchState, Charter, Event, Termination
 from tests.coordinator.stage import NAMES, Stage
 
 
@@ -112,7 +113,7 @@ async def test_a_branch_that_termination_has_seen_is_not_prepared(stages: Any) -
     running = asyncio.create_task(stage.transfer())
     await stage.arrived["begin beta"].wait()
     gid = Gid(stage.ledger.ledger_id, Protocol.THREE_PHASE, stage.txid, 2, "beta")
-    charter = Charter((Member(1, "alpha"), Member(2, "beta")), Termination.QUORUM)
+    charter = Charter((replace(gid, branch=1, participant="alpha"), gid), Termination.QUORUM)
     assert await beta.states.elect(gid, 2, charter) is not None
     stage.gates["begin beta"].set()
     with pytest.raises(TransactionAborted):
@@ -124,7 +125,7 @@ async def test_tables_that_are_missing_abort_with_the_way_out(stages: Any) -> No
     """Broken if the reason is lost."""
     stage = await stages(2)
 
-    async def refused(gid: Gid, charter: Charter) -> bool:
+    async def refused(gid: Gid, charter: Charter, note: bytes) -> bool:
         raise ParticipantRefused("beta", "run undoubt participants migrate beta")
 
     stage.participants["beta"].states.enlist = refused
@@ -275,7 +276,7 @@ async def test_the_rule_stands_in_every_row(stages: Any, rule: Termination) -> N
     await arrived.wait()
     rows = [row for one in stage.participants.values() for row in one.states.rows.values()]
     assert [row.charter.rule for row in rows] == [rule, rule]
-    assert {str(member) for member in rows[0].charter.members} == {"1:alpha", "2:beta"}
+    assert {(gid.branch, gid.participant) for gid in rows[0].charter.members} == {(1, "alpha"), (2, "beta")}
     stage.gates[ThreePhaseStep.AFTER_LEDGER_PRECOMMIT].set()
     await running
 

@@ -20,7 +20,6 @@ from participants.states import (
     BranchState,
     Charter,
     Event,
-    Member,
     StateRow,
     States,
     Termination,
@@ -31,8 +30,8 @@ from undoubt.embedded import EmbeddedServer
 
 LEDGER = "abcdefghij"
 NONCE = "0123456789abcdef"
-CHARTER = Charter((Member(1, "orders"), Member(2, "pay-ments")), Termination.QUORUM)
 GID = Gid(LEDGER, Protocol.THREE_PHASE, TxId(1, NONCE, 7), 1, "orders")
+CHARTER = Charter((GID, replace(GID, branch=2, participant="pay-ments")), Termination.QUORUM)
 OTHER = replace(GID, txid=TxId(1, NONCE, 8))
 
 
@@ -186,7 +185,7 @@ async def test_a_row_that_is_missing_can_be_buried(rows: Rows) -> None:
 async def test_what_is_unfinished_and_what_is_forgotten(rows: Rows) -> None:
     """Broken if a recovery without a ledger overlooks a transaction, or a finished one stays for ever."""
     states = rows.states
-    gids = {state: replace(GID, txid=TxId(1, NONCE, 10 + at)) for at, state in enumerate(BranchState)}
+    gids = {state: replace(GID, branch=10 + at) for at, state in enumerate(BranchState)}
     for state, gid in gids.items():
         await bring(rows, state, gid)
     unfinished = dict(await states.unfinished())

@@ -12,7 +12,7 @@ from participants.contract import Fate, Order, Settled
 from participants.errors import ParticipantUnavailable
 from participants.ids import Gid, Protocol
 from participants.registry import Registry
-from participants.states import BranchState, Charter, Event, Member, Termination
+from participants.states import BranchState, Charter, Event, Termination
 from recovery import terminate
 from recovery.resolve import Tools
 from recovery.sweep import sweep
@@ -34,7 +34,7 @@ async def left(world: World, precommitted: int = 0, *, rule: Termination = Termi
     """A transaction whose coordinator died with everything prepared, and PRECOMMIT in the ledger, if it had
     come to that, and in the first ``precommitted`` participants."""
     gids = world.gids(THREE)
-    charter = Charter(tuple(Member(gid.branch, gid.participant) for gid in gids), rule)
+    charter = Charter(tuple(gids), rule)
     records = []
     for gid in gids:
         assert await world.databases[gid.participant].states.enlist(gid, charter)
@@ -161,7 +161,7 @@ async def test_one_that_is_down_follows_when_it_is_back(world: World, down: str)
 async def test_a_late_prepare_under_a_tombstone_is_rolled_back(world: World) -> None:
     """Broken if a PREPARE that was on its way when everybody aborted stays prepared, or is committed."""
     gids = world.gids(THREE)
-    charter = Charter(tuple(Member(gid.branch, gid.participant) for gid in gids), Termination.QUORUM)
+    charter = Charter(tuple(gids), Termination.QUORUM)
     for gid in gids:
         assert await world.databases[gid.participant].states.enlist(gid, charter)
     for gid in gids[:2]:
@@ -330,7 +330,7 @@ async def test_a_tombstone_outlives_a_slow_prepare_and_its_ledger(world: World) 
     """The fear: an abort is recorded while a PREPARE is still on its way, the tombstone is swept, the ledger
     is lost, and then the branch appears: prepared, and nobody can tell that it was aborted."""
     gids = world.gids(THREE)
-    charter = Charter(tuple(Member(gid.branch, gid.participant) for gid in gids), Termination.QUORUM)
+    charter = Charter(tuple(gids), Termination.QUORUM)
     for gid in gids:
         assert await world.databases[gid.participant].states.bury(gid, charter)
     records = [BranchRecord(gid.branch, gid.participant) for gid in gids]
@@ -422,7 +422,7 @@ async def test_branches_of_several_ledgers_need_a_name(world: World) -> None:
     """Broken if the transactions of another installation, whose ledger is alive, are ended too."""
     gids = await left(world, 3)
     other = Gid("zzzzzzzzzz", THREE, gids[0].txid, 1, "orders")
-    await world.orders.states.enlist(other, Charter((Member(1, "orders"),), Termination.QUORUM))
+    await world.orders.states.enlist(other, Charter((other,), Termination.QUORUM))
     await world.prepare(other)
     with pytest.raises(WhichLedger) as raised:
         await WithoutLedger(world.registry).run()

@@ -20,7 +20,7 @@ from coordinator.protocols.termination import Round
 from coordinator.protocols.termination_rules import Move
 from participants.contract import Order, Participant
 from participants.ids import Gid, Protocol, TxId
-from participants.states import Charter, Event, Member, StateRow, Termination
+from participants.states import Charter, Event, StateRow, Termination
 from tests.scenarios.story import Play
 
 LEDGER = "abcdefghij"
@@ -49,10 +49,11 @@ class ThreePhase:
         return await commands[command](command, words)
 
     async def _transaction(self, rule: Termination, names: list[str]) -> list[str]:
-        members = tuple(Member(number, name) for number, name in enumerate(names, 1))
-        charter = Charter(members, rule)
-        for number, name in members:
-            gid = self._gids[name] = Gid(LEDGER, Protocol.THREE_PHASE, self._txid, number, name)
+        for number, name in enumerate(names, 1):
+            self._gids[name] = Gid(LEDGER, Protocol.THREE_PHASE, self._txid, number, name)
+        charter = Charter(tuple(self._gids[name] for name in names), rule)
+        for name in names:
+            gid = self._gids[name]
             participant = self._participants[name]
             branch = await participant.begin(gid, timeout_s=60)
             await write(branch.connection, str(self._txid))
@@ -78,7 +79,7 @@ class ThreePhase:
         def find(other: str) -> Participant | None:
             return self._participants[other] if other in reached else None
 
-        ended = await Round(self._gids[name], row.charter, find).run()
+        ended = await Round(row.charter, find).run()
         order = ORDERS.get(ended.move)
         for other in sorted(reached) if order is not None else []:
             if await self._prepared(other):

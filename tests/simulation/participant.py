@@ -30,7 +30,7 @@ from participants.errors import (
     ParticipantUnavailable,
     UsageError,
 )
-from participants.ids import Foreign, Gid
+from participants.ids import NO_KEY, Foreign, Gid, SessionKey
 from participants.states import Charter, Event, StateRow
 from tests.simulation.database import SqlError
 
@@ -118,6 +118,7 @@ class SimulatedParticipant:
 
     def __init__(self, name: str, address: tuple[str, int], ledger_id: str, *, notes: bool) -> None:
         self.name = name
+        self.names = frozenset({name})
         self.address = address
         self.ledger_id = ledger_id
         self.notes = notes
@@ -126,7 +127,7 @@ class SimulatedParticipant:
         self._managing = asyncio.Lock()
         self._closed = False
 
-    async def begin(self, gid: Gid, *, timeout_s: float) -> SimulatedBranch:
+    async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> SimulatedBranch:
         self._check_open()
         link = await Link.open(self.name, self.address)
         try:
@@ -229,7 +230,7 @@ class SimulatedStates:
         except SqlError as error:
             raise ParticipantRefused(self._participant.name, str(error), sqlstate=error.sqlstate) from error
 
-    async def enlist(self, gid: Gid, charter: Charter) -> bool:
+    async def enlist(self, gid: Gid, charter: Charter, note: bytes = b"") -> bool:
         return bool(await self._ask("enlist", gid, charter))
 
     async def read(self, gid: Gid) -> StateRow | None:

@@ -10,7 +10,7 @@ from coordinator.paxos import ABORTED, FIRST, Accepted, Ballot, Branch, Marks, P
 from coordinator.paxos.messages import Known, Value
 from coordinator.quorum import Joint
 from participants.ids import Gid, Protocol, TxId
-from participants.states import BranchState, Charter, Event, Member, StateRow, Termination
+from participants.states import BranchState, Charter, Event, StateRow, Termination
 from tests.simulation.judge import Violation
 from tests.simulation.promises import Promises
 from tests.simulation.rows import Rows
@@ -21,8 +21,8 @@ BRANCHES = (Branch(1, "orders"), Branch(2, "payments"))
 PREPARED = Value(True)
 LATER = Ballot(1, 7)
 NAMES = ("orders", "payments", "stock")
-CHARTER = Charter(tuple(Member(number, name) for number, name in enumerate(NAMES, 1)), Termination.QUORUM)
-GIDS = [Gid("abcdefghij", Protocol.THREE_PHASE, TXID, number, name) for number, name in CHARTER.members]
+GIDS = [Gid("abcdefghij", Protocol.THREE_PHASE, TXID, number, name) for number, name in enumerate(NAMES, 1)]
+CHARTER = Charter(tuple(GIDS), Termination.QUORUM)
 
 
 @pytest.fixture(autouse=True)

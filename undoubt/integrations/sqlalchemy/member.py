@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from participants.contract import Branch
 from participants.errors import UsageError
-from participants.ids import Gid
+from participants.ids import NO_KEY, Gid, SessionKey
 from participants.postgres import PostgresParticipant
 from participants.postgres.closing import close_in_background
 from participants.postgres.pool import Slot
@@ -82,7 +82,7 @@ class Member:
 
     # What the engine asks of who opens a branch.
 
-    async def begin(self, gid: Gid, *, timeout_s: float) -> Branch:
+    async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
         participant = self._unit.participant(self.name)
         self._adopted = adopted = _taken_over(self._connection)
         session = adopted.session
