@@ -142,7 +142,12 @@ async def test_low_synchronous_commit_of_the_server() -> None:
 
 
 @pytest.mark.parametrize(
-    "function", ["pg_control_system()", "pg_current_wal_lsn()", "pg_walfile_name(pg_lsn)"]
+    "function",
+    [
+        "pg_catalog.pg_control_system()",
+        "pg_catalog.pg_current_wal_lsn()",
+        "pg_catalog.pg_walfile_name(pg_catalog.pg_lsn)",
+    ],
 )
 async def test_no_right_to_evidence(database: Database, server: EmbeddedServer, function: str) -> None:
     """PUBLIC may execute them by default; where a cloud has taken that away, branches still prepare and are
