@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 import undoubt.sync
 from participants.errors import BranchFailed, UsageError
+from participants.postgres import psycopg_closing
 from tests.undoubt.sync.support import Background, until
 from tests.undoubt.sync.test_ends import interrupt_main_thread, run
 from undoubt.errors import DistributedDeadlock, TransactionAborted
@@ -106,26 +108,52 @@ def test_a_statement_that_runs_at_the_timeout_is_cancelled(bank: Bank) -> None:
     assert bank.balances() == {"orders": 99, "payments": 101}
 
 
-def test_a_deadlock_across_databases_ends(bank: Bank) -> None:
-    """Broken if both threads wait for ever, or the victim's half is applied, or it is not run again."""
-    both = threading.Barrier(2)
-    causes = []
+@pytest.mark.parametrize("cancelled", ["while it waits", "when it no longer waits"])
+def test_a_deadlock_across_databases_ends(
+    bank: Bank, cancelled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if both threads wait for ever, or the victim's half is applied, or it is not run again.
 
-    def work(first: str, second: str, tx: undoubt.sync.Transaction) -> None:
+    The cancellation of the victim's statement races with the other transaction's end, by which the statement
+    succeeds: then only the end of the block can tell that the transaction was aborted.
+    """
+    both = threading.Barrier(2)
+    one_is_done = threading.Event()
+    calls: list[str] = []
+    errors: list[psycopg.Error] = []
+    if cancelled == "when it no longer waits":
+        cancel = psycopg_closing._cancel
+
+        async def late(pgconn: Any) -> None:
+            while not one_is_done.is_set():
+                await asyncio.sleep(0.001)
+            await cancel(pgconn)
+
+        monkeypatch.setattr(psycopg_closing, "_cancel", late)
+
+    def work(tx: undoubt.sync.Transaction, first: str, second: str) -> None:
+        calls.append(first)
         bank.add(tx, first, 2, 1)
-        if not causes and not both.broken:
+        if calls.count(first) == 1:
             both.wait(30)
         try:
             bank.add(tx, second, 2, 1)
         except psycopg.Error as error:
-            causes.append(error)
+            errors.append(error)
             raise
 
-    one = Background(lambda: bank.coordinator.run(lambda tx: work("orders", "payments", tx)))
-    other = Background(lambda: bank.coordinator.run(lambda tx: work("payments", "orders", tx)))
-    one.ended()
-    other.ended()
-    assert len(causes) == 1
+    def run_work(first: str, second: str) -> None:
+        bank.coordinator.run(work, first, second)
+        one_is_done.set()
+
+    threads = [
+        Background(lambda: run_work("orders", "payments")),
+        Background(lambda: run_work("payments", "orders")),
+    ]
+    for thread in threads:
+        thread.ended()
+    assert len(calls) == 3
+    assert len(errors) <= (1 if cancelled == "while it waits" else 0)
     for name in bank.dsns:
         assert bank.ask(name, "select balance from account where id = 2") == 102
 
