@@ -168,9 +168,13 @@ class Coordinator:
         return (await self.ledger.records([txid]))[txid]
 
     def cancel(self, txid: TxId, cause: BaseException) -> bool:
-        """Abort a transaction of this coordinator with ``cause``, unless its commit has begun."""
+        """Abort a transaction of this coordinator with ``cause``. False if it is none, or its commit has
+        begun: then whoever asks cancels what it waits for, and ``cause`` is told if it aborts."""
         transaction = self._transactions.get(txid)
-        return transaction is not None and transaction.doom(cause)
+        if transaction is None:
+            return False
+        transaction.explain(cause)
+        return transaction.doom(cause)
 
     def add_participant(self, participant: Participant) -> None:
         """Register one more, at once usable. Raises ``UsageError`` if the name is taken."""

@@ -250,6 +250,12 @@ class Transaction:
             self._body.cancel()
         return True
 
+    def explain(self, cause: BaseException) -> None:
+        """What its branches wait for in the first phase of its commit is about to be cancelled, for
+        ``cause``: if it aborts, that is why."""
+        if self._course is not None and self._course.phase is Phase.VOTING:
+            self._course.interruption = cause
+
     async def __aenter__(self) -> Transaction:
         await self.start()
         self._body = asyncio.current_task()

@@ -195,6 +195,7 @@ class Waiting:
 
     ``since`` is an opaque token that stays equal as long as the waiter has been waiting for
     one and the same lock. ``pid`` and ``xid`` are the waiting backend's; ``xid`` None while it has none.
+    ``holder_pid`` is the holding backend's, 0 for a prepared branch, None where it is not told.
     """
 
     waiter: Node
@@ -202,6 +203,7 @@ class Waiting:
     since: str
     pid: int
     xid: int | None
+    holder_pid: int | None = None
 
 
 class Branch(Protocol):

@@ -8,6 +8,11 @@ Graphs of several places, read at several moments, can join to a cycle that neve
 Knapp, *Deadlock Detection in Distributed Databases*, 1987, §1). Here a wait for one and the same lock either
 stands or is over, so an edge counts only if it was seen in two passes with the same ``since``, all of
 the first pass before any of the second: then all of the cycle's edges stood at the moment between the two.
+
+A transaction with two branches in one database can wait for itself: the one branch wants what the other
+holds, and PostgreSQL sees a session that waits for an idle one. That is a cycle of one edge. It is ended once
+two looks have seen the same wait, since the application may still undo the holder's part by a savepoint, and
+some locks (that by which a table grows) are held for moments only.
 """
 
 from __future__ import annotations
@@ -41,11 +46,29 @@ class DistributedDeadlock(UndoubtError):
 
     retryable = True
 
-    def __init__(self, victim: TxId, cycle: Sequence[str], participants: Iterable[str]) -> None:
+    def __init__(
+        self, victim: TxId, cycle: Sequence[str], participants: Iterable[str], message: str | None = None
+    ) -> None:
         chain = " → ".join([*cycle, cycle[0]])
-        super().__init__(f"deadlock across {', '.join(sorted(participants))}: {chain}")
+        super().__init__(message or f"deadlock across {', '.join(sorted(participants))}: {chain}")
         self.victim = victim
         self.cycle = tuple(cycle)
+
+
+class SelfDeadlock(DistributedDeadlock):
+    """Two branches of one transaction wait for each other, because two of its participants lead to the same
+    database. Running it again would end in the same way."""
+
+    retryable = False
+
+    def __init__(self, victim: TxId, participants: Iterable[str]) -> None:
+        names = sorted(participants)
+        told = (
+            f"two branches of transaction {victim} wait for each other in one database"
+            f" ({' and '.join(map(repr, names))}): one of them wants a lock that the other holds until the"
+            " transaction ends; use one participant for one database"
+        )
+        super().__init__(victim, [str(victim)], names, told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +91,14 @@ class DeadlockDetector:
         self._ledger = ledger
         self._participants = participants
         self._cancel = cancel
+        self._own: frozenset[Waiting] = frozenset()
+        """Waits of a transaction for itself that the last look has seen."""
 
     async def look(self) -> list[DistributedDeadlock]:
         """The deadlocks found, each with the victim that was told to abort. Raises ``LedgerError``."""
         first = await self._waits()
-        if not any(first.values()):
-            return []
-        second = await self._waits()
-        edges = standing_edges(first, second)
+        second = await self._waits() if any(first.values()) else {}
+        edges = self._lasting(standing_edges(first, second))
         found = []
         while cycle := find_cycle(edges):
             victim = await self._victim(cycle)
@@ -87,6 +110,13 @@ class DeadlockDetector:
             found.append(deadlock)
             edges = [edge for edge in edges if str(victim) not in {edge.waiter, edge.holder}]
         return found
+
+    def _lasting(self, edges: list[Edge]) -> list[Edge]:
+        """Without the waits of a transaction for itself that the last look has not seen."""
+        before = self._own
+        own = {edge: {wait for _, wait in edge.waits} for edge in edges if edge.waiter == edge.holder}
+        self._own = frozenset[Waiting]().union(*own.values())
+        return [edge for edge in edges if edge not in own or own[edge] & before]
 
     async def _waits(self) -> dict[str, Sequence[Waiting]]:
         """Of every participant that answers in time."""
@@ -115,7 +145,10 @@ class DeadlockDetector:
         at = next(i for i, edge in enumerate(cycle) if edge.waiter == str(victim))
         turned = [*cycle[at:], *cycle[:at]]
         names = frozenset[str]().union(*(edge.participants for edge in turned))
-        deadlock = DistributedDeadlock(victim, [edge.waiter for edge in turned], names)
+        if len(turned) == 1:
+            deadlock: DistributedDeadlock = SelfDeadlock(victim, names)
+        else:
+            deadlock = DistributedDeadlock(victim, [edge.waiter for edge in turned], names)
         log.warning("%s; aborting %s", deadlock, victim)
         if self._cancel is None or not self._cancel(victim, deadlock):
             name, waiting = turned[0].waits[0]
@@ -147,7 +180,7 @@ def standing_edges(first: dict[str, Sequence[Waiting]], second: dict[str, Sequen
     for name, waits in second.items():
         before = set(first.get(name, ()))
         for waiting in waits:
-            if waiting in before and waiting.waiter != waiting.holder:
+            if waiting in before:
                 sightings.setdefault((str(waiting.waiter), str(waiting.holder)), []).append((name, waiting))
     return [
         Edge(waiter, holder, tuple(seen)) for (waiter, holder), seen in sorted(sightings.items(), key=_key)
@@ -158,14 +191,21 @@ def _key(item: tuple[tuple[str, str], object]) -> tuple[str, str]:
     return item[0]
 
 
-def find_cycle(edges: Sequence[Edge]) -> list[Edge] | None:
-    """A cycle that no participant sees the whole of, in order; None if there is none.
+Chain = tuple[str, int, int | None]
+"""Of a path: a participant that sees all of it as waits of one backend for the next, the first of these
+backends, and the one that the last of them waits for (0: a prepared branch; None: not told)."""
 
-    Those that one participant sees whole are its own to end; they are not followed any further.
+
+def find_cycle(edges: Sequence[Edge]) -> list[Edge] | None:
+    """A cycle that no database sees the whole of, in order; None if there is none.
+
+    Those that one database sees whole, from backend to backend, are its own to end; they are not followed any
+    further. A transaction with two branches in one database is two backends there.
     """
     outgoing: dict[str, list[Edge]] = {}
     for edge in edges:
-        outgoing.setdefault(edge.waiter, []).append(edge)
+        if edge.waiter != edge.holder:
+            outgoing.setdefault(edge.waiter, []).append(edge)
     for edge in edges:
         path = _path_back(edge, outgoing)
         if path is not None:
@@ -176,24 +216,34 @@ def find_cycle(edges: Sequence[Edge]) -> list[Edge] | None:
 def _path_back(start: Edge, outgoing: dict[str, list[Edge]]) -> list[Edge] | None:
     """A shortest cycle through ``start`` that spans participants.
 
-    Breadth first over pairs of a node and the participants that have seen the whole path to it: once no
-    participant has, any way back closes such a cycle.
+    Breadth first over pairs of a node and the chains by which participants see the whole path to it: once
+    there is none, any way back closes such a cycle.
     """
-    origin = (start.holder, start.participants)
-    came: dict[tuple[str, frozenset[str]], list[Edge]] = {origin: [start]}
+    chains = frozenset((name, wait.pid, wait.holder_pid) for name, wait in start.waits)
+    origin = (start.holder, chains)
+    came: dict[tuple[str, frozenset[Chain]], list[Edge]] = {origin: [start]}
     queue = [origin]
     for node, whole in queue:
         path = came[node, whole]
         if node == start.waiter:
-            if not whole and _simple(path):
+            if not any(last in {None, first} for _, first, last in whole) and _simple(path):
                 return path
             continue
         for edge in outgoing.get(node, ()):
-            state = (edge.holder, whole & edge.participants)
+            state = (edge.holder, _prolonged(whole, edge))
             if state not in came:
                 came[state] = [*path, edge]
                 queue.append(state)
     return None
+
+
+def _prolonged(chains: frozenset[Chain], edge: Edge) -> frozenset[Chain]:
+    return frozenset(
+        (name, first, wait.holder_pid)
+        for name, first, last in chains
+        for seen_by, wait in edge.waits
+        if seen_by == name and last in {None, wait.pid}
+    )
 
 
 def _simple(path: Sequence[Edge]) -> bool:

@@ -10,6 +10,7 @@
     ├── Conflict               a recorded decision, or what a database did already, says otherwise
     ├── StillBusy              somebody else is finishing it, for too long
     └── DistributedDeadlock    in recovery.deadlocks: chosen to end one; may be run again
+        └── SelfDeadlock       two of its own branches wait for each other; running it again does not help
 """
 
 from __future__ import annotations

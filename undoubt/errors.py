@@ -53,7 +53,7 @@ from participants.errors import (
     UnknownParticipant,
     UsageError,
 )
-from recovery.deadlocks import DistributedDeadlock
+from recovery.deadlocks import DistributedDeadlock, SelfDeadlock
 from undoubt.config import ConfigurationError
 
 __all__ = [
@@ -72,6 +72,7 @@ __all__ = [
     "ParticipantInUse",
     "ParticipantRefused",
     "ParticipantUnavailable",
+    "SelfDeadlock",
     "SessionLost",
     "TransactionAborted",
     "TransactionEnded",

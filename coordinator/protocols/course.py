@@ -68,6 +68,8 @@ class Course:
     """Those of them whose answer is missing: a prepared branch may still appear there."""
     cause: BaseException | None = None
     """Why it is aborted, from the moment that is certain."""
+    interruption: BaseException | None = None
+    """Why somebody cancels what a branch waits for in the first phase: then that is the cause of an abort."""
     recorded: bool = False
     """A decision of this transaction is in the ledger, so it has to be finished there."""
     precommitted: bool = False

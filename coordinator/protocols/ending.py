@@ -144,6 +144,7 @@ async def roll_back(
     A rollback that cannot be confirmed after PREPARE was sent makes an ABORT record, so that
     the branch does not stay ACTIVE for as long as this coordinator's session lives; so does a PRECOMMIT.
     """
+    cause = course.interruption or cause
     course.cause = cause
     course.enter(Phase.ABORTED)
     asked = [branch for branch in branches if branch.gid in course.asked]

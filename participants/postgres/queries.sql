@@ -207,8 +207,10 @@ select pg_catalog.pg_is_in_recovery() as standby,
 -- name: waits
 -- pg_blocking_pids() says 0 for a prepared blocker: the second half finds it by the lock that it holds. Such locks
 -- have no pid; which transaction they belong to is told by the one that each transaction holds on its own id.
+-- Parallel workers of one statement wait for each other for moments: such waits are left out.
 with waiter as materialized (
   select l.*, a.application_name, a.backend_xid::pg_catalog.text as xid,
+         coalesce(a.leader_pid, a.pid) as backend,
          {since_column} as since, pg_catalog.pg_blocking_pids(l.pid) as blockers
     from pg_catalog.pg_locks as l join pg_catalog.pg_stat_activity as a on a.pid operator(pg_catalog.=) l.pid
    where not l.granted and a.datname operator(pg_catalog.=) pg_catalog.current_database()
@@ -218,7 +220,7 @@ select w.pid, w.application_name as name, w.xid, extract(epoch from w.since)::pg
        null as holder_gid, null as holder_mode
   from waiter as w cross join pg_catalog.unnest(w.blockers) as blocker(pid)
   join pg_catalog.pg_stat_activity as b on b.pid operator(pg_catalog.=) blocker.pid
- where w.since is not null
+ where w.since is not null and b.pid operator(pg_catalog.<>) w.backend
 union
 select w.pid, w.application_name, w.xid, extract(epoch from w.since)::pg_catalog.text, w.mode, null, null, p.gid, h.mode
   from waiter as w

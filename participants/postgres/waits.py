@@ -59,6 +59,7 @@ class WaitGraph:
                 since=row["since"],
                 pid=row["pid"],
                 xid=None if row["xid"] is None else int(row["xid"]),
+                holder_pid=row["holder_pid"] or 0,
             )
             for row in rows
             if row["holder_mode"] is None or row["holder_mode"] in _CONFLICTS.get(row["mode"], ())

@@ -55,6 +55,7 @@ async def test_live_holder(participant: PostgresParticipant, waiter: Branch, gid
     assert (edge.waiter, edge.holder) == (str(waiter.gid.txid), str(gid.txid))
     assert edge.pid == at(waiter).get_server_pid()
     assert edge.xid == xid
+    assert edge.holder_pid == at(holder).get_server_pid()
     assert list(await participant.waits()) == [edge]
     await holder.rollback()
     await blocked
@@ -88,7 +89,7 @@ async def test_prepared_holder(
     await holder.release()
     blocked = asyncio.create_task(at(waiter).execute(wanted))
     [edge] = await edges(participant)
-    assert (edge.waiter, edge.holder) == (str(waiter.gid.txid), str(gid.txid))
+    assert (edge.waiter, edge.holder, edge.holder_pid) == (str(waiter.gid.txid), str(gid.txid), 0)
     assert await participant.settle(gid, Order.ROLLBACK, None) is Settled.APPLIED
     await blocked
 

@@ -15,7 +15,7 @@ from participants.contract import Waiting
 from participants.errors import ParticipantUnavailable
 from participants.ids import TxId
 from participants.scripted import ScriptedParticipant
-from recovery.deadlocks import DeadlockDetector, DistributedDeadlock
+from recovery.deadlocks import DeadlockDetector, DistributedDeadlock, SelfDeadlock
 from tests.recovery.world import FAST, World, until
 
 Told = list[tuple[TxId, BaseException]]
@@ -26,8 +26,10 @@ async def world() -> World:
     return await World("inventory", "orders", "payments").open()
 
 
-def wait(waiter: object, holder: object, since: str = "t1", pid: int = 1) -> Waiting:
-    return Waiting(str(waiter), str(holder), since, pid, 700 + pid)
+def wait(
+    waiter: object, holder: object, since: str = "t1", pid: int = 1, holder_pid: int | None = None
+) -> Waiting:
+    return Waiting(str(waiter), str(holder), since, pid, 700 + pid, holder_pid)
 
 
 def detector(world: World, told: Told | None = None) -> DeadlockDetector:
@@ -132,6 +134,59 @@ async def test_what_one_database_sees_whole_is_left_to_it(world: World) -> None:
     one, two = world.session.txid(1), world.session.txid(2)
     world.orders.waiting = [wait(one, two), wait(two, one)]
     world.payments.waiting = list(world.orders.waiting)  # the same database under two names
+    assert await detector(world, []).look() == []
+
+
+@pytest.mark.parametrize("holder_pid", [2, 0])
+async def test_a_transaction_that_waits_for_itself(world: World, holder_pid: int) -> None:
+    """Two of its participants lead to one database, which sees a session that waits for an idle one, or for a
+    prepared branch. Running it again would be in vain."""
+    txid = world.session.txid(1)
+    world.orders.waiting = [wait(txid, txid, pid=1, holder_pid=holder_pid)]
+    world.payments.waiting = list(world.orders.waiting)
+    told: Told = []
+    looking = detector(world, told)
+    assert await looking.look() == []
+    (found,) = await looking.look()
+    assert told == [(txid, found)]
+    assert isinstance(found, SelfDeadlock)
+    assert "two branches of transaction" in str(found)
+    assert "'orders' and 'payments'" in str(found)
+    assert not retryable(TransactionAborted(txid, found))
+
+
+async def test_a_short_wait_of_a_transaction_for_itself_is_none(world: World) -> None:
+    """The lock by which a table grows is held for a moment; a savepoint gives its locks back."""
+    txid = world.session.txid(1)
+    told: Told = []
+    looking = detector(world, told)
+    for since in ("t1", "t2", None, "t2", "t3"):
+        world.orders.waiting = [] if since is None else [wait(txid, txid, since, 1, 2)]
+        assert await looking.look() == []
+    assert told == []
+
+
+async def test_two_transactions_with_two_branches_each_in_one_database(world: World) -> None:
+    """It sees four sessions, of which two wait for two idle ones: no deadlock that it would end."""
+    one, two = world.session.txid(1), world.session.txid(2)
+    world.orders.waiting = [
+        wait(one, two, pid=11, holder_pid=22),
+        wait(two, one, pid=21, holder_pid=12),
+    ]
+    world.payments.waiting = list(world.orders.waiting)
+    told: Told = []
+    (found,) = await detector(world, told).look()
+    assert [txid for txid, _ in told] == [two]
+    assert not isinstance(found, SelfDeadlock)
+
+
+async def test_what_one_database_sees_whole_from_backend_to_backend(world: World) -> None:
+    """As above, but the two that wait are the two that hold."""
+    one, two = world.session.txid(1), world.session.txid(2)
+    world.orders.waiting = [
+        wait(one, two, pid=11, holder_pid=21),
+        wait(two, one, pid=21, holder_pid=11),
+    ]
     assert await detector(world, []).look() == []
 
 
