@@ -2,19 +2,25 @@
 
 Its life has three states. ACTIVE: branches are opened and used. COMMITTING: a protocol runs in a task of its
 own (:mod:`coordinator.protocols.course`), and the caller only watches. ENDED. An ACTIVE transaction can be
-doomed, by its timeout, by a deadlock's resolution or by a lost session: the body of ``async with`` is
-cancelled and ``TransactionAborted`` tells why.
+doomed, by its timeout, by a deadlock's resolution or by a lost session: it is rolled back at once, every
+later use raises ``TransactionAborted``, which tells why, and so does the end of an ``async with`` block. The
+body of the block is cancelled where the cancellation can only reach the block
+(:mod:`coordinator.cancel_scope`).
+
+A block ends without an error only if the transaction has committed, or the application itself has rolled it
+back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
+import sys
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
+from coordinator.cancel_scope import CancelScope
 from coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
 from coordinator.ledger.contract import Decision
 from coordinator.protocols.course import Course, Phase, known_heuristics
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
 
 ROLLBACK_GRACE_S = 1.0
 """How much longer than its timeout ``commit`` waits for rollbacks to be confirmed."""
+LEAVING_GRACE_S = 1.0
+"""How long the rollback of a transaction whose block is cancelled waits until the block is left."""
 VOTING_GRACE_S = 5.0
 """How much longer it waits for participants to notice that their PREPARE was cancelled."""
 
@@ -99,10 +107,17 @@ class Transaction:
         self._opening: dict[str, asyncio.Task[Branch]] = {}
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._body: asyncio.Task[object] | None = None
+        self._scope: CancelScope | None = None
+        """Of the block around it, as long as it is entered."""
+        self._left: asyncio.Future[None] | None = None
+        """Of a block whose task was cancelled: done once the block is left."""
         self._doom: BaseException | None = None
         self._interrupted = False
         self._course: Course | None = None
+        self._commit: Steadfast[None] | None = None
+        self._unasked = False
+        """It was rolled back, and not because the application asked for that: the end of the block tells
+        it."""
         self._undoing: Steadfast[None] | None = None
 
     @property
@@ -218,17 +233,10 @@ class Transaction:
         if self._opening and self._doom is None:
             self._doom = UsageError("commit was called while a branch was being opened")
         if self._doom is not None:
+            self._unasked = True
             await self._undo()
             self._raise_aborted(self._doom)
-        branches = tuple(sorted(self._branches.values(), key=lambda branch: branch.gid.participant))
-        course = self._host.new_course(self.id, branches, self._deadline, self._protocol, self._key)
-        self._course = course
-        self._stop_timer()
-        self._state = State.COMMITTING
-        task = self._host.start_commit(self, course)
-        task.add_done_callback(lambda _: course.tell())
-        await self._watch(course, task)
-        return self._result(course, task)
+        return await self._watch(*self._start_commit())
 
     async def rollback(self) -> None:
         """Undo everything. Does nothing on a transaction that was rolled back already."""
@@ -238,16 +246,32 @@ class Transaction:
         self._check_active()
         await self._undo()
 
+    async def end_block(self) -> None:
+        """What the end of a ``with`` block does whose body raised nothing: returns if the transaction is
+        committed, by this call or before it, or was rolled back by the application. Raises what ``commit``
+        raises, or has raised."""
+        if self._state is State.ACTIVE:
+            await self.commit()
+        elif self._unasked:
+            await self._undone()
+            self._raise_aborted(self._reason)
+        elif self._course is not None and self._commit is not None:
+            # Its outcome again, which the body may have swallowed; or the first time, if commit() was
+            # cancelled.
+            await self._watch(self._course, self._commit)
+
     def doom(self, cause: BaseException) -> bool:
-        """Make sure that it aborts, with ``cause``. False if it is too late, or not begun."""
-        if self._state is not State.ACTIVE or self._doom is not None:
+        """Make sure that it aborts, with ``cause``, and begin to undo it. False if it is too late, or not
+        begun."""
+        if self._state is not State.ACTIVE:
             return False
-        self._doom = cause
-        self._interrupted = True
-        if self._body is None:
-            self._host.in_background(self._start_undo())
-        else:
-            self._body.cancel()
+        self._doom = self._doom or cause
+        self._interrupted = self._unasked = True
+        if self._scope is not None and self._scope.cancel():
+            self._left = asyncio.get_running_loop().create_future()
+        for branch in self._branches.values():
+            branch.break_off(self._aborted)
+        self._host.in_background(self._start_undo())
         return True
 
     def explain(self, cause: BaseException) -> None:
@@ -257,35 +281,33 @@ class Transaction:
             self._course.interruption = cause
 
     async def __aenter__(self) -> Transaction:
+        scope = CancelScope.entered_from(sys._getframe(1))
         await self.start()
-        self._body = asyncio.current_task()
+        self._scope = scope
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        body, self._body = self._body, None
-        if self._interrupted and body is not None:
-            await self._after_interrupt(body, error)
-        elif error is not None:
-            if self._state is State.ACTIVE:
-                await self._undo()
+        scope, self._scope = self._scope, None
+        if self._interrupted:
+            await self._leave(scope, error)
+        elif error is None:
+            await self.end_block()
         elif self._state is State.ACTIVE:
-            await self.commit()
-
-    async def _after_interrupt(self, body: asyncio.Task[object], error: BaseException | None) -> None:
-        """The body was cancelled by :meth:`doom`, as ``asyncio.timeout`` does it."""
-        if not isinstance(error, asyncio.CancelledError):
-            # The cancellation has not been delivered yet: take it here, so that it hits nobody else.
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0)
-        cancelled_from_outside = body.uncancel() > 0
-        if self._state is State.ACTIVE:
             await self._undo()
-        if cancelled_from_outside or (error is not None and not isinstance(error, asyncio.CancelledError)):
-            return
-        cause = self._doom or TimeoutError("the transaction was interrupted")
-        raise TransactionAborted(self.id, cause) from cause
+
+    async def _leave(self, scope: CancelScope | None, error: BaseException | None) -> None:
+        """The transaction was doomed. Returns where ``error`` is what the application has to hear."""
+        is_cancellation = isinstance(error, asyncio.CancelledError)
+        cancelled = is_cancellation if scope is None else await scope.leave(error)
+        if self._left is not None and not self._left.done():
+            self._left.set_result(None)
+        await self._undone()
+        if cancelled and not is_cancellation:
+            raise asyncio.CancelledError
+        if not cancelled and (error is None or is_cancellation):
+            self._raise_aborted(self._reason)
 
     def _check_active(self) -> None:
         self._host.check_process()
@@ -309,12 +331,15 @@ class Transaction:
             self._opening[name] = opening
             opening.add_done_callback(lambda task: self._opened(name, task))
         await all_done([opening])  # which goes on if the caller is cancelled
-        if opening.cancelled():
+        self._opened(name, opening)  # an eager task may be done before its callbacks are called
+        if opening.cancelled() or (self._interrupted and opening.exception() is None):
             # The transaction was doomed meanwhile; nobody has cancelled the caller.
             self._raise_aborted(self._doom or TimeoutError(f"opening branch {name!r} was cancelled"))
         return opening.result()
 
     def _opened(self, name: str, task: asyncio.Task[Branch]) -> None:
+        if self._opening.get(name) is not task:
+            return
         del self._opening[name]
         if task.cancelled():
             self._doom = self._doom or TimeoutError(f"opening the branch of {name!r} was cancelled")
@@ -342,6 +367,9 @@ class Transaction:
 
     async def _roll_back_branches(self) -> None:
         """Nothing is prepared, so nothing can stay in doubt: a server that does not answer rolls back too."""
+        if self._left is not None:
+            # The driver ends the statement that was cancelled, and the session can be used again.
+            await all_done([self._left], LEAVING_GRACE_S)
         for opening in list(self._opening.values()):
             opening.cancel()
         await all_done(list(self._opening.values()))
@@ -351,13 +379,24 @@ class Transaction:
         finally:
             self._host.rolled_back(self)
 
-    async def _watch(self, course: Course, task: Steadfast[None]) -> None:
+    def _start_commit(self) -> tuple[Course, Steadfast[None]]:
+        branches = tuple(sorted(self._branches.values(), key=lambda branch: branch.gid.participant))
+        course = self._host.new_course(self.id, branches, self._deadline, self._protocol, self._key)
+        self._course = course
+        self._stop_timer()
+        self._state = State.COMMITTING
+        self._commit = task = self._host.start_commit(self, course)
+        task.add_done_callback(lambda _: course.tell())
+        return course, task
+
+    async def _watch(self, course: Course, task: Steadfast[None]) -> CommitResult:
         """Until there is something true to tell, or the deadline has passed."""
         await all_done([course.told], max(course.remaining_s(), 0))
         if not task.done() and course.phase is Phase.VOTING:
             await all_done([course.told], VOTING_GRACE_S)
         if not task.done() and course.phase is Phase.ABORTED:
             await all_done([course.told], ROLLBACK_GRACE_S)
+        return self._result(course, task)
 
     def _result(self, course: Course, task: Steadfast[None]) -> CommitResult:
         self._state = State.ENDED
@@ -383,6 +422,13 @@ class Transaction:
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+    @property
+    def _reason(self) -> BaseException:
+        return self._doom or TimeoutError("the transaction was interrupted")
+
+    def _aborted(self) -> TransactionAborted:
+        return TransactionAborted(self.id, self._reason)
 
     def _raise_aborted(self, cause: BaseException) -> NoReturn:
         raise TransactionAborted(self.id, cause) from cause

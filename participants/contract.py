@@ -14,7 +14,7 @@ asked for may or may not have happened.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -224,6 +224,12 @@ class Branch(Protocol):
     @property
     def surely_writes(self) -> bool:
         """True only if ``poll`` is known to answer WRITES or to fail; spares its round trip."""
+        ...
+
+    def break_off(self, why: Callable[[], Exception]) -> None:
+        """The transaction is aborted while the application works: every use of ``connection`` raises
+        ``why()`` from now on, also a statement that is running, as far as it can be told so. Does not wait,
+        and never fails; ``rollback`` follows."""
         ...
 
     async def poll(self) -> Work:

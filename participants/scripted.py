@@ -190,6 +190,8 @@ class ScriptedBranch:
         self.gid = gid
         self.xid = xid
         self.released = False
+        self.broken_off: Callable[[], Exception] | None = None
+        """What an application that uses it would get."""
         self._vote: Vote | None = None
         self._ended = False
         self._to_forget = False
@@ -201,6 +203,9 @@ class ScriptedBranch:
     @property
     def surely_writes(self) -> bool:
         return self.participant.script.surely_writes
+
+    def break_off(self, why: Callable[[], Exception]) -> None:
+        self.broken_off = why
 
     async def poll(self) -> Work:
         await self.participant.record("poll", self.gid)

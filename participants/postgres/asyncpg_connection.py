@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,7 @@ class BranchConnection:
         self._undoubt_gid = gid
         self._undoubt_ended = False
         self._undoubt_running = 0
+        self.undoubt_why: Callable[[], Exception] | None = None
         self.undoubt_used = False
         """The application has sent something: the session must be reset before its next use."""
         self.undoubt_wrote = False
@@ -61,8 +62,8 @@ class BranchConnection:
         self.undoubt_reusable = True
 
     def undoubt_end(self) -> bool:
-        """From now on every use raises ``UsageError``; statements and cursors got from it fail as well. True
-        if a statement of the application is running."""
+        """From now on every use raises ``UsageError``, or ``undoubt_why()``; statements and cursors got from
+        it fail as well. True if a statement of the application is running."""
         if not self._undoubt_ended:
             self._undoubt_ended = True
             # How asyncpg's own pool cuts off prepared statements and cursors of an earlier holder
@@ -138,11 +139,17 @@ class BranchConnection:
         self._undoubt_running += 1
         try:
             yield
+        except Exception as error:
+            if self._undoubt_ended and self.undoubt_why is not None:
+                raise self.undoubt_why() from error
+            raise
         finally:
             self._undoubt_running -= 1
 
     def _undoubt_check(self, name: str) -> None:
         if self._undoubt_ended:
+            if self.undoubt_why is not None:
+                raise self.undoubt_why()
             raise UsageError(
                 f"connection.{name}() after the end of its branch {self._undoubt_gid}:"
                 " a branch's connection serves until commit or rollback is called, and no longer"

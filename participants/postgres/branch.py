@@ -8,6 +8,7 @@ PREPARE and COMMIT with ``ROLLBACK``), the marker must still be there (the appli
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from participants.checks import invariant
@@ -75,6 +76,10 @@ class PostgresBranch:
     @property
     def surely_writes(self) -> bool:
         return self._handle.undoubt_wrote
+
+    def break_off(self, why: Callable[[], Exception]) -> None:
+        self._handle.undoubt_why = why
+        self._handle.undoubt_end()
 
     async def poll(self) -> Work:
         """Ends the application's use of the connection: what it wrote after the answer would go unnoticed."""

@@ -14,6 +14,10 @@ from participants.postgres.settle import Settler
 class Handle(Protocol):
     """The application's side of a branch: the driver's connection with the exits locked."""
 
+    undoubt_why: Callable[[], Exception] | None
+    """What every use raises after ``undoubt_end``, in the place of ``UsageError``: the transaction was
+    aborted while the application worked."""
+
     @property
     def undoubt_used(self) -> bool:
         """The application has sent something: the session must be reset before its next use."""
@@ -30,9 +34,9 @@ class Handle(Protocol):
         ...
 
     def undoubt_end(self) -> bool:
-        """From now on every use raises ``UsageError``. True if the application is in the middle of something
-        all the same (a statement that runs, a pipeline, a COPY): then nobody else may speak on the session,
-        and it has to be discarded. May be repeated."""
+        """From now on every use raises ``UsageError``, or what ``undoubt_why`` gives. True if the application
+        is in the middle of something all the same (a statement that runs, a pipeline, a COPY): then nobody
+        else may speak on the session, and it has to be discarded. May be repeated."""
         ...
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from participants.errors import UsageError
+from participants.errors import UndoubtError, UsageError
 from participants.ids import Gid
 from participants.postgres.psycopg_gate import AsyncGate, SyncGate
 
@@ -79,6 +79,25 @@ class _Exits:
     @property
     def undoubt_used(self) -> bool:
         return bool(self.lock.used)
+
+    @property
+    def undoubt_why(self) -> Callable[[], Exception] | None:
+        why: Callable[[], Exception] | None = self.lock.why
+        return why
+
+    @undoubt_why.setter
+    def undoubt_why(self, why: Callable[[], Exception] | None) -> None:
+        self.lock.why = why
+
+    @contextmanager
+    def _undoubt_telling(self) -> Iterator[None]:
+        """Around what waits for the server: a statement that is broken off says why."""
+        try:
+            yield
+        except psycopg.Error as error:
+            if self.undoubt_has_ended and (why := self.undoubt_why) is not None:
+                raise why() from error
+            raise
 
     @property
     def undoubt_has_ended(self) -> bool:
@@ -150,6 +169,10 @@ class AsyncBranchConnection(_Exits, psycopg.AsyncConnection[Any]):  # type: igno
         self.lock = AsyncGate(gid)
         self.cursor_factory = AsyncBranchCursor
 
+    async def wait(self, *args: Any, **options: Any) -> Any:
+        with self._undoubt_telling():
+            return await super().wait(*args, **options)
+
     def cursor(self, *args: Any, **options: Any) -> Any:
         self.lock.check()
         return super().cursor(*args, **options)
@@ -168,7 +191,7 @@ class AsyncBranchConnection(_Exits, psycopg.AsyncConnection[Any]):  # type: igno
                 except BaseException as error:
                     failure = error
                     raise
-        except UsageError:
+        except UndoubtError:
             if failure is None or not self.undoubt_has_ended:
                 raise
             # The whole branch is gone, this part with it, and the first error is the one to tell.
@@ -181,6 +204,10 @@ class BranchConnection(_Exits, psycopg.Connection[Any]):  # type: ignore[misc]
         self._undoubt_begin(gid, prepared)
         self.lock = SyncGate(gid)
         self.cursor_factory = BranchCursor
+
+    def wait(self, *args: Any, **options: Any) -> Any:
+        with self._undoubt_telling():
+            return super().wait(*args, **options)
 
     def cursor(self, *args: Any, **options: Any) -> Any:
         self.lock.check()
@@ -200,7 +227,7 @@ class BranchConnection(_Exits, psycopg.Connection[Any]):  # type: ignore[misc]
                 except BaseException as error:
                     failure = error
                     raise
-        except UsageError:
+        except UndoubtError:
             if failure is None or not self.undoubt_has_ended:
                 raise
             raise failure from failure.__cause__  # as above

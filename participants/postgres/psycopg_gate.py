@@ -20,6 +20,8 @@ from participants.ids import Gid
 class Gate(Protocol):
     used: bool
     """Somebody has been inside."""
+    why: Callable[[], Exception] | None
+    """What whoever comes after ``shut`` gets, in the place of ``UsageError``."""
 
     @property
     def busy(self) -> bool: ...
@@ -36,7 +38,9 @@ class Gate(Protocol):
         ...
 
 
-def _ended(gid: Gid) -> UsageError:
+def _ended(gid: Gid, why: Callable[[], Exception] | None) -> Exception:
+    if why is not None:
+        return why()
     return UsageError(
         f"the connection was used after the end of its branch {gid}:"
         " a branch's connection serves until commit or rollback is called, and no longer"
@@ -49,6 +53,7 @@ class AsyncGate(asyncio.Lock):
     def __init__(self, gid: Gid) -> None:
         super().__init__()
         self.used = False
+        self.why: Callable[[], Exception] | None = None
         self._gid = gid
         self._shut = False
         self._leave: Callable[[], None] | None = None
@@ -76,7 +81,7 @@ class AsyncGate(asyncio.Lock):
         await super().acquire()
         if self._shut:
             super().release()
-            raise _ended(self._gid)
+            raise _ended(self._gid, self.why)
         self.used = True
         return True
 
@@ -88,7 +93,7 @@ class AsyncGate(asyncio.Lock):
 
     def check(self) -> None:
         if self._shut:
-            raise _ended(self._gid)
+            raise _ended(self._gid, self.why)
 
 
 class SyncGate:
@@ -96,6 +101,7 @@ class SyncGate:
 
     def __init__(self, gid: Gid) -> None:
         self.used = False
+        self.why: Callable[[], Exception] | None = None
         self._gid = gid
         self._lock = threading.Lock()
         self._shut = False
@@ -124,7 +130,7 @@ class SyncGate:
         self._lock.acquire()
         if self._shut:
             self.release()
-            raise _ended(self._gid)
+            raise _ended(self._gid, self.why)
         self.used = True
         return True
 
@@ -137,7 +143,7 @@ class SyncGate:
 
     def check(self) -> None:
         if self._shut:
-            raise _ended(self._gid)
+            raise _ended(self._gid, self.why)
 
     def __enter__(self) -> bool:
         return self.acquire()

@@ -7,7 +7,7 @@ living session is a "no", silence is no answer, a missing gid is judged by the b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from participants.contract import (
@@ -307,6 +307,9 @@ class SimulatedBranch:
     @property
     def surely_writes(self) -> bool:
         return self.wrote
+
+    def break_off(self, why: Callable[[], Exception]) -> None:
+        self.over = True
 
     def _failed(self, why: object, sqlstate: str | None = None) -> BranchFailed:
         return BranchFailed(self.participant.name, str(why), sqlstate=sqlstate)

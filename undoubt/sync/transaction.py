@@ -89,8 +89,11 @@ class Transaction:
         ``HeuristicOutcome``. Ctrl-C does not stop it: after ``KeyboardInterrupt`` it goes on in the
         background too, and ``coordinator.outcome(tx.id)`` may tell later how it ended.
         """
+        return self._finish(self._engine.commit)
+
+    def _finish(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
-            return self._call(self._engine.commit)
+            return self._call(function)
         except PortalClosed:
             if self._engine.committing:
                 raise OutcomeUnknown(self.id, "the coordinator was closed meanwhile") from None
@@ -111,21 +114,21 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None and self._engine.active:
-            self.commit()
-        elif not self._engine.committing:
+        if error is None:
+            self._finish(self._engine.end_block)
+            return
+        if not self._engine.committing:
             self._roll_back(error)
         cause = self._engine.interruption
-        if cause is not None and (error is None or _told_by_a_branch(error)):
+        if cause is not None and _told_by_a_branch(error):
             raise TransactionAborted(self.id, cause) from cause
 
-    def _roll_back(self, error: BaseException | None) -> None:
+    def _roll_back(self, error: BaseException) -> None:
         """Or wait until it is. Whatever goes wrong here, ``error`` is what the application should see."""
         try:
             self._portal.call(self._engine.rollback)
         except UndoubtError as failure:
-            if error is not None:
-                error.add_note(f"the rollback of transaction {self.id} could not be waited for: {failure}")
+            error.add_note(f"the rollback of transaction {self.id} could not be waited for: {failure}")
 
     def _call(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         try:

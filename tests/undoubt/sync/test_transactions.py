@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -308,3 +309,20 @@ async def test_refused_inside_an_event_loop(stages: Any) -> None:
 
 def raise_(error: BaseException) -> Any:
     raise error
+
+
+def test_what_commit_raised_is_raised_again(stage: Stage) -> None:
+    """Broken if a body that swallows the error of its own ``commit`` makes the block end without one."""
+    stage.participants["beta"].script.prepare = Vote.ABORT
+    with pytest.raises(TransactionAborted), stage.coordinator.transaction() as tx:
+        tx.branches("alpha", "beta")
+        with contextlib.suppress(TransactionAborted):
+            tx.commit()
+    assert stage.fates() == {Fate.ABORTED}
+
+
+def test_a_rollback_of_the_application_is_no_error(stage: Stage) -> None:
+    with stage.coordinator.transaction() as tx:
+        tx.branch("alpha")
+        tx.rollback()
+    assert stage.fates() == {Fate.ABORTED}

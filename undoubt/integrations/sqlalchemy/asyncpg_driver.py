@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from participants.errors import UsageError
@@ -24,6 +25,7 @@ class AsyncpgAdopted:
         self.driver = adapter._connection
         self.session = AsyncpgSession(self.driver)
         self._gid: Gid | None = None
+        self.undoubt_why: Callable[[], Exception] | None = None
         self.ended = False
 
     def begin(self, gid: Gid) -> str:
@@ -41,7 +43,7 @@ class AsyncpgAdopted:
     def undoubt_end(self) -> bool:
         self.ended = True
         if self._gid is not None and not self.session.broken:
-            self._adapter._connection = _Ended(self._gid)
+            self._adapter._connection = _Ended(self._gid, lambda: self.undoubt_why)
         return False  # asyncpg itself refuses a statement beside another
 
     def restore(self) -> None:
@@ -52,7 +54,7 @@ class AsyncpgAdopted:
     def steal(self) -> None:
         if self._gid is not None:
             self._adapter._transaction = None
-            self._adapter._connection = _Ended(self._gid)
+            self._adapter._connection = _Ended(self._gid, lambda: self.undoubt_why)
 
 
 class _Held:
@@ -75,8 +77,9 @@ class _Held:
 class _Ended:
     """Stands for a connection that is the engine's."""
 
-    def __init__(self, gid: Gid) -> None:
+    def __init__(self, gid: Gid, why: Callable[[], Callable[[], Exception] | None]) -> None:
         self._gid = gid
+        self._why = why
 
     def is_closed(self) -> bool:
         return True
@@ -86,6 +89,8 @@ class _Ended:
     async def close(self, *, timeout: float | None = None) -> None: ...
 
     def __getattr__(self, name: str) -> NoReturn:
+        if (why := self._why()) is not None:
+            raise why()
         raise UsageError(
             f"connection.{name} was used after the end of its branch {self._gid}: a branch's connection"
             " serves until commit or rollback is called, and no longer"

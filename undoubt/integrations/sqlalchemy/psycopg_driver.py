@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -27,6 +28,7 @@ class PsycopgAdopted:
         if driver.autocommit:
             raise UsageError(AUTOCOMMIT)
         self._driver = driver
+        self._why: Callable[[], Exception] | None = None
         self.session = PsycopgSession(driver.pgconn)
 
     def begin(self, gid: Gid) -> str:
@@ -42,6 +44,16 @@ class PsycopgAdopted:
         return begin_statement(
             None if level is None else level.name, read_only=driver.read_only, deferrable=driver.deferrable
         )
+
+    @property
+    def undoubt_why(self) -> Callable[[], Exception] | None:
+        return self._why
+
+    @undoubt_why.setter
+    def undoubt_why(self, why: Callable[[], Exception] | None) -> None:
+        self._why = why
+        if self.session.gate is not None:
+            self.session.gate.why = why
 
     def undoubt_end(self) -> bool:
         gate = self.session.gate

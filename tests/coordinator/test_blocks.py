@@ -1,0 +1,284 @@
+"""A block ends without an error only if its transaction has committed, or the application has rolled it back.
+
+``make prove PROOF=blocks`` runs every way into a block with every way out of it, on real databases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from coordinator.errors import OutcomeUnknown, TransactionAborted
+from coordinator.transaction import Transaction
+from participants.contract import Fate, Vote
+from participants.errors import ParticipantUnavailable
+from participants.scripted import Script
+from tests.coordinator.stage import Stage
+
+VICTIM = TimeoutError("victim of a deadlock, says the test")
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    made = Stage({"alpha": Script(), "beta": Script()}, drain_s=0.2)
+    await made.coordinator.start()
+    yield made
+    for gate in made.gates.values():
+        gate.set()
+    await made.coordinator.close()
+
+
+def this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+async def swallow_a_cancellation() -> None:
+    """As shutdown handlers do it, and TaskGroup before Python 3.13: nothing takes the request back."""
+    this_task().cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(1)
+
+
+async def in_a_task(coroutine: Any) -> Any:
+    return await asyncio.create_task(coroutine)
+
+
+@pytest.mark.parametrize("cancelled_before", [False, True])
+@pytest.mark.parametrize("swallows", [False, True])
+@pytest.mark.parametrize("door", ["block", "run"])
+async def test_an_abort_from_outside_is_never_silent(
+    stage: Stage, door: str, swallows: bool, cancelled_before: bool
+) -> None:
+    """Broken if a task that was cancelled once before hears nothing of the abort of its transaction."""
+
+    async def body(tx: Transaction) -> str:
+        await tx.branch("alpha")
+        stage.coordinator.cancel(tx.id, VICTIM)
+        if swallows:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1)
+        return "done"
+
+    async def program() -> None:
+        if cancelled_before:
+            await swallow_a_cancellation()
+        before = this_task().cancelling()
+        try:
+            if door == "run":
+                await stage.coordinator.run(body)
+            else:
+                async with stage.coordinator.transaction() as tx:
+                    await body(tx)
+        finally:
+            assert this_task().cancelling() == before
+
+    with pytest.raises(TransactionAborted) as raised:
+        await in_a_task(program())
+    assert raised.value.cause is VICTIM
+    assert stage.fates() == {Fate.ABORTED}
+
+
+async def test_a_cancellation_in_the_same_moment_is_not_lost(stage: Stage) -> None:
+    """Broken if the block's own cancellation hides that the task was cancelled by somebody else as well."""
+
+    async def program() -> None:
+        async with stage.coordinator.transaction() as tx:
+            await tx.branch("alpha")
+            stage.coordinator.cancel(tx.id, VICTIM)
+            this_task().cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await in_a_task(program())
+    assert stage.fates() == {Fate.ABORTED}
+
+
+async def test_an_error_of_the_application_passes(stage: Stage) -> None:
+    async def program() -> None:
+        async with stage.coordinator.transaction() as tx:
+            await tx.branch("alpha")
+            stage.coordinator.cancel(tx.id, VICTIM)
+            raise KeyError("the application's own")
+
+    with pytest.raises(KeyError):
+        await in_a_task(program())
+    assert stage.fates() == {Fate.ABORTED}
+
+
+@contextlib.asynccontextmanager
+async def wrapped(stage: Stage) -> AsyncIterator[Transaction]:
+    async with stage.coordinator.transaction(timeout=0.05) as tx:
+        yield tx
+
+
+async def yielded(stage: Stage) -> AsyncIterator[Transaction]:
+    async with stage.coordinator.transaction(timeout=0.05) as tx:
+        yield tx
+
+
+async def through_a_block(stage: Stage, body: Callable[[Transaction], Awaitable[None]]) -> None:
+    async with stage.coordinator.transaction(timeout=0.05) as tx:
+        await body(tx)
+
+
+async def through_a_wrapper(stage: Stage, body: Callable[[Transaction], Awaitable[None]]) -> None:
+    async with wrapped(stage) as tx:
+        await body(tx)
+
+
+async def through_a_stack(stage: Stage, body: Callable[[Transaction], Awaitable[None]]) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        await body(await stack.enter_async_context(wrapped(stage)))
+
+
+async def through_a_fixture(stage: Stage, body: Callable[[Transaction], Awaitable[None]]) -> None:
+    """As pytest-asyncio runs them: each step in a task of its own."""
+    fixture = yielded(stage)
+    tx: Transaction = await in_a_task(anext(fixture))
+    await body(tx)
+    await in_a_task(anext(fixture))
+
+
+async def through_a_generator(stage: Stage, body: Callable[[Transaction], Awaitable[None]]) -> None:
+    async for tx in yielded(stage):
+        await body(tx)
+
+
+async def started(stage: Stage, body: Callable[[Transaction], Awaitable[None]]) -> None:
+    tx = await stage.coordinator.transaction(timeout=0.05).start()
+    await body(tx)
+    await tx.commit()
+
+
+WAYS_IN = [
+    through_a_block,
+    through_a_wrapper,
+    through_a_stack,
+    through_a_fixture,
+    through_a_generator,
+    started,
+]
+
+
+@pytest.mark.parametrize("way_in", WAYS_IN)
+async def test_the_timeout_undoes_it_whoever_entered_it(stage: Stage, way_in: Any) -> None:
+    """Broken if the timeout cancels a task that is not inside the block, or nobody, and the locks stay."""
+    in_block = way_in in {through_a_block, through_a_wrapper}
+    seen = []
+
+    async def body(tx: Transaction) -> None:
+        await tx.branch("alpha")
+        cancelled = False
+        try:
+            while tx.active:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            cancelled = True
+        seen.append(cancelled)
+        with pytest.raises(TransactionAborted, match="timeout"):
+            await tx.branch("beta")
+
+    async def program() -> None:
+        with pytest.raises(TransactionAborted, match="timeout"):
+            await way_in(stage, body)
+        await asyncio.sleep(0)  # nothing is left that would be delivered here
+        assert this_task().cancelling() == 0
+
+    await in_a_task(program())
+    assert seen == [in_block]
+    assert stage.fates() == {Fate.ABORTED}
+
+
+async def test_a_block_that_is_left_late_holds_nothing(stage: Stage) -> None:
+    """Broken if a body that swallows its cancellation keeps the locks of a transaction that is over."""
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(pytest.raises(TransactionAborted, match="timeout"))
+        async with stage.coordinator.transaction(timeout=0.05) as tx:
+            await tx.branch("alpha")
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+            while stage.fates() != {Fate.ABORTED}:
+                await asyncio.sleep(0.01)
+
+
+async def test_the_deadline_holds_after_a_branch_that_failed(stage: Stage) -> None:
+    """Broken if a branch that could not be opened, and whose error was swallowed, disarms the timeout."""
+    down = ParticipantUnavailable("beta", "it is down, as told")
+    stage.participants["beta"].script.begin = down
+    tx = await stage.coordinator.transaction(timeout=0.05).start()
+    await tx.branch("alpha")
+    with pytest.raises(ParticipantUnavailable):
+        await tx.branch("beta")
+    while stage.fates() != {Fate.ABORTED}:
+        await asyncio.sleep(0.01)
+    with pytest.raises(TransactionAborted) as raised:
+        await tx.commit()
+    assert raised.value.cause is down
+
+
+async def test_what_commit_raised_is_raised_again(stage: Stage) -> None:
+    """Broken if a body that swallows the error of its own ``commit`` makes the block end without one."""
+    stage.participants["beta"].script.prepare = Vote.ABORT
+    with pytest.raises(TransactionAborted):
+        async with stage.coordinator.transaction() as tx:
+            for name in ("alpha", "beta"):
+                await tx.branch(name)
+            with contextlib.suppress(TransactionAborted):
+                await tx.commit()
+    assert stage.fates() == {Fate.ABORTED}
+
+
+async def test_a_commit_that_was_not_waited_for_is_waited_for(stage: Stage) -> None:
+    """Broken if a block ends without an error while nobody knows yet what became of its commit."""
+    arrived = stage.hold("prepare beta")
+
+    async def open_the_gate() -> None:
+        await arrived.wait()
+        await asyncio.sleep(0.05)
+        stage.gates["prepare beta"].set()
+
+    opening = asyncio.create_task(open_the_gate())
+    async with stage.coordinator.transaction() as tx:
+        for name in ("alpha", "beta"):
+            await tx.branch(name)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(tx.commit(), 0.01)
+    assert stage.fates() == {Fate.COMMITTED}
+    await opening
+
+
+async def test_a_commit_whose_outcome_is_unknown_is_not_silent(stage: Stage) -> None:
+    stage.hold("before_decide")
+    with pytest.raises(OutcomeUnknown):
+        async with stage.coordinator.transaction(timeout=0.1) as tx:
+            for name in ("alpha", "beta"):
+                await tx.branch(name)
+            with contextlib.suppress(OutcomeUnknown):
+                await tx.commit()
+
+
+async def test_a_rollback_of_the_application_is_no_error(stage: Stage) -> None:
+    async with stage.coordinator.transaction() as tx:
+        await tx.branch("alpha")
+        await tx.rollback()
+    assert stage.fates() == {Fate.ABORTED}
+
+
+async def test_a_commit_that_was_refused_is_raised_again(stage: Stage) -> None:
+    """Broken if a body that swallows every error of its branches and its commit makes the block silent."""
+    down = ParticipantUnavailable("beta", "it is down, as told")
+    stage.participants["beta"].script.begin = down
+    with pytest.raises(TransactionAborted, match="down"):
+        async with stage.coordinator.transaction() as tx:
+            await tx.branch("alpha")
+            with contextlib.suppress(ParticipantUnavailable):
+                await tx.branch("beta")
+            with contextlib.suppress(TransactionAborted):
+                await tx.commit()
+    assert stage.fates() == {Fate.ABORTED}

@@ -1,0 +1,78 @@
+"""What a branch's connection tells once its transaction has been aborted around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+import undoubt
+from tests.undoubt.test_end_to_end import TABLE, run, source
+from undoubt import TransactionAborted
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+async def coordinator(
+    request: pytest.FixtureRequest, tmp_path: Path, databases: dict[str, str]
+) -> AsyncIterator[undoubt.Coordinator]:
+    for dsn in databases.values():
+        await run(dsn, TABLE)
+        await run(dsn, "insert into note values (1, 'before')")
+    made = source(tmp_path, databases)
+    for participant in made["participants"].values():
+        participant["driver"] = request.param
+    async with undoubt.connect(made) as connected:
+        yield connected
+
+
+async def entered_elsewhere(coordinator: undoubt.Coordinator) -> AsyncIterator[undoubt.Transaction]:
+    async with coordinator.transaction(timeout=0.5) as tx:
+        yield tx
+
+
+@pytest.mark.parametrize("idle", [True, False])
+async def test_the_timeout_of_a_transaction_that_a_fixture_entered(
+    coordinator: undoubt.Coordinator, databases: dict[str, str], idle: bool
+) -> None:
+    """Broken if its row locks outlive its timeout, or the task that works with it is not told the reason."""
+    fixture = entered_elsewhere(coordinator)
+    tx = await asyncio.create_task(anext(fixture))
+    orders = await tx.branch("orders")
+    await orders.execute("update note set text = 'within' where id = 1")
+    if idle:
+        while tx.active:
+            await asyncio.sleep(0.01)
+    else:
+        with pytest.raises(TransactionAborted, match="timeout"):
+            await orders.execute("select pg_sleep(600)")
+    # Waits for the row lock, which only the end of the branch frees.
+    other = await asyncpg.connect(databases["orders"])
+    await other.execute("set lock_timeout = '20s'; update note set text = 'after' where id = 1")
+    await other.close()
+    with pytest.raises(TransactionAborted, match="timeout"):
+        await orders.execute("select 1")
+    with pytest.raises(TransactionAborted, match="timeout"):
+        await asyncio.create_task(anext(fixture))
+    rows = await run(databases["orders"], "select text from note")
+    assert [row["text"] for row in rows] == ["after"]
+
+
+async def test_a_body_that_goes_on_after_the_timeout(
+    coordinator: undoubt.Coordinator, databases: dict[str, str]
+) -> None:
+    """Broken if a body that swallows its cancellation works on in a branch that is over, or outside of
+    any."""
+    with pytest.raises(TransactionAborted, match="timeout"):
+        async with coordinator.transaction(timeout=0.5) as tx:
+            orders = await tx.branch("orders")
+            await orders.execute("update note set text = 'within' where id = 1")
+            with contextlib.suppress(asyncio.CancelledError):
+                await orders.execute("select pg_sleep(600)")
+            with pytest.raises(TransactionAborted, match="timeout"):
+                await orders.execute("update note set text = 'later' where id = 1")
+    rows = await run(databases["orders"], "select text from note")
+    assert [row["text"] for row in rows] == ["before"]
