@@ -169,7 +169,8 @@ async def test_connection_to_a_standby_that_was_a_primary_is_not_believed() -> N
         rows = session.session.rows
 
         async def of_a_standby(sql: str, *args: object, timeout_s: float) -> object:
-            return await rows(sql.replace("pg_catalog.pg_is_in_recovery()", "true"), *args, timeout_s=timeout_s)
+            told = sql.replace("pg_catalog.pg_is_in_recovery()", "true")
+            return await rows(told, *args, timeout_s=timeout_s)
 
         session.session.rows = of_a_standby  # type: ignore[method-assign, assignment]
         participant._management._pool.release(session)
