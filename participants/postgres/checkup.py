@@ -150,7 +150,7 @@ class Checkup:
                     Severity.PROBLEM,
                     f"{name} is off",
                     "after a crash of the machine what was prepared or committed may be gone or damaged",
-                    f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf();",
+                    f"ALTER SYSTEM SET {name} = on; SELECT pg_catalog.pg_reload_conf();",
                 )
             else:
                 yield self._ok(name, f"{name} is on")
@@ -191,7 +191,7 @@ class Checkup:
             what,
             f"a prepared transaction of this server has held vacuum back for {prepared:,} transactions, more"
             f" than autovacuum_freeze_max_age = {limit:,}: finish it before the server refuses writes",
-            "SELECT gid, prepared, owner, database FROM pg_prepared_xacts ORDER BY age(transaction) DESC;",
+            "SELECT gid, prepared, owner, database FROM pg_catalog.pg_prepared_xacts ORDER BY pg_catalog.age(transaction) DESC;",
         )
 
     def _roles(self, row: Row, owners: Sequence[Row], intro: Introduction) -> Iterator[Finding]:
@@ -283,4 +283,4 @@ def _reset(row: Row) -> str:
         case "database user":
             return f"ALTER {role} IN {database} RESET synchronous_commit;"
         case _:
-            return "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();"
+            return "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_catalog.pg_reload_conf();"

@@ -17,7 +17,8 @@ select pg_catalog.pg_is_in_recovery() as standby,
          as lock_timeout_s,
        extract(epoch from pg_catalog.current_setting('idle_in_transaction_session_timeout')::pg_catalog.interval)
          ::pg_catalog.float8 as idle_timeout_s,
-       pg_catalog.to_regprocedure('undoubt.note_commit(pg_catalog.text,pg_catalog.text)') is not null as notes_commits,
+       pg_catalog.to_regprocedure('undoubt.note_commit(pg_catalog.text,pg_catalog.text)') is not null as
+         notes_commits,
        pg_catalog.pg_backend_pid() as pid, current_user::pg_catalog.text as role,
        (select r.rolsuper from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) session_user)
          as superuser,
@@ -58,7 +59,8 @@ select pg_catalog.set_config('application_name',
                    pg_catalog.to_hex(pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8)
                    operator(pg_catalog.||) '.'
               else (('undoubt marker ' operator(pg_catalog.||)
-                     coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))::pg_catalog.int4)::pg_catalog.text end,
+                     coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))
+                    ::pg_catalog.int4)::pg_catalog.text end,
          false),
        case when pg_catalog.current_setting('synchronous_commit')
                  operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
@@ -74,7 +76,8 @@ select pg_catalog.set_config('application_name',
                    operator(pg_catalog.||) '.' operator(pg_catalog.||)
                    pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)
               else (('undoubt marker ' operator(pg_catalog.||)
-                     coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))::pg_catalog.int4)::pg_catalog.text end,
+                     coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))
+                    ::pg_catalog.int4)::pg_catalog.text end,
          false),
        case when pg_catalog.current_setting('synchronous_commit')
                  operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
@@ -86,8 +89,8 @@ select pg_catalog.set_config('application_name',
 -- another role than sessions there begin with. Who owns it then could only be become by SET ROLE, and that and COMMIT
 -- PREPARED would be sent to two servers.
 select case when current_user operator(pg_catalog.=) {role} then 0
-            else ('undoubt role <' operator(pg_catalog.||) current_user::pg_catalog.text operator(pg_catalog.||) '>')
-                 ::pg_catalog.int4 end
+            else ('undoubt role <' operator(pg_catalog.||) current_user::pg_catalog.text operator(pg_catalog.||)
+                  '>')::pg_catalog.int4 end
 
 -- name: guard_commit
 -- As above, before a plain COMMIT, which needs no transaction id of its own.
@@ -222,7 +225,8 @@ select w.pid, w.application_name as name, w.xid, extract(epoch from w.since)::pg
   join pg_catalog.pg_stat_activity as b on b.pid operator(pg_catalog.=) blocker.pid
  where w.since is not null and b.pid operator(pg_catalog.<>) w.backend
 union
-select w.pid, w.application_name, w.xid, extract(epoch from w.since)::pg_catalog.text, w.mode, null, null, p.gid, h.mode
+select w.pid, w.application_name, w.xid, extract(epoch from w.since)::pg_catalog.text, w.mode, null, null, 
+       p.gid, h.mode
   from waiter as w
   join pg_catalog.pg_locks as h on h.pid is null and h.granted
        and array[h.locktype, h.database::pg_catalog.text, h.relation::pg_catalog.text, h.page::pg_catalog.text,
@@ -296,7 +300,8 @@ insert into undoubt.undoubt_branch as b
        (gid, txid, participant, members, rule, state, last_elected, last_attempt)
 select {gid}, {txid}, {participant}, {members}, {rule}, 'a', 1, 0
  where not exists (select from undoubt.undoubt_commit as c
-                    where c.txid operator(pg_catalog.=) {txid} and c.participant operator(pg_catalog.=) {participant})
+                    where c.txid operator(pg_catalog.=) {txid}
+                      and c.participant operator(pg_catalog.=) {participant})
    and {durable}
 on conflict (gid) do update set state = 'a', changed_at = pg_catalog.clock_timestamp()
 
@@ -310,7 +315,8 @@ select pg_catalog.pg_is_in_recovery() as standby, b.state::pg_catalog.text as st
   from (select) as one left join undoubt.undoubt_branch as b on b.gid operator(pg_catalog.=) $1
 
 -- name: state_unfinished
-select b.gid, b.state::pg_catalog.text as state, b.last_elected, b.last_attempt, b.members, b.rule, false as committed
+select b.gid, b.state::pg_catalog.text as state, b.last_elected, b.last_attempt, b.members, b.rule,
+       false as committed
   from undoubt.undoubt_branch as b
  where b.state operator(pg_catalog.<>) 'a'
    and not exists (select from undoubt.undoubt_commit as c

@@ -59,7 +59,7 @@ def _migrate(participant: str, settings: ParticipantSettings) -> None:
     engine = _engine(participant, settings)
     try:
         with ALONE, engine.connect() as connection:
-            connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            connection.execute(text("select pg_catalog.pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             connection.execute(text("create schema if not exists undoubt"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")

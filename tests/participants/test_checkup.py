@@ -138,7 +138,7 @@ async def test_low_synchronous_commit_of_the_server() -> None:
         await server.start()
         found = (await look(server.dsn()))["synchronous_commit"]
         assert found.severity is Severity.WARNING
-        assert found.fix == "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();"
+        assert found.fix == "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_catalog.pg_reload_conf();"
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,13 @@ LOCK = 0x756E646F756274
 
 _FIRST_ROWS = """
     insert into undoubt_ledger.ledger (ledger_id, system, timeline, home)
-    select :ledger_id, c.system_identifier, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),
-           (select d.oid from pg_database d where d.datname = current_database())
-           || '/' || 'undoubt_ledger.ledger'::regclass::oid
-      from pg_control_system() c
+    select :ledger_id, c.system_identifier,
+           pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8),
+           (select d.oid::pg_catalog.text from pg_catalog.pg_database d
+             where d.datname operator(pg_catalog.=) pg_catalog.current_database())
+           operator(pg_catalog.||) '/' operator(pg_catalog.||)
+           'undoubt_ledger.ledger'::pg_catalog.regclass::pg_catalog.oid::pg_catalog.text
+      from pg_catalog.pg_control_system() c
 """
 
 
@@ -68,7 +71,7 @@ def _created(connection: sqlalchemy.Connection, url: str) -> list[str]:
     if _revision(connection, url) is not None:
         return []
     run = connection.exec_driver_sql
-    if run(f"select to_regnamespace('{SCHEMA}')").scalar_one() is None:
+    if run(f"select pg_catalog.to_regnamespace('{SCHEMA}')").scalar_one() is None:
         run(f"create schema {SCHEMA}")
     schema.POSTGRES.upgrade(connection)
     connection.execute(sqlalchemy.text(_FIRST_ROWS), {"ledger_id": new_ledger_id()})
@@ -89,10 +92,10 @@ def _migrated(connection: sqlalchemy.Connection, url: str) -> list[str]:
 def _revision(connection: sqlalchemy.Connection, url: str) -> str | None:
     """None if there are no tables. Nobody else makes or upgrades them until the transaction ends."""
     run = connection.exec_driver_sql
-    if run("select pg_is_in_recovery()").scalar_one():
+    if run("select pg_catalog.pg_is_in_recovery()").scalar_one():
         raise LedgerUnusable(f"the server of ledger {url} is a standby; name the primary")
-    run(f"select pg_advisory_xact_lock({LOCK})")
-    if run("select to_regclass('undoubt_ledger.migration')").scalar_one() is None:
+    run(f"select pg_catalog.pg_advisory_xact_lock({LOCK})")
+    if run("select pg_catalog.to_regclass('undoubt_ledger.migration')").scalar_one() is None:
         return None
     found: str = run("select version_num from undoubt_ledger.migration").scalar_one()
     return found

@@ -282,7 +282,7 @@ async def test_a_connection_that_is_lost_while_it_decides(ledger: PostgresLedger
         await held.somebody_waits()
         ended = await held.run(
             "select pg_terminate_backend(pid) from pg_stat_activity"
-            " where datname = current_database() and pid <> pg_backend_pid() and query like '%%lease%%'"
+            " where datname = current_database() and pid <> pg_backend_pid() and query like 'with here%%'"
         )
         assert ended
         await held.run("commit")
