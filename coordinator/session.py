@@ -28,7 +28,7 @@ class Lease:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.key = SessionKey(session.key)
+        self.key = SessionKey(session.key) if session.key else SessionKey.drawn()
         self.lost = False
         self._last_seq = 0
         self._active: dict[int, None] = {}  # insertion order is ascending: the first key is the floor

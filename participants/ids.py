@@ -177,23 +177,33 @@ class SessionKey:
     """The secret of one ledger session, with which its coordinator proves that a name is its own.
 
     Every use hashes another word in front of its text (HMAC-SHA256), so that no hash serves for two uses. The
-    empty key (:data:`NO_KEY`) is that of a session whose ledger gives none: its hashes are empty.
+    hashes of the empty key (:data:`NO_KEY`) are empty. A session whose ledger gives no key has one that was
+    :meth:`drawn`.
     """
 
-    __slots__ = ("_key",)
+    __slots__ = ("_given", "_key")
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, *, given: bool = True) -> None:
         self._key = key
+        self._given = given and bool(key)
+
+    @classmethod
+    def drawn(cls) -> SessionKey:
+        """For the coordinator of a session whose ledger gives no key. It proves commits, since no other
+        process has to make the same proof; it makes no tags, since no ledger could verify them."""
+        return cls(secrets.token_bytes(32), given=False)
 
     def __bool__(self) -> bool:
-        return bool(self._key)
+        """Whether the ledger can derive it, and so verify what it makes."""
+        return self._given
 
     def __repr__(self) -> str:
         return "SessionKey(…)" if self._key else "NO_KEY"
 
     def tag(self, head: str) -> str:
-        """The tag of a gid that begins with ``head``: 20 hexadecimal digits."""
-        return self._hash("tag", head)[:TAG_BYTES].hex() if self._key else ""
+        """The tag of a gid that begins with ``head``: 20 hexadecimal digits. Empty without a key of the
+        ledger's."""
+        return self._hash("tag", head)[:TAG_BYTES].hex() if self._given else ""
 
     def proof(self, gid: Gid) -> bytes:
         """32 bytes that only the coordinator of ``gid`` knows: a database that stores their hash inside the
@@ -206,8 +216,8 @@ class SessionKey:
 
     def backend(self, txid: TxId, pid: int) -> str:
         """Eight characters by which the database session ``pid`` shows that it works in ``txid``; ``pid`` 0
-        where a pooler hides the process. Empty without a key."""
-        if not self._key:
+        where a pooler hides the process. Empty without a key of the ledger's."""
+        if not self._given:
             return ""
         return base64.urlsafe_b64encode(self._hash("backend", f"{pid} {txid}")[:6]).decode()
 
@@ -216,4 +226,4 @@ class SessionKey:
 
 
 NO_KEY = SessionKey(b"")
-"""Of sessions whose ledger gives no keys: one of version 0.1.0, or a cluster with a member of it."""
+"""Where there is no session: nothing is proved."""

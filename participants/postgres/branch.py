@@ -22,9 +22,10 @@ from participants.contract import (
     Work,
 )
 from participants.errors import BranchFailed, ParticipantUnavailable
-from participants.ids import Gid, Protocol
+from participants.ids import Gid, Protocol, SessionKey
 from participants.postgres.begin import guard_script, marker, report_head
 from participants.postgres.handle import Handle, Surroundings
+from participants.postgres.one_phase import Lost, note_script
 from participants.postgres.pool import Slot
 from participants.postgres.session import Answer, NoAnswer, NotSent, ServerError, Session
 from participants.postgres.sql import fill, literal, query
@@ -47,13 +48,21 @@ class PostgresBranch:
     """See :class:`participants.contract.Branch`."""
 
     def __init__(
-        self, around: Surroundings, slot: Slot[Any], handle: Handle, gid: Gid, timeout_s: float
+        self,
+        around: Surroundings,
+        slot: Slot[Any],
+        handle: Handle,
+        gid: Gid,
+        timeout_s: float,
+        *,
+        key: SessionKey,
     ) -> None:
         self._around = around
         self._slot = slot
         self._session: Session = slot.session
         self._handle = handle
         self._gid = gid
+        self._proof = key.proof(gid)
         self._timeout_s = max(timeout_s, around.statement_timeout_s)
         self._evidence: Evidence | None = None
         self._xid: int | None = None
@@ -111,7 +120,7 @@ class PostgresBranch:
         intro = self._session.intro
         head = report_head(self._gid, pooler=intro.pooled)
         # The note makes a three-phase branch's commit visible, exactly when it commits.
-        note = self._note_commit() if self._gid.protocol is Protocol.THREE_PHASE else ""
+        note = note_script(self._proof) if self._gid.protocol is Protocol.THREE_PHASE else ""
         script = guard_script(self._gid, head, intro)
         script += f"; {note}prepare transaction {literal(str(self._gid))}"
         before = self._session.application_name
@@ -133,9 +142,6 @@ class PostgresBranch:
         if report != before:  # else a pooler kept the new one to itself
             self._evidence = read_evidence(report, head, intro)
         return PrepareResult(Vote.PREPARED, self._evidence)
-
-    def _note_commit(self) -> str:
-        return fill("note_commit", txid=str(self._gid.txid), participant=self._gid.participant) + "; "
 
     def _prepare_refused(self, error: ServerError) -> PrepareResult:
         if error.fatal:
@@ -160,30 +166,32 @@ class PostgresBranch:
     async def commit_one_phase(self) -> Settled:
         self._stop_application()
         guard = fill("guard_commit", marker=marker(self._gid))
-        script = f"{guard}; {self._around.one_phase.note(self._session, self._gid)}commit"
+        proof = self._proof if self._session.intro.notes_commits else b""
+        script = f"{guard}; {note_script(proof)}commit"
         try:
             answer = await self._session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:
             if error.fatal:
-                return await self._ask_books()
+                return await self._ask_books(proof)
             raise branch_failure(self._around.name, error) from error
         except NotSent as error:
             raise self._failed(f"its connection was lost before COMMIT: {error}") from error
         except NoAnswer:
-            return await self._ask_books()
+            return await self._ask_books(proof)
         if answer.tag != "COMMIT":
             raise self._failed(f"{SWALLOWED} (COMMIT answered {answer.tag})")
         # Unconfirmed by a standby it is still committed here, and the row of the commit would prove no more.
         self._over = Settled.APPLIED if answer.unconfirmed() is None else Settled.HEURISTIC_HAZARD
         return self._over
 
-    async def _ask_books(self) -> Settled:
+    async def _ask_books(self, proof: bytes) -> Settled:
         system, timeline = self._place
         evidence = None
         if self._xid is not None and system is not None and timeline is not None:
             evidence = Evidence(self._xid, system, timeline)
         wrote = self._handle.undoubt_wrote or self._xid is not None
-        self._over = await self._around.one_phase.look_up(self._session, self._gid, evidence, wrote=wrote)
+        lost = Lost(self._session, self._gid, proof, evidence, wrote)
+        self._over = await self._around.one_phase.look_up(lost)
         return self._over
 
     async def commit(self) -> Settled:

@@ -55,7 +55,7 @@ class Checkup:
             self._vacuum(row),
             *self._roles(row, owners, intro),
             self._cancelling(row, owners, intro),
-            *([self._tables(row)] if protocol == "3pc" else []),
+            *self._tables(row, protocol),
         ]
 
     async def _open_a_transaction(self) -> Introduction:
@@ -229,8 +229,23 @@ class Checkup:
             signal_grant(row["login"], intro.version),
         )
 
-    def _tables(self, row: Row) -> Finding:
-        """Three-phase commit keeps its states in the participant, and cannot begin without."""
+    def _tables(self, row: Row, protocol: str) -> Iterator[Finding]:
+        """Three-phase commit keeps its states in the participant, and cannot begin without tables. The other
+        protocols use what is there."""
+        name = self._management.participant
+        if row["old_tables"]:
+            yield self._found(
+                "tables",
+                Severity.PROBLEM if protocol == "3pc" else Severity.WARNING,
+                "undoubt's tables in its database are those of version 0.1.0",
+                "notes of commits that anybody could forge are not written any more: a COMMIT of a single"
+                " database whose answer is lost stays unknown, and three-phase commit cannot begin",
+                f"undoubt participants migrate {name}",
+            )
+        elif protocol == "3pc":
+            yield self._states(row)
+
+    def _states(self, row: Row) -> Finding:
         name = self._management.participant
         if not row["has_states"]:
             return self._found(
@@ -246,9 +261,9 @@ class Checkup:
         return self._found(
             "tables",
             Severity.PROBLEM,
-            f"{row['me']} may not {missing} in undoubt.undoubt_branch",
+            f"{row['me']} may not {missing}",
             "it can neither begin a three-phase commit nor finish one that was interrupted",
-            f"GRANT {missing.upper()} ON undoubt.undoubt_branch TO {identifier(row['login'])};",
+            " ".join(_grants(row["states_denied"], row["login"])),
         )
 
     def _way_out(self, owner: Row, login: str, intro: Introduction) -> tuple[str, str | None]:
@@ -270,6 +285,16 @@ class Checkup:
         self, check: str, severity: Severity, what: str, why: str = "", fix: str | None = None
     ) -> Finding:
         return Finding(self._management.participant, check, severity, what, why, fix)
+
+
+def _grants(denied: Sequence[str], login: str) -> Iterator[str]:
+    """The statements that give ``login`` what it lacks, each ``<privilege> on <table>``."""
+    by_table: dict[str, list[str]] = {}
+    for each in denied:
+        privilege, _, table = each.partition(" on ")
+        by_table.setdefault(table, []).append(privilege.upper())
+    for table, privileges in by_table.items():
+        yield f"GRANT {', '.join(privileges)} ON {table} TO {identifier(login)};"
 
 
 def _reset(row: Row) -> str:

@@ -81,7 +81,7 @@ class PostgresParticipant:
                 self._name, f"a new connection was lost while a branch was begun: {lost}"
             )
         slot.fresh = False
-        return PostgresBranch(self._around, slot, slot.session.handle(gid), gid, timeout_s)
+        return PostgresBranch(self._around, slot, slot.session.handle(gid), gid, timeout_s, key=key)
 
     async def adopt(
         self,
@@ -90,6 +90,7 @@ class PostgresParticipant:
         gid: Gid,
         *,
         timeout_s: float,
+        key: SessionKey = NO_KEY,
         begin: str,
         give_back: Callable[[Slot[Any]], None],
     ) -> Branch:
@@ -105,7 +106,9 @@ class PostgresParticipant:
             await slot.session.script(script, timeout_s=self._settings.statement_timeout_s)
         except (ServerError, NoAnswer, NotSent) as error:
             raise participant_error(self._name, error) from error
-        return PostgresBranch(replace(self._around, give_back=give_back), slot, handle, gid, timeout_s)
+        return PostgresBranch(
+            replace(self._around, give_back=give_back), slot, handle, gid, timeout_s, key=key
+        )
 
     async def introduce(self, session: Session) -> None:
         """Fill ``session.intro``, and make sure that it leads where this participant's own lead: branches are

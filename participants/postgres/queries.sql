@@ -17,8 +17,7 @@ select pg_catalog.pg_is_in_recovery() as standby,
          as lock_timeout_s,
        extract(epoch from pg_catalog.current_setting('idle_in_transaction_session_timeout')::pg_catalog.interval)
          ::pg_catalog.float8 as idle_timeout_s,
-       pg_catalog.to_regprocedure('undoubt.note_commit(pg_catalog.text,pg_catalog.text)') is not null as
-         notes_commits,
+       pg_catalog.to_regprocedure('undoubt.note_commit(pg_catalog.bytea)') is not null as notes_commits,
        pg_catalog.pg_backend_pid() as pid, current_user::pg_catalog.text as role,
        (select r.rolsuper from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) session_user)
          as superuser,
@@ -102,14 +101,14 @@ select case when pg_catalog.current_setting('undoubt.tx', true) operator(pg_cata
             then pg_catalog.set_config('synchronous_commit', 'on', true) end
 
 -- name: note_commit
--- A row that is visible exactly if the branch committed; nothing for a branch that writes nothing.
-select undoubt.note_commit({txid}, {participant})
+-- A row that is visible exactly if the branch committed; nothing for a branch that writes nothing. The proof is a
+-- constant: it goes with PREPARE or COMMIT in one simple query, which takes no parameters.
+select undoubt.note_commit({proof}::pg_catalog.bytea)
  where pg_catalog.pg_current_xact_id_if_assigned() is not null
    and pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'off'
 
 -- name: noted
-select exists (select from undoubt.undoubt_commit as c
-                where c.txid operator(pg_catalog.=) $1 and c.participant operator(pg_catalog.=) $2) as noted
+select undoubt.is_noted($1::pg_catalog.bytea) as noted
 
 -- name: backend_gone
 -- True once the session that $1 (pid) and $2 (its start) name is over, and its transaction with it.
@@ -189,8 +188,14 @@ select pg_catalog.current_setting('server_version') as version,
                                             'pg_catalog.pg_walfile_name(pg_catalog.pg_lsn)']) as f
               where not pg_catalog.has_function_privilege(f, 'execute')) as untold,
        pg_catalog.to_regclass('undoubt.undoubt_branch') is not null as has_states,
-       array(select p from pg_catalog.unnest(array['select', 'insert', 'update', 'delete']) as p
-              where not pg_catalog.has_table_privilege(pg_catalog.to_regclass('undoubt.undoubt_branch'), p))
+       pg_catalog.to_regclass('undoubt.undoubt_commit') is not null
+         and pg_catalog.to_regclass('undoubt.undoubt_note') is null as old_tables,
+       array(select needed.p operator(pg_catalog.||) ' on undoubt.' operator(pg_catalog.||) needed.t
+               from (values ('undoubt_branch', 'select'), ('undoubt_branch', 'insert'), ('undoubt_branch', 'update'),
+                            ('undoubt_branch', 'delete'), ('undoubt_note', 'select'), ('undoubt_commit', 'select'))
+                    as needed(t, p)
+              where not pg_catalog.has_table_privilege(
+                          pg_catalog.to_regclass('undoubt.' operator(pg_catalog.||) needed.t), needed.p))
          as states_denied,
        (select pg_catalog.age(d.datfrozenxid) from pg_catalog.pg_database as d
          where d.datname operator(pg_catalog.=) pg_catalog.current_database()) as frozen_age,
@@ -255,6 +260,13 @@ select pg_catalog.pg_cancel_backend(a.pid) as sent
 
 -- name: prune
 -- A note that stands beside a row of three-phase commit is proof until the row is forgotten.
+delete from undoubt.undoubt_note as n
+ where n.noted_at operator(pg_catalog.<) (pg_catalog.clock_timestamp() operator(pg_catalog.-)
+                                          pg_catalog.make_interval(secs => $1))
+   and not exists (select from undoubt.undoubt_branch as b where b.note operator(pg_catalog.=) n.hash)
+
+-- name: prune_old
+-- The same of notes of version 0.1.0.
 delete from undoubt.undoubt_commit as c
  where c.noted_at operator(pg_catalog.<) (pg_catalog.clock_timestamp() operator(pg_catalog.-)
                                           pg_catalog.make_interval(secs => $1))
@@ -269,19 +281,28 @@ pg_catalog.set_config('synchronous_commit',
             operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
        then 'on' else pg_catalog.current_setting('synchronous_commit') end, true) operator(pg_catalog.<>) ''
 
+-- name: committed
+-- Of row b: whether its branch has committed. A row without a hash is one of version 0.1.0, whose notes have
+-- none; a row that a termination made has an empty one, and its branch was never prepared.
+(exists (select from undoubt.undoubt_note as n where n.hash operator(pg_catalog.=) b.note)
+ or (b.note is null
+     and exists (select from undoubt.undoubt_commit as c
+                  where c.txid operator(pg_catalog.=) b.txid
+                    and c.participant operator(pg_catalog.=) b.participant)))
+
 -- name: state_enlist
 -- Three-phase commit's rows. The tag tells whether one was changed.
 insert into undoubt.undoubt_branch as b
-       (gid, txid, participant, members, rule, state, last_elected, last_attempt)
-select {gid}, {txid}, {participant}, {members}, {rule}, 'w', 1, 0
+       (gid, txid, participant, members, rule, state, last_elected, last_attempt, note)
+select {gid}, {txid}, {participant}, {members}, {rule}, 'w', 1, 0, {note}::pg_catalog.bytea
  where {durable}
 on conflict (gid) do nothing
 
 -- name: state_elect
 -- No row changes if it has taken part in an election as high.
 insert into undoubt.undoubt_branch as b
-       (gid, txid, participant, members, rule, state, last_elected, last_attempt)
-select {gid}, {txid}, {participant}, {members}, {rule}, 'q', {election}::pg_catalog.text::pg_catalog.int8, 0
+       (gid, txid, participant, members, rule, state, last_elected, last_attempt, note)
+select {gid}, {txid}, {participant}, {members}, {rule}, 'q', {election}::pg_catalog.text::pg_catalog.int8, 0, ''
  where {durable}
 on conflict (gid) do update set last_elected = excluded.last_elected, changed_at = pg_catalog.clock_timestamp()
  where b.last_elected operator(pg_catalog.<) excluded.last_elected
@@ -297,11 +318,10 @@ update undoubt.undoubt_branch
 -- name: state_bury
 -- No row changes if the branch has committed.
 insert into undoubt.undoubt_branch as b
-       (gid, txid, participant, members, rule, state, last_elected, last_attempt)
-select {gid}, {txid}, {participant}, {members}, {rule}, 'a', 1, 0
- where not exists (select from undoubt.undoubt_commit as c
-                    where c.txid operator(pg_catalog.=) {txid}
-                      and c.participant operator(pg_catalog.=) {participant})
+       (gid, txid, participant, members, rule, state, last_elected, last_attempt, note)
+select {gid}, {txid}, {participant}, {members}, {rule}, 'a', 1, 0, ''
+ where not exists (select from undoubt.undoubt_branch as b
+                    where b.gid operator(pg_catalog.=) {gid} and {committed})
    and {durable}
 on conflict (gid) do update set state = 'a', changed_at = pg_catalog.clock_timestamp()
 
@@ -309,9 +329,7 @@ on conflict (gid) do update set state = 'a', changed_at = pg_catalog.clock_times
 -- $1 gid. What has committed is so whatever the row says.
 select pg_catalog.pg_is_in_recovery() as standby, b.state::pg_catalog.text as state, b.last_elected, b.last_attempt,
        b.members, b.rule,
-       exists (select from undoubt.undoubt_commit as c
-                where c.txid operator(pg_catalog.=) b.txid
-                  and c.participant operator(pg_catalog.=) b.participant) as committed
+       {committed} as committed
   from (select) as one left join undoubt.undoubt_branch as b on b.gid operator(pg_catalog.=) $1
 
 -- name: state_unfinished
@@ -319,9 +337,7 @@ select b.gid, b.state::pg_catalog.text as state, b.last_elected, b.last_attempt,
        false as committed
   from undoubt.undoubt_branch as b
  where b.state operator(pg_catalog.<>) 'a'
-   and not exists (select from undoubt.undoubt_commit as c
-                    where c.txid operator(pg_catalog.=) b.txid
-                      and c.participant operator(pg_catalog.=) b.participant)
+   and not {committed}
 
 -- name: state_stale
 select b.gid from undoubt.undoubt_branch as b

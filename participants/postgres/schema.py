@@ -1,9 +1,10 @@
 """The tables on a participant's side, which two-phase commit does not need: made by Alembic, pruned here.
 
-``undoubt.undoubt_commit`` has one row per one-phase commit. Where it exists, a COMMIT whose answer was lost
-can be proved or disproved (:mod:`participants.postgres.one_phase`); where it does not, the answer is
-``OutcomeUnknown``. It costs one small insert per transaction with a single participant.
-``undoubt.undoubt_branch`` has three-phase commit's rows (:mod:`participants.postgres.states`).
+``undoubt.undoubt_note`` has one row per one-phase commit, and one per branch of three-phase commit: the hash
+of the branch's proof. Where it exists, a COMMIT whose answer was lost can be proved or disproved
+(:mod:`participants.postgres.one_phase`); where it does not, the answer is ``OutcomeUnknown``. It costs one
+small insert per transaction with a single participant. ``undoubt.undoubt_branch`` has three-phase commit's
+rows (:mod:`participants.postgres.states`). ``undoubt.undoubt_commit`` has the notes of version 0.1.0.
 """
 
 from __future__ import annotations
@@ -94,8 +95,11 @@ def _prune(participant: str, settings: ParticipantSettings, older_than_s: float)
 def _delete(connection: Connection, older_than_s: float) -> int:
     driver = connection.connection.cursor()
     try:
-        driver.execute(query("prune").replace("$1", "%s"), (older_than_s,))
-        return int(driver.rowcount)
+        deleted = 0
+        for name in ("prune", "prune_old"):
+            driver.execute(query(name).replace("$1", "%s"), (older_than_s,))
+            deleted += int(driver.rowcount)
+        return deleted
     finally:
         driver.close()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from participants.checks import invariant
 from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
 from participants.ids import Gid
 from participants.postgres.management import Management, refuse_standby
@@ -26,8 +27,10 @@ from participants.states import (
     write_members,
 )
 
-_NO_TABLE = frozenset({"42P01", "3F000", "42883"})
-"""undefined_table, invalid_schema_name, undefined_function."""
+_NO_TABLE = frozenset({"42P01", "3F000", "42883", "42703"})
+"""undefined_table, invalid_schema_name, undefined_function; undefined_column where the tables are older."""
+
+NOTE_BYTES = 32
 
 _AFTER = {Event.TRY_COMMIT: BranchState.PRECOMMIT, Event.TRY_ABORT: BranchState.WAIT}
 
@@ -39,10 +42,14 @@ class PostgresStates:
         self._management = management
 
     async def enlist(self, gid: Gid, charter: Charter, note: bytes = b"") -> bool:
-        return await self._write("state_enlist", **_row(gid, charter))
+        # Under a row without its hash a branch could commit, and no termination would ever see it.
+        invariant(
+            len(note) == NOTE_BYTES, "a branch of three-phase commit is enlisted with the hash of its proof"
+        )
+        return await self._write("state_enlist", **_row(gid, charter), note=f"\\x{note.hex()}")
 
     async def read(self, gid: Gid) -> StateRow | None:
-        [row] = await self._rows(query("state_read"), str(gid))
+        [row] = await self._rows(_filled("state_read"), str(gid))
         refuse_standby(self._management.participant, row)
         return None if row["state"] is None else self._read(gid, row)
 
@@ -65,7 +72,7 @@ class PostgresStates:
         return await self._write("state_bury", **_row(gid, charter))
 
     async def unfinished(self) -> Sequence[tuple[Gid, StateRow]]:
-        rows = await self._rows(query("state_unfinished"))
+        rows = await self._rows(_filled("state_unfinished"))
         named = [(Gid.parse(row["gid"]), row) for row in rows]
         return [(gid, self._read(gid, row)) for gid, row in named if isinstance(gid, Gid)]
 
@@ -78,7 +85,7 @@ class PostgresStates:
 
     async def _write(self, name: str, **literals: str) -> bool:
         """Whether a row was changed."""
-        sql = fill(name, **literals).replace("{durable}", query("durable"))
+        sql = _filled(name, **literals)
         try:
             async with self._management.session() as session:
                 answer = await session.script(sql, timeout_s=self._management.timeout_s)
@@ -115,11 +122,16 @@ class PostgresStates:
         if error.sqlstate in _NO_TABLE:
             return ParticipantRefused(
                 self._management.participant,
-                "its database has no tables for three-phase commit: run undoubt participants migrate"
-                f" {self._management.participant}",
+                "its database has no tables for three-phase commit, or those of an older version: run undoubt"
+                f" participants migrate {self._management.participant}",
                 sqlstate=error.sqlstate,
             )
         return participant_error(self._management.participant, error)
+
+
+def _filled(name: str, **literals: str) -> str:
+    sql = fill(name, **literals)
+    return sql.replace("{durable}", query("durable")).replace("{committed}", query("committed"))
 
 
 def _row(gid: Gid, charter: Charter) -> dict[str, str]:

@@ -11,12 +11,13 @@ from typing import Any
 
 import asyncpg
 
-from participants.ids import Gid, Protocol, TxId
+from participants.ids import Gid, Protocol, SessionKey, TxId
 from participants.postgres import PostgresParticipant
 from participants.settings import ParticipantSettings
 
 LEDGER = "testledger"
 NONCE = "0123456789abcdef"
+KEY = SessionKey(b"the key of this session")
 SETTINGS = {"lock_timeout": "20s"}
 
 kind = "asyncpg"

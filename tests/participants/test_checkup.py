@@ -236,7 +236,9 @@ async def test_three_phase_commit_needs_tables(database: Database, server: Embed
         denied = await tables()
         assert (denied.severity, denied.fix) == (
             Severity.PROBLEM,
-            'GRANT SELECT, INSERT, UPDATE, DELETE ON undoubt.undoubt_branch TO "app";',
+            'GRANT SELECT, INSERT, UPDATE, DELETE ON undoubt.undoubt_branch TO "app";'
+            ' GRANT SELECT ON undoubt.undoubt_note TO "app";'
+            ' GRANT SELECT ON undoubt.undoubt_commit TO "app";',
         )
         await database.admin.execute(denied.fix or "")
         assert (await tables()).severity is Severity.OK

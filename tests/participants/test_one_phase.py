@@ -14,6 +14,7 @@ from participants.postgres.schema import migrate, prune
 from participants.settings import ParticipantSettings
 from tests.participants.hands import at, sql_error
 from tests.participants.support import (
+    KEY,
     WRITE,
     Database,
     new_gid,
@@ -110,42 +111,42 @@ async def test_row_needs_no_right_of_the_applications_role(
 ) -> None:
     """The role that the application took on may have no right to the table; its COMMIT must not fail."""
     await noted.admin.execute("create role humble; grant all on account to humble")
-    branch = await participant.begin(gid, timeout_s=30)
+    branch = await participant.begin(gid, timeout_s=30, key=KEY)
     await at(branch).execute(
         "set local role humble; set local search_path = ''; " + "update public." + WRITE[7:]
     )
     assert await branch.commit_one_phase() is Settled.APPLIED
     await branch.release()
-    assert await noted.admin.fetchval("select txid from undoubt.undoubt_commit") == str(gid.txid)
+    assert await noted.admin.fetchval("select hash from undoubt.undoubt_note") == KEY.note(gid)
     await noted.admin.execute("drop owned by humble; drop role humble")
 
 
 async def test_readers_leave_no_row(participant: PostgresParticipant, noted: Database) -> None:
     """Else every read-only transaction would become a write, and fail where it is set to read only."""
     for setting in ("select 1", "set transaction read only", WRITE + "; set transaction read only"):
-        branch = await participant.begin(new_gid(), timeout_s=30)
+        branch = await participant.begin(new_gid(), timeout_s=30, key=KEY)
         await at(branch).execute(setting)
         await at(branch).fetch("select * from account")
         assert await branch.commit_one_phase() is Settled.APPLIED
         await branch.release()
-    assert await noted.admin.fetchval("select count(*) from undoubt.undoubt_commit") == 0
+    assert await noted.admin.fetchval("select count(*) from undoubt.undoubt_note") == 0
 
 
 async def test_prune(participant: PostgresParticipant, noted: Database) -> None:
     """The table must not grow for ever, nor lose rows that may still be asked for."""
     for _ in range(3):
-        branch = await participant.begin(new_gid(), timeout_s=30)
+        branch = await participant.begin(new_gid(), timeout_s=30, key=KEY)
         await at(branch).execute(WRITE)
         await branch.commit_one_phase()
         await branch.release()
     await noted.admin.execute(
-        "update undoubt.undoubt_commit set noted_at = noted_at - interval '2 days'"
-        " where ctid in (select ctid from undoubt.undoubt_commit limit 2)"
+        "update undoubt.undoubt_note set noted_at = noted_at - interval '2 days'"
+        " where ctid in (select ctid from undoubt.undoubt_note limit 2)"
     )
     settings = ParticipantSettings(dsn=noted.dsn)
     assert await prune("p", settings, older_than_s=86_400) == 2
     assert await prune("p", settings, older_than_s=86_400) == 0
-    assert await noted.admin.fetchval("select count(*) from undoubt.undoubt_commit") == 1
+    assert await noted.admin.fetchval("select count(*) from undoubt.undoubt_note") == 1
 
 
 async def test_migrate_without_the_right(database: Database, server: EmbeddedServer) -> None:

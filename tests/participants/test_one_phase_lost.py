@@ -13,7 +13,14 @@ from participants.postgres.one_phase import OnePhase
 from participants.postgres.session import Session
 from tests.participants.hands import at
 from tests.participants.proxy import Proxy
-from tests.participants.support import WRITE, Database, participant_at, unreachable_standby, waits_for_standby
+from tests.participants.support import (
+    KEY,
+    WRITE,
+    Database,
+    participant_at,
+    unreachable_standby,
+    waits_for_standby,
+)
 
 _SLOW_TRIGGER = (
     "create function dawdle() returns trigger language plpgsql as"
@@ -29,7 +36,7 @@ async def lose_answer(
     """The connection is cut while COMMIT waits in a deferred trigger: it never happens."""
     await database.admin.execute(_SLOW_TRIGGER)
     await database.admin.execute("select pg_advisory_lock(4711)")
-    branch = await participant.begin(gid, timeout_s=30)
+    branch = await participant.begin(gid, timeout_s=30, key=KEY)
     pid = await at(branch).fetchval("select pg_backend_pid()")
     await at(branch).execute(WRITE)
     if polled:
@@ -78,17 +85,17 @@ async def test_lost_answer_of_a_commit_that_still_runs(noted: Database, gid: Gid
     async with Proxy(noted.dsn) as proxy:
         participant = participant_at(proxy.dsn)
         one_phase = participant._around.one_phase
-        look_for_row = one_phase._look_for_row
+        look_for_note = one_phase._look_for_note
         looks = []
 
-        async def then_let_it_commit(session: Session, gid: Gid, wrote: bool) -> Settled:
-            looks.append(await look_for_row(session, gid, wrote))
+        async def then_let_it_commit(session: Session, proof: bytes, wrote: bool) -> Settled:
+            looks.append(await look_for_note(session, proof, wrote))
             if len(looks) == 1:
                 await noted.admin.execute("select pg_advisory_unlock(4711)")
             return looks[-1]
 
-        one_phase._look_for_row = then_let_it_commit  # type: ignore[method-assign]
-        branch = await participant.begin(gid, timeout_s=30)
+        one_phase._look_for_note = then_let_it_commit  # type: ignore[method-assign]
+        branch = await participant.begin(gid, timeout_s=30, key=KEY)
         await at(branch).execute(WRITE)
         commit = asyncio.create_task(branch.commit_one_phase())
         while not await noted.admin.fetchval("select exists (select from pg_locks where not granted)"):
@@ -104,7 +111,7 @@ async def test_lost_answer_of_a_commit_that_still_runs(noted: Database, gid: Gid
 async def lose_answer_after_commit(participant: PostgresParticipant, database: Database, gid: Gid) -> Settled:
     """COMMIT is in the log and waits for a standby when its session is terminated: it did happen."""
     async with unreachable_standby(database):
-        branch = await participant.begin(gid, timeout_s=30)
+        branch = await participant.begin(gid, timeout_s=30, key=KEY)
         pid = await at(branch).fetchval("select pg_backend_pid()")
         await at(branch).execute(WRITE)
         assert await branch.poll() is Work.WRITES

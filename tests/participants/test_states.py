@@ -24,7 +24,7 @@ from participants.states import (
     States,
     Termination,
 )
-from tests.participants.support import Database
+from tests.participants.support import KEY, Database
 from tests.pgbouncer import PgBouncer
 from undoubt.embedded import EmbeddedServer
 
@@ -33,6 +33,7 @@ NONCE = "0123456789abcdef"
 GID = Gid(LEDGER, Protocol.THREE_PHASE, TxId(1, NONCE, 7), 1, "orders")
 CHARTER = Charter((GID, replace(GID, branch=2, participant="pay-ments")), Termination.QUORUM)
 OTHER = replace(GID, txid=TxId(1, NONCE, 8))
+NOTE = KEY.note(GID)
 
 
 class Rows:
@@ -53,7 +54,7 @@ class DatabaseRows(Rows):
 
     async def commit(self, gid: Gid) -> None:
         connection = await asyncpg.connect(self.dsn)
-        await connection.execute("select undoubt.note_commit($1, $2)", str(gid.txid), gid.participant)
+        await connection.execute("select undoubt.note_commit($1)", KEY.proof(gid))
         await connection.close()
 
 
@@ -86,7 +87,7 @@ async def bring(rows: Rows, state: BranchState, gid: Gid = GID) -> None:
     """A row in that state, in election 2."""
     states = rows.states
     if state is not BranchState.INITIAL:
-        assert await states.enlist(gid, CHARTER)
+        assert await states.enlist(gid, CHARTER, KEY.note(gid))
     assert await states.elect(gid, 2, CHARTER) is not None
     if state is BranchState.PRECOMMIT:
         assert await states.attempt(gid, 2, Event.TRY_COMMIT)
@@ -100,9 +101,9 @@ async def test_a_row_is_enlisted_once(rows: Rows) -> None:
     """Broken if a coordinator prepares under a row that a termination has seen already."""
     states = rows.states
     assert await states.read(GID) is None
-    assert await states.enlist(GID, CHARTER)
+    assert await states.enlist(GID, CHARTER, NOTE)
     assert await states.read(GID) == StateRow(BranchState.WAIT, 1, 0, CHARTER)
-    assert not await states.enlist(GID, CHARTER)
+    assert not await states.enlist(GID, CHARTER, NOTE)
     assert await states.read(OTHER) is None
 
 
@@ -110,14 +111,14 @@ async def test_a_termination_that_comes_first_keeps_the_branch_out(rows: Rows) -
     """Broken if a branch can be prepared after a termination has counted it as never enlisted."""
     states = rows.states
     assert await states.elect(GID, 2, CHARTER) == StateRow(BranchState.INITIAL, 2, 0, CHARTER)
-    assert not await states.enlist(GID, CHARTER)
+    assert not await states.enlist(GID, CHARTER, NOTE)
     assert not await states.attempt(GID, 2, Event.TRY_COMMIT)
 
 
 async def test_elections_only_rise(rows: Rows) -> None:
     """Broken if two terminations can both believe that a row is theirs."""
     states = rows.states
-    assert await states.enlist(GID, CHARTER)
+    assert await states.enlist(GID, CHARTER, NOTE)
     assert await states.elect(GID, 3, CHARTER) == StateRow(BranchState.WAIT, 3, 0, CHARTER)
     for late in (1, 2, 3):
         assert await states.elect(GID, late, CHARTER) is None
@@ -128,7 +129,7 @@ async def test_elections_only_rise(rows: Rows) -> None:
 async def test_only_the_elected_may_attempt(rows: Rows) -> None:
     """Broken if a slow coordinator moves a row that a termination has read."""
     states = rows.states
-    assert await states.enlist(GID, CHARTER)
+    assert await states.enlist(GID, CHARTER, NOTE)
     assert await states.elect(GID, 2, CHARTER) is not None
     assert not await states.attempt(GID, 1, Event.TRY_COMMIT)
     assert not await states.attempt(GID, 3, Event.TRY_COMMIT)
@@ -176,7 +177,7 @@ async def test_burying_follows_the_table(rows: Rows, state: BranchState) -> None
 async def test_a_row_that_is_missing_can_be_buried(rows: Rows) -> None:
     """Broken if a branch whose PREPARE is still on its way finds no tombstone."""
     assert await rows.states.bury(GID, CHARTER)
-    assert not await rows.states.enlist(GID, CHARTER)
+    assert not await rows.states.enlist(GID, CHARTER, NOTE)
     row = await rows.states.read(GID)
     assert row is not None
     assert row.state is BranchState.ABORT
@@ -214,7 +215,7 @@ async def test_several_databases_can_be_migrated_at_once(server: EmbeddedServer,
 async def test_without_tables_the_way_out_is_named(database: Database) -> None:
     """Broken if a user of three-phase commit is not told what is missing."""
     participant = PostgresParticipant("orders", ParticipantSettings(dsn=database.dsn), ledger_id=LEDGER)
-    for call in (participant.states.enlist(GID, CHARTER), participant.states.unfinished()):
+    for call in (participant.states.enlist(GID, CHARTER, NOTE), participant.states.unfinished()):
         with pytest.raises(ParticipantRefused, match="undoubt participants migrate orders"):
             await call
     await participant.close()

@@ -95,8 +95,8 @@ def migrate(context: Context, names: tuple[str, ...], sql: bool) -> None:
     Three-phase commit needs them. To two-phase commit they are optional: with them, a one-phase COMMIT whose
     answer was lost can be proved to have happened; it costs one small insert per transaction with a single
     writing database. Without names: every participant. The user of the dsn must be allowed to create a
-    schema; where another role made the tables, grant that user select, insert, update and delete on
-    undoubt.undoubt_branch.
+    schema; where another role made the tables, three-phase commit needs select, insert, update and delete on
+    undoubt.undoubt_branch, and select on undoubt.undoubt_note and undoubt.undoubt_commit, granted to it.
 
     \b
     Example:

@@ -21,14 +21,16 @@ async def test_migrate_makes_the_tables_and_may_be_repeated(tmp_path: Path, data
         ran = await run(tmp_path, database, "migrate", "-o", "json")
         assert (ran.status, ran.json) == (0, {"migrated": ["orders"]}), ran.err
     connection = await asyncpg.connect(database)
-    assert await connection.fetchval("select count(*) from undoubt.undoubt_commit") == 0
+    assert await connection.fetchval("select count(*) from undoubt.undoubt_note") == 0
     await connection.execute(
+        "insert into undoubt.undoubt_note (hash, noted_at)"
+        " values ('old', now() - interval '2 days'), ('new', now());"
         "insert into undoubt.undoubt_commit (txid, participant, noted_at)"
-        " values ('old', 'orders', now() - interval '2 days'), ('new', 'orders', now())"
+        " values ('of 0.1.0', 'orders', now() - interval '2 days')"
     )
     await connection.close()
     ran = await run(tmp_path, database, "prune", "-o", "json")
-    assert (ran.status, ran.json) == (0, {"orders": 1}), ran.err
+    assert (ran.status, ran.json) == (0, {"orders": 2}), ran.err
 
 
 async def test_an_unknown_name_is_not_found(tmp_path: Path, database: str) -> None:

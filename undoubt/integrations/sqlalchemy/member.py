@@ -100,6 +100,7 @@ class Member:
                 adopted,
                 gid,
                 timeout_s=timeout_s,
+                key=key,
                 begin=adopted.begin(gid),
                 give_back=self._given_back,
             )
