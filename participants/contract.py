@@ -105,12 +105,15 @@ class Evidence:
     System and timeline do not name a history: two standbys that were promoted apart share both, and so do
     clones. So ``history`` is a random id that the database draws for itself (``undoubt.history()``); evidence
     that has one counts only under it. ``position`` is a place in the WAL, in bytes, before the record of the
-    PREPARE: a server of the same history that has not come as far was set back. Both are None where the
-    database does not tell them."""
+    PREPARE: a server of the same history that has not come as far was set back.
+
+    All but ``xid`` are None where the database does not tell them. With neither a history nor both system and
+    timeline it is never known whose books could be asked; the id still tells one prepared branch from
+    another of the same name."""
 
     xid: int
-    system: int
-    timeline: str
+    system: int | None = None
+    timeline: str | None = None
     history: str | None = None
     position: int | None = None
 

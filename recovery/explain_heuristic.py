@@ -47,7 +47,8 @@ def _repair(found: Heuristic, info: TransactionInfo | None) -> list[str]:
         said.append(f"The other branches of the transaction: {names}.")
     evidence = next((b for b in (info.branches if info else ()) if b.number == found.gid.branch), None)
     if evidence is not None and evidence.xid is not None:
-        said.append(f"Its transaction id there was {evidence.xid}, on timeline {evidence.timeline}.")
+        timeline = f", on timeline {evidence.timeline}" if evidence.timeline is not None else ""
+        said.append(f"Its transaction id there was {evidence.xid}{timeline}.")
     if not found.forgotten:
         said.append("Once that is done, let undoubt forget it.")
     return said

@@ -48,7 +48,11 @@ def branch(record: BranchRecord, info: TransactionInfo, ledger_id: str) -> dict[
     evidence = (
         None
         if record.xid is None
-        else {"xid": record.xid, "system": str(record.system), "timeline": record.timeline}
+        else {
+            "xid": record.xid,
+            "system": None if record.system is None else str(record.system),
+            "timeline": record.timeline,
+        }
     )
     return {
         "number": record.number,
