@@ -157,19 +157,22 @@ class Coordinator:
             await asyncio.sleep(pause_s)
         raise InvariantViolation("unreachable")
 
-    async def outcome(self, txid: TxId) -> Record:
+    async def outcome(self, txid: TxId | str) -> Record:
         """What the ledger has recorded. NOT_RECORDED never means aborted.
 
-        COMMIT also while a commit that is certain is only on its way into the ledger.
+        COMMIT also while a commit that is certain is only on its way into the ledger. ``txid`` may be the
+        text of the id; raises ``UsageError`` for a text that is none.
         """
+        txid = TxId.of(txid)
         transaction = self._transactions.get(txid)
         if transaction is not None and transaction.fixed_elsewhere:
             return Record.COMMIT
         return (await self.ledger.records([txid]))[txid]
 
-    def cancel(self, txid: TxId, cause: BaseException) -> bool:
+    def cancel(self, txid: TxId | str, cause: BaseException) -> bool:
         """Abort a transaction of this coordinator with ``cause``. False if it is none, or its commit has
         begun: then whoever asks cancels what it waits for, and ``cause`` is told if it aborts."""
+        txid = TxId.of(txid)
         transaction = self._transactions.get(txid)
         if transaction is None:
             return False

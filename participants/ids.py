@@ -25,6 +25,8 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from participants.errors import UsageError
+
 GID_BYTES_MAX = 199
 """Longest gid in bytes: PostgreSQL's GIDSIZE is 200 with its terminating zero (src/include/access/xact.h)."""
 
@@ -60,7 +62,7 @@ class Protocol(enum.StrEnum):
     PAXOS = "p"
 
 
-class InvalidName(ValueError):
+class InvalidName(UsageError, ValueError):
     """A string that cannot be a ledger id, a transaction id or a participant's name; says which and why."""
 
 
@@ -114,6 +116,16 @@ class TxId(msgspec.Struct, frozen=True, order=True, gc=False):
 
     def __str__(self) -> str:
         return f"{self.session}-{self.nonce}.{self.seq}"
+
+    @classmethod
+    def of(cls, given: TxId | str) -> TxId:
+        """``given`` itself, or the transaction that it is the text of. Raises :class:`InvalidName` on
+        anything else: what takes an id of an application asks here first."""
+        if isinstance(given, TxId):
+            return given
+        if not isinstance(given, str):
+            raise InvalidName(f"not a transaction id: {given!r} (a TxId, or its text)")
+        return cls.parse(given)
 
     @classmethod
     def parse(cls, text: str) -> TxId:

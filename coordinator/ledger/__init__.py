@@ -10,7 +10,8 @@ durable, or an error. From the contract downwards:
   becomes durable. ``memory`` is the one that does not.
 - :mod:`~coordinator.ledger.sqlite`: one file, one owning process.
 - :mod:`~coordinator.ledger.postgres`: the tables of one PostgreSQL database, any number of processes.
-- :mod:`~coordinator.ledger.calls`, ``calling``, ``server``, ``remote``: the contract between processes.
+- :mod:`~coordinator.ledger.calls`, ``calling``, ``server``, ``remote``: the contract between processes;
+  :mod:`~coordinator.ledger.judging`: a call is judged before it is queued.
 - :mod:`~coordinator.ledger.maintenance`: what an operator does with it.
 
 A backend's duties, in order: draw nonces and read clocks before logging; log; sync; apply; only then answer.

@@ -35,7 +35,7 @@ from coordinator.ledger.contract import (
     Verdict,
 )
 from coordinator.ledger.local import LocalLedger
-from participants.errors import UndoubtError
+from participants.errors import UndoubtError, UsageError
 from participants.ids import Gid, Protocol, TxId
 
 
@@ -247,6 +247,13 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     call: Call
 
 
+class _Numbered(msgspec.Struct, frozen=True, array_like=True):
+    """A request whose call is not read."""
+
+    number: int
+    call: msgspec.Raw
+
+
 class Reply(msgspec.Struct, frozen=True, array_like=True, tag="ok", gc=False):
     number: int
     result: msgspec.Raw
@@ -267,8 +274,14 @@ Answer = Reply | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode
+_decode_numbered = msgspec.msgpack.Decoder(_Numbered).decode
 decode_answer: Callable[[bytes], Answer] = msgspec.msgpack.Decoder(Answer).decode
 _DECODERS = {call: msgspec.msgpack.Decoder(type_) for call, type_ in REPLY_TYPES.items()}
+
+
+def decode_number(payload: bytes) -> int:
+    """Of a request whose call cannot be read. Raises ``ValueError`` for what is no request at all."""
+    return _decode_numbered(payload).number
 
 
 def decode_result(call: Call, result: msgspec.Raw) -> Any:
@@ -284,13 +297,18 @@ def failed(number: int, error: UndoubtError) -> Failed:
     return Failed(number, type(error).__name__, message, txid, tuple(recorded), tuple(given))
 
 
+def unreadable(number: int, error: Exception) -> Failed:
+    """The answer to a request whose call cannot be read: it concerns that request alone."""
+    return failed(number, UsageError(f"the ledger cannot read what it was asked: {error}"))
+
+
 def raised(message: Failed) -> UndoubtError:
     """The error that :func:`failed` was made from."""
     if message.kind == BranchListMismatch.__name__ and message.txid is not None:
         return BranchListMismatch(message.txid, message.recorded, message.given)
     if message.kind == OutcomeUnknown.__name__ and message.txid is not None:
         return OutcomeUnknown(message.txid, message.message)
-    for kind in (ClusterRefused, ClusterNotReady, VersionHeldBack, SessionLost):
+    for kind in (ClusterRefused, ClusterNotReady, VersionHeldBack, SessionLost, UsageError):
         if message.kind == kind.__name__:
             return kind(message.message)
     return LedgerUnavailable(message.message)

@@ -11,7 +11,16 @@ import struct
 import msgspec
 
 from coordinator.errors import LedgerUnavailable
-from coordinator.ledger.calls import Reply, Request, decode_request, encode, failed, perform
+from coordinator.ledger.calls import (
+    Reply,
+    Request,
+    decode_number,
+    decode_request,
+    encode,
+    failed,
+    perform,
+    unreadable,
+)
 from coordinator.ledger.local import LocalLedger
 from coordinator.wire import Connection, Identity, Listener, RemoteProtocolError, Role, WireSettings, serve
 from participants.errors import UndoubtError
@@ -54,7 +63,12 @@ class _Calls:
         """What was asked goes on: it may be half recorded, and whoever asked will ask again."""
 
     def received(self, payload: bytes) -> None:
-        request = decode_request(payload)
+        try:
+            request = decode_request(payload)
+        except (ValueError, RecursionError) as error:
+            # One caller's mistake: all of the process share this connection.
+            self._connection.send(encode(unreadable(decode_number(payload), error)))
+            return
         if len(self._tasks) >= REQUESTS_PER_CONNECTION_MAX:
             raise RemoteProtocolError(f"more than {REQUESTS_PER_CONNECTION_MAX} requests at once")
         task = asyncio.get_running_loop().create_task(self._answer(request))

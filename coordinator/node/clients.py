@@ -71,7 +71,14 @@ class FromClient:
         self._say(Standing(ledger.ledger_id, ledger.leads, leader()))
 
     def received(self, payload: bytes) -> None:
-        requests = messages.decode_requests(payload)
+        refused: Sequence[calls.Failed] = ()
+        try:
+            requests = messages.decode_requests(payload)
+        except (ValueError, RecursionError):
+            # One caller's mistake: all of the client's process share this connection.
+            requests, refused = messages.decode_each(payload)
+        for answer in refused:
+            self._say(answer)
         self._unanswered += len(requests)
         if self._beating is None and self._unanswered:
             self._beating = self._loop.call_later(BEAT_S, self._beat)

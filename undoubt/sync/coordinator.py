@@ -91,8 +91,8 @@ class Coordinator:
             time.sleep(pause_s)
         raise InvariantViolation("unreachable")
 
-    def outcome(self, txid: TxId) -> Record:
-        """What the ledger has recorded. NOT_RECORDED never means aborted."""
+    def outcome(self, txid: TxId | str) -> Record:
+        """What the ledger has recorded, for an id or its text. NOT_RECORDED never means aborted."""
         return self._portal.call(self._engine.outcome, txid)
 
     @property

@@ -161,6 +161,13 @@ class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     call: calls.Call | NodeCall
 
 
+class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A :class:`Request` whose call is encoded already (:mod:`coordinator.ledger.judging`)."""
+
+    number: int
+    call: msgspec.Raw
+
+
 class Standing(msgspec.Struct, frozen=True, array_like=True, tag="standing"):
     """Said once, before anything is asked. ``leader`` is an address, empty where nobody is known to lead.
     ``ledger_id`` is empty on a node that has not learned of it yet."""
@@ -180,8 +187,27 @@ class Elsewhere(msgspec.Struct, frozen=True, array_like=True, tag="elsewhere"):
 
 Answer = Standing | Elsewhere | calls.Reply | calls.Failed
 
-encode: Callable[[Sequence[Request] | Sequence[Answer]], bytes] = msgspec.msgpack.Encoder().encode
+encode: Callable[[Sequence[Request] | Sequence[Judged] | Sequence[Answer]], bytes] = (
+    msgspec.msgpack.Encoder().encode
+)
 decode_requests: Callable[[bytes], list[Request]] = msgspec.msgpack.Decoder(list[Request]).decode
+decode_call: Callable[[bytes], calls.Call | NodeCall] = msgspec.msgpack.Decoder(calls.Call | NodeCall).decode
+_decode_judged: Callable[[bytes], list[Judged]] = msgspec.msgpack.Decoder(list[Judged]).decode
+
+
+def decode_each(payload: bytes) -> tuple[list[Request], list[calls.Failed]]:
+    """As ``decode_requests``, which did not take all of it: what can be read, and a refusal for each request
+    that cannot. Raises ``ValueError`` for what is no frame of requests."""
+    read: list[Request] = []
+    refused: list[calls.Failed] = []
+    for request in _decode_judged(payload):
+        try:
+            read.append(Request(request.number, decode_call(request.call)))
+        except (ValueError, RecursionError) as error:
+            refused.append(calls.unreadable(request.number, error))
+    return read, refused
+
+
 decode_answers: Callable[[bytes], list[Answer]] = msgspec.msgpack.Decoder(list[Answer]).decode
 _DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
     call: msgspec.msgpack.Decoder(type_)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 from random import Random
 from typing import Any
+
+import msgspec
 
 from coordinator.errors import LedgerUnavailable, VersionHeldBack
 from coordinator.ledger import calls
@@ -19,15 +21,17 @@ from coordinator.ledger.cluster.messages import (
     REQUESTS_PER_FRAME_MAX,
     Answer,
     Elsewhere,
+    Judged,
     NodeCall,
-    Request,
     Standing,
     decode_answers,
+    decode_call,
     decode_result,
     encode,
     since,
 )
 from coordinator.ledger.cluster.silence import SILENCE_S, Silence
+from coordinator.ledger.judging import CALL_BYTES_MAX, judged
 from coordinator.wire import VERSIONS, Address, Connection, HandshakeRefused, Identity, WireSettings, connect
 
 log = logging.getLogger(__name__)
@@ -38,10 +42,13 @@ PAUSE_S = (0.02, 0.2)
 
 
 class _Pending:
-    __slots__ = ("call", "deadline", "future")
+    __slots__ = ("call", "deadline", "future", "judged")
 
-    def __init__(self, call: calls.Call | NodeCall, future: asyncio.Future[Any], deadline: float) -> None:
+    def __init__(
+        self, call: calls.Call | NodeCall, judged: msgspec.Raw, future: asyncio.Future[Any], deadline: float
+    ) -> None:
         self.call = call
+        self.judged = judged
         self.future = future
         self.deadline = deadline
 
@@ -65,7 +72,7 @@ class Route:
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, _Pending] = {}
         self._number = 0
-        self._unsent: list[Request] = []
+        self._unsent: list[int] = []
         self._link: Link | None = None
         self._hint: Address | None = None
         self._finding: asyncio.Task[None] | None = None
@@ -74,15 +81,17 @@ class Route:
         self._closed = False
 
     def ask(self, call: calls.Call | NodeCall, timeout_s: float) -> asyncio.Future[Any]:
-        """The leader's answer, or ``LedgerUnavailable`` after ``timeout_s`` seconds."""
+        """The leader's answer, or ``LedgerUnavailable`` after ``timeout_s`` seconds. Raises ``UsageError``
+        for what no node takes: that is never sent."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._closed:
             future.set_exception(LedgerUnavailable("the ledger is closed"))
             return future
+        read = judged(call, decode_call)
         self._number += 1
-        self._pending[self._number] = _Pending(call, future, self._loop.time() + timeout_s)
+        self._pending[self._number] = _Pending(call, read, future, self._loop.time() + timeout_s)
         if self._link is not None:
-            self._queue(Request(self._number, call))
+            self._queue(self._number)
         else:
             self._find()
         if self._sweeping is None:
@@ -101,10 +110,10 @@ class Route:
 
     # Asking.
 
-    def _queue(self, request: Request) -> None:
+    def _queue(self, number: int) -> None:
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent.append(request)
+        self._unsent.append(number)
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
@@ -112,25 +121,37 @@ class Route:
             return  # asked again on the next connection, with everything unanswered
         if self._link.version < VERSIONS.highest:
             unsent = self._understood(self._link, unsent)
-        for first in range(0, len(unsent), REQUESTS_PER_FRAME_MAX):
-            self._link.send(encode(unsent[first : first + REQUESTS_PER_FRAME_MAX]))
+        frame: list[Judged] = []
+        size = 0
+        for number in unsent:
+            pending = self._pending.get(number)
+            if pending is None:
+                continue  # its time has passed
+            size += len(memoryview(pending.judged))
+            if frame and (len(frame) >= REQUESTS_PER_FRAME_MAX or size > CALL_BYTES_MAX):
+                self._link.send(encode(frame))
+                frame, size = [], len(memoryview(pending.judged))
+            frame.append(Judged(number, pending.judged))
+        if frame:
+            self._link.send(encode(frame))
 
-    def _understood(self, link: Link, requests: list[Request]) -> list[Request]:
+    def _understood(self, link: Link, numbers: list[int]) -> list[int]:
         """Without what came after the version that is spoken there: that is refused, once it is certain that
         it is asked of the leader."""
-        late = [request for request in requests if since(request.call) > link.version]
+        waiting = [number for number in numbers if number in self._pending]
+        late = {number for number in waiting if since(self._pending[number].call) > link.version}
         if late:
             asked = self.ask(calls.RecordsCall(()), SILENCE_S)
             asked.add_done_callback(partial(self._refuse, link, late))
-        return [request for request in requests if since(request.call) <= link.version]
+        return [number for number in waiting if number not in late]
 
-    def _refuse(self, link: Link, late: Sequence[Request], asked: asyncio.Future[Any]) -> None:
+    def _refuse(self, link: Link, late: Set[int], asked: asyncio.Future[Any]) -> None:
         if asked.cancelled() or asked.exception() is not None or link is not self._link:
             return  # it is asked again of whoever leads now, or its time passes
-        for request in late:
-            pending = self._pending.pop(request.number, None)
+        for number in late:
+            pending = self._pending.pop(number, None)
             if pending is not None and not pending.future.done():
-                why = f"{link.name}, which leads, speaks {link.version}, and this needs {since(request.call)}"
+                why = f"{link.name}, which leads, speaks {link.version}, and this needs {since(pending.call)}"
                 pending.future.set_exception(VersionHeldBack(f"the cluster's version is older: {why}"))
 
     def answered(self, link: Link, answers: Sequence[Answer]) -> None:
@@ -262,8 +283,8 @@ class Route:
             self.ledger_id = link.standing.ledger_id
         self._link = link
         self._unsent.clear()
-        for number, pending in self._pending.items():
-            self._queue(Request(number, pending.call))
+        for number in self._pending:
+            self._queue(number)
         link.silence.asked(self._loop.time())
 
 

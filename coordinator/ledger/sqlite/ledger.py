@@ -17,6 +17,7 @@ from typing import Any
 from coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable, WrongProcess
 from coordinator.ledger.calling import CallingLedger
 from coordinator.ledger.calls import Call, perform
+from coordinator.ledger.judging import judged
 from coordinator.ledger.remote import ConnectionGone, LedgerConnection
 from coordinator.ledger.server import LedgerServer
 from coordinator.ledger.sqlite import door
@@ -93,6 +94,7 @@ class SqliteLedger(CallingLedger):
             raise WrongProcess(
                 f"this ledger was opened by process {self._pid}; open one of your own after a fork"
             )
+        judged(call)
         if self._owned is not None:
             return await perform(self._owned, call, remote=False)
         try:

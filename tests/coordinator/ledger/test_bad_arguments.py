@@ -1,0 +1,115 @@
+"""What a caller gives is refused to that caller at once, and touches nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from coordinator.coordinator import Coordinator
+from coordinator.ledger import calls
+from coordinator.ledger.cluster import route
+from coordinator.ledger.contract import BranchRecord, Decision, Record
+from participants.errors import UsageError
+from participants.ids import TxId
+from participants.registry import Registry
+from tests.coordinator.ledger.conftest import Backend, Raft, Sqlite, SqliteClient
+from tests.coordinator.stage import Stage
+
+SOME = TxId(3, "99b2" * 4, 1)
+BAD: dict[str, Any] = {
+    "text": str(SOME),
+    "nothing": None,
+    "a number": 7,
+    "a number too large": TxId(2**70, "99b2" * 4, 1),
+    "no Unicode": TxId(3, "\ud800", 1),
+    "text in a number": TxId("3", "99b2" * 4, 1),  # type: ignore[arg-type]
+}
+CALLS: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {
+    "records": lambda ledger, bad: ledger.records([SOME, bad]),
+    "decide": lambda ledger, bad: ledger.decide(bad, Decision.ABORT, [BranchRecord(1, "orders")]),
+    "finish": lambda ledger, bad: ledger.finish([bad]),
+    "transaction": lambda ledger, bad: ledger.transaction(bad),
+}
+
+
+@pytest.fixture(params=[Sqlite, SqliteClient, Raft])
+async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+    made: Backend = request.param(tmp_path)
+    await made.open()
+    yield made
+    await made.close()
+
+
+def connections(backend: Backend) -> object:
+    """What is connected: another one, if it had to be made again."""
+    match backend:
+        case SqliteClient():
+            return backend.ledger._connection  # type: ignore[attr-defined]
+        case Raft():
+            return backend.client._route._link
+    return None
+
+
+@pytest.mark.parametrize("call", list(CALLS))
+@pytest.mark.parametrize("bad", list(BAD))
+async def test_it_is_refused_at_once_and_never_sent(backend: Backend, bad: str, call: str) -> None:
+    """Broken if one caller's mistake cuts the connection of all, and is asked again and again."""
+    await backend.ledger.info()
+    connected = connections(backend)
+    others = [asyncio.ensure_future(backend.ledger.records([SOME])) for _ in range(3)]
+    with pytest.raises(UsageError):
+        await CALLS[call](backend.ledger, BAD[bad])
+    for other in others:
+        assert (await other)[SOME] is Record.NOT_RECORDED
+    assert connections(backend) is connected
+
+
+@pytest.mark.parametrize("backend", [SqliteClient, Raft], indirect=True)
+async def test_what_cannot_be_read_is_answered_as_such(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if a message that the ledger cannot read, of a client with a bug, is repeated until its time has
+    passed, or takes others with it."""
+    await backend.ledger.info()
+    connected = connections(backend)
+
+    def unjudged(call: Any, *_: Any) -> msgspec.Raw:
+        return msgspec.Raw(calls.encode(call))
+
+    monkeypatch.setattr(route, "judged", unjudged)
+    monkeypatch.setattr("coordinator.ledger.sqlite.ledger.judged", unjudged)
+    others = [asyncio.ensure_future(backend.ledger.records([SOME])) for _ in range(3)]
+    with pytest.raises(UsageError, match="cannot read"):
+        await backend.ledger.records([str(SOME)])  # type: ignore[list-item]
+    for other in others:
+        assert (await other)[SOME] is Record.NOT_RECORDED
+    assert connections(backend) is connected
+
+
+async def test_the_coordinator_takes_ids_as_text(backend: Backend) -> None:
+    async with Coordinator(backend.ledger, Registry()) as coordinator:
+        assert await coordinator.outcome(str(SOME)) is await coordinator.outcome(SOME) is Record.NOT_RECORDED
+        for bad in ("3-99b2….1", "", "SOME", None, 7):
+            with pytest.raises(UsageError, match="not a transaction id"):
+                await coordinator.outcome(bad)  # type: ignore[arg-type]
+
+
+async def test_a_transaction_is_cancelled_by_its_text() -> None:
+    stage = Stage({})
+    async with stage.coordinator as coordinator:
+        tx = await coordinator.transaction().start()
+        assert coordinator.cancel(str(tx.id), RuntimeError("as told"))
+        with pytest.raises(UsageError, match="not a transaction id"):
+            coordinator.cancel("no id", RuntimeError("as told"))
+
+
+async def test_a_call_that_is_too_large_is_refused(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if a call that fits into no frame is thrown away in silence, with all that leaves beside it."""
+    monkeypatch.setattr("coordinator.ledger.judging.CALL_BYTES_MAX", 1000)
+    with pytest.raises(UsageError, match="are the most"):
+        await backend.ledger.records([SOME] * 100)
