@@ -18,9 +18,9 @@ transaction is; it knows branches.
 ``verdicts``                 what an SQLSTATE means
 ``session``                  what is needed of a driver
 ``pool``, ``management``     sessions lent to branches; sessions for everything else
-``dsn``                      libpq's connection strings
+``dsn``, ``passfile``        libpq's connection strings, and its password files
 ``connecting``, ``closing``  opening and closing sessions, whatever the driver; ``drivers`` chooses one
-``asyncpg_*``                one driver: connecting, sending, the application's connection, its savepoints
+``asyncpg_*``                one driver: dsn, connecting, sending, the application's connection, savepoints
 ``psycopg_*``                the other: the same, for applications that await and for those that do not
 ===========================  ==============================================================================
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import ssl
 
 import asyncpg
 
 from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
+from participants.postgres.asyncpg_dsn import connect_arguments, set_keepalive
 from participants.postgres.asyncpg_session import TRANSLATED, AsyncpgSession, translate
 from participants.postgres.connecting import Connector
 from participants.postgres.dsn import UNREADABLE, Address
-from participants.postgres.verdicts import participant_error, pooler_refusal
+from participants.postgres.verdicts import participant_error, pooler_refusal, tls_refusal
 
 STATEMENT_CACHE_SIZE = 100
 
@@ -26,34 +29,41 @@ class UniqueNames(asyncpg.Connection):
 class AsyncpgConnector(Connector):
     async def open(self, address: Address, password: str | None) -> AsyncpgSession:
         try:
+            arguments = await asyncio.to_thread(connect_arguments, address, password)
+            arguments["server_settings"]["application_name"] = self.application_name
             connection = await asyncpg.connect(
-                address.for_asyncpg(),
-                password=password,
+                **arguments,
                 timeout=self.settings.connect_timeout_s,
                 statement_cache_size=STATEMENT_CACHE_SIZE,
-                server_settings={"application_name": self.application_name},
                 connection_class=UniqueNames,
             )
-            # Not before it is known that no pooler shares the server with others: see keep_statements.
-            connection._stmt_cache_enabled = False  # type: ignore[attr-defined]
         except asyncpg.TargetServerAttributeNotMatched as error:
             raise ParticipantUnavailable(
                 self.participant, "none of the hosts of its dsn is a primary that takes writes now"
             ) from error
-        except ValueError:  # and ClientConfigurationError, which is one
-            # Its text may quote a part of a password that was not percent-encoded.
+        except ssl.SSLError as error:  # before ValueError, which a certificate's error is as well
+            raise tls_refusal(self.participant, getattr(error, "verify_message", "") or str(error)) from error
+        except asyncpg.ClientConfigurationError as error:
+            raise ParticipantRefused(self.participant, f"its dsn cannot be used: {error}") from error
+        except ValueError:
             raise ParticipantRefused(self.participant, UNREADABLE) from None
         except TRANSLATED as error:
             raise self._connect_error(error) from error
+        # Not before it is known that no pooler shares the server with others: see keep_statements.
+        connection._stmt_cache_enabled = False  # type: ignore[attr-defined]
+        door = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+        set_keepalive(door, address.resolved)
         return AsyncpgSession(connection)
 
-    def _connect_error(self, error: BaseException) -> ParticipantError:
+    def _connect_error(self, error: BaseException) -> ParticipantError:  # noqa: PLR0911 - a line per meaning
         match error:
             case TimeoutError():
                 seconds = self.settings.connect_timeout_s
                 return ParticipantUnavailable(
                     self.participant, f"no connection within connect_timeout_s = {seconds:g} s"
                 )
+            case OSError() if "rejected SSL upgrade" in str(error):
+                return tls_refusal(self.participant, "the server does not support SSL")
             case OSError():
                 return ParticipantUnavailable(self.participant, f"no connection: {error}")
             case asyncpg.PostgresError() if error.sqlstate and not error.sqlstate.startswith("08"):

@@ -23,7 +23,7 @@ from participants.postgres.handle import Handle
 from participants.postgres.psycopg_connection import AsyncBranchConnection, BranchConnection
 from participants.postgres.psycopg_session import PsycopgSession
 from participants.postgres.session import ServerError
-from participants.postgres.verdicts import participant_error, pooler_refusal
+from participants.postgres.verdicts import participant_error, pooler_refusal, tls_refusal
 from participants.settings import ParticipantSettings
 
 if TYPE_CHECKING:
@@ -38,7 +38,12 @@ _KINDS = (
     (re.compile(r"database \".*\" does not exist"), "3D000"),
     (re.compile(r"permission denied for database"), "42501"),
 )
-_PROMISES = re.compile(r"authentication method requirement|channel binding (?:is )?required")
+_PROMISES = re.compile(
+    r"authentication method requirement|channel binding (?:is )?required|invalid SCRAM (?:client|server) key"
+)
+_TLS = re.compile(
+    r"certificate|does not support SSL|private key file|SSL error|weak sslmode|host name must be specified"
+)
 _READ_ONLY = re.compile(r"session is read-only|server is in hot standby mode")
 
 
@@ -106,6 +111,8 @@ class PsycopgConnector(Connector):
             )
         if _PROMISES.search(text):
             return ParticipantRefused(self.participant, f"no connection: {text}")
+        if _TLS.search(text):
+            return tls_refusal(self.participant, text)
         if (told := pooler_refusal(self.participant, text)) is not None:
             return told
         for pattern, sqlstate in _KINDS:

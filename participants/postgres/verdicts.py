@@ -141,6 +141,15 @@ def pooler_refusal(participant: str, message: str) -> ParticipantRefused | None:
     return None
 
 
+def tls_refusal(participant: str, message: str) -> ParticipantRefused:
+    """The two sides found no TLS that both accept: a certificate, its file, or a server without any."""
+    return ParticipantRefused(
+        participant,
+        f"no TLS connection: {message}; look at the sslmode, sslrootcert, sslcert and sslkey of its dsn, and"
+        " at the server's certificate",
+    )
+
+
 _REPORT = re.compile(r"([0-9a-f]{1,16})\.(?:([0-9]{1,20})\.([0-9A-F]{8}))?")
 
 

@@ -15,7 +15,10 @@ _NO_ROOM = frozenset({"53100", "53200", "54000"})
 _STANDBY = frozenset({"25006", "55000"})
 _MISSING = frozenset({"3F000", "42P01"})
 _REFUSED = ("22", "23", "28", "3D", "42")
-_REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "not permitted to log in")
+_REFUSALS = (
+    *("authentication failed", "does not exist", "no pg_hba.conf entry", "not permitted to log in"),
+    *("certificate", "does not support SSL", "private key file", "invalid connection option"),
+)
 """libpq tells no SQLSTATE of a failed connection, only the server's words."""
 
 UNCONFIRMED = frozenset({"01000", "57P01"})

@@ -443,6 +443,13 @@ async def test_urls_that_lead_nowhere_say_so(url: str, told: str) -> None:
     assert "cret" not in str(error.value)
 
 
+async def test_a_server_without_the_tls_that_was_asked_for_is_no_ledger(settings: LedgerSettings) -> None:
+    """Broken if that counts as a server that may be there soon, and is waited for."""
+    more = LedgerSettings(url=f"{settings.url}?sslmode=require", request_timeout_s=600.0)
+    with pytest.raises(LedgerUnusable, match="SSL"):
+        await open_ledger(more)
+
+
 async def test_check_finds_what_is_wrong(settings: LedgerSettings, database: str) -> None:
     """Broken if a damaged ledger is called healthy."""
     await maintenance.init(settings)

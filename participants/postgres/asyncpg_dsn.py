@@ -1,0 +1,176 @@
+"""What asyncpg is given for a dsn: never more than it understands, and never less than the dsn asks for.
+
+asyncpg reads URIs by its own rules: it takes the first part of an IPv6 address for the host, and sends keys
+that it does not know to the server as settings. So hosts go to it as they are, one by one, and every key is
+translated here, or harmless to leave out, or refused by name.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from participants.errors import ParticipantRefused
+from participants.postgres.dsn import Address
+from participants.postgres.passfile import password_for
+
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+_TLS = ("sslmode", "sslnegotiation", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version")
+_KEEPALIVE = {
+    "keepalives_idle": "TCP_KEEPIDLE",
+    "keepalives_interval": "TCP_KEEPINTVL",
+    "keepalives_count": "TCP_KEEPCNT",
+    "tcp_user_timeout": "TCP_USER_TIMEOUT",
+}
+"""Options of the socket, set once it is connected."""
+
+_HANDLED = frozenset(
+    {
+        *(
+            "host",
+            "hostaddr",
+            "port",
+            "user",
+            "password",
+            "passfile",
+            "dbname",
+            "options",
+            "krbsrvname",
+            "gsslib",
+        ),
+        *("target_session_attrs", "load_balance_hosts", "keepalives", *_KEEPALIVE, *_TLS, *_FILES),
+    }
+)
+_HARMLESS = frozenset(
+    {
+        *("application_name", "fallback_application_name", "client_encoding", "connect_timeout"),
+        *("max_protocol_version", "service", "servicefile", "sslcompression"),
+    }
+)
+"""Undoubt's own to set, or done with, or no loss."""
+
+_PROMISES = {
+    "channel_binding": {"disable", "prefer"},
+    "gssencmode": {"disable", "prefer"},
+    "gssdelegation": {"0"},
+    "min_protocol_version": {"3.0"},
+    "replication": {"false", "off", "no", "0"},
+    "sslcertmode": {"allow"},
+    "sslsni": {"1"},
+}
+"""What a dsn may ask for that asyncpg cannot give, with the values that ask for nothing. To ignore the others
+would connect with less safety than was asked for."""
+
+
+def connect_arguments(address: Address, password: str | None) -> dict[str, Any]:
+    """Keyword arguments of ``asyncpg.connect``. Never print them. Reads files. Raises ``ParticipantRefused``
+    if the dsn asks for what asyncpg cannot promise."""
+    given = address.resolved
+    for key, value in given.items():
+        if key not in _HANDLED | _HARMLESS and value not in _PROMISES.get(key, ()):
+            raise _refused(address, f"{key}={value}" if key in _PROMISES else key)
+    user = given["user"]
+    database = given.get("dbname", user)
+    hosts, passwords = _hosts(address), {password or given.get("password")}
+    if passwords == {None}:
+        passwords = {
+            password_for(given.get("passfile"), name, port, database, user) for name, _, port in hosts
+        }
+    if len(passwords) > 1:
+        raise ParticipantRefused(
+            address.participant,
+            "the password file has different passwords for its hosts, and the driver asyncpg would offer one"
+            " of them to all; the driver psycopg does not",
+        )
+    if given.get("load_balance_hosts", "disable") != "disable":
+        random.shuffle(hosts)
+    arguments: dict[str, Any] = {
+        "host": [reached for _, reached, _ in hosts] if given["host"] or "hostaddr" in given else None,
+        "port": [int(port) for _, _, port in hosts],
+        "user": user,
+        "database": database,
+        # Not None: then asyncpg would look for one itself, and offer it to every host.
+        "password": passwords.pop() or "",
+        "server_settings": {"options": given["options"]} if given.get("options") else {},
+        "target_session_attrs": given["target_session_attrs"],
+        **{key: given[key] for key in ("krbsrvname", "gsslib") if key in given},
+    }
+    if not arguments["host"]:
+        arguments["port"] = arguments["port"][0]
+    return {**arguments, **_tls(address, given)}
+
+
+def _hosts(address: Address) -> list[tuple[str, str, str]]:
+    """Of each host: its name, what it is reached by, its port."""
+    given = address.resolved
+    reached = given.get("hostaddr", given["host"]).split(",")
+    names = given["host"].split(",") if given["host"] else reached
+    ports = given["port"].split(",")
+    if len(ports) == 1:
+        ports *= len(reached)
+    if len(reached) > 1 and not all(reached):
+        raise ParticipantRefused(
+            address.participant, "one of its hosts is empty, which the driver asyncpg cannot reach"
+        )
+    return list(zip(names, reached, (port or "5432" for port in ports), strict=True))
+
+
+def _tls(address: Address, given: Mapping[str, str]) -> dict[str, Any]:
+    verified = given["sslmode"] == "verify-full"
+    if verified and given.get("hostaddr", given["host"]) != given["host"]:
+        raise _refused(address, "hostaddr together with sslmode=verify-full")
+    system = given.get("sslrootcert") == "system"
+    files = {key: given[key] for key in _FILES if given.get(key) and not (system and key == "sslrootcert")}
+    for key, path in files.items():
+        _check_readable(address.participant, key, path)
+    if not system:
+        more = {key: given[key] for key in _TLS if given.get(key)}
+        return {"dsn": f"postgresql://?{urlencode({**more, **files}, quote_via=quote)}"}
+    # asyncpg takes "system" for a file's name. With it libpq wants nothing less than verify-full.
+    if "sslcrl" in files:
+        raise _refused(address, "sslcrl together with sslrootcert=system")
+    context = ssl.create_default_context()
+    if "sslcert" in files:
+        context.load_cert_chain(files["sslcert"], files.get("sslkey"), given.get("sslpassword", ""))
+    for key, end in (
+        ("ssl_min_protocol_version", "minimum_version"),
+        ("ssl_max_protocol_version", "maximum_version"),
+    ):
+        if given.get(key):
+            setattr(context, end, ssl.TLSVersion[given[key].replace(".", "_")])
+    return {"ssl": context, "direct_tls": given.get("sslnegotiation") == "direct"}
+
+
+def _check_readable(participant: str, key: str, path: str) -> None:
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as error:
+        raise ParticipantRefused(
+            participant, f"its {key} {path!r} cannot be read: {error.strerror}"
+        ) from error
+
+
+def _refused(address: Address, what: str) -> ParticipantRefused:
+    return ParticipantRefused(
+        address.participant,
+        f"its dsn asks for {what}, which the driver asyncpg cannot promise; the driver psycopg can",
+    )
+
+
+def set_keepalive(door: socket.socket, given: Mapping[str, str]) -> None:
+    """As libpq does it for TCP: on unless ``keepalives=0``. Without it a host that is gone, or a firewall
+    that has forgotten the connection, is noticed by nobody."""
+    if door.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    if given.get("keepalives", "1") != "0":
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for key, name in _KEEPALIVE.items():
+        option = getattr(socket, name, None)
+        if option is not None and int(given.get(key) or 0) > 0:
+            door.setsockopt(socket.IPPROTO_TCP, option, int(given[key]))
