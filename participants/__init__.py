@@ -8,6 +8,7 @@ error that says whether anything happened. The ground floor: it imports none of 
 - :mod:`participants.ids`: transaction ids and gids; foreign ones are values.
 - :mod:`participants.postgres`: PostgreSQL behind the contract.
 - :mod:`participants.scripted`: one that answers as told, for tests.
+- :mod:`participants.foreign_ground`: what sessions of undoubt's own set in databases of others.
 - :mod:`participants.findings`: what a look at a participant finds.
 - :mod:`participants.registry`, ``settings``, ``errors``, ``checks``, ``redact``: what their names say.
 

@@ -191,7 +191,8 @@ class Checkup:
             what,
             f"a prepared transaction of this server has held vacuum back for {prepared:,} transactions, more"
             f" than autovacuum_freeze_max_age = {limit:,}: finish it before the server refuses writes",
-            "SELECT gid, prepared, owner, database FROM pg_catalog.pg_prepared_xacts ORDER BY pg_catalog.age(transaction) DESC;",
+            "SELECT gid, prepared, owner, database FROM pg_catalog.pg_prepared_xacts"
+            " ORDER BY pg_catalog.age(transaction) DESC;",
         )
 
     def _roles(self, row: Row, owners: Sequence[Row], intro: Introduction) -> Iterator[Finding]:

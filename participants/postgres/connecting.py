@@ -7,10 +7,17 @@ import asyncio
 from pathlib import Path
 
 from participants.errors import ParticipantRefused
+from participants.foreign_ground import ALONE, session_settings
 from participants.postgres.dsn import Address, read_dsn
 from participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError, Session
 from participants.postgres.sql import query
-from participants.postgres.verdicts import NO_RIGHT, NOT_SUPPORTED, READ_ONLY_TRANSACTION, participant_error
+from participants.postgres.verdicts import (
+    NO_RIGHT,
+    NOT_SUPPORTED,
+    READ_ONLY_TRANSACTION,
+    participant_error,
+    pooler_refusal,
+)
 from participants.settings import ParticipantSettings
 
 VERSION_MIN = 130000
@@ -26,13 +33,22 @@ class Connector(abc.ABC):
         self._address: Address | None = None
 
     async def connect(self) -> Session:
-        """Raises ``ParticipantRefused`` if the answer is no and will stay no (wrong password, unknown
-        database, a standby, a server that is too old), else ``ParticipantUnavailable``."""
+        """A session to lend, as the server and the role set it up. Raises ``ParticipantRefused`` if the
+        answer is no and will stay no (wrong password, unknown database, a standby, a server that is too
+        old), else ``ParticipantUnavailable``."""
         address = self._address or read_dsn(self.participant, self.settings.dsn)
         self._address = address
         password = None if address.has_password else await self._password()
         session = await self.open(address, password)
         await introduce(self.participant, session, self.settings)
+        return session
+
+    async def connect_own(self) -> Session:
+        """A session that no application gets: it sets what it relies on, unless a pooler would give that to
+        others. Fails as :meth:`connect` does."""
+        session = await self.connect()
+        if not session.intro.pooled:
+            await _settle_in(self.participant, session, self.settings.statement_timeout_s)
         return session
 
     @abc.abstractmethod
@@ -59,6 +75,17 @@ async def introduce(participant: str, session: Session, settings: ParticipantSet
         session.intro = await _introduction(participant, session, settings)
     except (ServerError, NoAnswer, NotSent) as error:
         session.discard()
+        raise pooler_refusal(participant, str(error)) or participant_error(participant, error) from error
+    except BaseException:
+        session.discard()
+        raise
+
+
+async def _settle_in(participant: str, session: Session, timeout_s: float) -> None:
+    try:
+        await session.script(session_settings(session.intro.version), timeout_s=timeout_s)
+    except (ServerError, NoAnswer, NotSent) as error:
+        session.discard()
         raise participant_error(participant, error) from error
     except BaseException:
         session.discard()
@@ -66,6 +93,18 @@ async def introduce(participant: str, session: Session, settings: ParticipantSet
 
 
 async def _introduction(participant: str, session: Session, settings: ParticipantSettings) -> Introduction:
+    """In a transaction of its own, since the role's defaults may keep a plain SELECT waiting; in an adopted
+    session's, if one is open."""
+    timeout_s = settings.statement_timeout_s
+    if session.in_transaction:
+        return await _ask_who(participant, session, settings)
+    await session.script(ALONE, timeout_s=timeout_s)
+    intro = await _ask_who(participant, session, settings)
+    await session.script("commit", timeout_s=timeout_s)
+    return intro
+
+
+async def _ask_who(participant: str, session: Session, settings: ParticipantSettings) -> Introduction:
     timeout_s = settings.statement_timeout_s
     [row] = await session.rows(query("introduce"), timeout_s=timeout_s)
     if row["version"] < VERSION_MIN:

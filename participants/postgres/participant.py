@@ -44,7 +44,7 @@ class PostgresParticipant:
         self._settings = settings
         connector = new_connector(name, settings, ledger_name(check_ledger_id(ledger_id)), handles)
         self._pool: Pool[Session] = Pool(name, connector.connect, settings.connections_max)
-        self._management = Management(name, connector.connect, settings.statement_timeout_s)
+        self._management = Management(name, connector.connect_own, settings.statement_timeout_s)
         self._settler = Settler(self._management)
         self._checkup = Checkup(self._management, settings, ledger_id)
         self._waits = WaitGraph(self._management, ledger_id)

@@ -126,7 +126,7 @@ class Settler:
                 try:
                     return await self._tell(session, gid, order)
                 finally:
-                    await session.script("reset role", timeout_s=timeout_s)
+                    await session.script("set role none", timeout_s=timeout_s)
                     clean = True
             finally:
                 if not clean:
