@@ -34,7 +34,7 @@ from coordinator.steadfast import Steadfast, steadfast
 from coordinator.transaction import Transaction
 from participants.checks import InvariantViolation
 from participants.contract import Branch, Participant
-from participants.errors import UndoubtError, UsageError
+from participants.errors import UndoubtError, UsageError, WrongLoop
 from participants.ids import Gid, SessionKey, TxId
 from participants.ids import Protocol as GidProtocol
 from participants.registry import Registry
@@ -67,8 +67,9 @@ class Coordinator:
     """See the package. ``observe`` is told every protocol step; it is how tests crash at each of them.
     ``meter`` is told outcomes and durations.
 
-    Belongs to the event loop and the process in which it was started; a fork that uses it gets
-    ``WrongProcess``. The ledger and the participants stay open; whoever opened them closes them.
+    Belongs to the event loop and the process in which it was started: another loop that uses it gets
+    ``WrongLoop``, a fork ``WrongProcess``. The ledger and the participants stay open; whoever opened them
+    closes them.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Coordinator:
         self._observe = observe
         self._meter = meter
         self._pid = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._transactions: dict[TxId, Transaction] = {}
         self._background: set[Steadfast[None]] = set()
@@ -102,6 +104,7 @@ class Coordinator:
 
     async def start(self) -> Coordinator:
         """Open a session with the ledger; raises ``LedgerError``."""
+        self._loop = asyncio.get_running_loop()
         await self._keeper.start()
         return self
 
@@ -114,7 +117,7 @@ class Coordinator:
     def transaction(self, *, timeout: float | None = None, protocol: str | None = None) -> Transaction:
         """A new transaction, for ``async with``. Not decided after ``timeout`` seconds, it is aborted.
         ``protocol``: ``2pc``, ``3pc`` or ``paxos``, else the configuration's."""
-        self.check_process()
+        self.check_here()
         if self._closed:
             raise UsageError("the coordinator is closed")
         named = protocol or self.settings.protocol
@@ -163,6 +166,7 @@ class Coordinator:
         COMMIT also while a commit that is certain is only on its way into the ledger. ``txid`` may be the
         text of the id; raises ``UsageError`` for a text that is none.
         """
+        self.check_here()
         txid = TxId.of(txid)
         transaction = self._transactions.get(txid)
         if transaction is not None and transaction.fixed_elsewhere:
@@ -172,6 +176,7 @@ class Coordinator:
     def cancel(self, txid: TxId | str, cause: BaseException) -> bool:
         """Abort a transaction of this coordinator with ``cause``. False if it is none, or its commit has
         begun: then whoever asks cancels what it waits for, and ``cause`` is told if it aborts."""
+        self.check_here()
         txid = TxId.of(txid)
         transaction = self._transactions.get(txid)
         if transaction is None:
@@ -181,11 +186,13 @@ class Coordinator:
 
     def add_participant(self, participant: Participant) -> None:
         """Register one more, at once usable. Raises ``UsageError`` if the name is taken."""
+        self.check_here()
         self.participants.add(participant)
 
     async def remove_participant(self, name: str) -> None:
         """Unregister and close one. Raises ``ParticipantInUse`` while any branch of it is unresolved, and
         ``ParticipantUnavailable`` if it cannot be asked."""
+        self.check_here()
         participant = self.participants.get(name)
         # While it is unregistered those that are at work would not find it; afterwards no branch can begin.
         if live := [str(tx.id) for tx in self._transactions.values() if name in tx.participants]:
@@ -208,11 +215,10 @@ class Coordinator:
         What is still going on after that, or if this is cancelled, is left to recovery; it loses nothing but
         time.
         """
-        if self._closed:
+        if self._closed or os.getpid() != self._pid:
             return
+        self.check_here()
         self._closed = True
-        if os.getpid() != self._pid:
-            return
         self._keeper.shut()
         for transaction in list(self._transactions.values()):
             transaction.doom(UsageError("the coordinator was closed"))
@@ -256,11 +262,19 @@ class Coordinator:
 
     # What a transaction needs of its coordinator (coordinator.transaction.Host).
 
-    def check_process(self) -> None:
-        """Raise ``WrongProcess`` in a fork: the session, and so the transaction ids, are the parent's."""
+    def check_here(self) -> None:
+        """Raise ``WrongProcess`` in a fork: the session, and so the transaction ids, are the parent's. Raise
+        ``WrongLoop`` in another event loop than that of ``start``."""
         if os.getpid() != self._pid:
             raise WrongProcess(
                 f"this coordinator belongs to process {self._pid}, not {os.getpid()}; open one after the fork"
+            )
+        running = asyncio._get_running_loop()  # None in a thread of undoubt.sync
+        if running is not None and self._loop is not None and running is not self._loop:
+            what = "has ended" if self._loop.is_closed() else "is another one"
+            raise WrongLoop(
+                f"this coordinator belongs to the event loop in which it was opened, and that {what}: open"
+                " one in each loop (each asyncio.run, each loop that a test gets), and close it there"
             )
 
     async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, SessionKey]:

@@ -74,7 +74,7 @@ class Host(Protocol):
     ledger_id: str
 
     async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, SessionKey]: ...
-    def check_process(self) -> None: ...
+    def check_here(self) -> None: ...
     def participant(self, name: str) -> Participant: ...
     def begun(self, transaction: Transaction) -> None: ...
     def rolled_back(self, transaction: Transaction) -> None: ...
@@ -185,7 +185,7 @@ class Transaction:
         """
         if self._state is not State.NEW:
             raise UsageError("the transaction has begun already")
-        self._host.check_process()
+        self._host.check_here()
         self._txid, self._key = await self._host.new_txid(self._protocol, self._timeout_s)
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + self._timeout_s
@@ -228,6 +228,7 @@ class Transaction:
         nowhere), ``OutcomeUnknown`` (no answer within the timeout: it goes on in the background), or
         ``HeuristicOutcome``. Cancelling the caller after PREPARE was sent does not stop it.
         """
+        self._host.check_here()
         await self._undone()
         self._check_active()
         if self._opening and self._doom is None:
@@ -240,6 +241,7 @@ class Transaction:
 
     async def rollback(self) -> None:
         """Undo everything. Does nothing on a transaction that was rolled back already."""
+        self._host.check_here()
         if self._state is State.ENDED:
             await self._undone()
             return
@@ -250,6 +252,7 @@ class Transaction:
         """What the end of a ``with`` block does whose body raised nothing: returns if the transaction is
         committed, by this call or before it, or was rolled back by the application. Raises what ``commit``
         raises, or has raised."""
+        self._host.check_here()
         if self._state is State.ACTIVE:
             await self.commit()
         elif self._unasked:
@@ -289,6 +292,7 @@ class Transaction:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._host.check_here()
         scope, self._scope = self._scope, None
         if self._interrupted:
             await self._leave(scope, error)
@@ -310,7 +314,7 @@ class Transaction:
             self._raise_aborted(self._reason)
 
     def _check_active(self) -> None:
-        self._host.check_process()
+        self._host.check_here()
         if self._state is State.NEW:
             raise UsageError("the transaction has not begun: use 'async with', or await start()")
         if self._state is not State.ACTIVE:

@@ -4,7 +4,8 @@
 
     UndoubtError
     ├── UsageError                 the caller's mistake: nothing happened, the call was refused
-    │   └── UnknownParticipant
+    │   ├── UnknownParticipant
+    │   └── WrongLoop              used in another event loop than that in which it was opened
     └── ParticipantError           a database misbehaves or is not there; ``participant`` names it
         ├── ParticipantUnavailable   no answer: down, unreachable, connection lost, busy for too long
         ├── ParticipantRefused       an answer, and it is no: wrong password, not set up, a standby, no right
@@ -22,6 +23,11 @@ class UndoubtError(Exception):
 
 class UsageError(UndoubtError):
     """The API was used in a way that cannot work. The call had no effect."""
+
+
+class WrongLoop(UsageError):
+    """A coordinator, a transaction or a branch was used in another event loop than its own. The call had no
+    effect; open a coordinator in each loop."""
 
 
 class UnknownParticipant(UsageError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from coordinator.coordinator import Coordinator
 from coordinator.ledger import open_ledger
 from coordinator.protocols.steps import Observer
+from participants.errors import WrongLoop
 from recovery.service import RecoveryService
 from undoubt import assemble
 from undoubt.config import Settings, load
@@ -38,8 +39,9 @@ async def connect(
     :class:`undoubt.metrics.Metrics`) what a Prometheus server wants to know. ``handles`` is for
     :mod:`undoubt.sync`, whose branches are synchronous connections.
 
-    On exit, transactions that have not begun to commit are aborted, commits that are under way are
-    finished. Raises ``ConfigurationError`` or ``LedgerError``.
+    On exit, transactions that have not begun to commit are aborted, commits that are under way are finished.
+    Raises ``ConfigurationError`` or ``LedgerError``, and ``WrongLoop`` if it is left in another event loop
+    than it was entered in.
     """
     settings = source if isinstance(source, Settings) else load(source)
     async with contextlib.AsyncExitStack() as stack:
@@ -62,4 +64,12 @@ async def connect(
             await service.start()
             stack.push_async_callback(service.close)
         await stack.enter_async_context(coordinator)
-        yield coordinator
+        try:
+            yield coordinator
+        finally:
+            try:
+                coordinator.check_here()
+            except WrongLoop:
+                # What is open belongs to the other loop: nothing of it can be closed here.
+                stack.pop_all()
+                raise

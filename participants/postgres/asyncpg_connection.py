@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import re
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from participants.errors import UsageError
+from participants.errors import UsageError, WrongLoop
 from participants.ids import Gid
 from participants.postgres.asyncpg_savepoint import Savepoint
 
@@ -153,6 +154,10 @@ class BranchConnection:
             raise UsageError(
                 f"connection.{name}() after the end of its branch {self._undoubt_gid}:"
                 " a branch's connection serves until commit or rollback is called, and no longer"
+            )
+        if asyncio._get_running_loop() is not self._undoubt_connection._loop:  # type: ignore[attr-defined]
+            raise WrongLoop(
+                f"connection.{name}() in another event loop than that of branch {self._undoubt_gid}"
             )
 
     def _undoubt_note(self, query: str, rows: bool) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Protocol
 
-from participants.errors import UsageError
+from participants.errors import UsageError, WrongLoop
 from participants.ids import Gid
 
 
@@ -57,6 +57,7 @@ class AsyncGate(asyncio.Lock):
         self._gid = gid
         self._shut = False
         self._leave: Callable[[], None] | None = None
+        self._of = asyncio.get_running_loop()
 
     @property
     def busy(self) -> bool:
@@ -94,6 +95,10 @@ class AsyncGate(asyncio.Lock):
     def check(self) -> None:
         if self._shut:
             raise _ended(self._gid, self.why)
+        if asyncio._get_running_loop() is not self._of:
+            raise WrongLoop(
+                f"a connection was used in another event loop than that of its branch {self._gid}"
+            )
 
 
 class SyncGate:

@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import logging
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -30,6 +31,21 @@ IN_A_LOOP = (
     "undoubt.sync would block the event loop that runs in this thread; use 'async with undoubt.connect(…)'"
     " here, or await asyncio.to_thread(function) with a function that uses undoubt.sync"
 )
+
+
+GREEN = (
+    "{0} has replaced threads and sockets in this process, and undoubt's engine needs real ones: it would"
+    " hang. Use undoubt in a process without it (gunicorn -k gthread or -k sync, celery -P prefork or -P"
+    " threads)"
+)
+_GREEN = (
+    ("gevent.monkey", "is_module_patched", "threading"),
+    ("gevent.monkey", "is_module_patched", "socket"),
+    ("eventlet.patcher", "is_monkey_patched", "thread"),
+    ("eventlet.patcher", "is_monkey_patched", "socket"),
+)
+"""Module, its function that tells what is replaced, and what is asked
+(https://www.gevent.org/api/gevent.monkey.html, https://eventlet.readthedocs.io/en/latest/patching.html)."""
 
 
 class PortalClosed(UsageError):
@@ -89,7 +105,9 @@ class Portal:
     """Open from construction until ``close``; ends by itself when the interpreter does, after ``at_exit``."""
 
     def __init__(self, name: str, at_exit: Callable[[], None]) -> None:
-        """Raises ``UsageError`` in a thread whose own event loop is running."""
+        """Raises ``UsageError`` in a thread whose own event loop is running, and where ``gevent`` or
+        ``eventlet`` has replaced threads."""
+        _refuse_green_threads()
         _refuse_in_a_loop()
         self.pid = os.getpid()
         self._calls: deque[_Call[Any]] = deque()
@@ -120,6 +138,7 @@ class Portal:
             raise WrongProcess(
                 f"this coordinator belongs to process {self.pid}, not {os.getpid()}; open one after the fork"
             )
+        _refuse_green_threads()
         _refuse_in_a_loop()
         if self._ending:
             raise PortalClosed
@@ -179,6 +198,13 @@ class Portal:
 def _refuse_in_a_loop() -> None:
     if asyncio._get_running_loop() is not None:
         raise UsageError(IN_A_LOOP)
+
+
+def _refuse_green_threads() -> None:
+    """A greenlet that waits for the loop would stop the thread in which the loop is to run."""
+    for module, asked, name in _GREEN:
+        if (patched := getattr(sys.modules.get(module), asked, None)) is not None and patched(name):
+            raise UsageError(GREEN.format(module.partition(".")[0]))
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
