@@ -417,7 +417,7 @@ class Transaction:
             closed = "the coordinator was closed meanwhile; recovery brings it to its end"
             raise OutcomeUnknown(self.id, closed if task.cancelled() else late)
         if (otherwise := known_heuristics(course, Decision.COMMIT)) is not None:
-            raise otherwise
+            raise otherwise from course.heuristic_cause
         return CommitResult(self.id, tuple(course.pending))
 
     def _time_out(self) -> None:

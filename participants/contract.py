@@ -257,7 +257,9 @@ class Branch(Protocol):
 
     async def commit(self) -> Settled:
         """COMMIT PREPARED after PREPARED; or ends a READ_ONLY branch, whose locks and notifications go out
-        with it. May be repeated until the answer is final."""
+        with it. May be repeated until the answer is final. Of a READ_ONLY branch ``BranchFailed`` says that
+        its COMMIT was answered with no: then what it did in places that the participant does not see is
+        lost."""
         ...
 
     async def rollback(self) -> Settled:

@@ -47,6 +47,8 @@ class Script:
     commit: list[Answer] = field(default_factory=list)
     rollback: list[Answer] = field(default_factory=list)
     surely_writes: bool = False
+    end_reading: BaseException | None = None
+    """In answer to the COMMIT of a branch that only read."""
 
 
 def _next(answers: list[Answer]) -> Answer:
@@ -251,6 +253,9 @@ class ScriptedBranch:
     async def commit(self) -> Settled:
         if self._vote is not Vote.PREPARED:
             await self.participant.record("end_read_only", self.gid)
+            if (refusal := self.participant.script.end_reading) is not None:
+                self._end(Fate.ABORTED)
+                raise refusal
             self._end(Fate.COMMITTED)
             return Settled.APPLIED
         await self.participant.record("commit", self.gid)

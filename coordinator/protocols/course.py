@@ -66,6 +66,8 @@ class Course:
     """Branches to which PREPARE may have been sent."""
     unanswered: set[Gid] = field(default_factory=set)
     """Those of them whose answer is missing: a prepared branch may still appear there."""
+    reading: set[Gid] = field(default_factory=set)
+    """Branches that are not known to have written: ended as told, they say nothing about the outcome."""
     cause: BaseException | None = None
     """Why it is aborted, from the moment that is certain."""
     interruption: BaseException | None = None
@@ -79,6 +81,8 @@ class Course:
     pending: dict[Gid, Branch] = field(default_factory=dict)
     """Branches that have not confirmed the decision; recovery goes on with them."""
     heuristics: dict[Gid, Settled] = field(default_factory=dict)
+    heuristic_cause: BaseException | None = None
+    """What a branch said that ended otherwise than decided, if it said anything."""
     on_phase: Callable[[Phase], None] | None = None
     """Told each phase that is left, by whoever measures."""
     rows: tuple[Gid, ...] = ()
@@ -169,10 +173,12 @@ def worst(kinds: list[Settled], decision: Decision) -> Settled:
     return Settled.HEURISTIC_ROLLBACK if rolled_back else Settled.HEURISTIC_COMMIT
 
 
-async def record_heuristic(course: Course, branch: Branch, kind: Settled, decision: Decision) -> None:
+async def record_heuristic(
+    course: Course, branch: Branch, kind: Settled, decision: Decision, note: str = ""
+) -> None:
     """Remember it in the ledger for as long as an operator wants to see it, then let the branch forget."""
     course.heuristics[branch.gid] = kind
-    found = Heuristic(branch.gid, kind, decision, found_at=time.time())
+    found = Heuristic(branch.gid, kind, decision, found_at=time.time(), note=note)
     await repeat_until_answered(lambda: course.ledger.record_heuristic(found))
     await branch.forget()
 
@@ -186,6 +192,7 @@ def known_heuristics(course: Course, decision: Decision) -> HeuristicOutcome | N
     far as that is known. None if all did as decided, or will."""
     if not course.heuristics:
         return None
-    applied = len(course.branches) > len(course.heuristics)
+    silent = course.reading | course.heuristics.keys()
+    applied = any(branch.gid not in silent for branch in course.branches)
     kinds = [*course.heuristics.values(), *([Settled.APPLIED] if applied else [])]
     return heuristic_outcome(course, kinds, decision)

@@ -34,7 +34,8 @@ async def apply(course: Course, prepared: Sequence[Branch], readers: Sequence[Br
     """Second phase. Whatever fails here is ``pending``: the transaction is committed all the same."""
     course.pending = {branch.gid: branch for branch in prepared}
     report_bugs(course, await all_of(_commit_branch(course, branch) for branch in prepared))
-    course.enter(Phase.APPLIED)
+    if course.pending:
+        course.enter(Phase.APPLIED)  # nobody waits for readers as long as they have to wait
     pause_s = 0.05
     while readers and course.pending:
         await asyncio.sleep(pause_s)
@@ -76,15 +77,59 @@ async def _while_busy(call: Callable[[], Awaitable[Settled]]) -> Settled:
 
 
 async def end_readers(course: Course, readers: Sequence[Branch]) -> None:
-    for reader, result in zip(readers, await all_of(reader.commit() for reader in readers), strict=True):
-        if isinstance(result, BaseException):
-            log.warning("read-only branch %s did not end with its transaction: %s", reader.gid, result)
+    """COMMIT of the branches that only read, as far as their databases know; the transaction is committed.
+
+    A function can write through a foreign table, and that has no transaction id here. So a COMMIT that is
+    answered with an error, or with ROLLBACK, may have lost something: it is recorded and told. A connection
+    that was lost is not; there are many harmless ways to lose one that only read.
+    """
+    await _note_lost_writes(course, await _commit_readers(course, readers))
     course.enter(Phase.APPLIED)
+
+
+async def commit_readers_alone(course: Course, readers: Sequence[Branch]) -> None:
+    """No branch has written, as far as the databases know: the answers to COMMIT are the decision.
+
+    Where all of them refuse nothing is committed anywhere. Where some do it cannot be known whether the
+    others had anything to commit.
+    """
+    if readers and course.remaining_s() <= 0:
+        await roll_back(course, readers, TimeoutError("the transaction's timeout has passed"))
+    course.enter(Phase.DECIDING)
+    refused = await _commit_readers(course, readers)
+    if refused and len(refused) == len(readers):
+        await roll_back(course, (), refused[0][1])
+    course.enter(Phase.COMMITTED)
+    await _note_lost_writes(course, refused)
+    course.enter(Phase.APPLIED)
+
+
+async def _commit_readers(course: Course, readers: Sequence[Branch]) -> list[tuple[Branch, ParticipantError]]:
+    """Those that were answered with no, and what was said."""
+    refused: list[tuple[Branch, ParticipantError]] = []
+    for reader, result in zip(readers, await all_of(reader.commit() for reader in readers), strict=True):
+        if isinstance(result, BranchFailed | ParticipantRefused):
+            refused.append((reader, result))
+        elif isinstance(result, BaseException):
+            log.warning("read-only branch %s did not end with its transaction: %s", reader.gid, result)
+    return refused
+
+
+async def _note_lost_writes(course: Course, refused: Sequence[tuple[Branch, ParticipantError]]) -> None:
+    for reader, error in refused:
+        log.error(
+            "the COMMIT of read-only branch %s of a committed transaction failed: %s", reader.gid, error
+        )
+        course.heuristic_cause = course.heuristic_cause or error
+        await record_heuristic(course, reader, Settled.HEURISTIC_ROLLBACK, Decision.COMMIT, note=str(error))
 
 
 async def commit_in_one_phase(course: Course, writers: Sequence[Branch], readers: Sequence[Branch]) -> None:
     """At most one branch has anything to commit: its own COMMIT is the decision."""
-    if writers and course.remaining_s() <= 0:
+    if not writers:
+        await commit_readers_alone(course, readers)
+        return
+    if course.remaining_s() <= 0:
         await roll_back(course, course.branches, TimeoutError("the transaction's timeout has passed"))
     for writer in writers:
         course.enter(Phase.DECIDING)
@@ -162,7 +207,8 @@ async def roll_back(
     kinds: list[Settled] = [*course.heuristics.values()]
     for branch, result in zip(branches, results, strict=True):
         if isinstance(result, Settled):
-            kinds.append(result)
+            if branch.gid not in course.reading or result in HEURISTICS:
+                kinds.append(result)
             if result in HEURISTICS:
                 await _note_heuristic_abort(course, branch, result)
     if course.heuristics:

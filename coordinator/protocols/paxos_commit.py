@@ -26,7 +26,7 @@ from coordinator.protocols.course import Course, Phase, branch_record, repeat_un
 from coordinator.protocols.ending import (
     abort_after_votes,
     commit_in_one_phase,
-    end_readers,
+    commit_readers_alone,
     record_abort,
     roll_back,
 )
@@ -48,8 +48,7 @@ async def paxos_commit(course: Course) -> None:
     if tally.failure is not None:
         await abort_after_votes(course, tally, tally.failure)
     if not tally.prepared:
-        course.enter(Phase.COMMITTED)
-        await end_readers(course, readers)
+        await commit_readers_alone(course, readers)
         return
     prepared = [branch for branch, _ in tally.prepared]
     if await _vote(course, tally, acceptors_of(course)) is Decision.ABORT:

@@ -31,7 +31,7 @@ from coordinator.protocols.course import Course, Phase, branch_record, repeat_un
 from coordinator.protocols.ending import (
     abort_after_votes,
     commit_in_one_phase,
-    end_readers,
+    commit_readers_alone,
     roll_back,
 )
 from coordinator.protocols.steps import ThreePhaseStep
@@ -79,9 +79,8 @@ async def three_phase_commit(course: Course) -> None:
     if tally.failure is not None:
         await _abort(course, rows, tally, tally.failure)
     if not tally.prepared:
-        course.enter(Phase.COMMITTED)
         await bury(rows.gids, rows.charter, course.find)  # nothing of it is left to end
-        await end_readers(course, readers)
+        await commit_readers_alone(course, readers)
         return
     await _precommit_in_ledger(course, rows, tally)
     course.enter(Phase.DECIDING)

@@ -26,7 +26,7 @@ from coordinator.protocols.ending import (
     abort_after_votes,
     apply,
     commit_in_one_phase,
-    end_readers,
+    commit_readers_alone,
     roll_back,
 )
 from coordinator.protocols.steps import TwoPhaseStep
@@ -48,8 +48,7 @@ async def two_phase_commit(course: Course) -> None:
     if tally.failure is not None:
         await abort_after_votes(course, tally, tally.failure)
     if not tally.prepared:
-        course.enter(Phase.COMMITTED)
-        await end_readers(course, readers)
+        await commit_readers_alone(course, readers)
         return
     decision = await _decide(course, tally)
     if decision is Decision.ABORT:

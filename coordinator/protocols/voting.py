@@ -19,7 +19,6 @@ from participants.contract import (
     Vote,
     Work,
 )
-from participants.ids import Gid
 
 
 @dataclass(slots=True)
@@ -42,15 +41,14 @@ async def classify(course: Course) -> tuple[list[Branch], list[Branch], BaseExce
         return list(course.branches), [], None
     unsure = [branch for branch in course.branches if not branch.surely_writes]
     answers = await all_within((branch.poll() for branch in unsure), course.remaining_s())
-    reading: set[Gid] = set()
     for branch, answer in zip(unsure, answers, strict=True):
         if isinstance(answer, BaseException):
             return [], [], _as_timeout(answer, f"no answer from {label(branch)} within the timeout")
         if answer is Work.READ_ONLY:
-            reading.add(branch.gid)
+            course.reading.add(branch.gid)
             course.votes[label(branch)] = Vote.READ_ONLY
-    writers = [branch for branch in course.branches if branch.gid not in reading]
-    readers = [branch for branch in course.branches if branch.gid in reading]
+    writers = [branch for branch in course.branches if branch.gid not in course.reading]
+    readers = [branch for branch in course.branches if branch.gid in course.reading]
     return writers, readers, None
 
 
@@ -90,6 +88,7 @@ def _count(
             tally.prepared.append((branch, evidence))
         case PrepareResult(vote=Vote.READ_ONLY):
             tally.readers.append(branch)
+            course.reading.add(branch.gid)
         case PrepareResult(reason=reason):
             course.votes[label(branch)] = Vote.ABORT
             return reason or TimeoutError(f"{label(branch)} votes abort")

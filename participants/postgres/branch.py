@@ -33,7 +33,6 @@ from participants.postgres.verdicts import (
     ENDED_BY_APPLICATION,
     SWALLOWED,
     branch_failure,
-    marker_lost,
     participant_error,
     read_evidence,
 )
@@ -223,8 +222,8 @@ class PostgresBranch:
         try:
             answer = await self._session.script(script, timeout_s=self._around.statement_timeout_s)
         except ServerError as error:
-            if marker_lost(error):
-                raise self._failed(ENDED_BY_APPLICATION) from error
+            if error.fatal:
+                raise participant_error(self._around.name, error) from error
             raise branch_failure(self._around.name, error) from error
         except (NoAnswer, NotSent) as error:
             raise participant_error(self._around.name, error) from error

@@ -19,11 +19,13 @@ NAMES = ("alpha", "beta", "gamma")
 class Stage:
     """A coordinator over scripted participants and a ledger in memory that notes the order of calls."""
 
-    def __init__(self, scripts: dict[str, Script], **settings: Any) -> None:
+    def __init__(
+        self, scripts: dict[str, Script], ledger: MemoryLedger | None = None, **settings: Any
+    ) -> None:
         self.events: list[str] = []
         self.gates: dict[str, asyncio.Event] = {}
         self.arrived: dict[str, asyncio.Event] = {}
-        self.ledger = MemoryLedger()
+        self.ledger = ledger or MemoryLedger()
         self.registry = Registry()
         self.participants: dict[str, ScriptedParticipant] = {}
         for name, script in scripts.items():
