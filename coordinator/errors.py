@@ -18,7 +18,8 @@
         │   └── ClusterNotReady    or would, but for nodes that are silent or behind
         ├── VersionHeldBack        the cluster has members of an older version, which do not know this yet
         ├── SessionLost            the lease is gone: nothing of it can commit any more
-        └── BranchListMismatch     a decision is recorded for other branches than those given
+        ├── BranchListMismatch     a decision is recorded for other branches than those given
+        └── Impostor               a name that the ledger never gave
 """
 
 from __future__ import annotations
@@ -122,3 +123,8 @@ class BranchListMismatch(LedgerError):
         self.txid = txid
         self.recorded = tuple(recorded)
         self.given = tuple(given)
+
+
+class Impostor(LedgerError):
+    """The ledger never gave that name: its tag is wrong, or is missing where there has to be one. Nothing was
+    recorded."""

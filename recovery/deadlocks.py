@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from coordinator.ledger.contract import Ledger, Record
-from participants.contract import Participant, Waiting
+from coordinator.ledger.contract import Ledger, Record, Verdict
+from participants.contract import Claim, Node, Participant, Waiting
 from participants.errors import ParticipantError, UndoubtError
-from participants.ids import InvalidName, TxId
+from participants.ids import Gid, InvalidName, TxId
 from participants.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,8 @@ class DeadlockDetector:
         """The deadlocks found, each with the victim that was told to abort. Raises ``LedgerError``."""
         first = await self._waits()
         second = await self._waits() if any(first.values()) else {}
-        edges = self._lasting(standing_edges(first, second))
+        proved = await self._proved(lasting(first, second))
+        edges = self._lasting(standing_edges(first, second, proved))
         found = []
         while cycle := find_cycle(edges):
             victim = await self._victim(cycle)
@@ -133,6 +134,21 @@ class DeadlockDetector:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return {tasks[task]: task.result() for task in done}
+
+    async def _proved(self, waits: Iterable[Waiting]) -> dict[Claim | Gid, TxId]:
+        """The transactions of those ends of ``waits`` that prove which they belong to: every session can put
+        any name into its application_name, and prepare under any gid."""
+        ends = {end for waiting in waits for end in (waiting.waiter, waiting.holder)}
+        claims = [end for end in ends if isinstance(end, Claim)]
+        gids = [end for end in ends if isinstance(end, Gid)]
+        proved: dict[Claim | Gid, TxId] = {}
+        if claims:
+            told = zip(claims, await self._ledger.backends(claims), strict=True)
+            proved |= {claim: txid for claim, txid in told if txid is not None}
+        if gids:
+            verdicts = await self._ledger.outcomes(gids)
+            proved |= {gid: gid.txid for gid in gids if verdicts[gid] is not Verdict.IMPOSTOR}
+        return proved
 
     async def _victim(self, cycle: Sequence[Edge]) -> TxId | None:
         """The youngest of its transactions without a recorded COMMIT; all of a cycle's are waiting. By number
@@ -174,17 +190,38 @@ async def _told(participant: Participant) -> Sequence[Waiting]:
         return ()
 
 
-def standing_edges(first: dict[str, Sequence[Waiting]], second: dict[str, Sequence[Waiting]]) -> list[Edge]:
-    """Those that were seen twice as the very same wait, in a stable order."""
-    sightings: dict[tuple[str, str], list[tuple[str, Waiting]]] = {}
+def lasting(
+    first: Mapping[str, Sequence[Waiting]], second: Mapping[str, Sequence[Waiting]]
+) -> Iterator[Waiting]:
+    """Those that were seen twice as the very same wait."""
     for name, waits in second.items():
         before = set(first.get(name, ()))
-        for waiting in waits:
-            if waiting in before:
-                sightings.setdefault((str(waiting.waiter), str(waiting.holder)), []).append((name, waiting))
+        yield from (waiting for waiting in waits if waiting in before)
+
+
+def standing_edges(
+    first: Mapping[str, Sequence[Waiting]],
+    second: Mapping[str, Sequence[Waiting]],
+    proved: Mapping[Claim | Gid, TxId] | None = None,
+) -> list[Edge]:
+    """Those that were seen twice as the very same wait, in a stable order. An end that proves nothing is a
+    session, or a prepared transaction, of somebody else."""
+    sightings: dict[tuple[str, str], list[tuple[str, Waiting]]] = {}
+    for name, waits in second.items():
+        for waiting in lasting(first, {name: waits}):
+            ends = tuple(_node(end, name, proved or {}) for end in (waiting.waiter, waiting.holder))
+            sightings.setdefault((ends[0], ends[1]), []).append((name, waiting))
     return [
         Edge(waiter, holder, tuple(seen)) for (waiter, holder), seen in sorted(sightings.items(), key=_key)
     ]
+
+
+def _node(end: Node, participant: str, proved: Mapping[Claim | Gid, TxId]) -> str:
+    if isinstance(end, str):
+        return end
+    if end in proved:
+        return str(proved[end])
+    return f"{participant}/{end.pid or end}" if isinstance(end, Claim) else f"{participant}/{end}"
 
 
 def _key(item: tuple[tuple[str, str], object]) -> tuple[str, str]:

@@ -92,7 +92,7 @@ def _command(found: Found) -> str | None:
             return f"undoubt indoubt rollback {gid}"
         case Standing.ACTIVE | Standing.ASK_PROTOCOL:
             return f"undoubt indoubt wait {gid}"
-        case Standing.FORGOTTEN | Standing.OTHER_LEDGER | Standing.FOREIGN:
+        case Standing.FORGOTTEN | Standing.IMPOSTOR | Standing.OTHER_LEDGER | Standing.FOREIGN:
             return None
 
 
@@ -106,6 +106,11 @@ _NO_PROOF = {
         " retention, or the ledger was restored from a backup.",
         "The transaction may have committed elsewhere. Compare with its other databases and the"
         " application's own records, then commit or roll back with --heuristic and a --note.",
+    ],
+    Standing.IMPOSTOR: [
+        "It is not the branch that its name says: somebody else prepared it, under a name that was made up or"
+        " that had been used. undoubt never touches it, and no transaction waits for it.",
+        "Whoever prepared it can end it; find out who that is: anybody who may connect can prepare.",
     ],
     Standing.OTHER_LEDGER: [
         "Its decision is in another ledger, the one its name begins with: only that ledger's recovery may"

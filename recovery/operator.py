@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 from coordinator.errors import OutcomeUnknown
-from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledger
+from coordinator.ledger.contract import Decision, Heuristic, Ledger, record_of
 from participants.contract import HEURISTICS, Evidence, Order, Settled
 from participants.ids import Foreign, Gid
 from participants.registry import Registry
@@ -23,6 +23,7 @@ from recovery.survey import Found, survey
 
 BUSY_PAUSE_S = 0.1
 BUSY_S = 10.0
+ROLLED_BACK_BY_HAND = "an operator rolled it back (undoubt indoubt rollback)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Operator:
             await self._against(found, own, Order.COMMIT, note)
         else:
             raise Conflict(
-                f"COMMIT is not recorded for {gid} ({found.standing.why}); nothing was done."
+                f"COMMIT is not recorded for {gid} ({found.why}); nothing was done."
                 " To commit it all the same, against or without a decision, add --heuristic"
             )
 
@@ -53,7 +54,7 @@ class Operator:
         if found.standing in {Standing.FORGOTTEN, Standing.ASK_PROTOCOL}:
             if not heuristic:
                 raise Conflict(
-                    f"ABORT cannot be recorded for {gid} ({found.standing.why}); nothing was done."
+                    f"ABORT cannot be recorded for {gid} ({found.why}); nothing was done."
                     " To roll it back all the same, add --heuristic"
                 )
             await self._against(found, own, Order.ROLLBACK, note)
@@ -79,6 +80,8 @@ class Operator:
         own = found.branch.gid
         if isinstance(own, Foreign):
             raise NotOurs(f"{gid} is not a branch of undoubt's: whoever prepared it must finish it")
+        if found.standing is Standing.IMPOSTOR:
+            raise NotOurs(f"{gid} is an impostor: {found.why}. Nothing was done")
         if found.standing is Standing.OTHER_LEDGER:
             raise NotOurs(
                 f"{gid} belongs to another ledger, this one is {self.ledger.ledger_id}:"
@@ -88,9 +91,11 @@ class Operator:
 
     async def _record_abort(self, found: Found, gid: Gid) -> Decision:
         """The decision that is recorded."""
-        branch = BranchRecord(gid.branch, gid.participant)
+        branch = record_of(gid)
         try:
-            return await self.ledger.decide(gid.txid, Decision.ABORT, [branch], protocol=gid.protocol)
+            return await self.ledger.decide(
+                gid.txid, Decision.ABORT, [branch], protocol=gid.protocol, cause=ROLLED_BACK_BY_HAND
+            )
         except OutcomeUnknown:
             # Of a session from before a restore of the ledger nothing is recorded any more; below its floor
             # everything is aborted all the same.

@@ -20,6 +20,7 @@ aborted         no          anything else                 :class:`BranchDone`
 active          yes                                       :class:`LeaveAlone`
 ask protocol    yes                                       :class:`Terminate`
 forgotten       yes                                       :class:`ReportOnly`
+impostor        yes                                       :class:`ReportOnly`
 other ledger's  yes                                       :class:`ReportOnly`
 foreign         yes                                       :class:`ReportOnly`
 ==============  ==========  ============================  =============================================
@@ -37,19 +38,20 @@ from participants.ids import Foreign, Gid
 
 
 class Standing(enum.StrEnum):
-    """Whose a prepared branch is, and what is known of its end. The first five are the ledger's verdicts."""
+    """Whose a prepared branch is, and what is known of its end. The first six are the ledger's verdicts."""
 
     COMMITTED = "committed"
     ABORTED = "aborted"
     ACTIVE = "active"
     ASK_PROTOCOL = "ask_protocol"
     FORGOTTEN = "forgotten"
+    IMPOSTOR = "impostor"
     OTHER_LEDGER = "other_ledger"
     FOREIGN = "foreign"
 
     @property
     def ours(self) -> bool:
-        return self not in {Standing.OTHER_LEDGER, Standing.FOREIGN}
+        return self not in {Standing.IMPOSTOR, Standing.OTHER_LEDGER, Standing.FOREIGN}
 
     @property
     def action(self) -> str:
@@ -63,7 +65,7 @@ class Standing(enum.StrEnum):
                 return "wait"
             case Standing.FORGOTTEN:
                 return "decide"
-            case Standing.OTHER_LEDGER | Standing.FOREIGN:
+            case Standing.IMPOSTOR | Standing.OTHER_LEDGER | Standing.FOREIGN:
                 return "none"
 
     @property
@@ -78,6 +80,7 @@ _WHY = {
     Standing.ACTIVE: "its coordinator is alive and may still decide",
     Standing.ASK_PROTOCOL: "the termination protocol of its own kind decides",
     Standing.FORGOTTEN: "the ledger knows nothing of its session any more",
+    Standing.IMPOSTOR: "it has the name of a branch of this ledger, and is none",
     Standing.OTHER_LEDGER: "another ledger's",
     Standing.FOREIGN: "not undoubt's",
 }
@@ -169,7 +172,7 @@ def for_prepared(gid: Gid | Foreign, stands: Standing) -> PreparedAction:
             return LeaveAlone(gid)
         case Standing.ASK_PROTOCOL:
             return Terminate(gid)
-        case Standing.FORGOTTEN | Standing.OTHER_LEDGER | Standing.FOREIGN:
+        case Standing.FORGOTTEN | Standing.IMPOSTOR | Standing.OTHER_LEDGER | Standing.FOREIGN:
             return ReportOnly(gid, stands)
         case _:
             assert_never(stands)

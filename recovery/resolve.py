@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Ledger
 from coordinator.protocols.steps import Observer
-from participants.contract import HEURISTICS, Fate, Participant, Settled
+from participants.contract import HEURISTICS, Participant, Settled
 from participants.errors import ParticipantError, ParticipantUnavailable
 from participants.ids import Gid, TxId
 from participants.registry import Registry
@@ -35,7 +35,7 @@ from recovery.plan import (
     order_of,
 )
 from recovery.report import Counters, Line
-from recovery.scan import Scan, gid_of
+from recovery.scan import Scan
 from recovery.steps import RecoveryStep, reach
 from recovery.terminate import Terminator
 from recovery.unfinished import Progress, ask_books
@@ -92,7 +92,7 @@ class Resolution:
                 case Terminate(gid):
                     undecided.append(gid)
                 case ReportOnly():
-                    self._line(branch.gid, str(stands), "report", "nothing")
+                    self._line(branch.gid, str(stands), "report", "nothing", stands.why)
         await each(todo, self._act, parallel=self._tools.parallel)
         if undecided:
             alive = await self._tools.terminator.alive()
@@ -131,7 +131,7 @@ class Resolution:
         before_s = asyncio.get_running_loop().time() - self._young_s
         return [
             (record, branch)
-            for record, branch in self._scan.absent(self._tools.participants)
+            for record, branch in self._scan.absent()
             if progress.known_since(record.txid) <= before_s
             and not progress.is_done(record.txid, branch.number)
         ]
@@ -181,11 +181,10 @@ class Resolution:
 
     async def _judge(self, item: tuple[DecisionRecord, BranchRecord]) -> None:
         record, branch = item
-        gid = gid_of(self._tools.ledger.ledger_id, record, branch)
+        gid = branch.gid(self._tools.ledger.ledger_id, record.protocol, record.txid)
         try:
             fate = await ask_books(self._participant, gid, branch)
-            if branch.participant == self._participant.name or fate is not Fate.UNKNOWN:
-                await self._conclude(for_absent(gid, record.decision, fate))
+            await self._conclude(for_absent(gid, record.decision, fate))
         except ParticipantError as error:
             self._line(gid, None, "finish", "failed", str(error))
             self._failed(error)

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from coordinator.ledger.contract import BranchRecord, DecisionRecord, Ledger, Verdict
 from coordinator.protocols.steps import Observer
 from participants.contract import Evidence, Participant, PreparedBranch
-from participants.ids import Foreign, Gid, Protocol, TxId
+from participants.ids import Gid, TxId
 from recovery.plan import Standing, standing
 from recovery.steps import RecoveryStep, reach
 
 OUTCOMES_MAX = 1_000
-"""Transactions asked for in one call."""
+"""Branches asked for in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,13 @@ class Scan:
     """What was seen at ``participant``. ``records`` are all unfinished decisions, read before the list."""
 
     participant: str
+    names: frozenset[str]
+    """Of the participant: its own, and those that it had before."""
     records: Mapping[TxId, DecisionRecord]
     prepared: Sequence[tuple[PreparedBranch, Standing]]
     listed: Mapping[tuple[TxId, int], Evidence | None] = field(default_factory=dict)
-    """What the list says of each branch of this ledger in it, by transaction and number, whatever its
-    participant's name."""
+    """What the list says of each branch of this ledger in it that is no impostor, by transaction and
+    number."""
 
     def evidence(self, gid: Gid) -> Evidence | None:
         """What was recorded with the decision, else what the list says of a branch that was in it."""
@@ -42,13 +44,12 @@ class Scan:
                 return recorded
         return self.listed.get((gid.txid, gid.branch))
 
-    def absent(self, names: Container[str]) -> Iterator[tuple[DecisionRecord, BranchRecord]]:
-        """Branches recorded for this participant, or for one that is not among ``names`` (it may have been
-        renamed), that this one did not list."""
+    def absent(self) -> Iterator[tuple[DecisionRecord, BranchRecord]]:
+        """Branches recorded for this participant that it did not list. Nobody else can tell what became of
+        them: even a database of the same server may have another history."""
         for record in self.records.values():
             for branch in record.branches:
-                asked = branch.participant == self.participant or branch.participant not in names
-                if asked and (record.txid, branch.number) not in self.listed:
+                if branch.participant in self.names and (record.txid, branch.number) not in self.listed:
                     yield record, branch
 
 
@@ -68,49 +69,89 @@ async def scan(
     await reach(observe, RecoveryStep.BEFORE_SCAN, participant.name)
     listed = await participant.in_doubt()
     await reach(observe, RecoveryStep.AFTER_SCAN, participant.name)
-    stands = await standings(ledger, [branch.gid for branch in listed])
+    stands = await standings(ledger, [(participant, branch) for branch in listed], records)
     await reach(observe, RecoveryStep.AFTER_OUTCOMES, participant.name)
+    prepared = list(zip(listed, stands, strict=True))
     return Scan(
         participant.name,
+        participant.names,
         records,
-        [(branch, stands[branch.gid]) for branch in listed],
+        prepared,
         {
             (branch.gid.txid, branch.gid.branch): branch.evidence
-            for branch in listed
-            if isinstance(branch.gid, Gid) and branch.gid.ledger == ledger.ledger_id
+            for branch, stand in prepared
+            if isinstance(branch.gid, Gid) and stand.ours
         },
     )
 
 
-async def standings(ledger: Ledger, gids: Sequence[Gid | Foreign]) -> dict[Gid | Foreign, Standing]:
-    """The standing of each of ``gids``, which were listed before this is called."""
-    stands: dict[Gid | Foreign, Standing] = {}
-    ours: dict[Protocol, list[Gid]] = {}
-    for gid in gids:
-        if isinstance(gid, Gid) and gid.ledger == ledger.ledger_id:
-            ours.setdefault(gid.protocol, []).append(gid)
+async def standings(
+    ledger: Ledger,
+    listed: Sequence[tuple[Participant, PreparedBranch]],
+    records: Mapping[TxId, DecisionRecord] | None = None,
+) -> list[Standing]:
+    """The standing of each branch, in order, beside the participant that listed it before this is called.
+    ``records`` are unfinished decisions that are known already."""
+    gids = [branch.gid for _, branch in listed]
+    ours = [gid for gid in gids if isinstance(gid, Gid) and gid.ledger == ledger.ledger_id]
+    verdicts = await _outcomes(ledger, list(dict.fromkeys(ours)))
+    recorded = await _recorded(ledger, verdicts, records or {})
+    stands = []
+    for participant, branch in listed:
+        gid = branch.gid
+        if not isinstance(gid, Gid) or gid not in verdicts:
+            stands.append(standing(gid, ledger.ledger_id, None))
+        elif why_impostor(participant.names, branch, recorded.get(gid)) is not None:
+            stands.append(Standing.IMPOSTOR)
         else:
-            stands[gid] = standing(gid, ledger.ledger_id, None)
-    for protocol, of_protocol in ours.items():
-        verdicts = await _outcomes(ledger, sorted({gid.txid for gid in of_protocol}), protocol)
-        stands |= {gid: standing(gid, ledger.ledger_id, verdicts[gid.txid]) for gid in of_protocol}
+            stands.append(standing(gid, ledger.ledger_id, verdicts[gid]))
     return stands
 
 
-async def _outcomes(ledger: Ledger, txids: Sequence[TxId], protocol: Protocol) -> dict[TxId, Verdict]:
-    verdicts: dict[TxId, Verdict] = {}
-    for start in range(0, len(txids), OUTCOMES_MAX):
-        verdicts |= await ledger.outcomes(txids[start : start + OUTCOMES_MAX], protocol=protocol)
+async def _outcomes(ledger: Ledger, gids: Sequence[Gid]) -> dict[Gid, Verdict]:
+    verdicts: dict[Gid, Verdict] = {}
+    for start in range(0, len(gids), OUTCOMES_MAX):
+        verdicts |= await ledger.outcomes(gids[start : start + OUTCOMES_MAX])
     return verdicts
 
 
+async def _recorded(
+    ledger: Ledger, verdicts: Mapping[Gid, Verdict], records: Mapping[TxId, DecisionRecord]
+) -> dict[Gid, BranchRecord]:
+    """What was recorded of branches that are said to be committed: a name may be prepared again after its
+    end."""
+    found: dict[Gid, BranchRecord] = {}
+    for gid, verdict in verdicts.items():
+        if verdict is not Verdict.COMMITTED:
+            continue
+        known = records.get(gid.txid) or await ledger.transaction(gid.txid)
+        for branch in known.branches if known is not None else ():
+            if branch.number == gid.branch:
+                found[gid] = branch
+    return found
+
+
+def why_impostor(names: Container[str], branch: PreparedBranch, recorded: BranchRecord | None) -> str | None:
+    """Why ``branch``, listed by the participant that has or had ``names``, is not the one that its gid names,
+    although its tag is right; None if nothing speaks against it. A gid is public from its PREPARE on, and may
+    be prepared again by anybody after its end."""
+    gid = branch.gid
+    if isinstance(gid, Gid) and gid.participant not in names:
+        return f"it lies in another database than that of participant {gid.participant!r}, which it names"
+    if not branch.owned:
+        return f"role {branch.owner!r} prepared it, which prepares no branch of ours"
+    ids = (None if recorded is None else recorded.xid, branch.xid)
+    if None not in ids and (ids[0] or 0) % _XID_MODULUS != (ids[1] or 0) % _XID_MODULUS:
+        return f"its transaction id is {ids[1]}, and the decision was recorded of {ids[0]}"
+    return None
+
+
+_XID_MODULUS = 2**32
+"""Of a prepared transaction a database shows the lower half of its id."""
+
+
 def evidence_of(branch: BranchRecord) -> Evidence | None:
-    """None unless all of it was recorded: half of it would be a guess."""
-    if branch.xid is None or branch.system is None or branch.timeline is None:
+    """None unless a transaction id was recorded."""
+    if branch.xid is None:
         return None
-    return Evidence(branch.xid, branch.system, branch.timeline)
-
-
-def gid_of(ledger_id: str, record: DecisionRecord, branch: BranchRecord) -> Gid:
-    """The name under which the branch was prepared."""
-    return Gid(ledger_id, Protocol(record.protocol), record.txid, branch.number, branch.participant)
+    return Evidence(branch.xid, branch.system, branch.timeline, branch.history, branch.position)

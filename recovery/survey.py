@@ -17,7 +17,7 @@ from participants.ids import Foreign, Gid, TxId
 from participants.registry import Registry
 from recovery.errors import NotAllSeen, NotPrepared
 from recovery.plan import Standing
-from recovery.scan import standings
+from recovery.scan import standings, why_impostor
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class Found:
     participant: str
     branch: PreparedBranch
     standing: Standing
+    why: str
+    """The standing as a reason, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +77,24 @@ async def survey(ledger: Ledger, participants: Registry) -> Survey:
             text = str(branch.gid)
             if text not in branches or getattr(branch.gid, "participant", None) == participant.name:
                 branches[text] = (participant.name, branch)
-    stands = await standings(ledger, [branch.gid for _, branch in branches.values()])
-    found = [Found(name, branch, stands[branch.gid]) for name, branch in branches.values()]
+    seen = [(participants.get(name), branch) for name, branch in branches.values()]
+    stands = await standings(ledger, seen)
+    found = [
+        Found(participant.name, branch, stand, await _why(ledger, participant, branch, stand))
+        for (participant, branch), stand in zip(seen, stands, strict=True)
+    ]
     found.sort(key=lambda one: (-one.branch.age_s, str(one.branch.gid)))
     return Survey(tuple(found), tuple(await ledger.heuristics()), unreachable)
+
+
+async def _why(ledger: Ledger, participant: Participant, branch: PreparedBranch, stands: Standing) -> str:
+    gid = branch.gid
+    if stands is not Standing.IMPOSTOR or not isinstance(gid, Gid):
+        return stands.why
+    info = await ledger.transaction(gid.txid)
+    recorded = next((one for one in (info.branches if info else ()) if one.number == gid.branch), None)
+    why = why_impostor(participant.names, branch, recorded)
+    return why or "the ledger never gave that name: its tag is wrong, or is missing"
 
 
 async def _list(participant: Participant) -> Sequence[PreparedBranch] | ParticipantError:

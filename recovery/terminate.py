@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from coordinator.errors import LedgerUnavailable, OutcomeUnknown
-from coordinator.ledger.contract import BranchRecord, Decision, Ledger, SessionState
+from coordinator.ledger.contract import Decision, Ledger, SessionState, record_of
 from coordinator.protocols.steps import Observer
 from coordinator.protocols.termination import Late, Round, Terminated
 from coordinator.protocols.termination_rules import CONTRADICTION, Move
@@ -110,7 +110,7 @@ class Terminator:
             return Ended(None, error.why, hopeless=True)
         except LedgerUnavailable as error:
             return Ended(None, f"blocked: {error}")
-        own = BranchRecord(gid.branch, gid.participant)
+        own = record_of(gid)
         listed = {(branch.number, branch.participant) for branch in found.branches}
         if listed and (own.number, own.participant) not in listed:
             return Ended(None, NOT_LISTED, hopeless=True)
@@ -121,10 +121,7 @@ class Terminator:
         """With the evidence that the PRECOMMIT has: it is there before any row can say so."""
         info = await self._ledger.transaction(gid.txid)
         known = {branch.number: branch for branch in (info.branches if info is not None else ())}
-        branches = [
-            known.get(member.branch, BranchRecord(member.branch, member.participant))
-            for member in charter.members
-        ]
+        branches = [known.get(member.branch, record_of(member)) for member in charter.members]
         try:
             await self._ledger.decide(gid.txid, decision, branches, protocol=gid.protocol)
         except OutcomeUnknown as error:

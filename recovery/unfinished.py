@@ -105,8 +105,8 @@ class Progress:
 
 
 async def ask_books(participant: Participant, gid: Gid, branch: BranchRecord) -> Fate:
-    """What the participant's own books say of a branch that is not prepared. Evidence names the system and
-    the timeline, so any database of that server may answer, under any name. Raises ``ParticipantError``."""
+    """What the books of the participant that it was recorded for say of a branch that is not prepared. Raises
+    ``ParticipantError``."""
     evidence = evidence_of(branch)
     fate = Fate.UNKNOWN if evidence is None else await participant.evidence(evidence)
     if fate is Fate.UNKNOWN and gid.protocol is Protocol.THREE_PHASE:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from coordinator.errors import VersionHeldBack
 from coordinator.ledger import calls
 from coordinator.ledger.contract import (
     Acceptors,
@@ -20,6 +22,8 @@ from coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
+from coordinator.ledger.names import new_request, nonce_of
+from participants.contract import Claim
 from participants.ids import Gid, TxId, new_nonce
 
 
@@ -32,35 +36,81 @@ class CallingLedger(abc.ABC):
     async def _call(self, call: calls.Call) -> Any:
         """The result of ``call``, in the shape of ``calls.REPLY_TYPES``. Raises what the contract raises."""
 
+    def _request(self) -> str:
+        return new_request()
+
     def _nonce(self) -> str:
         return new_nonce()
 
     async def open_session(self, name: str, ttl_s: float) -> Session:
-        session: Session = await self._call(calls.OpenSessionCall(name, ttl_s, self._nonce()))
+        return await self._open_session(name, ttl_s)
+
+    async def _open_session(self, name: str, ttl_s: float, *, bind: bool = False) -> Session:
+        request = self._request()
+        call = calls.OpenSessionCall(name, ttl_s, nonce_of(request), bind, request)
+        session: Session = await self._call(call)
         return session
 
     async def keep_alive(self, session: Session, floor: int) -> None:
-        await self._call(calls.KeepAliveCall(session, floor))
+        await self._call(calls.KeepAliveCall(session.public, floor))
 
     async def close_session(self, session: Session) -> None:
-        await self._call(calls.CloseSessionCall(session))
+        await self._call(calls.CloseSessionCall(session.public))
 
     async def sessions(self) -> Sequence[SessionInfo]:
         sessions: list[SessionInfo] = await self._call(calls.SessionsCall())
         return sessions
 
     async def decide(
-        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], *, protocol: str = "2"
+        self,
+        txid: TxId,
+        decision: Decision,
+        branches: Sequence[BranchRecord],
+        *,
+        protocol: str = "2",
+        cause: str = "",
     ) -> Decision:
-        decided: Decision = await self._call(calls.DecideCall(txid, decision, tuple(branches), protocol))
+        call = calls.DecideCall(txid, decision, tuple(branches), protocol, cause)
+        decided: Decision = await self._call(call)
         return decided
 
     async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
         await self._call(calls.PrecommitCall(txid, tuple(branches), protocol))
 
-    async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
-        asked = tuple(txids)
-        return dict(zip(asked, await self._call(calls.OutcomesCall(asked, protocol)), strict=True))
+    async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
+        asked = tuple(gids)
+        try:
+            verdicts = await self._call(calls.VerdictsCall(asked))
+        except VersionHeldBack:  # by a cluster with a member of version 0.1.0, which gives no tags
+            return await self._old_outcomes(asked)
+        return dict(zip(asked, verdicts, strict=True))
+
+    async def _old_outcomes(self, asked: Sequence[Gid]) -> dict[Gid, Verdict]:
+        verdicts: dict[Gid, Verdict] = {}
+        for protocol in sorted({gid.protocol for gid in asked}):
+            txids = tuple(sorted({gid.txid for gid in asked if gid.protocol is protocol}))
+            told = await self._call(calls.OutcomesCall(txids, protocol))
+            by_txid: dict[TxId, Verdict] = dict(zip(txids, told, strict=True))
+            verdicts |= {gid: by_txid[gid.txid] for gid in asked if gid.protocol is protocol}
+        return {gid: Verdict.IMPOSTOR if gid.tag else verdicts[gid] for gid in asked}
+
+    async def backends(self, claims: Iterable[Claim]) -> Sequence[TxId | None]:
+        asked = tuple(claims)
+        try:
+            proved: list[TxId | None] = await self._call(calls.BackendsCall(asked))
+        except VersionHeldBack:
+            return [None] * len(asked)
+        return proved
+
+    async def doom(self, txid: TxId, cause: str) -> None:
+        with contextlib.suppress(VersionHeldBack):
+            await self._call(calls.DoomCall(txid, cause))
+
+    async def doomed(self, txid: TxId) -> str | None:
+        cause: str | None = None
+        with contextlib.suppress(VersionHeldBack):
+            cause = await self._call(calls.DoomedCall(txid))
+        return cause
 
     async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
         asked = tuple(txids)

@@ -16,12 +16,13 @@ from coordinator.errors import (
     BranchListMismatch,
     ClusterNotReady,
     ClusterRefused,
+    Impostor,
     LedgerUnavailable,
     OutcomeUnknown,
     SessionLost,
     VersionHeldBack,
 )
-from coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION
+from coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
 from coordinator.ledger.contract import (
     BranchRecord,
     Decision,
@@ -35,6 +36,7 @@ from coordinator.ledger.contract import (
     Verdict,
 )
 from coordinator.ledger.local import LocalLedger
+from participants.contract import Claim
 from participants.errors import UndoubtError, UsageError
 from participants.ids import Gid, Protocol, TxId
 
@@ -50,6 +52,14 @@ class OpenSessionCall(_Call, frozen=True, tag="open"):
     """Drawn by the caller: asked again with the same one, the call opens no other session."""
     bind: bool = False
     """To the voters of now, as acceptors."""
+    request: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
+    """What the nonce was made of. Whoever knows it is the opener, and gets the session's key; empty from a
+    process of version 0.1.0, which knows no keys."""
+
+    def __repr__(self) -> str:
+        return (
+            f"OpenSessionCall(name={self.name!r}, ttl_s={self.ttl_s}, nonce={self.nonce!r}, bind={self.bind})"
+        )
 
 
 class KeepAliveCall(_Call, frozen=True, tag="alive"):
@@ -70,6 +80,7 @@ class DecideCall(_Call, frozen=True, tag="decide"):
     decision: Decision
     branches: tuple[BranchRecord, ...]
     protocol: str
+    cause: str = ""
 
 
 class PrecommitCall(_Call, frozen=True, tag="precommit"):
@@ -79,8 +90,27 @@ class PrecommitCall(_Call, frozen=True, tag="precommit"):
 
 
 class OutcomesCall(_Call, frozen=True, tag="outcomes"):
+    """As version 0.1.0 asks: by transactions, whose names prove nothing."""
+
     txids: tuple[TxId, ...]
     protocol: str
+
+
+class VerdictsCall(_Call, frozen=True, tag="verdicts"):
+    gids: tuple[Gid, ...]
+
+
+class BackendsCall(_Call, frozen=True, tag="backends"):
+    claims: tuple[Claim, ...]
+
+
+class DoomCall(_Call, frozen=True, tag="doom"):
+    txid: TxId
+    cause: str
+
+
+class DoomedCall(_Call, frozen=True, tag="doomed"):
+    txid: TxId
 
 
 class RecordsCall(_Call, frozen=True, tag="records"):
@@ -143,6 +173,10 @@ Call = (
     | TransactionsCall
     | InfoCall
     | VotersCall
+    | VerdictsCall
+    | BackendsCall
+    | DoomCall
+    | DoomedCall
 )
 
 REPLY_TYPES: dict[type[_Call], Any] = {
@@ -163,6 +197,10 @@ REPLY_TYPES: dict[type[_Call], Any] = {
     TransactionsCall: list[TransactionInfo],
     InfoCall: LedgerInfo,
     VotersCall: list[int],
+    VerdictsCall: list[Verdict],
+    BackendsCall: list[TxId | None],
+    DoomCall: None,
+    DoomedCall: str | None,
 }
 """What each call's reply decodes to; verdicts and records come in the order of the ids asked about."""
 
@@ -174,6 +212,8 @@ def since(call: Call) -> int:
             return PAXOS_VERSION if call.bind else FIRST_VERSION
         case VotersCall():
             return PAXOS_VERSION
+        case VerdictsCall() | BackendsCall() | DoomCall() | DoomedCall():
+            return TAGS_VERSION
         case DecideCall() | PrecommitCall() | OutcomesCall():
             return PAXOS_VERSION if call.protocol == Protocol.PAXOS else FIRST_VERSION
         case (
@@ -201,7 +241,12 @@ async def perform(ledger: LocalLedger, call: Call, *, remote: bool) -> object:  
     match call:
         case OpenSessionCall():
             return await ledger.open_session(
-                call.name, call.ttl_s, remote=remote, nonce=call.nonce, bind=call.bind
+                call.name,
+                call.ttl_s,
+                remote=remote,
+                request=call.request,
+                nonce=call.nonce,
+                bind=call.bind,
             )
         case KeepAliveCall():
             await ledger.keep_alive(call.session, call.floor)
@@ -210,12 +255,22 @@ async def perform(ledger: LocalLedger, call: Call, *, remote: bool) -> object:  
         case SessionsCall():
             return await ledger.sessions()
         case DecideCall():
-            return await ledger.decide(call.txid, call.decision, call.branches, protocol=call.protocol)
+            return await ledger.decide(
+                call.txid, call.decision, call.branches, protocol=call.protocol, cause=call.cause
+            )
         case PrecommitCall():
             await ledger.precommit(call.txid, call.branches, protocol=call.protocol)
         case OutcomesCall():
-            verdicts = await ledger.outcomes(call.txids, protocol=call.protocol)
-            return [verdicts[txid] for txid in call.txids]
+            return await ledger.old_outcomes(call.txids, call.protocol)
+        case VerdictsCall():
+            verdicts = await ledger.outcomes(call.gids)
+            return [verdicts[gid] for gid in call.gids]
+        case BackendsCall():
+            return await ledger.backends(call.claims)
+        case DoomCall():
+            await ledger.doom(call.txid, call.cause)
+        case DoomedCall():
+            return await ledger.doomed(call.txid)
         case RecordsCall():
             records = await ledger.records(call.txids)
             return [records[txid] for txid in call.txids]
@@ -308,7 +363,7 @@ def raised(message: Failed) -> UndoubtError:
         return BranchListMismatch(message.txid, message.recorded, message.given)
     if message.kind == OutcomeUnknown.__name__ and message.txid is not None:
         return OutcomeUnknown(message.txid, message.message)
-    for kind in (ClusterRefused, ClusterNotReady, VersionHeldBack, SessionLost, UsageError):
+    for kind in (ClusterRefused, ClusterNotReady, Impostor, VersionHeldBack, SessionLost, UsageError):
         if message.kind == kind.__name__:
             return kind(message.message)
     return LedgerUnavailable(message.message)

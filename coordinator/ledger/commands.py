@@ -12,7 +12,7 @@ from typing import assert_never
 
 import msgspec
 
-from coordinator.ledger.contract import BranchRecord, Decision, Heuristic
+from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, is_newer
 from participants.ids import Gid, Protocol, TxId
 
 
@@ -28,6 +28,8 @@ class OpenSession(_Command, frozen=True, tag="open"):
     """The process that owns the ledger and opened it for itself, or empty for one that must be renewed."""
     acceptors: tuple[int, ...] = ()
     """The cluster's voters, as far as that is committed, if it is to be bound to them."""
+    tagged: bool = False
+    """Its opener gets a key, and every gid of the session carries a tag."""
 
 
 class KeepAlive(_Command, frozen=True, tag="alive"):
@@ -52,6 +54,8 @@ class Decide(_Command, frozen=True, tag="decide"):
     branches: tuple[BranchRecord, ...]
     at: float
     """Wall clock of who proposes, seconds since 1970; for people only."""
+    cause: str = ""
+    """Of ABORT: why, for people."""
 
 
 class Precommit(_Command, frozen=True, tag="precommit"):
@@ -87,9 +91,26 @@ class AdvanceTime(_Command, frozen=True, tag="time"):
 
 class Restore(_Command, frozen=True, tag="restore"):
     """The state comes from a backup: a new incarnation begins. Counters are raised past anything that may
-    have been issued since."""
+    have been issued since, and past session ``issued``, which is known to have been."""
 
     session_skip: int
+    issued: int = 0
+
+
+class DrawSecret(_Command, frozen=True, tag="secret"):
+    """The ledger's secret, from which the keys of its sessions are derived. The first one stays."""
+
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return "DrawSecret(…)"
+
+
+class Doom(_Command, frozen=True, tag="doom"):
+    """An undecided transaction was chosen to abort. Decides nothing: its coordinator learns ``cause``."""
+
+    txid: TxId
+    cause: str
 
 
 Command = (
@@ -104,20 +125,32 @@ Command = (
     | ForgetHeuristic
     | AdvanceTime
     | Restore
+    | DrawSecret
+    | Doom
 )
 
 FIRST_VERSION = 1
 PAXOS_VERSION = 2
 """Paxos Commit: sessions that are bound to acceptors, outcomes that these have chosen."""
+TAGS_VERSION = 3
+"""The ledger's secret, tagged names, evidence that names a history, causes of aborts."""
 
 
-def since(command: Command) -> int:
+def since(command: Command) -> int:  # noqa: PLR0911 - one line per kind of command
     """The version that whoever applies ``command``, as it is filled in, has to know."""
     match command:
+        case DrawSecret() | Doom():
+            return TAGS_VERSION
         case OpenSession():
+            if command.tagged:
+                return TAGS_VERSION
             return PAXOS_VERSION if command.acceptors else FIRST_VERSION
         case Decide() | Precommit():
+            if (isinstance(command, Decide) and command.cause) or any(map(is_newer, command.branches)):
+                return TAGS_VERSION
             return PAXOS_VERSION if command.protocol == Protocol.PAXOS else FIRST_VERSION
+        case Restore():
+            return TAGS_VERSION if command.issued else FIRST_VERSION
         case (
             KeepAlive()
             | CloseSession()
@@ -126,7 +159,6 @@ def since(command: Command) -> int:
             | RecordHeuristic()
             | ForgetHeuristic()
             | AdvanceTime()
-            | Restore()
         ):
             return FIRST_VERSION
         case _:

@@ -24,7 +24,8 @@ from typing import Protocol
 
 import msgspec
 
-from participants.contract import Settled
+from participants import ids
+from participants.contract import Claim, Evidence, Settled
 from participants.ids import Gid, TxId
 
 
@@ -47,9 +48,13 @@ class Verdict(enum.StrEnum):
     ASK_PROTOCOL = "ask_protocol"
     """No decision, and its protocol has a termination of its own; never presumed."""
     FORGOTTEN = "forgotten"
-    """The ledger knows nothing of such a session (never, another nonce, dropped, or restored from a
+    """The ledger gave that name, and knows nothing of such a session any more (dropped, or restored from a
     backup): an operator decides."""
+    IMPOSTOR = "impostor"
+    """The ledger did not give that name: whoever prepared the branch made it up. Never touched."""
 
+
+CAUSE_CHARACTERS_MAX = 2_000
 
 TERMINATES_BY_ITSELF = frozenset({"3", "p"})
 """Protocols, by their letter in a gid, whose undecided transactions are never presumed aborted."""
@@ -65,13 +70,49 @@ class Record(enum.StrEnum):
 
 
 class BranchRecord(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """One prepared branch as recorded with a decision. Evidence is three fields, or None each."""
+    """One prepared branch as recorded with a decision: what its gid has beside the transaction's protocol and
+    id, and its evidence (:class:`participants.contract.Evidence`), of which each field may be None."""
 
     number: int
     participant: str
     xid: int | None = None
     system: int | None = None
     timeline: str | None = None
+    tag: str = ""
+    history: str | None = None
+    position: int | None = None
+
+    def gid(self, ledger_id: str, protocol: str, txid: TxId) -> Gid:
+        """The name that it was prepared under."""
+        return Gid(ledger_id, ids.Protocol(protocol), txid, self.number, self.participant, self.tag)
+
+
+def record_of(gid: Gid, evidence: Evidence | None = None) -> BranchRecord:
+    """A branch as it is recorded. Without a tag as version 0.1.0 knows it: there may be members of it."""
+    if evidence is None:
+        return BranchRecord(gid.branch, gid.participant, tag=gid.tag)
+    if not gid.tag:
+        return BranchRecord(gid.branch, gid.participant, evidence.xid, evidence.system, evidence.timeline)
+    return BranchRecord(
+        gid.branch,
+        gid.participant,
+        evidence.xid,
+        evidence.system,
+        evidence.timeline,
+        gid.tag,
+        evidence.history,
+        evidence.position,
+    )
+
+
+def is_newer(branch: BranchRecord) -> bool:
+    """Whether it has fields that version 0.1.0 does not know."""
+    return bool(branch.tag) or branch.history is not None or branch.position is not None
+
+
+def without_newer(branch: BranchRecord) -> BranchRecord:
+    """As version 0.1.0 knows it."""
+    return BranchRecord(branch.number, branch.participant, branch.xid, branch.system, branch.timeline)
 
 
 class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
@@ -86,6 +127,8 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     branches: tuple[BranchRecord, ...]
     decided_at: float
     coordinator: str
+    cause: str = ""
+    """Of ABORT: why, for people."""
 
 
 class SessionState(enum.StrEnum):
@@ -166,6 +209,8 @@ class TransactionInfo(msgspec.Struct, frozen=True):
     heuristics: tuple[Heuristic, ...]
     precommitted: bool = False
     """Not decided yet, and every branch had voted PREPARED (three-phase commit)."""
+    cause: str = ""
+    """Why ABORT was recorded, for people; empty where nobody said so."""
 
 
 class LedgerInfo(msgspec.Struct, frozen=True):
@@ -254,9 +299,20 @@ class Ledger(Protocol):
         ...
 
     async def decide(
-        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], *, protocol: str = "2"
+        self,
+        txid: TxId,
+        decision: Decision,
+        branches: Sequence[BranchRecord],
+        *,
+        protocol: str = "2",
+        cause: str = "",
     ) -> Decision:
         """Record a decision and return the one that is recorded, durably; the first writer wins.
+
+        ``branches`` with ``txid`` and ``protocol`` spell gids, and these are verified: in a session whose
+        gids carry tags, a wrong tag raises ``Impostor``, and so does a COMMIT that lacks one, or an ABORT
+        that lacks all. So nobody can record a decision of another protocol than the names'. ``cause`` is kept
+        with an ABORT.
 
         A recorded decision is looked for first; then ``branches`` is compared, by number and participant:
         another list raises ``BranchListMismatch`` and is never answered COMMIT. (For ABORT by recovery or
@@ -275,8 +331,26 @@ class Ledger(Protocol):
         ``SessionLost`` if the session is gone or the transaction below its floor: tell no branch then."""
         ...
 
-    async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
-        """For recovery. ABORTED is answered only once what makes it final is stored."""
+    async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
+        """For recovery. ABORTED is answered only once what makes it final is stored. A gid with a right tag
+        whose session number was never issued proves that the ledger was set back: a new incarnation
+        begins."""
+        ...
+
+    async def backends(self, claims: Iterable[Claim]) -> Sequence[TxId | None]:
+        """The transactions that database sessions say they work in; None for each claim that is not
+        proved."""
+        ...
+
+    async def doom(self, txid: TxId, cause: str) -> None:
+        """Remember why an undecided transaction is being aborted from outside, for its coordinator; at most
+        :data:`CAUSE_CHARACTERS_MAX` characters. Decides nothing, and does nothing for one that is not
+        undecided."""
+        ...
+
+    async def doomed(self, txid: TxId) -> str | None:
+        """The ``cause`` that :meth:`doom` was given, for as long as the transaction is undecided and its
+        session open; None if there is none."""
         ...
 
     async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:

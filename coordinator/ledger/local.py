@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from coordinator.errors import LedgerError
 from coordinator.ledger.commands import (
+    TAGS_VERSION,
     AdvanceTime,
     CloseSession,
     Command,
     Decide,
+    Doom,
+    DrawSecret,
     ExpireSession,
     Finish,
     ForgetHeuristic,
@@ -27,8 +33,10 @@ from coordinator.ledger.commands import (
     OpenSession,
     Precommit,
     RecordHeuristic,
+    Restore,
 )
 from coordinator.ledger.contract import (
+    CAUSE_CHARACTERS_MAX,
     Acceptors,
     BranchRecord,
     Decision,
@@ -41,13 +49,22 @@ from coordinator.ledger.contract import (
     SessionState,
     TransactionInfo,
     Verdict,
+    without_newer,
 )
 from coordinator.ledger.leases import Leases
 from coordinator.ledger.machine import Machine
+from coordinator.ledger.names import Names, new_request, new_secret, nonce_of
 from coordinator.ledger.state import PrecommitRecord
 from coordinator.settings import LedgerSettings
+from participants.contract import Claim
 from participants.errors import UndoubtError
-from participants.ids import Gid, TxId, new_nonce
+from participants.ids import Gid, TxId
+
+SESSION_SKIP = 1 << 32
+"""More sessions than any ledger has opened since its backup was made: no number is issued twice."""
+
+
+log = logging.getLogger(__name__)
 
 
 class LocalLedger(abc.ABC):
@@ -76,6 +93,20 @@ class LocalLedger(abc.ABC):
         self._wall = wall
         self._leases = Leases()
         self._time_told_at = clock()
+        self._names = Names(machine.state.ledger_id, machine.state.secret)
+
+    @property
+    def names(self) -> Names:
+        """Those that this ledger gives, as far as is applied here."""
+        state = self.machine.state
+        if (self._names.ledger_id, self._names.secret) != (state.ledger_id, state.secret):
+            self._names = Names(state.ledger_id, state.secret)
+        return self._names
+
+    @property
+    def _version(self) -> int:
+        """What all who will ever apply a command of now have agreed to know."""
+        return TAGS_VERSION
 
     @property
     def ledger_id(self) -> str:
@@ -118,17 +149,38 @@ class LocalLedger(abc.ABC):
     # Sessions.
 
     async def open_session(
-        self, name: str, ttl_s: float, *, remote: bool = False, nonce: str = "", bind: bool = False
+        self,
+        name: str,
+        ttl_s: float,
+        *,
+        remote: bool = False,
+        request: str = "",
+        nonce: str = "",
+        bind: bool = False,
     ) -> Session:
-        """``remote``: for another process, which outlives this one, and has drawn the ``nonce``. ``bind``: to
-        the nodes that vote now."""
+        """``remote``: for another process, which outlives this one, and has drawn the ``request``, or, if it
+        is of version 0.1.0 and knows no tags, the ``nonce``. ``bind``: to the nodes that vote now."""
         owner = "" if remote else self.owner
-        nonce = nonce or new_nonce()
+        if not nonce:
+            request = request or new_request()
+        if request:
+            nonce = nonce_of(request)
+            await self.draw_secret()
+        tagged = bool(request and self.machine.state.secret)
         acceptors = self._voters() if bind else ()
-        command = OpenSession(nonce, name, round(ttl_s * 1000), owner, acceptors)
+        command = OpenSession(nonce, name, round(ttl_s * 1000), owner, acceptors, tagged)
         session: Session = await self._run(command)
         self._leases.renew(session.id, session.ttl_s, self._clock())
+        book = self.machine.state.sessions.get(session.id)
+        if request and book is not None and book.tagged:
+            key = self.names.key_bytes(session.id, session.nonce)
+            session = msgspec.structs.replace(session, key=key)
         return session
+
+    async def draw_secret(self) -> None:
+        """Have a secret from now on, if everybody knows what that is. One of version 0.1.0 has none."""
+        if not self.machine.state.secret and self._version >= TAGS_VERSION:
+            await self._run(DrawSecret(new_secret()))
 
     async def keep_alive(self, session: Session, floor: int) -> None:
         await self._up_to_date()
@@ -148,17 +200,99 @@ class LocalLedger(abc.ABC):
     # Decisions.
 
     async def decide(
-        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], *, protocol: str = "2"
+        self,
+        txid: TxId,
+        decision: Decision,
+        branches: Sequence[BranchRecord],
+        *,
+        protocol: str = "2",
+        cause: str = "",
     ) -> Decision:
-        decided: Decision = await self._run(Decide(txid, protocol, decision, tuple(branches), self._wall()))
+        decided: Decision = await self._run(self.decide_command(txid, decision, branches, protocol, cause))
         return decided
 
-    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
-        await self._run(Precommit(txid, protocol, tuple(branches), self._wall()))
+    def decide_command(
+        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], protocol: str, cause: str
+    ) -> Decide:
+        """Judged, and ready to be proposed. Raises ``Impostor``."""
+        self._check(txid, protocol, decision, branches)
+        known = self._known(branches)
+        cause = cause[:CAUSE_CHARACTERS_MAX] if self._version >= TAGS_VERSION else ""
+        return Decide(txid, protocol, decision, known, self._wall(), cause)
 
-    async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
+    def _check(self, txid: TxId, protocol: str, decision: Decision, branches: Sequence[BranchRecord]) -> None:
+        book = self.machine.state.sessions.get(txid.session)
+        tagged = book is not None and book.nonce == txid.nonce and book.tagged
+        self.names.check(txid, protocol, decision, branches, tagged=tagged)
+
+    def _known(self, branches: Sequence[BranchRecord]) -> tuple[BranchRecord, ...]:
+        """As far as everybody who applies them knows their fields."""
+        if self._version >= TAGS_VERSION:
+            return tuple(branches)
+        return tuple(without_newer(branch) for branch in branches)
+
+    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+        self._check(txid, protocol, Decision.COMMIT, branches)
+        await self._run(Precommit(txid, protocol, self._known(branches), self._wall()))
+
+    async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
         await self._up_to_date()
-        return {txid: self.machine.verdict(txid, protocol) for txid in txids}
+        asked = list(gids)
+        issued = max((gid.txid.session for gid in asked if self._never_issued(gid)), default=0)
+        if issued >= self.machine.state.next_session:
+            log.error(
+                "the ledger was set back: it has given names in session %d, and knows of no session from"
+                " %d on. A new incarnation begins; what was undecided is for an operator to decide",
+                issued,
+                self.machine.state.next_session,
+            )
+            await self._run(Restore(SESSION_SKIP, issued))
+        return {gid: self._verdict(gid) for gid in asked}
+
+    def _never_issued(self, gid: Gid) -> bool:
+        """The ledger gave that name in a session of the future: it has forgotten what it did."""
+        return gid.txid.session >= self.machine.state.next_session and self.names.gave(gid)
+
+    def _verdict(self, gid: Gid) -> Verdict:
+        if gid.ledger != self.ledger_id:
+            return Verdict.IMPOSTOR
+        if gid.tag:
+            ours = self.names.gave(gid)
+        else:
+            # Names of version 0.1.0 prove nothing; they are those of its sessions, as long as these are
+            # known.
+            book = self.machine.state.sessions.get(gid.txid.session)
+            ours = book is not None and book.nonce == gid.txid.nonce and not book.tagged
+            ours = ours or not self.machine.state.secret
+        return self.machine.verdict(gid.txid, gid.protocol) if ours else Verdict.IMPOSTOR
+
+    async def old_outcomes(self, txids: Iterable[TxId], protocol: str) -> list[Verdict]:
+        """For a recovery of version 0.1.0, which asks by transaction. Of a session with tags it is told
+        nothing that it would act on: it takes such names as foreign."""
+        await self._up_to_date()
+        sessions = self.machine.state.sessions
+        return [
+            Verdict.ACTIVE
+            if (book := sessions.get(txid.session)) is not None and book.tagged
+            else self.machine.verdict(txid, protocol)
+            for txid in txids
+        ]
+
+    async def backends(self, claims: Iterable[Claim]) -> Sequence[TxId | None]:
+        await self._up_to_date()
+        return [self._proved(claim) for claim in claims]
+
+    def _proved(self, claim: Claim) -> TxId | None:
+        book = self.machine.state.sessions.get(claim.session)
+        return None if book is None or not book.tagged else self.names.proved(claim, book.nonce)
+
+    async def doom(self, txid: TxId, cause: str) -> None:
+        if self._version >= TAGS_VERSION:
+            await self._run(Doom(txid, cause[:CAUSE_CHARACTERS_MAX]))
+
+    async def doomed(self, txid: TxId) -> str | None:
+        await self._up_to_date()
+        return self.machine.state.doomed.get(txid)
 
     async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
         await self._up_to_date()
@@ -238,6 +372,7 @@ class LocalLedger(abc.ABC):
             "" if record is None else record.coordinator,
             txid not in self.machine.state.unfinished,
             tuple(heuristics),
+            cause="" if record is None else record.cause,
         )
 
     def _told_undecided(self, record: PrecommitRecord) -> TransactionInfo:

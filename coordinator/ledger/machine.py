@@ -21,6 +21,8 @@ from coordinator.ledger.commands import (
     CloseSession,
     Command,
     Decide,
+    Doom,
+    DrawSecret,
     ExpireSession,
     Finish,
     ForgetHeuristic,
@@ -64,7 +66,7 @@ class Machine:
 
     # Commands.
 
-    def apply(self, command: Command) -> object:  # noqa: PLR0911 - one line per kind of command
+    def apply(self, command: Command) -> object:  # noqa: PLR0911, PLR0912 - one line per kind of command
         """Carry out one command. Returns its result; an exception is returned, not raised."""
         match command:
             case OpenSession():
@@ -89,6 +91,10 @@ class Machine:
                 return self._advance(command)
             case Restore():
                 return self._restore(command)
+            case DrawSecret():
+                self.state.secret = self.state.secret or command.secret
+            case Doom():
+                self._doom(command)
             case _:
                 assert_never(command)
         return None
@@ -107,6 +113,7 @@ class Machine:
             ttl_ms=command.ttl_ms,
             owner=command.owner,
             acceptors=command.acceptors,
+            tagged=command.tagged and bool(self.state.secret),
         )
         self.state.sessions[number] = book
         return book.session()
@@ -116,6 +123,7 @@ class Machine:
         if book is None or book.state is not SessionState.OPEN:
             return SessionLost(f"session {command.session} was closed or has expired")
         book.floor = max(book.floor, command.floor)
+        self._pardon(book)
         return None
 
     def _close(self, session: int, nonce: str | None, state: SessionState) -> bool:
@@ -124,7 +132,25 @@ class Machine:
             return False
         book.state = state
         book.closed_ms = self.state.time_ms
+        self._pardon(book)
         return True
+
+    def _doom(self, command: Doom) -> None:
+        txid = command.txid
+        book = self._book(txid.session, txid.nonce)
+        undecided = book is not None and book.state is SessionState.OPEN and txid.seq >= book.floor
+        if book is not None and undecided and self._recorded(book, txid) is None:
+            self.state.doomed.setdefault(txid, command.cause)
+
+    def _pardon(self, book: SessionBook) -> None:
+        """Nobody asks any more why a transaction that is over was aborted."""
+        if self.state.doomed:
+            over = book.state is not SessionState.OPEN
+            self.state.doomed = {
+                txid: cause
+                for txid, cause in self.state.doomed.items()
+                if txid.session != book.id or (not over and txid.seq >= book.floor)
+            }
 
     def _decide(self, command: Decide) -> Decision | BranchListMismatch | OutcomeUnknown:
         txid = command.txid
@@ -144,8 +170,16 @@ class Machine:
                 decision = Decision.ABORT
         if self.state.precommitted:
             self.state.precommitted.pop(txid, None)
+        if self.state.doomed:
+            self.state.doomed.pop(txid, None)
         self.state.unfinished[txid] = DecisionRecord(
-            txid, command.protocol, decision, tuple(sorted_branches(command.branches)), command.at, book.name
+            txid,
+            command.protocol,
+            decision,
+            tuple(sorted_branches(command.branches)),
+            command.at,
+            book.name,
+            command.cause if command.decision is Decision.ABORT else "",
         )
         return decision
 
@@ -226,12 +260,13 @@ class Machine:
 
     def _restore(self, command: Restore) -> int:
         self.state.incarnation += 1
-        self.state.next_session += command.session_skip
+        self.state.next_session = max(self.state.next_session, command.issued + 1) + command.session_skip
         for book in self.state.sessions.values():
             book.acceptors = ()  # what these had accepted is not part of a backup: nobody can speak for them
             if book.state is SessionState.OPEN:
                 book.state = SessionState.RESTORED
                 book.closed_ms = self.state.time_ms
+                self._pardon(book)
         return self.state.incarnation
 
     # Queries.

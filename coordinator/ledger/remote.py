@@ -7,7 +7,7 @@ import os
 import socket
 from typing import Any
 
-from coordinator.errors import LedgerUnavailable
+from coordinator.errors import LedgerUnavailable, VersionHeldBack
 from coordinator.ledger import calls
 from coordinator.wire import (
     Connection,
@@ -84,6 +84,8 @@ class LedgerConnection:
         """The owner's answer. Raises what the contract raises, and :class:`ConnectionGone`."""
         if self._connection.closed:
             raise ConnectionGone("the connection to the ledger's owner was lost")
+        if calls.since(call) > self._connection.version:
+            raise VersionHeldBack("the process that owns the ledger is of an older version of undoubt")
         self._number += 1
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[self._number] = (call, future)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from array import array
 from dataclasses import dataclass, field
 
 import msgspec
@@ -17,6 +15,7 @@ from coordinator.ledger.contract import (
     SessionInfo,
     SessionState,
 )
+from coordinator.ledger.fingerprints import Fingerprints
 from coordinator.ledger.ranges import Ranges
 from participants.ids import TxId
 
@@ -27,8 +26,7 @@ SNAPSHOT_FORMAT = 1
 class SessionBook:
     """One session and everything that was finished under it.
 
-    ``committed`` and ``aborted`` are disjoint. ``prints`` has one 32-bit fingerprint of the branch list for
-    each sequence number up to the highest finished one, 0 where none was finished.
+    ``committed`` and ``aborted`` are disjoint. ``prints`` has a fingerprint of the branch list of each.
     """
 
     id: int
@@ -41,15 +39,14 @@ class SessionBook:
     closed_ms: int | None = None
     committed: Ranges = field(default_factory=Ranges)
     aborted: Ranges = field(default_factory=Ranges)
-    prints: array[int] = field(default_factory=lambda: array("I"))
+    prints: Fingerprints = field(default_factory=Fingerprints)
     acceptors: tuple[int, ...] = ()
+    tagged: bool = False
+    """Its gids carry tags."""
 
     def finish(self, seq: int, decision: Decision, fingerprint: int) -> None:
         (self.committed if decision is Decision.COMMIT else self.aborted).add(seq)
-        missing = seq - len(self.prints)
-        if missing > 0:
-            self.prints.extend([0] * missing)
-        self.prints[seq - 1] = fingerprint
+        self.prints[seq] = fingerprint
 
     def finished(self, seq: int) -> Decision | None:
         if seq in self.committed:
@@ -57,7 +54,7 @@ class SessionBook:
         return Decision.ABORT if seq in self.aborted else None
 
     def fingerprint(self, seq: int) -> int:
-        return self.prints[seq - 1] if seq <= len(self.prints) else 0
+        return self.prints[seq]
 
     def info(self) -> SessionInfo:
         ttl_s = self.ttl_ms / 1000
@@ -90,6 +87,8 @@ class _StoredSession(msgspec.Struct, array_like=True):
     aborted: list[tuple[int, int]]
     prints: bytes
     acceptors: tuple[int, ...] = ()
+    tagged: bool = False
+    sparse_prints: list[tuple[int, bytes]] = []
 
 
 class _StoredState(msgspec.Struct, array_like=True):
@@ -102,12 +101,15 @@ class _StoredState(msgspec.Struct, array_like=True):
     unfinished: list[DecisionRecord]
     heuristics: list[Heuristic]
     precommitted: list[PrecommitRecord] = []
+    secret: bytes = b""
+    doomed: list[tuple[TxId, str]] = []
 
 
 @dataclass(slots=True)
 class State:
     """All of it. Invariants: the session of every unfinished or precommitted transaction is in ``sessions``;
-    no transaction is both."""
+    no transaction is both; a doomed one is neither decided nor below the floor of its session, which is
+    open."""
 
     ledger_id: str
     incarnation: int = 1
@@ -117,6 +119,8 @@ class State:
     unfinished: dict[TxId, DecisionRecord] = field(default_factory=dict)
     heuristics: dict[str, Heuristic] = field(default_factory=dict)
     precommitted: dict[TxId, PrecommitRecord] = field(default_factory=dict)
+    secret: bytes = field(default=b"", repr=False)
+    doomed: dict[TxId, str] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Equal states give equal bytes."""
@@ -130,6 +134,8 @@ class State:
             [self.unfinished[txid] for txid in sorted(self.unfinished)],
             [self.heuristics[key] for key in sorted(self.heuristics)],
             [self.precommitted[txid] for txid in sorted(self.precommitted)],
+            self.secret,
+            sorted(self.doomed.items()),
         )
         return msgspec.msgpack.encode(stored)
 
@@ -148,13 +154,12 @@ class State:
             {record.txid: record for record in stored.unfinished},
             {str(heuristic.gid): heuristic for heuristic in stored.heuristics},
             {record.txid: record for record in stored.precommitted},
+            stored.secret,
+            dict(stored.doomed),
         )
 
 
 def _stored(book: SessionBook) -> _StoredSession:
-    prints = array("I", book.prints)
-    if sys.byteorder == "big":
-        prints.byteswap()
     return _StoredSession(
         book.id,
         book.nonce,
@@ -166,16 +171,14 @@ def _stored(book: SessionBook) -> _StoredSession:
         book.closed_ms,
         book.committed.pairs(),
         book.aborted.pairs(),
-        prints.tobytes(),
+        book.prints.dense(),
         book.acceptors,
+        book.tagged,
+        book.prints.sparse(),
     )
 
 
 def _loaded(stored: _StoredSession) -> SessionBook:
-    prints = array("I")
-    prints.frombytes(stored.prints)
-    if sys.byteorder == "big":
-        prints.byteswap()
     return SessionBook(
         stored.id,
         stored.nonce,
@@ -187,6 +190,7 @@ def _loaded(stored: _StoredSession) -> SessionBook:
         stored.closed_ms,
         Ranges(stored.committed),
         Ranges(stored.aborted),
-        prints,
+        Fingerprints.of(stored.prints, stored.sparse_prints),
         stored.acceptors,
+        stored.tagged,
     )

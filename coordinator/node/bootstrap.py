@@ -12,14 +12,12 @@ from collections.abc import Mapping
 
 from coordinator.errors import LedgerUnusable
 from coordinator.ledger.commands import Restore
+from coordinator.ledger.local import SESSION_SKIP
 from coordinator.ledger.machine import Machine
 from coordinator.node.replicated import Replicated
 from coordinator.node.storage import Snapshot
 from coordinator.raft import HardState, SnapshotMeta, bootstrap
 from coordinator.wire import VERSIONS, Versions
-
-SESSION_SKIP = 1 << 32
-"""More sessions than any ledger has opened since its backup was made: no number is issued twice."""
 
 
 def beginning(

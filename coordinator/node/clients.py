@@ -24,7 +24,6 @@ from coordinator.ledger.cluster.messages import (
     Standing,
     StatusCall,
 )
-from coordinator.ledger.commands import Decide
 from coordinator.ledger.contract import Decision
 from coordinator.node.acceptors import Acceptors
 from coordinator.node.errors import NodeStopped, NotLeading
@@ -89,8 +88,7 @@ class FromClient:
         for request in requests:
             call = request.call
             if isinstance(call, calls.DecideCall):
-                command = Decide(call.txid, call.protocol, call.decision, call.branches, self._ledger.now())
-                self._ledger.submit(command, partial(self._answer, request.number))
+                self._decide(request.number, call)
             elif isinstance(call, AcceptorCall):
                 self._acceptors.ask(call.request, partial(self._answer, request.number))
             elif isinstance(call, StatusCall):
@@ -99,6 +97,16 @@ class FromClient:
                 task = self._loop.create_task(self._perform(request.number, call))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+    def _decide(self, number: int, call: calls.DecideCall) -> None:
+        try:
+            command = self._ledger.decide_command(
+                call.txid, call.decision, call.branches, call.protocol, call.cause
+            )
+        except UndoubtError as error:
+            self._answer(number, error)
+        else:
+            self._ledger.submit(command, partial(self._answer, number))
 
     def _check_versions(self, requests: Sequence[messages.Request]) -> None:
         spoken = self._connection.version

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -68,6 +69,10 @@ class NodeLedger(LocalLedger):
         self._leaving_until = 0.0
 
     @property
+    def _version(self) -> int:
+        return self._replica.replicated.version
+
+    @property
     def leads(self) -> bool:
         return self._replica.leads
 
@@ -85,12 +90,13 @@ class NodeLedger(LocalLedger):
                 self._replica.acceptors.forget()
                 self._replica.keep_versions()
                 if self.leads:
-                    await self._expire()
+                    await self._look_after()
             if self.leads:
                 await self.advance_time()
 
-    async def _expire(self) -> None:
+    async def _look_after(self) -> None:
         try:
+            await self.draw_secret()
             await self.expire_due()
         except LedgerError as error:
             log.warning("sessions cannot be expired now: %s", error)
@@ -131,13 +137,23 @@ class NodeLedger(LocalLedger):
         self._leaving_until = asyncio.get_running_loop().time() + LEAVING_S
 
     async def open_session(
-        self, name: str, ttl_s: float, *, remote: bool = False, nonce: str = "", bind: bool = False
+        self,
+        name: str,
+        ttl_s: float,
+        *,
+        remote: bool = False,
+        request: str = "",
+        nonce: str = "",
+        bind: bool = False,
     ) -> Session:
+        open_session = partial(
+            super().open_session, name, ttl_s, remote=remote, request=request, nonce=nonce, bind=bind
+        )
         if not bind:
-            return await super().open_session(name, ttl_s, remote=remote, nonce=nonce)
+            return await open_session()
         async with self.binding:
             await self._replica.settled()
-            return await super().open_session(name, ttl_s, remote=remote, nonce=nonce, bind=True)
+            return await open_session()
 
     async def _open_bound(self, name: str, ttl_s: float) -> Session:
         return await self.open_session(name, ttl_s, bind=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from coordinator.errors import HeuristicOutcome, LedgerUnavailable
-from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledger
+from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledger, record_of
 from coordinator.protocols.steps import Observer
 from participants.checks import invariant
 from participants.contract import Branch, Evidence, Participant, Settled, Vote
@@ -136,10 +136,7 @@ def label(branch: Branch) -> str:
 
 
 def branch_record(branch: Branch, evidence: Evidence | None) -> BranchRecord:
-    gid = branch.gid
-    if evidence is None:
-        return BranchRecord(gid.branch, gid.participant)
-    return BranchRecord(gid.branch, gid.participant, evidence.xid, evidence.system, evidence.timeline)
+    return record_of(branch.gid, evidence)
 
 
 async def repeat_until_answered(call: Callable[[], Awaitable[T]]) -> T:

@@ -46,7 +46,7 @@ class Versions(msgspec.Struct, frozen=True, array_like=True):
         return f"{self.lowest}" if self.lowest == self.highest else f"{self.lowest} to {self.highest}"
 
 
-VERSIONS = Versions(1, 2)
+VERSIONS = Versions(1, 3)
 """Of this release. A new version N may add fields at the end of messages, and kinds of messages, which are
 sent only on connections whose version is N or higher. A release speaks the version before its own too.
 

@@ -6,12 +6,12 @@ import asyncio
 from typing import Any
 
 from coordinator.coordinator import Coordinator
-from coordinator.ledger.memory import MemoryLedger
 from coordinator.settings import CoordinatorSettings
 from participants.contract import Fate
 from participants.ids import Gid
 from participants.registry import Registry
 from participants.scripted import Script, ScriptedParticipant
+from tests.coordinator.ledger.signing import TaggingLedger
 
 NAMES = ("alpha", "beta", "gamma")
 
@@ -20,12 +20,12 @@ class Stage:
     """A coordinator over scripted participants and a ledger in memory that notes the order of calls."""
 
     def __init__(
-        self, scripts: dict[str, Script], ledger: MemoryLedger | None = None, **settings: Any
+        self, scripts: dict[str, Script], ledger: TaggingLedger | None = None, **settings: Any
     ) -> None:
         self.events: list[str] = []
         self.gates: dict[str, asyncio.Event] = {}
         self.arrived: dict[str, asyncio.Event] = {}
-        self.ledger = ledger or MemoryLedger()
+        self.ledger = ledger or TaggingLedger()
         self.registry = Registry()
         self.participants: dict[str, ScriptedParticipant] = {}
         for name, script in scripts.items():

@@ -112,7 +112,8 @@ async def test_a_branch_that_termination_has_seen_is_not_prepared(stages: Any) -
     stage.hold("begin beta")
     running = asyncio.create_task(stage.transfer())
     await stage.arrived["begin beta"].wait()
-    gid = Gid(stage.ledger.ledger_id, Protocol.THREE_PHASE, stage.txid, 2, "beta")
+    key = stage.ledger.names.key(stage.txid.session, stage.txid.nonce)
+    gid = Gid(stage.ledger.ledger_id, Protocol.THREE_PHASE, stage.txid, 2, "beta").tagged(key)
     charter = Charter((replace(gid, branch=1, participant="alpha"), gid), Termination.QUORUM)
     assert await beta.states.elect(gid, 2, charter) is not None
     stage.gates["begin beta"].set()

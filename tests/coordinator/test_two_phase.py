@@ -19,7 +19,7 @@ from coordinator.errors import (
     TransactionEnded,
     WrongProcess,
 )
-from coordinator.ledger.contract import Decision, Record, Verdict
+from coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
 from coordinator.protocols.steps import TwoPhaseStep
 from participants.contract import Fate, Order, Settled, Vote, Work
 from participants.errors import BranchFailed, ParticipantUnavailable, UnknownParticipant, UsageError
@@ -122,7 +122,8 @@ async def test_unconfirmed_rollback_after_prepare_is_recorded(stages: Any) -> No
     stage = await stages(Script(), Script(prepare=lost, rollback=[Settled.ABSENT]))
     with pytest.raises(TransactionAborted):
         await stage.transfer()
-    assert (await stage.ledger.outcomes([stage.txid]))[stage.txid] is Verdict.ABORTED
+    gid = stage.participants["beta"].branches[-1].gid
+    assert await stage.ledger.outcomes([gid]) == {gid: Verdict.ABORTED}
     assert await stage.coordinator.outcome(stage.txid) is Record.ABORT
 
 
@@ -146,7 +147,7 @@ async def test_a_recorded_abort_wins_over_the_votes(stages: Any) -> None:
     arrived = stage.hold(TwoPhaseStep.BEFORE_DECIDE)
     task = asyncio.create_task(stage.transfer())
     await arrived.wait()
-    assert await stage.ledger.decide(stage.txid, Decision.ABORT, []) is Decision.ABORT
+    assert await stage.ledger.decide(stage.txid, Decision.ABORT, [BranchRecord(1, "alpha")]) is Decision.ABORT
     stage.gates[TwoPhaseStep.BEFORE_DECIDE].set()
     with pytest.raises((TransactionAborted, OutcomeUnknown)):
         await task
@@ -389,8 +390,10 @@ async def test_sessions_rotate_and_floors_rise(stages: Any) -> None:
             await asyncio.sleep(0)
         numbers = {info.id for info in await stage.ledger.sessions()}
         assert len(numbers) >= 2
-        verdict = (await stage.ledger.outcomes([held.id]))[held.id]
-        assert verdict is Verdict.ACTIVE
+        await held.branch("alpha")
+        gid = stage.participants["alpha"].branches[-1].gid
+        assert gid.txid == held.id
+        assert await stage.ledger.outcomes([gid]) == {gid: Verdict.ACTIVE}
 
 
 async def test_run_retries_what_may_be_retried(stages: Any) -> None:

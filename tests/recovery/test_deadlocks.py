@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from coordinator.errors import TransactionAborted
-from coordinator.ledger.contract import Decision
+from coordinator.ledger.contract import BranchRecord, Decision
 from coordinator.retries import retryable
 from participants.contract import Waiting
 from participants.errors import ParticipantUnavailable
@@ -220,7 +220,7 @@ async def test_one_victim_ends_two_cycles_that_share_it(world: World) -> None:
 async def test_a_transaction_whose_commit_is_recorded_is_no_victim(world: World) -> None:
     """Its decision stands. The other one must give way, though it is the older."""
     old, young = world.session.txid(1), world.session.txid(2)
-    await world.ledger.decide(young, Decision.COMMIT, [])
+    await world.ledger.decide(young, Decision.COMMIT, [BranchRecord(1, "orders")])
     world.orders.waiting = [wait(old, young)]
     world.payments.waiting = [wait(young, old)]
     told: Told = []
@@ -230,8 +230,8 @@ async def test_a_transaction_whose_commit_is_recorded_is_no_victim(world: World)
 
 async def test_without_a_possible_victim_nothing_happens(world: World) -> None:
     one, two = world.session.txid(1), world.session.txid(2)
-    await world.ledger.decide(one, Decision.COMMIT, [])
-    await world.ledger.decide(two, Decision.COMMIT, [])
+    await world.ledger.decide(one, Decision.COMMIT, [BranchRecord(1, "orders")])
+    await world.ledger.decide(two, Decision.COMMIT, [BranchRecord(1, "orders")])
     world.orders.waiting = [wait(one, two)]
     world.payments.waiting = [wait(two, one)]
     told: Told = []

@@ -191,11 +191,24 @@ async def test_an_unknown_participant_keeps_the_record_unfinished_and_is_told(wo
     assert report.unfinished[0].unknown == ("payments",)
 
 
-async def test_a_branch_of_a_renamed_participant_is_settled_where_it_is_found(world: World) -> None:
+async def test_a_branch_in_another_database_than_it_names_is_touched_by_nobody(world: World) -> None:
+    """Whoever may connect to one database could make recovery believe in the branches of another."""
+    gids = await world.left(Decision.COMMIT)
+    world.payments.finish_by_hand(gids[1], Order.ROLLBACK)
+    await world.prepare(gids[1], world.orders)
+    report = await world.recover()
+    assert gids[1] in world.orders.prepared
+    assert [line.standing for line in report.lines if line.participant == "orders"].count("impostor") == 1
+    assert (await world.heuristics())[gids[1]].kind is Settled.HEURISTIC_ROLLBACK
+
+
+async def test_a_branch_of_a_participant_that_had_another_name_is_settled_where_it_is_found(
+    world: World,
+) -> None:
     gids = await world.left(Decision.COMMIT)
     renamed = world.registry.remove("payments")
     assert isinstance(renamed, ScriptedParticipant)
-    renamed.name = "billing"
+    renamed.name, renamed.names = "billing", frozenset({"billing", "payments"})
     world.registry.add(renamed)
     report = await world.recover()
     assert renamed.fate(gids[1]) is Fate.COMMITTED
@@ -203,13 +216,13 @@ async def test_a_branch_of_a_renamed_participant_is_settled_where_it_is_found(wo
     assert await world.unfinished() == set()
 
 
-async def test_a_branch_that_a_renamed_participant_had_committed_is_done(world: World) -> None:
-    """Its evidence names the server, not the participant: else it would stay unfinished for ever."""
+async def test_a_branch_that_a_participant_had_committed_under_its_former_name_is_done(world: World) -> None:
+    """Otherwise it stays unfinished for ever."""
     gids = await world.left(Decision.COMMIT)
     world.payments.finish_by_hand(gids[1], Order.COMMIT)
     renamed = world.registry.remove("payments")
     assert isinstance(renamed, ScriptedParticipant)
-    renamed.name = "billing"
+    renamed.name, renamed.names = "billing", frozenset({"billing", "payments"})
     world.registry.add(renamed)
     await world.recover()
     assert await world.unfinished() == set()

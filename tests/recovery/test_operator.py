@@ -10,7 +10,7 @@ from coordinator.ledger.commands import Restore
 from coordinator.ledger.contract import Decision, Heuristic
 from participants.contract import Fate, Order, PreparedBranch, Settled
 from participants.errors import ParticipantUnavailable
-from participants.ids import Foreign, Gid, Protocol, TxId
+from participants.ids import Foreign, Gid, Protocol
 from recovery.errors import Conflict, NotAllSeen, NotOurs, NotPrepared, StillBusy
 from recovery.operator import Operator
 from tests.recovery.world import World
@@ -104,7 +104,9 @@ async def test_rollback_where_abort_cannot_be_recorded_needs_heuristic(world: Wo
     if kind == "3pc":
         gid = (await world.left(protocol=Protocol.THREE_PHASE))[0]
     else:
-        gid = Gid(world.ledger.ledger_id, Protocol.TWO_PHASE, TxId(99, "f" * 16, 1), 1, "orders")
+        await world.ledger.open_session("later", 10.0)
+        [gid, _] = world.gids()
+        del world.ledger.machine.state.sessions[gid.txid.session]  # as retention drops it
         await world.prepare(gid)
     with pytest.raises(Conflict, match="cannot be recorded"):
         await operator(world).roll_back(gid)

@@ -89,7 +89,7 @@ async def test_a_session_that_is_gone_does_not_turn_commit_into_abort(world: Wor
     """Broken if the ledger's rule for two-phase commit is applied to an outcome that the rows have fixed."""
     gids = await left(world, 3)
     await world.end_session()
-    assert (await world.ledger.outcomes([gids[0].txid], protocol=THREE))[gids[0].txid] is Verdict.ASK_PROTOCOL
+    assert (await world.ledger.outcomes([gids[0]]))[gids[0]] is Verdict.ASK_PROTOCOL
     assert await recovered(world, gids) is Record.COMMIT
 
 

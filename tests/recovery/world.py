@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Callable
 
 from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Session
-from coordinator.ledger.memory import MemoryLedger
 from participants.contract import Evidence
-from participants.ids import Gid, Protocol, TxId
+from participants.ids import Gid, Protocol, SessionKey, TxId
 from participants.registry import Registry
 from participants.scripted import ScriptedParticipant
 from recovery.report import Line, Report
 from recovery.service import RecoveryService
 from recovery.settings import RecoverySettings
+from tests.coordinator.ledger.signing import TaggingLedger
 
 FAST = RecoverySettings(interval_s=0.0, backoff_max_s=0.02, deadlock_interval_s=0.005)
 
@@ -22,7 +22,7 @@ class World:
     """``session`` is alive until ``end_session``; each transaction has one branch in every database."""
 
     def __init__(self, *names: str) -> None:
-        self.ledger = MemoryLedger("abcdefghij")
+        self.ledger = TaggingLedger("abcdefghij")
         self.registry = Registry()
         self.databases = {name: ScriptedParticipant(name) for name in names or ("orders", "payments")}
         for number, database in enumerate(self.databases.values()):
@@ -51,7 +51,7 @@ class World:
         self._seq += 1
         txid = self.session.txid(self._seq)
         return [
-            Gid(self.ledger.ledger_id, protocol, txid, number, name)
+            Gid(self.ledger.ledger_id, protocol, txid, number, name).tagged(SessionKey(self.session.key))
             for number, name in enumerate(self.databases, 1)
         ]
 

@@ -51,7 +51,7 @@ def _decision(told: Explanation) -> dict[str, Any]:
     return {
         "standing": str(standing),
         "recorded": recorded,
-        "why": standing.why,
+        "why": told.found.why,
         "decided_at": iso(info.decided_at) if info else None,
         "age_s": shapes.age(info.decided_at) if info else None,
         "coordinator": info.coordinator if info else None,

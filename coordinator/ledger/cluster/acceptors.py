@@ -15,7 +15,15 @@ from random import Random
 import msgspec
 
 from coordinator.errors import LedgerError, LedgerUnavailable, OutcomeUnknown
-from coordinator.ledger.contract import BranchRecord, Decision, Record, Session, SessionInfo, Settlement
+from coordinator.ledger.contract import (
+    BranchRecord,
+    Decision,
+    Record,
+    Session,
+    SessionInfo,
+    Settlement,
+    is_newer,
+)
 from coordinator.paxos import (
     Branch,
     FirstBallot,
@@ -43,8 +51,20 @@ Ask = Callable[[int, Request, Callable[[Reply | Exception], None]], None]
 
 DECISIONS = {Outcome.COMMITTED: Decision.COMMIT, Outcome.ABORTED: Decision.ABORT}
 
+
+class _Evidence(msgspec.Struct, frozen=True, array_like=True):
+    """What a vote carries of a branch, as in :class:`~coordinator.ledger.contract.BranchRecord`."""
+
+    xid: int | None
+    system: int | None
+    timeline: str | None
+    tag: str = ""
+    history: str | None = None
+    position: int | None = None
+
+
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
+_decode = msgspec.msgpack.Decoder(_Evidence).decode
 
 
 class ClusterAcceptors:
@@ -183,13 +203,29 @@ def _only(requests: Requests, acceptors: Sequence[int]) -> list[tuple[int, Reque
 
 
 def _prepared(branch: BranchRecord) -> Value:
-    """Its evidence travels with the vote: whoever finds the outcome can record it."""
-    if branch.xid is None or branch.system is None or branch.timeline is None:
-        return Value(True)
-    return Value(True, _encode((branch.xid, branch.system, branch.timeline)))
+    """Its evidence and its tag travel with the vote: whoever finds the outcome can record it. Without a tag
+    this is what version 0.1.0 reads: transaction id, system, timeline."""
+    if not is_newer(branch):
+        if branch.xid is None or branch.system is None or branch.timeline is None:
+            return Value(True)
+        return Value(True, _encode((branch.xid, branch.system, branch.timeline)))
+    evidence = _Evidence(
+        branch.xid, branch.system, branch.timeline, branch.tag, branch.history, branch.position
+    )
+    return Value(True, _encode(evidence))
 
 
 def _record_of(branch: Branch, value: Value | None) -> BranchRecord:
     if value is None or not value.evidence:
         return BranchRecord(branch.number, branch.participant)
-    return BranchRecord(branch.number, branch.participant, *_decode(value.evidence))
+    told = _decode(value.evidence)
+    return BranchRecord(
+        branch.number,
+        branch.participant,
+        told.xid,
+        told.system,
+        told.timeline,
+        told.tag,
+        told.history,
+        told.position,
+    )

@@ -86,8 +86,7 @@ class ClusterLedger(CallingLedger):
             await self._route.close()
 
     async def _open_bound(self, name: str, ttl_s: float) -> Session:
-        session: Session = await self._call(calls.OpenSessionCall(name, ttl_s, self._nonce(), bind=True))
-        return session
+        return await self._open_session(name, ttl_s, bind=True)
 
     async def _session_of(self, txid: TxId) -> SessionInfo | None:
         return among(await self.sessions(), txid)
@@ -118,6 +117,9 @@ class ClusterLedger(CallingLedger):
         if not seen.status.nodes:
             raise LedgerUnavailable(f"node at {address} has joined, and has nothing yet")
         return seen.status.nodes
+
+    def _request(self) -> str:
+        return f"{self._random.getrandbits(128):032x}"
 
     def _nonce(self) -> str:
         return f"{self._random.getrandbits(64):016x}"

@@ -124,6 +124,7 @@ class Decisions:
             decision=[str(command.decision) for command in commands],
             branches=[encode_branches(command.branches) for command in commands],
             decided_at=[command.at for command in commands],
+            cause=[command.cause if command.decision is Decision.ABORT else "" for command in commands],
             by_itself=sorted(TERMINATES_BY_ITSELF),
         )
         told = {TxId(session, nonce, seq): (state, decision) for session, nonce, seq, state, decision in rows}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from coordinator.errors import LedgerUnavailable, SessionLost, WrongProcess
 from coordinator.ledger import schema
 from coordinator.ledger.commands import Decide
 from coordinator.ledger.contract import (
+    CAUSE_CHARACTERS_MAX,
     Acceptors,
     BranchRecord,
     Decision,
@@ -24,13 +25,18 @@ from coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
+from coordinator.ledger.names import Names
 from coordinator.ledger.postgres import rows
 from coordinator.ledger.postgres.connections import Connections
 from coordinator.ledger.postgres.decisions import Decisions, encode_branches
 from coordinator.ledger.postgres.upkeep import Upkeep
 from coordinator.ledger.rules import verdict_of
 from coordinator.settings import LedgerSettings
+from participants.contract import Claim
 from participants.ids import Gid, TxId, new_nonce
+
+SESSIONS_MAX = 1_000
+"""Of which it is remembered whether their gids carry tags."""
 
 
 class PostgresLedger:
@@ -45,6 +51,8 @@ class PostgresLedger:
         self._decisions = Decisions(self._connections)
         self._upkeep = Upkeep(self._connections, settings, clock)
         self._ledger_id = ""
+        self._names = Names("", b"")
+        self._tagged: dict[tuple[int, str], bool] = {}
         self._pid = os.getpid()
         self._closed = False
 
@@ -66,7 +74,9 @@ class PostgresLedger:
     async def _find(self) -> None:
         ((revision,),) = await self._connections.run("revision") or [(None,)]
         schema.POSTGRES.check(revision, f"ledger {self._connections.url}")
-        ((self._ledger_id,),) = await self._connections.run("identity")
+        ((ledger_id, secret),) = await self._connections.run("identity")
+        self._ledger_id = ledger_id
+        self._names = Names(ledger_id, bytes(secret))
 
     @property
     def ledger_id(self) -> str:
@@ -102,7 +112,8 @@ class PostgresLedger:
     async def open_session(self, name: str, ttl_s: float) -> Session:
         nonce, ttl_ms = new_nonce(), round(ttl_s * 1000)
         ((number,),) = await self._ask("open_session", nonce=nonce, name=name, ttl_ms=ttl_ms)
-        return Session(number, nonce, name, ttl_ms / 1000)
+        self._note_tagged(number, nonce, tagged=True)
+        return Session(number, nonce, name, ttl_ms / 1000, key=self._names.key_bytes(number, nonce))
 
     async def keep_alive(self, session: Session, floor: int) -> None:
         ((kept,),) = await self._ask("keep_alive", session=session.id, nonce=session.nonce, floor=floor)
@@ -119,44 +130,97 @@ class PostgresLedger:
     # Decisions.
 
     async def decide(
-        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], *, protocol: str = "2"
+        self,
+        txid: TxId,
+        decision: Decision,
+        branches: Sequence[BranchRecord],
+        *,
+        protocol: str = "2",
+        cause: str = "",
     ) -> Decision:
         self._check_open()
-        return await self._decisions.decide(Decide(txid, protocol, decision, tuple(branches), time.time()))
+        await self._check(txid, protocol, decision, branches)
+        cause = cause[:CAUSE_CHARACTERS_MAX]
+        command = Decide(txid, protocol, decision, tuple(branches), time.time(), cause)
+        return await self._decisions.decide(command)
+
+    async def _check(
+        self, txid: TxId, protocol: str, decision: Decision, branches: Sequence[BranchRecord]
+    ) -> None:
+        key = (txid.session, txid.nonce)
+        if key not in self._tagged:
+            ((tagged,),) = await self._ask("lease", session=txid.session, nonce=txid.nonce)
+            if tagged is None:
+                return  # there is no such session (any more): nothing can be recorded either
+            self._note_tagged(*key, tagged=tagged)
+        self._names.check(txid, protocol, decision, branches, tagged=self._tagged[key])
+
+    def _note_tagged(self, session: int, nonce: str, *, tagged: bool) -> None:
+        while len(self._tagged) >= SESSIONS_MAX:
+            del self._tagged[next(iter(self._tagged))]
+        self._tagged[session, nonce] = tagged
 
     async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+        await self._check(txid, protocol, Decision.COMMIT, branches)
         given = encode_branches(branches)
         ((lease,),) = await self._ask("precommit", **_key(txid), protocol=protocol, branches=given)
         if lease is None:
             raise SessionLost(f"session {txid.session} was closed or has expired")
 
-    async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
-        return {
-            txid: verdict_of(
-                None if decision is None else Decision(decision),
-                None if state is None else SessionState(state),
-                floor or 0,
-                txid.seq,
-                protocol,
-            )
-            for txid, state, floor, decision in await self._looked_up(txids)
-        }
+    async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
+        asked = list(gids)
+        known = await self._looked_up({gid.txid for gid in asked})
+        issued = max((gid.txid.session for gid in asked if self._never_issued(gid, known)), default=0)
+        if issued:
+            await self._connections.set_back(issued)
+            known = await self._looked_up({gid.txid for gid in asked})
+        return {gid: self._verdict(gid, known[gid.txid]) for gid in asked}
+
+    def _never_issued(self, gid: Gid, known: Mapping[TxId, _Known]) -> bool:
+        """The ledger gave that name in a session of the future: it has forgotten what it did."""
+        return gid.txid.session >= known[gid.txid].next_session and self._names.gave(gid)
+
+    def _verdict(self, gid: Gid, known: _Known) -> Verdict:
+        # Names of version 0.1.0 prove nothing; they are those of its sessions, as long as these are known.
+        ours = self._names.gave(gid) if gid.tag else known.state is not None and not known.tagged
+        if gid.ledger != self._ledger_id or not ours:
+            return Verdict.IMPOSTOR
+        return verdict_of(
+            None if known.decision is None else Decision(known.decision),
+            None if known.state is None else SessionState(known.state),
+            known.floor or 0,
+            gid.txid.seq,
+            gid.protocol,
+        )
 
     async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
         return {
-            txid: Record.NOT_RECORDED if decision is None else Record(decision)
-            for txid, _, _, decision in await self._looked_up(txids)
+            txid: Record.NOT_RECORDED if known.decision is None else Record(known.decision)
+            for txid, known in (await self._looked_up(txids)).items()
         }
 
-    async def _looked_up(
-        self, txids: Iterable[TxId]
-    ) -> list[tuple[TxId, str | None, int | None, str | None]]:
-        """With state and floor of the session, and the decision."""
+    async def _looked_up(self, txids: Iterable[TxId]) -> dict[TxId, _Known]:
         asked = list(txids)
         if not asked:
-            return []
+            return {}
         found = await self._ask("outcomes", **_columns(asked))
-        return [(TxId(session, nonce, seq), *rest) for session, nonce, seq, *rest in found]
+        return {TxId(session, nonce, seq): _Known(*rest) for session, nonce, seq, *rest in found}
+
+    async def backends(self, claims: Iterable[Claim]) -> Sequence[TxId | None]:
+        asked = list(claims)
+        found = await self._ask("claimed", session=sorted({claim.session for claim in asked}))
+        nonces = {session: nonce for session, nonce in found if session is not None}
+        return [
+            self._names.proved(claim, nonces[claim.session]) if claim.session in nonces else None
+            for claim in asked
+        ]
+
+    async def doom(self, txid: TxId, cause: str) -> None:
+        await self._ask("doom", **_key(txid), cause=cause[:CAUSE_CHARACTERS_MAX])
+
+    async def doomed(self, txid: TxId) -> str | None:
+        ((cause,),) = await self._ask("doomed", **_key(txid))
+        return None if cause is None else str(cause)
 
     async def unfinished(self) -> Sequence[DecisionRecord]:
         return [rows.decision_record(*row) for row in await self._ask("unfinished") if row[0] is not None]
@@ -227,6 +291,17 @@ class PostgresLedger:
             time_ms / 1000,
             *counts,
         )
+
+
+class _Known(NamedTuple):
+    """What is recorded of a transaction: state and floor of its session, whether its gids carry tags, the
+    decision, and the number of the next session of the ledger."""
+
+    state: str | None
+    floor: int | None
+    tagged: bool | None
+    decision: str | None
+    next_session: int
 
 
 def _key(txid: TxId) -> dict[str, Any]:

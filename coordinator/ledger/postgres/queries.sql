@@ -30,7 +30,31 @@ select l.system operator(pg_catalog.=) c.system_identifier
 select pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('synchronous_commit'), pg_catalog.pg_backend_pid()
 
 -- name: identity
-select ledger_id from undoubt_ledger.ledger
+select l.ledger_id, s.secret from undoubt_ledger.ledger l, undoubt_ledger.secret s
+
+-- name: set_back
+-- A session number above the counter was issued: the ledger has forgotten what it did. As a new incarnation.
+with changed as (
+    update undoubt_ledger.ledger
+       set incarnation = incarnation operator(pg_catalog.+) 1, next_session = %(issued)s::pg_catalog.int8 operator(pg_catalog.+) 1 operator(pg_catalog.+) %(skip)s::pg_catalog.int8
+     where next_session operator(pg_catalog.<=) %(issued)s::pg_catalog.int8
+    returning incarnation
+),
+closed as (
+    update undoubt_ledger.session s set state = 'restored', closed_ms = k.time_ms
+      from changed, undoubt_ledger.clock k
+     where s.state operator(pg_catalog.=) 'open'
+    returning s.id
+)
+select incarnation, (select pg_catalog.count(*) from closed) from changed
+
+-- name: lease
+-- Whether the gids of a session carry tags, if it is there.
+with here as materialized ({here})
+select h.same, s.tagged
+  from here h
+  left join undoubt_ledger.session s on s.id operator(pg_catalog.=) %(session)s::pg_catalog.int8 and s.nonce operator(pg_catalog.=) %(nonce)s::pg_catalog.text
+   and s.state operator(pg_catalog.<>) 'dropped'
 
 -- name: revision
 select version_num from undoubt_ledger.migration
@@ -79,8 +103,8 @@ given as materialized (
              pg_catalog.unnest(%(session)s::pg_catalog.int8[]), pg_catalog.unnest(%(nonce)s::pg_catalog.text[]),
              pg_catalog.unnest(%(seq)s::pg_catalog.int8[]), pg_catalog.unnest(%(protocol)s::pg_catalog.text[]),
              pg_catalog.unnest(%(decision)s::pg_catalog.text[]), pg_catalog.unnest(%(branches)s::pg_catalog.text[]),
-             pg_catalog.unnest(%(decided_at)s::pg_catalog.float8[]))
-        as g(session, nonce, seq, protocol, decision, branches, decided_at)
+             pg_catalog.unnest(%(decided_at)s::pg_catalog.float8[]), pg_catalog.unnest(%(cause)s::pg_catalog.text[]))
+        as g(session, nonce, seq, protocol, decision, branches, decided_at, cause)
 ),
 lease as materialized (
     select s.id, s.nonce, s.name, s.state, s.floor
@@ -91,12 +115,12 @@ lease as materialized (
 ),
 written as (
     insert into undoubt_ledger.decision as d
-           (session, seq, nonce, protocol, decision, branches, decided_at, coordinator)
+           (session, seq, nonce, protocol, decision, branches, decided_at, coordinator, cause)
     select g.session, g.seq, g.nonce, g.protocol,
            case when g.protocol operator(pg_catalog.=) any(%(by_itself)s::pg_catalog.text[])
                 or (s.state operator(pg_catalog.=) 'open' and g.seq operator(pg_catalog.>=) s.floor)
                 then g.decision else 'abort' end,
-           g.branches, g.decided_at, s.name
+           g.branches, g.decided_at, s.name, g.cause
       from given g
       join lease s on s.id operator(pg_catalog.=) g.session and s.nonce operator(pg_catalog.=) g.nonce
      where s.state operator(pg_catalog.<>) 'dropped'
@@ -168,7 +192,8 @@ given as materialized (
              pg_catalog.unnest(%(session)s::pg_catalog.int8[]), pg_catalog.unnest(%(nonce)s::pg_catalog.text[]),
              pg_catalog.unnest(%(seq)s::pg_catalog.int8[])) as g(session, nonce, seq)
 )
-select h.same, g.session, g.nonce, g.seq, s.state, s.floor, d.decision
+select h.same, g.session, g.nonce, g.seq, s.state, s.floor, s.tagged, d.decision,
+       (select l.next_session from undoubt_ledger.ledger l) as next_session
   from given g
  cross join here h
   left join undoubt_ledger.session s on s.id operator(pg_catalog.=) g.session
@@ -178,7 +203,7 @@ select h.same, g.session, g.nonce, g.seq, s.state, s.floor, d.decision
 
 -- name: unfinished
 with here as materialized ({here})
-select h.same, d.session, d.nonce, d.seq, d.protocol, d.decision, d.branches, d.decided_at, d.coordinator
+select h.same, d.session, d.nonce, d.seq, d.protocol, d.decision, d.branches, d.decided_at, d.coordinator, d.cause
   from here h
   left join (undoubt_ledger.unfinished u join undoubt_ledger.decision d
        on d.session operator(pg_catalog.=) u.session and d.seq operator(pg_catalog.=) u.seq) on true
@@ -209,6 +234,47 @@ overtaken as (
 )
 select same from here
 
+-- name: claimed
+-- The nonces of sessions whose gids carry tags.
+with here as materialized ({here})
+select h.same, s.id, s.nonce
+  from here h
+  left join undoubt_ledger.session s on s.id operator(pg_catalog.=) any(%(session)s::pg_catalog.int8[]) and s.tagged and s.state operator(pg_catalog.<>) 'dropped'
+
+-- name: doom
+-- Nothing for a transaction that is not undecided.
+with here as materialized ({here}),
+doomed as (
+    insert into undoubt_ledger.doomed as k (session, seq, cause)
+    select s.id, %(seq)s::pg_catalog.int8, %(cause)s::pg_catalog.text
+      from undoubt_ledger.session s
+     where s.id operator(pg_catalog.=) %(session)s::pg_catalog.int8 and s.nonce operator(pg_catalog.=) %(nonce)s::pg_catalog.text and s.state operator(pg_catalog.=) 'open'
+       and s.floor operator(pg_catalog.<=) %(seq)s::pg_catalog.int8 and (select same from here)
+       and not exists (select from undoubt_ledger.decision d where d.session operator(pg_catalog.=) s.id and d.seq operator(pg_catalog.=) %(seq)s::pg_catalog.int8)
+        on conflict (session, seq) do nothing
+)
+select same from here
+
+-- name: doomed
+with here as materialized ({here})
+select h.same, k.cause
+  from here h
+  left join (undoubt_ledger.doomed k join undoubt_ledger.session s on s.id operator(pg_catalog.=) k.session)
+    on k.session operator(pg_catalog.=) %(session)s::pg_catalog.int8 and k.seq operator(pg_catalog.=) %(seq)s::pg_catalog.int8 and s.nonce operator(pg_catalog.=) %(nonce)s::pg_catalog.text
+   and s.state operator(pg_catalog.=) 'open' and s.floor operator(pg_catalog.<=) k.seq
+   and not exists (select from undoubt_ledger.decision d where d.session operator(pg_catalog.=) k.session and d.seq operator(pg_catalog.=) k.seq)
+
+-- name: pardon
+-- Nobody asks any more why a transaction that is over was aborted.
+with here as materialized ({here}),
+gone as (
+    delete from undoubt_ledger.doomed k
+     where (select same from here)
+       and not exists (select from undoubt_ledger.session s
+                        where s.id operator(pg_catalog.=) k.session and s.state operator(pg_catalog.=) 'open' and s.floor operator(pg_catalog.<=) k.seq)
+)
+select same from here
+
 -- name: open_session
 with here as materialized ({here}),
 numbered as (
@@ -217,9 +283,9 @@ numbered as (
     returning next_session operator(pg_catalog.-) 1 as id
 ),
 opened as (
-    insert into undoubt_ledger.session (id, nonce, name, ttl_ms, state, renewed_ms)
+    insert into undoubt_ledger.session (id, nonce, name, ttl_ms, state, renewed_ms, tagged)
     select n.id, %(nonce)s::pg_catalog.text, %(name)s::pg_catalog.text, %(ttl_ms)s::pg_catalog.int8, 'open',
-           k.time_ms
+           k.time_ms, true
       from numbered n, undoubt_ledger.clock k
     returning id
 )
@@ -312,7 +378,7 @@ one as (
        and d.seq operator(pg_catalog.=) %(seq)s::pg_catalog.int8
        and d.nonce operator(pg_catalog.=) %(nonce)s::pg_catalog.text
 )
-select h.same, d.session, d.nonce, d.seq, d.protocol, d.decision, d.branches, d.decided_at, d.coordinator,
+select h.same, d.session, d.nonce, d.seq, d.protocol, d.decision, d.branches, d.decided_at, d.coordinator, d.cause,
        s.state, s.floor, u.seq is null as finished
   from here h
   left join (select * from chosen union all select * from one) d on true
@@ -473,6 +539,14 @@ select 'the server runs with full_page_writes off: a crash of its machine can da
 union all
 select 'the ledger has lost its own row; restore it from a backup'
  where not exists (select from undoubt_ledger.ledger) or not exists (select from undoubt_ledger.clock)
+union all
+select pg_catalog.format('role %%s can read the ledger''s secret: revoke all on undoubt_ledger.secret from %%s',
+              coalesce(r.rolname, 'public'), coalesce(pg_catalog.quote_ident(r.rolname), 'public'))
+  from pg_catalog.pg_class c
+ cross join pg_catalog.aclexplode(c.relacl) a
+  left join pg_catalog.pg_roles r on r.oid operator(pg_catalog.=) a.grantee
+ where c.oid operator(pg_catalog.=) 'undoubt_ledger.secret'::pg_catalog.regclass
+   and a.grantee operator(pg_catalog.<>) c.relowner
 union all
 select pg_catalog.format('transaction %%s.%%s is unfinished, and its decision is not there', u.session, u.seq)
   from undoubt_ledger.unfinished u

@@ -29,9 +29,16 @@ def decision_record(  # noqa: PLR0917 - columns, in order
     branches: str,
     at: float,
     coordinator: str,
+    cause: str,
 ) -> DecisionRecord:
     return DecisionRecord(
-        TxId(session, nonce, seq), protocol, Decision(decision), decode_branches(branches), at, coordinator
+        TxId(session, nonce, seq),
+        protocol,
+        Decision(decision),
+        decode_branches(branches),
+        at,
+        coordinator,
+        cause,
     )
 
 
@@ -52,8 +59,8 @@ def heuristic(  # noqa: PLR0917
 def transaction_info(row: tuple[Any, ...], heuristics: list[Heuristic]) -> TransactionInfo:
     """``row`` is one of the statement ``transactions``: a decision, then state and floor of its session
     (None if that is dropped), then whether it is finished."""
-    record = decision_record(*row[:8])
-    state, floor, finished = row[8:]
+    record = decision_record(*row[:9])
+    state, floor, finished = row[9:]
     return TransactionInfo(
         record.txid,
         Record(str(record.decision)),
@@ -64,6 +71,7 @@ def transaction_info(row: tuple[Any, ...], heuristics: list[Heuristic]) -> Trans
         record.coordinator,
         finished,
         tuple(known for known in heuristics if known.gid.txid == record.txid),
+        cause=record.cause,
     )
 
 

@@ -102,6 +102,7 @@ class Upkeep:
         retention_ms = round(self._settings.retention_s * 1000)
         history_ms = round(self._settings.history_s * 1000)
         dropped = await self._connections.work(lambda line, left_s: _drop(line, left_s, retention_ms))
+        await self._connections.ask("pardon")
         ((purged,),) = await self._connections.run("purge", history_ms=history_ms)
         while purged:
             ((purged,),) = await self._connections.run("purge", history_ms=history_ms)

@@ -88,6 +88,7 @@ class OwnedLedger(LocalLedger):
             loaded = await loop.run_in_executor(thread, store.load)
             ledger = cls(store, thread, loaded, settings, clock)
             await ledger._expire_former_owner()
+            await ledger.draw_secret()
         except BaseException:
             if store is not None:
                 await loop.run_in_executor(thread, store.close)

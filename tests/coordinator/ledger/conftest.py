@@ -16,6 +16,7 @@ from coordinator.ledger.memory import MemoryLedger
 from coordinator.ledger.postgres.ledger import PostgresLedger
 from coordinator.ledger.sqlite.ledger import SqliteLedger
 from coordinator.settings import LedgerSettings
+from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import Cluster
 from tests.servers import Server, fresh_database
 
@@ -24,11 +25,20 @@ class Backend(abc.ABC):
     """One ledger under test. ``durable``: it outlives :meth:`reopen`."""
 
     durable = True
-    ledger: Ledger
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.retention_s = 3600.0
+        self._signing: Signing | None = None
+
+    @property
+    def ledger(self) -> Signing:
+        assert self._signing is not None
+        return self._signing
+
+    @ledger.setter
+    def ledger(self, opened: Ledger) -> None:
+        self._signing = Signing(opened)
 
     @abc.abstractmethod
     async def open(self) -> None: ...
@@ -36,6 +46,10 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     async def elapse(self, seconds: float) -> None:
         """Let ledger time pass and what is due happen."""
+
+    @abc.abstractmethod
+    def secret(self) -> bytes:
+        """Which no call of the contract tells."""
 
     async def reopen(self) -> None:
         await self.close()
@@ -58,6 +72,9 @@ class Memory(Backend):
     async def elapse(self, seconds: float) -> None:
         await self.memory.elapse(seconds)
 
+    def secret(self) -> bytes:
+        return self.memory.machine.state.secret
+
 
 class Sqlite(Backend):
     """In the process that owns the file."""
@@ -78,6 +95,11 @@ class Sqlite(Backend):
         await owned.expire_due()
         await owned.advance_time()
 
+    def secret(self) -> bytes:
+        owned = self.owner._owned
+        assert owned is not None
+        return owned.machine.state.secret
+
 
 class SqliteClient(Sqlite):
     """Through the owner's socket."""
@@ -85,7 +107,7 @@ class SqliteClient(Sqlite):
     async def open(self) -> None:
         await super().open()
         self.ledger = await SqliteLedger.open(self.owner.path, self.owner.settings)
-        assert not self.ledger.leads
+        assert not self.ledger.ledger.leads
 
     async def close(self) -> None:
         await super().close()
@@ -108,6 +130,10 @@ class Raft(Backend):
 
     async def elapse(self, seconds: float) -> None:
         await self.cluster.elapse(seconds)
+
+    def secret(self) -> bytes:
+        [node] = {node.ledger.machine.state.secret for node in self.cluster.nodes.values() if node.leads}
+        return node
 
     async def close(self) -> None:
         await super().close()
@@ -145,6 +171,9 @@ class Postgres(Backend):
         await upkeep.expire()
         await upkeep.retire()
 
+    def secret(self) -> bytes:
+        return self.opened._names.secret
+
     async def remove(self) -> None:
         await self.place.__aexit__(None, None, None)
 
@@ -176,5 +205,5 @@ async def backend(made: Backend) -> AsyncIterator[Backend]:
 
 
 @pytest.fixture
-def ledger(backend: Backend) -> Ledger:
+def ledger(backend: Backend) -> Signing:
     return backend.ledger

@@ -15,6 +15,7 @@ from coordinator.ledger.postgres.ledger import PostgresLedger
 from coordinator.ledger.postgres.sql import query
 from coordinator.settings import LedgerSettings
 from participants.ids import TxId
+from tests.coordinator.ledger.signing import Signing
 
 BRANCHES = (BranchRecord(1, "orders", 7, 8, "00000001"), BranchRecord(2, "payments"))
 
@@ -36,7 +37,7 @@ def settings_for(dsn: str, **more: Any) -> LedgerSettings:
 @contextlib.asynccontextmanager
 async def opened(
     settings: LedgerSettings, clock: Clock | None = None, *, upkeep: bool = False
-) -> AsyncIterator[PostgresLedger]:
+) -> AsyncIterator[Signing]:
     """Without ``upkeep`` nothing happens in the background: the test moves time itself."""
     ledger = await PostgresLedger.open(settings, clock=clock or Clock())
     if not upkeep:
@@ -47,7 +48,7 @@ async def opened(
             await task
         ledger._upkeep._task = None
     try:
-        yield ledger
+        yield Signing(ledger)
     finally:
         await ledger.close()
 
@@ -80,6 +81,7 @@ class Held:
             decision=[decision],
             branches=[encode_branches(BRANCHES)],
             decided_at=[1.0],
+            cause=[""],
             by_itself=sorted(TERMINATES_BY_ITSELF),
         )
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+import msgspec
 import pytest
 
-from coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
+from coordinator.errors import BranchListMismatch, Impostor, OutcomeUnknown, SessionLost
 from coordinator.ledger.contract import (
     BranchRecord,
     Decision,
     Heuristic,
-    Ledger,
     Record,
     Session,
     SessionState,
     Verdict,
 )
-from participants.contract import Settled
-from participants.ids import Gid, Protocol, TxId
+from coordinator.ledger.names import Names
+from participants.contract import Claim, Settled
+from participants.ids import Gid, Protocol, SessionKey, TxId
 
 from .conftest import Backend
+from .signing import Signing
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 BRANCHES = (
@@ -29,19 +32,19 @@ BRANCHES = (
 )
 
 
-async def verdict(ledger: Ledger, txid: TxId, protocol: str = "2") -> Verdict:
+async def verdict(ledger: Signing, txid: TxId, protocol: str = "2") -> Verdict:
     return (await ledger.outcomes([txid], protocol=protocol))[txid]
 
 
-async def record(ledger: Ledger, txid: TxId) -> Record:
+async def record(ledger: Signing, txid: TxId) -> Record:
     return (await ledger.records([txid]))[txid]
 
 
-async def opened(ledger: Ledger, ttl_s: float = 10.0) -> Session:
+async def opened(ledger: Signing, ttl_s: float = 10.0) -> Session:
     return await ledger.open_session("test", ttl_s)
 
 
-async def test_sessions_count_up_and_nonces_differ(ledger: Ledger) -> None:
+async def test_sessions_count_up_and_nonces_differ(ledger: Signing) -> None:
     """Otherwise two coordinators could name different transactions alike."""
     sessions = [await opened(ledger) for _ in range(5)]
     numbers = [session.id for session in sessions]
@@ -58,7 +61,7 @@ async def test_session_numbers_are_never_reused_after_a_restart(backend: Backend
     assert (await opened(backend.ledger)).id > first.id
 
 
-async def test_the_first_decision_wins(ledger: Ledger) -> None:
+async def test_the_first_decision_wins(ledger: Signing) -> None:
     """Two deciders (coordinator and recovery) could tell two participants different things."""
     session = await opened(ledger)
     first, second = session.txid(1), session.txid(2)
@@ -70,7 +73,7 @@ async def test_the_first_decision_wins(ledger: Ledger) -> None:
     assert await verdict(ledger, second) is Verdict.ABORTED
 
 
-async def test_concurrent_deciders_agree(ledger: Ledger) -> None:
+async def test_concurrent_deciders_agree(ledger: Signing) -> None:
     """All of them are told one thing, whichever came first."""
     session = await opened(ledger)
     for seq in range(1, 21):
@@ -82,7 +85,7 @@ async def test_concurrent_deciders_agree(ledger: Ledger) -> None:
         assert await record(ledger, session.txid(seq)) == Record(str(answers[0]))
 
 
-async def test_repeating_a_decide_changes_nothing(ledger: Ledger) -> None:
+async def test_repeating_a_decide_changes_nothing(ledger: Signing) -> None:
     """A coordinator repeats until it is answered; the repetition must not be an error or a second record."""
     session = await opened(ledger)
     for _ in range(3):
@@ -90,12 +93,11 @@ async def test_repeating_a_decide_changes_nothing(ledger: Ledger) -> None:
     assert len(await ledger.unfinished()) == 1
 
 
-async def test_another_branch_list_is_never_answered_commit(ledger: Ledger) -> None:
+async def test_another_branch_list_is_never_answered_commit(ledger: Signing) -> None:
     """A coordinator that asks with other branches would commit branches nobody decided about."""
     session = await opened(ledger)
     await ledger.decide(session.txid(1), COMMIT, BRANCHES)
     for other in (
-        (),
         BRANCHES[:1],
         (*BRANCHES, BranchRecord(3, "more")),
         (BRANCHES[0], BranchRecord(2, "x")),
@@ -104,7 +106,7 @@ async def test_another_branch_list_is_never_answered_commit(ledger: Ledger) -> N
             await ledger.decide(session.txid(1), COMMIT, other)
 
 
-async def test_the_branch_list_is_remembered_after_finish(ledger: Ledger) -> None:
+async def test_the_branch_list_is_remembered_after_finish(ledger: Signing) -> None:
     """Finishing drops the details; the comparison must not go with them."""
     session = await opened(ledger)
     await ledger.decide(session.txid(1), COMMIT, BRANCHES)
@@ -114,15 +116,14 @@ async def test_the_branch_list_is_remembered_after_finish(ledger: Ledger) -> Non
         await ledger.decide(session.txid(1), COMMIT, BRANCHES[:1])
 
 
-async def test_recovery_may_ask_to_abort_knowing_only_some_branches(ledger: Ledger) -> None:
+async def test_recovery_may_ask_to_abort_knowing_only_some_branches(ledger: Signing) -> None:
     """Recovery that saw one branch of a committed transaction must learn COMMIT, not get an error."""
     session = await opened(ledger)
     await ledger.decide(session.txid(1), COMMIT, BRANCHES)
     assert await ledger.decide(session.txid(1), ABORT, BRANCHES[:1]) is COMMIT
-    assert await ledger.decide(session.txid(1), ABORT, ()) is COMMIT
 
 
-async def test_a_closed_session_commits_nothing(ledger: Ledger) -> None:
+async def test_a_closed_session_commits_nothing(ledger: Signing) -> None:
     """Recovery may already have rolled its branches back."""
     session = await opened(ledger)
     await ledger.close_session(session)
@@ -162,7 +163,7 @@ async def test_what_was_decided_before_the_expiry_stays(backend: Backend) -> Non
     assert await verdict(backend.ledger, session.txid(2)) is Verdict.ABORTED
 
 
-async def test_below_the_floor_is_aborted_and_above_it_active(ledger: Ledger) -> None:
+async def test_below_the_floor_is_aborted_and_above_it_active(ledger: Signing) -> None:
     """The floor is how aborted transactions of a living session get resolved without a record."""
     session = await opened(ledger)
     await ledger.decide(session.txid(1), COMMIT, BRANCHES)
@@ -174,7 +175,7 @@ async def test_below_the_floor_is_aborted_and_above_it_active(ledger: Ledger) ->
     assert await ledger.decide(session.txid(3), COMMIT, BRANCHES) is COMMIT
 
 
-async def test_floors_only_rise(ledger: Ledger) -> None:
+async def test_floors_only_rise(ledger: Signing) -> None:
     """A late renewal with an old floor would make an aborted transaction active again."""
     session = await opened(ledger)
     await ledger.keep_alive(session, 5)
@@ -185,7 +186,7 @@ async def test_floors_only_rise(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["3", "p"])
-async def test_other_protocols_are_never_presumed_aborted(ledger: Ledger, protocol: str) -> None:
+async def test_other_protocols_are_never_presumed_aborted(ledger: Signing, protocol: str) -> None:
     """Their own termination may have committed without the ledger."""
     session = await opened(ledger)
     decided, open_one = session.txid(1), session.txid(2)
@@ -195,26 +196,133 @@ async def test_other_protocols_are_never_presumed_aborted(ledger: Ledger, protoc
     assert await verdict(ledger, open_one, protocol) is Verdict.ASK_PROTOCOL
 
 
-async def test_unknown_sessions_and_wrong_nonces_are_forgotten(ledger: Ledger) -> None:
-    """The branch may be of a ledger that was restored: guessing an outcome could split a transaction."""
+async def test_names_that_the_ledger_never_gave_are_impostors(ledger: Signing) -> None:
+    """Otherwise whoever may connect to a database makes recovery, and the ledger, believe in transactions."""
     session = await opened(ledger)
     stranger = TxId(session.id, "0" * 16, 1)
     future = TxId(session.id + 1_000, session.nonce, 1)
     for txid in (stranger, future):
-        assert await verdict(ledger, txid) is Verdict.FORGOTTEN
+        assert await verdict(ledger, txid) is Verdict.IMPOSTOR
         assert await record(ledger, txid) is Record.NOT_RECORDED
         with pytest.raises(OutcomeUnknown):
             await ledger.decide(txid, COMMIT, BRANCHES)
 
 
-async def test_to_callers_no_decision_is_not_recorded(ledger: Ledger) -> None:
+async def test_a_changed_name_is_an_impostor(ledger: Signing) -> None:
+    """A gid is public from its PREPARE on: one that is like it in all but one part must prove nothing."""
+    session = await opened(ledger)
+    gid = ledger.gid(session.txid(1))
+    changed = [
+        replace(gid, tag=""),
+        replace(gid, tag=gid.tag[::-1]),
+        replace(gid, protocol=Protocol.PAXOS),
+        replace(gid, protocol=Protocol.THREE_PHASE),
+        replace(gid, txid=session.txid(2)),
+        replace(gid, txid=session.txid(2**63 - 1)),
+        replace(gid, branch=2),
+        replace(gid, participant="payments"),
+        replace(gid, ledger="zzzzzzzzzz"),
+    ]
+    verdicts = await ledger.ledger.outcomes([gid, *changed])
+    assert verdicts == {gid: Verdict.ACTIVE} | dict.fromkeys(changed, Verdict.IMPOSTOR)
+
+
+async def test_what_a_forged_name_asks_for_is_not_recorded(ledger: Signing) -> None:
+    """Otherwise a name with another protocol's letter turns ABORTED, which was answered, into COMMIT."""
+    session = await opened(ledger)
+    txid = session.txid(1)
+    tagged = ledger.tagged(txid, BRANCHES, "2")
+    forged = [
+        (COMMIT, BRANCHES, "2"),
+        (COMMIT, [tagged[0], BRANCHES[1]], "2"),
+        (COMMIT, tagged, "3"),
+        (COMMIT, tagged, "p"),
+        (COMMIT, [msgspec.structs.replace(each, tag="0" * 20) for each in BRANCHES], "2"),
+        (ABORT, BRANCHES, "2"),
+        (ABORT, [], "p"),
+        (ABORT, tagged[:1], "p"),
+    ]
+    for decision, branches, protocol in forged:
+        with pytest.raises(Impostor):
+            await ledger.ledger.decide(txid, decision, branches, protocol=protocol)
+    with pytest.raises(Impostor):
+        await ledger.ledger.precommit(txid, BRANCHES)
+    assert await record(ledger, txid) is Record.NOT_RECORDED
+    assert await ledger.unfinished() == []
+    assert await ledger.ledger.decide(txid, COMMIT, tagged) is COMMIT
+
+
+async def test_a_right_tag_of_a_session_that_was_never_issued_begins_an_incarnation(backend: Backend) -> None:
+    """The ledger was set back: what it has forgotten may have committed, so it must presume nothing."""
+    ledger = backend.ledger
+    session = await opened(ledger)
+    number, nonce = session.id + 5, "1" * 16
+    key = Names(ledger.ledger_id, backend.secret()).key(number, nonce)
+    gid = Gid(ledger.ledger_id, Protocol.TWO_PHASE, TxId(number, nonce, 1), 1, "orders").tagged(key)
+    before = (await ledger.info()).incarnation
+    assert await ledger.ledger.outcomes([gid]) == {gid: Verdict.FORGOTTEN}
+    assert (await ledger.info()).incarnation == before + 1
+    assert await verdict(ledger, session.txid(1)) is Verdict.FORGOTTEN
+    assert (await opened(ledger)).id > number
+
+
+async def test_only_the_opener_gets_the_key(ledger: Signing) -> None:
+    """Otherwise whoever reads a session's nonce in a gid asks the ledger for its key."""
+    session = await opened(ledger)
+    assert len(session.key) == 32
+    assert session.key.hex() not in repr(session)
+    for info in await ledger.sessions():
+        assert not hasattr(info, "key")
+
+
+async def test_a_database_session_proves_what_it_works_in(ledger: Signing) -> None:
+    """Otherwise anybody's application_name makes the deadlock detector abort a transaction."""
+    session = await opened(ledger)
+    key, txid = SessionKey(session.key), session.txid(7)
+    right = Claim(session.id, 7, 4711, key.backend(txid, 4711))
+    wrong = [
+        right._replace(pid=4712),
+        right._replace(seq=8),
+        right._replace(session=session.id + 1),
+        right._replace(proof=""),
+        right._replace(proof="AAAAAAAA"),
+    ]
+    assert list(await ledger.backends([right, *wrong])) == [txid, None, None, None, None, None]
+
+
+async def test_a_coordinator_learns_why_its_transaction_was_doomed(backend: Backend) -> None:
+    """Otherwise the victim of a deadlock in another process is told of a cancelled statement."""
+    ledger = backend.ledger
+    session = await opened(ledger)
+    await ledger.keep_alive(session, 2)
+    await ledger.decide(session.txid(3), COMMIT, BRANCHES)
+    for txid in (session.txid(1), session.txid(2), session.txid(3), TxId(session.id, "0" * 16, 4)):
+        await ledger.doom(txid, "a deadlock")
+    await ledger.doom(session.txid(2), "another reason")
+    assert [await ledger.doomed(session.txid(seq)) for seq in (1, 2, 3)] == [None, "a deadlock", None]
+    assert await ledger.decide(session.txid(2), ABORT, BRANCHES, cause="because") is ABORT
+    assert await ledger.doomed(session.txid(2)) is None
+    told = await ledger.transaction(session.txid(2))
+    assert told is not None
+    assert told.cause == "because"
+
+
+async def test_a_doom_ends_with_its_session(ledger: Signing) -> None:
+    """Otherwise the ledger keeps a cause for every deadlock that ever was."""
+    session = await opened(ledger)
+    await ledger.doom(session.txid(1), "a deadlock")
+    await ledger.close_session(session)
+    assert await ledger.doomed(session.txid(1)) is None
+
+
+async def test_to_callers_no_decision_is_not_recorded(ledger: Signing) -> None:
     """A one-phase commit leaves no record: telling its caller "aborted" would be a lie."""
     session = await opened(ledger)
     await ledger.close_session(session)
     assert await record(ledger, session.txid(1)) is Record.NOT_RECORDED
 
 
-async def test_finish_keeps_the_decision_answerable(ledger: Ledger) -> None:
+async def test_finish_keeps_the_decision_answerable(ledger: Signing) -> None:
     """A caller that lost its connection asks later, long after the branches were committed."""
     session = await opened(ledger)
     for seq in (1, 2, 3):
@@ -227,12 +335,13 @@ async def test_finish_keeps_the_decision_answerable(ledger: Ledger) -> None:
     assert await ledger.decide(session.txid(2), COMMIT, BRANCHES) is ABORT
 
 
-async def test_unfinished_tells_branches_with_their_evidence(ledger: Ledger) -> None:
+async def test_unfinished_tells_branches_with_their_evidence(ledger: Signing) -> None:
     """Recovery judges vanished branches by it."""
     session = await opened(ledger)
     await ledger.decide(session.txid(1), COMMIT, BRANCHES)
     (left,) = await ledger.unfinished()
-    assert (left.txid, left.decision, left.branches) == (session.txid(1), COMMIT, BRANCHES)
+    assert (left.txid, left.decision) == (session.txid(1), COMMIT)
+    assert left.branches == tuple(ledger.tagged(session.txid(1), BRANCHES, "2"))
     assert (left.protocol, left.coordinator) == ("2", "test")
 
 
@@ -276,7 +385,7 @@ async def test_a_session_that_lives_is_never_dropped(backend: Backend) -> None:
     assert await verdict(backend.ledger, session.txid(1)) is Verdict.ACTIVE
 
 
-async def test_heuristics_are_kept_until_forgotten(ledger: Ledger) -> None:
+async def test_heuristics_are_kept_until_forgotten(ledger: Signing) -> None:
     """A database that disagrees must not drop out of sight by itself."""
     session = await opened(ledger)
     one = _heuristic(ledger, session.txid(1))
@@ -290,7 +399,7 @@ async def test_heuristics_are_kept_until_forgotten(ledger: Ledger) -> None:
     assert kept.forgotten
 
 
-async def test_a_hazard_gives_way_to_knowledge(ledger: Ledger) -> None:
+async def test_a_hazard_gives_way_to_knowledge(ledger: Signing) -> None:
     """Whoever finds out later what happened must be able to say so; never the other way round."""
     session = await opened(ledger)
     hazard = _heuristic(ledger, session.txid(1), kind=Settled.HEURISTIC_HAZARD)
@@ -300,7 +409,7 @@ async def test_a_hazard_gives_way_to_knowledge(ledger: Ledger) -> None:
     assert await ledger.heuristics() == [known]
 
 
-async def test_transaction_tells_what_is_recorded(ledger: Ledger) -> None:
+async def test_transaction_tells_what_is_recorded(ledger: Signing) -> None:
     """``tx show`` is built on it."""
     session = await opened(ledger)
     await ledger.decide(session.txid(1), COMMIT, BRANCHES)
@@ -311,14 +420,15 @@ async def test_transaction_tells_what_is_recorded(ledger: Ledger) -> None:
     assert open_one is not None
     assert finished is not None
     assert (open_one.finished, finished.finished) == (False, True)
-    assert open_one.branches == finished.branches == BRANCHES
+    assert open_one.branches == finished.branches
+    assert open_one.branches == tuple(ledger.tagged(session.txid(1), BRANCHES, "2"))
     assert finished.record is Record.COMMIT
     assert finished.coordinator == "test"
     assert len(finished.heuristics) == 1
     assert await ledger.transaction(session.txid(2)) is None
 
 
-async def test_transactions_come_newest_first_in_pages(ledger: Ledger) -> None:
+async def test_transactions_come_newest_first_in_pages(ledger: Signing) -> None:
     """Pages that overlap or leave gaps would hide a transaction from an operator."""
     session = await opened(ledger)
     txids = [session.txid(seq) for seq in range(1, 26)]
@@ -331,7 +441,7 @@ async def test_transactions_come_newest_first_in_pages(ledger: Ledger) -> None:
     assert seen == list(reversed(txids))
 
 
-async def test_info_counts(ledger: Ledger) -> None:
+async def test_info_counts(ledger: Signing) -> None:
     """An operator reads the health of the ledger from it."""
     session = await opened(ledger)
     await ledger.close_session(await opened(ledger))
@@ -364,7 +474,7 @@ async def test_everything_survives_a_restart(backend: Backend) -> None:
     assert await _everything(backend.ledger, session) == before
 
 
-async def _everything(ledger: Ledger, session: Session) -> list[object]:
+async def _everything(ledger: Signing, session: Session) -> list[object]:
     txids = [session.txid(seq) for seq in range(1, 8)]
     states = [(info.id, info.floor) for info in await ledger.sessions()]
     return [
@@ -392,11 +502,11 @@ async def test_sessions_tell_their_state(backend: Backend) -> None:
     }
 
 
-def _gid(ledger: Ledger, txid: TxId) -> Gid:
+def _gid(ledger: Signing, txid: TxId) -> Gid:
     return Gid(ledger.ledger_id, Protocol.TWO_PHASE, txid, 2, "payments")
 
 
 def _heuristic(
-    ledger: Ledger, txid: TxId, kind: Settled = Settled.HEURISTIC_ROLLBACK, note: str = ""
+    ledger: Signing, txid: TxId, kind: Settled = Settled.HEURISTIC_ROLLBACK, note: str = ""
 ) -> Heuristic:
     return Heuristic(_gid(ledger, txid), kind, COMMIT, 1.5, note)

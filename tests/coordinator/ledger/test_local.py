@@ -9,12 +9,21 @@ from typing import Any
 import pytest
 
 from coordinator.ledger.commands import Command, ExpireSession
-from coordinator.ledger.contract import Decision, DecisionRecord, Record, Session, SessionState, Verdict
+from coordinator.ledger.contract import (
+    BranchRecord,
+    Decision,
+    DecisionRecord,
+    Record,
+    Session,
+    SessionState,
+    Verdict,
+)
 from coordinator.ledger.memory import MemoryLedger
 from participants.ids import TxId
+from tests.coordinator.ledger.signing import Signing, TaggingLedger
 
 
-class SlowHistory(MemoryLedger):
+class SlowHistory(TaggingLedger):
     """History is read elsewhere, and takes its time."""
 
     def __init__(self) -> None:
@@ -58,8 +67,10 @@ async def test_times_for_people_are_of_the_ledgers_own_clock() -> None:
     ledger = MemoryLedger()
     ledger._wall = lambda: 5.0
     session = await begin(ledger)
-    await ledger.decide(session.txid(1), Decision.ABORT, [])
-    await ledger.precommit(session.txid(2), [])
+    signing = Signing(ledger)
+    signing.remember(session)
+    await signing.decide(session.txid(1), Decision.ABORT, [BranchRecord(1, "orders")])
+    await signing.precommit(session.txid(2), [BranchRecord(1, "orders")])
     assert ledger.machine.unfinished()[0].decided_at == 5.0
     known = ledger.machine.precommitted(session.txid(2))
     assert known is not None
@@ -77,7 +88,7 @@ async def test_a_decision_that_comes_while_history_is_read_is_told_whole(finishe
     txid = (await begin(ledger)).txid(1)
     asking = asyncio.create_task(ledger.transaction(txid))
     await ledger.asked.wait()
-    await ledger.decide(txid, Decision.COMMIT, (), protocol="3")
+    await ledger.decide(txid, Decision.COMMIT, [BranchRecord(1, "orders")], protocol="3")
     if finished:
         await ledger.finish([txid])
     ledger.go_on.set()
@@ -92,7 +103,7 @@ async def test_what_is_finished_while_history_is_read_is_listed_once() -> None:
     session = await begin(ledger)
     txids = [session.txid(1), session.txid(2)]
     for txid in txids:
-        await ledger.decide(txid, Decision.COMMIT, ())
+        await ledger.decide(txid, Decision.COMMIT, [BranchRecord(1, "orders")])
     asking = asyncio.create_task(ledger.transactions(limit=10))
     await ledger.asked.wait()
     await ledger.finish([txids[0]])
@@ -101,7 +112,7 @@ async def test_what_is_finished_while_history_is_read_is_listed_once() -> None:
     assert told == [(txids[0], True), (txids[1], False)]
 
 
-class LostHistory(MemoryLedger):
+class LostHistory(TaggingLedger):
     """As a node that was brought up to date by a snapshot."""
 
     async def _history_of(self, txid: TxId) -> DecisionRecord | None:  # noqa: ARG002 - of none
@@ -112,7 +123,7 @@ async def test_what_is_not_known_any_more_is_not_made_up() -> None:
     """Broken if the protocol of a transaction of which only the decision is left were guessed."""
     ledger = LostHistory()
     txid = (await begin(ledger)).txid(1)
-    await ledger.decide(txid, Decision.COMMIT, [], protocol="p")
+    await ledger.decide(txid, Decision.COMMIT, [BranchRecord(1, "orders")], protocol="p")
     assert (told := await ledger.transaction(txid)) is not None
     assert told.protocol == "p"
     await ledger.finish([txid])

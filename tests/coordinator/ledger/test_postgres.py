@@ -16,10 +16,10 @@ from coordinator.errors import LedgerMissing, LedgerUnavailable, LedgerUnusable,
 from coordinator.ledger import maintenance, open_ledger, schema
 from coordinator.ledger.contract import Decision, Record, SessionState, Verdict
 from coordinator.ledger.postgres import sql, upkeep
-from coordinator.ledger.postgres.ledger import PostgresLedger
 from coordinator.settings import LedgerSettings
 from participants.ids import TxId
 from tests.coordinator.ledger.postgres_stage import BRANCHES, Clock, Held, opened, settings_for
+from tests.coordinator.ledger.signing import Signing
 from tests.pgbouncer import PgBouncer, program_or_skip
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
@@ -31,17 +31,17 @@ def settings(database: str) -> LedgerSettings:
 
 
 @pytest.fixture
-async def ledger(settings: LedgerSettings) -> AsyncIterator[PostgresLedger]:
+async def ledger(settings: LedgerSettings) -> AsyncIterator[Signing]:
     await maintenance.init(settings)
     async with opened(settings) as found:
         yield found
 
 
-async def verdict(ledger: PostgresLedger, txid: TxId) -> Verdict:
+async def verdict(ledger: Signing, txid: TxId) -> Verdict:
     return (await ledger.outcomes([txid]))[txid]
 
 
-async def expire_all(ledger: PostgresLedger) -> list[int]:
+async def expire_all(ledger: Signing) -> list[int]:
     await ledger._upkeep.move(1_000_000)
     return await ledger._upkeep.expire()
 
@@ -49,7 +49,7 @@ async def expire_all(ledger: PostgresLedger) -> list[int]:
 # A decision and an expiry of its session.
 
 
-async def test_an_expiry_waits_for_a_decision(ledger: PostgresLedger, database: str) -> None:
+async def test_an_expiry_waits_for_a_decision(ledger: Signing, database: str) -> None:
     """Broken if recovery can be told ABORTED while a COMMIT of that session is on its way to the disk."""
     session = await ledger.open_session("test", 10)
     async with Held.connect(database) as held:
@@ -66,7 +66,7 @@ async def test_an_expiry_waits_for_a_decision(ledger: PostgresLedger, database: 
 
 @pytest.mark.parametrize(("end", "answer"), [("commit", ABORT), ("rollback", COMMIT)])
 async def test_a_decision_waits_for_an_expiry(
-    ledger: PostgresLedger, database: str, end: str, answer: Decision
+    ledger: Signing, database: str, end: str, answer: Decision
 ) -> None:
     """Broken if a COMMIT is recorded beside an expiry that is already on its way, or refused because of one
     that never happened."""
@@ -86,7 +86,7 @@ async def test_a_decision_waits_for_an_expiry(
 
 
 async def test_for_key_share_would_split_transactions(
-    ledger: PostgresLedger, database: str, monkeypatch: pytest.MonkeyPatch
+    ledger: Signing, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken if the weaker lock has become enough; the other tests of locks would then prove nothing."""
     monkeypatch.setitem(sql._QUERIES, "decide", sql.query("decide").replace("for share", "for key share"))
@@ -100,7 +100,7 @@ async def test_for_key_share_would_split_transactions(
 
 
 @pytest.mark.parametrize("change", ["expire", "floor"])
-async def test_outcomes_read_one_moment(ledger: PostgresLedger, database: str, change: str) -> None:
+async def test_outcomes_read_one_moment(ledger: Signing, database: str, change: str) -> None:
     """Broken if the state of a session is read later than its decisions: with a lock on the session, say,
     which waits for the expiry and then sees it, beside a snapshot from before the decision."""
     session = await ledger.open_session("test", 10)
@@ -113,21 +113,19 @@ async def test_outcomes_read_one_moment(ledger: PostgresLedger, database: str, c
         # A snapshot from before the decision, used after the session has ended.
         await writer.run("begin isolation level repeatable read")
         columns = {"session": [session.id], "nonce": [session.nonce], "seq": [1]}
-        ((_, _, _, _, before, _, _),) = await writer.run(sql.query("outcomes"), **columns)
+        ((_, _, _, _, before, *_),) = await writer.run(sql.query("outcomes"), **columns)
         await ledger.decide(session.txid(1), COMMIT, BRANCHES)
         if change == "expire":
             await expire_all(ledger)
         else:
             await ledger.keep_alive(session, 2)
-        ((_, _, _, _, state, floor, decision),) = await writer.run(sql.query("outcomes"), **columns)
+        ((_, _, _, _, state, floor, _, decision, _),) = await writer.run(sql.query("outcomes"), **columns)
         assert (before, state, floor, decision) == ("open", "open", 1, None)
         await writer.run("rollback")
     assert await verdict(ledger, session.txid(1)) is Verdict.COMMITTED
 
 
-async def test_a_session_that_is_being_dropped_keeps_what_slips_in(
-    ledger: PostgresLedger, database: str
-) -> None:
+async def test_a_session_that_is_being_dropped_keeps_what_slips_in(ledger: Signing, database: str) -> None:
     """Broken if a decision recorded while its old session is dropped goes with it."""
     session = await ledger.open_session("test", 10)
     await ledger.close_session(session)
@@ -146,21 +144,21 @@ async def test_a_session_that_is_being_dropped_keeps_what_slips_in(
 # Several processes.
 
 
-async def test_processes_that_decide_at_once_agree(ledger: PostgresLedger, settings: LedgerSettings) -> None:
+async def test_processes_that_decide_at_once_agree(ledger: Signing, settings: LedgerSettings) -> None:
     """Broken if two processes can be told different things about one transaction."""
     async with opened(settings) as other:
         session = await ledger.open_session("test", 10)
         txids = [session.txid(seq) for seq in range(1, 101)]
         answers = await asyncio.gather(
             *(ledger.decide(txid, COMMIT, BRANCHES) for txid in txids),
-            *(other.decide(txid, ABORT, ()) for txid in reversed(txids)),
+            *(other.decide(txid, ABORT, BRANCHES[:1]) for txid in reversed(txids)),
         )
         assert answers[:100] == answers[100:][::-1]
         records = await other.records(txids)
         assert [records[txid] for txid in txids] == [Record(str(answer)) for answer in answers[:100]]
 
 
-async def test_answers_in_one_statement_are_each_its_own(ledger: PostgresLedger) -> None:
+async def test_answers_in_one_statement_are_each_its_own(ledger: Signing) -> None:
     """Broken if one decision of a batch gets another's answer, or its failure."""
     session, closed = await ledger.open_session("test", 10), await ledger.open_session("test", 10)
     await ledger.close_session(closed)
@@ -201,7 +199,7 @@ async def test_two_processes_create_one_ledger(settings: LedgerSettings) -> None
     assert len({out for out, _ in told}) == 1
 
 
-async def test_one_leads_and_leaves_the_lead(ledger: PostgresLedger, settings: LedgerSettings) -> None:
+async def test_one_leads_and_leaves_the_lead(ledger: Signing, settings: LedgerSettings) -> None:
     """Broken if nobody, or everybody, looks after the ledger."""
     async with opened(settings) as other:
         assert (ledger.leads, other.leads) == (True, False)
@@ -210,9 +208,7 @@ async def test_one_leads_and_leaves_the_lead(ledger: PostgresLedger, settings: L
         assert other.leads
 
 
-async def test_a_leader_that_falls_silent_is_succeeded(
-    ledger: PostgresLedger, settings: LedgerSettings
-) -> None:
+async def test_a_leader_that_falls_silent_is_succeeded(ledger: Signing, settings: LedgerSettings) -> None:
     """Broken if a killed leader leaves the ledger without one; if its successor expires sessions that could
     not be renewed meanwhile; or if it moves time itself once it is back."""
     clock = Clock()
@@ -258,7 +254,7 @@ async def test_time_stands_still_while_the_leader_is_stopped(settings: LedgerSet
 async def test_upkeep_expires_in_the_background(settings: LedgerSettings) -> None:
     """Broken if a dead coordinator's transactions stay active for ever."""
     await maintenance.init(settings)
-    ledger = await open_ledger(settings)
+    ledger = Signing(await open_ledger(settings))
     session = await ledger.open_session("test", 1)
     while (await ledger.outcomes([session.txid(1)]))[session.txid(1)] is Verdict.ACTIVE:
         await asyncio.sleep(0.05)
@@ -270,7 +266,7 @@ async def test_upkeep_expires_in_the_background(settings: LedgerSettings) -> Non
 # Connections.
 
 
-async def test_a_connection_that_is_lost_while_it_decides(ledger: PostgresLedger, database: str) -> None:
+async def test_a_connection_that_is_lost_while_it_decides(ledger: Signing, database: str) -> None:
     """Broken if a decision whose answer was lost is not asked for again, or is recorded twice."""
     session = await ledger.open_session("test", 10)
     async with Held.connect(database) as held:
@@ -305,7 +301,7 @@ async def test_no_answer_in_time_is_no_answer(settings: LedgerSettings, database
         assert len(await ledger.unfinished()) == 1
 
 
-async def test_a_caller_that_is_cancelled_stops_nothing(ledger: PostgresLedger, database: str) -> None:
+async def test_a_caller_that_is_cancelled_stops_nothing(ledger: Signing, database: str) -> None:
     """Broken if an impatient caller leaves a connection in the middle of a statement."""
     session = await ledger.open_session("test", 10)
     async with Held.connect(database) as held:
@@ -320,7 +316,7 @@ async def test_a_caller_that_is_cancelled_stops_nothing(ledger: PostgresLedger, 
         await held.run("commit")
     while not await ledger.unfinished():
         await asyncio.sleep(0.01)
-    assert await ledger.decide(session.txid(1), ABORT, ()) is COMMIT
+    assert await ledger.decide(session.txid(1), ABORT, BRANCHES[:1]) is COMMIT
 
 
 async def test_behind_a_transaction_pooler(settings: LedgerSettings, database: str) -> None:
@@ -414,9 +410,7 @@ async def test_synchronous_commit_below_on_is_refused(settings: LedgerSettings, 
         await open_ledger(settings)
 
 
-async def test_a_setting_that_leaks_through_a_pooler_is_overruled(
-    ledger: PostgresLedger, database: str
-) -> None:
+async def test_a_setting_that_leaks_through_a_pooler_is_overruled(ledger: Signing, database: str) -> None:
     """Broken if somebody else's SET in a shared server session makes a decision less durable."""
     session = await ledger.open_session("test", 10)
     async with Held.connect(database) as held:
@@ -479,7 +473,8 @@ async def test_history_goes_with_dropped_sessions(settings: LedgerSettings) -> N
         assert await ledger._upkeep.retire() == [session.id]
         told = await ledger.transaction(session.txid(1))
         assert told is not None
-        assert (told.record, told.branches, told.verdict) == (Record.COMMIT, BRANCHES, Verdict.FORGOTTEN)
+        branches = tuple(ledger.tagged(session.txid(1), BRANCHES, "2"))
+        assert (told.record, told.branches, told.verdict) == (Record.COMMIT, branches, Verdict.FORGOTTEN)
         assert (await ledger.records([session.txid(1)]))[session.txid(1)] is Record.NOT_RECORDED
         with pytest.raises(OutcomeUnknown):
             await ledger.decide(session.txid(1), COMMIT, BRANCHES)

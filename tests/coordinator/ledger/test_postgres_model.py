@@ -17,10 +17,10 @@ from coordinator.errors import SessionLost
 from coordinator.ledger import commands as c
 from coordinator.ledger import maintenance
 from coordinator.ledger.contract import DecisionRecord, Record, Session, Verdict
-from coordinator.ledger.postgres.ledger import PostgresLedger
 from participants.errors import UndoubtError
-from participants.ids import TxId
+from participants.ids import Gid, Protocol, TxId
 from tests.coordinator.ledger.postgres_stage import opened, settings_for
+from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.ledger.test_machine_properties import LedgerAgainstModel
 from tests.servers import Server, fresh_database
 
@@ -36,13 +36,13 @@ class Stage:
     def __init__(self, server: Server) -> None:
         self._loop = asyncio.new_event_loop()
         self._stack = contextlib.AsyncExitStack()
-        self.ledger: PostgresLedger = self.run(self._stack.enter_async_context(self._opened(server)))
+        self.ledger: Signing = self.run(self._stack.enter_async_context(self._opened(server)))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(work)
 
     @contextlib.asynccontextmanager
-    async def _opened(self, server: Server) -> AsyncIterator[PostgresLedger]:
+    async def _opened(self, server: Server) -> AsyncIterator[Signing]:
         async with fresh_database(server, "model") as dsn:
             found = settings_for(dsn, history_s=0.0)
             await maintenance.init(found)
@@ -126,13 +126,23 @@ class Rows:
         ((number,),) = await self._ledger._ask(
             "open_session", nonce=command.nonce, name=command.name, ttl_ms=FOR_EVER_MS
         )
-        return Session(number, command.nonce, command.name, 1.0)
+        key = self._ledger._names.key_bytes(number, command.nonce)
+        session = Session(number, command.nonce, command.name, 1.0, key=key)
+        self._ledger.remember(session)
+        return session.public
 
     def look_up(self, txids: list[TxId]) -> None:
         """In one call what ``verdict`` and ``record`` tell then."""
-        verdicts = self._stage.run(self._ledger.outcomes(txids))
+        names = self._ledger._names
+        gids = {
+            txid: Gid(names.ledger_id, Protocol.TWO_PHASE, txid, 1, "orders").tagged(
+                names.key(txid.session, txid.nonce)
+            )
+            for txid in txids
+        }
+        verdicts = self._stage.run(self._ledger.ledger.outcomes(gids.values()))
         records = self._stage.run(self._ledger.records(txids))
-        self._known = {txid: (verdicts[txid], records[txid]) for txid in txids}
+        self._known = {txid: (verdicts[gids[txid]], records[txid]) for txid in txids}
 
     def verdict(self, txid: TxId, protocol: str) -> Verdict:
         assert protocol == "2"

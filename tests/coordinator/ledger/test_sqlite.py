@@ -16,13 +16,15 @@ from pathlib import Path
 import pytest
 from alembic.script import ScriptDirectory
 
+from coordinator import ledger as ledgers
 from coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable
-from coordinator.ledger import maintenance, open_ledger, schema
-from coordinator.ledger.contract import BranchRecord, Decision, Record, SessionState, Verdict
+from coordinator.ledger import maintenance, schema
+from coordinator.ledger.contract import BranchRecord, Decision, Record, Session, SessionState, Verdict
 from coordinator.ledger.sqlite import door, owned
 from coordinator.ledger.sqlite.ledger import SqliteLedger
 from coordinator.settings import LedgerSettings
 from participants.ids import TxId
+from tests.coordinator.ledger.signing import Signing
 
 COMMIT = Decision.COMMIT
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
@@ -32,17 +34,22 @@ import asyncio, sys
 from coordinator.ledger import open_ledger
 from coordinator.ledger.contract import BranchRecord, Decision
 from coordinator.settings import LedgerSettings
+from tests.coordinator.ledger.signing import Signing
 
 async def main(url):
     ledger = await open_ledger(LedgerSettings(url=url))
     session = await ledger.open_session("owner", 600)
     branches = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
-    await ledger.decide(session.txid(1), Decision.COMMIT, branches)
-    print(ledger.leads, session.txid(1), session.txid(2), flush=True)
+    await Signing(ledger).remember(session).decide(session.txid(1), Decision.COMMIT, branches)
+    print(ledger.leads, session.txid(1), session.txid(2), session.key.hex(), flush=True)
     await asyncio.sleep(600)
 
 asyncio.run(main(sys.argv[1]))
 """
+
+
+async def open_ledger(settings: LedgerSettings) -> Signing:
+    return Signing(await ledgers.open_ledger(settings))
 
 
 @pytest.fixture
@@ -56,9 +63,9 @@ def settings(path: Path) -> LedgerSettings:
 
 
 @pytest.fixture
-async def ledger(path: Path, settings: LedgerSettings) -> AsyncIterator[SqliteLedger]:
+async def ledger(path: Path, settings: LedgerSettings) -> AsyncIterator[Signing]:
     opened = await SqliteLedger.open(path, settings)
-    yield opened
+    yield Signing(opened)
     await opened.close()
 
 
@@ -68,9 +75,11 @@ class Owner:
     def __init__(self, url: str) -> None:
         self.process = subprocess.Popen([sys.executable, "-c", OWNER, url], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        leads, committed, undecided = self.process.stdout.readline().split()
+        leads, committed, undecided, key = self.process.stdout.readline().split()
         assert leads == "True"
         self.committed, self.undecided = TxId.parse(committed), TxId.parse(undecided)
+        number, nonce = self.committed.session, self.committed.nonce
+        self.session = Session(number, nonce, "owner", 600, key=bytes.fromhex(key))
 
     def end(self) -> None:
         self.process.kill()
@@ -91,7 +100,7 @@ async def test_a_killed_owner_is_succeeded_and_nothing_is_lost(
 ) -> None:
     """Decisions of an owner that died by SIGKILL stand; what it had undecided is aborted at once, since
     the lock proves that it is dead."""
-    client = await open_ledger(settings)
+    client = (await open_ledger(settings)).remember(owner.session)
     session = await client.open_session("client", 600)
     assert not client.leads
     assert (await client.outcomes([owner.undecided]))[owner.undecided] is Verdict.ACTIVE
@@ -296,7 +305,7 @@ async def test_a_snapshot_replaces_the_log_and_history_stays(
 ) -> None:
     """Without it a ledger grows for ever; with a faulty one it forgets."""
     monkeypatch.setattr(owned, "LOG_BYTES_MIN", 20_000)
-    ledger = await SqliteLedger.open(path, settings)
+    ledger = Signing(await SqliteLedger.open(path, settings))
     session = await ledger.open_session("test", 600)
     txids = [session.txid(seq) for seq in range(1, 601)]
     for start in range(0, 600, 50):
@@ -344,10 +353,11 @@ from coordinator.ledger.contract import BranchRecord, Decision
 from coordinator.ledger.sqlite.lock import FileLock
 from coordinator.settings import LedgerSettings
 from pathlib import Path
+from tests.coordinator.ledger.signing import Signing
 settings = LedgerSettings(url="sqlite:///{path}")
 branches = (BranchRecord(1, "a"),)
 async def main():
-    ledger = await open_ledger(settings)
+    ledger = Signing(await open_ledger(settings))
     session = await ledger.open_session("parent", 600)
     await ledger.decide(session.txid(1), Decision.COMMIT, branches)
     if os.fork() == 0:

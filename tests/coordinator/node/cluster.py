@@ -18,6 +18,7 @@ from coordinator.node.sqlite.storage import SqliteStorage, create
 from coordinator.node.storage import Identity
 from coordinator.settings import LedgerSettings
 from coordinator.wire import VERSIONS, Address, WireSettings
+from tests.coordinator.ledger.signing import Signing
 
 CLUSTER = "abcdefghij"
 QUICK = NodeSettings(heartbeat_s=0.02, election_timeout_s=0.2)
@@ -144,10 +145,10 @@ async def running(
 
 
 @contextlib.asynccontextmanager
-async def client(cluster: Cluster, timeout_s: float = 30.0) -> AsyncIterator[ClusterLedger]:
+async def client(cluster: Cluster, timeout_s: float = 30.0) -> AsyncIterator[Signing]:
     await cluster.leader()
     ledger = await ClusterLedger.open(LedgerSettings(url=cluster.settings.url, request_timeout_s=timeout_s))
     try:
-        yield ledger
+        yield Signing(ledger)
     finally:
         await ledger.close()

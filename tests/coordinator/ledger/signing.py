@@ -1,0 +1,96 @@
+"""Ledgers whose callers may leave the tags out: what most tests of a ledger are not about.
+
+A coordinator has the key of its session and tags every name itself. Here whoever opened a session has its
+names tagged on their way, and may ask by transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import msgspec
+
+from coordinator.ledger.commands import Decide
+from coordinator.ledger.contract import BranchRecord, Decision, Ledger, Session, Verdict
+from coordinator.ledger.memory import MemoryLedger
+from participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
+
+PARTICIPANT = "orders"
+
+
+class Signing:
+    """Everything else is the ledger's own."""
+
+    _keys: ClassVar[dict[tuple[int, str], SessionKey]] = {}
+    """Of all sessions that were opened through any of them: nonces are random."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ledger, name)
+
+    async def open_session(self, name: str, ttl_s: float, **more: Any) -> Session:
+        session = await self.ledger.open_session(name, ttl_s, **more)
+        self.remember(session)
+        return session
+
+    def remember(self, session: Session) -> Signing:
+        self._keys[session.id, session.nonce] = SessionKey(session.key)
+        return self
+
+    async def decide(
+        self,
+        txid: TxId,
+        decision: Decision,
+        branches: Sequence[BranchRecord],
+        *,
+        protocol: str = "2",
+        cause: str = "",
+    ) -> Decision:
+        tagged = self.tagged(txid, branches, protocol)
+        return await self.ledger.decide(txid, decision, tagged, protocol=protocol, cause=cause)
+
+    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+        await self.ledger.precommit(txid, self.tagged(txid, branches, protocol), protocol=protocol)
+
+    async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
+        gids = {txid: self.gid(txid, protocol) for txid in txids}
+        verdicts = await self.ledger.outcomes(gids.values())
+        return {txid: verdicts[gid] for txid, gid in gids.items()}
+
+    def gid(self, txid: TxId, protocol: str = "2", number: int = 1, participant: str = PARTICIPANT) -> Gid:
+        """The name of a branch, with the tag that its coordinator would give it."""
+        named = Gid(self.ledger.ledger_id, Protocol(protocol), txid, number, participant)
+        return named.tagged(self._keys.get((txid.session, txid.nonce), NO_KEY))
+
+    def tagged(self, txid: TxId, branches: Sequence[BranchRecord], protocol: str) -> list[BranchRecord]:
+        return [
+            branch
+            if branch.tag
+            else msgspec.structs.replace(
+                branch, tag=self.gid(txid, protocol, branch.number, branch.participant).tag
+            )
+            for branch in branches
+        ]
+
+
+class TaggingLedger(MemoryLedger):
+    """Knows its own secret, and so the tags that its callers leave out."""
+
+    def decide_command(
+        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], protocol: str, cause: str
+    ) -> Decide:
+        return super().decide_command(txid, decision, self.tagged(txid, branches, protocol), protocol, cause)
+
+    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+        await super().precommit(txid, self.tagged(txid, branches, protocol), protocol=protocol)
+
+    def tagged(self, txid: TxId, branches: Sequence[BranchRecord], protocol: str) -> list[BranchRecord]:
+        key = self.names.key(txid.session, txid.nonce)
+        return [
+            msgspec.structs.replace(
+                branch, tag=branch.tag or branch.gid(self.ledger_id, protocol, txid).tagged(key).tag
+            )
+            for branch in branches
+        ]
