@@ -9,6 +9,7 @@ transaction is; it knows branches.
 ``branch``, ``handle``       a branch from BEGIN to COMMIT PREPARED, answer by answer; what it is given
 ``begin``                    its first round trip: clean up, set up, begin, mark
 ``settle``                   the second phase, also after a crash and as another role; evidence of a gid
+``history``                  which history of its database a transaction id is of
 ``one_phase``                what became of a plain COMMIT whose answer was lost
 ``roles``, ``checkup``       who may finish whose branches; what keeps a database from doing its part
 ``in_doubt``, ``waits``      the list of prepared transactions; the edges of the wait graph

@@ -16,8 +16,8 @@ from participants.postgres.sql import fill, literal, query
 APPLICATION_NAME_BYTES_MAX = 63
 """NAMEDATALEN - 1: longer names are cut by the server."""
 
-REPORT_BYTES_MAX = 15
-"""``#``, thirteen hexadecimal digits (2**52 transactions), and a full stop to show that nothing was cut."""
+REPORT_BYTES_MAX = 18
+"""``#``, twelve bytes in base64, and a full stop to show that nothing was cut."""
 
 _BUCKETS_S = (
     1,
@@ -60,10 +60,11 @@ def branch_name(gid: Gid) -> str:
 
 
 def report_head(gid: Gid, *, pooler: bool) -> str:
-    """What PREPARE's guard writes into application_name before the transaction id that it reports.
+    """What PREPARE's guard writes into application_name before the transaction id that it reports
+    (:func:`participants.postgres.history.read_report`).
 
     The branch's name where there is room for both, so that a PREPARE that waits for a lock is still known to
-    the detector of deadlocks; behind a pooler system and timeline take the room.
+    the detector of deadlocks; behind a pooler the server's history takes the room.
     """
     name = branch_name(gid)
     fits = str(gid.txid) in name and len(name) + REPORT_BYTES_MAX <= APPLICATION_NAME_BYTES_MAX
@@ -78,14 +79,23 @@ def marker(gid: Gid) -> str:
 
 def guard_script(gid: Gid, head: str, intro: Introduction) -> str:
     """What goes before PREPARE TRANSACTION in its round trip; ``head`` is :func:`report_head`'s."""
-    mark = marker(gid)
+    script = fill("guard_prepare", marker=marker(gid), report=head)
+    script = script.replace(
+        "{position}", query("guard_position" if intro.tells_position else "guard_no_position")
+    )
+    script = script.replace("{place}", _place(intro))
     if not intro.pooled:
-        return fill("guard_prepare", marker=mark, report=head)
-    # Without the right to ask for the server's identity there is no evidence, and no reason to fail.
-    guard = "guard_prepare" if intro.system is None else "guard_prepare_pooled"
-    script = fill(guard, marker=mark, report=head)
+        return script
     # A superuser may finish whatever role's branch.
     return script if intro.superuser else fill("guard_role", role=intro.role) + "; " + script
+
+
+def _place(intro: Introduction) -> str:
+    """SQL of what is reported of the place of a transaction id: nothing where the session knows it by itself,
+    or where nobody is told. Without the right to ask for the server's identity there is no reason to fail."""
+    if not intro.pooled or (intro.system is None and not intro.tells_history):
+        return "''"
+    return query("guard_place_history" if intro.tells_history else "guard_place_system")
 
 
 def timeouts_ms(timeout_s: float, intro: Introduction) -> tuple[int, int]:

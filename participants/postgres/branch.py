@@ -25,6 +25,7 @@ from participants.errors import BranchFailed, ParticipantUnavailable
 from participants.ids import Gid, Protocol, SessionKey
 from participants.postgres.begin import guard_script, marker, report_head
 from participants.postgres.handle import Handle, Surroundings
+from participants.postgres.history import columns, evidence_at, place_in, place_of, read_report
 from participants.postgres.one_phase import Lost, note_script
 from participants.postgres.pool import Slot
 from participants.postgres.session import Answer, NoAnswer, NotSent, ServerError, Session
@@ -34,7 +35,6 @@ from participants.postgres.verdicts import (
     SWALLOWED,
     branch_failure,
     participant_error,
-    read_evidence,
 )
 
 STILL_RUNNING = (
@@ -63,11 +63,10 @@ class PostgresBranch:
         self._gid = gid
         self._proof = key.proof(gid)
         self._timeout_s = max(timeout_s, around.statement_timeout_s)
-        """Of what runs the application's own triggers and constraints: PREPARE and COMMIT."""
         self._evidence: Evidence | None = None
         self._xid: int | None = None
-        self._place = (slot.session.intro.system, slot.session.intro.timeline)
-        """System and timeline of the server that it is open in."""
+        self._place = place_of(slot.session.intro)
+        """Of the server that it is open in; behind a pooler known from ``poll`` on."""
         self._asked = False
         """PREPARE was sent: from then on the branch may outlive its session."""
         self._released = False
@@ -94,8 +93,9 @@ class PostgresBranch:
         """Ends the application's use of the connection: what it wrote after the answer would go unnoticed."""
         self._stop_application()
         intro = self._session.intro
-        pooled = intro.pooled and intro.system is not None
-        statement = query("poll_pooled" if pooled else "poll")
+        statement = query("poll")
+        if intro.pooled:
+            statement = query("poll_pooled").replace("{whereabouts}", columns(intro))
         try:
             [row] = await self._session.rows(statement, timeout_s=self._around.statement_timeout_s)
         except ServerError as error:
@@ -105,8 +105,8 @@ class PostgresBranch:
         if row["marker"] != marker(self._gid):
             raise self._failed(ENDED_BY_APPLICATION)
         self._xid = None if row["xid"] is None else int(row["xid"])
-        if pooled:
-            self._place = (int(row["system"]), str(row["timeline"]))
+        if intro.pooled:
+            self._place = place_in(row, intro)
         # A SERIALIZABLE branch that wrote nothing can still be the one that has to fail: predicate locks.
         if self._xid is None and row["isolation"] != "serializable":
             return Work.READ_ONLY
@@ -126,7 +126,7 @@ class PostgresBranch:
         before = self._session.application_name
         self._asked = True
         try:
-            answer = await self._session.script(script, timeout_s=self._timeout_s)
+            answer = await self._session.script(script, timeout_s=self._around.statement_timeout_s)
         except ServerError as error:
             return self._prepare_refused(error)
         except NotSent as error:
@@ -140,8 +140,16 @@ class PostgresBranch:
             return PrepareResult(Vote.ABORT, reason=failure)
         report = self._session.application_name
         if report != before:  # else a pooler kept the new one to itself
-            self._evidence = read_evidence(report, head, intro)
+            self._evidence = await self._reported(report, head)
         return PrepareResult(Vote.PREPARED, self._evidence)
+
+    async def _reported(self, report: str, head: str) -> Evidence | None:
+        intro = self._session.intro
+        evidence = read_report(report, head, intro)
+        if evidence is not None and evidence.history is None and intro.tells_history and intro.pooled:
+            # Behind the pooler is another server by now, which nobody has connected to directly.
+            await self._around.draw_history()
+        return evidence
 
     def _prepare_refused(self, error: ServerError) -> PrepareResult:
         if error.fatal:
@@ -185,10 +193,9 @@ class PostgresBranch:
         return self._over
 
     async def _ask_books(self, proof: bytes) -> Settled:
-        system, timeline = self._place
         evidence = None
-        if self._xid is not None and system is not None and timeline is not None:
-            evidence = Evidence(self._xid, system, timeline)
+        if self._xid is not None and self._place is not None:
+            evidence = evidence_at(self._place, self._xid)
         wrote = self._handle.undoubt_wrote or self._xid is not None
         lost = Lost(self._session, self._gid, proof, evidence, wrote)
         self._over = await self._around.one_phase.look_up(lost)
@@ -221,7 +228,7 @@ class PostgresBranch:
     async def _end_reading(self) -> Settled:
         script = fill("guard_commit", marker=marker(self._gid)) + "; commit"
         try:
-            answer = await self._session.script(script, timeout_s=self._timeout_s)
+            answer = await self._session.script(script, timeout_s=self._around.statement_timeout_s)
         except ServerError as error:
             if error.fatal:
                 raise participant_error(self._around.name, error) from error

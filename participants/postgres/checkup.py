@@ -16,7 +16,7 @@ from participants.postgres.management import SESSIONS_MAX, Management
 from participants.postgres.roles import membership, missing_grant, signal_grant
 from participants.postgres.session import Introduction, NoAnswer, NotSent, Row, ServerError
 from participants.postgres.sql import identifier, query
-from participants.postgres.verdicts import CHECK_BY_SQLSTATE, participant_error, pooler_refusal
+from participants.postgres.verdicts import CHECK_BY_SQLSTATE, NO_RIGHT, participant_error, pooler_refusal
 from participants.settings import ParticipantSettings
 
 FULL = 0.8
@@ -43,6 +43,7 @@ class Checkup:
                 f"undoubt:{self._ledger_id}:",
                 ledger_name(self._ledger_id),
             )
+            told = await self._told_history() if row["tells_history"] else None
         except ParticipantError as error:
             return [self._not_reached(error)]
         return [
@@ -51,12 +52,23 @@ class Checkup:
             self._connections(row, intro),
             self._prepared_max(row),
             *self._durability(row),
-            self._evidence(row),
+            self._evidence(row, told),
+            self._history(row, told),
             self._vacuum(row),
             *self._roles(row, owners, intro),
             self._cancelling(row, owners, intro),
             *self._tables(row, protocol),
         ]
+
+    async def _told_history(self) -> Row | None:
+        """None if this role may not ask, or the owner of undoubt's tables may not."""
+        try:
+            [row] = await self._management.ask(query("history"))
+        except ServerError as error:
+            if error.sqlstate != NO_RIGHT:
+                raise participant_error(self._management.participant, error) from error
+            return None
+        return row
 
     async def _open_a_transaction(self) -> Introduction:
         """A pooler that gives every statement to another server cannot."""
@@ -167,10 +179,12 @@ class Checkup:
                 _reset(row),
             )
 
-    def _evidence(self, row: Row) -> Finding:
+    def _evidence(self, row: Row, told: Row | None) -> Finding:
         missing = ", ".join(row["untold"])
         if not missing:
             return self._ok("evidence", "the server tells its system identifier and timeline")
+        if told is not None and told["history"] is not None:
+            return self._ok("evidence", "its database tells its history")
         return self._found(
             "evidence",
             Severity.WARNING,
@@ -178,6 +192,36 @@ class Checkup:
             "so no evidence is kept of what was prepared: a branch that vanishes is a heuristic hazard, where"
             " it could be known to be committed or rolled back",
             f"GRANT EXECUTE ON FUNCTION {missing} TO {identifier(row['login'])};",
+        )
+
+    def _history(self, row: Row, told: Row | None) -> Finding:
+        if told is None:
+            what = "its database draws no history ids"
+            if row["tells_history"]:
+                what = (
+                    f"{row['me']} may not execute undoubt.current_history(), or the owner of that function"
+                    " may not ask for the server's system identifier and timeline"
+                )
+            return self._found(
+                "history",
+                Severity.WARNING,
+                what,
+                "two standbys that are promoted apart, or a clone of the server, cannot be told from it: they"
+                " would be asked what became of a branch that has vanished",
+                None
+                if row["tells_history"]
+                else f"undoubt participants migrate {self._management.participant}",
+            )
+        if told["may_draw"]:
+            drawn = "is drawn with the next connection" if told["history"] is None else "is known"
+            return self._ok("history", f"the history id of its database {drawn}")
+        return self._found(
+            "history",
+            Severity.PROBLEM if told["history"] is None else Severity.WARNING,
+            f"{row['me']} may not draw a history id",
+            "after a failover or a restore nobody knows whose transaction ids are asked for: a branch that"
+            " vanishes is a heuristic hazard, where it could be known to be committed or rolled back",
+            f"GRANT EXECUTE ON FUNCTION undoubt.history() TO {identifier(row['login'])};",
         )
 
     def _vacuum(self, row: Row) -> Finding:

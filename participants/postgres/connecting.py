@@ -9,6 +9,7 @@ from pathlib import Path
 from participants.errors import ParticipantRefused
 from participants.foreign_ground import ALONE, session_settings
 from participants.postgres.dsn import Address, read_dsn
+from participants.postgres.history import with_history
 from participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError, Session
 from participants.postgres.sql import query
 from participants.postgres.verdicts import (
@@ -40,7 +41,7 @@ class Connector(abc.ABC):
         self._address = address
         password = None if address.has_password else await self._password()
         session = await self.open(address, password)
-        await introduce(self.participant, session, self.settings)
+        await introduce(self.participant, session, self.settings, draws=True)
         return session
 
     async def connect_own(self) -> Session:
@@ -69,10 +70,14 @@ class Connector(abc.ABC):
         return text.split("\n", 1)[0].rstrip("\r")
 
 
-async def introduce(participant: str, session: Session, settings: ParticipantSettings) -> None:
-    """Ask the server who it is and fill ``session.intro``; on failure the session is discarded."""
+async def introduce(
+    participant: str, session: Session, settings: ParticipantSettings, *, draws: bool
+) -> None:
+    """Ask the server who it is and fill ``session.intro``; on failure the session is discarded. ``draws``: a
+    history too, where the server is in none; for sessions with nothing open."""
     try:
-        session.intro = await _introduction(participant, session, settings)
+        intro = await _introduction(participant, session, settings)
+        session.intro = await with_history(session, intro, settings.statement_timeout_s, draws=draws)
     except (ServerError, NoAnswer, NotSent) as error:
         session.discard()
         raise pooler_refusal(participant, str(error)) or participant_error(participant, error) from error
@@ -146,6 +151,8 @@ async def _ask_who(participant: str, session: Session, settings: ParticipantSett
         role=row["role"],
         superuser=row["superuser"],
         database=row["database"],
+        tells_history=row["tells_history"],
+        tells_position=row["tells_position"],
     )
 
 

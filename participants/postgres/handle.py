@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,4 +48,6 @@ class Surroundings:
     settler: Settler
     one_phase: OnePhase
     give_back: Callable[[Slot[Any]], None]
+    draw_history: Callable[[], Awaitable[None]]
+    """For the branches to come; never fails."""
     statement_timeout_s: float

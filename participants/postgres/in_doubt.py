@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from participants.contract import Evidence, PreparedBranch
+from participants.contract import PreparedBranch
 from participants.ids import Gid
+from participants.postgres.history import Place, columns, evidence_at, place_in
 from participants.postgres.management import Management, refuse_standby
 from participants.postgres.session import Row
 from participants.postgres.sql import query
@@ -15,19 +16,16 @@ _EPOCH = 2**32
 
 async def list_prepared(management: Management) -> Sequence[PreparedBranch]:
     """Oldest first. Raises ``ParticipantRefused`` on a standby, whose list is always empty."""
-    async with management.session() as session:
-        told = session.intro.system is not None
-    whereabouts = query("in_doubt_whereabouts") if told else "null as system, null as timeline"
-    rows = await management.read(query("in_doubt").replace("{whereabouts}", whereabouts))
+    intro = await management.who()
+    rows = await management.read(query("in_doubt").replace("{whereabouts}", columns(intro)))
     refuse_standby(management.participant, rows[0])
-    return [_branch(row) for row in rows if row["gid"] is not None]
+    place = place_in(rows[0], intro)
+    return [_branch(row, place) for row in rows if row["gid"] is not None]
 
 
-def _branch(row: Row) -> PreparedBranch:
+def _branch(row: Row, place: Place | None) -> PreparedBranch:
     xid = widen(int(row["xid"]), int(row["next_xid"]))
-    evidence = None
-    if row["system"] is not None:
-        evidence = Evidence(xid, int(row["system"]), row["timeline"])
+    evidence = None if place is None else evidence_at(place, xid)
     return PreparedBranch(
         gid=Gid.parse(row["gid"]),
         owner=row["owner"],

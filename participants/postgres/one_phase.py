@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from participants.contract import Evidence, Fate, Settled
 from participants.errors import ParticipantError
 from participants.ids import Gid
+from participants.postgres.history import columns, place_in, place_of
 from participants.postgres.management import Management
 from participants.postgres.session import Session
 from participants.postgres.settle import Settler
@@ -99,12 +100,12 @@ class OnePhase:
         return Settled.ABSENT if wrote else Settled.HEURISTIC_HAZARD
 
     async def _same_history(self, session: Session) -> bool:
-        """On another timeline the note may be missing because it was lost with the old one."""
-        intro = session.intro
-        if intro.system is None or intro.timeline is None:
+        """In another history the note may be missing because it was lost with the old one."""
+        before = place_of(session.intro)
+        if before is None:
             return False
-        [row] = await self._management.read(query("whereabouts"))
-        return (int(row["system"]), row["timeline"]) == (intro.system, intro.timeline)
+        [row] = await self._management.read(f"select {columns(session.intro)}")
+        return place_in(row, session.intro) == before
 
     async def _look_for_xid(self, evidence: Evidence) -> Settled:
         match await self._settler.evidence(evidence):

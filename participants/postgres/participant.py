@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from participants.contract import Branch, Evidence, Fate, Order, PreparedBranch, Settled, Waiting
-from participants.errors import ParticipantUnavailable, UsageError
+from participants.errors import ParticipantError, ParticipantUnavailable, UsageError
 from participants.findings import Finding
 from participants.ids import NO_KEY, Gid, SessionKey, check_ledger_id, check_participant_name
 from participants.postgres.begin import begin_script, ledger_name, local_script, timeouts_ms
@@ -17,6 +18,7 @@ from participants.postgres.closing import drain_discarded
 from participants.postgres.connecting import introduce
 from participants.postgres.drivers import Handles, new_connector
 from participants.postgres.handle import Handle, Surroundings
+from participants.postgres.history import draw
 from participants.postgres.in_doubt import list_prepared
 from participants.postgres.management import Management
 from participants.postgres.one_phase import OnePhase
@@ -27,6 +29,8 @@ from participants.postgres.states import PostgresStates
 from participants.postgres.verdicts import participant_error, pooler_refusal
 from participants.postgres.waits import WaitGraph
 from participants.settings import ParticipantSettings
+
+log = logging.getLogger(__name__)
 
 
 class PostgresParticipant:
@@ -54,6 +58,7 @@ class PostgresParticipant:
             settler=self._settler,
             one_phase=OnePhase(self._management, self._settler),
             give_back=self._pool.release,
+            draw_history=self._draw_history,
             statement_timeout_s=settings.statement_timeout_s,
         )
 
@@ -113,8 +118,9 @@ class PostgresParticipant:
     async def introduce(self, session: Session) -> None:
         """Fill ``session.intro``, and make sure that it leads where this participant's own lead: branches are
         finished through those. Fails; raises ``UsageError`` if it leads elsewhere."""
-        await introduce(self._name, session, self._settings)
-        own, there = await self._management.who(), session.intro
+        own = await self._management.who()  # first: it draws the history that this session is in
+        await introduce(self._name, session, self._settings, draws=False)
+        there = session.intro
         known = None not in {own.system, there.system}
         if own.database != there.database or (known and own.system != there.system):
             raise UsageError(
@@ -122,6 +128,13 @@ class PostgresParticipant:
                 f" {self._name!r} does, or to another database there ({own.database!r}): name the"
                 " participant that it belongs to"
             )
+
+    async def _draw_history(self) -> None:
+        try:
+            async with self._management.session() as session:
+                await draw(session, session.intro, self._settings.statement_timeout_s)
+        except (ParticipantError, ServerError, NoAnswer, NotSent) as error:
+            log.info("participant %r: no history id could be drawn: %s", self._name, error)
 
     async def _begin(self, slot: Slot[Session], gid: Gid, timeout_s: float) -> Exception | None:
         """None, or what was said when the connection turned out to be lost."""

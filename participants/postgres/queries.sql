@@ -18,11 +18,34 @@ select pg_catalog.pg_is_in_recovery() as standby,
        extract(epoch from pg_catalog.current_setting('idle_in_transaction_session_timeout')::pg_catalog.interval)
          ::pg_catalog.float8 as idle_timeout_s,
        pg_catalog.to_regprocedure('undoubt.note_commit(pg_catalog.bytea)') is not null as notes_commits,
+       pg_catalog.to_regprocedure('undoubt.current_history()') is not null as tells_history,
+       pg_catalog.has_function_privilege('public', 'pg_catalog.pg_current_wal_insert_lsn()', 'execute')
+         as tells_position,
        pg_catalog.pg_backend_pid() as pid, current_user::pg_catalog.text as role,
        (select r.rolsuper from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) session_user)
          as superuser,
        (select extract(epoch from a.backend_start)::pg_catalog.text from pg_catalog.pg_stat_activity as a
          where a.pid operator(pg_catalog.=) pg_catalog.pg_backend_pid()) as backend_start
+
+-- name: history
+-- Where tells_history: the id of this server's history, null if it is to be drawn, and whether this role may draw.
+select undoubt.current_history() as history,
+       pg_catalog.has_function_privilege('undoubt.history()', 'execute') as may_draw
+
+-- name: current_history
+undoubt.current_history()
+
+-- name: draw_history
+select undoubt.history()
+
+-- name: draw_durably
+set local synchronous_commit to on
+
+-- name: forget_history
+update undoubt.undoubt_history set system = null, timeline = null
+
+-- name: drawn_history
+select undoubt.current_history()
 
 -- name: whereabouts
 -- The timeline is in the name of the WAL file of this moment; pg_control_checkpoint() lags behind a promotion.
@@ -43,45 +66,45 @@ select coalesce(pg_catalog.current_setting('undoubt.tx', true), '') as marker,
 -- The same with the whereabouts of the server that the branch is in.
 select coalesce(pg_catalog.current_setting('undoubt.tx', true), '') as marker,
        pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text as xid,
-       pg_catalog.current_setting('transaction_isolation') as isolation,
-       c.system_identifier as system,
-       pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) as timeline
-  from pg_catalog.pg_control_system() as c
+       pg_catalog.current_setting('transaction_isolation') as isolation, {whereabouts}
 
 -- name: guard_prepare
 -- Fails with 22P02 and the text "undoubt marker …" unless the marker is still there; the cast cannot be done at
 -- plan time, because current_setting() is not immutable, nor be dropped, because set_config() is volatile.
--- application_name is the only parameter of ours whose new value the server reports by itself.
+-- application_name is the only parameter of ours whose new value the server reports by itself, and has 63 bytes:
+-- six of the transaction id, six of the place in the WAL divided by 256, and {place}, all in base64.
 select pg_catalog.set_config('application_name',
          case when pg_catalog.current_setting('undoubt.tx', true) operator(pg_catalog.=) {marker}
               then {report} operator(pg_catalog.||)
-                   pg_catalog.to_hex(pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8)
-                   operator(pg_catalog.||) '.'
+                   pg_catalog.encode(
+                     pg_catalog.substr(pg_catalog.xid8send(pg_catalog.pg_current_xact_id()), 3)
+                     operator(pg_catalog.||) pg_catalog.substr({position}, 2, 6), 'base64')
+                   operator(pg_catalog.||) '.' operator(pg_catalog.||) {place}
               else (('undoubt marker ' operator(pg_catalog.||)
-                     coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))
-                    ::pg_catalog.int4)::pg_catalog.text end,
+                     coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))::pg_catalog.int4)
+                   ::pg_catalog.text end,
          false),
        case when pg_catalog.current_setting('synchronous_commit')
                  operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
             then pg_catalog.set_config('synchronous_commit', 'on', true) end
 
--- name: guard_prepare_pooled
--- The same behind a pooler, where the server may be another one than at the last statement.
-select pg_catalog.set_config('application_name',
-         case when pg_catalog.current_setting('undoubt.tx', true) operator(pg_catalog.=) {marker}
-              then {report} operator(pg_catalog.||)
-                   pg_catalog.to_hex(pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8)
-                   operator(pg_catalog.||) '.' operator(pg_catalog.||) c.system_identifier::pg_catalog.text
-                   operator(pg_catalog.||) '.' operator(pg_catalog.||)
-                   pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)
-              else (('undoubt marker ' operator(pg_catalog.||)
-                     coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))
-                    ::pg_catalog.int4)::pg_catalog.text end,
-         false),
-       case when pg_catalog.current_setting('synchronous_commit')
-                 operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
-            then pg_catalog.set_config('synchronous_commit', 'on', true) end
-  from pg_catalog.pg_control_system() as c
+-- name: guard_position
+pg_catalog.pg_lsn_send(pg_catalog.pg_current_wal_insert_lsn())
+
+-- name: guard_no_position
+pg_catalog.int8send(0)
+
+-- name: guard_place_history
+-- Behind a pooler, where the server may be another one than at the last statement.
+(coalesce(undoubt.current_history(), '') operator(pg_catalog.||) '.')
+
+-- name: guard_place_system
+-- The same where the database draws no history.
+(select pg_catalog.encode(
+          pg_catalog.int8send(c.system_identifier) operator(pg_catalog.||)
+          pg_catalog.decode(
+            pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8), 'hex'), 'base64')
+        operator(pg_catalog.||) '.' from pg_catalog.pg_control_system() as c)
 
 -- name: guard_role
 -- Before the guard of PREPARE behind a pooler: fails with 22P02 and the text "undoubt role <…>" if the branch ends in
@@ -119,8 +142,8 @@ select not exists (select from pg_catalog.pg_stat_activity as a
                               operator(pg_catalog.=) $2::pg_catalog.text)) as gone
 
 -- name: in_doubt
--- One row at least: a standby's list is empty, and only the flag tells it from a clean database. {whereabouts} are the
--- two columns of the next query, or nulls where the role may not ask.
+-- One row at least: a standby's list is empty, and only the flag tells it from a clean database. {whereabouts} are
+-- columns of the server's history, or nulls where the role may not ask.
 select pg_catalog.pg_is_in_recovery() as standby, {whereabouts},
        pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text as next_xid,
        p.gid, p.owner::pg_catalog.text as owner, p.database::pg_catalog.text as database,
@@ -132,7 +155,7 @@ select pg_catalog.pg_is_in_recovery() as standby, {whereabouts},
   left join pg_catalog.pg_prepared_xacts as p on p.database operator(pg_catalog.=) pg_catalog.current_database()
  order by p.prepared, p.gid
 
--- name: in_doubt_whereabouts
+-- name: system_and_timeline
 (select c.system_identifier from pg_catalog.pg_control_system() as c) as system,
 case when not pg_catalog.pg_is_in_recovery()
      then pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) end as timeline
@@ -188,6 +211,7 @@ select pg_catalog.current_setting('server_version') as version,
                                             'pg_catalog.pg_walfile_name(pg_catalog.pg_lsn)']) as f
               where not pg_catalog.has_function_privilege(f, 'execute')) as untold,
        pg_catalog.to_regclass('undoubt.undoubt_branch') is not null as has_states,
+       pg_catalog.to_regprocedure('undoubt.current_history()') is not null as tells_history,
        pg_catalog.to_regclass('undoubt.undoubt_commit') is not null
          and pg_catalog.to_regclass('undoubt.undoubt_note') is null as old_tables,
        array(select needed.p operator(pg_catalog.||) ' on undoubt.' operator(pg_catalog.||) needed.t
@@ -203,14 +227,30 @@ select pg_catalog.current_setting('server_version') as version,
        (select pg_catalog.max(pg_catalog.age(p.transaction)) from pg_catalog.pg_prepared_xacts as p) as prepared_age
 
 -- name: evidence
--- $1 xid8, $2 system identifier, $3 timeline. CASE keeps an id that another history gave out from being looked up.
-select pg_catalog.pg_is_in_recovery() as standby,
-       case when w.here then pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8) end as status
+-- $1 xid8, $2 system identifier, $3 timeline, $4 a place in the WAL or null. CASE keeps an id that another history
+-- gave out from being looked up.
+select pg_catalog.pg_is_in_recovery() as standby, w.here, w.behind,
+       case when w.here and not w.behind
+            then pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8) end as status
   from (select case when pg_catalog.pg_is_in_recovery() then false
                     else c.system_identifier operator(pg_catalog.=) $2::pg_catalog.text::pg_catalog.int8
                          and pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)
-                             operator(pg_catalog.=) $3::pg_catalog.text end as here
+                             operator(pg_catalog.=) $3::pg_catalog.text end as here,
+               {behind} as behind
           from pg_catalog.pg_control_system() as c) as w
+
+-- name: evidence_of_history
+-- The same, $2 history id, $3 a place in the WAL or null.
+select pg_catalog.pg_is_in_recovery() as standby, w.here, w.behind,
+       case when w.here and not w.behind
+            then pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8) end as status
+  from (select coalesce(undoubt.current_history() operator(pg_catalog.=) $2::pg_catalog.text, false) as here,
+               {behind} as behind) as w
+
+-- name: behind
+case when pg_catalog.pg_is_in_recovery() or {position}::pg_catalog.text is null then false
+     else {position}::pg_catalog.text::pg_catalog.pg_lsn operator(pg_catalog.>)
+          pg_catalog.pg_current_wal_insert_lsn() end
 
 -- name: waits
 -- pg_blocking_pids() says 0 for a prepared blocker: the second half finds it by the lock that it holds. Such locks

@@ -51,6 +51,30 @@ async def prune(participant: str, settings: ParticipantSettings, *, older_than_s
     return await asyncio.to_thread(_prune, participant, settings, older_than_s)
 
 
+async def restored(participant: str, settings: ParticipantSettings) -> str:
+    """Draw another history id, whatever it was; returns it. As the owner of the tables. For a server that was
+    cloned, or set back to a snapshot of its disk: both keep its system identifier and timeline. Evidence of
+    branches prepared before then is that of another history."""
+    return await asyncio.to_thread(_restored, participant, settings)
+
+
+def _restored(participant: str, settings: ParticipantSettings) -> str:
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
+
+    engine = _engine(participant, settings)
+    try:
+        with engine.begin() as connection:
+            for statement in ("draw_durably", "forget_history", "draw_history"):
+                connection.exec_driver_sql(query(statement))
+        with engine.connect() as connection:
+            drawn = connection.exec_driver_sql(query("drawn_history")).scalar_one()
+    except DBAPIError as error:
+        raise _translated(participant, error) from error
+    finally:
+        engine.dispose()
+    return str(drawn)
+
+
 def _migrate(participant: str, settings: ParticipantSettings) -> None:
     from alembic import command  # noqa: PLC0415
     from sqlalchemy import text  # noqa: PLC0415

@@ -82,7 +82,10 @@ class Introduction:
     ``pooler`` is true where another process than the server answers (a connection pooler), as is seen by the
     process ids that the two of them tell. ``pooled``: so it is, or the settings say so; then the next
     transaction of this session may be in another server process, or on another server, and nothing that was
-    said here holds for it but ``role``, ``superuser``, ``database`` and ``notes_commits``.
+    said here holds for it but ``role``, ``superuser``, ``database``, ``notes_commits`` and ``tells_history``.
+
+    ``tells_history``: the database has undoubt's tables, and names its history; ``history`` is its id, None
+    while that is unknown. ``tells_position``: whatever role asks is told the place in the WAL.
     """
 
     version: int
@@ -98,6 +101,9 @@ class Introduction:
     role: str = ""
     superuser: bool = False
     database: str = ""
+    tells_history: bool = False
+    history: str | None = None
+    tells_position: bool = False
 
 
 class Row(Protocol):

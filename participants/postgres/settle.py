@@ -12,6 +12,7 @@ import logging
 from participants.contract import Evidence, Fate, Order, Settled, judge
 from participants.errors import ParticipantRefused
 from participants.ids import Gid
+from participants.postgres.history import lsn
 from participants.postgres.management import Management, refuse_standby
 from participants.postgres.roles import missing_grant
 from participants.postgres.session import Late, NoAnswer, NotSent, ServerError, Session
@@ -147,19 +148,55 @@ class Settler:
     async def evidence(self, evidence: Evidence) -> Fate:
         """See :meth:`participants.contract.Participant.evidence`."""
         participant = self._management.participant
+        asked = _question(evidence)
+        if asked is None:
+            return Fate.UNKNOWN
         try:
-            [row] = await self._management.ask(
-                query("evidence"), str(evidence.xid), str(evidence.system), evidence.timeline
-            )
+            [row] = await self._management.ask(*asked)
         except ServerError as error:
             if error.sqlstate == FUTURE_XID:
                 return Fate.NEVER_ASSIGNED
-            if error.sqlstate == NO_RIGHT:
+            if error.sqlstate in _NOT_TOLD:
                 return Fate.UNKNOWN
             raise participant_error(participant, error) from error
         refuse_standby(participant, row)
+        if row["here"] and row["behind"]:
+            return self._set_back(evidence)
         return _FATES.get(row["status"], Fate.UNKNOWN)
 
+    def _set_back(self, evidence: Evidence) -> Fate:
+        """The server is the evidence's own, as far as that tells, and its WAL does not reach where the
+        PREPARE was written. What it says of the transaction id now is said of somebody else's."""
+        if evidence.history is None:
+            return Fate.UNKNOWN  # it may be another server, promoted apart or cloned
+        log.warning(
+            "participant %r was set back to a moment before transaction %d was prepared there: run undoubt"
+            " participants restored %s",
+            self._management.participant,
+            evidence.xid,
+            self._management.participant,
+        )
+        return Fate.NEVER_ASSIGNED
+
+
+def _question(evidence: Evidence) -> tuple[str, *tuple[str, ...]] | None:
+    """The statement that looks it up, and its parameters; None if nobody can know whom to ask."""
+    position = [] if evidence.position is None else [lsn(evidence.position)]
+    if evidence.history is not None:
+        values = [str(evidence.xid), evidence.history, *position]
+        sql = query("evidence_of_history")
+    elif evidence.system is not None and evidence.timeline is not None:
+        values = [str(evidence.xid), str(evidence.system), evidence.timeline, *position]
+        sql = query("evidence")
+    else:
+        return None
+    # Without a position the role need not have the right to ask for the server's.
+    behind = query("behind").replace("{position}", f"${len(values)}") if position else "false"
+    return (sql.replace("{behind}", behind), *values)
+
+
+_NOT_TOLD = frozenset({NO_RIGHT, "42883", "3F000"})
+"""Nor does a database without undoubt's tables tell its history: undefined_function, invalid_schema_name."""
 
 _FATES = {
     "committed": Fate.COMMITTED,

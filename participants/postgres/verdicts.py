@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import re
 
-from participants.contract import Evidence
 from participants.errors import BranchFailed, ParticipantError, ParticipantRefused, ParticipantUnavailable
-from participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError
+from participants.postgres.session import NoAnswer, NotSent, ServerError
 
 MARKER_TEXT = "undoubt marker"
 _ROLE = re.compile(r"undoubt role <(.*)>", re.DOTALL)
@@ -29,9 +28,8 @@ FAILED_TRANSACTION = "25P02"
 READ_ONLY_TRANSACTION = "25006"
 
 ENDED_BY_APPLICATION = (
-    "the branch was ended by the application (a COMMIT, ROLLBACK or PREPARE TRANSACTION of its own), or its"
-    " marker was reset (RESET ALL, DISCARD ALL). If it was ended, what it did before that may be committed,"
-    " and undoubt cannot take it back: leave COMMIT to the transaction, and reset single settings by name"
+    "the branch was ended by the application (a COMMIT, ROLLBACK or PREPARE TRANSACTION of its own): what"
+    " it did before that may be committed, and undoubt cannot take it back; leave COMMIT to the transaction"
 )
 SWALLOWED = (
     "an SQL error in this branch was swallowed: PostgreSQL has rolled it back, so everything aborts;"
@@ -149,24 +147,3 @@ def tls_refusal(participant: str, message: str) -> ParticipantRefused:
         f"no TLS connection: {message}; look at the sslmode, sslrootcert, sslcert and sslkey of its dsn, and"
         " at the server's certificate",
     )
-
-
-_REPORT = re.compile(r"([0-9a-f]{1,16})\.(?:([0-9]{1,20})\.([0-9A-F]{8}))?")
-
-
-def read_evidence(report: str, head: str, intro: Introduction) -> Evidence | None:
-    """What the guard of PREPARE reported through application_name:
-    ``<head><xid8 in hexadecimal>.[<system identifier>.<timeline>]``.
-
-    Without the last two, the session's own stand for them: a server that is promoted, restored or restarted
-    breaks its connections, so that system and timeline hold for as long as a session does. None if the
-    server keeps its system identifier to itself, or a pooler the report.
-    """
-    match = _REPORT.fullmatch(report.removeprefix(head)) if report.startswith(head) else None
-    if match is None:
-        return None
-    if match[2] is not None:
-        return Evidence(int(match[1], 16), int(match[2]), match[3])
-    if intro.system is None or intro.timeline is None:
-        return None
-    return Evidence(int(match[1], 16), intro.system, intro.timeline)

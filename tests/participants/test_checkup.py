@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from participants.contract import Order, Settled, Vote
+from participants.contract import Evidence, Fate, Order, Settled, Vote
 from participants.findings import Finding, Severity
 from participants.postgres.schema import migrate
 from participants.settings import ParticipantSettings
@@ -37,6 +37,7 @@ async def look(dsn: str, **settings: object) -> dict[str, Finding]:
 async def test_a_server_that_is_well_has_nothing_but_good_findings() -> None:
     """Broken if doctor cries wolf, or leaves out what it looked at."""
     async with EmbeddedServer() as server:
+        await migrate("p", ParticipantSettings(dsn=server.dsn()))
         found = await look(server.dsn())
     assert set(found) == {
         "reach",
@@ -45,6 +46,7 @@ async def test_a_server_that_is_well_has_nothing_but_good_findings() -> None:
         "full_page_writes",
         "synchronous_commit",
         "evidence",
+        "history",
         "vacuum",
         "roles",
         "cancelling",
@@ -168,7 +170,10 @@ async def test_no_right_to_evidence(database: Database, server: EmbeddedServer, 
         branch = await participant.begin(gid, timeout_s=30)
         await at(branch).execute(WRITE)
         result = await branch.prepare()
-        assert (result.vote, result.evidence) == (Vote.PREPARED, None)
+        assert result.vote is Vote.PREPARED
+        assert result.evidence is not None
+        assert result.evidence == Evidence(result.evidence.xid)
+        assert await participant.evidence(result.evidence) is Fate.UNKNOWN
         await branch.release()
         assert await participant.settle(gid, Order.COMMIT, None) is Settled.APPLIED
         assert await participant.settle(gid, Order.COMMIT, None) is Settled.HEURISTIC_HAZARD

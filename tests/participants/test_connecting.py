@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from participants.contract import Fate, Settled, Vote
+from participants.contract import Evidence, Fate, Settled, Vote
 from participants.errors import ParticipantRefused, ParticipantUnavailable
 from tests.participants.hands import at
 from tests.participants.support import new_gid, participant_at, run_on
@@ -142,7 +142,9 @@ async def test_server_without_books(guarded: EmbeddedServer, kind: str) -> None:
     branch = await participant.begin(gid, timeout_s=30)
     await at(branch).execute("select pg_current_xact_id()")
     result = await branch.prepare()
-    assert (result.vote, result.evidence) == (Vote.PREPARED, None)
+    assert result.vote is Vote.PREPARED
+    assert result.evidence is not None
+    assert result.evidence == Evidence(result.evidence.xid), "the id alone"
     assert [row.gid for row in await participant.in_doubt()] == [gid]
     assert await branch.commit() is Settled.APPLIED
     await branch.release()

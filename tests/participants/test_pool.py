@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from participants.contract import Evidence, Settled, Vote
+from participants.contract import Settled, Vote
 from participants.errors import ParticipantUnavailable
 from participants.ids import TxId
 from participants.postgres import PostgresParticipant
-from participants.postgres.begin import APPLICATION_NAME_BYTES_MAX, branch_name, report_head, timeouts_ms
+from participants.postgres.begin import APPLICATION_NAME_BYTES_MAX, branch_name, timeouts_ms
 from participants.postgres.session import Introduction
-from participants.postgres.verdicts import read_evidence
 from tests.participants.hands import at, sql_error
 from tests.participants.support import LEDGER, WRITE, Database, new_gid, participant_at
 
@@ -185,37 +184,6 @@ def test_a_name_that_would_be_cut_has_no_transaction_in_it() -> None:
         len(branch_name(replace(gid, txid=TxId(gid.txid.session, gid.txid.nonce, 10**9))))
         <= APPLICATION_NAME_BYTES_MAX
     )
-
-
-INTRO = Introduction(180000, "on", 0, 0, False, 77, "0000000A", "0")
-
-
-@pytest.mark.parametrize(
-    ("report", "evidence"),
-    [
-        ("xid#1f.", Evidence(31, 77, "0000000A")),
-        ("xid#1f.123.0000000B", Evidence(31, 123, "0000000B")),
-        ("xid#1f", None),
-        ("xid#1f.123.0000000", None),
-        ("xid#1f.123", None),
-        ("undoubt:testledger", None),
-        ("other#1f.", None),
-        ("", None),
-    ],
-)
-def test_what_counts_as_a_report(report: str, evidence: Evidence | None) -> None:
-    """A transaction id that lost its last digit in a name that was cut is another transaction's."""
-    assert read_evidence(report, "xid#", INTRO) == evidence
-
-
-def test_report_has_room() -> None:
-    """Cut by the server, a report would be no evidence at all."""
-    gid = new_gid()
-    for session in (1, 10**6, 10**9, 10**18):
-        for pooler, widest in ((False, "f" * 13 + "."), (True, "f" * 13 + "." + "9" * 20 + ".0000000A")):
-            head = report_head(replace(gid, txid=TxId(session, gid.txid.nonce, gid.txid.seq)), pooler=pooler)
-            assert len(head + widest) <= APPLICATION_NAME_BYTES_MAX
-    assert str(gid.txid) in report_head(gid, pooler=False)
 
 
 async def test_behind_a_pooler_nothing_outlives_the_transaction(database: Database) -> None:

@@ -150,11 +150,44 @@ def prune(context: Context, older_than: float) -> None:
         )
 
 
+@participants.command()
+@click.argument("name")
+@common
+@pass_context
+def restored(context: Context, name: str) -> None:
+    """Say that a server was cloned, or that its disk was set back.
+
+    What undoubt knows of the branches of a database counts for one history of it. A promotion, and a restore
+    that replays the log, begin another by themselves. A clone, and a snapshot of the disk that was put back,
+    do not show: run this once that server is up, before applications use it. What became of branches that
+    were prepared before, and are not there, is unknown from then on. Needs the owner of undoubt's tables.
+
+    \b
+    Example:
+      undoubt participants restored orders
+    """
+    settings = context.settings()
+    if name not in settings.participants:
+        raise UnknownParticipant(name, list(settings.participants))
+    drawn = context.run(_restored(settings, name))
+    if context.output.json:
+        context.output.document({"participant": name, "history": drawn})
+    else:
+        context.output.line(f"{name} is in a new history: {drawn}")
+        context.output.note("applications that were connected before keep the old one: restart them")
+
+
 async def _migrate(settings: Settings, names: tuple[str, ...]) -> None:
     from participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
 
     for name in names:
         await schema.migrate(name, settings.participants[name])
+
+
+async def _restored(settings: Settings, name: str) -> str:
+    from participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
+
+    return await schema.restored(name, settings.participants[name])
 
 
 async def _prune(settings: Settings, older_than_s: float) -> dict[str, int]:

@@ -33,6 +33,21 @@ async def test_migrate_makes_the_tables_and_may_be_repeated(tmp_path: Path, data
     assert (ran.status, ran.json) == (0, {"orders": 2}), ran.err
 
 
+async def test_restored_draws_another_history(tmp_path: Path, database: str) -> None:
+    """Broken if an operator cannot say that a server was cloned, or set back."""
+    assert (await run(tmp_path, database, "migrate")).status == 0
+    connection = await asyncpg.connect(database)
+    before = await connection.fetchval("select undoubt.current_history()")
+    ran = await run(tmp_path, database, "restored", "orders", "-o", "json")
+    after = await connection.fetchval("select undoubt.current_history()")
+    await connection.close()
+    assert (ran.status, ran.json) == (0, {"participant": "orders", "history": after}), ran.err
+    assert None not in {before, after}
+    assert before != after
+    ran = await run(tmp_path, database, "restored", "stock")
+    assert ran.status == 3
+
+
 async def test_an_unknown_name_is_not_found(tmp_path: Path, database: str) -> None:
     ran = await run(tmp_path, database, "migrate", "stock")
     assert ran.status == 3

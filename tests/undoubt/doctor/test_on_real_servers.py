@@ -19,6 +19,7 @@ from coordinator.settings import LedgerSettings
 from participants.contract import Vote
 from participants.ids import Gid, Protocol, TxId, new_ledger_id
 from participants.postgres import PostgresParticipant
+from participants.postgres.schema import migrate
 from participants.settings import ParticipantSettings
 from tests.undoubt.cli.harness import Ran, undoubt
 from undoubt.embedded import EmbeddedServer
@@ -101,6 +102,8 @@ async def shop(tmp_path: Path, servers: dict[str, EmbeddedServer]) -> AsyncItera
             "create table account (id int primary key, balance int); insert into account values (1, 100);"
             "grant all on account to app"
         )
+        await migrate(name, ParticipantSettings(dsn=server.dsn("shop")))
+        await made.admin[name].execute("grant execute on function undoubt.history() to app, rescue")
     made.configure({name: server.dsn("shop", user="rescue") for name, server in servers.items()})
     ran = await made.run("ledger", "init")
     assert ran.status == 0, ran.err
