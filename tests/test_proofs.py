@@ -151,6 +151,16 @@ async def test_a_cluster_loses_nothing_that_it_answered() -> None:
     assert told["large_node"]["kept"] is True
 
 
+async def test_no_block_lies() -> None:
+    """Broken if some way into a transaction and some way out of it end without an error and without a commit,
+    hang, or cancel a task that is not inside."""
+    told = await prove("blocks")
+    assert told["cases"] >= 1000
+    assert (told["silent"], told["hung"], told["wrong_task_cancelled"]) == (0, 0, 0)
+    assert told["failures"] == []
+    assert told["control"] >= 2
+
+
 async def test_sqlalchemys_own_twophase_commits_one_half() -> None:
     """Broken if the reason for this project has gone away (then say so in the README), or if the same program
     commits anything over undoubt's sessions."""

@@ -9,6 +9,7 @@ import json
 import sys
 
 PROOFS = {
+    "blocks": "tests.prove.blocks",
     "cluster": "tests.prove.cluster",
     "crash": "tests.prove.crash",
     "f0": "tests.prove.f0",
