@@ -11,19 +11,23 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
 
 from coordinator import ledger as ledgers
-from coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable
+from coordinator.errors import BranchListMismatch, LedgerLocked, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger import maintenance, schema
+from coordinator.ledger.commands import Decide, OpenSession, encode
 from coordinator.ledger.contract import BranchRecord, Decision, Record, Session, SessionState, Verdict
 from coordinator.ledger.sqlite import door, owned
 from coordinator.ledger.sqlite.ledger import SqliteLedger
+from coordinator.ledger.sqlite.store import SqliteStore
+from coordinator.ledger.state import State
 from coordinator.settings import LedgerSettings
-from participants.ids import TxId
+from participants.ids import Gid, Protocol, SessionKey, TxId
 from tests.coordinator.ledger.signing import Signing
 
 COMMIT = Decision.COMMIT
@@ -495,3 +499,52 @@ def _edit(path: Path, statement: str) -> None:
     with connection:
         connection.execute(statement)
     connection.close()
+
+
+async def test_a_ledger_of_the_first_version_opens_and_its_sessions_end_as_such(
+    path: Path, settings: LedgerSettings
+) -> None:
+    """Broken if an upgrade forgets what is prepared, or believes names that nobody can have given."""
+    store = SqliteStore.create(path)
+    store.load()
+    nonce = "0" * 16
+    txid = TxId(1, nonce, 1)
+    old = [OpenSession(nonce, "old", 600_000), Decide(txid, "2", COMMIT, BRANCHES, 1.0)]
+    store.append(1, [encode(command) for command in old])
+    store.close()
+    ledger = await SqliteLedger.open(path, settings)
+    decided = Gid(ledger.ledger_id, Protocol.TWO_PHASE, txid, 1, "orders")
+    asked = {
+        decided: Verdict.COMMITTED,
+        replace(decided, txid=TxId(1, nonce, 2)): Verdict.ACTIVE,
+        replace(decided, txid=TxId(1, "1" * 16, 1)): Verdict.IMPOSTOR,
+        replace(decided, txid=TxId(9, nonce, 1)): Verdict.IMPOSTOR,
+        replace(decided, txid=TxId(1, nonce, 2), tag="0" * 20): Verdict.IMPOSTOR,
+    }
+    assert await ledger.outcomes(asked) == asked
+    assert await ledger.decide(TxId(1, nonce, 2), COMMIT, BRANCHES) is COMMIT
+    session = await ledger.open_session("new", 600)
+    assert session.key
+    untagged = replace(decided, txid=session.txid(1))
+    assert await ledger.outcomes([untagged]) == {untagged: Verdict.IMPOSTOR}
+    await ledger.close()
+    again = await SqliteLedger.open(path, settings)
+    tagged = untagged.tagged(SessionKey(session.key))
+    assert (await again.outcomes([tagged]))[tagged] is Verdict.ABORTED, "the secret was not kept"
+    await again.close()
+
+
+async def test_a_sequence_number_is_no_size(ledger: Signing) -> None:
+    """Broken if one name makes the ledger, and every node of a cluster, ask for more memory than there is."""
+    session = await ledger.open_session("test", 600)
+    txid = session.txid(2**63 - 1)
+    assert await ledger.decide(txid, COMMIT, BRANCHES) is COMMIT
+    await ledger.finish([txid])
+    assert await ledger.decide(txid, COMMIT, BRANCHES) is COMMIT
+    with pytest.raises(BranchListMismatch):
+        await ledger.decide(txid, COMMIT, BRANCHES[:1])
+    owned = ledger._owned
+    assert owned is not None
+    image = owned.machine.snapshot()
+    assert len(image) < 100_000
+    assert State.decode(image).encode() == image
