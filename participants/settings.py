@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from participants.redact import redact
 
 DRIVERS = ("asyncpg", "psycopg")
+_INIT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,6 +26,10 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     password_file: str | None = None
     connections_max: int = 64
     """Connections of the application's branches at once; recovery uses one more of its own."""
+    connections_idle_s: float = 300.0
+    """A connection that nobody has used for so long is closed; 0: never."""
+    init: str | None = None
+    """``module:function``, called with each new connection of branches, before the first of them."""
     connect_timeout_s: float = 10.0
     statement_timeout_s: float = 10.0
     """How long one of undoubt's own statements (begin, prepare, second phase, lists) may take to answer."""
@@ -33,6 +39,10 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         if self.connections_max < 1:
             raise ValueError("connections_max must be at least 1")
+        if self.connections_idle_s < 0:
+            raise ValueError("connections_idle_s must not be negative; 0 keeps connections for ever")
+        if self.init is not None and not _INIT.fullmatch(self.init):
+            raise ValueError(f"init must name a function as 'module:function', not {self.init!r}")
         if self.driver not in DRIVERS:
             raise ValueError(f"driver {self.driver!r} is not one of: {', '.join(DRIVERS)}")
 

@@ -17,6 +17,7 @@ from undoubt.config import Settings, load
 
 if TYPE_CHECKING:
     from participants.postgres.drivers import Handles
+    from undoubt.assemble import OnConnects
     from undoubt.metrics import Metrics
 
 
@@ -28,6 +29,7 @@ async def connect(
     recover: bool = True,
     metrics: Metrics | None = None,
     handles: Handles = "async",
+    on_connect: OnConnects | None = None,
 ) -> AsyncIterator[Coordinator]:
     """A running coordinator, for ``async with``.
 
@@ -37,7 +39,9 @@ async def connect(
     branches in the background for as long as this process owns the ledger. Databases are connected to when
     they are first used. ``observe`` is told every step of protocols and of recovery, ``metrics`` (an
     :class:`undoubt.metrics.Metrics`) what a Prometheus server wants to know. ``handles`` is for
-    :mod:`undoubt.sync`, whose branches are synchronous connections.
+    :mod:`undoubt.sync`, whose branches are synchronous connections. ``on_connect`` is called with each new
+    connection of branches before it is used (:mod:`participants.postgres.on_connect`): one function for all
+    participants, or a mapping from their names; it goes before their ``init``.
 
     On exit, transactions that have not begun to commit are aborted, commits that are under way are finished.
     Raises ``ConfigurationError`` or ``LedgerError``, and ``WrongLoop`` if it is left in another event loop
@@ -49,7 +53,7 @@ async def connect(
         stack.push_async_callback(ledger.close)
         if metrics is not None:
             ledger = metrics.timed(ledger)
-        participants = assemble.registry(settings, ledger.ledger_id, handles=handles)
+        participants = assemble.registry(settings, ledger.ledger_id, handles=handles, on_connect=on_connect)
         stack.push_async_callback(participants.close)
         coordinator = Coordinator(ledger, participants, settings.coordinator, observe=observe, meter=metrics)
         if recover:

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
+
 from participants.errors import UsageError, WrongLoop
 from participants.ids import Gid
 from participants.postgres.asyncpg_savepoint import Savepoint
+from participants.postgres.handle import outlives_reset
 
 if TYPE_CHECKING:
     from participants.postgres.asyncpg_session import Connection
@@ -39,6 +42,12 @@ _STAYS = frozenset(
 
 _FORGETS = re.compile(r"\b(?:deallocate|discard)\b", re.IGNORECASE)
 """The server forgets statements that asyncpg still has in its cache, undoubt's own among them."""
+_STALE = (
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+    asyncpg.InvalidSQLStatementNameError,
+)
+"""What the server has prepared, or asyncpg knows of its types, is from before a change of the schema."""
 _WROTE = re.compile(r"(?:INSERT \d+|UPDATE|DELETE|MERGE) [1-9]")
 _WRITES = re.compile(r"\s*(?:insert|update|delete|merge)\b", re.IGNORECASE)
 
@@ -61,6 +70,7 @@ class BranchConnection:
         it), or PREPARE fails (rows of postgres_fdw), or preparing an empty branch does no harm (a view whose
         INSTEAD OF trigger did nothing)."""
         self.undoubt_reusable = True
+        self.undoubt_stale = False
 
     def undoubt_end(self) -> bool:
         """From now on every use raises ``UsageError``, or ``undoubt_why()``; statements and cursors got from
@@ -87,22 +97,22 @@ class BranchConnection:
         return Savepoint(self)
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        if _FORGETS.search(query):
-            self.undoubt_reusable = False
-        with self._undoubt_call("execute"):
+        with self._undoubt_call("execute", query):
             tag: str = await self._undoubt_connection.execute(query, *args, timeout=timeout)
+        if tag and outlives_reset(tag):
+            self.undoubt_reusable = False
         if not self.undoubt_wrote and tag and _WROTE.match(tag):
             self.undoubt_wrote = True
         return tag
 
     async def fetch(self, query: str, *args: Any, **options: Any) -> list[Any]:
-        with self._undoubt_call("fetch"):
+        with self._undoubt_call("fetch", query):
             rows: list[Any] = await self._undoubt_connection.fetch(query, *args, **options)
         self._undoubt_note(query, bool(rows))
         return rows
 
     async def fetchrow(self, query: str, *args: Any, **options: Any) -> Any:
-        with self._undoubt_call("fetchrow"):
+        with self._undoubt_call("fetchrow", query):
             row = await self._undoubt_connection.fetchrow(query, *args, **options)
         self._undoubt_note(query, row is not None)
         return row
@@ -126,7 +136,7 @@ class BranchConnection:
         return f"<connection of branch {self._undoubt_gid}, {state}>"
 
     async def _undoubt_run(self, name: str, method: Any, *args: Any, **options: Any) -> Any:
-        with self._undoubt_call(name):
+        with self._undoubt_call(name, *args[:1]):
             return await method(*args, **options)
 
     def _undoubt_plain(self, name: str, method: Any, *args: Any, **options: Any) -> Any:
@@ -134,18 +144,31 @@ class BranchConnection:
         return method(*args, **options)
 
     @contextmanager
-    def _undoubt_call(self, name: str) -> Iterator[None]:
+    def _undoubt_call(self, name: str, query: object = None) -> Iterator[None]:
         self._undoubt_check(name)
         self.undoubt_used = True
+        forgets = isinstance(query, str) and self._undoubt_look_at(query)
         self._undoubt_running += 1
         try:
             yield
         except Exception as error:
+            if isinstance(error, _STALE):
+                self.undoubt_stale = True
             if self._undoubt_ended and self.undoubt_why is not None:
                 raise self.undoubt_why() from error
             raise
         finally:
             self._undoubt_running -= 1
+            if forgets:
+                self._undoubt_connection._drop_local_statement_cache()  # type: ignore[attr-defined]
+
+    def _undoubt_look_at(self, query: str) -> bool:
+        """What it does to the session, whatever becomes of the branch. True if the server may have forgotten
+        what asyncpg has prepared."""
+        forgets = _FORGETS.search(query) is not None
+        if forgets or outlives_reset(query):
+            self.undoubt_reusable = False
+        return forgets
 
     def _undoubt_check(self, name: str) -> None:
         if self._undoubt_ended:
@@ -163,3 +186,22 @@ class BranchConnection:
     def _undoubt_note(self, query: str, rows: bool) -> None:
         if rows and not self.undoubt_wrote and _WRITES.match(query):
             self.undoubt_wrote = True
+
+
+class LentForSetUp:
+    """The connection in the hands of the application's hook: all of it, until the hook returns."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._undoubt_connection = connection
+        self._undoubt_ended = False
+
+    def undoubt_end(self) -> None:
+        self._undoubt_ended = True
+        self._undoubt_connection._pool_release_ctr += 1  # type: ignore[attr-defined] # as above
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if self._undoubt_ended:
+            raise UsageError(f"connection.{name} after the end of the hook that it was lent to")
+        return getattr(self._undoubt_connection, name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from participants.ids import Gid
-from participants.postgres.asyncpg_connection import BranchConnection
+from participants.postgres.asyncpg_connection import BranchConnection, LentForSetUp
 from participants.postgres.closing import CLOSE_TIMEOUT_S, close_in_background
 from participants.postgres.session import (
     NOTICES_KEPT_MAX,
@@ -23,6 +24,8 @@ from participants.postgres.session import (
 )
 
 if TYPE_CHECKING:
+    from participants.postgres.on_connect import OnConnect
+
     Connection = asyncpg.Connection[asyncpg.Record]
 
 TRANSLATED = (
@@ -79,15 +82,29 @@ class AsyncpgSession:
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
         self._check()
         try:
-            return await self.connection.fetch(sql, *args, timeout=timeout_s)
+            # As fetch() does it, past the codecs that the application may have set for this connection.
+            ask: Any = self.connection._execute  # type: ignore[attr-defined]
+            rows: Sequence[Row] = await ask(sql, args, 0, timeout_s, ignore_custom_codec=True)
         except TRANSLATED as error:
             raise self._told(error) from error
         except BaseException:
             self.discard()  # as above
             raise
+        return rows
 
     def keep_statements(self) -> None:
         self.connection._stmt_cache_enabled = True  # type: ignore[attr-defined]
+
+    async def set_up(self, hook: OnConnect) -> None:
+        lent = LentForSetUp(self.connection)
+        try:
+            result = hook(lent)
+            if inspect.isawaitable(result):
+                await result
+        finally:
+            lent.undoubt_end()
+            if not self.connection.is_closed():
+                self.connection.add_log_listener(self._note)  # which a reset() would have taken away
 
     def handle(self, gid: Gid) -> BranchConnection:
         return BranchConnection(self.connection, gid)

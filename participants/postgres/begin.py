@@ -129,6 +129,13 @@ def begin_script(slot: Slot[S], gid: Gid, timeouts: tuple[int, int]) -> str:
     return "; ".join([*before, *begin])
 
 
+def clean_script(slot: Slot[S]) -> str:
+    """One simple query, for a session that an application has used and nobody needs now: what was left in it
+    is gone, and the timeouts are those of its last branch, which the next one is likely to want as well."""
+    settings = [] if slot.timeouts_ms is None else _settings(slot.session.intro, slot.timeouts_ms, "set")
+    return "; ".join([query("reset"), *settings])
+
+
 def local_script(gid: Gid, intro: Introduction, timeouts: tuple[int, int], *, begin: str) -> str:
     """The same without a trace in the session: for one that others use as well. ``begin`` is empty where a
     transaction has begun already."""

@@ -258,7 +258,9 @@ class PostgresBranch:
             return  # somebody else may have the session by now
         self._released = True
         busy = self._handle.undoubt_end()
-        self._slot.used = self._slot.used or self._handle.undoubt_used
+        # Behind a pooler a reset would reach another server process than the one that was used.
+        self._slot.used = self._handle.undoubt_used and not self._session.intro.pooled
+        self._slot.stale = self._handle.undoubt_stale
         if busy or not self._handle.undoubt_reusable:
             self._session.discard()
         self._around.give_back(self._slot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,6 +10,14 @@ from typing import Any, Protocol
 from participants.postgres.one_phase import OnePhase
 from participants.postgres.pool import Slot
 from participants.postgres.settle import Settler
+
+_OUTLIVES = re.compile(r"(?:^|;)\s*(?:prepare|load)\b", re.IGNORECASE)
+
+
+def outlives_reset(statement: str) -> bool:
+    """Whether it leaves something in its session that nothing but the session's end takes away: a statement
+    that was prepared by SQL, a library that was loaded."""
+    return _OUTLIVES.search(statement) is not None
 
 
 class Handle(Protocol):
@@ -31,6 +40,11 @@ class Handle(Protocol):
     @property
     def undoubt_reusable(self) -> bool:
         """The session may be lent to another branch."""
+        ...
+
+    @property
+    def undoubt_stale(self) -> bool:
+        """A statement failed since what was prepared for it is not valid any more."""
         ...
 
     def undoubt_end(self) -> bool:

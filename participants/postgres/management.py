@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 
 from participants.errors import ParticipantRefused
 from participants.postgres.pool import Pool, S, Slot
-from participants.postgres.session import Introduction, Late, NoAnswer, NotSent, Row, ServerError, Session
-from participants.postgres.verdicts import READ_ONLY_TRANSACTION, participant_error
+from participants.postgres.session import Introduction, NoAnswer, NotSent, Row, ServerError, Session
+from participants.postgres.verdicts import NO_STATEMENT, READ_ONLY_TRANSACTION, participant_error
 
 SESSIONS_MAX = 8
 
@@ -20,10 +20,12 @@ SESSIONS_MAX = 8
 class Management:
     """Statements of undoubt's own on one participant, outside branches."""
 
-    def __init__(self, participant: str, connect: Callable[[], Awaitable[S]], timeout_s: float) -> None:
+    def __init__(
+        self, participant: str, connect: Callable[[], Awaitable[S]], timeout_s: float, *, idle_s: float = 0.0
+    ) -> None:
         self.participant = participant
         self.timeout_s = timeout_s
-        self._pool: Pool[Session] = Pool(participant, connect, SESSIONS_MAX)
+        self._pool: Pool[Session] = Pool(participant, connect, SESSIONS_MAX, idle_s=idle_s)
 
     async def read(self, sql: str, *args: object) -> Sequence[Row]:
         """One statement that changes nothing. Repeated once on a new session if an old one turns out to be
@@ -39,13 +41,15 @@ class Management:
             try:
                 return await slot.session.rows(sql, *args, timeout_s=self.timeout_s)
             except (NoAnswer, NotSent) as error:
-                if slot.fresh or isinstance(error, Late):
+                if slot.fresh:
                     raise participant_error(self.participant, error) from error
             except ServerError as error:
-                if slot.fresh or not error.fatal:
+                if slot.fresh or not (error.fatal or error.sqlstate == NO_STATEMENT):
                     raise
+                slot.session.discard()
+        # Its neighbours were lost with it, or forgotten by a firewall, or know the schema as it was.
         self._pool.drop_idle()
-        async with self._slot() as slot:
+        async with self._slot(fresh=True) as slot:
             try:
                 return await slot.session.rows(sql, *args, timeout_s=self.timeout_s)
             except (NoAnswer, NotSent) as error:
@@ -60,14 +64,18 @@ class Management:
     async def session(self) -> AsyncIterator[Session]:
         """A session for statements that must not be repeated blindly."""
         async with self._slot() as slot:
-            yield slot.session
+            try:
+                yield slot.session
+            except (NoAnswer, NotSent):
+                self._pool.drop_idle()  # so that whoever asks again gets a new one
+                raise
 
     def close(self) -> None:
         self._pool.close()
 
     @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[Slot[Session]]:
-        slot = await self._pool.acquire(self.timeout_s)
+    async def _slot(self, *, fresh: bool = False) -> AsyncIterator[Slot[Session]]:
+        slot = await self._pool.acquire(self.timeout_s, fresh=fresh)
         try:
             yield slot
         finally:

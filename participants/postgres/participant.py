@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from participants.contract import Branch, Evidence, Fate, Order, PreparedBranch,
 from participants.errors import ParticipantError, ParticipantUnavailable, UsageError
 from participants.findings import Finding
 from participants.ids import NO_KEY, Gid, SessionKey, check_ledger_id, check_participant_name
-from participants.postgres.begin import begin_script, ledger_name, local_script, timeouts_ms
+from participants.postgres.begin import begin_script, clean_script, ledger_name, local_script, timeouts_ms
 from participants.postgres.branch import PostgresBranch
 from participants.postgres.checkup import Checkup
 from participants.postgres.closing import drain_discarded
@@ -21,6 +22,7 @@ from participants.postgres.handle import Handle, Surroundings
 from participants.postgres.history import draw
 from participants.postgres.in_doubt import list_prepared
 from participants.postgres.management import Management
+from participants.postgres.on_connect import Hook, OnConnect
 from participants.postgres.one_phase import OnePhase
 from participants.postgres.pool import Pool, Slot
 from participants.postgres.session import Late, NoAnswer, NotSent, ServerError, Session
@@ -32,23 +34,44 @@ from participants.settings import ParticipantSettings
 
 log = logging.getLogger(__name__)
 
+PROBE_S = 3.0
+"""How long an idle session may take to begin a branch, before another one is tried: a firewall may have
+forgotten it, and tells nobody."""
+PROBE_SHARE = 3
+"""And no more than that part of the transaction's time."""
+
 
 class PostgresParticipant:
     """``settings.dsn`` names the database, ``ledger_id`` whose branches are its own in the wait graph.
 
     ``handles``: what a branch gives to the application, see :data:`participants.postgres.drivers.Handles`.
+    ``on_connect`` is called with each new connection of branches, before the first of them, instead of the
+    settings' ``init`` (:mod:`participants.postgres.on_connect`).
     Nothing is connected to before the first call that needs it; lost connections are replaced. Raises
     ``InvalidName``. For one event loop.
     """
 
     def __init__(
-        self, name: str, settings: ParticipantSettings, *, ledger_id: str, handles: Handles = "async"
+        self,
+        name: str,
+        settings: ParticipantSettings,
+        *,
+        ledger_id: str,
+        handles: Handles = "async",
+        on_connect: OnConnect | None = None,
     ) -> None:
         self._name = check_participant_name(name)
         self._settings = settings
         connector = new_connector(name, settings, ledger_name(check_ledger_id(ledger_id)), handles)
-        self._pool: Pool[Session] = Pool(name, connector.connect, settings.connections_max)
-        self._management = Management(name, connector.connect_own, settings.statement_timeout_s)
+        self._connector = connector
+        self._hook = Hook(name, settings.init, on_connect)
+        idle_s = settings.connections_idle_s
+        self._pool: Pool[Session] = Pool(
+            name, self._connect, settings.connections_max, idle_s=idle_s, clean=self._clean
+        )
+        self._management = Management(
+            name, connector.connect_own, settings.statement_timeout_s, idle_s=idle_s
+        )
         self._settler = Settler(self._management)
         self._checkup = Checkup(self._management, settings, ledger_id)
         self._waits = WaitGraph(self._management, ledger_id)
@@ -75,12 +98,13 @@ class PostgresParticipant:
         return self._settings
 
     async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
-        wait_s = min(timeout_s, self._settings.connect_timeout_s)
-        slot = await self._pool.acquire(wait_s)
+        end = asyncio.get_running_loop().time() + timeout_s
+        slot = await self._pool.acquire(min(timeout_s, self._settings.connect_timeout_s))
         if not slot.fresh and await self._begin(slot, gid, timeout_s) is not None:
             # An idle connection had been lost: its neighbours probably too, and nothing was begun.
             self._pool.drop_idle()
-            slot = await self._pool.acquire(wait_s, fresh=True)
+            left_s = end - asyncio.get_running_loop().time()
+            slot = await self._pool.acquire(min(left_s, self._settings.connect_timeout_s), fresh=True)
         if slot.fresh and (lost := await self._begin(slot, gid, timeout_s)) is not None:
             raise pooler_refusal(self._name, str(lost)) or ParticipantUnavailable(
                 self._name, f"a new connection was lost while a branch was begun: {lost}"
@@ -136,20 +160,37 @@ class PostgresParticipant:
         except (ParticipantError, ServerError, NoAnswer, NotSent) as error:
             log.info("participant %r: no history id could be drawn: %s", self._name, error)
 
+    async def _connect(self) -> Session:
+        session = await self._connector.connect()
+        if self._hook:
+            await self._hook.run(session, self._settings.connect_timeout_s)
+        return session
+
+    async def _clean(self, slot: Slot[Session]) -> None:
+        patience_s = min(self._settings.statement_timeout_s, PROBE_S)
+        await slot.session.script(clean_script(slot), timeout_s=patience_s)
+        slot.used = False
+
     async def _begin(self, slot: Slot[Session], gid: Gid, timeout_s: float) -> Exception | None:
         """None, or what was said when the connection turned out to be lost."""
         timeouts = timeouts_ms(timeout_s, slot.session.intro)
         script = begin_script(slot, gid, timeouts)
+        patience_s = self._settings.statement_timeout_s
+        if not slot.fresh:
+            # A pooler may let a branch wait for a server.
+            probe_s = patience_s if slot.session.intro.pooled else PROBE_S
+            patience_s = min(patience_s, probe_s, timeout_s / PROBE_SHARE)
+        dirty = slot.used
         begun = False
         try:
-            await slot.session.script(script, timeout_s=self._settings.statement_timeout_s)
+            await slot.session.script(script, timeout_s=patience_s)
             begun = True
-        except Late as error:
-            raise participant_error(self._name, error) from error
         except (NoAnswer, NotSent) as error:
+            if isinstance(error, Late) and slot.fresh:
+                raise participant_error(self._name, error) from error
             return error
         except ServerError as error:
-            if error.fatal:
+            if error.fatal or dirty:  # what the last application left may be why
                 return error
             raise participant_error(self._name, error) from error
         finally:
@@ -184,4 +225,5 @@ class PostgresParticipant:
     async def close(self) -> None:
         self._pool.close()
         self._management.close()
+        await self._pool.drain()
         await drain_discarded()

@@ -1,14 +1,16 @@
 """The sessions of one participant that branches borrow.
 
-A pool of its own, because of what may be known about a session afterwards: one whose state is unknown is
-closed, never lent again; one that an application has used is reset by the next branch's first round trip
-(:mod:`participants.postgres.begin`); the session that was used last is lent first, so that the surplus ages
-and its caches stay warm.
+A pool of its own, because of what may be known about a session afterwards. One whose state is unknown is
+closed, never lent again. One that an application has used is cleaned: by the next branch's first round trip
+(:mod:`participants.postgres.begin`) if that comes at once, else in the background, so that nothing of an
+application stays in a session that nobody uses. The session that was used last is lent first, so that the
+surplus of a burst ages, and is closed; and its caches stay warm.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -18,8 +20,15 @@ from participants.postgres.session import Session
 
 S = TypeVar("S", bound=Session)
 
+CLEAN_AFTER_S = 0.005
+"""How long a session may wait for a branch that takes its cleaning along in a round trip of its own."""
+TIMER_S = 0.001
+"""By how much the event loop's timers may be early."""
+CLEAN_WAIT_S = 0.05
+"""How long a branch waits for a session that is being cleaned, before it opens another."""
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Slot(Generic[S]):
     """A borrowed session, and what is left in it from the last time."""
 
@@ -28,77 +37,197 @@ class Slot(Generic[S]):
     """Nobody has sent anything through it since it was opened."""
     used: bool = False
     """An application had it: it may have left settings, a role, locks, temporary tables."""
+    stale: bool = False
+    """What the server has prepared in it is not valid any more: the schema was changed beneath it."""
     timeouts_ms: tuple[int, int] | None = None
     """lock_timeout and idle_in_transaction_session_timeout as set here; None: as the server has them."""
+    idle_since: float = 0.0
+    """By the event loop's clock."""
 
 
 class Pool(Generic[S]):
-    """At most ``size_max`` sessions at once, opened by ``connect`` when needed."""
+    """At most ``size_max`` sessions at once, opened by ``connect`` when needed.
 
-    def __init__(self, participant: str, connect: Callable[[], Awaitable[S]], size_max: int) -> None:
+    ``clean`` is given a slot that was used, and sets ``used`` to False or raises; without it sessions stay as
+    they are. One that nobody has used for ``idle_s`` seconds is closed; 0: never. For one event loop.
+    """
+
+    def __init__(
+        self,
+        participant: str,
+        connect: Callable[[], Awaitable[S]],
+        size_max: int,
+        *,
+        idle_s: float = 0.0,
+        clean: Callable[[Slot[S]], Awaitable[None]] | None = None,
+    ) -> None:
         self._participant = participant
         self._connect = connect
         self._size_max = size_max
-        self._free = asyncio.Semaphore(size_max)
+        self._idle_s = idle_s
+        self._clean = clean
         self._idle: list[Slot[S]] = []
+        """The one that was used last is at the end."""
         self._lent: set[S] = set()
+        self._cleaning: dict[asyncio.Task[None], Slot[S]] = {}
+        self._connecting = 0
+        """Places that are taken by sessions which are being opened."""
+        self._waiting: deque[asyncio.Future[Slot[S] | None]] = deque()
+        """Each is given a session, or None: a place, which counts as connecting already."""
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+
+    @property
+    def size(self) -> int:
+        """How many sessions there are, those included that are being opened."""
+        return len(self._idle) + len(self._lent) + len(self._cleaning) + self._connecting
 
     async def acquire(self, timeout_s: float, *, fresh: bool = False) -> Slot[S]:
         """An idle session, or a new one (always with ``fresh``). Raises ``ParticipantUnavailable`` if none
         gets free within ``timeout_s``, and what ``connect`` raises."""
-        if self._free.locked():
-            await self._wait(timeout_s)
-        else:
-            await self._free.acquire()
-        try:
-            slot = None if fresh else self._pop_idle()
-            if slot is None:
-                slot = Slot(await self._connect(), fresh=True)
-        except BaseException:
-            self._free.release()
-            raise
+        self._check_open()
+        slot = None if fresh else self._pop_idle()
+        if slot is None and not self._take_place(fresh=fresh):
+            slot = await self._wait(timeout_s)
+            if slot is not None and fresh:
+                self._lent.discard(slot.session)
+                slot.session.discard()
+                slot = None
+                self._connecting += 1
+        if slot is None:
+            slot = await self._open()
         self._lent.add(slot.session)
         if self._closed:
             self.release(slot)
-            raise ParticipantUnavailable(self._participant, "it has been closed")
+            self._check_open()
         return slot
-
-    async def _wait(self, timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._free.acquire()
-        except TimeoutError:
-            raise ParticipantUnavailable(
-                self._participant,
-                f"all {self._size_max} connections were in use for {timeout_s:g} s;"
-                " raise connections_max, or keep transactions shorter",
-            ) from None
 
     def release(self, slot: Slot[S]) -> None:
         """Take a session back. Closes it if it is broken or a transaction is open in it. May be repeated."""
         if slot.session not in self._lent:
             return
         self._lent.discard(slot.session)
-        self._free.release()
-        if self._closed or slot.session.broken or slot.session.in_transaction:
-            slot.session.discard()
-            return
         slot.fresh = False
-        self._idle.append(slot)
+        if slot.stale:
+            slot.session.discard()
+        self._shelve(slot)
+        if slot.stale:
+            # So is what was prepared in the others before the schema changed.
+            self.drop_idle()
 
     def drop_idle(self) -> None:
         """Close what nobody uses: a lost session is seldom the only one."""
-        for slot in self._idle:
+        idle, self._idle = self._idle, []
+        for slot in idle:
             slot.session.discard()
-        self._idle.clear()
+        for task in self._cleaning:
+            task.cancel()  # which closes its session
+        self._place_is_free()
 
     def close(self) -> None:
         """Close every session, lent ones too."""
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(ParticipantUnavailable(self._participant, "it has been closed"))
         self.drop_idle()
         for session in self._lent:
             session.discard()
+
+    async def drain(self) -> None:
+        """Wait until nothing is being cleaned any more."""
+        if self._cleaning:
+            await asyncio.wait(list(self._cleaning))
+
+    # Places.
+
+    def _take_place(self, *, fresh: bool) -> bool:
+        """Whether a session may be opened at once."""
+        if self._cleaning and not fresh and self.size < self._size_max:
+            return False  # one of those will be there sooner
+        if fresh and self.size >= self._size_max and self._idle:
+            self._idle.pop(0).session.discard()
+        if self.size >= self._size_max:
+            return False
+        self._connecting += 1
+        return True
+
+    async def _wait(self, timeout_s: float) -> Slot[S] | None:
+        """A session, or None: a place."""
+        waiter: asyncio.Future[Slot[S] | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        full = self.size >= self._size_max
+        try:
+            async with asyncio.timeout(timeout_s if full else min(timeout_s, CLEAN_WAIT_S)):
+                return await waiter
+        except TimeoutError:
+            if waiter.done() and not waiter.cancelled():
+                return waiter.result()
+            if self.size < self._size_max:
+                self._connecting += 1
+                return None
+            if not full:
+                return await self._wait(timeout_s - CLEAN_WAIT_S)
+            raise ParticipantUnavailable(
+                self._participant,
+                f"all {self._size_max} connections were in use for {timeout_s:g} s;"
+                " raise connections_max, or keep transactions shorter",
+            ) from None
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._return(waiter.result())
+            raise
+        finally:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+
+    async def _open(self) -> Slot[S]:
+        """In a place that counts as connecting."""
+        try:
+            session = await self._connect()
+        except BaseException:
+            self._return(None)
+            raise
+        self._connecting -= 1
+        return Slot(session, fresh=True)
+
+    def _return(self, given: Slot[S] | None) -> None:
+        """What a waiter was given and has no use for."""
+        if given is not None:
+            self._lent.discard(given.session)
+            self._shelve(given)
+        else:
+            self._connecting -= 1
+            self._place_is_free()
+
+    def _place_is_free(self) -> None:
+        while self._waiting and self.size < self._size_max:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                self._connecting += 1
+                waiter.set_result(None)
+
+    # Idle sessions.
+
+    def _shelve(self, slot: Slot[S]) -> None:
+        """Nobody has it: somebody else may."""
+        if self._closed or slot.session.broken or slot.session.in_transaction:
+            slot.session.discard()
+            self._place_is_free()
+            return
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                self._lent.add(slot.session)
+                waiter.set_result(slot)
+                return
+        slot.idle_since = asyncio.get_running_loop().time()
+        self._idle.append(slot)
+        if self._timer is None or self._timer.when() > slot.idle_since + CLEAN_AFTER_S:
+            self._set_timer()
 
     def _pop_idle(self) -> Slot[S] | None:
         while self._idle:
@@ -107,3 +236,52 @@ class Pool(Generic[S]):
                 return slot
             slot.session.discard()
         return None
+
+    def _set_timer(self) -> None:
+        """For the next session that has to be cleaned or closed."""
+        if self._timer is not None:
+            self._timer.cancel()
+        due = [slot.idle_since + CLEAN_AFTER_S for slot in self._idle if self._is_dirty(slot)][:1]
+        if self._idle and self._idle_s > 0:
+            due.append(self._idle[0].idle_since + self._idle_s)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(min(due), self._tend) if due else None
+
+    def _tend(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time() + TIMER_S
+        kept: list[Slot[S]] = []
+        idle, self._idle = self._idle, kept
+        for slot in idle:
+            if self._idle_s > 0 and slot.idle_since + self._idle_s <= now:
+                slot.session.discard()
+            elif self._is_dirty(slot) and slot.idle_since + CLEAN_AFTER_S <= now:
+                task = loop.create_task(self._cleaned(slot), name=f"undoubt-clean {self._participant}")
+                self._cleaning[task] = slot
+                task.add_done_callback(self._has_cleaned)
+            else:
+                kept.append(slot)
+        self._set_timer()
+        self._place_is_free()
+
+    def _is_dirty(self, slot: Slot[S]) -> bool:
+        return slot.used and self._clean is not None
+
+    async def _cleaned(self, slot: Slot[S]) -> None:
+        clean = self._clean
+        try:
+            if clean is not None:
+                await clean(slot)
+        finally:
+            if slot.used:
+                slot.session.discard()
+
+    def _has_cleaned(self, task: asyncio.Task[None]) -> None:
+        slot = self._cleaning.pop(task)
+        if not task.cancelled():
+            task.exception()  # whatever it was, the session is closed
+        self._shelve(slot)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ParticipantUnavailable(self._participant, "it has been closed")

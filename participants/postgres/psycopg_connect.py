@@ -8,26 +8,35 @@ servers that speak English, and of others only the text is passed on.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg._preparing import PrepareManager
+from psycopg.adapt import AdaptersMap
 
-from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
+from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable, UsageError
 from participants.ids import Gid
 from participants.postgres.connecting import Connector
 from participants.postgres.drivers import Handles
 from participants.postgres.dsn import Address
 from participants.postgres.handle import Handle
-from participants.postgres.psycopg_connection import AsyncBranchConnection, BranchConnection
+from participants.postgres.psycopg_connection import (
+    AsyncBranchConnection,
+    AsyncConnectionForSetUp,
+    BranchConnection,
+    ConnectionForSetUp,
+)
 from participants.postgres.psycopg_session import PsycopgSession
-from participants.postgres.session import ServerError
+from participants.postgres.session import NotSent, ServerError
 from participants.postgres.verdicts import participant_error, pooler_refusal, tls_refusal
 from participants.settings import ParticipantSettings
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
+
+    from participants.postgres.on_connect import OnConnect
 
 PREPARE_THRESHOLD = 5
 """psycopg's own default: a statement is prepared when it is executed for the sixth time."""
@@ -66,9 +75,31 @@ class LendingSession(PsycopgSession):
         self._kind = kind
         self._prepare_threshold: int | None = None
         self._prepared = PrepareManager()
+        self._adapters: AdaptersMap | None = None
+        self._row_factory: Any = None
 
     def keep_statements(self) -> None:
         self._prepare_threshold = PREPARE_THRESHOLD
+
+    async def set_up(self, hook: OnConnect) -> None:
+        if issubclass(self._kind, BranchConnection):
+            lent: Any = ConnectionForSetUp(self.pgconn)
+            calling = asyncio.to_thread(hook, lent)
+        else:
+            lent = AsyncConnectionForSetUp(self.pgconn)
+            calling = _called(hook, lent)
+        self.gate = lent.lock
+        try:
+            result = await calling
+        finally:
+            busy = lent.lock.shut()
+        if busy:
+            raise NotSent("a statement of the hook is still running")
+        if inspect.iscoroutine(result):
+            result.close()
+            raise UsageError("undoubt.sync wants a hook that is a plain function")
+        self.gate = None
+        self._adapters, self._row_factory = lent.adapters, lent.row_factory
 
     def handle(self, gid: Gid) -> Handle:
         if self.undone:
@@ -77,8 +108,18 @@ class LendingSession(PsycopgSession):
             self.undone = False
         handle = self._kind(self.pgconn, gid, self._prepared)
         handle.prepare_threshold = self._prepare_threshold
+        if self._adapters is not None:
+            # A copy: what a branch registers is the branch's alone.
+            handle._adapters = AdaptersMap(self._adapters)
+            handle.row_factory = self._row_factory
         self.gate = handle.lock
         return handle
+
+
+async def _called(hook: OnConnect, lent: Any) -> None:
+    result = hook(lent)
+    if inspect.isawaitable(result):
+        await result
 
 
 class PsycopgConnector(Connector):

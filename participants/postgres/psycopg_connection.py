@@ -9,7 +9,7 @@ rules, since a transaction is open already.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +18,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 
 from participants.errors import UndoubtError, UsageError
 from participants.ids import Gid
+from participants.postgres.handle import outlives_reset
 from participants.postgres.psycopg_gate import AsyncGate, SyncGate
 
 if TYPE_CHECKING:
@@ -67,11 +68,14 @@ class _Exits:
     lock: Any
     undoubt_wrote: bool
     """Some statement reported a changed row, see ``BranchConnection`` of the other driver."""
-    undoubt_reusable = True
+    undoubt_reusable: bool
     """What an application may change of a psycopg connection, it changes of this object alone."""
+    undoubt_stale: bool
 
     def _undoubt_begin(self, gid: Gid, prepared: PrepareManager) -> None:
         self.undoubt_wrote = False
+        self.undoubt_reusable = True
+        self.undoubt_stale = False
         self._undoubt_gid = gid
         # Its statements live in the session and so outlive this object; psycopg has no public way to say so.
         self._prepared = prepared
@@ -95,6 +99,8 @@ class _Exits:
         try:
             yield
         except psycopg.Error as error:
+            if _is_stale(error):
+                self.undoubt_stale = True
             if self.undoubt_has_ended and (why := self.undoubt_why) is not None:
                 raise why() from error
             raise
@@ -111,7 +117,12 @@ class _Exits:
             or self.pgconn.transaction_status == TransactionStatus.ACTIVE
         )
 
-    def undoubt_note(self, tag: str | None, rows: int) -> None:
+    def undoubt_note(self, statement: object, tag: str | None, rows: int) -> None:
+        if isinstance(statement, bytes):
+            statement = statement.decode("utf-8", "replace")
+        for text in (statement, tag):
+            if isinstance(text, str) and outlives_reset(text):
+                self.undoubt_reusable = False
         if rows > 0 and tag and _WROTE.match(tag):
             self.undoubt_wrote = True
 
@@ -135,31 +146,47 @@ class _Exits:
         return f"<connection of branch {self._undoubt_gid}, {state}>"
 
 
+def _is_stale(error: psycopg.Error) -> bool:
+    """Whether what the server has prepared is from before a change of the schema. The text that says so is in
+    the server's language, the function of its source is not (src/backend/utils/cache/plancache.c)."""
+    return (
+        isinstance(error, psycopg.errors.InvalidSqlStatementName)
+        or error.diag.source_function == "RevalidateCachedQuery"
+    )
+
+
 class AsyncBranchCursor(psycopg.AsyncCursor[Any]):
     async def execute(self, *args: Any, **options: Any) -> AsyncBranchCursor:
-        await super().execute(*args, **options)
-        _note(self)
+        try:
+            await super().execute(*args, **options)
+        finally:
+            _note(self, args, options)
         return self
 
     async def executemany(self, *args: Any, **options: Any) -> None:
         await super().executemany(*args, **options)
-        _note(self)
+        _note(self, args, options)
 
 
 class BranchCursor(psycopg.Cursor[Any]):
     def execute(self, *args: Any, **options: Any) -> BranchCursor:
-        super().execute(*args, **options)
-        _note(self)
+        try:
+            super().execute(*args, **options)
+        finally:
+            _note(self, args, options)
         return self
 
     def executemany(self, *args: Any, **options: Any) -> None:
         super().executemany(*args, **options)
-        _note(self)
+        _note(self, args, options)
 
 
-def _note(cursor: AsyncBranchCursor | BranchCursor) -> None:
+def _note(
+    cursor: AsyncBranchCursor | BranchCursor, args: tuple[Any, ...], options: Mapping[str, Any]
+) -> None:
     connection: Any = cursor.connection
-    connection.undoubt_note(cursor.statusmessage, cursor.rowcount)
+    statement = args[0] if args else options.get("query")
+    connection.undoubt_note(statement, cursor.statusmessage, cursor.rowcount)
 
 
 class AsyncBranchConnection(_Exits, psycopg.AsyncConnection[Any]):  # type: ignore[misc]
@@ -231,3 +258,32 @@ class BranchConnection(_Exits, psycopg.Connection[Any]):  # type: ignore[misc]
             if failure is None or not self.undoubt_has_ended:
                 raise
             raise failure from failure.__cause__  # as above
+
+
+class _ForSetUp:
+    """The connection in the hands of the application's hook: until the hook returns."""
+
+    def _undoubt_lend(self, gate: AsyncGate | SyncGate) -> None:
+        gate.why = _hook_has_ended
+        this: Any = self
+        this.lock = gate
+        this._autocommit = True
+
+    def __del__(self) -> None:
+        """psycopg warns of connections that nobody closed; this one is the session's to close."""
+
+
+class AsyncConnectionForSetUp(_ForSetUp, psycopg.AsyncConnection[Any]):  # type: ignore[misc]
+    def __init__(self, pgconn: PGconn) -> None:
+        super().__init__(pgconn)
+        self._undoubt_lend(AsyncGate("of a hook"))
+
+
+class ConnectionForSetUp(_ForSetUp, psycopg.Connection[Any]):  # type: ignore[misc]
+    def __init__(self, pgconn: PGconn) -> None:
+        super().__init__(pgconn)
+        self._undoubt_lend(SyncGate("of a hook"))
+
+
+def _hook_has_ended() -> Exception:
+    return UsageError("the connection was used after the end of the hook that it was lent to")

@@ -38,7 +38,7 @@ class Gate(Protocol):
         ...
 
 
-def _ended(gid: Gid, why: Callable[[], Exception] | None) -> Exception:
+def _ended(gid: Gid | str, why: Callable[[], Exception] | None) -> Exception:
     if why is not None:
         return why()
     return UsageError(
@@ -50,7 +50,7 @@ def _ended(gid: Gid, why: Callable[[], Exception] | None) -> Exception:
 class AsyncGate(asyncio.Lock):
     """For ``AsyncConnection``: within one event loop."""
 
-    def __init__(self, gid: Gid) -> None:
+    def __init__(self, gid: Gid | str) -> None:
         super().__init__()
         self.used = False
         self.why: Callable[[], Exception] | None = None
@@ -104,7 +104,7 @@ class AsyncGate(asyncio.Lock):
 class SyncGate:
     """For ``Connection``: the application's threads are inside, the engine's event loop shuts."""
 
-    def __init__(self, gid: Gid) -> None:
+    def __init__(self, gid: Gid | str) -> None:
         self.used = False
         self.why: Callable[[], Exception] | None = None
         self._gid = gid

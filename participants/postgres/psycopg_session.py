@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import generators, waiting
-from psycopg.adapt import PyFormat, Transformer
+from psycopg.adapt import AdaptersMap, PyFormat, Transformer
+from psycopg.postgres import register_default_adapters, types
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.types import TypesRegistry
 
 from participants.ids import Gid
 from participants.postgres.closing import close_in_background
@@ -36,11 +38,26 @@ from participants.postgres.session import (
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
+    from participants.postgres.on_connect import OnConnect
+
 WAKE_S = 1.0
 """psycopg's waiting has to wake up now and then; nothing is done when it does."""
 
 _FATAL = frozenset({"FATAL", "PANIC"})
 _DONE = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY})
+
+
+class _OwnAdapters:
+    """How the engine reads and writes values, whatever the application registers with psycopg."""
+
+    connection = None
+
+    def __init__(self) -> None:
+        self.adapters = AdaptersMap(types=TypesRegistry(types))
+        register_default_adapters(self)
+
+
+_OWN = _OwnAdapters()
 
 
 class PsycopgSession:
@@ -80,15 +97,18 @@ class PsycopgSession:
         return Answer(tag, tuple(self._notices))
 
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
-        values = Transformer().dump_sequence(args, [PyFormat.TEXT] * len(args))
+        values = Transformer(_OWN).dump_sequence(args, [PyFormat.TEXT] * len(args))
         [result] = await self._ask(lambda: self.pgconn.send_query_params(sql.encode(), values), timeout_s)
         names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
-        loading = Transformer()
+        loading = Transformer(_OWN)
         loading.set_pgresult(result)
         return loading.load_rows(0, result.ntuples, lambda row: dict(zip(names, row, strict=True)))
 
     def keep_statements(self) -> None:
         """The engine itself prepares nothing under a name."""
+
+    async def set_up(self, hook: OnConnect) -> None:
+        raise NotImplementedError
 
     def handle(self, gid: Gid) -> Handle:
         raise NotImplementedError

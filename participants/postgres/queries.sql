@@ -55,7 +55,8 @@ select c.system_identifier as system,
 
 -- name: reset
 -- What a branch may have left behind in its session. RESET ALL keeps the role; RESET SESSION AUTHORIZATION does not.
-reset all; reset session authorization; select pg_catalog.pg_advisory_unlock_all(); unlisten *; close all; discard temp
+reset all; reset session authorization; select pg_catalog.pg_advisory_unlock_all(); unlisten *; close all; discard temp;
+discard sequences
 
 -- name: poll
 select coalesce(pg_catalog.current_setting('undoubt.tx', true), '') as marker,

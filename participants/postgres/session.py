@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from participants.ids import Gid
     from participants.postgres.handle import Handle
+    from participants.postgres.on_connect import OnConnect
 
 
 class ServerError(Exception):
@@ -141,6 +142,11 @@ class Session(Protocol):
 
     def keep_statements(self) -> None:
         """A server process of its own answers this session: statements may be prepared there under names."""
+        ...
+
+    async def set_up(self, hook: OnConnect) -> None:
+        """Call the application's hook with the driver's connection, which it may use until it returns. Raises
+        what the hook raises, and ``NotSent`` if it still uses the connection then."""
         ...
 
     def handle(self, gid: Gid) -> Handle:

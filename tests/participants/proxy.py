@@ -11,8 +11,10 @@ class Proxy:
     """``async with Proxy(dsn) as proxy``: ``proxy.dsn`` leads through it.
 
     ``freeze`` keeps what the server says from the client, while what the client says still arrives; ``thaw``
-    lets it through; ``cut`` closes all connections, to the client at once, to the server as a lost client's;
-    ``end`` says goodbye to the clients, as a server does that goes down in good order.
+    lets it through; ``forget`` lets nothing through any more, in either direction, on the connections that
+    there are, and closes none, as a firewall does that has forgotten them, and new ones work; ``cut`` closes
+    all connections, to the client at once, to the server as a lost client's; ``end`` says goodbye to the
+    clients, as a server does that goes down in good order.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -24,6 +26,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._clients: set[asyncio.StreamWriter] = set()
+        self._forgotten: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self.held = asyncio.Event()
         """Set once something of the server's is being held back."""
@@ -42,8 +45,11 @@ class Proxy:
     def thaw(self) -> None:
         self._open.set()
 
+    def forget(self) -> None:
+        self._forgotten |= self._writers
+
     def cut(self) -> None:
-        for writer in self._writers:
+        for writer in self._writers | self._forgotten:
             writer.transport.abort()
         for task in self._tasks:
             task.cancel()
@@ -85,10 +91,12 @@ class Proxy:
                 if holding and not self._open.is_set():
                     self.held.set()
                     await self._open.wait()
-                writer.write(data)
+                if writer not in self._forgotten:
+                    writer.write(data)
         except ConnectionError:
             pass
         finally:
-            writer.close()
+            if writer not in self._forgotten:
+                writer.close()
             self._writers.discard(writer)
             self._clients.discard(writer)

@@ -13,6 +13,8 @@ import asyncpg
 
 from participants.ids import Gid, Protocol, SessionKey, TxId
 from participants.postgres import PostgresParticipant
+from participants.postgres.drivers import Handles
+from participants.postgres.on_connect import OnConnect
 from participants.settings import ParticipantSettings
 
 LEDGER = "testledger"
@@ -50,12 +52,13 @@ def new_gid(branch: int = 1, participant: str = "p", *, ledger: str = LEDGER) ->
     return Gid(ledger, Protocol.TWO_PHASE, TxId(1, NONCE, next(_seqs)), branch, participant)
 
 
-def participant_at(dsn: str, **settings: Any) -> PostgresParticipant:
+def participant_at(dsn: str, *, on_connect: OnConnect | None = None, **settings: Any) -> PostgresParticipant:
     """Participant ``p``, with short timeouts unless told."""
     options = {"statement_timeout_s": 10.0, "connect_timeout_s": 10.0, "connections_max": 8, **settings}
     driver, _, sync = kind.partition("-")
     settings_ = ParticipantSettings(dsn=dsn, driver=driver, **options)
-    return PostgresParticipant("p", settings_, ledger_id=LEDGER, handles="sync" if sync else "async")
+    handles: Handles = "sync" if sync else "async"
+    return PostgresParticipant("p", settings_, ledger_id=LEDGER, handles=handles, on_connect=on_connect)
 
 
 WRITE = "update account set balance = balance - 10 where id = 1"

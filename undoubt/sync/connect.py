@@ -12,6 +12,7 @@ from undoubt.connect import connect as engine_connect
 from undoubt.sync.coordinator import Coordinator
 
 if TYPE_CHECKING:
+    from undoubt.assemble import OnConnects
     from undoubt.metrics import Metrics
 
 
@@ -21,12 +22,21 @@ def connect(
     observe: Observer | None = None,
     recover: bool = True,
     metrics: Metrics | None = None,
+    on_connect: OnConnects | None = None,
 ) -> Coordinator:
     """A running coordinator, to be closed: by ``with``, or by ``close()``.
 
     Everything as in :func:`undoubt.connect`; branches are psycopg connections, whatever the ``driver`` of
-    their participant says. ``observe`` is called in the engine's thread.
+    their participant says. ``observe`` is called in the engine's thread, ``on_connect`` and the participants'
+    ``init`` in threads of their own.
     """
     return Coordinator(
-        lambda: engine_connect(source, observe=observe, recover=recover, metrics=metrics, handles="sync")
+        lambda: engine_connect(
+            source,
+            observe=observe,
+            recover=recover,
+            metrics=metrics,
+            handles="sync",
+            on_connect=on_connect,
+        )
     )

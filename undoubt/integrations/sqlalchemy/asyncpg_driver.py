@@ -17,6 +17,7 @@ class AsyncpgAdopted:
     undoubt_used = True
     undoubt_wrote = False
     undoubt_reusable = True
+    undoubt_stale = False
 
     def __init__(self, adapter: Any) -> None:
         if adapter.isolation_level == "autocommit":

@@ -23,6 +23,7 @@ class PsycopgAdopted:
     undoubt_used = True
     undoubt_wrote = False
     undoubt_reusable = True
+    undoubt_stale = False
 
     def __init__(self, driver: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
         if driver.autocommit:

@@ -1,0 +1,86 @@
+"""The application's hook for each new connection of branches: codecs, adapters, row factories, set once.
+
+The hook is given the driver's connection before the first branch has it. What it changes of the connection
+object lasts as long as the session; what it does in the database session (SET, temporary tables, locks, a
+transaction that it leaves open) is undone before the first branch begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from participants.errors import ParticipantRefused, ParticipantUnavailable
+from participants.postgres.session import NoAnswer, NotSent, ServerError, Session
+from participants.postgres.sql import query
+
+OnConnect = Callable[[Any], Any]
+"""Called with an asyncpg or psycopg connection. A coroutine function is awaited where branches are
+asynchronous; for synchronous ones the hook runs in a thread of its own."""
+
+
+class Hook:
+    """``function``, or the one that ``init`` of the settings names, which is imported when it is needed."""
+
+    def __init__(self, participant: str, init: str | None, function: OnConnect | None) -> None:
+        self._participant = participant
+        self._init = init
+        self._function = function
+        self._called = f"init = {init!r}" if function is None else f"on_connect ({_name(function)})"
+
+    def __bool__(self) -> bool:
+        return self._function is not None or self._init is not None
+
+    async def run(self, session: Session, timeout_s: float) -> None:
+        """Raises ``ParticipantRefused`` if the hook fails, or leaves the connection in use, and
+        ``ParticipantUnavailable`` if it takes too long or the connection is lost; then the session is
+        discarded."""
+        done = False
+        try:
+            await self._run(session, timeout_s)
+            done = True
+        except (ServerError, NoAnswer, NotSent) as error:
+            raise ParticipantRefused(
+                self._participant, f"its {self._called} left the connection unusable: {error}"
+            ) from error
+        finally:
+            if not done:
+                session.discard()
+
+    async def _run(self, session: Session, timeout_s: float) -> None:
+        function = self._function or self._load()
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                await session.set_up(function)
+        except Exception as error:  # whatever the application raises
+            if limit.expired():
+                raise ParticipantUnavailable(
+                    self._participant,
+                    f"its {self._called} did not end within connect_timeout_s = {timeout_s:g} s",
+                ) from error
+            kind = ParticipantUnavailable if session.broken else ParticipantRefused
+            told = f"its {self._called} failed on a new connection: {type(error).__name__}: {error}"
+            raise kind(self._participant, told) from error
+        if session.in_transaction:
+            await session.script("rollback", timeout_s=timeout_s)
+        await session.script(query("reset"), timeout_s=timeout_s)
+
+    def _load(self) -> OnConnect:
+        module, _, name = (self._init or "").partition(":")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except Exception as error:  # whatever a module of the application raises when it is imported
+            raise ParticipantRefused(
+                self._participant,
+                f"its {self._called} cannot be imported: {type(error).__name__}: {error}",
+            ) from error
+        if not callable(found):
+            raise ParticipantRefused(self._participant, f"its {self._called} is no function")
+        self._function = found
+        return self._function
+
+
+def _name(function: OnConnect) -> str:
+    return str(getattr(function, "__qualname__", None) or repr(function))
