@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from undoubt.embedded.places import give, server_user
 
@@ -52,24 +53,26 @@ def program_or_skip() -> str:
 
 
 class PgBouncer:
-    """``async with PgBouncer(server.port) as pooler: pooler.dsn("orders")``.
+    """``async with PgBouncer(server.socket_dsn()) as pooler: pooler.dsn("orders")``.
 
-    Every database of the server behind it by its own name. ``settings`` are PgBouncer's, over
-    :data:`DEFAULTS`; ``users`` maps who may log in to their passwords, empty where none is asked for.
+    Every database of the server that the dsn leads to, by its own name. ``settings`` are PgBouncer's, over
+    :data:`DEFAULTS`; ``users`` maps who may log in to their passwords, which are the dsn's where none are
+    given. It asks its clients for none unless ``settings`` say so.
     """
 
     def __init__(
         self,
-        server_port: int,
+        server_dsn: str,
         settings: Mapping[str, str] | None = None,
         *,
         users: Mapping[str, str] | Sequence[str] = ("postgres",),
-        database: str = "host=127.0.0.1 port={port}",
     ) -> None:
         self.port = 0
         self._settings = {**DEFAULTS, **(settings or {})}
-        self._users = dict(users) if isinstance(users, Mapping) else dict.fromkeys(users, "")
-        self._database = database.format(port=server_port)
+        server = conninfo_to_dict(server_dsn)
+        self._database = f"host={server['host']} port={server['port']}"
+        password = str(server.get("password", ""))
+        self._users = dict(users) if isinstance(users, Mapping) else dict.fromkeys(users, password)
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -52,7 +52,7 @@ def server() -> Iterator[EmbeddedServer]:
 def pooler(server: EmbeddedServer) -> Iterator[PgBouncer]:
     """PgBouncer in transaction mode before that server."""
     program_or_skip()
-    pooler = PgBouncer(server.port, users=("postgres", "app", "rescue"))
+    pooler = PgBouncer(server.socket_dsn(), users=("postgres", "app", "rescue"))
     asyncio.run(pooler.start())
     yield pooler
     asyncio.run(pooler.close())

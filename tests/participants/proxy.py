@@ -36,7 +36,8 @@ class Proxy:
         if self._server is None:
             raise RuntimeError("the proxy is not open")
         port = self._server.sockets[0].getsockname()[1]
-        return self._parts._replace(netloc=f"{self._parts.username}@127.0.0.1:{port}").geturl()
+        who = self._parts.netloc.rpartition("@")[0]
+        return self._parts._replace(netloc=f"{who}@127.0.0.1:{port}").geturl()
 
     def freeze(self) -> None:
         self.held.clear()

@@ -20,10 +20,11 @@ from undoubt.embedded import EmbeddedServer
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[EmbeddedServer]:
-    """A server that wants a password from user ``locked`` and does not let ``banned`` in at all."""
+    """A server that wants a password from user ``locked``, none from ``guest``, and does not let ``banned``
+    in at all."""
     server = EmbeddedServer(
         durable=False,
-        hba=["host all locked 127.0.0.1/32 scram-sha-256", "host all banned 127.0.0.1/32 reject"],
+        hba=["host all guest 127.0.0.1/32 trust", "host all banned 127.0.0.1/32 reject"],
     )
     asyncio.run(server.start())
     asyncio.run(_users(server))
@@ -33,7 +34,9 @@ def guarded() -> Iterator[EmbeddedServer]:
 
 async def _users(server: EmbeddedServer) -> None:
     connection = await asyncpg.connect(server.dsn())
-    await connection.execute("create role locked login password 's3cret/@:%'; create role banned login")
+    await connection.execute(
+        "create role locked login password 's3cret/@:%'; create role banned login; create role guest login"
+    )
     await connection.close()
 
 
@@ -43,7 +46,7 @@ async def _users(server: EmbeddedServer) -> None:
         ("postgresql://locked:wr0ng@127.0.0.1:{port}/postgres", ParticipantRefused, "password"),
         ("postgresql://locked@127.0.0.1:{port}/postgres", ParticipantRefused, "password"),
         ("postgresql://banned:wr0ng@127.0.0.1:{port}/postgres", ParticipantRefused, "pg_hba.conf"),
-        ("postgresql://postgres@127.0.0.1:{port}/nowhere", ParticipantRefused, "no such database"),
+        ("postgresql://guest@127.0.0.1:{port}/nowhere", ParticipantRefused, "no such database"),
         ("postgresql://nobody:wr0ng@127.0.0.1:{port}/nowhere", ParticipantRefused, "nobody"),
         ("postgresql://postgres:wr0ng@127.0.0.1:1/postgres", ParticipantUnavailable, "no connection"),
         ("host=127.0.0.1 port=1 user=x password=wr0ng", ParticipantUnavailable, "no connection"),
@@ -52,11 +55,15 @@ async def _users(server: EmbeddedServer) -> None:
         ("mysql://postgres:wr0ng@127.0.0.1/x", ParticipantRefused, "its dsn"),
         ("host=127.0.0.1 port={port} target_session_attrs=standby", ParticipantRefused, "primary"),
         (
-            "host=127.0.0.1 port={port} require_auth=scram-sha-256",
+            "host=127.0.0.1 port={port} user=guest require_auth=scram-sha-256",
             ParticipantRefused,
             "require_auth|requirement",
         ),
-        ("host=127.0.0.1 port={port} channel_binding=require", ParticipantRefused, "channel.binding"),
+        (
+            "host=127.0.0.1 port={port} user=guest channel_binding=require",
+            ParticipantRefused,
+            "channel.binding",
+        ),
     ],
 )
 async def test_connecting_fails(

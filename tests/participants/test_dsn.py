@@ -193,6 +193,7 @@ def odd() -> Iterator[EmbeddedServer]:
     asyncio.run(server.start())
     for what in (f'create database "{ODD}"', f'create role "{ODD}" login'):
         asyncio.run(run_on(server.dsn(), what.replace(ODD, ODD.replace('"', '""'))))
+    server.dsn(user=ODD)  # gives it a password
     yield server
     asyncio.run(server.close())
 
@@ -218,7 +219,10 @@ def odd() -> Iterator[EmbeddedServer]:
         "postgres://{odd}@127.0.0.1:{port}/{odd}",
     ],
 )
-async def test_forms_that_psql_takes(odd: EmbeddedServer, service: Any, dsn: str) -> None:
+async def test_forms_that_psql_takes(
+    odd: EmbeddedServer, service: Any, monkeypatch: pytest.MonkeyPatch, dsn: str
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", odd.password)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         dead = bound.getsockname()[1]

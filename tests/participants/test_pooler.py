@@ -173,7 +173,7 @@ async def test_the_pooler_dies_while_prepare_runs(server: EmbeddedServer, databa
         " for each row execute function slow()"
     )
     await database.admin.execute("select pg_advisory_lock(7)")
-    async with PgBouncer(server.port) as pooler:
+    async with PgBouncer(server.socket_dsn()) as pooler:
         participant = participant_at(pooler.dsn(database.name))
         gid = new_gid()
         branch = await participant.begin(gid, timeout_s=30)
@@ -328,7 +328,7 @@ async def test_a_pool_that_is_too_small(
     """Every server of the pool is taken by a branch that waits for a row of one that is prepared, and its
     COMMIT PREPARED waits for a server: only the timeouts end it. Nothing may be lost over it."""
     program_or_skip()
-    async with PgBouncer(server.port, {"default_pool_size": "2"}) as small:
+    async with PgBouncer(server.socket_dsn(), {"default_pool_size": "2"}) as small:
         participant = participant_at(small.dsn(database.name), statement_timeout_s=1.0, connections_max=8)
         first = await participant.begin(new_gid(), timeout_s=30)
         await at(first).execute(WRITE)
@@ -364,7 +364,7 @@ async def test_servers_that_are_reset_after_every_transaction(
     """``server_reset_query_always``: nothing of ours may depend on what DISCARD ALL throws away."""
     program_or_skip()
     always = {"server_reset_query": "DISCARD ALL", "server_reset_query_always": "1"}
-    async with PgBouncer(server.port, always) as pooler:
+    async with PgBouncer(server.socket_dsn(), always) as pooler:
         participant = participant_at(pooler.dsn(database.name))
         for number in range(1, 4):
             gid, evidence = await prepared(participant)
@@ -379,7 +379,7 @@ async def test_a_pooler_before_a_standby() -> None:
     program_or_skip()
     async with EmbeddedServer(durable=False) as primary:
         await primary.stop()
-        async with standby_of(primary) as standby, PgBouncer(standby.port) as pooler:
+        async with standby_of(primary) as standby, PgBouncer(standby.socket_dsn()) as pooler:
             participant = participant_at(pooler.dsn("postgres"))
             for call in (participant.in_doubt(), participant.begin(new_gid(), timeout_s=30)):
                 with pytest.raises(ParticipantRefused, match="standby"):
@@ -390,7 +390,7 @@ async def test_a_pooler_before_a_standby() -> None:
 async def test_session_pooling(server: EmbeddedServer, database: Database) -> None:
     """A pooler like any other: what works where every transaction may be elsewhere works here."""
     program_or_skip()
-    async with PgBouncer(server.port, {"pool_mode": "session"}) as pooler:
+    async with PgBouncer(server.socket_dsn(), {"pool_mode": "session"}) as pooler:
         participant = participant_at(pooler.dsn(database.name))
         gid, evidence = await prepared(participant)
         assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
@@ -404,7 +404,7 @@ async def test_statement_pooling_is_refused(
 ) -> None:
     """Nothing can be a transaction there; whoever set it up has to be told what to set instead."""
     program_or_skip()
-    async with PgBouncer(server.port, {"pool_mode": "statement"}) as pooler:
+    async with PgBouncer(server.socket_dsn(), {"pool_mode": "statement"}) as pooler:
         participant = participant_at(pooler.dsn(database.name), pooler=declared)
         with pytest.raises(ParticipantRefused, match="pool_mode = transaction"):
             await participant.begin(new_gid(), timeout_s=30)
@@ -419,7 +419,7 @@ async def test_what_the_pooler_refuses_is_not_called_unavailable(
 ) -> None:
     """It has one code for everything; recovery would else try a wrong password for ever, and call it down."""
     program_or_skip()
-    async with PgBouncer(server.port, {"auth_type": "md5"}, users={"postgres": "right"}) as pooler:
+    async with PgBouncer(server.socket_dsn(), {"auth_type": "md5"}, users={"postgres": "right"}) as pooler:
         head, tail = "postgresql://postgres:", f"@127.0.0.1:{pooler.port}/"
         for dsn, sqlstate, check in (
             (f"{head}wr0ng{tail}{database.name}", "28P01", "password"),

@@ -142,7 +142,7 @@ async def test_standby() -> None:
                 with pytest.raises(ParticipantRefused, match="standby"):
                     await call
             await primary.start()
-            both = f"postgresql://postgres@127.0.0.1:{standby.port},127.0.0.1:{primary.port}/postgres"
+            both = primary.dsn().replace("@", f"@127.0.0.1:{standby.port},")
             either = participant_at(both)
             assert [row.gid for row in await either.in_doubt()] == [open_one]
             await either.close()

@@ -25,7 +25,7 @@ class Stage:
         for name in NAMES:
             self.servers[name] = await stack.enter_async_context(EmbeddedServer())
         if pooled is not None:
-            pooler = PgBouncer(self.servers[pooled].port)
+            pooler = PgBouncer(self.servers[pooled].socket_dsn())
             self.poolers[pooled] = await stack.enter_async_context(pooler)
 
     def participants(self, database: str, *, declared: bool) -> dict[str, dict[str, object]]:

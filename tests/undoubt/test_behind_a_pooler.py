@@ -59,10 +59,6 @@ class Load:
                 self.acknowledged.append(name)
 
 
-def port_of(databases: dict[str, str]) -> int:
-    return int(databases["payments"].rsplit(":", 1)[1].split("/")[0])
-
-
 def configured(
     databases: dict[str, str],
     pooler: PgBouncer,
@@ -118,7 +114,7 @@ async def test_a_pooler_that_dies_in_mid_flight(
     program_or_skip()
     await set_up(databases)
     rng = random.Random(7)
-    async with PgBouncer(port_of(databases)) as pooler:
+    async with PgBouncer(databases["payments"]) as pooler:
         payments = {"driver": driver, "pooler": declared, "statement_timeout_s": 3.0}
         settings = configured(databases, pooler, tmp_path, payments, protocol)
         if protocol == "3pc":
@@ -169,7 +165,7 @@ async def test_a_pooler_that_stops_and_goes_on(
     phase that it delivers late contradicts what has been said meanwhile."""
     program_or_skip()
     await set_up(databases)
-    async with PgBouncer(port_of(databases)) as pooler:
+    async with PgBouncer(databases["payments"]) as pooler:
         settings = configured(databases, pooler, tmp_path, {"statement_timeout_s": 0.5})
         acknowledged, aborted = [], []
 

@@ -59,6 +59,76 @@ async def test_another_user_and_database_in_the_dsn(server: EmbeddedServer) -> N
     )
 
 
+LOG_IN = """
+import asyncio, os, sys, asyncpg
+
+async def log_in(dsn):
+    try:
+        connection = await asyncpg.connect(dsn, timeout=20)
+    except (OSError, asyncpg.PostgresError) as error:
+        print(type(error).__name__)
+    else:
+        print("in as", await connection.fetchval("select session_user"))
+        await connection.close()
+
+user, ours, *others = sys.argv[1:]
+asyncio.run(log_in(ours))  # now everything is imported that only this user may read
+if int(user):
+    os.setgroups([]); os.setgid(int(user)); os.setuid(int(user))
+for dsn in [ours, *others]:
+    asyncio.run(log_in(dsn))
+"""
+STRANGER = 4321 if os.geteuid() == 0 else 0
+"""A user of the operating system to whom nothing here belongs; only root can be somebody else."""
+
+
+@pytest.mark.parametrize("keep", [False, True])
+async def test_another_user_of_the_machine_cannot_log_in(keep: bool) -> None:
+    """A superuser of a server runs programs as the server's user (COPY … TO PROGRAM): a local user who logs
+    in without a password has become that user. Tried over TCP and, where root can be somebody else, over the
+    socket, as every kind of role."""
+    async with EmbeddedServer(durable=False, keep=keep) as server:
+        for role in ("app", "given"):
+            await ask(server.dsn(), f"create role {role} superuser login")
+        server.dsn(user="given")
+        dsns = [
+            dsn
+            for role in ("postgres", "app", "given")
+            for dsn in (
+                f"postgresql://{role}@127.0.0.1:{server.port}/postgres",
+                f"postgresql://{role}:@127.0.0.1:{server.port}/postgres",
+                *([server.socket_dsn(user=role)] if STRANGER else []),
+            )
+        ]
+        assert server.folder is not None
+        assert server.folder.stat().st_mode & 0o077 == 0, "others could reach the socket"
+        tried = await asyncio.to_thread(log_in_as, STRANGER, [server.dsn(), *dsns])
+        assert tried[:2] == ["in as postgres"] * 2, "else the test would prove nothing"
+        assert len(tried) == len(dsns) + 2
+        assert not [line for line in tried[2:] if line.startswith("in as")], tried
+        server.keep = False
+
+
+def log_in_as(user: int, dsns: list[str]) -> list[str]:
+    """What came of each, the first tried by ourselves before."""
+    command = [sys.executable, "-c", LOG_IN, str(user), *dsns]
+    env = {**os.environ, "HOME": "/nonexistent"}  # drivers look for certificates there
+    ended = subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
+async def test_a_role_keeps_the_password_that_it_has(server: EmbeddedServer) -> None:
+    """Tests of passwords set their own; any other role gets one with its first dsn."""
+    await ask(server.dsn(), "create role app login")
+    await ask(server.dsn(), "create role own login password 'of its own'")
+    assert await ask(server.dsn(user="app"), "select session_user::text") == "app"
+    assert server.dsn(user="app") == server.dsn(user="app")
+    assert server.password not in server.dsn(user="own")
+    assert await ask(server.dsn(user="own").replace("own@", "own:of%20its%20own@"), "select 1") == 1
+    assert server.password not in server.dsn(user="not_there")
+
+
 async def test_what_was_prepared_survives_a_kill(server: EmbeddedServer) -> None:
     """The crash matrix means nothing if a killed server comes back empty, or is not killed at all."""
     connection = await asyncpg.connect(server.dsn())

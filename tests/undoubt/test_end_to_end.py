@@ -199,9 +199,9 @@ async def test_a_participant_that_is_down_aborts_at_begin(tmp_path: Path, databa
 
 async def test_a_wrong_password_is_told_without_the_password(tmp_path: Path) -> None:
     """And the way out is not to wait."""
-    async with EmbeddedServer(durable=False, hba=["host all carol 127.0.0.1/32 scram-sha-256"]) as server:
+    async with EmbeddedServer(durable=False) as server:
         await run(server.dsn(), "create role carol login password 'right'")
-        dsn = server.dsn(user="carol:wr0ng")
+        dsn = f"postgresql://carol:wr0ng@127.0.0.1:{server.port}/postgres"
         async with undoubt.connect(source(tmp_path, {"orders": dsn})) as coordinator:
             with pytest.raises(ParticipantRefused, match="password") as raised:
                 async with coordinator.transaction() as tx:

@@ -85,7 +85,8 @@ async def stage(*, keep: bool, cluster: bool = False) -> AsyncIterator[Stage]:
         for server in built.servers.values():
             await server.start()
         for name, server in built.servers.items():
-            built.dsns[name] = await server.create_database(name)
+            await server.create_database(name)
+            built.dsns[name] = server.socket_dsn(name)
             await bank.set_up(built.dsns[name])
         if built.nodes is not None:
             await built.nodes.start()

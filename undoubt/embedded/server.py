@@ -1,4 +1,9 @@
-"""One PostgreSQL server as a child process."""
+"""One PostgreSQL server as a child process, which nobody but its user can log in to.
+
+A server runs programs for whoever is superuser in it, and every local user reaches a port of 127.0.0.1. So
+TCP asks for a password that was drawn at random, and only the socket, in a folder that no other user may
+enter, asks for none.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +17,13 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import asyncpg
 
 from participants.errors import UndoubtError
 from undoubt.embedded.binaries import bin_folder
+from undoubt.embedded.passwords import give_password, process_password, verifier
 from undoubt.embedded.places import DEAD, children, give, new_place, remove_place, server_user, state
 
 START_TIMEOUT_S = 60.0
@@ -41,9 +48,9 @@ class EmbeddedServer:
     """``async with EmbeddedServer() as server: server.dsn("postgres")``.
 
     ``settings`` are PostgreSQL's, over :data:`DEFAULTS`. ``durable=False`` switches fsync off, for tests
-    that crash no server. ``hba`` are lines before the default, which trusts every local connection. With
-    ``keep`` it outlives its process, data and all. Superuser: ``postgres``. Usable from any event loop of
-    its process.
+    that crash no server. ``hba`` are lines before the default, which lets in over TCP who has a password, and
+    over the socket in ``folder`` whoever may enter that folder. With ``keep`` it outlives its process, data
+    and all. Superuser: ``postgres``, with ``password``. Usable from any event loop of its process.
     """
 
     def __init__(
@@ -57,9 +64,12 @@ class EmbeddedServer:
         self.settings = {**DEFAULTS, **({} if durable else {"fsync": "off"}), **(settings or {})}
         self.hba = list(hba)
         self.keep = keep
+        self.password = process_password()
         self.port = 0
         self.folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._guarded = False
+        """The superuser has its password."""
 
     async def __aenter__(self) -> EmbeddedServer:
         return await self.start()
@@ -79,7 +89,18 @@ class EmbeddedServer:
         return self._process is not None and self._process.poll() is None
 
     def dsn(self, database: str = "postgres", *, user: str = "postgres") -> str:
-        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+        """Over TCP, with the password in it. A role that has none yet is given the server's; one that has a
+        password of its own, or is not there yet, gets a dsn without."""
+        ours = user == "postgres" or (self.running and give_password(self.socket_dsn(), user, self.password))
+        password = f":{self.password}" if ours else ""
+        return (
+            f"postgresql://{quote(user, safe='')}{password}@127.0.0.1:{self.port}/{quote(database, safe='')}"
+        )
+
+    def socket_dsn(self, database: str = "postgres", *, user: str = "postgres") -> str:
+        """Over the socket in ``folder``: without a password, and of use to nobody but this process's user."""
+        who, what = quote(user, safe=""), quote(database, safe="")
+        return f"postgresql://{who}@/{what}?host={quote(str(self.folder), safe='')}&port={self.port}"
 
     async def start(self) -> EmbeddedServer:
         """Start it, or start it again after :meth:`stop` or :meth:`kill`, on the same data and port.
@@ -141,7 +162,7 @@ class EmbeddedServer:
 
     async def create_database(self, name: str) -> str:
         """A new, empty database; its DSN."""
-        connection = await asyncpg.connect(self.dsn())
+        connection = await asyncpg.connect(self.socket_dsn())
         try:
             await connection.execute(f'create database "{name}"')
         finally:
@@ -153,7 +174,7 @@ class EmbeddedServer:
         user = server_user()
         shutil.copytree(_template(), folder / "data", symlinks=True, copy_function=shutil.copyfile)
         (folder / "data" / "pg_hba.conf").write_text(
-            "\n".join([*self.hba, "local all all trust", "host all all 127.0.0.1/32 trust"]) + "\n"
+            "\n".join([*self.hba, "local all all trust", "host all all 127.0.0.1/32 scram-sha-256"]) + "\n"
         )
         give(folder, user)
         return folder
@@ -187,16 +208,25 @@ class EmbeddedServer:
         end = asyncio.get_running_loop().time() + START_TIMEOUT_S
         while self.running:
             try:
-                connection = await asyncpg.connect(self.dsn(), timeout=START_TIMEOUT_S)
+                connection = await asyncpg.connect(self.socket_dsn(), timeout=START_TIMEOUT_S)
             except (OSError, asyncpg.PostgresError, TimeoutError):
                 if asyncio.get_running_loop().time() > end:
                     await self.kill()
                     return False
                 await asyncio.sleep(0.02)
             else:
-                await connection.close()
+                try:
+                    await self._guard(connection)
+                finally:
+                    await connection.close()
                 return True
         return False
+
+    async def _guard(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Give the superuser its password, once. A standby has its primary's, which is this process's too."""
+        if not self._guarded and not await connection.fetchval("select pg_is_in_recovery()"):
+            await connection.execute(f"alter role postgres password '{verifier(self.password)}'")
+        self._guarded = True
 
     def _logged(self) -> str:
         if self.folder is None:

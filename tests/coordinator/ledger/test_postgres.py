@@ -325,7 +325,7 @@ async def test_behind_a_transaction_pooler(settings: LedgerSettings, database: s
     info = psycopg.conninfo.conninfo_to_dict(database)
     await maintenance.init(settings)
     async with (
-        PgBouncer(int(str(info["port"])), {"default_pool_size": "3"}) as pooler,
+        PgBouncer(database, {"default_pool_size": "3"}) as pooler,
         opened(settings_for(pooler.dsn(str(info["dbname"])))) as ledger,
     ):
         session = await ledger.open_session("test", 10)

@@ -40,6 +40,7 @@ class Shop:
     def configure(self, dsns: dict[str, str]) -> None:
         tables = (f'[participants.{name}]\ndsn = "{dsn}"\n' for name, dsn in dsns.items())
         (self.folder / "undoubt.toml").write_text("".join(tables))
+        (self.folder / "undoubt.toml").chmod(0o600)  # there are passwords in it
 
     async def run(self, *args: str) -> Ran:
         return await asyncio.to_thread(undoubt, *args, cwd=self.folder)
