@@ -56,10 +56,12 @@ class Savepoint:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._open:
-            return
+        connection = self._connection
+        if not self._open or (
+            connection.undoubt_has_ended and (error is not None or not connection.undoubt_why)
+        ):
+            return  # the whole branch has ended, this part with it; the first error is the one to tell
         if error is None:
             await self.commit()
-        elif not self._connection.undoubt_has_ended:
+        else:
             await self.rollback()
-        # else the whole branch is gone, this part with it, and the first error is the one to tell

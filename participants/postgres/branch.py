@@ -63,6 +63,7 @@ class PostgresBranch:
         self._gid = gid
         self._proof = key.proof(gid)
         self._timeout_s = max(timeout_s, around.statement_timeout_s)
+        """Of what runs the application's own triggers and constraints: PREPARE and COMMIT."""
         self._evidence: Evidence | None = None
         self._xid: int | None = None
         self._place = place_of(slot.session.intro)
@@ -126,7 +127,7 @@ class PostgresBranch:
         before = self._session.application_name
         self._asked = True
         try:
-            answer = await self._session.script(script, timeout_s=self._around.statement_timeout_s)
+            answer = await self._session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:
             return self._prepare_refused(error)
         except NotSent as error:
@@ -228,7 +229,7 @@ class PostgresBranch:
     async def _end_reading(self) -> Settled:
         script = fill("guard_commit", marker=marker(self._gid)) + "; commit"
         try:
-            answer = await self._session.script(script, timeout_s=self._around.statement_timeout_s)
+            answer = await self._session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:
             if error.fatal:
                 raise participant_error(self._around.name, error) from error

@@ -189,12 +189,36 @@ def _note(
     connection.undoubt_note(statement, cursor.statusmessage, cursor.rowcount)
 
 
+class AsyncBranchServerCursor(psycopg.AsyncServerCursor[Any]):
+    async def close(self) -> None:
+        """Its branch's end has closed it on the server."""
+        if _closed_with_its_branch(self):
+            await psycopg.AsyncCursor.close(self)
+        else:
+            await super().close()
+
+
+class BranchServerCursor(psycopg.ServerCursor[Any]):
+    def close(self) -> None:
+        """Its branch's end has closed it on the server."""
+        if _closed_with_its_branch(self):
+            psycopg.Cursor.close(self)
+        else:
+            super().close()
+
+
+def _closed_with_its_branch(cursor: AsyncBranchServerCursor | BranchServerCursor) -> bool:
+    connection: Any = cursor.connection
+    return bool(connection.undoubt_has_ended)
+
+
 class AsyncBranchConnection(_Exits, psycopg.AsyncConnection[Any]):  # type: ignore[misc]
     def __init__(self, pgconn: PGconn, gid: Gid, prepared: PrepareManager) -> None:
         super().__init__(pgconn)
         self._undoubt_begin(gid, prepared)
         self.lock = AsyncGate(gid)
         self.cursor_factory = AsyncBranchCursor
+        self.server_cursor_factory = AsyncBranchServerCursor
 
     async def wait(self, *args: Any, **options: Any) -> Any:
         with self._undoubt_telling():
@@ -219,10 +243,12 @@ class AsyncBranchConnection(_Exits, psycopg.AsyncConnection[Any]):  # type: igno
                     failure = error
                     raise
         except UndoubtError:
-            if failure is None or not self.undoubt_has_ended:
+            if not self.undoubt_has_ended or (failure is None and self.undoubt_why is not None):
                 raise
-            # The whole branch is gone, this part with it, and the first error is the one to tell.
-            raise failure from failure.__cause__
+            # The whole branch has ended, this part with it. The first error is the one to tell, if there is
+            # one.
+            if failure is not None:
+                raise failure from failure.__cause__
 
 
 class BranchConnection(_Exits, psycopg.Connection[Any]):  # type: ignore[misc]
@@ -231,6 +257,7 @@ class BranchConnection(_Exits, psycopg.Connection[Any]):  # type: ignore[misc]
         self._undoubt_begin(gid, prepared)
         self.lock = SyncGate(gid)
         self.cursor_factory = BranchCursor
+        self.server_cursor_factory = BranchServerCursor
 
     def wait(self, *args: Any, **options: Any) -> Any:
         with self._undoubt_telling():
@@ -254,10 +281,11 @@ class BranchConnection(_Exits, psycopg.Connection[Any]):  # type: ignore[misc]
                 except BaseException as error:
                     failure = error
                     raise
-        except UndoubtError:
-            if failure is None or not self.undoubt_has_ended:
+        except UndoubtError:  # as above
+            if not self.undoubt_has_ended or (failure is None and self.undoubt_why is not None):
                 raise
-            raise failure from failure.__cause__  # as above
+            if failure is not None:
+                raise failure from failure.__cause__
 
 
 class _ForSetUp:

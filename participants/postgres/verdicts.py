@@ -29,8 +29,9 @@ FAILED_TRANSACTION = "25P02"
 READ_ONLY_TRANSACTION = "25006"
 
 ENDED_BY_APPLICATION = (
-    "the branch was ended by the application (a COMMIT, ROLLBACK or PREPARE TRANSACTION of its own): what"
-    " it did before that may be committed, and undoubt cannot take it back; leave COMMIT to the transaction"
+    "the branch was ended by the application (a COMMIT, ROLLBACK or PREPARE TRANSACTION of its own), or its"
+    " marker was reset (RESET ALL, DISCARD ALL). If it was ended, what it did before that may be committed,"
+    " and undoubt cannot take it back: leave COMMIT to the transaction, and reset single settings by name"
 )
 SWALLOWED = (
     "an SQL error in this branch was swallowed: PostgreSQL has rolled it back, so everything aborts;"

@@ -76,3 +76,73 @@ async def test_a_body_that_goes_on_after_the_timeout(
                 await orders.execute("update note set text = 'later' where id = 1")
     rows = await run(databases["orders"], "select text from note")
     assert [row["text"] for row in rows] == ["before"]
+
+
+async def write(tx: undoubt.Transaction) -> None:
+    for name in ("orders", "payments"):
+        await (await tx.branch(name)).execute("update note set text = 'within' where id = 1")
+
+
+async def text_of(databases: dict[str, str]) -> set[str]:
+    return {row["text"] for dsn in databases.values() for row in await run(dsn, "select text from note")}
+
+
+async def test_a_savepoint_that_is_left_after_the_commit(
+    coordinator: undoubt.Coordinator, databases: dict[str, str]
+) -> None:
+    """Broken if the block that was left open hides, by an error of its own, that the commit succeeded."""
+    async with coordinator.transaction() as tx:
+        await write(tx)
+        async with (await tx.branch("orders")).transaction():
+            await tx.commit()
+    assert await text_of(databases) == {"within"}
+
+
+async def test_a_savepoint_that_is_left_after_the_abort(
+    coordinator: undoubt.Coordinator, databases: dict[str, str]
+) -> None:
+    with pytest.raises(TransactionAborted, match="timeout"):
+        async with coordinator.transaction(timeout=0.5) as tx:
+            await write(tx)
+            async with (await tx.branch("orders")).transaction():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(600)
+    assert await text_of(databases) == {"before"}
+
+
+async def test_reset_all_is_told_as_what_it_may_be(
+    coordinator: undoubt.Coordinator, databases: dict[str, str]
+) -> None:
+    """Broken if an application that has ended nothing is told that it has."""
+    with pytest.raises(TransactionAborted, match=r"or its marker was reset \(RESET ALL"):
+        async with coordinator.transaction() as tx:
+            await write(tx)
+            await (await tx.branch("orders")).execute("reset all")
+    assert await text_of(databases) == {"before"}
+
+
+SLOW = """
+    create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(1.5); return null;
+    end'; create constraint trigger slow after update on note deferrable initially deferred
+        for each row execute function slow()
+"""
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_what_prepare_runs_has_the_transactions_time(
+    tmp_path: Path, databases: dict[str, str], driver: str
+) -> None:
+    """Broken if a deferred constraint that is slow is cut off at statement_timeout_s when two databases
+    commit, and not when one does."""
+    for dsn in databases.values():
+        await run(dsn, TABLE)
+        await run(dsn, "insert into note values (1, 'before')")
+    connection = await asyncpg.connect(databases["orders"])
+    await connection.execute(SLOW)
+    await connection.close()
+    made = source(tmp_path, databases)
+    for participant in made["participants"].values():
+        participant |= {"driver": driver, "statement_timeout_s": 1.0}
+    async with undoubt.connect(made) as coordinator, coordinator.transaction(timeout=60) as tx:
+        await write(tx)
+    assert await text_of(databases) == {"within"}
