@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from coordinator.ledger.contract import BranchRecord, Decision, Ledger, Record, Session, Verdict
-from participants.ids import TxId
+from participants.ids import Gid, TxId
 from tests.linearizability.history import Call, History
 
 
@@ -39,33 +39,33 @@ class Recorder:
             call.result = "ok"
 
     async def decide(
-        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], *, protocol: str = "2"
+        self,
+        txid: TxId,
+        decision: Decision,
+        branches: Sequence[BranchRecord],
+        *,
+        protocol: str = "2",
+        cause: str = "",
     ) -> Decision:
         of = {"session": txid.session, "seq": txid.seq, "asked": str(decision), "protocol": str(protocol)}
         with self.history.call(self.who, "decide", **of) as call:
-            decided = await self.ledger.decide(txid, decision, branches, protocol=protocol)
+            decided = await self.ledger.decide(txid, decision, branches, protocol=protocol, cause=cause)
             call.result = str(decided)
         return decided
 
-    async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
-        calls = self._begin("outcome", txids, protocol)
-        verdicts = await self.ledger.outcomes(list(calls), protocol=protocol)
-        self._end(calls, verdicts)
+    async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
+        calls = {gid: self._begin("outcome", gid.txid, gid.protocol) for gid in gids}
+        verdicts = await self.ledger.outcomes(list(calls))
+        for gid, call in calls.items():
+            self.history.end(call, str(verdicts[gid]))
         return verdicts
 
     async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
-        calls = self._begin("record", txids, "")
+        calls = {txid: self._begin("record", txid, "") for txid in txids}
         records = await self.ledger.records(list(calls))
-        self._end(calls, records)
+        for txid, call in calls.items():
+            self.history.end(call, str(records[txid]))
         return records
 
-    def _begin(self, what: str, txids: Iterable[TxId], protocol: str) -> dict[TxId, Call]:
-        begin = self.history.begin
-        return {
-            txid: begin(self.who, what, session=txid.session, seq=txid.seq, protocol=str(protocol))
-            for txid in txids
-        }
-
-    def _end(self, calls: Mapping[TxId, Call], answers: Mapping[TxId, Verdict | Record]) -> None:
-        for txid, call in calls.items():
-            self.history.end(call, str(answers[txid]))
+    def _begin(self, what: str, txid: TxId, protocol: str) -> Call:
+        return self.history.begin(self.who, what, session=txid.session, seq=txid.seq, protocol=str(protocol))

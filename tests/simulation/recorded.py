@@ -13,7 +13,7 @@ from coordinator.ledger.contract import (
     Record,
     Verdict,
 )
-from participants.ids import TxId
+from participants.ids import Gid, TxId
 from tests.linearizability.history import History
 from tests.linearizability.recorder import Recorder
 from tests.simulation.judge import Judge
@@ -27,19 +27,25 @@ class RecordedLedger(Recorder):
         self.judge = judge
 
     async def decide(
-        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], *, protocol: str = "2"
+        self,
+        txid: TxId,
+        decision: Decision,
+        branches: Sequence[BranchRecord],
+        *,
+        protocol: str = "2",
+        cause: str = "",
     ) -> Decision:
-        decided = await super().decide(txid, decision, branches, protocol=protocol)
+        decided = await super().decide(txid, decision, branches, protocol=protocol, cause=cause)
         self.judge.decided(str(txid), str(decided))
         return decided
 
-    async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
-        verdicts = await super().outcomes(txids, protocol=protocol)
-        for txid, verdict in verdicts.items():
+    async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
+        verdicts = await super().outcomes(gids)
+        for gid, verdict in verdicts.items():
             if verdict is Verdict.COMMITTED:
-                self.judge.decided(str(txid), "commit")
+                self.judge.decided(str(gid.txid), "commit")
             elif verdict is Verdict.ABORTED:
-                self.judge.presumed(str(txid))
+                self.judge.presumed(str(gid.txid))
         return verdicts
 
     async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
