@@ -20,10 +20,10 @@ from typing import Any
 
 import asyncpg
 
-from coordinator.ledger.contract import BranchRecord, Decision, Ledger
+from coordinator.ledger.contract import Decision, Ledger, record_of
 from coordinator.ledger.urls import open_ledger
 from coordinator.settings import LedgerSettings
-from participants.ids import Gid, Protocol
+from participants.ids import Gid, Protocol, SessionKey
 from participants.postgres import PostgresParticipant
 from participants.registry import Registry
 from participants.settings import ParticipantSettings
@@ -48,13 +48,18 @@ class Stage:
     async def leave_in_doubt(self, transactions: int) -> list[list[Gid]]:
         """By server: decided, and no participant was told."""
         session = await self.ledger.open_session("benchmark", 60.0)
-        branches = tuple(BranchRecord(number, name) for number, name in enumerate(DATABASES, start=1))
+        key = SessionKey(session.key)
         txids = [session.txid(seq) for seq in range(1, transactions + 1)]
-        await asyncio.gather(*(self.ledger.decide(txid, Decision.COMMIT, branches) for txid in txids))
         gids = [
-            [Gid(self.ledger.ledger_id, Protocol.TWO_PHASE, txid, number, name) for txid in txids]
+            [Gid(self.ledger.ledger_id, Protocol.TWO_PHASE, txid, number, name).tagged(key) for txid in txids]
             for number, name in enumerate(DATABASES, start=1)
         ]
+        await asyncio.gather(
+            *(
+                self.ledger.decide(branches[0].txid, Decision.COMMIT, [record_of(gid) for gid in branches])
+                for branches in zip(*gids, strict=True)
+            )
+        )
         await self._on_every(gids, PREPARE.format)
         await self.ledger.close_session(session)
         return gids

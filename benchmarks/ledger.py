@@ -18,13 +18,16 @@ import os
 import statistics
 import tempfile
 import time
+import typing
 from pathlib import Path
-from typing import Protocol
+
+import msgspec
 
 from benchmarks import etcd as peer
 from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.contract import BranchRecord, Decision, Session
 from coordinator.settings import LedgerSettings
+from participants.ids import Protocol, SessionKey
 from undoubt.bench.figures import percentile
 from undoubt.demo.nodes import Nodes
 from undoubt.serve.loop import fastest_loop
@@ -39,7 +42,7 @@ FINISH_AT_ONCE = 1_000
 UNDOUBT, ETCD = "undoubt", "etcd"
 
 
-class Decider(Protocol):
+class Decider(typing.Protocol):
     """One of the two."""
 
     async def decide(self, number: int) -> bool:
@@ -61,10 +64,18 @@ class Ours:
     def __init__(self, ledger: ClusterLedger, session: Session) -> None:
         self._ledger = ledger
         self._session = session
+        self._key = SessionKey(session.key)
 
     async def decide(self, number: int) -> bool:
-        decided = await self._ledger.decide(self._session.txid(number), Decision.COMMIT, BRANCHES)
-        return decided is Decision.COMMIT
+        """As a coordinator's: the names of the branches are proved."""
+        txid = self._session.txid(number)
+        tagged = [
+            msgspec.structs.replace(
+                branch, tag=branch.gid(self._ledger.ledger_id, Protocol.TWO_PHASE, txid).tagged(self._key).tag
+            )
+            for branch in BRANCHES
+        ]
+        return await self._ledger.decide(txid, Decision.COMMIT, tagged) is Decision.COMMIT
 
     async def between(self, numbers: range) -> None:
         """As a coordinator does within moments: the ledger may let go of the details."""

@@ -27,10 +27,10 @@ from coordinator.ledger import open_ledger
 from coordinator.ledger.contract import Ledger
 from coordinator.protocols.steps import PaxosStep, TwoPhaseStep
 from coordinator.settings import PROTOCOLS
-from participants.ids import TxId
+from participants.ids import Gid
 from tests.linearizability.history import Call, History
 from tests.linearizability.recorder import Recorder
-from tests.prove.bank import ACCOUNTS, transfer
+from tests.prove.bank import ACCOUNTS, NAMES, transfer
 from tests.prove.trap import tell
 from undoubt import assemble
 from undoubt.config import Settings, load
@@ -43,7 +43,7 @@ PAUSE_S = (0.0, 0.02)
 ASK_EVERY_S = 0.05
 ASK_AT_ONCE = 4
 TAIL_BYTES = 16 * 1024
-_BEGUN = re.compile(rb'"txid": "([^"]+)"')
+_BEGUN = re.compile(rb'"gid": "([^"]+)"')
 
 
 class ToldHistory(History):
@@ -108,7 +108,8 @@ class Application:
         committing = False
         try:
             async with self._coordinator.transaction(timeout=TIMEOUT_S) as tx:
-                tell(begun=name, txid=str(tx.id))
+                gid = Gid(self._ledger.ledger_id, self._protocol, tx.id, 1, NAMES[0]).tagged(tx._key)
+                tell(begun=name, txid=str(tx.id), gid=str(gid))
                 await transfer(tx, account, name)
                 committing = True
         except TransactionAborted as error:
@@ -125,20 +126,21 @@ class Application:
         """What became of transactions of late, anybody's."""
         while not self._stop.is_set():
             await asyncio.sleep(ASK_EVERY_S)
-            txids = self._lately(self._random.choice(sorted(folder.glob("told-*"))))
-            if not txids:
+            gids = self._lately(self._random.choice(sorted(folder.glob("told-*"))))
+            if not gids:
                 continue
             with contextlib.suppress(LedgerUnavailable):
-                await self._ledger.outcomes(txids, protocol=self._protocol)
-                await self._ledger.records(txids)
+                await self._ledger.outcomes(gids)
+                await self._ledger.records([gid.txid for gid in gids])
 
-    def _lately(self, told: Path) -> list[TxId]:
-        """Some of the last that an application has begun."""
+    def _lately(self, told: Path) -> list[Gid]:
+        """The first branches of some of the last transactions that an application has begun."""
         with told.open("rb") as file:
             file.seek(max(told.stat().st_size - TAIL_BYTES, 0))
             begun = _BEGUN.findall(file.read())
         chosen = self._random.sample(begun, min(ASK_AT_ONCE, len(begun)))
-        return [TxId.parse(text.decode()) for text in sorted(set(chosen))]
+        parsed = [Gid.parse(text.decode()) for text in sorted(set(chosen))]
+        return [gid for gid in parsed if isinstance(gid, Gid)]
 
 
 @contextlib.asynccontextmanager

@@ -26,6 +26,7 @@ from coordinator.node.replicated import Replicated
 from coordinator.node.sqlite.storage import create
 from coordinator.node.storage import Identity, Snapshot
 from participants.ids import TxId
+from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.processes import Processes
 
 BRANCHES = (
@@ -60,7 +61,7 @@ async def main(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 
 async def _speed(nodes: Processes, given: argparse.Namespace) -> dict[str, Any]:
-    ledger = await ClusterLedger.open(nodes.settings)
+    ledger = Signing(await ClusterLedger.open(nodes.settings))
     try:
         work = _Work(ledger, await ledger.open_session("proof", 600.0))
         rates = {str(count): await work.rate(count, given.seconds) for count in (1, 8, 64, 256)}
@@ -81,7 +82,7 @@ async def _speed(nodes: Processes, given: argparse.Namespace) -> dict[str, Any]:
 class _Work:
     """Callers that decide one transaction after the other."""
 
-    def __init__(self, ledger: ClusterLedger, session: Session) -> None:
+    def __init__(self, ledger: Signing, session: Session) -> None:
         self.ledger = ledger
         self.session = session
         self._answered: list[TxId] = []

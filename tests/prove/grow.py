@@ -25,6 +25,7 @@ from participants.errors import UndoubtError
 from participants.ids import TxId
 from participants.registry import Registry
 from participants.scripted import Script, ScriptedParticipant
+from tests.coordinator.ledger.signing import Signing
 from tests.prove.nodes import Nodes
 from tests.prove.processes import TIMEOUT_S
 
@@ -179,11 +180,12 @@ class Load:
 @contextlib.asynccontextmanager
 async def deciding(ledger: ClusterLedger) -> AsyncIterator[Load]:
     """Two-phase commit's part of a cluster: decisions, as many as it can make."""
-    session = await ledger.open_session("grow", 3600.0)
+    signing = Signing(ledger)
+    session = await signing.open_session("grow", 3600.0)
 
     async def commit(number: int) -> TxId:
         txid = session.txid(number)
-        if await ledger.decide(txid, Decision.COMMIT, BRANCHES) is not Decision.COMMIT:
+        if await signing.decide(txid, Decision.COMMIT, BRANCHES) is not Decision.COMMIT:
             raise UndoubtError(f"{txid} is recorded as aborted")
         return txid
 
