@@ -5,13 +5,13 @@ names tagged on their way, and may ask by transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgspec
 
 from coordinator.ledger.commands import Decide
-from coordinator.ledger.contract import BranchRecord, Decision, Ledger, Session, Verdict
+from coordinator.ledger.contract import Acceptors, BranchRecord, Decision, Ledger, Session, Verdict
 from coordinator.ledger.memory import MemoryLedger
 from participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
 
@@ -29,6 +29,11 @@ class Signing:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.ledger, name)
+
+    @property
+    def acceptors(self) -> Any:
+        acceptors = self.ledger.acceptors
+        return None if acceptors is None else _Opening(acceptors, self.remember)
 
     async def open_session(self, name: str, ttl_s: float, **more: Any) -> Session:
         session = await self.ledger.open_session(name, ttl_s, **more)
@@ -75,6 +80,22 @@ class Signing:
             )
             for branch in branches
         ]
+
+
+class _Opening:
+    """Acceptors who tell which sessions they opened."""
+
+    def __init__(self, acceptors: Acceptors, opened: Callable[[Session], object]) -> None:
+        self._acceptors = acceptors
+        self._opened = opened
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._acceptors, name)
+
+    async def open_session(self, name: str, ttl_s: float) -> Session:
+        session = await self._acceptors.open_session(name, ttl_s)
+        self._opened(session)
+        return session
 
 
 class TaggingLedger(MemoryLedger):

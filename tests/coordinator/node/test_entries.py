@@ -12,6 +12,7 @@ from coordinator.errors import ClusterRefused
 from coordinator.ledger.contract import BranchRecord, Decision
 from coordinator.node.replica import ENTRY_BYTES_MAX
 from coordinator.wire import WireSettings
+from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import running
 
 COMMIT = Decision.COMMIT
@@ -29,9 +30,10 @@ async def test_many_large_commands_are_several_entries(
     monkeypatch.setattr("coordinator.node.replica.ENTRY_BYTES_MAX", 10_000)
     async with running(tmp_path) as cluster:
         leader = await cluster.leader()
-        session = await leader.ledger.open_session("test", 60.0)
+        ledger = Signing(leader.ledger)
+        session = await ledger.open_session("test", 60.0)
         many = [BranchRecord(number, "some-participant") for number in range(1, 101)]
-        decides = (leader.ledger.decide(session.txid(seq), COMMIT, many) for seq in range(1, 51))
+        decides = (ledger.decide(session.txid(seq), COMMIT, many) for seq in range(1, 51))
         assert set(await asyncio.gather(*decides)) == {COMMIT}
         log = leader.replica.raft.state.log
         assert max(len(entry.data) for entry in log.entries) <= 10_000
@@ -43,13 +45,14 @@ async def test_a_command_that_is_too_large_is_refused(tmp_path: Path) -> None:
     """Who asked is told; the others, in the same turn, are answered as ever."""
     async with running(tmp_path) as cluster:
         leader = await cluster.leader()
-        session = await leader.ledger.open_session("test", 60.0)
+        ledger = Signing(leader.ledger)
+        session = await ledger.open_session("test", 60.0)
         huge = [BranchRecord(1, "x" * WireSettings().frame_bytes_max)]
         usual = [BranchRecord(1, "orders"), BranchRecord(2, "payments")]
         told = await asyncio.gather(
-            leader.ledger.decide(session.txid(1), COMMIT, usual),
-            leader.ledger.decide(session.txid(2), COMMIT, huge),
-            leader.ledger.decide(session.txid(3), COMMIT, usual),
+            ledger.decide(session.txid(1), COMMIT, usual),
+            ledger.decide(session.txid(2), COMMIT, huge),
+            ledger.decide(session.txid(3), COMMIT, usual),
             return_exceptions=True,
         )
         assert told[::2] == [COMMIT, COMMIT]

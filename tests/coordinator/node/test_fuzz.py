@@ -25,6 +25,7 @@ from coordinator.wire import VERSIONS, Identity, Role
 from coordinator.wire.frames import header
 from coordinator.wire.handshake import HANDSHAKE_VERSION, hello
 from coordinator.wire.tls import tls_of
+from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.wire.attacks import attack, resealed
 from tests.coordinator.wire.support import ends
 from tests.prove.nodes import Nodes
@@ -60,7 +61,7 @@ async def _attacked(nodes: Nodes, random: Random) -> None:
             for key, end in (("cert", "crt"), ("key", "key"))
         }
         settings = msgspec.structs.replace(settings, tls_ca=str(certs / "ca.crt"), **files)
-    ledger = await ClusterLedger.open(settings)
+    ledger = Signing(await ClusterLedger.open(settings))
     session = await ledger.open_session("honest", 600.0)
     cluster = (await nodes.run(0, "cluster", "status"))["cluster"]
     process, log, sure = nodes.running[1], nodes.logs[1], 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,7 @@ from coordinator.node.node import Node
 from coordinator.node.storage import Write
 from participants.contract import Settled
 from participants.ids import Gid, Protocol
+from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client, running
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
@@ -99,14 +100,15 @@ async def test_a_leader_that_is_cut_off_answers_nothing(cluster: Cluster) -> Non
     """The interleaving to fear: it still believes that it leads, while its successor has decided otherwise.
     Neither its reads nor its decisions may reach a caller."""
     old = await cluster.leader()
-    session = await old.ledger.open_session("test", 60.0)
+    ledger = Signing(old.ledger)
+    session = await ledger.open_session("test", 60.0)
     txid = session.txid(1)
     cluster.cut(old.identity.node)
-    deciding = asyncio.create_task(old.ledger.decide(txid, COMMIT, BRANCHES))
-    reading = asyncio.create_task(old.ledger.outcomes([txid]))
-    renewing = asyncio.create_task(old.ledger.keep_alive(session, 1))
+    deciding = asyncio.create_task(ledger.decide(txid, COMMIT, BRANCHES))
+    reading = asyncio.create_task(ledger.outcomes([txid]))
+    renewing = asyncio.create_task(ledger.keep_alive(session, 1))
     new = await cluster.leader(but=old.identity.node)
-    assert await new.ledger.decide(txid, ABORT, BRANCHES) is ABORT
+    assert await Signing(new.ledger).decide(txid, ABORT, BRANCHES) is ABORT
     for task in (deciding, reading, renewing):
         with pytest.raises(NotLeading):
             await task
@@ -120,15 +122,16 @@ async def test_an_entry_that_took_a_proposals_place_is_no_answer_to_it(cluster: 
     """Broken if whoever asked a leader that was replaced is told the result of what another was asked: the
     first of both places goes to the new leader's empty entry, the second to its first command."""
     old = await cluster.leader()
-    session = await old.ledger.open_session("test", 60.0)
+    ledger = Signing(old.ledger)
+    session = await ledger.open_session("test", 60.0)
     cluster.cut(old.identity.node)
     asked, last = [], old.replica.raft.last_index
     for seq in (1, 2):
-        asked.append(asyncio.create_task(old.ledger.decide(session.txid(seq), COMMIT, BRANCHES)))
+        asked.append(asyncio.create_task(ledger.decide(session.txid(seq), COMMIT, BRANCHES)))
         while old.replica.raft.last_index < last + seq:
             await asyncio.sleep(0)
     new = await cluster.leader(but=old.identity.node)
-    assert await new.ledger.decide(session.txid(3), ABORT, BRANCHES) is ABORT
+    assert await Signing(new.ledger).decide(session.txid(3), ABORT, BRANCHES) is ABORT
     cluster.heal(old.identity.node)
     await cluster.settled()
     for task in asked:
@@ -138,17 +141,29 @@ async def test_an_entry_that_took_a_proposals_place_is_no_answer_to_it(cluster: 
     assert records == [Record.NOT_RECORDED, Record.NOT_RECORDED, Record.ABORT]
 
 
-async def test_a_session_opened_twice_by_one_request_is_one(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("how", "keyed"),
+    [
+        (lambda digit: {"request": "0011223344556677" + digit * 16}, True),
+        (lambda digit: {"nonce": "001122334455667" + digit}, False),
+    ],
+    ids=["request", "nonce, as of version 0.1.0"],
+)
+async def test_a_session_opened_twice_by_one_request_is_one(
+    cluster: Cluster, how: Callable[[str], dict[str, str]], keyed: bool
+) -> None:
     """A client whose answer was lost with the leader asks the next one: two sessions would be open, one of
     them held by nobody."""
     first = await cluster.leader()
-    session = await first.ledger.open_session("test", 60.0, nonce="00112233445566ff")
+    session = await first.ledger.open_session("test", 60.0, **how("f"))
     await cluster.stop(first.identity.node)
     second = await cluster.leader()
-    assert await second.ledger.open_session("test", 60.0, nonce="00112233445566ff") == session
+    assert await second.ledger.open_session("test", 60.0, **how("f")) == session
     assert len(await second.ledger.sessions()) == 1
-    other = await second.ledger.open_session("test", 60.0, nonce="00112233445566fe")
+    other = await second.ledger.open_session("test", 60.0, **how("e"))
     assert other.id > session.id
+    assert bool(session.key) is keyed
+    assert (session.key != other.key) is keyed
 
 
 async def test_a_new_leader_gives_every_session_its_full_lifetime(cluster: Cluster) -> None:
@@ -215,7 +230,7 @@ async def test_everything_is_there_after_all_were_stopped(cluster: Cluster) -> N
     async with client(cluster) as ledger:
         told = await ledger.transaction(session.txid(3))
         assert told is not None
-        assert (told.finished, told.branches) == (True, BRANCHES)
+        assert (told.finished, list(told.branches)) == (True, ledger.tagged(told.txid, BRANCHES, "2"))
 
 
 SNAPSHOTS = msgspec.structs.replace(QUICK, snapshot_log_bytes=4_000, trailing_entries=5)
@@ -360,7 +375,7 @@ async def test_a_leader_whose_disk_stalls_is_replaced(cluster: Cluster) -> None:
         storage.write = slowly  # type: ignore[method-assign]
         assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
         other = await cluster.leader(but=stalled.identity.node)
-        assert await other.ledger.decide(session.txid(1), ABORT, BRANCHES) is COMMIT
+        assert await Signing(other.ledger).decide(session.txid(1), ABORT, BRANCHES) is COMMIT
         assert not stalled.leads
         go_on.set()
         storage.write = write  # type: ignore[method-assign]
@@ -379,7 +394,7 @@ async def test_a_node_whose_disk_fails_stops_and_the_others_go_on(cluster: Clust
         error = await broken.failed
         assert "writing to node data" in str(error)
         with pytest.raises(NodeStopped):
-            await broken.ledger.decide(session.txid(2), COMMIT, BRANCHES)
+            await Signing(broken.ledger).decide(session.txid(2), COMMIT, BRANCHES)
         with pytest.raises(NodeStopped):
             await broken.ledger.sessions()
 
@@ -491,5 +506,5 @@ async def test_history_can_be_read_with_a_full_disk(tmp_path: Path) -> None:
         (storage,) = cluster.storages.values()
         storage.write = lambda _: asyncio.get_running_loop().create_future()  # type: ignore[method-assign]
         (told,) = await ledger.transactions(limit=10)
-        assert (told.finished, told.branches) == (True, BRANCHES)
+        assert (told.finished, list(told.branches)) == (True, ledger.tagged(told.txid, BRANCHES, "2"))
         assert await ledger.transaction(session.txid(1)) == told

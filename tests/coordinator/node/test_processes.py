@@ -14,6 +14,7 @@ import pytest
 from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.contract import BranchRecord, Decision, Session
 from coordinator.node.sqlite.storage import FILE_NAME
+from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.processes import Processes, processes, why_no_mounts
 from tests.undoubt.cli.harness import undoubt
 
@@ -33,7 +34,7 @@ async def nodes(tmp_path: Path) -> AsyncIterator[Processes]:
 class Load:
     """Sixteen callers of one client that decide without end. ``answered``: by seq, what each was told."""
 
-    def __init__(self, ledger: ClusterLedger, session: Session) -> None:
+    def __init__(self, ledger: Signing, session: Session) -> None:
         self.ledger = ledger
         self.session = session
         self.answered: dict[int, Decision] = {}
@@ -72,7 +73,7 @@ class Load:
 
 @contextlib.asynccontextmanager
 async def load(nodes: Processes) -> AsyncIterator[Load]:
-    ledger = await ClusterLedger.open(nodes.settings)
+    ledger = Signing(await ClusterLedger.open(nodes.settings))
     made = Load(ledger, await ledger.open_session("load", 300.0))
     try:
         await made.more()
