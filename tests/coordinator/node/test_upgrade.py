@@ -18,11 +18,13 @@ from coordinator.errors import VersionHeldBack
 from coordinator.ledger.cluster.survey import Survey, survey
 from coordinator.ledger.contract import Decision
 from coordinator.settings import LedgerSettings
+from coordinator.wire import VERSIONS
 from tests.coordinator.node.processes import QUICK, Processes
 from tests.coordinator.node.test_processes import BRANCHES, Load, load
 from tests.undoubt.cli.harness import undoubt
 
 FORMER = "version_max = 1\n"
+NEWEST = VERSIONS.highest
 
 
 @pytest.fixture
@@ -70,17 +72,17 @@ async def test_a_rolling_upgrade_and_back_under_load(nodes: Processes) -> None:
     async with load(nodes) as decides:
         await roll(nodes, decides, 1, 2)
         found = await looked(nodes)
-        assert versions(found) == [(1, 2), (1, 2), (1, 1)]
+        assert versions(found) == [(1, NEWEST), (1, NEWEST), (1, 1)]
         assert found.held_up_by == (3,)
         with pytest.raises(VersionHeldBack):
             await decides.ledger.acceptors.open_session("shop", 300.0)
         shown = await asyncio.to_thread(undoubt, "cluster", "status", "--config", str(nodes.config(1)))
-        assert "1 (speaks 2)" in shown.out
-        assert "version 2 is not agreed on yet: it waits for node 3" in shown.err
+        assert f"1 (speaks {NEWEST})" in shown.out
+        assert f"version {NEWEST} is not agreed on yet: it waits for node 3" in shown.err
         await roll(nodes, decides, 1, 2, former=True)
         assert versions(await looked(nodes)) == [(1, 1)] * 3
         await roll(nodes, decides, 2, 3, 1)
-        while versions(await looked(nodes)) != [(2, 2)] * 3:
+        while versions(await looked(nodes)) != [(NEWEST, NEWEST)] * 3:
             await decides.more(20)
         session = await decides.ledger.acceptors.open_session("shop", 300.0)
         assert await decides.ledger.acceptors.vote(session.txid(1), BRANCHES) is Decision.COMMIT
@@ -89,13 +91,13 @@ async def test_a_rolling_upgrade_and_back_under_load(nodes: Processes) -> None:
         configure(nodes, 2, former=True)
         ran = await asyncio.to_thread(undoubt, "node", "--config", str(nodes.config(2)))
         assert ran.status == 1
-        assert "agreed on version 2, and this node speaks 1 at most" in ran.err
+        assert f"agreed on version {NEWEST}, and this node speaks 1 at most" in ran.err
         configure(nodes, 2, former=False)
         await nodes.start(2)
         await decides.more()
         told = await asyncio.to_thread(
             undoubt, "cluster", "status", "-o", "json", "--config", str(nodes.config(1))
         )
-        assert (told.json["version"], told.json["version_held_up_by"]) == (2, [])
+        assert (told.json["version"], told.json["version_held_up_by"]) == (NEWEST, [])
     await nodes.applied()
     assert not any("this node stops" in nodes.log(number) for number in nodes.numbers)

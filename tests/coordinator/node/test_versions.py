@@ -22,7 +22,7 @@ from coordinator.ledger.cluster import messages, operate
 from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.cluster.messages import MemberChange
 from coordinator.ledger.cluster.survey import survey
-from coordinator.ledger.commands import Decide, OpenSession
+from coordinator.ledger.commands import Decide, Doom, DrawSecret, OpenSession, Precommit, Restore
 from coordinator.ledger.contract import BranchRecord, Decision, Record
 from coordinator.ledger.machine import Machine
 from coordinator.node.bootstrap import joining, restored
@@ -32,7 +32,7 @@ from coordinator.node.sqlite.storage import create
 from coordinator.node.storage import Identity
 from coordinator.raft import Entry
 from coordinator.settings import CoordinatorSettings
-from coordinator.wire import Address, HandshakeRefused, Role, Versions, WireSettings, connect
+from coordinator.wire import VERSIONS, Address, HandshakeRefused, Role, Versions, WireSettings, connect
 from coordinator.wire import Identity as Named
 from participants.ids import TxId
 from participants.registry import Registry
@@ -42,6 +42,7 @@ from tests.coordinator.wire.support import Side
 
 FORMER = msgspec.structs.replace(QUICK, version_max=1)
 V1 = Versions(1, 1)
+NEWEST = VERSIONS.highest
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
 
 
@@ -88,14 +89,14 @@ async def test_one_member_of_the_former_version_holds_the_others_up(tmp_path: Pa
             await ledger.acceptors.open_session("shop", 300.0)
         await decided(ledger, 5)
         await restart(cluster, 3, QUICK)
-        await agreed(cluster, 2)
+        await agreed(cluster, NEWEST)
         session = await ledger.acceptors.open_session("shop", 300.0)
         assert session.acceptors == (1, 2, 3)
         await cluster.settled()
         assert len(cluster.images()) == 1
         found = await survey(cluster.settings)
         assert found.held_up_by == ()
-        assert {seen.status.agreed_version for seen in found.nodes if seen.status} == {2}
+        assert {seen.status.agreed_version for seen in found.nodes if seen.status} == {NEWEST}
 
 
 async def test_a_member_that_is_away_holds_them_up_too(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ async def test_a_member_that_is_away_holds_them_up_too(tmp_path: Path) -> None:
             await ledger.acceptors.open_session("shop", 300.0)
         await decided(ledger, 5)
         await cluster.start(3)
-        await agreed(cluster, 2)
+        await agreed(cluster, NEWEST)
         await ledger.acceptors.open_session("shop", 300.0)
 
 
@@ -127,7 +128,7 @@ async def test_what_was_refused_for_want_of_room_is_proposed_again(tmp_path: Pat
         await ledger.info()  # what was proposed is answered by then
         assert replica.replicated.version == 1
         replica._full(False)
-        await agreed(cluster, 2)
+        await agreed(cluster, NEWEST)
 
 
 async def test_a_leader_of_the_former_version_is_asked_nothing_new(tmp_path: Path) -> None:
@@ -159,17 +160,17 @@ async def test_no_way_back_once_all_have_agreed(tmp_path: Path) -> None:
     """The log may hold by now what the former release does not know: it is told at its start, or when it
     meets another node; and the others do not wait for it."""
     async with mixed(tmp_path) as cluster, client(cluster) as ledger:
-        await agreed(cluster, 2)
+        await agreed(cluster, NEWEST)
         await cluster.settled()
         cluster.own_settings[3] = FORMER
         await cluster.stop(3)
-        with pytest.raises(LedgerUnusable, match=r"agreed on version 2, .*newer release"):
+        with pytest.raises(LedgerUnusable, match=rf"agreed on version {NEWEST}, .*newer release"):
             await cluster.start(3)
         await ledger.acceptors.open_session("shop", 300.0)
         leader = await cluster.leader()
         me = Named(Role.NODE, CLUSTER, 3, disk="disk-3")
         where = Address.parse(cluster.addresses[leader.identity.node])
-        with pytest.raises(HandshakeRefused, match="agreed on 2"):
+        with pytest.raises(HandshakeRefused, match=f"agreed on {NEWEST}"):
             await connect(where, me, Side(), WireSettings(), timeout_s=5.0, versions=V1)
         cluster.own_settings[3] = QUICK
         await cluster.start(3)
@@ -187,11 +188,9 @@ async def test_a_node_that_went_back_just_before_stops(tmp_path: Path) -> None:
         leader = await cluster.leader(but=3)
         while leader.replica.agreement.spoken(3) != 1:
             await asyncio.sleep(0.01)
-        leader.replica.agreement.due = lambda: 2  # type: ignore[method-assign] - as it was a moment ago
+        leader.replica.agreement.due = lambda: NEWEST  # type: ignore[method-assign] - as it was a moment ago
         leader.replica.keep_versions()
-        while (
-            cluster.nodes[1].replica.replicated.version < 2 or cluster.nodes[2].replica.replicated.version < 2
-        ):
+        while any(cluster.nodes[number].replica.replicated.version < NEWEST for number in (1, 2)):
             await asyncio.sleep(0.01)
         del leader.replica.agreement.due  # type: ignore[method-assign]
         await ledger.acceptors.open_session("shop", 300.0)
@@ -209,15 +208,15 @@ async def test_a_node_that_went_back_just_before_stops(tmp_path: Path) -> None:
 async def test_what_joins_speaks_what_was_agreed_on(tmp_path: Path) -> None:
     """A learner that is too old could never be brought up to date, and holds up every later version."""
     async with mixed(tmp_path) as cluster:
-        await agreed(cluster, 2)
+        await agreed(cluster, NEWEST)
         cluster.addresses[4] = f"127.0.0.1:{free_ports(1)[0]}"
         create(cluster.place(4), Identity(CLUSTER, 4, "disk-4"), *joining())
         add = MemberChange("add", 4, cluster.addresses[4], "disk-4", 1)
-        with pytest.raises(ClusterRefused, match=r"node 4 speaks version 1 at most, .* agreed on 2"):
+        with pytest.raises(ClusterRefused, match=rf"node 4 speaks version 1 at most, .* on {NEWEST}"):
             await operate.change_members(cluster.settings, [add])
-        await operate.change_members(cluster.settings, [msgspec.structs.replace(add, version=2)])
+        await operate.change_members(cluster.settings, [msgspec.structs.replace(add, version=NEWEST)])
         await cluster.start(4)
-        await agreed(cluster, 2)
+        await agreed(cluster, NEWEST)
 
 
 async def test_learners_count(tmp_path: Path) -> None:
@@ -242,7 +241,7 @@ async def test_learners_count(tmp_path: Path) -> None:
             await decided(ledger, 5)  # behind whatever was proposed before
         assert {node.replica.replicated.version for node in cluster.nodes.values()} == {1}
         await restart(cluster, 4, QUICK)
-        await agreed(cluster, 2)
+        await agreed(cluster, NEWEST)
 
 
 async def test_paxos_is_refused_by_transaction_and_two_phase_commit_goes_on(tmp_path: Path) -> None:
@@ -267,7 +266,7 @@ async def test_paxos_is_refused_by_transaction_and_two_phase_commit_goes_on(tmp_
                     await transfer("paxos")
             assert (await transfer("2pc")).session == first.session
             await restart(cluster, 3, QUICK)
-            await agreed(cluster, 2)
+            await agreed(cluster, NEWEST)
             txid = await transfer("paxos")
             while (await ledger.records([txid]))[txid] is not Record.COMMIT:
                 await asyncio.sleep(0.01)
@@ -276,33 +275,45 @@ async def test_paxos_is_refused_by_transaction_and_two_phase_commit_goes_on(tmp_
 async def test_a_backup_carries_the_version(tmp_path: Path) -> None:
     """What it holds is not for a release that does not know it; an older one's is for all."""
     async with mixed(tmp_path) as cluster:
-        await agreed(cluster, 2)
+        await agreed(cluster, NEWEST)
         _, _, image = await operate.image(cluster.settings)
-    with pytest.raises(LedgerUnusable, match="version 2"):
+    with pytest.raises(LedgerUnusable, match=f"version {NEWEST}"):
         restored(image, {1: "a:1"}, V1)
     _, _, snapshot = restored(image, {1: "a:1"})
     again = Replicated(Machine(""), {})
     again.restore(snapshot.image)
-    assert again.version == 2
+    assert again.version == NEWEST
     old = Replicated(Machine(CLUSTER), {1: "a:1"}).image()
     _, _, snapshot = restored(old, {1: "a:1"}, V1)
     again.restore(snapshot.image)
     assert again.version == 1
 
 
-NEW = [
-    OpenSession("0" * 16, "shop", 1000, "", (1, 2, 3)),
-    Decide(TxId(1, "0" * 16, 1), "p", Decision.COMMIT, BRANCHES, 0.0),
-    Agree(2),
+SOME = TxId(1, "0" * 16, 1)
+TAGGED = (BranchRecord(1, "orders", tag="0" * 20),)
+WITH_A_HISTORY = (BranchRecord(1, "orders", 11, 22, "00000001", history="some", position=7),)
+NEW: list[tuple[int, Logged]] = [
+    (2, OpenSession("0" * 16, "shop", 1000, "", (1, 2, 3))),
+    (2, Decide(SOME, "p", Decision.COMMIT, BRANCHES, 0.0)),
+    (2, Agree(2)),
+    (3, DrawSecret(b"secret")),
+    (3, OpenSession("0" * 16, "shop", 1000, tagged=True)),
+    (3, Decide(SOME, "2", Decision.COMMIT, TAGGED, 0.0)),
+    (3, Decide(SOME, "2", Decision.COMMIT, WITH_A_HISTORY, 0.0)),
+    (3, Decide(SOME, "2", Decision.ABORT, BRANCHES, 0.0, "because")),
+    (3, Precommit(SOME, "3", TAGGED, 0.0)),
+    (3, Doom(SOME, "because")),
+    (3, Restore(1, 7)),
+    (3, Agree(3)),
 ]
 
 
-@pytest.mark.parametrize("command", NEW)
-def test_a_node_stops_at_what_it_does_not_know(command: Logged) -> None:
+@pytest.mark.parametrize(("version", "command"), NEW)
+def test_a_node_stops_at_what_it_does_not_know(version: int, command: Logged) -> None:
     """Also where it could read it and would only miss a field: else it would go on with another state than
     the others."""
     entry = Entry.make(7, 1, encode_batch([command]))
-    former = Replicated(Machine(CLUSTER), {1: "a:1"}, speaks=V1)
+    former = Replicated(Machine(CLUSTER), {1: "a:1"}, speaks=Versions(1, version - 1))
     before = former.image()
     with pytest.raises(LedgerUnusable, match="newer release"):
         former.apply(entry)
