@@ -15,11 +15,14 @@ from functools import lru_cache
 from coordinator.errors import Impostor
 from coordinator.ledger.contract import BranchRecord, Decision
 from participants.contract import Claim
+from participants.errors import UsageError
 from participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
 
 SECRET_BYTES = 32
 KEYS_MAX = 4_096
 """Sessions whose keys are remembered."""
+
+_PROTOCOLS = [str(protocol) for protocol in Protocol]
 
 
 def new_secret() -> bytes:
@@ -78,11 +81,14 @@ class Names:
     def check(
         self, txid: TxId, protocol: str, decision: Decision, branches: Sequence[BranchRecord], *, tagged: bool
     ) -> None:
-        """Raise ``Impostor`` unless these branches may be decided so. ``tagged``: the gids of their session
-        are.
+        """Raise ``Impostor`` unless these branches may be decided so, ``UsageError`` if ``protocol`` is none.
+        ``tagged``: the gids of their session are.
 
-        For COMMIT every branch has to prove its name. For ABORT one is enough, since acceptors and
-        terminations may know others only by number; what is wrong is refused all the same."""
+        For COMMIT every branch has to prove its name. For ABORT one is enough, since terminations may know
+        others only by number; in Paxos Commit none has to, since tags travel with the votes, and what the
+        acceptors have aborted may never have got any. What is wrong is refused all the same."""
+        if protocol not in _PROTOCOLS:
+            raise UsageError(f"not a protocol: {protocol!r} ({', '.join(_PROTOCOLS)})")
         if not tagged:
             return
         proved = 0
@@ -92,5 +98,6 @@ class Names:
                 if not self.gave(gid):
                     raise Impostor(f"this ledger never gave the name {gid}: its tag is wrong or missing")
                 proved += 1
-        if not proved:
+        chosen_abort = protocol == Protocol.PAXOS and decision is Decision.ABORT
+        if not proved and not chosen_abort:
             raise Impostor(f"nothing proves the name of any branch of transaction {txid}: no tag was given")
