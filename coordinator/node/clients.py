@@ -87,7 +87,7 @@ class FromClient:
             self._check_versions(requests)
         for request in requests:
             call = request.call
-            if isinstance(call, calls.DecideCall):
+            if isinstance(call, calls.DecideCall) and self._ledger.leads:
                 self._decide(request.number, call)
             elif isinstance(call, AcceptorCall):
                 self._acceptors.ask(call.request, partial(self._answer, request.number))

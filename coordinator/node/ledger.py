@@ -18,7 +18,7 @@ from typing import Any
 from coordinator.errors import LedgerError
 from coordinator.ledger.cluster.acceptors import Ask, ClusterAcceptors, among
 from coordinator.ledger.commands import Command
-from coordinator.ledger.contract import DecisionRecord, Record, Session, SessionInfo
+from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Record, Session, SessionInfo
 from coordinator.ledger.leases import Leases
 from coordinator.ledger.local import LocalLedger, newest
 from coordinator.node.replica import Answer, Replica
@@ -121,6 +121,28 @@ class NodeLedger(LocalLedger):
 
         self._replica.propose(command, told)
         return await answer
+
+    async def decide(
+        self,
+        txid: TxId,
+        decision: Decision,
+        branches: Sequence[BranchRecord],
+        *,
+        protocol: str = "2",
+        cause: str = "",
+    ) -> Decision:
+        await self._caught_up()
+        return await super().decide(txid, decision, branches, protocol=protocol, cause=cause)
+
+    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+        await self._caught_up()
+        await super().precommit(txid, branches, protocol=protocol)
+
+    async def _caught_up(self) -> None:
+        """Whoever was elected and has not applied all of its log yet does not know every session, and would
+        let names pass that it could not verify."""
+        if not self.leads:
+            await self._up_to_date()
 
     async def _up_to_date(self) -> None:
         await self._replica.read()
