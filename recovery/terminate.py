@@ -114,7 +114,10 @@ class Terminator:
         listed = {(branch.number, branch.participant) for branch in found.branches}
         if listed and (own.number, own.participant) not in listed:
             return Ended(None, NOT_LISTED, hopeless=True)
-        await self._ledger.decide(gid.txid, found.decision, found.branches or [own], protocol=gid.protocol)
+        branches = [
+            own if branch.number == own.number and not branch.tag else branch for branch in found.branches
+        ]
+        await self._ledger.decide(gid.txid, found.decision, branches or [own], protocol=gid.protocol)
         return Ended(found.decision, f"its acceptors chose {found.decision}")
 
     async def _record(self, gid: Gid, charter: Charter, decision: Decision) -> None:

@@ -85,8 +85,7 @@ class Names:
         ``tagged``: the gids of their session are.
 
         For COMMIT every branch has to prove its name. For ABORT one is enough, since terminations may know
-        others only by number; in Paxos Commit none has to, since tags travel with the votes, and what the
-        acceptors have aborted may never have got any. What is wrong is refused all the same."""
+        others only by number. What is wrong is refused all the same."""
         if protocol not in _PROTOCOLS:
             raise UsageError(f"not a protocol: {protocol!r} ({', '.join(_PROTOCOLS)})")
         if not tagged:
@@ -98,6 +97,5 @@ class Names:
                 if not self.gave(gid):
                     raise Impostor(f"this ledger never gave the name {gid}: its tag is wrong or missing")
                 proved += 1
-        chosen_abort = protocol == Protocol.PAXOS and decision is Decision.ABORT
-        if not proved and not chosen_abort:
+        if not proved:
             raise Impostor(f"nothing proves the name of any branch of transaction {txid}: no tag was given")

@@ -17,14 +17,22 @@ from typing import Any
 
 from coordinator.errors import LedgerError
 from coordinator.ledger.cluster.acceptors import Ask, ClusterAcceptors, among
-from coordinator.ledger.commands import Command
-from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Record, Session, SessionInfo
+from coordinator.ledger.commands import Command, Decide
+from coordinator.ledger.contract import (
+    BranchRecord,
+    Decision,
+    DecisionRecord,
+    Record,
+    Session,
+    SessionInfo,
+    Settlement,
+)
 from coordinator.ledger.leases import Leases
 from coordinator.ledger.local import LocalLedger, newest
 from coordinator.node.replica import Answer, Replica
 from coordinator.node.storage import Storage
 from coordinator.settings import LedgerSettings
-from participants.ids import TxId
+from participants.ids import Protocol, TxId
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +141,14 @@ class NodeLedger(LocalLedger):
     ) -> Decision:
         await self._caught_up()
         return await super().decide(txid, decision, branches, protocol=protocol, cause=cause)
+
+    async def record_chosen(self, txid: TxId, chosen: Settlement) -> None:
+        """What this node itself has learned from the acceptors. Tags travel with votes to commit: of what was
+        aborted there may be none, and none is needed from whoever has asked the acceptors. Raises
+        ``LedgerError``."""
+        await self._caught_up()
+        branches = self._known(chosen.branches)
+        await self._run(Decide(txid, Protocol.PAXOS, chosen.decision, branches, self._wall()))
 
     async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
         await self._caught_up()

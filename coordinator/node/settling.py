@@ -20,7 +20,7 @@ from coordinator.ledger.state import SessionBook
 from coordinator.node.ledger import NodeLedger
 from coordinator.node.replica import Replica
 from coordinator.wire import WireSettings
-from participants.ids import Protocol, TxId
+from participants.ids import TxId
 
 log = logging.getLogger(__name__)
 
@@ -98,4 +98,4 @@ class Settling:
         ``TimeoutError``."""
         async with asyncio.timeout(ASK_S):
             found = await self._ledger.acceptors.settle(txid)
-            await self._ledger.decide(txid, found.decision, found.branches, protocol=Protocol.PAXOS)
+            await self._ledger.record_chosen(txid, found)

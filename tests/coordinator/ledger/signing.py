@@ -5,8 +5,8 @@ names tagged on their way, and may ask by transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ from coordinator.ledger.memory import MemoryLedger
 from participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
 
 PARTICIPANT = "orders"
+
+Named = TypeVar("Named", TxId, Gid)
 
 
 class Signing:
@@ -59,10 +61,11 @@ class Signing:
     async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
         await self.ledger.precommit(txid, self.tagged(txid, branches, protocol), protocol=protocol)
 
-    async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
-        gids = {txid: self.gid(txid, protocol) for txid in txids}
+    async def outcomes(self, asked: Iterable[Named], *, protocol: str = "2") -> dict[Named, Verdict]:
+        """By transaction, or by gid as the ledger's own."""
+        gids = {one: one if isinstance(one, Gid) else self.gid(one, protocol) for one in asked}
         verdicts = await self.ledger.outcomes(gids.values())
-        return {txid: verdicts[gid] for txid, gid in gids.items()}
+        return {one: verdicts[gid] for one, gid in gids.items()}
 
     def gid(self, txid: TxId, protocol: str = "2", number: int = 1, participant: str = PARTICIPANT) -> Gid:
         """The name of a branch, with the tag that its coordinator would give it."""
