@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from participants.contract import Evidence
+from participants.foreign_ground import ALONE
 from participants.postgres.session import Introduction, Row, ServerError, Session
 from participants.postgres.sql import query
 from participants.postgres.verdicts import NO_RIGHT
@@ -85,15 +86,32 @@ async def with_history(
     if not intro.tells_history:
         return intro
     try:
-        [row] = await session.rows(query("history"), timeout_s=timeout_s)
+        row = await _read(session, timeout_s)
         if row["history"] is None and row["may_draw"] and draws and await draw(session, intro, timeout_s):
-            [row] = await session.rows(query("history"), timeout_s=timeout_s)
+            row = await _read(session, timeout_s)
     except ServerError as error:
         if error.fatal:
             raise
         # Whoever may not ask has no histories; after any other error this session is in an unknown one.
         return replace(intro, tells_history=error.sqlstate != NO_RIGHT)
     return replace(intro, history=row["history"])
+
+
+async def _read(session: Session, timeout_s: float) -> Row:
+    """In a transaction of its own, since the role's defaults may keep a plain SELECT waiting; in an adopted
+    session's, if one is open."""
+    if session.in_transaction:
+        [row] = await session.rows(query("history"), timeout_s=timeout_s)
+        return row
+    await session.script(ALONE, timeout_s=timeout_s)
+    try:
+        [row] = await session.rows(query("history"), timeout_s=timeout_s)
+    except ServerError as error:
+        if not error.fatal:
+            await session.script("rollback", timeout_s=timeout_s)
+        raise
+    await session.script("commit", timeout_s=timeout_s)
+    return row
 
 
 async def draw(session: Session, intro: Introduction, timeout_s: float) -> bool:

@@ -416,3 +416,20 @@ async def test_a_database_without_ids_is_told_of(database: Database) -> None:
     [found] = [one for one in await participant.check() if one.check == "history"]
     assert (found.severity, found.fix) == (Severity.WARNING, "undoubt participants migrate p")
     await participant.close()
+
+
+async def test_no_default_of_the_database_keeps_a_new_session_waiting(noted: Database) -> None:
+    """Broken if the look for the history of a new session waits for a safe snapshot, behind the very branch
+    that recovery is to end: then no session is ever opened there again."""
+    serializable = participant_at(noted.dsn)
+    branch = await serializable.begin(new_gid(), timeout_s=30)
+    await at(branch).execute("set transaction isolation level serializable")
+    await at(branch).execute(WRITE)
+    assert (await branch.prepare()).vote is Vote.PREPARED
+    for name, value in (("isolation", "serializable"), ("read_only", "on"), ("deferrable", "on")):
+        await noted.admin.execute(f'alter database "{noted.name}" set default_transaction_{name} = {value}')
+    later = participant_at(noted.dsn, statement_timeout_s=3.0)
+    [listed] = await later.in_doubt()
+    assert listed.evidence is not None
+    assert listed.evidence.history == await id_of(noted)
+    assert await later.settle(branch.gid, Order.ROLLBACK, None) is Settled.APPLIED
