@@ -14,6 +14,7 @@ PROOFS = {
     "crash": "tests.prove.crash",
     "f0": "tests.prove.f0",
     "grow": "tests.prove.grow",
+    "impostor": "tests.prove.impostor",
     "live-recovery": "tests.prove.live_recovery",
     "partition": "tests.prove.partition",
     "sqlalchemy": "tests.prove.sqlalchemy_twophase",
