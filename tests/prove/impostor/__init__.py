@@ -23,6 +23,7 @@ import traceback
 from contextlib import AsyncExitStack
 from typing import Any
 
+from tests.prove.control import control
 from tests.prove.impostor import ground, ledger_ground, names, states, waits
 from tests.prove.impostor.attacks import ATTACKS, Attack
 from tests.prove.impostor.honest import Breach, Kind
@@ -46,6 +47,17 @@ STANDS = (
     Stand("postgresql", "2pc", CHIEF, quiet=True),
     Stand("postgresql", "2pc", APP, "psycopg", quiet=True),
 )
+PLANTED = (
+    "impostor-any-tag",
+    "impostor-any-database",
+    "impostor-any-role",
+    "impostor-any-transaction-id",
+    "session-waits-for-a-safe-snapshot",
+    "embedded-trusts-everybody",
+)
+"""The bugs of the control. With them, most of what is tried on one stand as a superuser succeeds."""
+CONTROL = "sqlite 2pc as chief"
+CONTROL_S = 400.0
 MODULES = (names, waits, states, ground, ledger_ground)
 
 
@@ -68,7 +80,14 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     result: dict[str, Any] = {"attacks": proof.tried}
     result |= {str(kind): sum(kind is each for each in proof.found) for kind in Kind}
     result |= {"succeeded": proof.succeeded, "errors": proof.errors}
-    return result, proof.tried >= 25 and not proof.found and not proof.errors
+    holds = proof.tried >= 25 and not proof.found and not proof.errors
+    if not options.no_control:
+        planted = await control(
+            "impostor", "--no-control", "--stand", CONTROL, mutants=PLANTED, timeout_s=CONTROL_S
+        )
+        result["control"] = len(planted.result["succeeded"])
+        holds = holds and result["control"] >= 10
+    return result, holds
 
 
 class Proof:
