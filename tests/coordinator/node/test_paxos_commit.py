@@ -20,7 +20,6 @@ from coordinator.errors import (
     OutcomeUnknown,
     TransactionAborted,
 )
-from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.cluster.messages import MemberChange
 from coordinator.ledger.cluster.operate import change_members
 from coordinator.ledger.contract import BranchRecord, Decision, Record
@@ -37,6 +36,7 @@ from participants.registry import Registry
 from participants.scripted import ScriptedParticipant
 from recovery.service import RecoveryService
 from recovery.settings import RecoverySettings
+from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import CLUSTER, Cluster, client, running
 
 T = TypeVar("T")
@@ -49,11 +49,10 @@ SETTINGS = CoordinatorSettings(protocol="paxos", session_ttl_s=10.0, drain_s=0.0
 
 
 class Stage:
-    """A coordinator over scripted participants and a cluster; it stops at ``held`` until that is set."""
+    """A coordinator over scripted participants and a cluster; it stops at ``held`` until that is set. It and
+    recoveries have the client itself, and name branches themselves."""
 
-    def __init__(
-        self, cluster: Cluster, ledger: ClusterLedger, settings: CoordinatorSettings = SETTINGS
-    ) -> None:
+    def __init__(self, cluster: Cluster, ledger: Signing, settings: CoordinatorSettings = SETTINGS) -> None:
         self.cluster, self.ledger = cluster, ledger
         self.registry = Registry()
         self.databases = {name: ScriptedParticipant(name) for name in NAMES}
@@ -61,7 +60,7 @@ class Stage:
             database.system += number
             self.registry.add(database)
         self.held: dict[str, tuple[asyncio.Event, asyncio.Event]] = {}
-        self.coordinator = Coordinator(ledger, self.registry, settings, observe=self._observe)
+        self.coordinator = Coordinator(ledger.ledger, self.registry, settings, observe=self._observe)
 
     async def _observe(self, step: Any, subject: str) -> None:  # noqa: ARG002 - whoever it is, it stops
         if str(step) in self.held:
@@ -94,7 +93,9 @@ class Stage:
 
     async def recover(self, ledger: Any = None) -> None:
         """Passes until nothing is prepared."""
-        service = RecoveryService(ledger or self.ledger, self.registry, RecoverySettings(interval_s=0.0))
+        service = RecoveryService(
+            ledger or self.ledger.ledger, self.registry, RecoverySettings(interval_s=0.0)
+        )
         for _ in range(50):
             await service.run_once()
             if not self.in_doubt():
@@ -209,7 +210,7 @@ async def test_one_transaction_may_choose_it(tmp_path: Path) -> None:
         databases = [ScriptedParticipant(name) for name in NAMES]
         for database in databases:
             registry.add(database)
-        async with Coordinator(ledger, registry) as coordinator:
+        async with Coordinator(ledger.ledger, registry) as coordinator:
             for protocol in ("2pc", "paxos", "2pc"):
                 async with coordinator.transaction(protocol=protocol) as tx:
                     for name in NAMES:
@@ -256,7 +257,7 @@ async def test_recovery_ends_what_a_dead_coordinator_left(tmp_path: Path, step: 
             await stage.recover()
             assert stage.in_doubt() > 0, "its session is alive: it was left alone"
         await stage.cluster.elapse(60.0)
-        ledger = (await stage.cluster.leader()).ledger if inside else stage.ledger
+        ledger = (await stage.cluster.leader()).ledger if inside else None
         await stage.recover(ledger)
         assert stage.in_doubt() == 0
         (first, *_), (second, *_) = (each.branches[1:] for each in stage.databases.values())
@@ -283,7 +284,7 @@ async def test_a_coordinator_that_votes_too_late_learns_that_it_is_aborted(tmp_p
         await stage.cluster.elapse(60.0)
         payments = stage.databases["payments"]
         payments.down = UsageError("cut off")
-        service = RecoveryService(stage.ledger, stage.registry, RecoverySettings(interval_s=0.0))
+        service = RecoveryService(stage.ledger.ledger, stage.registry, RecoverySettings(interval_s=0.0))
         await service.run_once()
         payments.down = None
         assert len(stage.databases["orders"].prepared) == 0

@@ -19,7 +19,6 @@ import pytest
 from coordinator.coordinator import Coordinator
 from coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable, VersionHeldBack
 from coordinator.ledger.cluster import messages, operate
-from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.cluster.messages import MemberChange
 from coordinator.ledger.cluster.survey import survey
 from coordinator.ledger.commands import Decide, Doom, DrawSecret, OpenSession, Precommit, Restore
@@ -37,6 +36,7 @@ from coordinator.wire import Identity as Named
 from participants.ids import TxId
 from participants.registry import Registry
 from participants.scripted import ScriptedParticipant
+from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client, free_ports
 from tests.coordinator.wire.support import Side
 
@@ -71,7 +71,7 @@ async def agreed(cluster: Cluster, version: int) -> None:
         await asyncio.sleep(0.01)
 
 
-async def decided(ledger: ClusterLedger, count: int) -> None:
+async def decided(ledger: Signing, count: int) -> None:
     session = await ledger.open_session("test", 600.0)
     for seq in range(1, count + 1):
         assert await ledger.decide(session.txid(seq), Decision.COMMIT, BRANCHES) is Decision.COMMIT
@@ -252,7 +252,7 @@ async def test_paxos_is_refused_by_transaction_and_two_phase_commit_goes_on(tmp_
         for name in ("orders", "payments"):
             registry.add(ScriptedParticipant(name))
         settings = CoordinatorSettings(protocol="paxos")
-        async with Coordinator(ledger, registry, settings) as coordinator:
+        async with Coordinator(ledger.ledger, registry, settings) as coordinator:
 
             async def transfer(protocol: str) -> TxId:
                 async with coordinator.transaction(protocol=protocol) as tx:
