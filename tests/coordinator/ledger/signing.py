@@ -5,7 +5,7 @@ names tagged on their way, and may ask by transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -35,7 +35,7 @@ class Signing:
     @property
     def acceptors(self) -> Any:
         acceptors = self.ledger.acceptors
-        return None if acceptors is None else _Opening(acceptors, self.remember)
+        return None if acceptors is None else _SigningAcceptors(acceptors, self)
 
     async def open_session(self, name: str, ttl_s: float, **more: Any) -> Session:
         session = await self.ledger.open_session(name, ttl_s, **more)
@@ -85,20 +85,21 @@ class Signing:
         ]
 
 
-class _Opening:
-    """Acceptors who tell which sessions they opened."""
-
-    def __init__(self, acceptors: Acceptors, opened: Callable[[Session], object]) -> None:
+class _SigningAcceptors:
+    def __init__(self, acceptors: Acceptors, signing: Signing) -> None:
         self._acceptors = acceptors
-        self._opened = opened
+        self._signing = signing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._acceptors, name)
 
     async def open_session(self, name: str, ttl_s: float) -> Session:
         session = await self._acceptors.open_session(name, ttl_s)
-        self._opened(session)
+        self._signing.remember(session)
         return session
+
+    async def vote(self, txid: TxId, branches: Sequence[BranchRecord]) -> Decision:
+        return await self._acceptors.vote(txid, self._signing.tagged(txid, branches, "p"))
 
 
 class TaggingLedger(MemoryLedger):

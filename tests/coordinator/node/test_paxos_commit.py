@@ -307,7 +307,8 @@ async def test_several_recoveries_at_once_agree(tmp_path: Path) -> None:
         for txid in txids:
             settling = [each.settle(txid) for each in [*nodes, stage.ledger.acceptors] * 2]
             found = await asyncio.gather(*settling)
-            wanted = (COMMIT, tuple(BRANCHES)) if txid in txids[:4] else (ABORT, ())
+            branches = tuple(stage.ledger.tagged(txid, BRANCHES, "p"))
+            wanted = (COMMIT, branches) if txid in txids[:4] else (ABORT, ())
             assert {(each.decision, each.branches) for each in found} == {wanted}
 
 
@@ -350,7 +351,8 @@ async def test_what_ended_sessions_left_unrecorded_is_recorded(tmp_path: Path) -
         await cluster.settled()
         leader = await cluster.leader()
         leader.replica.acceptors.disk_full = True
-        assert await ledger.acceptors.vote(committed, BRANCHES) is COMMIT
+        branches = ledger.tagged(committed, BRANCHES, "p")
+        assert await ledger.acceptors.vote(committed, branches) is COMMIT
         assert leader.identity.node not in kept(cluster, committed)
         leader.replica.acceptors.disk_full = False
         assert (await ledger.acceptors.settle(aborted)).decision is ABORT
@@ -365,7 +367,7 @@ async def test_what_ended_sessions_left_unrecorded_is_recorded(tmp_path: Path) -
             pass
         assert found == {committed: Record.COMMIT, aborted: Record.ABORT}
         (record,) = (one for one in await ledger.unfinished() if one.txid == committed)
-        assert (record.branches, record.protocol) == (tuple(BRANCHES), "p")
+        assert (record.branches, record.protocol) == (tuple(branches), "p")
 
 
 # What is on the disks.
@@ -412,7 +414,8 @@ async def test_what_was_voted_on_survives_the_whole_cluster(tmp_path: Path) -> N
         assert len(kept(cluster, session.txid(1))) >= 2
         async with client(cluster) as ledger:
             found = await ledger.acceptors.settle(session.txid(1))
-            assert (found.decision, found.branches) == (COMMIT, tuple(BRANCHES))
+            branches = ledger.tagged(session.txid(1), BRANCHES, "p")
+            assert (found.decision, list(found.branches)) == (COMMIT, branches)
             assert await ledger.acceptors.vote(session.txid(2), BRANCHES) is ABORT
 
 
