@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LOCK = 0x756E646F756274
 """Advisory lock that keeps two migrations apart: "undoubt" in ASCII."""
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
 async def migrate(participant: str, settings: ParticipantSettings) -> None:
@@ -82,8 +83,11 @@ def _migrate(participant: str, settings: ParticipantSettings) -> None:
 
     config = _config()
     engine = _engine(participant, settings)
+    wait_ms = max(round(settings.statement_timeout_s * 1000), 1)
     try:
         with ALONE, engine.connect() as connection:
+            # Every role of the server may take that lock, and keep it.
+            connection.execute(text(f"set local lock_timeout = '{wait_ms}ms'"))
             connection.execute(text("select pg_catalog.pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             connection.execute(text("create schema if not exists undoubt"))
             config.attributes["connection"] = connection
@@ -157,6 +161,9 @@ def _translated(participant: str, error: Exception) -> ParticipantRefused | Part
     cause = getattr(error, "orig", None) or error
     sqlstate = getattr(cause, "sqlstate", None)
     message = f"its tables could not be changed: {str(cause).strip()}"
+    if sqlstate == _LOCK_NOT_AVAILABLE:
+        message += f"; another migration runs, or a session holds a lock on them or advisory lock {_LOCK}"
+        return ParticipantUnavailable(participant, message, sqlstate=sqlstate)
     if sqlstate is None or sqlstate[:2] in {"08", "53", "57"}:
         return ParticipantUnavailable(participant, message, sqlstate=sqlstate)
     return ParticipantRefused(participant, message, sqlstate=sqlstate)

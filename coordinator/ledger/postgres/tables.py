@@ -20,6 +20,7 @@ from participants.redact import redact
 SCHEMA = "undoubt_ledger"
 LOCK = 0x756E646F756274
 """Of pg_advisory_xact_lock: two processes that create the ledger at once are to do it one after the other."""
+LOCK_TIMEOUT_S = 10
 
 _FIRST_ROWS = """
     insert into undoubt_ledger.ledger (ledger_id, system, timeline, home)
@@ -94,6 +95,8 @@ def _revision(connection: sqlalchemy.Connection, url: str) -> str | None:
     run = connection.exec_driver_sql
     if run("select pg_catalog.pg_is_in_recovery()").scalar_one():
         raise LedgerUnusable(f"the server of ledger {url} is a standby; name the primary")
+    # Every role of the server may take that lock, and keep it.
+    run(f"set local lock_timeout = '{LOCK_TIMEOUT_S}s'")
     run(f"select pg_catalog.pg_advisory_xact_lock({LOCK})")
     if run("select pg_catalog.to_regclass('undoubt_ledger.migration')").scalar_one() is None:
         return None

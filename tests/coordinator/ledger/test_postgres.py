@@ -15,7 +15,7 @@ import pytest
 from coordinator.errors import LedgerMissing, LedgerUnavailable, LedgerUnusable, OutcomeUnknown, SessionLost
 from coordinator.ledger import maintenance, open_ledger, schema
 from coordinator.ledger.contract import Decision, Record, SessionState, Verdict
-from coordinator.ledger.postgres import sql, upkeep
+from coordinator.ledger.postgres import sql, tables, upkeep
 from coordinator.settings import LedgerSettings
 from participants.ids import TxId
 from tests.coordinator.ledger.postgres_stage import BRANCHES, Clock, Held, opened, settings_for
@@ -44,6 +44,18 @@ async def verdict(ledger: Signing, txid: TxId) -> Verdict:
 async def expire_all(ledger: Signing) -> list[int]:
     await ledger._upkeep.move(1_000_000)
     return await ledger._upkeep.expire()
+
+
+async def test_an_advisory_lock_that_somebody_holds(
+    database: str, settings: LedgerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if any role of the server can keep who makes a ledger waiting for ever, without a word."""
+    monkeypatch.setattr(tables, "LOCK_TIMEOUT_S", 1)
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as somebody:
+        await somebody.execute(f"select pg_advisory_lock({tables.LOCK})")
+        with pytest.raises(LedgerUnavailable, match="lock timeout"):
+            await maintenance.init(settings)
+    assert (await maintenance.init(settings)).unfinished == 0
 
 
 # A decision and an expiry of its session.

@@ -25,6 +25,11 @@ def busy(stand: Stand) -> bool:
     return not stand.quiet
 
 
+def at_participants(stand: Stand) -> bool:
+    """Of what has nothing to do with the ledger: one is enough."""
+    return busy(stand) and stand.ledger == "sqlite"
+
+
 def quiet(stand: Stand) -> bool:
     """Where nobody is: what the attack does to a database is done to all who use it."""
     return stand.quiet

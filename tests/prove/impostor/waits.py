@@ -14,7 +14,7 @@ from participants.errors import UndoubtError
 from participants.postgres.schema import migrate
 from participants.settings import ParticipantSettings
 from tests.prove.bank import NAMES
-from tests.prove.impostor.attacks import attack
+from tests.prove.impostor.attacks import at_participants, attack
 from tests.prove.impostor.honest import DECIDED, TIMEOUT_S, Kind
 from tests.prove.impostor.people import Attacker, Connection, admin, forged, txids_in
 from tests.prove.impostor.scene import Scene
@@ -156,7 +156,7 @@ async def forged_prepared_holder(scene: Scene) -> None:
     await waits
 
 
-@attack("doctor, about sessions and branches of a forger's")
+@attack("doctor, about sessions and branches of a forger's", stands=at_participants)
 async def advised(scene: Scene) -> None:
     """It would print the GRANT that makes the forger's branches undoubt's own."""
     seen = await scene.any_name()
@@ -207,7 +207,7 @@ async def insist(scene: Scene, place: str, call: str) -> None:
         await connection.execute(call)
 
 
-@attack("notes of the one-phase commits that come next")
+@attack("notes of the one-phase commits that come next", stands=at_participants)
 async def notes_ahead(scene: Scene) -> None:
     """Each of them fails then (23505)."""
     seen = await scene.any_name()
@@ -218,7 +218,7 @@ async def notes_ahead(scene: Scene) -> None:
     await scene.expect_progress()
 
 
-@attack("notes of the next one-phase commits, held uncommitted")
+@attack("notes of the next one-phase commits, held uncommitted", stands=at_participants)
 async def notes_held(scene: Scene) -> None:
     """Each of them waits for the forger's transaction."""
     seen = await scene.any_name()
@@ -236,7 +236,7 @@ async def notes_held(scene: Scene) -> None:
     await scene.expect_progress()
 
 
-@attack("a note of a one-phase commit that was rolled back while its answer was lost")
+@attack("a note of a one-phase commit that was rolled back while its answer was lost", stands=at_participants)
 async def lying_note(scene: Scene) -> None:
     """Its application is told that it committed."""
     async with admin(scene.servers.admin_dsn(ORDERS, scene.database)) as root:
@@ -289,7 +289,7 @@ async def _waiter(root: Connection, key: int) -> int:
             await asyncio.sleep(0.02)
 
 
-@attack("the history id, drawn again and again and held")
+@attack("the history id, drawn again and again and held", stands=at_participants)
 async def history_drawn(scene: Scene) -> None:
     """What was recorded before a draw would count no more, and new sessions wait for a draw that is held."""
     async with scene.no_recovery():
@@ -315,7 +315,7 @@ async def history_drawn(scene: Scene) -> None:
     scene.leave(held)
 
 
-@attack("the advisory lock of migrations, held")
+@attack("the advisory lock of migrations, held", stands=at_participants)
 async def migration_held(scene: Scene) -> None:
     """Every role may take it: whoever migrates would wait for ever."""
     connection = await scene.mallory.new(ORDERS)
