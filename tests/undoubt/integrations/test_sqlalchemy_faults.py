@@ -60,7 +60,7 @@ async def test_backend_killed_before_the_decision(app: App, world: World, step: 
     killed: list[int] = []
 
     async def kill(now: str, subject: str) -> None:
-        if now == step and (now == "before_decide" or subject.endswith(":payments")):
+        if now == step and (now == "before_decide" or ":payments:" in f"{subject}:"):
             killed.append(pid)
             await run_on(world.dsns["payments"], f"select pg_terminate_backend({pid}, 5000)")
 

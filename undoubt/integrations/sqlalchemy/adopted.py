@@ -25,6 +25,16 @@ class Adopted(Handle, Protocol):
         behind its back. Nothing more is sent through ``session``."""
         ...
 
+    @property
+    def stolen(self) -> bool:
+        """``steal`` was called, or the application has closed the connection, which does the same."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """The connection is closed, or about to be."""
+        ...
+
     def steal(self) -> None:
         """The engine has not done with it, and keeps it: what the pool has is a closed connection from now
         on."""

@@ -26,6 +26,7 @@ class AsyncpgAdopted:
         self.driver = adapter._connection
         self.session = AsyncpgSession(self.driver)
         self._gid: Gid | None = None
+        self.stolen = False
         self.undoubt_why: Callable[[], Exception] | None = None
         self.ended = False
 
@@ -47,12 +48,17 @@ class AsyncpgAdopted:
             self._adapter._connection = _Ended(self._gid, lambda: self.undoubt_why)
         return False  # asyncpg itself refuses a statement beside another
 
+    @property
+    def closed(self) -> bool:
+        return bool(self.driver.is_closed())
+
     def restore(self) -> None:
         self.session.abandon()
         self._adapter._transaction = None
         self._adapter._connection = self.driver
 
     def steal(self) -> None:
+        self.stolen = True
         if self._gid is not None:
             self._adapter._transaction = None
             self._adapter._connection = _Ended(self._gid, lambda: self.undoubt_why)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import enum
-import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -13,30 +11,17 @@ from participants.contract import Branch
 from participants.errors import UsageError
 from participants.ids import NO_KEY, Gid, SessionKey
 from participants.postgres import PostgresParticipant
-from participants.postgres.closing import close_in_background
 from participants.postgres.pool import Slot
-from participants.postgres.session import NoAnswer, NotSent, ServerError
-from participants.postgres.sql import literal
 from undoubt.integrations.sqlalchemy.adopted import Adopted
 from undoubt.integrations.sqlalchemy.asyncpg_driver import AsyncpgAdopted
 from undoubt.integrations.sqlalchemy.psycopg_driver import PsycopgAdopted
+from undoubt.integrations.sqlalchemy.taken import State, Taken
 
 if TYPE_CHECKING:
     from undoubt.integrations.sqlalchemy.unit import Unit
 
 _INTRODUCED = "undoubt.introduced"
-_MEMBER = "undoubt.member"
-
-
-class _State(enum.Enum):
-    OURS = "ours"
-    """The engine may send something through the connection at any time."""
-    READY = "ready"
-    """The engine has done with it and left it as it was."""
-    BROKEN = "broken"
-    """The engine has done with it, and nobody else may use it."""
-    GONE = "gone"
-    """The session has taken it back, or left it to the engine for good."""
+_TAKEN = "undoubt.taken"
 
 
 class Member:
@@ -51,20 +36,15 @@ class Member:
         self._root = root
         self._info = connection.info
         self.name = name
-        self.done = asyncio.Event()
-        """Set in the engine's loop once it has done with the connection."""
-        self._adopted: Adopted | None = None
-        self._application_name = ""
-        self._timeout_s = 0.0
-        self._state = _State.READY
-        self._lock = threading.Lock()
-        """Over ``_state``: the engine's thread and the session's may want it at once."""
+        self._taken: Taken | None = None
+        self._drop: weakref.finalize[..., Any] | None = None
+        self._over = False
 
     # What SQLAlchemy's session asks of a transaction.
 
     @property
     def is_active(self) -> bool:
-        return self._state is not _State.GONE
+        return not self._over
 
     def commit(self) -> None:
         self._unit.commit()
@@ -76,20 +56,20 @@ class Member:
         self._unit.rollback()
 
     @property
-    def begun(self) -> bool:
-        """The engine may have something to do with the connection."""
-        return self._adopted is not None
+    def taken(self) -> Taken | None:
+        """The connection as the engine has it, once it may have something to do with it."""
+        return self._taken
 
     # What the engine asks of who opens a branch.
 
     async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
         participant = self._unit.participant(self.name)
-        self._adopted = adopted = _taken_over(self._connection)
+        adopted = _taken_over(self._connection)
         session = adopted.session
-        self._application_name = session.application_name
-        self._timeout_s = participant.settings.statement_timeout_s
-        self._state = _State.OURS
-        self._info[_MEMBER] = self
+        self._taken = taken = Taken(adopted, participant.settings.statement_timeout_s)
+        self._info[_TAKEN] = taken
+        self._drop = weakref.finalize(self, taken.dropped)
+        self._drop.atexit = False
         try:
             if _INTRODUCED not in self._info:
                 await participant.introduce(session)
@@ -102,69 +82,40 @@ class Member:
                 timeout_s=timeout_s,
                 key=key,
                 begin=adopted.begin(gid),
-                give_back=self._given_back,
+                give_back=taken.given_back,
             )
         except BaseException:
-            session.discard()
-            self._state = _State.BROKEN
-            self.done.set()
+            taken.fail()
             raise
-
-    def _given_back(self, slot: Slot[Any]) -> None:
-        if not self.done.is_set():
-            close_in_background(self._tidy(slot))
-
-    async def _tidy(self, slot: Slot[Any]) -> None:
-        """PREPARE has left its report in application_name."""
-        session = slot.session
-        clean = not (session.broken or session.in_transaction)
-        if clean and session.application_name != self._application_name:
-            try:
-                name = literal(self._application_name)
-                await session.script(f"set application_name = {name}", timeout_s=self._timeout_s)
-            except (ServerError, NoAnswer, NotSent):
-                clean = False
-        with self._lock:
-            if self._state is _State.OURS:
-                self._state = _State.READY if clean else _State.BROKEN
-            if self._state is not _State.READY:
-                session.discard()
-        self.done.set()
 
     # What the unit of work says at the end, in the session's thread.
 
     def finish(self, *, committed: bool) -> None:
         """Give the connection back, or leave it to the engine. May be repeated."""
-        with self._lock:
-            before, self._state = self._state, _State.GONE
-        if before is _State.GONE:
+        if self._over:
             return
-        self._info.pop(_MEMBER, None)
-        if before is _State.READY:
-            if self._adopted is not None:
-                self._adopted.restore()
-            if committed:
-                self._root.commit()
-                return
-        else:
-            if self._adopted is not None:
-                self._adopted.steal()
+        self._over = True
+        if self._drop is not None:
+            self._drop.detach()
+        self._info.pop(_TAKEN, None)
+        before = State.READY if self._taken is None else self._taken.finish()
+        if before is State.GONE:
+            return
+        if before is not State.READY:
             self._connection.invalidate()
+        elif committed:
+            self._root.commit()
+            return
         self._root.rollback()
-
-    def lost(self) -> None:
-        """The connection is back in its pool, which has rolled it back, and we were not asked."""
-        with self._lock:
-            before, self._state = self._state, _State.GONE
-        if before is not _State.GONE and self._adopted is not None:
-            self._adopted.restore()
 
 
 def checked_in(_: object, record: Any) -> None:
     """The pool's event: a connection comes back."""
-    member = record.info.pop(_MEMBER, None)
-    if isinstance(member, Member):
-        member.lost()
+    taken = record.info.pop(_TAKEN, None)
+    if isinstance(taken, Taken):
+        taken.lost()
+        if taken.closed and record.dbapi_connection is not None:
+            record.invalidate()
 
 
 def _taken_over(connection: sa.Connection) -> Adopted:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from psycopg.pq import PGconn, PipelineStatus, TransactionStatus
+from psycopg.pq import ConnStatus, PGconn, PipelineStatus, TransactionStatus
 
 from participants.errors import UsageError
 from participants.ids import Gid
@@ -30,6 +30,7 @@ class PsycopgAdopted:
             raise UsageError(AUTOCOMMIT)
         self._driver = driver
         self._why: Callable[[], Exception] | None = None
+        self.stolen = False
         self.session = PsycopgSession(driver.pgconn)
 
     def begin(self, gid: Gid) -> str:
@@ -66,11 +67,16 @@ class PsycopgAdopted:
             or self.session.pgconn.transaction_status == TransactionStatus.ACTIVE
         )
 
+    @property
+    def closed(self) -> bool:
+        return self.session.pgconn.status != ConnStatus.OK
+
     def restore(self) -> None:
         self.session.abandon()
         self._unlock()
 
     def steal(self) -> None:
+        self.stolen = True
         self._driver.pgconn = _closed()
         self._unlock()
 

@@ -16,6 +16,7 @@ from participants.errors import UndoubtError, UsageError
 from participants.postgres import PostgresParticipant
 from undoubt.integrations.sqlalchemy.bridge import Bridge
 from undoubt.integrations.sqlalchemy.member import Member, checked
+from undoubt.integrations.sqlalchemy.taken import abort_later
 
 if TYPE_CHECKING:
     from undoubt.integrations.sqlalchemy.session import Session
@@ -135,6 +136,9 @@ class Unit:
             )
             self._transaction = await transaction.start()
         await self._transaction.adopt(member)
+        if member.taken is not None:
+            loop = asyncio.get_running_loop()
+            member.taken.on_lost = abort_later(loop, self._transaction, member.name)
 
     async def _commit(self, transaction: Transaction) -> None:
         try:
@@ -149,7 +153,11 @@ class Unit:
             await self._settle()
 
     async def _settle(self) -> None:
-        waiting = [asyncio.ensure_future(member.done.wait()) for member in self._members if member.begun]
+        waiting = [
+            asyncio.ensure_future(member.taken.done.wait())
+            for member in self._members
+            if member.taken is not None
+        ]
         if waiting:
             _, late = await asyncio.wait(waiting, timeout=RELEASE_GRACE_S)
             for each in late:

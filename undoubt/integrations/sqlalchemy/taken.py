@@ -1,0 +1,146 @@
+"""A connection of a session's as the engine has it.
+
+It knows nothing of the session, of its transaction or of SQLAlchemy's connection: the engine and the pool
+hold on to it for as long as the branch is open, and a session that is dropped without ``close()`` must be
+collected all the same, as SQLAlchemy's own is. Its connections then go back to their pools, which roll them
+back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from coordinator.transaction import Transaction
+from participants.errors import UsageError
+from participants.postgres.closing import close_in_background
+from participants.postgres.pool import Slot
+from participants.postgres.session import NoAnswer, NotSent, ServerError
+from participants.postgres.sql import literal
+from undoubt.integrations.sqlalchemy.adopted import Adopted
+
+LOST_GRACE_S = 0.5
+"""A session that is dropped drops all of its connections; while pools roll them back, nobody interrupts."""
+
+
+class State(enum.Enum):
+    OURS = "ours"
+    """The engine may send something through the connection at any time."""
+    READY = "ready"
+    """The engine has done with it and left it as it was."""
+    BROKEN = "broken"
+    """The engine has done with it, and nobody else may use it."""
+    GONE = "gone"
+    """The session has taken it back, or left it to the engine for good."""
+
+
+class Taken:
+    """Made in the engine's loop. ``timeout_s``: how long one of undoubt's own statements may take."""
+
+    def __init__(self, adopted: Adopted, timeout_s: float) -> None:
+        self._adopted = adopted
+        self._timeout_s = timeout_s
+        self._application_name = adopted.session.application_name
+        self._state = State.OURS
+        self._lock = threading.Lock()
+        """Over ``_state``: the engine's thread and the session's may want it at once."""
+        self.done = asyncio.Event()
+        """Set in the engine's loop once it has done with the connection."""
+        self.on_lost: Callable[[float], None] | None = None
+        """Called, in any thread, if the connection goes back to its pool before the transaction's end, or
+        nobody is left who could give it back; with the seconds after which the transaction has to abort."""
+        self._dropped = False
+
+    # In the engine's loop.
+
+    def fail(self) -> None:
+        """It could not become a branch."""
+        self._adopted.session.discard()
+        self._state = State.BROKEN
+        self.done.set()
+
+    def given_back(self, slot: Slot[Any]) -> None:
+        if not self.done.is_set():
+            close_in_background(self._tidy(slot))
+
+    async def _tidy(self, slot: Slot[Any]) -> None:
+        """PREPARE has left its report in application_name."""
+        session = slot.session
+        clean = not (session.broken or session.in_transaction)
+        if clean and session.application_name != self._application_name:
+            try:
+                name = literal(self._application_name)
+                await session.script(f"set application_name = {name}", timeout_s=self._timeout_s)
+            except (ServerError, NoAnswer, NotSent):
+                clean = False
+        with self._lock:
+            if self._state is State.OURS:
+                self._state = State.READY if clean else State.BROKEN
+            if self._dropped:
+                self._state = State.GONE
+            if self._state is not State.READY:
+                session.discard()
+        self.done.set()
+
+    # In the session's thread, or in whichever collects it.
+
+    def finish(self) -> State:
+        """The session takes it back, or leaves it to the engine: what it was until now."""
+        before = self._end()
+        if before is State.READY:
+            self._adopted.restore()
+        elif before is not State.GONE:
+            self._adopted.steal()
+        return before
+
+    def lost(self) -> None:
+        """The connection is back in its pool, which has rolled it back, and we were not asked."""
+        if self._end() is State.GONE:
+            return
+        stolen = self._adopted.stolen  # then the pool has a closed one, and this is the engine's to close
+        if not stolen:
+            self._adopted.restore()
+        if self.on_lost is not None:
+            self.on_lost(0.0 if stolen else LOST_GRACE_S)
+
+    def dropped(self) -> None:
+        """The session was collected. Its connection may go back to the pool, or be forgotten (asyncio's pools
+        do that with psycopg's)."""
+        self._dropped = True
+        if self.on_lost is not None:
+            self.on_lost(LOST_GRACE_S)
+
+    @property
+    def closed(self) -> bool:
+        """The engine has closed it, while its pool took it for sound."""
+        return self._adopted.closed
+
+    def _end(self) -> State:
+        with self._lock:
+            before, self._state = self._state, State.GONE
+        return before
+
+
+def abort_later(
+    loop: asyncio.AbstractEventLoop, transaction: Transaction, name: str
+) -> Callable[[float], None]:
+    """For ``on_lost``: aborts ``transaction`` in its ``loop``; other branches would wait for its timeout."""
+    cause = UsageError(
+        f"the connection of branch {name!r} went back to its pool before the end of its transaction: the"
+        " session was dropped, or the connection closed, and the pool has rolled it back"
+    )
+
+    def post(delay_s: float) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and all transactions with it
+            if delay_s:
+                loop.call_soon_threadsafe(loop.call_later, delay_s, transaction.doom, cause)
+            elif asyncio._get_running_loop() is loop:
+                transaction.doom(cause)  # before the application's next call
+            else:
+                loop.call_soon_threadsafe(transaction.doom, cause)
+
+    return post
