@@ -41,28 +41,26 @@ STANDS = (
     Stand("raft", "2pc"),
     Stand("raft", "3pc", CHIEF),
     Stand("raft", "paxos", CHIEF, "psycopg"),
-    Stand("raft", "paxos"),
     Stand("sqlite", "2pc", quiet=True),
     Stand("sqlite", "3pc", CHIEF, "psycopg", quiet=True),
     Stand("postgresql", "2pc", CHIEF, quiet=True),
-    Stand("postgresql", "2pc", APP, "psycopg", quiet=True),
 )
 PLANTED = (
     "impostor-any-tag",
     "impostor-any-database",
     "impostor-any-role",
     "impostor-any-transaction-id",
-    "session-waits-for-a-safe-snapshot",
-    "embedded-trusts-everybody",
 )
-"""The bugs of the control. With them, most of what is tried on one stand as a superuser succeeds."""
+"""The bugs of the control: with all of them planted, most of what is tried on one stand succeeds."""
 CONTROL = "sqlite 2pc as chief"
+CONTROLLED = "name|number|letter|branch"
+"""Which attacks are tried there, by words in their names."""
 CONTROL_S = 400.0
 MODULES = (names, waits, states, ground, ledger_ground)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", default="", help="only attacks whose name contains this")
+    parser.add_argument("--only", default="", help="only attacks whose name contains this, or|that")
     parser.add_argument("--stand", default="", help="only stands whose name contains this")
     parser.add_argument("--no-control", action="store_true")
 
@@ -82,9 +80,8 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     result |= {"succeeded": proof.succeeded, "errors": proof.errors}
     holds = proof.tried >= 25 and not proof.found and not proof.errors
     if not options.no_control:
-        planted = await control(
-            "impostor", "--no-control", "--stand", CONTROL, mutants=PLANTED, timeout_s=CONTROL_S
-        )
+        arguments = ("--no-control", "--stand", CONTROL, "--only", CONTROLLED)
+        planted = await control("impostor", *arguments, mutants=PLANTED, timeout_s=CONTROL_S)
         result["control"] = len(planted.result["succeeded"])
         holds = holds and result["control"] >= 10
     return result, holds

@@ -10,6 +10,7 @@ from tests.prove.impostor.scene import Scene
 from tests.prove.impostor.stand import Stand
 
 EVERY_PROTOCOL = frozenset({"2pc", "3pc", "paxos"})
+TWO_PHASE = frozenset({"2pc"})
 THREE_PHASE = frozenset({"3pc"})
 THREE_PHASE_OR_PAXOS = frozenset({"3pc", "paxos"})
 EVERY_LOGIN = frozenset({APP, CHIEF})

@@ -14,7 +14,7 @@ from participants.errors import UndoubtError
 from participants.postgres.schema import migrate
 from participants.settings import ParticipantSettings
 from tests.prove.bank import NAMES
-from tests.prove.impostor.attacks import at_participants, attack
+from tests.prove.impostor.attacks import TWO_PHASE, at_participants, attack
 from tests.prove.impostor.honest import DECIDED, TIMEOUT_S, Kind
 from tests.prove.impostor.people import Attacker, Connection, admin, forged, txids_in
 from tests.prove.impostor.scene import Scene
@@ -104,7 +104,7 @@ async def _wait(connection: Connection, key: int) -> None:
         await connection.execute(f"select pg_advisory_lock({key})")
 
 
-@attack("a deadlock of sessions with forged names")
+@attack("a deadlock of sessions with forged names", protocols=TWO_PHASE)
 async def forged_deadlock(scene: Scene) -> None:
     """The detector aborts a transaction that waits for nobody."""
     old = await Open(scene).begin(touch(ORDERS))
@@ -121,7 +121,7 @@ async def forged_deadlock(scene: Scene) -> None:
     await asyncio.gather(*waits)
 
 
-@attack("a forged holder, for one that does wait")
+@attack("a forged holder, for one that does wait", protocols=TWO_PHASE)
 async def forged_holder(scene: Scene) -> None:
     """A plain wait is closed to a cycle by two sessions of a forger's."""
     first = await Open(scene).begin(touch(ORDERS))
@@ -136,7 +136,7 @@ async def forged_holder(scene: Scene) -> None:
     await asyncio.gather(*waits)
 
 
-@attack("a forged name of a prepared branch that holds a lock")
+@attack("a forged name of a prepared branch that holds a lock", protocols=TWO_PHASE)
 async def forged_prepared_holder(scene: Scene) -> None:
     """The holder is taken for a transaction that holds nothing there."""
     seen = await scene.any_name()
