@@ -175,10 +175,14 @@ class Connections:
     async def _once(self, work: Callable[[Line, float], Awaitable[T]], end: float) -> T:
         loop = asyncio.get_running_loop()
         line = self._idle.pop() if self._idle else await self._connect(end - loop.time())
+        stale = False
         try:
             return await work(line, end - loop.time())
+        except self._errors as error:
+            stale = trouble.is_stale(error)
+            raise
         finally:
-            if line.broken:
+            if line.broken or stale:
                 await line.close()
                 await self._drop_idle()  # most likely their server is gone as well
             elif len(self._idle) < IDLE_MAX:

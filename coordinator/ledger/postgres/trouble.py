@@ -43,7 +43,15 @@ def may_repeat(error: Exception) -> bool:
     state = _state(error)
     if state is None:
         return not any(words in str(_original(error)) for words in _REFUSALS)
-    return state in AGAIN | _STARTING or state.startswith("08")
+    return state in AGAIN | _STARTING or state.startswith("08") or is_stale(error)
+
+
+def is_stale(error: BaseException) -> bool:
+    """Whether what its connection has prepared is from before a change of the ledger's tables: then nothing
+    has happened. The server's text says so in its own language, the function of its source is the same in all
+    (src/backend/utils/cache/plancache.c)."""
+    diagnosis = getattr(_original(error), "diag", None)
+    return _state(error) == "26000" or getattr(diagnosis, "source_function", None) == "RevalidateCachedQuery"
 
 
 def told(error: Exception, url: str) -> LedgerError:  # noqa: PLR0911 - one line per meaning
@@ -80,11 +88,11 @@ def words_of(error: Exception) -> str:
     return (str(_original(error)).strip().splitlines() or [repr(error)])[0]
 
 
-def _state(error: Exception) -> str | None:
+def _state(error: BaseException) -> str | None:
     state = getattr(_original(error), "sqlstate", None)
     return state if isinstance(state, str) else None
 
 
-def _original(error: Exception) -> BaseException:
+def _original(error: BaseException) -> BaseException:
     """The driver's, where SQLAlchemy has put one of its own around it."""
     return getattr(error, "orig", None) or error

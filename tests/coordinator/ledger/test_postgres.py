@@ -449,6 +449,23 @@ async def test_urls_that_lead_nowhere_say_so(url: str, told: str) -> None:
     assert "cret" not in str(error.value)
 
 
+async def test_statements_that_the_server_has_forgotten_are_prepared_again(
+    ledger: Any,
+) -> None:
+    """Broken if a migration, or DISCARD ALL of a pooler, makes every idle connection fail for good."""
+    for _ in range(4):
+        await ledger.unfinished()
+    lines = ledger._connections._idle
+    assert lines
+    for line in lines:
+        # Psycopg would notice a plain one.
+        await line.run("do $$ begin execute 'deallocate all'; end $$", {})
+    assert await ledger.unfinished() == []
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(ledger.unfinished())
+
+
 async def test_a_server_without_the_tls_that_was_asked_for_is_no_ledger(settings: LedgerSettings) -> None:
     """Broken if that counts as a server that may be there soon, and is waited for."""
     more = LedgerSettings(url=f"{settings.url}?sslmode=require", request_timeout_s=600.0)
