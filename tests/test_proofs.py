@@ -161,6 +161,17 @@ async def test_no_block_lies() -> None:
     assert told["control"] >= 2
 
 
+async def test_one_fault_on_the_wire_to_the_databases() -> None:
+    """Broken if a message or an answer that is lost, late or cut in half, anywhere in a transaction, makes
+    undoubt tell what is not so, leave something prepared, or use a lost connection again. All messages:
+    ``make prove PROOF=wire``."""
+    told = await prove("wire", "--runs-max", "600")
+    assert told["runs"] >= 500
+    assert (told["wrong"], told["hung"], told["prepared_after"]) == (0, 0, 0)
+    assert told["failures"] == []
+    assert min(told["control_found"].values()) >= 1
+
+
 async def test_sqlalchemys_own_twophase_commits_one_half() -> None:
     """Broken if the reason for this project has gone away (then say so in the README), or if the same program
     commits anything over undoubt's sessions."""

@@ -18,6 +18,7 @@ PROOFS = {
     "live-recovery": "tests.prove.live_recovery",
     "partition": "tests.prove.partition",
     "sqlalchemy": "tests.prove.sqlalchemy_twophase",
+    "wire": "tests.prove.wire",
     "without-ledger": "tests.prove.without_ledger",
 }
 
