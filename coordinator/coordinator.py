@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from coordinator.errors import (
+    CoordinatorClosed,
     HeuristicOutcome,
     OutcomeUnknown,
     SessionLost,
@@ -21,6 +22,7 @@ from coordinator.errors import (
 from coordinator.finisher import Finisher
 from coordinator.ledger.contract import Ledger, Record
 from coordinator.meter import Meter, Stopwatch
+from coordinator.protocols.causes import why_doomed
 from coordinator.protocols.course import Course, Phase
 from coordinator.protocols.ending import roll_back
 from coordinator.protocols.paxos_commit import paxos_commit
@@ -119,7 +121,7 @@ class Coordinator:
         ``protocol``: ``2pc``, ``3pc`` or ``paxos``, else the configuration's."""
         self.check_here()
         if self._closed:
-            raise UsageError("the coordinator is closed")
+            raise CoordinatorClosed
         named = protocol or self.settings.protocol
         if named not in PROTOCOLS:
             raise UsageError(f"unknown protocol {named!r}; known: {', '.join(PROTOCOLS)}")
@@ -221,7 +223,7 @@ class Coordinator:
         self._closed = True
         self._keeper.shut()
         for transaction in list(self._transactions.values()):
-            transaction.doom(UsageError("the coordinator was closed"))
+            transaction.doom(CoordinatorClosed("the coordinator was closed"))
         async with contextlib.AsyncExitStack() as stack:  # all of it, also if this is cancelled
             stack.push_async_callback(self._keeper.close)
             stack.push_async_callback(self._finisher.close)
@@ -279,6 +281,10 @@ class Coordinator:
 
     async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, SessionKey]:
         return await self._keeper.begin(timeout_s, bound=protocol is GidProtocol.PAXOS)
+
+    async def why_doomed(self, txid: TxId) -> BaseException | None:
+        """What another process has written down that aborts it."""
+        return await why_doomed(self.ledger, txid)
 
     def participant(self, name: str) -> Participant:
         return self.participants.get(name)

@@ -4,11 +4,15 @@
 
     UndoubtError
     ├── UsageError
+    │   ├── CoordinatorClosed      nothing begins any more
     │   ├── TransactionEnded       a branch or a commit after the transaction's end
     │   └── WrongProcess           a coordinator used in a fork of the process that opened it
     ├── TransactionAborted         it is in no database, for certain; ``cause`` says why
     ├── OutcomeUnknown             it may or may not be committed; ask later, never guess
     ├── HeuristicOutcome           some database did other than what was decided
+    ├── AbortedByOthers            a cause: an operator or a recovery has aborted the transaction
+    ├── DistributedDeadlock        a cause: chosen to end a deadlock across databases; may be run again
+    │   └── SelfDeadlock           two of its own branches wait for each other; running it again does not help
     └── LedgerError
         ├── LedgerUnavailable      no answer, or no room; what was asked may or may not have happened
         ├── LedgerUnusable         it cannot be opened: unreadable, damaged, a newer version, not a ledger
@@ -24,11 +28,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from participants.contract import Settled, Vote
 from participants.errors import UndoubtError, UsageError
 from participants.ids import Gid, TxId
+
+_ARROW = " → "
+_DEADLOCK = re.compile(r"deadlock across (.+?): (.+)", re.DOTALL)
+_SELF_DEADLOCK = re.compile(r"two branches of transaction \S+ wait for each other in one database \((.+?)\)")
+
+
+class CoordinatorClosed(UsageError):
+    """The coordinator was closed. A call that was under way may have had an effect."""
+
+    def __init__(self, message: str = "the coordinator is closed") -> None:
+        super().__init__(message)
 
 
 class TransactionEnded(UsageError):
@@ -75,6 +91,57 @@ class HeuristicOutcome(UndoubtError):
         self.txid = txid
         self.kind = kind
         self.branches = dict(branches)
+
+
+class AbortedByOthers(UndoubtError):
+    """Neither the application nor its coordinator has aborted the transaction. The message says who did, and
+    why, as far as that is recorded."""
+
+
+class DistributedDeadlock(UndoubtError):
+    """The transaction was chosen to end a deadlock across databases. Running it again may succeed.
+
+    ``cycle`` names who waited for whom, beginning with the victim: transactions, and sessions of the
+    databases as ``"<participant>/<pid>"``.
+    """
+
+    retryable = True
+
+    def __init__(
+        self, victim: TxId, cycle: Sequence[str], participants: Iterable[str], message: str | None = None
+    ) -> None:
+        chain = _ARROW.join([*cycle, cycle[0]])
+        super().__init__(message or f"deadlock across {', '.join(sorted(participants))}: {chain}")
+        self.victim = victim
+        self.cycle = tuple(cycle)
+
+    @staticmethod
+    def parse(victim: TxId, text: str) -> DistributedDeadlock | None:
+        """The deadlock that ``text``, which was ``str()`` of one and may have been cut, tells of; None if it
+        tells of something else. So the victim's own process can raise what another one has found."""
+        if (told := _SELF_DEADLOCK.match(text)) is not None:
+            return SelfDeadlock(victim, re.findall(r"'([^']*)'", told[1]))
+        if (told := _DEADLOCK.match(text)) is not None:
+            chain = told[2].split(_ARROW)
+            cycle = chain[:-1] if len(chain) > 1 and chain[0] == chain[-1] else chain
+            return DistributedDeadlock(victim, cycle, told[1].split(", "), text)
+        return None
+
+
+class SelfDeadlock(DistributedDeadlock):
+    """Two branches of one transaction wait for each other, because two of its participants lead to the same
+    database. Running it again would end in the same way."""
+
+    retryable = False
+
+    def __init__(self, victim: TxId, participants: Iterable[str]) -> None:
+        names = sorted(participants)
+        told = (
+            f"two branches of transaction {victim} wait for each other in one database"
+            f" ({' and '.join(map(repr, names))}): one of them wants a lock that the other holds until the"
+            " transaction ends; use one participant for one database"
+        )
+        super().__init__(victim, [str(victim)], names, told)
 
 
 class LedgerError(UndoubtError):

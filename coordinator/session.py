@@ -14,10 +14,9 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from coordinator.errors import LedgerError, LedgerUnavailable, SessionLost, VersionHeldBack
+from coordinator.errors import CoordinatorClosed, LedgerError, LedgerUnavailable, SessionLost, VersionHeldBack
 from coordinator.ledger.contract import Ledger, Session
 from participants.checks import invariant
-from participants.errors import UsageError
 from participants.ids import SessionKey, TxId
 
 log = logging.getLogger(__name__)
@@ -132,7 +131,7 @@ class SessionKeeper:
 
     def _check_open(self) -> None:
         if self._shut:
-            raise UsageError("the coordinator is closed")
+            raise CoordinatorClosed
 
     def _want(self) -> None:
         self._wanted = True

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 from coordinator.cancel_scope import CancelScope
 from coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
 from coordinator.ledger.contract import Decision
+from coordinator.protocols.causes import may_come_of_a_cancellation
 from coordinator.protocols.course import Course, Phase, known_heuristics
 from coordinator.steadfast import Steadfast, all_done, all_of, steadfast
 from participants.contract import Branch, Participant
@@ -88,6 +89,7 @@ class Host(Protocol):
         key: SessionKey,
     ) -> Course: ...
     def in_background(self, task: Steadfast[None]) -> None: ...
+    async def why_doomed(self, txid: TxId) -> BaseException | None: ...
 
 
 class Transaction:
@@ -113,6 +115,7 @@ class Transaction:
         """Of a block whose task was cancelled: done once the block is left."""
         self._doom: BaseException | None = None
         self._interrupted = False
+        self._may_be_doomed = False
         self._course: Course | None = None
         self._commit: Steadfast[None] | None = None
         self._unasked = False
@@ -299,7 +302,28 @@ class Transaction:
         elif error is None:
             await self.end_block()
         elif self._state is State.ACTIVE:
-            await self._undo()
+            await self.undo_after(error)
+            if self._interrupted:
+                self._raise_aborted(self._reason)
+
+    async def undo_after(self, error: BaseException) -> None:
+        """What the end of a ``with`` block does whose body raised ``error``. If a statement was cancelled
+        because the transaction was chosen to end a deadlock, ``interruption`` tells it afterwards."""
+        self._host.check_here()
+        self._check_active()
+        self._may_be_doomed = may_come_of_a_cancellation(error)
+        await self._undo()
+
+    async def find_out(self, error: BaseException) -> BaseException | None:
+        """Why the transaction is aborted from outside, if ``error``, which a branch has raised, may come of
+        that; then it is aborted now, if it was not yet."""
+        self._host.check_here()
+        if self._interrupted:
+            return self._reason
+        if self._state is not State.ACTIVE or not may_come_of_a_cancellation(error):
+            return None
+        found = await self._host.why_doomed(self.id)
+        return found if found is not None and self.doom(found) else None
 
     async def _leave(self, scope: CancelScope | None, error: BaseException | None) -> None:
         """The transaction was doomed. Returns where ``error`` is what the application has to hear."""
@@ -380,6 +404,9 @@ class Transaction:
         try:
             await all_of(branch.rollback() for branch in self._branches.values())
             await all_of(branch.release() for branch in self._branches.values())
+            if self._may_be_doomed and (found := await self._host.why_doomed(self.id)) is not None:
+                self._doom = self._doom or found
+                self._interrupted = self._unasked = True
         finally:
             self._host.rolled_back(self)
 

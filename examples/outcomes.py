@@ -7,9 +7,10 @@ import asyncio
 import asyncpg
 
 import undoubt
+import undoubt.errors
 
 
-async def pay(coordinator: undoubt.Coordinator, price: int) -> str:
+async def pay(coordinator: undoubt.Coordinator, price: int) -> str:  # noqa: PLR0911 - one for each error
     """What became of it, in one word."""
     try:
         async with coordinator.transaction(timeout=10) as tx:
@@ -26,6 +27,10 @@ async def pay(coordinator: undoubt.Coordinator, price: int) -> str:
         return f"unknown, recorded: {await coordinator.outcome(error.txid)}"
     except undoubt.HeuristicOutcome as error:
         return f"split by somebody's own hand: {error.branches}"  # recorded; a person must look
+    except undoubt.errors.ParticipantUnavailable as error:
+        return f"try again later: {error}"  # a branch could not be opened, and all others are rolled back
+    except undoubt.errors.ParticipantRefused as error:
+        return f"mend the configuration: {error}"  # the same, and it will not go away by itself
     return "committed"
 
 

@@ -22,6 +22,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from coordinator.errors import DistributedDeadlock, LedgerError, OutcomeUnknown, SelfDeadlock
 from coordinator.ledger.contract import Ledger, Record, Verdict
 from participants.contract import Claim, Node, Participant, Waiting
 from participants.errors import ParticipantError, UndoubtError
@@ -35,40 +36,6 @@ LOOK_TIMEOUT_S = 5.0
 
 Cancel = Callable[[TxId, BaseException], bool]
 """``Coordinator.cancel``: aborts an undecided transaction of this process; False if it is not one."""
-
-
-class DistributedDeadlock(UndoubtError):
-    """The transaction was chosen to end a deadlock across databases. Running it again may succeed.
-
-    ``cycle`` names who waited for whom, beginning with the victim: transactions, and sessions of the
-    databases as ``"<participant>/<pid>"``.
-    """
-
-    retryable = True
-
-    def __init__(
-        self, victim: TxId, cycle: Sequence[str], participants: Iterable[str], message: str | None = None
-    ) -> None:
-        chain = " → ".join([*cycle, cycle[0]])
-        super().__init__(message or f"deadlock across {', '.join(sorted(participants))}: {chain}")
-        self.victim = victim
-        self.cycle = tuple(cycle)
-
-
-class SelfDeadlock(DistributedDeadlock):
-    """Two branches of one transaction wait for each other, because two of its participants lead to the same
-    database. Running it again would end in the same way."""
-
-    retryable = False
-
-    def __init__(self, victim: TxId, participants: Iterable[str]) -> None:
-        names = sorted(participants)
-        told = (
-            f"two branches of transaction {victim} wait for each other in one database"
-            f" ({' and '.join(map(repr, names))}): one of them wants a lock that the other holds until the"
-            " transaction ends; use one participant for one database"
-        )
-        super().__init__(victim, [str(victim)], names, told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +134,7 @@ class DeadlockDetector:
             deadlock = DistributedDeadlock(victim, [edge.waiter for edge in turned], names)
         log.warning("%s; aborting %s", deadlock, victim)
         if self._cancel is None or not self._cancel(victim, deadlock):
+            await self._write_down(deadlock)
             name, waiting = turned[0].waits[0]
             try:
                 await self._participants.get(name).cancel_waiter(waiting)
@@ -179,6 +147,13 @@ class DeadlockDetector:
                     extra={"participant": name},
                 )
         return deadlock
+
+    async def _write_down(self, deadlock: DistributedDeadlock) -> None:
+        """For the victim's coordinator, before its statement is cancelled: that alone says nothing of why."""
+        try:
+            await self._ledger.doom(deadlock.victim, str(deadlock))
+        except (LedgerError, OutcomeUnknown) as error:
+            log.warning("why %s is aborted could not be written down: %s", deadlock.victim, error)
 
 
 async def _told(participant: Participant) -> Sequence[Waiting]:

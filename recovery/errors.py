@@ -8,9 +8,7 @@
     ├── NotPrepared            no participant lists such a branch
     ├── NotAllSeen             it may be there: some participant did not answer
     ├── Conflict               a recorded decision, or what a database did already, says otherwise
-    ├── StillBusy              somebody else is finishing it, for too long
-    └── DistributedDeadlock    in recovery.deadlocks: chosen to end one; may be run again
-        └── SelfDeadlock       two of its own branches wait for each other; running it again does not help
+    └── StillBusy              somebody else is finishing it, for too long
 """
 
 from __future__ import annotations

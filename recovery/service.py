@@ -6,12 +6,12 @@ import asyncio
 import logging
 import random
 
-from coordinator.errors import LedgerError
+from coordinator.errors import DistributedDeadlock, LedgerError
 from coordinator.ledger.contract import Ledger
 from coordinator.protocols.steps import Observer
 from participants.contract import Participant
 from participants.registry import Registry
-from recovery.deadlocks import Cancel, DeadlockDetector, DistributedDeadlock
+from recovery.deadlocks import Cancel, DeadlockDetector
 from recovery.meter import Meter
 from recovery.report import Report, Status
 from recovery.resolve import Tools

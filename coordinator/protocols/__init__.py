@@ -8,6 +8,7 @@
 :mod:`.course`            what a protocol is given, and what its caller watches
 :mod:`.voting`            the first phase, :mod:`.ending` the second and the way back: common to all
 :mod:`.copied`            the end of a commit that others than the ledger have fixed
+:mod:`.causes`            why somebody else has aborted it, as far as the ledger was told
 :mod:`.steps`             the places where a process can die on the way
 ========================  ================================================================================
 """

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from coordinator.errors import OutcomeUnknown, TransactionAborted
 from coordinator.ledger.contract import Decision
+from coordinator.protocols.causes import may_come_of_a_cancellation, why_doomed
 from coordinator.protocols.course import (
     Course,
     Phase,
@@ -19,7 +20,7 @@ from coordinator.protocols.course import (
 )
 from coordinator.protocols.steps import TwoPhaseStep
 from coordinator.protocols.voting import Tally
-from coordinator.steadfast import all_of
+from coordinator.steadfast import Steadfast, all_of, steadfast
 from participants.contract import HEURISTICS, Branch, Settled
 from participants.errors import BranchFailed, ParticipantError, ParticipantRefused
 from participants.ids import Gid
@@ -189,9 +190,9 @@ async def roll_back(
     A rollback that cannot be confirmed after PREPARE was sent makes an ABORT record, so that
     the branch does not stay ACTIVE for as long as this coordinator's session lives; so does a PRECOMMIT.
     """
-    cause = course.interruption or cause
-    course.cause = cause
+    course.cause = course.interruption or cause
     course.enter(Phase.ABORTED)
+    finding_out = _find_out(course)
     asked = [branch for branch in branches if branch.gid in course.asked]
     course.pending = {branch.gid: branch for branch in branches if branch.gid in leave}
     branches = [branch for branch in branches if branch.gid not in leave]
@@ -202,6 +203,7 @@ async def roll_back(
             result is Settled.ABSENT and branch.gid in course.unanswered
         ):
             course.pending[branch.gid] = branch
+    cause = await finding_out
     if (course.pending or course.precommitted) and not course.recorded:
         await record_abort(course, asked)
     kinds: list[Settled] = [*course.heuristics.values()]
@@ -214,6 +216,20 @@ async def roll_back(
     if course.heuristics:
         raise heuristic_outcome(course, kinds, Decision.ABORT) from cause
     raise TransactionAborted(course.txid, cause, course.votes) from cause
+
+
+def _find_out(course: Course) -> Steadfast[BaseException]:
+    """The cause to tell: that which somebody has written down who cancelled a statement of a branch, if a
+    branch failed by that. Asked while branches are rolled back, and before ABORT may be recorded, which
+    forgets it."""
+
+    async def find_out() -> BaseException:
+        known = course.cause or TimeoutError("aborted")
+        if course.interruption is None and may_come_of_a_cancellation(known):
+            course.cause = known = await why_doomed(course.ledger, course.txid) or known
+        return known
+
+    return steadfast(find_out())
 
 
 async def _note_heuristic_abort(course: Course, branch: Branch, kind: Settled) -> None:

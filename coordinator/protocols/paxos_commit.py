@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from coordinator.errors import LedgerError, OutcomeUnknown
 from coordinator.ledger.contract import Acceptors, Decision
+from coordinator.protocols.causes import why_recorded
 from coordinator.protocols.copied import apply_and_record
 from coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
 from coordinator.protocols.ending import (
@@ -32,7 +33,7 @@ from coordinator.protocols.ending import (
 )
 from coordinator.protocols.steps import PaxosStep
 from coordinator.protocols.voting import Tally, classify, collect_votes, prepare
-from participants.errors import BranchFailed, UsageError
+from participants.errors import UsageError
 
 
 async def paxos_commit(course: Course) -> None:
@@ -54,8 +55,7 @@ async def paxos_commit(course: Course) -> None:
     if await _vote(course, tally, acceptors_of(course)) is Decision.ABORT:
         # The acceptors hold it until the ledger does.
         await record_abort(course, prepared)
-        why = BranchFailed(prepared[0].gid.participant, "a recovery ended the transaction before its votes")
-        await roll_back(course, course.branches, why)
+        await roll_back(course, course.branches, await why_recorded(course.ledger, course.txid))
     course.enter(Phase.COMMITTED)
     await apply_and_record(course, tally, readers)
 

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from coordinator.errors import OutcomeUnknown
+from coordinator.protocols.causes import why_recorded
 from coordinator.protocols.copied import apply_and_record
 from coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
 from coordinator.protocols.ending import (
@@ -137,7 +138,6 @@ async def _precommit_in_rows(course: Course, rows: _Rows) -> bool:
 async def _terminate(course: Course, rows: _Rows, tally: Tally) -> None:
     """Round after round until the outcome is fixed; returns if it is COMMIT. The caller waits until its
     deadline, and is then told that nobody knows yet."""
-    anyone = next(iter(rows.gids.values()))
     pause_s, longest_s = ROUND_PAUSE_S
     while True:
         ended = await Round(rows.charter, course.find, course.observer).run()
@@ -145,7 +145,7 @@ async def _terminate(course: Course, rows: _Rows, tally: Tally) -> None:
             case Move.COMMIT:
                 return
             case Move.ABORT:
-                why = BranchFailed(anyone.participant, "the transaction's termination came to abort")
+                why = await why_recorded(course.ledger, course.txid)
                 await _roll_back_buried(course, tally, why, [rows.gids[number] for number in ended.unburied])
             case Move.CONFLICT:
                 raise OutcomeUnknown(course.txid, CONTRADICTION)

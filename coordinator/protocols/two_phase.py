@@ -19,8 +19,9 @@ Each ``await`` is a place where this process may die. :mod:`coordinator.protocol
 
 from __future__ import annotations
 
-from coordinator.errors import LedgerError, OutcomeUnknown, SessionLost
+from coordinator.errors import LedgerError, OutcomeUnknown
 from coordinator.ledger.contract import Decision
+from coordinator.protocols.causes import why_recorded
 from coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
 from coordinator.protocols.ending import (
     abort_after_votes,
@@ -52,9 +53,7 @@ async def two_phase_commit(course: Course) -> None:
         return
     decision = await _decide(course, tally)
     if decision is Decision.ABORT:
-        await roll_back(
-            course, course.branches, SessionLost("the coordinator's session ended before the decision")
-        )
+        await roll_back(course, course.branches, await why_recorded(course.ledger, course.txid))
     await apply(course, [branch for branch, _ in tally.prepared], readers)
 
 

@@ -32,6 +32,7 @@ from participants.postgres.session import Answer, NoAnswer, NotSent, ServerError
 from participants.postgres.sql import fill, literal, query
 from participants.postgres.verdicts import (
     ENDED_BY_APPLICATION,
+    FAILED_TRANSACTION,
     SWALLOWED,
     branch_failure,
     participant_error,
@@ -161,7 +162,7 @@ class PostgresBranch:
     def _look_at_prepared(self, answer: Answer) -> BranchFailed | None:
         """None if it is prepared; what is wrong, if it is not."""
         if answer.tag != "PREPARE TRANSACTION":
-            return self._failed(f"{SWALLOWED} (PREPARE answered {answer.tag})")
+            return self._swallowed(f"PREPARE answered {answer.tag}")
         if (warning := answer.unconfirmed()) is not None:
             raise PrepareUnanswered(
                 ParticipantUnavailable(
@@ -188,7 +189,7 @@ class PostgresBranch:
         except NoAnswer:
             return await self._ask_books(proof)
         if answer.tag != "COMMIT":
-            raise self._failed(f"{SWALLOWED} (COMMIT answered {answer.tag})")
+            raise self._swallowed(f"COMMIT answered {answer.tag}")
         # Unconfirmed by a standby it is still committed here, and the row of the commit would prove no more.
         self._over = Settled.APPLIED if answer.unconfirmed() is None else Settled.HEURISTIC_HAZARD
         return self._over
@@ -237,7 +238,7 @@ class PostgresBranch:
         except (NoAnswer, NotSent) as error:
             raise participant_error(self._around.name, error) from error
         if answer.tag != "COMMIT":
-            raise self._failed(f"{SWALLOWED} (COMMIT answered {answer.tag})")
+            raise self._swallowed(f"COMMIT answered {answer.tag}")
         return Settled.APPLIED
 
     async def _undo(self) -> Settled:
@@ -271,6 +272,9 @@ class PostgresBranch:
             # What it does is not known before it is done, and the answer belongs to somebody else.
             self._session.discard()
             raise self._failed(STILL_RUNNING)
+
+    def _swallowed(self, how: str) -> BranchFailed:
+        return BranchFailed(self._around.name, f"{SWALLOWED} ({how})", sqlstate=FAILED_TRANSACTION)
 
     def _failed(self, message: str) -> BranchFailed:
         return BranchFailed(self._around.name, message)

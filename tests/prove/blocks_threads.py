@@ -122,7 +122,8 @@ def session(threads: Threads, play: Play, body: Body) -> None:
     with Session(
         coordinator=threads.coordinator, participants=participants, timeout=play.timeout_s
     ) as opened:
-        body(SessionWork(opened, threads.engines))
+        with contextlib.suppress(sa.exc.DBAPIError):  # as there
+            body(SessionWork(opened, threads.engines))
         if not (play.rolled_back or play.committed_by_hand):
             opened.commit()
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from coordinator.errors import TransactionAborted
+from coordinator.errors import DistributedDeadlock, SelfDeadlock, TransactionAborted
 from coordinator.ledger.contract import BranchRecord, Decision
 from coordinator.retries import retryable
 from participants.contract import Waiting
 from participants.errors import ParticipantUnavailable
 from participants.ids import TxId
 from participants.scripted import ScriptedParticipant
-from recovery.deadlocks import DeadlockDetector, DistributedDeadlock, SelfDeadlock
+from recovery.deadlocks import DeadlockDetector
 from tests.recovery.world import FAST, World, until
 
 Told = list[tuple[TxId, BaseException]]

@@ -12,7 +12,7 @@ import pytest
 
 import undoubt
 from coordinator.coordinator import ParticipantInUse
-from coordinator.errors import TransactionEnded
+from coordinator.errors import DistributedDeadlock, TransactionEnded
 from participants.contract import Evidence, Order, Settled
 from participants.errors import (
     BranchFailed,
@@ -24,7 +24,6 @@ from participants.errors import (
 from participants.ids import InvalidName
 from participants.postgres import PostgresParticipant
 from participants.settings import ParticipantSettings
-from recovery.deadlocks import DistributedDeadlock
 from tests.servers import prepared
 from undoubt import TransactionAborted
 from undoubt.config import ConfigurationError

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from coordinator.errors import WrongProcess
+from coordinator.errors import CoordinatorClosed, WrongProcess
 from participants.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -48,13 +48,6 @@ _GREEN = (
 (https://www.gevent.org/api/gevent.monkey.html, https://eventlet.readthedocs.io/en/latest/patching.html)."""
 
 
-class PortalClosed(UsageError):
-    """The loop has ended; the call had no effect, or was under way and its effect is not known."""
-
-    def __init__(self) -> None:
-        super().__init__("the coordinator is closed")
-
-
 WAKE_S = 0.2
 """How late a Ctrl-C may come through."""
 
@@ -78,7 +71,7 @@ class _Call(Generic[T]):
 
     def _done(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
-            self.fail(PortalClosed())  # only the end of the loop cancels a call
+            self.fail(CoordinatorClosed())  # only the end of the loop cancels a call
         elif (error := task.exception()) is not None:
             self.fail(error)
         else:
@@ -121,8 +114,8 @@ class Portal:
         _open[self] = at_exit
 
     def call(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
-        """``await function(*arguments)`` in the loop. Raises what it raises; ``PortalClosed``; ``UsageError``
-        in a thread whose own event loop is running; ``WrongProcess`` in a fork."""
+        """``await function(*arguments)`` in the loop. Raises what it raises; ``CoordinatorClosed``;
+        ``UsageError`` in a thread whose own event loop is running; ``WrongProcess`` in a fork."""
         self.check()
         call = _Call(function, arguments)
         self._send(call)
@@ -141,7 +134,7 @@ class Portal:
         _refuse_green_threads()
         _refuse_in_a_loop()
         if self._ending:
-            raise PortalClosed
+            raise CoordinatorClosed
 
     @property
     def elsewhere(self) -> bool:
@@ -153,7 +146,7 @@ class Portal:
         return self._ended
 
     def close(self) -> None:
-        """End the loop; calls that are still under way get ``PortalClosed``. May be repeated."""
+        """End the loop; calls that are still under way get ``CoordinatorClosed``. May be repeated."""
         _open.pop(self, None)
         with contextlib.suppress(RuntimeError):  # the loop is closed already
             self._loop.call_soon_threadsafe(self._end)
@@ -182,7 +175,7 @@ class Portal:
                 call = self._calls.popleft()
             except IndexError:
                 return
-            call.fail(PortalClosed())
+            call.fail(CoordinatorClosed())
 
     def _end(self) -> None:
         self._ending = True

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 
-from coordinator.errors import OutcomeUnknown, TransactionAborted
+from coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
 from coordinator.transaction import CommitResult
 from coordinator.transaction import Transaction as EngineTransaction
 from participants.errors import UndoubtError
 from participants.ids import TxId
-from undoubt.sync.portal import Portal, PortalClosed
+from undoubt.sync.portal import Portal
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -94,7 +94,7 @@ class Transaction:
     def _finish(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
             return self._call(function)
-        except PortalClosed:
+        except CoordinatorClosed:
             if self._engine.committing:
                 raise OutcomeUnknown(self.id, "the coordinator was closed meanwhile") from None
             raise
@@ -126,14 +126,19 @@ class Transaction:
     def _roll_back(self, error: BaseException) -> None:
         """Or wait until it is. Whatever goes wrong here, ``error`` is what the application should see."""
         try:
-            self._portal.call(self._engine.rollback)
+            if self._engine.active:
+                self._portal.call(self._engine.undo_after, error)
+            else:
+                self._portal.call(self._engine.rollback)
+        except TransactionAborted:
+            return  # meanwhile, from outside: then this tells why
         except UndoubtError as failure:
             error.add_note(f"the rollback of transaction {self.id} could not be waited for: {failure}")
 
     def _call(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         try:
             return self._portal.call(function, *arguments)
-        except PortalClosed:
+        except CoordinatorClosed:
             if (cause := self._engine.interruption) is not None:
                 raise TransactionAborted(self.id, cause) from cause
             raise

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.errors import OutcomeUnknown, TransactionAborted
+from coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
 from coordinator.ledger.contract import Record
 from participants.contract import Fate
 from participants.errors import UsageError
@@ -20,7 +20,7 @@ from participants.ids import Protocol
 from tests.docs.pages import ROOT
 from tests.undoubt.sync.support import WAIT_S, Background, Gate, Stage, until
 from undoubt.sync import Coordinator
-from undoubt.sync.portal import Portal, PortalClosed
+from undoubt.sync.portal import Portal
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_calls_do_not_outlive_the_loop() -> None:
 
         def calls(portal: Portal = portal, started: threading.Barrier = started) -> None:
             started.wait(WAIT_S)
-            with pytest.raises(PortalClosed):
+            with pytest.raises(CoordinatorClosed):
                 while True:
                     portal.call(nothing)
 
@@ -116,7 +116,7 @@ def test_a_call_that_comes_too_late_is_refused(monkeypatch: pytest.MonkeyPatch) 
     portal = Portal("tests", lambda: None)
     portal.close()
     monkeypatch.setattr(portal, "check", lambda: None)
-    with pytest.raises(PortalClosed):
+    with pytest.raises(CoordinatorClosed):
         Background(lambda: portal.call(nothing)).ended()
 
 

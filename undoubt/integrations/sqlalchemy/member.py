@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _INTRODUCED = "undoubt.introduced"
 _TAKEN = "undoubt.taken"
+_UNIT = "undoubt.unit"
 
 
 class Member:
@@ -68,6 +69,8 @@ class Member:
         session = adopted.session
         self._taken = taken = Taken(adopted, participant.settings.statement_timeout_s)
         self._info[_TAKEN] = taken
+        # Weakly: a session that is dropped must be collected, and its connections with it.
+        self._info[_UNIT] = weakref.ref(self._unit)
         self._drop = weakref.finalize(self, taken.dropped)
         self._drop.atexit = False
         try:
@@ -98,6 +101,7 @@ class Member:
         if self._drop is not None:
             self._drop.detach()
         self._info.pop(_TAKEN, None)
+        self._info.pop(_UNIT, None)
         before = State.READY if self._taken is None else self._taken.finish()
         if before is State.GONE:
             return
@@ -112,10 +116,22 @@ class Member:
 def checked_in(_: object, record: Any) -> None:
     """The pool's event: a connection comes back."""
     taken = record.info.pop(_TAKEN, None)
+    record.info.pop(_UNIT, None)
     if isinstance(taken, Taken):
         taken.lost()
         if taken.closed and record.dbapi_connection is not None:
             record.invalidate()
+
+
+def failed(context: sa.engine.ExceptionContext) -> None:
+    """The engine's event: a statement has failed. Raises ``TransactionAborted`` if that is why."""
+    connection, error = context.connection, context.original_exception
+    if connection is None or connection.closed or connection.invalidated or not isinstance(error, Exception):
+        return
+    found = connection.info.get(_UNIT)
+    unit: Unit | None = None if found is None else found()
+    if unit is not None:
+        unit.failed(error)
 
 
 def _taken_over(connection: sa.Connection) -> Adopted:

@@ -14,7 +14,7 @@ from sqlalchemy.orm.session import SessionTransaction
 from coordinator.coordinator import Coordinator
 from participants.errors import UsageError
 from undoubt.integrations.sqlalchemy.bridge import Bridge
-from undoubt.integrations.sqlalchemy.member import checked_in
+from undoubt.integrations.sqlalchemy.member import checked_in, failed
 from undoubt.integrations.sqlalchemy.unit import Unit
 from undoubt.sync import Coordinator as SyncCoordinator
 
@@ -56,6 +56,7 @@ class Session(orm.Session):
             if engine not in _watched:
                 _watched.add(engine)
                 event.listen(engine, "checkin", checked_in)
+                event.listen(engine, "handle_error", failed)
 
     def undoubt_begun(self, root: SessionTransaction, connection: sa.Connection) -> None:
         """SQLAlchemy has begun on a connection."""

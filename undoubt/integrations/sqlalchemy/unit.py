@@ -111,6 +111,16 @@ class Unit:
         finally:
             self._finish(committed=False)
 
+    def failed(self, error: Exception) -> None:
+        """A statement on one of its connections has: raise ``TransactionAborted`` if the transaction was
+        aborted from outside, which a driver cannot know."""
+        transaction = self._transaction
+        if transaction is None or self.over:
+            return
+        cause = self._bridge.call(transaction.find_out, error)
+        if cause is not None:
+            raise TransactionAborted(transaction.id, cause) from error
+
     def _call(self, function: Callable[[Transaction], Coroutine[Any, Any, None]]) -> None:
         if self._transaction is not None:
             self._bridge.call(function, self._transaction)

@@ -1,0 +1,229 @@
+"""A deadlock across databases that another process finds: the victim is told, and ``run`` repeats it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+import undoubt
+import undoubt.sync
+from coordinator.errors import DistributedDeadlock, SelfDeadlock
+from coordinator.ledger import maintenance
+from coordinator.settings import LedgerSettings
+from participants.ids import TxId
+from tests.coordinator.node.processes import processes
+from tests.servers import Server, fresh_database
+from tests.undoubt.test_end_to_end import TABLE, run, source
+from undoubt import TransactionAborted
+from undoubt.integrations.sqlalchemy import AsyncSession, Session
+
+QUICK = {"deadlock_interval_s": 0.05, "interval_s": 0.5}
+UPDATE = "update note set text = text || 'x'"
+PAIRS = (("orders", "payments"), ("payments", "orders"))
+
+
+async def filled(databases: dict[str, str]) -> None:
+    for dsn in databases.values():
+        await run(dsn, TABLE)
+        await run(dsn, "insert into note (id) values (1)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def elsewhere(
+    request: pytest.FixtureRequest, tmp_path: Path, databases: dict[str, str]
+) -> AsyncIterator[dict[str, Any]]:
+    """Settings of a process in which nobody looks for deadlocks; another one does."""
+    await filled(databases)
+    made = source(tmp_path, databases, recovery=QUICK)
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param == "raft":
+            more = "[recovery]\n" + "".join(f"{key} = {value}\n" for key, value in QUICK.items())
+            more += "".join(f'[participants.{name}]\ndsn = "{dsn}"\n' for name, dsn in databases.items())
+            nodes = await stack.enter_async_context(processes(tmp_path, more))
+            made["ledger"] = {"url": nodes.settings.url, "request_timeout_s": 60.0}
+        elif request.param == "postgresql":
+            server: Server = request.getfixturevalue("postgres")
+            dsn = await stack.enter_async_context(fresh_database(server, "ledger"))
+            made["ledger"] = {"url": dsn.replace("postgresql://", "postgresql+psycopg://")}
+            await maintenance.init(LedgerSettings(**made["ledger"]))
+        if request.param != "raft":
+            await stack.enter_async_context(undoubt.connect(made))
+        yield made
+
+
+def with_driver(settings: dict[str, Any], driver: str) -> dict[str, Any]:
+    participants = {name: {**one, "driver": driver} for name, one in settings["participants"].items()}
+    return {**settings, "participants": participants}
+
+
+async def texts(databases: dict[str, str]) -> list[str]:
+    return [row["text"] for dsn in databases.values() for row in await run(dsn, "select text from note")]
+
+
+EVERY_LEDGER = pytest.mark.parametrize("elsewhere", ["sqlite", "postgresql", "raft"], indirect=True)
+
+
+@EVERY_LEDGER
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_run_repeats_it(elsewhere: dict[str, Any], databases: dict[str, str], driver: str) -> None:
+    """Broken if the victim hears of a cancelled statement alone, and ``run`` gives up."""
+    both = asyncio.Barrier(2)
+    calls: list[str] = []
+
+    async def update(tx: undoubt.Transaction, first: str, second: str) -> None:
+        calls.append(first)
+        await (await tx.branch(first)).execute(UPDATE)
+        if calls.count(first) == 1:
+            await both.wait()
+        await (await tx.branch(second)).execute(UPDATE)
+
+    async with undoubt.connect(with_driver(elsewhere, driver), recover=False) as coordinator:
+        await asyncio.gather(*(coordinator.run(update, *pair, timeout=60) for pair in PAIRS))
+    assert len(calls) == 3
+    assert await texts(databases) == ["xx", "xx"]
+
+
+def victim_of(told: list[Any]) -> BaseException:
+    """Of two, one of which is a victim."""
+    [error] = [each for each in told if each is not None]
+    assert isinstance(error, TransactionAborted), error
+    assert isinstance(error.cause, DistributedDeadlock)
+    assert len(error.cause.cycle) == 2
+    assert error.cause.victim == error.txid
+    return error
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_the_victim_is_told(elsewhere: dict[str, Any], driver: str, swallows: bool) -> None:
+    """Broken if a body that swallows the cancelled statement hears of a swallowed error, and not of the
+    deadlock."""
+    both = asyncio.Barrier(2)
+
+    async def update(coordinator: undoubt.Coordinator, first: str, second: str) -> None:
+        async with coordinator.transaction(timeout=60) as tx:
+            await (await tx.branch(first)).execute(UPDATE)
+            branch = await tx.branch(second)
+            await both.wait()
+            with contextlib.suppress(Exception) if swallows else contextlib.nullcontext():
+                await branch.execute(UPDATE)
+
+    async with undoubt.connect(with_driver(elsewhere, driver), recover=False) as coordinator:
+        updates = (update(coordinator, *pair) for pair in PAIRS)
+        victim_of(await asyncio.gather(*updates, return_exceptions=True))
+
+
+@EVERY_LEDGER
+async def test_threads(elsewhere: dict[str, Any], databases: dict[str, str]) -> None:
+    both = threading.Barrier(2)
+    calls: list[str] = []
+
+    def update(tx: undoubt.sync.Transaction, first: str, second: str) -> None:
+        calls.append(first)
+        tx.branch(first).execute(UPDATE)
+        if calls.count(first) == 1:
+            both.wait(30)
+        tx.branch(second).execute(UPDATE)
+
+    coordinator = await asyncio.to_thread(undoubt.sync.connect, elsewhere, recover=False)
+    try:
+        await asyncio.gather(
+            *(asyncio.to_thread(coordinator.run, update, *pair, timeout=60) for pair in PAIRS)
+        )
+    finally:
+        await asyncio.to_thread(coordinator.close)
+    assert len(calls) == 3
+    assert await texts(databases) == ["xx", "xx"]
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_session_of_sqlalchemy(
+    elsewhere: dict[str, Any], databases: dict[str, str], driver: str
+) -> None:
+    both = asyncio.Barrier(2)
+    engines = {
+        name: create_async_engine(dsn.replace("postgresql:", f"postgresql+{driver}:"))
+        for name, dsn in databases.items()
+    }
+
+    async def update(coordinator: undoubt.Coordinator, first: str, second: str) -> None:
+        participants = {engine: name for name, engine in engines.items()}
+        async with AsyncSession(coordinator=coordinator, participants=participants, timeout=60) as session:
+            for name in (first, second):
+                bind = {"bind": engines[name].sync_engine}
+                await session.execute(sa.text(UPDATE), bind_arguments=bind)
+                if name == first:
+                    await both.wait()
+            await session.commit()
+
+    async with undoubt.connect(elsewhere, recover=False) as coordinator:
+        updates = (update(coordinator, *pair) for pair in PAIRS)
+        victim_of(await asyncio.gather(*updates, return_exceptions=True))
+    for engine in engines.values():
+        await engine.dispose()
+
+
+async def test_a_synchronous_session(elsewhere: dict[str, Any], databases: dict[str, str]) -> None:
+    both = threading.Barrier(2)
+    engines = {
+        name: sa.create_engine(dsn.replace("postgresql:", "postgresql+psycopg:"))
+        for name, dsn in databases.items()
+    }
+    coordinator = await asyncio.to_thread(undoubt.sync.connect, elsewhere, recover=False)
+
+    def update(first: str, second: str) -> None:
+        participants = {engine: name for name, engine in engines.items()}
+        with Session(coordinator=coordinator, participants=participants, timeout=60) as session:
+            session.execute(sa.text(UPDATE), bind_arguments={"bind": engines[first]})
+            both.wait(30)
+            session.execute(sa.text(UPDATE), bind_arguments={"bind": engines[second]})
+            session.commit()
+
+    updates = (asyncio.to_thread(update, *pair) for pair in PAIRS)
+    victim_of(await asyncio.gather(*updates, return_exceptions=True))
+    await asyncio.to_thread(coordinator.close)
+    for engine in engines.values():
+        engine.dispose()
+
+
+async def test_a_cancellation_of_the_applications_own_is_no_deadlock(
+    tmp_path: Path, databases: dict[str, str]
+) -> None:
+    """Broken if whatever cancels a statement is told as something that nobody has found."""
+    await filled(databases)
+    async with undoubt.connect(source(tmp_path, databases)) as coordinator:
+        with pytest.raises(Exception, match="statement timeout") as raised:
+            async with coordinator.transaction() as tx:
+                orders = await tx.branch("orders")
+                await orders.execute("set local statement_timeout = '50ms'")
+                await orders.execute("select pg_sleep(60)")
+    assert not isinstance(raised.value, undoubt.UndoubtError)
+
+
+VICTIM = TxId(3, "99b2" * 4, 7)
+TOLD: list[Callable[[], DistributedDeadlock]] = [
+    lambda: DistributedDeadlock(VICTIM, [str(VICTIM), "payments/17", "3-99b299b299b299b2.5"], ["b", "a"]),
+    lambda: SelfDeadlock(VICTIM, ["orders", "orders-too"]),
+]
+
+
+@pytest.mark.parametrize("make", TOLD)
+def test_what_is_written_down_is_read_as_what_it_was(make: Callable[[], DistributedDeadlock]) -> None:
+    """Broken if the victim's process makes something else of it: ``run`` repeats the one and not the
+    other."""
+    written = make()
+    read = DistributedDeadlock.parse(VICTIM, str(written))
+    assert type(read) is type(written)
+    assert read is not None
+    assert (str(read), read.cycle, read.retryable) == (str(written), written.cycle, written.retryable)
+    cut = DistributedDeadlock.parse(VICTIM, str(written)[:60])
+    assert cut is None or cut.retryable
+    assert DistributedDeadlock.parse(VICTIM, "an operator's whim") is None
