@@ -55,6 +55,7 @@ def _signs(calls: Sequence[Call]) -> Iterator[Call]:
     """What the calls about one transaction show of its session; nothing, if it ends without regard to it."""
     if any(call.protocol not in {"", "2"} for call in calls):
         return
+    calls = [call for call in calls if call.result != "Impostor"]
     committing = [call for call in calls if call.what == "decide" and call.asked == "commit"]
     aborting = [call for call in calls if call.what == "decide" and call.asked == "abort"]
     told = [call for call in calls if call.result in {"commit", "committed"}]

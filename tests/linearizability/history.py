@@ -54,7 +54,7 @@ class History:
             yield call
         except Exception as error:
             name = type(error).__name__
-            if name in {"SessionLost", "BranchListMismatch"}:
+            if name in {"SessionLost", "BranchListMismatch", "Impostor"}:
                 self.end(call, name)
             raise
         if call.result is not None:

@@ -63,6 +63,8 @@ def _keep_alive(state: Transaction, call: Call) -> Transaction | None:
 
 
 def _decide(state: Transaction, call: Call) -> Transaction | None:
+    if call.result == "Impostor":
+        return state  # judged by the names alone
     if state.session == "dropped":
         return state if call.result is None else None
     if state.decision is not None:

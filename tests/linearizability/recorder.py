@@ -54,18 +54,21 @@ class Recorder:
         return decided
 
     async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
-        calls = {gid: self._begin("outcome", gid.txid, gid.protocol) for gid in gids}
-        verdicts = await self.ledger.outcomes(list(calls))
-        for gid, call in calls.items():
-            self.history.end(call, str(verdicts[gid]))
+        """That a name is an impostor's tells nothing of the transaction in it: that call stays unanswered."""
+        asked = {gid: self._begin("outcome", gid.txid, gid.protocol) for gid in gids}
+        verdicts = await self.ledger.outcomes(list(asked))
+        for gid, call in asked.items():
+            if verdicts[gid] is not Verdict.IMPOSTOR:
+                self.history.end(call, str(verdicts[gid]))
         return verdicts
 
     async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
-        calls = {txid: self._begin("record", txid, "") for txid in txids}
-        records = await self.ledger.records(list(calls))
-        for txid, call in calls.items():
+        asked = {txid: self._begin("record", txid, "") for txid in txids}
+        records = await self.ledger.records(list(asked))
+        for txid, call in asked.items():
             self.history.end(call, str(records[txid]))
         return records
 
     def _begin(self, what: str, txid: TxId, protocol: str) -> Call:
-        return self.history.begin(self.who, what, session=txid.session, seq=txid.seq, protocol=str(protocol))
+        of = {"session": txid.session, "seq": txid.seq, "protocol": str(protocol)}
+        return self.history.begin(self.who, what, **of)

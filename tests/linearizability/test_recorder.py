@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from coordinator.errors import SessionLost
+from coordinator.errors import Impostor, SessionLost
 from coordinator.ledger.contract import BranchRecord, Decision
-from participants.ids import Gid, Protocol, SessionKey
+from participants.ids import Gid, Protocol
 from tests.coordinator.ledger.signing import TaggingLedger
 from tests.linearizability.check import violations
 from tests.linearizability.history import History
@@ -25,21 +25,22 @@ async def test_what_a_real_ledger_answers_is_possible() -> None:
     ledger = Recorder(memory, "test", history)
     session = await ledger.open_session("test", 10.0)
     first, second, third = (session.txid(seq) for seq in (1, 2, 3))
-    gids = [
-        Gid(memory.ledger_id, Protocol.TWO_PHASE, txid, 1, "orders").tagged(SessionKey(session.key))
-        for txid in (first, second, third)
-    ]
+    key = memory.names.key(session.id, session.nonce)
+    forged = [Gid(memory.ledger_id, Protocol.TWO_PHASE, txid, 1, "orders") for txid in (first, second, third)]
+    gids = [gid.tagged(key) for gid in forged]
     assert await ledger.decide(first, Decision.COMMIT, BRANCHES) is Decision.COMMIT
     await ledger.keep_alive(session, 3)
     assert await ledger.decide(second, Decision.COMMIT, BRANCHES) is Decision.ABORT
     await ledger.outcomes(gids)
     await memory.elapse(11.0)
-    await ledger.outcomes(gids)
+    await ledger.outcomes([*gids, *forged])
     await ledger.records([first, second, third])
     with pytest.raises(SessionLost):
         await ledger.keep_alive(session, 3)
     await ledger.close_session(session)
-    assert len(history.calls) == 15
+    with pytest.raises(Impostor):
+        await ledger.decide(third, Decision.COMMIT, [BranchRecord(1, "orders", tag=20 * "0")])
+    assert len(history.calls) == 19
     assert violations(history) == []
     memory.machine.state.unfinished.clear()  # a ledger that forgets
     await ledger.records([first])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import hashlib
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 from participants.scripted_states import MemoryStates
 
 SLOWEST_PREPARE_S = 10.0
+APPLICATION = "app"
+"""The role that every process of ours logs in with. A prepared transaction can be finished by its owner."""
 LOST = 0.003
 """How probable it is that an answer never arrives."""
 LOST_COMMIT = 0.03
@@ -43,7 +46,9 @@ class SqlError(Exception):
 
 @dataclass(eq=False)
 class Work:
-    """One local transaction. ``deltas`` by account; ``locks`` are the accounts whose rows it has locked."""
+    """One local transaction. ``deltas`` by account, whose rows it has locked. ``proof``: whose hash becomes
+    a note if it commits. ``claim``: what its session says of itself. ``impostor``: a stranger's, or one that
+    is prepared under a name whose branch is over."""
 
     name: str
     xid: int | None = None
@@ -51,7 +56,10 @@ class Work:
     failed: bool = False
     marker: str | None = None
     deltas: dict[int, int] = field(default_factory=dict)
-    noted: bool = False
+    role: str = APPLICATION
+    impostor: bool = False
+    claim: Any = None
+    proof: bytes = b""
     prepared_at: float = 0.0
     busy: bool = False
     pid: int = 0
@@ -72,9 +80,12 @@ class Disk:
         self.next_xid = 1_000
         self.prepared: dict[str, Work] = {}
         self.books: dict[int, State] = {}
-        self.notes: set[str] = set()
-        self.committed: set[str] = set()
-        self.states = MemoryStates(lambda gid: str(gid) in self.committed, _at_once)
+        self.history = f"{system:032x}"
+        self.position = 0
+        self.notes: set[bytes] = set()
+        self.hashes: dict[Any, bytes] = {}
+        """By gid: that of the note which its row of three-phase commit waits for."""
+        self.states = MemoryStates(lambda gid: self.hashes.get(gid) in self.notes, _at_once)
         """Three-phase commit's rows; each change is a transaction of its own."""
         self.recovering = False
         self.promotions: list[float] = []
@@ -82,9 +93,8 @@ class Disk:
     def commit(self, work: Work) -> None:
         for account, delta in work.deltas.items():
             self.balances[account] += delta
-        self.committed.add(work.name)
-        if work.noted:
-            self.notes.add(work.name)
+        if work.proof:
+            self.notes.add(hashlib.sha256(work.proof).digest())
         self._enter(work, State.COMMITTED)
 
     def abort(self, work: Work) -> None:
@@ -92,9 +102,14 @@ class Disk:
 
     def _enter(self, work: Work, state: State) -> None:
         work.state = state
+        self.position += 1
         if work.xid is not None:
             self.books[work.xid] = state
         self.prepared.pop(work.name, None)
+
+
+def _end(work: Work) -> tuple[str | None, str, int, Any]:
+    return work.name if work.state is State.PREPARED else None, work.role, work.pid, work.claim
 
 
 async def _at_once(_call: str, _gid: object) -> None:
@@ -143,6 +158,7 @@ class Session(asyncio.Protocol):
         self.server = server
         self.disk = server.disk
         self.pid = server.new_pid()
+        self.role, self.impostor = APPLICATION, False
         self.work: Work | None = None
         self.transport: Any = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -190,10 +206,20 @@ class Session(asyncio.Protocol):
 
     # Inside a transaction.
 
-    async def do_begin(self, name: str) -> None:
+    async def do_begin(self, name: str, claim: Any = None) -> None:
         if self.disk.recovering:
             raise SqlError("25006", "cannot execute in a read-only transaction")
-        self.work = Work(name, marker=name, pid=self.pid)
+        self.work = Work(name, marker=name, pid=self.pid, role=self.role, impostor=self.impostor, claim=claim)
+
+    async def do_write_elsewhere(self) -> None:
+        """Into a table of its own."""
+        self._write(self._current())
+
+    def _write(self, work: Work) -> None:
+        if work.xid is None:
+            self.disk.next_xid += 1
+            work.xid = self.disk.next_xid
+            self.server.judge.wrote(work)
 
     def _current(self) -> Work:
         if self.work is None:
@@ -204,10 +230,7 @@ class Session(asyncio.Protocol):
 
     async def do_update(self, account: int, delta: int, lock_timeout_s: float) -> int:
         work = self._current()
-        if work.xid is None:
-            self.disk.next_xid += 1
-            work.xid = self.disk.next_xid
-            self.server.judge.wrote(work)
+        self._write(work)
         await self._lock(work, account, lock_timeout_s)
         balance = self.disk.balances[account] + work.deltas.get(account, 0) + delta
         if balance < 0:
@@ -259,13 +282,13 @@ class Session(asyncio.Protocol):
         work = self._current()
         return work.marker, work.xid
 
-    async def do_prepare(self, name: str) -> tuple[str, int | None, str, bool]:
-        """Tag, transaction id, timeline, and whether a synchronous standby has confirmed it."""
+    async def do_prepare(self, name: str, proof: bytes = b"") -> tuple[str, tuple[Any, ...] | None, bool]:
+        """Tag, evidence, and whether a synchronous standby has confirmed it."""
         work, server = self.work, self.server
         if work is None or work.failed:
             if work is not None:
                 self._end(work, State.ABORTED)
-            return "ROLLBACK", None, server.timeline, True
+            return "ROLLBACK", None, True
         if work.marker != name:
             raise SqlError("22P02", "undoubt marker is gone")
         if name in self.disk.prepared:
@@ -278,15 +301,22 @@ class Session(asyncio.Protocol):
         if work.xid is None:
             self.disk.next_xid += 1
             work.xid = self.disk.next_xid
+        evidence = (work.xid, *self.whereabouts())
+        self.disk.position += 1
+        work.proof = proof
         work.state, work.prepared_at, work.pid = State.PREPARED, asyncio.get_running_loop().time(), 0
         self.disk.prepared[name] = work
         self.work = None
         server.judge.prepared(self.disk.name, work)
         if server.faulty("unconfirmed prepare", 0.01):
-            return "PREPARE TRANSACTION", work.xid, server.timeline, False
-        return "PREPARE TRANSACTION", work.xid, server.timeline, True
+            return "PREPARE TRANSACTION", evidence, False
+        return "PREPARE TRANSACTION", evidence, True
 
-    async def do_commit(self, name: str, note: bool) -> str:
+    def whereabouts(self) -> tuple[int, str, str, int]:
+        """System, timeline, history, position."""
+        return self.disk.system, self.server.timeline, self.disk.history, self.disk.position
+
+    async def do_commit(self, name: str, proof: bytes) -> str:
         work = self.work
         if work is None or work.failed:
             if work is not None:
@@ -297,7 +327,7 @@ class Session(asyncio.Protocol):
         if self.server.faulty("deferred constraint", 0.02) and work.xid is not None:
             self._end(work, State.ABORTED)
             raise SqlError("23503", "a deferred constraint is violated")
-        work.noted = note and work.xid is not None
+        work.proof = proof if work.xid is not None else b""
         self._end(work, State.COMMITTED)
         return "COMMIT"
 
@@ -321,11 +351,15 @@ class Session(asyncio.Protocol):
         if self.disk.recovering:
             raise SqlError("25006", "recovery is in progress")
 
-    async def do_list(self) -> tuple[bool, list[tuple[str, int, float]]]:
-        """Whether this is a standby, and every prepared transaction: gid, xid, age in seconds."""
+    async def do_login(self, role: str, *, impostor: bool) -> None:
+        self.role, self.impostor = role, impostor
+
+    async def do_list(self) -> tuple[bool, list[tuple[str, str, int, float, tuple[Any, ...]]]]:
+        """Whether this is a standby, and every prepared transaction: gid, owner, xid, age in seconds, and
+        where it lies."""
         now = asyncio.get_running_loop().time()
         rows = [
-            (name, work.xid or 0, max(now - work.prepared_at, 0.0))
+            (name, work.role, work.xid or 0, max(now - work.prepared_at, 0.0), self.whereabouts())
             for name, work in self.disk.prepared.items()
         ]
         return self.disk.recovering, [] if self.disk.recovering else rows
@@ -346,12 +380,15 @@ class Session(asyncio.Protocol):
             raise SqlError("42704", f"prepared transaction {name} does not exist")
         if work.busy:
             raise SqlError("55000", f"prepared transaction {name} is busy")
+        if work.role != self.role:
+            raise SqlError("42501", f"prepared transaction {name} is {work.role}'s")
         work.busy = True
         await asyncio.sleep(self.server.random.uniform(0, 0.002))
         if state is State.COMMITTED:
             self.disk.commit(work)
         else:
             self.disk.abort(work)
+        by_hand = by_hand or (work.impostor and self.impostor)
         self.server.judge.ended(self.disk.name, work, prepared=True, by_hand=by_hand)
         self.server.free(work)
 
@@ -359,9 +396,13 @@ class Session(asyncio.Protocol):
         """A database administrator at the prompt, who asked nobody."""
         await self._finish(name, State.COMMITTED if commit else State.ABORTED, by_hand=True)
 
-    async def do_status(self, xid: int, system: int, timeline: str) -> str | None:
+    async def do_status(
+        self, xid: int, system: int, timeline: str, history: str | None, position: int | None
+    ) -> str | None:
         self._primary()
         if (system, timeline) != (self.disk.system, self.server.timeline):
+            return None
+        if history not in {None, self.disk.history} or (position or 0) > self.disk.position:
             return None
         if xid > self.disk.next_xid:
             raise SqlError("22023", "transaction ID is in the future")
@@ -373,29 +414,32 @@ class Session(asyncio.Protocol):
             return str(State.OPEN) if held else str(State.ABORTED)
         return str(state)
 
-    async def do_noted(self, name: str, pid: int, timeline: str) -> tuple[bool, bool]:
+    async def do_noted(self, proof: bytes, pid: int, timeline: str) -> tuple[bool, bool]:
         """Whether the commit's row is there, and whether the session has gone on this very timeline."""
         self._primary()
         gone = pid not in self.server.sessions and timeline == self.server.timeline
-        return name in self.disk.notes, gone
+        return hashlib.sha256(proof).digest() in self.disk.notes, gone
 
     async def do_states(self, verb: str, *arguments: Any) -> Any:
         """A call of :class:`participants.states.States`."""
         self._primary()
         result = await getattr(self.disk.states, verb)(*arguments)
+        if verb == "enlist" and result:
+            gid, _, self.disk.hashes[gid] = arguments
         self.server.judge.row_changed(verb, arguments, result)
         return result
 
-    async def do_whoami(self) -> tuple[int, int, str]:
-        return self.pid, self.disk.system, self.server.timeline
+    async def do_whoami(self) -> tuple[int, str]:
+        return self.pid, self.server.timeline
 
-    async def do_waits(self) -> list[tuple[str, str, str, int, int | None]]:
+    async def do_waits(self) -> list[tuple[Any, Any, str, int, int | None]]:
+        """Each end is a transaction's name if it is prepared, its owner, its process, what that claims."""
         found = []
         for session in self.server.sessions.values():
             work = session.work
             if work is not None and work.waits_for is not None:
                 holder, since = work.waits_for
-                found.append((work.name, holder.name, f"{since:.6f}", session.pid, work.xid))
+                found.append((_end(work), _end(holder), f"{since:.6f}", session.pid, work.xid))
         return found
 
     async def do_cancel(self, pid: int, xid: int | None) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.simulation.promises import Promises
     from tests.simulation.rows import Rows
 
-_NAME = re.compile(r"undoubt:([^:]+):([23p]):([0-9]+-[0-9a-f]+\.[0-9]+):([0-9]+):(.+)")
+_NAME = re.compile(r"undoubt:([^:]+):([23p]):([0-9]+-[0-9a-f]+\.[0-9]+):([0-9]+):([^:]+):([0-9a-f]+)")
 
 
 class Violation(BaseException):
@@ -55,7 +55,10 @@ class Judge:
     def __init__(self, rows: Rows, promises: Promises) -> None:
         self.rows, self.promises = rows, promises
         self.stories: dict[str, Story] = {}
-        self.foreign: set[str] = set()
+        self.given: dict[str, str] = {}
+        """The database of each name that a coordinator has prepared a branch under."""
+        self.forged: set[str] = set()
+        """Names that nobody was given, and the transactions of some."""
         self.counts: Counter[str] = Counter()
 
     def story(self, txid: str) -> Story:
@@ -65,7 +68,7 @@ class Judge:
 
     def wrote(self, work: Work) -> None:
         """A branch has a transaction id now."""
-        if (match := _NAME.fullmatch(work.name)) is not None:
+        if not work.impostor and (match := _NAME.fullmatch(work.name)) is not None:
             self._add(self.story(match[3]), work)
 
     def _add(self, story: Story, work: Work) -> None:
@@ -73,7 +76,11 @@ class Judge:
             story.branches.append(work)
 
     def prepared(self, database: str, work: Work) -> None:
+        if work.impostor:
+            self.counts["impostors prepared"] += 1
+            return
         self.counts["prepared"] += 1
+        self.given[work.name] = database
         self.wrote(work)
         if (match := _NAME.fullmatch(work.name)) is not None:
             story = self.story(match[3])
@@ -94,6 +101,10 @@ class Judge:
 
     def ended(self, database: str, work: Work, *, prepared: bool, by_hand: bool = False) -> None:
         match = _NAME.fullmatch(work.name)
+        if work.impostor:
+            if prepared and not by_hand:
+                raise Violation(f"{work.name} in {database} is no branch of ours, and was {work.state} by us")
+            return
         if match is None or work.xid is None:
             return
         txid = match[3]
@@ -154,6 +165,8 @@ class Judge:
 
     def decided(self, txid: str, decision: str) -> None:
         """Somebody was told that this decision is recorded."""
+        if txid in self.forged:
+            raise Violation(f"{txid} was made up, and {decision} is recorded for it")
         story = self.story(txid)
         if story.decision is not None:
             self._same(txid, story.decision, decision)
@@ -172,8 +185,18 @@ class Judge:
             raise Violation(f"{txid} is said to be aborted, but COMMIT is recorded")
         story.presumed = True
 
+    def verdict(self, name: str, *, impostor: bool) -> None:
+        """The ledger has told whether it gave that name."""
+        if name in self.forged and not impostor:
+            raise Violation(f"{name} was made up, and the ledger takes it for its own")
+        if name in self.given and impostor:
+            raise Violation(f"{name} was given, and the ledger takes it for made up")
+        self.counts["impostors told"] += impostor
+
     def heuristic(self, txid: str, name: str) -> None:
         """Recovery or a protocol has recorded that a branch ended otherwise, or may have."""
+        if name in self.forged:
+            raise Violation(f"{name} was made up, and a heuristic outcome is recorded for it")
         self.counts["heuristics"] += 1
         self.story(txid).heuristic.add(name)
 
@@ -186,7 +209,7 @@ class Judge:
     def final(self, disks: list[Disk], initial: int) -> None:
         """After healing: nothing is in doubt, every story has one end, no money came or went."""
         for disk in disks:
-            ours = [name for name in disk.prepared if name not in self.foreign]
+            ours = [name for name, work in disk.prepared.items() if not work.impostor]
             if ours:
                 raise Violation(f"{disk.name} still holds {ours}")
         outside = 0

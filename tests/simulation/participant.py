@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from participants.contract import (
+    Claim,
     Evidence,
     Fate,
+    Node,
     Order,
     PreparedBranch,
     PrepareResult,
@@ -30,9 +32,9 @@ from participants.errors import (
     ParticipantUnavailable,
     UsageError,
 )
-from participants.ids import NO_KEY, Foreign, Gid, SessionKey
+from participants.ids import NO_KEY, Gid, Protocol, SessionKey
 from participants.states import Charter, Event, StateRow
-from tests.simulation.database import SqlError
+from tests.simulation.database import APPLICATION, SqlError
 
 STATEMENT_TIMEOUT_S = 4.0
 LOOKS_MAX = 8
@@ -56,7 +58,7 @@ class Link(asyncio.Protocol):
         self.lost = False
         self._number = 0
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self.pid, self.system, self.timeline = 0, 0, ""
+        self.pid, self.timeline = 0, ""
 
     @classmethod
     async def open(cls, name: str, address: tuple[str, int]) -> Link:
@@ -65,7 +67,7 @@ class Link(asyncio.Protocol):
         try:
             async with asyncio.timeout(STATEMENT_TIMEOUT_S):
                 await asyncio.get_running_loop().create_connection(lambda: link, *address)
-            link.pid, link.system, link.timeline = await link.ask("whoami")
+            link.pid, link.timeline = await link.ask("whoami")
         except (OSError, NoAnswer, SqlError) as error:
             raise ParticipantUnavailable(name, f"cannot connect: {error}") from error
         return link
@@ -131,7 +133,8 @@ class SimulatedParticipant:
         self._check_open()
         link = await Link.open(self.name, self.address)
         try:
-            await link.ask("begin", str(gid))
+            claim = (gid.txid.session, gid.txid.seq, key.backend(gid.txid, link.pid))
+            await link.ask("begin", str(gid), claim)
         except SqlError as error:
             link.discard()
             raise ParticipantRefused(self.name, str(error), sqlstate=error.sqlstate) from error
@@ -140,7 +143,7 @@ class SimulatedParticipant:
         except BaseException:
             link.discard()
             raise
-        return SimulatedBranch(self, link, gid, timeout_s)
+        return SimulatedBranch(self, link, gid, timeout_s, key)
 
     async def manage(self, verb: str, *arguments: Any) -> Any:
         """On the session that all calls without a branch share. Raises ``SqlError`` and
@@ -163,20 +166,21 @@ class SimulatedParticipant:
         standby, rows = await self.manage("list")
         if standby:
             raise ParticipantRefused(self.name, "the server is a standby")
-        link = self._management
-        found = []
-        for text, xid, age_s in rows:
-            evidence = None if link is None else Evidence(xid, link.system, link.timeline)
-            gid: Gid | Foreign = Gid.parse(text)
-            found.append(PreparedBranch(gid, "app", self.name, 0.0, age_s, xid, evidence))
-        return found
+        return [
+            PreparedBranch(
+                Gid.parse(text), owner, self.name, 0.0, age_s, xid, Evidence(xid, *where),
+                owned=owner == APPLICATION,
+            )
+            for text, owner, xid, age_s, where in rows
+        ]  # fmt: skip
 
     async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
         verb = "commit_prepared" if order is Order.COMMIT else "rollback_prepared"
         try:
             confirmed = await self.manage(verb, str(gid))
         except SqlError as error:
-            if error.sqlstate == "42704":
+            # A gid exists once: where it is a stranger's (42501), ours is gone.
+            if error.sqlstate in {"42704", "42501"}:
                 fate = Fate.UNKNOWN if evidence is None else await self.evidence(evidence)
                 return judge(order, fate)
             if error.sqlstate == "55000":
@@ -186,7 +190,8 @@ class SimulatedParticipant:
 
     async def evidence(self, evidence: Evidence) -> Fate:
         try:
-            status = await self.manage("status", evidence.xid, evidence.system, evidence.timeline)
+            where = (evidence.system, evidence.timeline, evidence.history, evidence.position)
+            status = await self.manage("status", evidence.xid, *where)
         except SqlError as error:
             if error.sqlstate == "22023":
                 return Fate.NEVER_ASSIGNED
@@ -203,11 +208,14 @@ class SimulatedParticipant:
             for waiter, holder, since, pid, xid in rows
         ]
 
-    def _node(self, name: str) -> str:
+    def _node(self, end: tuple[str | None, str, int, Any]) -> Node:
+        name, owner, pid, claim = end
+        if name is None:
+            session, seq, proof = claim
+            return Claim(session, seq, pid, proof)
         gid = Gid.parse(name)
-        return (
-            str(gid.txid) if isinstance(gid, Gid) and gid.ledger == self.ledger_id else f"{self.name}/{name}"
-        )
+        ours = isinstance(gid, Gid) and gid.ledger == self.ledger_id and gid.participant in self.names
+        return gid if isinstance(gid, Gid) and ours and owner == APPLICATION else f"{self.name}/{name}"
 
     async def cancel_waiter(self, waiting: Waiting) -> bool:
         return bool(await self.manage("cancel", waiting.pid, waiting.xid))
@@ -231,7 +239,7 @@ class SimulatedStates:
             raise ParticipantRefused(self._participant.name, str(error), sqlstate=error.sqlstate) from error
 
     async def enlist(self, gid: Gid, charter: Charter, note: bytes = b"") -> bool:
-        return bool(await self._ask("enlist", gid, charter))
+        return bool(await self._ask("enlist", gid, charter, note))
 
     async def read(self, gid: Gid) -> StateRow | None:
         row: StateRow | None = await self._ask("read", gid)
@@ -289,12 +297,15 @@ class Account:
 
 
 class SimulatedBranch:
-    def __init__(self, participant: SimulatedParticipant, link: Link, gid: Gid, timeout_s: float) -> None:
+    def __init__(
+        self, participant: SimulatedParticipant, link: Link, gid: Gid, timeout_s: float, key: SessionKey
+    ) -> None:
         self.participant = participant
         self.link = link
         self.gid = gid
         self.over = False
         self.wrote = False
+        self._proof = key.proof(gid)
         self._timeout_s = max(timeout_s, STATEMENT_TIMEOUT_S)
         self._asked = False
         self._evidence: Evidence | None = None
@@ -330,7 +341,8 @@ class SimulatedBranch:
         self.over = True
         self._asked = True
         try:
-            tag, xid, timeline, confirmed = await self.link.ask("prepare", str(self.gid))
+            proof = self._proof if self.gid.protocol is Protocol.THREE_PHASE else b""
+            tag, evidence, confirmed = await self.link.ask("prepare", str(self.gid), proof)
         except SqlError as error:
             self._asked = False
             return PrepareResult(Vote.ABORT, reason=self._failed(error, error.sqlstate))
@@ -344,14 +356,14 @@ class SimulatedBranch:
             return PrepareResult(Vote.ABORT, reason=self._failed(f"PREPARE answered {tag}"))
         if not confirmed:
             raise PrepareUnanswered(ParticipantUnavailable(self.participant.name, "no standby confirmed it"))
-        self._evidence = Evidence(xid, self.link.system, timeline)
+        self._evidence = Evidence(*evidence)
         return PrepareResult(Vote.PREPARED, self._evidence)
 
     async def commit_one_phase(self) -> Settled:
         self.over = True
-        notes = self.participant.notes
+        proof = self._proof if self.participant.notes else b""
         try:
-            tag = await self.link.ask("commit", str(self.gid), notes, timeout_s=self._timeout_s)
+            tag = await self.link.ask("commit", str(self.gid), proof, timeout_s=self._timeout_s)
         except SqlError as error:
             raise self._failed(error, error.sqlstate) from error
         except NotSent as error:
@@ -371,7 +383,7 @@ class SimulatedBranch:
             await asyncio.sleep(pause_s)
             pause_s *= 2
             try:
-                arguments = (str(self.gid), self.link.pid, self.link.timeline)
+                arguments = (self._proof, self.link.pid, self.link.timeline)
                 noted, gone = await self.participant.manage("noted", *arguments)
             except (SqlError, ParticipantError):
                 continue
@@ -414,7 +426,7 @@ class SimulatedBranch:
 
     async def _end_reading(self) -> Settled:
         try:
-            tag = await self.link.ask("commit", str(self.gid), False)
+            tag = await self.link.ask("commit", str(self.gid), b"")
         except SqlError as error:
             raise self._failed(error, error.sqlstate) from error
         except NoAnswer as error:

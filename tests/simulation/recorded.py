@@ -42,6 +42,7 @@ class RecordedLedger(Recorder):
     async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
         verdicts = await super().outcomes(gids)
         for gid, verdict in verdicts.items():
+            self.judge.verdict(str(gid), impostor=verdict is Verdict.IMPOSTOR)
             if verdict is Verdict.COMMITTED:
                 self.judge.decided(str(gid.txid), "commit")
             elif verdict is Verdict.ABORTED:

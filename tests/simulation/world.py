@@ -303,6 +303,7 @@ class World:
 
     def promoted(self, disk: Disk) -> None:
         disk.timeline += 1
+        disk.history = f"{self.random.getrandbits(128):032x}"
         disk.recovering = False
         disk.promotions.append(self.scheduler.now)
         self.trace(disk.name, f"is the primary now, on timeline {disk.timeline}")
@@ -446,7 +447,7 @@ class World:
         found = [f"{name} is down" for name, (process, _) in self.servers.items() if not process.alive]
         for name, disk in self.disks.items():
             found += [
-                f"{gid} is prepared in {name}" for gid in disk.prepared if gid not in self.judge.foreign
+                f"{gid} is prepared in {name}" for gid, work in disk.prepared.items() if not work.impostor
             ]
         if self.destroyed:
             return found
