@@ -13,7 +13,8 @@ From the bottom up:
   :mod:`.files` and :mod:`.nodes`: what lies on it, of a ledger's file and of a cluster's nodes.
 - :mod:`.pinned`: clocks, random sources and hash order come from the seed; what is real is out of bounds.
 - :mod:`.database`, :mod:`.participant`: PostgreSQL's rules about transactions, and the contract over them.
-- :mod:`.applications`, :mod:`.members`, :mod:`.faults`: who works, who changes the cluster, what goes wrong.
+- :mod:`.applications`, :mod:`.members`, :mod:`.faults`: who works, who changes the cluster, what goes wrong;
+  :mod:`.strangers`: who prepares transactions under names that the ledger never gave them.
 - :mod:`.recorded`, :mod:`.judge`: what everybody was told, and what must hold of it at every step; beside
   them :mod:`tests.linearizability`, and :mod:`.promises` and :mod:`.rows`, which know what the acceptors of
   Paxos Commit and the rows of three-phase commit have fixed before anybody else does.

@@ -21,6 +21,7 @@ from participants.registry import Registry
 from recovery.explain import explain
 from recovery.explain_heuristic import explain_heuristic
 from recovery.operator import Operator
+from recovery.plan import Standing
 from recovery.service import RecoveryService
 from recovery.settings import RecoverySettings
 from recovery.survey import survey
@@ -325,7 +326,7 @@ class OperatorProcess:
         found = random.choice(seen.found)
         gid = found.branch.gid
         await explain(ledger, participants, found, seen)
-        draw = random.random()
+        draw = 1.0 if found.standing is Standing.IMPOSTOR else random.random()
         if draw < 0.3:
             world.trace(self.process.name, f"rolls back {gid}, which is {found.standing}")
             await operator.roll_back(gid)

@@ -351,7 +351,7 @@ class Session(asyncio.Protocol):
         if self.disk.recovering:
             raise SqlError("25006", "recovery is in progress")
 
-    async def do_login(self, role: str, *, impostor: bool) -> None:
+    async def do_login(self, role: str, impostor: bool) -> None:
         self.role, self.impostor = role, impostor
 
     async def do_list(self) -> tuple[bool, list[tuple[str, str, int, float, tuple[Any, ...]]]]:

@@ -211,8 +211,7 @@ class SimulatedParticipant:
     def _node(self, end: tuple[str | None, str, int, Any]) -> Node:
         name, owner, pid, claim = end
         if name is None:
-            session, seq, proof = claim
-            return Claim(session, seq, pid, proof)
+            return f"{self.name}/{pid}" if claim is None else Claim(claim[0], claim[1], pid, claim[2])
         gid = Gid.parse(name)
         ours = isinstance(gid, Gid) and gid.ledger == self.ledger_id and gid.participant in self.names
         return gid if isinstance(gid, Gid) and ours and owner == APPLICATION else f"{self.name}/{name}"

@@ -44,6 +44,7 @@ from tests.simulation.nodes import CLUSTER, SimulatedCluster
 from tests.simulation.promises import Promises
 from tests.simulation.rows import Rows
 from tests.simulation.scheduler import Process, Scheduler
+from tests.simulation.strangers import Insider, Stranger
 
 CALM_S = 150.0
 """Within how much virtual time after healing nothing may be in doubt any more."""
@@ -105,6 +106,8 @@ class World:
         self.protocols = self.drawn_protocols(members) if protocol is None else [protocol]
         if protocol == "paxos" and not members:
             raise ValueError("Paxos Commit needs nodes: say how many with --nodes")
+        self.strangers = self.random.random() < 0.5
+        """Somebody prepares under names that are none of theirs."""
         self.termination = Termination.QUORUM
         if "3pc" in self.protocols and self.random.random() < 0.2:
             self.termination = Termination.SKEEN
@@ -216,6 +219,8 @@ class World:
             self.start_other(name, RecoveryProcess)
         if self.random.random() < 0.5:
             self.start_other("operator", OperatorProcess)
+        if self.strangers:
+            self.start_other("stranger", Stranger)
         if self.cluster is not None and self.random.random() < 0.4:
             self.cluster.tidy = False
             self.start_other("members", MembersProcess)
@@ -369,6 +374,8 @@ class World:
         ends = self.scheduler.now + CALM_S
         if not self.scheduler.run(ends, self.is_settled):
             raise Violation(f"not settled {CALM_S} s after healing: {self.unsettled()}")
+        if self.strangers and not self.destroyed:
+            self.replay()
         self.settled = True
         self.counts["transactions with votes for both"] += len(self.judge.promises.mixed)
         self.counts["rows fixed to abort"] += [*self.judge.rows.fixed.values()].count("abort")
@@ -377,6 +384,18 @@ class World:
         self.judge.final(list(self.disks.values()), BALANCE * self.accounts * len(self.disks))
         for wrong in violations(self.history, drops=self.settings.retention_s < self.scheduler.now):
             raise Violation(f"not linearizable: {wrong}")
+
+    def replay(self) -> None:
+        """What was committed is prepared again, in its own role and place; the judge sees whether anybody
+        ends that, and nothing may become open because of it."""
+        process = self.process("insider", self.host("insider"))
+        insider = Insider(self, process)
+        process.start(insider.main, "main")
+        if not self.scheduler.run(self.scheduler.now + CALM_S, lambda: insider.done):
+            raise Violation("the insider gets no answers")
+        self.scheduler.run(self.scheduler.now + QUIET_S)
+        if self.unsettled():
+            raise Violation(f"open since old names were prepared again: {self.unsettled()}")
 
     def audit(self) -> None:
         """Ask the ledger once more about every transaction: what it answers goes into the history."""
