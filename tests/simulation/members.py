@@ -105,7 +105,8 @@ class MembersProcess:
     @property
     def in_doubt(self) -> bool:
         """Whether Paxos Commit has left anything prepared: who lets a node go looks for that before."""
-        return any(":p:" in gid for disk in self.world.disks.values() for gid in disk.prepared)
+        prepared = [work for disk in self.world.disks.values() for work in disk.prepared.values()]
+        return any(":p:" in work.name and not work.impostor for work in prepared)
 
     async def transfer(self) -> None:
         await operate.transfer(self.world.settings)
