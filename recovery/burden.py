@@ -42,7 +42,8 @@ def burden(found: Found, waits: Sequence[Waiting] | ParticipantError) -> Burden:
     blocks: tuple[Waiting, ...] = ()
     unknown = str(waits) if isinstance(waits, ParticipantError) else None
     if not isinstance(waits, ParticipantError):
-        waiters = {(edge.waiter, edge.pid): edge for edge in waits if edge.holder == _node(found)}
+        names = {branch.gid, _node(found)}
+        waiters = {(str(edge.waiter), edge.pid): edge for edge in waits if edge.holder in names}
         blocks = tuple(waiters[key] for key in sorted(waiters))
     return Burden(blocks, unknown, branch.age_s, branch.age_xids)
 

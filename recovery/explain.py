@@ -108,8 +108,9 @@ _NO_PROOF = {
         " application's own records, then commit or roll back with --heuristic and a --note.",
     ],
     Standing.IMPOSTOR: [
-        "It is not the branch that its name says: somebody else prepared it, under a name that was made up or"
-        " that had been used. undoubt never touches it, and no transaction waits for it.",
+        "It is not the branch that its name says: it was prepared under a name that was made up or that had"
+        " been used, or the database is a copy of another, or was restored. undoubt never touches it, and no"
+        " transaction waits for it.",
         "Whoever prepared it can end it; find out who that is: anybody who may connect can prepare.",
     ],
     Standing.OTHER_LEDGER: [
@@ -130,6 +131,8 @@ def _proof(found: Found, info: TransactionInfo | None, session: SessionInfo | No
             return _proof_of_abort(found, info, session)
         case Standing.ACTIVE:
             return _no_proof_while_active(session)
+        case Standing.IMPOSTOR:
+            return [f"Why it is none of ours: {found.why}.", *_NO_PROOF[Standing.IMPOSTOR]]
         case standing:
             return _NO_PROOF[standing]
 
@@ -147,13 +150,7 @@ def _proof_of_commit(found: Found, info: TransactionInfo | None) -> list[str]:
     gid = found.branch.gid
     recorded = next((r for r in info.branches if isinstance(gid, Gid) and r.number == gid.branch), None)
     if recorded is not None and recorded.xid is not None and found.branch.xid is not None:
-        if recorded.xid & 0xFFFFFFFF == found.branch.xid & 0xFFFFFFFF:
-            proof.append(f"It is the very branch that voted: transaction id {found.branch.xid}, as recorded.")
-        else:
-            proof.append(
-                f"BUT its transaction id is {found.branch.xid}, and {recorded.xid} was recorded with the"
-                " vote: the database may have been restored or replaced. Look before you act."
-            )
+        proof.append(f"It is the very branch that voted: transaction id {found.branch.xid}, as recorded.")
     return proof
 
 

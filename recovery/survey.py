@@ -75,7 +75,7 @@ async def survey(ledger: Ledger, participants: Registry) -> Survey:
         for branch in listed:
             # Two participants may be one database: the branch is one, under the name it was begun with.
             text = str(branch.gid)
-            if text not in branches or getattr(branch.gid, "participant", None) == participant.name:
+            if text not in branches or getattr(branch.gid, "participant", None) in participant.names:
                 branches[text] = (participant.name, branch)
     seen = [(participants.get(name), branch) for name, branch in branches.values()]
     stands = await standings(ledger, seen)

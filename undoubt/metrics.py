@@ -45,6 +45,9 @@ LEDGER_CALLS = (
 )
 PROTOCOLS = {Protocol.TWO_PHASE: "2pc", Protocol.THREE_PHASE: "3pc", Protocol.PAXOS: "paxos"}
 
+IN_DOUBT = tuple(standing for standing in Standing if standing is not Standing.IMPOSTOR)
+"""Those that prepared branches are counted by: nobody's forged names fill the graphs of what is in doubt."""
+
 
 class Metrics:
     """Everything that a process tells. One is enough for any number of coordinators; a registry takes one.
@@ -94,6 +97,12 @@ class Metrics:
             "undoubt_in_doubt_branches",
             "Prepared branches at the last pass of recovery, by what the ledger says of them.",
             ["participant", "standing"],
+            registry=to,
+        )
+        self._impostors = Gauge(
+            "undoubt_impostor_branches",
+            "Prepared at the last pass under names of this ledger's, and no branches of its own.",
+            ["participant"],
             registry=to,
         )
         self._oldest = Gauge(
@@ -147,13 +156,15 @@ class Metrics:
             return  # what was not seen stays as it was last seen, and grows older
         self._last_pass.labels(participant).set(time.time())
         listed = Count(line.standing for line in passed.lines if line.standing is not None)
-        for standing in Standing:
+        for standing in IN_DOUBT:
             self._in_doubt.labels(participant, str(standing)).set(listed[str(standing)])
+        self._impostors.labels(participant).set(listed[str(Standing.IMPOSTOR)])
         self._oldest.labels(participant).set_function(_aging(passed.oldest_s))
 
     def gone(self, participant: str) -> None:
-        for standing in Standing:
+        for standing in IN_DOUBT:
             _remove(self._in_doubt, participant, str(standing))
+        _remove(self._impostors, participant)
         _remove(self._oldest, participant)
         _remove(self._last_pass, participant)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from coordinator.coordinator import Coordinator
 from coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
 from coordinator.ledger.contract import Decision
 from coordinator.settings import CoordinatorSettings
-from participants.contract import Order, Settled, Vote, Work
+from participants.contract import Order, PreparedBranch, Settled, Vote, Work
 from participants.errors import ParticipantUnavailable, UsageError
 from participants.ids import Gid
 from recovery.service import RecoveryService
@@ -176,6 +177,21 @@ async def test_what_recovery_sees_and_does(world: World, told: Told) -> None:
         assert told("undoubt_in_doubt_branches", participant="orders", standing="active") == 0
         assert (told("undoubt_recovery_last_pass_timestamp_seconds", participant="orders") or 0) > 1.7e9
         assert (told("undoubt_recovery_passes_total", participant="orders", result="done") or 0) > 0
+
+
+async def test_impostors_are_counted_by_themselves(world: World, told: Told) -> None:
+    """Broken if whoever forges names can fill the graphs of what is in doubt, or raise the alert on its age."""
+    gids = await world.left()
+    for gid in (replace(gids[0], tag="0" * 20), replace(gids[0], branch=9), gids[1]):
+        world.orders.foreign.append(PreparedBranch(gid, "somebody", "orders", 0.0, 9_999.0, 77))
+    async with RecoveryService(world.ledger, world.registry, FAST, meter=told.metrics):
+        await until(lambda: told("undoubt_impostor_branches", participant="orders") == 3)
+        await until(lambda: told("undoubt_impostor_branches", participant="payments") == 0)
+        assert told("undoubt_in_doubt_branches", participant="orders", standing="impostor") is None
+        assert told("undoubt_in_doubt_branches", participant="orders", standing="active") == 1
+        assert (told("undoubt_in_doubt_oldest_age_seconds", participant="orders") or 0.0) < 1_000
+        world.registry.remove("payments")
+        await until(lambda: told("undoubt_impostor_branches", participant="payments") is None)
 
 
 async def test_a_participant_that_cannot_be_asked_keeps_its_branches(world: World, told: Told) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 import undoubt
 from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import BranchRecord, Decision
-from participants.ids import Gid, Protocol
+from coordinator.ledger.contract import Decision, record_of
+from participants.ids import Gid, Protocol, SessionKey
 from tests.coordinator.node.processes import Processes, processes
 from tests.servers import prepared
 
@@ -91,16 +91,16 @@ async def test_the_node_that_leads_resolves_what_is_in_doubt(
     try:
         for number in (1, 2):
             session = await ledger.open_session("dead", 300.0)
-            txid = session.txid(1)
+            txid, key = session.txid(1), SessionKey(session.key)
             gids = {
-                name: Gid(ledger.ledger_id, Protocol.TWO_PHASE, txid, at, name)
+                name: Gid(ledger.ledger_id, Protocol.TWO_PHASE, txid, at, name).tagged(key)
                 for at, name in enumerate(databases, 1)
             }
             for name, dsn in databases.items():
                 await run(
                     dsn, "begin", f"insert into note values ({number})", f"prepare transaction '{gids[name]}'"
                 )
-            branches = [BranchRecord(gid.branch, name) for name, gid in gids.items()]
+            branches = [record_of(gid) for gid in gids.values()]
             assert await ledger.decide(txid, Decision.COMMIT, branches) is Decision.COMMIT
             for dsn in databases.values():
                 while await prepared(dsn):

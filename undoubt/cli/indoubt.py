@@ -12,6 +12,7 @@ from participants.ids import Foreign, Gid, TxId
 from recovery.explain import explain as explain_branch
 from recovery.explain_heuristic import explain_heuristic
 from recovery.operator import Operator
+from recovery.plan import Standing
 from recovery.survey import Found, Survey, survey
 from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, opened, pass_context, yes_option
@@ -50,8 +51,9 @@ def indoubt() -> None:
 def list_(context: Context) -> None:
     """List everything prepared, and open heuristics.
 
-    All participants are asked, then the ledger. Foreign prepared transactions are listed too, and never
-    touched. Exit status 4 if a participant did not answer; the others are listed all the same.
+    All participants are asked, then the ledger. Foreign prepared transactions are listed too, and so are
+    impostors, with what is wrong with each; neither is ever touched. Exit status 4 if a participant did not
+    answer; the others are listed all the same.
 
     \b
     Example:
@@ -269,6 +271,7 @@ async def _wait(context: Context, name: Gid | Foreign | TxId | None, timeout: fl
         while True:
             seen = await survey(tools.ledger, tools.participants)
             left = seen.in_doubt() if name is None else seen.of(name)
+            left = [one for one in left if one.standing is not Standing.IMPOSTOR]
             waited = time.monotonic() - started
             if not left and not seen.unreachable:
                 return waited
@@ -298,6 +301,12 @@ def _tables(context: Context, seen: Survey, found: tuple[Found, ...] | list[Foun
                 )
                 for one in found
             ],
+        )
+    impostors = [one for one in found if one.standing is Standing.IMPOSTOR]
+    if impostors:
+        context.output.table(
+            ("impostor", "prepared by role", "why it is none of ours"),
+            [(one.branch.gid, one.branch.owner, one.why) for one in impostors],
         )
     if seen.heuristics:
         context.output.table(

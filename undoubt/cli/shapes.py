@@ -44,7 +44,7 @@ def transaction(info: TransactionInfo, ledger_id: str) -> dict[str, Any]:
 
 def branch(record: BranchRecord, info: TransactionInfo, ledger_id: str) -> dict[str, Any]:
     """One branch as recorded with a decision; ``evidence`` is null where none was recorded."""
-    gid = Gid(ledger_id, Protocol(info.protocol), info.txid, record.number, record.participant)
+    gid = record.gid(ledger_id, info.protocol, info.txid)
     evidence = (
         None
         if record.xid is None
@@ -85,6 +85,7 @@ def prepared(one: Found) -> dict[str, Any]:
         "participant": one.participant,
         "protocol": protocol_name(gid.protocol) if isinstance(gid, Gid) else None,
         "standing": str(one.standing),
+        "why": one.why,
         "action": one.standing.action,
         "database": one.branch.database,
         "owner": one.branch.owner,

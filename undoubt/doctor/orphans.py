@@ -45,7 +45,7 @@ def _finding(found: Found, weighs: Burden) -> Finding:
         found.participant,
         CHECK,
         Severity.WARNING if stands is Standing.ACTIVE else Severity.PROBLEM,
-        f"{what}: {stands.why}",
+        f"{what}: {found.why}",
         f"{_cost(weighs)}. {_TO_DO[stands]}",
         _FIX.get(stands, f"undoubt indoubt explain {shlex.quote(str(branch.gid))}"),
     )

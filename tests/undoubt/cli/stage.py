@@ -38,6 +38,7 @@ from undoubt.cli import main
 
 LEDGER_ID = "abcdefghij"
 NONCE = "00112233445566ff"
+WRONG_TAG = "00000000000000000bad"
 
 
 @dataclass
@@ -52,12 +53,21 @@ class StageLedger:
     session_list: list[SessionInfo] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
 
-    async def outcomes(self, txids: Iterable[TxId], *, protocol: str = "2") -> Mapping[TxId, Verdict]:
+    async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
         self.trace.append("outcomes")
-        return {txid: self.verdicts.get(txid, Verdict.FORGOTTEN) for txid in txids}
+        return {
+            gid: Verdict.IMPOSTOR if gid.tag == WRONG_TAG else self.verdicts.get(gid.txid, Verdict.FORGOTTEN)
+            for gid in gids
+        }
 
     async def decide(
-        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], *, protocol: str = "2"
+        self,
+        txid: TxId,
+        decision: Decision,
+        branches: Sequence[BranchRecord],
+        *,
+        protocol: str = "2",
+        cause: str = "",
     ) -> Decision:
         if txid not in self.decisions:
             self.record(txid, decision, tuple(branches))

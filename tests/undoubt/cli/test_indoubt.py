@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from coordinator.ledger.contract import Decision, Heuristic, SessionInfo, SessionState, Verdict
-from participants.contract import Fate, Order, Settled, Waiting
+from participants.contract import Fate, Order, PreparedBranch, Settled, Waiting
 from participants.errors import ParticipantUnavailable
-from participants.ids import Foreign
-from tests.undoubt.cli.stage import NONCE, Stage, aged
+from participants.ids import Foreign, Gid
+from tests.undoubt.cli.stage import NONCE, WRONG_TAG, Stage, aged
 
 
 @pytest.fixture
@@ -49,10 +50,70 @@ def test_list_shows_every_standing_with_its_safe_action(stage: Stage) -> None:
     assert len(shown["branches"]) == 10
     first = shown["branches"][0]
     assert set(first) == {
-        "gid", "txid", "participant", "protocol", "standing", "action", "database", "owner", "xid",
+        "gid", "txid", "participant", "protocol", "standing", "why", "action", "database", "owner", "xid",
         "prepared_at", "age_s",
     }  # fmt: skip
     assert first["prepared_at"].endswith("Z")
+
+
+def impostors(stage: Stage) -> tuple[Gid, Gid, Gid]:
+    """In orders, for two hours: under a name that was made up, under another database's, and under one of a
+    branch that is committed, with its transaction id not the one that was recorded."""
+    forged = replace(stage.gid(8), tag=WRONG_TAG)
+    elsewhere = stage.gid(7, 2, "payments")
+    gid, other = stage.prepare(9, Decision.COMMIT)
+    stage.orders.finish_by_hand(gid, Order.COMMIT)
+    stage.payments.finish_by_hand(other, Order.COMMIT)
+    stage.ledger.verdicts[elsewhere.txid] = Verdict.ABORTED
+    for name in (forged, elsewhere, gid):
+        stage.foreign(name, age_s=7_200)
+    return forged, elsewhere, gid
+
+
+def test_list_marks_impostors_and_says_why(stage: Stage) -> None:
+    names = impostors(stage)
+    shown = stage.json("indoubt", "list")["branches"]
+    told = {one["gid"]: (one["standing"], one["action"], one["owner"], one["why"]) for one in shown}
+    assert set(told) == {str(name) for name in names}
+    for name, why in zip(
+        names, ("its tag is wrong", "another database", "its transaction id is"), strict=True
+    ):
+        standing, action, owner, said = told[str(name)]
+        assert (standing, action, owner) == ("impostor", "none", "dba")
+        assert why in said
+        page = stage.run("indoubt", "list").out
+        assert said in page
+        assert page.count(str(name)) == 2, "in the list, and with the reason"
+
+
+def test_list_shows_the_branch_itself_where_an_impostor_has_its_name_elsewhere(stage: Stage) -> None:
+    """Broken if whoever prepares a name in another database keeps people from ending the branch."""
+    gid, _ = stage.prepare(1, Verdict.ABORTED)
+    stage.payments.name = "aaa"  # the first to be asked, and the participant has another name now
+    stage.orders.names = frozenset({"shop", "orders"})
+    stage.orders.name = "shop"
+    stage.payments.foreign.append(PreparedBranch(gid, "dba", "aaa", time.time(), 1.0, 77))
+    shown = {one["gid"]: one for one in stage.json("indoubt", "list")["branches"]}
+    assert (shown[str(gid)]["participant"], shown[str(gid)]["standing"]) == ("shop", "aborted")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_an_impostor_is_neither_counted_nor_waited_for_nor_committed(stage: Stage, number: int) -> None:
+    name = impostors(stage)[number]
+    assert stage.run("indoubt", "check").status == 0
+    for waited in ([], [str(name)], [str(name.txid)]):
+        assert stage.run("indoubt", "wait", *waited, "--timeout", "0").status == 0
+    told = stage.json("indoubt", "explain", str(name))
+    assert told["safe_action"] == {"action": "none", "command": None}
+    assert told["decision"]["why"] in told["proof"][0]
+    assert "no transaction waits for it" in " ".join(told["proof"])
+    trace, known = list(stage.ledger.trace), dict(stage.ledger.known)
+    for heuristic in ([], ["--heuristic"]):
+        ran = stage.run("indoubt", "commit", str(name), *heuristic, "--yes")
+        assert ran.status != 0
+        assert "impostor" in ran.err
+    assert (stage.ledger.known, {*stage.ledger.trace} - {"outcomes"}) == (known, {*trace} - {"outcomes"})
+    assert name in {one.gid for one in stage.orders.foreign}
 
 
 def test_list_asks_the_ledger_after_the_participants(stage: Stage) -> None:
@@ -354,8 +415,12 @@ def test_explain_a_committed_branch(stage: Stage) -> None:
 def test_explain_warns_of_a_branch_that_is_not_the_one_that_voted(stage: Stage) -> None:
     """After a restore a database may hold another transaction under the same name."""
     gid, _ = stage.prepare(1, Decision.COMMIT)
+    voted = stage.orders.prepared[gid]
     stage.orders.prepared[gid] += 1
-    assert any(line.startswith("BUT") for line in stage.json("indoubt", "explain", str(gid))["proof"])
+    told = stage.json("indoubt", "explain", str(gid))
+    assert f"its transaction id is {voted + 1}, and the decision was recorded of {voted}" in told["proof"][0]
+    assert "was restored" in told["proof"][1]
+    assert told["safe_action"] == {"action": "none", "command": None}
 
 
 def test_explain_an_aborted_branch_proves_it_by_the_session(stage: Stage) -> None:

@@ -11,6 +11,7 @@ import pytest
 from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
 from coordinator.settings import LedgerSettings
+from tests.coordinator.ledger.signing import Signing
 from tests.prove.nodes import CommandFailed, Nodes
 
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
@@ -30,10 +31,10 @@ async def cluster(folder: Path, count: int) -> AsyncIterator[Nodes]:
 
 
 @contextlib.asynccontextmanager
-async def client(nodes: Nodes) -> AsyncIterator[ClusterLedger]:
+async def client(nodes: Nodes) -> AsyncIterator[Signing]:
     ledger = await ClusterLedger.open(LedgerSettings(url=f"raft://{nodes.url}", request_timeout_s=30.0))
     try:
-        yield ledger
+        yield Signing(ledger)
     finally:
         await ledger.close()
 

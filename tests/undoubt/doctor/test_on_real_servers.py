@@ -13,11 +13,11 @@ import pytest
 import pytest_asyncio
 
 from coordinator.ledger import open_ledger
-from coordinator.ledger.contract import BranchRecord, Decision
+from coordinator.ledger.contract import Decision, record_of
 from coordinator.ledger.sqlite.lock import FileLock
 from coordinator.settings import LedgerSettings
 from participants.contract import Vote
-from participants.ids import Gid, Protocol, TxId, new_ledger_id
+from participants.ids import Gid, Protocol, SessionKey, TxId, new_ledger_id
 from participants.postgres import PostgresParticipant
 from participants.postgres.schema import migrate
 from participants.settings import ParticipantSettings
@@ -59,11 +59,12 @@ class Shop:
         """A transaction of ``app`` with COMMIT recorded and its coordinator gone."""
         ledger = await open_ledger(LedgerSettings(url=f"sqlite:///{self.folder}/undoubt.db"))
         session = await ledger.open_session("shop", 10.0)
+        key = SessionKey(session.key)
         gids, records = [], []
         for number, name in enumerate(NAMES, 1):
-            gid = Gid(ledger.ledger_id, Protocol.TWO_PHASE, session.txid(1), number, name)
+            gid = Gid(ledger.ledger_id, Protocol.TWO_PHASE, session.txid(1), number, name).tagged(key)
             evidence = await prepare(self.servers[name].dsn("shop", user="app"), gid)
-            records.append(BranchRecord(number, name, evidence.xid, evidence.system, evidence.timeline))
+            records.append(record_of(gid, evidence))
             gids.append(gid)
         await ledger.decide(session.txid(1), Decision.COMMIT, records)
         await ledger.close_session(session)

@@ -16,6 +16,7 @@ from coordinator.ledger.memory import MemoryLedger
 from participants.contract import Settled, Waiting
 from participants.findings import Finding, Severity
 from participants.ids import Foreign, Gid, Protocol, TxId
+from tests.coordinator.ledger.signing import TaggingLedger
 from tests.undoubt.cli.stage import LEDGER_ID, NONCE, Stage, aged
 from undoubt.config import Settings, load
 from undoubt.doctor import examine
@@ -130,7 +131,7 @@ async def test_a_ledger_of_a_newer_version(tmp_path: Path) -> None:
 
 async def test_decisions_that_wait(tmp_path: Path) -> None:
     """Broken if a database that was taken out of the configuration keeps a decision open for ever, unseen."""
-    ledger = MemoryLedger(LEDGER_ID)
+    ledger = TaggingLedger(LEDGER_ID)
     session = await ledger.open_session("shop", 10.0)
     read = settings(tmp_path, '[participants.orders]\ndsn = "postgresql://x/x"')
     await ledger.decide(
@@ -160,6 +161,7 @@ STANDINGS = [
     (Verdict.ASK_PROTOCOL, "problem", "undoubt recover --once"),
     (Verdict.ACTIVE, "warning", "undoubt indoubt explain {gid}"),
     (Verdict.FORGOTTEN, "problem", "undoubt indoubt explain {gid}"),
+    (Verdict.IMPOSTOR, "problem", "undoubt indoubt explain {gid}"),
 ]
 
 
@@ -168,7 +170,8 @@ def test_what_to_do_about_a_branch(stage: Stage, stands: Verdict | Decision, sev
     """Broken if a line ends a branch whose coordinator may still commit it, or that nobody can judge."""
     gid, _ = stage.prepare(1, stands)
     aged(stage, gid, 7_200.0)
-    stage.orders.waiting.append(Waiting("orders/4711", str(gid.txid), "1", 4711, None))
+    holder = f"orders/{gid}" if stands is Verdict.IMPOSTOR else str(gid.txid)
+    stage.orders.waiting.append(Waiting("orders/4711", holder, "1", 4711, None))
     found = [one for one in stage.json("participants", "check")["findings"] if one["check"] == "prepared"]
     assert [one["participant"] for one in found] == ["orders", "payments"]
     assert (found[0]["severity"], found[0]["fix"]) == (severity, fix.format(gid=gid))
