@@ -106,8 +106,7 @@ class World:
         self.protocols = self.drawn_protocols(members) if protocol is None else [protocol]
         if protocol == "paxos" and not members:
             raise ValueError("Paxos Commit needs nodes: say how many with --nodes")
-        self.strangers = self.random.random() < 0.5
-        """Somebody prepares under names that are none of theirs."""
+        self.strangers = self.random.random() < 0.5  # who prepare under names that are none of theirs
         self.termination = Termination.QUORUM
         if "3pc" in self.protocols and self.random.random() < 0.2:
             self.termination = Termination.SKEEN

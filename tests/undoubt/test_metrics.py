@@ -180,7 +180,7 @@ async def test_what_recovery_sees_and_does(world: World, told: Told) -> None:
 
 
 async def test_impostors_are_counted_by_themselves(world: World, told: Told) -> None:
-    """Broken if whoever forges names can fill the graphs of what is in doubt, or raise the alert on its age."""
+    """Broken if whoever forges names can fill the graphs of what is in doubt, or raise its alert."""
     gids = await world.left()
     for gid in (replace(gids[0], tag="0" * 20), replace(gids[0], branch=9), gids[1]):
         world.orders.foreign.append(PreparedBranch(gid, "somebody", "orders", 0.0, 9_999.0, 77))

@@ -14,9 +14,6 @@ import os
 import re
 import secrets
 
-import psycopg
-from psycopg import sql
-
 CONNECT_TIMEOUT_S = 10
 _STORED = re.compile(r"SCRAM-SHA-256\$(\d+):([^$]+)\$.*")
 
@@ -47,6 +44,9 @@ def matches(stored: str, password: str) -> bool:
 
 def give_password(dsn: str, role: str, password: str) -> bool:
     """Give ``role`` the password unless it has one. True if it has this one now. ``dsn`` is a superuser's."""
+    import psycopg  # noqa: PLC0415 - `undoubt.errors` leads here, and every command imports that
+    from psycopg import sql  # noqa: PLC0415
+
     with psycopg.connect(dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as connection:
         found = connection.execute("select rolpassword from pg_authid where rolname = %s", (role,)).fetchone()
         if found is None:

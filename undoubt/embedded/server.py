@@ -17,14 +17,16 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
-
-import asyncpg
 
 from participants.errors import UndoubtError
 from undoubt.embedded.binaries import bin_folder
 from undoubt.embedded.passwords import give_password, process_password, verifier
 from undoubt.embedded.places import DEAD, children, give, new_place, remove_place, server_user, state
+
+if TYPE_CHECKING:
+    import asyncpg
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
@@ -162,6 +164,8 @@ class EmbeddedServer:
 
     async def create_database(self, name: str) -> str:
         """A new, empty database; its DSN."""
+        import asyncpg  # noqa: PLC0415 - `undoubt.errors` names this module's error, and every command imports that
+
         connection = await asyncpg.connect(self.socket_dsn())
         try:
             await connection.execute(f'create database "{name}"')
@@ -205,6 +209,8 @@ class EmbeddedServer:
             )
 
     async def _answers(self) -> bool:
+        import asyncpg  # noqa: PLC0415 - as above
+
         end = asyncio.get_running_loop().time() + START_TIMEOUT_S
         while self.running:
             try:

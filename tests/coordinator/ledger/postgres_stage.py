@@ -56,14 +56,15 @@ async def opened(
 class Held:
     """A connection whose transactions stay open until told."""
 
-    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+    def __init__(self, connection: psycopg.AsyncConnection[Any], dsn: str) -> None:
         self.connection = connection
+        self._dsn = dsn
 
     @classmethod
     @contextlib.asynccontextmanager
     async def connect(cls, dsn: str) -> AsyncIterator[Held]:
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-            yield cls(connection)
+            yield cls(connection, dsn)
 
     async def run(self, statement: str, **parameters: Any) -> list[Any]:
         cursor = await self.connection.execute(statement, parameters or None)
@@ -88,9 +89,7 @@ class Held:
     async def somebody_waits(self) -> None:
         """Return once a statement of another connection waits for a lock that this one holds."""
         pid = self.connection.info.backend_pid
-        async with await psycopg.AsyncConnection.connect(
-            self.connection.info.dsn, autocommit=True
-        ) as observer:
+        async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as observer:
             while True:
                 cursor = await observer.execute(
                     "select count(*) from pg_stat_activity where %s = any(pg_blocking_pids(pid))", [pid]

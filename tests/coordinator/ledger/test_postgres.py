@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -403,8 +404,8 @@ async def test_missing_rights_are_named(settings: LedgerSettings, database: str)
     await maintenance.init(settings)
     async with Held.connect(database) as held:
         await held.run("drop role if exists ledger_guest")
-        await held.run("create role ledger_guest login")
-        guest = settings_for(database.replace("postgres@", "ledger_guest@"))
+        await held.run("create role ledger_guest login password 'guest'")
+        guest = settings_for(re.sub(r"//[^@]*@", "//ledger_guest:guest@", database))
         with pytest.raises(LedgerUnusable, match="grant"):
             await open_ledger(guest)
         await held.run("drop schema undoubt_ledger cascade")
