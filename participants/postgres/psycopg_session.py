@@ -17,6 +17,7 @@ from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.postgres import register_default_adapters, types
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.types import TypesRegistry
+from psycopg.types.array import register_all_arrays
 
 from participants.ids import Gid
 from participants.postgres.closing import close_in_background
@@ -55,6 +56,7 @@ class _OwnAdapters:
     def __init__(self) -> None:
         self.adapters = AdaptersMap(types=TypesRegistry(types))
         register_default_adapters(self)
+        register_all_arrays(self)
 
 
 _OWN = _OwnAdapters()
