@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import generators, waiting
-from psycopg.adapt import AdaptersMap, PyFormat, Transformer
+from psycopg.adapt import AdaptersMap, Dumper, PyFormat, Transformer
 from psycopg.postgres import register_default_adapters, types
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.types import TypesRegistry
@@ -48,6 +48,17 @@ _FATAL = frozenset({"FATAL", "PANIC"})
 _DONE = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY})
 
 
+class _HexBytes(Dumper):
+    """``bytea`` in hexadecimal (https://www.postgresql.org/docs/current/datatype-binary.html). psycopg's own
+    dumper leaves the escaping to libpq, and without a connection ``PQescapeBytea`` goes by the one that was
+    used last: the server then sees other bytes, and a note that is there is not found."""
+
+    oid = types["bytea"].oid
+
+    def dump(self, obj: bytes) -> bytes:
+        return b"\\x" + obj.hex().encode()
+
+
 class _OwnAdapters:
     """How the engine reads and writes values, whatever the application registers with psycopg."""
 
@@ -57,6 +68,7 @@ class _OwnAdapters:
         self.adapters = AdaptersMap(types=TypesRegistry(types))
         register_default_adapters(self)
         register_all_arrays(self)
+        self.adapters.register_dumper(bytes, _HexBytes)
 
 
 _OWN = _OwnAdapters()

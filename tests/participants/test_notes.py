@@ -9,9 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import asyncpg
+import psycopg
 import pytest
 import pytest_asyncio
 from alembic import command
+from psycopg import sql
 
 from participants.contract import Order, Settled, Vote
 from participants.errors import ParticipantRefused
@@ -264,3 +266,19 @@ async def test_tables_that_are_too_old_are_named(
     await at(branch).execute(WRITE)
     assert await branch.commit_one_phase() is Settled.APPLIED  # not noted
     await branch.release()
+
+
+@pytest.mark.parametrize("conforming", ["on", "off"])
+async def test_a_proof_reaches_the_server_whatever_libpq_has_escaped_before(
+    noted: Database, conforming: str
+) -> None:
+    """Broken if a note that is there is not found, and a commit is told as a rollback: without a connection
+    libpq escapes bytes as the connection that it escaped for last would take them."""
+    async with await psycopg.AsyncConnection.connect(noted.dsn, autocommit=True) as other:
+        await other.execute(f"set standard_conforming_strings = {conforming}")
+        await other.execute(sql.SQL("select {}").format(sql.Literal(b"\x00\xff\\")))
+    participant = participant_at(noted.dsn)
+    proof = bytes(range(256))
+    [row] = await participant._management.read("select $1::pg_catalog.bytea as told", proof)
+    assert bytes(row["told"]) == proof
+    await participant.close()
