@@ -159,7 +159,12 @@ class Wire:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._carry(reader, writer))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            writer.close()  # also that of a task that was cancelled before its first step
+
+        task.add_done_callback(over)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.dark:
@@ -250,10 +255,11 @@ class _Link:
                 await upward  # a client that hears nothing does not hear of the server's end either
         finally:
             self._held.set()
-            upward.cancel()
-            await asyncio.wait([upward])
+            # Before the wait, which is left without them if this task is cancelled in it.
             self._client.close()
             self._server.close()
+            upward.cancel()
+            await asyncio.wait([upward])
 
     def cut(self) -> None:
         """Both sides see the connection's end; what has arrived at the server stays arrived."""
