@@ -251,7 +251,8 @@ class Branch(Protocol):
         """Plain COMMIT of an unprepared branch, then nothing is left of it. Once only.
 
         APPLIED: it is committed. ABSENT: it is rolled back, for certain. HEURISTIC_HAZARD: the answer
-        was lost and evidence does not tell. Raises ``BranchFailed`` if it was rolled back with a reason.
+        was lost and evidence does not tell. Raises ``BranchFailed`` if it was rolled back with a reason, and
+        ``ParticipantUnavailable``, for a hazard as well, where the participant said why it gave no answer.
         """
         ...
 

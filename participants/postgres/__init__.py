@@ -17,6 +17,7 @@ transaction is; it knows branches.
 ``schema``                   optional tables on the participant's side, and their pruning
 ``queries.sql``, ``sql``     every statement by name; quoting
 ``verdicts``                 what an SQLSTATE means
+``session_end``              which of the server's timeouts ended a session or a statement
 ``session``                  what is needed of a driver
 ``pool``, ``management``     sessions lent to branches; sessions for everything else
 ``dsn``, ``passfile``        libpq's connection strings, and its password files

@@ -16,6 +16,8 @@ from participants.errors import UsageError, WrongLoop
 from participants.ids import Gid
 from participants.postgres.asyncpg_savepoint import Savepoint
 from participants.postgres.handle import outlives_reset
+from participants.postgres.session import ServerError
+from participants.postgres.session_end import FATAL
 
 if TYPE_CHECKING:
     from participants.postgres.asyncpg_session import Connection
@@ -57,9 +59,14 @@ class BranchConnection:
     or outlive the branch raises ``UsageError``, and so does every call after the branch's end.
     """
 
-    def __init__(self, connection: Connection, gid: Gid) -> None:
+    def __init__(
+        self, connection: Connection, gid: Gid, ended: Callable[[], ServerError | None] = lambda: None
+    ) -> None:
+        """``ended`` tells why the server has ended the session."""
         self._undoubt_connection = connection
         self._undoubt_gid = gid
+        self._undoubt_session_end = ended
+        self.undoubt_failure: ServerError | None = None
         self._undoubt_ended = False
         self._undoubt_running = 0
         self.undoubt_why: Callable[[], Exception] | None = None
@@ -154,13 +161,29 @@ class BranchConnection:
         except Exception as error:
             if isinstance(error, _STALE):
                 self.undoubt_stale = True
+            told = self._undoubt_told(error)
+            if isinstance(told, asyncpg.PostgresError):
+                self.undoubt_failure = failure_told(told)
             if self._undoubt_ended and self.undoubt_why is not None:
                 raise self.undoubt_why() from error
+            if told is not error:
+                raise told from error
             raise
         finally:
             self._undoubt_running -= 1
             if forgets:
                 self._undoubt_connection._drop_local_statement_cache()  # type: ignore[attr-defined]
+
+    def _undoubt_told(self, error: Exception) -> Exception:
+        """``error``, or the server's reason for ending the session, where asyncpg says only that it has."""
+        if not isinstance(error, asyncpg.InterfaceError | asyncpg.ConnectionDoesNotExistError):
+            return error
+        if (reason := session_end(error)) is not None:
+            return reason
+        if (end := self._undoubt_session_end()) is not None:
+            fields = {"C": end.sqlstate, "M": end.message, "S": "FATAL", "V": "FATAL"}
+            return asyncpg.PostgresError.new(fields)
+        return error
 
     def _undoubt_look_at(self, query: str) -> bool:
         """What it does to the session, whatever becomes of the branch. True if the server may have forgotten
@@ -186,6 +209,20 @@ class BranchConnection:
     def _undoubt_note(self, query: str, rows: bool) -> None:
         if rows and not self.undoubt_wrote and _WRITES.match(query):
             self.undoubt_wrote = True
+
+
+def failure_told(error: asyncpg.PostgresError) -> ServerError:
+    """What a statement of the application was answered, to be told again when its branch fails."""
+    severity = getattr(error, "severity_en", None) or getattr(error, "severity", "")
+    return ServerError(str(error.sqlstate), str(error), fatal=severity in FATAL)
+
+
+def session_end(error: BaseException) -> asyncpg.PostgresError | None:
+    """The server's reason for ending the session during a statement: asyncpg tells that the connection was
+    lost, and has the reason as the cause."""
+    cause = error.__cause__
+    lost = isinstance(error, asyncpg.ConnectionDoesNotExistError)
+    return cause if lost and isinstance(cause, asyncpg.PostgresError) else None
 
 
 class LentForSetUp:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from participants.ids import Gid
-from participants.postgres.asyncpg_connection import BranchConnection, LentForSetUp
+from participants.postgres.asyncpg_connection import BranchConnection, LentForSetUp, session_end
 from participants.postgres.closing import CLOSE_TIMEOUT_S, close_in_background
 from participants.postgres.session import (
     NOTICES_KEPT_MAX,
@@ -22,6 +22,7 @@ from participants.postgres.session import (
     Row,
     ServerError,
 )
+from participants.postgres.session_end import FATAL, Listening
 
 if TYPE_CHECKING:
     from participants.postgres.on_connect import OnConnect
@@ -35,7 +36,6 @@ TRANSLATED = (
     OSError,
     TimeoutError,
 )
-_FATAL = frozenset({"FATAL", "PANIC"})
 
 
 class AsyncpgSession:
@@ -49,7 +49,13 @@ class AsyncpgSession:
         self._broken = False
         self._abandoned = False
         self._notices: list[Notice] = []
+        self._listening = Listening.to(connection)
         connection.add_log_listener(self._note)
+
+    @property
+    def ended(self) -> ServerError | None:
+        """Why the server has ended the session, if it said so while nobody asked it anything."""
+        return None if self._listening is None else self._listening.end
 
     @property
     def broken(self) -> bool:
@@ -107,13 +113,15 @@ class AsyncpgSession:
                 self.connection.add_log_listener(self._note)  # which a reset() would have taken away
 
     def handle(self, gid: Gid) -> BranchConnection:
-        return BranchConnection(self.connection, gid)
+        return BranchConnection(self.connection, gid, lambda: self.ended)
 
     def abandon(self) -> None:
         """Send nothing through it any more, and leave the connection open: it is somebody else's."""
         self._broken = self._abandoned = True
         if not self.connection.is_closed():
             self.connection.remove_log_listener(self._note)
+            if self._listening is not None:
+                self._listening.stop()
 
     def discard(self) -> None:
         self._broken = True
@@ -124,10 +132,14 @@ class AsyncpgSession:
 
     def _check(self) -> None:
         if self.broken:
+            if (end := self.ended) is not None:
+                raise NotSent(end.message, end.sqlstate)
             raise NotSent("the connection is closed")
 
     def _told(self, error: BaseException) -> ServerError | NoAnswer | NotSent:
         translated = translate(error)
+        if (end := self.ended) is not None and isinstance(translated, NoAnswer | NotSent):
+            translated = type(translated)(end.message, end.sqlstate)
         if isinstance(translated, NoAnswer) or (isinstance(translated, ServerError) and translated.fatal):
             self.discard()
         return translated
@@ -153,6 +165,7 @@ async def _close(connection: Connection) -> None:
 
 def translate(error: BaseException) -> ServerError | NoAnswer | NotSent:
     """What an error of asyncpg, of the operating system or of the clock says about the statement."""
+    error = session_end(error) or error
     match error:
         case asyncpg.PostgresConnectionError():
             return NoAnswer(str(error) or "the connection was lost")
@@ -163,7 +176,7 @@ def translate(error: BaseException) -> ServerError | NoAnswer | NotSent:
                 str(error.args[0]) if error.args else "",
                 detail=str(error.detail or ""),
                 hint=str(error.hint or ""),
-                fatal=severity in _FATAL,
+                fatal=severity in FATAL,
             )
         case asyncpg.InterfaceError():
             # Raised by the client alone, before it sends anything.

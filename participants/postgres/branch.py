@@ -32,10 +32,10 @@ from participants.postgres.session import Answer, NoAnswer, NotSent, ServerError
 from participants.postgres.sql import fill, literal, query
 from participants.postgres.verdicts import (
     ENDED_BY_APPLICATION,
-    FAILED_TRANSACTION,
-    SWALLOWED,
     branch_failure,
+    lost,
     participant_error,
+    swallowed,
 )
 
 STILL_RUNNING = (
@@ -101,9 +101,9 @@ class PostgresBranch:
         try:
             [row] = await self._session.rows(statement, timeout_s=self._around.statement_timeout_s)
         except ServerError as error:
-            raise branch_failure(self._around.name, error) from error
+            raise self._refused(error) from error
         except (NoAnswer, NotSent) as error:
-            raise self._failed(f"its connection was lost: {error}") from error
+            raise self._lost("", error) from error
         if row["marker"] != marker(self._gid):
             raise self._failed(ENDED_BY_APPLICATION)
         self._xid = None if row["xid"] is None else int(row["xid"])
@@ -133,8 +133,7 @@ class PostgresBranch:
             return self._prepare_refused(error)
         except NotSent as error:
             self._asked = False
-            reason = self._failed(f"its connection was lost before PREPARE: {error}")
-            return PrepareResult(Vote.ABORT, reason=reason)
+            return PrepareResult(Vote.ABORT, reason=self._lost(" before PREPARE", error))
         except NoAnswer as error:
             raise PrepareUnanswered(participant_error(self._around.name, error)) from error
         if (failure := self._look_at_prepared(answer)) is not None:
@@ -157,7 +156,7 @@ class PostgresBranch:
         if error.fatal:
             raise PrepareUnanswered(participant_error(self._around.name, error)) from error
         self._asked = False
-        return PrepareResult(Vote.ABORT, reason=branch_failure(self._around.name, error))
+        return PrepareResult(Vote.ABORT, reason=self._refused(error))
 
     def _look_at_prepared(self, answer: Answer) -> BranchFailed | None:
         """None if it is prepared; what is wrong, if it is not."""
@@ -182,25 +181,31 @@ class PostgresBranch:
             answer = await self._session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:
             if error.fatal:
-                return await self._ask_books(proof)
-            raise branch_failure(self._around.name, error) from error
+                return await self._ask_books(proof, error)
+            raise self._refused(error) from error
         except NotSent as error:
-            raise self._failed(f"its connection was lost before COMMIT: {error}") from error
-        except NoAnswer:
-            return await self._ask_books(proof)
+            raise self._lost(" before COMMIT", error) from error
+        except NoAnswer as error:
+            return await self._ask_books(proof, error)
         if answer.tag != "COMMIT":
             raise self._swallowed(f"COMMIT answered {answer.tag}")
         # Unconfirmed by a standby it is still committed here, and the row of the commit would prove no more.
         self._over = Settled.APPLIED if answer.unconfirmed() is None else Settled.HEURISTIC_HAZARD
         return self._over
 
-    async def _ask_books(self, proof: bytes) -> Settled:
+    async def _ask_books(self, proof: bytes, error: ServerError | NoAnswer) -> Settled:
+        """What became of a COMMIT that was answered by ``error``. Where the server has said why it ended the
+        session, whatever is raised says it as well."""
         evidence = None
         if self._xid is not None and self._place is not None:
             evidence = evidence_at(self._place, self._xid)
         wrote = self._handle.undoubt_wrote or self._xid is not None
-        lost = Lost(self._session, self._gid, proof, evidence, wrote)
-        self._over = await self._around.one_phase.look_up(lost)
+        asked = Lost(self._session, self._gid, proof, evidence, wrote)
+        self._over = await self._around.one_phase.look_up(asked)
+        if error.sqlstate is not None and self._over is Settled.ABSENT:
+            raise self._lost(" during COMMIT", error) from error
+        if error.sqlstate is not None and self._over is Settled.HEURISTIC_HAZARD:
+            raise participant_error(self._around.name, error) from error
         return self._over
 
     async def commit(self) -> Settled:
@@ -234,7 +239,7 @@ class PostgresBranch:
         except ServerError as error:
             if error.fatal:
                 raise participant_error(self._around.name, error) from error
-            raise branch_failure(self._around.name, error) from error
+            raise self._refused(error) from error
         except (NoAnswer, NotSent) as error:
             raise participant_error(self._around.name, error) from error
         if answer.tag != "COMMIT":
@@ -274,7 +279,13 @@ class PostgresBranch:
             raise self._failed(STILL_RUNNING)
 
     def _swallowed(self, how: str) -> BranchFailed:
-        return BranchFailed(self._around.name, f"{SWALLOWED} ({how})", sqlstate=FAILED_TRANSACTION)
+        return swallowed(self._around.name, self._handle.undoubt_failure, how)
+
+    def _lost(self, when: str, error: ServerError | NoAnswer | NotSent) -> BranchFailed:
+        return lost(self._around.name, when, error, self._handle.undoubt_failure)
+
+    def _refused(self, error: ServerError) -> BranchFailed:
+        return branch_failure(self._around.name, error, self._handle.undoubt_failure)
 
     def _failed(self, message: str) -> BranchFailed:
         return BranchFailed(self._around.name, message)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from participants.postgres.one_phase import OnePhase
 from participants.postgres.pool import Slot
+from participants.postgres.session import ServerError
 from participants.postgres.settle import Settler
 
 _OUTLIVES = re.compile(r"(?:^|;)\s*(?:prepare|load)\b", re.IGNORECASE)
@@ -26,6 +27,8 @@ class Handle(Protocol):
     undoubt_why: Callable[[], Exception] | None
     """What every use raises after ``undoubt_end``, in the place of ``UsageError``: the transaction was
     aborted while the application worked."""
+    undoubt_failure: ServerError | None
+    """The last error that a statement of the application got, as far as that is known."""
 
     @property
     def undoubt_used(self) -> bool:

@@ -20,6 +20,8 @@ from participants.errors import UndoubtError, UsageError
 from participants.ids import Gid
 from participants.postgres.handle import outlives_reset
 from participants.postgres.psycopg_gate import AsyncGate, SyncGate
+from participants.postgres.session import ServerError
+from participants.postgres.session_end import FATAL
 
 if TYPE_CHECKING:
     from psycopg._preparing import PrepareManager
@@ -71,11 +73,13 @@ class _Exits:
     undoubt_reusable: bool
     """What an application may change of a psycopg connection, it changes of this object alone."""
     undoubt_stale: bool
+    undoubt_failure: ServerError | None
 
     def _undoubt_begin(self, gid: Gid, prepared: PrepareManager) -> None:
         self.undoubt_wrote = False
         self.undoubt_reusable = True
         self.undoubt_stale = False
+        self.undoubt_failure = None
         self._undoubt_gid = gid
         # Its statements live in the session and so outlive this object; psycopg has no public way to say so.
         self._prepared = prepared
@@ -101,6 +105,8 @@ class _Exits:
         except psycopg.Error as error:
             if _is_stale(error):
                 self.undoubt_stale = True
+            if error.sqlstate:
+                self.undoubt_failure = failure_told(error)
             if self.undoubt_has_ended and (why := self.undoubt_why) is not None:
                 raise why() from error
             raise
@@ -144,6 +150,13 @@ class _Exits:
     def __repr__(self) -> str:
         state = "ended" if self.undoubt_has_ended else "open"
         return f"<connection of branch {self._undoubt_gid}, {state}>"
+
+
+def failure_told(error: psycopg.Error) -> ServerError:
+    """What a statement of the application was answered, to be told again when its branch fails."""
+    told = error.diag
+    severity = told.severity_nonlocalized or told.severity or ""
+    return ServerError(error.sqlstate or "", told.message_primary or str(error), fatal=severity in FATAL)
 
 
 def _is_stale(error: psycopg.Error) -> bool:

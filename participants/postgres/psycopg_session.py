@@ -35,6 +35,7 @@ from participants.postgres.session import (
     Row,
     ServerError,
 )
+from participants.postgres.session_end import FATAL
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 WAKE_S = 1.0
 """psycopg's waiting has to wake up now and then; nothing is done when it does."""
 
-_FATAL = frozenset({"FATAL", "PANIC"})
 _DONE = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY})
 
 
@@ -147,11 +147,11 @@ class PsycopgSession:
 
     async def _ask(self, send: Callable[[], None], timeout_s: float) -> list[PGresult]:
         """Send, and wait for all results. Raises as ``script`` and ``rows`` of the contract do."""
-        self._check()
         pgconn = self.pgconn
         handler, pgconn.notice_handler = pgconn.notice_handler, self._note
         asking = None
         try:
+            self._check()
             send()
             asking = generators.execute(pgconn)
             async with asyncio.timeout(timeout_s):
@@ -180,12 +180,23 @@ class PsycopgSession:
         if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
             raise NotSent("another statement is running")
         try:
-            self.pgconn.consume_input()  # what the server said of itself, above all that it closed the door
+            # What the server said of itself, above all that and why it has ended the session: is_busy() takes
+            # that for a notice.
+            self.pgconn.consume_input()
+            self.pgconn.is_busy()
+            self._raise_end()
+            self.pgconn.consume_input()
         except psycopg.Error as error:
             self.discard()
             raise NotSent(str(error).strip() or "the connection was lost") from error
         if self.broken:
             raise NotSent("the connection was closed by the server")
+
+    def _raise_end(self) -> None:
+        for notice in self._notices:
+            if notice.severity in FATAL:
+                self.discard()
+                raise NotSent(notice.message, notice.sqlstate)
 
     def _judge(self, results: list[PGresult]) -> list[PGresult]:
         for result in results:
@@ -236,5 +247,5 @@ def server_error(result: PGresult) -> ServerError | None:
         field(result, DiagnosticField.MESSAGE_PRIMARY),
         detail=field(result, DiagnosticField.MESSAGE_DETAIL),
         hint=field(result, DiagnosticField.MESSAGE_HINT),
-        fatal=severity in _FATAL,
+        fatal=severity in FATAL,
     )

@@ -32,7 +32,12 @@ class ServerError(Exception):
 
 
 class NoAnswer(Exception):
-    """The session was lost, or the answer did not come in time: what was sent may have happened."""
+    """The session was lost, or the answer did not come in time: what was sent may have happened. ``sqlstate``
+    is the server's reason for ending the session, where it gave one."""
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
 
 
 class Late(NoAnswer):
@@ -40,7 +45,12 @@ class Late(NoAnswer):
 
 
 class NotSent(Exception):
-    """Nothing was sent: the session is closed, or another statement is running in it."""
+    """Nothing was sent: the session is closed, or another statement is running in it. ``sqlstate`` as of
+    :class:`NoAnswer`."""
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
 
 
 NOTICES_KEPT_MAX = 100

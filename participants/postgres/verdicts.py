@@ -13,6 +13,7 @@ import re
 
 from participants.errors import BranchFailed, ParticipantError, ParticipantRefused, ParticipantUnavailable
 from participants.postgres.session import NoAnswer, NotSent, ServerError
+from participants.postgres.session_end import with_setting
 
 MARKER_TEXT = "undoubt marker"
 _ROLE = re.compile(r"undoubt role <(.*)>", re.DOTALL)
@@ -86,8 +87,13 @@ CHECK_BY_SQLSTATE = {
 """The name of the check that fails where a session is refused with that code."""
 
 
-def branch_failure(participant: str, error: ServerError) -> BranchFailed:
-    """Why a living branch cannot go on, for the person who reads ``TransactionAborted``."""
+def branch_failure(participant: str, error: ServerError, failure: ServerError | None = None) -> BranchFailed:
+    """Why a branch cannot go on, for the person who reads ``TransactionAborted``. ``failure`` is the last
+    error that its application got."""
+    if error.sqlstate == FAILED_TRANSACTION:
+        return swallowed(participant, failure)
+    if error.fatal:
+        return lost(participant, "", error, failure)
     return BranchFailed(participant, _explain(error), sqlstate=error.sqlstate)
 
 
@@ -101,8 +107,6 @@ def _explain(error: ServerError) -> str:
         return ENDED_BY_APPLICATION
     if error.sqlstate == "22P02" and (role := _ROLE.search(error.message)) is not None:
         return _ROLE_LEFT.format(role=role[1])
-    if error.sqlstate == FAILED_TRANSACTION:
-        return SWALLOWED
     # The hint names the setting in every language; 53200 is the server's code for "all are taken".
     if error.sqlstate == IN_USE and "max_prepared_transactions" in error.hint:
         return f"{error.message}: " + _PREPARED_MAX.format(what="0", value=100)
@@ -111,8 +115,27 @@ def _explain(error: ServerError) -> str:
     return _plain(error)
 
 
+def swallowed(participant: str, failure: ServerError | None, how: str = "") -> BranchFailed:
+    """The branch is in a failed transaction. ``failure`` is the last error that its application got."""
+    text = SWALLOWED + (f" ({how})" if how else "")
+    if failure is not None and failure.sqlstate != FAILED_TRANSACTION:
+        text += f". The last error in it: {with_setting(failure.sqlstate, failure.message)}"
+    return BranchFailed(participant, text, sqlstate=FAILED_TRANSACTION)
+
+
+def lost(
+    participant: str, when: str, error: ServerError | NoAnswer | NotSent, failure: ServerError | None
+) -> BranchFailed:
+    """The branch's session has ended, and the branch with it. ``when`` is empty or begins with a space;
+    ``failure`` is the last error that its application got, which had the reason if ``error`` has none."""
+    if error.sqlstate is None and failure is not None and failure.fatal:
+        error = failure
+    text = f"its connection was lost{when}: {with_setting(error.sqlstate, str(error))}"
+    return BranchFailed(participant, text, sqlstate=error.sqlstate)
+
+
 def _plain(error: ServerError) -> str:
-    text = error.message
+    text = with_setting(error.sqlstate, error.message)
     if error.detail:
         text += f" ({error.detail.rstrip('.')})"
     if error.hint:
@@ -123,7 +146,8 @@ def _plain(error: ServerError) -> str:
 def participant_error(participant: str, error: ServerError | NoAnswer | NotSent) -> ParticipantError:
     """An error of undoubt's own statements, outside a branch."""
     if not isinstance(error, ServerError):
-        return ParticipantUnavailable(participant, str(error) or "no answer")
+        text = with_setting(error.sqlstate, str(error) or "no answer")
+        return ParticipantUnavailable(participant, text, sqlstate=error.sqlstate)
     if error.sqlstate in _REFUSED:
         message = f"{_plain(error)}: {_REFUSED[error.sqlstate]}"
         return ParticipantRefused(participant, message, sqlstate=error.sqlstate)

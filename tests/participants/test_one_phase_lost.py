@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from participants.contract import Evidence, Fate, Settled, Work
+from participants.contract import Branch, Evidence, Fate, Settled, Work
+from participants.errors import BranchFailed, ParticipantUnavailable
 from participants.ids import Gid
 from participants.postgres import PostgresParticipant
 from participants.postgres.one_phase import OnePhase
@@ -30,6 +31,14 @@ _SLOW_TRIGGER = (
 )
 
 
+async def told(branch: Branch) -> Settled:
+    """What became of its COMMIT; the server's reason for ending the session is told with that."""
+    with pytest.raises((BranchFailed, ParticipantUnavailable)) as failed:
+        await branch.commit_one_phase()
+    assert failed.value.sqlstate == "57P01"
+    return Settled.ABSENT if isinstance(failed.value, BranchFailed) else Settled.HEURISTIC_HAZARD
+
+
 async def lose_answer(
     participant: PostgresParticipant, database: Database, gid: Gid, *, polled: bool
 ) -> Settled:
@@ -41,7 +50,7 @@ async def lose_answer(
     await at(branch).execute(WRITE)
     if polled:
         assert await branch.poll() is Work.WRITES
-    commit = asyncio.create_task(branch.commit_one_phase())
+    commit = asyncio.create_task(told(branch))
     while not await database.admin.fetchval(
         "select exists (select from pg_locks where pid = $1 and not granted)", pid
     ):

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from participants.contract import PrepareUnanswered, Settled, Vote, Work
+from participants.errors import BranchFailed
 from participants.ids import Gid
 from participants.postgres import PostgresParticipant
 from participants.postgres.session import ServerError
@@ -72,7 +73,9 @@ async def test_fatal_error_says_nothing(
         with pytest.raises(PrepareUnanswered):
             await branch.prepare()
     else:
-        assert await branch.commit_one_phase() is Settled.ABSENT, "the books were asked"
+        with pytest.raises(BranchFailed, match="lost during COMMIT: terminating") as failed:
+            await branch.commit_one_phase()  # the books were asked
+        assert failed.value.sqlstate == "57P01"
     assert await branch.rollback() is Settled.ABSENT
     await branch.release()
 

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from participants.errors import UsageError
 from participants.ids import Gid
 from participants.postgres.asyncpg_session import AsyncpgSession
+from participants.postgres.session import ServerError
 from undoubt.integrations.sqlalchemy.adopted import AUTOCOMMIT, begin_statement
 
 
@@ -18,6 +19,7 @@ class AsyncpgAdopted:
     undoubt_wrote = False
     undoubt_reusable = True
     undoubt_stale = False
+    undoubt_failure: ServerError | None = None
 
     def __init__(self, adapter: Any) -> None:
         if adapter.isolation_level == "autocommit":

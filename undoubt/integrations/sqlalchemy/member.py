@@ -130,6 +130,9 @@ def failed(context: sa.engine.ExceptionContext) -> None:
         return
     found = connection.info.get(_UNIT)
     unit: Unit | None = None if found is None else found()
+    taken = connection.info.get(_TAKEN)
+    if isinstance(taken, Taken):
+        taken.note_failure(error)
     if unit is not None:
         unit.failed(error)
 

@@ -14,6 +14,7 @@ from participants.errors import UsageError
 from participants.ids import Gid
 from participants.postgres.psycopg_gate import AsyncGate, SyncGate
 from participants.postgres.psycopg_session import PsycopgSession
+from participants.postgres.session import ServerError
 from undoubt.integrations.sqlalchemy.adopted import AUTOCOMMIT, begin_statement
 
 
@@ -24,6 +25,7 @@ class PsycopgAdopted:
     undoubt_wrote = False
     undoubt_reusable = True
     undoubt_stale = False
+    undoubt_failure: ServerError | None = None
 
     def __init__(self, driver: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
         if driver.autocommit:

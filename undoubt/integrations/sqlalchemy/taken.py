@@ -20,11 +20,18 @@ from participants.errors import UsageError
 from participants.postgres.closing import close_in_background
 from participants.postgres.pool import Slot
 from participants.postgres.session import NoAnswer, NotSent, ServerError
+from participants.postgres.session_end import FATAL, with_setting
 from participants.postgres.sql import literal
+from participants.postgres.verdicts import lost
 from undoubt.integrations.sqlalchemy.adopted import Adopted
 
 LOST_GRACE_S = 0.5
 """A session that is dropped drops all of its connections; while pools roll them back, nobody interrupts."""
+
+
+OnLost = Callable[[float, ServerError | None], None]
+"""Is given the seconds after which the transaction has to abort, and the last error that the application got
+there."""
 
 
 class State(enum.Enum):
@@ -50,9 +57,9 @@ class Taken:
         """Over ``_state``: the engine's thread and the session's may want it at once."""
         self.done = asyncio.Event()
         """Set in the engine's loop once it has done with the connection."""
-        self.on_lost: Callable[[float], None] | None = None
+        self.on_lost: OnLost | None = None
         """Called, in any thread, if the connection goes back to its pool before the transaction's end, or
-        nobody is left who could give it back; with the seconds after which the transaction has to abort."""
+        nobody is left who could give it back."""
         self._dropped = False
 
     # In the engine's loop.
@@ -105,14 +112,23 @@ class Taken:
         if not stolen:
             self._adopted.restore()
         if self.on_lost is not None:
-            self.on_lost(0.0 if stolen else LOST_GRACE_S)
+            self.on_lost(0.0 if stolen else LOST_GRACE_S, self._adopted.undoubt_failure)
 
     def dropped(self) -> None:
         """The session was collected. Its connection may go back to the pool, or be forgotten (asyncio's pools
         do that with psycopg's)."""
         self._dropped = True
         if self.on_lost is not None:
-            self.on_lost(LOST_GRACE_S)
+            self.on_lost(LOST_GRACE_S, None)
+
+    def note_failure(self, error: Exception) -> None:
+        """A statement of the application failed. The server's reason for ending the session, which asyncpg
+        does not tell, becomes a note of ``error``."""
+        ended = getattr(self._adopted.session, "ended", None)
+        if isinstance(ended, ServerError):
+            error.add_note(with_setting(ended.sqlstate, ended.message))
+        failure = ended or _told_by_server(error)
+        self._adopted.undoubt_failure = failure or self._adopted.undoubt_failure
 
     @property
     def closed(self) -> bool:
@@ -125,16 +141,33 @@ class Taken:
         return before
 
 
-def abort_later(
-    loop: asyncio.AbstractEventLoop, transaction: Transaction, name: str
-) -> Callable[[float], None]:
+def _told_by_server(error: BaseException) -> ServerError | None:
+    """What the server said, of an error of SQLAlchemy's adapters, or of the driver's that is behind it."""
+    found = None
+    each: BaseException | None = error
+    while each is not None:
+        sqlstate = getattr(each, "sqlstate", None)
+        # Class 08 is how asyncpg tells that there will be no answer; the server's words are its cause.
+        if isinstance(sqlstate, str) and (found is None or not sqlstate.startswith("08")):
+            told = getattr(each, "diag", None)
+            names = ("severity_nonlocalized", "severity_en", "severity")
+            severity = {getattr(of, name, None) for of in (told, each) for name in names}
+            words = getattr(told, "message_primary", None) or str(each).partition("\n")[0]
+            found = ServerError(sqlstate, words, fatal=not FATAL.isdisjoint(severity))
+        each = each.__cause__
+    return found
+
+
+def abort_later(loop: asyncio.AbstractEventLoop, transaction: Transaction, name: str) -> OnLost:
     """For ``on_lost``: aborts ``transaction`` in its ``loop``; other branches would wait for its timeout."""
-    cause = UsageError(
+    dropped = UsageError(
         f"the connection of branch {name!r} went back to its pool before the end of its transaction: the"
         " session was dropped, or the connection closed, and the pool has rolled it back"
     )
 
-    def post(delay_s: float) -> None:
+    def post(delay_s: float, failure: ServerError | None) -> None:
+        # SQLAlchemy itself gives back a connection whose session the server has ended.
+        cause = dropped if failure is None or not failure.fatal else lost(name, "", failure, None)
         with contextlib.suppress(RuntimeError):  # the loop is closed, and all transactions with it
             if delay_s:
                 loop.call_soon_threadsafe(loop.call_later, delay_s, transaction.doom, cause)
