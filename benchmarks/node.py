@@ -21,7 +21,7 @@ from coordinator.node.bootstrap import beginning
 from coordinator.node.replica import Replica
 from coordinator.node.replicated import Replicated
 from coordinator.node.settings import NodeSettings
-from coordinator.node.storage import Identity, Stored, Write
+from coordinator.node.storage.contract import Identity, Stored, Write
 from coordinator.paxos import Branch, FirstBallot, Outcome, Value
 from coordinator.quorum import Joint
 from coordinator.raft import Message, decode, encode

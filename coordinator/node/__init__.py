@@ -1,8 +1,8 @@
 """A node: one member of the cluster that keeps the ledger, with its disk, its port and its timers.
 
-What enters: a :class:`~coordinator.node.storage.Storage`, addresses, peers' and clients' connections. What
-leaves: answers of the ledger's contract, each durable on a majority before it is given. From the outside
-inwards:
+What enters: a :class:`~coordinator.node.storage.contract.Storage`, addresses, peers' and clients'
+connections. What leaves: answers of the ledger's contract, each durable on a majority before it is given.
+From the outside inwards:
 
 ===================  =====================================================================================
 :mod:`.node`         puts the others together: ``Node.start``, ``stop``
@@ -11,12 +11,12 @@ inwards:
 :mod:`.ledger`       the ledger's contract on the replica; what a leader does now and then
 :mod:`.peers`        connections to and from the other nodes
 :mod:`.replica`      drives :mod:`coordinator.raft`: turns of the loop, proposals, applying; with
-                     :mod:`.reads`, :mod:`.snapshots`, :mod:`.history` and :mod:`.disk`, group commit
+                     :mod:`.reads`, :mod:`.snapshots` and :mod:`.history`
 :mod:`.versions`     what the members speak, and have agreed on: nothing newer gets into the log
 :mod:`.acceptors`    Paxos Commit's acceptor, on the same disk; :mod:`.settling` records what ended sessions
                      left there, :mod:`.release` lets acceptors go
 :mod:`.replicated`   what the log drives: the ledger's machine, the nodes' addresses, the agreed version
-:mod:`.storage`      the contract of a node's disk; :mod:`.sqlite` is the one that ships
+:mod:`.storage`      a node's disk: its contract, group commit, and the files
 :mod:`.bootstrap`    what a node begins with: new, from a backup, or added
 ===================  =====================================================================================
 

@@ -14,9 +14,9 @@ from heapq import nsmallest
 from coordinator.errors import LedgerError, LedgerUnavailable
 from coordinator.ledger.contract import Record
 from coordinator.ledger.machine import Machine
-from coordinator.node.disk import Disk
 from coordinator.node.errors import NodeStopped
-from coordinator.node.storage import Promises, Write
+from coordinator.node.storage.contract import Promises, Write
+from coordinator.node.storage.group_commit import Disk
 from coordinator.paxos import Acceptor, Marks, Outgoing, PeerMisbehaved, Reply, Request, Restored
 from coordinator.quorum import Joint
 from participants.ids import NUMBER_MAX, TxId

@@ -15,7 +15,7 @@ from coordinator.ledger.commands import Restore
 from coordinator.ledger.local import SESSION_SKIP
 from coordinator.ledger.machine import Machine
 from coordinator.node.replicated import Replicated
-from coordinator.node.storage import Snapshot
+from coordinator.node.storage.contract import Snapshot
 from coordinator.raft import HardState, SnapshotMeta, bootstrap
 from coordinator.wire import VERSIONS, Versions
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from coordinator.ledger.contract import DecisionRecord
 from coordinator.node.replicated import Replicated
-from coordinator.node.storage import Finished
+from coordinator.node.storage.contract import Finished
 from participants.ids import TxId
 
 RECORDS_MAX = 256

@@ -30,7 +30,7 @@ from coordinator.ledger.contract import (
 from coordinator.ledger.leases import Leases
 from coordinator.ledger.local import LocalLedger, newest
 from coordinator.node.replica import Answer, Replica
-from coordinator.node.storage import Storage
+from coordinator.node.storage.contract import Storage
 from coordinator.settings import LedgerSettings
 from participants.ids import Protocol, TxId
 

@@ -25,7 +25,7 @@ from coordinator.node.replicated import Replicated
 from coordinator.node.settings import NodeSettings
 from coordinator.node.settling import Settling
 from coordinator.node.status import status_of
-from coordinator.node.storage import Storage, Stored
+from coordinator.node.storage.contract import Storage, Stored
 from coordinator.paxos import Reply, Request
 from coordinator.settings import LedgerSettings
 from coordinator.wire import (

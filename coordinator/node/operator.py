@@ -28,7 +28,7 @@ from coordinator.node.errors import NotLeading
 from coordinator.node.release import Release
 from coordinator.node.replica import Replica
 from coordinator.node.replicated import Member
-from coordinator.node.storage import Snapshot
+from coordinator.node.storage.contract import Snapshot
 from coordinator.quorum.majority import majority_size
 from coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused, Transition
 

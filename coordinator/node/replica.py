@@ -18,13 +18,13 @@ from typing import Any
 from coordinator.errors import ClusterRefused
 from coordinator.ledger.commands import Command, since
 from coordinator.node.acceptors import Acceptors
-from coordinator.node.disk import Disk
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.history import History
 from coordinator.node.reads import Reads
 from coordinator.node.replicated import Agree, Logged, Replicated, encode_batch
 from coordinator.node.snapshots import Snapshots
-from coordinator.node.storage import Snapshot, Storage, Stored, Write
+from coordinator.node.storage.contract import Snapshot, Storage, Stored, Write
+from coordinator.node.storage.group_commit import Disk
 from coordinator.node.versions import Agreement
 from coordinator.raft import (
     ConfigChange,

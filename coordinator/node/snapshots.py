@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from coordinator.node.replicated import Replicated
-from coordinator.node.storage import Snapshot
+from coordinator.node.storage.contract import Snapshot
 from coordinator.raft import ChunkWanted, Entry, Raft, SnapshotChunk, SnapshotMeta
 
 CHUNK_BYTES = 64 * 1024

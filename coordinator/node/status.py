@@ -7,7 +7,7 @@ from importlib import metadata
 from coordinator.ledger.cluster.messages import NodeStatus, PeerStatus
 from coordinator.ledger.contract import SessionState
 from coordinator.node.replica import Replica
-from coordinator.node.storage import Identity
+from coordinator.node.storage.contract import Identity
 from coordinator.wire import WireSettings, tls_of
 
 

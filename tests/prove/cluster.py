@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import statistics
 import tempfile
@@ -23,8 +22,8 @@ from coordinator.ledger.contract import BranchRecord, Decision, Record, Session
 from coordinator.ledger.machine import Machine
 from coordinator.node.bootstrap import beginning
 from coordinator.node.replicated import Replicated
-from coordinator.node.sqlite.storage import create
-from coordinator.node.storage import Identity, Snapshot
+from coordinator.node.storage.contract import Identity, Snapshot
+from coordinator.node.storage.node_storage import create
 from participants.ids import TxId
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.processes import Processes
@@ -163,7 +162,7 @@ async def _size(folder: Path, finished: int) -> dict[str, Any]:
             "kept": kept,
             "memory_mb": round(resident_kb / 1024),
             "restart_s": round(ready_s, 2),
-            "disk_mb": round(os.path.getsize(nodes.data(1) / "node.db") / 2**20),
+            "disk_mb": round(sum(path.stat().st_size for path in nodes.data(1).iterdir()) / 2**20),
         }
     }
 

@@ -21,8 +21,8 @@ import msgspec
 from coordinator.ledger.commands import Command, Decide, Precommit
 from coordinator.node import node
 from coordinator.node.replicated import Replicated
-from coordinator.node.sqlite.storage import SqliteStorage
-from coordinator.node.storage import Write
+from coordinator.node.storage.contract import Write
+from coordinator.node.storage.node_storage import NodeStorage
 from coordinator.paxos import FIRST, Record
 from coordinator.raft import Entry, Kind
 from tests.prove.trap import Trap, Trapped
@@ -90,7 +90,7 @@ def _tell(**message: object) -> None:
     os.write(2, json.dumps(message).encode() + b"\n")
 
 
-class TrappedStorage(SqliteStorage):
+class TrappedStorage(NodeStorage):
     armed: Armed
 
     def write(self, writes: Sequence[Write]) -> asyncio.Future[bool]:
@@ -168,7 +168,7 @@ if __name__ == "__main__":
     TrappedStorage.armed = TrappedReplicated.armed = Armed(Path(sys.argv[1]))
     sys.argv = ["undoubt", *sys.argv[2:]]
     with (
-        patch.object(serve, "SqliteStorage", TrappedStorage),
+        patch.object(serve, "NodeStorage", TrappedStorage),
         patch.object(node, "Replicated", TrappedReplicated),
     ):
         main()

@@ -16,7 +16,7 @@ from coordinator.ledger.local import newest
 from coordinator.node.bootstrap import beginning, joining
 from coordinator.node.node import Node
 from coordinator.node.settings import NodeSettings
-from coordinator.node.storage import Identity, Snapshot, Stored, Write
+from coordinator.node.storage.contract import Identity, Snapshot, Stored, Write
 from coordinator.paxos import Marks, Outgoing, Record, Restored
 from coordinator.raft import Entry, HardState, Message, Raft, SnapshotMeta
 from coordinator.wire import Address, WireSettings
@@ -97,7 +97,7 @@ class NodeDisk:
 
 
 class SimulatedStorage:
-    """Implements :class:`coordinator.node.storage.Storage`."""
+    """Implements :class:`coordinator.node.storage.contract.Storage`."""
 
     def __init__(self, disk: NodeDisk, drive: Drive) -> None:
         self._disk = disk

@@ -15,8 +15,8 @@ from coordinator.ledger.cluster.messages import MemberChange
 from coordinator.ledger.cluster.survey import survey
 from coordinator.ledger.cluster.url import RAFT, addresses_of
 from coordinator.node.bootstrap import beginning, joining, restored
-from coordinator.node.sqlite.storage import FILE_NAME, SqliteStorage, create, discard
-from coordinator.node.storage import Identity
+from coordinator.node.storage.contract import Identity
+from coordinator.node.storage.node_storage import NodeStorage, create, discard, lives_in
 from coordinator.wire import Address
 from participants.errors import UsageError
 from participants.ids import InvalidName, check_ledger_id, new_ledger_id, new_nonce
@@ -92,10 +92,10 @@ async def join(settings: Settings, address: str = "") -> Joined:
     cluster = (await survey(settings.ledger)).cluster
     if not cluster:
         raise LedgerUnavailable(f"no node of the cluster answers: {settings.ledger.url}")
-    made = not (folder / FILE_NAME).exists()
+    made = not lives_in(folder)
     if made:
         create(folder, Identity(cluster, number, new_nonce()), *joining())
-    storage, stored = await SqliteStorage.open(folder)
+    storage, stored = await NodeStorage.open(folder)
     await storage.close()
     me = stored.identity
     if (me.cluster, me.node) != (cluster, number):

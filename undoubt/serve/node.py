@@ -17,8 +17,8 @@ from random import SystemRandom
 from coordinator.errors import LedgerUnusable
 from coordinator.ledger.cluster.url import wire_of
 from coordinator.node.node import Node
-from coordinator.node.sqlite.storage import SqliteStorage
-from coordinator.node.storage import Identity
+from coordinator.node.storage.contract import Identity
+from coordinator.node.storage.node_storage import NodeStorage
 from coordinator.wire import Identity as Named
 from coordinator.wire import Role, TlsUnusable, WireSettings, refuse_exposed, tls_of
 from participants.errors import UsageError
@@ -91,7 +91,7 @@ def _spare_the_collector() -> None:
 
 async def _open(settings: Settings) -> Node:
     number = number_of(settings)
-    storage, stored = await SqliteStorage.open(Path(settings.node.data))
+    storage, stored = await NodeStorage.open(Path(settings.node.data))
     try:
         _check_number(stored.identity, number, settings.node.data)
         wire = wire_of(settings.ledger)

@@ -14,8 +14,8 @@ from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.node.bootstrap import beginning
 from coordinator.node.node import Node
 from coordinator.node.settings import NodeSettings
-from coordinator.node.sqlite.storage import SqliteStorage, create
-from coordinator.node.storage import Identity
+from coordinator.node.storage.contract import Identity
+from coordinator.node.storage.node_storage import NodeStorage, create
 from coordinator.settings import LedgerSettings
 from coordinator.wire import VERSIONS, Address, WireSettings
 from tests.coordinator.ledger.signing import Signing
@@ -50,7 +50,7 @@ class Cluster:
         self.node_settings = node_settings
         self.own_settings: dict[int, NodeSettings] = {}
         """Of nodes that differ."""
-        self.storages: dict[int, SqliteStorage] = {}
+        self.storages: dict[int, NodeStorage] = {}
         self.addresses = {number: f"127.0.0.1:{port}" for number, port in enumerate(free_ports(count), 1)}
         url = "raft://" + ",".join(self.addresses.values())
         self.settings = LedgerSettings(url=url, retention_s=retention_s)
@@ -65,7 +65,7 @@ class Cluster:
 
     async def start(self, *numbers: int) -> None:
         for number in numbers or self.addresses:
-            storage, stored = await SqliteStorage.open(self.place(number))
+            storage, stored = await NodeStorage.open(self.place(number))
             try:
                 node = Node(
                     storage,

@@ -10,8 +10,8 @@ import pytest
 from coordinator.ledger.cluster import operate
 from coordinator.ledger.contract import BranchRecord, Decision
 from coordinator.node.bootstrap import beginning
-from coordinator.node.sqlite.storage import create
-from coordinator.node.storage import Identity
+from coordinator.node.storage.contract import Identity
+from coordinator.node.storage.node_storage import create
 from coordinator.wire import Address, HandshakeRefused, Role, WireSettings, connect
 from coordinator.wire import Identity as Named
 from tests.coordinator.node.cluster import CLUSTER, Cluster, client, running

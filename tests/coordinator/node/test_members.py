@@ -16,8 +16,8 @@ from coordinator.ledger.cluster import backup, operate
 from coordinator.ledger.cluster.messages import MemberChange, NodeStatus
 from coordinator.ledger.contract import BranchRecord, Decision, Record, SessionState, Verdict
 from coordinator.node.bootstrap import joining, restored
-from coordinator.node.sqlite.storage import create
-from coordinator.node.storage import Identity
+from coordinator.node.storage.contract import Identity
+from coordinator.node.storage.node_storage import create
 from coordinator.raft import ConfigChange
 from coordinator.wire import VERSIONS
 from participants.ids import TxId

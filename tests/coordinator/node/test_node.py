@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -13,11 +15,12 @@ from coordinator.errors import LedgerUnavailable, SessionLost
 from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Record, SessionState, Verdict
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.node import Node
-from coordinator.node.storage import Write
+from coordinator.node.storage.contract import Write
 from participants.contract import Settled
 from participants.ids import Gid, Protocol
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client, running
+from tests.coordinator.node.full_disk import FullDisk, without_room
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 BRANCHES = (
@@ -309,22 +312,24 @@ async def test_the_log_on_disk_stays_short_and_starts_quickly(tmp_path: Path) ->
         assert len(await ledger.transactions(limit=1000)) == 399
 
 
-async def test_a_leader_whose_disk_is_full_hands_over_and_comes_back(cluster: Cluster) -> None:
+async def test_a_leader_whose_disk_is_full_hands_over_and_comes_back(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full disk on one node must not stop commits; nor may the node lose anything by it."""
     async with client(cluster) as ledger:
         session = await ledger.open_session("test", 60.0)
         full = await cluster.leader()
         number = full.identity.node
         storage = cluster.storages[number]
-        # As if other files had taken all the room there is: SQLite answers SQLITE_FULL as for ENOSPC.
-        storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
-        await storage.in_thread(lambda: storage.tables.file.limit_pages(1))
+        disk = FullDisk(cluster.place(number), monkeypatch)
+        disk.full = True
+        without_room(storage)
         many = [BranchRecord(branch, f"a-participant-with-quite-a-name-{branch}") for branch in range(1, 40)]
         for seq in range(1, 50):
             assert await ledger.decide(session.txid(seq), COMMIT, many) is COMMIT
         assert full.replica.raft.state.disk_full
         assert not full.leads
-        await storage.in_thread(lambda: storage.tables.file.limit_pages(2**30))
+        disk.full = False
         while full.replica.raft.state.disk_full:
             await asyncio.sleep(0.01)
         await ledger.decide(session.txid(50), COMMIT, BRANCHES)
@@ -389,7 +394,11 @@ async def test_a_node_whose_disk_fails_stops_and_the_others_go_on(cluster: Clust
         session = await ledger.open_session("test", 60.0)
         broken = await cluster.leader()
         storage = cluster.storages[broken.identity.node]
-        await storage.in_thread(lambda: storage.tables.file.connection.execute("drop table entry"))
+
+        def fail() -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        storage.files.log._active.sync = fail  # type: ignore[method-assign]
         assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
         error = await broken.failed
         assert "writing to node data" in str(error)

@@ -25,8 +25,8 @@ from coordinator.ledger.cluster.operate import change_members
 from coordinator.ledger.contract import BranchRecord, Decision, Record
 from coordinator.ledger.memory import MemoryLedger
 from coordinator.node.bootstrap import beginning, joining
-from coordinator.node.sqlite.storage import create
-from coordinator.node.storage import Identity
+from coordinator.node.storage.contract import Identity
+from coordinator.node.storage.node_storage import create
 from coordinator.protocols.steps import PaxosStep, TwoPhaseStep
 from coordinator.settings import CoordinatorSettings
 from participants.contract import Fate

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.contract import BranchRecord, Decision, Session
-from coordinator.node.sqlite.storage import FILE_NAME
+from coordinator.node.storage import segment
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.processes import Processes, processes, why_no_mounts
 from tests.undoubt.cli.harness import undoubt
@@ -138,12 +137,13 @@ async def test_a_damaged_node_refuses_to_start(nodes: Processes) -> None:
         leader = await nodes.leader()
         follower = next(number for number in nodes.numbers if number != leader)
         await nodes.end(follower, signal.SIGKILL)
-        with contextlib.closing(sqlite3.connect(nodes.data(follower) / FILE_NAME)) as connection:
-            connection.execute("update entry set data = x'00' where idx = 10")
-            connection.commit()
+        path = segment.path_of(nodes.data(follower), 1)
+        data = bytearray(path.read_bytes())
+        data[segment.HEADER_BYTES + 100] ^= 1
+        path.write_bytes(data)
         ran = await asyncio.to_thread(undoubt, "node", "--config", str(nodes.config(follower)))
         assert ran.status == 1
-        assert "the entry 10 does not match its checksum" in ran.err
+        assert "log-0000000001.segment is damaged at byte" in ran.err
         assert f"undoubt cluster remove {follower}" in ran.err
 
 

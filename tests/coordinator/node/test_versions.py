@@ -27,8 +27,8 @@ from coordinator.ledger.machine import Machine
 from coordinator.node.bootstrap import joining, restored
 from coordinator.node.replicated import Agree, Logged, Replicated, encode_batch
 from coordinator.node.settings import NodeSettings
-from coordinator.node.sqlite.storage import create
-from coordinator.node.storage import Identity
+from coordinator.node.storage.contract import Identity
+from coordinator.node.storage.node_storage import create
 from coordinator.raft import Entry
 from coordinator.settings import CoordinatorSettings
 from coordinator.wire import VERSIONS, Address, HandshakeRefused, Role, Versions, WireSettings, connect

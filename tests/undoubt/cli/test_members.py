@@ -10,6 +10,7 @@ import pytest
 
 from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
+from coordinator.node.storage.node_storage import lives_in
 from coordinator.settings import LedgerSettings
 from tests.coordinator.ledger.signing import Signing
 from tests.prove.nodes import CommandFailed, Nodes
@@ -82,7 +83,7 @@ async def test_refusals(tmp_path: Path) -> None:
         status, told = await refused(nodes, 6, "cluster", "add")
         assert status == 1
         assert "the next is 8" in told
-        assert not (tmp_path / "node-6" / "node.db").exists()
+        assert not lives_in(tmp_path / "node-6")
         status, told = await refused(nodes, 0, "cluster", "promote", "9")
         assert status == 1
         assert "cluster add" in told
@@ -93,7 +94,7 @@ async def test_refusals(tmp_path: Path) -> None:
         await nodes.end(1)
         status, told = await refused(nodes, 8, "cluster", "add")
         assert status == 4
-        assert not (tmp_path / "node-8" / "node.db").exists()
+        assert not lives_in(tmp_path / "node-8")
 
 
 async def test_backup_and_restore(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from coordinator.ledger.sqlite.file import StoreFull
-from coordinator.node.storage import Storage, Write
+from coordinator.node.storage.contract import Storage, Write
 
 RETRY_S = 0.5
 

@@ -1,0 +1,161 @@
+"""The file of a node of version 0.1.0, which is carried over once: one SQLite file with everything in it.
+
+::
+
+    meta(key, value)                    format, cluster, node, disk; the disks of other nodes: "disk of 2"
+    hard_state(id = 1, term, vote)
+    snapshot(id = 1, idx, term, configuration, crc, image)
+    entry(idx, term, kind, crc, data)
+    promise(session, seq, nonce, crc, record)
+    mark(id = 1, crc, marks)
+    history(...)                        :mod:`coordinator.ledger.sqlite.history`; it stays where it is
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from pathlib import Path
+
+import msgspec
+
+from coordinator.errors import LedgerUnusable
+from coordinator.ledger.sqlite import wal
+from coordinator.ledger.sqlite.file import SqliteFile
+from coordinator.node.storage.contract import Identity, Snapshot, StorageDamaged, Stored
+from coordinator.node.storage.history_file import FILE_NAME
+from coordinator.node.storage.history_file import FORMAT as NEW_FORMAT
+from coordinator.node.storage.segment import numbers_in
+from coordinator.paxos import Marks, Record, Restored
+from coordinator.raft import Configuration, Entry, HardState, Kind, SnapshotMeta
+
+FORMAT = "2"
+DISK_OF = "disk of "
+_decode_record = msgspec.msgpack.Decoder(Record).decode
+_decode_marks = msgspec.msgpack.Decoder(Marks).decode
+_decode_configuration = msgspec.msgpack.Decoder(Configuration).decode
+
+
+class _Mismatch(Exception):
+    """A row is not what was written."""
+
+
+def wanted(folder: Path) -> bool:
+    """Whether there is a file of version 0.1.0 that was not carried over yet: the log's first segment gets
+    its name when it holds everything."""
+    return (folder / FILE_NAME).exists() and not numbers_in(folder)
+
+
+def load(folder: Path) -> Stored:
+    """Everything, checked. Raises ``LedgerUnusable``, ``StorageDamaged`` among it."""
+    path = folder / FILE_NAME
+    if damage := wal.damage(path):  # before SQLite opens the file, and cuts it
+        raise StorageDamaged(
+            f"node data {path} is damaged: {damage}. What is missing may have been acknowledged: this node"
+            " must not run on this disk any more. Let it rejoin under a new number: `undoubt cluster remove"
+            " NUMBER` and then `undoubt cluster add`, on an empty folder"
+        )
+    tables = _Tables(path)
+    try:
+        return tables.load()
+    finally:
+        tables.file.close()
+
+
+class _Tables:
+    """Open one only while holding the lock on its file."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ``LedgerUnusable``."""
+        self.file = SqliteFile(path, f"node data {path}")
+        self._connection = self.file.connection
+
+    def load(self) -> Stored:
+        """Read everything and check it. Raises ``LedgerUnusable``, ``StorageDamaged`` among it."""
+        try:
+            identity = self._identity()
+            term, vote = self._connection.execute("select term, vote from hard_state").fetchone()
+            snapshot = self._snapshot()
+            entries = self._entries(snapshot.meta)
+            acceptor = self._acceptor()
+            return Stored(identity, HardState(term, vote), snapshot, entries, self._disks(), acceptor)
+        except _Mismatch as error:
+            raise self._damaged(str(error), None) from error
+        except (sqlite3.Error, TypeError, ValueError) as error:
+            raise self._damaged(f"{type(error).__name__}: {error}", None) from error
+
+    def _identity(self) -> Identity:
+        known = dict(self._connection.execute("select key, value from meta"))
+        if known.get("format") == NEW_FORMAT:
+            raise _Mismatch("its log is missing")
+        if known.get("format") != FORMAT:
+            raise LedgerUnusable(
+                f"{self.file.what} has format {known.get('format')}, this version of undoubt knows {FORMAT};"
+                " use the version that wrote it"
+            )
+        return Identity(known["cluster"], int(known["node"]), known["disk"])
+
+    def _disks(self) -> dict[int, str]:
+        known = self._connection.execute("select key, value from meta where key like ?", (f"{DISK_OF}%",))
+        return {int(key.removeprefix(DISK_OF)): value for key, value in known}
+
+    def _snapshot(self) -> Snapshot:
+        index, term, configuration, crc, image = self._connection.execute(
+            "select idx, term, configuration, crc, image from snapshot"
+        ).fetchone()
+        if _snapshot_checksum(index, term, configuration, image) != crc:
+            raise self._damaged(f"its snapshot at index {index} does not match its checksum", index)
+        return Snapshot(SnapshotMeta(index, term, _decode_configuration(configuration)), image)
+
+    def _entries(self, snapshot: SnapshotMeta) -> tuple[Entry, ...]:
+        entries: list[Entry] = []
+        rows = self._connection.execute("select idx, term, kind, crc, data from entry order by idx")
+        for index, term, kind, crc, data in rows:
+            if entries and index != entries[-1].index + 1:
+                raise self._damaged(f"the entry {entries[-1].index + 1} is missing", index)
+            entry = Entry(index, term, Kind(kind), data, crc)
+            if not entry.intact:
+                raise self._damaged(f"the entry {index} does not match its checksum", index)
+            entries.append(entry)
+        if entries and entries[0].index > snapshot.index + 1:
+            raise self._damaged(f"the entry {snapshot.index + 1} is missing", entries[0].index)
+        return tuple(entries)
+
+    def _acceptor(self) -> Restored:
+        marks = Marks()
+        for crc, data in self._connection.execute("select crc, marks from mark"):
+            if zlib.crc32(data) != crc:
+                raise _Mismatch("what its acceptor has forgotten does not match its checksum")
+            marks = _decode_marks(data)
+        records = []
+        rows = self._connection.execute(
+            "select session, seq, crc, record from promise order by session, seq, nonce"
+        )
+        for session, seq, crc, data in rows:
+            if zlib.crc32(data) != crc:
+                raise _Mismatch(
+                    f"what its acceptor has promised of {session}.{seq} does not match its checksum"
+                )
+            records.append(_decode_record(data))
+        return Restored(marks, tuple(records))
+
+    def _damaged(self, what: str, index: int | None) -> StorageDamaged:
+        known = self._connection_meta()
+        number = known.get("node", "of this number")
+        where = "" if index is None else f" (index {index}; it may be committed, so it cannot be cut)"
+        return StorageDamaged(
+            f"{self.file.what} is damaged: {what}{where}. Node {number} must not run on it any more."
+            f" Let it rejoin under a new number: `undoubt cluster remove {number}` and then"
+            " `undoubt cluster add`, on an empty folder"
+        )
+
+    def _connection_meta(self) -> dict[str, str]:
+        try:
+            return dict(self._connection.execute("select key, value from meta"))
+        except sqlite3.Error:
+            return {}
+
+
+def _snapshot_checksum(index: int, term: int, configuration: bytes, image: bytes) -> int:
+    head = index.to_bytes(8, "big") + term.to_bytes(8, "big") + configuration
+    return zlib.crc32(image, zlib.crc32(head))

@@ -1,0 +1,300 @@
+"""A node's storage: a log of segments, snapshots in files, history in SQLite; one thread.
+
+::
+
+    log-0000000001.segment …    :mod:`.segment_log`: term and vote, entries, promises; and which snapshot
+    counts log.anchor                  :mod:`coordinator.ledger.anchor` snapshot-…
+    :mod:`.snapshot_files` node.db                     :mod:`.history_file` node.reserve
+    :mod:`.reserve` node.db.lock                held while the storage is open
+
+The event loop never waits for a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from coordinator.errors import LedgerLocked, LedgerUnusable
+from coordinator.ledger.anchor import Anchor
+from coordinator.ledger.contract import DecisionRecord
+from coordinator.ledger.sqlite.file import StoreFull
+from coordinator.ledger.sqlite.lock import FileLock, holder
+from coordinator.node.storage import carry_over, logged, snapshot_files
+from coordinator.node.storage.contract import Identity, Promises, Snapshot, StorageDamaged, Stored, Write
+from coordinator.node.storage.history_file import FILE_NAME, HistoryFile
+from coordinator.node.storage.logged import Gap, Logged, Replay
+from coordinator.node.storage.reserve import Reserve
+from coordinator.node.storage.segment import HEADER_BYTES, Header, NotASegment, numbers_in, path_of
+from coordinator.node.storage.segment_log import ANCHOR_NAME, SEGMENT_BYTES, Damaged, Found, SegmentLog
+from coordinator.node.storage.segment_log import discard as discard_log
+from coordinator.node.storage.thread import Thread
+from coordinator.raft import HardState
+from participants.ids import TxId
+
+RESERVE_NAME = "node.reserve"
+_encode = msgspec.msgpack.Encoder(order="deterministic").encode
+_decode_identity = msgspec.msgpack.Decoder(Identity).decode
+
+
+class NodeStorage:
+    """Implements :class:`~coordinator.node.storage.contract.Storage`. Made by :meth:`open`."""
+
+    def __init__(self, files: _Files, thread: Thread, lock: FileLock) -> None:
+        self.files = files
+        self.in_thread = thread.do
+        """Runs a function where the files are used."""
+        self._thread = thread
+        self._lock = lock
+        self._reserve = Reserve(files.folder / RESERVE_NAME)
+
+    @classmethod
+    async def open(cls, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> tuple[NodeStorage, Stored]:
+        """What :func:`create` has made, or version 0.1.0 of undoubt. Raises ``LedgerUnusable``,
+        ``StorageDamaged`` among it, and ``LedgerLocked``."""
+        if not lives_in(folder):
+            raise LedgerUnusable(
+                f"no node lives in {folder}. For the first nodes of a new cluster: `undoubt cluster init`."
+                " A node that has lost its disk is never started again under its number: remove it from"
+                " the cluster and add a new one"
+            )
+        lock = _locked(folder)
+        thread = Thread("undoubt-node-disk")
+        try:
+            files, stored = await thread.do(lambda: _opened(folder, segment_bytes))
+        except BaseException:
+            thread.end()
+            lock.release()
+            raise
+        return cls(files, thread, lock), stored
+
+    def write(self, writes: Sequence[Write]) -> asyncio.Future[bool]:
+        return self.in_thread(lambda: self._write(writes))
+
+    def _write(self, writes: Sequence[Write]) -> bool:
+        try:
+            self.files.carry_out(writes)
+        except StoreFull:
+            if not self._reserve.give_up():
+                raise
+            self.files.carry_out(writes)
+        return self._reserve.hold()
+
+    def history_of(self, txid: TxId) -> asyncio.Future[DecisionRecord | None]:
+        return self.in_thread(lambda: self.files.history.one(txid))
+
+    def history(self, limit: int, before: DecisionRecord | None) -> asyncio.Future[Sequence[DecisionRecord]]:
+        return self.in_thread(lambda: self.files.history.page(limit, before))
+
+    def close(self) -> asyncio.Future[None]:
+        closed = self.in_thread(self._close)
+        self._thread.end()
+        return closed
+
+    def _close(self) -> None:
+        try:
+            self.files.close()
+        finally:
+            self._lock.release()
+
+
+class _Files:
+    """Everything that is open. Synchronous; for one thread."""
+
+    def __init__(self, folder: Path, log: SegmentLog, replay: Replay, history: HistoryFile) -> None:
+        self.folder = folder
+        self.log = log
+        self.history = history
+        self._replay = replay
+
+    def carry_out(self, writes: Sequence[Write]) -> None:
+        """All of ``writes`` in order, or none. What goes to other files is there before the record that names
+        it, and is repeated without harm. Raises ``StoreFull`` or ``StoreBroken``."""
+        records: list[Logged] = []
+        snapshot = False
+        for write in writes:
+            if write.finished is not None:
+                self.history.store(write.finished)
+            name = None
+            if write.snapshot is not None:
+                self.history.settle()
+                name, snapshot = snapshot_files.store(self.folder, write.snapshot), True
+            entry = Logged.of(write, name)
+            if entry != logged.NOTHING:
+                records.append(entry)
+        if not records:
+            return
+        self.log.append(logged.payload_of(records))
+        for entry in records:
+            self._replay.apply(entry, self.log.segment)
+        if snapshot:
+            snapshot_files.remove_others(self.folder, self._replay.snapshot)
+        self._shorten()
+
+    def _shorten(self) -> None:
+        """Remove the segments in which nothing is needed any more, after a checkpoint."""
+        needed = self._replay.needed_from(self.log.segment)
+        if needed == self.log.first_segment:
+            return
+        try:
+            self.log.append(logged.payload_of([Logged(checkpoint=self._replay.checkpoint(needed))]))
+        except StoreFull:  # the next write tries again
+            return
+        self.remove_before(needed)
+
+    def remove_before(self, segment: int) -> None:
+        """Those before it are not needed, as the log says."""
+        self._replay.first_segment = segment
+        self._replay.dropped_before(segment)
+        self.log.drop_before(segment)
+
+    def close(self) -> None:
+        self.history.close()
+        self.log.close()
+
+
+def lives_in(folder: Path) -> bool:
+    """Whether there is a node's disk, of whatever version, or what is left of one."""
+    return bool(numbers_in(folder)) or (folder / FILE_NAME).exists() or Anchor.used(folder / ANCHOR_NAME)
+
+
+def create(
+    folder: Path,
+    identity: Identity,
+    hard_state: HardState,
+    snapshot: Snapshot,
+    *,
+    segment_bytes: int = SEGMENT_BYTES,
+) -> None:
+    """Make the disk of a new node. Raises ``LedgerUnusable`` if there is one."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = _locked(folder)
+    try:
+        if lives_in(folder):
+            raise LedgerUnusable(f"a node lives in {folder} already; nothing was changed")
+        begin(folder, identity, [Write(hard_state=hard_state, snapshot=snapshot)], segment_bytes).close()
+        HistoryFile(folder).close()
+    finally:
+        lock.release()
+
+
+def begin(
+    folder: Path, identity: Identity, writes: Sequence[Write], segment_bytes: int = SEGMENT_BYTES
+) -> SegmentLog:
+    """A log that begins with ``writes``, the snapshots of which are stored. Without the log's first segment,
+    which comes last, there is no node."""
+    records = [
+        Logged.of(write, None if write.snapshot is None else snapshot_files.store(folder, write.snapshot))
+        for write in writes
+    ]
+    first = logged.payload_of(records)
+    return SegmentLog.create(folder, _encode(identity), identity.disk, first, size_bytes=segment_bytes)
+
+
+def discard(folder: Path) -> None:
+    """Take back what :func:`create` made, before any node ran on it. Raises ``LedgerLocked``."""
+    lock = _locked(folder)
+    try:
+        discard_log(folder)
+        snapshot_files.remove_others(folder, None)
+        for left in folder.glob("node.*"):
+            if not left.name.endswith(".lock"):
+                left.unlink()
+    finally:
+        lock.release()
+
+
+def _opened(folder: Path, segment_bytes: int) -> tuple[_Files, Stored]:
+    """Raises ``LedgerUnusable``, ``StorageDamaged`` among it."""
+    if carry_over.wanted(folder):
+        _carry_over(folder)
+    identity = _identity(folder)
+    try:
+        log, found = SegmentLog.open(folder, identity.disk, size_bytes=segment_bytes)
+        try:
+            files, stored = _loaded(folder, identity, log, found)
+        except BaseException:
+            log.close()
+            raise
+    except (Damaged, Gap, ValueError) as error:
+        raise StorageDamaged(_damage(folder, identity.node, str(error))) from error
+    except OSError as error:
+        raise LedgerUnusable(f"node data in {folder} cannot be read: {error}") from error
+    return files, stored
+
+
+def _loaded(folder: Path, identity: Identity, log: SegmentLog, found: Found) -> tuple[_Files, Stored]:
+    """Raises :class:`Gap`, :class:`Damaged`, ``ValueError``, ``OSError``."""
+    replay = _replayed(found)
+    if replay.snapshot is None:
+        raise Damaged("its log names no snapshot")
+    snapshot = snapshot_files.load(folder, replay.snapshot)
+    stored = Stored(
+        identity,
+        replay.hard_state,
+        snapshot,
+        replay.kept_entries(),
+        dict(replay.disks),
+        replay.acceptor,
+    )
+    replay.entries = []  # from here on the core has them
+    snapshot_files.remove_others(folder, replay.snapshot)
+    files = _Files(folder, log, replay, HistoryFile(folder))
+    files.remove_before(replay.first_segment)
+    return files, stored
+
+
+def _replayed(found: Found) -> Replay:
+    """Raises :class:`Gap`, :class:`Damaged`, ``ValueError``."""
+    replay = Replay()
+    for payload, segment in zip(found.payloads, found.segments, strict=True):
+        replay.read(payload, segment)
+    if found.first_segment > replay.first_segment:
+        raise Damaged(f"segment {replay.first_segment} of its log is missing")
+    return replay
+
+
+def _identity(folder: Path) -> Identity:
+    """From the header of any segment that has one: a damaged log is to be told with its node's number."""
+    for number in reversed(numbers_in(folder)):
+        with (
+            contextlib.suppress(NotASegment, ValueError, OSError),
+            path_of(folder, number).open("rb") as file,
+        ):
+            return _decode_identity(Header.decoded(file.read(HEADER_BYTES)).identity)
+    raise StorageDamaged(_damage(folder, None, "its log is missing, or damaged in every header"))
+
+
+def _damage(folder: Path, node: int | None, what: str) -> str:
+    number = "of this number" if node is None else str(node)
+    return (
+        f"node data in {folder} is damaged or was set back: {what}. What is missing may have been"
+        f" acknowledged, so it cannot be cut, and node {number} must not run on this disk any more. Let it"
+        f" rejoin under a new number: `undoubt cluster remove {node or 'NUMBER'}` and then"
+        " `undoubt cluster add`, on an empty folder"
+    )
+
+
+def _carry_over(folder: Path) -> None:
+    """From the file of version 0.1.0."""
+    old = carry_over.load(folder)
+    discard_log(folder)
+    whole = Write(
+        hard_state=old.hard_state,
+        snapshot=old.snapshot,
+        entries=old.entries,
+        disks=old.disks,
+        promises=Promises(old.acceptor.records, (), old.acceptor.marks),
+    )
+    begin(folder, old.identity, [whole]).close()
+
+
+def _locked(folder: Path) -> FileLock:
+    lock = FileLock.take(folder / FILE_NAME)
+    if lock is None:
+        raise LedgerLocked(f"{folder} is in use by process {holder(folder / FILE_NAME)}; stop it first")
+    return lock
