@@ -19,4 +19,5 @@ everything that was. In the order in which a write passes:
 ====================  =============================================================================
 
 Duties of whoever uses one: hold what depends on a write back until its future is done; after ``StoreBroken``
-write nothing more and end the process; never start a node again on a disk that raised ``StorageDamaged``."""
+write nothing more and end the process; never start a node again on a disk that raised ``StorageDamaged``.
+"""

@@ -2,10 +2,12 @@
 
 ::
 
-    log-0000000001.segment …    :mod:`.segment_log`: term and vote, entries, promises; and which snapshot
-    counts log.anchor                  :mod:`coordinator.ledger.anchor` snapshot-…
-    :mod:`.snapshot_files` node.db                     :mod:`.history_file` node.reserve
-    :mod:`.reserve` node.db.lock                held while the storage is open
+    log-0000000001.segment …  term and vote, entries, promises, which snapshot counts: segment_log
+    log.anchor                the last durable record: coordinator.ledger.anchor
+    snapshot-…                snapshot_files
+    node.db                   history_file
+    node.reserve              reserve
+    node.db.lock              held while the storage is open
 
 The event loop never waits for a disk.
 """

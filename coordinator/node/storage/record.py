@@ -3,17 +3,20 @@
 A record is what one batch of writes became: one write to the disk, one sync. Layout, little endian, at a
 multiple of eight bytes::
 
-    0    magic, 4 bytes 4    length of the payload, 4 bytes 8    number of the record, 8 bytes: counted from 1
-    over the life of the disk 16   chain, 16 bytes: hash over the chain before it and the payload
-    (:func:`coordinator.ledger.anchor.chained`) 32   CRC-32 over the segment's salt, everything above and the
-    payload, 4 bytes 36   zeros, 4 bytes 40   payload, then zeros up to a multiple of eight
+    0    magic, 4 bytes
+    4    length of the payload, 4 bytes
+    8    number of the record, 8 bytes: counted from 1 over the life of the disk
+    16   chain, 16 bytes: hash over the chain before it and the payload (coordinator.ledger.anchor)
+    32   CRC-32 over the segment's salt, everything above and the payload, 4 bytes
+    36   payload, then zeros up to a multiple of eight
 
 A crash in the middle of a write leaves a record whose CRC is wrong, or none: a *torn tail*, of which nothing
 was ever acknowledged. Damage looks the same at its place, but what was written behind it is still there.
 Nothing is written before everything in front of it was synced, so a whole record behind a broken one proves
 damage. The records carry their own CRC, besides the chain, so that those behind a broken one can be
 recognized without it. (Alagappan et al., "Protocol-Aware Recovery for Consensus-Based Storage", FAST 2018,
-§3.3.1, tell the two apart with the same idea.)"""
+§3.3.1, tell the two apart with the same idea.)
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from coordinator.ledger.anchor import Mark, chained
 ALIGNMENT_BYTES = 8
 _MAGIC = b"\xc1und"
 _HEAD = struct.Struct("<4sIQ16s")
-_CRC = struct.Struct("<I4x")
+_CRC = struct.Struct("<I")
 HEAD_BYTES = _HEAD.size + _CRC.size
 
 
@@ -102,6 +105,8 @@ def _at(data: bytes, at: int, salt: bytes) -> tuple[int, bytes, bytes] | None:
         return None
     payload = data[begin : begin + length]
     if _checksum(salt, data[at : at + _HEAD.size], payload) != crc:
+        return None
+    if any(data[begin + length : at + size_of(payload)]):
         return None
     return number, chain, payload
 

@@ -6,7 +6,8 @@ on the disk, is not taken for one of this.
 
 Header, little endian, ``HEADER_BYTES`` long: magic (16 bytes), number of the segment (8), index and chain of
 the last record before it (8, 16), where the records of the segment before it end (8), salt (16), length of
-the identity (2), identity; CRC-32 of everything before in the last 4 bytes."""
+the identity (2), identity; CRC-32 of everything before in the last 4 bytes.
+"""
 
 from __future__ import annotations
 

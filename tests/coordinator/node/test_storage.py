@@ -259,7 +259,7 @@ async def test_a_torn_tail_is_cut(folder: Path, tmp_path: Path) -> None:
     longer = storage.files.log._active.end
     await storage.close()
     size = last_segment(folder).stat().st_size
-    for cut in range(whole, longer, 3):
+    for cut in range(whole, longer - 8, 3):  # behind which there are only zeros
         place = tmp_path / f"torn-{cut}"
         shutil.copytree(folder, place)
         (place / ANCHOR_NAME).write_bytes(anchor)
@@ -307,6 +307,27 @@ async def _stops_or_is_whole(folder: Path, path: Path, at: int) -> bool:
         return "rejoin under a new number" in str(error)
     # Zeros that pad a record to a multiple of eight bytes say nothing.
     return stored.entries == entries(2, 2, 2) and len(stored.acceptor.records) == 1
+
+
+async def test_damage_in_the_middle_is_noticed_without_the_anchor(folder: Path) -> None:
+    """After a power failure the anchor may be older than the log. What stands behind the damage was written
+    after what is damaged was synced."""
+    storage, _ = await NodeStorage.open(folder)
+    anchor = (folder / ANCHOR_NAME).read_bytes()
+    begin = storage.files.log._active.end
+    await storage.write([Write(entries=entries(2, 2, 2))])
+    end = storage.files.log._active.end
+    await storage.write([Write(hard_state=HardState(3, 1))])
+    await storage.close()
+    (folder / ANCHOR_NAME).write_bytes(anchor)
+    path = last_segment(folder)
+    data = path.read_bytes()
+    for at in range(begin, end - 8):  # the last bytes may be padding
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        with pytest.raises(StorageDamaged, match=f"damaged at byte {begin}"):
+            await NodeStorage.open(folder)
 
 
 MISSING = ("log-*.segment", "log.anchor", "snapshot-*")
