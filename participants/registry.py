@@ -16,10 +16,17 @@ class Registry:
         self._by_name: dict[str, Participant] = {}
 
     def add(self, participant: Participant) -> None:
-        """Register ``participant`` under its name; a name that is taken raises ``UsageError``."""
+        """Register ``participant`` under its name; a name that is taken, or that another participant had
+        before, raises ``UsageError``: each branch has to be one database's."""
         name = check_participant_name(participant.name)
         if name in self._by_name:
             raise UsageError(f"participant {name!r} is registered already; remove it first")
+        for other in self:
+            if shared := sorted(participant.names & other.names):
+                raise UsageError(
+                    f"participants {name!r} and {other.name!r} both are, or were, called {shared[0]!r}:"
+                    " nobody could tell whose a branch of that name is"
+                )
         self._by_name[name] = participant
 
     def remove(self, name: str) -> Participant:
@@ -36,8 +43,8 @@ class Registry:
             raise UnknownParticipant(name, list(self._by_name)) from None
 
     def find(self, name: str) -> Participant | None:
-        """None if there is none of that name."""
-        return self._by_name.get(name)
+        """The participant that has or had that name; None if there is none."""
+        return self._by_name.get(name) or next((one for one in self if name in one.names), None)
 
     def names(self) -> list[str]:
         return sorted(self._by_name)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from participants.ids import check_participant_name
 from participants.redact import redact
 
 DRIVERS = ("asyncpg", "psycopg")
@@ -35,6 +36,11 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     """How long one of undoubt's own statements (begin, prepare, second phase, lists) may take to answer."""
     pooler: bool = False
     """A transaction pooler (PgBouncer) stands before the database: rely on no session-level setting."""
+    owners: tuple[str, ...] = ()
+    """Roles that prepare branches there, besides the one that logs in and those that were granted to it. What
+    any other role has prepared is no branch of ours, whatever its name."""
+    was: tuple[str, ...] = ()
+    """Names that this participant had before: branches that name one of them are its own."""
 
     def __post_init__(self) -> None:
         if self.connections_max < 1:
@@ -45,6 +51,8 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             raise ValueError(f"init must name a function as 'module:function', not {self.init!r}")
         if self.driver not in DRIVERS:
             raise ValueError(f"driver {self.driver!r} is not one of: {', '.join(DRIVERS)}")
+        for name in self.was:
+            check_participant_name(name)
 
     def __repr__(self) -> str:
         return f"ParticipantSettings(dsn={redact(self.dsn)!r}, driver={self.driver!r})"

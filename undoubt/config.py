@@ -216,7 +216,21 @@ def _build(given: Mapping[KeyPath, _Given], file: Path | None) -> Settings:
             participants[path[1]] = _participant(path[1], table, origin)
         else:
             sections[path[0]] = _struct(path, table, _SECTIONS[path[0]], origin)
+    _check_former_names(participants)
     return Settings(**sections, participants=participants, file=str(file) if file else None)
+
+
+def _check_former_names(participants: Mapping[str, ParticipantSettings]) -> None:
+    """A branch belongs to the one participant that it names, by the name of now or one of before."""
+    by_name = {name: name for name in participants}
+    for name, settings in participants.items():
+        for former in settings.was:
+            key = _dotted((_PARTICIPANTS, name, "was"))
+            if by_name.setdefault(former, name) != name:
+                raise ConfigurationError(
+                    f"{key}: {former!r} is, or was, the name of participant {by_name[former]!r} as well",
+                    key=key,
+                )
 
 
 def _participant(name: str, table: dict[str, Any], origin: str) -> ParticipantSettings:

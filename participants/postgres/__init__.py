@@ -12,6 +12,7 @@ transaction is; it knows branches.
 ``history``                  which history of its database a transaction id is of
 ``one_phase``                what became of a plain COMMIT whose answer was lost
 ``roles``, ``checkup``       who may finish whose branches; what keeps a database from doing its part
+``grants``                   the rights that its role needs, as SQL
 ``in_doubt``, ``waits``      the list of prepared transactions; the edges of the wait graph
 ``states``                   the rows of three-phase commit
 ``schema``                   optional tables on the participant's side, and their pruning

@@ -7,9 +7,11 @@ transaction it ends is still the one that was begun here.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterable
 
 from participants.ids import Gid
 from participants.postgres.pool import S, Slot
+from participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
 from participants.postgres.session import Introduction
 from participants.postgres.sql import fill, literal, query
 
@@ -77,17 +79,17 @@ def marker(gid: Gid) -> str:
     return f"{gid.txid}:{gid.branch}"
 
 
-def guard_script(gid: Gid, head: str, intro: Introduction) -> str:
-    """What goes before PREPARE TRANSACTION in its round trip; ``head`` is :func:`report_head`'s."""
+def guard_script(gid: Gid, head: str, intro: Introduction, owners: Iterable[str]) -> str:
+    """What goes before PREPARE TRANSACTION in its round trip; ``head`` is :func:`report_head`'s, ``owners``
+    are the settings'."""
     script = fill("guard_prepare", marker=marker(gid), report=head)
-    script = script.replace(
-        "{position}", query("guard_position" if intro.tells_position else "guard_no_position")
-    )
-    script = script.replace("{place}", _place(intro))
-    if not intro.pooled:
-        return script
-    # A superuser may finish whatever role's branch.
-    return script if intro.superuser else fill("guard_role", role=intro.role) + "; " + script
+    position = query("guard_position" if intro.tells_position else "guard_no_position")
+    script = script.replace("{position}", position).replace("{place}", _place(intro))
+    if intro.pooled or intro.superuser or intro.version < ADMIN_OF_ITSELF_BEFORE_VERSION:
+        # Any role else that a session can take on was granted to the one that logged in.
+        guard = guard_role(intro.role, owners, pooled=intro.pooled, superuser=intro.superuser)
+        return f"{guard}; {script}"
+    return script
 
 
 def _place(intro: Introduction) -> str:

@@ -123,7 +123,7 @@ class PostgresBranch:
         head = report_head(self._gid, pooler=intro.pooled)
         # The note makes a three-phase branch's commit visible, exactly when it commits.
         note = note_script(self._proof) if self._gid.protocol is Protocol.THREE_PHASE else ""
-        script = guard_script(self._gid, head, intro)
+        script = guard_script(self._gid, head, intro, self._around.owners)
         script += f"; {note}prepare transaction {literal(str(self._gid))}"
         before = self._session.application_name
         self._asked = True

@@ -13,7 +13,7 @@ from participants.errors import ParticipantError, ParticipantUnavailable
 from participants.findings import Finding, Severity
 from participants.postgres.begin import ledger_name
 from participants.postgres.management import SESSIONS_MAX, Management
-from participants.postgres.roles import membership, missing_grant, signal_grant
+from participants.postgres.roles import membership, missing_grant, owned, signal_grant
 from participants.postgres.session import Introduction, NoAnswer, NotSent, Row, ServerError
 from participants.postgres.sql import identifier, query
 from participants.postgres.verdicts import CHECK_BY_SQLSTATE, NO_RIGHT, participant_error, pooler_refusal
@@ -38,10 +38,11 @@ class Checkup:
         try:
             [row] = await self._management.read(query("health"))  # first: it replaces what was lost
             intro = await self._open_a_transaction()
-            owners = await self._management.read(
-                query("owners").replace("{membership}", membership(intro.version)),
+            roles = await self._management.read(
+                owned("seen_roles", "seen.role", "$3").replace("{membership}", membership(intro.version)),
                 f"undoubt:{self._ledger_id}:",
                 ledger_name(self._ledger_id),
+                list(self._settings.owners),
             )
             told = await self._told_history() if row["tells_history"] else None
         except ParticipantError as error:
@@ -55,8 +56,9 @@ class Checkup:
             self._evidence(row, told),
             self._history(row, told),
             self._vacuum(row),
-            *self._roles(row, owners, intro),
-            self._cancelling(row, owners, intro),
+            self._superuser(row),
+            *self._roles(row, roles, intro),
+            self._cancelling(row, roles, intro),
             *self._tables(row, protocol),
         ]
 
@@ -239,30 +241,60 @@ class Checkup:
             " ORDER BY pg_catalog.age(transaction) DESC;",
         )
 
-    def _roles(self, row: Row, owners: Sequence[Row], intro: Introduction) -> Iterator[Finding]:
+    def _superuser(self, row: Row) -> Finding:
+        if not row["superuser"]:
+            return self._ok("owners", f"role {row['login']} is no superuser")
+        named = ", ".join(self._settings.owners)
+        if named:
+            return self._ok("owners", f"superuser {row['login']} finishes the branches of {named}")
+        return self._found(
+            "owners",
+            Severity.PROBLEM,
+            f"undoubt works there as superuser {row['login']}, and owners is not set",
+            "PostgreSQL lets a superuser end everybody's prepared transactions, whatever their names. Give"
+            f" undoubt an ordinary role (undoubt participants grants {self._management.participant} prints"
+            " its rights), or name the roles that prepare its branches in the participant's table",
+            'owners = ["app"]',
+        )
+
+    def _roles(self, row: Row, roles: Sequence[Row], intro: Introduction) -> Iterator[Finding]:
         me, login = row["me"], row["login"]
-        lacking = [
-            owner for owner in owners if not row["superuser"] and (intro.pooled or not owner["becomes"])
-        ]
-        for owner in lacking:
-            seen = []
-            if owner["prepared"]:
-                seen.append(f"prepared {owner['prepared']} of the branches that are in doubt")
-            if owner["sessions"]:
-                seen.append(f"has {owner['sessions']} sessions that may prepare some")
+        if dropped := sum(role["prepared"] for role in roles if role["becomes"] is None):
             yield self._found(
                 "roles",
                 Severity.PROBLEM,
-                f"{login} cannot finish the branches of role {owner['role']}, which {' and '.join(seen)}",
-                *self._way_out(owner, login, intro),
+                f"the role that prepared {dropped} of the branches that are in doubt has been dropped",
+                "only a superuser can finish them",
             )
-        if not lacking:
-            others = ", ".join(owner["role"] for owner in owners)
+        known = [role for role in roles if role["becomes"] is not None]
+        finished = [role for role in known if self._finishes(role, row, intro)]
+        for role in known:
+            if role in finished:
+                continue
+            seen = []
+            if role["prepared"]:
+                seen.append(f"prepared {role['prepared']} of the branches that are in doubt")
+            if role["sessions"]:
+                seen.append(f"has {role['sessions']} sessions that may prepare some")
+            yield self._found(
+                "roles",
+                Severity.PROBLEM,
+                f"{login} does not finish the branches of role {role['role']}, which {' and '.join(seen)}",
+                *self._way_out(role, row, intro),
+            )
+        if len(finished) == len(roles):
+            others = ", ".join(role["role"] for role in finished)
             finishes = f" and those of {others}" if others else ""
             yield self._ok("roles", f"{me} can finish its own branches{finishes}")
 
-    def _cancelling(self, row: Row, owners: Sequence[Row], intro: Introduction) -> Finding:
-        mute = [owner["role"] for owner in owners if owner["sessions"] and not owner["cancels"]]
+    @staticmethod
+    def _finishes(role: Row, row: Row, intro: Introduction) -> bool:
+        if row["superuser"] or not role["owned"]:
+            return bool(role["owned"])
+        return bool(role["becomes"]) and not intro.pooled
+
+    def _cancelling(self, row: Row, roles: Sequence[Row], intro: Introduction) -> Finding:
+        mute = [role["role"] for role in roles if role["owned"] and role["sessions"] and not role["cancels"]]
         if not mute or row["superuser"]:
             return self._ok("cancelling", "waiting statements of this ledger's sessions can be cancelled")
         return self._found(
@@ -311,17 +343,25 @@ class Checkup:
             " ".join(_grants(row["states_denied"], row["login"])),
         )
 
-    def _way_out(self, owner: Row, login: str, intro: Introduction) -> tuple[str, str | None]:
+    def _way_out(self, role: Row, row: Row, intro: Introduction) -> tuple[str, str | None]:
+        unknown = (
+            f"it may be anybody's role, which takes the names of this ledger in vain. If {role['role']} does"
+            " prepare branches of yours, say so: else they stay in doubt after a crash, and keep their locks"
+        )
+        if row["superuser"]:
+            return unknown, f'owners = ["{role["role"]}"]'
         if intro.pooled:
             return (
                 "behind a pooler SET ROLE and COMMIT PREPARED could be sent to two servers: run recovery with"
                 " a dsn that leads to the server itself, or as that role",
                 None,
             )
-        why = "after a crash they stay in doubt and keep their locks"
-        if owner["superuser"]:
-            why += f". {owner['role']} is a superuser, and so would be {login}: rather run recovery as it"
-        return why, missing_grant(owner["role"], login, intro.version)
+        why = "after a crash they stay in doubt and keep their locks" if role["owned"] else unknown
+        if role["superuser"]:
+            why += (
+                f". {role['role']} is a superuser, and so would be {row['login']}: rather run recovery as it"
+            )
+        return why, missing_grant(role["role"], row["login"], intro.version)
 
     def _ok(self, check: str, what: str) -> Finding:
         return self._found(check, Severity.OK, what)

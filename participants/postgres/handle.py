@@ -68,3 +68,5 @@ class Surroundings:
     draw_history: Callable[[], Awaitable[None]]
     """For the branches to come; never fails."""
     statement_timeout_s: float
+    owners: tuple[str, ...]
+    """The settings': roles that prepare its branches, besides the obvious ones."""

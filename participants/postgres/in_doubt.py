@@ -8,16 +8,18 @@ from participants.contract import PreparedBranch
 from participants.ids import Gid
 from participants.postgres.history import Place, columns, evidence_at, place_in
 from participants.postgres.management import Management, refuse_standby
+from participants.postgres.roles import owned
 from participants.postgres.session import Row
-from participants.postgres.sql import query
 
 _EPOCH = 2**32
 
 
-async def list_prepared(management: Management) -> Sequence[PreparedBranch]:
-    """Oldest first. Raises ``ParticipantRefused`` on a standby, whose list is always empty."""
+async def list_prepared(management: Management, owners: Sequence[str]) -> Sequence[PreparedBranch]:
+    """Oldest first; ``owners`` are the settings'. Raises ``ParticipantRefused`` on a standby, whose list is
+    always empty."""
     intro = await management.who()
-    rows = await management.read(query("in_doubt").replace("{whereabouts}", columns(intro)))
+    statement = owned("in_doubt", "p.owner", "$1").replace("{whereabouts}", columns(intro))
+    rows = await management.read(statement, list(owners))
     refuse_standby(management.participant, rows[0])
     place = place_in(rows[0], intro)
     return [_branch(row, place) for row in rows if row["gid"] is not None]
@@ -35,6 +37,7 @@ def _branch(row: Row, place: Place | None) -> PreparedBranch:
         xid=xid,
         evidence=evidence,
         age_xids=row["age_xids"],
+        owned=row["owned"] or row["gone"],  # of a role that was dropped nobody knows more
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from participants.contract import Branch, Evidence, Fate, Order, PreparedBranch, Settled, Waiting
-from participants.errors import ParticipantError, ParticipantUnavailable, UsageError
+from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable, UsageError
 from participants.findings import Finding
 from participants.ids import NO_KEY, Gid, SessionKey, check_ledger_id, check_participant_name
 from participants.postgres.begin import begin_script, clean_script, ledger_name, local_script, timeouts_ms
@@ -25,6 +25,7 @@ from participants.postgres.management import Management
 from participants.postgres.on_connect import Hook, OnConnect
 from participants.postgres.one_phase import OnePhase
 from participants.postgres.pool import Pool, Slot
+from participants.postgres.roles import missing_grant, owned
 from participants.postgres.session import Late, NoAnswer, NotSent, ServerError, Session
 from participants.postgres.settle import Settler
 from participants.postgres.states import PostgresStates
@@ -72,7 +73,7 @@ class PostgresParticipant:
         self._management = Management(
             name, connector.connect_own, settings.statement_timeout_s, idle_s=idle_s
         )
-        self._settler = Settler(self._management)
+        self._settler = Settler(self._management, settings.owners)
         self._checkup = Checkup(self._management, settings, ledger_id)
         self._waits = WaitGraph(self._management, ledger_id)
         self.states = PostgresStates(self._management)
@@ -83,6 +84,7 @@ class PostgresParticipant:
             give_back=self._pool.release,
             draw_history=self._draw_history,
             statement_timeout_s=settings.statement_timeout_s,
+            owners=settings.owners,
         )
 
     @property
@@ -91,7 +93,7 @@ class PostgresParticipant:
 
     @property
     def names(self) -> frozenset[str]:
-        return frozenset({self._name})
+        return frozenset({self._name, *self._settings.was})
 
     @property
     def settings(self) -> ParticipantSettings:
@@ -152,6 +154,16 @@ class PostgresParticipant:
                 f" {self._name!r} does, or to another database there ({own.database!r}): name the"
                 " participant that it belongs to"
             )
+        [row] = await self._management.read(
+            owned("prepares", "$1", "$2"), there.role, list(self._settings.owners)
+        )
+        if not row["owned"]:
+            raise UsageError(
+                f"the connection works as role {there.role!r}, which prepares no branches of participant"
+                f" {self._name!r}: recovery would not touch them. Run"
+                f" {missing_grant(there.role, row['login'], row['version'])} or name the role in"
+                f" participants.{self._name}.owners"
+            )
 
     async def _draw_history(self) -> None:
         try:
@@ -202,9 +214,13 @@ class PostgresParticipant:
         return None
 
     async def in_doubt(self) -> Sequence[PreparedBranch]:
-        return await list_prepared(self._management)
+        return await list_prepared(self._management, self._settings.owners)
 
     async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+        if gid.participant not in self.names:
+            raise ParticipantRefused(
+                self._name, f"{gid} is a branch of participant {gid.participant!r}: only that one can end it"
+            )
         return await self._settler.settle(gid, order, evidence)
 
     async def evidence(self, evidence: Evidence) -> Fate:

@@ -108,12 +108,12 @@ pg_catalog.int8send(0)
         operator(pg_catalog.||) '.' from pg_catalog.pg_control_system() as c)
 
 -- name: guard_role
--- Before the guard of PREPARE behind a pooler: fails with 22P02 and the text "undoubt role <…>" if the branch ends in
--- another role than sessions there begin with. Who owns it then could only be become by SET ROLE, and that and COMMIT
--- PREPARED would be sent to two servers.
-select case when current_user operator(pg_catalog.=) {role} then 0
-            else ('undoubt role <' operator(pg_catalog.||) current_user::pg_catalog.text operator(pg_catalog.||)
-                  '>')::pg_catalog.int4 end
+-- Before the guard of PREPARE: fails with 22P02 and the text "undoubt role <…>" if the branch ends in a role that
+-- prepares no branches of ours, or, behind a pooler, in another than sessions there begin with: that could only be
+-- become by SET ROLE, and that and COMMIT PREPARED would be sent to two servers.
+select case when current_user operator(pg_catalog.=) {role} then 0 when {allowed} then 0
+            else ('undoubt role <' operator(pg_catalog.||) current_user::pg_catalog.text operator(pg_catalog.||) '>')
+                 ::pg_catalog.int4 end
 
 -- name: guard_commit
 -- As above, before a plain COMMIT, which needs no transaction id of its own.
@@ -142,13 +142,29 @@ select not exists (select from pg_catalog.pg_stat_activity as a
                            or extract(epoch from a.backend_start)::pg_catalog.text
                               operator(pg_catalog.=) $2::pg_catalog.text)) as gone
 
+-- name: owned
+-- Whether {owner} is a role that prepares branches of ours: the one that logs in, one that was granted to it, or one
+-- of {owners}. pg_has_role() would say so of every role to a superuser. Before version 15 a role may grant itself to
+-- whomever it likes, which shows in its being the grantor: that does not count.
+(({owner})::pg_catalog.text operator(pg_catalog.=) any (
+   {owners}::pg_catalog.text[] operator(pg_catalog.||)
+   array(with recursive granted as (
+           select r.oid from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) session_user
+           union
+           select m.roleid
+             from pg_catalog.pg_auth_members as m join granted on granted.oid operator(pg_catalog.=) m.member
+            where m.grantor operator(pg_catalog.<>) m.roleid)
+         select r.rolname::pg_catalog.text
+           from granted join pg_catalog.pg_roles as r on r.oid operator(pg_catalog.=) granted.oid)))
+
 -- name: in_doubt
 -- One row at least: a standby's list is empty, and only the flag tells it from a clean database. {whereabouts} are
 -- columns of the server's history, or nulls where the role may not ask.
 select pg_catalog.pg_is_in_recovery() as standby, {whereabouts},
        pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text as next_xid,
-       p.gid, p.owner::pg_catalog.text as owner, p.database::pg_catalog.text as database,
-       p.transaction::pg_catalog.text as xid, pg_catalog.age(p.transaction) as age_xids,
+       p.gid, coalesce(p.owner::pg_catalog.text, '(dropped)') as owner,
+       p.owner is null as gone, p.owner is not null and {owned} as owned,
+       p.database::pg_catalog.text as database, p.transaction::pg_catalog.text as xid, pg_catalog.age(p.transaction) as age_xids,
        extract(epoch from p.prepared)::pg_catalog.float8 as prepared_at,
        greatest(extract(epoch from pg_catalog.clock_timestamp() operator(pg_catalog.-) p.prepared), 0)
          ::pg_catalog.float8 as age_s
@@ -161,35 +177,49 @@ select pg_catalog.pg_is_in_recovery() as standby, {whereabouts},
 case when not pg_catalog.pg_is_in_recovery()
      then pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) end as timeline
 
--- name: owner
+-- name: holder
+-- $1 gid, $2 settings' owners: who has prepared it. The owner is null of a role that has been dropped since.
 select pg_catalog.pg_is_in_recovery() as standby, current_user::pg_catalog.text as me,
        session_user::pg_catalog.text as login,
        pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as version,
-       p.owner::pg_catalog.text as owner, p.database::pg_catalog.text as database,
+       p.gid, coalesce(p.owner::pg_catalog.text, '(dropped)') as owner,
+       p.owner is null as gone, p.owner is not null and {owned} as owned,
+       (select r.rolsuper from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) p.owner)
+         as superuser,
+       (select r.rolsuper from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) session_user)
+         as login_is_superuser,
+       p.transaction::pg_catalog.text as xid, p.database::pg_catalog.text as database,
        pg_catalog.current_database()::pg_catalog.text as here
   from (select) as one
   left join pg_catalog.pg_prepared_xacts as p on p.gid operator(pg_catalog.=) $1
 
--- name: owners
--- $1 how the names of this ledger's branches begin, $2 how the application_name of its sessions does. Other roles
--- whose branches a session of ours may have to finish: prepared already, or in the making.
+-- name: prepares
+-- $1 a role, $2 settings' owners: whether it prepares branches of ours.
+select {owned} as owned, session_user::pg_catalog.text as login,
+       pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as version
+
+-- name: seen_roles
+-- $1 how the names of this ledger's branches begin, $2 how the application_name of its sessions does, $3 settings'
+-- owners. Other roles whose branches a session of ours may have to finish: prepared already, or in the making.
+-- becomes is null of a role that has been dropped.
 with seen as (
-  select p.owner as role, 1 as prepared, 0 as sessions from pg_catalog.pg_prepared_xacts as p
+  select coalesce(p.owner, '(dropped)') as role, 1 as prepared, 0 as sessions
+    from pg_catalog.pg_prepared_xacts as p
    where p.database operator(pg_catalog.=) pg_catalog.current_database() and pg_catalog.starts_with(p.gid, $1)
   union all
   select a.usename, 0, 1 from pg_catalog.pg_stat_activity as a
    where a.datname operator(pg_catalog.=) pg_catalog.current_database()
      and pg_catalog.starts_with(a.application_name, $2)
 )
-select r.rolname::pg_catalog.text as role, r.rolsuper as superuser,
+select seen.role::pg_catalog.text as role, r.rolsuper as superuser, {owned} as owned,
        pg_catalog.pg_has_role(session_user, r.oid, '{membership}') as becomes,
        pg_catalog.pg_has_role(r.oid, 'USAGE') or pg_catalog.pg_has_role('pg_signal_backend', 'USAGE') as cancels,
        pg_catalog.sum(seen.prepared)::pg_catalog.int4 as prepared,
        pg_catalog.sum(seen.sessions)::pg_catalog.int4 as sessions
-  from seen join pg_catalog.pg_roles as r on r.rolname operator(pg_catalog.=) seen.role
- where r.rolname operator(pg_catalog.<>) current_user
- group by r.rolname, r.rolsuper, r.oid
- order by r.rolname
+  from seen left join pg_catalog.pg_roles as r on r.rolname operator(pg_catalog.=) seen.role
+ where seen.role operator(pg_catalog.<>) current_user
+ group by seen.role, r.rolsuper, r.oid
+ order by seen.role
 
 -- name: health
 -- Needs no right that PUBLIC lacks by default.

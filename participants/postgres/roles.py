@@ -4,13 +4,19 @@ Only the role that prepared a branch may finish it, or a superuser: the role tha
 which after ``SET LOCAL ROLE`` is not the one that logged in. A member of that role may become it with SET
 ROLE; since version 16 only if the membership has the option SET, while INHERIT does not matter for it
 (https://www.postgresql.org/docs/current/sql-grant.html, "GRANT on Roles").
-"""
+
+Whose branches are ours is another question than who may finish them: a superuser may finish everybody's. Ours
+are those of the role that logs in, of roles that were granted to it, and of those that the settings name."""
 
 from __future__ import annotations
 
-from participants.postgres.sql import identifier
+from collections.abc import Iterable
+
+from participants.postgres.sql import fill, identifier, literal, query
 
 SET_OPTION_SINCE_VERSION = 160000
+ADMIN_OF_ITSELF_BEFORE_VERSION = 150000
+"""Before it, a role might grant itself to others: being granted to somebody proves nothing about it."""
 
 
 def membership(version: int) -> str:
@@ -32,3 +38,27 @@ def missing_grant(owner: str, login: str, version: int) -> str:
     """
     option = " WITH SET TRUE" if version >= SET_OPTION_SINCE_VERSION else ""
     return f"GRANT {identifier(owner)} TO {identifier(login)}{option};"
+
+
+def owned(statement: str, owner: str, owners: str) -> str:
+    """The query ``statement`` with its ``{owned}``: whether ``owner`` prepares branches of ours. ``owner``
+    and ``owners``, the settings', are SQL expressions of types name and text[]."""
+    return query(statement).replace("{owned}", _owned(owner, owners))
+
+
+def guard_role(role: str, owners: Iterable[str], *, pooled: bool, superuser: bool) -> str:
+    """The statement that fails unless the branch ends in ``role``, that of its session, or in another one
+    whose branches can be finished. Behind a pooler only a superuser can finish another role's, without
+    becoming it."""
+    named = f"array[{', '.join(map(literal, owners))}]"
+    if not pooled:
+        allowed = _owned("current_user", named)
+    elif superuser:
+        allowed = f"current_user::pg_catalog.text operator(pg_catalog.=) any ({named}::pg_catalog.text[])"
+    else:
+        allowed = "false"
+    return fill("guard_role", role=role).replace("{allowed}", allowed)
+
+
+def _owned(owner: str, owners: str) -> str:
+    return query("owned").replace("{owners}", owners).replace("{owner}", owner)

@@ -8,14 +8,16 @@ of ``LockGXact`` in ``src/backend/access/transam/twophase.c``: no such gid 42704
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from participants.contract import Evidence, Fate, Order, Settled, judge
 from participants.errors import ParticipantRefused
 from participants.ids import Gid
 from participants.postgres.history import lsn
 from participants.postgres.management import Management, refuse_standby
-from participants.postgres.roles import missing_grant
-from participants.postgres.session import Late, NoAnswer, NotSent, ServerError, Session
+from participants.postgres.roles import missing_grant, owned
+from participants.postgres.session import Late, NoAnswer, NotSent, Row, ServerError, Session
 from participants.postgres.sql import identifier, literal, query
 from participants.postgres.verdicts import (
     FUTURE_XID,
@@ -36,11 +38,38 @@ _POOL_USED_UP = (
 )
 
 
-class Settler:
-    """Settles prepared branches of one participant."""
+class _NoSuchRole(Exception):
+    """The session may not become the role."""
 
-    def __init__(self, management: Management) -> None:
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """Who has a gid prepared.
+
+    ``owned``: a role that prepares branches of ours. ``superuser``: that role is one, so that the server does
+    not keep whoever works as it from ending other roles' branches. ``gone``: it has been dropped since, and
+    nobody knows any more whether it was one of ours.
+    """
+
+    owner: str
+    owned: bool
+    superuser: bool
+    gone: bool
+    xid: int
+    database: str
+    here: str
+    me: str
+    login: str
+    login_is_superuser: bool
+    version: int
+
+
+class Settler:
+    """Settles prepared branches of one participant. ``owners`` are the settings'."""
+
+    def __init__(self, management: Management, owners: Sequence[str]) -> None:
         self._management = management
+        self._owners = list(owners)
 
     async def quick(self, session: Session, gid: Gid, order: Order) -> Settled | None:
         """On the session that prepared it, in one round trip. None: it takes :meth:`settle` to know more."""
@@ -54,9 +83,16 @@ class Settler:
             return None
 
     async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
-        """See :meth:`participants.contract.Participant.settle`."""
+        """See :meth:`participants.contract.Participant.settle`.
+
+        A gid is public from its PREPARE on, and may be prepared again by anybody after its end: what a role
+        that prepares no branches of ours holds under it is not there. An ordinary role is kept from
+        ending it by the server; a superuser looks who the owner is, and then works as that one.
+        """
         try:
             async with self._management.session() as session:
+                if session.intro.superuser:
+                    return await self._as_superuser(session, gid, order, evidence)
                 return await self._tell(session, gid, order)
         except ServerError as error:
             return await self._refused(gid, order, evidence, error)
@@ -67,15 +103,21 @@ class Settler:
         self, gid: Gid, order: Order, evidence: Evidence | None, error: ServerError
     ) -> Settled:
         if error.sqlstate == UNDEFINED_OBJECT:
-            fate = Fate.UNKNOWN if evidence is None else await self.evidence(evidence)
-            return judge(order, fate)
-        if error.sqlstate == IN_USE:
+            return await self._absent(order, evidence)
+        if error.sqlstate not in {IN_USE, NO_RIGHT, OTHER_DATABASE}:
+            raise participant_error(self._management.participant, error) from error
+        rows = await self._management.read(*self._who(gid))
+        holder = _holder(self._management.participant, rows)
+        if holder is None:
+            return Settled.BUSY  # it changed between the two statements: look again
+        if not self._ours(gid, holder, evidence):
+            return await self._absent(order, evidence)
+        if error.sqlstate == IN_USE or holder.owner == holder.me:
             return Settled.BUSY
-        if error.sqlstate == NO_RIGHT:
-            return await self._as_owner(gid, order, evidence)
-        if error.sqlstate == OTHER_DATABASE:
-            return await self._elsewhere(gid, error)
-        raise participant_error(self._management.participant, error) from error
+        return await self._as_owner(holder, gid, order, evidence)
+
+    async def _absent(self, order: Order, evidence: Evidence | None) -> Settled:
+        return judge(order, Fate.UNKNOWN if evidence is None else await self.evidence(evidence))
 
     async def _tell(self, session: Session, gid: Gid, order: Order) -> Settled:
         verb = "commit" if order is Order.COMMIT else "rollback"
@@ -88,62 +130,116 @@ class Settler:
             return Settled.BUSY
         return Settled.APPLIED
 
-    async def _as_owner(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
-        """Only the role that prepared it may finish it, or a superuser."""
+    def _who(self, gid: Gid) -> tuple[str, str, list[str]]:
+        return owned("holder", "p.owner", "$2"), str(gid), self._owners
+
+    def _ours(self, gid: Gid, holder: _Holder, evidence: Evidence | None) -> bool:
+        """Raises ``ParticipantRefused`` if it is ours, and nobody here may end it."""
         participant = self._management.participant
-        [row] = await self._management.read(query("owner"), str(gid))
-        refuse_standby(participant, row)
-        owner, me, login = row["owner"], row["me"], row["login"]
-        if owner is None or owner == me:
-            return Settled.BUSY  # it changed between the two statements: look again
-        try:
-            return await self._with_role(owner, gid, order)
-        except ServerError as error:
-            if error.sqlstate != NO_RIGHT:
-                return await self._refused(gid, order, evidence, error)
+        # Only the branch whose vote was recorded, or that was listed just now, has that transaction id.
+        proved = evidence is not None and evidence.xid % _XID_MODULUS == holder.xid
+        if not holder.owned and not proved:
+            log.warning(
+                "participant %r: %s was prepared by role %r, which prepares no branches of ours",
+                participant,
+                gid,
+                holder.owner,
+            )
+            return False
+        if holder.database != holder.here:
             raise ParticipantRefused(
                 participant,
-                f"{gid} was prepared by role {owner!r}, and {login!r} may not become it: run"
-                f" {missing_grant(owner, login, row['version'])}",
+                f"{gid} was prepared in database {holder.database!r}, and this dsn names {holder.here!r}:"
+                f" only a session in {holder.database!r} can finish it",
+                sqlstate=OTHER_DATABASE,
+            )
+        if holder.gone and not holder.login_is_superuser:
+            raise ParticipantRefused(
+                participant,
+                f"{gid} was prepared by a role that has been dropped since: only a superuser can finish it",
                 sqlstate=NO_RIGHT,
-            ) from error
-        except (NoAnswer, NotSent) as error:
-            raise participant_error(participant, error) from error
+            )
+        if not holder.owned and not holder.gone:
+            raise self._may_not_become(gid, holder)
+        return True
 
-    async def _with_role(self, owner: str, gid: Gid, order: Order) -> Settled:
-        async with self._management.session() as session:
-            if session.intro.pooled:
-                raise ParticipantRefused(
-                    self._management.participant,
-                    f"{gid} was prepared by role {owner!r}, and behind a pooler SET ROLE and COMMIT PREPARED"
-                    " could be sent to two servers: connect recovery to the server itself, or finish it as"
-                    f" {owner!r}",
-                    sqlstate=NO_RIGHT,
-                )
-            clean = False
+    def _may_not_become(self, gid: Gid, holder: _Holder) -> ParticipantRefused:
+        participant = self._management.participant
+        why = (
+            f"and {holder.login!r} may not become it: run"
+            f" {missing_grant(holder.owner, holder.login, holder.version)}"
+        )
+        if holder.login_is_superuser:
+            setting = f"participants.{participant}.owners"
+            why = f"which prepares no branches of ours: if it should, name it in {setting}"
+        return ParticipantRefused(
+            participant, f"{gid} was prepared by role {holder.owner!r}, {why}", sqlstate=NO_RIGHT
+        )
+
+    async def _as_superuser(
+        self, session: Session, gid: Gid, order: Order, evidence: Evidence | None
+    ) -> Settled:
+        sql, *values = self._who(gid)
+        rows = await session.rows(sql, *values, timeout_s=self._management.timeout_s)
+        holder = _holder(self._management.participant, rows)
+        if holder is None or not self._ours(gid, holder, evidence):
+            return await self._absent(order, evidence)
+        if not holder.superuser and not holder.gone and not session.intro.pooled:
             try:
-                timeout_s = self._management.timeout_s
-                await session.script(f"set role {identifier(owner)}", timeout_s=timeout_s)
-                try:
-                    return await self._tell(session, gid, order)
-                finally:
-                    await session.script("set role none", timeout_s=timeout_s)
-                    clean = True
-            finally:
-                if not clean:
-                    session.discard()
+                return await self._with_role(session, holder.owner, gid, order)
+            except ServerError as error:
+                if error.sqlstate == NO_RIGHT:
+                    return Settled.BUSY  # another role has it by now: look again
+                raise
+        settled = await self._tell(session, gid, order)
+        if settled is not Settled.APPLIED or evidence is None:
+            return settled
+        # Nothing has kept it from being somebody else's by then: what became of ours stands in the books.
+        fate = await self.evidence(evidence)
+        return settled if fate is Fate.UNKNOWN else judge(order, fate)
 
-    async def _elsewhere(self, gid: Gid, error: ServerError) -> Settled:
-        [row] = await self._management.read(query("owner"), str(gid))
-        where = row["database"]
-        if where is None or where == row["here"]:
-            return Settled.BUSY
-        raise ParticipantRefused(
-            self._management.participant,
-            f"{gid} was prepared in database {where!r}, and this dsn names {row['here']!r}: only a session in"
-            f" {where!r} can finish it",
-            sqlstate=error.sqlstate,
-        ) from error
+    async def _as_owner(self, holder: _Holder, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+        """As the role that prepared it, since no other may finish it."""
+        try:
+            async with self._management.session() as session:
+                if session.intro.pooled:
+                    raise ParticipantRefused(
+                        self._management.participant,
+                        f"{gid} was prepared by role {holder.owner!r}, and behind a pooler SET ROLE and"
+                        " COMMIT PREPARED could be sent to two servers: connect recovery to the server"
+                        f" itself, or finish it as {holder.owner!r}",
+                        sqlstate=NO_RIGHT,
+                    )
+                return await self._with_role(session, holder.owner, gid, order)
+        except _NoSuchRole as error:
+            raise self._may_not_become(gid, holder) from error
+        except ServerError as error:
+            if error.sqlstate == NO_RIGHT:
+                return Settled.BUSY  # another role has it by now: look again
+            return await self._refused(gid, order, evidence, error)
+        except (NoAnswer, NotSent) as error:
+            raise participant_error(self._management.participant, error) from error
+
+    async def _with_role(self, session: Session, owner: str, gid: Gid, order: Order) -> Settled:
+        """Raises :class:`_NoSuchRole` if it may not be become."""
+        clean = False
+        timeout_s = self._management.timeout_s
+        try:
+            try:
+                await session.script(f"set role {identifier(owner)}", timeout_s=timeout_s)
+            except ServerError as error:
+                clean = not error.fatal
+                if error.sqlstate == NO_RIGHT:
+                    raise _NoSuchRole from error
+                raise
+            try:
+                return await self._tell(session, gid, order)
+            finally:
+                await session.script("set role none", timeout_s=timeout_s)
+                clean = True
+        finally:
+            if not clean:
+                session.discard()
 
     async def evidence(self, evidence: Evidence) -> Fate:
         """See :meth:`participants.contract.Participant.evidence`."""
@@ -194,6 +290,30 @@ def _question(evidence: Evidence) -> tuple[str, *tuple[str, ...]] | None:
     behind = query("behind").replace("{position}", f"${len(values)}") if position else "false"
     return (sql.replace("{behind}", behind), *values)
 
+
+def _holder(participant: str, rows: Sequence[Row]) -> _Holder | None:
+    """None if nobody has it prepared. Raises ``ParticipantRefused`` on a standby, which cannot know."""
+    [row] = rows
+    refuse_standby(participant, row)
+    if row["gid"] is None:
+        return None
+    return _Holder(
+        owner=row["owner"],
+        owned=row["owned"],
+        superuser=bool(row["superuser"]),
+        gone=row["gone"],
+        xid=int(row["xid"]),
+        database=row["database"],
+        here=row["here"],
+        me=row["me"],
+        login=row["login"],
+        login_is_superuser=row["login_is_superuser"],
+        version=row["version"],
+    )
+
+
+_XID_MODULUS = 2**32
+"""Of a prepared transaction the list shows the lower half of its id."""
 
 _NOT_TOLD = frozenset({NO_RIGHT, "42883", "3F000"})
 """Nor does a database without undoubt's tables tell its history: undefined_function, invalid_schema_name."""

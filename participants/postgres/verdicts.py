@@ -40,8 +40,10 @@ SWALLOWED = (
 )
 
 _ROLE_LEFT = (
-    "it ends in role '{role}', which would own the prepared branch, and behind a pooler nobody could become"
-    " that role to finish it: execute 'reset role' at the end of the branch, or connect to the server itself"
+    "it ends in role '{role}', which would own the prepared branch, and is none of those whose branches"
+    " recovery finishes: execute 'reset role' at the end of the branch, or name the role in the"
+    " participant's 'owners'. Behind a pooler only a superuser can finish another role's: connect to the"
+    " server itself there"
 )
 _PREPARED_MAX = (
     "max_prepared_transactions is {what} on the server: put 'max_prepared_transactions = {value}' into"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from participants.contract import Order, Settled, Vote
+from participants.contract import Evidence, Order, Settled, Vote
 from participants.errors import ParticipantRefused
 from participants.findings import Finding, Severity
 from participants.ids import Gid
@@ -30,15 +30,19 @@ class Roles:
     database: Database
     app: PostgresParticipant
     rescue: PostgresParticipant
+    evidence: Evidence | None = None
 
     async def left(self, before: str = "") -> Gid:
-        """A branch of ``app`` whose coordinator is gone; ``before`` comes first in it."""
+        """A branch of ``app`` whose coordinator is gone, and its ``evidence``; ``before`` comes first in
+        it."""
         gid = new_gid()
         branch = await self.app.begin(gid, timeout_s=30)
         if before:
             await at(branch).execute(before)
         await at(branch).execute(WRITE)
-        assert (await branch.prepare()).vote is Vote.PREPARED
+        result = await branch.prepare()
+        assert result.vote is Vote.PREPARED, result.reason
+        self.evidence = result.evidence
         await branch.release()
         return gid
 
@@ -74,13 +78,13 @@ async def test_the_missing_grant_is_printed_and_is_enough(
     """Broken if an operator without superuser (every managed cloud) cannot get a branch finished."""
     gid = await roles.left(before)
     with pytest.raises(ParticipantRefused, match="GRANT") as refused:
-        await roles.rescue.settle(gid, order, None)
+        await roles.rescue.settle(gid, order, roles.evidence)
     finding = next(one for one in await roles.found() if f"role {owner}," in one.what)
     assert finding.severity is Severity.PROBLEM
     assert finding.fix is not None
     assert finding.fix in str(refused.value), "doctor and recovery have to say the same"
     await roles.database.admin.execute(finding.fix)
-    assert await roles.rescue.settle(gid, order, None) is Settled.APPLIED
+    assert await roles.rescue.settle(gid, order, roles.evidence) is Settled.APPLIED
     assert await roles.database.balance() == (90 if order is Order.COMMIT else 100)
     assert not any(f"role {owner}," in one.what for one in await roles.found())
 
@@ -95,10 +99,10 @@ async def test_a_membership_without_the_option_set(roles: Roles) -> None:
     assert finding.severity is Severity.PROBLEM
     await roles.database.admin.execute("grant app to rescue")
     with pytest.raises(ParticipantRefused, match="WITH SET TRUE"):
-        await roles.rescue.settle(gid, Order.COMMIT, None)
+        await roles.rescue.settle(gid, Order.COMMIT, roles.evidence)
     assert finding.fix == 'GRANT "app" TO "rescue" WITH SET TRUE;'
     await roles.database.admin.execute(finding.fix)
-    assert await roles.rescue.settle(gid, Order.COMMIT, None) is Settled.APPLIED
+    assert await roles.rescue.settle(gid, Order.COMMIT, roles.evidence) is Settled.APPLIED
     inherits = await roles.database.admin.fetchval(
         "select inherit_option from pg_auth_members where member = 'rescue'::regrole"
     )
@@ -114,7 +118,7 @@ async def test_an_indirect_membership_is_enough(roles: Roles) -> None:
         Severity.OK,
         "rescue can finish its own branches and those of app, bookkeeper",
     )
-    assert await roles.rescue.settle(gid, Order.COMMIT, None) is Settled.APPLIED
+    assert await roles.rescue.settle(gid, Order.COMMIT, roles.evidence) is Settled.APPLIED
 
 
 async def test_what_would_be_left_behind_is_said_before_it_is(roles: Roles) -> None:
@@ -152,7 +156,7 @@ async def test_cancelling_needs_the_rights_themselves(roles: Roles) -> None:
     assert finding.severity is Severity.OK
     await waiter.rollback()
     await waiter.release()
-    assert await roles.rescue.settle(gid, Order.ROLLBACK, None) is Settled.APPLIED
+    assert await roles.rescue.settle(gid, Order.ROLLBACK, roles.evidence) is Settled.APPLIED
 
 
 async def test_branches_of_others_are_not_asked_for(roles: Roles, server: EmbeddedServer) -> None:
@@ -163,13 +167,27 @@ async def test_branches_of_others_are_not_asked_for(roles: Roles, server: Embedd
     await roles.database.admin.execute("rollback prepared 'foreign'")
 
 
-async def test_the_superuser_finishes_everything(roles: Roles) -> None:
+async def test_the_superuser_finishes_what_is_named(roles: Roles) -> None:
+    """Broken if being superuser alone makes everybody's branches ours, or naming their roles does not."""
     gid = await roles.left("set local role bookkeeper")
     superuser = participant_at(roles.database.dsn)
-    [finding] = [one for one in await superuser.check() if one.check == "roles"]
-    assert finding.severity is Severity.OK
-    assert await superuser.settle(gid, Order.COMMIT, None) is Settled.APPLIED
+    found = {one.check: one for one in await superuser.check()}
+    assert (found["roles"].severity, found["roles"].fix) == (Severity.PROBLEM, 'owners = ["bookkeeper"]')
+    assert (found["owners"].severity, found["owners"].fix) == (Severity.PROBLEM, 'owners = ["app"]')
+    [listed] = await superuser.in_doubt()
+    assert not listed.owned
+    assert await superuser.settle(gid, Order.COMMIT, None) is Settled.HEURISTIC_HAZARD
+    with pytest.raises(ParticipantRefused):
+        await superuser.settle(gid, Order.COMMIT, roles.evidence)
     await superuser.close()
+    assert await roles.database.prepared() == [str(gid)]
+    named = participant_at(roles.database.dsn, owners=("app", "bookkeeper"))
+    found = {one.check: one for one in await named.check()}
+    assert (found["roles"].severity, found["owners"].severity) == (Severity.OK, Severity.OK)
+    [listed] = await named.in_doubt()
+    assert listed.owned
+    assert await named.settle(gid, Order.COMMIT, roles.evidence) is Settled.APPLIED
+    await named.close()
 
 
 async def test_the_wait_graph_and_the_list_need_no_rights(roles: Roles) -> None:

@@ -165,9 +165,9 @@ async def test_owner(database: Database, server: EmbeddedServer) -> None:
         assert listed.owner == "bookkeeper"
         assert await branch.commit() is Settled.APPLIED, "the branch's own session is not the owner any more"
         await branch.release()
-        await prepared(app, kept, "set local role bookkeeper; " + WRITE)
+        evidence = await prepared(app, kept, "set local role bookkeeper; " + WRITE)
         with pytest.raises(ParticipantRefused, match='GRANT "bookkeeper" TO "stranger"') as refused:
-            await stranger.settle(kept, Order.COMMIT, None)
+            await stranger.settle(kept, Order.COMMIT, evidence)
         assert refused.value.sqlstate == "42501"
         assert await database.prepared() == [str(kept)]
         assert await app.settle(kept, Order.ROLLBACK, None) is Settled.APPLIED

@@ -105,6 +105,25 @@ def test_participants_from_the_environment_alone() -> None:
     assert got["pay_eu"].pooler is True
 
 
+def test_owners_and_former_names() -> None:
+    """Broken if a participant's roles cannot be given as a list, or two participants have one name."""
+    got = load(
+        env={
+            "UNDOUBT_PARTICIPANTS__SALES__DSN": "postgresql://sales",
+            "UNDOUBT_PARTICIPANTS__SALES__OWNERS": "app, clerk",
+            "UNDOUBT_PARTICIPANTS__SALES__WAS": "orders",
+        }
+    ).participants["sales"]
+    assert (got.owners, got.was) == (("app", "clerk"), ("orders",))
+    for was in ({"was": ["sales"]}, {"was": ["orders"]}):
+        tables = {"sales": {"dsn": "dbname=a", "was": ["orders"]}, "stock": {"dsn": "dbname=b", **was}}
+        with pytest.raises(ConfigurationError, match=r"participants\.(stock|sales)\.was") as refused:
+            load({"participants": tables})
+        assert refused.value.key in {"participants.stock.was", "participants.sales.was"}
+    with pytest.raises(ConfigurationError, match=r"participants\.sales.*not a participant name"):
+        load({"participants": {"sales": {"dsn": "dbname=a", "was": ["or:ders"]}}})
+
+
 def test_environment_completes_a_participant_of_the_file_whatever_its_case(tmp_path: Path) -> None:
     """The DSN with the password comes from the environment, the rest from the file; a second participant
     that differs only in case would silently take the password instead."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from coordinator.settings import PROTOCOLS
 from participants.errors import UnknownParticipant
 from undoubt.cli.context import Context, common, pass_context
 from undoubt.cli.doctor import older_than_option, report
@@ -148,6 +149,41 @@ def prune(context: Context, older_than: float) -> None:
         context.output.table(
             ("participant", "deleted"), [(name, str(count)) for name, count in deleted.items()]
         )
+
+
+@participants.command()
+@click.argument("name")
+@click.option(
+    "--protocol",
+    type=click.Choice([*PROTOCOLS]),
+    metavar="PROTOCOL",
+    help="What transactions are committed by.  [default: coordinator.protocol]",
+)
+@common
+@pass_context
+def grants(context: Context, name: str, protocol: str | None) -> None:
+    """Print the rights that undoubt's role needs, as SQL.
+
+    They are the smallest set for transactions, recovery, deadlock detection and doctor, for the role that the
+    dsn names, after `undoubt participants migrate` by whoever owns the tables. The rights of the application
+    on its own tables are not among them. Nothing is connected to.
+
+    \b
+    Example:
+      undoubt participants grants orders | psql orders
+    """
+    from participants.postgres.grants import grants as rights  # noqa: PLC0415 - libpq is slow to load
+
+    settings = context.settings()
+    if name not in settings.participants:
+        raise UnknownParticipant(name, list(settings.participants))
+    chosen = protocol or settings.coordinator.protocol
+    statements = rights(name, settings.participants[name], protocol=chosen)
+    if context.output.json:
+        context.output.document(statements)
+    else:
+        for statement in statements:
+            context.output.line(statement)
 
 
 @participants.command()

@@ -1,0 +1,313 @@
+"""A prepared branch is ours only if one of our roles prepared it: a gid is public, and may be prepared by
+anybody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from participants.contract import Evidence, Order, PreparedBranch, Settled, Vote
+from participants.errors import BranchFailed, ParticipantRefused, UsageError
+from participants.findings import Severity
+from participants.ids import Gid
+from participants.postgres import PostgresParticipant
+from participants.postgres.session import ServerError
+from tests.participants.hands import at
+from tests.participants.support import WRITE, Database, new_gid, participant_at
+from tests.pgbouncer import PgBouncer
+from undoubt.embedded import EmbeddedServer
+
+LOGINS = ("app", "postgres")
+"""An ordinary role, and a superuser, which the server lets end everything."""
+
+
+@dataclass
+class Scene:
+    """``thief`` may connect, and knows every gid that was ever prepared."""
+
+    database: Database
+    server: EmbeddedServer
+    thief: asyncpg.Connection[asyncpg.Record]
+
+    async def forge(self, gid: Gid) -> None:
+        """The thief prepares a branch of that name."""
+        await self.thief.execute(f"begin; select pg_current_xact_id(); prepare transaction '{gid}'")
+
+    def at(self, user: str, **settings: object) -> PostgresParticipant:
+        return participant_at(self.server.dsn(self.database.name, user=user), **settings)
+
+    async def forged(self) -> list[str]:
+        rows = await self.database.admin.fetch("select gid from pg_prepared_xacts where owner = 'thief'")
+        return [row["gid"] for row in rows]
+
+
+@pytest_asyncio.fixture
+async def scene(database: Database, server: EmbeddedServer) -> AsyncIterator[Scene]:
+    await database.admin.execute(
+        "create role app login; create role clerk login; create role thief login;"
+        "grant all on account to app, clerk"
+    )
+    thief = await asyncpg.connect(server.dsn(database.name, user="thief"))
+    yield Scene(database, server, thief)
+    await thief.close()
+    for gid in await database.prepared():
+        await database.admin.execute(f"rollback prepared '{gid}'")
+    await database.admin.execute("drop owned by app, clerk, thief; drop role app, clerk, thief")
+
+
+async def prepare(participant: PostgresParticipant, gid: Gid, before: str = "") -> Evidence:
+    branch = await participant.begin(gid, timeout_s=30)
+    if before:
+        await at(branch).execute(before)
+    await at(branch).execute(WRITE)
+    result = await branch.prepare()
+    await branch.release()
+    assert result.vote is Vote.PREPARED, result.reason
+    assert result.evidence is not None
+    return result.evidence
+
+
+@pytest.mark.parametrize("login", LOGINS)
+@pytest.mark.parametrize("order", list(Order))
+@pytest.mark.parametrize("was", list(Order))
+async def test_a_name_that_is_prepared_again(scene: Scene, login: str, order: Order, was: Order) -> None:
+    """Broken if a replayed gid is ended in the place of the branch that had it, which ended before: an
+    aborted transaction would be told as committed, and the other way round."""
+    participant = scene.at(login)
+    gid = new_gid()
+    evidence = await prepare(participant, gid)
+    assert await participant.settle(gid, was, evidence) is Settled.APPLIED
+    await scene.forge(gid)
+    [listed] = await participant.in_doubt()
+    assert (listed.gid, listed.owner, listed.owned) == (gid, "thief", False)
+    settled = await participant.settle(gid, order, evidence)
+    expected = {
+        (Order.COMMIT, Order.COMMIT): Settled.APPLIED,
+        (Order.COMMIT, Order.ROLLBACK): Settled.HEURISTIC_COMMIT,
+        (Order.ROLLBACK, Order.COMMIT): Settled.HEURISTIC_ROLLBACK,
+        (Order.ROLLBACK, Order.ROLLBACK): Settled.APPLIED,
+    }
+    assert settled is expected[was, order]
+    assert await scene.forged() == [str(gid)]
+    await participant.close()
+
+
+@pytest.mark.parametrize("login", LOGINS)
+async def test_a_name_that_is_prepared_in_another_database(scene: Scene, login: str) -> None:
+    """Broken if one gid in another database of the server keeps recovery from concluding anything, for
+    ever."""
+    participant = scene.at(login)
+    gid = new_gid()
+    evidence = await prepare(participant, gid)
+    assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    elsewhere = await asyncpg.connect(scene.server.dsn(user="thief"))
+    await elsewhere.execute(f"begin; select pg_current_xact_id(); prepare transaction '{gid}'")
+    try:
+        assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+        assert await participant.settle(gid, Order.ROLLBACK, None) is Settled.ABSENT
+    finally:
+        await elsewhere.execute(f"rollback prepared '{gid}'")
+        await elsewhere.close()
+    await participant.close()
+
+
+async def test_a_thief_that_keeps_a_name_busy(scene: Scene) -> None:
+    """Broken if whoever is ending a branch of that name makes recovery look again for ever."""
+    participant = scene.at("app")
+    gid = new_gid()
+    evidence = await prepare(participant, gid)
+    assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    await scene.forge(gid)
+    # 55000 is answered before the owner is looked at: here by the settler's own hand.
+    refused = participant._settler._refused
+    error = ServerError("55000", "prepared transaction with identifier is busy")
+    assert await refused(gid, Order.COMMIT, evidence, error) is Settled.APPLIED
+    await participant.close()
+
+
+async def listed(participant: PostgresParticipant) -> list[PreparedBranch]:
+    return list(await participant.in_doubt())
+
+
+@pytest.mark.parametrize(
+    ("login", "owners", "owned"),
+    [
+        ("app", (), {"app"}),
+        ("app", ("clerk",), {"app", "clerk"}),
+        ("postgres", (), set()),
+        ("postgres", ("app", "clerk"), {"app", "clerk"}),
+        ("clerk", (), {"clerk", "app"}),
+    ],
+)
+async def test_whose_branches_are_ours(
+    scene: Scene, login: str, owners: tuple[str, ...], owned: set[str]
+) -> None:
+    """Broken if being superuser makes every role's branches ours, or a granted role's are not."""
+    await scene.database.admin.execute("grant app to clerk")
+    for role in ("app", "clerk"):
+        participant = scene.at(role)
+        await prepare(participant, new_gid(), "set local lock_timeout = '1s'; " + WRITE)
+        await participant.close()
+        await _unlock(scene)
+    participant = scene.at(login, owners=owners)
+    assert {one.owner for one in await listed(participant) if one.owned} == owned
+    await participant.close()
+
+
+async def _unlock(scene: Scene) -> None:
+    """The next branch writes the same rows: keep only the names."""
+    for gid in await scene.database.prepared():
+        owner = await scene.database.admin.fetchval("select owner from pg_prepared_xacts where gid = $1", gid)
+        await scene.database.admin.execute(f"rollback prepared '{gid}'")
+        await scene.database.admin.execute(
+            f"begin; set local role {owner}; select 1; prepare transaction '{gid}'"
+        )
+
+
+async def test_a_role_that_granted_itself(scene: Scene) -> None:
+    """Broken if a role makes itself ours: before version 15 it may grant itself to whomever it likes. Here as
+    the catalog shows it then, since this server may be newer."""
+    await scene.database.admin.execute("grant thief to app")
+    gid = new_gid()
+    await scene.forge(gid)
+    participant = scene.at("app")
+    assert [one.owned for one in await listed(participant)] == [True]
+    await scene.database.admin.execute(
+        "update pg_auth_members set grantor = roleid where roleid = 'thief'::regrole"
+    )
+    assert [one.owned for one in await listed(participant)] == [False]
+    await scene.database.admin.execute("delete from pg_auth_members where roleid = 'thief'::regrole")
+    await participant.close()
+
+
+async def test_what_nobody_could_finish_is_not_prepared(scene: Scene) -> None:
+    """Broken if a superuser prepares branches as a role whose branches it takes for somebody else's."""
+    participant = scene.at("postgres")
+    branch = await participant.begin(new_gid(), timeout_s=30)
+    await at(branch).execute("set local role app; " + WRITE)
+    result = await branch.prepare()
+    assert result.vote is Vote.ABORT
+    assert isinstance(result.reason, BranchFailed)
+    assert "role 'app'" in str(result.reason)
+    await branch.release()
+    await participant.close()
+    named = scene.at("postgres", owners=("app",))
+    gid = new_gid()
+    evidence = await prepare(named, gid, "set local role app")
+    assert [(one.owner, one.owned) for one in await listed(named)] == [("app", True)]
+    assert await named.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    await named.close()
+
+
+@pytest.mark.parametrize("order", list(Order))
+async def test_a_superuser_works_as_the_owner(scene: Scene, order: Order) -> None:
+    """Broken if nothing but a look beforehand keeps a superuser from ending what a thief prepared
+    meanwhile."""
+    participant = scene.at("postgres", owners=("app",))
+    gid = new_gid()
+    evidence = await prepare(participant, gid, "set local role app")
+    with_role = participant._settler._with_role
+    came_between = []
+
+    async def too_late(*args: object) -> Settled:
+        if not came_between:
+            came_between.append(gid)
+            await scene.database.admin.execute(f"commit prepared '{gid}'")
+            await scene.forge(gid)
+        return await with_role(*args)  # type: ignore[arg-type]
+
+    participant._settler._with_role = too_late  # type: ignore[method-assign]
+    assert await participant.settle(gid, order, evidence) is Settled.BUSY
+    assert await scene.forged() == [str(gid)]
+    expected = Settled.APPLIED if order is Order.COMMIT else Settled.HEURISTIC_COMMIT
+    assert await participant.settle(gid, order, evidence) is expected
+    assert await scene.forged() == [str(gid)]
+    await participant.close()
+
+
+async def test_a_superusers_own_branches_are_proved_by_the_books(scene: Scene) -> None:
+    """Broken if what a thief prepared meanwhile is committed in the place of a branch that was rolled back,
+    and told as done: no role that could be become is kept from it by the server."""
+    participant = scene.at("postgres")
+    gid = new_gid()
+    evidence = await prepare(participant, gid)
+    tell = participant._settler._tell
+
+    async def too_late(*args: object) -> Settled:
+        await scene.database.admin.execute(f"rollback prepared '{gid}'")
+        await scene.forge(gid)
+        return await tell(*args)  # type: ignore[arg-type]
+
+    participant._settler._tell = too_late  # type: ignore[method-assign]
+    assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.HEURISTIC_ROLLBACK
+    await participant.close()
+
+
+async def test_another_participants_branch_is_refused(scene: Scene) -> None:
+    """Broken if one database says what became of another's branch."""
+    participant = scene.at("app")
+    other = replace(new_gid(), participant="payments")
+    for order in Order:
+        with pytest.raises(ParticipantRefused, match="payments"):
+            await participant.settle(other, order, None)
+    await participant.close()
+    renamed = scene.at("app", was=("payments",))
+    assert renamed.names == {"p", "payments"}
+    assert await renamed.settle(other, Order.ROLLBACK, None) is Settled.ABSENT
+    await renamed.close()
+
+
+async def test_a_role_that_was_dropped(scene: Scene) -> None:
+    """Broken if a branch whose owner is gone counts as busy, or as an impostor's: only a superuser can end
+    it."""
+    await scene.database.admin.execute(
+        "create role temp login; grant all on account to temp; grant temp to app"
+    )
+    participant = scene.at("temp")
+    gid = new_gid()
+    evidence = await prepare(participant, gid)
+    await participant.close()
+    await scene.database.admin.execute("drop owned by temp; drop role temp")
+    app, superuser = scene.at("app"), scene.at("postgres", owners=("app",))
+    assert [one.owned for one in await listed(app)] == [True]
+    with pytest.raises(ParticipantRefused, match="has been dropped since: only a superuser"):
+        await app.settle(gid, Order.COMMIT, evidence)
+    [found] = [one for one in await app.check() if one.check == "roles"]
+    assert (found.severity, "has been dropped" in found.what) == (Severity.PROBLEM, True)
+    assert await superuser.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    await app.close()
+    await superuser.close()
+
+
+async def test_an_adopted_session_of_another_role(scene: Scene) -> None:
+    """Broken if an engine's branches are prepared by a role that recovery takes for anybody's."""
+    participant, engine = scene.at("app"), scene.at("clerk")
+    session = await engine._pool._connect()
+    with pytest.raises(UsageError, match=r"role 'clerk'.*GRANT"):
+        await participant.introduce(session)
+    await scene.database.admin.execute("grant clerk to app")
+    await participant.introduce(session)
+    session.discard()
+    await participant.close()
+    await engine.close()
+
+
+async def test_behind_a_pooler(scene: Scene, pooler: PgBouncer) -> None:
+    """Broken if a superuser behind a pooler, which cannot become anybody there, ends what a thief
+    prepared."""
+    participant = participant_at(pooler.dsn(scene.database.name), owners=("app",))
+    gid, replayed = new_gid(), new_gid()
+    evidence = await prepare(participant, gid)
+    assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    evidence = await prepare(participant, replayed)
+    assert await participant.settle(replayed, Order.ROLLBACK, evidence) is Settled.APPLIED
+    await scene.forge(replayed)
+    assert await participant.settle(replayed, Order.COMMIT, evidence) is Settled.HEURISTIC_ROLLBACK
+    assert await scene.forged() == [str(replayed)]
+    async with asyncio.timeout(20):
+        await participant.close()
