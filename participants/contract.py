@@ -159,7 +159,8 @@ class PreparedBranch:
     that of the branch. ``evidence`` tells later what became of it, None from participants that keep no books.
     ``owned``: ``owner`` is a role that this participant's branches are prepared by (its login role, a role
     that was granted to that, or one that its settings name). Whoever else prepared it, it is no branch of
-    ours."""
+    ours. ``owner_fix``: the statement, or the line of the settings, after which ``owner`` is one of those
+    roles; None if it is one, or nothing would help."""
 
     gid: Gid | Foreign
     owner: str
@@ -170,6 +171,7 @@ class PreparedBranch:
     evidence: Evidence | None = None
     age_xids: int | None = None
     owned: bool = True
+    owner_fix: str | None = None
 
 
 class Claim(NamedTuple):

@@ -132,9 +132,19 @@ def _proof(found: Found, info: TransactionInfo | None, session: SessionInfo | No
         case Standing.ACTIVE:
             return _no_proof_while_active(session)
         case Standing.IMPOSTOR:
-            return [f"Why it is none of ours: {found.why}.", *_NO_PROOF[Standing.IMPOSTOR]]
+            proof = [f"Why it is none of ours: {found.why}.", *_NO_PROOF[Standing.IMPOSTOR]]
+            return proof if found.fix is None else [*proof, mending(found)]
         case standing:
             return _NO_PROOF[standing]
+
+
+def mending(found: Found) -> str:
+    """What an operator does about an impostor with a ``fix``."""
+    where = f" in [participants.{found.participant}]" if found.fix and found.fix.startswith("owners") else ""
+    return (
+        f"Only its owner is wrong. If role {found.branch.owner} does prepare branches of participant"
+        f" {found.participant!r}, say so{where}, and recovery finishes it: {found.fix}"
+    )
 
 
 def _proof_of_commit(found: Found, info: TransactionInfo | None) -> list[str]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from coordinator.ledger.contract import Heuristic, Ledger
+from coordinator.ledger.contract import Heuristic, Ledger, Verdict
 from participants.contract import Participant, PreparedBranch
 from participants.errors import ParticipantError
 from participants.ids import Foreign, Gid, TxId
@@ -29,6 +29,9 @@ class Found:
     standing: Standing
     why: str
     """The standing as a reason, for people."""
+    fix: str | None = None
+    """What makes an impostor a branch of this ledger: its name and its database are right, and only its owner
+    is none of the participant's roles. A GRANT, or a line of the participant's configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +83,31 @@ async def survey(ledger: Ledger, participants: Registry) -> Survey:
     seen = [(participants.get(name), branch) for name, branch in branches.values()]
     stands = await standings(ledger, seen)
     found = [
-        Found(participant.name, branch, stand, await _why(ledger, participant, branch, stand))
+        Found(participant.name, branch, stand, *await _why(ledger, participant, branch, stand))
         for (participant, branch), stand in zip(seen, stands, strict=True)
     ]
     found.sort(key=lambda one: (-one.branch.age_s, str(one.branch.gid)))
     return Survey(tuple(found), tuple(await ledger.heuristics()), unreachable)
 
 
-async def _why(ledger: Ledger, participant: Participant, branch: PreparedBranch, stands: Standing) -> str:
+async def _why(
+    ledger: Ledger, participant: Participant, branch: PreparedBranch, stands: Standing
+) -> tuple[str, str | None]:
+    """And ``fix``."""
     gid = branch.gid
     if stands is not Standing.IMPOSTOR or not isinstance(gid, Gid):
-        return stands.why
+        return stands.why, None
+    verdict = (await ledger.outcomes([gid]))[gid]
+    if verdict is Verdict.IMPOSTOR:
+        return "the ledger never gave that name: its tag is wrong, or is missing", None
     info = await ledger.transaction(gid.txid)
     recorded = next((one for one in (info.branches if info else ()) if one.number == gid.branch), None)
-    why = why_impostor(participant.names, branch, recorded)
-    return why or "the ledger never gave that name: its tag is wrong, or is missing"
+    if (why := why_impostor(participant.names, branch, recorded)) is None:
+        return stands.why, None
+    only_the_owner = not branch.owned and (
+        why_impostor(participant.names, replace(branch, owned=True), recorded) is None
+    )
+    return why, branch.owner_fix if only_the_owner else None
 
 
 async def _list(participant: Participant) -> Sequence[PreparedBranch] | ParticipantError:

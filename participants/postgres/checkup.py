@@ -13,7 +13,7 @@ from participants.errors import ParticipantError, ParticipantUnavailable
 from participants.findings import Finding, Severity
 from participants.postgres.begin import ledger_name
 from participants.postgres.management import SESSIONS_MAX, Management
-from participants.postgres.roles import membership, missing_grant, owned, signal_grant
+from participants.postgres.roles import membership, missing_grant, owned, owning, signal_grant
 from participants.postgres.session import Introduction, NoAnswer, NotSent, Row, ServerError
 from participants.postgres.sql import identifier, query
 from participants.postgres.verdicts import CHECK_BY_SQLSTATE, NO_RIGHT, participant_error, pooler_refusal
@@ -349,7 +349,8 @@ class Checkup:
             " prepare branches of yours, say so: else they stay in doubt after a crash, and keep their locks"
         )
         if row["superuser"]:
-            return unknown, f'owners = ["{role["role"]}"]'
+            known = self._settings.owners
+            return unknown, owning(role["role"], row["login"], intro.version, superuser=True, owners=known)
         if intro.pooled:
             return (
                 "behind a pooler SET ROLE and COMMIT PREPARED could be sent to two servers: run recovery with"

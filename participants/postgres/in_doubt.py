@@ -8,8 +8,8 @@ from participants.contract import PreparedBranch
 from participants.ids import Gid
 from participants.postgres.history import Place, columns, evidence_at, place_in
 from participants.postgres.management import Management, refuse_standby
-from participants.postgres.roles import owned
-from participants.postgres.session import Row
+from participants.postgres.roles import owned, owning
+from participants.postgres.session import Introduction, Row
 
 _EPOCH = 2**32
 
@@ -22,12 +22,16 @@ async def list_prepared(management: Management, owners: Sequence[str]) -> Sequen
     rows = await management.read(statement, list(owners))
     refuse_standby(management.participant, rows[0])
     place = place_in(rows[0], intro)
-    return [_branch(row, place) for row in rows if row["gid"] is not None]
+    return [_branch(row, place, intro, owners) for row in rows if row["gid"] is not None]
 
 
-def _branch(row: Row, place: Place | None) -> PreparedBranch:
+def _branch(row: Row, place: Place | None, intro: Introduction, owners: Sequence[str]) -> PreparedBranch:
     xid = widen(int(row["xid"]), int(row["next_xid"]))
     evidence = None if place is None else evidence_at(place, xid)
+    ours = row["owned"] or row["gone"]  # of a role that was dropped nobody knows more
+    mend = None
+    if not ours:
+        mend = owning(row["owner"], row["login"], intro.version, superuser=intro.superuser, owners=owners)
     return PreparedBranch(
         gid=Gid.parse(row["gid"]),
         owner=row["owner"],
@@ -37,7 +41,8 @@ def _branch(row: Row, place: Place | None) -> PreparedBranch:
         xid=xid,
         evidence=evidence,
         age_xids=row["age_xids"],
-        owned=row["owned"] or row["gone"],  # of a role that was dropped nobody knows more
+        owned=ours,
+        owner_fix=mend,
     )
 
 

@@ -145,7 +145,8 @@ select not exists (select from pg_catalog.pg_stat_activity as a
 -- name: owned
 -- Whether {owner} is a role that prepares branches of ours: the one that logs in, one that was granted to it, or one
 -- of {owners}. pg_has_role() would say so of every role to a superuser. Before version 15 a role may grant itself to
--- whomever it likes, which shows in its being the grantor: that does not count.
+-- whomever it likes, which shows in its being the grantor: that does not count. Nor does a membership without the
+-- option SET, a column since version 16, which does not let a session finish that role's branches.
 (({owner})::pg_catalog.text operator(pg_catalog.=) any (
    {owners}::pg_catalog.text[] operator(pg_catalog.||)
    array(with recursive granted as (
@@ -153,7 +154,9 @@ select not exists (select from pg_catalog.pg_stat_activity as a
            union
            select m.roleid
              from pg_catalog.pg_auth_members as m join granted on granted.oid operator(pg_catalog.=) m.member
-            where m.grantor operator(pg_catalog.<>) m.roleid)
+            where m.grantor operator(pg_catalog.<>) m.roleid
+              and coalesce(pg_catalog.to_jsonb(m) operator(pg_catalog.->>) 'set_option', 'true')
+                  operator(pg_catalog.=) 'true')
          select r.rolname::pg_catalog.text
            from granted join pg_catalog.pg_roles as r on r.oid operator(pg_catalog.=) granted.oid)))
 
@@ -163,8 +166,9 @@ select not exists (select from pg_catalog.pg_stat_activity as a
 select pg_catalog.pg_is_in_recovery() as standby, {whereabouts},
        pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text as next_xid,
        p.gid, coalesce(p.owner::pg_catalog.text, '(dropped)') as owner,
-       p.owner is null as gone, p.owner is not null and {owned} as owned,
-       p.database::pg_catalog.text as database, p.transaction::pg_catalog.text as xid, pg_catalog.age(p.transaction) as age_xids,
+       p.owner is null as gone, p.owner is not null and {owned} as owned, session_user::pg_catalog.text as login,
+       p.database::pg_catalog.text as database, p.transaction::pg_catalog.text as xid,
+       pg_catalog.age(p.transaction) as age_xids,
        extract(epoch from p.prepared)::pg_catalog.float8 as prepared_at,
        greatest(extract(epoch from pg_catalog.clock_timestamp() operator(pg_catalog.-) p.prepared), 0)
          ::pg_catalog.float8 as age_s

@@ -10,7 +10,8 @@ are those of the role that logs in, of roles that were granted to it, and of tho
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 
 from participants.postgres.sql import fill, identifier, literal, query
 
@@ -38,6 +39,14 @@ def missing_grant(owner: str, login: str, version: int) -> str:
     """
     option = " WITH SET TRUE" if version >= SET_OPTION_SINCE_VERSION else ""
     return f"GRANT {identifier(owner)} TO {identifier(login)}{option};"
+
+
+def owning(owner: str, login: str, version: int, *, superuser: bool, owners: Sequence[str]) -> str:
+    """What makes ``owner`` a role whose branches are ours: a GRANT or, for a ``superuser``, who may end
+    everybody's anyway, the line of the configuration with it and all the ``owners`` of now."""
+    if superuser:
+        return f"owners = {json.dumps([*owners, owner], ensure_ascii=False)}"
+    return missing_grant(owner, login, version)
 
 
 def owned(statement: str, owner: str, owners: str) -> str:

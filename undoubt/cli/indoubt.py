@@ -305,8 +305,8 @@ def _tables(context: Context, seen: Survey, found: tuple[Found, ...] | list[Foun
     impostors = [one for one in found if one.standing is Standing.IMPOSTOR]
     if impostors:
         context.output.table(
-            ("impostor", "prepared by role", "why it is none of ours"),
-            [(one.branch.gid, one.branch.owner, one.why) for one in impostors],
+            ("impostor", "prepared by role", "why it is none of ours", "if that role is yours"),
+            [(one.branch.gid, one.branch.owner, one.why, one.fix or "-") for one in impostors],
         )
     if seen.heuristics:
         context.output.table(

@@ -77,7 +77,7 @@ def heuristic(found: Heuristic) -> dict[str, Any]:
 
 def prepared(one: Found) -> dict[str, Any]:
     """One prepared branch as ``indoubt list`` prints it; ``txid`` and ``protocol`` are null for a foreign
-    one."""
+    one; ``fix`` is what makes an impostor ours, whose owner alone is wrong, else null."""
     gid = one.branch.gid
     return {
         "gid": str(gid),
@@ -86,6 +86,7 @@ def prepared(one: Found) -> dict[str, Any]:
         "protocol": protocol_name(gid.protocol) if isinstance(gid, Gid) else None,
         "standing": str(one.standing),
         "why": one.why,
+        "fix": one.fix,
         "action": one.standing.action,
         "database": one.branch.database,
         "owner": one.branch.owner,

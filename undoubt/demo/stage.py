@@ -22,6 +22,9 @@ from undoubt.embedded.places import new_place, remove_place
 SESSION_TTL_S = 2.0
 """Short, so that nobody waits long for the lease of a dead coordinator to end."""
 
+OWNER = "bank"
+"""The role that owns the databases and that undoubt works as: an ordinary one, as it should be."""
+
 CONFIG = """\
 # Written by `undoubt demo`.
 [ledger]
@@ -85,8 +88,8 @@ async def stage(*, keep: bool, cluster: bool = False) -> AsyncIterator[Stage]:
         for server in built.servers.values():
             await server.start()
         for name, server in built.servers.items():
-            await server.create_database(name)
-            built.dsns[name] = server.socket_dsn(name)
+            await server.create_database(name, owner=OWNER)
+            built.dsns[name] = server.socket_dsn(name, user=OWNER)
             await bank.set_up(built.dsns[name])
         if built.nodes is not None:
             await built.nodes.start()

@@ -7,6 +7,7 @@ import shlex
 from participants.contract import Participant
 from participants.findings import Finding, Severity
 from recovery.burden import Burden, burden, waits_of
+from recovery.explain import mending
 from recovery.plan import Standing
 from recovery.survey import Found, Survey
 from undoubt.cli.durations import show_duration
@@ -46,8 +47,8 @@ def _finding(found: Found, weighs: Burden) -> Finding:
         CHECK,
         Severity.WARNING if stands is Standing.ACTIVE else Severity.PROBLEM,
         f"{what}: {found.why}",
-        f"{_cost(weighs)}. {_TO_DO[stands]}",
-        _FIX.get(stands, f"undoubt indoubt explain {shlex.quote(str(branch.gid))}"),
+        f"{_cost(weighs)}. {_TO_DO[stands] if found.fix is None else mending(found)}",
+        found.fix or _FIX.get(stands, f"undoubt indoubt explain {shlex.quote(str(branch.gid))}"),
     )
 
 

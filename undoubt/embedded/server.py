@@ -162,16 +162,21 @@ class EmbeddedServer:
             await asyncio.to_thread(remove_place, self.folder)
             self.folder = None
 
-    async def create_database(self, name: str) -> str:
-        """A new, empty database; its DSN."""
+    async def create_database(self, name: str, *, owner: str = "postgres") -> str:
+        """A new, empty database; its owner's DSN. An ``owner`` that is not there yet is created, as an
+        ordinary role that may log in."""
         import asyncpg  # noqa: PLC0415 - `undoubt.errors` names this module's error, and every command imports that
 
         connection = await asyncpg.connect(self.socket_dsn())
         try:
-            await connection.execute(f'create database "{name}"')
+            if not await connection.fetchval(
+                "select exists (select from pg_roles where rolname = $1)", owner
+            ):
+                await connection.execute(f'create role "{owner}" login')
+            await connection.execute(f'create database "{name}" owner "{owner}"')
         finally:
             await connection.close()
-        return self.dsn(name)
+        return self.dsn(name, user=owner)
 
     def _new_folder(self) -> Path:
         folder = new_place("server", keep=self.keep)

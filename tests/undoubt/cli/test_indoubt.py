@@ -50,8 +50,8 @@ def test_list_shows_every_standing_with_its_safe_action(stage: Stage) -> None:
     assert len(shown["branches"]) == 10
     first = shown["branches"][0]
     assert set(first) == {
-        "gid", "txid", "participant", "protocol", "standing", "why", "action", "database", "owner", "xid",
-        "prepared_at", "age_s",
+        "gid", "txid", "participant", "protocol", "standing", "why", "fix", "action", "database", "owner",
+        "xid", "prepared_at", "age_s",
     }  # fmt: skip
     assert first["prepared_at"].endswith("Z")
 

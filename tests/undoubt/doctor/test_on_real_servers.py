@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,11 @@ class Shop:
     servers: dict[str, EmbeddedServer]
     admin: dict[str, asyncpg.Connection[asyncpg.Record]]
 
-    def configure(self, dsns: dict[str, str]) -> None:
-        tables = (f'[participants.{name}]\ndsn = "{dsn}"\n' for name, dsn in dsns.items())
+    def configure(self, dsns: dict[str, str], more: Mapping[str, str] | None = None) -> None:
+        lines = more or {}
+        tables = (
+            f'[participants.{name}]\ndsn = "{dsn}"\n{lines.get(name, "")}\n' for name, dsn in dsns.items()
+        )
         (self.folder / "undoubt.toml").write_text("".join(tables))
         (self.folder / "undoubt.toml").chmod(0o600)  # there are passwords in it
 
@@ -132,13 +135,17 @@ async def test_the_grants_that_doctor_prints_let_recovery_finish(shop: Shop) -> 
     """Broken if an operator who is no superuser is left with branches that nobody may finish."""
     gids = await shop.left_behind()
     ran = await shop.run("recover", "--once")
-    assert ran.status == 1, "without the grants it may not"
+    assert "waits for orders, payments" in ran.out, "without the grants it may not"
     found = await shop.findings("--older-than", "0s")
     grants = {one["participant"]: one["fix"] for one in found if one["check"] == "roles"}
     assert set(grants) == set(NAMES)
     stuck = [one for one in found if one["check"] == "prepared"]
     assert {one["what"].split(" ")[0] for one in stuck} == {str(gid) for gid in gids}
-    assert {one["fix"] for one in stuck} == {"undoubt recover --once"}
+    assert {one["participant"]: one["fix"] for one in stuck} == grants, "both say what is missing"
+    for gid in gids:
+        told = await shop.run("indoubt", "explain", str(gid), "-o", "json")
+        assert grants[gid.participant] in told.json["proof"][-1]
+        assert grants[gid.participant] in (await shop.run("indoubt", "list")).out
     for name, grant in grants.items():
         await shop.admin[name].execute(grant)
     ran = await shop.run("recover", "--once")
@@ -146,6 +153,42 @@ async def test_the_grants_that_doctor_prints_let_recovery_finish(shop: Shop) -> 
     assert await shop.findings("--older-than", "0s") == []
     for connection in shop.admin.values():
         assert await connection.fetchval("select balance from account") == 90
+
+
+async def test_the_owners_that_doctor_prints_let_recovery_finish(shop: Shop) -> None:
+    """Broken if a superuser is not told which line of the configuration is missing."""
+    dsns = {name: server.dsn("shop") for name, server in shop.servers.items()}
+    shop.configure(dsns)
+    gids = await shop.left_behind()
+    ran = await shop.run("recover", "--once")
+    assert "waits for orders, payments" in ran.out, "being superuser makes nobody's branches ours"
+    found = await shop.findings("--older-than", "0s")
+    assert {one["participant"] for one in found if one["check"] == "owners"} == set(NAMES)
+    lines = {one["participant"]: one["fix"] for one in found if one["check"] == "prepared"}
+    assert lines == dict.fromkeys(NAMES, 'owners = ["app"]')
+    told = await shop.run("indoubt", "explain", str(gids[0]), "-o", "json")
+    assert told.json["branch"]["fix"] == lines["orders"]
+    assert "say so in [participants.orders]" in told.json["proof"][-1]
+    shop.configure(dsns, more=lines)
+    ran = await shop.run("recover", "--once")
+    assert ran.status == 0, ran.err
+    assert await shop.findings("--older-than", "0s") == []
+
+
+async def test_a_forged_name_gets_no_line_that_would_make_it_ours(shop: Shop) -> None:
+    """Broken if whoever may connect can have an operator grant his role to undoubt's: only a name that the
+    ledger gave is worth it."""
+    gid, other = await shop.left_behind()
+    await shop.admin["orders"].execute(f"commit prepared '{gid}'")
+    await shop.admin["payments"].execute(f"rollback prepared '{other}'")
+    forged = replace(gid, tag="0" * len(gid.tag))
+    await prepare(shop.servers["orders"].dsn("shop", user="app"), forged)
+    told = await shop.run("indoubt", "explain", str(forged), "-o", "json")
+    assert told.json["branch"]["fix"] is None
+    assert "its tag is wrong" in told.json["branch"]["why"]
+    [stuck] = [one for one in await shop.findings("--older-than", "0s") if one["check"] == "prepared"]
+    assert "undoubt indoubt explain" in stuck["fix"]
+    await shop.admin["orders"].execute(f"rollback prepared '{forged}'")
 
 
 async def test_a_foreign_orphan_and_whom_it_blocks(shop: Shop) -> None:
