@@ -95,8 +95,11 @@ async def test_a_membership_without_the_option_set(roles: Roles) -> None:
         pytest.skip("memberships have no options before version 16")
     await roles.database.admin.execute("grant app to rescue with inherit true, set false")
     gid = await roles.left()
+    [listed] = await roles.rescue.in_doubt()
+    assert not listed.owned, "what cannot be ended is not waited for"
     [finding] = await roles.found()
     assert finding.severity is Severity.PROBLEM
+    assert listed.owner_fix == finding.fix
     await roles.database.admin.execute("grant app to rescue")
     with pytest.raises(ParticipantRefused, match="WITH SET TRUE"):
         await roles.rescue.settle(gid, Order.COMMIT, roles.evidence)
