@@ -3,6 +3,7 @@
 SQLAlchemy's async engine connects; statements go to psycopg's connection itself, which takes half the
 processor time. A statement runs in a task of its own: a caller that is cancelled does not break it off, and
 one that gets no answer in time has its socket shut down, so that nobody waits for a server that says nothing.
+A connection that was idle has to answer once before its statement is sent: a firewall may have forgotten it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import psycopg
 import sqlalchemy
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -37,6 +39,12 @@ CONNECT_TIMEOUT_S_MIN = 2
 SESSION_SKIP = 1_000_000_000
 """A new incarnation's session numbers begin so much higher. A backup that is a year old would be too old only
 for a ledger on which 30 sessions were opened every second of that year."""
+PROBE_AFTER_S = 1.0
+"""How long a connection is idle before it has to answer once before its next statement."""
+PROBE_S = 3.0
+"""How long it may take over that, before a new connection is made."""
+PROBE_SHARE = 3
+"""And no more than that part of the statement's time."""
 TOO_LOW = frozenset({"off", "local", "remote_write"})
 """Values of synchronous_commit with which an answered COMMIT may be lost."""
 
@@ -48,6 +56,8 @@ class Line:
         self._held = held
         self._driver = driver
         self._warnings: list[str] = []
+        self.idle_since = 0.0
+        """By the event loop's clock."""
         driver.add_notice_handler(lambda notice: self._warnings.append(notice.sqlstate or ""))
 
     @property
@@ -83,6 +93,14 @@ class Line:
         if trouble.UNCONFIRMED.intersection(self._warnings):
             raise trouble.Unconfirmed("its synchronous standbys did not confirm what is committed there")
         return rows
+
+    async def lives(self, timeout_s: float) -> bool:
+        """Whether the server answers on it in time."""
+        try:
+            await self.run("select", {}, timeout_s)
+        except (psycopg.Error, OSError, trouble.Unconfirmed):
+            return False
+        return True
 
     async def close(self) -> None:
         with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, OSError):
@@ -174,7 +192,7 @@ class Connections:
 
     async def _once(self, work: Callable[[Line, float], Awaitable[T]], end: float) -> T:
         loop = asyncio.get_running_loop()
-        line = self._idle.pop() if self._idle else await self._connect(end - loop.time())
+        line = await self._idle_line(end - loop.time()) or await self._connect(end - loop.time())
         stale = False
         try:
             return await work(line, end - loop.time())
@@ -186,9 +204,23 @@ class Connections:
                 await line.close()
                 await self._drop_idle()  # most likely their server is gone as well
             elif len(self._idle) < IDLE_MAX:
+                line.idle_since = loop.time()
                 self._idle.append(line)
             else:
                 await line.close()
+
+    async def _idle_line(self, left_s: float) -> Line | None:
+        """One that is there already, and alive; None if there is none: then a new one has to be made."""
+        if not self._idle:
+            return None
+        line = self._idle.pop()
+        fresh = asyncio.get_running_loop().time() - line.idle_since < PROBE_AFTER_S
+        if fresh or await line.lives(min(PROBE_S, left_s / PROBE_SHARE)):
+            return line
+        # Its neighbours are most likely lost as well: each of them would cost another statement its time.
+        await line.close()
+        await self._drop_idle()
+        return None
 
     async def _connect(self, timeout_s: float) -> Line:
         opening = steadfast(self._open(), name="undoubt-ledger-connect")

@@ -11,6 +11,8 @@ AGAIN = frozenset({"40001", "40P01"})
 """Rolled back in favour of somebody else: nothing happened."""
 
 _STARTING = frozenset({"57P01", "57P02", "57P03", "53300"})
+_IDLE = frozenset({"57P05"})
+"""The server has ended an idle session (idle_session_timeout): nothing happened."""
 _NO_ROOM = frozenset({"53100", "53200", "54000"})
 _STANDBY = frozenset({"25006", "55000"})
 _MISSING = frozenset({"3F000", "42P01"})
@@ -43,7 +45,7 @@ def may_repeat(error: Exception) -> bool:
     state = _state(error)
     if state is None:
         return not any(words in str(_original(error)) for words in _REFUSALS)
-    return state in AGAIN | _STARTING or state.startswith("08") or is_stale(error)
+    return state in AGAIN | _STARTING | _IDLE or state.startswith("08") or is_stale(error)
 
 
 def is_stale(error: BaseException) -> bool:
