@@ -1,4 +1,4 @@
-"""Idle connections of the PostgreSQL ledger that a firewall has forgotten, or the server has ended, fail no call."""
+"""Idle connections of the PostgreSQL ledger that a firewall has forgotten, or the server has ended."""
 
 from __future__ import annotations
 
