@@ -6,11 +6,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
 import undoubt
+import undoubt.sync
+from participants.postgres.schema import migrate
+from participants.settings import ParticipantSettings
+from tests.coordinator.node.processes import processes
 from tests.undoubt.test_end_to_end import TABLE, run, source
 from undoubt import TransactionAborted
 
@@ -121,6 +126,7 @@ async def test_reset_all_is_told_as_what_it_may_be(
     assert await text_of(databases) == {"before"}
 
 
+WITHIN = "update note set text = 'within' where id = 1"
 SLOW = """
     create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(1.5); return null;
     end'; create constraint trigger slow after update on note deferrable initially deferred
@@ -128,21 +134,58 @@ SLOW = """
 """
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-async def test_what_prepare_runs_has_the_transactions_time(
-    tmp_path: Path, databases: dict[str, str], driver: str
-) -> None:
-    """Broken if a deferred constraint that is slow is cut off at statement_timeout_s when two databases
-    commit, and not when one does."""
-    for dsn in databases.values():
+@pytest.fixture
+async def slow(tmp_path: Path, databases: dict[str, str]) -> dict[str, Any]:
+    """Settings by which undoubt's own statements have less time than the deferred check of *orders* takes."""
+    for name, dsn in databases.items():
         await run(dsn, TABLE)
         await run(dsn, "insert into note values (1, 'before')")
-    connection = await asyncpg.connect(databases["orders"])
-    await connection.execute(SLOW)
-    await connection.close()
+        connection = await asyncpg.connect(dsn)
+        await connection.execute(SLOW if name == "orders" else "select")
+        await connection.close()
+        await migrate(name, ParticipantSettings(dsn=dsn))
     made = source(tmp_path, databases)
     for participant in made["participants"].values():
-        participant |= {"driver": driver, "statement_timeout_s": 1.0}
-    async with undoubt.connect(made) as coordinator, coordinator.transaction(timeout=60) as tx:
-        await write(tx)
+        participant["statement_timeout_s"] = 1.0
+    return made
+
+
+@pytest.mark.parametrize("protocol", ["2pc", "3pc"])
+@pytest.mark.parametrize("names", [("orders",), ("orders", "payments")], ids=["one", "two"])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "threads"])
+async def test_what_prepare_and_commit_run_have_the_transactions_time(
+    slow: dict[str, Any], databases: dict[str, str], driver: str, names: tuple[str, ...], protocol: str
+) -> None:
+    """Broken if a deferred constraint that is slow is cut off at statement_timeout_s when two databases
+    commit, and not when one does, or by one protocol, or in one door."""
+    if driver == "threads":
+        coordinator = await asyncio.to_thread(undoubt.sync.connect, slow)
+
+        def work(tx: undoubt.sync.Transaction) -> None:
+            for name in names:
+                tx.branch(name).execute(WITHIN)
+
+        try:
+            await asyncio.to_thread(coordinator.run, work, timeout=60, protocol=protocol)
+        finally:
+            await asyncio.to_thread(coordinator.close)
+    else:
+        for participant in slow["participants"].values():
+            participant["driver"] = driver
+        given: dict[str, Any] = {"timeout": 60, "protocol": protocol}
+        async with undoubt.connect(slow) as connected, connected.transaction(**given) as tx:
+            for name in names:
+                await (await tx.branch(name)).execute(WITHIN)
+    assert await text_of({name: databases[name] for name in names}) == {"within"}
+
+
+async def test_paxos_gives_prepare_the_transactions_time(
+    slow: dict[str, Any], databases: dict[str, str], tmp_path: Path
+) -> None:
+    async with processes(tmp_path) as nodes:
+        slow["ledger"] = {"url": nodes.settings.url, "request_timeout_s": 60.0}
+        given: dict[str, Any] = {"timeout": 60, "protocol": "paxos"}
+        async with undoubt.connect(slow) as connected, connected.transaction(**given) as tx:
+            for name in databases:
+                await (await tx.branch(name)).execute(WITHIN)
     assert await text_of(databases) == {"within"}

@@ -16,7 +16,6 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import psycopg
 import sqlalchemy
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -93,14 +92,6 @@ class Line:
         if trouble.UNCONFIRMED.intersection(self._warnings):
             raise trouble.Unconfirmed("its synchronous standbys did not confirm what is committed there")
         return rows
-
-    async def lives(self, timeout_s: float) -> bool:
-        """Whether the server answers on it in time."""
-        try:
-            await self.run("select", {}, timeout_s)
-        except (psycopg.Error, OSError, trouble.Unconfirmed):
-            return False
-        return True
 
     async def close(self) -> None:
         with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, OSError):
@@ -215,12 +206,20 @@ class Connections:
             return None
         line = self._idle.pop()
         fresh = asyncio.get_running_loop().time() - line.idle_since < PROBE_AFTER_S
-        if fresh or await line.lives(min(PROBE_S, left_s / PROBE_SHARE)):
+        if fresh or await self._lives(line, min(PROBE_S, left_s / PROBE_SHARE)):
             return line
         # Its neighbours are most likely lost as well: each of them would cost another statement its time.
         await line.close()
         await self._drop_idle()
         return None
+
+    async def _lives(self, line: Line, timeout_s: float) -> bool:
+        """Whether the server answers on it in time."""
+        try:
+            await line.run("select", {}, timeout_s)
+        except (*self._errors, trouble.Unconfirmed):
+            return False
+        return True
 
     async def _connect(self, timeout_s: float) -> Line:
         opening = steadfast(self._open(), name="undoubt-ledger-connect")

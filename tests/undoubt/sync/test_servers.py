@@ -143,8 +143,10 @@ def test_a_deadlock_across_databases_ends(
             raise
 
     def run_work(first: str, second: str) -> None:
-        bank.coordinator.run(work, first, second)
-        one_is_done.set()
+        try:
+            bank.coordinator.run(work, first, second)
+        finally:
+            one_is_done.set()  # also after a failure, or the late cancellation would wait for ever
 
     threads = [
         Background(lambda: run_work("orders", "payments")),
