@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import pytest
 
 import undoubt
 import undoubt.sync
-from tests.servers import prepared
+from coordinator.ledger import maintenance
+from coordinator.settings import LedgerSettings
+from tests.coordinator.node.processes import processes
+from tests.servers import Server, fresh_database, prepared
 from undoubt.errors import DistributedDeadlock, SelfDeadlock, TransactionAborted
 
 TABLES = """
@@ -144,3 +148,70 @@ def test_a_thread_that_waits_for_its_own_transaction(tmp_path: Path, database: s
     assert isinstance(raised.value.cause, SelfDeadlock)
     assert isinstance(raised.value.cause, DistributedDeadlock)
     assert calls == 1
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "raft"])
+async def elsewhere(
+    request: pytest.FixtureRequest, tmp_path: Path, database: str
+) -> AsyncIterator[dict[str, Any]]:
+    """Settings of a process in which nobody looks for deadlocks; another one does."""
+    connection = await asyncpg.connect(database)
+    await connection.execute(TABLES)
+    await connection.close()
+    made = configuration(database, tmp_path, "asyncpg")
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param == "raft":
+            more = "[recovery]\ndeadlock_interval_s = 0.1\n"
+            more += "".join(f'[participants.{name}]\ndsn = "{database}"\n' for name in ("one", "same"))
+            nodes = await stack.enter_async_context(processes(tmp_path, more))
+            made["ledger"] = {"url": nodes.settings.url, "request_timeout_s": 60.0}
+        elif request.param == "postgresql":
+            server: Server = request.getfixturevalue("postgres")
+            dsn = await stack.enter_async_context(fresh_database(server, "ledger"))
+            made["ledger"] = {"url": dsn.replace("postgresql://", "postgresql+psycopg://")}
+            await maintenance.init(LedgerSettings(**made["ledger"]))
+        if request.param != "raft":
+            await stack.enter_async_context(undoubt.connect(made))
+        yield made
+
+
+@pytest.mark.parametrize("at", ["a statement", "a swallowed statement", "prepare"])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "threads"])
+async def test_another_process_finds_it(
+    elsewhere: dict[str, Any], database: str, driver: str, at: str
+) -> None:
+    """Broken if the coordinator hears of a cancelled statement alone, or runs it again."""
+    calls = 0
+    first, second = ADD.format(1), "insert into late values (1)" if at == "prepare" else ADD.format(1)
+
+    async def work(tx: undoubt.Transaction) -> None:
+        nonlocal calls
+        calls += 1
+        await (await tx.branch("one")).execute(first)
+        branch = await tx.branch("same")
+        with contextlib.suppress(Exception) if "swallowed" in at else contextlib.nullcontext():
+            await branch.execute(second)
+
+    def work_in_a_thread(tx: undoubt.sync.Transaction) -> None:
+        nonlocal calls
+        calls += 1
+        tx.branch("one").execute(first)
+        branch = tx.branch("same")
+        with contextlib.suppress(Exception) if "swallowed" in at else contextlib.nullcontext():
+            branch.execute(second)
+
+    with pytest.raises(TransactionAborted, match="wait for each other in one database") as raised:
+        if driver == "threads":
+            coordinator = await asyncio.to_thread(undoubt.sync.connect, elsewhere, recover=False)
+            try:
+                await asyncio.to_thread(coordinator.run, work_in_a_thread, timeout=TIMEOUT_S)
+            finally:
+                await asyncio.to_thread(coordinator.close)
+        else:
+            for participant in elsewhere["participants"].values():
+                participant["driver"] = driver
+            async with undoubt.connect(elsewhere, recover=False) as connected:
+                await connected.run(work, timeout=TIMEOUT_S)
+    assert isinstance(raised.value.cause, SelfDeadlock)
+    assert calls == 1
+    assert await balances(database) == [100, 100]
