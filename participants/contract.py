@@ -187,10 +187,15 @@ class Claim(NamedTuple):
     pid: int
     proof: str
 
+    def __str__(self) -> str:
+        """For people; no transaction's id."""
+        return f"{self.session}.{self.seq}"
+
 
 Node = Claim | Gid | str
-"""One end of a wait: a claim; a prepared branch that lies where its gid says and is ``owned``; or a name for
-which the participant vouches, ``str(txid)`` of a transaction and ``"<participant>/<pid>"`` or
+"""One end of a wait: a claim; a prepared branch that lies where its gid says and is ``owned``; a gid without
+a tag, of branch 1, for a session that names its transaction without proof, as those of version 0.1.0 do; or a
+name for which the participant vouches, ``str(txid)`` of a transaction and ``"<participant>/<pid>"`` or
 ``"<participant>/<gid>"`` of anything else."""
 
 

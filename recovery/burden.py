@@ -43,7 +43,11 @@ def burden(found: Found, waits: Sequence[Waiting] | ParticipantError) -> Burden:
     unknown = str(waits) if isinstance(waits, ParticipantError) else None
     if not isinstance(waits, ParticipantError):
         names = {branch.gid, _node(found)}
-        waiters = {(str(edge.waiter), edge.pid): edge for edge in waits if edge.holder in names}
+        waiters = {
+            (str(edge.waiter), edge.pid): edge
+            for edge in waits
+            if edge.holder in names and not edge.holder_pid
+        }
         blocks = tuple(waiters[key] for key in sorted(waiters))
     return Burden(blocks, unknown, branch.age_s, branch.age_xids)
 

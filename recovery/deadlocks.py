@@ -114,7 +114,7 @@ class DeadlockDetector:
             proved |= {claim: txid for claim, txid in told if txid is not None}
         if gids:
             verdicts = await self._ledger.outcomes(gids)
-            proved |= {gid: gid.txid for gid in gids if verdicts[gid] is not Verdict.IMPOSTOR}
+            proved |= {gid: gid.txid for gid in gids if _believed(gid, verdicts[gid])}
         return proved
 
     async def _victim(self, cycle: Sequence[Edge]) -> TxId | None:
@@ -184,19 +184,28 @@ def standing_edges(
     sightings: dict[tuple[str, str], list[tuple[str, Waiting]]] = {}
     for name, waits in second.items():
         for waiting in lasting(first, {name: waits}):
-            ends = tuple(_node(end, name, proved or {}) for end in (waiting.waiter, waiting.holder))
-            sightings.setdefault((ends[0], ends[1]), []).append((name, waiting))
+            waiter = _node(waiting.waiter, waiting.pid, name, proved or {})
+            holder = _node(waiting.holder, waiting.holder_pid, name, proved or {})
+            sightings.setdefault((waiter, holder), []).append((name, waiting))
     return [
         Edge(waiter, holder, tuple(seen)) for (waiter, holder), seen in sorted(sightings.items(), key=_key)
     ]
 
 
-def _node(end: Node, participant: str, proved: Mapping[Claim | Gid, TxId]) -> str:
+def _believed(gid: Gid, verdict: Verdict) -> bool:
+    """A gid without a tag is one that a session of version 0.1.0 may have; nothing but the ledger's knowing
+    that session speaks for it."""
+    return verdict is not Verdict.IMPOSTOR and (bool(gid.tag) or verdict is not Verdict.FORGOTTEN)
+
+
+def _node(end: Node, pid: int | None, participant: str, proved: Mapping[Claim | Gid, TxId]) -> str:
+    """Sessions that prove nothing are told apart by their ``pid``: two of one name, the one waiting for us
+    and the other holding us up, are no cycle."""
     if isinstance(end, str):
         return end
     if end in proved:
         return str(proved[end])
-    return f"{participant}/{end.pid or end}" if isinstance(end, Claim) else f"{participant}/{end}"
+    return f"{participant}/{pid or end}"
 
 
 def _key(item: tuple[tuple[str, str], object]) -> tuple[str, str]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 
-from participants.ids import Gid
+from participants.ids import Gid, SessionKey
 from participants.postgres.pool import S, Slot
 from participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
-from participants.postgres.session import Introduction
+from participants.postgres.session import Introduction, Session
 from participants.postgres.sql import fill, literal, query
 
 APPLICATION_NAME_BYTES_MAX = 63
@@ -54,22 +54,41 @@ def ledger_name(ledger_id: str) -> str:
     return f"undoubt:{ledger_id}"
 
 
-def branch_name(gid: Gid) -> str:
-    """The application_name of a session inside a branch; without the transaction if that would be cut, since
-    the head of a transaction id may be another transaction's id."""
-    name = f"{ledger_name(gid.ledger)}:{gid.txid}"
+BY_PID = "~"
+"""Before a hash that is of the session's process id."""
+
+BY_ROLE = "@"
+"""Before one that is of no process id, since a pooler hides it: it is believed of certain roles only."""
+
+
+def known_pid(session: Session) -> int:
+    """The process id by which :func:`branch_name` binds a name to ``session``: 0 behind a pooler, where the
+    next transaction may be in another process."""
+    return 0 if session.intro.pooled else session.pid
+
+
+def branch_name(gid: Gid, key: SessionKey, pid: int) -> str:
+    """The application_name of a session inside the branch ``gid``, whose ledger session has that ``key``;
+    ``pid`` is :func:`known_pid`'s. ``undoubt:<ledger>:<session>.<seq>~<hash>``, behind a pooler with ``@``
+    instead of ``~``; without a key the transaction's id stands behind the ledger.
+
+    Without the transaction if the name would be cut, since the head of a number is another number. With a
+    key that happens only once session and seq have more than 34 digits together."""
+    proof = key.backend(gid.txid, pid)
+    numbers = f"{gid.txid.session}.{gid.txid.seq}{BY_PID if pid else BY_ROLE}{proof}"
+    name = f"{ledger_name(gid.ledger)}:{numbers if proof else gid.txid}"
     return name if len(name) <= APPLICATION_NAME_BYTES_MAX else ledger_name(gid.ledger)
 
 
-def report_head(gid: Gid, *, pooler: bool) -> str:
+def report_head(name: str, *, pooler: bool) -> str:
     """What PREPARE's guard writes into application_name before the transaction id that it reports
     (:func:`participants.postgres.history.read_report`).
 
-    The branch's name where there is room for both, so that a PREPARE that waits for a lock is still known to
-    the detector of deadlocks; behind a pooler the server's history takes the room.
+    ``name`` is :func:`branch_name`'s. It stands there where there is room for both, so that a PREPARE that
+    waits for a lock is still known to the detector of deadlocks; behind a pooler the server's history takes
+    the room.
     """
-    name = branch_name(gid)
-    fits = str(gid.txid) in name and len(name) + REPORT_BYTES_MAX <= APPLICATION_NAME_BYTES_MAX
+    fits = len(name) + REPORT_BYTES_MAX <= APPLICATION_NAME_BYTES_MAX
     return f"{name}#" if fits and not pooler else "xid#"
 
 
@@ -112,16 +131,16 @@ def _shorter(bucket: int, own_s: float) -> int:
     return bucket * 1000 if own_s <= 0 else min(bucket * 1000, max(round(own_s * 1000), 1))
 
 
-def begin_script(slot: Slot[S], gid: Gid, timeouts: tuple[int, int]) -> str:
-    """One simple query.
+def begin_script(slot: Slot[S], gid: Gid, name: str, timeouts: tuple[int, int]) -> str:
+    """One simple query; ``name`` is :func:`branch_name`'s.
 
     SET LOCAL and not set_config(): a SELECT would take a snapshot, and the application could not choose
     its isolation level any more. Behind a transaction pooler everything lasts for the transaction only.
     """
     intro = slot.session.intro
     if intro.pooled:
-        return local_script(gid, intro, timeouts, begin="begin")
-    begin = ["begin", *_marks(gid)]
+        return local_script(gid, name, intro, timeouts, begin="begin")
+    begin = ["begin", *_marks(gid, name)]
     before = [query("reset")] if slot.used else []
     if slot.used or slot.timeouts_ms != timeouts:
         before += _settings(intro, timeouts, "set")
@@ -138,17 +157,17 @@ def clean_script(slot: Slot[S]) -> str:
     return "; ".join([query("reset"), *settings])
 
 
-def local_script(gid: Gid, intro: Introduction, timeouts: tuple[int, int], *, begin: str) -> str:
+def local_script(gid: Gid, name: str, intro: Introduction, timeouts: tuple[int, int], *, begin: str) -> str:
     """The same without a trace in the session: for one that others use as well. ``begin`` is empty where a
     transaction has begun already."""
     settings = _settings(intro, timeouts, "set local")
-    return "; ".join([*([begin] if begin else []), *_marks(gid), *settings])
+    return "; ".join([*([begin] if begin else []), *_marks(gid, name), *settings])
 
 
-def _marks(gid: Gid) -> list[str]:
+def _marks(gid: Gid, name: str) -> list[str]:
     return [
         f"set local undoubt.tx = {literal(marker(gid))}",
-        f"set local application_name = {literal(branch_name(gid))}",
+        f"set local application_name = {literal(name)}",
     ]
 
 

@@ -23,7 +23,7 @@ from participants.contract import (
 )
 from participants.errors import BranchFailed, ParticipantUnavailable
 from participants.ids import Gid, Protocol, SessionKey
-from participants.postgres.begin import guard_script, marker, report_head
+from participants.postgres.begin import branch_name, guard_script, known_pid, marker, report_head
 from participants.postgres.handle import Handle, Surroundings
 from participants.postgres.history import columns, evidence_at, place_in, place_of, read_report
 from participants.postgres.one_phase import Lost, note_script
@@ -63,6 +63,7 @@ class PostgresBranch:
         self._handle = handle
         self._gid = gid
         self._proof = key.proof(gid)
+        self._name = branch_name(gid, key, known_pid(slot.session))
         self._timeout_s = max(timeout_s, around.statement_timeout_s)
         """Of what runs the application's own triggers and constraints: PREPARE and COMMIT."""
         self._evidence: Evidence | None = None
@@ -120,7 +121,7 @@ class PostgresBranch:
         except BranchFailed as error:
             return PrepareResult(Vote.ABORT, reason=error)
         intro = self._session.intro
-        head = report_head(self._gid, pooler=intro.pooled)
+        head = report_head(self._name, pooler=intro.pooled)
         # The note makes a three-phase branch's commit visible, exactly when it commits.
         note = note_script(self._proof) if self._gid.protocol is Protocol.THREE_PHASE else ""
         script = guard_script(self._gid, head, intro, self._around.owners)

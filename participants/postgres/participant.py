@@ -12,7 +12,15 @@ from participants.contract import Branch, Evidence, Fate, Order, PreparedBranch,
 from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable, UsageError
 from participants.findings import Finding
 from participants.ids import NO_KEY, Gid, SessionKey, check_ledger_id, check_participant_name
-from participants.postgres.begin import begin_script, clean_script, ledger_name, local_script, timeouts_ms
+from participants.postgres.begin import (
+    begin_script,
+    branch_name,
+    clean_script,
+    known_pid,
+    ledger_name,
+    local_script,
+    timeouts_ms,
+)
 from participants.postgres.branch import PostgresBranch
 from participants.postgres.checkup import Checkup
 from participants.postgres.closing import drain_discarded
@@ -75,7 +83,7 @@ class PostgresParticipant:
         )
         self._settler = Settler(self._management, settings.owners)
         self._checkup = Checkup(self._management, settings, ledger_id)
-        self._waits = WaitGraph(self._management, ledger_id)
+        self._waits = WaitGraph(self._management, ledger_id, lambda: self.names, settings.owners)
         self.states = PostgresStates(self._management)
         self._around = Surroundings(
             name=name,
@@ -102,12 +110,12 @@ class PostgresParticipant:
     async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
         end = asyncio.get_running_loop().time() + timeout_s
         slot = await self._pool.acquire(min(timeout_s, self._settings.connect_timeout_s))
-        if not slot.fresh and await self._begin(slot, gid, timeout_s) is not None:
+        if not slot.fresh and await self._begin(slot, gid, timeout_s, key) is not None:
             # An idle connection had been lost: its neighbours probably too, and nothing was begun.
             self._pool.drop_idle()
             left_s = end - asyncio.get_running_loop().time()
             slot = await self._pool.acquire(min(left_s, self._settings.connect_timeout_s), fresh=True)
-        if slot.fresh and (lost := await self._begin(slot, gid, timeout_s)) is not None:
+        if slot.fresh and (lost := await self._begin(slot, gid, timeout_s, key)) is not None:
             raise pooler_refusal(self._name, str(lost)) or ParticipantUnavailable(
                 self._name, f"a new connection was lost while a branch was begun: {lost}"
             )
@@ -132,7 +140,8 @@ class PostgresParticipant:
         it is gone with the transaction, but ``application_name``. Fails as ``begin`` does.
         """
         intro = slot.session.intro
-        script = local_script(gid, intro, timeouts_ms(timeout_s, intro), begin=begin)
+        name = branch_name(gid, key, known_pid(slot.session))
+        script = local_script(gid, name, intro, timeouts_ms(timeout_s, intro), begin=begin)
         try:
             await slot.session.script(script, timeout_s=self._settings.statement_timeout_s)
         except (ServerError, NoAnswer, NotSent) as error:
@@ -183,10 +192,12 @@ class PostgresParticipant:
         await slot.session.script(clean_script(slot), timeout_s=patience_s)
         slot.used = False
 
-    async def _begin(self, slot: Slot[Session], gid: Gid, timeout_s: float) -> Exception | None:
+    async def _begin(
+        self, slot: Slot[Session], gid: Gid, timeout_s: float, key: SessionKey
+    ) -> Exception | None:
         """None, or what was said when the connection turned out to be lost."""
         timeouts = timeouts_ms(timeout_s, slot.session.intro)
-        script = begin_script(slot, gid, timeouts)
+        script = begin_script(slot, gid, branch_name(gid, key, known_pid(slot.session)), timeouts)
         patience_s = self._settings.statement_timeout_s
         if not slot.fresh:
             # A pooler may let a branch wait for a server.

@@ -288,24 +288,30 @@ case when pg_catalog.pg_is_in_recovery() or {position}::pg_catalog.text is null 
           pg_catalog.pg_current_wal_insert_lsn() end
 
 -- name: waits
+-- $1 settings' owners.
 -- pg_blocking_pids() says 0 for a prepared blocker: the second half finds it by the lock that it holds. Such locks
 -- have no pid; which transaction they belong to is told by the one that each transaction holds on its own id.
 -- Parallel workers of one statement wait for each other for moments: such waits are left out.
 with waiter as materialized (
-  select l.*, a.application_name, a.backend_xid::pg_catalog.text as xid,
+  select l.*, a.application_name, a.usename, a.backend_xid::pg_catalog.text as xid,
          coalesce(a.leader_pid, a.pid) as backend,
          {since_column} as since, pg_catalog.pg_blocking_pids(l.pid) as blockers
     from pg_catalog.pg_locks as l join pg_catalog.pg_stat_activity as a on a.pid operator(pg_catalog.=) l.pid
    where not l.granted and a.datname operator(pg_catalog.=) pg_catalog.current_database()
 )
 select w.pid, w.application_name as name, w.xid, extract(epoch from w.since)::pg_catalog.text as since, w.mode,
+       {waiter_owned} as ours,
        b.pid as holder_pid, b.application_name as holder_name,
+       {holder_owned} as holder_ours,
        null as holder_gid, null as holder_mode
   from waiter as w cross join pg_catalog.unnest(w.blockers) as blocker(pid)
   join pg_catalog.pg_stat_activity as b on b.pid operator(pg_catalog.=) blocker.pid
  where w.since is not null and b.pid operator(pg_catalog.<>) w.backend
 union
-select w.pid, w.application_name, w.xid, extract(epoch from w.since)::pg_catalog.text, w.mode, null, null, 
+select w.pid, w.application_name, w.xid, extract(epoch from w.since)::pg_catalog.text, w.mode,
+       {waiter_owned}, null, null,
+       p.database operator(pg_catalog.=) pg_catalog.current_database()
+         and (p.owner is null or {prepared_owned}),
        p.gid, h.mode
   from waiter as w
   join pg_catalog.pg_locks as h on h.pid is null and h.granted

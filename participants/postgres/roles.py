@@ -52,7 +52,7 @@ def owning(owner: str, login: str, version: int, *, superuser: bool, owners: Seq
 def owned(statement: str, owner: str, owners: str) -> str:
     """The query ``statement`` with its ``{owned}``: whether ``owner`` prepares branches of ours. ``owner``
     and ``owners``, the settings', are SQL expressions of types name and text[]."""
-    return query(statement).replace("{owned}", _owned(owner, owners))
+    return query(statement).replace("{owned}", is_owned(owner, owners))
 
 
 def guard_role(role: str, owners: Iterable[str], *, pooled: bool, superuser: bool) -> str:
@@ -61,7 +61,7 @@ def guard_role(role: str, owners: Iterable[str], *, pooled: bool, superuser: boo
     becoming it."""
     named = f"array[{', '.join(map(literal, owners))}]"
     if not pooled:
-        allowed = _owned("current_user", named)
+        allowed = is_owned("current_user", named)
     elif superuser:
         allowed = f"current_user::pg_catalog.text operator(pg_catalog.=) any ({named}::pg_catalog.text[])"
     else:
@@ -69,5 +69,6 @@ def guard_role(role: str, owners: Iterable[str], *, pooled: bool, superuser: boo
     return fill("guard_role", role=role).replace("{allowed}", allowed)
 
 
-def _owned(owner: str, owners: str) -> str:
+def is_owned(owner: str, owners: str) -> str:
+    """The condition that ``{owned}`` stands for in :func:`owned`."""
     return query("owned").replace("{owners}", owners).replace("{owner}", owner)

@@ -3,16 +3,22 @@
 https://www.postgresql.org/docs/current/view-pg-locks.html. A prepared transaction has no process; the server
 reports it as blocker 0. It is found as the holder, in a conflicting mode, of the lock that is waited for,
 mostly its own transaction id.
+
+What a session is called proves nothing by itself: every session may take any ``application_name``, and read
+everybody's. So what it says is handed on as a claim, with the process id that it really has; only behind a
+pooler, where the one that gave the name does not know that id, does the role count instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
-from participants.contract import Node, Waiting
-from participants.ids import Gid, InvalidName, TxId
-from participants.postgres.begin import ledger_name
+from participants.contract import Claim, Node, Waiting
+from participants.ids import NUMBER_MAX, Gid, InvalidName, Protocol, TxId
+from participants.postgres.begin import BY_PID, BY_ROLE, ledger_name
 from participants.postgres.management import Management
+from participants.postgres.roles import is_owned
 from participants.postgres.session import Row
 from participants.postgres.sql import query
 
@@ -40,21 +46,36 @@ _CONFLICTS = {
 
 WAITSTART_SINCE_VERSION = 140000
 
+_CLAIM = re.compile(rf"([1-9][0-9]{{0,18}})\.([1-9][0-9]{{0,18}})([{BY_PID}{BY_ROLE}])([A-Za-z0-9_-]{{8}})")
+
+_ROLES = {"{waiter_owned}": "w.usename", "{holder_owned}": "b.usename", "{prepared_owned}": "p.owner"}
+"""Of the ends of a wait, in the query."""
+
 
 class WaitGraph:
     """The edges of one participant's database, and the way to cut one."""
 
-    def __init__(self, management: Management, ledger_id: str) -> None:
+    def __init__(
+        self,
+        management: Management,
+        ledger_id: str,
+        names: Callable[[], frozenset[str]],
+        owners: Sequence[str],
+    ) -> None:
+        """``names`` are those of the participant, see :class:`participants.contract.Participant`; ``owners``
+        are the settings'."""
         self._management = management
         self._ledger_id = ledger_id
+        self._names = names
+        self._owners = list(owners)
         self._prefix = ledger_name(ledger_id) + ":"
 
     async def edges(self) -> Sequence[Waiting]:
         """See :meth:`participants.contract.Participant.waits`."""
-        rows = await self._management.read(await self._by_version("waits"))
+        rows = await self._management.read(await self._statement("waits"), self._owners)
         return [
             Waiting(
-                waiter=self._session_node(row["name"], row["pid"]),
+                waiter=self._session_node(row["name"], row["pid"], ours=row["ours"]),
                 holder=self._holder_node(row),
                 since=row["since"],
                 pid=row["pid"],
@@ -66,38 +87,62 @@ class WaitGraph:
         ]
 
     async def cancel(self, waiting: Waiting) -> bool:
-        """See :meth:`participants.contract.Participant.cancel_waiter`."""
+        """See :meth:`participants.contract.Participant.cancel_waiter`. One statement, which cancels only
+        what still is that very wait of that very claim: a process id may be another session's by now."""
         rows = await self._management.read(
-            await self._by_version("cancel_waiter"),
+            await self._statement("cancel_waiter"),
             waiting.pid,
             waiting.since,
             None if waiting.xid is None else str(waiting.xid),
-            None if self._is_session(waiting.waiter) else f"{self._prefix}{waiting.waiter}",
+            self._name_of(waiting.waiter),
         )
         return any(row["sent"] for row in rows)
 
-    async def _by_version(self, name: str) -> str:
+    async def _statement(self, name: str) -> str:
         """``waitstart`` is new in version 14; before it, a statement's start has to do."""
         async with self._management.session() as session:
             has_waitstart = session.intro.version >= WAITSTART_SINCE_VERSION
-        return query(name).replace("{since_column}", "l.waitstart" if has_waitstart else "a.query_start")
+        since = "l.waitstart" if has_waitstart else "a.query_start"
+        statement = query(name).replace("{since_column}", since)
+        for end, role in _ROLES.items():
+            statement = statement.replace(end, is_owned(role, "$1"))
+        return statement
 
-    def _holder_node(self, row: Row) -> str:
+    def _holder_node(self, row: Row) -> Node:
         if row["holder_gid"] is None:
-            return self._session_node(row["holder_name"], row["holder_pid"])
+            return self._session_node(row["holder_name"], row["holder_pid"], ours=row["holder_ours"])
         gid = Gid.parse(row["holder_gid"])
-        if isinstance(gid, Gid) and gid.ledger == self._ledger_id:
-            return str(gid.txid)
+        if (
+            isinstance(gid, Gid)
+            and gid.ledger == self._ledger_id
+            and gid.participant in self._names()
+            and row["holder_ours"]
+        ):
+            return gid
         return f"{self._management.participant}/{gid}"
 
-    def _session_node(self, application_name: str | None, pid: int) -> str:
-        if application_name is not None and application_name.startswith(self._prefix):
-            try:
-                # After a '#' comes what PREPARE reports.
-                return str(TxId.parse(application_name.removeprefix(self._prefix).partition("#")[0]))
-            except InvalidName:
-                pass  # not a branch of ours after all
-        return f"{self._management.participant}/{pid}"
+    def _session_node(self, application_name: str | None, pid: int, *, ours: bool | None) -> Node:
+        """``ours``: it works in a role that prepares our branches; None where the role is not told."""
+        stranger = f"{self._management.participant}/{pid}"
+        if application_name is None or not application_name.startswith(self._prefix):
+            return stranger
+        # After a '#' comes what PREPARE reports.
+        told = application_name.removeprefix(self._prefix).partition("#")[0]
+        if (match := _CLAIM.fullmatch(told)) is not None:
+            session, seq, pooled = int(match[1]), int(match[2]), match[3] == BY_ROLE
+            if max(session, seq) > NUMBER_MAX or (pooled and not ours):
+                return stranger
+            return Claim(session, seq, 0 if pooled else pid, match[4])
+        try:
+            txid = TxId.parse(told)
+        except InvalidName:
+            return stranger
+        # A name of version 0.1.0, which says nothing of branches: the ledger is asked about the session.
+        return Gid(self._ledger_id, Protocol.TWO_PHASE, txid, 1, self._management.participant)
 
-    def _is_session(self, node: Node) -> bool:
-        return str(node).startswith(f"{self._management.participant}/")
+    def _name_of(self, waiter: Node) -> str | None:
+        """The application_name, up to a '#', of a session that made such a claim; None for any other."""
+        if isinstance(waiter, Claim):
+            how = BY_PID if waiter.pid else BY_ROLE
+            return f"{self._prefix}{waiter.session}.{waiter.seq}{how}{waiter.proof}"
+        return f"{self._prefix}{waiter.txid}" if isinstance(waiter, Gid) else None

@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 
+from participants.contract import Branch, Claim
 from participants.ids import Gid, Protocol, SessionKey, TxId
 from participants.postgres import PostgresParticipant
 from participants.postgres.drivers import Handles
@@ -50,6 +51,13 @@ class Database:
 def new_gid(branch: int = 1, participant: str = "p", *, ledger: str = LEDGER) -> Gid:
     """Of a transaction that no other test has."""
     return Gid(ledger, Protocol.TWO_PHASE, TxId(1, NONCE, next(_seqs)), branch, participant)
+
+
+def claim(branch: Branch, pid: int = 0) -> Claim:
+    """What the session of ``branch``, begun with :data:`KEY`, says of itself; without ``pid`` behind a
+    pooler."""
+    txid = branch.gid.txid
+    return Claim(txid.session, txid.seq, pid, KEY.backend(txid, pid))
 
 
 def participant_at(dsn: str, *, on_connect: OnConnect | None = None, **settings: Any) -> PostgresParticipant:

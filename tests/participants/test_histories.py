@@ -15,15 +15,16 @@ import pytest
 
 from participants.contract import Evidence, Fate, Order, Settled, Vote
 from participants.findings import Finding, Severity
-from participants.ids import TxId
+from participants.ids import NO_KEY, TxId
 from participants.postgres import PostgresParticipant
-from participants.postgres.begin import APPLICATION_NAME_BYTES_MAX, REPORT_BYTES_MAX, report_head
+from participants.postgres.begin import APPLICATION_NAME_BYTES_MAX, REPORT_BYTES_MAX, branch_name, report_head
 from participants.postgres.history import draw, read_report
 from participants.postgres.schema import migrate, restored
 from participants.postgres.session import Introduction
 from participants.settings import ParticipantSettings
 from tests.participants.hands import at
 from tests.participants.support import (
+    KEY,
     WRITE,
     Database,
     new_gid,
@@ -153,8 +154,10 @@ def test_a_report_has_room() -> None:
     longest_place = 16 + 1
     for session in (1, 10**6, 10**9, 10**18):
         for pooler, bytes_max in ((False, REPORT_BYTES_MAX), (True, REPORT_BYTES_MAX + longest_place)):
-            head = report_head(replace(gid, txid=TxId(session, gid.txid.nonce, gid.txid.seq)), pooler=pooler)
-            assert len(head) - 1 + bytes_max <= APPLICATION_NAME_BYTES_MAX
+            long = replace(gid, txid=TxId(session, gid.txid.nonce, gid.txid.seq))
+            for key in (NO_KEY, KEY):
+                head = report_head(branch_name(long, key, 0 if pooler else 4711), pooler=pooler)
+                assert len(head) - 1 + bytes_max <= APPLICATION_NAME_BYTES_MAX
 
 
 @pytest.mark.parametrize("pooler", [False, True])

@@ -9,12 +9,12 @@ import pytest
 
 from participants.contract import Settled, Vote
 from participants.errors import ParticipantUnavailable
-from participants.ids import TxId
+from participants.ids import NO_KEY, TxId
 from participants.postgres import PostgresParticipant
 from participants.postgres.begin import APPLICATION_NAME_BYTES_MAX, branch_name, timeouts_ms
 from participants.postgres.session import Introduction
 from tests.participants.hands import at, sql_error
-from tests.participants.support import LEDGER, WRITE, Database, new_gid, participant_at
+from tests.participants.support import KEY, LEDGER, WRITE, Database, new_gid, participant_at
 
 
 async def pid_of(participant: PostgresParticipant, *, timeout_s: float = 30) -> int:
@@ -179,11 +179,14 @@ def test_a_name_that_would_be_cut_has_no_transaction_in_it() -> None:
     """The head of a transaction id is another's id, and that one would be cancelled in a deadlock."""
     gid = new_gid()
     long = replace(gid, txid=TxId(10**18, gid.txid.nonce, 10**18))
-    assert branch_name(long) == f"undoubt:{LEDGER}"
-    assert (
-        len(branch_name(replace(gid, txid=TxId(gid.txid.session, gid.txid.nonce, 10**9))))
-        <= APPLICATION_NAME_BYTES_MAX
-    )
+    ledgers = f"undoubt:{LEDGER}"
+    assert branch_name(long, NO_KEY, 1) == ledgers
+    assert branch_name(long, KEY, 1) == ledgers
+    for txid in (TxId(gid.txid.session, gid.txid.nonce, 10**9), TxId(10**15, gid.txid.nonce, 10**15)):
+        for key in (KEY, *([NO_KEY] if txid.seq == 10**9 else [])):
+            for pid in (0, 2**31 - 1):
+                name = branch_name(replace(gid, txid=txid), key, pid)
+                assert len(ledgers) < len(name) <= APPLICATION_NAME_BYTES_MAX
 
 
 async def test_behind_a_pooler_nothing_outlives_the_transaction(database: Database) -> None:

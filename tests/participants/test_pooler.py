@@ -19,7 +19,7 @@ from participants.errors import ParticipantRefused, ParticipantUnavailable
 from participants.findings import Severity
 from participants.postgres import PostgresParticipant
 from tests.participants.hands import at, sql_error
-from tests.participants.support import WRITE, Database, new_gid, participant_at
+from tests.participants.support import KEY, WRITE, Database, claim, new_gid, participant_at
 from tests.participants.test_servers import standby_of
 from tests.pgbouncer import PgBouncer, program_or_skip
 from undoubt.embedded import EmbeddedServer
@@ -146,15 +146,15 @@ async def test_the_application_may_have_ended_the_branch(participant: PostgresPa
 
 async def test_waits_and_cancelling(participant: PostgresParticipant) -> None:
     """The detector of deadlocks sees branches by the name that they carry in whichever server they run."""
-    holder = await participant.begin(new_gid(), timeout_s=30)
+    holder = await participant.begin(new_gid(), timeout_s=30, key=KEY)
     await at(holder).execute(WRITE)
-    waiter = await participant.begin(new_gid(), timeout_s=30)
+    waiter = await participant.begin(new_gid(), timeout_s=30, key=KEY)
     task = asyncio.create_task(at(waiter).execute(WRITE))
     async with asyncio.timeout(20):
         while not (edges := await participant.waits()):
             await asyncio.sleep(0.01)
     [edge] = edges
-    assert (edge.waiter, edge.holder) == (str(waiter.gid.txid), str(holder.gid.txid))
+    assert (edge.waiter, edge.holder) == (claim(waiter), claim(holder))
     assert await participant.cancel_waiter(edge)
     with sql_error("57014"):
         await task

@@ -202,7 +202,7 @@ async def test_the_wait_graph_and_the_list_need_no_rights(roles: Roles) -> None:
     async with asyncio.timeout(20):
         while not (edges := await roles.rescue.waits()):
             await asyncio.sleep(0.01)
-    assert [(edge.waiter, edge.holder) for edge in edges] == [(str(victim.gid.txid), str(gid.txid))]
+    assert [(edge.waiter, edge.holder) for edge in edges] == [(victim.gid, "p/" + str(gid))]
     [listed] = await roles.rescue.in_doubt()
     assert (listed.gid, listed.owner) == (gid, "app")
     await roles.database.admin.execute(f"rollback prepared '{gid}'")

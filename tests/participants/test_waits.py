@@ -52,7 +52,7 @@ async def test_live_holder(participant: PostgresParticipant, waiter: Branch, gid
     xid = int(await at(waiter).fetchval("select pg_current_xact_id()::text"))
     blocked = asyncio.create_task(at(waiter).execute(WRITE))
     [edge] = await edges(participant)
-    assert (edge.waiter, edge.holder) == (str(waiter.gid.txid), str(gid.txid))
+    assert (edge.waiter, edge.holder) == (waiter.gid, gid)
     assert edge.pid == at(waiter).get_server_pid()
     assert edge.xid == xid
     assert edge.holder_pid == at(holder).get_server_pid()
@@ -89,7 +89,7 @@ async def test_prepared_holder(
     await holder.release()
     blocked = asyncio.create_task(at(waiter).execute(wanted))
     [edge] = await edges(participant)
-    assert (edge.waiter, edge.holder, edge.holder_pid) == (str(waiter.gid.txid), str(gid.txid), 0)
+    assert (edge.waiter, edge.holder, edge.holder_pid) == (waiter.gid, gid, 0)
     assert await participant.settle(gid, Order.ROLLBACK, None) is Settled.APPLIED
     await blocked
 
@@ -107,7 +107,7 @@ async def test_compatible_prepared_holder_is_no_edge(
         await branch.release()
     blocked = asyncio.create_task(at(waiter).execute("lock table account in share mode"))
     [edge] = await edges(participant)
-    assert edge.holder == str(guilty.txid)
+    assert edge.holder == guilty
     for each in (innocent, guilty):
         await participant.settle(each, Order.ROLLBACK, None)
     await blocked
@@ -131,7 +131,7 @@ async def test_strangers(participant: PostgresParticipant, database: Database, w
     )
     queued = asyncio.create_task(other.execute(WRITE))
     [edge] = await edges(participant)
-    assert (edge.waiter, edge.holder) == (f"p/{other.get_server_pid()}", str(waiter.gid.txid))
+    assert (edge.waiter, edge.holder) == (f"p/{other.get_server_pid()}", waiter.gid)
     while not await participant.cancel_waiter(edge):  # what it waited for first was something shorter
         [edge] = await edges(participant)
     with sql_error("57014"):
@@ -149,7 +149,7 @@ async def test_cancel_waiter(participant: PostgresParticipant, waiter: Branch, g
     for wrong in (
         replace(edge, since="1.5"),
         replace(edge, xid=12345),
-        replace(edge, waiter=str(gid.txid)),
+        replace(edge, waiter=gid),
         replace(edge, pid=at(holder).get_server_pid()),
     ):
         assert not await participant.cancel_waiter(wrong)
@@ -177,7 +177,7 @@ async def test_a_prepare_that_waits(
     await at(waiter).execute(WRITE)
     prepare = asyncio.create_task(waiter.prepare())
     [edge] = await edges(participant)
-    assert (edge.waiter, edge.holder) == (str(waiter.gid.txid), f"p/{database.admin.get_server_pid()}")
+    assert (edge.waiter, edge.holder) == (waiter.gid, f"p/{database.admin.get_server_pid()}")
     assert await participant.cancel_waiter(edge)
     assert (await prepare).vote is Vote.ABORT
     await database.admin.execute("rollback")

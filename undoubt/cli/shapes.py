@@ -98,7 +98,7 @@ def prepared(one: Found) -> dict[str, Any]:
 
 def blocks(told: Burden) -> dict[str, Any]:
     """The sessions that wait for a prepared branch; ``unknown`` says why they are not known, else null."""
-    waiters = [{"waiter": wait.waiter, "pid": wait.pid} for wait in told.blocks]
+    waiters = [{"waiter": str(wait.waiter), "pid": wait.pid} for wait in told.blocks]
     return {"sessions": waiters, "unknown": told.blocks_unknown}
 
 
