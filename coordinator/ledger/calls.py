@@ -8,6 +8,7 @@ on the other side as what they were.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, assert_never
 
 import msgspec
@@ -155,6 +156,13 @@ class VotersCall(_Call, frozen=True, tag="voters"):
     """Whom a session is bound to, if it is opened now with ``bind``."""
 
 
+class BackupFileCall(_Call, frozen=True, tag="backup file"):
+    """A SQLite ledger's owner writes a backup to the file ``path``, absolute, on its own machine. Only
+    processes of its user can ask (the socket refuses others); a node of a cluster refuses."""
+
+    path: str
+
+
 Call = (
     OpenSessionCall
     | KeepAliveCall
@@ -177,6 +185,7 @@ Call = (
     | BackendsCall
     | DoomCall
     | DoomedCall
+    | BackupFileCall
 )
 
 REPLY_TYPES: dict[type[_Call], Any] = {
@@ -201,6 +210,7 @@ REPLY_TYPES: dict[type[_Call], Any] = {
     BackendsCall: list[TxId | None],
     DoomCall: None,
     DoomedCall: str | None,
+    BackupFileCall: int,
 }
 """What each call's reply decodes to; verdicts and records come in the order of the ids asked about."""
 
@@ -212,7 +222,7 @@ def since(call: Call) -> int:
             return PAXOS_VERSION if call.bind else FIRST_VERSION
         case VotersCall():
             return PAXOS_VERSION
-        case VerdictsCall() | BackendsCall() | DoomCall() | DoomedCall():
+        case VerdictsCall() | BackendsCall() | DoomCall() | DoomedCall() | BackupFileCall():
             return TAGS_VERSION
         case DecideCall() | PrecommitCall() | OutcomesCall():
             return PAXOS_VERSION if call.protocol == Protocol.PAXOS else FIRST_VERSION
@@ -292,6 +302,8 @@ async def perform(ledger: LocalLedger, call: Call, *, remote: bool) -> object:  
             return await ledger.info()
         case VotersCall():
             return await ledger.voters()
+        case BackupFileCall():
+            return await ledger.backup(Path(call.path))
     return None
 
 

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -57,7 +58,7 @@ from coordinator.ledger.names import Names, new_request, new_secret, nonce_of
 from coordinator.ledger.state import PrecommitRecord
 from coordinator.settings import LedgerSettings
 from participants.contract import Claim
-from participants.errors import UndoubtError
+from participants.errors import UndoubtError, UsageError
 from participants.ids import Gid, TxId
 
 SESSION_SKIP = 1 << 32
@@ -240,14 +241,21 @@ class LocalLedger(abc.ABC):
         asked = list(gids)
         issued = max((gid.txid.session for gid in asked if self._never_issued(gid)), default=0)
         if issued >= self.machine.state.next_session:
-            log.error(
-                "the ledger was set back: it has given names in session %d, and knows of no session from"
-                " %d on. A new incarnation begins; what was undecided is for an operator to decide",
+            await self.begin_incarnation(
+                f"it has given names in session {issued}, and knows of no session from"
+                f" {self.machine.state.next_session} on",
                 issued,
-                self.machine.state.next_session,
             )
-            await self._run(Restore(SESSION_SKIP, issued))
         return {gid: self._verdict(gid) for gid in asked}
+
+    async def begin_incarnation(self, why: str, issued: int = 0) -> None:
+        """The ledger was set back: it has forgotten what it did since, up to session ``issued`` at least."""
+        log.error(
+            "the ledger was set back: %s. A new incarnation begins; what was undecided is for an operator to"
+            " decide",
+            why,
+        )
+        await self._run(Restore(SESSION_SKIP, issued))
 
     def _never_issued(self, gid: Gid) -> bool:
         """The ledger gave that name in a session of the future: it has forgotten what it did."""
@@ -387,6 +395,12 @@ class LocalLedger(abc.ABC):
             finished=False,
             heuristics=(),
             precommitted=True,
+        )
+
+    async def backup(self, path: Path) -> int:
+        """Write a backup to ``path``; its size in bytes. Raises ``UsageError``, ``LedgerError``."""
+        raise UsageError(
+            f"a {self.backend} ledger writes no such backup to {path}: of a cluster, `undoubt cluster backup`"
         )
 
     async def info(self) -> LedgerInfo:

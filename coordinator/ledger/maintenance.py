@@ -11,10 +11,13 @@ from coordinator.errors import LedgerLocked, LedgerMissing, LedgerUnusable
 from coordinator.ledger import schema, urls
 from coordinator.ledger.contract import LedgerInfo
 from coordinator.ledger.postgres import tables
-from coordinator.ledger.sqlite import store
+from coordinator.ledger.sqlite import anchored, restoring, store
+from coordinator.ledger.sqlite.ledger import SqliteLedger
 from coordinator.ledger.sqlite.lock import FileLock, holder
 from coordinator.ledger.sqlite.owned import rebuilt
+from coordinator.ledger.sqlite.restoring import RestoredLedger
 from coordinator.settings import LedgerSettings
+from participants.errors import UsageError
 
 T = TypeVar("T")
 
@@ -38,6 +41,42 @@ async def migrate(settings: LedgerSettings) -> list[str]:
     return await asyncio.to_thread(_alone, urls.sqlite_path(settings.url).resolve(), _migrate)
 
 
+async def backup(settings: LedgerSettings, path: Path) -> int:
+    """Write everything that is recorded to ``path``, absolute, also while the ledger is in use; the size in
+    bytes. A SQLite ledger only. Raises ``UsageError``, ``LedgerError``."""
+    _only_sqlite(
+        settings, "is backed up with its database, by pg_dump or a base backup", "`undoubt cluster backup`"
+    )
+    ledger = await SqliteLedger.open(urls.sqlite_path(settings.url), settings)
+    try:
+        return await ledger.backup(path)
+    finally:
+        await ledger.close()
+
+
+async def restore(settings: LedgerSettings, file: Path | None) -> RestoredLedger:
+    """Make a SQLite ledger anew from the backup ``file``, or believe its file as it is; a new incarnation
+    begins. Raises ``UsageError``, ``LedgerLocked`` while any process has it open, ``LedgerUnusable``,
+    ``LedgerMissing``."""
+    _only_sqlite(settings, "notices by itself that it was restored", "`undoubt cluster restore`")
+    path = urls.sqlite_path(settings.url).resolve()
+
+    def work(path: Path) -> RestoredLedger:
+        return restoring.as_it_is(path) if file is None else restoring.from_backup(path, file)
+
+    return await asyncio.to_thread(_alone, path, work, must_exist=file is None)
+
+
+def _only_sqlite(settings: LedgerSettings, postgres: str, cluster: str) -> None:
+    match urls.backend_of(settings.url):
+        case urls.SQLITE:
+            pass
+        case urls.POSTGRES:
+            raise UsageError(f"a PostgreSQL ledger {postgres}")
+        case _:
+            raise UsageError(f"the ledger is a cluster's: {cluster}")
+
+
 async def check(settings: LedgerSettings) -> list[str]:
     """Read the whole of a SQLite ledger and verify every checksum, or look over the rows and the server of a
     PostgreSQL one: what is wrong, empty if nothing is. Changes nothing. Raises ``LedgerLocked`` while any
@@ -47,8 +86,8 @@ async def check(settings: LedgerSettings) -> list[str]:
     return await asyncio.to_thread(_alone, urls.sqlite_path(settings.url).resolve(), _check)
 
 
-def _alone(path: Path, work: Callable[[Path], T]) -> T:
-    if not path.exists():
+def _alone(path: Path, work: Callable[[Path], T], *, must_exist: bool = True) -> T:
+    if must_exist and not path.exists():
         raise LedgerMissing(f"no ledger at {path}; create it with: undoubt ledger init")
     lock = FileLock.take(path)
     if lock is None:
@@ -73,7 +112,9 @@ def _check(path: Path) -> list[str]:
         return [str(error)]
     try:
         problems = opened.problems()
-        rebuilt(opened.load(), path)
+        loaded = opened.load()
+        rebuilt(loaded, path)
+        problems += anchored.problems(path, loaded)
     except LedgerUnusable as error:
         return [str(error)]
     finally:

@@ -1,11 +1,13 @@
-"""``undoubt ledger``: create it, bring it up to date, look it over."""
+"""``undoubt ledger``: create it, bring it up to date, look it over, back it up, bring it back."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 import msgspec
 
-from undoubt.cli.context import Context, common, must_exist, pass_context
+from undoubt.cli.context import Context, common, must_exist, pass_context, yes_option
 from undoubt.cli.exits import CommandError, Exit
 
 
@@ -93,3 +95,60 @@ def check(context: Context) -> None:
     if problems:
         raise CommandError(Exit.FAILURE, f"the ledger has {len(problems)} problems")
     context.output.note("the ledger is healthy")
+
+
+@ledger.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@common
+@pass_context
+def backup(context: Context, file: Path) -> None:
+    """Write a backup of a SQLite ledger to FILE.
+
+    Also while it is in use. FILE holds the ledger's secret: keep it as you keep passwords. Details of
+    finished transactions are not in it.
+
+    \b
+    Example:
+      undoubt ledger backup /backups/undoubt-2026-05-01.backup
+    """
+    from coordinator.ledger.maintenance import backup as write  # noqa: PLC0415 - as above
+
+    must_exist(context.settings())
+    size = context.run(write(context.settings().ledger, file.absolute()))
+    if context.output.json:
+        context.output.document({"file": str(file), "size_bytes": size})
+    else:
+        context.output.line(f"{file}  {size} bytes")
+
+
+@ledger.command()
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@yes_option
+@common
+@pass_context
+def restore(context: Context, file: Path | None, yes: bool) -> None:
+    """Make a SQLite ledger anew from the backup FILE; without FILE, believe the ledger's file as it is.
+
+    For a file that is damaged, was lost, was copied from elsewhere or set back. Nobody may use the ledger
+    meanwhile. A new incarnation begins: what was decided after the backup is not known to it, so recovery
+    touches no branch of before that is undecided there, and shows them to you (`undoubt indoubt list`). A
+    former file is kept under another name.
+
+    \b
+    Example:
+      undoubt ledger restore /backups/undoubt-2026-05-01.backup
+    """
+    from coordinator.ledger.maintenance import restore as bring_back  # noqa: PLC0415 - as above
+
+    settings = context.settings().ledger
+    what = f"Make {settings.url} anew from {file}?" if file else f"Believe {settings.url} as it is?"
+    context.confirm(f"{what} What it has forgotten is left to you to decide.", yes=yes)
+    restored = context.run(bring_back(settings, file))
+    shown = msgspec.to_builtins(restored)
+    if context.output.json:
+        context.output.document(shown)
+        return
+    for key, value in shown.items():
+        if value is not None:
+            context.output.line(f"{key.replace('_', ' '):<16} {value}")
+    context.output.note("now look at what is in doubt: undoubt indoubt list")

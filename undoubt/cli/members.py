@@ -247,7 +247,7 @@ async def _snapshots(settings: LedgerSettings, node: int) -> list[dict[str, Any]
 
 
 async def _backup(settings: LedgerSettings, file: Path) -> tuple[Any, int]:
-    from coordinator.ledger.cluster import backup as files  # noqa: PLC0415
+    from coordinator.ledger import backup as files  # noqa: PLC0415
     from coordinator.ledger.cluster import operate  # noqa: PLC0415
 
     status, piece, image = await operate.image(settings)

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 
 from coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable
-from coordinator.ledger.cluster import backup, operate
+from coordinator.ledger import backup
+from coordinator.ledger.cluster import operate
 from coordinator.ledger.cluster.messages import MemberChange
 from coordinator.ledger.cluster.survey import survey
 from coordinator.ledger.cluster.url import RAFT, addresses_of

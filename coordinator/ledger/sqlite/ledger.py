@@ -16,7 +16,7 @@ from typing import Any
 
 from coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable, WrongProcess
 from coordinator.ledger.calling import CallingLedger
-from coordinator.ledger.calls import Call, perform
+from coordinator.ledger.calls import BackupFileCall, Call, perform
 from coordinator.ledger.judging import judged
 from coordinator.ledger.remote import ConnectionGone, LedgerConnection
 from coordinator.ledger.server import LedgerServer
@@ -88,6 +88,12 @@ class SqliteLedger(CallingLedger):
         if self._lock is not None:
             self._lock.release()
         self._connection = self._server = self._owned = self._lock = None
+
+    async def backup(self, path: Path) -> int:
+        """Write everything that is recorded to ``path``, absolute; the size in bytes. Raises
+        ``LedgerError``."""
+        size: int = await self._call(BackupFileCall(str(path)))
+        return size
 
     async def _call(self, call: Call) -> Any:
         if os.getpid() != self._pid:

@@ -13,19 +13,23 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from coordinator.errors import LedgerError, LedgerUnavailable, LedgerUnusable
-from coordinator.ledger import schema
+from coordinator.ledger import backup, schema
+from coordinator.ledger.backup import About, Backup
 from coordinator.ledger.commands import Command, ExpireSession, decode, encode
 from coordinator.ledger.contract import DecisionRecord, SessionState
 from coordinator.ledger.local import LocalLedger, newest
 from coordinator.ledger.machine import Machine
+from coordinator.ledger.sqlite import anchored
 from coordinator.ledger.sqlite.file import StoreBroken
-from coordinator.ledger.sqlite.store import Loaded, SqliteStore
+from coordinator.ledger.sqlite.store import Loaded, SqliteStore, revision
 from coordinator.settings import LedgerSettings
 from participants.ids import TxId, new_nonce
 
@@ -84,9 +88,18 @@ class OwnedLedger(LocalLedger):
         loop = asyncio.get_running_loop()
         store: SqliteStore | None = None
         try:
-            store = await loop.run_in_executor(thread, SqliteStore.create, path)
+            store = await loop.run_in_executor(thread, _store, path)
             loaded = await loop.run_in_executor(thread, store.load)
+            anchor = await loop.run_in_executor(thread, anchored.open_anchor, path, loaded)
+            set_back = loaded.lacks(anchor.mark)
+            lacking = anchor.mark.index
+            await loop.run_in_executor(
+                thread, partial(store.hold, anchor, loaded.last, new=not loaded.anchored)
+            )
             ledger = cls(store, thread, loaded, settings, clock)
+            if set_back:
+                # Before any session of the file is said to be over: it may have gone on.
+                await ledger.begin_incarnation(f"{path} lacks entry {lacking}, which was durable")
             await ledger._expire_former_owner()
             await ledger.draw_secret()
         except BaseException:
@@ -206,6 +219,13 @@ class OwnedLedger(LocalLedger):
             replaced,
         )
 
+    async def backup(self, path: Path) -> int:
+        """Everything that is durable now. It contains the ledger's secret; mode 0600."""
+        if self._broken is not None:
+            raise self._broken
+        about = About("", self.ledger_id, self._last_index, 0, self._wall(), metadata.version("undoubt"))
+        return await self._in_thread(backup.write, path, Backup(about, self.machine.snapshot()))
+
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         return await self._loop.run_in_executor(self._thread, function, *args)
 
@@ -239,6 +259,13 @@ class OwnedLedger(LocalLedger):
                 except LedgerError as error:
                     log.warning("sessions cannot be expired now: %s", error)
             await self.advance_time()
+
+
+def _store(path: Path) -> SqliteStore:
+    """Raises ``LedgerUnusable``."""
+    if revision(path) is None:
+        anchored.check_absent(path)
+    return SqliteStore.create(path)
 
 
 def rebuilt(loaded: Loaded, path: Path) -> Machine:

@@ -14,10 +14,16 @@ from pathlib import Path
 
 from coordinator.errors import LedgerUnusable
 from coordinator.ledger import schema
+from coordinator.ledger.anchor import START, Anchor, Mark, chained
 from coordinator.ledger.contract import DecisionRecord
-from coordinator.ledger.sqlite import history
+from coordinator.ledger.sqlite import history, wal
 from coordinator.ledger.sqlite.file import SqliteFile
 from participants.ids import TxId, new_ledger_id
+
+WAYS_OUT = (
+    "`undoubt ledger restore BACKUP` makes it anew from a backup, `undoubt ledger restore` believes the file"
+    " as it is; until then leave the prepared transactions of its participants alone"
+)
 
 _INSERT = "insert into entry (idx, crc, command) values (?, ?, ?)"
 
@@ -30,19 +36,39 @@ class Loaded:
     snapshot: bytes | None
     snapshot_index: int
     entries: list[bytes]
+    marks: list[Mark]
+    """Of the snapshot, then of each entry."""
+    anchored: bool
+    """An anchor was made for this file."""
 
     @property
     def last_index(self) -> int:
         return self.snapshot_index + len(self.entries)
 
+    @property
+    def last(self) -> Mark:
+        return self.marks[-1]
+
+    def lacks(self, mark: Mark) -> bool:
+        """Whether ``mark``, which was durable, is not there. One from before the snapshot cannot be compared
+        any more: what came after it is there."""
+        at = mark.index - self.snapshot_index
+        return at >= len(self.marks) or (at >= 0 and self.marks[at] != mark)
+
 
 class SqliteStore:
     """Open one only while holding the ledger's lock."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ``LedgerUnusable``."""
+    def __init__(self, path: Path, *, cut: bool = False) -> None:
+        """``cut``: leave out what stands behind damage in the WAL, as SQLite does. Raises
+        ``LedgerUnusable``."""
+        if not cut and (damage := wal.damage(path)):  # before SQLite opens the file
+            raise LedgerUnusable(f"ledger {path} is damaged: {damage}. Nothing was changed. {WAYS_OUT}")
         schema.SQLITE.check(revision(path), f"ledger {path}")
         self.path = path
+        self._anchor: Anchor | None = None
+        self._last = START
+        """Of what is durable."""
         self._file = SqliteFile(path, f"ledger {path}")
         self._connection = self._file.connection
 
@@ -68,6 +94,10 @@ class SqliteStore:
             index, crc, state = row
             self._check(zlib.crc32(state) == crc, f"its snapshot at entry {index}")
         entries: list[bytes] = []
+        known = dict(
+            self._connection.execute("select key, value from meta where key in ('chain', 'anchored')")
+        )
+        marks = [self._base(index, state, known.get("chain"))]
         for number, crc, command in self._connection.execute(
             "select idx, crc, command from entry order by idx"
         ):
@@ -75,7 +105,29 @@ class SqliteStore:
             self._check(number == expected, f"entry {expected}, in whose place stands {number}")
             self._check(_checksum(number, command) == crc, f"entry {number}")
             entries.append(command)
-        return Loaded(self._ledger_id(new=index == 0 and not entries), state, index, entries)
+            marks.append(Mark(number, chained(marks[-1].chain, command)))
+        ledger_id = self._ledger_id(new=index == 0 and not entries)
+        return Loaded(ledger_id, state, index, entries, marks, "anchored" in known)
+
+    def _base(self, index: int, state: bytes | None, written: str | None) -> Mark:
+        """The chain up to the snapshot. Version 0.1.0 wrote none: a hash of the snapshot takes its place."""
+        if state is None:
+            return START
+        if written is None:
+            return Mark(index, chained(START.chain, state))
+        number, _, chain = written.partition(":")
+        self._check(number == str(index), f"its chain, which is that of entry {number} and not of {index}")
+        return Mark(index, bytes.fromhex(chain))
+
+    def hold(self, anchor: Anchor, last: Mark, *, new: bool) -> None:
+        """Move ``anchor`` from now on, beginning at ``last``. ``new``: note in the file that it has one."""
+        self._anchor, self._last = anchor, last
+        if new:
+            with self._file.writing():
+                self._connection.execute("insert or ignore into meta (key, value) values ('anchored', '1')")
+        # A process that was killed in a sync leaves a WAL that can be read and is not on the disk yet.
+        self._connection.execute("pragma wal_checkpoint(full)").fetchone()
+        anchor.move(last)
 
     def _ledger_id(self, *, new: bool) -> str:
         row = self._connection.execute("select value from meta where key = 'ledger_id'").fetchone()
@@ -89,10 +141,7 @@ class SqliteStore:
 
     def _check(self, sound: bool, what: str) -> None:
         if not sound:
-            raise LedgerUnusable(
-                f"ledger {self.path} is damaged at {what}. Nothing was changed. Restore the file from a"
-                " backup; until then leave the prepared transactions of its participants alone"
-            )
+            raise LedgerUnusable(f"ledger {self.path} is damaged at {what}. Nothing was changed. {WAYS_OUT}")
 
     def append(self, first_index: int, commands: Sequence[bytes]) -> None:
         """Write log entries, durably, all or none. Raises ``StoreFull`` or ``StoreBroken``."""
@@ -106,13 +155,25 @@ class SqliteStore:
         else:
             with self._file.writing():
                 self._connection.executemany(_INSERT, rows)
+        chain = self._last.chain
+        for command in commands:
+            chain = chained(chain, command)
+        self._last = Mark(first_index + len(commands) - 1, chain)
+        if self._anchor is not None:
+            self._anchor.move(self._last)
 
     def replace_log(
         self, index: int, state: bytes, finished: Sequence[DecisionRecord], *, now_ms: int, history_ms: int
     ) -> None:
         """Write a snapshot of the state after entry ``index`` in place of the entries up to there, together
         with the finished records that only those entries held. Raises ``StoreFull`` or ``StoreBroken``."""
+        if self._anchor is not None:
+            self._anchor.sync()
         with self._file.writing():
+            self._connection.execute(
+                "insert or replace into meta (key, value) values ('chain', ?)",
+                (f"{index}:{self._last.chain.hex()}",),
+            )
             self._connection.execute(
                 "insert or replace into snapshot (id, idx, crc, state) values (1, ?, ?, ?)",
                 (index, zlib.crc32(state), state),
@@ -137,7 +198,24 @@ class SqliteStore:
         self._file.limit_pages(pages)
 
     def close(self) -> None:
+        if self._anchor is not None:
+            self._anchor.close()
         self._file.close()
+
+
+def make(path: Path, ledger_id: str, state: bytes, base: Mark) -> None:
+    """A new file that begins with a snapshot. Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
+    store = SqliteStore.create(path)
+    try:
+        with store._file.writing():
+            store._connection.executemany(
+                "insert into meta (key, value) values (?, ?)",
+                [("ledger_id", ledger_id), ("anchored", "1")],
+            )
+        store._last = base
+        store.replace_log(base.index, state, (), now_ms=0, history_ms=0)
+    finally:
+        store.close()
 
 
 def revision(path: Path) -> str | None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.errors import ClusterNotReady, ClusterRefused, LedgerUnavailable, LedgerUnusable
-from coordinator.ledger.cluster import backup, operate
+from coordinator.ledger import backup
+from coordinator.ledger.cluster import operate
 from coordinator.ledger.cluster.messages import MemberChange, NodeStatus
 from coordinator.ledger.contract import BranchRecord, Decision, Record, SessionState, Verdict
 from coordinator.node.bootstrap import joining, restored

@@ -1,0 +1,66 @@
+"""The anchor of a SQLite ledger: where it lies, and what is done without it.
+
+A file whose anchor names an entry that the file lacks was set back, or has lost the end of its WAL: the owner
+begins a new incarnation. A file that has no anchor any more, or another ledger's, is not opened: nobody can
+tell what it lacks. A file of version 0.1.0 gets its anchor when it is first opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from coordinator.errors import LedgerUnusable
+from coordinator.ledger.anchor import Anchor, AnchorUnusable
+from coordinator.ledger.sqlite.store import WAYS_OUT, Loaded
+
+
+def path_of(ledger: Path) -> Path:
+    return ledger.with_name(ledger.name + ".anchor")
+
+
+def check_absent(ledger: Path) -> None:
+    """Before a ledger is made at ``ledger``, where no file is, or one without tables. Raises
+    ``LedgerUnusable`` if there was a ledger before."""
+    if Anchor.used(path_of(ledger)):
+        raise LedgerUnusable(
+            f"ledger {ledger} is missing, and {path_of(ledger).name} beside it says that there was one."
+            f" Nothing was made. {WAYS_OUT}"
+        )
+
+
+def open_anchor(ledger: Path, loaded: Loaded) -> Anchor:
+    """The anchor of the file that holds ``loaded``. Raises ``LedgerUnusable``."""
+    try:
+        return Anchor.open(path_of(ledger), loaded.ledger_id)
+    except AnchorUnusable as error:
+        if error.missing and not loaded.anchored:
+            return Anchor.create(path_of(ledger), loaded.ledger_id, loaded.last)
+        raise LedgerUnusable(
+            f"ledger {ledger} cannot be trusted: {error}, and without its anchor nobody can tell whether the"
+            f" file was set back, or copied from elsewhere. Nothing was changed. {WAYS_OUT}"
+        ) from error
+
+
+def lacking(ledger: Path, loaded: Loaded) -> int:
+    """The index of an entry that was durable and is not there; 0 if none is known."""
+    try:
+        anchor = Anchor.open(path_of(ledger), loaded.ledger_id)
+    except AnchorUnusable:
+        return 0
+    anchor.close()
+    return anchor.mark.index if loaded.lacks(anchor.mark) else 0
+
+
+def problems(ledger: Path, loaded: Loaded) -> list[str]:
+    """What is wrong between the file and its anchor; empty if nothing is."""
+    try:
+        anchor = Anchor.open(path_of(ledger), loaded.ledger_id)
+    except AnchorUnusable as error:
+        return [] if error.missing and not loaded.anchored else [str(error)]
+    anchor.close()
+    if not (index := lacking(ledger, loaded)):
+        return []
+    return [
+        f"it lacks entry {index}, which was durable (the last is {loaded.last_index}): it was set back, or"
+        " the end of its WAL is damaged. When it is opened, a new incarnation begins: what was undecided is"
+        " left to an operator"
+    ]

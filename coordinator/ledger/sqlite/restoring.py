@@ -1,0 +1,99 @@
+"""Bringing a SQLite ledger back: from a backup, or as its file is. Nobody may have it open.
+
+Either way a new incarnation begins (:class:`~coordinator.ledger.commands.Restore`): what was decided after
+the backup, or after the file was copied, is not known. So nothing that was undecided may be presumed aborted,
+and no session number may be given twice. A file whose place is taken is kept beside, under another name."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+
+from coordinator.errors import LedgerUnusable
+from coordinator.ledger import backup
+from coordinator.ledger.anchor import START, Anchor, Mark, chained, sync_folder
+from coordinator.ledger.commands import Restore, encode
+from coordinator.ledger.contract import SessionState
+from coordinator.ledger.local import SESSION_SKIP
+from coordinator.ledger.machine import Machine
+from coordinator.ledger.sqlite import anchored
+from coordinator.ledger.sqlite.owned import rebuilt
+from coordinator.ledger.sqlite.store import SqliteStore, make
+
+
+class RestoredLedger(msgspec.Struct, frozen=True):
+    """``backup_at``: seconds since 1970, None if the file was taken as it is. ``kept_as``: where the former
+    file is, None if there was none or it stayed. ``lacks_entry``: which entry is known to be missing, 0 for
+    none."""
+
+    ledger_id: str
+    incarnation: int
+    sessions_closed: int
+    backup_at: float | None
+    kept_as: str | None
+    lacks_entry: int
+
+
+def as_it_is(path: Path) -> RestoredLedger:
+    """Believe the file, up to where it can be read. Raises ``LedgerUnusable``."""
+    store = SqliteStore(path, cut=True)
+    try:
+        loaded = store.load()
+        machine = rebuilt(loaded, path)
+        lacking = anchored.lacking(path, loaded)
+        open_sessions = _open_sessions(machine)
+        anchor = Anchor.create(anchored.path_of(path), loaded.ledger_id, loaded.last)
+        store.hold(anchor, loaded.last, new=not loaded.anchored)
+        command = Restore(SESSION_SKIP)
+        machine.apply(command)
+        store.append(loaded.last_index + 1, [encode(command)])
+    finally:
+        store.close()
+    return RestoredLedger(loaded.ledger_id, machine.state.incarnation, open_sessions, None, None, lacking)
+
+
+def from_backup(path: Path, file: Path) -> RestoredLedger:
+    """Make the ledger anew from a backup. Raises ``LedgerUnusable``."""
+    kept = backup.read(file)
+    if kept.about.cluster:
+        raise LedgerUnusable(f"{file} is the backup of a cluster: `undoubt cluster restore`")
+    machine = Machine("")
+    try:
+        machine.restore(kept.image)
+    except ValueError as error:  # msgspec's are
+        raise LedgerUnusable(
+            f"{file} cannot be read ({error}); was it written by a newer version?"
+        ) from error
+    open_sessions = _open_sessions(machine)
+    machine.apply(Restore(SESSION_SKIP))
+    index = kept.about.index + 1
+    base = Mark(index, chained(START.chain, machine.snapshot()))
+    new = path.with_name(path.name + ".restored")
+    for left in new.parent.glob(new.name + "*"):
+        left.unlink()
+    make(new, kept.about.ledger_id, machine.snapshot(), base)
+    moved = _moved_aside(path)
+    Anchor.create(anchored.path_of(path), kept.about.ledger_id, base).close()
+    new.rename(path)
+    sync_folder(path.parent)
+    return RestoredLedger(
+        kept.about.ledger_id, machine.state.incarnation, open_sessions, kept.about.at, moved, 0
+    )
+
+
+def _open_sessions(machine: Machine) -> int:
+    return sum(info.state is SessionState.OPEN for info in machine.session_infos())
+
+
+def _moved_aside(path: Path) -> str | None:
+    """The former file with what belongs to it; its new name."""
+    if not path.exists():
+        return None
+    suffix = time.strftime(".replaced-%Y%m%dT%H%M%SZ", time.gmtime())
+    for part in ("-wal", "-shm", ".anchor", ""):
+        there = path.with_name(path.name + part)
+        if there.exists():
+            there.rename(path.with_name(path.name + suffix + part))
+    return path.name + suffix

@@ -1,0 +1,314 @@
+"""A SQLite ledger that was set back, copied, damaged or lost is noticed, and never answers ABORTED for what
+it has forgotten."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from coordinator import ledger as ledgers
+from coordinator.errors import LedgerUnusable
+from coordinator.ledger import maintenance
+from coordinator.ledger.contract import BranchRecord, Decision, Record, Session, Verdict
+from coordinator.ledger.sqlite import anchored
+from coordinator.ledger.sqlite.ledger import SqliteLedger
+from coordinator.settings import LedgerSettings
+from participants.ids import Gid
+from tests.coordinator.ledger.signing import Signing
+
+COMMIT = Decision.COMMIT
+BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def settings(path: Path) -> LedgerSettings:
+    return LedgerSettings(url=f"sqlite:///{path}", request_timeout_s=3.0)
+
+
+async def opened(settings: LedgerSettings) -> Signing:
+    return Signing(await ledgers.open_ledger(settings))
+
+
+def files(path: Path) -> list[Path]:
+    """The ledger's file with what SQLite keeps beside it."""
+    return [each for suffix in ("", "-wal", "-shm") if (each := Path(f"{path}{suffix}")).exists()]
+
+
+def put_back(copy: Path, path: Path, suffixes: Sequence[str] = ("", "-wal")) -> None:
+    """As ``cp`` of a copy over the file, whose inode stays."""
+    for left in files(path):
+        if left != path:
+            left.unlink()
+    for suffix in suffixes:
+        if Path(f"{copy}{suffix}").exists():
+            with Path(f"{path}{suffix}").open("wb") as file:
+                file.write(Path(f"{copy}{suffix}").read_bytes())
+
+
+class Story:
+    """A session that has committed a transaction before the copy was made, and another one after it."""
+
+    def __init__(self, session: Session, before: Gid, after: Gid) -> None:
+        self.session, self.before, self.after = session, before, after
+
+
+async def told(path: Path, settings: LedgerSettings, tmp_path: Path) -> Story:
+    """The story, with the copy in ``tmp_path / "copy"``. The ledger's process is killed at its end: its file
+    stays as it is, its WAL with it."""
+    ledger = await opened(settings)
+    session = await ledger.open_session("application", 600)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    for each in files(path):
+        shutil.copy(each, tmp_path / each.name.replace("ledger.db", "copy"))
+    await ledger.decide(session.txid(2), COMMIT, BRANCHES)
+    keep = tmp_path / "kept"
+    keep.mkdir()
+    for each in [*files(path), anchored.path_of(path)]:
+        shutil.copy(each, keep)
+    before, after = (ledger.gid(session.txid(seq)) for seq in (1, 2))
+    await ledger.close()
+    for left in files(path):
+        left.unlink()
+    for each in keep.iterdir():
+        shutil.copy(each, path.parent)
+    return Story(session, before, after)
+
+
+async def test_a_copy_that_is_put_back_begins_a_new_incarnation(
+    path: Path, settings: LedgerSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its sessions would expire, and what was committed since the copy would be called aborted, with a
+    proof."""
+    story = await told(path, settings, tmp_path)
+    put_back(tmp_path / "copy", path)
+    assert any("was set back" in problem for problem in await maintenance.check(settings))
+    ledger = await opened(settings)
+    assert "lacks entry" in caplog.text
+    verdicts = await ledger.outcomes([story.before, story.after])
+    assert (verdicts[story.before], verdicts[story.after]) == (Verdict.COMMITTED, Verdict.FORGOTTEN)
+    assert (await ledger.info()).incarnation == 2
+    later = await ledger.open_session("application", 600)
+    assert later.id > story.session.id + 1_000_000
+    await ledger.close()
+    ledger = await opened(settings)
+    assert (await ledger.info()).incarnation == 2, "it is begun once"
+    assert (await ledger.outcomes([story.after]))[story.after] is Verdict.FORGOTTEN
+    await ledger.close()
+
+
+@pytest.mark.parametrize("lost", ["the copy's WAL", "the WAL"])
+async def test_a_wal_that_is_missing_begins_a_new_incarnation(
+    path: Path, settings: LedgerSettings, tmp_path: Path, lost: str
+) -> None:
+    """What was committed stands in ``-wal`` until SQLite carries it over. A copy without it is a ledger of
+    before."""
+    story = await told(path, settings, tmp_path)
+    if lost == "the WAL":
+        Path(f"{path}-wal").unlink()
+    else:
+        put_back(tmp_path / "copy", path, [""])
+    ledger = await opened(settings)
+    assert (await ledger.outcomes([story.after]))[story.after] in {Verdict.FORGOTTEN, Verdict.IMPOSTOR}
+    await ledger.close()
+
+
+async def test_a_flipped_bit_in_what_was_acknowledged_is_never_taken_for_a_torn_tail(
+    path: Path, settings: LedgerSettings, tmp_path: Path
+) -> None:
+    """In the WAL, in every frame: the ledger is refused, or it begins a new incarnation. The answer is never
+    ABORTED."""
+    story = await told(path, settings, tmp_path)
+    kept = {each: each.read_bytes() for each in [*files(path), anchored.path_of(path)]}
+    wal = Path(f"{path}-wal")
+    size = len(kept[wal])
+    told_of = 0
+    for at in range(0, size, size // 60):
+        for each, data in kept.items():
+            each.write_bytes(data)
+        damaged = bytearray(kept[wal])
+        damaged[at] ^= 1 << at % 8
+        wal.write_bytes(damaged)
+        try:
+            ledger = await opened(settings)
+        except LedgerUnusable:
+            told_of += 1
+            continue
+        verdicts = await ledger.outcomes([story.before, story.after])
+        incarnation = (await ledger.info()).incarnation
+        await ledger.close()
+        assert Verdict.ABORTED not in verdicts.values(), at
+        if incarnation == 1:
+            assert set(verdicts.values()) == {Verdict.COMMITTED}, at
+        else:
+            told_of += 1
+    assert told_of > 20
+
+
+async def test_without_its_anchor_it_is_not_opened(
+    path: Path, settings: LedgerSettings, tmp_path: Path
+) -> None:
+    """Nobody can tell what a file lacks that was copied from elsewhere."""
+    story = await told(path, settings, tmp_path)
+    clone = tmp_path / "clone.db"
+    shutil.copy(path, clone)
+    shutil.copy(f"{path}-wal", f"{clone}-wal")
+    elsewhere = replace(settings, url=f"sqlite:///{clone}")
+    with pytest.raises(LedgerUnusable, match=r"anchor is missing.*undoubt ledger restore"):
+        await opened(elsewhere)
+    assert any("missing" in problem for problem in await maintenance.check(elsewhere))
+    restored = await maintenance.restore(elsewhere, None)
+    assert (restored.incarnation, restored.sessions_closed) == (2, 1)
+    ledger = await opened(elsewhere)
+    verdicts = await ledger.outcomes([story.before, story.after])
+    assert set(verdicts.values()) == {Verdict.COMMITTED}
+    assert ledger.ledger_id == story.after.ledger
+    await ledger.close()
+
+
+async def test_another_ledgers_anchor_is_refused(
+    path: Path, settings: LedgerSettings, tmp_path: Path
+) -> None:
+    """A file that is put in another one's place would be believed with the other's anchor."""
+    await told(path, settings, tmp_path)
+    other = tmp_path / "other.db"
+    ledger = await opened(replace(settings, url=f"sqlite:///{other}"))
+    await ledger.close()
+    shutil.copy(other, path)
+    Path(f"{path}-wal").unlink()
+    with pytest.raises(LedgerUnusable, match="belongs to"):
+        await opened(settings)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+async def test_a_damaged_anchor_is_refused(
+    path: Path, settings: LedgerSettings, tmp_path: Path, damage: str
+) -> None:
+    """As a missing one."""
+    await told(path, settings, tmp_path)
+    anchor = anchored.path_of(path)
+    data = bytearray(anchor.read_bytes())
+    data[20] ^= 1
+    anchor.write_bytes({"flipped": data, "cut": data[:100], "empty": b""}[damage])
+    with pytest.raises(LedgerUnusable, match="anchor is damaged"):
+        await opened(settings)
+
+
+async def test_a_missing_file_is_not_made_anew(path: Path, settings: LedgerSettings, tmp_path: Path) -> None:
+    """An empty ledger would call every branch in doubt another ledger's, and doctor would be content."""
+    await told(path, settings, tmp_path)
+    for each in files(path):
+        each.unlink()
+    with pytest.raises(LedgerUnusable, match=r"is missing.*undoubt ledger restore"):
+        await opened(settings)
+    assert files(path) == []
+
+
+async def test_a_crash_between_the_file_and_its_anchor_is_no_alarm(
+    path: Path, settings: LedgerSettings
+) -> None:
+    """A power failure may leave an older anchor: it is not synced."""
+    ledger = await opened(settings)
+    anchor = anchored.path_of(path).read_bytes()
+    session = await ledger.open_session("application", 600)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    await ledger.close()
+    anchored.path_of(path).write_bytes(anchor)
+    assert await maintenance.check(settings) == []
+    ledger = await opened(settings)
+    assert (await ledger.info()).incarnation == 1
+    await ledger.close()
+
+
+async def test_a_ledger_of_the_first_version_gets_an_anchor_once(
+    path: Path, settings: LedgerSettings
+) -> None:
+    """Its file has none, and notes that it got one."""
+    ledger = await opened(settings)
+    await ledger.close()
+    store = maintenance.store.SqliteStore(path)
+    with store._file.writing():
+        store._connection.execute("delete from meta where key = 'anchored'")
+    store.close()
+    anchored.path_of(path).unlink()
+    ledger = await opened(settings)
+    await ledger.close()
+    assert anchored.path_of(path).exists()
+    anchored.path_of(path).unlink()
+    with pytest.raises(LedgerUnusable, match="cannot be trusted"):
+        await opened(settings)
+
+
+async def test_snapshots_do_not_break_the_chain(
+    path: Path, settings: LedgerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the log is replaced by a snapshot, the anchor is compared with what the snapshot says."""
+    monkeypatch.setattr("coordinator.ledger.sqlite.owned.LOG_BYTES_MIN", 2000)
+    ledger = await opened(settings)
+    session = await ledger.open_session("application", 600)
+    for seq in range(1, 120):
+        await ledger.decide(session.txid(seq), COMMIT, BRANCHES)
+    await ledger.close()
+    assert await maintenance.check(settings) == []
+    ledger = await opened(settings)
+    assert (await ledger.info()).incarnation == 1
+    assert (await ledger.records([session.txid(119)]))[session.txid(119)] is Record.COMMIT
+    await ledger.close()
+
+
+async def test_a_backup_is_made_by_the_owner_and_brought_back(
+    path: Path, settings: LedgerSettings, tmp_path: Path
+) -> None:
+    """Online, by another process than the owner's too; what was decided since is FORGOTTEN, and the former
+    file kept."""
+    owner = await opened(settings)
+    client = await SqliteLedger.open(path, settings)
+    assert not client.leads
+    session = await owner.open_session("application", 600)
+    await owner.decide(session.txid(1), COMMIT, BRANCHES)
+    file = tmp_path / "undoubt.backup"
+    assert await client.backup(file) == file.stat().st_size
+    assert file.stat().st_mode & 0o777 == 0o600
+    await owner.decide(session.txid(2), COMMIT, BRANCHES)
+    before, after = (owner.gid(session.txid(seq)) for seq in (1, 2))
+    await client.close()
+    await owner.close()
+    restored = await maintenance.restore(settings, file)
+    assert restored.sessions_closed == 1
+    assert restored.kept_as is not None
+    assert (path.parent / restored.kept_as).exists()
+    ledger = await opened(settings)
+    verdicts = await ledger.outcomes([before, after])
+    assert (verdicts[before], verdicts[after]) == (Verdict.COMMITTED, Verdict.FORGOTTEN)
+    assert (await ledger.info()).incarnation == 2
+    await ledger.close()
+    for each in [*files(path), anchored.path_of(path)]:
+        each.unlink()
+    await maintenance.restore(settings, file)
+    assert await maintenance.check(settings) == []
+
+
+async def test_a_backup_overwrites_nothing_and_a_damaged_one_is_refused(
+    settings: LedgerSettings, tmp_path: Path
+) -> None:
+    """It is what is left when all else is lost."""
+    ledger = await opened(settings)
+    await ledger.close()
+    file = tmp_path / "undoubt.backup"
+    await maintenance.backup(settings, file)
+    with pytest.raises(LedgerUnusable, match="there already"):
+        await maintenance.backup(settings, file)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(LedgerUnusable, match="damaged"):
+        await maintenance.restore(settings, file)
+    assert await maintenance.check(settings) == [], "nothing was changed"
