@@ -122,7 +122,7 @@ def backup(context: Context, file: Path) -> None:
 
 
 @ledger.command()
-@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @yes_option
 @common
 @pass_context
