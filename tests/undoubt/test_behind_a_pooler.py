@@ -190,3 +190,30 @@ async def test_a_pooler_that_stops_and_goes_on(
         await recovered(settings)
     found = await audit(databases, acknowledged, aborted)
     assert found.clean, found
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_deadlock_across_databases_ends(
+    databases: dict[str, str], other_postgres: Server, tmp_path: Path, driver: str, declared: bool
+) -> None:
+    """Broken if sessions whose process ids nobody knows beforehand are strangers to the detector: both
+    transactions would wait until their timeout."""
+    program_or_skip()
+    await set_up(databases)
+    both = asyncio.Barrier(2)
+    calls: list[str] = []
+
+    async def update(tx: undoubt.Transaction, first: str, second: str) -> None:
+        calls.append(first)
+        await (await tx.branch(first)).execute("update account set balance = balance where id = 1")
+        if calls.count(first) == 1:
+            await both.wait()
+        await (await tx.branch(second)).execute("update account set balance = balance where id = 1")
+
+    async with PgBouncer(databases["payments"]) as pooler:
+        settings = configured(databases, pooler, tmp_path, {"driver": driver, "pooler": declared})
+        pairs = (("orders", "payments"), ("payments", "orders"))
+        async with undoubt.connect(settings) as coordinator:
+            await asyncio.gather(*(coordinator.run(update, *pair, timeout=60) for pair in pairs))
+    assert len(calls) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ from undoubt import TransactionAborted
 from undoubt.integrations.sqlalchemy import AsyncSession, Session
 
 QUICK = {"deadlock_interval_s": 0.05, "interval_s": 0.5}
+NAME = "select current_setting('application_name')"
+BOUND = re.compile(r"undoubt:[a-z0-9]{10}:\d+\.\d+~[A-Za-z0-9_-]{8}")
 UPDATE = "update note set text = text || 'x'"
 PAIRS = (("orders", "payments"), ("payments", "orders"))
 
@@ -149,6 +152,7 @@ async def test_a_session_of_sqlalchemy(
     elsewhere: dict[str, Any], databases: dict[str, str], driver: str
 ) -> None:
     both = asyncio.Barrier(2)
+    names: list[str] = []
     engines = {
         name: create_async_engine(dsn.replace("postgresql:", f"postgresql+{driver}:"))
         for name, dsn in databases.items()
@@ -160,6 +164,7 @@ async def test_a_session_of_sqlalchemy(
             for name in (first, second):
                 bind = {"bind": engines[name].sync_engine}
                 await session.execute(sa.text(UPDATE), bind_arguments=bind)
+                names.append(await session.scalar(sa.text(NAME), bind_arguments=bind))
                 if name == first:
                     await both.wait()
             await session.commit()
@@ -167,6 +172,7 @@ async def test_a_session_of_sqlalchemy(
     async with undoubt.connect(elsewhere, recover=False) as coordinator:
         updates = (update(coordinator, *pair) for pair in PAIRS)
         victim_of(await asyncio.gather(*updates, return_exceptions=True))
+    assert all(BOUND.fullmatch(name) for name in names), names
     for engine in engines.values():
         await engine.dispose()
 
@@ -192,6 +198,33 @@ async def test_a_synchronous_session(elsewhere: dict[str, Any], databases: dict[
     await asyncio.to_thread(coordinator.close)
     for engine in engines.values():
         engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_one_database_ends_its_own_and_run_repeats_it(
+    tmp_path: Path, databases: dict[str, str], driver: str
+) -> None:
+    """Broken if what PostgreSQL's own detector says (40P01) is not told as something to be run again."""
+    await filled(databases)
+    await run(databases["orders"], "insert into note (id) values (2)")
+    both = asyncio.Barrier(2)
+    calls: list[int] = []
+
+    async def update(tx: undoubt.Transaction, first: int, second: int) -> None:
+        calls.append(first)
+        await (await tx.branch("payments")).execute("select 1")
+        orders = await tx.branch("orders")
+        await orders.execute(f"{UPDATE} where id = {first}")
+        if calls.count(first) == 1:
+            await both.wait()
+        await orders.execute(f"{UPDATE} where id = {second}")
+
+    async with undoubt.connect(with_driver(source(tmp_path, databases), driver)) as coordinator:
+        pairs = ((1, 2), (2, 1))
+        await asyncio.gather(*(coordinator.run(update, *pair, timeout=60) for pair in pairs))
+    assert len(calls) == 3
+    rows = await run(databases["orders"], "select text from note")
+    assert [row["text"] for row in rows] == ["xx", "xx"]
 
 
 async def test_a_cancellation_of_the_applications_own_is_no_deadlock(
