@@ -318,6 +318,13 @@ class Participant(Protocol):
         until the answer is final. ``evidence`` decides what "does not exist" means."""
         ...
 
+    async def end_impostor(self, branch: PreparedBranch) -> Settled:
+        """ROLLBACK PREPARED of what this participant listed as ``branch``, for a person who has looked at it:
+        as its owner, and only if owner, database and transaction id are still those. ``APPLIED``; ``ABSENT``
+        if it has ended, whatever has its name now; or ``BUSY``. Fails, in particular with
+        ``ParticipantRefused`` where this participant's role may not; may be repeated."""
+        ...
+
     async def evidence(self, evidence: Evidence) -> Fate:
         """What became of a *prepared* branch with that evidence. Fails; may be repeated."""
         ...

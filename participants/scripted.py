@@ -72,6 +72,8 @@ class ScriptedParticipant:
         self.prepared: dict[Gid, int] = {}
         self.fates: dict[int, Fate] = {}
         self.foreign: list[PreparedBranch] = []
+        self.ended: list[PreparedBranch] = []
+        """Of ``foreign``, by a person."""
         self.waiting: list[Waiting] = []
         self.cancelled: list[Waiting] = []
         self.findings: list[Finding] = []
@@ -140,6 +142,15 @@ class ScriptedParticipant:
             fate = Fate.UNKNOWN if evidence is None else await self.evidence(evidence)
             return judge(order, fate)
         self.fates[xid] = Fate.COMMITTED if order is Order.COMMIT else Fate.ABORTED
+        return Settled.APPLIED
+
+    async def end_impostor(self, branch: PreparedBranch) -> Settled:
+        if self.down is not None:
+            raise self.down
+        if branch not in self.foreign:
+            return Settled.ABSENT
+        self.foreign.remove(branch)
+        self.ended.append(branch)
         return Settled.APPLIED
 
     async def evidence(self, evidence: Evidence) -> Fate:

@@ -109,9 +109,10 @@ _NO_PROOF = {
     ],
     Standing.IMPOSTOR: [
         "It is not the branch that its name says: it was prepared under a name that was made up or that had"
-        " been used, or the database is a copy of another, or was restored. undoubt never touches it, and no"
-        " transaction waits for it.",
-        "Whoever prepared it can end it; find out who that is: anybody who may connect can prepare.",
+        " been used, or the database is a copy of another, or was restored. recovery never touches it, and"
+        " no transaction waits for it.",
+        "Whoever prepared it can end it; find out who that is: anybody who may connect can prepare. Once you"
+        " know that nobody needs it, undoubt indoubt rollback ends it, and records nothing.",
     ],
     Standing.OTHER_LEDGER: [
         "Its decision is in another ledger, the one its name begins with: only that ledger's recovery may"

@@ -2,13 +2,16 @@
 
 ``roll_back`` first records ABORT, so that nobody can commit the transaction any more; ``commit`` needs a
 recorded COMMIT. Anything else is a heuristic decision, as X/Open XA calls it: it is recorded as a hazard
-before it is done, so that a crash in between leaves a trace, and afterwards as what it was.
+before it is done, so that a crash in between leaves a trace, and afterwards as what it was. An impostor is no
+branch: ``end_impostor`` rolls it back and records nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from coordinator.errors import OutcomeUnknown
@@ -20,6 +23,8 @@ from recovery.errors import Conflict, NotOurs, StillBusy
 from recovery.plan import BranchDone, RecordHeuristic, Standing, for_settled, order_of
 from recovery.scan import evidence_of
 from recovery.survey import Found, survey
+
+log = logging.getLogger(__name__)
 
 BUSY_PAUSE_S = 0.1
 BUSY_S = 10.0
@@ -70,6 +75,28 @@ class Operator:
                 f" was done. Finish it: undoubt indoubt commit {gid}"
             )
 
+    async def end_impostor(self, shown: Found) -> None:
+        """ROLLBACK PREPARED of the impostor that a person was shown, and of nothing else. Nothing is
+        recorded: it is no branch of any transaction. Raises ``NotOurs`` if it is no impostor, ``Conflict``
+        if another prepared transaction has its name by now, and ``NotPrepared``."""
+        gid = shown.branch.gid
+        found = (await survey(self.ledger, self.participants)).one(gid)
+        if found.standing is not Standing.IMPOSTOR:
+            raise NotOurs(f"{gid} is no impostor ({found.why}). Nothing was done")
+        if _identity(found) != _identity(shown):
+            raise Conflict(f"{gid} is not the one that was shown any more. Nothing was done; look again")
+        participant = self.participants.get(found.participant)
+        settled = await self._until_final(gid, lambda: participant.end_impostor(found.branch))
+        if settled is not Settled.APPLIED:
+            raise Conflict(f"{gid} ended meanwhile: nothing was done")
+        log.warning(
+            "participant %r: an operator rolled back the impostor %s of role %r: %s",
+            found.participant,
+            gid,
+            found.branch.owner,
+            found.why,
+        )
+
     async def forget(self, gid: Gid) -> bool:
         """An operator has dealt with the heuristic outcome of ``gid``. False if none is open."""
         return await self.ledger.forget_heuristic(gid)
@@ -81,7 +108,10 @@ class Operator:
         if isinstance(own, Foreign):
             raise NotOurs(f"{gid} is not a branch of undoubt's: whoever prepared it must finish it")
         if found.standing is Standing.IMPOSTOR:
-            raise NotOurs(f"{gid} is an impostor: {found.why}. Nothing was done")
+            raise NotOurs(
+                f"{gid} is an impostor: {found.why}. Nothing was done; it can only be rolled back, by"
+                " somebody who was told so: undoubt indoubt rollback"
+            )
         if found.standing is Standing.OTHER_LEDGER:
             raise NotOurs(
                 f"{gid} belongs to another ledger, this one is {self.ledger.ledger_id}:"
@@ -141,9 +171,12 @@ class Operator:
         """Until the answer is final."""
         participant = self.participants.get(found.participant)
         evidence = await self._evidence(gid)
+        return await self._until_final(gid, lambda: participant.settle(gid, order, evidence))
+
+    async def _until_final(self, gid: Gid | Foreign, ask: Callable[[], Awaitable[Settled]]) -> Settled:
         try:
             async with asyncio.timeout(BUSY_S):
-                while (settled := await participant.settle(gid, order, evidence)) is Settled.BUSY:
+                while (settled := await ask()) is Settled.BUSY:
                     await asyncio.sleep(BUSY_PAUSE_S)
         except TimeoutError:
             raise StillBusy(
@@ -157,6 +190,12 @@ class Operator:
             if record.number == gid.branch:
                 return evidence_of(record)
         return None
+
+
+def _identity(found: Found) -> tuple[object, ...]:
+    """What tells one prepared transaction from another one of the same name."""
+    branch = found.branch
+    return found.participant, branch.database, branch.owner, branch.xid, branch.prepared_at
 
 
 def _ended(order: Order, settled: Settled) -> Settled:

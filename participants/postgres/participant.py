@@ -234,6 +234,9 @@ class PostgresParticipant:
             )
         return await self._settler.settle(gid, order, evidence)
 
+    async def end_impostor(self, branch: PreparedBranch) -> Settled:
+        return await self._settler.end_impostor(branch)
+
     async def evidence(self, evidence: Evidence) -> Fate:
         return await self._settler.evidence(evidence)
 

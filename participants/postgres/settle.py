@@ -7,13 +7,14 @@ of ``LockGXact`` in ``src/backend/access/transam/twophase.c``: no such gid 42704
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from participants.contract import Evidence, Fate, Order, Settled, judge
+from participants.contract import Evidence, Fate, Order, PreparedBranch, Settled, judge
 from participants.errors import ParticipantRefused
-from participants.ids import Gid
+from participants.ids import Foreign, Gid
 from participants.postgres.history import lsn
 from participants.postgres.management import Management, refuse_standby
 from participants.postgres.roles import missing_grant, owned
@@ -119,7 +120,7 @@ class Settler:
     async def _absent(self, order: Order, evidence: Evidence | None) -> Settled:
         return judge(order, Fate.UNKNOWN if evidence is None else await self.evidence(evidence))
 
-    async def _tell(self, session: Session, gid: Gid, order: Order) -> Settled:
+    async def _tell(self, session: Session, gid: Gid | Foreign, order: Order) -> Settled:
         verb = "commit" if order is Order.COMMIT else "rollback"
         answer = await session.script(
             f"{verb} prepared {literal(str(gid))}", timeout_s=self._management.timeout_s
@@ -130,7 +131,7 @@ class Settler:
             return Settled.BUSY
         return Settled.APPLIED
 
-    def _who(self, gid: Gid) -> tuple[str, str, list[str]]:
+    def _who(self, gid: Gid | Foreign) -> tuple[str, str, list[str]]:
         return owned("holder", "p.owner", "$2"), str(gid), self._owners
 
     def _ours(self, gid: Gid, holder: _Holder, evidence: Evidence | None) -> bool:
@@ -220,7 +221,7 @@ class Settler:
         except (NoAnswer, NotSent) as error:
             raise participant_error(self._management.participant, error) from error
 
-    async def _with_role(self, session: Session, owner: str, gid: Gid, order: Order) -> Settled:
+    async def _with_role(self, session: Session, owner: str, gid: Gid | Foreign, order: Order) -> Settled:
         """Raises :class:`_NoSuchRole` if it may not be become."""
         clean = False
         timeout_s = self._management.timeout_s
@@ -240,6 +241,40 @@ class Settler:
         finally:
             if not clean:
                 session.discard()
+
+    async def end_impostor(self, branch: PreparedBranch) -> Settled:
+        """See :meth:`participants.contract.Participant.end_impostor`. The session works as the owner that was
+        seen: the server then lets it end no other role's, and nothing in another database."""
+        gid = branch.gid
+        try:
+            async with self._management.session() as session:
+                sql, *values = self._who(gid)
+                rows = await session.rows(sql, *values, timeout_s=self._management.timeout_s)
+                holder = _holder(self._management.participant, rows)
+                if holder is None or not _is_it(holder, branch):
+                    return Settled.ABSENT
+                if holder.owner == holder.me:
+                    return await self._tell(session, gid, Order.ROLLBACK)
+                if not holder.gone and not holder.superuser and not session.intro.pooled:
+                    with contextlib.suppress(_NoSuchRole):
+                        return await self._with_role(session, holder.owner, gid, Order.ROLLBACK)
+                elif holder.login_is_superuser:
+                    return await self._tell(session, gid, Order.ROLLBACK)
+                who = "a superuser" if holder.gone else f"role {holder.owner!r} or a superuser"
+                raise ParticipantRefused(
+                    self._management.participant,
+                    f"only {who} may end it: rollback prepared {literal(str(gid))}, in database"
+                    f" {holder.database!r}",
+                    sqlstate=NO_RIGHT,
+                )
+        except ServerError as error:
+            if error.sqlstate == IN_USE:
+                return Settled.BUSY
+            if error.sqlstate in {UNDEFINED_OBJECT, NO_RIGHT, OTHER_DATABASE}:
+                return Settled.ABSENT  # it is somebody else's by now
+            raise participant_error(self._management.participant, error) from error
+        except (NoAnswer, NotSent) as error:
+            raise participant_error(self._management.participant, error) from error
 
     async def evidence(self, evidence: Evidence) -> Fate:
         """See :meth:`participants.contract.Participant.evidence`."""
@@ -310,6 +345,13 @@ def _holder(participant: str, rows: Sequence[Row]) -> _Holder | None:
         login_is_superuser=row["login_is_superuser"],
         version=row["version"],
     )
+
+
+def _is_it(holder: _Holder, branch: PreparedBranch) -> bool:
+    """Whether what has the name now is what was listed as ``branch``."""
+    same_id = branch.xid is not None and branch.xid % _XID_MODULUS == holder.xid
+    same_place = holder.database == holder.here == branch.database
+    return same_id and same_place and holder.owner == branch.owner
 
 
 _XID_MODULUS = 2**32

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import asyncpg
 import pytest
@@ -311,3 +312,61 @@ async def test_behind_a_pooler(scene: Scene, pooler: PgBouncer) -> None:
     assert await scene.forged() == [str(replayed)]
     async with asyncio.timeout(20):
         await participant.close()
+
+
+async def test_a_person_ends_an_impostor_and_nothing_else(scene: Scene) -> None:
+    """Broken if a superuser's ``indoubt rollback`` ends another transaction than the one that was shown."""
+    participant = scene.at("postgres", owners=("app",))
+    gid = new_gid()
+    await scene.forge(gid)
+    [shown] = await participant.in_doubt()
+    assert not shown.owned
+    for other in (
+        replace(shown, owner="app"),
+        replace(shown, database="postgres"),
+        replace(shown, xid=(shown.xid or 0) + 1),
+        replace(shown, xid=None),
+    ):
+        assert await participant.end_impostor(other) is Settled.ABSENT
+        assert await scene.forged() == [str(gid)]
+    assert await participant.end_impostor(shown) is Settled.APPLIED
+    assert await participant.end_impostor(shown) is Settled.ABSENT
+    assert await scene.database.prepared() == []
+    await participant.close()
+
+
+async def test_a_role_that_may_not_end_an_impostor_says_who_may(scene: Scene) -> None:
+    """Broken if an operator without the right is told to grant a stranger's role, or that it is gone."""
+    participant = scene.at("app")
+    gid = new_gid()
+    await scene.forge(gid)
+    [shown] = await participant.in_doubt()
+    with pytest.raises(ParticipantRefused, match="only role 'thief' or a superuser may end it") as refused:
+        await participant.end_impostor(shown)
+    assert "GRANT" not in str(refused.value)
+    assert await scene.forged() == [str(gid)]
+    await scene.database.admin.execute("grant thief to app")
+    assert await participant.end_impostor(shown) is Settled.APPLIED
+    await participant.close()
+
+
+async def test_a_superuser_ends_an_impostor_as_its_owner(scene: Scene) -> None:
+    """Broken if a look beforehand is all that keeps it from ending a branch that got the name meanwhile."""
+    participant = scene.at("postgres", owners=("app",))
+    gid = new_gid()
+    await scene.forge(gid)
+    [shown] = await participant.in_doubt()
+    settler = participant._settler
+    looked = settler._with_role
+
+    async def meanwhile(*args: Any) -> Settled:
+        await scene.thief.execute(f"rollback prepared '{gid}'")
+        app = scene.at("app")
+        await prepare(app, gid)
+        await app.close()
+        return await looked(*args)
+
+    settler._with_role = meanwhile  # type: ignore[method-assign]
+    assert await participant.end_impostor(shown) is Settled.ABSENT
+    assert await scene.database.prepared() == [str(gid)], "the branch that has the name now is another's"
+    await participant.close()

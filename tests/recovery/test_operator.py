@@ -3,6 +3,8 @@ three in the morning must not be able to break."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from coordinator.errors import LedgerUnavailable
@@ -13,6 +15,8 @@ from participants.errors import ParticipantUnavailable
 from participants.ids import Foreign, Gid, Protocol
 from recovery.errors import Conflict, NotAllSeen, NotOurs, NotPrepared, StillBusy
 from recovery.operator import Operator
+from recovery.plan import Standing
+from recovery.survey import Found, survey
 from tests.recovery.world import World
 
 
@@ -215,3 +219,55 @@ async def test_forgotten_heuristics_stay_forgotten(world: World) -> None:
     assert await operator(world).forget(gid)
     assert not await operator(world).forget(gid)
     assert await world.heuristics() == {}
+
+
+async def forged(world: World) -> Found:
+    """An impostor that a person was shown: another role's, under the name of a branch that is aborted."""
+    gid, _ = await world.left(Decision.ABORT)
+    await world.recover()
+    assert gid not in world.orders.prepared
+    world.orders.foreign.append(PreparedBranch(gid, "thief", "orders", 1.0, 5.0, 77, owned=False))
+    found = (await survey(world.ledger, world.registry)).one(gid)
+    assert found.standing is Standing.IMPOSTOR
+    return found
+
+
+async def test_an_impostor_is_ended_and_nothing_is_recorded(world: World) -> None:
+    """Broken if rolling back a stranger's transaction aborts, or marks, the transaction whose name it has."""
+    found = await forged(world)
+    gid = found.branch.gid
+    assert isinstance(gid, Gid)
+    before = await world.ledger.transaction(gid.txid)
+    await operator(world).end_impostor(found)
+    assert world.orders.ended == [found.branch]
+    assert await world.ledger.transaction(gid.txid) == before
+    assert await world.heuristics() == {}
+    with pytest.raises(NotPrepared):
+        await operator(world).end_impostor(found)
+
+
+@pytest.mark.parametrize("heuristic", [False, True])
+async def test_an_impostor_is_not_committed_nor_taken_for_a_branch(world: World, heuristic: bool) -> None:
+    """Broken if a forger gets his work committed, or a record made, by asking an operator nicely."""
+    found = await forged(world)
+    gid = found.branch.gid
+    for verb in (operator(world).commit, operator(world).roll_back):
+        with pytest.raises(NotOurs, match="is an impostor: role 'thief' prepared it"):
+            await verb(gid, heuristic=heuristic)
+    assert world.orders.foreign == [found.branch]
+    assert await world.heuristics() == {}
+
+
+async def test_only_the_impostor_that_was_shown_is_ended(world: World) -> None:
+    """Broken if what was prepared under the name since a person looked is ended unseen."""
+    found = await forged(world)
+    world.orders.foreign[0] = replace(found.branch, xid=78)
+    with pytest.raises(Conflict, match="not the one that was shown"):
+        await operator(world).end_impostor(found)
+    world.orders.foreign.clear()
+    gid, _ = await world.left()
+    honest = (await survey(world.ledger, world.registry)).one(gid)
+    with pytest.raises(NotOurs, match="is no impostor"):
+        await operator(world).end_impostor(honest)
+    assert gid in world.orders.prepared
+    assert world.orders.ended == []

@@ -188,6 +188,20 @@ class SimulatedParticipant:
             raise ParticipantRefused(self.name, str(error), sqlstate=error.sqlstate) from error
         return Settled.APPLIED if confirmed else Settled.BUSY
 
+    async def end_impostor(self, branch: PreparedBranch) -> Settled:
+        listed = [(one.gid, one.owner, one.xid) for one in await self.in_doubt()]
+        if (branch.gid, branch.owner, branch.xid) not in listed:
+            return Settled.ABSENT
+        try:
+            await self.manage("rollback_prepared", str(branch.gid))
+        except SqlError as error:
+            if error.sqlstate == "42704":
+                return Settled.ABSENT
+            if error.sqlstate == "55000":
+                return Settled.BUSY
+            raise ParticipantRefused(self.name, str(error), sqlstate=error.sqlstate) from error
+        return Settled.APPLIED
+
     async def evidence(self, evidence: Evidence) -> Fate:
         try:
             where = (evidence.system, evidence.timeline, evidence.history, evidence.position)

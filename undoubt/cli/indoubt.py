@@ -10,6 +10,7 @@ import click
 
 from participants.ids import Foreign, Gid, TxId
 from recovery.explain import explain as explain_branch
+from recovery.explain import mending
 from recovery.explain_heuristic import explain_heuristic
 from recovery.operator import Operator
 from recovery.plan import Standing
@@ -129,10 +130,20 @@ def rollback(context: Context, gid: Gid | Foreign, heuristic: bool, note: str, y
     What the branch wrote is lost. Where COMMIT is recorded it is refused with exit status 5, unless
     --heuristic is given. Recovery rolls back the other branches of the transaction.
 
+    Of an impostor you are told first why it is one; then just the prepared transaction that you were shown is
+    rolled back, and nothing is recorded.
+
     \b
     Example:
       undoubt indoubt rollback GID
     """
+    shown = context.run(_impostor(context, gid))
+    if shown is not None:
+        _tell_of_impostor(context, shown)
+        context.confirm("Roll back this impostor? What it wrote is lost.", yes=yes)
+        context.run(_end_impostor(context, shown))
+        _report(context, gid, "rolled back")
+        return
     context.confirm(f"Roll back {gid}? What it wrote is lost.", yes=yes)
     context.run(_roll_back(context, gid, heuristic, note))
     _report(context, gid, "rolled back")
@@ -260,6 +271,17 @@ async def _roll_back(context: Context, gid: Gid | Foreign, heuristic: bool, note
         await Operator(tools.ledger, tools.participants).roll_back(gid, heuristic=heuristic, note=note)
 
 
+async def _impostor(context: Context, gid: Gid | Foreign) -> Found | None:
+    async with opened(context) as tools:
+        found = (await survey(tools.ledger, tools.participants)).one(gid)
+        return found if found.standing is Standing.IMPOSTOR else None
+
+
+async def _end_impostor(context: Context, shown: Found) -> None:
+    async with opened(context) as tools:
+        await Operator(tools.ledger, tools.participants).end_impostor(shown)
+
+
 async def _forget(context: Context, gid: Gid) -> bool:
     async with opened(context) as tools:
         return await Operator(tools.ledger, tools.participants).forget(gid)
@@ -322,6 +344,17 @@ def _tables(context: Context, seen: Survey, found: tuple[Found, ...] | list[Foun
                 for one in seen.heuristics
             ],
         )
+
+
+def _tell_of_impostor(context: Context, shown: Found) -> None:
+    branch = shown.branch
+    context.output.note(
+        f"{branch.gid} is an impostor: {shown.why}.\nPrepared in {shown.participant} (database"
+        f" {branch.database}) by role {branch.owner}, transaction id {branch.xid}, for"
+        f" {show_duration(branch.age_s)}."
+    )
+    if shown.fix is not None:
+        context.output.note(mending(shown))
 
 
 def _report(context: Context, gid: Gid | Foreign, result: str) -> None:

@@ -69,7 +69,7 @@ _TO_DO = {
     Standing.ASK_PROTOCOL: "Recovery finishes it: see that it runs, and what it says",
     Standing.ACTIVE: "See what its application does; indoubt rollback ends it, if that must be",
     Standing.FORGOTTEN: "A person must decide: explain says what can be known",
-    Standing.IMPOSTOR: "Find out who prepared it: it is no branch of ours, and undoubt never touches it",
+    Standing.IMPOSTOR: "Find out who prepared it: it is no branch of ours; indoubt rollback can end it",
     Standing.OTHER_LEDGER: "Only recovery with that ledger's configuration may finish it",
     Standing.FOREIGN: "Whoever prepared it must finish it; undoubt never does",
 }
