@@ -1,9 +1,10 @@
-"""Databases belong to somebody else: what undoubt's own sessions set, and which schemas they believe.
+"""Databases belong to somebody else: what undoubt's own sessions set.
 
 Whoever owns a database, or a role, sets what a session of it begins with, and may create functions,
 operators and tables there. A session that looked for names along its ``search_path`` would run them with its
 own rights, a superuser's maybe (CVE-2018-1058). So every statement of ours is qualified (the ``queries.sql``
-of two rooms), and a session that is ours alone sets what it relies on.
+of two rooms), a session that is ours alone sets what it relies on, and a schema of ours is believed only if
+those who can change what it means are trusted (:mod:`participants.believed`).
 
 https://www.postgresql.org/docs/current/ddl-schemas.html#DDL-SCHEMAS-PATTERNS, and
 runtime-config-client.html of that manual.
@@ -37,6 +38,7 @@ _SETTINGS = (
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
 )
+_BEGINNING = "set transaction isolation level read committed, read write, not deferrable"
 _SINCE = ((140000, "idle_session_timeout"), (170000, "transaction_timeout"))
 
 
@@ -46,9 +48,18 @@ def session_settings(version: int, *, idle_in_transaction_s: float = 0.0) -> str
     No SELECT is in it: it works under any defaults. Timeouts are off, since each statement of ours has one
     of the client's own; ``idle_in_transaction_s`` is for sessions that hold locks between two statements.
     """
+    return _script("set", version, idle_in_transaction_s)
+
+
+def transaction_settings(version: int) -> str:
+    """The same for one transaction, as its first statements, in a session that others use as well."""
+    return f"{_BEGINNING}; {_script('set local', version, 0.0)}"
+
+
+def _script(how: str, version: int, idle_in_transaction_s: float) -> str:
     settings = [
         *_SETTINGS,
         ("idle_in_transaction_session_timeout", f"'{round(idle_in_transaction_s * 1000)}ms'"),
         *((name, "0") for since, name in _SINCE if version >= since),
     ]
-    return "; ".join(f"set {name} = {value}" for name, value in settings)
+    return "; ".join(f"{how} {name} = {value}" for name, value in settings)

@@ -34,6 +34,8 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     connect_timeout_s: float = 10.0
     statement_timeout_s: float = 10.0
     """How long one of undoubt's own statements (begin, prepare, second phase, lists) may take to answer."""
+    schema_owners: tuple[str, ...] = ()
+    """Roles that may own schema ``undoubt`` in its database besides superusers and the role that logs in."""
     pooler: bool = False
     """A transaction pooler (PgBouncer) stands before the database: rely on no session-level setting."""
     owners: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from alembic import context
 
 context.configure(
     connection=context.config.attributes.get("connection"),
+    transactional_ddl=None if not context.is_offline_mode() else False,  # what is printed is in one already
     dialect_name="postgresql",
     version_table="participant_migration",
     version_table_schema="undoubt",

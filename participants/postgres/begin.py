@@ -10,6 +10,7 @@ import bisect
 from collections.abc import Iterable
 
 from participants.ids import Gid, SessionKey
+from participants.postgres.belief import same_schema
 from participants.postgres.pool import S, Slot
 from participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
 from participants.postgres.session import Introduction, Session
@@ -104,6 +105,8 @@ def guard_script(gid: Gid, head: str, intro: Introduction, owners: Iterable[str]
     script = fill("guard_prepare", marker=marker(gid), report=head)
     position = query("guard_position" if intro.tells_position else "guard_no_position")
     script = script.replace("{position}", position).replace("{place}", _place(intro))
+    if intro.pooled and intro.tells_history:
+        script = same_schema(intro) + script
     if intro.pooled or intro.superuser or intro.version < ADMIN_OF_ITSELF_BEFORE_VERSION:
         # Any role else that a session can take on was granted to the one that logged in.
         guard = guard_role(intro.role, owners, pooled=intro.pooled, superuser=intro.superuser)

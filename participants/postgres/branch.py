@@ -35,6 +35,7 @@ from participants.postgres.verdicts import (
     branch_failure,
     lost,
     participant_error,
+    schema_changed,
     swallowed,
 )
 
@@ -123,7 +124,7 @@ class PostgresBranch:
         intro = self._session.intro
         head = report_head(self._name, pooler=intro.pooled)
         # The note makes a three-phase branch's commit visible, exactly when it commits.
-        note = note_script(self._proof) if self._gid.protocol is Protocol.THREE_PHASE else ""
+        note = note_script(self._proof, intro) if self._gid.protocol is Protocol.THREE_PHASE else ""
         script = guard_script(self._gid, head, intro, self._around.owners)
         script += f"; {note}prepare transaction {literal(str(self._gid))}"
         before = self._session.application_name
@@ -177,7 +178,7 @@ class PostgresBranch:
         self._stop_application()
         guard = fill("guard_commit", marker=marker(self._gid))
         proof = self._proof if self._session.intro.notes_commits else b""
-        script = f"{guard}; {note_script(proof)}commit"
+        script = f"{guard}; {note_script(proof, self._session.intro)}commit"
         try:
             answer = await self._session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:
@@ -286,6 +287,8 @@ class PostgresBranch:
         return lost(self._around.name, when, error, self._handle.undoubt_failure)
 
     def _refused(self, error: ServerError) -> BranchFailed:
+        if schema_changed(error):
+            self._session.discard()  # the next one is introduced to the schema as it is now
         return branch_failure(self._around.name, error, self._handle.undoubt_failure)
 
     def _failed(self, message: str) -> BranchFailed:

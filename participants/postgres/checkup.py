@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from participants.believed import PARTICIPANT, Fault, mends
 from participants.errors import ParticipantError, ParticipantUnavailable
 from participants.findings import Finding, Severity
 from participants.postgres.begin import ledger_name
@@ -44,7 +45,8 @@ class Checkup:
                 ledger_name(self._ledger_id),
                 list(self._settings.owners),
             )
-            told = await self._told_history() if row["tells_history"] else None
+            faults = await self._management.faults()
+            told = await self._told_history() if row["tells_history"] and not faults else None
         except ParticipantError as error:
             return [self._not_reached(error)]
         return [
@@ -53,13 +55,14 @@ class Checkup:
             self._connections(row, intro),
             self._prepared_max(row),
             *self._durability(row),
+            *self._schema(faults, row),
             self._evidence(row, told),
-            self._history(row, told),
+            *([] if faults else [self._history(row, told)]),
             self._vacuum(row),
             self._superuser(row),
             *self._roles(row, roles, intro),
             self._cancelling(row, roles, intro),
-            *self._tables(row, protocol),
+            *([] if faults else self._tables(row, protocol)),
         ]
 
     async def _told_history(self) -> Row | None:
@@ -94,6 +97,23 @@ class Checkup:
                 "what is prepared there waits until it answers; no other participant is delayed",
             )
         return self._found(CHECK_BY_SQLSTATE.get(error.sqlstate or "", "reach"), Severity.PROBLEM, what)
+
+    def _schema(self, faults: Sequence[Fault], row: Row) -> Iterator[Finding]:
+        """Whoever has power over the schema would run what he likes with the rights of this role."""
+        rights = "a superuser's rights" if row["superuser"] else f"the rights of {row['login']}"
+        for mend in mends(PARTICIPANT, faults, self._settings.schema_owners, "schema_owners"):
+            yield self._found(
+                "schema",
+                Severity.PROBLEM,
+                mend.what,
+                f"what is put there would run with {rights}, so nothing in schema {PARTICIPANT.name} is used:"
+                " three-phase commit is refused, and a COMMIT whose answer is lost is more often"
+                f" OutcomeUnknown. {mend.how[0].upper()}{mend.how[1:]}",
+                mend.line,
+            )
+        if not faults:
+            there = "belongs to roles that are trusted" if row["has_schema"] else "is not there"
+            yield self._ok("schema", f"schema {PARTICIPANT.name} {there}")
 
     def _pooler(self, intro: Introduction) -> Finding:
         if intro.pooler and not self._settings.pooler:

@@ -6,8 +6,10 @@ import abc
 import asyncio
 from pathlib import Path
 
+from participants.believed import Fault
 from participants.errors import ParticipantRefused
 from participants.foreign_ground import ALONE, session_settings
+from participants.postgres.belief import look
 from participants.postgres.dsn import Address, read_dsn
 from participants.postgres.history import with_history
 from participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError, Session
@@ -124,6 +126,10 @@ async def _ask_who(participant: str, session: Session, settings: ParticipantSett
             " the primary in the dsn, or all hosts of the cluster",
             sqlstate=READ_ONLY_TRANSACTION,
         )
+    faults: tuple[Fault, ...] = ()
+    if row["schema_oid"] is not None:
+        faults = await look(session, settings.schema_owners, timeout_s)
+    believed = row["schema_oid"] is not None and not faults
     pooler = row["pid"] != session.pid
     pooled = pooler or settings.pooler
     if not pooled:
@@ -142,7 +148,7 @@ async def _ask_who(participant: str, session: Session, settings: ParticipantSett
         synchronous_commit=row["synchronous_commit"],
         lock_timeout_s=row["lock_timeout_s"],
         idle_timeout_s=row["idle_timeout_s"],
-        notes_commits=row["notes_commits"],
+        notes_commits=believed and row["notes_commits"],
         system=system,
         timeline=timeline,
         backend_start=row["backend_start"],
@@ -151,8 +157,10 @@ async def _ask_who(participant: str, session: Session, settings: ParticipantSett
         role=row["role"],
         superuser=row["superuser"],
         database=row["database"],
-        tells_history=row["tells_history"],
+        tells_history=believed and row["tells_history"],
         tells_position=row["tells_position"],
+        schema=row["schema_oid"] if believed else None,
+        schema_faults=faults,
     )
 
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from participants.contract import Evidence
 from participants.foreign_ground import ALONE
+from participants.postgres.belief import same_schema
 from participants.postgres.session import Introduction, Row, ServerError, Session
 from participants.postgres.sql import query
 from participants.postgres.verdicts import NO_RIGHT
@@ -123,7 +124,7 @@ async def draw(session: Session, intro: Introduction, timeout_s: float) -> bool:
             "begin transaction isolation level read committed, read write, not deferrable",
             f"set local synchronous_commit = '{level}'",
             f"set local lock_timeout = '{LOCK_TIMEOUT_MS}ms'",
-            query("draw_history"),
+            same_schema(intro) + query("draw_history"),
             "commit",
         ]
     )

@@ -9,10 +9,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
+from participants.believed import Fault
 from participants.errors import ParticipantRefused
+from participants.postgres.belief import believe, look, same_schema, uses_schema
 from participants.postgres.pool import Pool, S, Slot
-from participants.postgres.session import Introduction, NoAnswer, NotSent, Row, ServerError, Session
-from participants.postgres.verdicts import NO_STATEMENT, READ_ONLY_TRANSACTION, participant_error
+from participants.postgres.session import Answer, Introduction, NoAnswer, NotSent, Row, ServerError, Session
+from participants.postgres.verdicts import (
+    NO_STATEMENT,
+    READ_ONLY_TRANSACTION,
+    participant_error,
+    schema_changed,
+)
 
 SESSIONS_MAX = 8
 
@@ -21,9 +28,16 @@ class Management:
     """Statements of undoubt's own on one participant, outside branches."""
 
     def __init__(
-        self, participant: str, connect: Callable[[], Awaitable[S]], timeout_s: float, *, idle_s: float = 0.0
+        self,
+        participant: str,
+        connect: Callable[[], Awaitable[S]],
+        timeout_s: float,
+        *,
+        idle_s: float = 0.0,
+        schema_owners: Sequence[str] = (),
     ) -> None:
         self.participant = participant
+        self._schema_owners = schema_owners
         self.timeout_s = timeout_s
         self._pool: Pool[Session] = Pool(participant, connect, SESSIONS_MAX, idle_s=idle_s)
 
@@ -36,10 +50,11 @@ class Management:
             raise participant_error(self.participant, error) from error
 
     async def ask(self, sql: str, *args: object) -> Sequence[Row]:
-        """Like :meth:`read`, but raises ``ServerError`` as it is."""
+        """Like :meth:`read`, but raises ``ServerError`` as it is. If the statement uses schema ``undoubt``,
+        that is looked at first: raises ``ParticipantRefused`` if it is not to be believed."""
         async with self._slot() as slot:
             try:
-                return await slot.session.rows(sql, *args, timeout_s=self.timeout_s)
+                return await self._rows(slot.session, sql, args)
             except (NoAnswer, NotSent) as error:
                 if slot.fresh:
                     raise participant_error(self.participant, error) from error
@@ -51,9 +66,42 @@ class Management:
         self._pool.drop_idle()
         async with self._slot(fresh=True) as slot:
             try:
-                return await slot.session.rows(sql, *args, timeout_s=self.timeout_s)
+                return await self._rows(slot.session, sql, args)
             except (NoAnswer, NotSent) as error:
                 raise participant_error(self.participant, error) from error
+
+    async def _rows(self, session: Session, sql: str, args: tuple[object, ...]) -> Sequence[Row]:
+        if uses_schema(sql):
+            await self._believe(session)
+        return await session.rows(sql, *args, timeout_s=self.timeout_s)
+
+    async def change(self, session: Session, sql: str) -> Answer:
+        """One statement that uses schema ``undoubt``, after a look at that. Raises ``ParticipantRefused`` if
+        it is not to be believed, else what ``session`` raises."""
+        if session.intro.schema is None:
+            await self._believe(session)
+        try:
+            return await session.script(same_schema(session.intro) + sql, timeout_s=self.timeout_s)
+        except ServerError as error:
+            if not schema_changed(error):
+                raise
+        await self._believe(session)  # nothing else of the script was carried out
+        return await session.script(same_schema(session.intro) + sql, timeout_s=self.timeout_s)
+
+    async def faults(self) -> Sequence[Fault]:
+        """What speaks against believing schema ``undoubt`` now. Raises ``ParticipantError``."""
+        async with self._slot() as slot:
+            try:
+                return await look(slot.session, self._schema_owners, self.timeout_s)
+            except (ServerError, NoAnswer, NotSent) as error:
+                raise participant_error(self.participant, error) from error
+
+    async def _believe(self, session: Session) -> None:
+        try:
+            await believe(self.participant, session, self._schema_owners, self.timeout_s)
+        except ParticipantRefused:
+            session.discard()  # the next one is introduced without the schema
+            raise
 
     async def who(self) -> Introduction:
         """What the server said about itself. Raises ``ParticipantError``."""

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from participants.contract import Evidence, Fate, Settled
 from participants.errors import ParticipantError
 from participants.ids import Gid
+from participants.postgres.belief import same_schema
 from participants.postgres.history import columns, place_in, place_of
 from participants.postgres.management import Management
-from participants.postgres.session import Session
+from participants.postgres.session import Introduction, Session
 from participants.postgres.settle import Settler
 from participants.postgres.sql import fill, query
 
@@ -46,10 +47,12 @@ class Lost:
     wrote: bool
 
 
-def note_script(proof: bytes) -> str:
+def note_script(proof: bytes, intro: Introduction) -> str:
     """What goes before PREPARE or COMMIT in its round trip: nothing without a proof, else the statement that
-    writes the note."""
-    return fill("note_commit", proof=f"\\x{proof.hex()}") + "; " if proof else ""
+    writes the note, unless the schema of its function is another one by now."""
+    if not proof:
+        return ""
+    return same_schema(intro) + fill("note_commit", proof=f"\\x{proof.hex()}") + "; "
 
 
 class OnePhase:

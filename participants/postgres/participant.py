@@ -79,7 +79,11 @@ class PostgresParticipant:
             name, self._connect, settings.connections_max, idle_s=idle_s, clean=self._clean
         )
         self._management = Management(
-            name, connector.connect_own, settings.statement_timeout_s, idle_s=idle_s
+            name,
+            connector.connect_own,
+            settings.statement_timeout_s,
+            idle_s=idle_s,
+            schema_owners=settings.schema_owners,
         )
         self._settler = Settler(self._management, settings.owners)
         self._checkup = Checkup(self._management, settings, ledger_id)

@@ -21,11 +21,46 @@ select pg_catalog.pg_is_in_recovery() as standby,
        pg_catalog.to_regprocedure('undoubt.current_history()') is not null as tells_history,
        pg_catalog.has_function_privilege('public', 'pg_catalog.pg_current_wal_insert_lsn()', 'execute')
          as tells_position,
+       pg_catalog.to_regnamespace('undoubt')::pg_catalog.oid::pg_catalog.int8 as schema_oid,
        pg_catalog.pg_backend_pid() as pid, current_user::pg_catalog.text as role,
        (select r.rolsuper from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) session_user)
          as superuser,
        (select extract(epoch from a.backend_start)::pg_catalog.text from pg_catalog.pg_stat_activity as a
          where a.pid operator(pg_catalog.=) pg_catalog.pg_backend_pid()) as backend_start
+
+-- name: schema
+select pg_catalog.to_regnamespace('undoubt')::pg_catalog.oid::pg_catalog.int8 as schema_oid
+
+-- name: take_back_defaults
+-- After a migration of a database that had no schema undoubt: what ALTER DEFAULT PRIVILEGES has granted to others, as
+-- statements that take it back.
+with given as (
+    select 'all on undoubt.' operator(pg_catalog.||) pg_catalog.quote_ident(c.relname) as what, a.grantee
+      from pg_catalog.pg_class as c cross join pg_catalog.aclexplode(c.relacl) as a
+     where c.relnamespace operator(pg_catalog.=) 'undoubt'::pg_catalog.regnamespace
+       and a.grantee operator(pg_catalog.<>) c.relowner
+    union
+    select 'all on function undoubt.history()', a.grantee
+      from pg_catalog.pg_proc as p cross join pg_catalog.aclexplode(p.proacl) as a
+     where p.oid operator(pg_catalog.=) 'undoubt.history()'::pg_catalog.regprocedure
+       and a.grantee operator(pg_catalog.<>) p.proowner
+    union
+    select 'create on schema undoubt', a.grantee
+      from pg_catalog.pg_namespace as n cross join pg_catalog.aclexplode(n.nspacl) as a
+     where n.nspname operator(pg_catalog.=) 'undoubt' and a.privilege_type operator(pg_catalog.=) 'CREATE'
+       and a.grantee operator(pg_catalog.<>) n.nspowner
+)
+select 'revoke ' operator(pg_catalog.||) given.what operator(pg_catalog.||) ' from '
+       operator(pg_catalog.||) coalesce(pg_catalog.quote_ident(r.rolname), 'public') as line
+  from given left join pg_catalog.pg_roles as r on r.oid operator(pg_catalog.=) given.grantee
+
+-- name: same_schema
+-- Fails with 22P02 and the text "undoubt schema" unless the schema still is the one that was believed. Goes before a
+-- statement that uses it, which the server looks at afterwards.
+select case when pg_catalog.to_regnamespace('undoubt')::pg_catalog.oid operator(pg_catalog.=) {schema}::pg_catalog.oid
+            then 0
+            else ('undoubt schema ' operator(pg_catalog.||)
+                  coalesce(pg_catalog.to_regnamespace('undoubt')::pg_catalog.text, ''))::pg_catalog.int4 end
 
 -- name: history
 -- Where tells_history: the id of this server's history, null if it is to be drawn, and whether this role may draw.
@@ -245,6 +280,7 @@ select pg_catalog.current_setting('server_version') as version,
                from pg_catalog.unnest(array['pg_catalog.pg_control_system()', 'pg_catalog.pg_current_wal_lsn()',
                                             'pg_catalog.pg_walfile_name(pg_catalog.pg_lsn)']) as f
               where not pg_catalog.has_function_privilege(f, 'execute')) as untold,
+       pg_catalog.to_regnamespace('undoubt') is not null as has_schema,
        pg_catalog.to_regclass('undoubt.undoubt_branch') is not null as has_states,
        pg_catalog.to_regprocedure('undoubt.current_history()') is not null as tells_history,
        pg_catalog.to_regclass('undoubt.undoubt_commit') is not null

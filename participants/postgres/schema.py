@@ -14,8 +14,11 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from participants.believed import PARTICIPANT, Fault, faults_of, faults_query
 from participants.errors import ParticipantRefused, ParticipantUnavailable
+from participants.foreign_ground import transaction_settings
 from participants.migrating import ALONE
+from participants.postgres.belief import refused
 from participants.postgres.dsn import read_dsn
 from participants.postgres.sql import query
 
@@ -25,6 +28,11 @@ if TYPE_CHECKING:
 
     from participants.settings import ParticipantSettings
 
+_HEAD = """\
+-- For the role that is to own these tables. Fails where there is a schema undoubt: look who made that.
+begin;
+set local search_path = pg_catalog, pg_temp;
+create schema undoubt;"""
 _LOCK = 0x756E646F756274
 """Advisory lock that keeps two migrations apart: "undoubt" in ASCII."""
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -43,7 +51,14 @@ def script() -> str:
     written = io.StringIO()
     with ALONE:
         command.upgrade(_config(written), "head", sql=True)
-    return "create schema if not exists undoubt;\n\n" + written.getvalue().strip() + "\n"
+    return f"{_HEAD}\n\n{written.getvalue().strip()}\n\n{_taking_back()}\n\ncommit;\n"
+
+
+def _taking_back() -> str:
+    return (
+        "do $$ declare line pg_catalog.text; begin for line in\n"
+        f"{query('take_back_defaults')}\nloop execute line; end loop; end $$;"
+    )
 
 
 async def prune(participant: str, settings: ParticipantSettings, *, older_than_s: float) -> int:
@@ -65,6 +80,7 @@ def _restored(participant: str, settings: ParticipantSettings) -> str:
     engine = _engine(participant, settings)
     try:
         with engine.begin() as connection:
+            _refuse_unbelieved(connection, participant, settings)
             for statement in ("draw_durably", "forget_history", "draw_history"):
                 connection.exec_driver_sql(query(statement))
         with engine.connect() as connection:
@@ -89,9 +105,15 @@ def _migrate(participant: str, settings: ParticipantSettings) -> None:
             # Every role of the server may take that lock, and keep it.
             connection.execute(text(f"set local lock_timeout = '{wait_ms}ms'"))
             connection.execute(text("select pg_catalog.pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-            connection.execute(text("create schema if not exists undoubt"))
+            # Without IF NOT EXISTS: whoever is quicker would own it.
+            if fresh := not _refuse_unbelieved(connection, participant, settings):
+                connection.execute(text("create schema undoubt"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            if fresh:
+                for line in connection.exec_driver_sql(query("take_back_defaults")).scalars().all():
+                    connection.exec_driver_sql(line.replace("%", "%%"))
+            _refuse_unbelieved(connection, participant, settings)
             connection.commit()
     except DBAPIError as error:
         raise _translated(participant, error) from error
@@ -113,11 +135,27 @@ def _prune(participant: str, settings: ParticipantSettings, older_than_s: float)
     engine = _engine(participant, settings)
     try:
         with engine.begin() as connection:
+            _refuse_unbelieved(connection, participant, settings)
             return _delete(connection, older_than_s)
     except DBAPIError as error:
         raise _translated(participant, error) from error
     finally:
         engine.dispose()
+
+
+def _refuse_unbelieved(connection: Connection, participant: str, settings: ParticipantSettings) -> bool:
+    """Whether there is a schema. Raises ``ParticipantRefused`` if it is not to be believed."""
+    if connection.exec_driver_sql(query("schema")).scalar_one() is None:
+        return False
+    if faults := _faults(connection, settings):
+        raise refused(participant, faults)
+    return True
+
+
+def _faults(connection: Connection, settings: ParticipantSettings) -> tuple[Fault, ...]:
+    asked = faults_query(PARTICIPANT, settings.schema_owners)
+    rows = connection.exec_driver_sql(asked.replace("%", "%%"))  # a role's name may hold one
+    return faults_of(tuple(row) for row in rows)
 
 
 def _delete(connection: Connection, older_than_s: float) -> int:
@@ -134,7 +172,8 @@ def _delete(connection: Connection, older_than_s: float) -> int:
 
 def _engine(participant: str, settings: ParticipantSettings) -> Engine:
     import psycopg  # noqa: PLC0415
-    from sqlalchemy import create_engine  # noqa: PLC0415
+    from psycopg.pq import TransactionStatus  # noqa: PLC0415
+    from sqlalchemy import create_engine, event  # noqa: PLC0415
     from sqlalchemy.pool import NullPool  # noqa: PLC0415
 
     address = read_dsn(participant, settings.dsn)
@@ -143,11 +182,27 @@ def _engine(participant: str, settings: ParticipantSettings) -> Engine:
         password = Path(settings.password_file).expanduser().read_text("utf-8").split("\n", 1)[0]
 
     def connect() -> psycopg.Connection[tuple[object, ...]]:
-        return psycopg.connect(
-            address.for_libpq(), password=password, connect_timeout=int(settings.connect_timeout_s)
+        connection = psycopg.connect(
+            address.for_libpq(client_encoding="UTF8"),
+            password=password,
+            connect_timeout=int(settings.connect_timeout_s),
         )
+        # SQLAlchemy asks this and that before it begins, in a transaction of psycopg's, which begins here.
+        connection.execute(transaction_settings(connection.info.server_version))
+        return connection
 
-    return create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
+    engine = create_engine(
+        "postgresql+psycopg://", creator=connect, poolclass=NullPool, use_native_hstore=False
+    )
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        """For each transaction by itself: behind a pooler a session belongs to others as well."""
+        driver = connection.connection.driver_connection
+        if driver is not None and driver.info.transaction_status == TransactionStatus.IDLE:
+            driver.execute(transaction_settings(driver.info.server_version))
+
+    return engine
 
 
 def _folder() -> Path:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from participants.believed import Fault
+
 if TYPE_CHECKING:
     from participants.ids import Gid
     from participants.postgres.handle import Handle
@@ -97,6 +99,9 @@ class Introduction:
 
     ``tells_history``: the database has undoubt's tables, and names its history; ``history`` is its id, None
     while that is unknown. ``tells_position``: whatever role asks is told the place in the WAL.
+
+    ``schema`` is the number of schema ``undoubt`` if it is there and to be believed; else ``schema_faults``
+    say why it is not, and nothing in it is used.
     """
 
     version: int
@@ -115,6 +120,8 @@ class Introduction:
     tells_history: bool = False
     history: str | None = None
     tells_position: bool = False
+    schema: int | None = None
+    schema_faults: tuple[Fault, ...] = ()
 
 
 class Row(Protocol):

@@ -13,6 +13,9 @@ import re
 from importlib import resources
 
 from participants.checks import invariant
+from participants.quoting import identifier, literal
+
+__all__ = ["fill", "identifier", "literal", "query"]
 
 _HEAD = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
@@ -43,18 +46,3 @@ def fill(name: str, **literals: str) -> str:
         invariant(place in text, f"query {name} has no place for {key}")
         text = text.replace(place, literal(value))
     return text
-
-
-def literal(text: str) -> str:
-    """``text`` as a string constant, whatever ``standard_conforming_strings`` says."""
-    invariant("\0" not in text, "PostgreSQL takes no zero byte in a string")
-    quoted = text.replace("'", "''")
-    if "\\" in quoted:
-        return " E'" + quoted.replace("\\", "\\\\") + "'"
-    return f"'{quoted}'"
-
-
-def identifier(text: str) -> str:
-    """``text`` as a quoted identifier."""
-    invariant("\0" not in text, "PostgreSQL takes no zero byte in a name")
-    return '"' + text.replace('"', '""') + '"'

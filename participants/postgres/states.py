@@ -88,7 +88,7 @@ class PostgresStates:
         sql = _filled(name, **literals)
         try:
             async with self._management.session() as session:
-                answer = await session.script(sql, timeout_s=self._management.timeout_s)
+                answer = await self._management.change(session, sql)
         except (NoAnswer, NotSent) as error:
             raise participant_error(self._management.participant, error) from error
         except ServerError as error:

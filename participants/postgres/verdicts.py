@@ -16,6 +16,7 @@ from participants.postgres.session import NoAnswer, NotSent, ServerError
 from participants.postgres.session_end import with_setting
 
 MARKER_TEXT = "undoubt marker"
+SCHEMA_TEXT = "undoubt schema"
 _ROLE = re.compile(r"undoubt role <(.*)>", re.DOTALL)
 
 UNDEFINED_OBJECT = "42704"
@@ -37,6 +38,11 @@ ENDED_BY_APPLICATION = (
 SWALLOWED = (
     "an SQL error in this branch was swallowed: PostgreSQL has rolled it back, so everything aborts;"
     " use 'async with connection.transaction()' around statements that may fail"
+)
+
+SCHEMA_CHANGED = (
+    "schema undoubt of its database was made, or made anew, since this connection was opened, or was not to"
+    " be believed then: run the transaction again, on a new connection"
 )
 
 _ROLE_LEFT = (
@@ -104,11 +110,18 @@ def marker_lost(error: ServerError) -> bool:
     return error.sqlstate == "22P02" and MARKER_TEXT in error.message
 
 
+def schema_changed(error: ServerError) -> bool:
+    """True if ``same_schema`` of ``queries.sql`` raised it."""
+    return error.sqlstate == "22P02" and SCHEMA_TEXT in error.message
+
+
 def _explain(error: ServerError) -> str:
     if marker_lost(error):
         return ENDED_BY_APPLICATION
     if error.sqlstate == "22P02" and (role := _ROLE.search(error.message)) is not None:
         return _ROLE_LEFT.format(role=role[1])
+    if schema_changed(error):
+        return SCHEMA_CHANGED
     # The hint names the setting in every language; 53200 is the server's code for "all are taken".
     if error.sqlstate == IN_USE and "max_prepared_transactions" in error.hint:
         return f"{error.message}: " + _PREPARED_MAX.format(what="0", value=100)

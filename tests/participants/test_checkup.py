@@ -56,6 +56,7 @@ async def test_a_server_that_is_well_has_nothing_but_good_findings() -> None:
         "cancelling",
         "connections",
         "pooler",
+        "schema",
     }
     assert {finding.severity for finding in found.values()} == {Severity.OK}
 

@@ -191,7 +191,7 @@ async def test_an_owner_that_may_not_ask(noted: Database, server: EmbeddedServer
         "alter function undoubt.current_history() owner to keeper;"
         "revoke execute on function pg_control_system() from public"
     )
-    participant = participant_at(server.dsn(noted.name, user="app"))
+    participant = participant_at(server.dsn(noted.name, user="app"), schema_owners=("keeper",))
     try:
         evidence = await prepare(participant)
         assert evidence == Evidence(evidence.xid)

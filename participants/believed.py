@@ -1,0 +1,214 @@
+"""Whether a schema of ours is to be believed: who could change what its tables and functions mean.
+
+The owner of a database may make a schema ``undoubt`` before undoubt does, with a view in the place of a table
+or a function that does something else: a session that reads and calls them runs that with its own rights.
+So nothing in a schema is used unless its owner, and the owners of what is in it, are trusted, and nobody else
+can create there or put a trigger on its tables. https://www.postgresql.org/docs/current/ddl-priv.html.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from participants.quoting import identifier, literal, names
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """A schema of ours, and what in it our statements use."""
+
+    name: str
+    tables: tuple[str, ...]
+    functions: tuple[str, ...] = ()
+
+
+PARTICIPANT = Schema(
+    "undoubt",
+    ("participant_migration", "undoubt_branch", "undoubt_commit", "undoubt_history", "undoubt_note"),
+    ("current_history", "history", "is_noted", "note_commit"),
+)
+LEDGER = Schema(
+    "undoubt_ledger",
+    (
+        "clock",
+        "decision",
+        "heuristic",
+        "ledger",
+        "migration",
+        "precommitted",
+        "secret",
+        "session",
+        "unfinished",
+    ),
+)
+
+_FAULTS = """
+with ours as (
+    select n.oid, n.nspname::pg_catalog.text as name, n.nspowner, n.nspacl
+      from pg_catalog.pg_namespace as n where n.nspname operator(pg_catalog.=) {schema}
+),
+held as (
+    select c.oid, c.relowner, c.relacl, c.relkind, c.relhasrules,
+           ours.name operator(pg_catalog.||) '.' operator(pg_catalog.||) c.relname::pg_catalog.text as name
+      from ours
+      join pg_catalog.pg_class as c on c.relnamespace operator(pg_catalog.=) ours.oid
+           and c.relname operator(pg_catalog.=) any ({tables})
+),
+power as (
+    select 'owner' as kind, ours.name, ours.nspowner as role from ours
+    union all
+    select 'create', ours.name, a.grantee
+      from ours cross join pg_catalog.aclexplode(ours.nspacl) as a
+     where a.privilege_type operator(pg_catalog.=) 'CREATE'
+    union all
+    select 'object', held.name, held.relowner from held
+    union all
+    select 'trigger', held.name, a.grantee
+      from held cross join pg_catalog.aclexplode(held.relacl) as a
+     where a.privilege_type operator(pg_catalog.=) 'TRIGGER'
+    union all
+    select 'triggered', held.name, p.proowner
+      from held
+      join pg_catalog.pg_trigger as t on t.tgrelid operator(pg_catalog.=) held.oid and not t.tgisinternal
+      join pg_catalog.pg_proc as p on p.oid operator(pg_catalog.=) t.tgfoid
+    union all
+    select 'object',
+           ours.name operator(pg_catalog.||) '.' operator(pg_catalog.||) p.proname::pg_catalog.text,
+           p.proowner
+      from ours
+      join pg_catalog.pg_proc as p on p.pronamespace operator(pg_catalog.=) ours.oid
+           and p.proname operator(pg_catalog.=) any ({functions})
+)
+select power.kind, power.name,
+       case when power.role operator(pg_catalog.=) 0 then 'PUBLIC'
+            else pg_catalog.pg_get_userbyid(power.role)::pg_catalog.text end as role
+  from power
+ where not exists (select from pg_catalog.pg_roles as r
+                    where r.oid operator(pg_catalog.=) power.role
+                      and (r.rolsuper or r.rolname operator(pg_catalog.=) session_user
+                           or r.rolname operator(pg_catalog.=) any ({owners})))
+union all
+select 'shape', held.name, ''
+  from held
+ where held.relkind operator(pg_catalog.<>) 'r' or held.relhasrules
+ order by 1, 2, 3
+"""
+
+
+def faults_query(schema: Schema, owners: Sequence[str]) -> str:
+    """Who else could change what ``schema`` means: one row each (kind, name, role), none if it is to be
+    believed or not there. Trusted are superusers, the role that has logged in, and ``owners``."""
+    return (
+        _FAULTS.replace("{schema}", literal(schema.name))
+        .replace("{tables}", names(schema.tables))
+        .replace("{functions}", names(schema.functions))
+        .replace("{owners}", names(owners))
+        .strip()
+    )
+
+
+class Power(enum.StrEnum):
+    """Over a schema, or over something in it."""
+
+    OWNER = "owner"
+    OBJECT = "object"
+    """Owns a table or a function in it."""
+    CREATE = "create"
+    TRIGGER = "trigger"
+    TRIGGERED = "triggered"
+    """Owns the function of a trigger that is there."""
+    SHAPE = "shape"
+    """Nobody's: a view or a rule stands where a table should."""
+
+
+OWNING = frozenset({Power.OWNER, Power.OBJECT, Power.TRIGGERED})
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One reason not to believe a schema: ``role`` (PUBLIC: everybody) has that power over ``name``."""
+
+    power: Power
+    name: str
+    role: str
+
+    @property
+    def what(self) -> str:
+        who = "everybody" if self.role == "PUBLIC" else f"role {self.role}"
+        match self.power:
+            case Power.OWNER:
+                return f"schema {self.name} belongs to {who}"
+            case Power.OBJECT:
+                return f"{self.name} belongs to {who}"
+            case Power.CREATE:
+                return f"{who} may create in schema {self.name}"
+            case Power.TRIGGER:
+                return f"{who} may put triggers on {self.name}"
+            case Power.TRIGGERED:
+                return f"{self.name} has a trigger whose function belongs to {who}"
+            case Power.SHAPE:
+                return f"{self.name} is no plain table, or has rules"
+
+
+def faults_of(rows: Iterable[tuple[str, str, str]]) -> tuple[Fault, ...]:
+    """The answer to :func:`faults_query`, the schema's owner first. What follows from owning is left out: an
+    owner may create and put triggers, and may have granted that to itself."""
+    found = [Fault(Power(kind), name, role) for kind, name, role in rows]
+    owning = {(fault.name, fault.role) for fault in found if fault.power in {Power.OWNER, Power.OBJECT}}
+    left = [
+        fault
+        for fault in found
+        if fault.power not in {Power.CREATE, Power.TRIGGER} or (fault.name, fault.role) not in owning
+    ]
+    return tuple(sorted(left, key=lambda fault: fault.power is not Power.OWNER))
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """What is wrong with a schema, what to do about it, and the line that does it."""
+
+    what: str
+    how: str
+    line: str
+
+
+def mends(schema: Schema, faults: Sequence[Fault], owners: Sequence[str], setting: str) -> list[Mend]:
+    """``setting`` is the key of the configuration that ``owners`` come from."""
+    drop = f"DROP SCHEMA {schema.name} CASCADE;"
+    found = []
+    if owning := [fault for fault in faults if fault.power in OWNING]:
+        roles = sorted({*owners, *(fault.role for fault in owning)})
+        how = (
+            "put the line into the configuration if it is the role that migrates; if you do not know it, look"
+            f" at what it has made there, then {drop} and migrate"
+        )
+        line = f"{setting} = [{', '.join(map(_quoted, roles))}]"
+        found.append(Mend("; ".join(fault.what for fault in owning), how, line))
+    for fault in faults:
+        grantee = fault.role if fault.role == "PUBLIC" else identifier(fault.role)
+        if fault.power is Power.CREATE:
+            line = f"REVOKE CREATE ON SCHEMA {schema.name} FROM {grantee};"
+            found.append(Mend(fault.what, "take that right away", line))
+        elif fault.power is Power.TRIGGER:
+            line = f"REVOKE TRIGGER ON {fault.name} FROM {grantee};"
+            found.append(Mend(fault.what, "take that right away", line))
+        elif fault.power is Power.SHAPE:
+            found.append(
+                Mend(fault.what, "undoubt made no such thing: look at it, then drop and migrate", drop)
+            )
+    return found
+
+
+def refusal(schema: Schema, faults: Sequence[Fault]) -> str:
+    """For the message of an error."""
+    more = f", and {len(faults) - 1} reasons more" if len(faults) > 1 else ""
+    return (
+        f"schema {schema.name} is not to be believed there: {faults[0].what}{more}; what is in it would run"
+        " with undoubt's rights"
+    )
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

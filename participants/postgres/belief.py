@@ -1,0 +1,57 @@
+"""Schema ``undoubt`` in a participant's database: believed, or left alone (:mod:`participants.believed`).
+
+A session looks when it is opened, and keeps the schema's number (oid). A role that was not trusted then can
+change nothing in it; but the schema can be dropped, and that role make another one. So every use is preceded
+by the question whether it is still the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from participants.believed import PARTICIPANT, Fault, faults_of, faults_query, refusal
+from participants.errors import ParticipantRefused
+from participants.postgres.session import Introduction, ServerError, Session
+from participants.postgres.sql import fill, query
+
+NO_SCHEMA = "3F000"
+_USES = re.compile(r"(?<![\w.'])undoubt\.\w")
+"""A table or function of the schema in a statement, and not the setting ``undoubt.tx``, which is a string."""
+
+
+def uses_schema(sql: str) -> bool:
+    return _USES.search(sql) is not None
+
+
+def same_schema(intro: Introduction) -> str:
+    """A statement to put before one that uses the schema, in the same script: fails with 22P02 and the text
+    :data:`~participants.postgres.verdicts.SCHEMA_TEXT` unless the schema is the one that was believed."""
+    return fill("same_schema", schema=str(intro.schema or 0)) + "; "
+
+
+async def look(session: Session, owners: Sequence[str], timeout_s: float) -> tuple[Fault, ...]:
+    """What speaks against the schema; nothing where there is none. Raises what the session raises."""
+    rows = await session.rows(faults_query(PARTICIPANT, owners), timeout_s=timeout_s)
+    return faults_of((row["kind"], row["name"], row["role"]) for row in rows)
+
+
+async def believe(participant: str, session: Session, owners: Sequence[str], timeout_s: float) -> None:
+    """Raise ``ParticipantRefused`` if the schema is not to be believed, ``ServerError`` if there is none, and
+    what the session raises."""
+    [row] = await session.rows(query("schema"), timeout_s=timeout_s)
+    number = row["schema_oid"]
+    if number is None:
+        raise ServerError(NO_SCHEMA, f'schema "{PARTICIPANT.name}" does not exist')
+    if number == session.intro.schema:
+        return
+    if faults := await look(session, owners, timeout_s):
+        raise refused(participant, faults)
+    session.intro = replace(session.intro, schema=number)
+
+
+def refused(participant: str, faults: Sequence[Fault]) -> ParticipantRefused:
+    return ParticipantRefused(
+        participant, f"{refusal(PARTICIPANT, faults)}; undoubt doctor prints the line that mends it"
+    )
