@@ -11,15 +11,19 @@ import logging
 from collections.abc import Callable, Iterable
 from heapq import nsmallest
 
-from coordinator.errors import LedgerError, LedgerUnavailable
+import msgspec
+
+from coordinator.errors import Impostor, LedgerError, LedgerUnavailable
+from coordinator.ledger.cluster.acceptors import record_of
 from coordinator.ledger.contract import Record
 from coordinator.ledger.machine import Machine
+from coordinator.ledger.names import Names
 from coordinator.node.errors import NodeStopped
 from coordinator.node.storage.contract import Promises, Write
 from coordinator.node.storage.group_commit import Disk
-from coordinator.paxos import Acceptor, Marks, Outgoing, PeerMisbehaved, Reply, Request, Restored
+from coordinator.paxos import Acceptor, Marks, Outgoing, PeerMisbehaved, Phase2a, Reply, Request, Restored
 from coordinator.quorum import Joint
-from participants.ids import NUMBER_MAX, TxId
+from participants.ids import NUMBER_MAX, Protocol, TxId
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ class Acceptors:
     ) -> None:
         self.acceptor = Acceptor(node, stored)
         self._machine = machine
+        self._names = Names(machine.state.ledger_id, machine.state.secret)
         self.disk_full = False
         self._disk = disk
         self._wake = wake
@@ -80,7 +85,25 @@ class Acceptors:
         bound = book is not None and book.nonce == txid.nonce
         if book is None or not bound or request.acceptors != Joint(frozenset(book.acceptors)):
             return LedgerError(f"the session of {txid} is not bound to these acceptors")
+        if book.tagged and isinstance(request, Phase2a) and not self._named(request):
+            return Impostor(f"the vote of a branch of {txid} has a name that this ledger never gave")
         return None
+
+    def _named(self, request: Phase2a) -> bool:
+        """Every vote for *prepared* has the tag of its branch: else a name that nobody could verify later
+        would be chosen, and no COMMIT be recorded for it."""
+        state = self._machine.state
+        if (self._names.ledger_id, self._names.secret) != (state.ledger_id, state.secret):
+            self._names = Names(state.ledger_id, state.secret)
+        for branch, value in zip(request.branches, request.values, strict=False):
+            if value is not None and value.prepared:
+                try:
+                    record = record_of(branch, value)
+                except msgspec.MsgspecError:
+                    return False
+                if not self._names.gave(record.gid(state.ledger_id, Protocol.PAXOS, request.txid)):
+                    return False
+        return True
 
     def work(self) -> None:
         """What the acceptor has to do now: the numbered duties in :mod:`coordinator.paxos`."""

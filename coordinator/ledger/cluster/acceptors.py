@@ -127,7 +127,7 @@ class ClusterAcceptors:
         await self._until_known(work, leader.begin)
         decision = await self._decided(leader)
         pairs = zip(leader.branches, leader.chosen, strict=True)
-        return Settlement(decision, tuple(_record_of(branch, value) for branch, value in pairs))
+        return Settlement(decision, tuple(record_of(branch, value) for branch, value in pairs))
 
     async def _acceptors_of(self, txid: TxId) -> Joint:
         bound = self._bound.get((txid.session, txid.nonce))
@@ -215,7 +215,7 @@ def _prepared(branch: BranchRecord) -> Value:
     return Value(True, _encode(evidence))
 
 
-def _record_of(branch: Branch, value: Value | None) -> BranchRecord:
+def record_of(branch: Branch, value: Value | None) -> BranchRecord:
     if value is None or not value.evidence:
         return BranchRecord(branch.number, branch.participant)
     told = _decode(value.evidence)

@@ -170,6 +170,25 @@ async def test_nobody_needs_to_lead(tmp_path: Path) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("wrong", ["without tags", "with another tag", "one without a tag"])
+async def test_a_vote_under_a_name_that_was_never_given(tmp_path: Path, wrong: str) -> None:
+    """Broken if a client that leaves tags out has a name chosen which nobody can verify: no COMMIT could be
+    recorded for it."""
+    async with staged(tmp_path, timeout_s=0.5) as stage:
+        session = await stage.ledger.acceptors.open_session("shop", 300.0)
+        txid = session.txid(1)
+        votes = {
+            "without tags": BRANCHES,
+            "with another tag": stage.ledger.tagged(session.txid(2), BRANCHES, "p"),
+            "one without a tag": [stage.ledger.tagged(txid, BRANCHES, "p")[0], BRANCHES[1]],
+        }
+        with pytest.raises(LedgerUnavailable, match="never gave"):
+            await stage.ledger.ledger.acceptors.vote(txid, votes[wrong])
+        assert kept(stage.cluster, txid) == []
+        assert (await stage.ledger.acceptors.settle(txid)).decision is ABORT
+        assert await stage.ledger.acceptors.vote(session.txid(3), BRANCHES) is COMMIT
+
+
 async def test_a_minority_of_acceptors_is_not_needed(tmp_path: Path) -> None:
     """Broken if one node that is down holds up commits."""
     async with staged(tmp_path) as stage:
