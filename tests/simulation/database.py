@@ -105,7 +105,8 @@ class Disk:
         self.position += 1
         if work.xid is not None:
             self.books[work.xid] = state
-        self.prepared.pop(work.name, None)
+        if self.prepared.get(work.name) is work:  # not another one that has its name
+            del self.prepared[work.name]
 
 
 def _end(work: Work) -> tuple[str | None, str, int, Any]:
@@ -291,13 +292,13 @@ class Session(asyncio.Protocol):
             return "ROLLBACK", None, True
         if work.marker != name:
             raise SqlError("22P02", "undoubt marker is gone")
-        if name in self.disk.prepared:
-            raise SqlError("42710", "transaction identifier is already in use")
+        self._check_free(name)
         if server.faulty("deferred constraint", 0.02):
             self._end(work, State.ABORTED)
             raise SqlError("23503", "a deferred constraint is violated")
         if server.faulty("slow prepare", 0.04):
             await asyncio.sleep(server.random.uniform(0.5, SLOWEST_PREPARE_S - 1))
+            self._check_free(name)
         if work.xid is None:
             self.disk.next_xid += 1
             work.xid = self.disk.next_xid
@@ -311,6 +312,10 @@ class Session(asyncio.Protocol):
         if server.faulty("unconfirmed prepare", 0.01):
             return "PREPARE TRANSACTION", evidence, False
         return "PREPARE TRANSACTION", evidence, True
+
+    def _check_free(self, name: str) -> None:
+        if name in self.disk.prepared:
+            raise SqlError("42710", "transaction identifier is already in use")
 
     def whereabouts(self) -> tuple[int, str, str, int]:
         """System, timeline, history, position."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import coordinator.ledger.sqlite.ledger as ledger_module
 import coordinator.ledger.sqlite.owned as owned_module
+from coordinator.ledger.anchor import START, Mark, chained
 from coordinator.ledger.contract import DecisionRecord
 from coordinator.ledger.local import newest
 from coordinator.ledger.sqlite.store import Loaded
@@ -28,6 +29,9 @@ class LedgerFile:
         self.snapshot: bytes | None = None
         self.index = 0
         self.entries: list[bytes] = []
+        self.base = START
+        """Of the snapshot."""
+        self.anchor = START
         self.history: dict[TxId, DecisionRecord] = {}
         self.owner: Process | None = None
 
@@ -60,7 +64,18 @@ class FileMachine:
         ledger_module.FileLock = Lock  # type: ignore[misc, assignment]
         ledger_module.holder = lambda ledger: _name(machine.files[ledger].owner)
         ledger_module.door = Door  # type: ignore[misc, assignment]
+
+        class Anchored:
+            @staticmethod
+            def check_absent(ledger: Path) -> None:
+                """Every file of this machine is there."""
+
+            @staticmethod
+            def open_anchor(ledger: Path, _loaded: Loaded) -> SimulatedAnchor:
+                return SimulatedAnchor(machine.files[ledger])
+
         owned_module.SqliteStore = Store  # type: ignore[misc, assignment]
+        owned_module.anchored = Anchored  # type: ignore[assignment]
         owned_module.ThreadPoolExecutor = lambda *_, **__: Thread(machine.drive)  # type: ignore[misc, assignment]
 
 
@@ -88,6 +103,20 @@ class Door:
         return FakeSocket(str(ledger))
 
 
+class SimulatedAnchor:
+    """In place of :class:`coordinator.ledger.anchor.Anchor`."""
+
+    def __init__(self, file: LedgerFile) -> None:
+        self._file = file
+
+    @property
+    def mark(self) -> Mark:
+        return self._file.anchor
+
+    def move(self, mark: Mark) -> None:
+        self._file.anchor = mark
+
+
 class SimulatedStore:
     """In place of :class:`coordinator.ledger.sqlite.store.SqliteStore`."""
 
@@ -98,7 +127,20 @@ class SimulatedStore:
 
     def load(self) -> Loaded:
         file = self._file
-        return Loaded(file.ledger_id, file.snapshot, file.index, list(file.entries))
+        return Loaded(
+            file.ledger_id, file.snapshot, file.index, list(file.entries), self._marks(), anchored=True
+        )
+
+    def _marks(self) -> list[Mark]:
+        marks = [self._file.base]
+        for entry in self._file.entries:
+            marks.append(Mark(marks[-1].index + 1, chained(marks[-1].chain, entry)))
+        return marks
+
+    def hold(self, anchor: SimulatedAnchor, last: Mark, *, new: bool) -> None:
+        assert not new
+        self._anchor = anchor
+        anchor.move(last)
 
     def append(self, first_index: int, commands: Sequence[bytes]) -> None:
         def change() -> None:
@@ -107,12 +149,14 @@ class SimulatedStore:
 
         self._drive.before_write(change)
         change()
+        self._anchor.move(self._marks()[-1])
 
     def replace_log(
         self, index: int, state: bytes, history: Sequence[DecisionRecord], *, now_ms: int, history_ms: int
     ) -> None:
         def change() -> None:
             file = self._file
+            file.base = self._marks()[index - file.index]
             file.entries = file.entries[index - file.index :]
             file.snapshot, file.index = state, index
             file.history |= {record.txid: record for record in history}

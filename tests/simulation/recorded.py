@@ -11,6 +11,7 @@ from coordinator.ledger.contract import (
     Heuristic,
     Ledger,
     Record,
+    Settlement,
     Verdict,
 )
 from participants.ids import Gid, TxId
@@ -38,6 +39,13 @@ class RecordedLedger(Recorder):
         decided = await super().decide(txid, decision, branches, protocol=protocol, cause=cause)
         self.judge.decided(str(txid), str(decided))
         return decided
+
+    async def record_chosen(self, txid: TxId, chosen: Settlement) -> None:
+        """What a leader does with a transaction that its acceptors have decided. The ledger keeps what it has
+        recorded before, so the answer stays open."""
+        of = {"session": txid.session, "seq": txid.seq, "asked": str(chosen.decision), "protocol": "p"}
+        self.history.begin(self.who, "decide", **of)
+        await self.ledger.record_chosen(txid, chosen)  # type: ignore[attr-defined] - a node's has it
 
     async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
         verdicts = await super().outcomes(gids)
