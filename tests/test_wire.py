@@ -53,7 +53,7 @@ async def test_a_fault_at_prepare_and_at_commit_prepared(door: str, dsns: Dsns, 
         Scene(door),
         dsns,
         tmp_path,
-        ("'application_name'", [Fault.ANSWER_LOST, Fault.LATE, Fault.CUT_BEFORE, Fault.CUT_AFTER]),
+        ("when current_user", [Fault.ANSWER_LOST, Fault.LATE, Fault.CUT_BEFORE, Fault.CUT_AFTER]),
         ("commit prepared", [Fault.SILENCE, Fault.ANSWER_LOST, Fault.HALF, Fault.DELAYED]),
     )
     assert runs == 16
