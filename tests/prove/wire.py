@@ -47,9 +47,8 @@ FAILURES_SHOWN = 20
 
 
 CONTROLS = (
-    Control("unanswered-prepare-is-no", "asyncpg, 2pc, sqlite, transfer", "application_name"),
-    Control("absent-after-unanswered-prepare-is-gone", "psycopg, 2pc, sqlite, transfer", "application_name"),
-    Control("unanswered-session-is-kept", "asyncpg, 2pc, sqlite, transfer", "commit prepared"),
+    Control("unanswered-prepare-is-no", "asyncpg, 2pc, sqlite, transfer", "current_user"),
+    Control("absent-after-unanswered-prepare-is-gone", "psycopg, 2pc, sqlite, transfer", "current_user"),
     Control("lost-one-phase-answer-is-aborted", "asyncpg, 2pc, sqlite, one phase", "undoubt.tx"),
 )
 
