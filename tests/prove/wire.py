@@ -48,7 +48,6 @@ FAILURES_SHOWN = 20
 
 CONTROLS = (
     Control("unanswered-prepare-is-no", "asyncpg, 2pc, sqlite, transfer", "current_user"),
-    Control("absent-after-unanswered-prepare-is-gone", "psycopg, 2pc, sqlite, transfer", "current_user"),
     Control("lost-one-phase-answer-is-aborted", "asyncpg, 2pc, sqlite, one phase", "undoubt.tx"),
 )
 
