@@ -15,6 +15,7 @@ from tests.docs.pages import ROOT
 from undoubt import errors
 
 INTERNAL = {
+    "AnchorUnusable": "within a store, as LedgerUnusable",
     "CommandError": "of the command line, which prints it",
     "ConfigRefused": "of Raft, within a node",
     "ConnectionGone": "within the ledger's client, which asks again",
