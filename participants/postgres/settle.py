@@ -92,13 +92,25 @@ class Settler:
         """
         try:
             async with self._management.session() as session:
-                if session.intro.superuser:
-                    return await self._as_superuser(session, gid, order, evidence)
-                return await self._tell(session, gid, order)
+                if not session.intro.superuser:
+                    return await self._tell(session, gid, order)
+                settled, final = await self._as_superuser(session, gid, order, evidence)
         except ServerError as error:
             return await self._refused(gid, order, evidence, error)
         except (NoAnswer, NotSent) as error:
             raise participant_error(self._management.participant, error) from error
+        # The session was given back: whoever holds one and waits for another can wait for itself.
+        if final:
+            return settled
+        return await self._in_the_books(settled, order, evidence)
+
+    async def _in_the_books(self, settled: Settled, order: Order, evidence: Evidence | None) -> Settled:
+        """What became of a branch that is not there, or that could have been somebody else's when it was
+        ended."""
+        if settled is Settled.ABSENT:
+            return await self._absent(order, evidence)
+        fate = Fate.UNKNOWN if evidence is None else await self.evidence(evidence)
+        return settled if fate is Fate.UNKNOWN else judge(order, fate)
 
     async def _refused(
         self, gid: Gid, order: Order, evidence: Evidence | None, error: ServerError
@@ -179,25 +191,23 @@ class Settler:
 
     async def _as_superuser(
         self, session: Session, gid: Gid, order: Order, evidence: Evidence | None
-    ) -> Settled:
+    ) -> tuple[Settled, bool]:
+        """What it came to, and whether that is final without a look into the books."""
         sql, *values = self._who(gid)
         rows = await session.rows(sql, *values, timeout_s=self._management.timeout_s)
         holder = _holder(self._management.participant, rows)
         if holder is None or not self._ours(gid, holder, evidence):
-            return await self._absent(order, evidence)
+            return Settled.ABSENT, False
         if not holder.superuser and not holder.gone and not session.intro.pooled:
             try:
-                return await self._with_role(session, holder.owner, gid, order)
+                return await self._with_role(session, holder.owner, gid, order), True
             except ServerError as error:
                 if error.sqlstate == NO_RIGHT:
-                    return Settled.BUSY  # another role has it by now: look again
+                    return Settled.BUSY, True  # another role has it by now: look again
                 raise
         settled = await self._tell(session, gid, order)
-        if settled is not Settled.APPLIED or evidence is None:
-            return settled
         # Nothing has kept it from being somebody else's by then: what became of ours stands in the books.
-        fate = await self.evidence(evidence)
-        return settled if fate is Fate.UNKNOWN else judge(order, fate)
+        return settled, settled is not Settled.APPLIED
 
     async def _as_owner(self, holder: _Holder, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
         """As the role that prepared it, since no other may finish it."""
