@@ -120,8 +120,9 @@ class Pool(Generic[S]):
         idle, self._idle = self._idle, []
         for slot in idle:
             slot.session.discard()
-        for task in self._cleaning:
-            task.cancel()  # which closes its session
+        for task, slot in self._cleaning.items():
+            slot.stale = True  # it may be clean already, and about to be shelved
+            task.cancel()
         self._place_is_free()
 
     def close(self) -> None:
@@ -280,6 +281,8 @@ class Pool(Generic[S]):
         slot = self._cleaning.pop(task)
         if not task.cancelled():
             task.exception()  # whatever it was, the session is closed
+        if slot.stale:
+            slot.session.discard()
         self._shelve(slot)
 
     def _check_open(self) -> None:
