@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from coordinator.errors import LedgerUnusable
+from coordinator.ledger.anchor import sync_folder
 
 MAGIC = b"undoubt-backup 1\n"
 
@@ -58,11 +59,7 @@ def write(path: Path, backup: Backup) -> int:
             path.hardlink_to(fresh)  # unlike a rename it overwrites nothing
         finally:
             fresh.unlink()
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except FileExistsError:
         raise LedgerUnusable(f"{path} is there already; a backup overwrites nothing") from None
     except OSError as error:
