@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterable, Mapping
 from coordinator.protocols.termination import Round
 from coordinator.protocols.termination_rules import Move
 from participants.contract import Order, Participant
-from participants.ids import Gid, Protocol, TxId
+from participants.ids import Gid, Protocol, SessionKey, TxId
 from participants.states import Charter, Event, StateRow, Termination
 from tests.scenarios.story import Play
 
 LEDGER = "abcdefghij"
 NONCE = "0123456789abcdef"
+KEY = SessionKey(b"of a scenario")
 ORDERS = {Move.COMMIT: Order.COMMIT, Move.ABORT: Order.ROLLBACK}
 
 
@@ -50,14 +51,14 @@ class ThreePhase:
 
     async def _transaction(self, rule: Termination, names: list[str]) -> list[str]:
         for number, name in enumerate(names, 1):
-            self._gids[name] = Gid(LEDGER, Protocol.THREE_PHASE, self._txid, number, name)
+            self._gids[name] = Gid(LEDGER, Protocol.THREE_PHASE, self._txid, number, name).tagged(KEY)
         charter = Charter(tuple(self._gids[name] for name in names), rule)
         for name in names:
             gid = self._gids[name]
             participant = self._participants[name]
-            branch = await participant.begin(gid, timeout_s=60)
+            branch = await participant.begin(gid, timeout_s=60, key=KEY)
             await write(branch.connection, str(self._txid))
-            assert await participant.states.enlist(gid, charter)
+            assert await participant.states.enlist(gid, charter, KEY.note(gid))
             await branch.prepare()
             await branch.release()
         return await self._state()
