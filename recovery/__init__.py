@@ -14,9 +14,8 @@ Rooms, in the order of one pass over one participant:
    the ledger finish what is applied everywhere; :mod:`recovery.heuristics` records what went another way.
 
 :mod:`recovery.service` runs it in the background, one :mod:`~recovery.worker` a participant, and
-:mod:`recovery.deadlocks` beside it. :mod:`recovery.survey`, :mod:`recovery.operator` and
-:mod:`recovery.explain` (of what is prepared; :mod:`recovery.explain_heuristic` of what ended otherwise) serve
-the person at the command line; :mod:`recovery.burden` is what a branch holds up meanwhile.
+:mod:`recovery.deadlocks` beside it. The package :mod:`recovery.operator` serves the person at the command
+line.
 
 Whoever runs it needs to do nothing else: everything may be repeated, and two recoveries at once do no harm.
 """

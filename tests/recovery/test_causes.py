@@ -12,7 +12,7 @@ from coordinator.ledger.contract import Decision, record_of
 from participants.contract import Fate, Vote
 from participants.errors import BranchFailed
 from participants.scripted import Script
-from recovery.operator import Operator
+from recovery.operator.resolve import Operator
 from tests.coordinator.stage import Stage
 
 

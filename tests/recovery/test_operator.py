@@ -14,9 +14,9 @@ from participants.contract import Fate, Order, PreparedBranch, Settled
 from participants.errors import ParticipantUnavailable
 from participants.ids import Foreign, Gid, Protocol
 from recovery.errors import Conflict, NotAllSeen, NotOurs, NotPrepared, StillBusy
-from recovery.operator import Operator
+from recovery.operator.resolve import Operator
+from recovery.operator.survey import Found, survey
 from recovery.plan import Standing
-from recovery.survey import Found, survey
 from tests.recovery.world import World
 
 

@@ -18,13 +18,13 @@ from coordinator.transaction import Transaction
 from participants.errors import UndoubtError, UsageError
 from participants.ids import TxId
 from participants.registry import Registry
-from recovery.explain import explain
-from recovery.explain_heuristic import explain_heuristic
-from recovery.operator import Operator
+from recovery.operator.explain import explain
+from recovery.operator.explain_heuristic import explain_heuristic
+from recovery.operator.resolve import Operator
+from recovery.operator.survey import survey
 from recovery.plan import Standing
 from recovery.service import RecoveryService
 from recovery.settings import RecoverySettings
-from recovery.survey import survey
 from recovery.without_ledger import WithoutLedger
 from tests.simulation.database import SqlError
 from tests.simulation.judge import Violation

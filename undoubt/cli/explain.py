@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from coordinator.ledger.contract import Record, SessionInfo
-from recovery.explain import Explanation
-from recovery.explain_heuristic import HeuristicExplanation
+from recovery.operator.explain import Explanation
+from recovery.operator.explain_heuristic import HeuristicExplanation
 from undoubt.cli import shapes
 from undoubt.cli.output import iso
 

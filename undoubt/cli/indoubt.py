@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from participants.ids import Foreign, Gid, TxId
-from recovery.explain import explain as explain_branch
-from recovery.explain import mending
-from recovery.explain_heuristic import explain_heuristic
-from recovery.operator import Operator
+from recovery.operator.explain import explain as explain_branch
+from recovery.operator.explain import mending
+from recovery.operator.explain_heuristic import explain_heuristic
+from recovery.operator.resolve import Operator
+from recovery.operator.survey import Found, Survey, survey
 from recovery.plan import Standing
-from recovery.survey import Found, Survey, survey
 from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, opened, pass_context, yes_option
 from undoubt.cli.durations import Duration, show_duration

@@ -8,8 +8,8 @@ from typing import Any
 from coordinator.ledger.contract import BranchRecord, Heuristic, TransactionInfo
 from participants.findings import Finding
 from participants.ids import Gid, Protocol
-from recovery.burden import Burden
-from recovery.survey import Found, Survey
+from recovery.operator.burden import Burden
+from recovery.operator.survey import Found, Survey
 from undoubt.cli.output import iso
 
 PROTOCOL_NAMES = {Protocol.TWO_PHASE: "2pc", Protocol.THREE_PHASE: "3pc", Protocol.PAXOS: "paxos"}

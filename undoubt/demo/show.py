@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from recovery.explain import Explanation
-from recovery.survey import Found
+from recovery.operator.explain import Explanation
+from recovery.operator.survey import Found
 from undoubt.cli.explain import document
 from undoubt.cli.explain_page import explain_page
 from undoubt.cli.output import Output, printable_lines

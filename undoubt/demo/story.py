@@ -8,10 +8,10 @@ import signal
 from coordinator.ledger.contract import Ledger
 from coordinator.protocols.steps import TwoPhaseStep
 from participants.registry import Registry
-from recovery.explain import explain
+from recovery.operator.explain import explain
+from recovery.operator.survey import Survey, survey
 from recovery.plan import Standing
 from recovery.service import RecoveryService
-from recovery.survey import Survey, survey
 from undoubt import assemble
 from undoubt.demo import bank
 from undoubt.demo.nodes import NodeFailed, Nodes

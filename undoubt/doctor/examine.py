@@ -10,7 +10,7 @@ from coordinator.errors import LedgerError
 from participants.findings import Finding
 from participants.ids import new_ledger_id
 from participants.registry import Registry
-from recovery.survey import survey
+from recovery.operator.survey import survey
 from undoubt import assemble
 from undoubt.config import Settings
 from undoubt.doctor.cluster import look_at_nodes

@@ -6,10 +6,10 @@ import shlex
 
 from participants.contract import Participant
 from participants.findings import Finding, Severity
-from recovery.burden import Burden, burden, waits_of
-from recovery.explain import mending
+from recovery.operator.burden import Burden, burden, waits_of
+from recovery.operator.explain import mending
+from recovery.operator.survey import Found, Survey
 from recovery.plan import Standing
-from recovery.survey import Found, Survey
 from undoubt.cli.durations import show_duration
 
 CHECK = "prepared"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from participants.contract import Participant, Waiting
 from participants.errors import ParticipantError
 from participants.ids import Gid
-from recovery.survey import Found
+from recovery.operator.survey import Found
 
 
 @dataclass(frozen=True, slots=True)

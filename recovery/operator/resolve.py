@@ -20,9 +20,9 @@ from participants.contract import HEURISTICS, Evidence, Order, Settled
 from participants.ids import Foreign, Gid
 from participants.registry import Registry
 from recovery.errors import Conflict, NotOurs, StillBusy
+from recovery.operator.survey import Found, survey
 from recovery.plan import BranchDone, RecordHeuristic, Standing, for_settled, order_of
 from recovery.scan import evidence_of
-from recovery.survey import Found, survey
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from coordinator.ledger.contract import Decision, Ledger, Record, SessionInfo, TransactionInfo
 from participants.ids import Gid
 from participants.registry import Registry
-from recovery.burden import Burden, burden, waits_of
+from recovery.operator.burden import Burden, burden, waits_of
+from recovery.operator.survey import Found, Survey
 from recovery.plan import Standing
-from recovery.survey import Found, Survey
 
 
 @dataclass(frozen=True, slots=True)

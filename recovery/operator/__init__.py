@@ -1,0 +1,10 @@
+"""What a person at the command line, or a program in their place, sees and does.
+
+In the order in which an operator uses them:
+
+1. :mod:`recovery.operator.survey`: everything that is prepared anywhere, and what the ledger says of it.
+2. :mod:`recovery.operator.explain`: one prepared branch, the safe action and the proof that it is safe;
+   :mod:`recovery.operator.burden` is what the branch holds up. :mod:`recovery.operator.explain_heuristic`: a
+   branch that has ended another way than was decided.
+3. :mod:`recovery.operator.resolve`: commits and rolls back one branch, ends an impostor, forgets.
+"""
