@@ -16,6 +16,7 @@
     └── LedgerError
         ├── LedgerUnavailable      no answer, or no room; what was asked may or may not have happened
         ├── LedgerUnusable         it cannot be opened: unreadable, damaged, a newer version, not a ledger
+        │   ├── LedgerMisconfigured    its URL, or a file that the settings name, is none
         │   └── LedgerMissing      there is none, and only ``undoubt ledger init`` makes one there
         ├── LedgerLocked           another process owns it and does not answer
         ├── ClusterRefused         an operation on the cluster that cannot be, or would stop it
@@ -154,6 +155,10 @@ class LedgerUnavailable(LedgerError):
 
 class LedgerUnusable(LedgerError):
     """The ledger cannot be opened and will not be until somebody acts; the message says how."""
+
+
+class LedgerMisconfigured(LedgerUnusable):
+    """What the settings say of the ledger cannot be: its URL is none, or a TLS file is of no use."""
 
 
 class LedgerMissing(LedgerUnusable):

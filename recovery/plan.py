@@ -48,10 +48,12 @@ class Standing(enum.StrEnum):
     IMPOSTOR = "impostor"
     OTHER_LEDGER = "other_ledger"
     FOREIGN = "foreign"
+    NOT_KNOWN = "not_known"
+    """The ledger could not be asked. Only lists for people have it."""
 
     @property
     def ours(self) -> bool:
-        return self not in {Standing.IMPOSTOR, Standing.OTHER_LEDGER, Standing.FOREIGN}
+        return self not in {Standing.IMPOSTOR, Standing.OTHER_LEDGER, Standing.FOREIGN, Standing.NOT_KNOWN}
 
     @property
     def action(self) -> str:
@@ -65,7 +67,7 @@ class Standing(enum.StrEnum):
                 return "wait"
             case Standing.FORGOTTEN:
                 return "decide"
-            case Standing.IMPOSTOR | Standing.OTHER_LEDGER | Standing.FOREIGN:
+            case Standing.IMPOSTOR | Standing.OTHER_LEDGER | Standing.FOREIGN | Standing.NOT_KNOWN:
                 return "none"
 
     @property
@@ -83,6 +85,7 @@ _WHY = {
     Standing.IMPOSTOR: "it has the name of a branch of this ledger, and is none",
     Standing.OTHER_LEDGER: "another ledger's",
     Standing.FOREIGN: "not undoubt's",
+    Standing.NOT_KNOWN: "the ledger does not answer",
 }
 
 
@@ -172,7 +175,13 @@ def for_prepared(gid: Gid | Foreign, stands: Standing) -> PreparedAction:
             return LeaveAlone(gid)
         case Standing.ASK_PROTOCOL:
             return Terminate(gid)
-        case Standing.FORGOTTEN | Standing.IMPOSTOR | Standing.OTHER_LEDGER | Standing.FOREIGN:
+        case (
+            Standing.FORGOTTEN
+            | Standing.IMPOSTOR
+            | Standing.OTHER_LEDGER
+            | Standing.FOREIGN
+            | Standing.NOT_KNOWN
+        ):
             return ReportOnly(gid, stands)
         case _:
             assert_never(stands)

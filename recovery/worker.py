@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from participants.contract import Participant
+from coordinator.ledger.contract import DecisionRecord
+from participants.contract import Participant, Settled
 from participants.errors import UndoubtError
+from participants.ids import TxId
 from recovery.report import Line, WorkerStatus
 from recovery.resolve import Resolution, Tools, finish
 from recovery.scan import scan, unfinished
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 
 PAUSE_MIN_S = 0.01
 BACKOFF_BASE_S = 0.1
+GONE_S = 5.0
+"""What has been unfinished for longer may wait for a participant that a person called gone for good."""
 YOUNG_S = 0.3
 """A live coordinator finishes its transactions in batches. An older decision was left behind by one, and only
 then are the databases asked what became of its branches; else that would be asked of every transaction."""
@@ -53,6 +57,7 @@ async def one_pass(
     try:
         records = await unfinished(tools.ledger)
         tools.progress.read(records, asyncio.get_running_loop().time())
+        await _note_hazards(tools, records)
         seen = await scan(tools.ledger, participant, records, None if dry_run else tools.observe)
         resolution = Resolution(tools, participant, seen, dry_run=dry_run, young_s=young_s)
         lines = resolution.lines
@@ -68,6 +73,17 @@ async def one_pass(
         return Passed(tuple(lines), error=f"unexpected {type(error).__name__}: {error}")
     ages = [branch.age_s for branch, stands in seen.prepared if stands.ours]
     return Passed(tuple(lines), tuple(finished), oldest_s=max(ages, default=0.0))
+
+
+async def _note_hazards(tools: Tools, records: Mapping[TxId, DecisionRecord]) -> None:
+    """A branch that a person called gone for good has no participant that could tell of it: its hazard is
+    recorded, and that is all that will ever be known."""
+    now_s = asyncio.get_running_loop().time()
+    if all(now_s - tools.progress.known_since(txid) < GONE_S for txid in records):
+        return
+    for known in await tools.ledger.heuristics(include_forgotten=True):
+        if known.gid.txid in records and known.kind is Settled.HEURISTIC_HAZARD:
+            tools.progress.done(known.gid)
 
 
 class Worker:

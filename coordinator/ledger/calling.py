@@ -11,6 +11,7 @@ from coordinator.errors import VersionHeldBack
 from coordinator.ledger import calls
 from coordinator.ledger.contract import (
     Acceptors,
+    Act,
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -132,6 +133,13 @@ class CallingLedger(abc.ABC):
     async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]:
         heuristics: list[Heuristic] = await self._call(calls.HeuristicsCall(include_forgotten))
         return heuristics
+
+    async def record_act(self, act: Act) -> None:
+        await self._call(calls.RecordActCall(act.clipped()))
+
+    async def acts(self, *, limit: int) -> Sequence[Act]:
+        acts: list[Act] = await self._call(calls.ActsCall(limit))
+        return acts
 
     async def transaction(self, txid: TxId) -> TransactionInfo | None:
         info: TransactionInfo | None = await self._call(calls.TransactionCall(txid))

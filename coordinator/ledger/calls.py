@@ -25,6 +25,7 @@ from coordinator.errors import (
 )
 from coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
 from coordinator.ledger.contract import (
+    Act,
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -156,6 +157,16 @@ class VotersCall(_Call, frozen=True, tag="voters"):
     """Whom a session is bound to, if it is opened now with ``bind``."""
 
 
+class RecordActCall(_Call, frozen=True, tag="act"):
+    """Who is asked says who is connected, as far as it knows."""
+
+    act: Act
+
+
+class ActsCall(_Call, frozen=True, tag="acts"):
+    limit: int
+
+
 class BackupFileCall(_Call, frozen=True, tag="backup file"):
     """A SQLite ledger's owner writes a backup to the file ``path``, absolute, on its own machine. Only
     processes of its user can ask (the socket refuses others); a node of a cluster refuses."""
@@ -186,6 +197,8 @@ Call = (
     | DoomCall
     | DoomedCall
     | BackupFileCall
+    | RecordActCall
+    | ActsCall
 )
 
 REPLY_TYPES: dict[type[_Call], Any] = {
@@ -211,6 +224,8 @@ REPLY_TYPES: dict[type[_Call], Any] = {
     DoomCall: None,
     DoomedCall: str | None,
     BackupFileCall: int,
+    RecordActCall: None,
+    ActsCall: list[Act],
 }
 """What each call's reply decodes to; verdicts and records come in the order of the ids asked about."""
 
@@ -222,7 +237,15 @@ def since(call: Call) -> int:
             return PAXOS_VERSION if call.bind else FIRST_VERSION
         case VotersCall():
             return PAXOS_VERSION
-        case VerdictsCall() | BackendsCall() | DoomCall() | DoomedCall() | BackupFileCall():
+        case (
+            VerdictsCall()
+            | BackendsCall()
+            | DoomCall()
+            | DoomedCall()
+            | BackupFileCall()
+            | RecordActCall()
+            | ActsCall()
+        ):
             return TAGS_VERSION
         case DecideCall() | PrecommitCall() | OutcomesCall():
             return PAXOS_VERSION if call.protocol == Protocol.PAXOS else FIRST_VERSION
@@ -302,6 +325,10 @@ async def perform(ledger: LocalLedger, call: Call, *, remote: bool) -> object:  
             return await ledger.info()
         case VotersCall():
             return await ledger.voters()
+        case RecordActCall():
+            await ledger.record_act(call.act)
+        case ActsCall():
+            return await ledger.acts(limit=call.limit)
         case BackupFileCall():
             return await ledger.backup(Path(call.path))
     return None

@@ -12,7 +12,7 @@ from typing import assert_never
 
 import msgspec
 
-from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, is_newer
+from coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, is_newer
 from participants.ids import Gid, Protocol, TxId
 
 
@@ -74,6 +74,8 @@ class Finish(_Command, frozen=True, tag="finish"):
 
 class RecordHeuristic(_Command, frozen=True, tag="heuristic"):
     heuristic: Heuristic
+    final: bool = False
+    """One that was forgotten stays so, whatever more is found of it."""
 
 
 class ForgetHeuristic(_Command, frozen=True, tag="forget"):
@@ -113,6 +115,13 @@ class Doom(_Command, frozen=True, tag="doom"):
     cause: str
 
 
+class RecordAct(_Command, frozen=True, tag="act"):
+    """What an operator does, or what came of it. Of all acts the newest ``keep`` are kept."""
+
+    act: Act
+    keep: int
+
+
 Command = (
     OpenSession
     | KeepAlive
@@ -127,19 +136,20 @@ Command = (
     | Restore
     | DrawSecret
     | Doom
+    | RecordAct
 )
 
 FIRST_VERSION = 1
 PAXOS_VERSION = 2
 """Paxos Commit: sessions that are bound to acceptors, outcomes that these have chosen."""
 TAGS_VERSION = 3
-"""The ledger's secret, tagged names, evidence that names a history, causes of aborts."""
+"""The ledger's secret, tagged names, evidence that names a history, causes of aborts, acts of operators."""
 
 
 def since(command: Command) -> int:  # noqa: PLR0911 - one line per kind of command
     """The version that whoever applies ``command``, as it is filled in, has to know."""
     match command:
-        case DrawSecret() | Doom():
+        case DrawSecret() | Doom() | RecordAct():
             return TAGS_VERSION
         case OpenSession():
             if command.tagged:
@@ -149,17 +159,11 @@ def since(command: Command) -> int:  # noqa: PLR0911 - one line per kind of comm
             if (isinstance(command, Decide) and command.cause) or any(map(is_newer, command.branches)):
                 return TAGS_VERSION
             return PAXOS_VERSION if command.protocol == Protocol.PAXOS else FIRST_VERSION
+        case RecordHeuristic():
+            return TAGS_VERSION if command.final else FIRST_VERSION
         case Restore():
             return TAGS_VERSION if command.issued else FIRST_VERSION
-        case (
-            KeepAlive()
-            | CloseSession()
-            | ExpireSession()
-            | Finish()
-            | RecordHeuristic()
-            | ForgetHeuristic()
-            | AdvanceTime()
-        ):
+        case KeepAlive() | CloseSession() | ExpireSession() | Finish() | ForgetHeuristic() | AdvanceTime():
             return FIRST_VERSION
         case _:
             assert_never(command)

@@ -56,6 +56,10 @@ class Verdict(enum.StrEnum):
 
 CAUSE_CHARACTERS_MAX = 2_000
 
+ACTS_MAX = 5_000
+"""Acts of operators that a ledger keeps; the oldest go first."""
+ACT_CHARACTERS_MAX = 1_000
+
 TERMINATES_BY_ITSELF = frozenset({"3", "p"})
 """Protocols, by their letter in a gid, whose undecided transactions are never presumed aborted."""
 
@@ -192,6 +196,38 @@ class Heuristic(msgspec.Struct, frozen=True):
     forgotten: bool = False
     forgotten_by: str = ""
     """The request that did so, where it named itself."""
+
+
+class Act(msgspec.Struct, frozen=True, array_like=True):
+    """What an operator did, or tried. It is recorded before it is done, with an empty ``result``, and again
+    with what came of it; an act whose process died in between keeps the empty one.
+
+    ``id`` is drawn by whoever acts and names the act. ``at`` is a wall clock, seconds since 1970. ``who`` is
+    the system user of the process and its machine, as far as the ledger can know it; ``certificate`` the name
+    in the certificate of the connection over which a cluster was told, empty where there is none."""
+
+    id: str
+    verb: str
+    subject: str
+    at: float
+    who: str
+    note: str = ""
+    result: str = ""
+    certificate: str = ""
+
+    def clipped(self) -> Act:
+        """With texts of at most :data:`ACT_CHARACTERS_MAX` characters each."""
+        most = ACT_CHARACTERS_MAX
+        return Act(
+            self.id[:64],
+            self.verb[:most],
+            self.subject[:most],
+            self.at,
+            self.who[:most],
+            self.note[:most],
+            self.result[:most],
+            self.certificate[:most],
+        )
 
 
 class TransactionInfo(msgspec.Struct, frozen=True):
@@ -369,7 +405,7 @@ class Ledger(Protocol):
 
     async def record_heuristic(self, heuristic: Heuristic) -> None:
         """Remember it until forgotten. Repeating one for the same gid keeps the first unless the first
-        was a hazard and this one knows more."""
+        was a hazard and this one knows more. One that was forgotten stays so, whatever is found of it."""
         ...
 
     async def forget_heuristic(self, gid: Gid) -> bool:
@@ -377,6 +413,16 @@ class Ledger(Protocol):
         ...
 
     async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]: ...
+
+    async def record_act(self, act: Act) -> None:
+        """Remember what an operator does. Again with the same ``id``: what came of it, of which the last one
+        counts. The newest :data:`ACTS_MAX` are kept. Raises ``VersionHeldBack`` while a member of a cluster
+        is too old for it."""
+        ...
+
+    async def acts(self, *, limit: int) -> Sequence[Act]:
+        """The newest first, in the order in which they were begun."""
+        ...
 
     async def sessions(self) -> Sequence[SessionInfo]: ...
 

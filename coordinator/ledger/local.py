@@ -33,12 +33,15 @@ from coordinator.ledger.commands import (
     KeepAlive,
     OpenSession,
     Precommit,
+    RecordAct,
     RecordHeuristic,
     Restore,
 )
 from coordinator.ledger.contract import (
+    ACTS_MAX,
     CAUSE_CHARACTERS_MAX,
     Acceptors,
+    Act,
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -319,7 +322,7 @@ class LocalLedger(abc.ABC):
     # Heuristics.
 
     async def record_heuristic(self, heuristic: Heuristic) -> None:
-        await self._run(RecordHeuristic(heuristic))
+        await self._run(RecordHeuristic(heuristic, self._version >= TAGS_VERSION))
 
     async def forget_heuristic(self, gid: Gid, *, request: str = "") -> bool:
         return bool(await self._run(ForgetHeuristic(gid, request)))
@@ -329,6 +332,13 @@ class LocalLedger(abc.ABC):
         return self.machine.heuristics(include_forgotten=include_forgotten)
 
     # For people.
+
+    async def record_act(self, act: Act) -> None:
+        await self._run(RecordAct(act.clipped(), ACTS_MAX))
+
+    async def acts(self, *, limit: int) -> Sequence[Act]:
+        await self._up_to_date()
+        return self.machine.acts(limit)
 
     async def transaction(self, txid: TxId) -> TransactionInfo | None:
         await self._up_to_date()

@@ -29,11 +29,13 @@ from coordinator.ledger.commands import (
     KeepAlive,
     OpenSession,
     Precommit,
+    RecordAct,
     RecordHeuristic,
     Restore,
 )
 from coordinator.ledger.contract import (
     TERMINATES_BY_ITSELF,
+    Act,
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -84,7 +86,7 @@ class Machine:
             case Finish():
                 self._finish(command.txids)
             case RecordHeuristic():
-                self._record_heuristic(command.heuristic)
+                self._record_heuristic(command.heuristic, final=command.final)
             case ForgetHeuristic():
                 return self._forget_heuristic(command)
             case AdvanceTime():
@@ -95,6 +97,8 @@ class Machine:
                 self.state.secret = self.state.secret or command.secret
             case Doom():
                 self._doom(command)
+            case RecordAct():
+                self._record_act(command.act, command.keep)
             case _:
                 assert_never(command)
         return None
@@ -216,13 +220,27 @@ class Machine:
                 book.finish(txid.seq, record.decision, fingerprint(record.branches))
             self._history.append(record)
 
-    def _record_heuristic(self, heuristic: Heuristic) -> None:
+    def _record_heuristic(self, heuristic: Heuristic, *, final: bool) -> None:
         key = str(heuristic.gid)
         known = self.state.heuristics.get(key)
         if known is None or (
             known.kind is Settled.HEURISTIC_HAZARD and heuristic.kind is not Settled.HEURISTIC_HAZARD
         ):
+            if final and known is not None and known.forgotten:
+                heuristic = msgspec.structs.replace(
+                    heuristic, forgotten=True, forgotten_by=known.forgotten_by
+                )
             self.state.heuristics[key] = heuristic
+
+    def _record_act(self, act: Act, keep: int) -> None:
+        acts = self.state.acts
+        known = acts.get(act.id)
+        if known is not None:
+            acts[act.id] = msgspec.structs.replace(known, result=act.result or known.result)
+            return
+        acts[act.id] = act
+        while len(acts) > max(keep, 1):
+            del acts[next(iter(acts))]
 
     def _forget_heuristic(self, command: ForgetHeuristic) -> bool:
         key = str(command.gid)
@@ -294,6 +312,10 @@ class Machine:
     def heuristics(self, *, include_forgotten: bool) -> list[Heuristic]:
         known = self.state.heuristics.values()
         return [heuristic for heuristic in known if include_forgotten or not heuristic.forgotten]
+
+    def acts(self, limit: int) -> list[Act]:
+        """The newest first."""
+        return list(reversed(self.state.acts.values()))[:limit]
 
     def session_infos(self) -> list[SessionInfo]:
         return [book.info() for book in self.state.sessions.values()]

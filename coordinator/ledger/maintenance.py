@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from coordinator.errors import LedgerLocked, LedgerMissing, LedgerUnusable
 from coordinator.ledger import schema, urls
+from coordinator.ledger.acting import DONE, new_act
 from coordinator.ledger.contract import LedgerInfo
 from coordinator.ledger.postgres import tables
 from coordinator.ledger.sqlite import anchored, restoring, store
@@ -54,15 +55,16 @@ async def backup(settings: LedgerSettings, path: Path) -> int:
         await ledger.close()
 
 
-async def restore(settings: LedgerSettings, file: Path | None) -> RestoredLedger:
+async def restore(settings: LedgerSettings, file: Path | None, *, note: str = "") -> RestoredLedger:
     """Make a SQLite ledger anew from the backup ``file``, or believe its file as it is; a new incarnation
     begins. Raises ``UsageError``, ``LedgerLocked`` while any process has it open, ``LedgerUnusable``,
     ``LedgerMissing``."""
     _only_sqlite(settings, "notices by itself that it was restored", "`undoubt cluster restore`")
     path = urls.sqlite_path(settings.url).resolve()
+    act = new_act("ledger restore", file or "the file as it is", note, result=DONE)
 
     def work(path: Path) -> RestoredLedger:
-        return restoring.as_it_is(path) if file is None else restoring.from_backup(path, file)
+        return restoring.as_it_is(path, act) if file is None else restoring.from_backup(path, file, act)
 
     return await asyncio.to_thread(_alone, path, work, must_exist=file is None)
 

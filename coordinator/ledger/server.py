@@ -11,7 +11,10 @@ import struct
 import msgspec
 
 from coordinator.errors import LedgerUnavailable
+from coordinator.ledger.acting import user_name
 from coordinator.ledger.calls import (
+    Call,
+    RecordActCall,
     Reply,
     Request,
     decode_number,
@@ -75,9 +78,19 @@ class _Calls:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _signed(self, call: Call) -> Call:
+        """An act is that of the system user whose process is connected, whatever it says."""
+        if not isinstance(call, RecordActCall) or self._connection.transport is None:
+            return call
+        act = call.act
+        user = f"{user_name(_credentials(self._connection.transport)[1])}@{socket.gethostname()}"
+        # Whoever became root with sudo says who it was.
+        who = act.who if act.who == user or act.who.startswith(f"{user} ") else user
+        return RecordActCall(msgspec.structs.replace(act, who=who, certificate=""))
+
     async def _answer(self, request: Request) -> None:
         try:
-            result = await perform(self._ledger, request.call, remote=True)
+            result = await perform(self._ledger, self._signed(request.call), remote=True)
             answer = encode(Reply(request.number, msgspec.Raw(encode(result))))
         except UndoubtError as error:
             answer = encode(failed(request.number, error))
@@ -91,9 +104,15 @@ class _Calls:
 def _same_user(transport: asyncio.BaseTransport) -> str:
     """Why the peer's process may not use the ledger: it must belong to this process's user or to root
     (unix(7), SO_PEERCRED)."""
-    peer = transport.get_extra_info("socket")
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, _ = struct.unpack("3i", credentials)
+    _, uid, _ = _credentials(transport)
     if uid in {0, os.geteuid()}:
         return ""
     return f"user {uid} may not use the ledger of user {os.geteuid()}"
+
+
+def _credentials(transport: asyncio.BaseTransport) -> tuple[int, int, int]:
+    """Process, user and group of the peer."""
+    peer = transport.get_extra_info("socket")
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    process, user, group = struct.unpack("3i", credentials)
+    return process, user, group

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from coordinator.ledger.contract import (
+    Act,
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -103,6 +104,7 @@ class _StoredState(msgspec.Struct, array_like=True):
     precommitted: list[PrecommitRecord] = []
     secret: bytes = b""
     doomed: list[tuple[TxId, str]] = []
+    acts: list[Act] = []
 
 
 @dataclass(slots=True)
@@ -121,6 +123,8 @@ class State:
     precommitted: dict[TxId, PrecommitRecord] = field(default_factory=dict)
     secret: bytes = field(default=b"", repr=False)
     doomed: dict[TxId, str] = field(default_factory=dict)
+    acts: dict[str, Act] = field(default_factory=dict)
+    """By id, in the order in which they were begun."""
 
     def encode(self) -> bytes:
         """Equal states give equal bytes."""
@@ -136,6 +140,7 @@ class State:
             [self.precommitted[txid] for txid in sorted(self.precommitted)],
             self.secret,
             sorted(self.doomed.items()),
+            list(self.acts.values()),
         )
         return msgspec.msgpack.encode(stored)
 
@@ -156,6 +161,7 @@ class State:
             {record.txid: record for record in stored.precommitted},
             stored.secret,
             dict(stored.doomed),
+            {act.id: act for act in stored.acts},
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from coordinator.errors import LedgerUnusable
+from coordinator.errors import LedgerMisconfigured
 from coordinator.ledger.contract import Ledger
 from coordinator.settings import LedgerSettings
 from participants.redact import redact
@@ -18,7 +18,7 @@ RAFT = "raft"
 async def open_ledger(settings: LedgerSettings) -> Ledger:
     """Open the ledger that ``settings.url`` names, creating an embedded one that is not there yet.
 
-    Raises ``LedgerUnusable``, ``LedgerLocked`` and ``LedgerUnavailable``, which say what to do.
+    Raises ``LedgerMisconfigured``, ``LedgerLocked`` and ``LedgerUnavailable``, which say what to do.
     """
     return await _OPENERS[backend_of(settings.url)](settings)
 
@@ -49,26 +49,26 @@ _OPENERS: dict[str, Callable[[LedgerSettings], Awaitable[Ledger]]] = {
 
 
 def backend_of(url: str) -> str:
-    """The scheme of a URL that has a backend. Raises ``LedgerUnusable`` for any other."""
+    """The scheme of a URL that has a backend. Raises ``LedgerMisconfigured`` for any other."""
     scheme = url.partition("://")[0]
     if scheme in _OPENERS:
         return scheme
     if scheme in {"postgresql", "postgres"}:
-        raise LedgerUnusable(f"ledger URL {redact(url)!r} must begin with {POSTGRES}://")
+        raise LedgerMisconfigured(f"ledger URL {redact(url)!r} must begin with {POSTGRES}://")
     raise _unsupported(url)
 
 
 def sqlite_path(url: str) -> Path:
     """The file of a ``sqlite:///`` URL; three slashes begin a relative path, four an absolute one, as in
-    SQLAlchemy's. Raises ``LedgerUnusable`` for any other URL."""
+    SQLAlchemy's. Raises ``LedgerMisconfigured`` for any other URL."""
     head = f"{SQLITE}:///"
     if not url.startswith(head) or len(url) == len(head) or ":memory:" in url:
         raise _unsupported(url)
     return Path(url.removeprefix(head))
 
 
-def _unsupported(url: str) -> LedgerUnusable:
-    return LedgerUnusable(
+def _unsupported(url: str) -> LedgerMisconfigured:
+    return LedgerMisconfigured(
         f"ledger URL {redact(url)!r} is not supported here; known: sqlite:///path/to/file.db,"
         " postgresql+psycopg://user@host:5432/database, raft://host:7400,host:7400,host:7400"
     )

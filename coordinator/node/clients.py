@@ -15,22 +15,26 @@ import msgspec
 
 from coordinator.errors import LedgerUnavailable
 from coordinator.ledger import calls
+from coordinator.ledger.acting import acting
 from coordinator.ledger.cluster import messages
 from coordinator.ledger.cluster.messages import (
     AcceptorCall,
     Answer,
+    ChangeMembersCall,
     Elsewhere,
     OperatorCall,
     Standing,
     StatusCall,
+    TransferCall,
 )
-from coordinator.ledger.contract import Decision
+from coordinator.ledger.contract import Act, Decision
 from coordinator.node.acceptors import Acceptors
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.ledger import NodeLedger
 from coordinator.node.operator import Backup, Operator
 from coordinator.wire import VERSIONS, Connection, RemoteProtocolError
 from participants.errors import UndoubtError
+from participants.ids import new_nonce
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,17 @@ ANSWERS_BYTES_MAX = 32 * 1024 * 1024
 
 _raw = msgspec.msgpack.Encoder().encode
 _DECISIONS = {decision: msgspec.Raw(_raw(decision)) for decision in Decision}
+
+
+def _verb(call: ChangeMembersCall | TransferCall) -> str:
+    if isinstance(call, TransferCall):
+        return "cluster transfer"
+    return "cluster " + " ".join(sorted({change.kind for change in call.changes}))
+
+
+def _subject(call: ChangeMembersCall | TransferCall) -> str:
+    nodes = [call.to] if isinstance(call, TransferCall) else [change.node for change in call.changes]
+    return "node " + " ".join(map(str, nodes))
 
 
 class FromClient:
@@ -129,8 +144,11 @@ class FromClient:
     async def _perform(self, number: int, call: calls.Call | OperatorCall) -> None:
         try:
             if isinstance(call, OperatorCall):
-                result: object = await self._operator.perform(call, self._backup)
+                result: object = await self._operated(call)
             else:
+                if isinstance(call, calls.RecordActCall):
+                    act = msgspec.structs.replace(call.act, certificate=self._connection.certificate)
+                    call = calls.RecordActCall(act)
                 result = await calls.perform(self._ledger, call, remote=True)
         except UndoubtError as error:
             result = error
@@ -138,6 +156,16 @@ class FromClient:
             log.exception("ledger call %s failed", type(call).__name__)
             result = LedgerUnavailable(f"the node failed: {type(error).__name__}: {error}")
         self._answer(number, result)
+
+    async def _operated(self, call: OperatorCall) -> object:
+        """Changes of the members and of the leader are recorded, whoever asks. Asked again at another
+        leader, an act has the same id."""
+        if not isinstance(call, ChangeMembersCall | TransferCall):
+            return await self._operator.perform(call, self._backup)
+        act = call.act or Act(new_nonce(), _verb(call), _subject(call), self._ledger.now(), "")
+        act = msgspec.structs.replace(act, certificate=self._connection.certificate)
+        async with acting(self._ledger, act):
+            return await self._operator.perform(call, self._backup)
 
     def _answer(self, number: int, result: object) -> None:
         self._unanswered -= 1

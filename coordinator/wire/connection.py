@@ -61,6 +61,8 @@ class Connection(asyncio.Protocol, abc.ABC):
         self._deadline: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport | None = None
         self.secured: Secured | None = None
+        self.certificate = ""
+        """The name in the certificate of a client, checked; empty without TLS."""
 
     # What asyncio calls.
 

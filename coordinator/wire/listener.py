@@ -129,6 +129,7 @@ class Accepted(Connection):
         try:
             peer, version = handshake.check_hello(payload, self.me, self._versions, self._listener.roles)
             name = self._check_certificate(peer, self.me.cluster_id)
+            self.certificate = name
             if name and peer.role is Role.CLIENT:
                 peer = msgspec.structs.replace(peer, name=f"{name} ({peer.name})" if peer.name else name)
             self._listener.check_room(peer)

@@ -7,4 +7,7 @@ In the order in which an operator uses them:
    :mod:`recovery.operator.burden` is what the branch holds up. :mod:`recovery.operator.explain_heuristic`: a
    branch that has ended another way than was decided.
 3. :mod:`recovery.operator.resolve`: commits and rolls back one branch, ends an impostor, forgets.
+4. :mod:`recovery.operator.whole`: all branches of one transaction, looked at and ended together.
+
+What is done is recorded with who does it, when and why (:mod:`coordinator.ledger.acting`).
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coordinator.ledger.contract import Decision, Ledger, Record, SessionInfo, TransactionInfo
+from coordinator.ledger.contract import Decision, Heuristic, Ledger, Record, SessionInfo, TransactionInfo
 from participants.ids import Gid
 from participants.registry import Registry
 from recovery.operator.burden import Burden, burden, waits_of
@@ -54,6 +54,7 @@ async def explain(ledger: Ledger, participants: Registry, found: Found, seen: Su
     weighs = burden(found, await waits_of(participants.get(found.participant)))
     votes = _votes(found, info, seen)
     proof = _proof(found, info, session)
+    proof += [sibling_line(one) for one in seen.siblings(found)]
     return Explanation(found, info, session, votes, weighs, _command(found), tuple(proof))
 
 
@@ -92,7 +93,7 @@ def _command(found: Found) -> str | None:
             return f"undoubt indoubt rollback {gid}"
         case Standing.ACTIVE | Standing.ASK_PROTOCOL:
             return f"undoubt indoubt wait {gid}"
-        case Standing.FORGOTTEN | Standing.IMPOSTOR | Standing.OTHER_LEDGER | Standing.FOREIGN:
+        case _:
             return None
 
 
@@ -118,6 +119,7 @@ _NO_PROOF = {
         "Its decision is in another ledger, the one its name begins with: only that ledger's recovery may"
         " finish it."
     ],
+    Standing.NOT_KNOWN: ["The ledger does not answer: look again once it does."],
     Standing.FOREIGN: [
         "No undoubt wrote this name. Whoever prepared it must finish it; undoubt never touches it."
     ],
@@ -137,6 +139,13 @@ def _proof(found: Found, info: TransactionInfo | None, session: SessionInfo | No
             return proof if found.fix is None else [*proof, mending(found)]
         case standing:
             return _NO_PROOF[standing]
+
+
+def sibling_line(one: Heuristic) -> str:
+    """What became of another branch of the transaction, which ended another way than was decided."""
+    kind = str(one.kind).replace("_", " ")
+    note = f" ({one.note})" if one.note else ""
+    return f"Another branch of its transaction has a {kind}: {one.gid}{note}."
 
 
 def mending(found: Found) -> str:

@@ -3,7 +3,11 @@
 ``roll_back`` first records ABORT, so that nobody can commit the transaction any more; ``commit`` needs a
 recorded COMMIT. Anything else is a heuristic decision, as X/Open XA calls it: it is recorded as a hazard
 before it is done, so that a crash in between leaves a trace, and afterwards as what it was. An impostor is no
-branch: ``end_impostor`` rolls it back and records nothing.
+branch: ``end_impostor`` rolls it back and records nothing of a transaction.
+
+Every call is recorded as an act of this process's system user, before anything is done
+(:mod:`coordinator.ledger.acting`). What would end a branch another way than a sibling was ended by hand, and
+is not what is decided, needs ``contradict``.
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from coordinator.errors import OutcomeUnknown
+from coordinator.ledger.acting import acting, new_act
 from coordinator.ledger.contract import Decision, Heuristic, Ledger, record_of
 from participants.contract import HEURISTICS, Evidence, Order, Settled
 from participants.ids import Foreign, Gid
@@ -39,12 +44,29 @@ class Operator:
     ledger: Ledger
     participants: Registry
 
-    async def commit(self, gid: Gid | Foreign, *, heuristic: bool = False, note: str = "") -> None:
-        """COMMIT PREPARED. Without ``heuristic``, ``Conflict`` unless COMMIT is recorded."""
+    async def commit(
+        self, gid: Gid | Foreign, *, heuristic: bool = False, note: str = "", contradict: bool = False
+    ) -> None:
+        """COMMIT PREPARED. Without ``heuristic``, ``Conflict`` unless COMMIT is recorded; without
+        ``contradict``, ``Conflict`` where a sibling was rolled back by hand, unless COMMIT is recorded."""
+        async with acting(self.ledger, new_act(_verb("indoubt commit", heuristic, contradict), gid, note)):
+            await self._commit(gid, heuristic, note, contradict)
+
+    async def roll_back(
+        self, gid: Gid | Foreign, *, heuristic: bool = False, note: str = "", contradict: bool = False
+    ) -> None:
+        """Record ABORT, then ROLLBACK PREPARED. Without ``heuristic``, ``Conflict`` where COMMIT is recorded
+        or ABORT cannot be; without ``contradict``, where a sibling was committed by hand, unless the
+        transaction is aborted."""
+        async with acting(self.ledger, new_act(_verb("indoubt rollback", heuristic, contradict), gid, note)):
+            await self._roll_back(gid, heuristic, note, contradict)
+
+    async def _commit(self, gid: Gid | Foreign, heuristic: bool, note: str, contradict: bool) -> None:
         found, own = await self._locate(gid)
         if found.standing is Standing.COMMITTED:
             await self._carry_out(found, own, Decision.COMMIT)
         elif heuristic:
+            await self._check_siblings(own, Order.COMMIT, contradict)
             await self._against(found, own, Order.COMMIT, note)
         else:
             raise Conflict(
@@ -52,10 +74,10 @@ class Operator:
                 " To commit it all the same, against or without a decision, add --heuristic"
             )
 
-    async def roll_back(self, gid: Gid | Foreign, *, heuristic: bool = False, note: str = "") -> None:
-        """Record ABORT, then ROLLBACK PREPARED. Without ``heuristic``, ``Conflict`` where COMMIT is recorded
-        or ABORT cannot be."""
+    async def _roll_back(self, gid: Gid | Foreign, heuristic: bool, note: str, contradict: bool) -> None:
         found, own = await self._locate(gid)
+        if found.standing is not Standing.ABORTED:
+            await self._check_siblings(own, Order.ROLLBACK, contradict)
         if found.standing in {Standing.FORGOTTEN, Standing.ASK_PROTOCOL}:
             if not heuristic:
                 raise Conflict(
@@ -75,10 +97,15 @@ class Operator:
                 f" was done. Finish it: undoubt indoubt commit {gid}"
             )
 
-    async def end_impostor(self, shown: Found) -> None:
-        """ROLLBACK PREPARED of the impostor that a person was shown, and of nothing else. Nothing is
-        recorded: it is no branch of any transaction. Raises ``NotOurs`` if it is no impostor, ``Conflict``
+    async def end_impostor(self, shown: Found, *, note: str = "") -> None:
+        """ROLLBACK PREPARED of the impostor that a person was shown, and of nothing else. Nothing but the act
+        is recorded: it is no branch of any transaction. Raises ``NotOurs`` if it is no impostor, ``Conflict``
         if another prepared transaction has its name by now, and ``NotPrepared``."""
+        act = new_act("indoubt rollback (impostor)", shown.branch.gid, note)
+        async with acting(self.ledger, act):
+            await self._end_impostor(shown)
+
+    async def _end_impostor(self, shown: Found) -> None:
         gid = shown.branch.gid
         found = (await survey(self.ledger, self.participants)).one(gid)
         if found.standing is not Standing.IMPOSTOR:
@@ -97,9 +124,20 @@ class Operator:
             found.why,
         )
 
-    async def forget(self, gid: Gid) -> bool:
-        """An operator has dealt with the heuristic outcome of ``gid``. False if none is open."""
-        return await self.ledger.forget_heuristic(gid)
+    async def forget(self, gid: Gid, *, note: str = "") -> bool:
+        """An operator has dealt with the heuristic outcome of ``gid``, for good. False if none is open."""
+        async with acting(self.ledger, new_act("indoubt forget", gid, note)):
+            return await self.ledger.forget_heuristic(gid)
+
+    async def _check_siblings(self, gid: Gid, order: Order, contradict: bool) -> None:
+        """Raise ``Conflict`` if ``order`` would split the transaction from what was done by hand."""
+        against = contradicted(gid, order, await self.ledger.heuristics(include_forgotten=True))
+        if against and not contradict:
+            told = "; ".join(f"{one.gid} has ended as {one.kind}" for one in against)
+            raise Conflict(
+                f"to {order} {gid} would split transaction {gid.txid}: {told}. Nothing was done. To split it"
+                " all the same, add --contradict"
+            )
 
     async def _locate(self, gid: Gid | Foreign) -> tuple[Found, Gid]:
         """The prepared branch of that name, unless undoubt must not touch it."""
@@ -190,6 +228,22 @@ class Operator:
             if record.number == gid.branch:
                 return evidence_of(record)
         return None
+
+
+def contradicted(gid: Gid, order: Order, known: Iterable[Heuristic]) -> list[Heuristic]:
+    """Heuristic outcomes of other branches of the transaction of ``gid`` that ``order`` would contradict."""
+    agreeing = Settled.HEURISTIC_COMMIT if order is Order.COMMIT else Settled.HEURISTIC_ROLLBACK
+    return [
+        one
+        for one in known
+        if one.gid.txid == gid.txid
+        and one.gid != gid
+        and one.kind not in {agreeing, Settled.HEURISTIC_HAZARD}
+    ]
+
+
+def _verb(verb: str, heuristic: bool, contradict: bool) -> str:
+    return verb + (" --heuristic" if heuristic else "") + (" --contradict" if contradict else "")
 
 
 def _identity(found: Found) -> tuple[object, ...]:

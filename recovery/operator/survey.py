@@ -41,6 +41,17 @@ class Survey:
     found: tuple[Found, ...]
     heuristics: tuple[Heuristic, ...]
     unreachable: dict[str, ParticipantError]
+    known: tuple[Heuristic, ...] = ()
+    """Heuristic outcomes with those that were forgotten."""
+    ledger_error: str = ""
+    """Why the ledger did not answer: then the standing of none of its branches is known."""
+
+    def siblings(self, found: Found) -> list[Heuristic]:
+        """Heuristic outcomes of other branches of the same transaction."""
+        gid = found.branch.gid
+        if not isinstance(gid, Gid) or not found.standing.ours:
+            return []
+        return [one for one in self.known if one.gid.txid == gid.txid and one.gid != gid]
 
     def of(self, name: Gid | Foreign | TxId) -> list[Found]:
         """The branches that a gid or a transaction id names."""
@@ -67,9 +78,39 @@ class Survey:
 
 async def survey(ledger: Ledger, participants: Registry) -> Survey:
     """Ask all participants at once, then the ledger. One that fails is named, and hides nobody else's."""
+    seen, unreachable = await _prepared(participants)
+    stands = await standings(ledger, seen)
+    found = [
+        Found(participant.name, branch, stand, *await _why(ledger, participant, branch, stand))
+        for (participant, branch), stand in zip(seen, stands, strict=True)
+    ]
+    found.sort(key=_oldest_first)
+    known = tuple(await ledger.heuristics(include_forgotten=True))
+    return Survey(tuple(found), tuple(one for one in known if not one.forgotten), unreachable, known)
+
+
+async def survey_alone(participants: Registry, ledger_error: str) -> Survey:
+    """What is prepared anywhere while the ledger does not answer."""
+    seen, unreachable = await _prepared(participants)
+    found = []
+    for participant, branch in seen:
+        ours = isinstance(branch.gid, Gid)
+        stand = Standing.NOT_KNOWN if ours else Standing.FOREIGN
+        found.append(Found(participant.name, branch, stand, stand.why))
+    found.sort(key=_oldest_first)
+    return Survey(tuple(found), (), unreachable, ledger_error=ledger_error)
+
+
+def _oldest_first(one: Found) -> tuple[float, str]:
+    return -one.branch.age_s, str(one.branch.gid)
+
+
+async def _prepared(
+    participants: Registry,
+) -> tuple[list[tuple[Participant, PreparedBranch]], dict[str, ParticipantError]]:
     everyone = list(participants)
     lists = await asyncio.gather(*(_list(participant) for participant in everyone))
-    unreachable = {}
+    unreachable: dict[str, ParticipantError] = {}
     branches: dict[str, tuple[str, PreparedBranch]] = {}
     for participant, listed in zip(everyone, lists, strict=True):
         if isinstance(listed, ParticipantError):
@@ -80,14 +121,7 @@ async def survey(ledger: Ledger, participants: Registry) -> Survey:
             text = str(branch.gid)
             if text not in branches or getattr(branch.gid, "participant", None) in participant.names:
                 branches[text] = (participant.name, branch)
-    seen = [(participants.get(name), branch) for name, branch in branches.values()]
-    stands = await standings(ledger, seen)
-    found = [
-        Found(participant.name, branch, stand, *await _why(ledger, participant, branch, stand))
-        for (participant, branch), stand in zip(seen, stands, strict=True)
-    ]
-    found.sort(key=lambda one: (-one.branch.age_s, str(one.branch.gid)))
-    return Survey(tuple(found), tuple(await ledger.heuristics()), unreachable)
+    return [(participants.get(name), branch) for name, branch in branches.values()], unreachable
 
 
 async def _why(

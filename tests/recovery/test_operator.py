@@ -202,12 +202,12 @@ async def test_not_found_is_certain_or_is_not_said(world: World) -> None:
 async def test_a_busy_branch_is_waited_for_and_then_told(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recovery.operator.BUSY_PAUSE_S", 0.001)
+    monkeypatch.setattr("recovery.operator.resolve.BUSY_PAUSE_S", 0.001)
     gid, other = await world.left(Decision.COMMIT)
     world.orders.script.commit = [Settled.BUSY, Settled.BUSY, Settled.APPLIED]
     await operator(world).commit(gid)
     assert world.orders.trace(gid).count("settle_commit") == 3
-    monkeypatch.setattr("recovery.operator.BUSY_S", 0.02)
+    monkeypatch.setattr("recovery.operator.resolve.BUSY_S", 0.02)
     world.payments.script.commit = [Settled.BUSY]
     with pytest.raises(StillBusy):
         await operator(world).commit(other)

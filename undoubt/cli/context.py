@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from coordinator.ledger.contract import Ledger
     from participants.registry import Registry
 
+NO_LEDGER = "0" * 10
+"""Stands for the id of a ledger that nobody can ask."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
@@ -70,6 +73,16 @@ async def opened(context: Context) -> AsyncIterator[Tools]:
         yield Tools(settings, ledger, participants)
 
 
+@contextlib.asynccontextmanager
+async def without_ledger(context: Context) -> AsyncIterator[Registry]:
+    """Every participant, for looking while the ledger does not answer."""
+    participants = assemble.registry(context.settings(), NO_LEDGER)
+    try:
+        yield participants
+    finally:
+        await participants.close()
+
+
 def must_exist(settings: Settings) -> None:
     """Only ``ledger init`` and applications create a ledger: a command run in the wrong folder would else
     make an empty one, and call every branch in doubt another ledger's."""
@@ -114,6 +127,11 @@ def common(command: F) -> F:
 def yes_option(command: F) -> F:
     """For what destroys."""
     return click.option("-y", "--yes", is_flag=True, help="Do not ask.")(command)
+
+
+def note_option(command: F) -> F:
+    """For every act of an operator."""
+    return click.option("--note", default="", metavar="TEXT", help="Why, for the record.")(command)
 
 
 def _config(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:

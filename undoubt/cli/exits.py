@@ -21,6 +21,7 @@ from coordinator.errors import (
     BranchListMismatch,
     HeuristicOutcome,
     LedgerLocked,
+    LedgerMisconfigured,
     LedgerMissing,
     LedgerUnavailable,
 )
@@ -54,6 +55,7 @@ class CommandError(UndoubtError):
 _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (UnknownParticipant, Exit.NOT_FOUND),
     (LedgerMissing, Exit.NOT_FOUND),
+    (LedgerMisconfigured, Exit.USAGE),
     (UsageError, Exit.USAGE),
     (InvalidName, Exit.USAGE),
     (BranchListMismatch, Exit.CONFLICT),

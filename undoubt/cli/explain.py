@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from coordinator.ledger.contract import Record, SessionInfo
+from coordinator.ledger.contract import Heuristic, Record, SessionInfo
 from recovery.operator.explain import Explanation
 from recovery.operator.explain_heuristic import HeuristicExplanation
 from undoubt.cli import shapes
 from undoubt.cli.output import iso
 
 
-def document(told: Explanation) -> dict[str, Any]:
+def document(told: Explanation, siblings: Sequence[Heuristic] = ()) -> dict[str, Any]:
     """One object; moments are ISO 8601 in UTC, lengths of time in seconds."""
     found = told.found
     return {
-        "branch": shapes.prepared(found),
+        "branch": shapes.prepared(found, siblings),
         "decision": _decision(told),
         "session": None if told.session is None else _session(told.session),
         "votes": [dataclasses.asdict(vote) for vote in told.votes],

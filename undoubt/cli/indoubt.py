@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
 
+from coordinator.errors import LedgerError, LedgerMisconfigured, LedgerMissing
+from coordinator.ledger.contract import Heuristic
+from participants.contract import Order
 from participants.ids import Foreign, Gid, TxId
 from recovery.operator.explain import explain as explain_branch
-from recovery.operator.explain import mending
+from recovery.operator.explain import mending, sibling_line
 from recovery.operator.explain_heuristic import explain_heuristic
-from recovery.operator.resolve import Operator
-from recovery.operator.survey import Found, Survey, survey
+from recovery.operator.resolve import Operator, contradicted
+from recovery.operator.survey import Found, Survey, survey, survey_alone
+from recovery.operator.whole import Whole, look
 from recovery.plan import Standing
 from undoubt.cli import shapes
-from undoubt.cli.context import Context, common, opened, pass_context, yes_option
+from undoubt.cli.context import Context, common, note_option, opened, pass_context, without_ledger, yes_option
 from undoubt.cli.durations import Duration, show_duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.explain import document, heuristic_document
 from undoubt.cli.explain_page import explain_page
 from undoubt.cli.names import GidParam, NameParam
+from undoubt.cli.whole import end_unless_all_seen, page
 
 WAIT_PAUSE_S = 0.2
 
 heuristic_option = click.option(
     "--heuristic", is_flag=True, help="Do it against or without a recorded decision; this is recorded."
 )
-note_option = click.option("--note", default="", metavar="TEXT", help="Why, for the record.")
+contradict_option = click.option(
+    "--contradict", is_flag=True, help="Do it although a branch has ended the other way: this splits it."
+)
 
 
 @click.group()
@@ -54,14 +62,15 @@ def list_(context: Context) -> None:
 
     All participants are asked, then the ledger. Foreign prepared transactions are listed too, and so are
     impostors, with what is wrong with each; neither is ever touched. Exit status 4 if a participant did not
-    answer; the others are listed all the same.
+    answer; the others are listed all the same. While the ledger does not answer, what the databases have
+    prepared is listed, without what is decided, and the exit status is 4 too.
 
     \b
     Example:
       undoubt indoubt list
       undoubt indoubt list -o json | jq '.branches[] | select(.action == "decide")'
     """
-    seen = context.run(_survey(context))
+    seen = context.run(_survey_anyhow(context))
     if context.output.json:
         context.output.document(shapes.survey(seen))
     else:
@@ -72,22 +81,29 @@ def list_(context: Context) -> None:
 
 
 @indoubt.command()
-@click.argument("gid", type=GidParam())
+@click.argument("name", type=NameParam(), metavar="GID|TXID")
 @common
 @pass_context
-def explain(context: Context, gid: Gid | Foreign) -> None:
-    """Explain one prepared branch.
+def explain(context: Context, name: Gid | Foreign | TxId) -> None:
+    """Explain one prepared branch, or a whole transaction.
 
     The decision and why, who voted, which sessions it blocks, how long it has held back vacuum, the safe
     action, and the proof that it is safe. Of a branch with a heuristic outcome: what became of it, and what
-    is left to do by hand.
+    is left to do by hand. Of a transaction, and of a branch whose database does not answer: what the ledger
+    and the other databases know; exit status 4 if not everything could be seen.
 
     \b
     Example:
       undoubt indoubt explain undoubt:k3v9q0x2ab:2:3-4f1d0c9a77b2e815.42:1:orders
     """
-    found = context.run(_explain(context, gid))
-    if context.output.json:
+    found = context.run(_explain(context, name))
+    if isinstance(found, Whole):
+        if context.output.json:
+            context.output.document(shapes.whole(found))
+        else:
+            page(context.output, found)
+        end_unless_all_seen(found)
+    elif context.output.json:
         context.output.document(found)
     else:
         explain_page(context.output, found)
@@ -96,69 +112,84 @@ def explain(context: Context, gid: Gid | Foreign) -> None:
 @indoubt.command()
 @click.argument("gid", type=GidParam())
 @heuristic_option
+@contradict_option
 @note_option
 @yes_option
 @common
 @pass_context
-def commit(context: Context, gid: Gid | Foreign, heuristic: bool, note: str, yes: bool) -> None:
+def commit(
+    context: Context, gid: Gid | Foreign, *, heuristic: bool, contradict: bool, note: str, yes: bool
+) -> None:
     """Commit a branch whose COMMIT is recorded.
 
-    Without a recorded COMMIT it is refused with exit status 5, unless --heuristic is given: then the
-    database does what you say, whatever the other participants did, and it is recorded as your decision.
+    Without a recorded COMMIT it is refused with exit status 5, unless --heuristic is given: then the database
+    does what you say, whatever the other participants did, and it is recorded as your decision. Where another
+    branch was rolled back by hand it needs --contradict as well. `tx resolve` ends all branches together.
 
     \b
     Example:
       undoubt indoubt commit GID
       undoubt indoubt commit GID --heuristic --note "agreed with accounting"
     """
-    if heuristic:
+    before = context.run(_before(context, gid, Order.COMMIT))
+    if heuristic and before.standing is not Standing.COMMITTED and (contradict or not before.splits):
+        _warn(context, before)
         context.confirm(f"Commit {gid} against or without a recorded decision?", yes=yes)
-    context.run(_commit(context, gid, heuristic, note))
+    context.run(_commit(context, gid, heuristic, contradict, note))
     _report(context, gid, "committed")
 
 
 @indoubt.command()
 @click.argument("gid", type=GidParam())
 @heuristic_option
+@contradict_option
 @note_option
 @yes_option
 @common
 @pass_context
-def rollback(context: Context, gid: Gid | Foreign, heuristic: bool, note: str, yes: bool) -> None:
+def rollback(
+    context: Context, gid: Gid | Foreign, *, heuristic: bool, contradict: bool, note: str, yes: bool
+) -> None:
     """Record ABORT, then roll the branch back.
 
     What the branch wrote is lost. Where COMMIT is recorded it is refused with exit status 5, unless
-    --heuristic is given. Recovery rolls back the other branches of the transaction.
+    --heuristic is given, and you are told before you are asked. Where another branch was committed by hand it
+    needs --contradict. Recovery rolls back the other branches of the transaction.
 
     Of an impostor you are told first why it is one; then just the prepared transaction that you were shown is
-    rolled back, and nothing is recorded.
+    rolled back, and nothing is recorded but that you did it.
 
     \b
     Example:
       undoubt indoubt rollback GID
     """
-    shown = context.run(_impostor(context, gid))
-    if shown is not None:
-        _tell_of_impostor(context, shown)
+    before = context.run(_before(context, gid, Order.ROLLBACK))
+    if before.standing is Standing.IMPOSTOR:
+        _tell_of_impostor(context, before.found)
         context.confirm("Roll back this impostor? What it wrote is lost.", yes=yes)
-        context.run(_end_impostor(context, shown))
+        context.run(_end_impostor(context, before.found, note))
         _report(context, gid, "rolled back")
         return
-    context.confirm(f"Roll back {gid}? What it wrote is lost.", yes=yes)
-    context.run(_roll_back(context, gid, heuristic, note))
+    splits = bool(before.splits) and before.standing is not Standing.ABORTED
+    refused = (before.standing is Standing.COMMITTED and not heuristic) or (splits and not contradict)
+    if not refused:
+        _warn(context, before)
+        context.confirm(f"Roll back {gid}? What it wrote is lost.", yes=yes)
+    context.run(_roll_back(context, gid, heuristic, contradict, note))
     _report(context, gid, "rolled back")
 
 
 @indoubt.command()
 @click.argument("gid", type=GidParam())
+@note_option
 @yes_option
 @common
 @pass_context
-def forget(context: Context, gid: Gid | Foreign, yes: bool) -> None:
+def forget(context: Context, gid: Gid | Foreign, note: str, yes: bool) -> None:
     """Forget a heuristic outcome you have dealt with.
 
-    It is no longer listed, and no longer makes `check` fail; `tx show` still tells of it. Exit status 3 if
-    none is open for GID.
+    For good: it is no longer listed, and no longer makes `check` fail; `tx show` still tells of it. Exit
+    status 3 if none is open for GID.
 
     \b
     Example:
@@ -167,7 +198,7 @@ def forget(context: Context, gid: Gid | Foreign, yes: bool) -> None:
     if not isinstance(gid, Gid):
         raise CommandError(Exit.NOT_FOUND, f"no heuristic outcome is recorded for {gid}: it is not undoubt's")
     context.confirm(f"Forget the heuristic outcome of {gid}?", yes=yes)
-    if not context.run(_forget(context, gid)):
+    if not context.run(_forget(context, gid, note)):
         raise CommandError(Exit.NOT_FOUND, f"no heuristic outcome is open for {gid}")
     _report(context, gid, "forgotten")
 
@@ -230,7 +261,7 @@ def check(context: Context, older_than: float) -> None:
     if context.output.json:
         counted = {"in_doubt": len(late) + len(open_ones), "older_than_s": older_than}
         context.output.document(
-            counted | shapes.survey(Survey(tuple(late), tuple(open_ones), seen.unreachable))
+            counted | shapes.survey(replace(seen, found=tuple(late), heuristics=tuple(open_ones)))
         )
     else:
         _tables(context, Survey((), tuple(open_ones), seen.unreachable), late)
@@ -251,40 +282,92 @@ async def _survey(context: Context) -> Survey:
         return await survey(tools.ledger, tools.participants)
 
 
-async def _explain(context: Context, gid: Gid | Foreign) -> dict[str, Any]:
+async def _survey_anyhow(context: Context) -> Survey:
+    """Also while the ledger does not answer."""
+    try:
+        return await _survey(context)
+    except LedgerError as error:
+        if isinstance(error, LedgerMissing | LedgerMisconfigured):
+            raise
+        async with without_ledger(context) as participants:
+            return await survey_alone(participants, str(error))
+
+
+async def _explain(context: Context, gid: Gid | Foreign | TxId) -> dict[str, Any] | Whole:
     async with opened(context) as tools:
+        if isinstance(gid, TxId):
+            return await look(tools.ledger, tools.participants, gid)
         seen = await survey(tools.ledger, tools.participants)
         if not seen.of(gid) and isinstance(gid, Gid):
             ended = await explain_heuristic(tools.ledger, gid)
             if ended is not None:
                 return heuristic_document(ended)
-        return document(await explain_branch(tools.ledger, tools.participants, seen.one(gid), seen))
+            if seen.unreachable and await tools.ledger.transaction(gid.txid) is not None:
+                return await look(tools.ledger, tools.participants, gid.txid)
+        one = seen.one(gid)
+        told = await explain_branch(tools.ledger, tools.participants, one, seen)
+        return document(told, seen.siblings(one))
 
 
-async def _commit(context: Context, gid: Gid | Foreign, heuristic: bool, note: str) -> None:
+@dataclass(frozen=True)
+class _Before:
+    """What is known of a branch before it is ended by hand. ``splits``: what was done by hand to its siblings
+    that the order contradicts; ``siblings``: all of it."""
+
+    found: Found
+    splits: list[Heuristic]
+    siblings: list[Heuristic]
+    order: Order
+
+    @property
+    def standing(self) -> Standing:
+        return self.found.standing
+
+
+async def _before(context: Context, gid: Gid | Foreign, order: Order) -> _Before:
     async with opened(context) as tools:
-        await Operator(tools.ledger, tools.participants).commit(gid, heuristic=heuristic, note=note)
+        seen = await survey(tools.ledger, tools.participants)
+        one = seen.one(gid)
+        own = one.branch.gid
+        splits = contradicted(own, order, seen.known) if isinstance(own, Gid) else []
+        return _Before(one, splits, seen.siblings(one), order)
 
 
-async def _roll_back(context: Context, gid: Gid | Foreign, heuristic: bool, note: str) -> None:
+def _warn(context: Context, before: _Before) -> None:
+    if before.order is Order.ROLLBACK and before.standing is Standing.COMMITTED:
+        context.output.note("COMMIT IS RECORDED: other branches of the transaction have applied it, or will.")
+    if before.order is Order.COMMIT and before.standing is Standing.ABORTED:
+        context.output.note("IT IS ABORTED: other branches of the transaction are rolled back, or will be.")
+    for one in before.siblings:
+        context.output.note(sibling_line(one))
+    if before.splits:
+        context.output.note("This splits the transaction.")
+
+
+async def _commit(context: Context, gid: Gid | Foreign, heuristic: bool, contradict: bool, note: str) -> None:
     async with opened(context) as tools:
-        await Operator(tools.ledger, tools.participants).roll_back(gid, heuristic=heuristic, note=note)
+        await Operator(tools.ledger, tools.participants).commit(
+            gid, heuristic=heuristic, contradict=contradict, note=note
+        )
 
 
-async def _impostor(context: Context, gid: Gid | Foreign) -> Found | None:
+async def _roll_back(
+    context: Context, gid: Gid | Foreign, heuristic: bool, contradict: bool, note: str
+) -> None:
     async with opened(context) as tools:
-        found = (await survey(tools.ledger, tools.participants)).one(gid)
-        return found if found.standing is Standing.IMPOSTOR else None
+        await Operator(tools.ledger, tools.participants).roll_back(
+            gid, heuristic=heuristic, contradict=contradict, note=note
+        )
 
 
-async def _end_impostor(context: Context, shown: Found) -> None:
+async def _end_impostor(context: Context, shown: Found, note: str) -> None:
     async with opened(context) as tools:
-        await Operator(tools.ledger, tools.participants).end_impostor(shown)
+        await Operator(tools.ledger, tools.participants).end_impostor(shown, note=note)
 
 
-async def _forget(context: Context, gid: Gid) -> bool:
+async def _forget(context: Context, gid: Gid, note: str) -> bool:
     async with opened(context) as tools:
-        return await Operator(tools.ledger, tools.participants).forget(gid)
+        return await Operator(tools.ledger, tools.participants).forget(gid, note=note)
 
 
 async def _wait(context: Context, name: Gid | Foreign | TxId | None, timeout: float) -> float:
@@ -330,6 +413,12 @@ def _tables(context: Context, seen: Survey, found: tuple[Found, ...] | list[Foun
             ("impostor", "prepared by role", "why it is none of ours", "if that role is yours"),
             [(one.branch.gid, one.branch.owner, one.why, one.fix or "-") for one in impostors],
         )
+    siblings = [(one.branch.gid, each) for one in found for each in seen.siblings(one)]
+    if siblings:
+        context.output.table(
+            ("branch", "another branch of its transaction", "has ended as"),
+            [(gid, each.gid, str(each.kind).replace("_", " ")) for gid, each in siblings],
+        )
     if seen.heuristics:
         context.output.table(
             ("heuristic outcome", "decided", "found", "gid", "note"),
@@ -365,6 +454,11 @@ def _report(context: Context, gid: Gid | Foreign, result: str) -> None:
 
 
 def _end_unless_all_answered(seen: Survey) -> None:
+    if seen.ledger_error:
+        raise CommandError(
+            Exit.UNREACHABLE,
+            f"the ledger does not answer, so what is decided is not known: {seen.ledger_error}",
+        )
     if seen.unreachable:
         told = "; ".join(str(error) for error in seen.unreachable.values())
         raise CommandError(Exit.UNREACHABLE, f"not everything could be seen: {told}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from undoubt.cli.context import Context, common, must_exist, pass_context, yes_option
+from undoubt.cli.context import Context, common, must_exist, note_option, pass_context, yes_option
 from undoubt.cli.exits import CommandError, Exit
 
 
@@ -123,10 +123,11 @@ def backup(context: Context, file: Path) -> None:
 
 @ledger.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@note_option
 @yes_option
 @common
 @pass_context
-def restore(context: Context, file: Path | None, yes: bool) -> None:
+def restore(context: Context, file: Path | None, note: str, yes: bool) -> None:
     """Make a SQLite ledger anew from the backup FILE; without FILE, believe the ledger's file as it is.
 
     For a file that is damaged, was lost, was copied from elsewhere or set back. Nobody may use the ledger
@@ -143,7 +144,7 @@ def restore(context: Context, file: Path | None, yes: bool) -> None:
     settings = context.settings().ledger
     what = f"Make {settings.url} anew from {file}?" if file else f"Believe {settings.url} as it is?"
     context.confirm(f"{what} What it has forgotten is left to you to decide.", yes=yes)
-    restored = context.run(bring_back(settings, file))
+    restored = context.run(bring_back(settings, file, note=note))
     shown = msgspec.to_builtins(restored)
     if context.output.json:
         context.output.document(shown)

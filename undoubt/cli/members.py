@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from coordinator.errors import LedgerError
-from undoubt.cli.context import Context, common, pass_context, yes_option
+from undoubt.cli.context import Context, common, note_option, pass_context, yes_option
 from undoubt.cli.durations import Duration
 from undoubt.cli.exits import CommandError, Exit
 
@@ -29,9 +29,10 @@ NODE = click.IntRange(min=1)
 @click.option(
     "--address", metavar="HOST:PORT", default="", help="Where others find it; else where it listens."
 )
+@note_option
 @common
 @pass_context
-def add(context: Context, address: str) -> None:
+def add(context: Context, note: str, address: str) -> None:
     """Let this node join the cluster, as a learner.
 
     Run it on the new machine, with node.number set to a number that no node has had, an empty node.data, and
@@ -46,7 +47,7 @@ def add(context: Context, address: str) -> None:
     """
     from undoubt.serve import begin  # noqa: PLC0415
 
-    joined = context.run(begin.join(context.settings(), address))
+    joined = context.run(begin.join(context.settings(), address, note))
     if context.output.json:
         context.output.document(msgspec.to_builtins(joined))
         return
@@ -59,9 +60,10 @@ def add(context: Context, address: str) -> None:
 @click.option(
     "--wait", "wait_s", type=Duration(), default="1m", show_default=True, help="For it to catch up."
 )
+@note_option
 @common
 @pass_context
-def promote(context: Context, nodes: tuple[int, ...], wait_s: float) -> None:
+def promote(context: Context, note: str, nodes: tuple[int, ...], wait_s: float) -> None:
     """Make learners voters, once they have caught up.
 
     Several at once are one step. Grow from three to five by adding two nodes and promoting both.
@@ -70,7 +72,7 @@ def promote(context: Context, nodes: tuple[int, ...], wait_s: float) -> None:
     Example:
       undoubt cluster promote 4 5
     """
-    _show(context, _change(context, "promote", nodes, wait_s))
+    _show(context, _change(context, "promote", nodes, wait_s, note))
 
 
 @click.command()
@@ -79,9 +81,10 @@ def promote(context: Context, nodes: tuple[int, ...], wait_s: float) -> None:
     "--wait", "wait_s", type=Duration(), default="15s", show_default=True, help="For others to be ready."
 )
 @yes_option
+@note_option
 @common
 @pass_context
-def remove(context: Context, nodes: tuple[int, ...], wait_s: float, yes: bool) -> None:
+def remove(context: Context, note: str, nodes: tuple[int, ...], wait_s: float, yes: bool) -> None:
     """Remove nodes for good: their numbers are never used again.
 
     Several at once are one step. It is refused if those who are left could not go on, or not end what is
@@ -94,14 +97,15 @@ def remove(context: Context, nodes: tuple[int, ...], wait_s: float, yes: bool) -
     """
     listed = " and ".join(map(str, nodes))
     context.confirm(f"Remove node {listed} from the cluster, for good?", yes=yes)
-    _show(context, _change(context, "remove", nodes, wait_s))
+    _show(context, _change(context, "remove", nodes, wait_s, note))
 
 
 @click.command()
 @click.argument("node", required=False, default=0, type=click.IntRange(min=0), metavar="[NODE]")
+@note_option
 @common
 @pass_context
-def transfer(context: Context, node: int) -> None:
+def transfer(context: Context, note: str, node: int) -> None:
     """Let another node lead: this one, or whoever is best.
 
     \b
@@ -111,7 +115,7 @@ def transfer(context: Context, node: int) -> None:
     """
     from coordinator.ledger.cluster import operate  # noqa: PLC0415
 
-    _show(context, context.run(operate.transfer(context.settings().ledger, node)))
+    _show(context, context.run(operate.transfer(context.settings().ledger, node, note=note)))
 
 
 @click.command()
@@ -195,13 +199,13 @@ def restore(context: Context, file: Path, ticket: str, yes: bool) -> None:
         )
 
 
-def _change(context: Context, kind: Any, nodes: tuple[int, ...], wait_s: float) -> NodeStatus:
+def _change(context: Context, kind: Any, nodes: tuple[int, ...], wait_s: float, note: str) -> NodeStatus:
     from coordinator.ledger.cluster import operate  # noqa: PLC0415
     from coordinator.ledger.cluster.messages import MemberChange  # noqa: PLC0415
 
     changes = [MemberChange(kind, node) for node in nodes]
     wait_s = max(wait_s, operate.WAIT_S)
-    return context.run(operate.change_members(context.settings().ledger, changes, wait_s=wait_s))
+    return context.run(operate.change_members(context.settings().ledger, changes, wait_s=wait_s, note=note))
 
 
 def _show(context: Context, status: NodeStatus) -> None:

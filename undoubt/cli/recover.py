@@ -12,13 +12,11 @@ from recovery.report import Line, Report
 from recovery.service import RecoveryService
 from recovery.without_ledger import WithoutLedger
 from undoubt import assemble
-from undoubt.cli.context import Context, common, opened, pass_context
+from undoubt.cli.context import NO_LEDGER, Context, common, opened, pass_context
 from undoubt.cli.exits import CommandError, Exit
 
 PAUSE_S = 1.0
 """Between two passes without a ledger."""
-NO_LEDGER = "0" * 10
-"""Stands for the id of a ledger that nobody remembers, where only sessions are named after it."""
 
 
 @click.command()
@@ -37,7 +35,8 @@ def recover(context: Context, once: bool, dry_run: bool, without_ledger: bool, l
 
     Without --once it stays, and resolves whatever appears, until it is interrupted. Several at once are
     harmless. Branches whose coordinator is alive are left alone. With --once or --dry-run the exit status
-    is 4 if a participant or the ledger did not answer, 1 if a branch could not be resolved.
+    is 4 if a participant or the ledger did not answer, 5 if a branch was found to have ended another way than
+    was decided, 1 if one could not be resolved.
 
     With --without-ledger no ledger is opened. The participants of a three-phase commit know its outcome among
     themselves; branches of the other protocols are reported with the reason, and left alone. It ends once
@@ -66,6 +65,14 @@ def _tell(context: Context, report: Report) -> None:
         _page(context, report)
     if report.errors:
         raise CommandError(Exit.UNREACHABLE, "; ".join(report.errors.values()))
+    found = [line for line in report.lines if line.action == "heuristic" and line.result == "done"]
+    found += [line for line in report.lines if line.result == "done" and line.why.startswith("heuristic")]
+    if found and not report.dry_run:
+        raise CommandError(
+            Exit.CONFLICT,
+            f"{len(dict.fromkeys(line.gid for line in found))} branches ended another way than was decided:"
+            " undoubt indoubt list",
+        )
     if failed := [line for line in report.lines if line.result == "failed"]:
         raise CommandError(Exit.FAILURE, f"{len(failed)} branches could not be resolved: {failed[0].why}")
 

@@ -24,6 +24,7 @@ COMMANDS: dict[str, Entry] = {
     "demo": Entry("undoubt.demo.command", "demo", "Real databases, real crashes, recovery, and the proof."),
     "indoubt": Entry("undoubt.cli.indoubt", "indoubt", "See, explain and resolve branches in doubt."),
     "tx": Entry("undoubt.cli.tx", "tx", "Look up transactions."),
+    "audit": Entry("undoubt.cli.audit", "audit", "What operators did: who, when, why."),
     "recover": Entry("undoubt.cli.recover", "recover", "Resolve what is in doubt, now or from now on."),
     "participants": Entry("undoubt.cli.participants", "participants", "The databases taking part."),
     "ledger": Entry("undoubt.cli.ledger", "ledger", "Create, migrate and check the ledger."),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from coordinator.ledger.contract import BranchRecord, Heuristic, TransactionInfo
+from coordinator.ledger.contract import Act, BranchRecord, Heuristic, TransactionInfo
 from participants.findings import Finding
 from participants.ids import Gid, Protocol
 from recovery.operator.burden import Burden
 from recovery.operator.survey import Found, Survey
+from recovery.operator.whole import Whole
 from undoubt.cli.output import iso
 
 PROTOCOL_NAMES = {Protocol.TWO_PHASE: "2pc", Protocol.THREE_PHASE: "3pc", Protocol.PAXOS: "paxos"}
@@ -75,7 +77,7 @@ def heuristic(found: Heuristic) -> dict[str, Any]:
     }
 
 
-def prepared(one: Found) -> dict[str, Any]:
+def prepared(one: Found, siblings: Sequence[Heuristic] = ()) -> dict[str, Any]:
     """One prepared branch as ``indoubt list`` prints it; ``txid`` and ``protocol`` are null for a foreign
     one; ``fix`` is what makes an impostor ours, whose owner alone is wrong, else null."""
     gid = one.branch.gid
@@ -88,11 +90,49 @@ def prepared(one: Found) -> dict[str, Any]:
         "why": one.why,
         "fix": one.fix,
         "action": one.standing.action,
+        "siblings": [{"gid": str(each.gid), "kind": str(each.kind)} for each in siblings],
         "database": one.branch.database,
         "owner": one.branch.owner,
         "xid": one.branch.xid,
         "prepared_at": iso(one.branch.prepared_at),
         "age_s": round(one.branch.age_s, 3),
+    }
+
+
+def whole(told: Whole) -> dict[str, Any]:
+    """A whole transaction as ``tx resolve`` and ``explain TXID`` print it; ``direction`` is the safe one,
+    null where none is proved to be."""
+    return {
+        "txid": str(told.txid),
+        "transaction": None if told.info is None else transaction(told.info, told.ledger_id),
+        "direction": None if told.direction is None else str(told.direction),
+        "why": told.why,
+        "branches": [
+            {
+                "number": one.number,
+                "participant": one.participant,
+                "gid": None if one.gid is None else str(one.gid),
+                "now": one.now,
+                "standing": None if one.standing is None else str(one.standing),
+                "why": one.why,
+                "proved": str(one.proved),
+                "heuristic": None if one.heuristic is None else heuristic(one.heuristic),
+            }
+            for one in told.branches
+        ],
+    }
+
+
+def act(one: Act) -> dict[str, Any]:
+    """What an operator did; ``result`` is null where what came of it was never told."""
+    return {
+        "at": iso(one.at),
+        "who": one.who or None,
+        "certificate": one.certificate or None,
+        "verb": one.verb,
+        "subject": one.subject,
+        "note": one.note,
+        "result": one.result or None,
     }
 
 
@@ -122,8 +162,9 @@ def finding(one: Finding) -> dict[str, Any]:
 def survey(seen: Survey) -> dict[str, Any]:
     """All that is prepared and heuristic, and who did not answer."""
     return {
-        "branches": [prepared(one) for one in seen.found],
+        "branches": [prepared(one, seen.siblings(one)) for one in seen.found],
         "heuristics": [heuristic(one) for one in seen.heuristics],
+        "ledger_error": seen.ledger_error or None,
         "unreachable": [
             {"participant": name, "error": str(error)} for name, error in seen.unreachable.items()
         ],

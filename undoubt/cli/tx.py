@@ -1,10 +1,10 @@
-"""``undoubt tx``: what the ledger knows of transactions."""
+"""``undoubt tx``: what the ledger knows of transactions, and one verb that ends one."""
 
 from __future__ import annotations
 
 import click
 
-from coordinator.ledger.contract import Record, TransactionInfo, Verdict
+from coordinator.ledger.contract import Ledger, Record, TransactionInfo, Verdict
 from participants.ids import TxId
 from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, opened, pass_context
@@ -12,11 +12,12 @@ from undoubt.cli.durations import show_duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import Output
+from undoubt.cli.whole import resolve
 
 
 @click.group()
 def tx() -> None:
-    """Look up transactions in the ledger.
+    """Look up transactions in the ledger, and end one as a whole.
 
     \b
     Example:
@@ -68,6 +69,9 @@ def list_(context: Context, limit: int, before: TxId | None) -> None:
         context.output.note("no decision is recorded")
 
 
+tx.add_command(resolve)
+
+
 @tx.command()
 @click.argument("txid", type=TxIdParam())
 @common
@@ -116,7 +120,28 @@ async def _list(context: Context, limit: int, before: TxId | None) -> tuple[list
 
 async def _show(context: Context, txid: TxId) -> tuple[TransactionInfo | None, str]:
     async with opened(context) as tools:
-        return await tools.ledger.transaction(txid), tools.ledger.ledger_id
+        info = await tools.ledger.transaction(txid)
+        return info or await _ended_by_hand(tools.ledger, txid), tools.ledger.ledger_id
+
+
+async def _ended_by_hand(ledger: Ledger, txid: TxId) -> TransactionInfo | None:
+    """Of an undecided transaction some branch of which an operator has ended."""
+    known = [one for one in await ledger.heuristics(include_forgotten=True) if one.gid.txid == txid]
+    if not known:
+        return None
+    gid = known[0].gid
+    verdict = (await ledger.outcomes([gid]))[gid]
+    return TransactionInfo(
+        txid,
+        Record.NOT_RECORDED,
+        verdict,
+        gid.protocol,
+        (),
+        None,
+        "",
+        finished=False,
+        heuristics=tuple(known),
+    )
 
 
 def _page(out: Output, info: TransactionInfo, ledger_id: str) -> None:

@@ -23,7 +23,8 @@ async def look_at_prepared(participant: Participant, seen: Survey, older_than_s:
     if name in seen.unreachable:
         return []
     here = [found for found in seen.found if found.participant == name]
-    old = [found for found in here if found.branch.age_s >= older_than_s]
+    # What only a person can end does not become better with age.
+    old = [found for found in here if found.branch.age_s >= older_than_s or found.standing.action == "decide"]
     if not old:
         return [_none(name, len(here), older_than_s)]
     waits = await waits_of(participant)
@@ -71,6 +72,7 @@ _TO_DO = {
     Standing.FORGOTTEN: "A person must decide: explain says what can be known",
     Standing.IMPOSTOR: "Find out who prepared it: it is no branch of ours; indoubt rollback can end it",
     Standing.OTHER_LEDGER: "Only recovery with that ledger's configuration may finish it",
+    Standing.NOT_KNOWN: "Look again once the ledger answers",
     Standing.FOREIGN: "Whoever prepared it must finish it; undoubt never does",
 }
 _FIX = {

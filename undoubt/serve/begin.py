@@ -83,7 +83,7 @@ async def _refuse_twins(settings: Settings, ledger_id: str) -> None:
             )
 
 
-async def join(settings: Settings, address: str = "") -> Joined:
+async def join(settings: Settings, address: str = "", note: str = "") -> Joined:
     """Make this node a learner of the cluster of ``ledger.url``; others find it at ``address``, by default
     where it listens. May be repeated. Raises ``UsageError``, ``ClusterRefused``, ``LedgerError``."""
     number, folder = number_of(settings), Path(settings.node.data)
@@ -105,7 +105,7 @@ async def join(settings: Settings, address: str = "") -> Joined:
         )
     try:
         added = MemberChange("add", number, str(where), me.disk, settings.node.speaks.highest)
-        await operate.change_members(settings.ledger, [added])
+        await operate.change_members(settings.ledger, [added], note=note)
     except ClusterRefused:
         if made:
             discard(folder)

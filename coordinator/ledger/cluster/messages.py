@@ -13,7 +13,8 @@ import msgspec
 
 from coordinator import paxos
 from coordinator.ledger import calls
-from coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION
+from coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
+from coordinator.ledger.contract import Act
 from participants.ids import TxId
 
 REQUESTS_PER_FRAME_MAX = 1_000
@@ -88,6 +89,8 @@ class ChangeMembersCall(msgspec.Struct, frozen=True, array_like=True, tag="membe
     configuration is in force alone, and refused with ``ClusterNotReady`` while who is promoted is behind."""
 
     changes: tuple[MemberChange, ...]
+    act: Act | None = None
+    """Whose doing it is, for the record; the node adds the certificate."""
 
 
 class TransferCall(msgspec.Struct, frozen=True, array_like=True, tag="transfer"):
@@ -96,6 +99,8 @@ class TransferCall(msgspec.Struct, frozen=True, array_like=True, tag="transfer")
 
     to: int
     leaves: int
+    act: Act | None = None
+    """As of :class:`ChangeMembersCall`."""
 
 
 class SnapshotCall(msgspec.Struct, frozen=True, array_like=True, tag="snapshot"):
@@ -148,7 +153,9 @@ def since(call: calls.Call | NodeCall) -> int:
     match call:
         case AcceptorCall() | HeldCall():
             return PAXOS_VERSION
-        case StatusCall() | ChangeMembersCall() | TransferCall() | SnapshotCall() | BackupCall():
+        case ChangeMembersCall() | TransferCall():
+            return FIRST_VERSION if call.act is None else TAGS_VERSION
+        case StatusCall() | SnapshotCall() | BackupCall():
             return FIRST_VERSION
         case _:
             return calls.since(call)

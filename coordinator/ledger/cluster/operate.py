@@ -13,8 +13,17 @@ from collections.abc import AsyncIterator, Sequence
 from random import SystemRandom
 from typing import Any
 
-from coordinator.errors import ClusterNotReady, ClusterRefused, LedgerUnavailable
+import msgspec
+
+from coordinator.errors import (
+    ClusterNotReady,
+    ClusterRefused,
+    LedgerError,
+    LedgerUnavailable,
+    VersionHeldBack,
+)
 from coordinator.ledger import calls
+from coordinator.ledger.acting import DONE, new_act
 from coordinator.ledger.cluster import messages
 from coordinator.ledger.cluster.messages import (
     BackupCall,
@@ -32,6 +41,7 @@ from coordinator.ledger.cluster.messages import (
 )
 from coordinator.ledger.cluster.route import Route
 from coordinator.ledger.cluster.url import addresses_of, wire_of
+from coordinator.ledger.contract import Act
 from coordinator.settings import LedgerSettings
 from coordinator.wire import Address, Connection, HandshakeRefused, Identity, Role, WireSettings, connect
 
@@ -40,18 +50,24 @@ WAIT_S = 5.0
 
 
 async def change_members(
-    settings: LedgerSettings, changes: Sequence[MemberChange], *, wait_s: float = WAIT_S
+    settings: LedgerSettings, changes: Sequence[MemberChange], *, wait_s: float = WAIT_S, note: str = ""
 ) -> NodeStatus:
     """Make all ``changes`` in one step; the leader's status afterwards. For as long as ``wait_s`` seconds it
-    is tried again while a node that has to take part is silent or behind."""
-    return await _until_ready(settings, ChangeMembersCall(tuple(changes)), wait_s)
+    is tried again while a node that has to take part is silent or behind. ``note``: why, for the record."""
+    verb = "cluster " + " ".join(sorted({change.kind for change in changes}))
+    act = new_act(verb, "node " + " ".join(str(change.node) for change in changes), note)
+    return await _until_ready(settings, ChangeMembersCall(tuple(changes), act), wait_s)
 
 
-async def transfer(settings: LedgerSettings, to: int = 0, *, wait_s: float = WAIT_S) -> NodeStatus:
-    """Let ``to`` lead, or whoever is best; the status of the node that led."""
+async def transfer(
+    settings: LedgerSettings, to: int = 0, *, wait_s: float = WAIT_S, note: str = ""
+) -> NodeStatus:
+    """Let ``to`` lead, or whoever is best; the status of the node that led. ``note`` is for the
+    record."""
     async with _route(settings) as route:
         status: NodeStatus = await route.ask(StatusCall(), settings.request_timeout_s)
-    return await _until_ready(settings, TransferCall(to, status.node), wait_s)
+    act = new_act("cluster transfer", f"node {to}" if to else "whoever is best", note)
+    return await _until_ready(settings, TransferCall(to, status.node, act), wait_s)
 
 
 async def _until_ready(
@@ -66,8 +82,21 @@ async def _until_ready(
             except ClusterNotReady:
                 if loop.time() >= end:
                     raise
+            except VersionHeldBack:
+                if call.act is None:
+                    raise
+                call = msgspec.structs.replace(call, act=None)  # older nodes keep no record of acts
             else:
+                await _tell_done(route, call.act, settings.request_timeout_s)
                 return status
+
+
+async def _tell_done(route: Route, act: Act | None, timeout_s: float) -> None:
+    """Whoever led may have gone with it, and could not record that it is done."""
+    if act is not None:
+        with contextlib.suppress(LedgerError):
+            done = msgspec.structs.replace(act, result=DONE)
+            await route.ask(calls.RecordActCall(done.clipped()), timeout_s)
 
 
 async def snapshot(settings: LedgerSettings, address: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coordinator.errors import LedgerUnusable
+from coordinator.errors import LedgerMisconfigured
 from coordinator.settings import LedgerSettings
 from coordinator.wire import Address, TlsUnusable, WireSettings, tls_of
 from participants.redact import redact
@@ -14,22 +14,22 @@ PORT = 7400
 
 
 def wire_of(settings: LedgerSettings) -> WireSettings:
-    """How to speak with the cluster. Raises ``LedgerUnusable`` if the TLS files are of no use."""
+    """How to speak with the cluster. Raises ``LedgerMisconfigured`` if the TLS files are of no use."""
     wire = settings.wire
     if wire.tls is not None:
         try:
             tls_of(wire.tls)
         except TlsUnusable as error:
-            raise LedgerUnusable(f"ledger.tls_ca, tls_cert, tls_key: {error}") from error
+            raise LedgerMisconfigured(f"ledger.tls_ca, tls_cert, tls_key: {error}") from error
     return wire
 
 
 def addresses_of(url: str) -> Sequence[Address]:
-    """The nodes of a ``raft://`` URL, in its order. Raises ``LedgerUnusable``."""
+    """The nodes of a ``raft://`` URL, in its order. Raises ``LedgerMisconfigured``."""
     try:
         return [Address.parse(text, port=PORT) for text in url.removeprefix(RAFT).rstrip("/").split(",")]
     except ValueError as error:
-        raise LedgerUnusable(
+        raise LedgerMisconfigured(
             f"ledger URL {redact(url)!r}: {error}; for example"
             " raft://10.0.0.1:7400,10.0.0.2:7400,10.0.0.3:7400"
         ) from None

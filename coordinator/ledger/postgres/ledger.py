@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from coordinator.errors import LedgerUnavailable, SessionLost, WrongProcess
 from coordinator.ledger import schema
 from coordinator.ledger.commands import Decide
 from coordinator.ledger.contract import (
+    ACTS_MAX,
     CAUSE_CHARACTERS_MAX,
     Acceptors,
+    Act,
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -253,6 +257,16 @@ class PostgresLedger:
         return [rows.heuristic(*row) for row in found if row[0] is not None]
 
     # For people.
+
+    async def record_act(self, act: Act) -> None:
+        told = msgspec.structs.asdict(act.clipped())
+        del told["certificate"]  # there is none: the server knows a role, which is not a person
+        await self._ask("record_act", **told, keep=ACTS_MAX)
+
+    async def acts(self, *, limit: int) -> Sequence[Act]:
+        return [
+            Act(*row) for row in await self._ask("acts", limit=min(limit, ACTS_MAX)) if row[0] is not None
+        ]
 
     async def transaction(self, txid: TxId) -> TransactionInfo | None:
         found = await self._transactions(only=txid.session, seq=txid.seq, nonce=txid.nonce)

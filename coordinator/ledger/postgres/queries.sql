@@ -324,6 +324,7 @@ select h.same, s.id, s.nonce, s.name, s.state, s.floor, s.ttl_ms
  order by s.id
 
 -- name: record_heuristic
+-- What was forgotten stays so, whatever more is found of it.
 with here as materialized ({here}),
 noted as (
     insert into undoubt_ledger.heuristic as k (gid, session, seq, kind, decision, found_at, note, forgotten)
@@ -332,8 +333,7 @@ noted as (
            %(found_at)s::pg_catalog.float8, %(note)s::pg_catalog.text, false
       from here where same
         on conflict (gid) do update
-       set kind = excluded.kind, decision = excluded.decision, found_at = excluded.found_at, note = excluded.note,
-           forgotten = false
+       set kind = excluded.kind, decision = excluded.decision, found_at = excluded.found_at, note = excluded.note
      where k.kind operator(pg_catalog.=) 'heuristic_hazard'
        and excluded.kind operator(pg_catalog.<>) 'heuristic_hazard'
 )
@@ -357,6 +357,34 @@ select h.same, k.gid, k.kind, k.decision, k.found_at, k.note, k.forgotten, k.for
   from here h
   left join undoubt_ledger.heuristic k on %(all)s::pg_catalog.bool or not k.forgotten
  order by k.found_at, k.gid
+
+-- name: record_act
+-- Told again with the same id: what came of it; the last word counts. The newest are kept.
+with here as materialized ({here}),
+noted as (
+    insert into undoubt_ledger.act as k (id, verb, subject, at, who, note, result)
+    select %(id)s::pg_catalog.text, %(verb)s::pg_catalog.text, %(subject)s::pg_catalog.text,
+           %(at)s::pg_catalog.float8, %(who)s::pg_catalog.text, %(note)s::pg_catalog.text,
+           %(result)s::pg_catalog.text
+      from here where same
+        on conflict (id) do update set result = excluded.result where excluded.result operator(pg_catalog.<>) ''
+),
+gone as (
+    delete from undoubt_ledger.act
+     where number operator(pg_catalog.<)
+           (select pg_catalog.min(k.number)
+              from (select a.number from undoubt_ledger.act a
+                     order by a.number desc limit %(keep)s::pg_catalog.int4) k)
+       and (select same from here)
+)
+select same from here
+
+-- name: acts
+with here as materialized ({here})
+select h.same, k.id, k.verb, k.subject, k.at, k.who, k.note, k.result
+  from here h
+  left join (select * from undoubt_ledger.act order by number desc limit %(limit)s::pg_catalog.int4) k on true
+ order by k.number desc
 
 -- name: transactions
 -- Those given, or those older than a time of decision and an id; the newest first.

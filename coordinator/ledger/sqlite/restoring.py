@@ -14,8 +14,8 @@ import msgspec
 from coordinator.errors import LedgerUnusable
 from coordinator.ledger import backup
 from coordinator.ledger.anchor import START, Anchor, Mark, chained, sync_folder
-from coordinator.ledger.commands import Restore, encode
-from coordinator.ledger.contract import SessionState
+from coordinator.ledger.commands import RecordAct, Restore, encode
+from coordinator.ledger.contract import ACTS_MAX, Act, SessionState
 from coordinator.ledger.local import SESSION_SKIP
 from coordinator.ledger.machine import Machine
 from coordinator.ledger.sqlite import anchored
@@ -36,7 +36,7 @@ class RestoredLedger(msgspec.Struct, frozen=True):
     lacks_entry: int
 
 
-def as_it_is(path: Path) -> RestoredLedger:
+def as_it_is(path: Path, act: Act) -> RestoredLedger:
     """Believe the file, up to where it can be read. Raises ``LedgerUnusable``."""
     store = SqliteStore(path, cut=True)
     try:
@@ -46,16 +46,17 @@ def as_it_is(path: Path) -> RestoredLedger:
         open_sessions = _open_sessions(machine)
         anchor = Anchor.create(anchored.path_of(path), loaded.ledger_id, loaded.last)
         store.hold(anchor, loaded.last, new=not loaded.anchored)
-        command = Restore(SESSION_SKIP)
-        machine.apply(command)
-        store.append(loaded.last_index + 1, [encode(command)])
+        commands = (Restore(SESSION_SKIP), RecordAct(act.clipped(), ACTS_MAX))
+        for command in commands:
+            machine.apply(command)
+        store.append(loaded.last_index + 1, [encode(command) for command in commands])
     finally:
         store.close()
     return RestoredLedger(loaded.ledger_id, machine.state.incarnation, open_sessions, None, None, lacking)
 
 
-def from_backup(path: Path, file: Path) -> RestoredLedger:
-    """Make the ledger anew from a backup. Raises ``LedgerUnusable``."""
+def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
+    """Make the ledger anew from a backup; ``act`` is who does it. Raises ``LedgerUnusable``."""
     kept = backup.read(file)
     if kept.about.cluster:
         raise LedgerUnusable(f"{file} is the backup of a cluster: `undoubt cluster restore`")
@@ -68,6 +69,7 @@ def from_backup(path: Path, file: Path) -> RestoredLedger:
         ) from error
     open_sessions = _open_sessions(machine)
     machine.apply(Restore(SESSION_SKIP))
+    machine.apply(RecordAct(act.clipped(), ACTS_MAX))
     index = kept.about.index + 1
     base = Mark(index, chained(START.chain, machine.snapshot()))
     new = path.with_name(path.name + ".restored")

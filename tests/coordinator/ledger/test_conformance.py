@@ -9,7 +9,9 @@ import msgspec
 import pytest
 
 from coordinator.errors import BranchListMismatch, Impostor, OutcomeUnknown, SessionLost
+from coordinator.ledger.acting import system_user
 from coordinator.ledger.contract import (
+    Act,
     BranchRecord,
     Decision,
     Heuristic,
@@ -383,6 +385,47 @@ async def test_a_session_that_lives_is_never_dropped(backend: Backend) -> None:
     session = await opened(backend.ledger, ttl_s=backend.retention_s * 10)
     await backend.elapse(backend.retention_s * 5)
     assert await verdict(backend.ledger, session.txid(1)) is Verdict.ACTIVE
+
+
+async def test_what_was_forgotten_stays_forgotten(backend: Backend) -> None:
+    """A hazard that a person has dealt with came back as soon as its database could be asked again."""
+    ledger = backend.ledger
+    gid = _gid(ledger, (await opened(ledger)).txid(1))
+    await ledger.record_heuristic(Heuristic(gid, Settled.HEURISTIC_HAZARD, COMMIT, 12.5))
+    assert await ledger.forget_heuristic(gid)
+    await ledger.record_heuristic(Heuristic(gid, Settled.HEURISTIC_ROLLBACK, COMMIT, 13.5, "seen since"))
+    assert await ledger.heuristics() == []
+    if backend.durable:
+        await backend.reopen()
+    (kept,) = await backend.ledger.heuristics(include_forgotten=True)
+    assert (kept.forgotten, kept.kind, kept.note) == (True, Settled.HEURISTIC_ROLLBACK, "seen since")
+
+
+async def test_acts_of_operators_are_kept_with_what_came_of_them(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if it is not known afterwards who did what and why, or if the record grows without bound."""
+    for module in ("local", "postgres.ledger"):
+        monkeypatch.setattr(f"coordinator.ledger.{module}.ACTS_MAX", 3)
+    me = system_user()
+    acts = [Act(f"{n}", "indoubt rollback", f"gid {n}", 10.0 - n, me, f"why {n}") for n in range(4)]
+    for act in acts:
+        await backend.ledger.record_act(act)
+    assert await backend.ledger.acts(limit=2) == [acts[3], acts[2]]
+    done = replace_act(acts[2], result="done")
+    await backend.ledger.record_act(replace_act(done, who="another", note="another"))
+    await backend.ledger.record_act(acts[2])  # asked again, because an answer was lost
+    if backend.durable:
+        await backend.reopen()
+    assert await backend.ledger.acts(limit=10) == [acts[3], done, acts[1]]
+    await backend.ledger.record_act(Act("long", "x", "y" * 100_000, 1.0, "z" * 100_000))
+    (longest, *_) = await backend.ledger.acts(limit=10)
+    assert len(longest.subject) == 1_000
+    assert len(longest.who) <= 1_000
+
+
+def replace_act(act: Act, **changes: str) -> Act:
+    return msgspec.structs.replace(act, **changes)
 
 
 async def test_heuristics_are_kept_until_forgotten(ledger: Signing) -> None:

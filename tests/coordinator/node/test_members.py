@@ -13,6 +13,7 @@ import pytest
 
 from coordinator.errors import ClusterNotReady, ClusterRefused, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger import backup
+from coordinator.ledger.acting import system_user
 from coordinator.ledger.cluster import operate
 from coordinator.ledger.cluster.messages import MemberChange, NodeStatus
 from coordinator.ledger.contract import BranchRecord, Decision, Record, SessionState, Verdict
@@ -358,3 +359,17 @@ async def test_a_damaged_backup_is_not_restored(cluster: Cluster, tmp_path: Path
     path.write_bytes(whole[:-10])
     with pytest.raises(LedgerUnusable, match="damaged"):
         backup.read(path)
+
+
+async def test_who_changes_the_members_is_recorded(cluster: Cluster) -> None:
+    """Also by a client that says nothing of itself, and where whoever led hands over with it."""
+    async with client(cluster) as ledger:
+        successor = (await cluster.leader()).replica.raft.node % 3 + 1
+        await operate.transfer(cluster.settings, successor, note="new disk")
+        with pytest.raises(ClusterRefused):
+            await operate.change_members(cluster.settings, [MemberChange("promote", 9)], wait_s=0)
+        refused, moved = await ledger.acts(limit=2)
+    assert (moved.verb, moved.subject) == ("cluster transfer", f"node {successor}")
+    assert (moved.note, moved.result, moved.who) == ("new disk", "done", system_user())
+    assert (refused.verb, refused.subject) == ("cluster promote", "node 9")
+    assert refused.result.startswith("ClusterRefused: node 9 is no member")

@@ -21,8 +21,17 @@ from coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger.cluster import messages, operate
 from coordinator.ledger.cluster.messages import MemberChange
 from coordinator.ledger.cluster.survey import survey
-from coordinator.ledger.commands import Decide, Doom, DrawSecret, OpenSession, Precommit, Restore
-from coordinator.ledger.contract import BranchRecord, Decision, Record
+from coordinator.ledger.commands import (
+    Decide,
+    Doom,
+    DrawSecret,
+    OpenSession,
+    Precommit,
+    RecordAct,
+    RecordHeuristic,
+    Restore,
+)
+from coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, Record
 from coordinator.ledger.machine import Machine
 from coordinator.node.bootstrap import joining, restored
 from coordinator.node.replicated import Agree, Logged, Replicated, encode_batch
@@ -33,7 +42,8 @@ from coordinator.raft import Entry
 from coordinator.settings import CoordinatorSettings
 from coordinator.wire import VERSIONS, Address, HandshakeRefused, Role, Versions, WireSettings, connect
 from coordinator.wire import Identity as Named
-from participants.ids import TxId
+from participants.contract import Settled
+from participants.ids import Gid, Protocol, TxId
 from participants.registry import Registry
 from participants.scripted import ScriptedParticipant
 from tests.coordinator.ledger.signing import Signing
@@ -292,6 +302,9 @@ async def test_a_backup_carries_the_version(tmp_path: Path) -> None:
 SOME = TxId(1, "0" * 16, 1)
 TAGGED = (BranchRecord(1, "orders", tag="0" * 20),)
 WITH_A_HISTORY = (BranchRecord(1, "orders", 11, 22, "00000001", history="some", position=7),)
+SEEN = Heuristic(
+    Gid("abcdefghij", Protocol.TWO_PHASE, SOME, 1, "orders"), Settled.HEURISTIC_HAZARD, None, 0.0
+)
 NEW: list[tuple[int, Logged]] = [
     (2, OpenSession("0" * 16, "shop", 1000, "", (1, 2, 3))),
     (2, Decide(SOME, "p", Decision.COMMIT, BRANCHES, 0.0)),
@@ -304,6 +317,8 @@ NEW: list[tuple[int, Logged]] = [
     (3, Precommit(SOME, "3", TAGGED, 0.0)),
     (3, Doom(SOME, "because")),
     (3, Restore(1, 7)),
+    (3, RecordAct(Act("1", "indoubt commit", "some", 0.0, "eve"), 10)),
+    (3, RecordHeuristic(SEEN, final=True)),
     (3, Agree(3)),
 ]
 

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from coordinator.ledger.contract import (
+    Act,
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -50,6 +51,7 @@ class StageLedger:
     verdicts: dict[TxId, Verdict] = field(default_factory=dict)
     decisions: dict[TxId, TransactionInfo] = field(default_factory=dict)
     known: dict[Gid, Heuristic] = field(default_factory=dict)
+    recorded: dict[str, Act] = field(default_factory=dict)
     session_list: list[SessionInfo] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
 
@@ -111,6 +113,13 @@ class StageLedger:
     async def finish(self, txids: Iterable[TxId]) -> None:
         for txid in txids:
             self.decisions[txid] = msgspec.structs.replace(self.decisions[txid], finished=True)
+
+    async def record_act(self, act: Act) -> None:
+        known = self.recorded.get(act.id)
+        self.recorded[act.id] = act if known is None else msgspec.structs.replace(known, result=act.result)
+
+    async def acts(self, *, limit: int) -> Sequence[Act]:
+        return list(reversed(self.recorded.values()))[:limit]
 
     async def sessions(self) -> Sequence[SessionInfo]:
         return self.session_list

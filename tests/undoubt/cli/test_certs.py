@@ -174,6 +174,11 @@ def test_a_cluster_of_processes_behind_tls(tmp_path: Path) -> None:
         left_s = [node["certificate_until"] - time.time() for node in status.json["nodes"]]
         assert all(364 * 86_400 < seconds < 366 * 86_400 for seconds in left_s)
         assert "certificate" not in undoubt("cluster", "status", "--config", client).out
+        undoubt("cluster", "transfer", "--note", "because", "--config", client)
+        acts = undoubt("audit", "--config", client, "-o", "json").json
+        assert [(act["certificate"], act["verb"], act["note"], act["result"]) for act in acts] == [
+            ("client:shop", "cluster transfer", "because", "done")
+        ]
         undoubt("cluster", "certs", "--renew", "--days", "7", cwd=tmp_path)
         assert "its certificate ends in 7 days" in undoubt("cluster", "status", "--config", client).out
         bare = undoubt("cluster", "status", "--config", str(configuration(tmp_path, addresses, 0, "")))

@@ -37,7 +37,7 @@ def test_list_shows_every_standing_with_its_safe_action(stage: Stage) -> None:
     stage.foreign(Foreign("someone's"))
     stage.foreign(stage.gid(1, ledger="zzzzzzzzzz"))
     shown = stage.json("indoubt", "list")
-    assert set(shown) == {"branches", "heuristics", "unreachable"}
+    assert set(shown) == {"branches", "heuristics", "unreachable", "ledger_error"}
     actions = {(one["standing"], one["action"]) for one in shown["branches"]}
     assert actions == {
         ("committed", "commit"),
@@ -51,7 +51,7 @@ def test_list_shows_every_standing_with_its_safe_action(stage: Stage) -> None:
     first = shown["branches"][0]
     assert set(first) == {
         "gid", "txid", "participant", "protocol", "standing", "why", "fix", "action", "database", "owner",
-        "xid", "prepared_at", "age_s",
+        "xid", "prepared_at", "age_s", "siblings",
     }  # fmt: skip
     assert first["prepared_at"].endswith("Z")
 
@@ -295,8 +295,8 @@ def test_an_unknown_branch_exits_3_and_4_where_not_all_answered(stage: Stage, co
 
 
 def test_a_branch_that_stays_busy_exits_6(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recovery.operator.BUSY_S", 0.05)
-    monkeypatch.setattr("recovery.operator.BUSY_PAUSE_S", 0.001)
+    monkeypatch.setattr("recovery.operator.resolve.BUSY_S", 0.05)
+    monkeypatch.setattr("recovery.operator.resolve.BUSY_PAUSE_S", 0.001)
     gid, _ = stage.prepare(1, Decision.COMMIT)
     stage.orders.script.commit = [Settled.BUSY]
     assert stage.run("indoubt", "commit", str(gid)).status == 6

@@ -1,0 +1,272 @@
+"""A whole transaction: every branch of it, what is recorded, what its databases prove, and one way to end it.
+
+``look`` gathers what is known, ``end`` commits or rolls back every branch that is still prepared, in one
+direction. The direction is the safe one where there is one; where there is none a person chooses, and that is
+a heuristic decision of all branches together, so that it splits nothing by itself.
+
+``gone`` ends a recorded decision about a participant that will never answer again: what became of its
+branches is recorded as a hazard, and the ledger may finish the transaction once the others have applied it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from coordinator.errors import LedgerError
+from coordinator.ledger.acting import acting, new_act
+from coordinator.ledger.contract import (
+    BranchRecord,
+    Decision,
+    Heuristic,
+    Ledger,
+    Record,
+    TransactionInfo,
+    Verdict,
+)
+from participants.contract import Fate, Settled
+from participants.errors import ParticipantError, UndoubtError
+from participants.ids import Gid, TxId
+from participants.registry import Registry
+from recovery.errors import Conflict, NotPrepared
+from recovery.operator.resolve import Operator
+from recovery.operator.survey import Found, Survey, survey
+from recovery.plan import Standing
+from recovery.service import RecoveryService
+from recovery.unfinished import ask_books
+
+
+@dataclass(frozen=True, slots=True)
+class BranchNow:
+    """One branch. ``now``: ``prepared``, ``not_prepared``, ``no_answer`` (its participant did not answer) or
+    ``not_configured``. ``proved``: what the books of its database prove of one that is not prepared any more,
+    ``unknown`` for nothing. ``gid`` is None where the ledger keeps no more than a number and a
+    participant."""
+
+    number: int
+    participant: str
+    gid: Gid | None
+    now: str
+    standing: Standing | None
+    why: str
+    proved: Fate
+    heuristic: Heuristic | None
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """``direction``: the safe one, None where nothing proves one; ``why`` says so. ``splits``: branches that
+    have ended the other way already. ``info`` is the ledger's, None where it has none."""
+
+    txid: TxId
+    info: TransactionInfo | None
+    branches: tuple[BranchNow, ...]
+    ledger_id: str
+    direction: Decision | None
+    why: str
+    seen: Survey
+
+    @property
+    def prepared(self) -> list[BranchNow]:
+        return [one for one in self.branches if one.now == "prepared"]
+
+    def splits(self, direction: Decision) -> list[BranchNow]:
+        """Those that ended, or are proved to have ended, against ``direction``."""
+        return [one for one in self.branches if _ended(one) not in {None, direction}]
+
+
+def _ended(one: BranchNow) -> Decision | None:
+    if one.now == "prepared":
+        return None
+    kind = one.heuristic.kind if one.heuristic is not None else None
+    if kind is Settled.HEURISTIC_COMMIT or one.proved is Fate.COMMITTED:
+        return Decision.COMMIT
+    if kind is Settled.HEURISTIC_ROLLBACK or one.proved is Fate.ABORTED:
+        return Decision.ABORT
+    return None
+
+
+async def look(ledger: Ledger, participants: Registry, txid: TxId) -> Whole:
+    """Everything that is known of the transaction. Raises ``LedgerError``, and ``NotPrepared`` if nothing
+    is."""
+    seen = await survey(ledger, participants)
+    info = await ledger.transaction(txid)
+    known = {one.gid.branch: one for one in seen.known if one.gid.txid == txid}
+    prepared: dict[int, Found] = {}
+    for found in seen.of(txid):
+        if found.standing.ours and isinstance(found.branch.gid, Gid):
+            prepared[found.branch.gid.branch] = found
+    recorded = {record.number: record for record in (info.branches if info else ())}
+    branches = []
+    for number in sorted(prepared.keys() | recorded.keys() | known.keys()):
+        heuristic, record = known.get(number), recorded.get(number)
+        if number in prepared:
+            branches.append(_prepared(number, prepared[number], heuristic))
+            continue
+        gid = None if heuristic is None else heuristic.gid
+        if record is not None and info is not None and info.protocol:
+            gid = record.gid(ledger.ledger_id, info.protocol, txid)
+        branches.append(await _absent(participants, seen, number, gid, record, heuristic))
+    if not branches and info is None:
+        raise NotPrepared(f"neither the ledger nor any participant that answers knows of transaction {txid}")
+    direction, why = _direction(info, prepared.values())
+    return Whole(txid, info, tuple(branches), ledger.ledger_id, direction, why, seen)
+
+
+def _prepared(number: int, found: Found, heuristic: Heuristic | None) -> BranchNow:
+    gid = found.branch.gid
+    return BranchNow(
+        number,
+        found.participant,
+        gid if isinstance(gid, Gid) else None,
+        "prepared",
+        found.standing,
+        found.why,
+        Fate.UNKNOWN,
+        heuristic,
+    )
+
+
+async def _absent(  # noqa: PLR0917 - what is known of it
+    participants: Registry,
+    seen: Survey,
+    number: int,
+    gid: Gid | None,
+    record: BranchRecord | None,
+    heuristic: Heuristic | None,
+) -> BranchNow:
+    """One that no list has."""
+    name = record.participant if record is not None else "" if gid is None else gid.participant
+    holder = next((one for one in participants if name in one.names), None)
+    if holder is None:
+        return BranchNow(number, name, gid, "not_configured", None, "", Fate.UNKNOWN, heuristic)
+    if holder.name in seen.unreachable:
+        why = str(seen.unreachable[holder.name])
+        return BranchNow(number, name, gid, "no_answer", None, why, Fate.UNKNOWN, heuristic)
+    proved, why = Fate.UNKNOWN, ""
+    if gid is not None and record is not None:
+        try:
+            proved = await ask_books(holder, gid, record)
+        except ParticipantError as error:
+            why = str(error)
+    return BranchNow(number, name, gid, "not_prepared", None, why, proved, heuristic)
+
+
+def _direction(info: TransactionInfo | None, prepared: Iterable[Found]) -> tuple[Decision | None, str]:
+    stands = {one.standing for one in prepared}
+    record = info.record if info is not None else Record.NOT_RECORDED
+    if record is Record.COMMIT or Standing.COMMITTED in stands:
+        return Decision.COMMIT, "COMMIT is recorded: the first decision recorded is the only one"
+    if record is Record.ABORT or Standing.ABORTED in stands:
+        return Decision.ABORT, "ABORT is recorded, or no COMMIT can be recorded any more"
+    if Standing.ACTIVE in stands or (info is not None and info.verdict is Verdict.ACTIVE):
+        return None, "its coordinator is alive and may still decide: leave it alone, or choose rollback"
+    if Standing.ASK_PROTOCOL in stands:
+        return None, "the termination of its own protocol decides, and has not come to an end yet"
+    return None, "the ledger knows nothing of its session any more, so no direction is proved to be safe"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolver:
+    """Ends whole transactions. Every call is recorded as an act, may be repeated, and raises ``LedgerError``
+    and what :mod:`recovery.errors` lists."""
+
+    ledger: Ledger
+    participants: Registry
+
+    async def end(
+        self,
+        txid: TxId,
+        direction: Decision,
+        *,
+        heuristic: bool = False,
+        contradict: bool = False,
+        note: str = "",
+    ) -> list[tuple[BranchNow, str]]:
+        """Commit or roll back every branch that is prepared; what came of each (``done`` or why not). Without
+        ``heuristic``, ``Conflict`` unless that is the direction which is safe, or ABORT can be recorded;
+        without ``contradict``, if a branch has ended the other way already and nothing is decided."""
+        chosen = "--commit" if direction is Decision.COMMIT else "--rollback"
+        words = (chosen, "--heuristic" if heuristic else "", "--contradict" if contradict else "")
+        act = new_act(" ".join(("tx resolve", *filter(None, words))), txid, note)
+        async with acting(self.ledger, act):
+            return await self._end(txid, direction, heuristic=heuristic, contradict=contradict, note=note)
+
+    async def _end(
+        self, txid: TxId, direction: Decision, *, heuristic: bool, contradict: bool, note: str
+    ) -> list[tuple[BranchNow, str]]:
+        whole = await look(self.ledger, self.participants, txid)
+        check(whole, direction, heuristic=heuristic, contradict=contradict)
+        operator = Operator(self.ledger, self.participants)
+        results = []
+        for one in whole.prepared:
+            if one.gid is None:
+                continue
+            work = operator.commit if direction is Decision.COMMIT else operator.roll_back
+            try:
+                await work(one.gid, heuristic=heuristic, note=note, contradict=contradict)
+            except LedgerError:
+                raise
+            except UndoubtError as error:
+                results.append((one, str(error)))
+            else:
+                results.append((one, "done"))
+        return results
+
+    async def gone(self, txid: TxId, participant: str, *, note: str = "") -> list[Gid]:
+        """``participant`` will never answer again: record what became of its branches of a recorded decision
+        as a hazard, and let the ledger finish the transaction if all others have applied it. The branches.
+        Raises ``Conflict`` if no decision with a branch of that participant is recorded, or the participant
+        answers."""
+        async with acting(self.ledger, new_act(f"tx resolve --participant-gone {participant}", txid, note)):
+            return await self._gone(txid, participant, note)
+
+    async def _gone(self, txid: TxId, participant: str, note: str) -> list[Gid]:
+        whole = await look(self.ledger, self.participants, txid)
+        if whole.info is None or whole.info.record is Record.NOT_RECORDED:
+            raise Conflict(f"no decision is recorded for transaction {txid}; nothing was done")
+        decision = Decision(str(whole.info.record))
+        theirs = [one for one in whole.branches if one.participant == participant]
+        if not theirs:
+            raise Conflict(
+                f"transaction {txid} has no branch in participant {participant!r}; nothing was done"
+            )
+        if answering := [one for one in theirs if one.now in {"prepared", "not_prepared"}]:
+            raise Conflict(
+                f"participant {participant!r} answers (branch {answering[0].number} is"
+                f" {answering[0].now.replace('_', ' ')} there): it is not gone; nothing was done"
+            )
+        told = f"an operator: participant {participant} is gone for good" + (f": {note}" if note else "")
+        named = [one.gid for one in theirs if one.gid is not None]
+        for gid in named:
+            await self.ledger.record_heuristic(
+                Heuristic(gid, Settled.HEURISTIC_HAZARD, decision, time.time(), told)
+            )
+        report = await RecoveryService(self.ledger, self.participants).run_once()
+        waits = next((set(one.waits_for) for one in report.unfinished if one.txid == str(txid)), set())
+        # What others have not applied yet the recovery that runs applies later, and finishes then.
+        if waits == {participant}:
+            await self.ledger.finish([txid])
+        return named
+
+
+def check(whole: Whole, direction: Decision, *, heuristic: bool, contradict: bool) -> None:
+    """Raise ``Conflict`` if that needs a flag which is not given."""
+    if whole.direction is not direction:
+        # Of a transaction whose coordinator is alive ABORT can be recorded: that splits nothing.
+        fences = direction is Decision.ABORT and all(
+            one.standing is Standing.ACTIVE for one in whole.prepared
+        )
+        if not heuristic and (whole.direction is not None or not fences):
+            raise Conflict(
+                f"{whole.txid}: {whole.why}; nothing was done. To {direction} it all the same, add"
+                " --heuristic"
+            )
+        against = whole.splits(direction)
+        if against and not contradict:
+            told = ", ".join(f"branch {one.number} in {one.participant}" for one in against)
+            raise Conflict(
+                f"to {direction} the rest would split transaction {whole.txid}: {told} ended the other way;"
+                " nothing was done. To split it all the same, add --contradict"
+            )

@@ -1,0 +1,191 @@
+"""One verb for a whole transaction: the rules that keep a tired operator from splitting it."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator.errors import LedgerUnavailable
+from coordinator.ledger.acting import system_user
+from coordinator.ledger.commands import Restore
+from coordinator.ledger.contract import Decision
+from participants.contract import Fate, Order, Settled
+from participants.errors import ParticipantUnavailable
+from participants.ids import Gid
+from recovery.errors import Conflict, NotPrepared
+from recovery.operator.resolve import Operator
+from recovery.operator.whole import Resolver, look
+from tests.recovery.world import World
+
+COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
+
+
+@pytest.fixture
+async def world() -> World:
+    return await World().open()
+
+
+def resolver(world: World) -> Resolver:
+    return Resolver(world.ledger, world.registry)
+
+
+def fates(world: World, gids: list[Gid]) -> list[Fate]:
+    return [world.databases[gid.participant].fate(gid) for gid in gids]
+
+
+async def forgotten(world: World) -> list[Gid]:
+    """Undecided in a session that a restore of the ledger closed: a person must decide."""
+    gids = await world.left()
+    await world.ledger._propose(Restore(1_000))
+    return gids
+
+
+@pytest.mark.parametrize(("decision", "fate"), [(COMMIT, Fate.COMMITTED), (ABORT, Fate.ABORTED)])
+async def test_every_branch_ends_as_is_recorded(world: World, decision: Decision, fate: Fate) -> None:
+    gids = await world.left(decision)
+    whole = await look(world.ledger, world.registry, gids[0].txid)
+    assert whole.direction is decision
+    results = await resolver(world).end(gids[0].txid, decision)
+    assert [(one.gid, said) for one, said in results] == [(gid, "done") for gid in gids]
+    assert fates(world, gids) == [fate, fate]
+    assert await world.heuristics() == {}
+
+
+@pytest.mark.parametrize(("decision", "other"), [(COMMIT, ABORT), (ABORT, COMMIT)])
+async def test_the_other_direction_is_refused(world: World, decision: Decision, other: Decision) -> None:
+    gids = await world.left(decision)
+    with pytest.raises(Conflict, match="add --heuristic"):
+        await resolver(world).end(gids[0].txid, other)
+    assert all(gid in world.databases[gid.participant].prepared for gid in gids)
+
+
+async def test_what_is_forgotten_ends_in_one_chosen_direction(world: World) -> None:
+    gids = await forgotten(world)
+    whole = await look(world.ledger, world.registry, gids[0].txid)
+    assert whole.direction is None
+    for chosen in (COMMIT, ABORT):
+        with pytest.raises(Conflict, match="add --heuristic"):
+            await resolver(world).end(gids[0].txid, chosen)
+    await resolver(world).end(gids[0].txid, COMMIT, heuristic=True, note="agreed")
+    assert fates(world, gids) == [Fate.COMMITTED, Fate.COMMITTED]
+    assert {one.kind for one in (await world.heuristics()).values()} == {Settled.HEURISTIC_COMMIT}
+
+
+async def test_rolling_back_what_is_active_records_abort_first(world: World) -> None:
+    gids = await world.left()
+    with pytest.raises(Conflict, match="add --heuristic"):
+        await resolver(world).end(gids[0].txid, COMMIT)
+    await resolver(world).end(gids[0].txid, ABORT)
+    assert (await world.ledger.records([gids[0].txid]))[gids[0].txid] == "abort"
+    assert fates(world, gids) == [Fate.ABORTED, Fate.ABORTED]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_what_contradicts_a_sibling_needs_its_own_flag(world: World, whole: bool) -> None:
+    """One branch was committed by hand at three; at four the other was rolled back by somebody else."""
+    one, other = await forgotten(world)
+    operator = Operator(world.ledger, world.registry)
+    await operator.commit(one, heuristic=True)
+    with pytest.raises(Conflict, match="--contradict"):
+        if whole:
+            await resolver(world).end(other.txid, ABORT, heuristic=True)
+        else:
+            await operator.roll_back(other, heuristic=True)
+    assert other in world.payments.prepared
+    if whole:
+        await resolver(world).end(other.txid, ABORT, heuristic=True, contradict=True)
+    else:
+        await operator.roll_back(other, heuristic=True, contradict=True)
+    assert world.payments.fate(other) is Fate.ABORTED
+
+
+async def test_a_rollback_of_what_is_active_may_contradict_a_sibling_too(world: World) -> None:
+    """It records ABORT, which no flag was needed for: and the sibling was committed by hand."""
+    one, other = await world.left()
+    await Operator(world.ledger, world.registry).commit(one, heuristic=True)
+    with pytest.raises(Conflict, match="--contradict"):
+        await Operator(world.ledger, world.registry).roll_back(other)
+    with pytest.raises(Conflict, match="--contradict"):
+        await resolver(world).end(other.txid, ABORT)
+    assert (await world.ledger.records([one.txid]))[one.txid] == "not_recorded"
+
+
+async def test_what_its_database_proves_counts_as_a_split(world: World) -> None:
+    """Broken if only what the ledger wrote down is looked at: somebody ended a branch in psql."""
+    gids = await world.left(COMMIT)
+    world.orders.finish_by_hand(gids[0], Order.ROLLBACK)
+    whole = await look(world.ledger, world.registry, gids[0].txid)
+    assert [one.number for one in whole.splits(COMMIT)] == [1]
+    assert whole.splits(ABORT) == []
+    with pytest.raises(NotPrepared):
+        await look(world.ledger, world.registry, world.session.txid(99))
+
+
+async def test_a_participant_that_is_gone_is_waited_for_no_more(world: World) -> None:
+    gids = await world.left(COMMIT)
+    txid = gids[0].txid
+    with pytest.raises(Conflict, match="answers"):
+        await resolver(world).gone(txid, "payments")
+    world.payments.down = ParticipantUnavailable("payments", "the building burned down")
+    await resolver(world).gone(txid, "payments", note="fire")
+    hazard = (await world.heuristics())[gids[1]]
+    assert (hazard.kind, hazard.decision) == (Settled.HEURISTIC_HAZARD, COMMIT)
+    assert hazard.note.endswith("gone for good: fire")
+    assert world.orders.fate(gids[0]) is Fate.COMMITTED
+    assert await world.unfinished() == set()
+
+
+async def test_nothing_is_called_gone_without_a_decision(world: World) -> None:
+    gids = await world.left()
+    world.payments.down = ParticipantUnavailable("payments", "down")
+    with pytest.raises(Conflict, match="no decision is recorded"):
+        await resolver(world).gone(gids[0].txid, "payments")
+    world.payments.down = None
+    decided = await world.left(COMMIT)
+    with pytest.raises(Conflict, match="no branch in participant 'invoices'"):
+        await resolver(world).gone(decided[0].txid, "invoices")
+
+
+async def test_recovery_waits_no_more_for_what_is_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another participant was down while one was called gone: the transaction is finished when it is back."""
+    monkeypatch.setattr("recovery.worker.GONE_S", 0.0)
+    gids = await world.left(COMMIT)
+    for database in (world.orders, world.payments):
+        database.down = ParticipantUnavailable(database.name, "down")
+    await resolver(world).gone(gids[0].txid, "payments")
+    assert await world.unfinished() == {gids[0].txid}
+    world.orders.down = None
+    await world.recover()
+    assert await world.unfinished() == set()
+
+
+async def test_every_act_is_recorded_before_it_is_done(world: World) -> None:
+    one, other = await forgotten(world)
+    operator = Operator(world.ledger, world.registry)
+    with pytest.raises(Conflict):
+        await operator.roll_back(one, note="too early")
+    await operator.roll_back(one, heuristic=True, note="agreed")
+    await resolver(world).end(other.txid, ABORT, heuristic=True, note="the rest")
+    await operator.forget(one)
+    acts = list(reversed(await world.ledger.acts(limit=10)))
+    assert {act.who for act in acts} == {system_user()}
+    told = [(act.verb, act.subject, act.note) for act in acts]
+    assert told == [
+        ("indoubt rollback", str(one), "too early"),
+        ("indoubt rollback --heuristic", str(one), "agreed"),
+        ("tx resolve --rollback --heuristic", str(other.txid), "the rest"),
+        ("indoubt rollback --heuristic", str(other), "the rest"),
+        ("indoubt forget", str(one), ""),
+    ]
+    assert acts[0].result.startswith("Conflict: ")
+    assert [act.result for act in acts[1:]] == ["done"] * 4
+    # Without a ledger nothing is recorded, so nothing is done.
+    third, _ = await _prepared_again(world)
+    world.ledger.down = LedgerUnavailable("no quorum")
+    with pytest.raises(LedgerUnavailable):
+        await operator.roll_back(third, heuristic=True)
+    assert third in world.orders.prepared
+
+
+async def _prepared_again(world: World) -> list[Gid]:
+    world.session = await world.ledger.open_session("shop", 10.0)
+    return await world.left()

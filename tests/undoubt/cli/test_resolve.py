@@ -1,0 +1,198 @@
+"""``undoubt tx resolve``, ``audit``, and what people are told before they do what is dangerous."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from coordinator.errors import LedgerUnavailable
+from coordinator.ledger.contract import Decision, Heuristic, Verdict
+from participants.contract import Fate, Order, Settled
+from participants.errors import ParticipantUnavailable
+from participants.ids import Gid
+from participants.registry import Registry
+from tests.undoubt.cli.stage import Stage
+from undoubt import assemble
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Stage:
+    monkeypatch.chdir(tmp_path)
+    return Stage(monkeypatch, capsys)
+
+
+def down(stage: Stage) -> None:
+    stage.payments.down = ParticipantUnavailable("payments", "connection refused")
+
+
+def by_hand(stage: Stage, gid: Gid, kind: Settled) -> None:
+    order = Order.COMMIT if kind is Settled.HEURISTIC_COMMIT else Order.ROLLBACK
+    (stage.orders if gid.participant == "orders" else stage.payments).finish_by_hand(gid, order)
+    stage.ledger.known[gid] = Heuristic(gid, kind, None, 1.0, "at three")
+
+
+def test_resolve_ends_every_branch_as_recorded(stage: Stage) -> None:
+    one, other = stage.prepare(1, Decision.COMMIT)
+    asked = stage.run("tx", "resolve", str(one.txid))
+    assert asked.status == 2, "nobody is there to answer"
+    assert "Commit 2 branches" in asked.err
+    assert one in stage.orders.prepared
+    ran = stage.run("tx", "resolve", str(other), "--yes", "--note", "tired")
+    assert ran.status == 0
+    assert "COMMIT is recorded" in ran.out
+    assert (stage.orders.fate(one), stage.payments.fate(other)) == (Fate.COMMITTED, Fate.COMMITTED)
+    assert "there is nothing to end" in stage.run("tx", "resolve", str(one.txid)).err
+    (act, *_) = stage.json("audit")
+    assert (act["verb"], act["subject"], act["result"]) == ("indoubt commit", str(other), "done")
+    whole = stage.json("audit")[-1]
+    assert (whole["verb"], whole["subject"], whole["note"]) == ("tx resolve --commit", str(one.txid), "tired")
+    page = stage.run("audit").out
+    assert "tired" in page
+    assert whole["who"] in page
+
+
+def test_resolve_asks_for_a_direction_where_none_is_proved(stage: Stage) -> None:
+    one, other = stage.prepare(1, Verdict.FORGOTTEN)
+    ran = stage.run("tx", "resolve", str(one.txid), "--yes")
+    assert ran.status == 5
+    assert "--heuristic" in ran.err
+    assert stage.run("tx", "resolve", str(one.txid), "--rollback", "--yes").status == 5
+    done = stage.run("tx", "resolve", str(one.txid), "--rollback", "--heuristic", "--yes", "-o", "json")
+    assert done.status == 0
+    assert [result["result"] for result in done.json["results"]] == ["done", "done"]
+    assert (stage.orders.fate(one), stage.payments.fate(other)) == (Fate.ABORTED, Fate.ABORTED)
+
+
+def test_resolve_says_what_splits_before_it_asks(stage: Stage) -> None:
+    one, _ = stage.prepare(1, Verdict.FORGOTTEN)
+    by_hand(stage, one, Settled.HEURISTIC_COMMIT)
+    rollback = ("tx", "resolve", str(one.txid), "--rollback", "--heuristic")
+    refused = stage.run(*rollback, "--yes")
+    assert refused.status == 5
+    assert "--contradict" in refused.err
+    asked = stage.run(*rollback, "--contradict")
+    assert asked.status == 2
+    assert "Branch 1 in orders has ended the other way: this splits the transaction." in asked.err
+    ran = stage.run(*rollback, "--contradict", "--yes")
+    assert ran.status == 5, "it is split, and says so"
+    assert stage.run("tx", "resolve", "1-00112233445566ff.99", "--yes").status == 3
+
+
+def test_resolve_of_a_participant_that_is_gone(stage: Stage) -> None:
+    one, other = stage.prepare(1, Decision.COMMIT)
+    gone = ("tx", "resolve", str(one.txid), "--participant-gone", "payments", "--yes")
+    assert stage.run(*gone).status == 5
+    down(stage)
+    seen = stage.run("tx", "resolve", str(one.txid), "--yes")
+    assert seen.status == 4
+    assert stage.orders.fate(one) is Fate.COMMITTED
+    ran = stage.run(*gone)
+    assert (ran.status, ran.out.splitlines()[-1]) == (0, f"recorded as a hazard: {other}")
+    assert stage.ledger.known[other].kind is Settled.HEURISTIC_HAZARD
+    assert stage.ledger.decisions[one.txid].finished
+    assert stage.run("tx", "resolve", str(one.txid), "--commit", "--participant-gone", "x").status == 2
+
+
+def test_a_rollback_against_a_recorded_commit_is_told_before_it_is_asked(stage: Stage) -> None:
+    gid, _ = stage.prepare(1, Decision.COMMIT)
+    plain = stage.run("indoubt", "rollback", str(gid))
+    assert plain.status == 5, "refused without a question"
+    assert "nobody is there to answer" not in plain.err
+    asked = stage.run("indoubt", "rollback", str(gid), "--heuristic")
+    assert asked.status == 2
+    assert asked.err.index("COMMIT IS RECORDED") < asked.err.index("Roll back")
+    assert gid in stage.orders.prepared
+
+
+@pytest.mark.parametrize("verdict", [Verdict.FORGOTTEN, Verdict.ACTIVE])
+def test_a_heuristic_is_shown_at_its_siblings(stage: Stage, verdict: Verdict) -> None:
+    one, other = stage.prepare(1, verdict)
+    by_hand(stage, one, Settled.HEURISTIC_COMMIT)
+    (listed,) = stage.json("indoubt", "list")["branches"]
+    assert listed["siblings"] == [{"gid": str(one), "kind": "heuristic_commit"}]
+    assert "another branch of its transaction" in stage.run("indoubt", "list").out.lower()
+    told = stage.json("indoubt", "explain", str(other))
+    assert told["branch"]["siblings"] == listed["siblings"]
+    assert str(one) in told["proof"][-1]
+    assert str(one) in stage.run("tx", "show", str(one.txid)).out
+    refused = stage.run("indoubt", "rollback", str(other), "--heuristic", "--yes")
+    assert refused.status == 5
+    assert other in stage.payments.prepared
+    asked = stage.run("indoubt", "rollback", str(other), "--heuristic", "--contradict")
+    assert "This splits the transaction." in asked.err
+    assert stage.run("indoubt", "rollback", str(other), "--heuristic", "--contradict", "--yes").status == 0
+
+
+def test_explain_takes_a_transaction_and_answers_while_a_database_is_down(stage: Stage) -> None:
+    one, other = stage.prepare(1, Decision.COMMIT)
+    told = stage.json("indoubt", "explain", str(one.txid))
+    assert [branch["now"] for branch in told["branches"]] == ["prepared", "prepared"]
+    assert told["direction"] == "commit"
+    down(stage)
+    for name in (str(other), str(one.txid)):
+        ran = stage.run("indoubt", "explain", name)
+        assert ran.status == 4
+        assert "COMMIT is recorded" in ran.out
+        assert "no answer" in ran.out
+
+
+def test_list_answers_from_the_databases_while_the_ledger_is_down(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gid, _ = stage.prepare(1, Decision.COMMIT)
+
+    @contextlib.asynccontextmanager
+    async def refused(_settings: object) -> AsyncIterator[None]:
+        raise LedgerUnavailable("no node answers")
+        yield
+
+    async def stays_open() -> None: ...
+
+    def registry(_settings: object, _ledger_id: str) -> Registry:
+        stage.orders.close = stage.payments.close = stays_open  # type: ignore[method-assign]
+        found = Registry()
+        found.add(stage.orders)
+        found.add(stage.payments)
+        return found
+
+    monkeypatch.setattr(assemble, "opened", refused)
+    monkeypatch.setattr(assemble, "registry", registry)
+    ran = stage.run("indoubt", "list")
+    assert ran.status == 4
+    assert str(gid) in ran.out
+    assert "the ledger does not answer" in ran.err
+    shown = stage.json("indoubt", "list")
+    assert {one["standing"] for one in shown["branches"]} == {"not_known"}
+    assert shown["ledger_error"] == "no node answers"
+
+
+def test_wrong_configuration_exits_2(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    for url in ("mysql://host/db", "postgresql://host/db", "raft://", "sqlite://relative.db"):
+        (tmp_path / "undoubt.toml").write_text(f'[ledger]\nurl = "{url}"\n')
+        for command in (("indoubt", "list"), ("tx", "list"), ("audit",), ("recover", "--once")):
+            ran = stage.run(*command)
+            assert ran.status == 2, (url, command, ran.err)
+
+
+def test_recover_exits_5_where_it_finds_a_heuristic(stage: Stage) -> None:
+    gid, other = stage.prepare(1, Decision.COMMIT)
+    stage.orders.finish_by_hand(gid, Order.ROLLBACK)
+    ran = stage.run("recover", "--once")
+    assert ran.status == 5
+    assert stage.payments.fate(other) is Fate.COMMITTED
+    assert stage.run("recover", "--once").status == 0
+
+
+def test_forget_is_recorded(stage: Stage) -> None:
+    gid, _ = stage.prepare(1, Verdict.FORGOTTEN)
+    by_hand(stage, gid, Settled.HEURISTIC_COMMIT)
+    assert stage.run("indoubt", "forget", str(gid), "--yes", "--note", "written again").status == 0
+    (act,) = stage.json("audit")
+    assert (act["verb"], act["note"]) == ("indoubt forget", "written again")
+    assert replace(gid, branch=9) not in stage.ledger.known

@@ -1,0 +1,56 @@
+"""``undoubt audit``: who did what, when and why."""
+
+from __future__ import annotations
+
+import click
+
+from coordinator.ledger.contract import ACTS_MAX, Act
+from undoubt.cli import shapes
+from undoubt.cli.context import Context, common, opened, pass_context
+from undoubt.cli.output import iso
+
+
+@click.command()
+@click.option(
+    "-n", "--limit", type=click.IntRange(1, ACTS_MAX), default=50, show_default=True, help="At most so many."
+)
+@common
+@pass_context
+def audit(context: Context, limit: int) -> None:
+    """List what operators did, the newest first.
+
+    Each act is in the ledger before it is done, with the system user of the process, over raft:// with the
+    name in its certificate too, and with --note; afterwards with what came of it. `-` as a result: the
+    process ended in between. The newest 5,000 are kept.
+
+    \b
+    Example:
+      undoubt audit
+      undoubt audit -o json | jq '.[] | select(.verb | startswith("tx resolve"))'
+    """
+    acts = context.run(_acts(context, limit))
+    if context.output.json:
+        context.output.document([shapes.act(one) for one in acts])
+        return
+    context.output.table(
+        ("when", "who", "certificate", "act", "what", "result", "note"),
+        [
+            (
+                iso(one.at),
+                one.who or "-",
+                one.certificate or "-",
+                one.verb,
+                one.subject,
+                one.result or "-",
+                one.note,
+            )
+            for one in acts
+        ],
+    )
+    if not acts:
+        context.output.note("no act of an operator is recorded")
+
+
+async def _acts(context: Context, limit: int) -> list[Act]:
+    async with opened(context) as tools:
+        return list(await tools.ledger.acts(limit=limit))

@@ -1,0 +1,229 @@
+"""``undoubt tx resolve``: one verb for a whole transaction; and its page, which ``explain`` has too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from coordinator.ledger.contract import Decision
+from participants.ids import Gid, TxId
+from recovery.errors import Conflict, NotAllSeen
+from recovery.operator.whole import BranchNow, Resolver, Whole, check, look
+from recovery.plan import Standing
+from recovery.service import RecoveryService
+from undoubt.cli import shapes
+from undoubt.cli.context import Context, common, note_option, opened, pass_context, yes_option
+from undoubt.cli.exits import CommandError, Exit
+from undoubt.cli.names import TxIdParam
+from undoubt.cli.output import Output
+
+
+@click.command()
+@click.argument("txid", type=TxIdParam())
+@click.option("--commit", "direction", flag_value="commit", help="Commit every branch that is prepared.")
+@click.option("--rollback", "direction", flag_value="rollback", help="Roll every prepared branch back.")
+@click.option(
+    "--heuristic", is_flag=True, help="Do it against or without a recorded decision; this is recorded."
+)
+@click.option(
+    "--contradict", is_flag=True, help="Do it although a branch has ended the other way: this splits it."
+)
+@click.option(
+    "--participant-gone",
+    "gone",
+    metavar="NAME",
+    help="This participant will never answer again: record a hazard for its branches, and wait no more.",
+)
+@note_option
+@yes_option
+@common
+@pass_context
+def resolve(
+    context: Context,
+    txid: TxId,
+    *,
+    direction: str | None,
+    heuristic: bool,
+    contradict: bool,
+    gone: str | None,
+    note: str,
+    yes: bool,
+) -> None:
+    """End a whole transaction, every branch the same way.
+
+    Shows every branch, what is recorded, and what the databases prove; asks once; then commits or rolls back
+    every branch that is prepared, in the one direction that is safe. Where none is proved to be, choose
+    --commit or --rollback with --heuristic. TXID is a transaction's id, or the gid of one of its branches.
+    Exit status 5 if a flag is missing for what you ask, or a branch is found to have ended the other way; 4
+    if not every participant answered.
+
+    \b
+    Example:
+      undoubt tx resolve 3-4f1d0c9a77b2e815.42
+      undoubt tx resolve 3-4f1d0c9a77b2e815.42 --rollback --heuristic --note "agreed with accounting"
+      undoubt tx resolve 3-4f1d0c9a77b2e815.42 --participant-gone payments
+    """
+    if gone is not None and direction is not None:
+        raise click.UsageError("--participant-gone ends no branch: give it without --commit and --rollback")
+    found = context.run(_looked(context, txid))
+    if not context.output.json:
+        page(context.output, found)
+    if gone is not None:
+        _gone(context, found, gone, note, yes=yes)
+        return
+    chosen = _chosen(found, direction)
+    if chosen is None or not found.prepared:
+        _nothing_to_do(context, found, note, chosen)
+        return
+    warned = _allowed(found, chosen, heuristic=heuristic, contradict=contradict)
+    if warned:
+        for line in warnings(found, chosen):
+            context.output.note(line)
+        count = len(found.prepared)
+        branches = "1 branch" if count == 1 else f"{count} branches"
+        context.confirm(f"{_word(chosen)} {branches} of {txid}?", yes=yes)
+    # What is not allowed is refused there as well, and recorded.
+    results = context.run(_end(context, txid, chosen, heuristic=heuristic, contradict=contradict, note=note))
+    _report(context, found, chosen, results)
+
+
+def warnings(found: Whole, chosen: Decision) -> list[str]:
+    """What somebody should know before it is done."""
+    lines = []
+    recorded = None if found.info is None else str(found.info.record)
+    if chosen is Decision.ABORT and (recorded == "commit" or found.direction is Decision.COMMIT):
+        lines.append("COMMIT IS RECORDED: other branches have applied it, or will.")
+    if chosen is Decision.COMMIT and found.direction is Decision.ABORT:
+        lines.append("IT IS ABORTED: other branches are rolled back, or will be.")
+    lines += [
+        f"Branch {one.number} in {one.participant} has ended the other way: this splits the transaction."
+        for one in found.splits(chosen)
+    ]
+    lines += [
+        f"Branch {one.number} in {one.participant} cannot be looked at: {one.why or 'it is not configured'}."
+        for one in found.branches
+        if one.now in {"no_answer", "not_configured"}
+    ]
+    return lines
+
+
+def page(out: Output, found: Whole) -> None:
+    """For people."""
+    info = found.info
+    out.heading(f"transaction {found.txid}")
+    out.line(f"  recorded     {'nothing' if info is None else str(info.record).replace('_', ' ')}")
+    safe = "none is proved" if found.direction is None else _word(found.direction).lower()
+    out.line(f"  safe         {safe}: {found.why}")
+    out.line()
+    out.table(
+        ("branch", "participant", "now", "its database proves", "heuristic outcome", "gid"),
+        [
+            (
+                one.number,
+                one.participant,
+                one.now.replace("_", " "),
+                "-" if str(one.proved) == "unknown" else str(one.proved).replace("_", " "),
+                "-" if one.heuristic is None else str(one.heuristic.kind).replace("_", " "),
+                one.gid or "-",
+            )
+            for one in found.branches
+        ],
+    )
+    for one in found.branches:
+        if one.heuristic is not None and one.heuristic.note:
+            out.line(f"  branch {one.number}: {one.heuristic.note}")
+
+
+def end_unless_all_seen(found: Whole) -> None:
+    """Raise ``NotAllSeen`` if a branch could not be looked at."""
+    if hidden := [one for one in found.branches if one.now in {"no_answer", "not_configured"}]:
+        told = ", ".join(f"branch {one.number} in {one.participant}" for one in hidden)
+        raise NotAllSeen(f"not everything could be seen: {told}; {hidden[0].why or 'it is not configured'}")
+
+
+def _chosen(found: Whole, direction: str | None) -> Decision | None:
+    if direction is None:
+        return found.direction
+    return Decision.COMMIT if direction == "commit" else Decision.ABORT
+
+
+def _allowed(found: Whole, chosen: Decision, *, heuristic: bool, contradict: bool) -> bool:
+    """Whether there is anything to ask; what would be refused is not asked."""
+    try:
+        check(found, chosen, heuristic=heuristic, contradict=contradict)
+    except Conflict:
+        return False
+    return True
+
+
+def _word(decision: Decision) -> str:
+    return "Commit" if decision is Decision.COMMIT else "Roll back"
+
+
+def _nothing_to_do(context: Context, found: Whole, note: str, chosen: Decision | None) -> None:
+    if context.output.json:
+        context.output.document(shapes.whole(found) | {"results": []})
+    if found.prepared:
+        raise Conflict(f"{found.why}; nothing was done. Choose --commit or --rollback, with --heuristic")
+    end_unless_all_seen(found)
+    context.output.note("no branch of it is prepared: there is nothing to end")
+    if chosen is not None and (ended := found.splits(chosen)):
+        raise Conflict(f"branch {ended[0].number} in {ended[0].participant} has ended the other way")
+
+
+def _gone(context: Context, found: Whole, name: str, note: str, *, yes: bool) -> None:
+    context.confirm(
+        f"Will participant {name} never answer again? What became of its branch will be a hazard, and nobody"
+        " will wait for it.",
+        yes=yes,
+    )
+    gids = context.run(_end_gone(context, found.txid, name, note))
+    if context.output.json:
+        context.output.document({"txid": str(found.txid), "hazards": [str(gid) for gid in gids]})
+        return
+    for gid in gids:
+        context.output.line(f"recorded as a hazard: {gid}")
+
+
+def _report(context: Context, found: Whole, chosen: Decision, results: list[tuple[BranchNow, str]]) -> None:
+    if context.output.json:
+        told: dict[str, Any] = {
+            "results": [
+                {"gid": str(one.gid), "result": "done" if said == "done" else "failed", "why": said}
+                for one, said in results
+            ]
+        }
+        context.output.document(shapes.whole(found) | told)
+    else:
+        word = "committed" if chosen is Decision.COMMIT else "rolled back"
+        for one, said in results:
+            context.output.line(f"{word if said == 'done' else said}: {one.gid}")
+    if failed := [said for _, said in results if said != "done"]:
+        raise CommandError(Exit.CONFLICT, f"{len(failed)} of {len(results)} branches: {failed[0]}")
+    if ended := found.splits(chosen):
+        raise Conflict(f"branch {ended[0].number} in {ended[0].participant} has ended the other way")
+    end_unless_all_seen(found)
+
+
+async def _looked(context: Context, txid: TxId) -> Whole:
+    async with opened(context) as tools:
+        found = await look(tools.ledger, tools.participants, txid)
+        if any(one.standing is Standing.ASK_PROTOCOL for one in found.prepared):
+            # Its own termination decides; that is what recovery does at any time.
+            await RecoveryService(tools.ledger, tools.participants, tools.settings.recovery).run_once()
+            found = await look(tools.ledger, tools.participants, txid)
+        return found
+
+
+async def _end(
+    context: Context, txid: TxId, chosen: Decision, *, heuristic: bool, contradict: bool, note: str
+) -> list[tuple[BranchNow, str]]:
+    async with opened(context) as tools:
+        resolver = Resolver(tools.ledger, tools.participants)
+        return await resolver.end(txid, chosen, heuristic=heuristic, contradict=contradict, note=note)
+
+
+async def _end_gone(context: Context, txid: TxId, name: str, note: str) -> list[Gid]:
+    async with opened(context) as tools:
+        return await Resolver(tools.ledger, tools.participants).gone(txid, name, note=note)
