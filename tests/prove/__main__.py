@@ -16,6 +16,7 @@ PROOFS = {
     "grow": "tests.prove.grow",
     "impostor": "tests.prove.impostor",
     "live-recovery": "tests.prove.live_recovery",
+    "operators": "tests.prove.operators",
     "partition": "tests.prove.partition",
     "sqlalchemy": "tests.prove.sqlalchemy_twophase",
     "wire": "tests.prove.wire",

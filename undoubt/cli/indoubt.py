@@ -132,8 +132,10 @@ def commit(
       undoubt indoubt commit GID --heuristic --note "agreed with accounting"
     """
     before = context.run(_before(context, gid, Order.COMMIT))
-    if heuristic and before.standing is not Standing.COMMITTED and (contradict or not before.splits):
+    decided = before.standing is Standing.COMMITTED
+    if decided or (heuristic and (contradict or not before.splits)):
         _warn(context, before)
+    if not decided and heuristic and (contradict or not before.splits):
         context.confirm(f"Commit {gid} against or without a recorded decision?", yes=yes)
     context.run(_commit(context, gid, heuristic, contradict, note))
     _report(context, gid, "committed")

@@ -1,0 +1,162 @@
+"""Operators cannot split a transaction by accident: generated acts, on real servers and on every ledger.
+
+Each case is a transaction with two branches, left behind with COMMIT, ABORT or nothing recorded, and a seeded
+sequence of commands of `undoubt`, each a process of its own. A model that shares no code with the product
+says with which status each has to end and what it leaves behind. Counted are ``split_unwarned`` (a command
+after which one branch is committed and the other rolled back, and which did not say so), ``unaudited`` (one
+that is not in the ledger's record of acts with its user and note) and ``wrong_exit_code``. """
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coordinator.ledger.acting import system_user
+from coordinator.ledger.contract import Decision, Ledger, Session, record_of
+from participants.ids import Gid, Protocol, SessionKey
+from participants.registry import Registry
+from tests.prove.ledgers import LEDGERS
+from tests.prove.operators_model import Model, generated
+from tests.prove.processes import ROOT
+from undoubt import assemble
+from undoubt.config import load
+from undoubt.embedded import EmbeddedServer
+
+NAMES = ("orders", "payments")
+TIMEOUT_S = 60.0
+
+
+class Found(msgspec.Struct):
+    acts: int = 0
+    split_unwarned: int = 0
+    unaudited: int = 0
+    wrong_exit_code: int = 0
+    wrong_end: int = 0
+    """A branch is not as the model has it."""
+    cases: int = 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ledger", choices=sorted(LEDGERS), action="append", help="on these; else on all")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--cases", type=int, default=9, help="on each ledger")
+
+
+async def main(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """The line of JSON, and whether the proof holds."""
+    found = Found()
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="undoubt-operators-")))
+        dsns = {}
+        for name in NAMES:
+            server = await stack.enter_async_context(EmbeddedServer())
+            dsns[name] = await server.create_database("proof")
+        for kind in arguments.ledger or sorted(LEDGERS):
+            ledgers = LEDGERS[kind](folder)
+            await ledgers.build(stack)
+            url = (await ledgers.fresh("operators"))["url"]
+            config = folder / f"{kind}.toml"
+            config.write_text(_configuration(str(url), dsns))
+            if kind == "sqlite":
+                await _undoubt(config, "ledger", "init")
+            await _on(config, random.Random(arguments.seed), arguments.cases, found)  # noqa: S311 - a seed
+    holds = found.acts >= 60 and not (
+        found.split_unwarned or found.unaudited or found.wrong_exit_code or found.wrong_end
+    )
+    return msgspec.to_builtins(found), holds
+
+
+def _configuration(url: str, dsns: dict[str, str]) -> str:
+    tables = "".join(f'[participants.{name}]\ndsn = "{dsn}"\n' for name, dsn in dsns.items())
+    return f'[ledger]\nurl = "{url}"\nrequest_timeout_s = 30.0\n{tables}'
+
+
+async def _on(config: Path, random_: random.Random, cases: int, found: Found) -> None:
+    for number in range(cases):
+        recorded = (Decision.COMMIT, Decision.ABORT, None)[number % 3]
+        settings = load(str(config))
+        async with assemble.opened(settings) as (ledger, participants):
+            session = await ledger.open_session("proof", 3_600.0)
+            gids = await _left(ledger, participants, session, recorded)
+        model = Model(None if recorded is None else recorded.value)
+        found.cases += 1
+        for words in generated(random_, str(gids[0].txid), [str(gid) for gid in gids]):
+            await _act(config, model, words, gids, found)
+        await _clean_up(config, gids)
+
+
+async def _left(
+    ledger: Ledger, participants: Registry, session: Session, recorded: Decision | None
+) -> list[Gid]:
+    """A transaction that is prepared in both, and what is recorded of it."""
+    key, txid = SessionKey(session.key), session.txid(1)
+    records, gids = [], []
+    for number, name in enumerate(NAMES, 1):
+        gid = Gid(ledger.ledger_id, Protocol.TWO_PHASE, txid, number, name).tagged(key)
+        branch = await participants.get(name).begin(gid, timeout_s=30.0, key=key)
+        await branch.connection.execute("create table if not exists undoubt_proof (what text)")
+        await branch.connection.execute("insert into undoubt_proof values ('some')")
+        prepared = await branch.prepare()
+        await branch.release()
+        records.append(record_of(gid, prepared.evidence))
+        gids.append(gid)
+    if recorded is not None:
+        await ledger.decide(txid, recorded, records)
+    return gids
+
+
+async def _act(config: Path, model: Model, words: list[str], gids: list[Gid], found: Found) -> None:
+    note = f"act {found.acts}"
+    expected = model.act(words, [str(gid) for gid in gids])
+    status, told = await _undoubt(config, *words, "--note", note, "--yes")
+    found.acts += 1
+    if status != expected.status:
+        found.wrong_exit_code += 1
+        print(f"{config.stem}: {words}: status {status}, not {expected.status}\n{told}", file=sys.stderr)
+    if expected.splits and not any(
+        word in told for word in ("splits", "IS RECORDED", "IS ABORTED", "Another")
+    ):
+        found.split_unwarned += 1
+        print(f"{config.stem}: {words} split it without a word\n{told}", file=sys.stderr)
+    async with assemble.opened(load(str(config))) as (ledger, participants):
+        acts = [act for act in await ledger.acts(limit=20) if act.note == note]
+        prepared = {branch.gid for name in NAMES for branch in await participants.get(name).in_doubt()}
+    if expected.audited and not any(act.who.startswith(system_user()) for act in acts):
+        found.unaudited += 1
+        print(f"{config.stem}: {words} is not recorded\n{told}", file=sys.stderr)
+    if [gid in prepared for gid in gids] != [end is None for end in model.ends]:
+        found.wrong_end += 1
+        print(f"{config.stem}: {words} left {prepared}, and not {model.ends}\n{told}", file=sys.stderr)
+
+
+async def _clean_up(config: Path, gids: list[Gid]) -> None:
+    """What is prepared still holds locks that the next case would wait for."""
+    for gid in gids:
+        for verb in ("commit", "rollback"):
+            await _undoubt(config, "indoubt", verb, str(gid), "--heuristic", "--contradict", "--yes")
+
+
+async def _undoubt(config: Path, *words: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "undoubt",
+        *words,
+        "--config",
+        str(config),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(TIMEOUT_S):
+        told, _ = await process.communicate()
+    return process.returncode or 0, told.decode()
