@@ -4,7 +4,7 @@ Each case is a transaction with two branches, left behind with COMMIT, ABORT or 
 sequence of commands of `undoubt`, each a process of its own. A model that shares no code with the product
 says with which status each has to end and what it leaves behind. Counted are ``split_unwarned`` (a command
 after which one branch is committed and the other rolled back, and which did not say so), ``unaudited`` (one
-that is not in the ledger's record of acts with its user and note) and ``wrong_exit_code``. """
+that is not in the ledger's record of acts with its user and note) and ``wrong_exit_code``."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ from alembic.script import ScriptDirectory
 from coordinator import ledger as ledgers
 from coordinator.errors import BranchListMismatch, LedgerLocked, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger import maintenance, schema
+from coordinator.ledger.acting import system_user
 from coordinator.ledger.commands import Decide, OpenSession, encode
-from coordinator.ledger.contract import BranchRecord, Decision, Record, Session, SessionState, Verdict
+from coordinator.ledger.contract import Act, BranchRecord, Decision, Record, Session, SessionState, Verdict
 from coordinator.ledger.sqlite import door, owned
 from coordinator.ledger.sqlite.ledger import SqliteLedger
 from coordinator.ledger.sqlite.store import SqliteStore
@@ -548,3 +549,38 @@ async def test_a_sequence_number_is_no_size(ledger: Signing) -> None:
     image = owned.machine.snapshot()
     assert len(image) < 100_000
     assert State.decode(image).encode() == image
+
+
+async def test_an_act_is_that_of_the_user_whose_process_is_connected(tmp_path: Path) -> None:
+    """Whatever the process says: else the record names whom an operator likes."""
+    settings = LedgerSettings(url=f"sqlite:///{tmp_path}/undoubt.db")
+    owner = await SqliteLedger.open(tmp_path / "undoubt.db", settings)
+    client = await SqliteLedger.open(tmp_path / "undoubt.db", settings)
+    try:
+        await client.record_act(Act("1", "indoubt commit", "gid", 1.0, "somebody@else", certificate="forged"))
+        await client.record_act(Act("2", "indoubt commit", "gid", 1.0, system_user()))
+        second, first = await owner.acts(limit=2)
+    finally:
+        await client.close()
+        await owner.close()
+    assert (first.who, first.certificate) == (second.who, "")
+    assert first.who == system_user()
+
+
+async def test_who_restored_the_ledger_is_recorded(tmp_path: Path) -> None:
+    settings = LedgerSettings(url=f"sqlite:///{tmp_path}/undoubt.db")
+    ledger = await SqliteLedger.open(tmp_path / "undoubt.db", settings)
+    backup = tmp_path / "some.backup"
+    await ledger.backup(backup)
+    await ledger.close()
+    await maintenance.restore(settings, None, note="believed")
+    await maintenance.restore(settings, backup, note="from tape")
+    await maintenance.restore(settings, None, note="again")
+    ledger = await SqliteLedger.open(tmp_path / "undoubt.db", settings)
+    acts = await ledger.acts(limit=9)
+    await ledger.close()
+    assert [(act.verb, act.note, act.result) for act in acts] == [
+        ("ledger restore", "again", "done"),
+        ("ledger restore", "from tape", "done"),
+    ], "what the backup does not hold is gone with the former file"
+    assert acts[0].who == system_user()
