@@ -177,7 +177,7 @@ def test_a_cluster_of_processes_behind_tls(tmp_path: Path) -> None:
         undoubt("cluster", "transfer", "--note", "because", "--config", client)
         acts = undoubt("audit", "--config", client, "-o", "json").json
         assert [(act["certificate"], act["verb"], act["note"], act["result"]) for act in acts] == [
-            ("client:shop", "cluster transfer", "because", "done")
+            ("shop", "cluster transfer", "because", "done")
         ]
         undoubt("cluster", "certs", "--renew", "--days", "7", cwd=tmp_path)
         assert "its certificate ends in 7 days" in undoubt("cluster", "status", "--config", client).out
