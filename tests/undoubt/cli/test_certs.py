@@ -208,5 +208,5 @@ def test_a_node_with_anothers_certificate_does_not_start(tmp_path: Path) -> None
     assert ran.status == 1
     assert "node/2" in ran.err
     missing = undoubt("node", "--config", str(configuration(tmp_path, addresses, 1, "node-3")))
-    assert missing.status == 1
+    assert missing.status == 2
     assert "node-3.crt" in missing.err

@@ -186,7 +186,7 @@ def on_path(tmp_path: Path) -> str:
     [
         ("", set(COMMANDS)),
         ("in", {"indoubt"}),
-        ("tx ", {"list", "show"}),
+        ("tx ", {"list", "show", "resolve"}),
         ("tx list -o j", {"json"}),
         ("completion f", {"fish"}),
     ],
