@@ -32,6 +32,7 @@
     │   ├── LedgerLocked               another process owns it and does not answer
     │   ├── LedgerUnavailable          no answer, or no room
     │   ├── LedgerUnusable             it cannot be opened until somebody acts
+    │   │   ├── LedgerMisconfigured      its URL, or a TLS file that the settings name, is none
     │   │   └── LedgerMissing            there is none: ``undoubt ledger init``
     │   ├── SessionLost                the lease is gone: nothing of it can commit any more
     │   └── VersionHeldBack            the cluster has members of an older version, which do not know this yet
@@ -60,6 +61,7 @@ from coordinator.errors import (
     Impostor,
     LedgerError,
     LedgerLocked,
+    LedgerMisconfigured,
     LedgerMissing,
     LedgerUnavailable,
     LedgerUnusable,
@@ -104,6 +106,7 @@ __all__ = [
     "InvalidName",
     "LedgerError",
     "LedgerLocked",
+    "LedgerMisconfigured",
     "LedgerMissing",
     "LedgerUnavailable",
     "LedgerUnusable",
