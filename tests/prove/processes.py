@@ -60,10 +60,13 @@ class Child:
         return cls(process)
 
     async def lines(self) -> AsyncIterator[dict[str, Any]]:
-        """Messages until the child closes its output."""
+        """Messages until the child closes its output. The last one of a child that was killed while it wrote
+        is cut short, and was never told."""
         if self._process.stdout is None:
             return
         async for line in self._process.stdout:
+            if not line.endswith(b"\n"):
+                return
             message = json.loads(line)
             self.heard.take(message)
             yield message

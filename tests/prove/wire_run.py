@@ -67,8 +67,9 @@ class Times:
     """A session's lifetime: so long that no renewal says meanwhile which of its transactions are over."""
 
     def hold_s(self, fault: Fault) -> float:
-        """How long that fault holds a message back."""
-        return self.statement_s * 1.5 if fault is Fault.LATE else 0.05
+        """How long that fault holds a message back: one that is late comes after whoever waited has given up, be
+        it by a statement's timeout or, at PREPARE, by the transaction's."""
+        return self.transaction_s * 1.25 if fault is Fault.LATE else 0.05
 
 
 @dataclass(slots=True)
