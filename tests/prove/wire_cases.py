@@ -128,7 +128,7 @@ def cases(scene: Scene, heard: Sequence[tuple[str, Place, str]]) -> list[Case]:
     for number, (target, place, label) in enumerate(heard, SCENES.index(scene)):
         wanted = scene.faults if label[:1] not in _PARTS else -(-scene.faults // 5)
         # Neighbours meet different ones, and so do the same messages of neighbouring scenes.
-        faults = [every[(number + 2 * step) % len(every)] for step in range(wanted)]
+        faults = [every[(number + 3 * step) % len(every)] for step in range(wanted)]
         found += [Case(target, place, label, fault) for fault in faults]
     return found
 

@@ -46,6 +46,8 @@ class Fault(enum.StrEnum):
     """Half of it arrives, and the connection's end."""
     CUT_AFTER = "cut after"
     """It arrives; the client sees the connection end before any answer."""
+    OUTLIVES = "outlives"
+    """The client sees the connection end at once; it arrives later."""
     ANSWER_LOST = "answer lost"
     """It is answered; instead of the answer the client sees the connection end."""
     ANSWER_HALF = "answer half"
@@ -306,8 +308,10 @@ class _Link:
                 self._send(frame)
             case Fault.HOLE:
                 self._mute = self._hole = True
-            case Fault.DELAYED | Fault.LATE:
+            case Fault.DELAYED | Fault.LATE | Fault.OUTLIVES as fault:
                 self._held.clear()
+                if fault is Fault.OUTLIVES:
+                    self._end_client()
                 await asyncio.sleep(strike.hold_s)
                 self._send(frame)
                 self._held.set()

@@ -69,7 +69,7 @@ class Times:
     def hold_s(self, fault: Fault) -> float:
         """How long that fault holds a message back: one that is late comes after whoever waited has given up, be
         it by a statement's timeout or, at PREPARE, by the transaction's."""
-        return self.transaction_s * 1.25 if fault is Fault.LATE else 0.05
+        return {Fault.LATE: self.transaction_s * 1.25, Fault.OUTLIVES: 0.3}.get(fault, 0.05)
 
 
 @dataclass(slots=True)
