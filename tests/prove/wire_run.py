@@ -67,8 +67,8 @@ class Times:
     """A session's lifetime: so long that no renewal says meanwhile which of its transactions are over."""
 
     def hold_s(self, fault: Fault) -> float:
-        """How long that fault holds a message back: one that is late comes after whoever waited has given up, be
-        it by a statement's timeout or, at PREPARE, by the transaction's."""
+        """How long that fault holds a message back: one that is late comes after whoever waited has given up,
+        be it by a statement's timeout or, at PREPARE, by the transaction's."""
         return {Fault.LATE: self.transaction_s * 1.25, Fault.OUTLIVES: 0.3}.get(fault, 0.05)
 
 
