@@ -6,6 +6,7 @@ each transaction one outcome, the same in every participant, or an error that ad
 Rooms, from the top:
 
 - :mod:`coordinator.coordinator`, :mod:`coordinator.transaction`: what an application holds in its hands;
+  :mod:`coordinator.runnable`: which functions ``run`` takes;
   :mod:`coordinator.cancel_scope`: how the task in a block is interrupted.
 - :mod:`coordinator.protocols`: the commit protocols, plain async functions over two contracts.
   ``two_phase.py`` is the file to open first.

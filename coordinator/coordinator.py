@@ -30,10 +30,12 @@ from coordinator.protocols.steps import Observer
 from coordinator.protocols.three_phase import three_phase_commit
 from coordinator.protocols.two_phase import two_phase_commit
 from coordinator.retries import pause_before_retry
+from coordinator.runnable import check_asynchronous, checked_awaitable
 from coordinator.session import SessionKeeper
 from coordinator.settings import PROTOCOLS, CoordinatorSettings
 from coordinator.steadfast import Steadfast, steadfast
 from coordinator.transaction import Transaction
+from participants.bounds import count, seconds
 from participants.checks import InvariantViolation
 from participants.contract import Branch, Participant
 from participants.errors import UndoubtError, UsageError, WrongLoop
@@ -123,17 +125,15 @@ class Coordinator:
         if self._closed:
             raise CoordinatorClosed
         named = protocol or self.settings.protocol
-        if named not in PROTOCOLS:
+        if named not in tuple(PROTOCOLS):  # also what cannot be hashed
             raise UsageError(f"unknown protocol {named!r}; known: {', '.join(PROTOCOLS)}")
         if PROTOCOLS[named] is GidProtocol.PAXOS and self.ledger.acceptors is None:
             raise UsageError(
                 "protocol 'paxos' needs a cluster of nodes, which are its acceptors: ledger.url ="
                 " raft://…; with any other ledger use 2pc or 3pc"
             )
-        seconds = self.settings.timeout_s if timeout is None else timeout
-        if seconds <= 0:
-            raise UsageError(f"timeout must be positive, not {seconds}")
-        return Transaction(self, timeout_s=seconds, protocol=PROTOCOLS[named])
+        timeout_s = self.settings.timeout_s if timeout is None else seconds("timeout", timeout, zero=False)
+        return Transaction(self, timeout_s=timeout_s, protocol=PROTOCOLS[named])
 
     async def run(
         self,
@@ -148,13 +148,16 @@ class Coordinator:
         ``timeout`` and ``protocol`` are those of :meth:`transaction`, for each attempt. Repeated up to
         ``retries`` times, after growing random pauses, where the cause was a deadlock or a serialization
         failure. Everything else is raised at once, ``OutcomeUnknown`` above all, and whatever ``function``
-        raises after a commit of its own.
+        raises after a commit of its own. Raises ``UsageError``, and commits nothing, if ``function`` is
+        no coroutine function or an argument is not within its bounds.
         """
+        count("retries", retries)
+        check_asynchronous(function)
         for attempt in itertools.count():
             tx = self.transaction(timeout=timeout, protocol=protocol)
             try:
                 async with tx:
-                    return await function(tx, *args)
+                    return await checked_awaitable(function, function(tx, *args))
             except Exception as error:  # whatever the application raises passes through, unless retryable
                 pause_s = pause_before_retry(error, attempt, retries)
                 if pause_s is None or tx.may_have_committed:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from coordinator.wire import TlsSettings, WireSettings
+from participants.bounds import count, seconds
 from participants.ids import Protocol
 from participants.redact import redact
 from participants.states import Termination
@@ -32,8 +33,9 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls_key: str = ""
 
     def __post_init__(self) -> None:
-        if self.retention_s < 0 or self.history_s < 0:
-            raise ValueError("retention_s and history_s must not be negative")
+        seconds("retention_s", self.retention_s)
+        seconds("history_s", self.history_s)
+        seconds("request_timeout_s", self.request_timeout_s, zero=False)
         files = {"tls_ca": self.tls_ca, "tls_cert": self.tls_cert, "tls_key": self.tls_key}
         if any(files.values()) and not all(files.values()):
             missing = " and ".join(key for key, path in files.items() if not path)
@@ -69,7 +71,9 @@ class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     """For people: who this coordinator is. Empty: host name and process id."""
 
     def __post_init__(self) -> None:
-        if self.timeout_s <= 0 or self.session_ttl_s < 1:
-            raise ValueError("timeout_s must be positive and session_ttl_s at least 1")
+        seconds("timeout_s", self.timeout_s, zero=False)
+        seconds("session_ttl_s", self.session_ttl_s, least=1)
+        seconds("drain_s", self.drain_s)
+        count("session_transactions_max", self.session_transactions_max, least=1)
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol {self.protocol!r} is not one of: {', '.join(PROTOCOLS)}")

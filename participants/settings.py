@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from participants.bounds import SERVER_TIMEOUT_S_MAX, count, seconds
 from participants.ids import check_participant_name
 from participants.redact import redact
 
@@ -45,10 +46,11 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     """Names that this participant had before: branches that name one of them are its own."""
 
     def __post_init__(self) -> None:
-        if self.connections_max < 1:
-            raise ValueError("connections_max must be at least 1")
-        if self.connections_idle_s < 0:
-            raise ValueError("connections_idle_s must not be negative; 0 keeps connections for ever")
+        count("connections_max", self.connections_max, least=1)
+        seconds("connections_idle_s", self.connections_idle_s)
+        seconds("connect_timeout_s", self.connect_timeout_s, zero=False)
+        # It becomes a lock_timeout as well.
+        seconds("statement_timeout_s", self.statement_timeout_s, zero=False, most=SERVER_TIMEOUT_S_MAX)
         if self.init is not None and not _INIT.fullmatch(self.init):
             raise ValueError(f"init must name a function as 'module:function', not {self.init!r}")
         if self.driver not in DRIVERS:

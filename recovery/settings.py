@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from participants.bounds import count, seconds
+
 
 class RecoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Times are in seconds."""
@@ -18,5 +20,7 @@ class RecoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Pause between two looks at the wait graphs of all participants; 0 switches the detector off."""
 
     def __post_init__(self) -> None:
-        if self.interval_s < 0 or self.backoff_max_s <= 0 or self.parallel < 1:
-            raise ValueError("interval_s must not be negative, backoff_max_s positive, parallel at least 1")
+        seconds("interval_s", self.interval_s)
+        seconds("backoff_max_s", self.backoff_max_s, zero=False)
+        seconds("deadlock_interval_s", self.deadlock_interval_s)
+        count("parallel", self.parallel, least=1, most=10_000)

@@ -38,6 +38,7 @@ import msgspec
 
 from coordinator.node.settings import NodeSettings
 from coordinator.settings import CoordinatorSettings, LedgerSettings
+from participants.bounds import OutOfBounds
 from participants.errors import UsageError
 from participants.ids import InvalidName, check_participant_name
 from participants.redact import redact
@@ -250,6 +251,9 @@ def _participant(name: str, table: dict[str, Any], origin: str) -> ParticipantSe
 def _struct(path: KeyPath, table: dict[str, Any], kind: type[msgspec.Struct], origin: str) -> msgspec.Struct:
     try:
         return kind(**table)
+    except OutOfBounds as error:
+        key = _dotted((*path, error.name))
+        raise ConfigurationError(f"{key} {error.why} ({origin})", key=key) from None
     except ValueError as error:  # from __post_init__, which names the key's last part itself
         raise ConfigurationError(f"{_dotted(path)}: {error} ({origin})", key=_dotted(path)) from None
 

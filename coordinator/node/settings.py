@@ -6,6 +6,7 @@ import msgspec
 
 from coordinator.raft import RaftSettings
 from coordinator.wire import VERSIONS, Versions
+from participants.bounds import count, seconds
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,12 +33,14 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     that this release does."""
 
     def __post_init__(self) -> None:
-        if self.number < 0:
-            raise ValueError("number must be positive")
+        count("number", self.number)
+        seconds("heartbeat_s", self.heartbeat_s, zero=False)
+        seconds("election_timeout_s", self.election_timeout_s, zero=False)
         if not 0 < self.heartbeat_s * 2 <= self.election_timeout_s:
             raise ValueError("election_timeout_s must be at least twice heartbeat_s, and both positive")
-        if self.snapshot_log_bytes < 1 or self.trailing_entries < 0:
-            raise ValueError("snapshot_log_bytes must be positive, trailing_entries not negative")
+        count("snapshot_log_bytes", self.snapshot_log_bytes, least=1, most=2**40)
+        count("trailing_entries", self.trailing_entries)
+        count("version_max", self.version_max)
         if self.version_max and not VERSIONS.lowest <= self.version_max <= VERSIONS.highest:
             raise ValueError(f"version_max must be of what this release speaks, {VERSIONS}; 0: all of it")
 

@@ -6,6 +6,7 @@ import msgspec
 
 from coordinator.wire.frames import FRAME_BYTES_MAX
 from coordinator.wire.tls import TlsSettings
+from participants.bounds import count, seconds
 
 
 class WireSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,14 +25,9 @@ class WireSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Connections to one port that have not said who they are; the oldest makes room for the newest."""
 
     def __post_init__(self) -> None:
-        if (
-            self.handshake_s <= 0
-            or self.frame_bytes_max < 1024
-            or self.clients_max < 1
-            or self.strangers_max < 1
-        ):
-            raise ValueError(
-                "handshake_s, clients_max and strangers_max must be positive, frame_bytes_max at least 1024"
-            )
+        seconds("handshake_s", self.handshake_s, zero=False)
+        count("frame_bytes_max", self.frame_bytes_max, least=1024)
+        count("clients_max", self.clients_max, least=1)
+        count("strangers_max", self.strangers_max, least=1)
         if self.unsent_bytes_max < self.frame_bytes_max:
             raise ValueError("unsent_bytes_max must not be less than frame_bytes_max")

@@ -9,10 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
+from coordinator.node.settings import NodeSettings
+from coordinator.settings import CoordinatorSettings, LedgerSettings
 from participants.errors import UndoubtError
+from participants.settings import ParticipantSettings
+from recovery.settings import RecoverySettings
 from undoubt.config import ConfigurationError, load
 
 ORDERS = "[participants.orders]\ndsn = 'postgresql://app@db/orders'\n"
@@ -203,7 +208,7 @@ def test_a_variable_of_the_wrong_type_names_key_and_variable() -> None:
         ("[zzz]\n", "zzz", "known there: ledger"),
         ("[ledger]\nurl = 3\n", "ledger.url", "expected `str`, got `int`"),
         ("[coordinator]\ntimeout_s = '5'\n", "coordinator.timeout_s", "expected `float`, got `str`"),
-        ("[coordinator]\ntimeout_s = -5\n", "coordinator", "timeout_s must be positive"),
+        ("[coordinator]\ntimeout_s = -5\n", "coordinator.timeout_s", "must be more than 0 to"),
         ("[recovery]\nparallel = 1.5\n", "recovery.parallel", "expected `int`"),
         ("[participants.orders]\n", "participants.orders.dsn", "is missing"),
         ("[participants]\norders = 'postgresql://x'\n", "participants.orders", "must be a table"),
@@ -297,3 +302,54 @@ def test_no_representation_of_settings_shows_a_password() -> None:
     shown = f"{got!r} {got} {got.participants['a']!r} {got.ledger!r} {rich.get()}"
     assert "secret" not in shown
     assert "app:***@db" in shown
+
+
+# ------------------------------------------------------------------------------------------ bounds
+
+_DURATIONS = {
+    "ledger": ("retention_s", "history_s", "request_timeout_s"),
+    "coordinator": ("timeout_s", "session_ttl_s", "drain_s"),
+    "recovery": ("interval_s", "backoff_max_s", "deadlock_interval_s"),
+    "node": ("heartbeat_s", "election_timeout_s"),
+}
+_PARTICIPANT_DURATIONS = ("connections_idle_s", "connect_timeout_s", "statement_timeout_s")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "-1", "4e8"])
+@pytest.mark.parametrize("key", [f"{section}.{key}" for section, keys in _DURATIONS.items() for key in keys])
+def test_a_duration_out_of_bounds_is_refused_by_its_key(tmp_path: Path, key: str, value: str) -> None:
+    """Broken if it ends a task in the background, hours later, or a node."""
+    section, name = key.split(".")
+    error = fails(write(tmp_path, f"[{section}]\n{name} = {value}\n"))
+    assert error.key == key
+    assert str(error).startswith(f"{key} must be ")
+    assert fails(env={f"UNDOUBT_{section}__{name}".upper(): value}).key == key
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e300", "-1"])
+@pytest.mark.parametrize("name", _PARTICIPANT_DURATIONS)
+def test_a_participants_duration_out_of_bounds_is_refused_by_its_key(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    error = fails(write(tmp_path, f"{ORDERS}{name} = {value}\n"))
+    assert error.key == f"participants.orders.{name}"
+
+
+def test_every_duration_of_the_settings_is_judged() -> None:
+    """Broken if a setting is added without bounds."""
+    judged = {f"{section}.{key}" for section, keys in _DURATIONS.items() for key in keys}
+    judged |= {f"participants.{key}" for key in _PARTICIPANT_DURATIONS}
+    sections = {
+        "ledger": LedgerSettings,
+        "coordinator": CoordinatorSettings,
+        "recovery": RecoverySettings,
+        "node": NodeSettings,
+        "participants": ParticipantSettings,
+    }
+    durations = {
+        f"{section}.{field.name}"
+        for section, kind in sections.items()
+        for field in msgspec.structs.fields(kind)
+        if field.type is float
+    }
+    assert durations == judged

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import click
+
+from participants.bounds import DURATION_S_MAX
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
@@ -13,13 +14,17 @@ _WHOLE = re.compile(rf"(?:{_PART.pattern})+")
 
 
 def parse_duration(text: str) -> float:
-    """Seconds; a bare number is seconds too. Raises ``ValueError`` on anything else."""
+    """Seconds, up to ten years; a bare number is seconds too. Raises ``ValueError`` on anything else."""
     cleaned = text.strip().lower().replace(" ", "")
     if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", cleaned):
-        return float(cleaned)
-    if not _WHOLE.fullmatch(cleaned):
+        seconds = float(cleaned)
+    elif not _WHOLE.fullmatch(cleaned):
         raise ValueError(f"{text!r} is not a duration; write 30s, 5m, 2h, 1h30m or 7d")
-    return math.fsum(float(number) * _UNITS[unit] for number, unit in _PART.findall(cleaned))
+    else:
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(cleaned))
+    if seconds > DURATION_S_MAX:
+        raise ValueError(f"{text[:40]!r} is longer than ten years")
+    return seconds
 
 
 def show_duration(seconds: float) -> str:

@@ -14,6 +14,8 @@ from typing import TypeVar
 from coordinator.coordinator import Coordinator as EngineCoordinator
 from coordinator.ledger.contract import Record
 from coordinator.retries import pause_before_retry
+from coordinator.runnable import check_synchronous, checked_result
+from participants import bounds
 from participants.checks import InvariantViolation
 from participants.contract import Participant
 from participants.errors import UsageError
@@ -75,13 +77,16 @@ class Coordinator:
         ``timeout`` and ``protocol`` are those of :meth:`transaction`, for each attempt. Repeated up to
         ``retries`` times, after growing random pauses, where the cause was a deadlock or a serialization
         failure. Everything else is raised at once, ``OutcomeUnknown`` above all, and whatever ``function``
-        raises after a commit of its own.
+        raises after a commit of its own. Raises ``UsageError``, and commits nothing, if ``function`` is
+        a coroutine function or an argument is not within its bounds.
         """
+        bounds.count("retries", retries)
+        check_synchronous(function)
         for attempt in count():
             tx = self.transaction(timeout=timeout, protocol=protocol)
             try:
                 with tx:
-                    result = function(tx, *args)
+                    result = checked_result(function, function(tx, *args))
             except Exception as error:  # whatever the application raises passes through, unless retryable
                 pause_s = pause_before_retry(error, attempt, retries)
                 if pause_s is None or tx.may_have_committed:

@@ -48,3 +48,10 @@ def test_refuses_anything_else(text: str) -> None:
 )
 def test_shows_two_units(seconds: float, shown: str) -> None:
     assert show_duration(seconds) == shown
+
+
+@pytest.mark.parametrize("text", ["5000d", "9" * 400, "1h" + "9" * 400 + "d", "315360001"])
+def test_refuses_more_than_ten_years(text: str) -> None:
+    """Broken if a wait is given to a timer that cannot hold it."""
+    with pytest.raises(ValueError, match="longer than ten years"):
+        parse_duration(text)

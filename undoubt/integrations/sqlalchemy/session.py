@@ -12,6 +12,7 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.orm.session import SessionTransaction
 
 from coordinator.coordinator import Coordinator
+from participants import bounds
 from participants.errors import UsageError
 from undoubt.integrations.sqlalchemy.bridge import Bridge
 from undoubt.integrations.sqlalchemy.member import checked_in, failed
@@ -46,6 +47,8 @@ class Session(orm.Session):
     ) -> None:
         if twophase:
             raise UsageError("twophase=True is SQLAlchemy's own, which checks nothing: leave it out")
+        if timeout is not None:
+            bounds.seconds("timeout", timeout, zero=False)
         super().__init__(*arguments, **options)
         self.undoubt_timeout = timeout
         self.undoubt_protocol = protocol

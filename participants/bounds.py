@@ -1,0 +1,55 @@
+"""Bounds of what people and other processes give: durations in seconds, counts.
+
+Whatever takes such a value judges it here when it is given. What passed ``float`` alone (NaN, infinity,
+10**300) would fail later, in a background task or in a message that others share.
+"""
+
+from __future__ import annotations
+
+from participants.errors import UsageError
+
+DURATION_S_MAX = 3_650 * 86_400.0
+"""Ten years: in milliseconds it fits every integer of the wire, of the SQL ledgers and of timers."""
+SERVER_TIMEOUT_S_MAX = 24 * 86_400.0
+"""PostgreSQL keeps its timeouts in milliseconds, in 32 bits (``src/backend/utils/misc/guc_tables.c``)."""
+COUNT_MAX = 2**31 - 1
+
+
+class OutOfBounds(UsageError, ValueError):
+    """A value is of the wrong type or not within its bounds. ``name`` is the argument's or the setting's,
+    ``why`` the rest of the message."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name} {why}")
+        self.name = name
+        self.why = why
+
+
+def seconds(
+    name: str, value: object, *, least: float = 0.0, most: float = DURATION_S_MAX, zero: bool = True
+) -> float:
+    """``value`` if it is a number of seconds from ``least`` to ``most``; ``zero``: 0 itself may be given too.
+    Raises :class:`OutOfBounds`: for text, a truth value, NaN and infinity as well."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise OutOfBounds(name, f"must be a number of seconds, not {_shown(value)}")
+    # Integers are compared as they are: a large one fits into no float. NaN is within nothing.
+    if not least <= value <= most or not (zero or value):
+        low = f"{least:g}" if zero or least else "more than 0"
+        raise OutOfBounds(name, f"must be {low} to {most:g} seconds, not {_shown(value)}")
+    return float(value)
+
+
+def count(name: str, value: object, *, least: int = 0, most: int = COUNT_MAX) -> int:
+    """``value`` if it is an integer from ``least`` to ``most``. Raises :class:`OutOfBounds`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise OutOfBounds(name, f"must be an integer, not {_shown(value)}")
+    if not least <= value <= most:
+        raise OutOfBounds(name, f"must be {least} to {most}, not {_shown(value)}")
+    return value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"  # CPython refuses to write very long ones
+    text = f"{value!r}"
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,0 +1,53 @@
+"""The synchronous ``run`` takes functions that have done their work when they return."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from participants.errors import UsageError
+from participants.scripted import Fate
+from tests.undoubt.sync.test_transactions import Stage, stage, stages, transfer
+
+__all__ = ["stage", "stages"]
+
+
+def test_a_coroutine_function_is_refused(stage: Stage) -> None:
+    """Broken if it is called, does nothing, and the transaction is said to have committed."""
+
+    async def work(tx: Any) -> None:
+        transfer(tx)
+
+    def generates(tx: Any) -> Iterator[Any]:
+        yield tx
+
+    async def generates_too(tx: Any) -> AsyncIterator[Any]:
+        yield tx
+
+    class Callable:
+        async def __call__(self, tx: Any) -> None:
+            transfer(tx)
+
+    for function in (work, functools.partial(work), Callable(), generates, generates_too):
+        with pytest.raises(UsageError, match=r"run\(\)"):
+            stage.coordinator.run(function)
+    for timeout in (float("nan"), "5", 0):
+        with pytest.raises(UsageError, match="timeout must be"):
+            stage.coordinator.run(transfer, timeout=timeout)  # type: ignore[arg-type]
+
+
+def test_what_is_to_be_awaited_commits_nothing(stage: Stage) -> None:
+    """Broken if work that was begun beside a coroutine that nobody awaits is committed."""
+
+    async def rest() -> None: ...
+
+    def work(tx: Any) -> Any:
+        transfer(tx)
+        return rest()
+
+    with pytest.raises(UsageError, match="has to be awaited"):
+        stage.coordinator.run(work)
+    assert Fate.COMMITTED not in stage.fates()
