@@ -382,13 +382,23 @@ def decode_result(call: Call, result: msgspec.Raw) -> Any:
     return _DECODERS[type(call)].decode(result)
 
 
+_RAISED = (ClusterRefused, ClusterNotReady, Impostor, VersionHeldBack, SessionLost, UsageError)
+
+
 def failed(number: int, error: UndoubtError) -> Failed:
     """``error`` as a message."""
     txid = error.txid if isinstance(error, BranchListMismatch | OutcomeUnknown) else None
     recorded: Sequence[str] = error.recorded if isinstance(error, BranchListMismatch) else ()
     given: Sequence[str] = error.given if isinstance(error, BranchListMismatch) else ()
     message = error.why if isinstance(error, OutcomeUnknown) else str(error)
-    return Failed(number, type(error).__name__, message, txid, tuple(recorded), tuple(given))
+    return Failed(number, _kind(error), message, txid, tuple(recorded), tuple(given))
+
+
+def _kind(error: UndoubtError) -> str:
+    """The nearest class of ``error`` that :func:`raised` makes again."""
+    names = [each.__name__ for each in type(error).__mro__]
+    known = {BranchListMismatch.__name__, OutcomeUnknown.__name__, *(kind.__name__ for kind in _RAISED)}
+    return next((name for name in names if name in known), names[0])
 
 
 def unreadable(number: int, error: Exception) -> Failed:
@@ -402,7 +412,7 @@ def raised(message: Failed) -> UndoubtError:
         return BranchListMismatch(message.txid, message.recorded, message.given)
     if message.kind == OutcomeUnknown.__name__ and message.txid is not None:
         return OutcomeUnknown(message.txid, message.message)
-    for kind in (ClusterRefused, ClusterNotReady, Impostor, VersionHeldBack, SessionLost, UsageError):
+    for kind in _RAISED:
         if message.kind == kind.__name__:
             return kind(message.message)
     return LedgerUnavailable(message.message)

@@ -13,6 +13,7 @@ from typing import assert_never
 import msgspec
 
 from coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, is_newer
+from participants.errors import UsageError
 from participants.ids import Gid, Protocol, TxId
 
 
@@ -122,6 +123,12 @@ class RecordAct(_Command, frozen=True, tag="act"):
     keep: int
 
 
+class Judge(_Command, frozen=True, tag="judge"):
+    """From here on commands are judged by rules ``rules`` (:mod:`coordinator.ledger.bounds`), 1 so far."""
+
+    rules: int
+
+
 Command = (
     OpenSession
     | KeepAlive
@@ -137,19 +144,23 @@ Command = (
     | DrawSecret
     | Doom
     | RecordAct
+    | Judge
 )
 
 FIRST_VERSION = 1
 PAXOS_VERSION = 2
 """Paxos Commit: sessions that are bound to acceptors, outcomes that these have chosen."""
 TAGS_VERSION = 3
-"""The ledger's secret, tagged names, evidence that names a history, causes of aborts, acts of operators."""
+"""The ledger's secret, tagged names, evidence that names a history, causes of aborts, acts of operators, judged
+commands."""
+RULES = 1
+"""By which commands are judged when they are applied, from the first :class:`Judge` in the log on."""
 
 
 def since(command: Command) -> int:  # noqa: PLR0911 - one line per kind of command
     """The version that whoever applies ``command``, as it is filled in, has to know."""
     match command:
-        case DrawSecret() | Doom() | RecordAct():
+        case DrawSecret() | Doom() | RecordAct() | Judge():
             return TAGS_VERSION
         case OpenSession():
             if command.tagged:
@@ -174,7 +185,12 @@ _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 
 
 def encode(command: Command) -> bytes:
-    return _encoder.encode(command)
+    """Raises ``UsageError`` for what cannot be encoded: a number of more than 64 bits, text that is no
+    Unicode."""
+    try:
+        return _encoder.encode(command)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UsageError(f"{type(command).__name__} holds what cannot be recorded: {error}") from error
 
 
 def decode(data: bytes) -> Command:

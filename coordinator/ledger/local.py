@@ -19,7 +19,9 @@ from typing import Any
 import msgspec
 
 from coordinator.errors import LedgerError
+from coordinator.ledger import bounds
 from coordinator.ledger.commands import (
+    RULES,
     TAGS_VERSION,
     AdvanceTime,
     CloseSession,
@@ -30,6 +32,7 @@ from coordinator.ledger.commands import (
     ExpireSession,
     Finish,
     ForgetHeuristic,
+    Judge,
     KeepAlive,
     OpenSession,
     Precommit,
@@ -60,6 +63,7 @@ from coordinator.ledger.machine import Machine
 from coordinator.ledger.names import Names, new_request, new_secret, nonce_of
 from coordinator.ledger.state import PrecommitRecord
 from coordinator.settings import LedgerSettings
+from participants.bounds import seconds
 from participants.contract import Claim
 from participants.errors import UndoubtError, UsageError
 from participants.ids import Gid, TxId
@@ -145,6 +149,7 @@ class LocalLedger(abc.ABC):
         """Return once the machine has everything that any caller was told before. Raises ``LedgerError``."""
 
     async def _run(self, command: Command) -> Any:
+        bounds.check(command)
         result = await self._propose(command)
         if isinstance(result, UndoubtError):
             raise result
@@ -164,6 +169,7 @@ class LocalLedger(abc.ABC):
     ) -> Session:
         """``remote``: for another process, which outlives this one, and has drawn the ``request``, or, if it
         is of version 0.1.0 and knows no tags, the ``nonce``. ``bind``: to the nodes that vote now."""
+        ttl_s = seconds("ttl_s", ttl_s, least=0.001)
         owner = "" if remote else self.owner
         if not nonce:
             request = request or new_request()
@@ -186,13 +192,19 @@ class LocalLedger(abc.ABC):
         if not self.machine.state.secret and self._version >= TAGS_VERSION:
             await self._run(DrawSecret(new_secret()))
 
+    async def agree_on_rules(self) -> None:
+        """Have commands judged when they are applied, from now on, if everybody knows the rules."""
+        if self.machine.state.rules < RULES and self._version >= TAGS_VERSION:
+            await self._run(Judge(RULES))
+
     async def keep_alive(self, session: Session, floor: int) -> None:
         await self._up_to_date()
         book = self.machine.state.sessions.get(session.id)
         alive = book is not None and book.nonce == session.nonce and book.state is SessionState.OPEN
         if book is None or not alive or floor > book.floor:
             await self._run(KeepAlive(session.id, session.nonce, floor))
-        self._leases.renew(session.id, session.ttl_s, self._clock())
+        if book is not None:  # by the lifetime that is recorded, whatever the caller says of it
+            self._leases.renew(session.id, book.ttl_ms / 1000, self._clock())
 
     async def close_session(self, session: Session) -> None:
         await self._run(CloseSession(session.id, session.nonce))
@@ -218,11 +230,13 @@ class LocalLedger(abc.ABC):
     def decide_command(
         self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], protocol: str, cause: str
     ) -> Decide:
-        """Judged, and ready to be proposed. Raises ``Impostor``."""
+        """Judged, and ready to be proposed. Raises ``Impostor``, ``UsageError``."""
         self._check(txid, protocol, decision, branches)
         known = self._known(branches)
         cause = cause[:CAUSE_CHARACTERS_MAX] if self._version >= TAGS_VERSION else ""
-        return Decide(txid, protocol, decision, known, self._wall(), cause)
+        command = Decide(txid, protocol, decision, known, self._wall(), cause)
+        bounds.check(command)
+        return command
 
     def _check(self, txid: TxId, protocol: str, decision: Decision, branches: Sequence[BranchRecord]) -> None:
         book = self.machine.state.sessions.get(txid.session)

@@ -16,6 +16,7 @@ from typing import assert_never
 import msgspec
 
 from coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
+from coordinator.ledger.bounds import refusal
 from coordinator.ledger.commands import (
     AdvanceTime,
     CloseSession,
@@ -26,6 +27,7 @@ from coordinator.ledger.commands import (
     ExpireSession,
     Finish,
     ForgetHeuristic,
+    Judge,
     KeepAlive,
     OpenSession,
     Precommit,
@@ -69,7 +71,12 @@ class Machine:
     # Commands.
 
     def apply(self, command: Command) -> object:  # noqa: PLR0911, PLR0912 - one line per kind of command
-        """Carry out one command. Returns its result; an exception is returned, not raised."""
+        """Carry out one command. Returns its result; an exception is returned, not raised.
+
+        All of the command is judged first, by the rules that the log has agreed on: what is refused has
+        changed nothing. An exception that is raised is a bug, and nothing may be answered from this state."""
+        if self.state.rules and (refused := refusal(command, self.state)) is not None:
+            return refused
         match command:
             case OpenSession():
                 return self._open(command)
@@ -99,6 +106,8 @@ class Machine:
                 self._doom(command)
             case RecordAct():
                 self._record_act(command.act, command.keep)
+            case Judge():
+                self.state.rules = max(self.state.rules, command.rules)
             case _:
                 assert_never(command)
         return None

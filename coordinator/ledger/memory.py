@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from coordinator.errors import LedgerUnavailable
-from coordinator.ledger.commands import Command, decode, encode
+from coordinator.ledger.commands import RULES, Command, Judge, decode, encode
 from coordinator.ledger.contract import DecisionRecord
 from coordinator.ledger.local import LocalLedger, newest
 from coordinator.ledger.machine import Machine
@@ -29,6 +29,7 @@ class MemoryLedger(LocalLedger):
             settings or LedgerSettings(url="memory://"),
             clock=lambda: self.now_s,
         )
+        self.machine.apply(Judge(RULES))
 
     async def elapse(self, seconds: float) -> None:
         """Let time pass: sessions that are not renewed expire, old ones are dropped."""

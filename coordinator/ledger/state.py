@@ -105,6 +105,7 @@ class _StoredState(msgspec.Struct, array_like=True):
     secret: bytes = b""
     doomed: list[tuple[TxId, str]] = []
     acts: list[Act] = []
+    rules: int = 0
 
 
 @dataclass(slots=True)
@@ -125,6 +126,8 @@ class State:
     doomed: dict[TxId, str] = field(default_factory=dict)
     acts: dict[str, Act] = field(default_factory=dict)
     """By id, in the order in which they were begun."""
+    rules: int = 0
+    """Commands are judged by these; 0: by none, as version 0.1.0 did."""
 
     def encode(self) -> bytes:
         """Equal states give equal bytes."""
@@ -141,6 +144,7 @@ class State:
             self.secret,
             sorted(self.doomed.items()),
             list(self.acts.values()),
+            self.rules,
         )
         return msgspec.msgpack.encode(stored)
 
@@ -162,6 +166,7 @@ class State:
             stored.secret,
             dict(stored.doomed),
             {act.id: act for act in stored.acts},
+            stored.rules,
         )
 
 

@@ -105,6 +105,7 @@ class NodeLedger(LocalLedger):
     async def _look_after(self) -> None:
         try:
             await self.draw_secret()
+            await self.agree_on_rules()
             await self.expire_due()
         except LedgerError as error:
             log.warning("sessions cannot be expired now: %s", error)

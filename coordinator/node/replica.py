@@ -15,13 +15,15 @@ from functools import partial
 from random import Random
 from typing import Any
 
+import msgspec
+
 from coordinator.errors import ClusterRefused
 from coordinator.ledger.commands import Command, since
 from coordinator.node.acceptors import Acceptors
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.history import History
 from coordinator.node.reads import Reads
-from coordinator.node.replicated import Agree, Logged, Replicated, encode_batch
+from coordinator.node.replicated import Agree, Logged, Replicated, encode_batch, encode_command
 from coordinator.node.snapshots import Snapshots
 from coordinator.node.storage.contract import Snapshot, Storage, Stored, Write
 from coordinator.node.storage.group_commit import Disk
@@ -40,6 +42,7 @@ from coordinator.raft import (
     Restored,
 )
 from coordinator.wire import VERSIONS
+from participants.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ BATCH_COMMANDS_MAX = 1_000
 """Commands in one entry."""
 ENTRY_BYTES_MAX = 16 * 1024 * 1024
 """What they come to: an entry that fits into no frame would stop whoever leads, one node after the other."""
+BATCH_BYTES = 5
+"""What msgpack puts in front of a batch, at most."""
 CLOSE_S = 10.0
 
 Answer = Callable[[object], None]
@@ -97,7 +102,7 @@ class Replica:
         self._tick_s = tick_s
         self._send = send
         self._on_change = on_change
-        self._waiting: list[tuple[Logged, Answer]] = []
+        self._waiting: list[tuple[msgspec.Raw, Answer]] = []
         self._imaging: list[Answer] = []
         """Who waits for the next image to be stored."""
         self._settling: list[Answer] = []
@@ -147,8 +152,20 @@ class Replica:
         elif self.replicated.version < VERSIONS.highest and since(command) > self.replicated.version:
             self._propose_if_known(command, answer)
         else:
-            self._waiting.append((command, answer))
-            self.wake()
+            self._queue(command, answer)
+
+    def _queue(self, command: Logged, answer: Answer) -> None:
+        """Encoded alone: what cannot be is refused to whoever proposed it, and touches nobody else."""
+        try:
+            encoded = encode_command(command)
+        except UsageError as error:
+            answer(error)
+            return
+        if len(encoded) > ENTRY_BYTES_MAX - BATCH_BYTES:
+            answer(_too_large(len(encoded)))
+            return
+        self._waiting.append((encoded, answer))
+        self.wake()
 
     def _propose_if_known(self, command: Command, answer: Answer) -> None:
         """Only a leader that is sure to be one, and up to date, can say that a command is too new for the
@@ -170,8 +187,7 @@ class Replica:
     def keep_versions(self) -> None:
         """Now and then: have a newer version agreed on once all members speak it."""
         if self._leads and (version := self.agreement.due()):
-            self._waiting.append((Agree(version), self._heard_of_version))
-            self.wake()
+            self._queue(Agree(version), self._heard_of_version)
 
     def _heard_of_version(self, result: object) -> None:
         if isinstance(result, Exception):
@@ -284,12 +300,8 @@ class Replica:
             answers = [answer for _, answer in batch]
             data = encode_batch([command for command, _ in batch])
             if len(data) > ENTRY_BYTES_MAX:
-                most = len(batch) // 2
-                if most:
-                    self._waiting = [*batch, *self._waiting]
-                else:
-                    most = BATCH_COMMANDS_MAX
-                    _tell(answers, _too_large(len(data)))
+                most = len(batch) // 2  # one alone fits: it was measured before it was queued
+                self._waiting = [*batch, *self._waiting]
                 continue
             try:
                 entry = self.raft.propose(data)

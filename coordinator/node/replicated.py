@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from coordinator.errors import LedgerUnusable
-from coordinator.ledger.commands import FIRST_VERSION, Command, since
+from coordinator.ledger.commands import FIRST_VERSION, Command, encode, since
 from coordinator.ledger.contract import DecisionRecord
 from coordinator.ledger.machine import Machine
 from coordinator.raft import Change, ChangeKind, Entry, Kind, decode_change
@@ -56,7 +56,14 @@ class _Image(msgspec.Struct, frozen=True, array_like=True):
     version: int = FIRST_VERSION
 
 
-def encode_batch(commands: Sequence[Logged]) -> bytes:
+def encode_command(command: Logged) -> msgspec.Raw:
+    """Alone, before it is queued. Raises ``UsageError`` for what cannot be encoded."""
+    if isinstance(command, Agree):
+        return msgspec.Raw(_encoder.encode(command))
+    return msgspec.Raw(encode(command))
+
+
+def encode_batch(commands: Sequence[msgspec.Raw]) -> bytes:
     return _encoder.encode(commands)
 
 

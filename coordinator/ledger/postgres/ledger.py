@@ -10,8 +10,18 @@ from typing import Any, NamedTuple
 import msgspec
 
 from coordinator.errors import LedgerUnavailable, SessionLost, WrongProcess
-from coordinator.ledger import schema
-from coordinator.ledger.commands import Decide
+from coordinator.ledger import bounds, schema
+from coordinator.ledger.commands import (
+    Command,
+    Decide,
+    Doom,
+    Finish,
+    ForgetHeuristic,
+    KeepAlive,
+    OpenSession,
+    Precommit,
+    RecordHeuristic,
+)
 from coordinator.ledger.contract import (
     ACTS_MAX,
     CAUSE_CHARACTERS_MAX,
@@ -36,7 +46,9 @@ from coordinator.ledger.postgres.decisions import Decisions, encode_branches
 from coordinator.ledger.postgres.upkeep import Upkeep
 from coordinator.ledger.rules import verdict_of
 from coordinator.settings import LedgerSettings
+from participants.bounds import seconds
 from participants.contract import Claim
+from participants.errors import UsageError
 from participants.ids import Gid, TxId, new_nonce
 
 SESSIONS_MAX = 1_000
@@ -114,12 +126,14 @@ class PostgresLedger:
     # Sessions.
 
     async def open_session(self, name: str, ttl_s: float) -> Session:
-        nonce, ttl_ms = new_nonce(), round(ttl_s * 1000)
+        nonce, ttl_ms = new_nonce(), round(seconds("ttl_s", ttl_s, least=0.001) * 1000)
+        _judge(OpenSession(nonce, name, ttl_ms))
         ((number,),) = await self._ask("open_session", nonce=nonce, name=name, ttl_ms=ttl_ms)
         self._note_tagged(number, nonce, tagged=True)
         return Session(number, nonce, name, ttl_ms / 1000, key=self._names.key_bytes(number, nonce))
 
     async def keep_alive(self, session: Session, floor: int) -> None:
+        _judge(KeepAlive(session.id, session.nonce, floor))
         ((kept,),) = await self._ask("keep_alive", session=session.id, nonce=session.nonce, floor=floor)
         if kept is None:
             raise SessionLost(f"session {session.id} was closed or has expired")
@@ -143,9 +157,11 @@ class PostgresLedger:
         cause: str = "",
     ) -> Decision:
         self._check_open()
-        await self._check(txid, protocol, decision, branches)
-        cause = cause[:CAUSE_CHARACTERS_MAX]
+        cause = _text(cause)[:CAUSE_CHARACTERS_MAX]
         command = Decide(txid, protocol, decision, tuple(branches), time.time(), cause)
+        # Decisions of many callers go in one statement: what it could not hold is refused to its own.
+        _judge(command)
+        await self._check(txid, protocol, decision, branches)
         return await self._decisions.decide(command)
 
     async def _check(
@@ -165,6 +181,7 @@ class PostgresLedger:
         self._tagged[session, nonce] = tagged
 
     async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+        _judge(Precommit(txid, protocol, tuple(branches), time.time()))
         await self._check(txid, protocol, Decision.COMMIT, branches)
         given = encode_branches(branches)
         ((lease,),) = await self._ask("precommit", **_key(txid), protocol=protocol, branches=given)
@@ -207,6 +224,7 @@ class PostgresLedger:
         asked = list(txids)
         if not asked:
             return {}
+        _judge(Finish(tuple(asked)))
         found = await self._ask("outcomes", **_columns(asked))
         return {TxId(session, nonce, seq): _Known(*rest) for session, nonce, seq, *rest in found}
 
@@ -220,7 +238,9 @@ class PostgresLedger:
         ]
 
     async def doom(self, txid: TxId, cause: str) -> None:
-        await self._ask("doom", **_key(txid), cause=cause[:CAUSE_CHARACTERS_MAX])
+        cause = _text(cause)[:CAUSE_CHARACTERS_MAX]
+        _judge(Doom(txid, cause))
+        await self._ask("doom", **_key(txid), cause=cause)
 
     async def doomed(self, txid: TxId) -> str | None:
         ((cause,),) = await self._ask("doomed", **_key(txid))
@@ -232,11 +252,14 @@ class PostgresLedger:
     async def finish(self, txids: Iterable[TxId]) -> None:
         asked = list(txids)
         if asked:
+            _judge(Finish(tuple(asked)))
             await self._ask("finish", **_columns(asked))
 
     # Heuristics.
 
     async def record_heuristic(self, heuristic: Heuristic) -> None:
+        heuristic = msgspec.structs.replace(heuristic, note=_text(heuristic.note))
+        _judge(RecordHeuristic(heuristic))
         await self._ask(
             "record_heuristic",
             gid=str(heuristic.gid),
@@ -249,6 +272,7 @@ class PostgresLedger:
         )
 
     async def forget_heuristic(self, gid: Gid) -> bool:
+        _judge(ForgetHeuristic(gid))
         ((forgotten,),) = await self._ask("forget_heuristic", gid=str(gid), request=new_nonce())
         return forgotten is not None
 
@@ -269,6 +293,7 @@ class PostgresLedger:
         ]
 
     async def transaction(self, txid: TxId) -> TransactionInfo | None:
+        _judge(Finish((txid,)))
         found = await self._transactions(only=txid.session, seq=txid.seq, nonce=txid.nonce)
         if found:
             return found[0]
@@ -316,6 +341,27 @@ class _Known(NamedTuple):
     tagged: bool | None
     decision: str | None
     next_session: int
+
+
+def _text(text: str) -> str:
+    """PostgreSQL's text holds no NUL (manual, 8.3)."""
+    return text.replace("\0", "")
+
+
+def _judge(command: Command) -> None:
+    """By the types and bounds of the other ledgers, before anything is asked. Raises ``UsageError``."""
+    bounds.check_given(command)
+    match command:
+        case OpenSession():
+            texts = [command.name]
+        case Decide() | Precommit():
+            texts = [command.txid.nonce, command.protocol, encode_branches(command.branches)]
+        case Finish():
+            texts = [txid.nonce for txid in command.txids]
+        case _:
+            texts = []
+    if any("\0" in text or "\\u0000" in text for text in texts):
+        raise UsageError(f"{type(command).__name__} holds a NUL character, which no database takes")
 
 
 def _key(txid: TxId) -> dict[str, Any]:

@@ -77,6 +77,8 @@ class OwnedLedger(LocalLedger):
         self._idle = asyncio.Event()
         self._idle.set()
         self._broken: LedgerError | None = None
+        self._spoiled = False
+        """A command was applied in part: nothing more is applied to this state, or answered from it."""
         self._finished = {record.txid: record for record in self.machine.drain_history()}
         """Finished, and in no table yet: what the log holds of it goes there with the next snapshot."""
         self._upkeep: asyncio.Task[None] | None = None
@@ -102,6 +104,7 @@ class OwnedLedger(LocalLedger):
                 await ledger.begin_incarnation(f"{path} lacks entry {lacking}, which was durable")
             await ledger._expire_former_owner()
             await ledger.draw_secret()
+            await ledger.agree_on_rules()
         except BaseException:
             if store is not None:
                 await loop.run_in_executor(thread, store.close)
@@ -131,6 +134,10 @@ class OwnedLedger(LocalLedger):
         if not self._writing:
             self._write()
         return await answer
+
+    async def _up_to_date(self) -> None:
+        if self._spoiled and self._broken is not None:
+            raise self._broken
 
     def _write(self) -> None:
         batch, self._waiting = self._waiting, []
@@ -168,7 +175,10 @@ class OwnedLedger(LocalLedger):
         self._last_index += len(batch)
         self._log_bytes += sum(len(proposal.data) for proposal in batch)
         for proposal in batch:
-            self._apply(proposal)
+            if not self._spoiled:
+                self._apply(proposal)
+            elif not proposal.answer.done():
+                proposal.answer.set_exception(self._broken or LedgerUnavailable("the ledger has stopped"))
         for record in self.machine.drain_history():
             self._finished[record.txid] = record
 
@@ -177,6 +187,7 @@ class OwnedLedger(LocalLedger):
             result = self.machine.apply(proposal.command)
         except Exception as error:  # a bug: nothing may be answered from this state any more
             log.exception("the ledger's state machine failed")
+            self._spoiled = True
             self._broken = self._broken or LedgerUnavailable(f"the ledger has stopped: {error}")
         if proposal.answer.done():  # whoever asked was cancelled
             return

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from coordinator.errors import ClusterRefused
+from coordinator.ledger.commands import RULES, KeepAlive, OpenSession
 from coordinator.ledger.contract import BranchRecord, Decision
 from coordinator.node.replica import ENTRY_BYTES_MAX
 from coordinator.wire import WireSettings
+from participants.errors import UsageError
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import running
 
@@ -59,3 +61,27 @@ async def test_a_command_that_is_too_large_is_refused(tmp_path: Path) -> None:
         assert isinstance(told[1], ClusterRefused)
         assert f"{ENTRY_BYTES_MAX} are the most" in str(told[1])
         assert not leader.failed.done()
+
+
+async def test_a_command_that_cannot_be_encoded_is_refused_alone(tmp_path: Path) -> None:
+    """Broken if it fails the batch that it is encoded with: one caller's bad input would stop the node, and
+    the next leader after it. Past all checks, as if one were missing."""
+    async with running(tmp_path) as cluster:
+        leader = await cluster.leader()
+        ledger = Signing(leader.ledger)
+        session = await ledger.open_session("test", 60.0)
+        answers: list[object] = []
+        for bad in (
+            OpenSession("99b2" * 4, "name", 10**30),
+            OpenSession("99b2" * 4, "\ud800", 1000),
+            KeepAlive(session.id, session.nonce, -(2**70)),
+        ):
+            leader.replica.propose(bad, answers.append)
+        usual = [BranchRecord(1, "orders"), BranchRecord(2, "payments")]
+        assert await ledger.decide(session.txid(1), COMMIT, usual) is COMMIT
+        assert [type(answer) for answer in answers] == [UsageError] * 3
+        assert not leader.failed.done()
+        await leader.ledger.agree_on_rules()
+        assert leader.ledger.machine.state.rules == RULES
+        await cluster.settled()
+        assert len(cluster.images()) == 1
