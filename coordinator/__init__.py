@@ -10,6 +10,7 @@ Rooms, from the top:
   :mod:`coordinator.cancel_scope`: how the task in a block is interrupted.
 - :mod:`coordinator.protocols`: the commit protocols, plain async functions over two contracts.
   ``two_phase.py`` is the file to open first.
+- :mod:`coordinator.supervision`: background loops are begun again when they fail.
 - :mod:`coordinator.session`: the lease on the ledger that fences a dead coordinator's transactions.
 - :mod:`coordinator.ledger`: the durable record, its state machine and its backends.
 - :mod:`coordinator.raft`, :mod:`coordinator.paxos`: consensus, pure; :mod:`coordinator.quorum` beneath.

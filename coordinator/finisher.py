@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from coordinator.errors import LedgerError
 from coordinator.ledger.contract import Ledger
 from coordinator.protocols.steps import Observer, TwoPhaseStep
+from coordinator.supervision import Supervised
 from participants.errors import ParticipantError
 from participants.ids import Gid, TxId
 from participants.registry import Registry
@@ -40,7 +41,7 @@ class Finisher:
 
     def _begin(self) -> None:
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._deliver_later(), name="undoubt-finish")
+            self._task = Supervised("finish", self._deliver_later).start("undoubt-finish")
 
     def forget(self, rows: Iterable[Gid]) -> None:
         """Delete these rows once everything that was added before is delivered."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from coordinator.errors import CoordinatorClosed, LedgerError, LedgerUnavailable, SessionLost, VersionHeldBack
 from coordinator.ledger.contract import Ledger, Session
+from coordinator.supervision import Supervised, restarts
 from participants.checks import invariant
 from participants.ids import SessionKey, TxId
 
@@ -93,7 +94,7 @@ class SessionKeeper:
     async def start(self) -> None:
         """Open the first session; raises what the ledger raises."""
         await self._open()
-        self._task = asyncio.create_task(self._keep(), name="undoubt-session")
+        self._task = Supervised("session", self._keep).start("undoubt-session")
 
     async def begin(self, timeout_s: float, *, bound: bool = False) -> tuple[TxId, SessionKey]:
         """A new transaction id, and the key of its session. Waits for a session if the last one was lost and
@@ -213,6 +214,7 @@ class SessionKeeper:
                 if isinstance(error, LedgerError):
                     log.warning("the ledger does not answer: %s", error)
                 else:
+                    restarts["session"] += 1
                     log.exception("a session could not be renewed or opened")
                 self._trouble = error
                 self._wanted = False

@@ -9,6 +9,7 @@ import random
 from coordinator.errors import DistributedDeadlock, LedgerError
 from coordinator.ledger.contract import Ledger
 from coordinator.protocols.steps import Observer
+from coordinator.supervision import Supervised, restarts
 from participants.contract import Participant
 from participants.registry import Registry
 from recovery.deadlocks import Cancel, DeadlockDetector
@@ -62,9 +63,11 @@ class RecoveryService:
     async def start(self) -> RecoveryService:
         """Begin. Does nothing if it is running."""
         if not self._tasks:
-            self._tasks = [asyncio.create_task(self._keep_workers(), name="undoubt-recovery")]
+            self._tasks = [Supervised("recovery", self._keep_workers).start("undoubt-recovery")]
             if self._settings.deadlock_interval_s > 0:
-                self._tasks.append(asyncio.create_task(self._look_for_deadlocks(), name="undoubt-deadlocks"))
+                self._tasks.append(
+                    Supervised("deadlocks", self._look_for_deadlocks).start("undoubt-deadlocks")
+                )
         return self
 
     async def close(self) -> None:
@@ -139,7 +142,7 @@ class RecoveryService:
                     worker = Worker(
                         participant, self._tools, self._settings, self._allowed, self._rng, tell=tell
                     )
-                    task = asyncio.create_task(worker.run(), name=f"undoubt-recovery {name}")
+                    task = Supervised("recovery worker", worker.run).start(f"undoubt-recovery {name}")
                     self._workers[name] = (worker, task)
             await asyncio.sleep(min(max(self._settings.interval_s, low), high))
 
@@ -161,6 +164,7 @@ class RecoveryService:
                 self._last_error = f"deadlock detector: {error}"
             except Exception as error:
                 # A bug of ours or of a driver's: the next look may succeed, and recovery itself must go on.
+                restarts["deadlocks"] += 1
                 log.exception("the deadlock detector failed")
                 self._last_error = f"deadlock detector: unexpected {type(error).__name__}: {error}"
             else:

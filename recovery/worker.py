@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from coordinator.ledger.contract import DecisionRecord
+from coordinator.supervision import restarts
 from participants.contract import Participant, Settled
 from participants.errors import UndoubtError
 from participants.ids import TxId
@@ -67,6 +68,7 @@ async def one_pass(
         return Passed(tuple(lines), error=str(error))
     except Exception as error:
         # A bug of ours or of a driver's: the other participants, and the next pass, must go on all the same.
+        restarts["recovery worker"] += 1
         log.exception(
             "recovery of participant %r failed", participant.name, extra={"participant": participant.name}
         )
@@ -148,6 +150,7 @@ class Worker:
             log.info("old rows at %r are left: %s", self.participant.name, error)
         except Exception:
             # A bug of ours or of a driver's: what is in doubt must be resolved all the same.
+            restarts["recovery worker"] += 1
             log.exception("sweeping old rows at %r failed", self.participant.name)
 
     def _failed(self, why: str) -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter as Count
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from coordinator import supervision
 from coordinator.ledger.contract import Ledger
 from participants.contract import Settled
 from participants.ids import Gid, Protocol
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 try:
     from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+    from prometheus_client.core import CounterMetricFamily
 except ImportError as error:
     raise ImportError("undoubt.metrics needs prometheus_client: pip install 'undoubt[metrics]'") from error
 
@@ -60,6 +62,7 @@ class Metrics:
         to = REGISTRY if registry is None else registry
         self._of_transactions(to)
         self._of_recovery(to)
+        to.register(_Restarts())
 
     def _of_transactions(self, to: CollectorRegistry) -> None:
         self._transactions = Counter(
@@ -179,6 +182,20 @@ class Metrics:
         self._ledger.labels(request).observe(seconds)
         if failed:
             self._ledger_failures.labels(request).inc()
+
+
+class _Restarts:
+    """A collector: background tasks count for the whole process, whoever measures it."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "undoubt_task_restarts",
+            "Background tasks that failed by an unexpected exception and were begun again.",
+            labels=["task"],
+        )
+        for task, count in sorted(supervision.restarts.items()):
+            family.add_metric([task], count)
+        yield family
 
 
 def _remove(gauge: Gauge, *labels: str) -> None:

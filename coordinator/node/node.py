@@ -28,6 +28,7 @@ from coordinator.node.status import status_of
 from coordinator.node.storage.contract import Storage, Stored
 from coordinator.paxos import Reply, Request
 from coordinator.settings import LedgerSettings
+from coordinator.supervision import Supervised
 from coordinator.wire import (
     Address,
     Connection,
@@ -136,8 +137,8 @@ class Node:
         )
         self.replica.start()
         self._upkeep = [
-            asyncio.create_task(self.ledger.keep_up(), name="undoubt-node-upkeep"),
-            asyncio.create_task(self._settling.keep_up(), name="undoubt-node-settling"),
+            Supervised("node upkeep", self.ledger.keep_up).start("undoubt-node-upkeep"),
+            Supervised("node settling", self._settling.keep_up).start("undoubt-node-settling"),
         ]
 
     async def stop(self) -> None:

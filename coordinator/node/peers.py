@@ -15,6 +15,7 @@ from random import Random
 import msgspec
 
 from coordinator.raft import Message, decode, encode
+from coordinator.supervision import Supervised
 from coordinator.wire import (
     VERSIONS,
     Address,
@@ -149,7 +150,7 @@ class _Link:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _reach(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"undoubt-peer-{self._node}")
+        self._task = Supervised("node peer", self._run).start(f"undoubt-peer-{self._node}")
 
     async def _run(self) -> None:
         connection = await self._peers.reach(self._node, self)

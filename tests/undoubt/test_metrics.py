@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from coordinator import supervision
 from coordinator.coordinator import Coordinator
 from coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
 from coordinator.ledger.contract import Decision
@@ -245,8 +246,15 @@ async def test_no_label_names_a_transaction(world: World, told: Told) -> None:
             for sample in family.samples:
                 assert set(sample.labels) <= {
                     "protocol", "outcome", "phase", "request", "participant", "kind", "standing", "result",
-                    "action", "le",
+                    "action", "le", "task",
                 }  # fmt: skip
                 for value in sample.labels.values():
                     assert world.ledger.ledger_id not in value
                     assert world.session.nonce not in value
+
+
+async def test_restarts_of_background_tasks_are_counted(told: Told) -> None:
+    """Broken if a task that fails again and again is seen by nobody."""
+    supervision.restarts["some task"] += 2
+    assert told("undoubt_task_restarts_total", task="some task") == 2
+    del supervision.restarts["some task"]

@@ -19,6 +19,7 @@ from coordinator.ledger.cluster.url import wire_of
 from coordinator.node.node import Node
 from coordinator.node.storage.contract import Identity
 from coordinator.node.storage.node_storage import NodeStorage
+from coordinator.supervision import Supervised
 from coordinator.wire import Identity as Named
 from coordinator.wire import Role, TlsUnusable, WireSettings, refuse_exposed, tls_of
 from participants.errors import UsageError
@@ -72,7 +73,9 @@ async def node(settings: Settings, *, insecure: bool = False) -> AsyncIterator[N
             await made.start(listen)
         except OSError as error:
             raise UsageError(f"cannot listen on {listen}: {error.strerror or error}") from error
-        recovering = asyncio.create_task(_recover(made, settings), name="undoubt-node-recovery")
+        recovering = Supervised("node recovery", lambda: _recover(made, settings)).start(
+            "undoubt-node-recovery"
+        )
         yield made
     finally:
         if recovering is not None:

@@ -21,6 +21,7 @@ from coordinator.errors import LedgerError
 from coordinator.ledger.postgres.connections import Connections, Line
 from coordinator.ledger.postgres.sql import query
 from coordinator.settings import LedgerSettings
+from coordinator.supervision import Supervised
 from participants.ids import new_nonce
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Upkeep:
     async def start(self) -> None:
         """Lead if nobody does, and go on in the background. Raises ``LedgerError``."""
         await self.look()
-        self._task = asyncio.create_task(self._keep_up(), name="undoubt-ledger-upkeep")
+        self._task = Supervised("ledger upkeep", self._keep_up).start("undoubt-ledger-upkeep")
 
     async def close(self) -> None:
         """Stop, and leave the lead to others at once."""

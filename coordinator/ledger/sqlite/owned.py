@@ -31,6 +31,7 @@ from coordinator.ledger.sqlite import anchored
 from coordinator.ledger.sqlite.file import StoreBroken
 from coordinator.ledger.sqlite.store import Loaded, SqliteStore, revision
 from coordinator.settings import LedgerSettings
+from coordinator.supervision import Supervised
 from participants.ids import TxId, new_nonce
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class OwnedLedger(LocalLedger):
                 await loop.run_in_executor(thread, store.close)
             thread.shutdown(wait=False)
             raise
-        ledger._upkeep = asyncio.create_task(ledger._keep_up(), name="undoubt-ledger-upkeep")
+        ledger._upkeep = Supervised("ledger upkeep", ledger._keep_up).start("undoubt-ledger-upkeep")
         return ledger
 
     async def close(self) -> None:

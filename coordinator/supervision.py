@@ -1,0 +1,52 @@
+"""Background loops that outlive their own bugs.
+
+Upkeep of a ledger, renewal of sessions, recovery and the like run for as long as their process does, and
+nobody waits for them: one that ended by an exception would be missed hours later. :class:`Supervised` begins
+it again after a pause, logs the traceback, and counts it in :data:`restarts`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+log = logging.getLogger(__name__)
+
+PAUSE_S = 1.0
+PAUSE_S_MAX = 30.0
+
+restarts: Counter[str] = Counter()
+"""Of this process, by the task's name. ``undoubt.metrics`` shows them as ``undoubt_task_restarts_total``."""
+
+
+class Supervised:
+    """``loop()`` is carried out until it returns or this is cancelled. ``name`` is the metric's label: one
+    for all tasks of a kind."""
+
+    def __init__(self, name: str, loop: Callable[[], Awaitable[None]], *, pause_s: float = PAUSE_S) -> None:
+        """``pause_s``: before the first restart; doubled with each that follows soon."""
+        self.name = name
+        self._loop = loop
+        self._pause_s = pause_s
+
+    def start(self, task_name: str) -> asyncio.Task[None]:
+        """In a task of its own, which its owner cancels."""
+        return asyncio.get_running_loop().create_task(self.run(), name=task_name)
+
+    async def run(self) -> None:
+        pause_s = self._pause_s
+        while True:
+            began = asyncio.get_running_loop().time()
+            try:
+                await self._loop()
+            except Exception:  # a bug of ours or of a driver's: everything else relies on this task
+                restarts[self.name] += 1
+                log.exception("task %r failed; it is begun again", self.name)
+            else:
+                return
+            if asyncio.get_running_loop().time() - began > 2 * PAUSE_S_MAX:
+                pause_s = self._pause_s
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_S_MAX)
