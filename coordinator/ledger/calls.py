@@ -40,7 +40,14 @@ from coordinator.ledger.contract import (
 from coordinator.ledger.local import LocalLedger
 from participants.contract import Claim
 from participants.errors import UndoubtError, UsageError
-from participants.ids import Gid, Protocol, TxId
+from participants.ids import BRANCH_NUMBER_MAX, Gid, Protocol, TxId
+
+IDS_MAX = 100_000
+_Ids = Annotated[tuple[TxId, ...], msgspec.Meta(max_length=IDS_MAX)]
+"""Bounded before any is decoded."""
+
+
+_Branches = Annotated[tuple[BranchRecord, ...], msgspec.Meta(max_length=BRANCH_NUMBER_MAX)]
 
 
 class _Call(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -80,30 +87,30 @@ class SessionsCall(_Call, frozen=True, tag="sessions"):
 class DecideCall(_Call, frozen=True, tag="decide"):
     txid: TxId
     decision: Decision
-    branches: tuple[BranchRecord, ...]
+    branches: _Branches
     protocol: str
     cause: str = ""
 
 
 class PrecommitCall(_Call, frozen=True, tag="precommit"):
     txid: TxId
-    branches: tuple[BranchRecord, ...]
+    branches: _Branches
     protocol: str
 
 
 class OutcomesCall(_Call, frozen=True, tag="outcomes"):
     """As version 0.1.0 asks: by transactions, whose names prove nothing."""
 
-    txids: tuple[TxId, ...]
+    txids: _Ids
     protocol: str
 
 
 class VerdictsCall(_Call, frozen=True, tag="verdicts"):
-    gids: tuple[Gid, ...]
+    gids: Annotated[tuple[Gid, ...], msgspec.Meta(max_length=IDS_MAX)]
 
 
 class BackendsCall(_Call, frozen=True, tag="backends"):
-    claims: tuple[Claim, ...]
+    claims: Annotated[tuple[Claim, ...], msgspec.Meta(max_length=IDS_MAX)]
 
 
 class DoomCall(_Call, frozen=True, tag="doom"):
@@ -116,7 +123,7 @@ class DoomedCall(_Call, frozen=True, tag="doomed"):
 
 
 class RecordsCall(_Call, frozen=True, tag="records"):
-    txids: tuple[TxId, ...]
+    txids: _Ids
 
 
 class UnfinishedCall(_Call, frozen=True, tag="unfinished"):
@@ -124,7 +131,7 @@ class UnfinishedCall(_Call, frozen=True, tag="unfinished"):
 
 
 class FinishCall(_Call, frozen=True, tag="finish"):
-    txids: tuple[TxId, ...]
+    txids: _Ids
 
 
 class RecordHeuristicCall(_Call, frozen=True, tag="heuristic"):

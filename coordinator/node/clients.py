@@ -31,7 +31,7 @@ from coordinator.ledger.contract import Act, Decision
 from coordinator.node.acceptors import Acceptors
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.ledger import NodeLedger
-from coordinator.node.operator import Backup, Operator
+from coordinator.node.operator import Operator
 from coordinator.wire import VERSIONS, Connection, RemoteProtocolError
 from participants.errors import UndoubtError
 from participants.ids import new_nonce
@@ -76,7 +76,7 @@ class FromClient:
         self._acceptors = acceptors
         self._leader = leader
         self._operator = operator
-        self._backup = Backup()
+        self._backup = operator.backups.begin()
         self._loop = asyncio.get_running_loop()
         self._answers: list[Answer] = []
         self._unanswered = 0
@@ -86,6 +86,8 @@ class FromClient:
 
     def received(self, payload: bytes) -> None:
         refused: Sequence[calls.Failed] = ()
+        if messages.size(payload) > REQUESTS_PER_CONNECTION_MAX:
+            raise RemoteProtocolError(f"a frame of more than {REQUESTS_PER_CONNECTION_MAX} requests")
         try:
             requests = messages.decode_requests(payload)
         except (ValueError, RecursionError):
@@ -133,6 +135,7 @@ class FromClient:
         """What was asked goes on: it may be half recorded, and whoever asked will ask again."""
         if self._beating is not None:
             self._beating.cancel()
+        self._backup.end()
 
     def _beat(self) -> None:
         """A sign of life to a client that waits: else it would look for another leader, and ask again."""

@@ -40,6 +40,9 @@ again."""
 BEHIND_ENTRIES_MAX = 1_000
 """A node that is no further behind is made a voter: it has the rest within moments."""
 PIECE_BYTES = 1024 * 1024
+IMAGES_MAX = 2
+IMAGE_IDLE_S = 60.0
+"""Whoever takes a backup asks for its next piece at once."""
 
 
 class Operator:
@@ -53,6 +56,7 @@ class Operator:
         disks: Callable[[], Mapping[int, str]],
     ) -> None:
         self.status = status
+        self.backups = Backups()
         self._acceptors = acceptors
         self._disks = disks
         self._replica = replica
@@ -261,11 +265,35 @@ def _listed(nodes: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(nodes)))
 
 
+class Backups:
+    """The images that are being given. Each is as large as the ledger: so few at once, of whatever number of
+    connections, and none that nobody has asked for in a while."""
+
+    def __init__(self) -> None:
+        self._held: list[Backup] = []
+
+    def begin(self) -> Backup:
+        """For one connection. It holds nothing yet."""
+        return Backup(self)
+
+    def hold(self, backup: Backup) -> None:
+        """It was just asked for. The one that was not for the longest time makes room."""
+        self.let_go(backup)
+        self._held.append(backup)
+        while len(self._held) > IMAGES_MAX:
+            self._held[0].end()
+
+    def let_go(self, backup: Backup) -> None:
+        self._held = [each for each in self._held if each is not backup]
+
+
 class Backup:
     """What one connection is being given."""
 
-    def __init__(self) -> None:
+    def __init__(self, backups: Backups) -> None:
+        self._backups = backups
         self._image: Snapshot | None = None
+        self._idle: asyncio.TimerHandle | None = None
 
     async def piece(self, replica: Replica, offset: int) -> BackupPiece:
         """At offset 0 of a new image. Raises ``NotLeading``, ``ClusterRefused``."""
@@ -276,6 +304,21 @@ class Backup:
             raise ClusterRefused("no backup is under way on this connection; begin again")
         meta, image = self._image.meta, self._image.image
         end = min(offset + PIECE_BYTES, len(image))
+        self._touched()
         if end == len(image):
-            self._image = None
+            self.end()
         return BackupPiece(meta.index, meta.term, len(image), image[offset:end])
+
+    def _touched(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(IMAGE_IDLE_S, self.end)
+        self._backups.hold(self)
+
+    def end(self) -> None:
+        """Keep nothing any more. May be repeated."""
+        self._image = None
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        self._backups.let_go(self)

@@ -198,8 +198,20 @@ encode: Callable[[Sequence[Request] | Sequence[Judged] | Sequence[Answer]], byte
     msgspec.msgpack.Encoder().encode
 )
 decode_requests: Callable[[bytes], list[Request]] = msgspec.msgpack.Decoder(list[Request]).decode
+"""Of a frame whose :func:`size` was looked at first."""
 decode_call: Callable[[bytes], calls.Call | NodeCall] = msgspec.msgpack.Decoder(calls.Call | NodeCall).decode
 _decode_judged: Callable[[bytes], list[Judged]] = msgspec.msgpack.Decoder(list[Judged]).decode
+
+
+def size(payload: bytes) -> int:
+    """How many messages a frame says that it holds, from its first bytes: each becomes many times as large
+    when it is decoded. Raises ``ValueError`` for what is no frame of messages."""
+    first = payload[0] if payload else 0
+    if first & 0xF0 == 0x90:  # msgpack's array formats (specification, "array format family")
+        return first & 0x0F
+    if first in {0xDC, 0xDD}:
+        return int.from_bytes(payload[1 : 3 if first == 0xDC else 5])
+    raise ValueError("no list of messages")
 
 
 def decode_each(payload: bytes) -> tuple[list[Request], list[calls.Failed]]:
