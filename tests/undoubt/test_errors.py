@@ -17,6 +17,7 @@ from undoubt import errors
 INTERNAL = {
     "AnchorUnusable": "within a store, as LedgerUnusable",
     "CommandError": "of the command line, which prints it",
+    "CommandRefused": "of a ledger, as UsageError",
     "ConfigRefused": "of Raft, within a node",
     "ConnectionGone": "within the ledger's client, which asks again",
     "ContenderFailed": "of the benchmark",
@@ -24,6 +25,7 @@ INTERNAL = {
     "NodeStopped": "within a node",
     "NotLeader": "of Raft, within a node",
     "NotLeading": "within a node",
+    "OutOfBounds": "as UsageError, which its name and its value are in",
     "PeerMisbehaved": "of Paxos, within a node",
     "ProposalRefused": "of Raft, within a node",
     "RaftRefusal": "of Raft, within a node",
