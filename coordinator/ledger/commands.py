@@ -151,8 +151,8 @@ FIRST_VERSION = 1
 PAXOS_VERSION = 2
 """Paxos Commit: sessions that are bound to acceptors, outcomes that these have chosen."""
 TAGS_VERSION = 3
-"""The ledger's secret, tagged names, evidence that names a history, causes of aborts, acts of operators, judged
-commands."""
+"""The ledger's secret, tagged names, evidence that names a history, causes of aborts, acts of operators,
+judged commands."""
 RULES = 1
 """By which commands are judged when they are applied, from the first :class:`Judge` in the log on."""
 
