@@ -32,6 +32,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from participants.believed import Mend
 from participants.contract import Settled, Vote
 from participants.errors import UndoubtError, UsageError
 from participants.ids import Gid, TxId
@@ -154,7 +155,10 @@ class LedgerUnavailable(LedgerError):
 
 
 class LedgerUnusable(LedgerError):
-    """The ledger cannot be opened and will not be until somebody acts; the message says how."""
+    """The ledger cannot be opened and will not be until somebody acts; the message says how. ``mends``: what
+    is wrong with a PostgreSQL ledger's schema, and the lines that mend it."""
+
+    mends: tuple[Mend, ...] = ()
 
 
 class LedgerMisconfigured(LedgerUnusable):

@@ -26,6 +26,9 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retention_s: float = 7 * 86_400.0
     history_s: float = 7 * 86_400.0
     request_timeout_s: float = 5.0
+    schema_owners: tuple[str, ...] = ()
+    """Roles that may own a PostgreSQL ledger's schema and what is in it, besides superusers and the role that
+    logs in; they may read its secret."""
     tls_ca: str = ""
     """PEM files of the ``raft://`` cluster's connections, for its nodes and its clients: the CAs that are
     trusted, this side's certificate, and its key. All three, or none."""

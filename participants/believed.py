@@ -22,6 +22,8 @@ class Schema:
     name: str
     tables: tuple[str, ...]
     functions: tuple[str, ...] = ()
+    precious: bool = False
+    """What is in it is nowhere else: nobody is told to drop it."""
 
 
 PARTICIPANT = Schema(
@@ -34,6 +36,7 @@ LEDGER = Schema(
     (
         "clock",
         "decision",
+        "doomed",
         "heuristic",
         "ledger",
         "migration",
@@ -42,6 +45,7 @@ LEDGER = Schema(
         "session",
         "unfinished",
     ),
+    precious=True,
 )
 
 _FAULTS = """
@@ -50,7 +54,7 @@ with ours as (
       from pg_catalog.pg_namespace as n where n.nspname operator(pg_catalog.=) {schema}
 ),
 held as (
-    select c.oid, c.relowner, c.relacl, c.relkind, c.relhasrules,
+    select c.oid, c.relowner, c.relacl, c.relkind,
            ours.name operator(pg_catalog.||) '.' operator(pg_catalog.||) c.relname::pg_catalog.text as name
       from ours
       join pg_catalog.pg_class as c on c.relnamespace operator(pg_catalog.=) ours.oid
@@ -92,7 +96,8 @@ select power.kind, power.name,
 union all
 select 'shape', held.name, ''
   from held
- where held.relkind operator(pg_catalog.<>) 'r' or held.relhasrules
+ where held.relkind operator(pg_catalog.<>) 'r'
+    or exists (select from pg_catalog.pg_rewrite as w where w.ev_class operator(pg_catalog.=) held.oid)
  order by 1, 2, 3
 """
 
@@ -167,7 +172,7 @@ def faults_of(rows: Iterable[tuple[str, str, str]]) -> tuple[Fault, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Mend:
-    """What is wrong with a schema, what to do about it, and the line that does it."""
+    """What is wrong with a schema, what to do about it, and the line that does it, if one does."""
 
     what: str
     how: str
@@ -178,11 +183,16 @@ def mends(schema: Schema, faults: Sequence[Fault], owners: Sequence[str], settin
     """``setting`` is the key of the configuration that ``owners`` come from."""
     drop = f"DROP SCHEMA {schema.name} CASCADE;"
     found = []
+    anew = (
+        "then drop the schema, if nothing was ever decided there, or restore a backup of its database"
+        if schema.precious
+        else f"then {drop} and migrate"
+    )
     if owning := [fault for fault in faults if fault.power in OWNING]:
         roles = sorted({*owners, *(fault.role for fault in owning)})
         how = (
             "put the line into the configuration if it is the role that migrates; if you do not know it, look"
-            f" at what it has made there, then {drop} and migrate"
+            f" at what it has made there, {anew}"
         )
         line = f"{setting} = [{', '.join(map(_quoted, roles))}]"
         found.append(Mend("; ".join(fault.what for fault in owning), how, line))
@@ -195,9 +205,9 @@ def mends(schema: Schema, faults: Sequence[Fault], owners: Sequence[str], settin
             line = f"REVOKE TRIGGER ON {fault.name} FROM {grantee};"
             found.append(Mend(fault.what, "take that right away", line))
         elif fault.power is Power.SHAPE:
-            found.append(
-                Mend(fault.what, "undoubt made no such thing: look at it, then drop and migrate", drop)
-            )
+            line = "" if schema.precious else drop
+            then = anew if schema.precious else "then drop and migrate"
+            found.append(Mend(fault.what, f"undoubt made no such thing: look at it, {then}", line))
     return found
 
 

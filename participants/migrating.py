@@ -1,9 +1,46 @@
-"""Alembic, one migration at a time: it keeps the one that is running in globals of its own modules
-(``alembic.util.langhelpers.ModuleClsProxy``), so that two threads would destroy each other's."""
+"""Making tables: Alembic, one migration at a time, and the engine that it works with.
+
+Alembic keeps the migration that is running in globals of its own modules
+(``alembic.util.langhelpers.ModuleClsProxy``), so that two threads would destroy each other's.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from participants.foreign_ground import transaction_settings
+
+if TYPE_CHECKING:
+    import psycopg
+    from sqlalchemy import Connection, Engine
 
 ALONE = threading.Lock()
 """To be held around every command of Alembic's."""
+
+
+def engine_over(connect: Callable[[], psycopg.Connection[Any]]) -> Engine:
+    """An engine for what is done by hand: no transaction of it, the first questions of SQLAlchemy among them,
+    runs under what the database's owner has set (:mod:`participants.foreign_ground`)."""
+    from psycopg.pq import TransactionStatus  # noqa: PLC0415
+    from sqlalchemy import NullPool, create_engine, event  # noqa: PLC0415
+
+    def connected() -> psycopg.Connection[Any]:
+        connection = connect()
+        # SQLAlchemy asks this and that before it begins, in a transaction of psycopg's, which begins here.
+        connection.execute(transaction_settings(connection.info.server_version))
+        return connection
+
+    engine = create_engine(
+        "postgresql+psycopg://", creator=connected, poolclass=NullPool, use_native_hstore=False
+    )
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        """For each transaction by itself: behind a pooler a session belongs to others as well."""
+        driver = connection.connection.driver_connection
+        if driver is not None and driver.info.transaction_status == TransactionStatus.IDLE:
+            driver.execute(transaction_settings(driver.info.server_version))
+
+    return engine

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 from participants.believed import PARTICIPANT, Fault, faults_of, faults_query
 from participants.errors import ParticipantRefused, ParticipantUnavailable
-from participants.foreign_ground import transaction_settings
-from participants.migrating import ALONE
+from participants.migrating import ALONE, engine_over
 from participants.postgres.belief import refused
 from participants.postgres.dsn import read_dsn
 from participants.postgres.sql import query
@@ -172,37 +171,18 @@ def _delete(connection: Connection, older_than_s: float) -> int:
 
 def _engine(participant: str, settings: ParticipantSettings) -> Engine:
     import psycopg  # noqa: PLC0415
-    from psycopg.pq import TransactionStatus  # noqa: PLC0415
-    from sqlalchemy import create_engine, event  # noqa: PLC0415
-    from sqlalchemy.pool import NullPool  # noqa: PLC0415
 
     address = read_dsn(participant, settings.dsn)
     password = None
     if settings.password_file is not None and not address.has_password:
         password = Path(settings.password_file).expanduser().read_text("utf-8").split("\n", 1)[0]
-
-    def connect() -> psycopg.Connection[tuple[object, ...]]:
-        connection = psycopg.connect(
+    return engine_over(
+        lambda: psycopg.connect(
             address.for_libpq(client_encoding="UTF8"),
             password=password,
             connect_timeout=int(settings.connect_timeout_s),
         )
-        # SQLAlchemy asks this and that before it begins, in a transaction of psycopg's, which begins here.
-        connection.execute(transaction_settings(connection.info.server_version))
-        return connection
-
-    engine = create_engine(
-        "postgresql+psycopg://", creator=connect, poolclass=NullPool, use_native_hstore=False
     )
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        """For each transaction by itself: behind a pooler a session belongs to others as well."""
-        driver = connection.connection.driver_connection
-        if driver is not None and driver.info.transaction_status == TransactionStatus.IDLE:
-            driver.execute(transaction_settings(driver.info.server_version))
-
-    return engine
 
 
 def _folder() -> Path:

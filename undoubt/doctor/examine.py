@@ -43,7 +43,7 @@ async def examine(
                 findings += await look_at_ledger(ledger, settings, older_than_s)
         except LedgerError as error:
             await stack.aclose()
-            return [*findings, not_opened(error), *await _without_ledger(settings, only)]
+            return [*findings, *not_opened(error), *await _without_ledger(settings, only)]
         for participant in chosen:
             findings += checked[participant.name]
             findings += await look_at_prepared(participant, seen, older_than_s)

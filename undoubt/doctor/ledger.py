@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from coordinator.errors import LedgerError, LedgerLocked, LedgerUnavailable
+from coordinator.errors import LedgerError, LedgerLocked, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger.contract import DecisionRecord, Ledger, LedgerInfo
 from coordinator.ledger.sqlite.lock import holder
 from coordinator.settings import LedgerSettings
@@ -16,6 +16,7 @@ from participants.findings import Finding, Severity
 from undoubt.config import Settings
 
 SQLITE = "sqlite:///"
+POSTGRES = "postgresql+psycopg://"
 MIB = 2**20
 FREE_BYTES_PROBLEM, FREE_BYTES_WARNING = 100 * MIB, 1024 * MIB
 NETWORK_FILE_SYSTEMS = frozenset({"9p", "afs", "ceph", "cifs", "fuse.sshfs", "nfs", "nfs4", "smb3", "smbfs"})
@@ -36,16 +37,24 @@ def missing(settings: LedgerSettings) -> Finding | None:
     )
 
 
-def not_opened(error: LedgerError) -> Finding:
+def not_opened(error: LedgerError) -> list[Finding]:
     """``error`` says what to do."""
+    why = "nothing can be decided while that is so, and what is prepared waits"
+    if isinstance(error, LedgerUnusable) and error.mends:
+        rights = "what is put into it would run with the ledger's rights"
+        return [
+            Finding(
+                None,
+                "ledger_schema",
+                Severity.PROBLEM,
+                mend.what,
+                f"{rights}, so it is not used: {why}. {mend.how[0].upper()}{mend.how[1:]} (section ledger)",
+                mend.line or None,
+            )
+            for mend in error.mends
+        ]
     gone = isinstance(error, LedgerUnavailable | LedgerLocked)
-    return Finding(
-        None,
-        "ledger",
-        Severity.UNREACHABLE if gone else Severity.PROBLEM,
-        str(error),
-        "nothing can be decided while that is so, and what is prepared waits",
-    )
+    return [Finding(None, "ledger", Severity.UNREACHABLE if gone else Severity.PROBLEM, str(error), why)]
 
 
 async def look_at_ledger(ledger: Ledger, settings: Settings, older_than_s: float) -> list[Finding]:
@@ -54,6 +63,7 @@ async def look_at_ledger(ledger: Ledger, settings: Settings, older_than_s: float
     return [
         _identity(info),
         *_place(settings.ledger, ledger),
+        *await _rights(settings.ledger),
         *_unfinished(await ledger.unfinished(), settings, older_than_s),
         _heuristics(info.heuristics_open),
     ]
@@ -85,6 +95,32 @@ def _place(settings: LedgerSettings, ledger: Ledger) -> Iterator[Finding]:
             "its locks cannot be relied on: two processes could own the ledger at once, and break what it"
             " decided. Stop what uses it and move the file to a local disk",
         )
+
+
+async def _rights(settings: LedgerSettings) -> list[Finding]:
+    """Of a PostgreSQL ledger, which others may enter. That its schema is believed is known: it is open."""
+    if not settings.url.startswith(POSTGRES):
+        return []
+    from coordinator.ledger.postgres.rights import rights  # noqa: PLC0415 - with SQLAlchemy, of no use elsewhere
+
+    schema = Finding(
+        None, "ledger_schema", Severity.OK, "schema undoubt_ledger belongs to roles that are trusted"
+    )
+    found = [
+        Finding(
+            None,
+            "ledger_secret",
+            Severity.PROBLEM,
+            str(right),
+            "whoever reads the secret can give names that pass for the ledger's own, and whoever can write"
+            " decides transactions. Take the right away, or name the role in ledger.schema_owners if it is"
+            " one of undoubt's, or makes the backups",
+            right.line,
+        )
+        for right in await rights(settings)
+    ]
+    sound = Finding(None, "ledger_secret", Severity.OK, "no other role reads its secret or changes decisions")
+    return [schema, *(found or [sound])]
 
 
 def _room(path: Path) -> Finding:

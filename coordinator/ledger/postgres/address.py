@@ -5,11 +5,16 @@ https://docs.sqlalchemy.org/en/21/dialects/postgresql.html#module-sqlalchemy.dia
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy
 
 from coordinator.errors import LedgerMisconfigured
+from coordinator.settings import LedgerSettings
 from participants.redact import redact
 
+CONNECT_TIMEOUT_S_MIN = 2
+"""libpq's own least."""
 SCHEME = "postgresql+psycopg://"
 
 
@@ -31,3 +36,11 @@ def read(url: str) -> sqlalchemy.URL:
     if not isinstance(hosts, str) or "," in hosts:
         parsed = parsed.update_query_dict({"target_session_attrs": "read-write"})
     return parsed
+
+
+def parameters(settings: LedgerSettings) -> dict[str, Any]:
+    """What psycopg connects with. Raises ``LedgerMisconfigured``."""
+    url = read(settings.url)
+    _, given = url.get_dialect()().create_connect_args(url)
+    timeout_s = max(CONNECT_TIMEOUT_S_MIN, round(settings.request_timeout_s))
+    return {**given, "connect_timeout": timeout_s}

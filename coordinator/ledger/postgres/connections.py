@@ -1,7 +1,7 @@
 """Connections to the ledger's server: one statement, one transaction, and what became of it.
 
-SQLAlchemy's async engine connects; statements go to psycopg's connection itself, which takes half the
-processor time. A statement runs in a task of its own: a caller that is cancelled does not break it off, and
+SQLAlchemy reads the URL; statements go to psycopg's connection itself, which takes half the processor time. A
+statement runs in a task of its own: a caller that is cancelled does not break it off, and
 one that gets no answer in time has its socket shut down, so that nobody waits for a server that says nothing.
 A connection that was idle has to answer once before its statement is sent: a firewall may have forgotten it.
 """
@@ -16,11 +16,10 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import sqlalchemy
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+import psycopg
 
 from coordinator.errors import LedgerUnavailable, LedgerUnusable
-from coordinator.ledger.postgres import address, trouble
+from coordinator.ledger.postgres import address, opening, trouble
 from coordinator.ledger.postgres.sql import query
 from coordinator.settings import LedgerSettings
 from coordinator.steadfast import steadfast
@@ -33,8 +32,6 @@ Row = tuple[Any, ...]
 
 RETRY_S = 0.02
 CONNECTIONS_MAX, IDLE_MAX = 6, 2
-CONNECT_TIMEOUT_S_MIN = 2
-"""libpq's own least."""
 SESSION_SKIP = 1_000_000_000
 """A new incarnation's session numbers begin so much higher. A backup that is a year old would be too old only
 for a ledger on which 30 sessions were opened every second of that year."""
@@ -44,15 +41,12 @@ PROBE_S = 3.0
 """How long it may take over that, before a new connection is made."""
 PROBE_SHARE = 3
 """And no more than that part of the statement's time."""
-TOO_LOW = frozenset({"off", "local", "remote_write"})
-"""Values of synchronous_commit with which an answered COMMIT may be lost."""
 
 
 class Line:
     """One connection, for one statement at a time."""
 
-    def __init__(self, held: AsyncConnection, driver: Any) -> None:
-        self._held = held
+    def __init__(self, driver: opening.Driver) -> None:
         self._driver = driver
         self._warnings: list[str] = []
         self.idle_since = 0.0
@@ -62,20 +56,6 @@ class Line:
     @property
     def broken(self) -> bool:
         return bool(self._driver.closed)
-
-    async def introduce(self) -> None:
-        """See whom this is connected to. Raises ``Standby`` or ``Unsuitable``."""
-        (standby, synchronous_commit, pid), *_ = await self.run(query("introduce"), {})
-        pooled = pid != self._driver.info.backend_pid
-        if standby:
-            raise trouble.Standby("its server is a standby (pg_is_in_recovery())")
-        if synchronous_commit in TOO_LOW and not pooled:
-            raise trouble.Unsuitable(
-                f"synchronous_commit is {synchronous_commit!r} there, with which a recorded decision can be"
-                " lost: alter role … set synchronous_commit = on (or alter database …)"
-            )
-        # Behind a transaction pooler the next statement may go to another server process.
-        self._driver.prepare_threshold = None if pooled else 1
 
     async def run(self, sql: str, parameters: dict[str, Any], timeout_s: float | None = None) -> list[Row]:
         """The rows. Raises the driver's errors, and ``Unconfirmed``."""
@@ -94,10 +74,8 @@ class Line:
         return rows
 
     async def close(self) -> None:
-        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, OSError):
-            if self.broken:
-                await self._held.invalidate()
-            await self._held.close()
+        with contextlib.suppress(psycopg.Error, OSError):
+            await self._driver.close()
 
     def _hang_up(self) -> None:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._driver.fileno())) as door:
@@ -111,18 +89,9 @@ class Connections:
         """Connects to nobody yet. Raises ``LedgerUnusable`` if the URL cannot be read."""
         self.url = redact(settings.url)
         self._timeout_s = settings.request_timeout_s
-        self._engine = create_async_engine(
-            address.read(settings.url),
-            isolation_level="AUTOCOMMIT",
-            poolclass=sqlalchemy.NullPool,
-            use_native_hstore=False,
-            connect_args={
-                "connect_timeout": max(CONNECT_TIMEOUT_S_MIN, round(self._timeout_s)),
-                "prepare_threshold": None,
-            },
-        )
-        dialect = self._engine.sync_engine.dialect
-        self._errors = (dialect.loaded_dbapi.Error, sqlalchemy.exc.SQLAlchemyError, OSError)
+        self._parameters = address.parameters(settings)
+        self._owners = settings.schema_owners
+        self._errors = (psycopg.Error, OSError)
         self._idle: list[Line] = []
         self._places = asyncio.Semaphore(CONNECTIONS_MAX)
         self._running: set[asyncio.Task[Any]] = set()
@@ -155,7 +124,6 @@ class Connections:
         while self._running:
             await asyncio.wait(self._running)
         await self._drop_idle()
-        await self._engine.dispose()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
@@ -232,15 +200,7 @@ class Connections:
         return opening.result()
 
     async def _open(self) -> Line:
-        held = await self._engine.connect()
-        try:
-            line = Line(held, (await held.get_raw_connection()).driver_connection)
-            await line.introduce()
-        except BaseException:
-            await held.invalidate()
-            await held.close()
-            raise
-        return line
+        return Line(await opening.connect(self._parameters, self._owners))
 
     async def _drop_idle(self) -> None:
         idle, self._idle = self._idle, []

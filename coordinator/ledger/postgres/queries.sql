@@ -56,6 +56,33 @@ select h.same, s.tagged
   left join undoubt_ledger.session s on s.id operator(pg_catalog.=) %(session)s::pg_catalog.int8 and s.nonce operator(pg_catalog.=) %(nonce)s::pg_catalog.text
    and s.state operator(pg_catalog.<>) 'dropped'
 
+-- name: tables
+select c.relname::pg_catalog.text
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace
+ where n.nspname operator(pg_catalog.=) 'undoubt_ledger' and c.relkind operator(pg_catalog.=) 'r'
+
+-- name: take_back_defaults
+-- What ALTER DEFAULT PRIVILEGES has granted to others on tables that were made just now, as statements that take it
+-- back; and on the schema, if all of them were.
+with given as (
+    select 'all on undoubt_ledger.' operator(pg_catalog.||) pg_catalog.quote_ident(c.relname) as what, a.grantee
+      from pg_catalog.pg_class c
+      join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace
+     cross join pg_catalog.aclexplode(c.relacl) a
+     where n.nspname operator(pg_catalog.=) 'undoubt_ledger' and c.relkind operator(pg_catalog.=) 'r'
+       and not (c.relname::pg_catalog.text operator(pg_catalog.=) any (%(before)s::pg_catalog.text[]))
+       and a.grantee operator(pg_catalog.<>) c.relowner
+    union
+    select 'create on schema undoubt_ledger', a.grantee
+      from pg_catalog.pg_namespace n cross join pg_catalog.aclexplode(n.nspacl) a
+     where n.nspname operator(pg_catalog.=) 'undoubt_ledger'
+       and a.privilege_type operator(pg_catalog.=) 'CREATE' and a.grantee operator(pg_catalog.<>) n.nspowner
+       and pg_catalog.cardinality(%(before)s::pg_catalog.text[]) operator(pg_catalog.=) 0
+)
+select 'revoke ' operator(pg_catalog.||) given.what operator(pg_catalog.||) ' from '
+       operator(pg_catalog.||) coalesce(pg_catalog.quote_ident(r.rolname), 'public') as line
+  from given left join pg_catalog.pg_roles r on r.oid operator(pg_catalog.=) given.grantee
+
 -- name: revision
 select version_num from undoubt_ledger.migration
 
@@ -568,14 +595,6 @@ union all
 select 'the ledger has lost its own row; restore it from a backup'
  where not exists (select from undoubt_ledger.ledger) or not exists (select from undoubt_ledger.clock)
 union all
-select pg_catalog.format('role %%s can read the ledger''s secret: revoke all on undoubt_ledger.secret from %%s',
-              coalesce(r.rolname, 'public'), coalesce(pg_catalog.quote_ident(r.rolname), 'public'))
-  from pg_catalog.pg_class c
- cross join pg_catalog.aclexplode(c.relacl) a
-  left join pg_catalog.pg_roles r on r.oid operator(pg_catalog.=) a.grantee
- where c.oid operator(pg_catalog.=) 'undoubt_ledger.secret'::pg_catalog.regclass
-   and a.grantee operator(pg_catalog.<>) c.relowner
-union all
 select pg_catalog.format('transaction %%s.%%s is unfinished, and its decision is not there', u.session, u.seq)
   from undoubt_ledger.unfinished u
  where not exists (select from undoubt_ledger.decision d
@@ -600,6 +619,47 @@ union all
 select pg_catalog.format('session %%s is not below the next number, %%s', s.id, l.next_session)
   from undoubt_ledger.session s, undoubt_ledger.ledger l
  where s.id operator(pg_catalog.>=) l.next_session
+
+-- name: rights
+-- Who else may read the secret, or change what is recorded: by grants, and as a member of the roles that may read or
+-- write everything. {owners} are trusted, as for the schema (participants/believed.py).
+with ours as (
+    select c.oid, c.relname::pg_catalog.text as name, c.relowner, c.relacl
+      from pg_catalog.pg_class c
+      join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace
+     where n.nspname operator(pg_catalog.=) 'undoubt_ledger' and c.relkind operator(pg_catalog.=) 'r'
+),
+granted as (
+    select ours.name, ours.relowner, a.grantee, a.privilege_type
+      from ours cross join pg_catalog.aclexplode(ours.relacl) a
+    union
+    select ours.name, ours.relowner, a.grantee, a.privilege_type
+      from ours
+      join pg_catalog.pg_attribute t on t.attrelid operator(pg_catalog.=) ours.oid
+     cross join pg_catalog.aclexplode(t.attacl) a
+),
+able as (
+    select g.name, coalesce(r.rolname::pg_catalog.text, '') as role, g.privilege_type as what
+      from granted g left join pg_catalog.pg_roles r on r.oid operator(pg_catalog.=) g.grantee
+     where g.grantee operator(pg_catalog.<>) g.relowner
+       and (g.name operator(pg_catalog.=) 'secret'
+            or g.privilege_type operator(pg_catalog.=) any (array['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']))
+    union
+    select '', r.rolname::pg_catalog.text, every.rolname::pg_catalog.text
+      from pg_catalog.pg_roles r
+      join pg_catalog.pg_roles every
+        on every.rolname operator(pg_catalog.=) any (array['pg_read_all_data', 'pg_write_all_data'])
+           and every.oid operator(pg_catalog.<>) r.oid and pg_catalog.pg_has_role(r.oid, every.oid, 'MEMBER')
+)
+select able.name, able.role, pg_catalog.string_agg(able.what, ', ' order by able.what)
+  from able
+ where not exists (select from pg_catalog.pg_roles r
+                    where r.rolname operator(pg_catalog.=) able.role
+                      and (r.rolsuper or r.rolname operator(pg_catalog.=) session_user
+                           or r.rolname::pg_catalog.text
+                              operator(pg_catalog.=) any (%(owners)s::pg_catalog.text[])))
+ group by able.name, able.role
+ order by able.name, able.role
 
 -- name: branch_lists
 select d.session, d.seq, d.branches

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
+import psycopg
 import sqlalchemy
 
 from coordinator.errors import LedgerMissing, LedgerUnusable
 from coordinator.ledger import schema
-from coordinator.ledger.postgres import address, trouble
+from coordinator.ledger.postgres import address, opening, trouble
 from coordinator.ledger.postgres.connections import Connections
 from coordinator.ledger.postgres.decisions import decode_branches
+from coordinator.ledger.postgres.rights import rights
+from coordinator.ledger.postgres.sql import query
 from coordinator.settings import LedgerSettings
+from participants.believed import LEDGER, faults_of, faults_query
 from participants.ids import new_ledger_id
+from participants.migrating import engine_over
 from participants.redact import redact
 
 SCHEMA = "undoubt_ledger"
@@ -47,15 +52,18 @@ async def migrate(settings: LedgerSettings) -> list[str]:
 
 def _upgrade(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, str], list[str]]) -> list[str]:
     url = redact(settings.url)
-    engine = sqlalchemy.create_engine(
-        address.read(settings.url),
-        poolclass=sqlalchemy.NullPool,
-        isolation_level="READ COMMITTED",
-        connect_args={"connect_timeout": max(2, round(settings.request_timeout_s))},
-    )
+    parameters = address.parameters(settings)
+    engine = engine_over(lambda: psycopg.connect(**parameters))
     try:
         with engine.begin() as connection:
-            return work(connection, url)
+            _refuse_unbelieved(connection, settings)
+            before = _tables(connection)
+            done = work(connection, url)
+            _take_back_defaults(connection, before)
+            _refuse_unbelieved(connection, settings)
+            return done
+    except trouble.Unbelieved as error:
+        raise trouble.told(error, url) from error
     except sqlalchemy.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == "42501":
             raise LedgerUnusable(
@@ -66,6 +74,26 @@ def _upgrade(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, st
         raise trouble.told(error, url) from error
     finally:
         engine.dispose()
+
+
+def _refuse_unbelieved(connection: sqlalchemy.Connection, settings: LedgerSettings) -> None:
+    """Raises ``Unbelieved`` if others could change what is in the schema; none is as good as one of ours."""
+    asked = faults_query(LEDGER, settings.schema_owners)
+    rows = connection.exec_driver_sql(asked.replace("%", "%%"))  # a role's name may hold one
+    opening.refuse_unbelieved(faults_of(tuple(row) for row in rows), settings.schema_owners)
+
+
+def _tables(connection: sqlalchemy.Connection) -> list[str]:
+    """Those in the schema, by name; none where there is no schema yet."""
+    return list(connection.exec_driver_sql(query("tables")).scalars())
+
+
+def _take_back_defaults(connection: sqlalchemy.Connection, before: Sequence[str]) -> None:
+    """What ALTER DEFAULT PRIVILEGES has granted to others on tables that were made just now, the one of the
+    secret among them."""
+    lines = connection.exec_driver_sql(query("take_back_defaults"), {"before": list(before)})
+    for line in lines.scalars().all():
+        connection.exec_driver_sql(line.replace("%", "%%"))
 
 
 def _created(connection: sqlalchemy.Connection, url: str) -> list[str]:
@@ -112,6 +140,7 @@ async def problems(settings: LedgerSettings) -> list[str]:
         ((revision,),) = await connections.run("revision") or [(None,)]
         schema.POSTGRES.check(revision, f"ledger {connections.url}")
         found = [str(row[0]) for row in await connections.run("problems")]
+        found += [f"{right}. To take that away: {right.line}" for right in await rights(settings)]
         for session, seq, branches in await connections.run("branch_lists"):
             if not _readable(branches):
                 found.append(f"the branches of unfinished transaction {session}.{seq} cannot be read")

@@ -5,7 +5,10 @@ SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from coordinator.errors import LedgerError, LedgerMissing, LedgerUnavailable, LedgerUnusable
+from participants.believed import Mend
 
 AGAIN = frozenset({"40001", "40P01"})
 """Rolled back in favour of somebody else: nothing happened."""
@@ -40,6 +43,14 @@ class Unsuitable(Exception):  # noqa: N818 - likewise
     """The server answers, and is none that a ledger may be kept on."""
 
 
+class Unbelieved(Unsuitable):
+    """Others than its owners could change what the ledger's schema means. ``mends`` is not empty."""
+
+    def __init__(self, words: str, mends: Sequence[Mend]) -> None:
+        super().__init__("; ".join((words, f"{mends[0].how}: {mends[0].line}".removesuffix(": "))))
+        self.mends = tuple(mends)
+
+
 def may_repeat(error: Exception) -> bool:
     """Whether asking again soon may succeed: a connection that is gone, a server that starts, a conflict."""
     state = _state(error)
@@ -60,7 +71,9 @@ def told(error: Exception, url: str) -> LedgerError:  # noqa: PLR0911 - one line
     """``error``, of the driver or of this room, as the contract has it. ``url`` is without its password."""
     state, words = _state(error), words_of(error)
     if isinstance(error, Unsuitable):
-        return LedgerUnusable(f"ledger {url} cannot be used: {words}")
+        unusable = LedgerUnusable(f"ledger {url} cannot be used: {words}")
+        unusable.mends = error.mends if isinstance(error, Unbelieved) else ()
+        return unusable
     if isinstance(error, Standby):
         return LedgerUnavailable(
             f"ledger {url} takes no commands: {words}; name the primary, or all hosts of its cluster"
@@ -74,7 +87,8 @@ def told(error: Exception, url: str) -> LedgerError:  # noqa: PLR0911 - one line
     if state == "42501":
         return LedgerUnusable(
             f"the role of ledger {url} lacks a right: {words}. Its owner can grant: usage on schema"
-            " undoubt_ledger; select, insert, update, delete on all tables in schema undoubt_ledger"
+            " undoubt_ledger; select, insert, update, delete on all tables in schema undoubt_ledger. It can"
+            " read the secret then, and decide: name it in ledger.schema_owners"
         )
     if (state or "").startswith(_REFUSED) or (state is None and any(text in words for text in _REFUSALS)):
         return LedgerUnusable(f"ledger {url} cannot be used: {words}")

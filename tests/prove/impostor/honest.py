@@ -115,6 +115,8 @@ class Honest:
         self.breaches: list[Breach] = []
         self.told: dict[str, str] = {}
         """What the applications of honest transactions were told, by the transfer's id."""
+        self.where: dict[str, str] = {}
+        """The name of the databases that each of them was in."""
         self.honest = servers.honest
         self.hooks: dict[enum.StrEnum, Callable[[str], Awaitable[None]]] = {}
         """Done when recovery reaches a step: what an attacker who is fast enough does."""
@@ -391,6 +393,7 @@ class Honest:
     async def _attempt(
         self, coordinator: Coordinator, name: str, work: Callable[[Any], Awaitable[None]]
     ) -> str:
+        self.where[name] = self.database
         try:
             async with coordinator.transaction() as tx:
                 await work(tx)

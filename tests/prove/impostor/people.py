@@ -45,6 +45,8 @@ SAFE = {
 """What no owner of a database is to have a say in, while it is looked at."""
 
 _TXID = re.compile(r"(\d+)-([0-9a-f]+)\.(\d+)")
+_NUMBERS = re.compile(r"undoubt:[^:]+:(\d+)\.(\d+)[~@]")
+"""Of a transaction, in an application_name, which does not tell the nonce."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +192,19 @@ class Attacker:
         self._open.clear()
 
 
-def txids_in(names: Sequence[str]) -> Iterator[tuple[int, str, int]]:
-    """Session, nonce and number of the transactions that application_names tell of."""
+def parts_of(txid: str) -> tuple[int, str, int]:
+    """Session, nonce and number of a transaction."""
+    found = _TXID.fullmatch(txid)
+    if found is None:
+        raise ValueError(txid)
+    return int(found[1]), found[2], int(found[3])
+
+
+def numbers_in(names: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Session and number of the transactions that application_names tell of."""
     for name in names:
-        if (found := _TXID.search(name)) is not None:
-            yield int(found[1]), found[2], int(found[3])
+        if (found := _NUMBERS.match(name)) is not None:
+            yield int(found[1]), int(found[2])
 
 
 @contextlib.asynccontextmanager

@@ -126,6 +126,8 @@ class Scene(Honest):
                 for role in ATTACKERS:
                     await root.execute(f"drop owned by {role} cascade")
                 await root.execute(f'alter database "{database}" reset all')
+        for place, database in self._everywhere():  # DROP OWNED has revoked it in all of a server's databases
+            async with admin(self.servers.admin_dsn(place, database)) as root:
                 await root.execute(f'grant create on database "{database}" to {SCHEMER}')
         if self._databases:
             self.database = self._databases[0]
@@ -143,11 +145,21 @@ class Scene(Honest):
         return found
 
     async def count_money(self) -> list[Breach]:
-        """At the end, when nothing is under way: nothing half applied, nothing told otherwise than it is."""
+        """At the end, when nothing is under way: nothing half applied, nothing told otherwise than it is. In
+        every database that transfers were made in."""
         await self.stop_work()
         await self.passes(3)
-        dsns = {place: self.servers.admin_dsn(place, self.database) for place in NAMES}
-        transfers = {name: told for name, told in self.told.items() if not name.startswith("s")}
+        return [
+            breach for database in sorted(set(self.where.values())) for breach in await self._count(database)
+        ]
+
+    async def _count(self, database: str) -> list[Breach]:
+        dsns = {place: self.servers.admin_dsn(place, database) for place in NAMES}
+        transfers = {
+            name: told
+            for name, told in self.told.items()
+            if not name.startswith("s") and self.where[name] == database
+        }
         committed = [name for name, told in transfers.items() if told == "committed"]
         aborted = [name for name, told in transfers.items() if told == "TransactionAborted"]
         found = await audit(dsns, committed, aborted)

@@ -16,7 +16,7 @@ from participants.settings import ParticipantSettings
 from tests.prove.bank import NAMES
 from tests.prove.impostor.attacks import TWO_PHASE, at_participants, attack
 from tests.prove.impostor.honest import DECIDED, TIMEOUT_S, Kind
-from tests.prove.impostor.people import Attacker, Connection, admin, forged, txids_in
+from tests.prove.impostor.people import Attacker, Connection, admin, forged, numbers_in, parts_of
 from tests.prove.impostor.scene import Scene
 from undoubt.doctor import examine
 
@@ -85,10 +85,12 @@ def touch(place: str, account: int = ROW) -> tuple[str, str]:
 
 async def session_name(scene: Scene, place: str, txid: str) -> str:
     """As everybody can read it, whole."""
+    session, _, seq = parts_of(txid)
+    numbers = (session, seq)
     for name in await scene.mallory.names_of_sessions(place):
-        if txid in name:
+        if numbers in numbers_in([name]):
             return name
-    return f"undoubt:{scene.ledger.ledger_id}:{txid}"
+    raise RuntimeError(f"no session at {place} tells of {txid}, and all of them can be read")
 
 
 async def wait_for(attacker: Attacker, place: str, waiter: str, holder: str, key: int) -> asyncio.Task[Any]:
@@ -143,7 +145,7 @@ async def forged_prepared_holder(scene: Scene) -> None:
     first = await Open(scene).begin(touch(ORDERS))
     lock = "pg_catalog.pg_advisory_xact_lock(74)"
     second = await Open(scene).begin(touch(PAYMENTS, ROW + 1), touch(ORDERS), wait=False)
-    [(session, nonce, seq)] = txids_in([second.txid])
+    session, nonce, seq = parts_of(second.txid)
     for gid in forged(seen, session=session, nonce=nonce, seq=seq, branch=9, participant=PAYMENTS):
         if await scene.mallory.prepare(PAYMENTS, gid, f"select {lock}"):
             break
@@ -243,9 +245,8 @@ async def lying_note(scene: Scene) -> None:
         await root.execute(_SLOW)
         await root.execute("select pg_catalog.pg_advisory_lock(99)")
         one = await Open(scene).begin((ORDERS, "insert into public.slow values (1)"))
-        name = await session_name(scene, ORDERS, one.txid)
         seen = await scene.any_name()
-        [(session, nonce, seq)] = txids_in([name])
+        session, nonce, seq = parts_of(one.txid)
         one.go_on()
         pid = await _waiter(root, 99)
         [gid, *_] = forged(seen, session=session, nonce=nonce, seq=seq, branch=1, participant=ORDERS)
