@@ -29,7 +29,11 @@ def engine_over(connect: Callable[[], psycopg.Connection[Any]]) -> Engine:
     def connected() -> psycopg.Connection[Any]:
         connection = connect()
         # SQLAlchemy asks this and that before it begins, in a transaction of psycopg's, which begins here.
-        connection.execute(transaction_settings(connection.info.server_version))
+        try:
+            connection.execute(transaction_settings(connection.info.server_version))
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     engine = create_engine(

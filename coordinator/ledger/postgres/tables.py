@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 import psycopg
@@ -18,6 +19,7 @@ from coordinator.ledger.postgres.rights import rights
 from coordinator.ledger.postgres.sql import query
 from coordinator.settings import LedgerSettings
 from participants.believed import LEDGER, faults_of, faults_query
+from participants.foreign_ground import ALONE
 from participants.ids import new_ledger_id
 from participants.migrating import engine_over
 from participants.redact import redact
@@ -53,7 +55,7 @@ async def migrate(settings: LedgerSettings) -> list[str]:
 def _upgrade(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, str], list[str]]) -> list[str]:
     url = redact(settings.url)
     parameters = address.parameters(settings)
-    engine = engine_over(lambda: psycopg.connect(**parameters))
+    engine = engine_over(lambda: _connect(parameters, url))
     try:
         with engine.begin() as connection:
             _refuse_unbelieved(connection, settings)
@@ -76,6 +78,25 @@ def _upgrade(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, st
         engine.dispose()
 
 
+def _connect(parameters: dict[str, Any], url: str) -> psycopg.Connection[Any]:
+    connection = psycopg.connect(**parameters, autocommit=True)
+    try:
+        _refuse_standby(connection, url)
+        connection.autocommit = False
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _refuse_standby(connection: psycopg.Connection[Any], url: str) -> None:
+    connection.execute(ALONE)
+    standby = connection.execute("select pg_catalog.pg_is_in_recovery()").fetchall()
+    connection.execute("commit")
+    if standby == [(True,)]:
+        raise LedgerUnusable(f"the server of ledger {url} is a standby; name the primary")
+
+
 def _refuse_unbelieved(connection: sqlalchemy.Connection, settings: LedgerSettings) -> None:
     """Raises ``Unbelieved`` if others could change what is in the schema; none is as good as one of ours."""
     asked = faults_query(LEDGER, settings.schema_owners)
@@ -96,8 +117,8 @@ def _take_back_defaults(connection: sqlalchemy.Connection, before: Sequence[str]
         connection.exec_driver_sql(line.replace("%", "%%"))
 
 
-def _created(connection: sqlalchemy.Connection, url: str) -> list[str]:
-    if _revision(connection, url) is not None:
+def _created(connection: sqlalchemy.Connection, _: str) -> list[str]:
+    if _revision(connection) is not None:
         return []
     run = connection.exec_driver_sql
     if run(f"select pg_catalog.to_regnamespace('{SCHEMA}')").scalar_one() is None:
@@ -109,7 +130,7 @@ def _created(connection: sqlalchemy.Connection, url: str) -> list[str]:
 
 
 def _migrated(connection: sqlalchemy.Connection, url: str) -> list[str]:
-    found = _revision(connection, url)
+    found = _revision(connection)
     if found is None:
         raise trouble.missing(url)
     missing = schema.POSTGRES.missing(found, f"ledger {url}")
@@ -118,11 +139,9 @@ def _migrated(connection: sqlalchemy.Connection, url: str) -> list[str]:
     return missing
 
 
-def _revision(connection: sqlalchemy.Connection, url: str) -> str | None:
+def _revision(connection: sqlalchemy.Connection) -> str | None:
     """None if there are no tables. Nobody else makes or upgrades them until the transaction ends."""
     run = connection.exec_driver_sql
-    if run("select pg_catalog.pg_is_in_recovery()").scalar_one():
-        raise LedgerUnusable(f"the server of ledger {url} is a standby; name the primary")
     # Every role of the server may take that lock, and keep it.
     run(f"set local lock_timeout = '{LOCK_TIMEOUT_S}s'")
     run(f"select pg_catalog.pg_advisory_xact_lock({LOCK})")
