@@ -57,10 +57,16 @@ class Records(Protocol):
 
 
 @contextlib.asynccontextmanager
-async def acting(ledger: Records, act: Act) -> AsyncIterator[None]:
+async def acting(ledger: Records, act: Act, *, needed: bool = True) -> AsyncIterator[None]:
     """Record an act around its body. Raises ``LedgerError`` before the body runs; what the body raises is
-    recorded as the result."""
-    await _record(ledger, act)
+    recorded as the result. An act that is not ``needed`` to be recorded, since it changes nothing, is logged
+    where that cannot be."""
+    try:
+        await _record(ledger, act)
+    except LedgerError as error:
+        if needed:
+            raise
+        log.warning("%s of %s by %s is not recorded: %s", act.verb, act.subject, act.who, error)
     try:
         yield
     except asyncio.CancelledError:

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from coordinator.errors import LedgerLocked, LedgerMissing, LedgerUnusable
 from coordinator.ledger import schema, urls
-from coordinator.ledger.acting import DONE, new_act
-from coordinator.ledger.contract import LedgerInfo
+from coordinator.ledger.acting import DONE, acting, new_act
+from coordinator.ledger.contract import Act, LedgerInfo
 from coordinator.ledger.postgres import tables
 from coordinator.ledger.sqlite import anchored, restoring, store
 from coordinator.ledger.sqlite.ledger import SqliteLedger
@@ -23,26 +23,48 @@ from participants.errors import UsageError
 T = TypeVar("T")
 
 
-async def init(settings: LedgerSettings) -> LedgerInfo:
-    """Create the ledger, or find it created; what it is. Raises ``LedgerError``."""
-    if urls.backend_of(settings.url) == urls.POSTGRES:
-        await tables.create(settings)
+async def init(settings: LedgerSettings, *, note: str = "") -> LedgerInfo:
+    """Create the ledger, or find it created; what it is. That it was created is recorded. Raises
+    ``LedgerError``."""
+    made = False
+    match urls.backend_of(settings.url):
+        case urls.POSTGRES:
+            made = await tables.create(settings)
+        case urls.SQLITE:
+            made = not urls.sqlite_path(settings.url).exists()
+        case _:
+            pass  # `undoubt cluster init` made it
     ledger = await urls.open_ledger(settings)
     try:
+        if made:
+            await ledger.record_act(new_act("ledger init", ledger.ledger_id, note, result=DONE))
         return await ledger.info()
     finally:
         await ledger.close()
 
 
-async def migrate(settings: LedgerSettings) -> list[str]:
-    """Bring the tables to this version; the revisions that were applied, oldest first. Raises
-    ``LedgerLocked`` while any process has a SQLite ledger open, ``LedgerMissing`` and ``LedgerUnusable``."""
+async def migrate(settings: LedgerSettings, *, note: str = "") -> list[str]:
+    """Bring the tables to this version; the revisions that were applied, oldest first. Recorded afterwards:
+    before, there may be no room for it. Raises ``LedgerLocked`` while any process has a SQLite ledger open,
+    ``LedgerMissing`` and ``LedgerUnusable``."""
     if urls.backend_of(settings.url) == urls.POSTGRES:
-        return await tables.migrate(settings)
-    return await asyncio.to_thread(_alone, urls.sqlite_path(settings.url).resolve(), _migrate)
+        applied = await tables.migrate(settings)
+    else:
+        applied = await asyncio.to_thread(_alone, urls.sqlite_path(settings.url).resolve(), _migrate)
+    if applied:
+        await _record(settings, new_act("ledger migrate", " ".join(applied), note, result=DONE))
+    return applied
 
 
-async def backup(settings: LedgerSettings, path: Path) -> int:
+async def _record(settings: LedgerSettings, act: Act) -> None:
+    ledger = await urls.open_ledger(settings)
+    try:
+        await ledger.record_act(act)
+    finally:
+        await ledger.close()
+
+
+async def backup(settings: LedgerSettings, path: Path, *, note: str = "") -> int:
     """Write everything that is recorded to ``path``, absolute, also while the ledger is in use; the size in
     bytes. A SQLite ledger only. Raises ``UsageError``, ``LedgerError``."""
     _only_sqlite(
@@ -50,7 +72,8 @@ async def backup(settings: LedgerSettings, path: Path) -> int:
     )
     ledger = await SqliteLedger.open(urls.sqlite_path(settings.url), settings)
     try:
-        return await ledger.backup(path)
+        async with acting(ledger, new_act("ledger backup", path, note), needed=False):
+            return await ledger.backup(path)
     finally:
         await ledger.close()
 

@@ -20,6 +20,7 @@ from coordinator.ledger.cluster import messages
 from coordinator.ledger.cluster.messages import (
     AcceptorCall,
     Answer,
+    BackupCall,
     ChangeMembersCall,
     Elsewhere,
     OperatorCall,
@@ -49,13 +50,15 @@ _raw = msgspec.msgpack.Encoder().encode
 _DECISIONS = {decision: msgspec.Raw(_raw(decision)) for decision in Decision}
 
 
-def _verb(call: ChangeMembersCall | TransferCall) -> str:
-    if isinstance(call, TransferCall):
-        return "cluster transfer"
+def _verb(call: ChangeMembersCall | TransferCall | BackupCall) -> str:
+    if isinstance(call, TransferCall | BackupCall):
+        return "cluster transfer" if isinstance(call, TransferCall) else "cluster backup"
     return "cluster " + " ".join(sorted({change.kind for change in call.changes}))
 
 
-def _subject(call: ChangeMembersCall | TransferCall) -> str:
+def _subject(call: ChangeMembersCall | TransferCall | BackupCall) -> str:
+    if isinstance(call, BackupCall):
+        return "the ledger"
     nodes = [call.to] if isinstance(call, TransferCall) else [change.node for change in call.changes]
     return "node " + " ".join(map(str, nodes))
 
@@ -161,13 +164,16 @@ class FromClient:
         self._answer(number, result)
 
     async def _operated(self, call: OperatorCall) -> object:
-        """Changes of the members and of the leader are recorded, whoever asks. Asked again at another
-        leader, an act has the same id."""
-        if not isinstance(call, ChangeMembersCall | TransferCall):
+        """Changes of the members and of the leader are recorded, whoever asks, and so are backups, which hold
+        the ledger's secret. Asked again at another leader, an act has the same id."""
+        if not isinstance(call, ChangeMembersCall | TransferCall | BackupCall):
+            return await self._operator.perform(call, self._backup)
+        if isinstance(call, BackupCall) and call.offset:
             return await self._operator.perform(call, self._backup)
         act = call.act or Act(new_nonce(), _verb(call), _subject(call), self._ledger.now(), "")
         act = msgspec.structs.replace(act, certificate=self._connection.certificate)
-        async with acting(self._ledger, act):
+        # A full disk takes no record, and is when a backup is wanted most.
+        async with acting(self._ledger, act, needed=not isinstance(call, BackupCall)):
             return await self._operator.perform(call, self._backup)
 
     def _answer(self, number: int, result: object) -> None:

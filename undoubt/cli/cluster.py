@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from participants.ids import check_ledger_id
-from undoubt.cli.context import Context, common, pass_context
+from undoubt.cli.context import Context, common, note_option, pass_context
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.members import OPERATIONS
 
@@ -35,9 +35,10 @@ def cluster() -> None:
 
 @cluster.command()
 @click.option("--id", "ticket", metavar="ID", default="", help="What the first node's init printed.")
+@note_option
 @common
 @pass_context
-def init(context: Context, ticket: str) -> None:
+def init(context: Context, ticket: str, note: str) -> None:
     """Make this node one of the first of a new cluster.
 
     Run it once on each of the nodes that the ledger's URL names: on one of them, which draws the cluster's id
@@ -51,7 +52,7 @@ def init(context: Context, ticket: str) -> None:
     """
     from undoubt.serve import begin  # noqa: PLC0415 - SQLite and the wire come with it
 
-    begun = begin.init(context.settings(), ticket)
+    begun = begin.init(context.settings(), ticket, note)
     if context.output.json:
         context.output.document(msgspec.to_builtins(begun))
         return

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from coordinator.errors import LedgerError, LedgerMissing
 from undoubt import assemble
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.output import JSON, TABLE, Output
 from undoubt.config import Settings, load
 
 if TYPE_CHECKING:
-    from coordinator.ledger.contract import Ledger
+    from coordinator.ledger.contract import Act, Ledger
     from participants.registry import Registry
 
 NO_LEDGER = "0" * 10
@@ -74,6 +75,23 @@ async def opened(context: Context) -> AsyncIterator[Tools]:
 
 
 @contextlib.asynccontextmanager
+async def recorded(context: Context, act: Act, *, needed: bool) -> AsyncIterator[None]:
+    """Record an act on participants around the body. Where there is no ledger yet the body runs all the same,
+    and unless ``needed`` also where the ledger does not answer; that nothing is recorded is then said."""
+    from coordinator.ledger.acting import acting  # noqa: PLC0415 - only who acts needs it
+
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            tools = await stack.enter_async_context(opened(context))
+            await stack.enter_async_context(acting(tools.ledger, act))
+        except LedgerError as error:
+            if needed and not isinstance(error, LedgerMissing):
+                raise
+            context.output.note(f"{act.verb} is not recorded: {error}")
+        yield
+
+
+@contextlib.asynccontextmanager
 async def without_ledger(context: Context) -> AsyncIterator[Registry]:
     """Every participant, for looking while the ledger does not answer."""
     participants = assemble.registry(context.settings(), NO_LEDGER)
@@ -89,9 +107,7 @@ def must_exist(settings: Settings) -> None:
     url = settings.ledger.url
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         where = settings.file or "no configuration file was found: pass --config"
-        raise CommandError(
-            Exit.NOT_FOUND, f"no ledger at {url} ({where}); if it is to be a new one: undoubt ledger init"
-        )
+        raise LedgerMissing(f"no ledger at {url} ({where}); if it is to be a new one: undoubt ledger init")
 
 
 pass_context = click.make_pass_decorator(Context, ensure=True)

@@ -23,9 +23,10 @@ def ledger() -> None:
 
 
 @ledger.command()
+@note_option
 @common
 @pass_context
-def init(context: Context) -> None:
+def init(context: Context, note: str) -> None:
     """Create the ledger of the configuration.
 
     An existing one is left as it is. Its identity and size are shown.
@@ -37,7 +38,7 @@ def init(context: Context) -> None:
     # SQLAlchemy comes with it, which `undoubt ledger --help` can do without.
     from coordinator.ledger.maintenance import init as create  # noqa: PLC0415
 
-    shown = msgspec.to_builtins(context.run(create(context.settings().ledger)))
+    shown = msgspec.to_builtins(context.run(create(context.settings().ledger, note=note)))
     if context.output.json:
         context.output.document(shown)
         return
@@ -46,9 +47,10 @@ def init(context: Context) -> None:
 
 
 @ledger.command()
+@note_option
 @common
 @pass_context
-def migrate(context: Context) -> None:
+def migrate(context: Context, note: str) -> None:
     """Bring the ledger's schema up to this version.
 
     Stop everything that uses it, and take a backup, before. A newer ledger is refused.
@@ -60,7 +62,7 @@ def migrate(context: Context) -> None:
     from coordinator.ledger.maintenance import migrate as upgrade  # noqa: PLC0415 - as above
 
     must_exist(context.settings())
-    applied = context.run(upgrade(context.settings().ledger))
+    applied = context.run(upgrade(context.settings().ledger, note=note))
     if context.output.json:
         context.output.document({"applied": applied})
         return
@@ -99,9 +101,10 @@ def check(context: Context) -> None:
 
 @ledger.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@note_option
 @common
 @pass_context
-def backup(context: Context, file: Path) -> None:
+def backup(context: Context, file: Path, note: str) -> None:
     """Write a backup of a SQLite ledger to FILE.
 
     Also while it is in use. FILE holds the ledger's secret: keep it as you keep passwords. Details of
@@ -114,7 +117,7 @@ def backup(context: Context, file: Path) -> None:
     from coordinator.ledger.maintenance import backup as write  # noqa: PLC0415 - as above
 
     must_exist(context.settings())
-    size = context.run(write(context.settings().ledger, file.absolute()))
+    size = context.run(write(context.settings().ledger, file.absolute(), note=note))
     if context.output.json:
         context.output.document({"file": str(file), "size_bytes": size})
     else:

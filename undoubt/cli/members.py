@@ -145,18 +145,20 @@ def snapshot(context: Context, node: int) -> None:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@note_option
 @common
 @pass_context
-def backup(context: Context, file: Path) -> None:
+def backup(context: Context, file: Path, note: str) -> None:
     """Write the ledger, as the cluster agrees on it now, into one file.
 
-    It can be taken at any time. Nothing is overwritten. Details of finished transactions are not part of it.
+    It can be taken at any time. Nothing is overwritten. Details of finished transactions are not part of it;
+    the ledger's secret is, so that who took it is recorded.
 
     \b
     Example:
       undoubt cluster backup ledger-monday.backup
     """
-    about, size = context.run(_backup(context.settings().ledger, file))
+    about, size = context.run(_backup(context.settings().ledger, file, note))
     told = {"file": str(file), "bytes": size, **msgspec.to_builtins(about)}
     if context.output.json:
         context.output.document(told)
@@ -167,10 +169,11 @@ def backup(context: Context, file: Path) -> None:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--id", "ticket", metavar="ID", default="", help="What the first node's restore printed.")
+@note_option
 @yes_option
 @common
 @pass_context
-def restore(context: Context, file: Path, ticket: str, yes: bool) -> None:
+def restore(context: Context, file: Path, ticket: str, note: str, yes: bool) -> None:
     """Make this node one of the first of a new cluster, which goes on with the ledger of a backup.
 
     As `init`: once on each of the nodes, on the others with the --id that the first one printed. Every node
@@ -186,7 +189,7 @@ def restore(context: Context, file: Path, ticket: str, yes: bool) -> None:
 
     if not ticket:
         context.confirm("Has every node of the former cluster ended, for good?", yes=yes)
-    restored = context.run(begin.restore(context.settings(), file, ticket))
+    restored = context.run(begin.restore(context.settings(), file, ticket, note))
     if context.output.json:
         context.output.document(msgspec.to_builtins(restored))
         return
@@ -250,11 +253,11 @@ async def _snapshots(settings: LedgerSettings, node: int) -> list[dict[str, Any]
     return list(await asyncio.gather(*map(one, wanted)))
 
 
-async def _backup(settings: LedgerSettings, file: Path) -> tuple[Any, int]:
+async def _backup(settings: LedgerSettings, file: Path, note: str) -> tuple[Any, int]:
     from coordinator.ledger import backup as files  # noqa: PLC0415
     from coordinator.ledger.cluster import operate  # noqa: PLC0415
 
-    status, piece, image = await operate.image(settings)
+    status, piece, image = await operate.image(settings, note=note)
     about = files.About(
         status.cluster, status.ledger_id, piece.index, piece.term, time.time(), metadata.version("undoubt")
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from coordinator.ledger.acting import new_act
 from coordinator.settings import PROTOCOLS
 from participants.errors import UnknownParticipant
-from undoubt.cli.context import Context, common, pass_context
+from undoubt.cli.context import Context, common, note_option, pass_context, recorded
 from undoubt.cli.doctor import older_than_option, report
 from undoubt.cli.durations import Duration
-from undoubt.config import Settings, redact
+from undoubt.config import redact
 from undoubt.doctor import examine
 
 
@@ -88,9 +89,10 @@ def check(context: Context, names: tuple[str, ...], older_than: float) -> None:
 @participants.command()
 @click.argument("names", nargs=-1, metavar="[NAME]…")
 @click.option("--sql", is_flag=True, help="Print the tables as SQL for a DBA, and connect to nothing.")
+@note_option
 @common
 @pass_context
-def migrate(context: Context, names: tuple[str, ...], sql: bool) -> None:
+def migrate(context: Context, names: tuple[str, ...], sql: bool, note: str) -> None:
     """Create or upgrade undoubt's own tables in the databases.
 
     Three-phase commit needs them. To two-phase commit they are optional: with them, a one-phase COMMIT whose
@@ -114,7 +116,7 @@ def migrate(context: Context, names: tuple[str, ...], sql: bool) -> None:
         if name not in settings.participants:
             raise UnknownParticipant(name, list(settings.participants))
     chosen = names or tuple(sorted(settings.participants))
-    context.run(_migrate(settings, chosen))
+    context.run(_migrate(context, chosen, note))
     if context.output.json:
         context.output.document({"migrated": list(chosen)})
     else:
@@ -130,9 +132,10 @@ def migrate(context: Context, names: tuple[str, ...], sql: bool) -> None:
     metavar="DURATION",
     help="Keep what is younger.",
 )
+@note_option
 @common
 @pass_context
-def prune(context: Context, older_than: float) -> None:
+def prune(context: Context, older_than: float, note: str) -> None:
     """Delete old notes of one-phase commits from the tables that `migrate` made.
 
     A caller asks within seconds after its answer was lost, so that a day is plenty.
@@ -141,8 +144,7 @@ def prune(context: Context, older_than: float) -> None:
     Example:
       undoubt participants prune --older-than 2h
     """
-    settings = context.settings()
-    deleted = context.run(_prune(settings, older_than))
+    deleted = context.run(_prune(context, older_than, note))
     if context.output.json:
         context.output.document(deleted)
     else:
@@ -188,9 +190,10 @@ def grants(context: Context, name: str, protocol: str | None) -> None:
 
 @participants.command()
 @click.argument("name")
+@note_option
 @common
 @pass_context
-def restored(context: Context, name: str) -> None:
+def restored(context: Context, name: str, note: str) -> None:
     """Say that a server was cloned, or that its disk was set back.
 
     What undoubt knows of the branches of a database counts for one history of it. A promotion, and a restore
@@ -205,7 +208,7 @@ def restored(context: Context, name: str) -> None:
     settings = context.settings()
     if name not in settings.participants:
         raise UnknownParticipant(name, list(settings.participants))
-    drawn = context.run(_restored(settings, name))
+    drawn = context.run(_restored(context, name, note))
     if context.output.json:
         context.output.document({"participant": name, "history": drawn})
     else:
@@ -213,23 +216,26 @@ def restored(context: Context, name: str) -> None:
         context.output.note("applications that were connected before keep the old one: restart them")
 
 
-async def _migrate(settings: Settings, names: tuple[str, ...]) -> None:
+async def _migrate(context: Context, names: tuple[str, ...], note: str) -> None:
     from participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
 
-    for name in names:
-        await schema.migrate(name, settings.participants[name])
+    # Often the first thing that is done, before any ledger runs; it adds tables and ends nothing.
+    async with recorded(context, new_act("participants migrate", " ".join(names), note), needed=False):
+        for name in names:
+            await schema.migrate(name, context.settings().participants[name])
 
 
-async def _restored(settings: Settings, name: str) -> str:
+async def _restored(context: Context, name: str, note: str) -> str:
     from participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
 
-    return await schema.restored(name, settings.participants[name])
+    async with recorded(context, new_act("participants restored", name, note), needed=True):
+        return await schema.restored(name, context.settings().participants[name])
 
 
-async def _prune(settings: Settings, older_than_s: float) -> dict[str, int]:
+async def _prune(context: Context, older_than_s: float, note: str) -> dict[str, int]:
     from participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
 
-    return {
-        name: await schema.prune(name, one, older_than_s=older_than_s)
-        for name, one in sorted(settings.participants.items())
-    }
+    chosen = sorted(context.settings().participants.items())
+    act = new_act("participants prune", " ".join(name for name, _ in chosen), note)
+    async with recorded(context, act, needed=True):
+        return {name: await schema.prune(name, one, older_than_s=older_than_s) for name, one in chosen}

@@ -11,6 +11,7 @@ import msgspec
 
 from coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger import backup
+from coordinator.ledger.acting import DONE, new_act
 from coordinator.ledger.cluster import operate
 from coordinator.ledger.cluster.messages import MemberChange
 from coordinator.ledger.cluster.survey import survey
@@ -22,6 +23,7 @@ from coordinator.wire import Address
 from participants.errors import UsageError
 from participants.ids import InvalidName, check_ledger_id, new_ledger_id, new_nonce
 from undoubt.config import Settings
+from undoubt.serve import pending_acts
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -47,21 +49,24 @@ class Joined(msgspec.Struct, frozen=True):
     address: str
 
 
-def init(settings: Settings, ticket: str = "") -> Begun:
-    """Make this node one of the first of a new cluster, whose id is drawn unless there is a ``ticket``.
-    Raises ``UsageError``, ``LedgerUnusable``."""
+def init(settings: Settings, ticket: str = "", note: str = "") -> Begun:
+    """Make this node one of the first of a new cluster, whose id is drawn unless there is a ``ticket``. That
+    is recorded, with ``note``, once the cluster runs. Raises ``UsageError``, ``LedgerUnusable``."""
     number, addresses = _first(settings)
     version = settings.node.speaks.highest
     digest = _digest(addresses, f"version {version}")
     cluster = _cluster_of(ticket, addresses, digest) if ticket else new_ledger_id()
     identity = Identity(cluster, number, new_nonce())
     create(Path(settings.node.data), identity, *beginning(cluster, addresses, version))
+    act = new_act("cluster init", f"node {number} of cluster {cluster}", note, result=DONE)
+    pending_acts.keep(Path(settings.node.data), act)
     return Begun(cluster, number, f"{cluster}-{digest}")
 
 
-async def restore(settings: Settings, path: Path, ticket: str = "") -> Restored:
+async def restore(settings: Settings, path: Path, ticket: str = "", note: str = "") -> Restored:
     """Make this node one of the first of a cluster that goes on with the ledger of a backup. The cluster is a
-    new one: no node of the former one can ever mix with it. Raises ``UsageError``, ``LedgerUnusable``."""
+    new one: no node of the former one can ever mix with it. Recorded as by :func:`init`. Raises
+    ``UsageError``, ``LedgerUnusable``."""
     number, addresses = _first(settings)
     kept = backup.read(path)
     digest = _digest(addresses, kept.digest)
@@ -70,6 +75,8 @@ async def restore(settings: Settings, path: Path, ticket: str = "") -> Restored:
     if not ticket:
         await _refuse_twins(settings, ledger_id)
     create(Path(settings.node.data), Identity(cluster, number, new_nonce()), hard_state, snapshot)
+    act = new_act("cluster restore", f"node {number} of cluster {cluster} from {path}", note, result=DONE)
+    pending_acts.keep(Path(settings.node.data), act)
     return Restored(cluster, number, f"{cluster}-{digest}", ledger_id, kept.about.at)
 
 

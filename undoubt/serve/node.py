@@ -26,6 +26,7 @@ from participants.errors import UsageError
 from recovery.service import RecoveryService
 from undoubt import assemble
 from undoubt.config import Settings
+from undoubt.serve import pending_acts
 from undoubt.serve.begin import listen_address, number_of
 from undoubt.serve.notify import notify
 
@@ -67,20 +68,23 @@ async def node(settings: Settings, *, insecure: bool = False) -> AsyncIterator[N
         way_out="`undoubt cluster certs` makes files for ledger.tls_ca, tls_cert and tls_key",
     )
     made = await _open(settings)
-    recovering: asyncio.Task[None] | None = None
+    tasks: list[asyncio.Task[None]] = []
     try:
         try:
             await made.start(listen)
         except OSError as error:
             raise UsageError(f"cannot listen on {listen}: {error.strerror or error}") from error
-        recovering = Supervised("node recovery", lambda: _recover(made, settings)).start(
-            "undoubt-node-recovery"
+        recovering = Supervised("node recovery", lambda: _recover(made, settings))
+        tasks.append(recovering.start("undoubt-node-recovery"))
+        telling = Supervised(
+            "node acts", lambda: pending_acts.tell(Path(settings.node.data), settings.ledger)
         )
+        tasks.append(telling.start("undoubt-node-acts"))
         yield made
     finally:
-        if recovering is not None:
-            recovering.cancel()
-            await asyncio.gather(recovering, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await made.stop()
 
 

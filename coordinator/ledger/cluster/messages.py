@@ -112,6 +112,8 @@ class BackupCall(msgspec.Struct, frozen=True, array_like=True, tag="backup"):
     made, which this connection keeps until the last piece or its end. Answered with :class:`BackupPiece`."""
 
     offset: int
+    act: Act | None = None
+    """As of :class:`ChangeMembersCall`; at offset 0."""
 
 
 class BackupPiece(msgspec.Struct, frozen=True, array_like=True):
@@ -153,9 +155,9 @@ def since(call: calls.Call | NodeCall) -> int:
     match call:
         case AcceptorCall() | HeldCall():
             return PAXOS_VERSION
-        case ChangeMembersCall() | TransferCall():
+        case ChangeMembersCall() | TransferCall() | BackupCall():
             return FIRST_VERSION if call.act is None else TAGS_VERSION
-        case StatusCall() | SnapshotCall() | BackupCall():
+        case StatusCall() | SnapshotCall():
             return FIRST_VERSION
         case _:
             return calls.since(call)

@@ -105,19 +105,28 @@ async def snapshot(settings: LedgerSettings, address: str) -> int:
     return index
 
 
-async def image(settings: LedgerSettings) -> tuple[NodeStatus, BackupPiece, bytes]:
-    """All of the replicated state as it is now: who told it, its last piece, the whole of its bytes."""
+async def image(settings: LedgerSettings, *, note: str = "") -> tuple[NodeStatus, BackupPiece, bytes]:
+    """All of the replicated state as it is now: who told it, its last piece, the whole of its bytes. That it
+    was given out is recorded, with ``note``."""
+    act: Act | None = new_act("cluster backup", "the ledger", note)
     async with _route(settings) as route:
         status: NodeStatus = await route.ask(StatusCall(), settings.request_timeout_s)
         for _ in range(IMAGE_ATTEMPTS_MAX):
-            with contextlib.suppress(ClusterRefused):  # another leader, or connection: it knows of no image
+            try:
                 pieces: list[bytes] = []
                 while True:
                     offset = sum(map(len, pieces))
-                    piece: BackupPiece = await route.ask(BackupCall(offset), settings.request_timeout_s)
+                    call = BackupCall(offset, None if offset else act)
+                    piece: BackupPiece = await route.ask(call, settings.request_timeout_s)
                     pieces.append(piece.data)
                     if offset + len(piece.data) == piece.size:
                         return status, piece, b"".join(pieces)
+            except ClusterRefused:
+                continue  # another leader, or connection: it knows of no image
+            except VersionHeldBack:
+                if act is None:
+                    raise
+                act = None  # older nodes keep no record of acts
     raise LedgerUnavailable("leaders change too often to give a backup; try again")
 
 

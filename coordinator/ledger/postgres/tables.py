@@ -41,9 +41,10 @@ _FIRST_ROWS = """
 """
 
 
-async def create(settings: LedgerSettings) -> None:
-    """Make the tables if there are none. Raises ``LedgerUnusable`` or ``LedgerUnavailable``."""
-    await asyncio.to_thread(_upgrade, settings, _created)
+async def create(settings: LedgerSettings) -> bool:
+    """Make the tables if there are none; whether they were made. Raises ``LedgerUnusable`` or
+    ``LedgerUnavailable``."""
+    return bool(await asyncio.to_thread(_upgrade, settings, _created))
 
 
 async def migrate(settings: LedgerSettings) -> list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from coordinator.ledger.acting import DONE, system_user
 from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
+from coordinator.ledger.contract import Act, BranchRecord, Decision, Record, Verdict
 from coordinator.node.storage.node_storage import lives_in
 from coordinator.settings import LedgerSettings
 from tests.coordinator.ledger.signing import Signing
@@ -44,6 +46,16 @@ async def refused(nodes: Nodes, number: int, *arguments: str) -> tuple[int, str]
     with pytest.raises(CommandFailed) as failed:
         await nodes.run(number, *arguments)
     return failed.value.status, str(failed.value)
+
+
+async def recorded(ledger: Signing, verb: str, count: int) -> list[Act]:
+    """Acts of that verb, once there are so many: a node tells of its own when there is a leader."""
+    async with asyncio.timeout(30.0):
+        while True:
+            found = [act for act in await ledger.acts(limit=100) if act.verb == verb]
+            if len(found) >= count:
+                return found
+            await asyncio.sleep(0.05)
 
 
 async def test_a_cluster_grows_hands_over_and_shrinks(tmp_path: Path) -> None:
@@ -98,13 +110,16 @@ async def test_refusals(tmp_path: Path) -> None:
 
 
 async def test_backup_and_restore(tmp_path: Path) -> None:
-    """From one node to three others. What was decided before is there; what came later nobody presumes."""
+    """From one node to three others. What was decided before is there; what came later nobody presumes. Who
+    made the nodes, and who took the backup, is recorded."""
     file = str(tmp_path / "ledger.backup")
     async with cluster(tmp_path / "old", 1) as nodes, client(nodes) as ledger:
         session = await ledger.open_session("test", 600.0)
         await ledger.decide(session.txid(1), Decision.COMMIT, BRANCHES)
+        assert [act.who for act in await recorded(ledger, "cluster init", 1)] == [system_user()]
         made = await nodes.run(0, "cluster", "backup", file)
         assert made["ledger_id"] == ledger.ledger_id
+        assert [act.result for act in await recorded(ledger, "cluster backup", 1)] == [DONE]
         status, told = await refused(nodes, 0, "cluster", "backup", file)
         assert (status, "there already" in told) == (1, True)
         await ledger.decide(session.txid(2), Decision.COMMIT, BRANCHES)
@@ -122,5 +137,7 @@ async def test_backup_and_restore(tmp_path: Path) -> None:
             verdicts = await ledger.outcomes([session.txid(1), session.txid(2)])
             assert list(verdicts.values()) == [Verdict.COMMITTED, Verdict.FORGOTTEN]
             assert (await ledger.info()).incarnation == 2
+            assert len(await recorded(ledger, "cluster restore", 3)) == 3
+            assert [act.result for act in await recorded(ledger, "cluster backup", 1)] == [""], "in the image"
     finally:
         await other.close()

@@ -48,6 +48,38 @@ async def test_restored_draws_another_history(tmp_path: Path, database: str) -> 
     assert ran.status == 3
 
 
+async def test_who_changed_participants_is_recorded(tmp_path: Path, database: str) -> None:
+    """Broken if nobody can tell who drew another history, or pruned notes; or if tables cannot be made before
+    there is a ledger."""
+    ran = await run(tmp_path, database, "migrate")
+    assert ran.status == 0
+    assert "participants migrate is not recorded: no ledger" in ran.err
+    assert (await asyncio.to_thread(undoubt, "ledger", "init", "--note", "new", cwd=tmp_path)).status == 0
+    for words in (["migrate"], ["restored", "orders"], ["prune"]):
+        ran = await run(tmp_path, database, *words, "--note", "why")
+        assert (ran.status, "not recorded" in ran.err) == (0, False), ran.err
+    ran = await asyncio.to_thread(undoubt, "audit", "-o", "json", cwd=tmp_path)
+    told = [(act["verb"], act["note"], act["result"]) for act in ran.json]
+    assert told == [
+        ("participants prune", "why", "done"),
+        ("participants restored", "why", "done"),
+        ("participants migrate", "why", "done"),
+        ("ledger init", "new", "done"),
+    ]
+
+
+async def test_nothing_is_restored_that_cannot_be_recorded(tmp_path: Path, database: str) -> None:
+    """Broken if another history is drawn while no ledger can be told who did it; tables are added though."""
+    (tmp_path / "undoubt.toml").write_text(
+        f'[ledger]\nurl = "raft://127.0.0.1:1"\nrequest_timeout_s = 0.5\n'
+        f'[participants.orders]\ndsn = "{database}"\n'
+    )
+    ran = await asyncio.to_thread(undoubt, "participants", "migrate", cwd=tmp_path)
+    assert (ran.status, "participants migrate is not recorded" in ran.err) == (0, True), ran.err
+    ran = await asyncio.to_thread(undoubt, "participants", "restored", "orders", cwd=tmp_path)
+    assert ran.status == 4, ran.err
+
+
 async def test_an_unknown_name_is_not_found(tmp_path: Path, database: str) -> None:
     ran = await run(tmp_path, database, "migrate", "stock")
     assert ran.status == 3
