@@ -44,6 +44,8 @@ class Acceptors:
         self._machine = machine
         self._names = Names(machine.state.ledger_id, machine.state.secret)
         self.disk_full = False
+        self.disk_stalled = False
+        """What is asked now would wait in memory, however much it is."""
         self._disk = disk
         self._wake = wake
         self._waiting: dict[int, Answer] = {}
@@ -57,6 +59,9 @@ class Acceptors:
             return
         if self.disk_full:
             answer(LedgerUnavailable(f"node {self.acceptor.node} has no room on its disk"))
+            return
+        if self.disk_stalled:
+            answer(LedgerUnavailable(f"the disk of node {self.acceptor.node} does not answer"))
             return
         if (why := self._why_not(request)) is not None:
             answer(why)

@@ -45,6 +45,11 @@ class History:
         for record in finished.records:
             self._being_written.pop(record.txid, None)
 
+    def not_stored(self, finished: Finished) -> None:
+        """There was no room."""
+        for record in finished.records:
+            self._unwritten[record.txid] = self._being_written.pop(record.txid, record)
+
     def _collect(self) -> None:
         for record in self._replicated.finished():
             self._unwritten[record.txid] = record

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from coordinator.errors import ClusterRefused
+from coordinator.errors import ClusterRefused, LedgerUnavailable
 from coordinator.ledger.commands import Command, since
 from coordinator.node.acceptors import Acceptors
 from coordinator.node.errors import NodeStopped, NotLeading
@@ -265,6 +265,7 @@ class Replica:
         # the others, whose messages wait to be read.
         self._ticking = self._loop.call_later(self._tick_s, self._tick)
         self._guarded(self.raft.tick)
+        self._tell_stall()
         self.wake()
 
     def _turn(self) -> None:
@@ -288,7 +289,7 @@ class Replica:
             if not ready.committed_entries and not ready.chunks_wanted:
                 break  # nothing that was done can have made more to do
         self._follow_role()
-        if self.history.due:
+        if self.history.due and not self._disk.full:
             self._store_history()
         self.acceptors.work()
         self._disk.flush()
@@ -386,11 +387,20 @@ class Replica:
             self.history.stored(finished)
             self._guarded(lambda: self._shorten(image))
 
-        self._disk.give(Write(finished=finished, snapshot=image), stored)
+        def no_room() -> None:
+            self.history.not_stored(finished)
+            self._snapshots.not_stored()
+            self._imaged(LedgerUnavailable(f"node {self.raft.node} has no room on its disk for a snapshot"))
+
+        self._disk.give(Write(finished=finished, snapshot=image), stored, no_room=no_room)
 
     def _store_history(self) -> None:
         finished = self.history.begin()
-        self._disk.give(Write(finished=finished), lambda: self.history.stored(finished))
+        self._disk.give(
+            Write(finished=finished),
+            lambda: self.history.stored(finished),
+            no_room=lambda: self.history.not_stored(finished),
+        )
 
     def _shorten(self, image: Snapshot) -> None:
         keep_from = self._snapshots.stored(image)
@@ -398,9 +408,9 @@ class Replica:
         self._disk.give(Write(keep_from=keep_from), self.wake)
         self.wake()
 
-    def _imaged(self, index: int) -> None:
+    def _imaged(self, result: int | LedgerUnavailable) -> None:
         imaging, self._imaging = self._imaging, []
-        _tell(imaging, index)
+        _tell(imaging, result)
 
     def _follow_role(self) -> None:
         """Answer those who wait for what this node may never learn, once it does not lead any more."""
@@ -421,6 +431,18 @@ class Replica:
 
     # Trouble.
 
+    def _tell_stall(self) -> None:
+        stalled = self.raft.disk_stalled
+        if stalled is self.acceptors.disk_stalled or self._stopped:
+            return
+        self.acceptors.disk_stalled = stalled
+        if stalled:
+            log.error(
+                "node %d: its disk does not finish a write; it does not lead until it has", self.raft.node
+            )
+        else:
+            log.warning("node %d: its disk has finished the write", self.raft.node)
+
     def _full(self, full: bool) -> None:
         if full:
             log.error("node %d: no room on its disk; nothing is recorded until there is some", self.raft.node)
@@ -428,8 +450,6 @@ class Replica:
             log.warning("node %d: there is room on its disk again", self.raft.node)
         self.raft.set_disk_full(full)
         self.acceptors.disk_full = full
-        if full and self.raft.state.leads:
-            self.raft.step_down()  # another one may have room
         self.wake()
 
     def _fail(self, error: BaseException) -> None:

@@ -56,6 +56,10 @@ class Snapshots:
             self._newest = made
         return self._raft.compact(made.meta)
 
+    def not_stored(self) -> None:
+        """There was no room for the image that was made; the next one is made when it is time again."""
+        self._making = None
+
     def give(self, wanted: ChunkWanted) -> None:
         """A peer needs a piece of an image."""
         if wanted.index != self._newest.meta.index:

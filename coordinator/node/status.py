@@ -38,6 +38,7 @@ def status_of(identity: Identity, replica: Replica, wire: WireSettings) -> NodeS
         applied_index=raft.applied_index,
         snapshot_index=state.log.snapshot.index,
         disk_full=state.disk_full,
+        disk_stalled=raft.disk_stalled,
         voters=tuple(sorted(configuration.incoming)),
         outgoing_voters=tuple(sorted(configuration.outgoing)),
         learners=tuple(sorted(configuration.learners)),

@@ -91,6 +91,11 @@ class Raft:
         return 0 if progress is None else progress.match
 
     @property
+    def disk_stalled(self) -> bool:
+        """A write has taken for ``disk_stall_ticks``, and is not done."""
+        return self._state.stalled
+
+    @property
     def successor(self) -> int:
         """The voter that a leader would best hand over to; 0 if there is none, or if this is no leader."""
         return election.successor(self._state) if self._state.leads else 0
@@ -140,7 +145,9 @@ class Raft:
         election.step_down(self._state)
 
     def set_disk_full(self, full: bool) -> None:
-        """While full: no proposals, no data from a leader; reads, votes and new leaders go on."""
+        """While full: no proposals, no data from a leader; reads and votes go on. It hands over as soon as
+        another voter is fit to lead, is not handed leadership, and stands only long after the others would
+        have."""
         self._state.disk_full = full
 
     def on_persisted(self, token: int) -> tuple[Message, ...]:

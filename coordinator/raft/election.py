@@ -24,7 +24,7 @@ def tick(state: State) -> None:
     state.election_elapsed += 1
     if state.leads:
         _tick_leader(state)
-    elif state.election_elapsed >= state.timeout_ticks and state.may_stand:
+    elif state.election_elapsed >= state.patience_ticks and state.may_stand:
         campaign(state)
 
 
@@ -121,8 +121,9 @@ def on_vote_reply(state: State, message: VoteReply | PreVoteReply) -> None:
 
 
 def on_timeout_now(state: State) -> None:
-    """The leader asks this node to take over (thesis §3.10): no pre-vote, and no lease in its way."""
-    if state.may_stand and state.role is Role.FOLLOWER:
+    """The leader asks this node to take over (thesis §3.10): no pre-vote, and no lease in its way. A node
+    whose disk is full or stalled lets the leader go on; that leader may not have heard of it yet."""
+    if state.fit and state.may_stand and state.role is Role.FOLLOWER:
         stand(state, transfer=True)
 
 
@@ -143,11 +144,12 @@ def hand_over(state: State) -> None:
 
 
 def successor(state: State) -> int:
-    """The other voter whose log is the longest, of those that were heard from lately; 0: there is none."""
+    """The other voter whose log is the longest, of those that were heard from lately and are fit to lead; 0:
+    there is none."""
     voters = state.history.current.incoming
     ready = [
         (progress.match, -node)
         for node, progress in state.peers()
-        if node in voters and progress.active and progress.pace is not Pace.SNAPSHOT
+        if node in voters and progress.active and progress.fit and progress.pace is not Pace.SNAPSHOT
     ]
     return -max(ready)[1] if ready else 0

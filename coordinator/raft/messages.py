@@ -190,7 +190,10 @@ class Heartbeat(Header, frozen=True, array_like=True, tag=7):
 
 
 class HeartbeatReply(Header, frozen=True, array_like=True, tag=8):
+    """``fit``: the sender's disk has room and is not stalled, so that leadership may be handed to it."""
+
     round: Natural = 0
+    fit: bool = True
 
 
 class SnapshotChunk(Header, frozen=True, array_like=True, tag=9):

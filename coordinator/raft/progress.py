@@ -57,6 +57,8 @@ class Progress:
         """Heard from since the last check of the quorum."""
         self.round = 0
         """The last round of heartbeats it has answered."""
+        self.fit = True
+        """It may lead, as far as it has said: its disk has room and is not stalled."""
         self.inflight: deque[tuple[int, int]] = deque()
         """Unacknowledged appends: the last index of each and its bytes, in order."""
         self.inflight_bytes = 0

@@ -83,7 +83,7 @@ def on_append_reply(state: State, message: AppendReply) -> None:
 
 def on_heartbeat(state: State, message: Heartbeat) -> None:
     state.commit_to(message.commit)
-    state.send(HeartbeatReply(message.sender, state.node, state.term, message.round))
+    state.send(HeartbeatReply(message.sender, state.node, state.term, message.round, state.fit))
 
 
 def on_heartbeat_reply(state: State, message: HeartbeatReply) -> None:
@@ -92,6 +92,7 @@ def on_heartbeat_reply(state: State, message: HeartbeatReply) -> None:
         return
     progress.active = True
     progress.round = max(progress.round, message.round)
+    progress.fit = message.fit
     progress.waiting = False
     # It answers, yet has not acknowledged all that was sent: some of it may be lost.
     progress.nudge = progress.pace is Pace.REPLICATE and progress.match < progress.next - 1

@@ -26,6 +26,9 @@ from coordinator.raft.settings import RaftSettings
 from coordinator.raft.tracker import Tracker
 from participants.checks import invariant
 
+FULL_DISK_ELECTIONS = 4
+"""Election timeouts that a node whose disk is full waits for longer than it would otherwise."""
+
 
 class Role(enum.Enum):
     FOLLOWER = "follower"
@@ -95,6 +98,8 @@ class State:
         self.installing: SnapshotMeta | None = None
         self.chunks_wanted: list[ChunkWanted] = []
         self.disk_full = False
+        """Nothing is proposed here, and no data taken from a leader; it votes, and leads only where no other
+        voter can: see ``patience_ticks`` and ``transfer.settle``."""
         self.stalled_token = 0
         """Until that write is done this node does not stand for election. 0: it may."""
         self.writes = Writes(hard_state)
@@ -125,7 +130,29 @@ class State:
         Also if a change that is not committed yet takes its vote away: it may be the only one whose log
         holds that change (thesis §4.2.2), and then nobody else could ever be elected.
         """
-        return self.node in self.history.voters_since(self.log.commit) and not self.stalled_token
+        return self.node in self.history.voters_since(self.log.commit) and not self.stalled
+
+    @property
+    def stalled(self) -> bool:
+        """A write takes longer than a leader's may, or the one for which this node stepped down is not done.
+        Its vote for itself would wait behind that write."""
+        return bool(self.stalled_token) or self.writes.age_ticks >= self.settings.disk_stall_ticks
+
+    @property
+    def fit(self) -> bool:
+        """Whether leadership may be handed to this node."""
+        return not self.disk_full and not self.stalled
+
+    @property
+    def patience_ticks(self) -> int:
+        """After how long without a leader this node stands.
+
+        A node whose disk is full leaves the other voters the time of several elections. It stands all the
+        same after that: it may be the only one that holds everything that is committed, and without a leader
+        nobody could read.
+        """
+        extra = FULL_DISK_ELECTIONS * self.settings.election_ticks if self.disk_full else 0
+        return self.timeout_ticks + extra
 
     def draw_timeout(self) -> None:
         base = self.settings.election_ticks

@@ -1,7 +1,8 @@
-"""Handing leadership to a chosen voter (thesis §3.10)."""
+"""Handing leadership to a chosen voter (thesis §3.10); by itself, where the leader's disk is full."""
 
 from __future__ import annotations
 
+from coordinator.raft.election import successor
 from coordinator.raft.errors import ConfigRefused, NotLeader
 from coordinator.raft.messages import TimeoutNow
 from coordinator.raft.state import State
@@ -15,6 +16,9 @@ def begin(state: State, to: int) -> None:
         raise ConfigRefused(f"{to} is not a voter: leadership cannot go there")
     if to in (state.node, state.transferee):
         return
+    progress = state.tracker.progress.get(to)
+    if progress is not None and not progress.fit:
+        raise ConfigRefused(f"the disk of node {to} is full, or does not answer: it cannot lead now")
     state.transferee = to
     state.transfer_elapsed = 0
     state.transfer_sent = False
@@ -28,11 +32,17 @@ def tick(state: State) -> None:
 
 
 def settle(state: State) -> None:
-    """Let the chosen one stand as soon as it has everything; give up if it is no voter any more."""
+    """Let the chosen one stand as soon as it has everything; give up if it is no voter, or not fit, any more.
+
+    A leader whose disk is full chooses by itself, again and again: it takes no proposals, so the successor
+    catches up. Without one it goes on, so that there are reads."""
+    if state.disk_full and not state.transferee and (to := successor(state)):
+        begin(state, to)
     if not state.transferee or state.transfer_sent:
         return
     progress = state.tracker.progress.get(state.transferee)
-    if progress is None or state.transferee not in state.history.current.incoming:
+    voter = state.transferee in state.history.current.incoming
+    if progress is None or not voter or not progress.fit:
         state.transferee = 0
     elif progress.match == state.log.last_index:
         state.transfer_sent = True

@@ -11,7 +11,7 @@ from concurrent.futures import Executor, Future
 from random import Random
 from typing import Any
 
-from coordinator.ledger.sqlite.file import StoreBroken, StoreFull
+from coordinator.ledger.disk import StoreBroken, StoreFull
 from tests.simulation.scheduler import Process, Scheduler
 
 

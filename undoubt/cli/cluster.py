@@ -108,6 +108,8 @@ def _page(context: Context, found: Survey) -> None:
             rows.append(("-", seen.address, "does not answer", "-", "-", "-", "-", seen.error))
             continue
         notes = ["its disk is full"] if told.disk_full else []
+        if told.disk_stalled:
+            notes.append("its disk does not finish a write")
         if (days := (told.certificate_until - time.time()) / 86_400) < SOON_DAYS and told.certificate_until:
             notes.append(f"its certificate ends in {max(days, 0.0):.0f} days")
         if told.node in found.held_up_by:

@@ -21,7 +21,7 @@ async def look_at_nodes(settings: LedgerSettings) -> list[Finding]:
         found = await survey(settings)
     except LedgerUnusable:
         return []
-    return [_answering(found), *_full(found), *_versions(found)]
+    return [_answering(found), *_disks(found), *_versions(found)]
 
 
 def _answering(found: Survey) -> Finding:
@@ -52,7 +52,7 @@ def _answering(found: Survey) -> Finding:
     )
 
 
-def _full(found: Survey) -> Iterator[Finding]:
+def _disks(found: Survey) -> Iterator[Finding]:
     for seen in found.nodes:
         if seen.status is not None and seen.status.disk_full:
             yield Finding(
@@ -61,6 +61,15 @@ def _full(found: Survey) -> Iterator[Finding]:
                 Severity.PROBLEM,
                 f"the disk of node {seen.status.node} ({seen.address}) is full",
                 "it takes no part in decisions until there is room: make some",
+            )
+        if seen.status is not None and seen.status.disk_stalled:
+            yield Finding(
+                None,
+                "ledger_disk",
+                Severity.PROBLEM,
+                f"the disk of node {seen.status.node} ({seen.address}) does not finish a write",
+                "it takes no part in decisions and does not lead until it does: look at the disk and at what"
+                " else uses it",
             )
 
 

@@ -71,6 +71,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """What all members have agreed to know, as far as this node has applied it."""
     highest_version: int = FIRST_VERSION
     """What this node speaks at most."""
+    disk_stalled: bool = False
+    """A write takes longer than an election timeout, and is not done."""
 
 
 class MemberChange(msgspec.Struct, frozen=True, array_like=True):

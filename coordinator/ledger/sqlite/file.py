@@ -17,15 +17,8 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from coordinator.errors import LedgerUnavailable, LedgerUnusable
-
-
-class StoreBroken(LedgerUnavailable):
-    """A write failed and nobody knows what of it is on the disk. The file has to be opened again."""
-
-
-class StoreFull(LedgerUnavailable):
-    """No room: nothing of the last write is there."""
+from coordinator.errors import LedgerUnusable
+from coordinator.ledger import disk
 
 
 class SqliteFile:
@@ -68,20 +61,12 @@ class SqliteFile:
             self._roll_back_after(error)
 
     def _roll_back_after(self, error: sqlite3.Error) -> None:
-        full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
         try:
             if self.connection.in_transaction:
                 self.connection.execute("rollback")
         except sqlite3.Error:
-            full = False
-        if full:
-            raise StoreFull(
-                f"no room for {self.what}: nothing was recorded. Free some space on that disk"
-            ) from error
-        raise StoreBroken(
-            f"writing to {self.what} failed ({error}); it stays readable, and takes commands again"
-            " once this process is restarted with the disk mended"
-        ) from error
+            raise disk.broken(error, self.what) from error
+        raise disk.failed(error, self.path.parent, self.what) from error
 
     def problems(self) -> list[str]:
         """What SQLite's own check of the file finds; empty if it is sound."""

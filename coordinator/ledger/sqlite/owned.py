@@ -25,10 +25,10 @@ from coordinator.ledger import backup, schema
 from coordinator.ledger.backup import About, Backup
 from coordinator.ledger.commands import Command, ExpireSession, decode, encode
 from coordinator.ledger.contract import DecisionRecord, SessionState
+from coordinator.ledger.disk import StoreBroken
 from coordinator.ledger.local import LocalLedger, newest
 from coordinator.ledger.machine import Machine
 from coordinator.ledger.sqlite import anchored
-from coordinator.ledger.sqlite.file import StoreBroken
 from coordinator.ledger.sqlite.store import Loaded, SqliteStore, revision
 from coordinator.settings import LedgerSettings
 from coordinator.supervision import Supervised

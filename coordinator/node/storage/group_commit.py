@@ -2,7 +2,7 @@
 
 What comes in while the disk is busy is written next, in one transaction with one sync (group commit). A write
 that found no room is given again, and again, until there is some: what was promised to be stored before
-anything that comes later will be.
+anything that comes later will be. What can be left out is left out then, so that votes do not wait behind it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from coordinator.ledger.sqlite.file import StoreFull
+from coordinator.ledger.disk import StoreFull
 from coordinator.node.storage.contract import Storage, Write
 
 RETRY_S = 0.5
@@ -23,6 +23,7 @@ NOTHING = Write()
 class _Job:
     write: Write
     then: Callable[[], None]
+    no_room: Callable[[], None] | None
 
 
 class Disk:
@@ -46,10 +47,18 @@ class Disk:
         self._broken = False
         self._closed = False
 
-    def give(self, write: Write, then: Callable[[], None]) -> None:
-        """``then`` is called once ``write`` and all before it are durable. Begun by the next
-        :meth:`flush`."""
-        self._waiting.append(_Job(write, then))
+    @property
+    def full(self) -> bool:
+        return self._full
+
+    def give(
+        self, write: Write, then: Callable[[], None], *, no_room: Callable[[], None] | None = None
+    ) -> None:
+        """``then`` is called once ``write`` and all before it are durable. Begun by the next :meth:`flush`.
+
+        With ``no_room``, nothing that is given later depends on ``write``: if there is no room it is left
+        out, and ``no_room`` called instead."""
+        self._waiting.append(_Job(write, then, no_room))
 
     def flush(self) -> None:
         if self._busy or self._broken or self._closed or not self._waiting:
@@ -67,9 +76,7 @@ class Disk:
             return
         error = future.exception()
         if isinstance(error, StoreFull):
-            self._waiting = [*batch, *self._waiting]
-            self._room(False)
-            self._loop.call_later(RETRY_S, self._again)
+            self._leave_out(batch)
             return
         self._busy = False
         if error is not None:
@@ -78,13 +85,28 @@ class Disk:
             return
         self._room(future.result())
         self._done(batch)
-        if self._full and not self._asking:
-            self._asking = True
-            self._loop.call_later(RETRY_S, self._ask)
+        self._ask_later()
+
+    def _leave_out(self, batch: list[_Job]) -> None:
+        """There was no room for ``batch``: without what can be left out it is tried at once, else later."""
+        left = [job for job in batch if job.no_room is None]
+        self._waiting = [*left, *self._waiting]
+        self._loop.call_later(0 if len(left) < len(batch) else RETRY_S, self._again)
+        self._room(False)
+        for job in batch:
+            if job.no_room is not None:
+                job.no_room()
 
     def _again(self) -> None:
         self._busy = False
         self.flush()
+        if not self._busy:
+            self._ask_later()
+
+    def _ask_later(self) -> None:
+        if self._full and not self._asking:
+            self._asking = True
+            self._loop.call_later(RETRY_S, self._ask)
 
     def _ask(self) -> None:
         """Is there room again?"""

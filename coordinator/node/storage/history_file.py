@@ -18,8 +18,9 @@ from typing import TypeVar
 
 from coordinator.errors import LedgerUnavailable, LedgerUnusable
 from coordinator.ledger.contract import DecisionRecord
+from coordinator.ledger.disk import StoreBroken, StoreFull, no_room
 from coordinator.ledger.sqlite import history
-from coordinator.ledger.sqlite.file import SqliteFile, StoreBroken, StoreFull
+from coordinator.ledger.sqlite.file import SqliteFile
 from coordinator.node.storage.contract import Finished
 from participants.ids import TxId
 
@@ -48,21 +49,32 @@ class HistoryFile:
     """For one thread."""
 
     def __init__(self, folder: Path) -> None:
-        """Open or make it. Raises nothing for a damaged one."""
+        """Open or make it. Raises nothing for a damaged one; ``StoreFull`` without room for a new one."""
         self.path = folder / FILE_NAME
         self._file: SqliteFile | None = None
         self._damage = ""
         existed = self.path.exists()
         try:
             self._file = SqliteFile(self.path, f"the history {self.path}")
-            with self._file.writing():
-                for statement in _DDL:
-                    self._file.connection.execute(statement)
+            if not self._made():
+                with self._file.writing():
+                    for statement in _DDL:
+                        self._file.connection.execute(statement)
             self._file.connection.execute("pragma synchronous = normal")
         except (LedgerUnusable, StoreBroken) as error:
             self._failed(error)
         if not existed:
             log.info("%s is new: it holds no history", self.path)
+
+    def _made(self) -> bool:
+        """Whether everything is there already: a node whose disk is full starts without writing."""
+        if self._file is None:
+            return False
+        try:
+            found = self._file.connection.execute("select value from meta where key = 'format'").fetchone()
+        except sqlite3.OperationalError:  # there are no tables
+            return False
+        return found is not None and found[0] == FORMAT
 
     def store(self, finished: Finished) -> None:
         """Raises ``StoreFull``."""
@@ -85,7 +97,7 @@ class HistoryFile:
         try:
             self._file.connection.execute("pragma wal_checkpoint(truncate)").fetchone()
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+            if no_room(error, self.path.parent):
                 raise StoreFull(
                     f"no room for the history {self.path}. Free some space on that disk"
                 ) from error

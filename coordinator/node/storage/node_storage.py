@@ -22,9 +22,10 @@ from pathlib import Path
 import msgspec
 
 from coordinator.errors import LedgerLocked, LedgerUnusable
+from coordinator.ledger import disk
 from coordinator.ledger.anchor import Anchor
 from coordinator.ledger.contract import DecisionRecord
-from coordinator.ledger.sqlite.file import StoreFull
+from coordinator.ledger.disk import StoreFull
 from coordinator.ledger.sqlite.lock import FileLock, holder
 from coordinator.node.storage import carry_over, logged, snapshot_files
 from coordinator.node.storage.contract import Identity, Promises, Snapshot, StorageDamaged, Stored, Write
@@ -67,7 +68,7 @@ class NodeStorage:
         lock = _locked(folder)
         thread = Thread("undoubt-node-disk")
         try:
-            files, stored = await thread.do(lambda: _opened(folder, segment_bytes))
+            files, stored = await thread.do(lambda: _opened_with_room(folder, segment_bytes))
         except BaseException:
             thread.end()
             lock.release()
@@ -133,9 +134,13 @@ class _Files:
         self.log.append(logged.payload_of(records))
         for entry in records:
             self._replay.apply(entry, self.log.segment)
-        if snapshot:
-            snapshot_files.remove_others(self.folder, self._replay.snapshot)
-        self._shorten()
+        try:
+            if snapshot:
+                snapshot_files.remove_others(self.folder, self._replay.snapshot)
+            self._shorten()
+        except OSError as error:
+            if not disk.no_room(error, self.folder):  # without it, the next write tries again
+                raise disk.broken(error, f"node data in {self.folder}") from error
 
     def _shorten(self) -> None:
         """Remove the segments in which nothing is needed any more, after a checkpoint."""
@@ -208,6 +213,17 @@ def discard(folder: Path) -> None:
                 left.unlink()
     finally:
         lock.release()
+
+
+def _opened_with_room(folder: Path, segment_bytes: int) -> tuple[_Files, Stored]:
+    """As :func:`_opened`; at the expense of the reserve if there is no room otherwise. Raises ``StoreFull``
+    too."""
+    try:
+        return _opened(folder, segment_bytes)
+    except StoreFull:
+        if not Reserve(folder / RESERVE_NAME).give_up():
+            raise
+        return _opened(folder, segment_bytes)
 
 
 def _opened(folder: Path, segment_bytes: int) -> tuple[_Files, Stored]:

@@ -1,7 +1,8 @@
 """Disk space that is set aside, to be given up when the disk is full.
 
 With it a node that has no room for new entries can still store its term and its vote, and so stays a member
-that elects, or is, a leader who answers reads.
+that elects. It is set aside again, and the disk counts as full until then, once there is room for it twice:
+what is free by less would be used up at once.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ class Reserve:
 
     def give_up(self) -> bool:
         """Make room. Whether there was any to make."""
-        held, self.held = self.held, False
-        self._path.unlink(missing_ok=True)
-        return held
+        self.held = False
+        try:
+            self._path.unlink()
+        except OSError:  # there is none, or it cannot be removed
+            return False
+        return True
 
     def hold(self) -> bool:
         """Set the space aside if it is not, and leaves as much again to others. Whether it is."""

@@ -138,15 +138,19 @@ class Segment:
 
     def append(self, record: bytes) -> None:
         """Durable when it returns. Raises ``OSError``; what is on the disk then is not known."""
-        view, at = memoryview(record), self.end
+        self._write(record, self.end)
+        self.end += len(record)
+
+    def rewrite(self, data: bytes) -> None:
+        """Make ``data``, which was read from the beginning of the file, durable. A sync alone would not do
+        it: after one that failed the kernel takes the file for written. Raises ``OSError``."""
+        self._write(data, 0)
+
+    def _write(self, data: bytes, at: int) -> None:
+        view = memoryview(data)
         while view:
             written = os.pwrite(self._descriptor, view, at)
             view, at = view[written:], at + written
-        self.sync()
-        self.end = at
-
-    def sync(self) -> None:
-        """Raises ``OSError``."""
         os.fdatasync(self._descriptor)
 
     def close(self) -> None:

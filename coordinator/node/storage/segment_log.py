@@ -11,13 +11,12 @@ durable."""
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.ledger.anchor import START, Anchor, AnchorUnusable, Mark
-from coordinator.ledger.sqlite.file import StoreBroken, StoreFull
+from coordinator.ledger import disk
+from coordinator.ledger.anchor import START, Anchor, AnchorUnusable, Mark, sync_folder
 from coordinator.node.storage import record
 from coordinator.node.storage.record import Tail
 from coordinator.node.storage.segment import (
@@ -52,6 +51,8 @@ class _Last:
     """The segment that is written to next, as it was read."""
 
     header: Header
+    data: bytes
+    """From its beginning to the end of its last record."""
     size_bytes: int
     mark: Mark
     end: int
@@ -90,7 +91,7 @@ class SegmentLog:
 
     @classmethod
     def open(cls, folder: Path, owner: str, *, size_bytes: int = SEGMENT_BYTES) -> tuple[SegmentLog, Found]:
-        """Raises :class:`Damaged`, ``StoreFull``, ``OSError``."""
+        """Raises :class:`Damaged`, ``StoreFull``, ``StoreBroken``, ``OSError``."""
         _remove_unnamed(folder)
         numbers = _newest_run(numbers_in(folder))
         if not numbers:
@@ -126,18 +127,17 @@ class SegmentLog:
         try:
             self._active.append(data)
         except OSError as error:
-            if error.errno == errno.ENOSPC:  # a filesystem that writes to new places, as btrfs does
-                self._spoilt = True
-                raise _full(self._folder) from error
-            raise _broken(self._folder, error) from error
+            # Without room on a filesystem that writes to new places, as btrfs does: it is written once more,
+            # to another file.
+            self._spoilt = True
+            raise disk.failed(error, self._folder, _what(self._folder)) from error
         self._mark = mark
-        try:
-            self._anchor.move(mark)
-        except OSError as error:
-            raise _broken(self._folder, error) from error
+        self._move_anchor()
 
     def drop_before(self, number: int) -> None:
-        """Remove the segments before ``number``. The log has to say, durably, that they are not needed."""
+        """Remove the segments before ``number``. The log has to say, durably, that they are not needed.
+        Raises ``OSError``; nothing is removed then, or not all."""
+        self._anchor.move(self._mark)
         self._anchor.sync()
         while self._sealed and self._sealed[0] < number:
             self._sealed.popleft()
@@ -149,6 +149,15 @@ class SegmentLog:
         self._active.close()
         self._anchor.close()
 
+    def _move_anchor(self) -> None:
+        """The record is durable. Without room for the anchor, where writing in place takes some, it stays
+        behind until the next record: it may be older than the log, never newer. Raises ``StoreBroken``."""
+        try:
+            self._anchor.move(self._mark)
+        except OSError as error:
+            if not disk.no_room(error, self._folder):
+                raise disk.broken(error, _what(self._folder)) from error
+
     def _begin_segment(self, bytes_min: int) -> None:
         try:
             following = Segment.create(
@@ -157,9 +166,7 @@ class SegmentLog:
                 size_bytes=max(self._size_bytes, bytes_min),
             )
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise _full(self._folder) from error
-            raise _broken(self._folder, error) from error
+            raise disk.failed(error, self._folder, _what(self._folder)) from error
         self._active.close()
         self._sealed.append(self._active.header.number)
         self._active, self._spoilt = following, False
@@ -205,7 +212,7 @@ def _read_all(folder: Path, numbers: list[int]) -> tuple[list[bytes], list[int],
         segments += [number] * len(whole.payloads)
         chains |= {mark.index: mark.chain for mark in whole.marks}
         before = whole.marks[-1] if whole.marks else before
-    return payloads, segments, chains, _Last(header, len(data), before, end, tail)
+    return payloads, segments, chains, _Last(header, data[:end], len(data), before, end, tail)
 
 
 def _read(folder: Path, number: int) -> tuple[Header, bytes]:
@@ -240,29 +247,23 @@ def _writable(folder: Path, last: _Last, size_bytes: int) -> Segment:
     """The last segment, or a new one that closes it where a torn tail begins."""
     header = last.header
     segment = Segment(path_of(folder, header.number), header, last.end, size_bytes=last.size_bytes)
-    # A process that was killed in a sync leaves records that can be read and are not on the disk yet.
-    segment.sync()
-    if last.tail is Tail.EMPTY:
-        return segment
-    segment.close()
     try:
+        # A process that ended in a sync, or by one that failed, leaves records, and the segment's name, that
+        # can be read and are not on the disk.
+        segment.rewrite(last.data)
+        sync_folder(folder)
+        if last.tail is Tail.EMPTY:
+            return segment
+        segment.close()
         following = Header.new(header.number + 1, last.mark, last.end, header.identity)
         return Segment.create(folder, following, size_bytes=size_bytes)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise _full(folder) from error
-        raise
+        segment.close()
+        raise disk.failed(error, folder, _what(folder)) from error
 
 
-def _full(folder: Path) -> StoreFull:
-    return StoreFull(f"no room for node data in {folder}: nothing was recorded. Free some space on that disk")
-
-
-def _broken(folder: Path, error: OSError) -> StoreBroken:
-    return StoreBroken(
-        f"writing to node data in {folder} failed ({error}); the node takes part again once its process is"
-        " restarted with the disk mended"
-    )
+def _what(folder: Path) -> str:
+    return f"node data in {folder}"
 
 
 def discard(folder: Path) -> None:

@@ -13,15 +13,14 @@ are removed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
 
+from coordinator.ledger import disk
 from coordinator.ledger.anchor import sync_folder
-from coordinator.ledger.sqlite.file import StoreBroken, StoreFull
 from coordinator.node.storage.contract import Snapshot
 from coordinator.node.storage.logged import SnapshotName
 from coordinator.node.storage.segment_log import Damaged
@@ -55,9 +54,7 @@ def store(folder: Path, snapshot: Snapshot) -> SnapshotName:
     except OSError as error:
         with contextlib.suppress(OSError):
             new.unlink()
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise StoreFull(f"no room for a snapshot in {folder}. Free some space on that disk") from error
-        raise StoreBroken(f"writing a snapshot to {folder} failed: {error}") from error
+        raise disk.failed(error, folder, f"a snapshot in {folder}") from error
     return name
 
 
@@ -76,7 +73,7 @@ def load(folder: Path, name: SnapshotName) -> Snapshot:
 
 
 def remove_others(folder: Path, kept: SnapshotName | None) -> None:
-    """Remove all snapshots but ``kept``, and what attempts have left."""
+    """Remove all snapshots but ``kept``, and what attempts have left. Raises ``OSError``."""
     for path in folder.glob("snapshot-*"):
         if kept is None or path != path_of(folder, kept):
             path.unlink()

@@ -15,7 +15,7 @@ from coordinator.ledger.contract import BranchRecord, Decision, Session
 from coordinator.node.storage import segment
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.processes import Processes, processes, why_no_mounts
-from tests.undoubt.cli.harness import undoubt
+from tests.undoubt.cli.harness import Ran, undoubt
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 BRANCHES = (
@@ -208,8 +208,8 @@ async def test_other_machines_are_not_served_without_tls(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.skipif(why_no_mounts() is not None, reason=str(why_no_mounts()))
 async def test_a_full_disk_on_the_leader(nodes: Processes) -> None:
-    """A real one: the kernel says ENOSPC. Another node leads, nothing is lost, and the full one comes
-    back."""
+    """A real one: the kernel says ENOSPC. Another node leads, nothing is lost, the full one neither wins
+    leadership nor is given it, and comes back by itself once there is room."""
     leader = await nodes.leader()
     assert await nodes.end(leader, signal.SIGTERM) == 0
     place = nodes.data(leader)
@@ -230,14 +230,29 @@ async def test_a_full_disk_on_the_leader(nodes: Processes) -> None:
         assert await fill.wait() != 0  # no space left on device
         while "no room on its disk" not in nodes.log(leader):
             await decides.more(20)
-        await nodes.leader(but=leader)
+        successor = await nodes.leader(but=leader)
+        await decides.more()
+        ran = await _transfer(nodes, leader)
+        assert ran.status != 0
+        assert f"the disk of node {leader} is full" in ran.err
+        await nodes.end(successor, signal.SIGKILL)
+        assert await nodes.leader(but=successor) != leader
+        await nodes.start(successor)
         await decides.more()
         empty = await asyncio.create_subprocess_exec(*inside, f'rm "{place}/fill"')
         await empty.wait()
         while "room on its disk again" not in nodes.log(leader):
             await decides.more(20)
+        while (ran := await _transfer(nodes, leader)).status != 0:
+            assert "is full" in ran.err, "until the leader has heard of it"
+        assert await nodes.leader() == leader
         await decides.more()
     await nodes.applied()
+
+
+async def _transfer(nodes: Processes, to: int) -> Ran:
+    config = str(nodes.config(to))
+    return await asyncio.to_thread(undoubt, "cluster", "transfer", str(to), "--config", config)
 
 
 async def _led_by(nodes: Processes, wanted: int) -> None:

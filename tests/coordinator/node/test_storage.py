@@ -13,7 +13,7 @@ from hypothesis.strategies import DataObject
 
 from coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord
-from coordinator.ledger.sqlite.file import StoreFull
+from coordinator.ledger.disk import StoreFull
 from coordinator.node.bootstrap import beginning
 from coordinator.node.storage import segment
 from coordinator.node.storage.contract import (

@@ -289,15 +289,18 @@ def test_proposals_are_refused_when_too_much_is_uncommitted() -> None:
 
 
 def test_a_full_disk_refuses_proposals_and_entries_and_serves_reads() -> None:
-    """Broken if a full disk makes a node useless, or makes it acknowledge what it could not store."""
+    """Broken if a full disk makes a node useless, or makes it acknowledge what it could not store. The other
+    voters' disks are full as well, so it goes on leading."""
     bench = leading()
+    for peer in (2, 3):
+        bench.step(HeartbeatReply(1, peer, 2, 0, fit=False))
     bench.raft.set_disk_full(True)
     with pytest.raises(ProposalRefused) as refused:
         bench.raft.propose(b"x")
     assert refused.value.reason is Refusal.DISK_FULL
     bench.raft.read_index(b"r")
     bench.flow()
-    bench.raft.step(HeartbeatReply(1, 2, 2, 1))
+    bench.raft.step(HeartbeatReply(1, 2, 2, 1, fit=False))
     assert bench.ready().read_states == (ReadState(b"r", 2),)
     bench.raft.set_disk_full(False)
     assert bench.raft.propose(b"x").index == 3

@@ -1,0 +1,298 @@
+"""A node's disk that refuses: without room, with an error, at each place where something is written."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from coordinator.ledger import disk as verdict
+from coordinator.ledger.anchor import Anchor, Mark
+from coordinator.ledger.contract import Decision, DecisionRecord
+from coordinator.ledger.disk import StoreBroken, StoreFull
+from coordinator.node.storage import segment, snapshot_files
+from coordinator.node.storage.contract import Finished, Snapshot, Write
+from coordinator.node.storage.group_commit import Disk
+from coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
+from coordinator.node.storage.segment_log import ANCHOR_NAME
+from coordinator.raft import HardState, SnapshotMeta
+from participants.ids import TxId
+from tests.coordinator.node.cluster import Cluster, client, running
+from tests.coordinator.node.full_disk import FullDisk
+from tests.coordinator.node.test_node import BRANCHES
+from tests.coordinator.node.test_storage import FIRST, IDENTITY, entries, found, last_segment, opened
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    create(tmp_path / "node", IDENTITY, *FIRST, segment_bytes=1024)
+    return tmp_path / "node"
+
+
+def refusing(code: int) -> Callable[..., int]:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+SNAPSHOT = Write(snapshot=Snapshot(SnapshotMeta(1, 1), b"image"))
+ENTRY = Write(entries=entries(2, 2))
+PLACES = {
+    "a record": ("segment", "os.pwrite", ENTRY),
+    "the sync of a record": ("segment", "os.fdatasync", ENTRY),
+    "a new segment": ("segment", "allocate", Write(entries=entries(2, *[2] * 100))),
+    "a snapshot": ("snapshot_files", "os.fsync", SNAPSHOT),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+async def test_no_room_is_told_from_failure_in_the_same_way_everywhere(
+    folder: Path, place: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if a quota, or ENOSPC at one place, ends a node that freed space would bring back; or if a
+    failure is taken for a lack of room, and the write is given again on top of what nobody knows."""
+    module, what, write = PLACES[place]
+    storage = await opened(folder, segment_bytes=2048)
+    storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"coordinator.node.storage.{module}.{what}", refusing(code))
+        with pytest.raises(StoreBroken if code == errno.EIO else StoreFull, match=str(folder)):
+            await storage.write([write])
+    if code != errno.EIO:
+        assert await storage.write([write])
+        await storage.close()
+        stored = await found(folder)
+        assert len(stored.entries) == len(write.entries)
+        assert write.snapshot in {None, stored.snapshot}
+    else:
+        await storage.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "full"),
+    [(sqlite3.SQLITE_FULL, True), (sqlite3.SQLITE_IOERR_WRITE, False), (sqlite3.SQLITE_IOERR_FSYNC, False)],
+)
+def test_sqlite_is_judged_at_the_same_place(tmp_path: Path, code: int, full: bool) -> None:
+    """Broken if SQLite's words for the same thing are understood otherwise."""
+    error = sqlite3.OperationalError("disk")
+    error.sqlite_errorcode = code
+    told = verdict.failed(error, tmp_path, "it")
+    assert isinstance(told, StoreFull if full else StoreBroken)
+
+
+def test_a_quota_that_is_spent_is_told_from_another_error_of_a_write_of_sqlite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if a ledger needs a restart because a quota was spent: SQLite tells it as any error."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+    monkeypatch.setattr(verdict.os, "write", refusing(errno.EDQUOT))
+    assert verdict.no_room(error, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_without_room_votes_do_not_wait_behind_history_and_images(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if a node whose disk is full can store no vote, because details for people and an image of its
+    own wait for room in front of it. What was left out is told, and is not lost."""
+    storage = await opened(folder, segment_bytes=1 << 16)
+    storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
+    storage._reserve.hold = lambda: False  # type: ignore[method-assign]
+    told: list[str] = []
+    failed: list[BaseException] = []
+    disk = Disk(storage, lambda full: told.append(f"full {full}"), failed.append)
+    txid = TxId(1, "0" * 16, 1)
+    record = DecisionRecord(txid, "2", Decision.COMMIT, (), 1.0, "me")
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot_files.os, "fsync", refusing(errno.ENOSPC))
+        disk.give(SNAPSHOT, lambda: told.append("image"), no_room=lambda: told.append("no image"))
+        disk.give(Write(hard_state=HardState(7, 2)), lambda: told.append("vote"))
+        disk.flush()
+        while "vote" not in told:
+            await asyncio.sleep(0.01)
+    assert told == ["full True", "no image", "vote"]
+    del storage._reserve.hold  # type: ignore[method-assign]
+    while told[-1] != "full False":
+        await asyncio.sleep(0.01)
+    disk.give(Write(finished=Finished((record,), 1, 1)), lambda: told.append("history"))
+    disk.flush()
+    while told[-1] != "history":
+        await asyncio.sleep(0.01)
+    await storage.close()
+    assert failed == []
+    assert (await found(folder)).hard_state == HardState(7, 2)
+
+
+async def test_room_is_looked_for_again_if_everything_was_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if a node stays full for ever after it had no room for an image and nothing else to write."""
+    storage = await opened(folder, segment_bytes=1 << 16)
+    storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
+    full: list[bool] = []
+    disk = Disk(storage, full.append, lambda _: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot_files.os, "fsync", refusing(errno.ENOSPC))
+        disk.give(SNAPSHOT, lambda: None, no_room=lambda: None)
+        disk.flush()
+        while not full:
+            await asyncio.sleep(0.01)
+    while full != [True, False]:
+        await asyncio.sleep(0.01)
+    await storage.close()
+
+
+async def test_a_node_starts_on_a_full_disk_at_the_expense_of_its_reserve(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if a node that dies while its disk is full cannot come back before there is room: here a torn
+    tail asks for a new segment."""
+    storage = await opened(folder, segment_bytes=1024)
+    anchor = (folder / ANCHOR_NAME).read_bytes()
+    begin = storage.files.log._active.end
+    await storage.write([ENTRY])
+    await storage.close()
+    assert (folder / RESERVE_NAME).exists()
+    with last_segment(folder).open("r+b") as file:
+        file.seek(begin + 20)
+        file.write(bytes(100))
+    (folder / ANCHOR_NAME).write_bytes(anchor)
+    disk = FullDisk(folder, monkeypatch)
+    disk.full = True
+    unlink = Path.unlink
+
+    def freed(path: Path, *, missing_ok: bool = False) -> None:
+        disk.full = disk.full and path.name != RESERVE_NAME
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", freed)
+    stored = await found(folder)
+    assert stored.entries == ()
+
+
+async def test_a_full_disk_is_no_reason_not_to_start(folder: Path) -> None:
+    """Broken if a start has to write to the history."""
+    (folder / "node.db").chmod(0o600)
+    before = (folder / "node.db").read_bytes()
+    await found(folder)
+    assert (folder / "node.db").read_bytes() == before
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """From where to where was written to segments."""
+    ranges: list[tuple[int, int]] = []
+    pwrite = os.pwrite
+
+    def noted(descriptor: int, data: bytes, at: int) -> int:
+        count = pwrite(descriptor, data, at)
+        ranges.append((at, at + count))
+        return count
+
+    monkeypatch.setattr(segment.os, "pwrite", noted)
+    return ranges
+
+
+async def test_what_a_failed_sync_may_have_left_in_memory_is_written_again(
+    folder: Path, written: list[tuple[int, int]]
+) -> None:
+    """Broken if a node that was started again counts on records that only the page cache holds: after a sync
+    that failed the kernel takes them for written, and the next sync succeeds without writing anything."""
+    storage = await opened(folder, segment_bytes=1024)
+    await storage.write([ENTRY])
+    end = storage.files.log._active.end
+    await storage.close()
+    written.clear()
+    await found(folder)
+    covered = 0
+    for begin, until in written:
+        if begin <= covered:
+            covered = max(covered, until)
+    assert covered >= end
+
+
+async def test_an_anchor_without_room_stays_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if a filesystem on which writing in place takes room ends the node; or if what the anchor still
+    names is removed."""
+    storage = await opened(folder, segment_bytes=1024)
+    move = Anchor.move
+
+    def refuse(anchor: Anchor, mark: Mark) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        move(anchor, mark)
+
+    monkeypatch.setattr(Anchor, "move", refuse)
+    full = True
+    for index in range(2, 60):
+        await storage.write([Write(entries=entries(index, 2))])
+    await storage.write([Write(snapshot=Snapshot(SnapshotMeta(59, 2), b"image"))])
+    await storage.write([Write(keep_from=59)])
+    numbers = segment.numbers_in(folder)
+    assert numbers[0] == 1
+    assert len(numbers) > 2
+    full = False
+    await storage.write([Write(entries=entries(60, 2))])
+    assert segment.numbers_in(folder)[0] > 1
+    await storage.close()
+    assert [entry.index for entry in (await found(folder)).entries] == [59, 60]
+
+
+async def test_a_sync_that_fails_ends_the_node_with_the_reason_and_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if the node goes on after it: the next sync would succeed, without the data on the disk."""
+    async with running(tmp_path) as cluster, client(cluster) as ledger:
+        session = await ledger.open_session("test", 60.0)
+        leader = await cluster.leader()
+        syncs = failing_syncs(cluster, leader.identity.node, monkeypatch)
+        for seq in range(1, 20):
+            assert await ledger.decide(session.txid(seq), Decision.COMMIT, BRANCHES) is Decision.COMMIT
+        error = await leader.failed
+        assert isinstance(error, StoreBroken)
+        assert "Input/output error" in str(error)
+        assert len(syncs) == 1
+        assert await cluster.leader(but=leader.identity.node)
+
+
+def failing_syncs(cluster: Cluster, number: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From now on of that node's log; those that were asked for."""
+    active = cluster.storages[number].files.log._active
+    asked: list[int] = []
+    fdatasync = os.fdatasync
+
+    def fail(descriptor: int) -> None:
+        if descriptor != active._descriptor:
+            fdatasync(descriptor)
+            return
+        asked.append(descriptor)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(segment.os, "fdatasync", fail)
+    return asked
+
+
+async def test_the_storage_is_opened_anew_after_a_failed_sync(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if what was acknowledged before the failure is not there, or the log does not go on."""
+    storage, _ = await NodeStorage.open(folder)
+    await storage.write([ENTRY])
+    with monkeypatch.context() as patch:
+        patch.setattr(segment.os, "fdatasync", refusing(errno.EIO))
+        with pytest.raises(StoreBroken, match="is not known"):
+            await storage.write([Write(entries=entries(3, 2))])
+    await storage.close()
+    storage, stored = await NodeStorage.open(folder)
+    assert stored.entries[:1] == entries(2, 2)
+    await storage.write([Write(entries=entries(3, 3))])
+    await storage.close()
+    assert (await found(folder)).entries == (*entries(2, 2), *entries(3, 3))
