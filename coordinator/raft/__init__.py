@@ -19,10 +19,11 @@ The driver's duties, in this order, for every ``ready = raft.ready()`` that is n
 5. Answer ``read_states`` once that index is applied, ``reads_lost`` with "not the leader".
 6. For each of ``chunks_wanted`` call ``snapshot_chunk`` or ``snapshot_failed``.
 
-And besides: call ``tick`` at a steady pace; ``step_down`` when the disk is slow, ``set_disk_full`` when it
-is full; store a snapshot of the state machine with ``snapshot_meta`` now and then and report it to
-``compact``; never start a node whose disk was lost under its old number; a new cluster's nodes all store
-:func:`bootstrap` first, a node that joins starts empty.
+And besides: call ``tick`` at a steady pace; ``set_disk_full`` when the disk is full, and when it is not any
+more; ``step_down`` when the disk is known to be slow, before the core finds out; store a snapshot of the
+state machine with ``snapshot_meta`` now and then and report it to ``compact``; never start a node whose disk
+was lost under its old number; a new cluster's nodes all store :func:`bootstrap` first, a node that joins
+starts empty.
 
 ====================  ===============================================================================
 :mod:`.core`          ``Raft``: the door

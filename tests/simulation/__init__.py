@@ -18,6 +18,7 @@ From the bottom up:
 - :mod:`.recorded`, :mod:`.judge`: what everybody was told, and what must hold of it at every step; beside
   them :mod:`tests.linearizability`, and :mod:`.promises` and :mod:`.rows`, which know what the acceptors of
   Paxos Commit and the rows of three-phase commit have fixed before anybody else does.
+- :mod:`.leaders`: who has to hand over, because of a full disk.
 - :mod:`.world`, :mod:`.runner`: one run; many. :mod:`.reached`: how much of the shipped code they reach.
 
 Each protocol meets the faults that it promises to survive, and no others. Two-phase commit, and three-phase

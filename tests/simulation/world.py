@@ -38,6 +38,7 @@ from tests.simulation.drive import Drive
 from tests.simulation.faults import Nemesis
 from tests.simulation.files import FileMachine
 from tests.simulation.judge import Judge, Violation
+from tests.simulation.leaders import StaleLeaders
 from tests.simulation.members import MembersProcess
 from tests.simulation.network import Network
 from tests.simulation.nodes import CLUSTER, SimulatedCluster
@@ -212,6 +213,7 @@ class World:
             self.start_database(name)
         if self.cluster is not None:
             self.cluster.start()
+            StaleLeaders(self).begin()
         for number in range(1, self.random.randint(2, 3) + 1):
             self.start_application(f"shop{number}")
         for name in ("recover", "recover-too")[: self.random.choice([0, 0, 1, 2])]:

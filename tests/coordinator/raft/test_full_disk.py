@@ -91,7 +91,7 @@ def test_a_transfer_ends_when_its_disk_becomes_full() -> None:
 @pytest.mark.parametrize("dead", [1, 2, 3])
 def test_a_full_disk_does_not_stand_while_others_can_be_elected(dead: int) -> None:
     """Broken if the node whose disk is full wins an election that a healthy node could win. Whichever the
-    leader was, and even if every timeout of the full one is drawn shorter."""
+    leader was, and even if the full one draws the least timeout and the healthy one the longest."""
     cluster = Cluster(seed=dead)
     cluster.elect(dead)
     beaten(cluster)
@@ -99,8 +99,10 @@ def test_a_full_disk_does_not_stand_while_others_can_be_elected(dead: int) -> No
     cluster.raft(full).set_disk_full(True)
     beaten(cluster)
     cluster.crash(dead)
-    cluster.raft(full).state.timeout_ticks = 1
-    for _ in range(FULL_DISK_ELECTIONS * SETTINGS.election_ticks):
+    ticks = cluster.settings.election_ticks
+    for _ in range(FULL_DISK_ELECTIONS * ticks):
+        cluster.raft(full).state.timeout_ticks = ticks
+        cluster.raft(healthy).state.timeout_ticks = 2 * ticks - 1
         cluster.tick()
         assert cluster.leader != full
     assert cluster.leader == healthy

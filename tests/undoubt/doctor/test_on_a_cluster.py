@@ -50,13 +50,14 @@ async def test_nodes_that_do_not_answer(tmp_path: Path) -> None:
         assert ran.status == 4
 
 
-async def test_a_full_disk_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node without room still answers. (Its own disk is filled where nodes are tested.)"""
+@pytest.mark.parametrize("trouble", ["disk_full", "disk_stalled"])
+async def test_the_disk_of_a_node(trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose disk takes nothing still answers. (Disks are filled and held where nodes are tested.)"""
     async with processes(tmp_path) as nodes:
         await nodes.leader()
         found = await asking.survey(nodes.settings)
         full = [
-            msgspec.structs.replace(seen, status=msgspec.structs.replace(seen.status, disk_full=True))
+            msgspec.structs.replace(seen, status=msgspec.structs.replace(seen.status, **{trouble: True}))
             for seen in found.nodes[:1]
             if isinstance(seen.status, NodeStatus)
         ]
