@@ -151,6 +151,10 @@ class Segment:
         while view:
             written = os.pwrite(self._descriptor, view, at)
             view, at = view[written:], at + written
+        self.sync()
+
+    def sync(self) -> None:
+        """Raises ``OSError``; never call it again then."""
         os.fdatasync(self._descriptor)
 
     def close(self) -> None:
