@@ -34,6 +34,7 @@ PARTICIPANT = Schema(
 LEDGER = Schema(
     "undoubt_ledger",
     (
+        "act",
         "clock",
         "decision",
         "doomed",

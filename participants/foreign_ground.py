@@ -42,6 +42,16 @@ _BEGINNING = "set transaction isolation level read committed, read write, not de
 _SINCE = ((140000, "idle_session_timeout"), (170000, "transaction_timeout"))
 
 
+def startup_timeouts(version: int) -> str:
+    """The timeouts, off, as options of the message that opens a session (which count more than what the
+    database's owner has set). For a server of ``version`` that ended one before its first statement could set
+    anything: an unknown option would be refused, and so do poolers refuse all of them.
+    https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-OPTIONS."""
+    names = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"]
+    names += [name for since, name in _SINCE if version >= since]
+    return " ".join(f"-c {name}=0" for name in names)
+
+
 def session_settings(version: int, *, idle_in_transaction_s: float = 0.0) -> str:
     """One script for a session that nobody else uses, at a server of ``version`` (server_version_num).
 

@@ -27,10 +27,13 @@ class UniqueNames(asyncpg.Connection):
 
 
 class AsyncpgConnector(Connector):
-    async def open(self, address: Address, password: str | None) -> AsyncpgSession:
+    async def open(self, address: Address, password: str | None, options: str) -> AsyncpgSession:
         try:
             arguments = await asyncio.to_thread(connect_arguments, address, password)
-            arguments["server_settings"]["application_name"] = self.application_name
+            given = arguments["server_settings"]
+            given["application_name"] = self.application_name
+            if options:
+                given["options"] = f"{given.get('options', '')} {options}"
             connection = await asyncpg.connect(
                 **arguments,
                 timeout=self.settings.connect_timeout_s,
@@ -53,6 +56,8 @@ class AsyncpgConnector(Connector):
         connection._stmt_cache_enabled = False  # type: ignore[attr-defined]
         door = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
         set_keepalive(door, address.resolved)
+        major, minor, *_ = connection.get_server_version()
+        self.version = major * 10_000 + minor
         return AsyncpgSession(connection)
 
     def _connect_error(self, error: BaseException) -> ParticipantError:  # noqa: PLR0911 - a line per meaning

@@ -7,8 +7,8 @@ import asyncio
 from pathlib import Path
 
 from participants.believed import Fault
-from participants.errors import ParticipantRefused
-from participants.foreign_ground import ALONE, session_settings
+from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
+from participants.foreign_ground import ALONE, session_settings, startup_timeouts
 from participants.postgres.belief import look
 from participants.postgres.dsn import Address, read_dsn
 from participants.postgres.history import with_history
@@ -24,6 +24,8 @@ from participants.postgres.verdicts import (
 from participants.settings import ParticipantSettings
 
 VERSION_MIN = 130000
+TIMEOUTS = frozenset({"57014", "57P05", "25P03", "25P04"})
+"""A statement, an idle session, an idle transaction, a transaction that took the server too long."""
 
 
 class Connector(abc.ABC):
@@ -34,29 +36,46 @@ class Connector(abc.ABC):
         self.settings = settings
         self.application_name = application_name
         self._address: Address | None = None
+        self._options = ""
+        self.version = 0
+        """Of the server, as it was told when a session was opened; 0 before that."""
 
-    async def connect(self) -> Session:
+    async def connect(self, options: str = "") -> Session:
         """A session to lend, as the server and the role set it up. Raises ``ParticipantRefused`` if the
         answer is no and will stay no (wrong password, unknown database, a standby, a server that is too
-        old), else ``ParticipantUnavailable``."""
+        old), else ``ParticipantUnavailable``. ``options`` are sent with the message that opens it."""
         address = self._address or read_dsn(self.participant, self.settings.dsn)
         self._address = address
         password = None if address.has_password else await self._password()
-        session = await self.open(address, password)
+        session = await self.open(address, password, options)
         await introduce(self.participant, session, self.settings, draws=True)
         return session
 
     async def connect_own(self) -> Session:
         """A session that no application gets: it sets what it relies on, unless a pooler would give that to
         others. Fails as :meth:`connect` does."""
-        session = await self.connect()
+        try:
+            return await self._settled(self._options)
+        except ParticipantError as error:
+            options = startup_timeouts(self.version) if self.version else ""
+            if not _ended_early(error) or options == self._options:
+                raise
+            try:
+                session = await self._settled(options)
+            except ParticipantError:
+                raise error from None
+            self._options = options
+            return session
+
+    async def _settled(self, options: str) -> Session:
+        session = await self.connect(options)
         if not session.intro.pooled:
             await _settle_in(self.participant, session, self.settings.statement_timeout_s)
         return session
 
     @abc.abstractmethod
-    async def open(self, address: Address, password: str | None) -> Session:
-        """A session that has not been introduced. Fails as :meth:`connect` does."""
+    async def open(self, address: Address, password: str | None, options: str) -> Session:
+        """A session that has not been introduced; sets ``version``. Fails as :meth:`connect` does."""
 
     async def _password(self) -> str | None:
         path = self.settings.password_file
@@ -162,6 +181,12 @@ async def _ask_who(participant: str, session: Session, settings: ParticipantSett
         schema=row["schema_oid"] if believed else None,
         schema_faults=faults,
     )
+
+
+def _ended_early(error: ParticipantError) -> bool:
+    """Whether a timeout of the server's may have ended the session before it set that. Some are not told of,
+    and look like a lost connection."""
+    return isinstance(error, ParticipantUnavailable) or error.sqlstate in TIMEOUTS
 
 
 def _read(path: str) -> str:

@@ -48,8 +48,11 @@ class Address:
             return True
         return self.resolved.get("password") not in {None, os.environ.get("PGPASSWORD")}
 
-    def for_libpq(self, **more: str) -> str:
-        """A connection string with ``more`` parameters in it. Never print it."""
+    def for_libpq(self, *, options: str = "", **more: str) -> str:
+        """A connection string with ``more`` parameters in it, and ``options`` for the server behind those
+        that there are anyway. Never print it."""
+        if options:
+            more["options"] = f"{self.resolved.get('options', '')} {options}".strip()
         return make_conninfo("", **{**self.parameters, **more})
 
     def __repr__(self) -> str:

@@ -129,13 +129,15 @@ class PsycopgConnector(Connector):
         super().__init__(participant, settings, application_name)
         self._kind = AsyncBranchConnection if handles == "async" else BranchConnection
 
-    async def open(self, address: Address, password: str | None) -> LendingSession:
+    async def open(self, address: Address, password: str | None, options: str) -> LendingSession:
         more = {"application_name": self.application_name, "client_encoding": "UTF8"}
         if password is not None:
             more["password"] = password
         try:
             async with asyncio.timeout(self.settings.connect_timeout_s):
-                connection = await _Opener.connect(address.for_libpq(**more), autocommit=True)
+                connection = await _Opener.connect(
+                    address.for_libpq(options=options, **more), autocommit=True
+                )
         except (TimeoutError, psycopg.errors.ConnectionTimeout) as error:
             seconds = self.settings.connect_timeout_s
             raise ParticipantUnavailable(
@@ -143,6 +145,7 @@ class PsycopgConnector(Connector):
             ) from error
         except psycopg.Error as error:
             raise self._connect_error(" ".join(str(error).split())) from error
+        self.version = connection.info.server_version
         return LendingSession(connection.pgconn, self._kind)
 
     def _connect_error(self, text: str) -> ParticipantError:

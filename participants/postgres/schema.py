@@ -177,8 +177,8 @@ def _engine(participant: str, settings: ParticipantSettings) -> Engine:
     if settings.password_file is not None and not address.has_password:
         password = Path(settings.password_file).expanduser().read_text("utf-8").split("\n", 1)[0]
     return engine_over(
-        lambda: psycopg.connect(
-            address.for_libpq(client_encoding="UTF8"),
+        lambda options: psycopg.connect(
+            address.for_libpq(options=options, client_encoding="UTF8"),
             password=password,
             connect_timeout=int(settings.connect_timeout_s),
         )

@@ -119,7 +119,9 @@ async def _rights(settings: LedgerSettings) -> list[Finding]:
         )
         for right in await rights(settings)
     ]
-    sound = Finding(None, "ledger_secret", Severity.OK, "no other role reads its secret or changes decisions")
+    sound = Finding(
+        None, "ledger_secret", Severity.OK, "no other role reads its secret or changes what is recorded"
+    )
     return [schema, *(found or [sound])]
 
 

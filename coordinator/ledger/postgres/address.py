@@ -5,6 +5,8 @@ https://docs.sqlalchemy.org/en/21/dialects/postgresql.html#module-sqlalchemy.dia
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy
@@ -44,3 +46,11 @@ def parameters(settings: LedgerSettings) -> dict[str, Any]:
     _, given = url.get_dialect()().create_connect_args(url)
     timeout_s = max(CONNECT_TIMEOUT_S_MIN, round(settings.request_timeout_s))
     return {**given, "connect_timeout": timeout_s}
+
+
+def with_options(parameters: Mapping[str, Any], options: str) -> dict[str, Any]:
+    """``parameters`` of psycopg's, and ``options`` for the server behind those that there are anyway."""
+    if not options:
+        return dict(parameters)
+    given = parameters.get("options", os.environ.get("PGOPTIONS", ""))
+    return {**parameters, "options": f"{given} {options}".strip()}

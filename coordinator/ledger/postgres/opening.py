@@ -14,10 +14,10 @@ from typing import Any
 
 import psycopg
 
-from coordinator.ledger.postgres import trouble
+from coordinator.ledger.postgres import address, trouble
 from coordinator.ledger.postgres.sql import query
 from participants.believed import LEDGER, Fault, faults_of, faults_query, mends, refusal
-from participants.foreign_ground import ALONE, session_settings
+from participants.foreign_ground import ALONE, session_settings, startup_timeouts
 
 Driver = psycopg.AsyncConnection[tuple[Any, ...]]
 OWNERS = "schema_owners"
@@ -39,7 +39,24 @@ class Introduction:
 async def connect(parameters: Mapping[str, Any], owners: Sequence[str]) -> Driver:
     """A connection, in autocommit, whose server and schema were looked at. Raises what psycopg raises,
     ``Standby``, ``Unsuitable`` and ``Unbelieved``."""
-    driver = await psycopg.AsyncConnection.connect(**parameters, autocommit=True, prepare_threshold=None)
+    driver = await _open(parameters)
+    version = driver.info.server_version
+    try:
+        return await _settled(driver, owners)
+    except psycopg.Error as error:
+        # A timeout that the database's owner has set may have ended it before it set that.
+        insisting = address.with_options(parameters, startup_timeouts(version))
+        try:
+            return await _settled(await _open(insisting), owners)
+        except psycopg.Error:
+            raise error from None
+
+
+async def _open(parameters: Mapping[str, Any]) -> Driver:
+    return await psycopg.AsyncConnection.connect(**parameters, autocommit=True, prepare_threshold=None)
+
+
+async def _settled(driver: Driver, owners: Sequence[str]) -> Driver:
     try:
         intro = await introduce(driver, owners)
         check(intro, owners)

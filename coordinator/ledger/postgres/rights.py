@@ -32,7 +32,7 @@ class Right:
         may = (
             "can read the ledger's secret, or replace it"
             if self.table == "secret"
-            else "can change decisions"
+            else "can change what is recorded"
         )
         return f"{who} {may}: {self.what} on {LEDGER.name}.{self.table}"
 

@@ -56,7 +56,10 @@ async def migrate(settings: LedgerSettings) -> list[str]:
 def _upgrade(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, str], list[str]]) -> list[str]:
     url = redact(settings.url)
     parameters = address.parameters(settings)
-    engine = engine_over(lambda: _connect(parameters, url))
+    engine = engine_over(
+        lambda options: psycopg.connect(**address.with_options(parameters, options)),
+        lambda connection: _refuse_standby(connection, url),
+    )
     try:
         with engine.begin() as connection:
             _refuse_unbelieved(connection, settings)
@@ -77,17 +80,6 @@ def _upgrade(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, st
         raise trouble.told(error, url) from error
     finally:
         engine.dispose()
-
-
-def _connect(parameters: dict[str, Any], url: str) -> psycopg.Connection[Any]:
-    connection = psycopg.connect(**parameters, autocommit=True)
-    try:
-        _refuse_standby(connection, url)
-        connection.autocommit = False
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def _refuse_standby(connection: psycopg.Connection[Any], url: str) -> None:

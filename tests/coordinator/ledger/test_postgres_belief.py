@@ -123,6 +123,18 @@ async def test_defaults_of_the_database(ground: Ground, made: bool) -> None:
     assert not await ground.has_power("evil")
 
 
+async def test_timeouts_that_end_a_session_before_it_sets_its_own(ground: Ground) -> None:
+    """Broken if the owner of the ledger's database can stop it with a setting that no session of the ledger's
+    wants."""
+    cursor = await ground.admin.execute(
+        "select name from pg_settings where name = any (%s)",
+        (["statement_timeout", "idle_session_timeout", "transaction_timeout"],),
+    )
+    for (name,) in await cursor.fetchall():
+        await ground.owner.execute(f"alter database \"{ground.name}\" set {name} = '1ms'")
+    await a_day(ground.settings)
+
+
 async def test_a_schema_that_the_owner_of_the_database_made_first(ground: Ground) -> None:
     """Broken if a ledger is made in what somebody has prepared for it: tables with functions of his."""
     await ground.owner.execute(PAYLOAD.format(schema="undoubt_ledger"))
@@ -221,7 +233,7 @@ async def test_who_else_reads_the_secret(ground: Ground) -> None:
         ),
         (
             "grant insert on undoubt_ledger.decision to {}",
-            "can change decisions: INSERT on undoubt_ledger.decision",
+            "can change what is recorded: INSERT on undoubt_ledger.decision",
         ),
         ("grant select on undoubt_ledger.secret to public", "everybody can read the ledger's secret"),
         ("grant pg_read_all_data to {}", "as a member of pg_read_all_data"),
@@ -250,7 +262,7 @@ async def test_default_privileges_give_nothing_away(ground: Ground) -> None:
         await maintenance.init(ground.settings)
         assert await rights(ground.settings) == []
         await ground.admin.execute(_AS_BEFORE)
-        assert await maintenance.migrate(ground.settings) == ["g002"]
+        assert await maintenance.migrate(ground.settings) == ["g002", "g003"]
     finally:
         await ground.admin.execute(
             f"alter default privileges revoke all on schemas from {OWNER};"
@@ -262,6 +274,7 @@ async def test_default_privileges_give_nothing_away(ground: Ground) -> None:
 
 
 _AS_BEFORE = """
+    drop table undoubt_ledger.act;
     drop table undoubt_ledger.secret;
     drop table undoubt_ledger.doomed;
     alter table undoubt_ledger.session drop column tagged;
@@ -274,7 +287,8 @@ async def test_the_list_names_all_that_init_makes(ground: Ground) -> None:
     """Broken if a table is added, and nobody looks whose it is."""
     await maintenance.init(ground.settings)
     cursor = await ground.admin.execute(
-        "select relname from pg_class where relnamespace = 'undoubt_ledger'::regnamespace and relkind <> 'i'"
+        "select relname from pg_class where relnamespace = 'undoubt_ledger'::regnamespace"
+        " and relkind not in ('i', 'S')"
         " union all"
         " select proname from pg_proc where pronamespace = 'undoubt_ledger'::regnamespace order by 1"
     )

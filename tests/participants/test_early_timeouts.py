@@ -1,0 +1,55 @@
+"""Timeouts that the owner of a database has set, and that end a session before it can set its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from participants.contract import Order, Settled, Vote
+from participants.postgres import schema
+from participants.settings import ParticipantSettings
+from tests.participants.hands import at
+from tests.participants.support import WRITE, Database, new_gid, participant_at
+
+TIMEOUTS = {
+    "statement_timeout": 0,
+    "lock_timeout": 0,
+    "idle_in_transaction_session_timeout": 0,
+    "idle_session_timeout": 140000,
+    "transaction_timeout": 170000,
+}
+"""With the server's version since which they are known."""
+
+
+async def hasten(database: Database) -> None:
+    """New sessions of this database are ended after a millisecond of anything."""
+    version = int(await database.admin.fetchval("show server_version_num"))
+    for name, since in TIMEOUTS.items():
+        if version >= since:
+            await database.admin.execute(f"alter database {database.name} set {name} = '1ms'")
+
+
+@pytest.mark.parametrize("options", ["", "?options=-c%20extra_float_digits%3D0"])
+async def test_recovery_goes_on(database: Database, options: str) -> None:
+    """Broken if the owner of a database can keep branches in doubt there, with a setting that no session of
+    undoubt's wants."""
+    application, gid = participant_at(database.dsn), new_gid()
+    branch = await application.begin(gid, timeout_s=30)
+    await at(branch).execute(WRITE)
+    assert (await branch.prepare()).vote is Vote.PREPARED
+    await application.close()
+    await hasten(database)
+    participant = participant_at(database.dsn + options)
+    [listed] = await participant.in_doubt()
+    assert listed.gid == gid
+    assert await participant.settle(gid, Order.COMMIT, None) is Settled.APPLIED
+    await participant.close()
+    assert await database.balance() == 90
+
+
+async def test_tables_are_made(database: Database) -> None:
+    """Broken if the tables of a participant cannot be made there."""
+    await hasten(database)
+    settings = ParticipantSettings(dsn=database.dsn)
+    await schema.migrate("p", settings)
+    assert await schema.prune("p", settings, older_than_s=1.0) == 0
+    assert await database.admin.fetchval("select to_regclass('undoubt.undoubt_branch')") is not None
