@@ -21,6 +21,7 @@ from coordinator.errors import (
 )
 from coordinator.finisher import Finisher
 from coordinator.ledger.contract import Ledger, Record
+from coordinator.ledger.pages import every_unfinished
 from coordinator.meter import Meter, Stopwatch
 from coordinator.protocols.causes import why_doomed
 from coordinator.protocols.course import Course, Phase
@@ -254,7 +255,7 @@ class Coordinator:
         ]
         recorded = [
             f"{record.txid}:{branch.number}"
-            for record in await self.ledger.unfinished()
+            async for record in every_unfinished(self.ledger)
             for branch in record.branches
             if branch.participant == name
         ]

@@ -13,6 +13,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coordinator.ledger.contract import BranchRecord, DecisionRecord, Ledger, Verdict
+from coordinator.ledger.pages import every_unfinished
 from coordinator.protocols.steps import Observer
 from participants.contract import Evidence, Participant, PreparedBranch
 from participants.ids import Gid, TxId
@@ -55,7 +56,7 @@ class Scan:
 
 async def unfinished(ledger: Ledger) -> dict[TxId, DecisionRecord]:
     """Step 1. Raises ``LedgerError``."""
-    return {record.txid: record for record in await ledger.unfinished()}
+    return {record.txid: record async for record in every_unfinished(ledger)}
 
 
 async def scan(

@@ -8,6 +8,7 @@ although no branch of it need be prepared: so the ledger, too, learns how it end
 from __future__ import annotations
 
 from coordinator.ledger.contract import Ledger, Record
+from coordinator.ledger.pages import every_unfinished
 from participants.contract import Participant
 from participants.errors import ParticipantRefused
 from participants.ids import Gid
@@ -39,7 +40,7 @@ async def sweep(
     if not rows:
         return []
     records = await ledger.records({gid.txid for gid in rows})
-    unfinished = {record.txid for record in await ledger.unfinished()}
+    unfinished = {record.txid async for record in every_unfinished(ledger)}
     finished = [
         gid for gid in rows if records[gid.txid] is not Record.NOT_RECORDED and gid.txid not in unfinished
     ]

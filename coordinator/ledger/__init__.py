@@ -7,6 +7,7 @@ durable, or an error. From the contract downwards:
 - :mod:`~coordinator.ledger.machine`, with ``commands`` and ``state``: the deterministic state machine that
   every backend shares which can. Commands in, results out.
 - :mod:`~coordinator.ledger.bounds`: what a command may hold, by whoever proposes it and whoever applies it.
+- :mod:`~coordinator.ledger.pages`: unfinished decisions in pages, for those who read all of them.
 - :mod:`~coordinator.ledger.local`: the contract over a machine in this process; a backend adds how a command
   becomes durable. ``memory`` is the one that does not.
 - :mod:`~coordinator.ledger.sqlite`: one file, one owning process.

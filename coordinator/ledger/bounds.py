@@ -35,16 +35,18 @@ from coordinator.ledger.commands import (
 )
 from coordinator.ledger.contract import ACT_CHARACTERS_MAX, CAUSE_CHARACTERS_MAX, Act, BranchRecord
 from coordinator.ledger.state import State
-from participants.bounds import DURATION_S_MAX
+from participants.bounds import DURATION_S_MAX, count
 from participants.errors import UsageError
-from participants.ids import BRANCH_NUMBER_MAX, NUMBER_MAX, TxId
+from participants.ids import BRANCH_NUMBER_MAX, NUMBER_MAX, PARTICIPANT_NAME_BYTES_MAX, Gid, TxId
 
 DURATION_MS_MAX = round(DURATION_S_MAX * 1000)
 TIME_MS_MAX = 2**62
 """Of ledger time: with a retention added it fits the integers of a snapshot, and of SQLite."""
 NAME_CHARACTERS_MAX = 1_000
 NOTE_CHARACTERS_MAX = 10_000
+EVIDENCE_CHARACTERS_MAX = 100
 SECRET_BYTES = 32
+LIMIT_MAX = 10_000
 UNSIGNED_MAX = 2**64 - 1
 
 
@@ -74,6 +76,23 @@ def check_given(command: Command) -> None:
     check(command)
 
 
+def check_asked(txid: TxId | None) -> None:
+    """Of a question that a file's or a database's integers have to hold. Raises :class:`CommandRefused`."""
+    if txid is not None and (why := _transaction(txid)):
+        raise CommandRefused(f"no ledger has such a transaction: {why}")
+
+
+def check_limit(limit: int) -> None:
+    """Of records in one answer. Raises ``UsageError``."""
+    count("limit", limit, most=LIMIT_MAX)
+
+
+def check_page(limit: int, after: TxId | None) -> None:
+    """Raises ``UsageError``."""
+    count("limit", limit, least=1, most=LIMIT_MAX)
+    check_asked(after)
+
+
 def _wrong(command: Command) -> str:  # noqa: PLR0911, PLR0912 - one line per kind of command
     match command:
         case Decide():
@@ -99,12 +118,12 @@ def _wrong(command: Command) -> str:  # noqa: PLR0911, PLR0912 - one line per ki
             return _number("session", command.session)
         case RecordHeuristic(heuristic=heuristic):
             return (
-                _transaction(heuristic.gid.txid)
+                _gid(heuristic.gid)
                 or _moment(heuristic.found_at)
                 or _text("note", heuristic.note, NOTE_CHARACTERS_MAX)
             )
         case ForgetHeuristic():
-            return _transaction(command.gid.txid) or _text("request", command.request, NAME_CHARACTERS_MAX)
+            return _gid(command.gid) or _text("request", command.request, NAME_CHARACTERS_MAX)
         case AdvanceTime():
             elapsed = _number("elapsed_ms", command.elapsed_ms, least=-DURATION_MS_MAX, most=DURATION_MS_MAX)
             return elapsed or _number("retention_ms", command.retention_ms, least=0, most=DURATION_MS_MAX)
@@ -143,18 +162,26 @@ def _act(act: Act) -> str:
     return _moment(act.at) or next(filter(None, wrong), "")
 
 
+def _gid(gid: Gid) -> str:
+    return _transaction(gid.txid) or ("" if Gid.parse(str(gid)) == gid else "a gid that none can be")
+
+
 def _transaction(txid: TxId) -> str:
     return _number("session", txid.session) or _number("seq", txid.seq)
 
 
 def _branches(branches: Iterable[BranchRecord]) -> str:
     for branch in branches:
-        wrong = _number("number of a branch", branch.number, most=BRANCH_NUMBER_MAX)
-        for name, value in (("xid", branch.xid), ("system", branch.system), ("position", branch.position)):
-            if value is not None:
-                wrong = wrong or _number(name, value, least=0, most=UNSIGNED_MAX)
-        if wrong:
-            return wrong
+        numbers = (branch.xid, branch.system, branch.position)
+        texts = (branch.tag, branch.timeline or "", branch.history or "")
+        if not 1 <= branch.number <= BRANCH_NUMBER_MAX:
+            return f"number of a branch must be 1 to {BRANCH_NUMBER_MAX}"
+        if len(branch.participant) > PARTICIPANT_NAME_BYTES_MAX:
+            return _text("participant", branch.participant, PARTICIPANT_NAME_BYTES_MAX)
+        if any(number is not None and not 0 <= number <= UNSIGNED_MAX for number in numbers):
+            return f"xid, system and position of a branch must be 0 to {UNSIGNED_MAX}"
+        if max(map(len, texts)) > EVIDENCE_CHARACTERS_MAX:
+            return f"tag, timeline and history of a branch have {EVIDENCE_CHARACTERS_MAX} characters at most"
     return ""
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from coordinator.errors import VersionHeldBack
-from coordinator.ledger import calls
+from coordinator.ledger import bounds, calls
 from coordinator.ledger.contract import (
+    UNFINISHED_MAX,
     Acceptors,
     Act,
     BranchRecord,
@@ -24,6 +25,7 @@ from coordinator.ledger.contract import (
     Verdict,
 )
 from coordinator.ledger.names import new_request, nonce_of
+from coordinator.ledger.pages import behind
 from participants.contract import Claim
 from participants.ids import Gid, TxId, new_nonce
 
@@ -117,8 +119,14 @@ class CallingLedger(abc.ABC):
         asked = tuple(txids)
         return dict(zip(asked, await self._call(calls.RecordsCall(asked)), strict=True))
 
-    async def unfinished(self) -> Sequence[DecisionRecord]:
-        records: list[DecisionRecord] = await self._call(calls.UnfinishedCall())
+    async def unfinished(
+        self, *, after: TxId | None = None, limit: int = UNFINISHED_MAX
+    ) -> Sequence[DecisionRecord]:
+        bounds.check_page(limit, after)
+        try:
+            records: list[DecisionRecord] = await self._call(calls.UnfinishedCall(limit, after))
+        except VersionHeldBack:  # version 0.1.0 tells all of them at once, in no order
+            return behind(await self._call(calls.UnfinishedCall()), after)
         return records
 
     async def finish(self, txids: Iterable[TxId]) -> None:

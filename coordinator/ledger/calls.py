@@ -127,7 +127,10 @@ class RecordsCall(_Call, frozen=True, tag="records"):
 
 
 class UnfinishedCall(_Call, frozen=True, tag="unfinished"):
-    pass
+    """``limit`` 0: all of them, as version 0.1.0 asks."""
+
+    limit: int = 0
+    after: TxId | None = None
 
 
 class FinishCall(_Call, frozen=True, tag="finish"):
@@ -256,12 +259,13 @@ def since(call: Call) -> int:
             return TAGS_VERSION
         case DecideCall() | PrecommitCall() | OutcomesCall():
             return PAXOS_VERSION if call.protocol == Protocol.PAXOS else FIRST_VERSION
+        case UnfinishedCall():
+            return TAGS_VERSION if call.limit else FIRST_VERSION
         case (
             KeepAliveCall()
             | CloseSessionCall()
             | SessionsCall()
             | RecordsCall()
-            | UnfinishedCall()
             | FinishCall()
             | RecordHeuristicCall()
             | ForgetHeuristicCall()
@@ -315,7 +319,9 @@ async def perform(ledger: LocalLedger, call: Call, *, remote: bool) -> object:  
             records = await ledger.records(call.txids)
             return [records[txid] for txid in call.txids]
         case UnfinishedCall():
-            return await ledger.unfinished()
+            if not call.limit:
+                return await ledger.old_unfinished()
+            return await ledger.unfinished(after=call.after, limit=call.limit)
         case FinishCall():
             await ledger.finish(call.txids)
         case RecordHeuristicCall():

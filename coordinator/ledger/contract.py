@@ -55,6 +55,8 @@ class Verdict(enum.StrEnum):
 
 
 CAUSE_CHARACTERS_MAX = 2_000
+UNFINISHED_MAX = 1_000
+"""Records in a page of :meth:`Ledger.unfinished`, unless its caller wants others."""
 
 ACTS_MAX = 5_000
 """Acts of operators that a ledger keeps; the oldest go first."""
@@ -393,8 +395,12 @@ class Ledger(Protocol):
         """For callers."""
         ...
 
-    async def unfinished(self) -> Sequence[DecisionRecord]:
-        """Recorded decisions some branch of which may not have applied them yet."""
+    async def unfinished(
+        self, *, after: TxId | None = None, limit: int = UNFINISHED_MAX
+    ) -> Sequence[DecisionRecord]:
+        """A page of the recorded decisions some branch of which may not have applied them yet: in ascending
+        order of their ids, those behind ``after``, at most ``limit``, fewer where they are large. An empty
+        page is the end. All of them: :func:`coordinator.ledger.pages.every_unfinished`."""
         ...
 
     async def finish(self, txids: Iterable[TxId]) -> None:

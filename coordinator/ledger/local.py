@@ -43,6 +43,7 @@ from coordinator.ledger.commands import (
 from coordinator.ledger.contract import (
     ACTS_MAX,
     CAUSE_CHARACTERS_MAX,
+    UNFINISHED_MAX,
     Acceptors,
     Act,
     BranchRecord,
@@ -61,6 +62,7 @@ from coordinator.ledger.contract import (
 from coordinator.ledger.leases import Leases
 from coordinator.ledger.machine import Machine
 from coordinator.ledger.names import Names, new_request, new_secret, nonce_of
+from coordinator.ledger.pages import Pages
 from coordinator.ledger.state import PrecommitRecord
 from coordinator.settings import LedgerSettings
 from participants.bounds import seconds
@@ -100,6 +102,7 @@ class LocalLedger(abc.ABC):
         self._clock = clock
         self._wall = wall
         self._leases = Leases()
+        self._pages = Pages()
         self._time_told_at = clock()
         self._names = Names(machine.state.ledger_id, machine.state.secret)
 
@@ -323,7 +326,15 @@ class LocalLedger(abc.ABC):
         await self._up_to_date()
         return {txid: self.machine.record(txid) for txid in txids}
 
-    async def unfinished(self) -> Sequence[DecisionRecord]:
+    async def unfinished(
+        self, *, after: TxId | None = None, limit: int = UNFINISHED_MAX
+    ) -> Sequence[DecisionRecord]:
+        bounds.check_page(limit, after)
+        await self._up_to_date()
+        return self._pages.page(self.machine.state.unfinished, after, limit)
+
+    async def old_unfinished(self) -> Sequence[DecisionRecord]:
+        """For a process of version 0.1.0, which asks for all at once."""
         await self._up_to_date()
         return self.machine.unfinished()
 
@@ -351,10 +362,12 @@ class LocalLedger(abc.ABC):
         await self._run(RecordAct(act.clipped(), ACTS_MAX))
 
     async def acts(self, *, limit: int) -> Sequence[Act]:
+        bounds.check_limit(limit)
         await self._up_to_date()
         return self.machine.acts(limit)
 
     async def transaction(self, txid: TxId) -> TransactionInfo | None:
+        bounds.check_asked(txid)
         await self._up_to_date()
         record = await self._record_of(txid)
         if record is None and self.machine.record(txid) is Record.NOT_RECORDED:
@@ -363,6 +376,8 @@ class LocalLedger(abc.ABC):
         return self._told(txid, record)
 
     async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
+        bounds.check_limit(limit)
+        bounds.check_asked(before)
         await self._up_to_date()
         marker = None
         if before is not None:

@@ -42,6 +42,11 @@ def nonce_of(request: str) -> str:
     return hashlib.sha256(f"nonce\0{request}".encode()).hexdigest()[:16]
 
 
+def _equal(expected: str, given: str) -> bool:
+    """As ``hmac.compare_digest``, which raises for text that is not ASCII; ``given`` may be any."""
+    return hmac.compare_digest(expected.encode(), given.encode(errors="surrogatepass"))
+
+
 class Names:
     """Those of one ledger. An empty ``secret`` is that of a ledger which gives no tags yet."""
 
@@ -69,14 +74,14 @@ class Names:
         """Whether its tag is right."""
         expected = self.key(gid.txid.session, gid.txid.nonce).tag(gid.head)
         ours = gid.ledger == self.ledger_id
-        return ours and bool(expected) and hmac.compare_digest(expected, gid.tag)
+        return ours and bool(expected) and _equal(expected, gid.tag)
 
     def proved(self, claim: Claim, nonce: str) -> TxId | None:
         """The transaction that a database session works in, if it says so itself and can know it. ``nonce``
         is that of the session that it names."""
         txid = TxId(claim.session, nonce, claim.seq)
         expected = self.key(claim.session, nonce).backend(txid, claim.pid)
-        return txid if expected and hmac.compare_digest(expected, claim.proof) else None
+        return txid if expected and _equal(expected, claim.proof) else None
 
     def check(
         self, txid: TxId, protocol: str, decision: Decision, branches: Sequence[BranchRecord], *, tagged: bool

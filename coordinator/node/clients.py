@@ -106,17 +106,24 @@ class FromClient:
         if self._connection.version < VERSIONS.highest:
             self._check_versions(requests)
         for request in requests:
-            call = request.call
-            if isinstance(call, calls.DecideCall) and self._ledger.leads:
-                self._decide(request.number, call)
-            elif isinstance(call, AcceptorCall):
-                self._acceptors.ask(call.request, partial(self._answer, request.number))
-            elif isinstance(call, StatusCall):
-                self._answer(request.number, self._operator.status())
-            else:
-                task = self._loop.create_task(self._perform(request.number, call))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+            try:
+                self._begin(request)
+            except Exception as error:  # a bug of ours, met before anything was begun for this one
+                log.exception("ledger call %s failed", type(request.call).__name__)
+                self._answer(request.number, _unexpected(error))
+
+    def _begin(self, request: messages.Request) -> None:
+        call = request.call
+        if isinstance(call, calls.DecideCall) and self._ledger.leads:
+            self._decide(request.number, call)
+        elif isinstance(call, AcceptorCall):
+            self._acceptors.ask(call.request, partial(self._answer, request.number))
+        elif isinstance(call, StatusCall):
+            self._answer(request.number, self._operator.status())
+        else:
+            task = self._loop.create_task(self._perform(request.number, call))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def _decide(self, number: int, call: calls.DecideCall) -> None:
         try:
@@ -160,7 +167,7 @@ class FromClient:
             result = error
         except Exception as error:  # a bug of ours; the caller must hear something, and the node lives on
             log.exception("ledger call %s failed", type(call).__name__)
-            result = LedgerUnavailable(f"the node failed: {type(error).__name__}: {error}")
+            result = _unexpected(error)
         self._answer(number, result)
 
     async def _operated(self, call: OperatorCall) -> object:
@@ -204,3 +211,9 @@ class FromClient:
                 why = LedgerUnavailable(f"an answer of {len(one)} bytes does not fit into a frame")
                 one = messages.encode([calls.failed(answer.number, why)])
             self._connection.send(one)
+
+
+def _unexpected(error: Exception) -> LedgerUnavailable:
+    """The answer to a call that an exception of no known kind ended. The connection's other callers hear
+    theirs."""
+    return LedgerUnavailable(f"the node failed: {type(error).__name__}: {error}")

@@ -31,6 +31,7 @@ from coordinator.node.replicated import Member
 from coordinator.node.storage.contract import Snapshot
 from coordinator.quorum.majority import majority_size
 from coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused, Transition
+from coordinator.wire import Address
 
 LOOK_S = 0.02
 """Between two looks at whether a node answers, or another one leads."""
@@ -159,6 +160,7 @@ class Operator:
                     f"number {node} is or was another node's, and a number is never used again: the next is"
                     f" {replicated.highest + 1}"
                 )
+            _check_address(wish.address)
             return _change(ChangeKind.ADD_LEARNER, node, wish.address, wish.disk)
         if wish.kind == "remove":
             return Change(ChangeKind.REMOVE, node) if member else None
@@ -255,6 +257,14 @@ class Operator:
             if loop.time() >= end:
                 return False
             await asyncio.sleep(LOOK_S)
+
+
+def _check_address(text: str) -> None:
+    """Once it is in the log, every member dials it. Raises ``ClusterRefused``."""
+    try:
+        Address.parse(text)
+    except ValueError as error:
+        raise ClusterRefused(f"no node can be reached there: {error}") from None
 
 
 def _change(kind: ChangeKind, node: int, address: str, disk: str) -> Change:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from coordinator.errors import LedgerError, OutcomeUnknown
 from coordinator.ledger.cluster import operate
-from coordinator.ledger.cluster.messages import HeldCall
+from coordinator.ledger.cluster.messages import SESSIONS_MAX, HeldCall
 from coordinator.ledger.contract import Record, SessionState
 from coordinator.ledger.state import SessionBook
 from coordinator.node.ledger import NodeLedger
@@ -77,8 +77,11 @@ class Settling:
         """All of it, as far as that node answers."""
         told: list[TxId] = []
         try:
-            while more := await self._told(node, HeldCall(sessions, told[-1] if told else None)):
-                told += more
+            for first in range(0, len(sessions), SESSIONS_MAX):
+                some, after = sessions[first : first + SESSIONS_MAX], None
+                while more := await self._told(node, HeldCall(some, after)):
+                    told += more
+                    after = more[-1]
         except LedgerError as error:
             log.info("what node %d holds is not known: %s", node, error)
         return told

@@ -12,16 +12,17 @@ import msgspec
 
 from coordinator.paxos.synod import Accepted, Ballot
 from coordinator.quorum import Joint
-from participants.ids import TxId
+from participants.ids import BRANCH_NUMBER_MAX, TxId
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+EVIDENCE_BYTES_MAX = 10_000
 
 
 class Branch(msgspec.Struct, frozen=True, array_like=True):
     """One branch of a transaction: one instance of Paxos decides its vote."""
 
     number: Positive
-    participant: str
+    participant: Annotated[str, msgspec.Meta(max_length=1_000)]
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True):
@@ -29,13 +30,17 @@ class Value(msgspec.Struct, frozen=True, array_like=True):
     caller's, and comes back to whoever learns the outcome."""
 
     prepared: bool
-    evidence: bytes = b""
+    evidence: Annotated[bytes, msgspec.Meta(max_length=EVIDENCE_BYTES_MAX)] = b""
 
     def __str__(self) -> str:
         return "prepared" if self.prepared else "aborted"
 
 
 ABORTED = Value(False)
+
+_Branches = Annotated[tuple[Branch, ...], msgspec.Meta(max_length=BRANCH_NUMBER_MAX)]
+_Values = Annotated[tuple[Value | None, ...], msgspec.Meta(max_length=BRANCH_NUMBER_MAX)]
+"""Bounded before any is decoded."""
 
 REST = -1
 """The position of every instance whose branch is not in the list."""
@@ -90,8 +95,8 @@ class Phase2a(Message, frozen=True, array_like=True, tag=3):
 
     acceptors: Joint
     ballot: Ballot
-    branches: tuple[Branch, ...] = ()
-    values: tuple[Value | None, ...] = ()
+    branches: _Branches = ()
+    values: _Values = ()
 
 
 class Phase2b(Message, frozen=True, array_like=True, tag=4):

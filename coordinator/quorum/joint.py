@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
 from coordinator.quorum.majority import VoteResult, committed_index, vote_result
 
+VOTERS_MAX = 1_000
+_Voters = Annotated[frozenset[int], msgspec.Meta(max_length=VOTERS_MAX)]
+"""Bounded before it is decoded."""
+
 
 class Joint(msgspec.Struct, frozen=True, array_like=True):
     """The voters that are coming in and, during a change, those that are going out (else empty)."""
 
-    incoming: frozenset[int] = frozenset()
-    outgoing: frozenset[int] = frozenset()
+    incoming: _Voters = frozenset()
+    outgoing: _Voters = frozenset()
 
     @property
     def voters(self) -> frozenset[int]:

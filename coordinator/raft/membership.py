@@ -13,6 +13,7 @@ import msgspec
 
 from coordinator.raft.errors import ConfigRefused
 from coordinator.raft.messages import (
+    NATURAL_MAX,
     Change,
     ChangeKind,
     ConfigChange,
@@ -32,6 +33,8 @@ def _apply(configuration: Configuration, changes: Iterable[Change]) -> Configura
     learners, learners_next = set(configuration.learners), set(configuration.learners_next)
     for change in changes:
         node = change.node
+        if not 0 <= node <= NATURAL_MAX:  # nobody who follows the log could read it
+            raise ConfigRefused(f"no node can have the number {node}")
         if node == 0 or change.kind is ChangeKind.UPDATE:
             continue
         incoming.discard(node)

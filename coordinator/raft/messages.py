@@ -15,7 +15,8 @@ import msgspec
 
 from coordinator.quorum import Joint
 
-Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+NATURAL_MAX = 2**63 - 1
+Natural = Annotated[int, msgspec.Meta(ge=0, le=NATURAL_MAX)]
 Checksum = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 
 

@@ -11,7 +11,7 @@ from coordinator.errors import LedgerUnavailable
 from coordinator.ledger.contract import Decision, Verdict
 from participants.contract import Fate, Order, Settled
 from participants.errors import ParticipantRefused, ParticipantUnavailable
-from participants.ids import Gid
+from participants.ids import Gid, TxId
 from participants.scripted import ScriptedParticipant
 from recovery.report import Counters
 from recovery.settings import RecoverySettings
@@ -86,14 +86,14 @@ async def test_a_coordinator_in_its_second_phase_is_not_disturbed(world: World) 
     world.orders.timeline = "00000002"
     reading, reads = world.ledger.unfinished, 0
 
-    async def finished_before_the_second_look() -> Any:
+    async def finished_before_the_second_look(*, after: TxId | None) -> Any:
         nonlocal reads
-        reads += 1
-        if reads == len(world.registry) + 1:
+        reads += after is None
+        if after is None and reads == len(world.registry) + 1:
             await world.ledger.finish([gids[0].txid])
-        return await reading()
+        return await reading(after=after)
 
-    world.ledger.unfinished = finished_before_the_second_look  # type: ignore[method-assign]
+    world.ledger.unfinished = finished_before_the_second_look  # type: ignore[assignment, method-assign]
     report = await world.recover()
     assert reads == 2 * len(world.registry)
     assert told(report, gids[0]) == ("look_again", "look_again")

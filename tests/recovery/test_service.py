@@ -144,7 +144,7 @@ async def test_a_ledger_without_quorum_is_tried_again(world: World) -> None:
     gids = await world.left(Decision.COMMIT)
     reading = world.ledger.unfinished
 
-    async def down() -> list[object]:
+    async def down(**_: object) -> list[object]:
         raise LedgerUnavailable("no quorum")
 
     world.ledger.unfinished = down  # type: ignore[method-assign, assignment]

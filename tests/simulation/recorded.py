@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from coordinator.ledger.contract import (
+    UNFINISHED_MAX,
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -64,8 +65,10 @@ class RecordedLedger(Recorder):
                 self.judge.decided(str(txid), str(record))
         return records
 
-    async def unfinished(self) -> Sequence[DecisionRecord]:
-        found = await self.ledger.unfinished()
+    async def unfinished(
+        self, *, after: TxId | None = None, limit: int = UNFINISHED_MAX
+    ) -> Sequence[DecisionRecord]:
+        found = await self.ledger.unfinished(after=after, limit=limit)
         for record in found:
             self.judge.decided(str(record.txid), str(record.decision))
         return found

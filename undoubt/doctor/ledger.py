@@ -10,6 +10,7 @@ from pathlib import Path
 
 from coordinator.errors import LedgerError, LedgerLocked, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger.contract import DecisionRecord, Ledger, LedgerInfo
+from coordinator.ledger.pages import every_unfinished
 from coordinator.ledger.sqlite.lock import holder
 from coordinator.settings import LedgerSettings
 from participants.findings import Finding, Severity
@@ -64,7 +65,7 @@ async def look_at_ledger(ledger: Ledger, settings: Settings, older_than_s: float
         _identity(info),
         *_place(settings.ledger, ledger),
         *await _rights(settings.ledger),
-        *_unfinished(await ledger.unfinished(), settings, older_than_s),
+        *_unfinished([record async for record in every_unfinished(ledger)], settings, older_than_s),
         _heuristics(info.heuristics_open),
     ]
 

@@ -7,7 +7,7 @@ together, and so do the answers. The node speaks first, with its :class:`Standin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -18,6 +18,13 @@ from coordinator.ledger.contract import Act
 from participants.ids import TxId
 
 REQUESTS_PER_FRAME_MAX = 1_000
+NODE_NUMBER_MAX = 65_535
+CHANGES_MAX = 1_000
+SESSIONS_MAX = 100_000
+"""In one :class:`HeldCall`."""
+
+_Node = Annotated[int, msgspec.Meta(ge=1, le=NODE_NUMBER_MAX)]
+_Short = Annotated[str, msgspec.Meta(max_length=1_000)]
 
 
 class StatusCall(msgspec.Struct, frozen=True, array_like=True, tag="status"):
@@ -80,17 +87,17 @@ class MemberChange(msgspec.Struct, frozen=True, array_like=True):
     speaks, are of one that is added."""
 
     kind: Literal["add", "promote", "remove"]
-    node: int
-    address: str = ""
-    disk: str = ""
-    version: int = FIRST_VERSION
+    node: _Node
+    address: _Short = ""
+    disk: _Short = ""
+    version: Annotated[int, msgspec.Meta(ge=1, le=255)] = FIRST_VERSION
 
 
 class ChangeMembersCall(msgspec.Struct, frozen=True, array_like=True, tag="members"):
     """For the leader; may be repeated. All changes become one. Answered with :class:`NodeStatus` once the new
     configuration is in force alone, and refused with ``ClusterNotReady`` while who is promoted is behind."""
 
-    changes: tuple[MemberChange, ...]
+    changes: Annotated[tuple[MemberChange, ...], msgspec.Meta(max_length=CHANGES_MAX)]
     act: Act | None = None
     """Whose doing it is, for the record; the node adds the certificate."""
 
@@ -132,7 +139,7 @@ class HeldCall(msgspec.Struct, frozen=True, array_like=True, tag="held"):
     not hold, as far as it is applied here. Answered with transaction ids in ascending order, the first of
     them if there are many: ask again for those ``after`` the last, until there is none."""
 
-    sessions: tuple[int, ...]
+    sessions: Annotated[tuple[int, ...], msgspec.Meta(max_length=SESSIONS_MAX)]
     after: TxId | None = None
 
 

@@ -25,6 +25,7 @@ from coordinator.ledger.commands import (
 from coordinator.ledger.contract import (
     ACTS_MAX,
     CAUSE_CHARACTERS_MAX,
+    UNFINISHED_MAX,
     Acceptors,
     Act,
     BranchRecord,
@@ -246,8 +247,13 @@ class PostgresLedger:
         ((cause,),) = await self._ask("doomed", **_key(txid))
         return None if cause is None else str(cause)
 
-    async def unfinished(self) -> Sequence[DecisionRecord]:
-        return [rows.decision_record(*row) for row in await self._ask("unfinished") if row[0] is not None]
+    async def unfinished(
+        self, *, after: TxId | None = None, limit: int = UNFINISHED_MAX
+    ) -> Sequence[DecisionRecord]:
+        bounds.check_page(limit, after)
+        session, seq = (0, 0) if after is None else (after.session, after.seq)
+        found = await self._ask("unfinished", session=session, seq=seq, limit=limit)
+        return [rows.decision_record(*row) for row in found if row[0] is not None]
 
     async def finish(self, txids: Iterable[TxId]) -> None:
         asked = list(txids)
@@ -288,6 +294,7 @@ class PostgresLedger:
         await self._ask("record_act", **told, keep=ACTS_MAX)
 
     async def acts(self, *, limit: int) -> Sequence[Act]:
+        bounds.check_limit(limit)
         return [
             Act(*row) for row in await self._ask("acts", limit=min(limit, ACTS_MAX)) if row[0] is not None
         ]
@@ -301,6 +308,7 @@ class PostgresLedger:
         return None if undecided[0] is None else rows.undecided_info(txid, *undecided)
 
     async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
+        bounds.check_limit(limit)
         marker = None if before is None else await self.transaction(before)
         if marker is None:
             return await self._transactions(limit=limit)

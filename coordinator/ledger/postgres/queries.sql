@@ -232,9 +232,16 @@ select h.same, g.session, g.nonce, g.seq, s.state, s.floor, s.tagged, d.decision
 with here as materialized ({here})
 select h.same, d.session, d.nonce, d.seq, d.protocol, d.decision, d.branches, d.decided_at, d.coordinator, d.cause
   from here h
-  left join (undoubt_ledger.unfinished u join undoubt_ledger.decision d
-       on d.session operator(pg_catalog.=) u.session and d.seq operator(pg_catalog.=) u.seq) on true
- order by d.decided_at, d.session, d.seq
+  left join (
+       (select u.session, u.seq
+          from undoubt_ledger.unfinished u
+         where (u.session, u.seq) operator(pg_catalog.>)
+               (%(session)s::pg_catalog.int8, %(seq)s::pg_catalog.int8)
+         order by u.session, u.seq
+         limit %(limit)s::pg_catalog.int8) page
+       join undoubt_ledger.decision d
+       on d.session operator(pg_catalog.=) page.session and d.seq operator(pg_catalog.=) page.seq) on true
+ order by d.session, d.seq
 
 -- name: finish
 with here as materialized ({here}),

@@ -217,6 +217,7 @@ async def test_a_changed_name_is_an_impostor(ledger: Signing) -> None:
     changed = [
         replace(gid, tag=""),
         replace(gid, tag=gid.tag[::-1]),
+        replace(gid, tag="é" * 20),
         replace(gid, protocol=Protocol.PAXOS),
         replace(gid, protocol=Protocol.THREE_PHASE),
         replace(gid, txid=session.txid(2)),

@@ -75,9 +75,10 @@ class Processes:
         return await process.wait()
 
     async def kill(self) -> None:
-        """All that run, also those that were stopped."""
+        """All that run, also those that were stopped, or have ended by themselves."""
         for number in list(self.running):
-            self.signal(number, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                self.signal(number, signal.SIGCONT)
             await self.end(number, signal.SIGKILL)
 
     def signal(self, number: int, how: signal.Signals) -> None:

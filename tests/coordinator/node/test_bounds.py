@@ -9,17 +9,25 @@ from typing import Any
 import msgspec
 import pytest
 
-from coordinator.errors import ClusterRefused
+from coordinator.errors import ClusterRefused, LedgerUnavailable
 from coordinator.ledger import calls
 from coordinator.ledger.cluster import messages
-from coordinator.ledger.contract import BranchRecord, Decision
+from coordinator.ledger.cluster.messages import AcceptorCall, MemberChange
+from coordinator.ledger.contract import BranchRecord, Decision, LedgerInfo
 from coordinator.node.clients import REQUESTS_PER_CONNECTION_MAX, FromClient
 from coordinator.node.operator import IMAGES_MAX
+from coordinator.paxos import FIRST, Ask, Branch, Phase2a, Value
+from coordinator.quorum import Joint
+from coordinator.quorum.joint import VOTERS_MAX
+from coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused
 from coordinator.wire import RemoteProtocolError
+from participants.errors import UsageError
 from participants.ids import TxId
 from tests.coordinator.ledger.signing import Signing
-from tests.coordinator.node.cluster import running
+from tests.coordinator.node.cluster import client, running
 
+NOBODY = Joint()
+BRANCHES = (BranchRecord(1, "orders"),)
 NONCE = "99b2" * 4
 
 
@@ -54,12 +62,77 @@ def test_a_frame_of_too_many_requests_is_not_decoded(monkeypatch: pytest.MonkeyP
         calls.FinishCall((TxId(1, NONCE, 1),) * (calls.IDS_MAX + 1)),
         calls.OutcomesCall((TxId(1, NONCE, 1),) * (calls.IDS_MAX + 1), "2"),
         calls.DecideCall(TxId(1, NONCE, 1), Decision.ABORT, (BranchRecord(1, "a"),) * 10_000, "2"),
+        AcceptorCall(Phase2a(TxId(1, NONCE, 1), NOBODY, FIRST, (Branch(1, "a"),) * 10_000)),
+        AcceptorCall(Phase2a(TxId(1, NONCE, 1), NOBODY, FIRST, (), (None,) * 10_000)),
+        AcceptorCall(Phase2a(TxId(1, NONCE, 1), NOBODY, FIRST, (), (Value(True, b"e" * 10_001),))),
+        AcceptorCall(Ask(TxId(1, NONCE, 1), Joint(frozenset(range(VOTERS_MAX + 1))))),
+        messages.HeldCall((1,) * (messages.SESSIONS_MAX + 1)),
+        messages.ChangeMembersCall((MemberChange("remove", 1),) * (messages.CHANGES_MAX + 1)),
     ],
     ids=lambda call: type(call).__name__,
 )
 def test_a_list_in_a_call_is_bounded(call: Any) -> None:
     with pytest.raises(msgspec.ValidationError, match="of length <="):
         messages.decode_call(msgspec.Raw(calls.encode(call)))
+
+
+@pytest.mark.parametrize("number", [-1, 0, messages.NODE_NUMBER_MAX + 1, 2**63, 2**64 - 1])
+async def test_a_member_has_a_number_that_every_node_can_read(tmp_path: Path, number: int) -> None:
+    """Broken if an operator's number gets into the log and ends every node that follows it, for good."""
+    with pytest.raises(msgspec.ValidationError, match="Expected `int`"):
+        change = messages.ChangeMembersCall((MemberChange("add", number, "127.0.0.1:1", "disk"),))
+        messages.decode_call(msgspec.Raw(calls.encode(change)))
+    if number > 2**63 - 1:
+        async with running(tmp_path, 1) as cluster:
+            leader = await cluster.leader()
+            with pytest.raises(ConfigRefused, match="no node can have the number"):
+                leader.replica.raft.propose_config(ConfigChange((Change(ChangeKind.ADD_LEARNER, number),)))
+            assert not leader.failed.done()
+
+
+@pytest.mark.parametrize("address", ["", "nowhere", "host:99999", "host:1\n", "::1:7400"])
+async def test_a_member_is_where_it_can_be_dialed(tmp_path: Path, address: str) -> None:
+    """Broken if every member goes on with an address that none of them can read."""
+    async with running(tmp_path, 1) as cluster:
+        leader = await cluster.leader()
+        add = messages.ChangeMembersCall((MemberChange("add", 2, address, "disk", 3),))
+        with pytest.raises(ClusterRefused, match="no node can be reached there"):
+            await leader.operator.perform(add, leader.operator.backups.begin())
+        assert leader.replica.replicated.highest == 1
+
+
+async def test_what_no_file_holds_is_asked_of_none(tmp_path: Path) -> None:
+    """Broken if a number of an operator's question ends its request as a bug of the node's."""
+    async with running(tmp_path, 1) as cluster:
+        ledger = (await cluster.leader()).ledger
+        for wrong in (0, -1, 2**63):
+            with pytest.raises(UsageError):
+                await ledger.transaction(TxId(1, NONCE, wrong))
+            with pytest.raises(UsageError):
+                await ledger.transactions(limit=1, before=TxId(1, NONCE, wrong))
+        for limit in (-1, 2**63):
+            with pytest.raises(UsageError):
+                await ledger.transactions(limit=limit)
+            with pytest.raises(UsageError):
+                await ledger.acts(limit=limit)
+
+
+async def test_an_exception_that_nobody_expected_is_answered_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if a bug that one request meets cuts the connection of all callers of a process."""
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with running(tmp_path, 1) as cluster, client(cluster) as ledger:
+        session = await ledger.open_session("test", 60.0)
+        monkeypatch.setattr((await cluster.leader()).ledger, "decide_command", failing)
+        asked = [ledger.decide(session.txid(1), Decision.ABORT, BRANCHES), ledger.info()]
+        failed, info = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(failed, LedgerUnavailable)
+        assert "RuntimeError: a bug" in str(failed)
+        assert isinstance(info, LedgerInfo)
 
 
 async def test_images_of_backups_are_few_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.contract import BranchRecord, Decision, Session
+from coordinator.ledger.pages import every_unfinished
 from coordinator.node.storage import segment
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.processes import Processes, processes, why_no_mounts
@@ -66,7 +67,7 @@ class Load:
         await asyncio.gather(*self._workers)
         for seq, decision in self.answered.items():
             assert decision is (ABORT if seq % 5 == 0 else COMMIT), seq
-        kept = {record.txid.seq: record.decision for record in await self.ledger.unfinished()}
+        kept = {each.txid.seq: each.decision async for each in every_unfinished(self.ledger.ledger)}
         assert kept == self.answered
 
 

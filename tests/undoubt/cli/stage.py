@@ -29,6 +29,7 @@ from coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
+from coordinator.ledger.pages import behind
 from participants.contract import Evidence, PreparedBranch
 from participants.ids import Foreign, Gid, Protocol, TxId
 from participants.registry import Registry
@@ -101,14 +102,15 @@ class StageLedger:
             newest = [txid for txid in newest if txid < before]
         return [found for txid in newest[:limit] if (found := await self.transaction(txid))]
 
-    async def unfinished(self) -> Sequence[DecisionRecord]:
-        return [
+    async def unfinished(self, *, after: TxId | None = None, limit: int = 1) -> Sequence[DecisionRecord]:
+        kept = [
             DecisionRecord(
                 info.txid, info.protocol, Decision(str(info.record)), info.branches, 0.0, info.coordinator
             )
             for info in self.decisions.values()
             if not info.finished
         ]
+        return behind(kept, after)
 
     async def finish(self, txids: Iterable[TxId]) -> None:
         for txid in txids:
