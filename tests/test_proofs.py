@@ -161,6 +161,16 @@ async def test_no_block_lies() -> None:
     assert told["control"] >= 2
 
 
+async def test_no_poison_stops_a_node() -> None:
+    """Broken if a value out of bounds, in any field of any call, ends a node or one of its tasks, or disturbs
+    the calls beside it. All of them: ``make prove PROOF=poison``."""
+    told = await prove("poison", "--only", "Decide", "Members", "Acceptor", "OpenSession")
+    assert told["applied_or_refused_by_node"] >= 2000
+    assert (told["nodes_stopped"], told["tasks_dead"], told["others_disturbed"]) == (0, 0, 0)
+    assert told["failures"] == []
+    assert told["control"] >= 1
+
+
 async def test_one_fault_on_the_wire_to_the_databases() -> None:
     """Broken if a message or an answer that is lost, late or cut in half, anywhere in a transaction, makes
     undoubt tell what is not so, leave something prepared, or use a lost connection again. All messages:

@@ -18,6 +18,7 @@ PROOFS = {
     "live-recovery": "tests.prove.live_recovery",
     "operators": "tests.prove.operators",
     "partition": "tests.prove.partition",
+    "poison": "tests.prove.poison",
     "sqlalchemy": "tests.prove.sqlalchemy_twophase",
     "wire": "tests.prove.wire",
     "without-ledger": "tests.prove.without_ledger",

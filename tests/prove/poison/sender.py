@@ -1,0 +1,118 @@
+"""A client that sends what no client of undoubt's would: bytes as they are, over a connection that is
+sound."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from coordinator.ledger import calls
+from coordinator.ledger.cluster.messages import Elsewhere, Request, Standing, decode_answers
+from coordinator.wire import VERSIONS, Address, Connection, Identity, Role, WireSettings, connect
+from coordinator.wire.frames import header
+from coordinator.wire.handshake import HANDSHAKE_VERSION, hello
+from participants.ids import TxId
+from tests.prove.poison.frames import beside
+
+WINDOW = 64
+ANSWER_S = 30.0
+BESIDE = 10_000_000
+"""Added to a poisoned request's number, it is the number of the sound one in the same frame."""
+
+_me = Identity(Role.CLIENT, name="poison")
+
+
+@dataclass(slots=True)
+class Answers:
+    """To one window of frames. ``lost``: the node ended the connection."""
+
+    by_number: dict[int, calls.Reply | calls.Failed | Elsewhere] = field(default_factory=dict)
+    lost: str = ""
+
+
+class Sender:
+    """One connection to one node, made by :meth:`to`."""
+
+    def __init__(self) -> None:
+        self._answers = Answers()
+        self._wanted = 0
+        self._done = asyncio.Event()
+        self.standing = asyncio.get_running_loop().create_future()
+        self._connection: Connection | None = None
+
+    @classmethod
+    async def to(cls, address: str) -> Sender:
+        """Raises ``OSError``."""
+        sender = cls()
+        await connect(Address.parse(address), _me, sender._accept, WireSettings(), timeout_s=ANSWER_S)
+        async with asyncio.timeout(ANSWER_S):
+            await sender.standing
+        return sender
+
+    def _accept(self, connection: Connection) -> Sender:
+        self._connection = connection
+        return self
+
+    def received(self, payload: bytes) -> None:
+        for answer in decode_answers(payload):
+            if isinstance(answer, Standing):
+                if not self.standing.done():
+                    self.standing.set_result(answer)
+            else:
+                self._answers.by_number[answer.number] = answer
+        if len(self._answers.by_number) >= self._wanted:
+            self._done.set()
+
+    def lost(self, why: str) -> None:
+        self._answers.lost = why
+        if not self.standing.done():
+            self.standing.set_exception(ConnectionError(why))
+            self.standing.exception()
+        self._done.set()
+
+    async def send(self, poisoned: Sequence[tuple[int, bytes]], known: TxId) -> Answers:
+        """Each in a frame with a question about ``known``. Returns once all is answered, or the connection
+        or :data:`ANSWER_S` is over."""
+        self._answers.by_number = {}
+        self._wanted = 2 * len(poisoned)
+        if not self._answers.lost:
+            self._done.clear()
+        for number, raw in poisoned:
+            if self._connection is not None:
+                honest = Request(number + BESIDE, calls.RecordsCall((known,)))
+                self._connection.send(beside(number, raw, honest))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                await self._done.wait()
+        return self._answers
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.abort()
+
+
+async def throw(address: str, data: bytes) -> bool:
+    """Send ``data`` behind a sound handshake; whether the node ends the connection, or answers."""
+    where = Address.parse(address)
+    reader, writer = await asyncio.open_connection(where.host, where.port)
+    greeting = hello(_me, VERSIONS, 0)
+    writer.write(header(greeting, HANDSHAKE_VERSION) + greeting)
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            await reader.read(1)
+            writer.write(data)
+            with contextlib.suppress(OSError):
+                await writer.drain()
+                writer.write_eof()
+                await reader.read()
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+    return True
