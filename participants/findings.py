@@ -24,7 +24,8 @@ class Finding(msgspec.Struct, frozen=True):
 
     ``participant`` is None where it is about none of them; ``check`` names what was looked at, the same word
     whatever was found. ``what`` is the state, ``why`` what follows from it and what to do, empty where all
-    is well; ``fix`` is the line to copy, None where there is no one line.
+    is well; ``fix`` is the line to copy, None where there is no one line. ``unproved``: it trusts a role for
+    which only names speak that anybody may take; who can have the ledger verify them keeps it, or not.
     """
 
     participant: str | None
@@ -33,3 +34,4 @@ class Finding(msgspec.Struct, frozen=True):
     what: str
     why: str = ""
     fix: str | None = None
+    unproved: bool = False

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from msgspec.structs import replace
+
 from participants.believed import PARTICIPANT, Fault, mends
 from participants.errors import ParticipantError, ParticipantUnavailable
 from participants.findings import Finding, Severity
@@ -296,12 +298,13 @@ class Checkup:
                 seen.append(f"prepared {role['prepared']} of the branches that are in doubt")
             if role["sessions"]:
                 seen.append(f"has {role['sessions']} sessions that may prepare some")
-            yield self._found(
+            finding = self._found(
                 "roles",
                 Severity.PROBLEM,
                 f"{login} does not finish the branches of role {role['role']}, which {' and '.join(seen)}",
                 *self._way_out(role, row, intro),
             )
+            yield replace(finding, unproved=not role["owned"])
         if len(finished) == len(roles):
             others = ", ".join(role["role"] for role in finished)
             finishes = f" and those of {others}" if others else ""

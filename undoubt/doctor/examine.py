@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+
+from msgspec.structs import replace
 
 from coordinator.errors import LedgerError
 from participants.findings import Finding
 from participants.ids import new_ledger_id
 from participants.registry import Registry
-from recovery.operator.survey import survey
+from recovery.operator.survey import Found, survey
 from undoubt import assemble
 from undoubt.config import Settings
 from undoubt.doctor.cluster import look_at_nodes
 from undoubt.doctor.configuration import look_at_configuration
 from undoubt.doctor.ledger import look_at_ledger, missing, not_opened
 from undoubt.doctor.orphans import look_at_prepared
+
+_NO_LINE = (
+    "No branch of that role has a name that the ledger gave, so no line is printed: if the role is one of"
+    " yours, put it into owners, and undoubt participants grants prints the rest"
+)
 
 
 async def examine(
@@ -45,9 +52,21 @@ async def examine(
             await stack.aclose()
             return [*findings, *not_opened(error), *await _without_ledger(settings, only)]
         for participant in chosen:
-            findings += checked[participant.name]
+            findings += vouched(checked[participant.name], seen.found)
             findings += await look_at_prepared(participant, seen, older_than_s)
         return findings
+
+
+def vouched(findings: Sequence[Finding], seen: Sequence[Found]) -> list[Finding]:
+    """Without the lines that would make the branches of a role ours for which no name speaks that the ledger
+    gave: whoever may connect prepares what he likes, and calls his sessions what he likes."""
+    lines = {(found.participant, found.fix) for found in seen}
+    return [
+        replace(finding, fix=None, why=f"{finding.why}. {_NO_LINE}")
+        if finding.unproved and (finding.participant, finding.fix) not in lines
+        else finding
+        for finding in findings
+    ]
 
 
 async def _without_ledger(settings: Settings, only: Collection[str] | None) -> list[Finding]:
@@ -57,7 +76,7 @@ async def _without_ledger(settings: Settings, only: Collection[str] | None) -> l
         checked = await _checks(_chosen(participants, only), settings.coordinator.protocol)
     finally:
         await participants.close()
-    return [finding for name in sorted(checked) for finding in checked[name]]
+    return [finding for name in sorted(checked) for finding in vouched(checked[name], [])]
 
 
 def _chosen(participants: Registry, only: Collection[str] | None) -> Registry:

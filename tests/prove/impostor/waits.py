@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from typing import Any
 
 import asyncpg
@@ -169,8 +170,11 @@ async def advised(scene: Scene) -> None:
     told = [f"{one.fix or ''} {one.why}" for one in await examine(scene.settings, older_than_s=0.0)]
     told += [worker.last_error or "" for worker in scene.recovering]
     for text in told:
-        if "mallory" in text and "grant" in text.lower():
+        if _TRUSTING.search(text):
             scene.breach(Kind.ADVISED, text)
+
+
+_TRUSTING = re.compile(r"GRANT\s+\"?mallory|owners = .*mallory")
 
 
 # Notes of commits, which a branch may write in any role.

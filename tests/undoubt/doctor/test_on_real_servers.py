@@ -191,6 +191,27 @@ async def test_a_forged_name_gets_no_line_that_would_make_it_ours(shop: Shop) ->
     await shop.admin["orders"].execute(f"rollback prepared '{forged}'")
 
 
+async def test_names_that_anybody_may_take_get_no_line_either(shop: Shop) -> None:
+    """Broken if such a line is printed for the role of a session that calls itself one of this ledger's, or
+    of what is prepared under a name that is made up."""
+    gid, other = await shop.left_behind()
+    await shop.admin["orders"].execute(f"commit prepared '{gid}'")
+    await shop.admin["payments"].execute(f"rollback prepared '{other}'")
+    forged = replace(gid, tag="0" * len(gid.tag))
+    dsn = shop.servers["orders"].dsn("shop", user="app")
+    await prepare(dsn, forged)
+    named = await asyncpg.connect(dsn, server_settings={"application_name": f"undoubt:{gid.ledger}"})
+    for where in ("doctor", "participants check"):
+        told = (await shop.run(*where.split(), "-o", "json")).json["findings"]
+        [roles] = [one for one in told if one["check"] == "roles" and one["severity"] != "ok"]
+        assert "role app, which prepared 1" in roles["what"]
+        assert "has 1 sessions" in roles["what"]
+        assert roles["fix"] is None
+        assert "no line is printed" in roles["why"]
+    await named.close()
+    await shop.admin["orders"].execute(f"rollback prepared '{forged}'")
+
+
 async def test_a_foreign_orphan_and_whom_it_blocks(shop: Shop) -> None:
     """Broken if the transaction that stops a whole shop is not named, with who waits and since when."""
     admin = shop.admin["orders"]
