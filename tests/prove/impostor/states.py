@@ -66,6 +66,7 @@ async def forged_note(scene: Scene) -> None:
 async def note_behind_a_rollback(scene: Scene) -> None:
     """The ledger is destroyed. One branch is rolled back; the forger's note makes its row say *committed*,
     and the other branch is committed: the transaction is split."""
+    await scene.stop_work()  # recovery without a ledger ends what is under way as well
     async with scene.no_recovery():
         held, names = await scene.dead(UNDECIDED["3pc"])
         waiting = [
@@ -79,6 +80,7 @@ async def note_behind_a_rollback(scene: Scene) -> None:
         await scene.mallory.close()
         await asyncio.gather(*waiting)
         await WithoutLedger(scene.registry, scene.ledger.ledger_id).run()
+    await scene.start_work()
     found = [await scene.applied(place, held.id) for place in NAMES]
     if len(set(found)) > 1:
         scene.breach(Kind.OUTCOME, f"{held.txid} is split: applied {dict(zip(NAMES, found, strict=True))}")
