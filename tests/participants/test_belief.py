@@ -324,6 +324,32 @@ async def test_behind_a_pooler(
     assert not await is_superuser(database)
 
 
+async def test_a_schema_made_anew_behind_a_pooler(
+    noted: Database,
+    landlord: Connection,
+    pooler: PgBouncer,
+) -> None:
+    """Broken if PREPARE asks for the history there, which is asked for with each branch, and runs what another
+    has put in the place of the schema that was looked at."""
+    participant = participant_at(pooler.dsn(noted.name))
+    gid = three()
+    assert await participant.states.enlist(gid, charter(gid), KEY.note(gid))
+    branches = [await participant.begin(each, timeout_s=30, key=KEY) for each in (gid, new_gid())]
+    for number, branch in enumerate(branches, 1):
+        await at(branch).execute(f"update account set balance = balance - 10 where id = {number}")
+    await noted.admin.execute("drop schema undoubt cascade")
+    await landlord.execute(PAYLOAD + KINDS_OF_TABLE["trigger"])
+    for branch in branches:
+        voted = await branch.prepare()
+        assert voted.vote is Vote.ABORT
+        assert "schema undoubt" in str(voted.reason)
+        await branch.release()
+    assert not await is_superuser(noted)
+    await one_phase(participant)
+    await participant.close()
+    assert not await is_superuser(noted)
+
+
 async def test_the_lists_name_all_that_migrate_makes(noted: Database) -> None:
     """Broken if a table or a function is added, and nobody looks whose it is."""
     tables = await noted.admin.fetch(
