@@ -329,8 +329,8 @@ async def test_a_schema_made_anew_behind_a_pooler(
     landlord: Connection,
     pooler: PgBouncer,
 ) -> None:
-    """Broken if PREPARE asks for the history there, which is asked for with each branch, and runs what another
-    has put in the place of the schema that was looked at."""
+    """Broken if PREPARE asks for the history there, which is asked for with each branch, and runs what
+    another has put in the place of the schema that was looked at."""
     participant = participant_at(pooler.dsn(noted.name))
     gid = three()
     assert await participant.states.enlist(gid, charter(gid), KEY.note(gid))
