@@ -21,6 +21,7 @@
         ├── LedgerLocked           another process owns it and does not answer
         ├── ClusterRefused         an operation on the cluster that cannot be, or would stop it
         │   └── ClusterNotReady    or would, but for nodes that are silent or behind
+        ├── NotPermitted           the certificate of this client has another role than the call needs
         ├── VersionHeldBack        the cluster has members of an older version, which do not know this yet
         ├── SessionLost            the lease is gone: nothing of it can commit any more
         ├── BranchListMismatch     a decision is recorded for other branches than those given
@@ -180,6 +181,10 @@ class ClusterRefused(LedgerError):
 class ClusterNotReady(ClusterRefused):
     """A node that has to take part is silent, or behind. Asking again helps once it runs and has caught
     up."""
+
+
+class NotPermitted(LedgerError):
+    """The certificate of this client does not have the role that the call needs. Nothing was done."""
 
 
 class VersionHeldBack(LedgerError):

@@ -34,6 +34,7 @@
     │   ├── LedgerUnusable             it cannot be opened until somebody acts
     │   │   ├── LedgerMisconfigured      its URL, or a TLS file that the settings name, is none
     │   │   └── LedgerMissing            there is none: ``undoubt ledger init``
+    │   ├── NotPermitted               the certificate of this client has another role than the call needs
     │   ├── SessionLost                the lease is gone: nothing of it can commit any more
     │   └── VersionHeldBack            the cluster has members of an older version, which do not know this yet
     ├── NotPrepared                  an operator's: no participant lists such a branch
@@ -65,6 +66,7 @@ from coordinator.errors import (
     LedgerMissing,
     LedgerUnavailable,
     LedgerUnusable,
+    NotPermitted,
     OutcomeUnknown,
     SelfDeadlock,
     SessionLost,
@@ -112,6 +114,7 @@ __all__ = [
     "LedgerUnusable",
     "NotAllSeen",
     "NotOurs",
+    "NotPermitted",
     "NotPrepared",
     "OutcomeUnknown",
     "ParticipantError",

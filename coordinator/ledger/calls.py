@@ -19,6 +19,7 @@ from coordinator.errors import (
     ClusterRefused,
     Impostor,
     LedgerUnavailable,
+    NotPermitted,
     OutcomeUnknown,
     SessionLost,
     VersionHeldBack,
@@ -395,7 +396,15 @@ def decode_result(call: Call, result: msgspec.Raw) -> Any:
     return _DECODERS[type(call)].decode(result)
 
 
-_RAISED = (ClusterRefused, ClusterNotReady, Impostor, VersionHeldBack, SessionLost, UsageError)
+_RAISED = (
+    ClusterRefused,
+    ClusterNotReady,
+    Impostor,
+    NotPermitted,
+    VersionHeldBack,
+    SessionLost,
+    UsageError,
+)
 
 
 def failed(number: int, error: UndoubtError) -> Failed:

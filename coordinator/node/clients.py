@@ -13,10 +13,10 @@ from functools import partial
 
 import msgspec
 
-from coordinator.errors import LedgerUnavailable
+from coordinator.errors import LedgerUnavailable, NotPermitted
 from coordinator.ledger import calls
 from coordinator.ledger.acting import acting
-from coordinator.ledger.cluster import messages
+from coordinator.ledger.cluster import messages, rights
 from coordinator.ledger.cluster.messages import (
     AcceptorCall,
     Answer,
@@ -33,7 +33,7 @@ from coordinator.node.acceptors import Acceptors
 from coordinator.node.errors import NodeStopped, NotLeading
 from coordinator.node.ledger import NodeLedger
 from coordinator.node.operator import Operator
-from coordinator.wire import VERSIONS, Connection, RemoteProtocolError
+from coordinator.wire import VERSIONS, Connection, RemoteProtocolError, Right
 from participants.errors import UndoubtError
 from participants.ids import new_nonce
 
@@ -75,6 +75,7 @@ class FromClient:
         operator: Operator,
     ) -> None:
         self._connection = connection
+        self._right = connection.right
         self._ledger = ledger
         self._acceptors = acceptors
         self._leader = leader
@@ -107,7 +108,11 @@ class FromClient:
             self._check_versions(requests)
         for request in requests:
             try:
+                if self._right is not Right.OPERATE:
+                    rights.check(request.call, self._right, self._connection.peer.name)
                 self._begin(request)
+            except NotPermitted as error:
+                self._answer(request.number, error)
             except Exception as error:  # a bug of ours, met before anything was begun for this one
                 log.exception("ledger call %s failed", type(request.call).__name__)
                 self._answer(request.number, _unexpected(error))

@@ -25,6 +25,7 @@ repeated.
 :mod:`.listener`     ``serve``: the side that is connected to, and how many it takes
 :mod:`.dialing`      ``connect``: the side that connects
 :mod:`.tls`          certificates: contexts from files, and whom they name
+:mod:`.rights`       what the holder of a client's certificate may do: pure
 :mod:`.secure`       TLS over a connection's bytes
 :mod:`.address`      host and port; what may be listened on without TLS
 :mod:`.settings`     the bounds
@@ -45,10 +46,13 @@ from coordinator.wire.errors import (
 )
 from coordinator.wire.handshake import VERSIONS, Identity, Role, Versions
 from coordinator.wire.listener import Listener, serve
+from coordinator.wire.rights import ROLES, SCHEME, Right, named_right
 from coordinator.wire.settings import WireSettings
 from coordinator.wire.tls import Certificate, Tls, TlsSettings, tls_of
 
 __all__ = [
+    "ROLES",
+    "SCHEME",
     "VERSIONS",
     "Accept",
     "Address",
@@ -61,6 +65,7 @@ __all__ = [
     "Receiver",
     "Refusal",
     "RemoteProtocolError",
+    "Right",
     "Role",
     "Tls",
     "TlsSettings",
@@ -68,6 +73,7 @@ __all__ = [
     "Versions",
     "WireSettings",
     "connect",
+    "named_right",
     "refuse_exposed",
     "serve",
     "tls_of",

@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from coordinator.wire.errors import LocalProtocolError, RemoteProtocolError
 from coordinator.wire.frames import HEADER, FrameReader, header
 from coordinator.wire.handshake import HANDSHAKE_BYTES_MAX, HANDSHAKE_VERSION, Identity, Versions
+from coordinator.wire.rights import Right
 from coordinator.wire.secure import Secured
 from coordinator.wire.settings import WireSettings
 from coordinator.wire.tls import check_names, names_in, reason_of
@@ -63,6 +64,8 @@ class Connection(asyncio.Protocol, abc.ABC):
         self.secured: Secured | None = None
         self.certificate = ""
         """The name in the certificate of a client, checked; empty without TLS."""
+        self.right = Right.OPERATE
+        """What a client's certificate lets it do; all of it without TLS."""
 
     # What asyncio calls.
 

@@ -14,8 +14,9 @@ from coordinator.wire.address import Address
 from coordinator.wire.connection import Accept, Connection, Receiver
 from coordinator.wire.errors import HandshakeRefused, Refusal
 from coordinator.wire.handshake import HANDSHAKE_VERSION, VERSIONS, Identity, Role, Versions
+from coordinator.wire.rights import right_of
 from coordinator.wire.settings import WireSettings
-from coordinator.wire.tls import tls_of
+from coordinator.wire.tls import names_in, tls_of
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,8 @@ class Accepted(Connection):
             peer, version = handshake.check_hello(payload, self.me, self._versions, self._listener.roles)
             name = self._check_certificate(peer, self.me.cluster_id)
             self.certificate = name
+            if self.secured is not None:
+                self.right = right_of(names_in(self.secured.shown), self.me.cluster_id)
             if name and peer.role is Role.CLIENT:
                 peer = msgspec.structs.replace(peer, name=f"{name} ({peer.name})" if peer.name else name)
             self._listener.check_room(peer)

@@ -1,7 +1,8 @@
 """TLS on both sides, from three files; who a certificate names.
 
 A certificate says who its holder is by URIs among its alternative names (RFC 5280 §4.2.1.6), as SPIFFE does:
-``undoubt://CLUSTER/node/2``, ``undoubt://CLUSTER/client/NAME``. Host names are not looked at: addresses of
+``undoubt://CLUSTER/node/2``, ``undoubt://CLUSTER/client/NAME``; what a client may do by another
+(:mod:`coordinator.wire.rights`). Host names are not looked at: addresses of
 nodes change, who they are does not. Both sides show a certificate, signed by a CA of the same file.
 """
 
@@ -19,11 +20,10 @@ import msgspec
 
 from coordinator.wire.errors import HandshakeRefused, Refusal, TlsUnusable
 from coordinator.wire.handshake import Identity, Role
+from coordinator.wire.rights import SCHEME
 from coordinator.wire.secure import Secured
 
 log = logging.getLogger(__name__)
-
-SCHEME = "undoubt://"
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

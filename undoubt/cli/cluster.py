@@ -17,6 +17,9 @@ from undoubt.cli.members import OPERATIONS
 if TYPE_CHECKING:
     from coordinator.ledger.cluster.survey import Survey
 
+CLIENT_ROLES = ("observe", "transact", "operate")
+"""``coordinator.wire.ROLES``, which only this command would load."""
+
 
 SOON_DAYS = 30
 """A certificate that ends before is told of."""
@@ -146,10 +149,15 @@ def _page(context: Context, found: Survey) -> None:
 @click.option("--node", "nodes", metavar="N[=HOST,…]", multiple=True, help="A certificate for this node.")
 @click.option("--client", "clients", metavar="NAME", multiple=True, help="A certificate for a client.")
 @click.option(
+    "--role", type=click.Choice(CLIENT_ROLES), help="What the clients may do; operate unless given."
+)
+@click.option(
     "--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="How long they last."
 )
 @click.option(
-    "--renew", is_flag=True, help="Instead: all certificates of the folder anew, keys and names kept."
+    "--renew",
+    is_flag=True,
+    help="Instead: certificates anew, keys and names kept; all, or these clients'.",
 )
 @common
 @pass_context
@@ -160,6 +168,7 @@ def certs(
     ticket: str,
     nodes: tuple[str, ...],
     clients: tuple[str, ...],
+    role: str | None,
     days: int,
     renew: bool,
 ) -> None:
@@ -169,15 +178,23 @@ def certs(
     exists is overwritten. Give each node and each client ca.crt and its own two files, for ledger.tls_ca,
     tls_cert and tls_key, and keep ca.key elsewhere. Hosts are optional: what counts is the node's number.
 
+    A client with the role observe asks; one with transact decides transactions too, which is what an
+    application needs; one with operate does all that an operator may. With --renew a role replaces the one
+    that the certificates of the named clients have.
+
     \b
     Example:
       undoubt cluster certs --id 4k2j9x0qpa-1f0c77de --node 1 --node 2 --node 3 --client shop
+      undoubt cluster certs --client shop --role transact
       undoubt cluster certs --renew
+      undoubt cluster certs --renew --client dashboard --role observe
     """
-    if renew == bool(nodes or clients):
-        raise click.UsageError("either --renew, or at least one --node or --client")
+    if (renew and nodes) or not (renew or nodes or clients):
+        raise click.UsageError("either --renew, alone or with --client, or at least one --node or --client")
+    if role and not clients:
+        raise click.UsageError("--role is of clients: name them with --client")
     try:
-        from undoubt.serve.certs import Folder  # noqa: PLC0415 - an extra, which only this command needs
+        from undoubt.serve.certs import Folder, right_of_role  # noqa: PLC0415 - an extra, which only this command needs
     except ModuleNotFoundError:
         raise CommandError(
             Exit.FAILURE, "this command needs the package cryptography: pip install 'undoubt[certs]'"
@@ -185,12 +202,17 @@ def certs(
 
     cluster_id = check_ledger_id(ticket.partition("-")[0]) if ticket else ""
     folder = Folder(Path(place), cluster_id, days)
-    issued = folder.renew() if renew else folder.issue(dict(map(_node_hosts, nodes)), clients)
+    right = right_of_role(role) if role else None
+    if renew:
+        issued = folder.renew(clients, right)
+    else:
+        right = right or right_of_role("operate")
+        issued = folder.issue(dict(map(_node_hosts, nodes)), clients, right)
     if context.output.json:
         context.output.document({"cluster": folder.cluster, "certificates": msgspec.to_builtins(issued)})
         return
-    rows = [(each.cert, each.name, each.until) for each in issued]
-    context.output.table(("certificate", "names", "valid until"), rows)
+    rows = [(each.cert, each.name, each.role, each.until) for each in issued]
+    context.output.table(("certificate", "names", "role", "valid until"), rows)
 
 
 def _node_hosts(text: str) -> tuple[int, list[str]]:

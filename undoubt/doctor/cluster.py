@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from coordinator.errors import LedgerUnusable
 from coordinator.ledger.cluster.survey import Seen, Survey, survey
 from coordinator.settings import LedgerSettings
+from coordinator.wire import SCHEME, named_right, tls_of
 from participants.findings import Finding, Severity
 
 RAFT = "raft://"
@@ -21,7 +22,7 @@ async def look_at_nodes(settings: LedgerSettings) -> list[Finding]:
         found = await survey(settings)
     except LedgerUnusable:
         return []
-    return [_answering(found), *_disks(found), *_versions(found)]
+    return [_answering(found), *_disks(found), *_versions(found), *_role(settings)]
 
 
 def _answering(found: Survey) -> Finding:
@@ -71,6 +72,30 @@ def _disks(found: Survey) -> Iterator[Finding]:
                 "it takes no part in decisions and does not lead until it does: look at the disk and at what"
                 " else uses it",
             )
+
+
+def _role(settings: LedgerSettings) -> Iterator[Finding]:
+    """What the certificate of these settings lets its holder do; nothing of a node's."""
+    tls = settings.wire.tls
+    names = tls_of(tls).own.names if tls is not None else ()
+    clients = [name.removeprefix(SCHEME).split("/") for name in names if "/client/" in name]
+    if not clients:
+        return
+    cluster, _, who = clients[0]
+    right = named_right(names, cluster)
+    if right is None:
+        yield Finding(
+            None,
+            "ledger_role",
+            Severity.WARNING,
+            f"the certificate of client {who} names no role: its holder may do all that operators may",
+            "give it the role that it needs: an application needs transact, who only looks observe",
+            f"undoubt cluster certs --renew --client {who} --role transact",
+        )
+    else:
+        yield Finding(
+            None, "ledger_role", Severity.OK, f"the certificate of client {who} has the role {right}"
+        )
 
 
 def _versions(found: Survey) -> Iterator[Finding]:

@@ -4,7 +4,8 @@
 
     ca.crt  ca.key                        the CA, for ten years; its key only signs, and belongs near no node
     node-1.crt  node-1.key  …             for a node: undoubt://CLUSTER/node/1, and its hosts
-    client-NAME.crt  client-NAME.key  …   for a client: undoubt://CLUSTER/client/NAME
+    client-NAME.crt  client-NAME.key  …   for a client: undoubt://CLUSTER/client/NAME, and its role:
+                                          undoubt://CLUSTER/may/transact
 
 Whoever has a PKI issues the same names with it. Keys are ECDSA P-256, readable by their owner only. Nothing
 is overwritten but by a renewal, which replaces each certificate in one step and keeps its key, so that at no
@@ -28,7 +29,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from coordinator.wire import Role
-from coordinator.wire.tls import SCHEME, name_of
+from coordinator.wire.rights import SCHEME, Right, named_right, uri_of
+from coordinator.wire.tls import name_of
 from participants.errors import UsageError
 
 CA_DAYS = 3650
@@ -38,8 +40,14 @@ _EARLIER = datetime.timedelta(minutes=5)
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+def right_of_role(role: str) -> Right:
+    """``role`` as the command line spells it."""
+    return Right[role.upper()]
+
+
 class Issued(msgspec.Struct, frozen=True):
-    """A certificate that was written. ``until`` is a date, UTC; ``hosts`` are for people and for other tools:
+    """A certificate that was written. ``until`` is a date, UTC; ``role`` is a client's, empty where the
+    certificate names none; ``hosts`` are for people and for other tools:
     undoubt itself looks at the name."""
 
     cert: str
@@ -47,6 +55,7 @@ class Issued(msgspec.Struct, frozen=True):
     name: str
     hosts: tuple[str, ...]
     until: str
+    role: str = ""
 
 
 class Folder:
@@ -72,48 +81,67 @@ class Folder:
         if cluster not in {"", self.cluster}:
             raise UsageError(f"the CA in {place} is of cluster {self.cluster}, not {cluster}")
 
-    def issue(self, nodes: Mapping[int, Sequence[str]], clients: Sequence[str]) -> list[Issued]:
-        """New certificates. Raises ``UsageError``, before anything is written, if one is there already."""
-        wanted: list[tuple[str, str, tuple[str, ...]]] = []
+    def issue(
+        self,
+        nodes: Mapping[int, Sequence[str]],
+        clients: Sequence[str],
+        right: Right | None = Right.OPERATE,
+    ) -> list[Issued]:
+        """New certificates; ``right`` is the role of the clients, None for certificates that name none.
+        Raises ``UsageError``, before anything is written, if one is there already."""
+        wanted: list[tuple[str, str, tuple[str, ...], Right | None]] = []
         for number, hosts in nodes.items():
             if number < 1:
                 raise UsageError(f"--node {number}: nodes are counted from 1")
             for host in hosts:
                 _general_name(host)
-            wanted.append((f"node-{number}", name_of(self.cluster, Role.NODE, str(number)), tuple(hosts)))
+            name = name_of(self.cluster, Role.NODE, str(number))
+            wanted.append((f"node-{number}", name, tuple(hosts), None))
         for client in clients:
             if not _CLIENT_NAME.fullmatch(client):
                 raise UsageError(f"--client {client!r}: letters, digits and . _ - make a client's name")
-            wanted.append((f"client-{client}", name_of(self.cluster, Role.CLIENT, client), ()))
-        there = [f"{stem}{end}" for stem, _, _ in wanted for end in (".crt", ".key") if self._has(stem + end)]
+            wanted.append((f"client-{client}", name_of(self.cluster, Role.CLIENT, client), (), right))
+        there = [f"{stem}{end}" for stem, *_ in wanted for end in (".crt", ".key") if self._has(stem + end)]
         if there:
             raise UsageError(
                 f"{', '.join(there)} in {self.place} would be overwritten; --renew replaces certificates"
             )
         issued = []
-        for stem, name, hosts in wanted:
+        for stem, name, hosts, role in wanted:
             key = ec.generate_private_key(ec.SECP256R1())
             with _told(self.place):
                 _put(self.place / f"{stem}.key", _pem(key))
-            issued.append(self._sign(stem, name, hosts, key.public_key()))
+            issued.append(self._sign(stem, name, hosts, role, key.public_key()))
         return issued
 
-    def renew(self) -> list[Issued]:
-        """Every certificate in the folder anew, with the key and the names it has. Raises ``UsageError``."""
+    def renew(self, clients: Sequence[str] = (), right: Right | None = None) -> list[Issued]:
+        """Every certificate in the folder anew, or those of ``clients``, with the key and the names it has;
+        with another role if ``right`` is given. Raises ``UsageError``."""
         issued = []
         with _told(self.place):
-            for path in sorted([*self.place.glob("node-*.crt"), *self.place.glob("client-*.crt")]):
+            paths = sorted([*self.place.glob("node-*.crt"), *self.place.glob("client-*.crt")])
+            if clients:
+                paths = [self.place / f"client-{client}.crt" for client in clients]
+            for path in paths:
                 former = x509.load_pem_x509_certificate(path.read_bytes())
                 key = former.public_key()
                 if not isinstance(key, ec.EllipticCurvePublicKey):
                     raise UsageError(f"{path} is not of this command's making; renew it with your own tool")
-                issued.append(self._sign(path.stem, *_names_of(former), key))
+                name, hosts, role = _names_of(former, self.cluster)
+                issued.append(self._sign(path.stem, name, hosts, right or role, key))
         return issued
 
     def _has(self, name: str) -> bool:
         return (self.place / name).exists()
 
-    def _sign(self, stem: str, name: str, hosts: tuple[str, ...], key: ec.EllipticCurvePublicKey) -> Issued:
+    def _sign(
+        self,
+        stem: str,
+        name: str,
+        hosts: tuple[str, ...],
+        right: Right | None,
+        key: ec.EllipticCurvePublicKey,
+    ) -> Issued:
         now = datetime.datetime.now(datetime.UTC)
         until = min(now + self.validity, self._ca.not_valid_after_utc)
         authority = x509.SubjectKeyIdentifier.from_public_key(self._ca_key.public_key())
@@ -127,7 +155,10 @@ class Folder:
             )
             .add_extension(
                 x509.SubjectAlternativeName(
-                    [x509.UniformResourceIdentifier(name), *(_general_name(host) for host in hosts)]
+                    [
+                        *(x509.UniformResourceIdentifier(uri) for uri in self._uris(name, right)),
+                        *(_general_name(host) for host in hosts),
+                    ]
                 ),
                 critical=False,
             )
@@ -139,7 +170,11 @@ class Folder:
         cert_path, key_path = self.place / f"{stem}.crt", self.place / f"{stem}.key"
         with _told(self.place):
             _put(cert_path, certificate.public_bytes(serialization.Encoding.PEM))
-        return Issued(str(cert_path), str(key_path), name, hosts, f"{until:%Y-%m-%d}")
+        role = "" if right is None else str(right)
+        return Issued(str(cert_path), str(key_path), name, hosts, f"{until:%Y-%m-%d}", role)
+
+    def _uris(self, name: str, right: Right | None) -> list[str]:
+        return [name] if right is None else [name, uri_of(self.cluster, right)]
 
 
 def _make_ca(place: Path, cluster: str) -> None:
@@ -215,11 +250,13 @@ def _cluster_of(ca: x509.Certificate) -> str:
     )
 
 
-def _names_of(certificate: x509.Certificate) -> tuple[str, tuple[str, ...]]:
+def _names_of(certificate: x509.Certificate, cluster: str) -> tuple[str, tuple[str, ...], Right | None]:
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     hosts = [str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
-    (name,) = names.get_values_for_type(x509.UniformResourceIdentifier)
-    return name, tuple(hosts)
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    right = named_right(uris, cluster)
+    (name,) = (uri for uri in uris if right is None or uri != uri_of(cluster, right))
+    return name, tuple(hosts), right
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -9,6 +9,7 @@ cluster.
 - :mod:`~coordinator.ledger.cluster.survey`, ``operate``, ``backup``: what an operator sees, does, keeps.
 - :mod:`~coordinator.ledger.cluster.links`, ``acceptors``: every node spoken to directly, and Paxos Commit's
   leaders, who need no leader of the cluster.
+- :mod:`~coordinator.ledger.cluster.rights`: which role of a client each call needs.
 - :mod:`~coordinator.ledger.cluster.silence`: when a node is taken for gone.
 
 A call is repeated until its deadline, at whoever leads then: all calls may be (``open_session`` by its

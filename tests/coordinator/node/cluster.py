@@ -55,6 +55,8 @@ class Cluster:
         url = "raft://" + ",".join(self.addresses.values())
         self.settings = LedgerSettings(url=url, retention_s=retention_s)
         self.nodes: dict[int, Node] = {}
+        self.wire = WireSettings()
+        """Of the nodes."""
         self.now_s = 1000.0
         for number in self.addresses:
             identity = Identity(CLUSTER, number, f"disk-{number}")
@@ -72,7 +74,7 @@ class Cluster:
                     stored,
                     self.own_settings.get(number, self.node_settings),
                     self.settings,
-                    WireSettings(),
+                    self.wire,
                     random=SystemRandom(),
                     clock=lambda: self.now_s,
                 )

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from coordinator.wire import ROLES
 from tests.coordinator.node.cluster import free_ports
 from tests.undoubt.cli.harness import COMMAND, environment, undoubt
+from undoubt.cli.cluster import CLIENT_ROLES
 
 ID = "k3v9q0x2ab"
 
@@ -34,7 +36,7 @@ def test_certificates_for_a_start(tmp_path: Path) -> None:
     assert first.json["cluster"] == ID
     place = tmp_path / "certs"
     assert names(place / "node-1.crt") == [f"undoubt://{ID}/node/1", "ledger-1", "10.0.0.1"]
-    assert names(place / "client-shop.crt") == [f"undoubt://{ID}/client/shop"]
+    assert names(place / "client-shop.crt") == [f"undoubt://{ID}/client/shop", f"undoubt://{ID}/may/operate"]
     authority = (place / "ca.crt").read_bytes()
     later = undoubt("cluster", "certs", "--node", "3", cwd=tmp_path)
     assert later.status == 0, later.err
@@ -73,12 +75,42 @@ def test_a_renewal_keeps_keys_and_names(tmp_path: Path) -> None:
     assert 364 <= (shown.not_valid_after_utc - shown.not_valid_before_utc).days <= 365
 
 
+def test_the_roles_of_clients(tmp_path: Path) -> None:
+    """Broken if an application were given an operator's certificate, or a renewal lost a role."""
+
+    def certs(*flags: str) -> list[dict[str, str]]:
+        ran = undoubt("cluster", "certs", *flags, "-o", "json", cwd=tmp_path)
+        assert ran.status == 0, ran.err
+        return list(ran.json["certificates"])
+
+    place = tmp_path / "certs"
+    (shop, till) = certs("--id", ID, "--client", "shop", "--client", "till", "--role", "transact")
+    assert (shop["role"], till["role"]) == ("transact", "transact")
+    certs("--node", "1")
+    assert {each["role"] for each in certs("--renew")} == {"transact", ""}
+    assert names(place / "client-shop.crt")[1] == f"undoubt://{ID}/may/transact"
+    key = (place / "client-till.key").read_bytes()
+    (till,) = certs("--renew", "--client", "till", "--role", "observe")
+    assert till["role"] == "observe"
+    assert names(place / "client-till.crt") == [f"undoubt://{ID}/client/till", f"undoubt://{ID}/may/observe"]
+    assert names(place / "client-shop.crt")[1] == f"undoubt://{ID}/may/transact"
+    assert (place / "client-till.key").read_bytes() == key
+
+
+def test_the_roles_are_those_of_the_nodes() -> None:
+    """Broken if the command offered a role that no node knows."""
+    assert CLIENT_ROLES == ROLES
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--id", ID, "--node", "1", "--role", "observe"], "--client"),
+        (["--id", ID, "--renew", "--role", "observe"], "--client"),
+        (["--id", ID, "--client", "shop", "--role", "root"], "'root'"),
         (["--node", "1"], "which cluster"),
-        (["--id", ID], "--renew, or"),
-        (["--id", ID, "--renew", "--node", "1"], "--renew, or"),
+        (["--id", ID], "--renew, alone"),
+        (["--id", ID, "--renew", "--node", "1"], "--renew, alone"),
         (["--id", ID, "--node", "one"], "'one'"),
         (["--id", ID, "--node", "0"], "counted from 1"),
         (["--id", ID, "--client", "../x"], "'../x'"),

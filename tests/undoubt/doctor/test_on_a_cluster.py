@@ -12,12 +12,14 @@ import pytest
 from coordinator.ledger.cluster import survey as asking
 from coordinator.ledger.cluster.messages import NodeStatus
 from coordinator.settings import LedgerSettings
+from coordinator.wire import Right
 from participants.findings import Finding, Severity
 from tests.coordinator.node.processes import processes
 from tests.undoubt.cli.harness import undoubt
 from undoubt.config import load
 from undoubt.doctor import examine
 from undoubt.doctor.cluster import look_at_nodes
+from undoubt.serve.certs import Folder
 
 
 def by_check(found: list[Finding]) -> dict[str, Finding]:
@@ -94,3 +96,32 @@ async def test_a_version_that_is_waited_for(tmp_path: Path, monkeypatch: pytest.
         looked = by_check(await look_at_nodes(nodes.settings))
         assert looked["ledger_version"].severity is Severity.WARNING
         assert "node 3" in looked["ledger_version"].why
+
+
+@pytest.mark.parametrize(
+    ("stem", "right", "severity", "words"),
+    [
+        ("client-shop", None, Severity.WARNING, "names no role"),
+        ("client-shop", Right.TRANSACT, Severity.OK, "has the role transact"),
+        ("node-1", None, None, ""),
+    ],
+)
+async def test_the_role_of_a_certificate(
+    stem: str, right: Right | None, severity: Severity | None, words: str, tmp_path: Path
+) -> None:
+    """Broken if nobody is told that an application's certificate of version 0.1.0 lets it change the
+    members."""
+    folder = Folder(tmp_path / "certs", "abcdefghij")
+    folder.issue({1: []}, ["shop"], right)
+    place = folder.place
+    settings = LedgerSettings(
+        url="raft://127.0.0.1:1",
+        request_timeout_s=1.0,
+        tls_ca=str(place / "ca.crt"),
+        tls_cert=str(place / f"{stem}.crt"),
+        tls_key=str(place / f"{stem}.key"),
+    )
+    found = by_check(await look_at_nodes(settings)).get("ledger_role")
+    assert (None if found is None else found.severity) is severity
+    if found is not None:
+        assert f"client shop {words}" in found.what
