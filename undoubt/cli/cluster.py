@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,12 +190,10 @@ def certs(
       undoubt cluster certs --renew
       undoubt cluster certs --renew --client dashboard --role observe
     """
-    if (renew and nodes) or not (renew or nodes or clients):
-        raise click.UsageError("either --renew, alone or with --client, or at least one --node or --client")
-    if role and not clients:
-        raise click.UsageError("--role is of clients: name them with --client")
+    _check_wishes(nodes, clients, role, renew=renew)
     try:
-        from undoubt.serve.certs import Folder, right_of_role  # noqa: PLC0415 - an extra, which only this command needs
+        # An extra, which only this command needs.
+        from undoubt.serve.certs import Folder, right_of_role  # noqa: PLC0415
     except ModuleNotFoundError:
         raise CommandError(
             Exit.FAILURE, "this command needs the package cryptography: pip install 'undoubt[certs]'"
@@ -213,6 +212,13 @@ def certs(
         return
     rows = [(each.cert, each.name, each.role, each.until) for each in issued]
     context.output.table(("certificate", "names", "role", "valid until"), rows)
+
+
+def _check_wishes(nodes: Sequence[str], clients: Sequence[str], role: str | None, *, renew: bool) -> None:
+    if (renew and nodes) or not (renew or nodes or clients):
+        raise click.UsageError("either --renew, alone or with --client, or at least one --node or --client")
+    if role and not clients:
+        raise click.UsageError("--role is of clients: name them with --client")
 
 
 def _node_hosts(text: str) -> tuple[int, list[str]]:
