@@ -201,12 +201,10 @@ def certs(
 
     cluster_id = check_ledger_id(ticket.partition("-")[0]) if ticket else ""
     folder = Folder(Path(place), cluster_id, days)
-    right = right_of_role(role) if role else None
     if renew:
-        issued = folder.renew(clients, right)
+        issued = folder.renew(clients, right_of_role(role) if role else None)
     else:
-        right = right or right_of_role("operate")
-        issued = folder.issue(dict(map(_node_hosts, nodes)), clients, right)
+        issued = folder.issue(dict(map(_node_hosts, nodes)), clients, right_of_role(role or "operate"))
     if context.output.json:
         context.output.document({"cluster": folder.cluster, "certificates": msgspec.to_builtins(issued)})
         return
