@@ -59,6 +59,7 @@ class Instant:
     def __init__(self, name: str) -> None:
         self.name = name
         self.names = frozenset({name})
+        self.other_ledgers: frozenset[str] = frozenset()
 
     async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Ready:
         await asyncio.sleep(0)

@@ -97,7 +97,7 @@ async def stage(transactions: int) -> AsyncIterator[Stage]:
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="undoubt-benchmark-"))
         dsns = await own_servers(stack, transactions + 100)
-        ledger = await open_ledger(LedgerSettings(url=f"sqlite:///{folder}/ledger.db"))
+        ledger = await open_ledger(LedgerSettings(url=f"sqlite:///{folder}/ledger.db"), create=True)
         stack.push_async_callback(ledger.close)
         registry = Registry()
         stack.push_async_callback(registry.close)

@@ -298,6 +298,11 @@ class Participant(Protocol):
         ...
 
     @property
+    def other_ledgers(self) -> frozenset[str]:
+        """Ids of other ledgers whose branches may have one of ``names`` and be ``owned``."""
+        ...
+
+    @property
     def states(self) -> States:
         """The rows of three-phase commit; its calls fail with ``ParticipantRefused`` where a database has no
         tables for them."""

@@ -66,6 +66,7 @@ class ScriptedParticipant:
     def __init__(self, name: str, script: Script | None = None, *, before: Before | None = None) -> None:
         self.name = name
         self.names = frozenset({name})
+        self.other_ledgers: frozenset[str] = frozenset()
         self.script = script or Script()
         self.before = before
         self.calls: list[tuple[str, Gid]] = []

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from participants.bounds import SERVER_TIMEOUT_S_MAX, count, seconds
-from participants.ids import check_participant_name
+from participants.ids import check_ledger_id, check_participant_name
 from participants.redact import redact
 
 DRIVERS = ("asyncpg", "psycopg")
@@ -44,6 +44,9 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     any other role has prepared is no branch of ours, whatever its name."""
     was: tuple[str, ...] = ()
     """Names that this participant had before: branches that name one of them are its own."""
+    other_ledgers: tuple[str, ...] = ()
+    """Ids of ledgers of other installations that prepare branches in its database under its name and by its
+    roles. Any other ledger's branches of that kind are those of a ledger that was lost."""
 
     def __post_init__(self) -> None:
         count("connections_max", self.connections_max, least=1)
@@ -57,6 +60,8 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             raise ValueError(f"driver {self.driver!r} is not one of: {', '.join(DRIVERS)}")
         for name in self.was:
             check_participant_name(name)
+        for ledger_id in self.other_ledgers:
+            check_ledger_id(ledger_id)
 
     def __repr__(self) -> str:
         return f"ParticipantSettings(dsn={redact(self.dsn)!r}, driver={self.driver!r})"

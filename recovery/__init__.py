@@ -15,7 +15,7 @@ Rooms, in the order of one pass over one participant:
 
 :mod:`recovery.service` runs it in the background, one :mod:`~recovery.worker` a participant, and
 :mod:`recovery.deadlocks` beside it. The package :mod:`recovery.operator` serves the person at the command
-line.
+line. :mod:`recovery.lost` looks for what a ledger before this one has left, before another one is made.
 
 Whoever runs it needs to do nothing else: everything may be repeated, and two recoveries at once do no harm.
 """

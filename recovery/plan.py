@@ -21,6 +21,7 @@ active          yes                                       :class:`LeaveAlone`
 ask protocol    yes                                       :class:`Terminate`
 forgotten       yes                                       :class:`ReportOnly`
 impostor        yes                                       :class:`ReportOnly`
+lost ledger's   yes                                       :class:`ReportOnly`
 other ledger's  yes                                       :class:`ReportOnly`
 foreign         yes                                       :class:`ReportOnly`
 ==============  ==========  ============================  =============================================
@@ -46,6 +47,9 @@ class Standing(enum.StrEnum):
     ASK_PROTOCOL = "ask_protocol"
     FORGOTTEN = "forgotten"
     IMPOSTOR = "impostor"
+    LOST_LEDGER = "lost_ledger"
+    """It is one of this installation's in everything but the ledger: that was lost, and another one was made
+    in its place."""
     OTHER_LEDGER = "other_ledger"
     FOREIGN = "foreign"
     NOT_KNOWN = "not_known"
@@ -53,7 +57,19 @@ class Standing(enum.StrEnum):
 
     @property
     def ours(self) -> bool:
-        return self not in {Standing.IMPOSTOR, Standing.OTHER_LEDGER, Standing.FOREIGN, Standing.NOT_KNOWN}
+        """It is a branch of this ledger."""
+        return self not in {
+            Standing.IMPOSTOR,
+            Standing.LOST_LEDGER,
+            Standing.OTHER_LEDGER,
+            Standing.FOREIGN,
+            Standing.NOT_KNOWN,
+        }
+
+    @property
+    def in_doubt(self) -> bool:
+        """It is this installation's to end."""
+        return self.ours or self is Standing.LOST_LEDGER
 
     @property
     def action(self) -> str:
@@ -65,7 +81,7 @@ class Standing(enum.StrEnum):
                 return "rollback"
             case Standing.ACTIVE | Standing.ASK_PROTOCOL:
                 return "wait"
-            case Standing.FORGOTTEN:
+            case Standing.FORGOTTEN | Standing.LOST_LEDGER:
                 return "decide"
             case Standing.IMPOSTOR | Standing.OTHER_LEDGER | Standing.FOREIGN | Standing.NOT_KNOWN:
                 return "none"
@@ -83,6 +99,7 @@ _WHY = {
     Standing.ASK_PROTOCOL: "the termination protocol of its own kind decides",
     Standing.FORGOTTEN: "the ledger knows nothing of its session any more",
     Standing.IMPOSTOR: "it has the name of a branch of this ledger, and is none",
+    Standing.LOST_LEDGER: "it is of a ledger that is not this one: of one that was lost, it seems",
     Standing.OTHER_LEDGER: "another ledger's",
     Standing.FOREIGN: "not undoubt's",
     Standing.NOT_KNOWN: "the ledger does not answer",
@@ -178,6 +195,7 @@ def for_prepared(gid: Gid | Foreign, stands: Standing) -> PreparedAction:
         case (
             Standing.FORGOTTEN
             | Standing.IMPOSTOR
+            | Standing.LOST_LEDGER
             | Standing.OTHER_LEDGER
             | Standing.FOREIGN
             | Standing.NOT_KNOWN

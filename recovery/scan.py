@@ -101,7 +101,8 @@ async def standings(
     for participant, branch in listed:
         gid = branch.gid
         if not isinstance(gid, Gid) or gid not in verdicts:
-            stands.append(standing(gid, ledger.ledger_id, None))
+            lost = of_lost_ledger(participant, branch)
+            stands.append(Standing.LOST_LEDGER if lost else standing(gid, ledger.ledger_id, None))
         elif why_impostor(participant.names, branch, recorded.get(gid)) is not None:
             stands.append(Standing.IMPOSTOR)
         else:
@@ -145,6 +146,16 @@ def why_impostor(names: Container[str], branch: PreparedBranch, recorded: Branch
     if None not in ids and (ids[0] or 0) % _XID_MODULUS != (ids[1] or 0) % _XID_MODULUS:
         return f"its transaction id is {ids[1]}, and the decision was recorded of {ids[0]}"
     return None
+
+
+def of_lost_ledger(participant: Participant, branch: PreparedBranch) -> bool:
+    """Whether ``branch``, which ``participant`` listed, is of a ledger other than that of this installation,
+    and this installation's all the same: by its name, its database and its owner. Only its tag cannot be
+    verified any more, except with the secret of that ledger."""
+    gid = branch.gid
+    if not isinstance(gid, Gid) or gid.ledger in participant.other_ledgers:
+        return False
+    return why_impostor(participant.names, branch, None) is None
 
 
 _XID_MODULUS = 2**32

@@ -73,7 +73,7 @@ async def one_pass(
             "recovery of participant %r failed", participant.name, extra={"participant": participant.name}
         )
         return Passed(tuple(lines), error=f"unexpected {type(error).__name__}: {error}")
-    ages = [branch.age_s for branch, stands in seen.prepared if stands.ours]
+    ages = [branch.age_s for branch, stands in seen.prepared if stands.in_doubt]
     return Passed(tuple(lines), tuple(finished), oldest_s=max(ages, default=0.0))
 
 

@@ -10,13 +10,17 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 
+from coordinator.errors import LedgerMissing
 from participants.errors import UnknownParticipant
+from participants.ids import new_ledger_id
+from participants.redact import redact
 from participants.registry import Registry
 
 if TYPE_CHECKING:
     from coordinator.ledger.contract import Ledger
     from participants.postgres.drivers import Handles
     from participants.postgres.on_connect import OnConnect
+    from recovery.lost import Left
     from undoubt.config import Settings
 
     OnConnects = OnConnect | Mapping[str, OnConnect]
@@ -50,6 +54,37 @@ def registry(
     for name in hooks:
         raise UnknownParticipant(name, list(settings.participants))
     return found
+
+
+async def left_prepared(settings: Settings) -> Left:
+    """What a ledger that is not there any more has left in the participants of the settings."""
+    from recovery.lost import branches_left  # noqa: PLC0415 - what it imports is needed where a ledger is missing
+
+    participants = registry(settings, new_ledger_id())
+    try:
+        return await branches_left(participants)
+    finally:
+        await participants.close()
+
+
+async def nothing_left(settings: Settings) -> None:
+    """Before a ledger is made that nobody has asked for: every participant of the settings answers, and none
+    has a branch that is this installation's. Raises ``LedgerMissing``."""
+    left = await left_prepared(settings)
+    url = redact(settings.ledger.url)
+    if left.branches:
+        raise LedgerMissing(
+            f"no ledger at {url}, and there was one: {left.told()}. Nothing was made. Look for the ledger, or"
+            " bring it back from a backup: `undoubt ledger restore BACKUP`. If it is lost:"
+            f" `undoubt ledger init` makes a new one, and `undoubt recover --adopt {left.ledgers[0]}` ends"
+            " what it has left"
+        )
+    if left.unreachable:
+        names = "; ".join(f"{name} does not answer ({error})" for name, error in left.unreachable.items())
+        raise LedgerMissing(
+            f"no ledger at {url}, and nobody can tell whether there was one: {names}. Nothing was made."
+            " If it is to be a new one: `undoubt ledger init`"
+        )
 
 
 @contextlib.asynccontextmanager

@@ -30,12 +30,13 @@ async def connect(
     metrics: Metrics | None = None,
     handles: Handles = "async",
     on_connect: OnConnects | None = None,
+    create: bool = False,
 ) -> AsyncIterator[Coordinator]:
     """A running coordinator, for ``async with``.
 
     ``source`` is the path of an ``undoubt.toml``, the same as a mapping, or ready settings; None takes the
     file that ``UNDOUBT_CONFIG`` names, or ``./undoubt.toml``, or the environment alone. Opens the ledger
-    (creating a ``sqlite:///`` one if there is none yet) and, unless ``recover`` is False, resolves in-doubt
+    and, unless ``recover`` is False, resolves in-doubt
     branches in the background for as long as this process owns the ledger. Databases are connected to when
     they are first used. ``observe`` is told every step of protocols and of recovery, ``metrics`` (an
     :class:`undoubt.metrics.Metrics`) what a Prometheus server wants to know. ``handles`` is for
@@ -43,13 +44,19 @@ async def connect(
     connection of branches before it is used (:mod:`participants.postgres.on_connect`): one function for all
     participants, or a mapping from their names; it goes before their ``init``.
 
+    A ``sqlite:///`` ledger that is not there is made if nothing shows that it was there before, and every
+    participant answers and has no branch prepared under the name of a ledger that would be this one;
+    ``create=True`` makes it without asking the participants. Otherwise ``LedgerMissing`` says what to do.
+
     On exit, transactions that have not begun to commit are aborted, commits that are under way are finished.
     Raises ``ConfigurationError`` or ``LedgerError``, and ``WrongLoop`` if it is left in another event loop
     than it was entered in.
     """
     settings = source if isinstance(source, Settings) else load(source)
     async with contextlib.AsyncExitStack() as stack:
-        ledger = await open_ledger(settings.ledger)
+        ledger = await open_ledger(
+            settings.ledger, create=create or (lambda: assemble.nothing_left(settings))
+        )
         stack.push_async_callback(ledger.close)
         if metrics is not None:
             ledger = metrics.timed(ledger)

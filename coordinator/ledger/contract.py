@@ -19,7 +19,7 @@ Order for recovery: *first* list prepared branches at a participant, *then* ask 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -27,6 +27,10 @@ import msgspec
 from participants import ids
 from participants.contract import Claim, Evidence, Settled
 from participants.ids import Gid, TxId
+
+Create = bool | Callable[[], Awaitable[None]]
+"""Whether a ledger may be made where there is none, when it is opened; a function raises ``LedgerMissing`` if
+it may not."""
 
 
 class Decision(enum.StrEnum):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from coordinator.errors import LedgerLocked, LedgerMissing, LedgerUnusable
-from coordinator.ledger import schema, urls
+from coordinator.ledger import schema, secret_file, urls
 from coordinator.ledger.acting import DONE, acting, new_act
 from coordinator.ledger.contract import Act, LedgerInfo
 from coordinator.ledger.postgres import tables
+from coordinator.ledger.postgres.ledger import PostgresLedger
 from coordinator.ledger.sqlite import anchored, restoring, store
 from coordinator.ledger.sqlite.ledger import SqliteLedger
 from coordinator.ledger.sqlite.lock import FileLock, holder
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 async def init(settings: LedgerSettings, *, note: str = "") -> LedgerInfo:
     """Create the ledger, or find it created; what it is. That it was created is recorded. Raises
-    ``LedgerError``."""
+    ``LedgerError``, ``LedgerMissing`` where something shows that there was one."""
     made = False
     match urls.backend_of(settings.url):
         case urls.POSTGRES:
@@ -34,13 +35,42 @@ async def init(settings: LedgerSettings, *, note: str = "") -> LedgerInfo:
             made = not urls.sqlite_path(settings.url).exists()
         case _:
             pass  # `undoubt cluster init` made it
-    ledger = await urls.open_ledger(settings)
+    ledger = await urls.open_ledger(settings, create=True)
     try:
         if made:
             await ledger.record_act(new_act("ledger init", ledger.ledger_id, note, result=DONE))
         return await ledger.info()
     finally:
         await ledger.close()
+
+
+async def export_secret(settings: LedgerSettings, path: Path) -> None:
+    """Write the secret of a ledger to ``path``, for the day on which the ledger is lost. Raises
+    ``UsageError``, ``LedgerLocked`` while another process owns a SQLite ledger, ``LedgerError``."""
+    ledger = await urls.open_ledger(settings)
+    try:
+        match ledger:
+            case PostgresLedger():
+                secret = ledger.secret
+            case SqliteLedger() if ledger.leads:
+                secret = ledger.secret
+            case SqliteLedger():
+                raise LedgerLocked("the ledger is in use: stop that process first, or take a backup")
+            case _:
+                raise UsageError("a cluster's secret is in its backups: `undoubt cluster backup`")
+        secret_file.write(path, ledger.ledger_id, secret)
+    finally:
+        await ledger.close()
+
+
+async def is_missing(settings: LedgerSettings) -> bool:
+    """Whether there is no ledger at that URL. Raises ``LedgerError`` if one cannot be opened."""
+    try:
+        ledger = await urls.open_ledger(settings)
+    except LedgerMissing:
+        return True
+    await ledger.close()
+    return False
 
 
 async def migrate(settings: LedgerSettings, *, note: str = "") -> list[str]:
@@ -70,7 +100,7 @@ async def backup(settings: LedgerSettings, path: Path, *, note: str = "") -> int
     _only_sqlite(
         settings, "is backed up with its database, by pg_dump or a base backup", "`undoubt cluster backup`"
     )
-    ledger = await SqliteLedger.open(urls.sqlite_path(settings.url), settings)
+    ledger = await SqliteLedger.open(urls.sqlite_path(settings.url), settings, create=False)
     try:
         async with acting(ledger, new_act("ledger backup", path, note), needed=False):
             return await ledger.backup(path)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from coordinator.errors import LedgerMisconfigured
-from coordinator.ledger.contract import Ledger
+from coordinator.ledger.contract import Create, Ledger
 from coordinator.settings import LedgerSettings
 from participants.redact import redact
 
@@ -15,33 +15,35 @@ POSTGRES = "postgresql+psycopg"
 RAFT = "raft"
 
 
-async def open_ledger(settings: LedgerSettings) -> Ledger:
-    """Open the ledger that ``settings.url`` names, creating an embedded one that is not there yet.
+async def open_ledger(settings: LedgerSettings, *, create: Create = False) -> Ledger:
+    """Open the ledger that ``settings.url`` names. ``create``: whether an embedded one that is not there may
+    be made, if nothing shows that it was there before.
 
-    Raises ``LedgerMisconfigured``, ``LedgerLocked`` and ``LedgerUnavailable``, which say what to do.
+    Raises ``LedgerMisconfigured``, ``LedgerUnusable`` (``LedgerMissing`` among it), ``LedgerLocked`` and
+    ``LedgerUnavailable``, which say what to do.
     """
-    return await _OPENERS[backend_of(settings.url)](settings)
+    return await _OPENERS[backend_of(settings.url)](settings, create)
 
 
-async def _open_sqlite(settings: LedgerSettings) -> Ledger:
+async def _open_sqlite(settings: LedgerSettings, create: Create) -> Ledger:
     from coordinator.ledger.sqlite.ledger import SqliteLedger  # noqa: PLC0415 - each backend only where named
 
-    return await SqliteLedger.open(sqlite_path(settings.url), settings)
+    return await SqliteLedger.open(sqlite_path(settings.url), settings, create=create)
 
 
-async def _open_postgres(settings: LedgerSettings) -> Ledger:
+async def _open_postgres(settings: LedgerSettings, _: Create) -> Ledger:
     from coordinator.ledger.postgres.ledger import PostgresLedger  # noqa: PLC0415 - as above
 
     return await PostgresLedger.open(settings)
 
 
-async def _open_cluster(settings: LedgerSettings) -> Ledger:
+async def _open_cluster(settings: LedgerSettings, _: Create) -> Ledger:
     from coordinator.ledger.cluster.ledger import ClusterLedger  # noqa: PLC0415 - as above
 
     return await ClusterLedger.open(settings)
 
 
-_OPENERS: dict[str, Callable[[LedgerSettings], Awaitable[Ledger]]] = {
+_OPENERS: dict[str, Callable[[LedgerSettings, Create], Awaitable[Ledger]]] = {
     SQLITE: _open_sqlite,
     POSTGRES: _open_postgres,
     RAFT: _open_cluster,

@@ -108,6 +108,10 @@ class PostgresParticipant:
         return frozenset({self._name, *self._settings.was})
 
     @property
+    def other_ledgers(self) -> frozenset[str]:
+        return frozenset(self._settings.other_ledgers)
+
+    @property
     def settings(self) -> ParticipantSettings:
         return self._settings
 

@@ -9,5 +9,7 @@ In the order in which an operator uses them:
 3. :mod:`recovery.operator.resolve`: commits and rolls back one branch, ends an impostor, forgets.
 4. :mod:`recovery.operator.whole`: all branches of one transaction, looked at and ended together.
 
+5. :mod:`recovery.operator.adopt`: the branches of a ledger that is lost.
+
 What is done is recorded with who does it, when and why (:mod:`coordinator.ledger.acting`).
 """

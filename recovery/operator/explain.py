@@ -93,6 +93,8 @@ def _command(found: Found) -> str | None:
             return f"undoubt indoubt rollback {gid}"
         case Standing.ACTIVE | Standing.ASK_PROTOCOL:
             return f"undoubt indoubt wait {gid}"
+        case Standing.LOST_LEDGER if isinstance(gid, Gid):
+            return f"undoubt recover --adopt {gid.ledger}"
         case _:
             return None
 
@@ -114,6 +116,13 @@ _NO_PROOF = {
         " no transaction waits for it.",
         "Whoever prepared it can end it; find out who that is: anybody who may connect can prepare. Once you"
         " know that nobody needs it, undoubt indoubt rollback ends it, and records nothing.",
+    ],
+    Standing.LOST_LEDGER: [
+        "There is none. Name, database and owner are those of this installation's branches, and the ledger is"
+        " another one. If that ledger still exists, find its configuration, or restore it: it knows.",
+        "If it is lost, `undoubt recover --adopt` shows what else can be known of the transaction, ends what"
+        " can be ended by its own protocol, and leaves the rest to you. If it is the ledger of another"
+        " installation that uses this database, name it in the participant's other_ledgers.",
     ],
     Standing.OTHER_LEDGER: [
         "Its decision is in another ledger, the one its name begins with: only that ledger's recovery may"

@@ -150,6 +150,11 @@ class Operator:
                 f"{gid} is an impostor: {found.why}. Nothing was done; it can only be rolled back, by"
                 " somebody who was told so: undoubt indoubt rollback"
             )
+        if found.standing is Standing.LOST_LEDGER:
+            raise NotOurs(
+                f"{gid} belongs to ledger {own.ledger}, which is not this one ({self.ledger.ledger_id})."
+                f" If it was lost, undoubt recover --adopt {own.ledger} shows what is known, and ends it"
+            )
         if found.standing is Standing.OTHER_LEDGER:
             raise NotOurs(
                 f"{gid} belongs to another ledger, this one is {self.ledger.ledger_id}:"

@@ -17,7 +17,7 @@ from participants.ids import Foreign, Gid, TxId
 from participants.registry import Registry
 from recovery.errors import NotAllSeen, NotPrepared
 from recovery.plan import Standing
-from recovery.scan import standings, why_impostor
+from recovery.scan import of_lost_ledger, standings, why_impostor
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class Survey:
         raise NotPrepared(f"no prepared branch {gid} in any participant{told}")
 
     def in_doubt(self, older_than_s: float = 0.0) -> list[Found]:
-        """Those of this ledger that have been prepared for at least so long."""
-        return [one for one in self.found if one.standing.ours and one.branch.age_s >= older_than_s]
+        """Those of this ledger, or of one that was lost, that have been prepared for at least so long."""
+        return [one for one in self.found if one.standing.in_doubt and one.branch.age_s >= older_than_s]
 
 
 async def survey(ledger: Ledger, participants: Registry) -> Survey:
@@ -89,13 +89,15 @@ async def survey(ledger: Ledger, participants: Registry) -> Survey:
     return Survey(tuple(found), tuple(one for one in known if not one.forgotten), unreachable, known)
 
 
-async def survey_alone(participants: Registry, ledger_error: str) -> Survey:
-    """What is prepared anywhere while the ledger does not answer."""
+async def survey_alone(participants: Registry, ledger_error: str, *, lost: bool = False) -> Survey:
+    """What is prepared anywhere while the ledger does not answer, or because it is not there (``lost``)."""
     seen, unreachable = await _prepared(participants)
     found = []
     for participant, branch in seen:
         ours = isinstance(branch.gid, Gid)
         stand = Standing.NOT_KNOWN if ours else Standing.FOREIGN
+        if lost and of_lost_ledger(participant, branch):
+            stand = Standing.LOST_LEDGER
         found.append(Found(participant.name, branch, stand, stand.why))
     found.sort(key=_oldest_first)
     return Survey(tuple(found), (), unreachable, ledger_error=ledger_error)

@@ -34,6 +34,7 @@ GID = Gid("abcdefghij", Protocol.TWO_PHASE, TxId(1, "00112233445566ff", 1), 1, "
         (Standing.ACTIVE, LeaveAlone(GID)),
         (Standing.ASK_PROTOCOL, Terminate(GID)),
         (Standing.FORGOTTEN, ReportOnly(GID, Standing.FORGOTTEN)),
+        (Standing.LOST_LEDGER, ReportOnly(GID, Standing.LOST_LEDGER)),
         (Standing.OTHER_LEDGER, ReportOnly(GID, Standing.OTHER_LEDGER)),
     ],
 )

@@ -67,8 +67,9 @@ class FileMachine:
 
         class Anchored:
             @staticmethod
-            def check_absent(ledger: Path) -> None:
+            def is_absent(ledger: Path) -> bool:
                 """Every file of this machine is there."""
+                return ledger not in machine.files
 
             @staticmethod
             def open_anchor(ledger: Path, _loaded: Loaded) -> SimulatedAnchor:
@@ -163,6 +164,9 @@ class SimulatedStore:
 
         self._drive.before_write(change)
         change()
+
+    def check_in_place(self) -> None:
+        """No file of this machine is taken away."""
 
     def history_of(self, txid: TxId) -> DecisionRecord | None:
         return self._file.history.get(txid)

@@ -121,6 +121,7 @@ class SimulatedParticipant:
     def __init__(self, name: str, address: tuple[str, int], ledger_id: str, *, notes: bool) -> None:
         self.name = name
         self.names = frozenset({name})
+        self.other_ledgers: frozenset[str] = frozenset()
         self.address = address
         self.ledger_id = ledger_id
         self.notes = notes

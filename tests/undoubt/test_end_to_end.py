@@ -188,7 +188,7 @@ async def test_a_participant_that_is_down_aborts_at_begin(tmp_path: Path, databa
     """The other database stays as it is, and the error names the one that is down."""
     await run(database, TABLE)
     dsns = {"orders": database, "payments": "postgresql://postgres@127.0.0.1:1/x"}
-    async with undoubt.connect(source(tmp_path, dsns)) as coordinator:
+    async with undoubt.connect(source(tmp_path, dsns), create=True) as coordinator:
         with pytest.raises(ParticipantUnavailable, match="'payments'"):
             async with coordinator.transaction() as tx:
                 await (await tx.branch("orders")).execute("insert into note (id) values (1)")
@@ -201,7 +201,7 @@ async def test_a_wrong_password_is_told_without_the_password(tmp_path: Path) -> 
     async with EmbeddedServer(durable=False) as server:
         await run(server.dsn(), "create role carol login password 'right'")
         dsn = f"postgresql://carol:wr0ng@127.0.0.1:{server.port}/postgres"
-        async with undoubt.connect(source(tmp_path, {"orders": dsn})) as coordinator:
+        async with undoubt.connect(source(tmp_path, {"orders": dsn}), create=True) as coordinator:
             with pytest.raises(ParticipantRefused, match="password") as raised:
                 async with coordinator.transaction() as tx:
                     await tx.branch("orders")

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from participants.ids import check_ledger_id
-from undoubt.cli.context import Context, common, note_option, pass_context
+from undoubt.cli.context import Context, ask_about_lost, common, note_option, pass_context, yes_option
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.members import OPERATIONS
 
@@ -39,15 +39,17 @@ def cluster() -> None:
 
 @cluster.command()
 @click.option("--id", "ticket", metavar="ID", default="", help="What the first node's init printed.")
+@yes_option
 @note_option
 @common
 @pass_context
-def init(context: Context, ticket: str, note: str) -> None:
+def init(context: Context, ticket: str, note: str, yes: bool) -> None:
     """Make this node one of the first of a new cluster.
 
     Run it once on each of the nodes that the ledger's URL names: on one of them, which draws the cluster's id
     and prints it, then with that --id on the others. Never use it on a node that has lost its disk: it
-    would vote for what it has forgotten. Such a node is removed, and joins again under a new number.
+    would vote for what it has forgotten. Such a node is removed, and joins again under a new number. The
+    first one asks the participants of its configuration for branches of a cluster that was lost, and you.
 
     \b
     Example:
@@ -56,6 +58,8 @@ def init(context: Context, ticket: str, note: str) -> None:
     """
     from undoubt.serve import begin  # noqa: PLC0415 - SQLite and the wire come with it
 
+    if not ticket:
+        ask_about_lost(context, yes=yes)
     begun = begin.init(context.settings(), ticket, note)
     if context.output.json:
         context.output.document(msgspec.to_builtins(begun))

@@ -105,9 +105,26 @@ def must_exist(settings: Settings) -> None:
     """Only ``ledger init`` and applications create a ledger: a command run in the wrong folder would else
     make an empty one, and call every branch in doubt another ledger's."""
     url = settings.ledger.url
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+    if url.startswith("sqlite:///") and not (path := Path(url.removeprefix("sqlite:///"))).exists():
+        from coordinator.ledger.sqlite import anchored  # noqa: PLC0415 - SQLite comes with it
+
+        anchored.check_absent(path)
         where = settings.file or "no configuration file was found: pass --config"
         raise LedgerMissing(f"no ledger at {url} ({where}); if it is to be a new one: undoubt ledger init")
+
+
+def ask_about_lost(context: Context, *, yes: bool) -> None:
+    """Before a ledger is made: whoever makes it is told of branches that a ledger before it has left, and of
+    participants that do not answer, and is asked whether it is to be made all the same."""
+    left = context.run(assemble.left_prepared(context.settings()))
+    for name, error in left.unreachable.items():
+        context.output.note(f"participant {name!r} was not asked for branches of a lost ledger: {error}")
+    if left.branches:
+        context.confirm(
+            f"{left.told()}: a ledger that is to be found or restored, or that is lost. Make a new one?"
+            f" It will know nothing of them; `undoubt recover --adopt {left.ledgers[0]}` ends them.",
+            yes=yes,
+        )
 
 
 pass_context = click.make_pass_decorator(Context, ensure=True)

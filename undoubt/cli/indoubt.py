@@ -288,11 +288,14 @@ async def _survey_anyhow(context: Context) -> Survey:
     """Also while the ledger does not answer."""
     try:
         return await _survey(context)
+    except LedgerMisconfigured:
+        raise
     except LedgerError as error:
-        if isinstance(error, LedgerMissing | LedgerMisconfigured):
-            raise
         async with without_ledger(context) as participants:
-            return await survey_alone(participants, str(error))
+            seen = await survey_alone(participants, str(error), lost=isinstance(error, LedgerMissing))
+        if isinstance(error, LedgerMissing) and not seen.in_doubt():
+            raise
+        return seen
 
 
 async def _explain(context: Context, gid: Gid | Foreign | TxId) -> dict[str, Any] | Whole:

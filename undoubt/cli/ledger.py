@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 import msgspec
 
-from undoubt.cli.context import Context, common, must_exist, note_option, pass_context, yes_option
+from undoubt.cli.context import (
+    Context,
+    ask_about_lost,
+    common,
+    must_exist,
+    note_option,
+    pass_context,
+    yes_option,
+)
 from undoubt.cli.exits import CommandError, Exit
 
 
@@ -23,22 +31,38 @@ def ledger() -> None:
 
 
 @ledger.command()
+@click.option(
+    "--export-secret",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the ledger's secret to FILE, for `undoubt recover --adopt` when the ledger is lost.",
+)
 @note_option
+@yes_option
 @common
 @pass_context
-def init(context: Context, note: str) -> None:
+def init(context: Context, export_secret: Path | None, note: str, yes: bool) -> None:
     """Create the ledger of the configuration.
 
-    An existing one is left as it is. Its identity and size are shown.
+    An existing one is left as it is. Its identity and size are shown. Where there is none, the participants
+    are asked first: if they have branches of a ledger that was lost, you are told, and asked.
 
     \b
     Example:
       undoubt ledger init
+      undoubt ledger init --export-secret /safe/undoubt.secret
     """
     # SQLAlchemy comes with it, which `undoubt ledger --help` can do without.
+    from coordinator.ledger.maintenance import export_secret as export  # noqa: PLC0415 - as above
     from coordinator.ledger.maintenance import init as create  # noqa: PLC0415
+    from coordinator.ledger.maintenance import is_missing  # noqa: PLC0415 - as above
 
-    shown = msgspec.to_builtins(context.run(create(context.settings().ledger, note=note)))
+    settings = context.settings().ledger
+    if context.run(is_missing(settings)):
+        ask_about_lost(context, yes=yes)
+    shown = msgspec.to_builtins(context.run(create(settings, note=note)))
+    if export_secret is not None:
+        context.run(export(settings, export_secret.absolute()))
     if context.output.json:
         context.output.document(shown)
         return

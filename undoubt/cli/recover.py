@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from typing import Any
 
 import click
 import msgspec
@@ -12,7 +13,8 @@ from recovery.report import Line, Report
 from recovery.service import RecoveryService
 from recovery.without_ledger import WithoutLedger
 from undoubt import assemble
-from undoubt.cli.context import NO_LEDGER, Context, common, opened, pass_context
+from undoubt.cli.adopt import Wishes, adopt, adopt_options
+from undoubt.cli.context import NO_LEDGER, Context, common, note_option, opened, pass_context, yes_option
 from undoubt.cli.exits import CommandError, Exit
 
 PAUSE_S = 1.0
@@ -28,9 +30,23 @@ PAUSE_S = 1.0
 @click.option(
     "--ledger-id", metavar="ID", help="With --without-ledger: whose branches, if there are several."
 )
+@adopt_options
+@note_option
+@yes_option
 @common
 @pass_context
-def recover(context: Context, once: bool, dry_run: bool, without_ledger: bool, ledger_id: str | None) -> None:
+def recover(
+    context: Context,
+    /,
+    *,
+    once: bool,
+    dry_run: bool,
+    without_ledger: bool,
+    ledger_id: str | None,
+    note: str,
+    yes: bool,
+    **adopting: Any,
+) -> None:
     """Resolve what is in doubt.
 
     Without --once it stays, and resolves whatever appears, until it is interrupted. Several at once are
@@ -42,15 +58,27 @@ def recover(context: Context, once: bool, dry_run: bool, without_ledger: bool, l
     themselves; branches of the other protocols are reported with the reason, and left alone. It ends once
     nothing is left that it can end.
 
+    With --adopt ID every prepared branch of the lost ledger ID is shown, by transaction, with what can be
+    known of it. --secret proves that the names are that ledger's; then transactions of three-phase commit are
+    ended by their own termination, after one question. Of the other protocols nothing is guessed: name the
+    transaction with --commit or --rollback. Without --secret only what you name is ended, of three-phase
+    commit with --terminate. Exit status 7 if something is left to you, 5 if what you chose contradicts what
+    is proved.
+
     \b
     Example:
       undoubt recover --once
+      undoubt recover --adopt k3v9q0x2ab --secret undoubt.backup
       undoubt recover --dry-run -o json
       undoubt recover --without-ledger
     """
     if ledger_id is not None and not without_ledger:
         raise click.UsageError("--ledger-id goes with --without-ledger")
-    if without_ledger:
+    if (wishes := Wishes.read(**adopting, dry_run=dry_run, yes=yes, note=note)) is not None:
+        if once or without_ledger:
+            raise click.UsageError("--adopt is a pass of its own: without --once and --without-ledger")
+        adopt(context, wishes)
+    elif without_ledger:
         _tell(context, context.run(_without_ledger(context, ledger_id, once=once, dry_run=dry_run)))
     elif once or dry_run:
         _tell(context, context.run(_once(context, dry_run)))

@@ -12,13 +12,14 @@ from coordinator.errors import LedgerError
 from participants.findings import Finding
 from participants.ids import new_ledger_id
 from participants.registry import Registry
+from recovery.lost import branches_left
 from recovery.operator.survey import Found, survey
 from undoubt import assemble
 from undoubt.config import Settings
 from undoubt.doctor.cluster import look_at_nodes
 from undoubt.doctor.configuration import look_at_configuration
 from undoubt.doctor.ledger import look_at_ledger, missing, not_opened
-from undoubt.doctor.orphans import look_at_prepared
+from undoubt.doctor.orphans import look_at_left, look_at_prepared
 
 _NO_LINE = (
     "No branch of that role has a name that the ledger gave, so no line is printed: if the role is one of"
@@ -70,13 +71,16 @@ def vouched(findings: Sequence[Finding], seen: Sequence[Found]) -> list[Finding]
 
 
 async def _without_ledger(settings: Settings, only: Collection[str] | None) -> list[Finding]:
-    """What is prepared cannot be judged then; everything else about the participants can."""
+    """What is prepared waits for a ledger; everything else about the participants can be judged."""
     participants = assemble.registry(settings, new_ledger_id())
     try:
-        checked = await _checks(_chosen(participants, only), settings.coordinator.protocol)
+        chosen = _chosen(participants, only)
+        checked = await _checks(chosen, settings.coordinator.protocol)
+        left = await branches_left(chosen)
     finally:
         await participants.close()
-    return [finding for name in sorted(checked) for finding in vouched(checked[name], [])]
+    found = [finding for name in sorted(checked) for finding in vouched(checked[name], [])]
+    return [*found, *look_at_left(left)]
 
 
 def _chosen(participants: Registry, only: Collection[str] | None) -> Registry:

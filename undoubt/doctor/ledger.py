@@ -8,9 +8,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from coordinator.errors import LedgerError, LedgerLocked, LedgerUnavailable, LedgerUnusable
+from coordinator.errors import (
+    LedgerError,
+    LedgerLocked,
+    LedgerMissing,
+    LedgerUnavailable,
+    LedgerUnusable,
+)
 from coordinator.ledger.contract import DecisionRecord, Ledger, LedgerInfo
 from coordinator.ledger.pages import every_unfinished
+from coordinator.ledger.sqlite import anchored
 from coordinator.ledger.sqlite.lock import holder
 from coordinator.settings import LedgerSettings
 from participants.findings import Finding, Severity
@@ -25,15 +32,29 @@ NETWORK_FILE_SYSTEMS = frozenset({"9p", "afs", "ceph", "cifs", "fuse.sshfs", "nf
 
 def missing(settings: LedgerSettings) -> Finding | None:
     """Looking must not create one: in the wrong folder it would call every branch another ledger's."""
-    if not settings.url.startswith(SQLITE) or Path(settings.url.removeprefix(SQLITE)).exists():
+    if not settings.url.startswith(SQLITE):
         return None
+    path = Path(settings.url.removeprefix(SQLITE))
+    if path.exists():
+        return None
+    try:
+        anchored.check_absent(path)
+    except LedgerMissing as error:
+        return Finding(
+            None,
+            "ledger",
+            Severity.PROBLEM,
+            str(error),
+            "nothing can be decided before it is back, and what is prepared waits",
+            "undoubt ledger restore BACKUP",
+        )
     return Finding(
         None,
         "ledger",
         Severity.PROBLEM,
         f"no ledger at {settings.url}",
-        "applications create it when they first connect; if there has been one, look for the right"
-        " configuration before a new one is made",
+        "applications create it when they first connect, if all databases answer and none has a branch of a"
+        " former one; if there has been one, look for the right configuration before a new one is made",
         "undoubt ledger init",
     )
 

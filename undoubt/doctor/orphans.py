@@ -6,6 +6,8 @@ import shlex
 
 from participants.contract import Participant
 from participants.findings import Finding, Severity
+from participants.ids import Gid
+from recovery.lost import Left
 from recovery.operator.burden import Burden, burden, waits_of
 from recovery.operator.explain import mending
 from recovery.operator.survey import Found, Survey
@@ -35,6 +37,21 @@ async def look_at_prepared(participant: Participant, seen: Survey, older_than_s:
     return findings
 
 
+def look_at_left(left: Left) -> list[Finding]:
+    """What is prepared while there is no ledger that could be asked."""
+    return [
+        Finding(
+            name,
+            CHECK,
+            Severity.PROBLEM,
+            f"{count} branches are prepared there for ledger {' and '.join(ledgers)}",
+            "they hold their locks until that ledger is there again. If it is lost, adopt them",
+            f"undoubt recover --adopt {ledgers[0]}",
+        )
+        for name, count, ledgers in left.by_participant()
+    ]
+
+
 def _none(name: str, young: int, older_than_s: float) -> Finding:
     what = f"nothing has been prepared for {show_duration(older_than_s)} or longer"
     return Finding(name, CHECK, Severity.OK, f"{what}; {young} for a shorter time" if young else what)
@@ -49,8 +66,15 @@ def _finding(found: Found, weighs: Burden) -> Finding:
         Severity.WARNING if stands is Standing.ACTIVE else Severity.PROBLEM,
         f"{what}: {found.why}",
         f"{_cost(weighs)}. {_TO_DO[stands] if found.fix is None else mending(found)}",
-        found.fix or _FIX.get(stands, f"undoubt indoubt explain {shlex.quote(str(branch.gid))}"),
+        found.fix or _FIX.get(stands) or _explain(found),
     )
+
+
+def _explain(found: Found) -> str:
+    gid = found.branch.gid
+    if found.standing is Standing.LOST_LEDGER and isinstance(gid, Gid):
+        return f"undoubt recover --adopt {gid.ledger}"
+    return f"undoubt indoubt explain {shlex.quote(str(gid))}"
 
 
 def _cost(weighs: Burden) -> str:
@@ -71,6 +95,8 @@ _TO_DO = {
     Standing.ACTIVE: "See what its application does; indoubt rollback ends it, if that must be",
     Standing.FORGOTTEN: "A person must decide: explain says what can be known",
     Standing.IMPOSTOR: "Find out who prepared it: it is no branch of ours; indoubt rollback can end it",
+    Standing.LOST_LEDGER: "If that ledger is lost, a person must decide: recover --adopt says what can be"
+    " known. If it is another installation's, name it in the participant's other_ledgers",
     Standing.OTHER_LEDGER: "Only recovery with that ledger's configuration may finish it",
     Standing.NOT_KNOWN: "Look again once the ledger answers",
     Standing.FOREIGN: "Whoever prepared it must finish it; undoubt never does",

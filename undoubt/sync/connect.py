@@ -23,6 +23,7 @@ def connect(
     recover: bool = True,
     metrics: Metrics | None = None,
     on_connect: OnConnects | None = None,
+    create: bool = False,
 ) -> Coordinator:
     """A running coordinator, to be closed: by ``with``, or by ``close()``.
 
@@ -38,5 +39,6 @@ def connect(
             metrics=metrics,
             handles="sync",
             on_connect=on_connect,
+            create=create,
         )
     )

@@ -103,6 +103,11 @@ class PostgresLedger:
     def leads(self) -> bool:
         return self._upkeep.leads
 
+    @property
+    def secret(self) -> bytes:
+        """Of the ledger."""
+        return self._names.secret
+
     async def close(self) -> None:
         """Let go of the ledger; another process may lead from now on."""
         self._closed = True

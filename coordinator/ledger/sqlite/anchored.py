@@ -2,15 +2,19 @@
 
 A file whose anchor names an entry that the file lacks was set back, or has lost the end of its WAL: the owner
 begins a new incarnation. A file that has no anchor any more, or another ledger's, is not opened: nobody can
-tell what it lacks. A file of version 0.1.0 gets its anchor when it is first opened."""
+tell what it lacks. A file of version 0.1.0 gets its anchor when it is first opened.
+
+Where neither a file nor an anchor is, a ledger is made only if whoever opens it allows that: a folder that
+was lost looks like one that was never used."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger.anchor import Anchor, AnchorUnusable
-from coordinator.ledger.sqlite.store import WAYS_OUT, Loaded
+from coordinator.errors import LedgerMissing, LedgerUnusable
+from coordinator.ledger.anchor import Anchor, AnchorUnusable, Mark
+from coordinator.ledger.contract import Create
+from coordinator.ledger.sqlite.store import WAYS_OUT, Loaded, revision
 
 
 def path_of(ledger: Path) -> Path:
@@ -19,12 +23,37 @@ def path_of(ledger: Path) -> Path:
 
 def check_absent(ledger: Path) -> None:
     """Before a ledger is made at ``ledger``, where no file is, or one without tables. Raises
-    ``LedgerUnusable`` if there was a ledger before."""
+    ``LedgerMissing`` if there was a ledger before."""
     if Anchor.used(path_of(ledger)):
-        raise LedgerUnusable(
+        raise LedgerMissing(
             f"ledger {ledger} is missing, and {path_of(ledger).name} beside it says that there was one."
             f" Nothing was made. {WAYS_OUT}"
         )
+
+
+def is_absent(ledger: Path) -> bool:
+    """Whether a ledger would have to be made at ``ledger``: there is no file, or one without tables, and no
+    anchor of one that was. Raises ``LedgerMissing`` if there was a ledger, and ``LedgerUnusable``."""
+    if revision(ledger) is not None:
+        return False
+    check_absent(ledger)
+    return True
+
+
+def missing(ledger: Path) -> LedgerMissing:
+    """What is raised where a ledger may not be made."""
+    return LedgerMissing(
+        f"no ledger at {ledger}. If there was one, look for it, or bring it back from a backup:"
+        " `undoubt ledger restore BACKUP`. If it is to be a new one: `undoubt ledger init`"
+    )
+
+
+async def allow(ledger: Path, create: Create) -> None:
+    """Before a ledger is made at ``ledger``. Raises ``LedgerMissing`` unless ``create`` allows that."""
+    if create is False:
+        raise missing(ledger)
+    if create is not True:
+        await create()
 
 
 def open_anchor(ledger: Path, loaded: Loaded) -> Anchor:
@@ -43,24 +72,32 @@ def open_anchor(ledger: Path, loaded: Loaded) -> Anchor:
 def lacking(ledger: Path, loaded: Loaded) -> int:
     """The index of an entry that was durable and is not there; 0 if none is known."""
     try:
-        anchor = Anchor.open(path_of(ledger), loaded.ledger_id)
+        return _lacking(_marked(ledger, loaded), loaded)
     except AnchorUnusable:
         return 0
-    anchor.close()
-    return anchor.mark.index if loaded.lacks(anchor.mark) else 0
 
 
 def problems(ledger: Path, loaded: Loaded) -> list[str]:
     """What is wrong between the file and its anchor; empty if nothing is."""
     try:
-        anchor = Anchor.open(path_of(ledger), loaded.ledger_id)
+        index = _lacking(_marked(ledger, loaded), loaded)
     except AnchorUnusable as error:
         return [] if error.missing and not loaded.anchored else [str(error)]
-    anchor.close()
-    if not (index := lacking(ledger, loaded)):
+    if not index:
         return []
     return [
         f"it lacks entry {index}, which was durable (the last is {loaded.last_index}): it was set back, or"
         " the end of its WAL is damaged. When it is opened, a new incarnation begins: what was undecided is"
         " left to an operator"
     ]
+
+
+def _marked(ledger: Path, loaded: Loaded) -> Mark:
+    """Raises ``AnchorUnusable``."""
+    anchor = Anchor.open(path_of(ledger), loaded.ledger_id)
+    anchor.close()
+    return anchor.mark
+
+
+def _lacking(mark: Mark, loaded: Loaded) -> int:
+    return mark.index if loaded.lacks(mark) else 0

@@ -17,6 +17,7 @@ from typing import Any
 from coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable, WrongProcess
 from coordinator.ledger.calling import CallingLedger
 from coordinator.ledger.calls import BackupFileCall, Call, perform
+from coordinator.ledger.contract import Create
 from coordinator.ledger.judging import judged
 from coordinator.ledger.remote import ConnectionGone, LedgerConnection
 from coordinator.ledger.server import LedgerServer
@@ -32,8 +33,11 @@ RETRY_S = 0.02
 class SqliteLedger(CallingLedger):
     """Made by :meth:`open`. Belongs to the event loop and the process in which it was opened."""
 
-    def __init__(self, path: Path, settings: LedgerSettings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, path: Path, settings: LedgerSettings, clock: Callable[[], float], create: Create = False
+    ) -> None:
         self.path = path.resolve()
+        self._create = create
         self.settings = settings
         self._clock = clock
         self._pid = os.getpid()
@@ -48,11 +52,18 @@ class SqliteLedger(CallingLedger):
 
     @classmethod
     async def open(
-        cls, path: Path, settings: LedgerSettings, *, clock: Callable[[], float] = time.monotonic
+        cls,
+        path: Path,
+        settings: LedgerSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        create: Create = True,
     ) -> SqliteLedger:
         """Own the file, or connect to its owner. ``clock`` is monotonic, in seconds, and used while this
-        one is the owner. Raises ``LedgerUnusable`` or ``LedgerLocked``."""
-        ledger = cls(path, settings, clock)
+        one is the owner. ``create``: whether a ledger may be made now, if there is none; never later, when a
+        former owner has gone and the file is not there any more. Raises ``LedgerUnusable`` (``LedgerMissing``
+        among it) or ``LedgerLocked``."""
+        ledger = cls(path, settings, clock, create)
         try:
             await ledger._find_within(settings.request_timeout_s)
         except BaseException:
@@ -67,6 +78,11 @@ class SqliteLedger(CallingLedger):
     @property
     def leads(self) -> bool:
         return self._owned is not None
+
+    @property
+    def secret(self) -> bytes:
+        """Of the ledger, which only the owner has; else empty."""
+        return b"" if self._owned is None else self._owned.machine.state.secret
 
     async def close(self) -> None:
         """Let go of the ledger; another process may own it from now on."""
@@ -159,7 +175,8 @@ class SqliteLedger(CallingLedger):
         """The lock is taken: open the file, then the door. It goes on when nobody waits for it any more: a
         disk may need longer than any caller has, and half way there would be a lock with nobody behind it."""
         try:
-            owned = await OwnedLedger.open(self.path, self.settings, self._clock)
+            create = False if self._ledger_id else self._create
+            owned = await OwnedLedger.open(self.path, self.settings, self._clock, create=create)
             server = LedgerServer(owned)
             try:
                 self._identify(owned.ledger_id)

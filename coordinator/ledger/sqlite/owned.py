@@ -24,12 +24,12 @@ from coordinator.errors import LedgerError, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger import backup, schema
 from coordinator.ledger.backup import About, Backup
 from coordinator.ledger.commands import Command, ExpireSession, decode, encode
-from coordinator.ledger.contract import DecisionRecord, SessionState
+from coordinator.ledger.contract import Create, DecisionRecord, SessionState
 from coordinator.ledger.disk import StoreBroken
 from coordinator.ledger.local import LocalLedger, newest
 from coordinator.ledger.machine import Machine
 from coordinator.ledger.sqlite import anchored
-from coordinator.ledger.sqlite.store import Loaded, SqliteStore, revision
+from coordinator.ledger.sqlite.store import Loaded, SqliteStore
 from coordinator.settings import LedgerSettings
 from coordinator.supervision import Supervised
 from participants.ids import TxId, new_nonce
@@ -85,14 +85,22 @@ class OwnedLedger(LocalLedger):
         self._upkeep: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, path: Path, settings: LedgerSettings, clock: Callable[[], float]) -> OwnedLedger:
-        """Create or open the file. Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
+    async def open(
+        cls, path: Path, settings: LedgerSettings, clock: Callable[[], float], *, create: Create = True
+    ) -> OwnedLedger:
+        """Open the file, or make it if ``create`` allows that. Raises ``LedgerUnusable``,
+        ``LedgerUnavailable``."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="undoubt-ledger")
         loop = asyncio.get_running_loop()
         store: SqliteStore | None = None
         try:
-            store = await loop.run_in_executor(thread, _store, path)
+            absent = await loop.run_in_executor(thread, anchored.is_absent, path)
+            if absent:
+                await anchored.allow(path, create)
+            store = await loop.run_in_executor(thread, SqliteStore.create, path)
             loaded = await loop.run_in_executor(thread, store.load)
+            if absent:
+                log.info("there was no ledger at %s: a new one was made, %s", path, loaded.ledger_id)
             anchor = await loop.run_in_executor(thread, anchored.open_anchor, path, loaded)
             set_back = loaded.lacks(anchor.mark)
             lacking = anchor.mark.index
@@ -261,23 +269,25 @@ class OwnedLedger(LocalLedger):
             if book.owner and book.state is SessionState.OPEN:
                 await self._propose(ExpireSession(book.id))
 
+    async def _look_at_file(self) -> None:
+        """What is recorded after the file was taken away would be gone with this process."""
+        if self._broken is None:
+            try:
+                await self._in_thread(self._store.check_in_place)
+            except LedgerUnusable as error:
+                self._fail([], StoreBroken(str(error)))
+
     async def _keep_up(self) -> None:
         passes = round(TIME_INTERVAL_S / UPKEEP_INTERVAL_S)
         while True:
             for _ in range(passes):
                 await self._pause(UPKEEP_INTERVAL_S)
+                await self._look_at_file()
                 try:
                     await self.expire_due()
                 except LedgerError as error:
                     log.warning("sessions cannot be expired now: %s", error)
             await self.advance_time()
-
-
-def _store(path: Path) -> SqliteStore:
-    """Raises ``LedgerUnusable``."""
-    if revision(path) is None:
-        anchored.check_absent(path)
-    return SqliteStore.create(path)
 
 
 def rebuilt(loaded: Loaded, path: Path) -> Machine:

@@ -70,6 +70,7 @@ class SqliteStore:
         self._last = START
         """Of what is durable."""
         self._file = SqliteFile(path, f"ledger {path}")
+        self._place = _place(path)
         self._connection = self._file.connection
 
     @classmethod
@@ -193,6 +194,15 @@ class SqliteStore:
         """What SQLite's own check of the file finds; empty if it is sound."""
         return self._file.problems()
 
+    def check_in_place(self) -> None:
+        """While it is open: that the file of this path is still the one that was opened. What is written to
+        another one, or to none, is gone with this process. Raises ``LedgerUnusable``."""
+        if _place(self.path) != self._place:
+            raise LedgerUnusable(
+                f"ledger {self.path} was removed or replaced while it was in use: nothing more is recorded in"
+                f" it. Stop this process, and put the file back with its -wal and its .anchor. {WAYS_OUT}"
+            )
+
     def limit_pages(self, pages: int) -> None:
         """Behave as if the disk were full beyond so many pages."""
         self._file.limit_pages(pages)
@@ -201,6 +211,15 @@ class SqliteStore:
         if self._anchor is not None:
             self._anchor.close()
         self._file.close()
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """What a path leads to; None if it leads nowhere."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def make(path: Path, ledger_id: str, state: bytes, base: Mark) -> None:

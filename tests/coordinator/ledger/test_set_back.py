@@ -3,6 +3,8 @@ it has forgotten."""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from coordinator import ledger as ledgers
-from coordinator.errors import LedgerUnusable
+from coordinator.errors import LedgerMissing, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger import maintenance
 from coordinator.ledger.contract import BranchRecord, Decision, Record, Session, Verdict
 from coordinator.ledger.sqlite import anchored
@@ -35,7 +37,7 @@ def settings(path: Path) -> LedgerSettings:
 
 
 async def opened(settings: LedgerSettings) -> Signing:
-    return Signing(await ledgers.open_ledger(settings))
+    return Signing(await ledgers.open_ledger(settings, create=True))
 
 
 def files(path: Path) -> list[Path]:
@@ -210,6 +212,73 @@ async def test_a_missing_file_is_not_made_anew(path: Path, settings: LedgerSetti
     with pytest.raises(LedgerUnusable, match=r"is missing.*undoubt ledger restore"):
         await opened(settings)
     assert files(path) == []
+
+
+async def test_a_ledger_is_made_only_if_that_is_allowed(
+    path: Path, settings: LedgerSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that was lost looks like one that was never used: an empty ledger there would call everything
+    that is in doubt another ledger's."""
+    asked = []
+
+    async def refuse() -> None:
+        asked.append(files(path))
+        raise LedgerMissing("it was there yesterday")
+
+    with pytest.raises(LedgerMissing, match=r"undoubt ledger restore.*undoubt ledger init"):
+        await ledgers.open_ledger(settings)
+    with pytest.raises(LedgerMissing, match="yesterday"):
+        await ledgers.open_ledger(settings, create=refuse)
+    assert asked == [[]], "asked once, before anything was made"
+    assert not path.exists()
+    assert await maintenance.is_missing(settings)
+    path.touch()
+    with pytest.raises(LedgerMissing):
+        await ledgers.open_ledger(settings)
+    with caplog.at_level("INFO"):
+        ledger = await ledgers.open_ledger(settings, create=True)
+    assert f"a new one was made, {ledger.ledger_id}" in caplog.text
+    again = await ledgers.open_ledger(settings, create=refuse)
+    assert again.ledger_id == ledger.ledger_id
+    await again.close()
+    await ledger.close()
+    assert not await maintenance.is_missing(settings)
+
+
+async def test_a_client_whose_owner_took_the_folder_with_it_makes_no_new_one(
+    path: Path, settings: LedgerSettings
+) -> None:
+    """It may have been allowed to make one when it was started."""
+    owner = await ledgers.open_ledger(settings, create=True)
+    client = await ledgers.open_ledger(settings, create=True)
+    session = await client.open_session("application", 600)
+    await owner.close()
+    for each in path.parent.iterdir():
+        each.unlink() if each.is_file() else shutil.rmtree(each)
+    with pytest.raises(LedgerMissing):
+        await client.keep_alive(session, 1)
+    assert not path.exists()
+    await client.close()
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+async def test_an_owner_whose_file_is_taken_away_records_nothing_more(
+    path: Path, settings: LedgerSettings, how: str
+) -> None:
+    """What it records would be gone with its process: COMMIT would be acknowledged, and forgotten."""
+    ledger = await opened(settings)
+    session = await ledger.open_session("application", 600)
+    await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+    data = path.read_bytes()
+    path.unlink()
+    if how == "replaced":
+        path.write_bytes(data)
+    with pytest.raises(LedgerUnavailable, match="was removed or replaced while it was in use"):
+        async with asyncio.timeout(10):
+            for seq in itertools.count(2):
+                await ledger.decide(session.txid(seq), COMMIT, BRANCHES)
+                await asyncio.sleep(0.02)
+    await ledger.close()
 
 
 async def test_a_crash_between_the_file_and_its_anchor_is_no_alarm(

@@ -42,7 +42,7 @@ from coordinator.settings import LedgerSettings
 from tests.coordinator.ledger.signing import Signing
 
 async def main(url):
-    ledger = await open_ledger(LedgerSettings(url=url))
+    ledger = await open_ledger(LedgerSettings(url=url), create=True)
     session = await ledger.open_session("owner", 600)
     branches = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
     await Signing(ledger).remember(session).decide(session.txid(1), Decision.COMMIT, branches)
@@ -54,7 +54,7 @@ asyncio.run(main(sys.argv[1]))
 
 
 async def open_ledger(settings: LedgerSettings) -> Signing:
-    return Signing(await ledgers.open_ledger(settings))
+    return Signing(await ledgers.open_ledger(settings, create=True))
 
 
 @pytest.fixture
@@ -362,7 +362,7 @@ from tests.coordinator.ledger.signing import Signing
 settings = LedgerSettings(url="sqlite:///{path}")
 branches = (BranchRecord(1, "a"),)
 async def main():
-    ledger = Signing(await open_ledger(settings))
+    ledger = Signing(await open_ledger(settings, create=True))
     session = await ledger.open_session("parent", 600)
     await ledger.decide(session.txid(1), Decision.COMMIT, branches)
     if os.fork() == 0:

@@ -159,7 +159,7 @@ class Honest:
             },
             "participants": participants,
         })  # fmt: skip
-        self.ledger = await open_ledger(self.settings.ledger)
+        self.ledger = await open_ledger(self.settings.ledger, create=True)
         self._stack.push_async_callback(self.ledger.close)
         self.registry = assemble.registry(self.settings, self.ledger.ledger_id)
         self._stack.push_async_callback(self._close_registry)

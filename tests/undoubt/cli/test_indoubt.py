@@ -36,6 +36,8 @@ def test_list_shows_every_standing_with_its_safe_action(stage: Stage) -> None:
     stage.prepare(4, Verdict.FORGOTTEN)
     stage.foreign(Foreign("someone's"))
     stage.foreign(stage.gid(1, ledger="zzzzzzzzzz"))
+    stage.orders.other_ledgers = frozenset({"yyyyyyyyyy"})
+    stage.foreign(stage.gid(1, ledger="yyyyyyyyyy"))
     shown = stage.json("indoubt", "list")
     assert set(shown) == {"branches", "heuristics", "unreachable", "ledger_error"}
     actions = {(one["standing"], one["action"]) for one in shown["branches"]}
@@ -45,9 +47,10 @@ def test_list_shows_every_standing_with_its_safe_action(stage: Stage) -> None:
         ("active", "wait"),
         ("forgotten", "decide"),
         ("foreign", "none"),
+        ("lost_ledger", "decide"),
         ("other_ledger", "none"),
     }
-    assert len(shown["branches"]) == 10
+    assert len(shown["branches"]) == 11
     first = shown["branches"][0]
     assert set(first) == {
         "gid", "txid", "participant", "protocol", "standing", "why", "fix", "action", "database", "owner",
@@ -363,6 +366,8 @@ def test_check_exits_7_only_for_what_is_old_enough(stage: Stage) -> None:
 def test_check_counts_open_heuristics_and_no_foreign_branch(stage: Stage) -> None:
     stage.foreign(Foreign("someone's"), age_s=9_999)
     stage.foreign(stage.gid(1, ledger="zzzzzzzzzz"), age_s=9_999)
+    assert stage.run("indoubt", "check").status == 7, "of a ledger that was lost"
+    stage.orders.other_ledgers = frozenset({"zzzzzzzzzz"})
     assert stage.run("indoubt", "check").status == 0
     gid = stage.gid(1)
     stage.ledger.known[gid] = Heuristic(gid, Settled.HEURISTIC_HAZARD, Decision.COMMIT, time.time() - 30)

@@ -60,7 +60,7 @@ class Shop:
 
     async def left_behind(self) -> list[Gid]:
         """A transaction of ``app`` with COMMIT recorded and its coordinator gone."""
-        ledger = await open_ledger(LedgerSettings(url=f"sqlite:///{self.folder}/undoubt.db"))
+        ledger = await open_ledger(LedgerSettings(url=f"sqlite:///{self.folder}/undoubt.db"), create=True)
         session = await ledger.open_session("shop", 10.0)
         key = SessionKey(session.key)
         gids, records = [], []
@@ -241,7 +241,10 @@ async def test_another_ledgers_orphan(shop: Shop) -> None:
     """Broken if one of two installations that share a database is given a line that ends the other's."""
     gid = Gid(new_ledger_id(), Protocol.TWO_PHASE, TxId(1, "0123456789abcdef", 1), 1, "orders")
     await prepare(shop.servers["orders"].dsn("shop", user="app"), gid)
-    [found] = await shop.findings("--older-than", "0s")
+    lines = {"orders": f'owners = ["app"]\nother_ledgers = ["{gid.ledger}"]'}
+    dsns = {name: server.dsn("shop", user="rescue") for name, server in shop.servers.items()}
+    shop.configure(dsns, lines)
+    [found] = [one for one in await shop.findings("--older-than", "0s") if one["check"] == "prepared"]
     assert found["what"].endswith("another ledger's")
     assert found["fix"] == f"undoubt indoubt explain {gid}"
     await shop.admin["orders"].execute(f"rollback prepared '{gid}'")
@@ -275,10 +278,11 @@ async def test_participants_check_tells_of_those_that_are_named(shop: Shop) -> N
 async def test_without_a_ledger_the_databases_are_looked_at(shop: Shop) -> None:
     """Broken if doctor makes an empty ledger: every branch in doubt would be another's then."""
     (shop.folder / "undoubt.db").unlink()
-    found = await shop.findings()
-    assert [(one["check"], one["severity"], one["fix"]) for one in found] == [
-        ("ledger", "problem", "undoubt ledger init")
-    ]
+    for fix in ("undoubt ledger restore BACKUP", "undoubt ledger init"):
+        found = await shop.findings()
+        told = [(one["check"], one["severity"], one["fix"]) for one in found]
+        assert told == [("ledger", "problem", fix)]
+        (shop.folder / "undoubt.db.anchor").unlink(missing_ok=True)
     assert not (shop.folder / "undoubt.db").exists()
     ran = await shop.run("participants", "check", "orders")
     assert ran.status == 1

@@ -120,7 +120,7 @@ async def test_a_ledger_on_a_network_file_system(tmp_path: Path, monkeypatch: py
 async def test_a_ledger_of_a_newer_version(tmp_path: Path) -> None:
     """Broken if an old doctor looks into it all the same, or says nothing of the way out."""
     read = settings(tmp_path, "")
-    await (await open_ledger(read.ledger)).close()
+    await (await open_ledger(read.ledger, create=True)).close()
     with contextlib.closing(sqlite3.connect(tmp_path / "undoubt.db")) as database:
         database.execute("update alembic_version set version_num = '9999'")
         database.commit()

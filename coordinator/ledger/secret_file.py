@@ -1,0 +1,50 @@
+"""A ledger's secret in a file of its own: what is needed to know its names once the ledger is lost.
+
+::
+
+    undoubt-secret 1\n    ledger id    space    secret in hexadecimal    \n
+
+Every backup of a ledger holds the secret too; this file is for a ledger that is backed up in another way, or
+not at all. Whoever has it can make names of the ledger: keep it as you keep passwords."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from coordinator.errors import LedgerUnusable
+from coordinator.ledger.anchor import sync_folder
+from participants.ids import InvalidName, check_ledger_id
+
+HEAD = "undoubt-secret 1"
+
+
+def write(path: Path, ledger_id: str, secret: bytes) -> None:
+    """Durable, mode 0600. Raises ``LedgerUnusable`` if there is such a file, or it cannot be written."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{HEAD}\n{ledger_id} {secret.hex()}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except FileExistsError:
+        raise LedgerUnusable(f"{path} is there already; a secret overwrites nothing") from None
+    except OSError as error:
+        raise LedgerUnusable(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read(path: Path) -> tuple[str, bytes] | None:
+    """The ledger's id and its secret; None if the file is none of this kind. Raises ``LedgerUnusable`` if it
+    cannot be read, or is damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LedgerUnusable(f"cannot read {path}: {error.strerror or error}") from error
+    if not content.startswith(HEAD.encode()):
+        return None
+    try:
+        ledger_id, secret = content.decode("ascii").splitlines()[1].split(" ")
+        return check_ledger_id(ledger_id), bytes.fromhex(secret)
+    except (ValueError, IndexError, InvalidName) as error:
+        raise LedgerUnusable(f"{path} is damaged: it holds no ledger id and secret") from error

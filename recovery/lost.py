@@ -1,0 +1,74 @@
+"""What a ledger that is not there any more has left prepared: looked for before another one is made in its
+place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from participants.contract import Participant, PreparedBranch
+from participants.errors import ParticipantError
+from participants.ids import Gid
+from participants.registry import Registry
+from recovery.scan import of_lost_ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """``branches`` are this installation's but for their ledger, each beside the name of its participant.
+    ``unreachable``: who could not be asked, and why."""
+
+    branches: tuple[tuple[str, Gid], ...]
+    unreachable: Mapping[str, ParticipantError]
+
+    @property
+    def ledgers(self) -> list[str]:
+        """Ids of the ledgers, those with the most branches first."""
+        count: dict[str, int] = {}
+        for _, gid in self.branches:
+            count[gid.ledger] = count.get(gid.ledger, 0) + 1
+        return sorted(count, key=lambda one: (-count[one], one))
+
+    def by_participant(self) -> list[tuple[str, int, list[str]]]:
+        """Name, count of branches, ids of their ledgers."""
+        names = sorted({name for name, _ in self.branches})
+        return [
+            (
+                name,
+                sum(name == each for each, _ in self.branches),
+                sorted({gid.ledger for each, gid in self.branches if each == name}),
+            )
+            for name in names
+        ]
+
+    def told(self) -> str:
+        """In words."""
+        names = ", ".join(sorted({name for name, _ in self.branches}))
+        ledgers = " and ".join(self.ledgers)
+        return f"{len(self.branches)} branches of ledger {ledgers} are prepared in {names}"
+
+
+async def branches_left(participants: Registry) -> Left:
+    """Ask all of them at once. Raises nothing of theirs."""
+    everyone = list(participants)
+    lists = await asyncio.gather(*map(_of_one, everyone))
+    found: list[tuple[str, Gid]] = []
+    unreachable: dict[str, ParticipantError] = {}
+    for participant, listed in zip(everyone, lists, strict=True):
+        if isinstance(listed, ParticipantError):
+            unreachable[participant.name] = listed
+            continue
+        found += [
+            (participant.name, branch.gid)
+            for branch in listed
+            if isinstance(branch.gid, Gid) and of_lost_ledger(participant, branch)
+        ]
+    return Left(tuple(found), unreachable)
+
+
+async def _of_one(participant: Participant) -> list[PreparedBranch] | ParticipantError:
+    try:
+        return list(await participant.in_doubt())
+    except ParticipantError as error:
+        return error

@@ -1,0 +1,285 @@
+"""``undoubt recover --adopt``: the branches of a ledger that is lost."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from coordinator.errors import LedgerError
+from coordinator.ledger.acting import Records, acting, new_act
+from coordinator.ledger.contract import Decision
+from participants.errors import UndoubtError
+from participants.ids import TxId
+from recovery.operator.adopt import Adoption, LostBranch, LostBranches, LostTransaction
+from recovery.report import Line
+from undoubt import assemble
+from undoubt.cli import shapes
+from undoubt.cli.context import Context
+from undoubt.cli.durations import show_duration
+from undoubt.cli.exits import CommandError, Exit, status_of
+from undoubt.cli.names import TxIdParam
+from undoubt.cli.output import printable
+from undoubt.serve.secrets import read_secret
+
+TERMINATE = "terminate"
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def adopt_options(command: F) -> F:
+    """Of ``undoubt recover``."""
+    txid = TxIdParam()
+    for option in (
+        click.option(
+            "--terminate", multiple=True, type=txid, metavar="TXID", help="With --adopt: by its own protocol."
+        ),
+        click.option(
+            "--rollback", multiple=True, type=txid, metavar="TXID", help="With --adopt: roll it back."
+        ),
+        click.option("--commit", multiple=True, type=txid, metavar="TXID", help="With --adopt: commit it."),
+        click.option(
+            "--secret",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="With --adopt: a backup of that ledger, or what `ledger init --export-secret` has written.",
+        ),
+        click.option(
+            "--adopt", metavar="ID", help="This ledger is lost: show and end what it has left prepared."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a person has typed. ``chosen``: ``commit``, ``rollback`` or ``terminate`` by transaction."""
+
+    ledger_id: str
+    secret: Path | None
+    chosen: dict[TxId, str]
+    dry_run: bool
+    yes: bool
+    note: str
+
+    @classmethod
+    def read(  # noqa: PLR0913 - flags
+        cls,
+        *,
+        adopt: str | None,
+        secret: Path | None,
+        commit: Iterable[TxId],
+        rollback: Iterable[TxId],
+        terminate: Iterable[TxId],
+        dry_run: bool,
+        yes: bool,
+        note: str,
+    ) -> Wishes | None:
+        """None without ``--adopt``. Raises ``UsageError`` of click's, and ``CommandError``."""
+        chosen = _chosen(commit, rollback, terminate)
+        if adopt is not None:
+            return cls(adopt, secret, chosen, dry_run, yes, note)
+        if secret is not None or chosen:
+            raise click.UsageError("--secret, --commit, --rollback and --terminate go with --adopt")
+        return None
+
+
+def _chosen(commit: Iterable[TxId], rollback: Iterable[TxId], terminate: Iterable[TxId]) -> dict[TxId, str]:
+    """By transaction. Raises ``CommandError`` if one is to end in two ways."""
+    found: dict[TxId, str] = {}
+    for word, txids in (("commit", commit), ("rollback", rollback), (TERMINATE, terminate)):
+        for txid in txids:
+            if found.setdefault(txid, word) != word:
+                raise CommandError(Exit.USAGE, f"{txid} is to {found[txid]} and to {word}: choose one")
+    return found
+
+
+def adopt(context: Context, wishes: Wishes) -> None:
+    """See the command."""
+    secret = b"" if wishes.secret is None else read_secret(wishes.secret, wishes.ledger_id)
+    context.run(_adopt(context, wishes, secret))
+
+
+async def _adopt(context: Context, wishes: Wishes, secret: bytes) -> None:
+    settings = context.settings()
+    async with contextlib.AsyncExitStack() as stack:
+        ledger = await stack.enter_async_context(_audited(context))
+        if ledger is not None and ledger.ledger_id == wishes.ledger_id:
+            raise CommandError(Exit.USAGE, f"ledger {wishes.ledger_id} is not lost: undoubt recover --once")
+        participants = assemble.registry(settings, wishes.ledger_id)
+        stack.push_async_callback(participants.close)
+        adoption = Adoption(participants, wishes.ledger_id, secret)
+        seen = await adoption.look()
+        for txid in wishes.chosen:
+            seen.one(txid)
+        todo = _to_do(wishes, seen)
+        if not context.output.json:
+            _page(context, wishes, seen, todo)
+        lines: list[Line] = []
+        refused: UndoubtError | None = None
+        if todo and not wishes.dry_run:
+            context.confirm(f"End {len(todo)} of {len(seen.transactions)} transactions so?", yes=wishes.yes)
+            lines, refused = await _carry_out(ledger, adoption, seen, todo, wishes)
+        elif todo:
+            lines = [_would(one.txid, seen, word) for one, word in todo]
+    if context.output.json:
+        context.output.document(_document(wishes, seen, lines))
+    else:
+        for line in lines:
+            context.output.line(f"{line.gid}  {line.action}: {line.result.replace('_', ' ')}  {line.why}")
+    _end(seen, todo, lines, refused, dry_run=wishes.dry_run)
+
+
+@contextlib.asynccontextmanager
+async def _audited(context: Context) -> AsyncIterator[Any]:
+    """The ledger of now, in which acts are recorded; None if there is none yet, or it does not answer."""
+    async with contextlib.AsyncExitStack() as stack:
+        ledger = None
+        try:
+            ledger, _ = await stack.enter_async_context(assemble.opened(context.settings()))
+        except LedgerError as error:
+            context.output.note(f"what is done is not recorded, since the ledger does not open: {error}")
+        yield ledger
+
+
+def _to_do(wishes: Wishes, seen: LostBranches) -> list[tuple[LostTransaction, str]]:
+    """What a person has named, and what its own protocol ends once the secret proves the names."""
+    return [
+        (one, wishes.chosen.get(one.txid, TERMINATE))
+        for one in seen.transactions
+        if one.txid in wishes.chosen or (one.proved and one.charter is not None)
+    ]
+
+
+async def _carry_out(
+    ledger: Records | None,
+    adoption: Adoption,
+    seen: LostBranches,
+    todo: list[tuple[LostTransaction, str]],
+    wishes: Wishes,
+) -> tuple[list[Line], UndoubtError | None]:
+    """Each by itself: one that is refused does not keep the others from their end."""
+    lines: list[Line] = []
+    refused: UndoubtError | None = None
+    for found, word in todo:
+        proof = "" if found.proved else ", unproved"
+        act = new_act(f"recover --adopt {wishes.ledger_id} ({word}{proof})", found.txid, wishes.note)
+        try:
+            async with contextlib.nullcontext() if ledger is None else acting(ledger, act):
+                if word == TERMINATE:
+                    lines += await adoption.terminate(found)
+                else:
+                    direction = Decision.COMMIT if word == "commit" else Decision.ABORT
+                    lines += await adoption.end(found, seen, direction)
+        except LedgerError:
+            raise
+        except UndoubtError as error:
+            refused = error
+            lines += [
+                Line(str(one.gid), one.holder, None, word, "failed", str(error)) for one in found.prepared
+            ]
+    return lines, refused
+
+
+def _would(txid: TxId, seen: LostBranches, word: str) -> Line:
+    first = seen.one(txid).prepared[0]
+    return Line(str(first.gid), first.holder, None, word, "would_do")
+
+
+def _end(
+    seen: LostBranches,
+    todo: list[tuple[LostTransaction, str]],
+    lines: list[Line],
+    refused: UndoubtError | None,
+    *,
+    dry_run: bool,
+) -> None:
+    if seen.unreachable:
+        told = "; ".join(f"{name}: {error}" for name, error in seen.unreachable.items())
+        raise CommandError(Exit.UNREACHABLE, f"not all were asked: {told}")
+    if refused is not None:
+        raise CommandError(status_of(refused) or Exit.FAILURE, str(refused))
+    if failed := [line for line in lines if line.result == "failed"]:
+        raise CommandError(Exit.FAILURE, f"{len(failed)} branches could not be ended: {failed[0].why}")
+    ended = {line.gid for line in lines if line.result == "done"}
+    left = [one for one in seen.transactions if any(str(branch.gid) not in ended for branch in one.prepared)]
+    if left and not dry_run:
+        raise CommandError(
+            Exit.IN_DOUBT,
+            f"{len(left)} transactions are left to you: look at what each has done elsewhere, then name it"
+            " with --commit or --rollback",
+        )
+
+
+def _page(
+    context: Context, wishes: Wishes, seen: LostBranches, todo: list[tuple[LostTransaction, str]]
+) -> None:
+    out = context.output
+    words = {one.txid: word for one, word in todo}
+    for one in seen.transactions:
+        proof = "its names are proved by the secret" if one.proved else "unproved: no secret was given"
+        out.heading(f"transaction {one.txid} ({shapes.protocol_name(one.protocol)}), {proof}")
+        for branch in one.branches:
+            out.line(f"  {branch.gid.branch}:{branch.gid.participant:<16} {_state(branch)}")
+        word = words.get(one.txid)
+        told = {None: "left to you", TERMINATE: "its own termination ends it"}.get(word, f"you chose: {word}")
+        out.line(f"  {told}. {_more(one)}")
+    for name, gid, why in seen.impostors:
+        out.line(f"never touched: {gid} in {name}: {printable(why)}")
+    if not seen.transactions and not seen.impostors:
+        out.note(f"no branch of ledger {wishes.ledger_id} is prepared")
+
+
+def _state(one: LostBranch) -> str:
+    word = one.now.replace("_", " ")
+    if one.branch is None:
+        return word + (" (proved by its note)" if one.now == "committed" else "")
+    return f"{word} for {show_duration(one.branch.age_s)} by role {one.branch.owner}"
+
+
+def _more(one: LostTransaction) -> str:
+    if one.committed:
+        return "A branch has committed, by proof: the others can only commit."
+    if one.charter is not None:
+        return one.why
+    return (
+        f"{one.why}. Branches that are not listed here are not known: look for the rows that the transaction"
+        " wrote in the other databases"
+    )
+
+
+def _document(wishes: Wishes, seen: LostBranches, lines: list[Line]) -> dict[str, Any]:
+    return {
+        "ledger": wishes.ledger_id,
+        "transactions": [
+            {
+                "txid": str(one.txid),
+                "protocol": shapes.protocol_name(one.protocol),
+                "proved": one.proved,
+                "own_termination": one.charter is not None,
+                "why": one.why,
+                "branches": [
+                    {
+                        "gid": str(branch.gid),
+                        "participant": branch.gid.participant,
+                        "now": branch.now,
+                        "owner": None if branch.branch is None else branch.branch.owner,
+                        "age_s": None if branch.branch is None else round(branch.branch.age_s, 3),
+                    }
+                    for branch in one.branches
+                ],
+            }
+            for one in seen.transactions
+        ],
+        "impostors": [
+            {"participant": name, "gid": str(gid), "why": why} for name, gid, why in seen.impostors
+        ],
+        "unreachable": [
+            {"participant": name, "error": str(error)} for name, error in seen.unreachable.items()
+        ],
+        "lines": msgspec.to_builtins(lines),
+    }
