@@ -197,10 +197,15 @@ select not exists (select from pg_catalog.pg_stat_activity as a
 
 -- name: in_doubt
 -- One row at least: a standby's list is empty, and only the flag tells it from a clean database. {whereabouts} are
--- columns of the server's history, or nulls where the role may not ask.
+-- columns of the server's history, or nulls where the role may not ask. What a client has put into a gid need not be
+-- convertible to UTF-8 (bytes that SQL_ASCII lets pass, or that WIN1252 has no character for), and would fail the whole
+-- list: in a database of another encoding whatever is not ASCII is shown as \nnn. Names of ours are ASCII.
 select pg_catalog.pg_is_in_recovery() as standby, {whereabouts},
        pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text as next_xid,
-       p.gid, coalesce(p.owner::pg_catalog.text, '(dropped)') as owner,
+       case when pg_catalog.getdatabaseencoding() operator(pg_catalog.=) 'UTF8' then p.gid
+            else pg_catalog.encode(pg_catalog.convert_to(p.gid, pg_catalog.getdatabaseencoding()), 'escape')
+            end as gid,
+       coalesce(p.owner::pg_catalog.text, '(dropped)') as owner,
        p.owner is null as gone, p.owner is not null and {owned} as owned, session_user::pg_catalog.text as login,
        p.database::pg_catalog.text as database, p.transaction::pg_catalog.text as xid,
        pg_catalog.age(p.transaction) as age_xids,
@@ -209,7 +214,7 @@ select pg_catalog.pg_is_in_recovery() as standby, {whereabouts},
          ::pg_catalog.float8 as age_s
   from (select) as one
   left join pg_catalog.pg_prepared_xacts as p on p.database operator(pg_catalog.=) pg_catalog.current_database()
- order by p.prepared, p.gid
+ order by p.prepared, p.gid collate pg_catalog."C"
 
 -- name: system_and_timeline
 (select c.system_identifier from pg_catalog.pg_control_system() as c) as system,
@@ -327,7 +332,8 @@ case when pg_catalog.pg_is_in_recovery() or {position}::pg_catalog.text is null 
 -- $1 settings' owners.
 -- pg_blocking_pids() says 0 for a prepared blocker: the second half finds it by the lock that it holds. Such locks
 -- have no pid; which transaction they belong to is told by the one that each transaction holds on its own id.
--- Parallel workers of one statement wait for each other for moments: such waits are left out.
+-- Parallel workers of one statement wait for each other for moments: such waits are left out. A gid of another
+-- database need not even be valid in the encoding of this one; for the rest of them see in_doubt.
 with waiter as materialized (
   select l.*, a.application_name, a.usename, a.backend_xid::pg_catalog.text as xid,
          coalesce(a.leader_pid, a.pid) as backend,
@@ -348,7 +354,12 @@ select w.pid, w.application_name, w.xid, extract(epoch from w.since)::pg_catalog
        {waiter_owned}, null, null,
        p.database operator(pg_catalog.=) pg_catalog.current_database()
          and (p.owner is null or {prepared_owned}),
-       p.gid, h.mode
+       case when p.database operator(pg_catalog.<>) pg_catalog.current_database()
+            then 'transaction ' operator(pg_catalog.||) p.transaction::pg_catalog.text
+                 operator(pg_catalog.||) ' of another database'
+            when pg_catalog.getdatabaseencoding() operator(pg_catalog.=) 'UTF8' then p.gid
+            else pg_catalog.encode(pg_catalog.convert_to(p.gid, pg_catalog.getdatabaseencoding()), 'escape') end,
+       h.mode
   from waiter as w
   join pg_catalog.pg_locks as h on h.pid is null and h.granted
        and array[h.locktype, h.database::pg_catalog.text, h.relation::pg_catalog.text, h.page::pg_catalog.text,
