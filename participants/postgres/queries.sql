@@ -214,7 +214,7 @@ select pg_catalog.pg_is_in_recovery() as standby, {whereabouts},
          ::pg_catalog.float8 as age_s
   from (select) as one
   left join pg_catalog.pg_prepared_xacts as p on p.database operator(pg_catalog.=) pg_catalog.current_database()
- order by p.prepared, p.gid collate pg_catalog."C"
+ order by p.prepared, p.gid
 
 -- name: system_and_timeline
 (select c.system_identifier from pg_catalog.pg_control_system() as c) as system,

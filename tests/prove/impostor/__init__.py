@@ -61,7 +61,7 @@ PLANTED = (
 )
 """The bugs of the control: with all of them planted, most of what is tried on two stands succeeds."""
 CONTROL = "sqlite 2pc as chief|postgresql 2pc as chief (quiet)"
-CONTROLLED = "name|number|letter|branch|deadlock|holder|schema undoubt|the ledger"
+CONTROLLED = "name|number|letter|branch|deadlock|holder|schema undoubt|the ledger's"
 """Which attacks are tried there, by words in their names."""
 CONTROL_S = 600.0
 MODULES = (names, waits, states, ground, ledger_ground)

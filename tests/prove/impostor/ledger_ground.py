@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 
 import asyncpg
+import msgspec
 
 import undoubt
 from coordinator.coordinator import Coordinator
 from coordinator.ledger import maintenance, open_ledger
+from coordinator.ledger.postgres.ledger import PostgresLedger
+from tests.prove.bank import NAMES
 from tests.prove.impostor.attacks import attack, quiet
 from tests.prove.impostor.ground import EVIL
 from tests.prove.impostor.honest import Kind
-from tests.prove.impostor.people import LANDLORD, MALLORY, SCHEMER, Connection
-from tests.prove.impostor.plant import plant_before_catalog, plant_in_path
+from tests.prove.impostor.people import LANDLORD, MALLORY, SCHEMER, Connection, admin
+from tests.prove.impostor.plant import loot, plant_before_catalog, plant_in_path
 from tests.prove.impostor.scene import Scene
 from tests.prove.impostor.waits import ADVISORY
 
@@ -58,6 +61,46 @@ async def ledger_defaults(scene: Scene) -> None:
     }  # fmt: skip
     await _ledger_defaults(scene, connection, settings)
     await _day(scene)
+
+
+@attack("a schema undoubt_ledger that the owner of the database made first", stands=quiet, ledgers=POSTGRES)
+async def ledger_schema_first(scene: Scene) -> None:
+    """A ledger that is made in it, or is taken for one, runs what stands in the place of its tables."""
+    name = f"{scene.database}_first"
+    async with admin(scene.servers.admin_dsn(NAMES[0], "postgres")) as root:
+        await root.execute(f'create database "{name}" owner {LANDLORD}')
+    connection = await asyncpg.connect(scene.servers.dsn(NAMES[0], name, LANDLORD))
+    try:
+        await plant_in_path(connection, "undoubt_ledger")
+        await connection.execute(_SCHEMA)
+    finally:
+        await connection.close()
+    url = scene.servers.dsn(NAMES[0], name, scene.stand.login)
+    settings = msgspec.structs.replace(
+        scene.settings.ledger, url=url.replace("postgresql://", "postgresql+psycopg://")
+    )
+    for work in (maintenance.init, maintenance.migrate, open_ledger, maintenance.check):
+        with contextlib.suppress(undoubt.UndoubtError):
+            async with asyncio.timeout(DAY_S):
+                if isinstance(await work(settings), PostgresLedger):
+                    scene.breach(Kind.OUTCOME, "a ledger is opened that somebody else has made up")
+    async with admin(scene.servers.admin_dsn(NAMES[0], name)) as root:
+        for who, what in await loot(root):
+            scene.breach(Kind.SUPERUSER, f"{who} ran an attacker's code: {what}")
+    async with admin(scene.servers.admin_dsn(NAMES[0], "postgres")) as root:
+        await root.execute(f'drop database "{name}" with (force)')
+
+
+_SCHEMA = """
+    grant all on schema undoubt_ledger to public;
+    create table undoubt_ledger.migration (version_num text);
+    insert into undoubt_ledger.migration values ('g003');
+    create function undoubt_ledger.read(text) returns text language sql as
+        $$ select undoubt_ledger.payload(); select $1 $$;
+    create view undoubt_ledger.ledger as select undoubt_ledger.read('madeup') as ledger_id;
+    create view undoubt_ledger.secret as select undoubt_ledger.read('secret')::bytea as secret;
+    grant all on all tables in schema undoubt_ledger to public;
+"""
 
 
 @attack("the secret of the ledger, read in its database", stands=quiet, ledgers=POSTGRES)
