@@ -15,6 +15,9 @@ From the outside inwards:
 :mod:`.versions`     what the members speak, and have agreed on: nothing newer gets into the log
 :mod:`.acceptors`    Paxos Commit's acceptor, on the same disk; :mod:`.settling` records what ended sessions
                      left there, :mod:`.release` lets acceptors go
+:mod:`.hashes`       of the state at fixed places of the log; :mod:`.comparing` asks the others for theirs,
+and
+                     stops a node that has another one than a majority
 :mod:`.replicated`   what the log drives: the ledger's machine, the nodes' addresses, the agreed version
 :mod:`.storage`      a node's disk: its contract, group commit, and the files
 :mod:`.bootstrap`    what a node begins with: new, from a backup, or added

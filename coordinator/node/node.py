@@ -16,6 +16,7 @@ from coordinator.errors import LedgerUnavailable, LedgerUnusable
 from coordinator.ledger.cluster.links import Links
 from coordinator.ledger.machine import Machine
 from coordinator.node.clients import FromClient
+from coordinator.node.comparing import Comparing
 from coordinator.node.ledger import NodeLedger
 from coordinator.node.operator import Operator
 from coordinator.node.peers import FromPeer, Peers
@@ -103,6 +104,7 @@ class Node:
         )
         self.failed = self.replica.failed
         self._settling = Settling(self.replica, self.ledger, wire)
+        self._comparing = Comparing(self.replica, wire)
         self.operator = Operator(
             self.replica,
             lambda: status_of(stored.identity, self.replica, wire),
@@ -149,6 +151,7 @@ class Node:
         for task in self._upkeep:
             task.cancel()
         await asyncio.gather(*self._upkeep, return_exceptions=True)
+        await self._comparing.close()
         if self._listener is not None:
             self._listener.close()
         await self._links.close()

@@ -21,6 +21,7 @@ from coordinator.errors import ClusterRefused, LedgerUnavailable
 from coordinator.ledger.commands import Command, since
 from coordinator.node.acceptors import Acceptors
 from coordinator.node.errors import NodeStopped, NotLeading
+from coordinator.node.hashes import StateHashes
 from coordinator.node.history import History
 from coordinator.node.reads import Reads
 from coordinator.node.replicated import Agree, Logged, Replicated, encode_batch, encode_command
@@ -77,6 +78,7 @@ class Replica:
         on_change: Callable[[bool], None],
     ) -> None:
         self.replicated = replicated
+        self.hashes = StateHashes(replicated.machine.snapshot)
         replicated.learn(stored.entries)
         # The machine begins where its image does; what follows in the log is applied once it is known to be
         # committed.
@@ -362,6 +364,7 @@ class Replica:
         version = self.replicated.version
         for entry in entries:
             results = self.replicated.apply(entry)
+            self.hashes.applied(entry.index)
             term, answers = self._proposed.pop(entry.index, (0, ()))
             if term == entry.term:
                 for answer, result in zip(answers, results, strict=True):
@@ -451,6 +454,11 @@ class Replica:
         self.raft.set_disk_full(full)
         self.acceptors.disk_full = full
         self.wake()
+
+    def fail(self, error: BaseException) -> None:
+        """This node must not go on."""
+        log.error("this node stops: %s", error)
+        self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         self._stop(f"node {self.raft.node} has stopped: {error}")

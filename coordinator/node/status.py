@@ -10,6 +10,8 @@ from coordinator.node.replica import Replica
 from coordinator.node.storage.contract import Identity
 from coordinator.wire import WireSettings, tls_of
 
+RELEASE = metadata.version("undoubt")
+
 
 def status_of(identity: Identity, replica: Replica, wire: WireSettings) -> NodeStatus:
     raft = replica.raft
@@ -46,8 +48,9 @@ def status_of(identity: Identity, replica: Replica, wire: WireSettings) -> NodeS
         peers=tuple(peers) if state.leads else (),
         unfinished=len(ledger.unfinished),
         sessions=sum(book.state is SessionState.OPEN for book in ledger.sessions.values()),
-        version=metadata.version("undoubt"),
+        version=RELEASE,
         certificate_until=tls_of(wire.tls).own.not_after if wire.tls is not None else 0.0,
         agreed_version=replica.replicated.version,
         highest_version=replica.replicated.speaks.highest,
+        state_hashes=dict(replica.hashes.known),
     )

@@ -80,6 +80,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """What this node speaks at most."""
     disk_stalled: bool = False
     """A write takes longer than an election timeout, and is not done."""
+    state_hashes: dict[int, str] = {}
+    """SHA-256 of its state, by index of the log: the last places at which all nodes hash theirs."""
 
 
 class MemberChange(msgspec.Struct, frozen=True, array_like=True):

@@ -16,6 +16,7 @@ import re
 import signal
 import sys
 import tempfile
+import typing
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -108,7 +109,11 @@ class _Run:
         self._addresses = {number: f"127.0.0.1:{nodes.ports[number - 1]}" for number in nodes.numbers}
 
     async def send(self, targets: Targets, only: Sequence[str]) -> None:
-        for call, long in targets.all():
+        listed = list(targets.all())
+        kinds = {*typing.get_args(calls.Call), *typing.get_args(NodeCall)}
+        for missed in kinds - {type(call) for call, _ in listed}:
+            self.failures.append(f"{missed.__name__} is not among what is changed")
+        for call, long in listed:
             name = type(call).__name__
             if any(word in name for word in only):
                 raws = [raw for raw in poisoned(call, long=long) if not removes_a_member(raw)]

@@ -1,0 +1,90 @@
+"""Whether the nodes have made the same state of the same log.
+
+All of them hash their state at the same places of the log, and ask one another for these hashes. A node whose
+hash is another one than that of a majority has applied an entry otherwise (its memory was damaged, or there
+is a bug that not all of them met): it stops before it answers more. Where there is no majority for any hash,
+nobody can tell who is right, and the log says so."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+
+from coordinator.errors import LedgerError, LedgerUnusable
+from coordinator.ledger.cluster import operate
+from coordinator.ledger.cluster.messages import NodeStatus, StatusCall
+from coordinator.node.replica import Replica
+from coordinator.node.status import RELEASE
+from coordinator.quorum.majority import majority_size
+from coordinator.supervision import Supervised
+from coordinator.wire import WireSettings
+
+log = logging.getLogger(__name__)
+
+COMPARE_S = 10.0
+ASK_S = 2.0
+"""Who is silent for longer is asked again the next time."""
+
+
+class Comparing:
+    """Of one node. Begins to ask once there is something to compare."""
+
+    def __init__(self, replica: Replica, wire: WireSettings) -> None:
+        self._replica = replica
+        self._wire = wire
+        self._task: asyncio.Task[None] | None = None
+        self._told: set[int] = set()
+        replica.hashes.noted = self._begin
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _begin(self) -> None:
+        if self._task is None:
+            self._task = Supervised("node comparing", self._keep_up).start("undoubt-node-comparing")
+
+    async def _keep_up(self) -> None:
+        while not self._replica.failed.done():
+            await asyncio.sleep(COMPARE_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Ask the others once."""
+        replica = self._replica
+        voters, addresses = replica.raft.configuration.incoming, replica.replicated.addresses
+        asked = [addresses[node] for node in sorted(voters - {replica.raft.node}) if node in addresses]
+        answers = await asyncio.gather(*map(self._ask, asked))
+        # Another release may encode the same state otherwise.
+        told = [each.state_hashes for each in answers if each is not None and each.version == RELEASE]
+        for index, mine in list(replica.hashes.known.items()):
+            others = Counter(each[index] for each in told if index in each)
+            self._judge(index, mine, others, majority_size(voters))
+
+    async def _ask(self, address: str) -> NodeStatus | None:
+        try:
+            status: NodeStatus = await operate.ask(address, StatusCall(), ASK_S, self._wire)
+        except LedgerError:
+            return None
+        return status
+
+    def _judge(self, index: int, mine: str, others: Counter[str], majority: int) -> None:
+        most = max(others, key=lambda one: others[one], default=mine)
+        if most != mine and others[most] >= majority:
+            self._replica.fail(
+                LedgerUnusable(
+                    f"node {self._replica.raft.node} has another state than the other nodes after entry"
+                    f" {index}: hash {mine[:12]}, theirs {most[:12]}. Do not start it again; let another one"
+                    " join on an empty folder, under a new number"
+                )
+            )
+        elif set(others) - {mine} and index not in self._told:
+            self._told.add(index)
+            log.error(
+                "nodes have different states after entry %d, no majority has the same: %s here, others %s",
+                index,
+                mine,
+                ", ".join(f"{one} ({count})" for one, count in sorted(others.items())),
+            )
