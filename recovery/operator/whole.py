@@ -71,6 +71,11 @@ class Whole:
     def prepared(self) -> list[BranchNow]:
         return [one for one in self.branches if one.now == "prepared"]
 
+    @property
+    def asks_protocol(self) -> bool:
+        """Whether the termination of its own protocol is what decides it."""
+        return any(one.standing is Standing.ASK_PROTOCOL for one in self.prepared)
+
     def splits(self, direction: Decision) -> list[BranchNow]:
         """Those that ended, or are proved to have ended, against ``direction``."""
         return [one for one in self.branches if _ended(one) not in {None, direction}]
@@ -213,6 +218,14 @@ class Resolver:
             else:
                 results.append((one, "done"))
         return results
+
+    async def terminate(self, txid: TxId, *, note: str = "") -> Whole:
+        """Let recovery find and carry out what the transaction's own protocol decides, as it does by itself;
+        what is known afterwards. It may still ask the protocol: a participant or too many acceptors are
+        silent, or the coordinator is alive."""
+        async with acting(self.ledger, new_act("tx resolve (termination)", txid, note)):
+            await RecoveryService(self.ledger, self.participants).run_once()
+            return await look(self.ledger, self.participants, txid)
 
     async def gone(self, txid: TxId, participant: str, *, note: str = "") -> list[Gid]:
         """``participant`` will never answer again: record what became of its branches of a recorded decision

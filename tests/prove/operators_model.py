@@ -101,7 +101,7 @@ class Model:
         ended = [end for number, end in enumerate(self.ends) if end and self._is_known(number)]
         splits = any(end != order for end in ended)
         if not prepared:
-            return (5 if splits else 0), False
+            return (5 if splits or self.recorded not in {None, order} else 0), False
         if self.recorded != order:
             if not heuristic and (self.recorded is not None or order == "commit"):
                 return 5, True

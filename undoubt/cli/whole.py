@@ -10,8 +10,6 @@ from coordinator.ledger.contract import Decision
 from participants.ids import Gid, TxId
 from recovery.errors import Conflict, NotAllSeen
 from recovery.operator.whole import BranchNow, Resolver, Whole, check, look
-from recovery.plan import Standing
-from recovery.service import RecoveryService
 from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, note_option, opened, pass_context, yes_option
 from undoubt.cli.exits import CommandError, Exit
@@ -53,7 +51,8 @@ def resolve(
     """End a whole transaction, every branch the same way.
 
     Shows every branch, what is recorded, and what the databases prove; asks once; then commits or rolls back
-    every branch that is prepared, in the one direction that is safe. Where none is proved to be, choose
+    every branch that is prepared, in the one direction that is safe. Of three-phase commit and Paxos Commit
+    without a decision the protocol's own termination decides. Where no direction is proved to be safe, choose
     --commit or --rollback with --heuristic. TXID is a transaction's id, or the gid of one of its branches.
     Exit status 5 if a flag is missing for what you ask, or a branch is found to have ended the other way; 4
     if not every participant answered.
@@ -72,6 +71,12 @@ def resolve(
     if gone is not None:
         _gone(context, found, gone, note, yes=yes)
         return
+    if found.asks_protocol and not heuristic:
+        context.confirm(f"Let the termination of its own protocol decide and end {txid}?", yes=yes)
+        yes = True
+        found = context.run(_terminated(context, txid, note))
+        if not context.output.json:
+            page(context.output, found)
     chosen = _chosen(found, direction)
     if chosen is None or not found.prepared:
         _nothing_to_do(context, found, note, chosen)
@@ -170,6 +175,8 @@ def _nothing_to_do(context: Context, found: Whole, note: str, chosen: Decision |
     context.output.note("no branch of it is prepared: there is nothing to end")
     if chosen is not None and (ended := found.splits(chosen)):
         raise Conflict(f"branch {ended[0].number} in {ended[0].participant} has ended the other way")
+    if chosen is not None and found.direction not in {None, chosen}:
+        raise Conflict(f"it has ended the other way: {found.why}")
 
 
 def _gone(context: Context, found: Whole, name: str, note: str, *, yes: bool) -> None:
@@ -208,12 +215,12 @@ def _report(context: Context, found: Whole, chosen: Decision, results: list[tupl
 
 async def _looked(context: Context, txid: TxId) -> Whole:
     async with opened(context) as tools:
-        found = await look(tools.ledger, tools.participants, txid)
-        if any(one.standing is Standing.ASK_PROTOCOL for one in found.prepared):
-            # Its own termination decides; that is what recovery does at any time.
-            await RecoveryService(tools.ledger, tools.participants, tools.settings.recovery).run_once()
-            found = await look(tools.ledger, tools.participants, txid)
-        return found
+        return await look(tools.ledger, tools.participants, txid)
+
+
+async def _terminated(context: Context, txid: TxId, note: str) -> Whole:
+    async with opened(context) as tools:
+        return await Resolver(tools.ledger, tools.participants).terminate(txid, note=note)
 
 
 async def _end(

@@ -46,6 +46,7 @@ def test_resolve_ends_every_branch_as_recorded(stage: Stage) -> None:
     assert "COMMIT is recorded" in ran.out
     assert (stage.orders.fate(one), stage.payments.fate(other)) == (Fate.COMMITTED, Fate.COMMITTED)
     assert "there is nothing to end" in stage.run("tx", "resolve", str(one.txid)).err
+    assert stage.run("tx", "resolve", str(one.txid), "--rollback").status == 5
     (act, *_) = stage.json("audit")
     assert (act["verb"], act["subject"], act["result"]) == ("indoubt commit", str(other), "done")
     whole = stage.json("audit")[-1]
