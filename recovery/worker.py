@@ -25,6 +25,8 @@ PAUSE_MIN_S = 0.01
 BACKOFF_BASE_S = 0.1
 GONE_S = 5.0
 """What has been unfinished for longer may wait for a participant that a person called gone for good."""
+LOGGED_MAX = 20
+"""Branches in the log of one pass; a missing right may concern thousands."""
 YOUNG_S = 0.3
 """A live coordinator finishes its transactions in batches. An older decision was left behind by one, and only
 then are the databases asked what became of its branches; else that would be asked of every transaction."""
@@ -35,15 +37,18 @@ class Passed:
     """What one pass over one participant saw and did. ``error`` if it could not be completed.
 
     ``oldest_s`` is for how long the oldest branch of this ledger had been prepared, 0 if none was.
+    ``owner_gone``: so many of them are of a role that was dropped, so that only a superuser can end them.
     """
 
     lines: tuple[Line, ...]
     finished: tuple[str, ...] = ()
     error: str | None = None
     oldest_s: float = 0.0
+    owner_gone: int = 0
 
     def __add__(self, later: Passed) -> Passed:
-        return Passed(self.lines + later.lines, self.finished + later.finished, later.error, later.oldest_s)
+        lines, finished = self.lines + later.lines, self.finished + later.finished
+        return Passed(lines, finished, later.error, later.oldest_s, later.owner_gone)
 
 
 async def one_pass(
@@ -73,8 +78,13 @@ async def one_pass(
             "recovery of participant %r failed", participant.name, extra={"participant": participant.name}
         )
         return Passed(tuple(lines), error=f"unexpected {type(error).__name__}: {error}")
-    ages = [branch.age_s for branch, stands in seen.prepared if stands.in_doubt]
-    return Passed(tuple(lines), tuple(finished), oldest_s=max(ages, default=0.0))
+    ours = [branch for branch, stands in seen.prepared if stands.in_doubt]
+    return Passed(
+        tuple(lines),
+        tuple(finished),
+        oldest_s=max((branch.age_s for branch in ours), default=0.0),
+        owner_gone=sum(branch.owner_gone for branch in ours),
+    )
 
 
 async def _note_hazards(tools: Tools, records: Mapping[TxId, DecisionRecord]) -> None:
@@ -115,6 +125,8 @@ class Worker:
         self._retry_at: float | None = None
         self._prepared = 0
         self._reported: tuple[str, ...] = ()
+        self._refused: dict[str, str] = {}
+        """Of the last pass: why, by gid."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -133,11 +145,22 @@ class Worker:
             self._failed(passed.error)
             return
         self._failures = 0
-        failed = [line.why for line in passed.lines if line.result == "failed"]
-        self._last_error = failed[0] if failed else None
+        failed = {line.gid: line.why for line in passed.lines if line.result == "failed"}
+        self._last_error = next(iter(failed.values()), None)
+        self._log(failed)
         listed = [line for line in passed.lines if line.standing is not None]
         self._prepared = len(listed)
         self._reported = tuple(line.gid for line in listed if line.action == "report")
+
+    def _log(self, failed: dict[str, str]) -> None:
+        """Each branch that cannot be ended, once: it stays so until a person acts."""
+        name = self.participant.name
+        new = [gid for gid, why in failed.items() if self._refused.get(gid) != why]
+        for gid in new[:LOGGED_MAX]:
+            log.warning("recovery of participant %r: %s", name, failed[gid], extra={"participant": name})
+        if left := new[LOGGED_MAX:]:
+            log.warning("recovery of participant %r: %d branches more cannot be ended", name, len(left))
+        self._refused = failed
 
     async def _sweep(self) -> None:
         now_s = asyncio.get_running_loop().time()

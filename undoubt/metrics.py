@@ -108,6 +108,12 @@ class Metrics:
             ["participant"],
             registry=to,
         )
+        self._ownerless = Gauge(
+            "undoubt_ownerless_branches",
+            "Prepared at the last pass by a role that was dropped since: only a superuser can finish them.",
+            ["participant"],
+            registry=to,
+        )
         self._oldest = Gauge(
             "undoubt_in_doubt_oldest_age_seconds",
             "For how long the oldest prepared branch of this ledger has been prepared, 0 without any.",
@@ -162,12 +168,14 @@ class Metrics:
         for standing in IN_DOUBT:
             self._in_doubt.labels(participant, str(standing)).set(listed[str(standing)])
         self._impostors.labels(participant).set(listed[str(Standing.IMPOSTOR)])
+        self._ownerless.labels(participant).set(passed.owner_gone)
         self._oldest.labels(participant).set_function(_aging(passed.oldest_s))
 
     def gone(self, participant: str) -> None:
         for standing in IN_DOUBT:
             _remove(self._in_doubt, participant, str(standing))
         _remove(self._impostors, participant)
+        _remove(self._ownerless, participant)
         _remove(self._oldest, participant)
         _remove(self._last_pass, participant)
 

@@ -43,6 +43,7 @@ def _branch(row: Row, place: Place | None, intro: Introduction, owners: Sequence
         age_xids=row["age_xids"],
         owned=ours,
         owner_fix=mend,
+        owner_gone=row["gone"] and not intro.superuser,
     )
 
 

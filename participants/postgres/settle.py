@@ -123,7 +123,7 @@ class Settler:
         holder = _holder(self._management.participant, rows)
         if holder is None:
             return Settled.BUSY  # it changed between the two statements: look again
-        if not self._ours(gid, holder, evidence):
+        if not self._ours(gid, holder, order, evidence):
             return await self._absent(order, evidence)
         if error.sqlstate == IN_USE or holder.owner == holder.me:
             return Settled.BUSY
@@ -146,7 +146,7 @@ class Settler:
     def _who(self, gid: Gid | Foreign) -> tuple[str, str, list[str]]:
         return owned("holder", "p.owner", "$2"), str(gid), self._owners
 
-    def _ours(self, gid: Gid, holder: _Holder, evidence: Evidence | None) -> bool:
+    def _ours(self, gid: Gid, holder: _Holder, order: Order, evidence: Evidence | None) -> bool:
         """Raises ``ParticipantRefused`` if it is ours, and nobody here may end it."""
         participant = self._management.participant
         # Only the branch whose vote was recorded, or that was listed just now, has that transaction id.
@@ -169,7 +169,8 @@ class Settler:
         if holder.gone and not holder.login_is_superuser:
             raise ParticipantRefused(
                 participant,
-                f"{gid} was prepared by a role that has been dropped since: only a superuser can finish it",
+                f"{gid}: its role is gone; only a superuser can finish it, in database {holder.database!r}:"
+                f" {'COMMIT' if order is Order.COMMIT else 'ROLLBACK'} PREPARED {literal(str(gid))};",
                 sqlstate=NO_RIGHT,
             )
         if not holder.owned and not holder.gone:
@@ -196,7 +197,7 @@ class Settler:
         sql, *values = self._who(gid)
         rows = await session.rows(sql, *values, timeout_s=self._management.timeout_s)
         holder = _holder(self._management.participant, rows)
-        if holder is None or not self._ours(gid, holder, evidence):
+        if holder is None or not self._ours(gid, holder, order, evidence):
             return Settled.ABSENT, False
         if not holder.superuser and not holder.gone and not session.intro.pooled:
             try:

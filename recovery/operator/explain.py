@@ -12,7 +12,7 @@ from coordinator.ledger.contract import Decision, Heuristic, Ledger, Record, Ses
 from participants.ids import Gid
 from participants.registry import Registry
 from recovery.operator.burden import Burden, burden, waits_of
-from recovery.operator.survey import Found, Survey
+from recovery.operator.survey import ROLE_GONE, Found, Survey
 from recovery.plan import Standing
 
 
@@ -53,7 +53,9 @@ async def explain(ledger: Ledger, participants: Registry, found: Found, seen: Su
         session = next((one for one in await ledger.sessions() if _began(one, gid)), None)
     weighs = burden(found, await waits_of(participants.get(found.participant)))
     votes = _votes(found, info, seen)
-    proof = _proof(found, info, session)
+    proof = list(_proof(found, info, session))
+    if found.branch.owner_gone and found.standing.ours:
+        proof.append(mending(found))
     proof += [sibling_line(one) for one in seen.siblings(found)]
     return Explanation(found, info, session, votes, weighs, _command(found), tuple(proof))
 
@@ -86,6 +88,8 @@ def _votes(found: Found, info: TransactionInfo | None, seen: Survey) -> tuple[Vo
 
 def _command(found: Found) -> str | None:
     gid = found.branch.gid
+    if found.branch.owner_gone and found.fix is not None:
+        return found.fix
     match found.standing:
         case Standing.COMMITTED:
             return f"undoubt indoubt commit {gid}"
@@ -158,7 +162,11 @@ def sibling_line(one: Heuristic) -> str:
 
 
 def mending(found: Found) -> str:
-    """What an operator does about an impostor with a ``fix``."""
+    """What an operator does about an impostor with a ``fix``, or about a branch whose role is gone."""
+    if found.branch.owner_gone:
+        told = found.fix or "COMMIT PREPARED or ROLLBACK PREPARED, once it is decided which"
+        sentence = ROLE_GONE[0].upper() + ROLE_GONE[1:]
+        return f"{sentence}, in database {found.branch.database}: {told}"
     where = f" in [participants.{found.participant}]" if found.fix and found.fix.startswith("owners") else ""
     return (
         f"Only its owner is wrong. If role {found.branch.owner} does prepare branches of participant"

@@ -19,6 +19,8 @@ from recovery.errors import NotAllSeen, NotPrepared
 from recovery.plan import Standing
 from recovery.scan import of_lost_ledger, standings, why_impostor
 
+ROLE_GONE = "its role is gone; only a superuser can finish it"
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -31,7 +33,8 @@ class Found:
     """The standing as a reason, for people."""
     fix: str | None = None
     """What makes an impostor a branch of this ledger: its name and its database are right, and only its owner
-    is none of the participant's roles. A GRANT, or a line of the participant's configuration."""
+    is none of the participant's roles. A GRANT, or a line of the participant's configuration. Of a decided
+    branch of ours whose role is gone: the statement for a superuser."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +101,22 @@ async def survey_alone(participants: Registry, ledger_error: str, *, lost: bool 
         stand = Standing.NOT_KNOWN if ours else Standing.FOREIGN
         if lost and of_lost_ledger(participant, branch):
             stand = Standing.LOST_LEDGER
-        found.append(Found(participant.name, branch, stand, stand.why))
+        gone = f"; {ROLE_GONE}" if ours and branch.owner_gone else ""
+        found.append(Found(participant.name, branch, stand, f"{stand.why}{gone}"))
     found.sort(key=_oldest_first)
     return Survey(tuple(found), (), unreachable, ledger_error=ledger_error)
+
+
+def _statement(gid: Gid | Foreign, stands: Standing) -> str | None:
+    """What ends a branch as is decided."""
+    name = str(gid).replace("'", "''")
+    match stands:
+        case Standing.COMMITTED:
+            return f"COMMIT PREPARED '{name}';"
+        case Standing.ABORTED:
+            return f"ROLLBACK PREPARED '{name}';"
+        case _:
+            return None
 
 
 def _oldest_first(one: Found) -> tuple[float, str]:
@@ -131,6 +147,8 @@ async def _why(
 ) -> tuple[str, str | None]:
     """And ``fix``."""
     gid = branch.gid
+    if branch.owner_gone and stands.ours:
+        return f"{stands.why}; {ROLE_GONE}", _statement(gid, stands)
     if stands is not Standing.IMPOSTOR or not isinstance(gid, Gid):
         return stands.why, None
     verdict = (await ledger.outcomes([gid]))[gid]

@@ -41,8 +41,8 @@ from recovery.unfinished import ask_books
 class BranchNow:
     """One branch. ``now``: ``prepared``, ``not_prepared``, ``no_answer`` (its participant did not answer) or
     ``not_configured``. ``proved``: what the books of its database prove of one that is not prepared any more,
-    ``unknown`` for nothing. ``gid`` is None where the ledger keeps no more than a number and a
-    participant."""
+    ``unknown`` for nothing. ``fix``: as of :class:`~recovery.operator.survey.Found`. ``gid`` is None where
+    the ledger keeps no more than a number and a participant."""
 
     number: int
     participant: str
@@ -52,6 +52,7 @@ class BranchNow:
     why: str
     proved: Fate
     heuristic: Heuristic | None
+    fix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ def _prepared(number: int, found: Found, heuristic: Heuristic | None) -> BranchN
         found.why,
         Fate.UNKNOWN,
         heuristic,
+        found.fix,
     )
 
 

@@ -30,7 +30,7 @@ def explain_page(out: Output, document: dict[str, Any]) -> None:
     _section(out, "Votes", votes or ["not known here"])
     _section(out, "Blocks", _blocks_lines(document["blocks"]))
     _section(out, "Vacuum", [_vacuum_line(document["vacuum"])])
-    _section(out, "Safe action", [_action_line(document["safe_action"])])
+    _section(out, "Safe action", [_action_line(document["safe_action"], branch["database"])])
     if command := document["safe_action"]["command"]:
         out.line(f"  {command}")
     _section(out, "Proof", document["proof"])
@@ -83,9 +83,11 @@ def _vacuum_line(vacuum: dict[str, Any]) -> str:
     return f"held back for {held}{count} at least: no row version{since} can be removed in this database"
 
 
-def _action_line(action: dict[str, Any]) -> str:
+def _action_line(action: dict[str, Any], database: str) -> str:
     """What stands before the command, where there is one."""
     match action["action"]:
+        case "commit" | "rollback" as name if action["by"] == "superuser":
+            return f"{name}; its role is gone; only a superuser can finish it, in database {database}:"
         case "commit" | "rollback" as name:
             return f"{name}; recovery does it by itself (undoubt recover --once), or:"
         case "wait":

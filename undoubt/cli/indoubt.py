@@ -17,7 +17,7 @@ from recovery.operator.explain import explain as explain_branch
 from recovery.operator.explain import mending, sibling_line
 from recovery.operator.explain_heuristic import explain_heuristic
 from recovery.operator.resolve import Operator, contradicted
-from recovery.operator.survey import Found, Survey, survey, survey_alone
+from recovery.operator.survey import ROLE_GONE, Found, Survey, survey, survey_alone
 from recovery.operator.whole import Whole, look
 from recovery.plan import Standing
 from undoubt.cli import shapes
@@ -417,6 +417,14 @@ def _tables(context: Context, seen: Survey, found: tuple[Found, ...] | list[Foun
         context.output.table(
             ("impostor", "prepared by role", "why it is none of ours", "if that role is yours"),
             [(one.branch.gid, one.branch.owner, one.why, one.fix or "-") for one in impostors],
+        )
+    if gone := [one for one in found if one.branch.owner_gone and one.standing is not Standing.IMPOSTOR]:
+        context.output.table(
+            ("nobody here can finish", "why", "in database", "statement"),
+            [
+                (one.branch.gid, ROLE_GONE, one.branch.database, one.fix or "(none is proved yet)")
+                for one in gone
+            ],
         )
     siblings = [(one.branch.gid, each) for one in found for each in seen.siblings(one)]
     if siblings:

@@ -79,7 +79,8 @@ def heuristic(found: Heuristic) -> dict[str, Any]:
 
 def prepared(one: Found, siblings: Sequence[Heuristic] = ()) -> dict[str, Any]:
     """One prepared branch as ``indoubt list`` prints it; ``txid`` and ``protocol`` are null for a foreign
-    one; ``fix`` is what makes an impostor ours, whose owner alone is wrong, else null."""
+    one; ``fix`` is what makes an impostor ours, whose owner alone is wrong, or what a superuser has to run
+    where ``owner_gone``, else null."""
     gid = one.branch.gid
     return {
         "gid": str(gid),
@@ -93,6 +94,7 @@ def prepared(one: Found, siblings: Sequence[Heuristic] = ()) -> dict[str, Any]:
         "siblings": [{"gid": str(each.gid), "kind": str(each.kind)} for each in siblings],
         "database": one.branch.database,
         "owner": one.branch.owner,
+        "owner_gone": one.branch.owner_gone,
         "xid": one.branch.xid,
         "prepared_at": iso(one.branch.prepared_at),
         "age_s": round(one.branch.age_s, 3),
@@ -115,6 +117,7 @@ def whole(told: Whole) -> dict[str, Any]:
                 "now": one.now,
                 "standing": None if one.standing is None else str(one.standing),
                 "why": one.why,
+                "fix": one.fix,
                 "proved": str(one.proved),
                 "heuristic": None if one.heuristic is None else heuristic(one.heuristic),
             }

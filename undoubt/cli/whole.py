@@ -9,6 +9,7 @@ import click
 from coordinator.ledger.contract import Decision
 from participants.ids import Gid, TxId
 from recovery.errors import Conflict, NotAllSeen
+from recovery.operator.survey import ROLE_GONE
 from recovery.operator.whole import BranchNow, Resolver, Whole, check, look
 from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, note_option, opened, pass_context, yes_option
@@ -136,6 +137,8 @@ def page(out: Output, found: Whole) -> None:
         ],
     )
     for one in found.branches:
+        if one.now == "prepared" and ROLE_GONE in one.why:
+            out.line(f"  branch {one.number}: {one.why}" + (f": {one.fix}" if one.fix else ""))
         if one.heuristic is not None and one.heuristic.note:
             out.line(f"  branch {one.number}: {one.heuristic.note}")
 

@@ -26,7 +26,7 @@ async def look_at_prepared(participant: Participant, seen: Survey, older_than_s:
         return []
     here = [found for found in seen.found if found.participant == name]
     # What only a person can end does not become better with age.
-    old = [found for found in here if found.branch.age_s >= older_than_s or found.standing.action == "decide"]
+    old = [found for found in here if found.branch.age_s >= older_than_s or _for_a_person(found)]
     if not old:
         return [_none(name, len(here), older_than_s)]
     waits = await waits_of(participant)
@@ -52,6 +52,10 @@ def look_at_left(left: Left) -> list[Finding]:
     ]
 
 
+def _for_a_person(found: Found) -> bool:
+    return found.standing.action == "decide" or (found.branch.owner_gone and found.standing.ours)
+
+
 def _none(name: str, young: int, older_than_s: float) -> Finding:
     what = f"nothing has been prepared for {show_duration(older_than_s)} or longer"
     return Finding(name, CHECK, Severity.OK, f"{what}; {young} for a shorter time" if young else what)
@@ -65,7 +69,7 @@ def _finding(found: Found, weighs: Burden) -> Finding:
         CHECK,
         Severity.WARNING if stands is Standing.ACTIVE else Severity.PROBLEM,
         f"{what}: {found.why}",
-        f"{_cost(weighs)}. {_TO_DO[stands] if found.fix is None else mending(found)}",
+        f"{_cost(weighs)}. {_to_do(found)}",
         found.fix or _FIX.get(stands) or _explain(found),
     )
 
@@ -75,6 +79,11 @@ def _explain(found: Found) -> str:
     if found.standing is Standing.LOST_LEDGER and isinstance(gid, Gid):
         return f"undoubt recover --adopt {gid.ledger}"
     return f"undoubt indoubt explain {shlex.quote(str(gid))}"
+
+
+def _to_do(found: Found) -> str:
+    gone = found.branch.owner_gone and found.standing.ours
+    return mending(found) if gone or found.fix is not None else _TO_DO[found.standing]
 
 
 def _cost(weighs: Burden) -> str:
