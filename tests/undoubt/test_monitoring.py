@@ -14,7 +14,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from tests.docs.pages import ROOT, blocks
-from undoubt.metrics import Metrics
+from undoubt.metrics import Metrics, _Restarts
 
 PAGE = ROOT / "docs/monitoring.md"
 RULES = ROOT / "deploy/prometheus/undoubt.rules.yaml"
@@ -25,10 +25,10 @@ def exposed() -> dict[str, set[str]]:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     families = {family.name: family.type for family in registry.collect()}
+    of_this_process = {family.name: family._labelnames for family in _Restarts().collect()}
+    labels = {metric._name: metric._labelnames for metric in vars(metrics).values()} | of_this_process
     return {
-        name + ("_total" if families[name] == "counter" else ""): set(metric._labelnames)
-        for metric in vars(metrics).values()
-        for name in [metric._name]
+        name + ("_total" if kind == "counter" else ""): set(labels[name]) for name, kind in families.items()
     }
 
 

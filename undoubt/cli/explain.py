@@ -23,11 +23,7 @@ def document(told: Explanation, siblings: Sequence[Heuristic] = ()) -> dict[str,
         "votes": [dataclasses.asdict(vote) for vote in told.votes],
         "blocks": shapes.blocks(told.burden),
         "vacuum": shapes.vacuum(told.burden) | {"xid": found.branch.xid},
-        "safe_action": {
-            "action": found.standing.action,
-            "by": "superuser" if found.branch.owner_gone and found.standing.ours else "undoubt",
-            "command": told.command,
-        },
+        "safe_action": {"action": found.standing.action, "command": told.command},
         "proof": list(told.proof),
         "heuristic": None,
     }

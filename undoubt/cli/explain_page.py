@@ -30,7 +30,7 @@ def explain_page(out: Output, document: dict[str, Any]) -> None:
     _section(out, "Votes", votes or ["not known here"])
     _section(out, "Blocks", _blocks_lines(document["blocks"]))
     _section(out, "Vacuum", [_vacuum_line(document["vacuum"])])
-    _section(out, "Safe action", [_action_line(document["safe_action"], branch["database"])])
+    _section(out, "Safe action", [_action_line(document["safe_action"]["action"], branch)])
     if command := document["safe_action"]["command"]:
         out.line(f"  {command}")
     _section(out, "Proof", document["proof"])
@@ -83,11 +83,13 @@ def _vacuum_line(vacuum: dict[str, Any]) -> str:
     return f"held back for {held}{count} at least: no row version{since} can be removed in this database"
 
 
-def _action_line(action: dict[str, Any], database: str) -> str:
+def _action_line(action: str, branch: dict[str, Any]) -> str:
     """What stands before the command, where there is one."""
-    match action["action"]:
-        case "commit" | "rollback" as name if action["by"] == "superuser":
-            return f"{name}; its role is gone; only a superuser can finish it, in database {database}:"
+    match action:
+        case "commit" | "rollback" as name if branch["owner_gone"]:
+            return (
+                f"{name}; its role is gone; only a superuser can finish it, in database {branch['database']}:"
+            )
         case "commit" | "rollback" as name:
             return f"{name}; recovery does it by itself (undoubt recover --once), or:"
         case "wait":

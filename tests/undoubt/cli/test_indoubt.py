@@ -54,7 +54,7 @@ def test_list_shows_every_standing_with_its_safe_action(stage: Stage) -> None:
     first = shown["branches"][0]
     assert set(first) == {
         "gid", "txid", "participant", "protocol", "standing", "why", "fix", "action", "database", "owner",
-        "xid", "prepared_at", "age_s", "siblings",
+        "owner_gone", "xid", "prepared_at", "age_s", "siblings",
     }  # fmt: skip
     assert first["prepared_at"].endswith("Z")
 
