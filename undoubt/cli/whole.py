@@ -73,11 +73,7 @@ def resolve(
         _gone(context, found, gone, note, yes=yes)
         return
     if found.asks_protocol and not heuristic:
-        context.confirm(f"Let the termination of its own protocol decide and end {txid}?", yes=yes)
-        yes = True
-        found = context.run(_terminated(context, txid, note))
-        if not context.output.json:
-            page(context.output, found)
+        found, yes = _let_it_terminate(context, txid, note, yes=yes), True
     chosen = _chosen(found, direction)
     if chosen is None or not found.prepared:
         _nothing_to_do(context, found, note, chosen)
@@ -92,6 +88,14 @@ def resolve(
     # What is not allowed is refused there as well, and recorded.
     results = context.run(_end(context, txid, chosen, heuristic=heuristic, contradict=contradict, note=note))
     _report(context, found, chosen, results)
+
+
+def _let_it_terminate(context: Context, txid: TxId, note: str, *, yes: bool) -> Whole:
+    context.confirm(f"Let the termination of its own protocol decide and end {txid}?", yes=yes)
+    found = context.run(_terminated(context, txid, note))
+    if not context.output.json:
+        page(context.output, found)
+    return found
 
 
 def warnings(found: Whole, chosen: Decision) -> list[str]:
