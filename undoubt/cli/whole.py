@@ -78,13 +78,8 @@ def resolve(
     if chosen is None or not found.prepared:
         _nothing_to_do(context, found, note, chosen)
         return
-    warned = _allowed(found, chosen, heuristic=heuristic, contradict=contradict)
-    if warned:
-        for line in warnings(found, chosen):
-            context.output.note(line)
-        count = len(found.prepared)
-        branches = "1 branch" if count == 1 else f"{count} branches"
-        context.confirm(f"{_word(chosen)} {branches} of {txid}?", yes=yes)
+    if _allowed(found, chosen, heuristic=heuristic, contradict=contradict):
+        _ask(context, found, chosen, yes=yes)
     # What is not allowed is refused there as well, and recorded.
     results = context.run(_end(context, txid, chosen, heuristic=heuristic, contradict=contradict, note=note))
     _report(context, found, chosen, results)
@@ -96,6 +91,14 @@ def _let_it_terminate(context: Context, txid: TxId, note: str, *, yes: bool) -> 
     if not context.output.json:
         page(context.output, found)
     return found
+
+
+def _ask(context: Context, found: Whole, chosen: Decision, *, yes: bool) -> None:
+    for line in warnings(found, chosen):
+        context.output.note(line)
+    count = len(found.prepared)
+    branches = "1 branch" if count == 1 else f"{count} branches"
+    context.confirm(f"{_word(chosen)} {branches} of {found.txid}?", yes=yes)
 
 
 def warnings(found: Whole, chosen: Decision) -> list[str]:
