@@ -265,9 +265,9 @@ async def test_foreign_keys_run_code_of_others(
     await noted.admin.execute(
         "insert into undoubt.undoubt_history (id) values ('any') on conflict do nothing"
     )
+    assert {one.severity for one in await found(participant)} == {Severity.PROBLEM}
     await landlord.execute("insert into public.referring values (row(true)::public.key)")
     assert await is_superuser(noted)
-    assert {one.severity for one in await found(participant)} == {Severity.PROBLEM}
 
 
 async def test_a_schema_made_anew_under_open_sessions(
