@@ -196,6 +196,7 @@ async def superusers_things(scene: Scene) -> None:
             "create rule r as on insert to undoubt.undoubt_branch do instead nothing",
             "create policy p on undoubt.undoubt_branch using (false)",
             "grant all on undoubt.undoubt_branch to landlord",
+            f"create table {EVIL}.refers (gid text references undoubt.undoubt_branch)",
         ):
             with contextlib.suppress(asyncpg.PostgresError):
                 await connection.execute(statement)
