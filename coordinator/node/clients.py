@@ -109,7 +109,7 @@ class FromClient:
         for request in requests:
             try:
                 if self._right is not Right.OPERATE:
-                    rights.check(request.call, self._right, self._connection.peer.name)
+                    rights.check(request.call, self._right, self._connection.certificate)
                 self._begin(request)
             except NotPermitted as error:
                 self._answer(request.number, error)
