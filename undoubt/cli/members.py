@@ -196,6 +196,11 @@ def restore(context: Context, file: Path, ticket: str, note: str, yes: bool) -> 
     context.output.line(restored.ticket)
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(restored.backup_at))
     context.output.note(f"node {restored.node} has ledger {restored.ledger_id} as it was at {made}")
+    if not ticket and context.settings().ledger.wire.tls is not None:
+        context.output.note(
+            "its certificates are new, in a folder of their own: undoubt cluster certs --dir FOLDER --id"
+            f" {restored.ticket} --node N …"
+        )
     if not ticket:
         context.output.note(
             f"on the other first nodes: undoubt cluster restore {file} --id {restored.ticket}"

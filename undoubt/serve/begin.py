@@ -3,13 +3,14 @@ cluster that runs."""
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable
+from coordinator.errors import ClusterRefused, LedgerMisconfigured, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger import backup
 from coordinator.ledger.acting import DONE, new_act
 from coordinator.ledger.cluster import operate
@@ -24,6 +25,9 @@ from participants.errors import UsageError
 from participants.ids import InvalidName, check_ledger_id, new_ledger_id, new_nonce
 from undoubt.config import Settings
 from undoubt.serve import pending_acts
+
+LOOK_S = 1.0
+"""For an answer of a machine that may not be there, and of a node, which waits for its caller's first word."""
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -82,12 +86,48 @@ async def restore(settings: Settings, path: Path, ticket: str = "", note: str = 
 
 async def _refuse_twins(settings: Settings, ledger_id: str) -> None:
     """Two clusters that decide for one ledger would decide differently."""
-    for seen in (await survey(settings.ledger)).nodes:
+    try:
+        nodes = (await survey(settings.ledger)).nodes
+    except LedgerMisconfigured as error:
+        if settings.ledger.wire.tls is None:
+            raise
+        # They are made with the id that is drawn here.
+        await _refuse_listeners(settings, ledger_id, str(error))
+        return
+    for seen in nodes:
         if seen.status is not None and seen.status.ledger_id == ledger_id:
             raise LedgerUnusable(
                 f"a node of ledger {ledger_id} runs at {seen.address}: end all of them first, for good;"
                 " two clusters of one ledger would decide differently"
             )
+
+
+async def _refuse_listeners(settings: Settings, ledger_id: str, why: str) -> None:
+    for address in first_nodes(settings):
+        if await _listens(address):
+            raise LedgerUnusable(
+                f"something listens at {address}, and cannot be asked whether it is a node of ledger"
+                f" {ledger_id} ({why}): end all nodes of the former cluster first, for good; two clusters of one ledger"
+                " would decide differently"
+            )
+
+
+async def _listens(address: Address) -> bool:
+    """Whether it takes a connection and keeps it. A forwarder of ports with nothing behind it closes it."""
+    try:
+        async with asyncio.timeout(LOOK_S):
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+    except (OSError, TimeoutError):
+        return False
+    try:
+        async with asyncio.timeout(LOOK_S):
+            return await reader.read(1) != b""
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    finally:
+        writer.close()
 
 
 async def join(settings: Settings, address: str = "", note: str = "") -> Joined:

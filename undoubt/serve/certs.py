@@ -79,7 +79,10 @@ class Folder:
         self._ca_key = key
         self.cluster = _cluster_of(self._ca)
         if cluster not in {"", self.cluster}:
-            raise UsageError(f"the CA in {place} is of cluster {self.cluster}, not {cluster}")
+            raise UsageError(
+                f"the CA in {place} is of cluster {self.cluster}, not {cluster}: keep those of another"
+                " cluster in a folder of their own, with --dir FOLDER"
+            )
 
     def issue(
         self,

@@ -132,6 +132,9 @@ def test_another_clusters_ca_is_not_used(tmp_path: Path) -> None:
     other = undoubt("cluster", "certs", "--id", "aaaaaaaaaa", "--node", "2", cwd=tmp_path)
     assert other.status == 2
     assert ID in other.err
+    assert "--dir FOLDER" in other.err
+    apart = ["--id", "aaaaaaaaaa", "--node", "2", "--dir", "others"]
+    assert undoubt("cluster", "certs", *apart, cwd=tmp_path).status == 0
 
 
 CONFIGURATION = """
@@ -191,6 +194,31 @@ def nodes(folder: Path, addresses: list[str]) -> Iterator[None]:
             else:
                 pytest.fail(f"node {number} ended")
         yield
+
+
+def test_restored_before_there_are_certificates(tmp_path: Path) -> None:
+    """They are made with the id that the restore prints. Broken if they are needed before; or if a node of
+    the former cluster, which cannot be asked without them, is not noticed."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
+    new = configuration(tmp_path, addresses, 1, "node-1")
+    new = new.rename(tmp_path / "new.toml")
+    new.write_text(new.read_text().replace("certs/", "new-certs/").replace('"node-1"', '"new-1"'))
+    restore = ("cluster", "restore", str(tmp_path / "ledger.backup"), "--yes", "--config", str(new))
+    with nodes(tmp_path, addresses):
+        client = str(configuration(tmp_path, addresses, 0, "client-shop"))
+        made = undoubt("cluster", "backup", str(tmp_path / "ledger.backup"), "--config", client)
+        assert made.status == 0, made.err
+        refused = undoubt(*restore)
+        assert refused.status == 1
+        assert "end all nodes of the former cluster first" in refused.err
+        assert not (tmp_path / "new-1").exists()
+    restored = undoubt(*restore)
+    assert restored.status == 0, restored.err
+    ticket = restored.out.strip()
+    assert f"undoubt cluster certs --dir FOLDER --id {ticket}" in restored.err
+    issued = ("cluster", "certs", "--id", ticket, "--node", "1")
+    assert "--dir FOLDER" in undoubt(*issued, cwd=tmp_path).err
+    assert undoubt(*issued, "--dir", "new-certs", cwd=tmp_path).status == 0
 
 
 def test_a_cluster_of_processes_behind_tls(tmp_path: Path) -> None:
