@@ -27,7 +27,7 @@ from undoubt.config import Settings
 from undoubt.serve import pending_acts
 
 LOOK_S = 1.0
-"""For an answer of a machine that may not be there, and of a node, which waits for its caller's first word."""
+"""For an answer of a machine that may not be there, and of a node, which waits for its caller to begin."""
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -107,8 +107,8 @@ async def _refuse_listeners(settings: Settings, ledger_id: str, why: str) -> Non
         if await _listens(address):
             raise LedgerUnusable(
                 f"something listens at {address}, and cannot be asked whether it is a node of ledger"
-                f" {ledger_id} ({why}): end all nodes of the former cluster first, for good; two clusters of one ledger"
-                " would decide differently"
+                f" {ledger_id} ({why}): end all nodes of the former cluster first, for good; two clusters of"
+                " one ledger would decide differently"
             )
 
 
