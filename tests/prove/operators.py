@@ -4,7 +4,9 @@ Each case is a transaction with two branches, left behind with COMMIT, ABORT or 
 sequence of commands of `undoubt`, each a process of its own. A model that shares no code with the product
 says with which status each has to end and what it leaves behind. Counted are ``split_unwarned`` (a command
 after which one branch is committed and the other rolled back, and which did not say so), ``unaudited`` (one
-that is not in the ledger's record of acts with its user and note) and ``wrong_exit_code``."""
+that is not in the ledger's record of acts with its user and note) and ``wrong_exit_code``. The last case on
+each ledger is a recorded COMMIT of which a participant is gone for good. ``control`` is what is counted on
+one ledger with a planted bug of each of the three kinds."""
 
 from __future__ import annotations
 
@@ -23,6 +25,7 @@ from coordinator.ledger.acting import system_user
 from coordinator.ledger.contract import Decision, Ledger, Session, record_of
 from participants.ids import Gid, Protocol, SessionKey
 from participants.registry import Registry
+from tests.prove.control import control
 from tests.prove.ledgers import LEDGERS
 from tests.prove.operators_model import Model, generated
 from tests.prove.processes import ROOT
@@ -32,6 +35,8 @@ from undoubt.embedded import EmbeddedServer
 
 NAMES = ("orders", "payments")
 TIMEOUT_S = 60.0
+MUTANTS = ("commit-not-told-before-the-rollback", "forget-not-audited", "sibling-contradicted")
+CONTROL = ("--ledger", "sqlite", "--cases", "9", "--no-control")
 
 
 class Found(msgspec.Struct):
@@ -42,12 +47,18 @@ class Found(msgspec.Struct):
     wrong_end: int = 0
     """A branch is not as the model has it."""
     cases: int = 0
+    control: int = 0
+
+    @property
+    def wrong(self) -> tuple[int, int, int]:
+        return self.split_unwarned, self.unaudited, self.wrong_exit_code
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ledger", choices=sorted(LEDGERS), action="append", help="on these; else on all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--cases", type=int, default=9, help="on each ledger")
+    parser.add_argument("--no-control", action="store_true", help="do not look for the planted bugs")
 
 
 async def main(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
@@ -68,9 +79,13 @@ async def main(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
             if kind == "sqlite":
                 await _undoubt(config, "ledger", "init")
             await _on(config, random.Random(arguments.seed), arguments.cases, found)  # noqa: S311 - a seed
-    holds = found.acts >= 60 and not (
-        found.split_unwarned or found.unaudited or found.wrong_exit_code or found.wrong_end
-    )
+            await _gone(config, found)
+    holds = found.acts >= 60 and not (any(found.wrong) or found.wrong_end)
+    if not arguments.no_control:
+        planted = (await control("operators", *CONTROL, mutants=MUTANTS)).result
+        kinds = [planted[kind] for kind in ("split_unwarned", "unaudited", "wrong_exit_code")]
+        found.control = sum(kinds) if all(kinds) else 0
+        holds = holds and found.control > 0
     return msgspec.to_builtins(found), holds
 
 
@@ -91,6 +106,35 @@ async def _on(config: Path, random_: random.Random, cases: int, found: Found) ->
         for words in generated(random_, str(gids[0].txid), [str(gid) for gid in gids]):
             await _act(config, model, words, gids, found)
         await _clean_up(config, gids)
+
+
+async def _gone(config: Path, found: Found) -> None:
+    """COMMIT is recorded, and payments never answers again: an operator says so, and nobody waits for it."""
+    async with assemble.opened(load(str(config))) as (ledger, participants):
+        session = await ledger.open_session("proof", 3_600.0)
+        gids = await _left(ledger, participants, session, Decision.COMMIT)
+    whole = config.read_text()
+    head, _, _ = whole.partition("[participants.payments]")
+    config.write_text(f'{head}[participants.payments]\ndsn = "postgresql://nobody@127.0.0.1:1/nothing"\n')
+    note = f"act {found.acts}"
+    words = ("tx", "resolve", str(gids[0].txid), "--participant-gone", "payments", "--note", note, "--yes")
+    status, told = await _undoubt(config, *words)
+    found.acts += 1
+    found.cases += 1
+    async with assemble.opened(load(str(config))) as (ledger, participants):
+        audited = [act for act in await ledger.acts(limit=20) if act.note == note and act.result == "done"]
+        hazards = {one.gid for one in await ledger.heuristics()}
+        waits = [record for record in await ledger.unfinished() if record.txid == gids[0].txid]
+        left = [branch.gid for branch in await participants.get("orders").in_doubt()]
+    if status != 0:
+        found.wrong_exit_code += 1
+        print(f"{config.stem}: {words}: status {status}, not 0\n{told}", file=sys.stderr)
+    found.unaudited += not audited
+    if gids[1] not in hazards or waits or left:
+        found.wrong_end += 1
+        print(f"{config.stem}: {words} left {hazards}, {waits}, {left}\n{told}", file=sys.stderr)
+    config.write_text(whole)
+    await _clean_up(config, gids)
 
 
 async def _left(
