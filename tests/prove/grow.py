@@ -69,7 +69,7 @@ async def _prove(nodes: Nodes, options: argparse.Namespace) -> tuple[dict[str, A
         acceptors = [list(session.acceptors) for session in await ledger.sessions() if session.acceptors]
     finally:
         await ledger.close()
-    lost = await _lost(nodes, load)
+    gone = await lost(nodes, load)
     result: dict[str, Any] = {
         "protocol": options.protocol,
         "sizes": sizes,
@@ -77,11 +77,11 @@ async def _prove(nodes: Nodes, options: argparse.Namespace) -> tuple[dict[str, A
         "decisions": len(load.told),
         "decisions_per_step": load.marks,
         "failed_decisions": len(load.failed),
-        "lost_decisions": lost,
+        "lost_decisions": gone,
         "longest_pause_ms_per_step": load.pauses_ms,
         "failures": load.failed[:5],
     }
-    holds = sizes == [3, 5, 3] and not load.failed and not lost and min(load.marks) >= options.decisions
+    holds = sizes == [3, 5, 3] and not load.failed and not gone and min(load.marks) >= options.decisions
     return result, holds
 
 
@@ -123,20 +123,20 @@ async def _moved(ledger: ClusterLedger, acceptors: set[int]) -> None:
             await asyncio.sleep(0.1)
 
 
-async def _lost(nodes: Nodes, load: Load) -> int:
+async def lost(nodes: Nodes, load: Load) -> int:
     """Acknowledged, and not there any more once all that is left was killed and has started again."""
     left = list(nodes.running)
     await nodes.end(*left)
     await nodes.start(*left)
     ledger = await ClusterLedger.open(LedgerSettings(url=f"raft://{nodes.url}", request_timeout_s=60.0))
-    lost = 0
+    gone = 0
     try:
         for first in range(0, len(load.told), RECORDS_AT_ONCE):
             records = await ledger.records(load.told[first : first + RECORDS_AT_ONCE])
-            lost += sum(record is not Record.COMMIT for record in records.values())
+            gone += sum(record is not Record.COMMIT for record in records.values())
     finally:
         await ledger.close()
-    return lost
+    return gone
 
 
 class Load:

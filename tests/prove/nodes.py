@@ -118,14 +118,17 @@ class Nodes:
     async def start(self, *numbers: int) -> None:
         """Start them, and wait until each says that it is ready."""
         for number in numbers:
-            command = (*TRAPPED, str(self._trap(number))) if self.trapped else COMMAND
             self.running[number] = await asyncio.create_subprocess_exec(
-                *command, "node", "--config", self.configuration(number),
+                *self.command(number), "node", "--config", self.configuration(number),
                 stderr=asyncio.subprocess.PIPE, env=environment(),
             )  # fmt: skip
         for number in numbers:
             async with asyncio.timeout(TIMEOUT_S):
                 await self._ready(number)
+
+    def command(self, number: int) -> tuple[str, ...]:
+        """What runs that node, before the arguments of the command line."""
+        return (*TRAPPED, str(self._trap(number))) if self.trapped else COMMAND
 
     async def _ready(self, number: int) -> None:
         stderr = self.running[number].stderr
