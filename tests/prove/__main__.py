@@ -12,6 +12,7 @@ PROOFS = {
     "blocks": "tests.prove.blocks",
     "cluster": "tests.prove.cluster",
     "crash": "tests.prove.crash",
+    "damage": "tests.prove.damage",
     "disk": "tests.prove.disk",
     "f0": "tests.prove.f0",
     "grow": "tests.prove.grow",

@@ -109,7 +109,12 @@ class Layer:
     def _fail(self) -> None:
         self._failed = True
         lost = {path: [(at, old.hex()) for at, old in each] for path, each in self._unsynced.items()}
-        self._lost_path.write_text(json.dumps(lost))
+        self._write_lost(lost)
+
+    def _write_lost(self, lost: dict[str, list[tuple[int, str]]]) -> None:
+        new = self._lost_path.with_suffix(".lost-new")
+        new.write_text(json.dumps(lost))
+        new.rename(self._lost_path)
 
     def _kept(self, path: str) -> None:
         """What was written to ``path`` is on the disk now."""
@@ -122,7 +127,7 @@ class Layer:
             for at, old in lost.get(path, [])
             if not any(begin <= at and at + len(old) // 2 <= begin + len(new) for begin, new in written)
         ]
-        self._lost_path.write_text(json.dumps(lost))
+        self._write_lost(lost)
 
 
 def lost_of(path: Path) -> Path:

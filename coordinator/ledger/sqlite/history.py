@@ -5,11 +5,14 @@
     history(session, seq, nonce, decided_at, finished_ms, record)     primary key (session, seq)
 
 ``finished_ms`` is ledger time. Writing a record again changes nothing, so that a log may be replayed over it.
+SQLite keeps no checksums of its pages, so each record carries one: the byte C1, which no msgpack value begins
+with, then CRC-32 of the rest (4 bytes, big endian). Version 0.1.0 wrote records without.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import zlib
 from collections.abc import Iterable
 
 import msgspec
@@ -19,6 +22,8 @@ from participants.ids import TxId
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(DecisionRecord).decode
+_SEALED = b"\xc1"
+_CRC_BYTES = 4
 
 
 def insert(connection: sqlite3.Connection, records: Iterable[DecisionRecord], *, now_ms: int) -> None:
@@ -27,7 +32,7 @@ def insert(connection: sqlite3.Connection, records: Iterable[DecisionRecord], *,
         "insert or replace into history (session, seq, nonce, decided_at, finished_ms, record)"
         " values (?, ?, ?, ?, ?, ?)",
         [
-            (*_key(record.txid), record.txid.nonce, record.decided_at, now_ms, _encode(record))
+            (*_key(record.txid), record.txid.nonce, record.decided_at, now_ms, _sealed(record))
             for record in records
         ],
     )
@@ -39,11 +44,12 @@ def prune(connection: sqlite3.Connection, *, before_ms: int) -> None:
 
 
 def one(connection: sqlite3.Connection, txid: TxId) -> DecisionRecord | None:
+    """Raises ``sqlite3.Error``, ``ValueError`` for what is damaged; as :func:`page`."""
     row = connection.execute(
         "select record from history where session = ? and seq = ? and nonce = ?",
         (*_key(txid), txid.nonce),
     ).fetchone()
-    return None if row is None else _decode(row[0])
+    return None if row is None else _unsealed(row[0])
 
 
 def page(connection: sqlite3.Connection, limit: int, before: DecisionRecord | None) -> list[DecisionRecord]:
@@ -54,7 +60,21 @@ def page(connection: sqlite3.Connection, limit: int, before: DecisionRecord | No
         f"select record from history {where} order by decided_at desc, session desc, seq desc limit ?",  # noqa: S608
         (*given, limit),
     )
-    return [_decode(record) for (record,) in rows]
+    return [_unsealed(record) for (record,) in rows]
+
+
+def _sealed(record: DecisionRecord) -> bytes:
+    data = _encode(record)
+    return _SEALED + zlib.crc32(data).to_bytes(_CRC_BYTES, "big") + data
+
+
+def _unsealed(blob: bytes) -> DecisionRecord:
+    if not blob.startswith(_SEALED):
+        return _decode(blob)
+    crc, data = blob[1 : 1 + _CRC_BYTES], blob[1 + _CRC_BYTES :]
+    if zlib.crc32(data).to_bytes(_CRC_BYTES, "big") != crc:
+        raise ValueError("a record does not match its checksum")
+    return _decode(data)
 
 
 def _key(txid: TxId) -> tuple[int, int]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.errors import LedgerUnusable
+from coordinator.errors import LedgerUnavailable, LedgerUnusable
 from coordinator.ledger import schema
 from coordinator.ledger.anchor import START, Anchor, Mark, chained
 from coordinator.ledger.contract import DecisionRecord
@@ -85,8 +85,10 @@ class SqliteStore:
         """Read everything and check it. Raises ``LedgerUnusable`` on anything that is damaged."""
         try:
             return self._load()
-        except sqlite3.Error as error:
-            raise LedgerUnusable(f"cannot read ledger {self.path}: {error}") from error
+        except (sqlite3.Error, TypeError, ValueError) as error:  # a column of another type, text for a hash
+            raise LedgerUnusable(
+                f"ledger {self.path} is damaged: {error}. Nothing was changed. {WAYS_OUT}"
+            ) from error
 
     def _load(self) -> Loaded:
         row = self._connection.execute("select idx, crc, state from snapshot").fetchone()
@@ -184,11 +186,24 @@ class SqliteStore:
             history.prune(self._connection, before_ms=now_ms - history_ms)
 
     def history_of(self, txid: TxId) -> DecisionRecord | None:
-        return history.one(self._connection, txid)
+        """Raises ``LedgerUnavailable`` for history that is damaged; as :meth:`history`."""
+        with self._reading_history():
+            return history.one(self._connection, txid)
 
     def history(self, limit: int, before: DecisionRecord | None) -> list[DecisionRecord]:
         """Newest first by (time of decision, session, seq), older than ``before``."""
-        return history.page(self._connection, limit, before)
+        with self._reading_history():
+            return history.page(self._connection, limit, before)
+
+    @contextlib.contextmanager
+    def _reading_history(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, ValueError) as error:
+            raise LedgerUnavailable(
+                f"the history of finished transactions in ledger {self.path} cannot be read ({error});"
+                " decisions are not affected, and `undoubt ledger check` looks at all of the file"
+            ) from error
 
     def problems(self) -> list[str]:
         """What SQLite's own check of the file finds; empty if it is sound."""

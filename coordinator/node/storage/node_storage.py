@@ -6,6 +6,7 @@
     log.anchor                the last durable record: coordinator.ledger.anchor
     snapshot-…                snapshot_files
     node.db                   history_file
+    log.spare                 the next segment; with the reserve, what is kept for a full disk
     node.reserve              reserve
     node.db.lock              held while the storage is open
 
@@ -85,7 +86,7 @@ class NodeStorage:
             if not self._reserve.give_up():
                 raise
             self.files.carry_out(writes)
-        return self._reserve.hold()
+        return self.files.log.set_aside() and self._reserve.hold()
 
     def history_of(self, txid: TxId) -> asyncio.Future[DecisionRecord | None]:
         return self.in_thread(lambda: self.files.history.one(txid))

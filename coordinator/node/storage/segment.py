@@ -1,7 +1,8 @@
 """One file of a node's log: a header, records, and zeros up to the size that it was made with.
 
 It is filled with zeros and synced before it gets its name, so that later syncs have only data to write and no
-metadata. ``salt`` is random: a record that was written to another file, or to a former one in the same place
+metadata. The next one is made in advance, the *spare*: a segment that is begun when the disk is full needs
+no room. ``salt`` is random: a record that was written to another file, or to a former one in the same place
 on the disk, is not taken for one of this.
 
 Header, little endian, ``HEADER_BYTES`` long: magic (16 bytes), number of the segment (8), index and chain of
@@ -25,6 +26,7 @@ HEADER_BYTES = 512
 SALT_BYTES = 16
 _MAGIC = b"undoubt-segment1"
 _HEAD = struct.Struct("<16sQQ16sQ16sH")
+SPARE_NAME = "log.spare"
 _PREFIX, _SUFFIX, _DIGITS = "log-", ".segment", 10
 
 
@@ -97,6 +99,22 @@ def allocate(path: Path, size_bytes: int) -> None:
         os.close(descriptor)
 
 
+def set_aside(folder: Path, size_bytes: int) -> None:
+    """Make the spare, unless it is there. Raises ``OSError``."""
+    spare = folder / SPARE_NAME
+    if _size(spare) < size_bytes:
+        new = spare.with_name(spare.name + ".new")
+        allocate(new, size_bytes)
+        new.rename(spare)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 _ZEROS = memoryview(bytes(1 << 20))
 
 
@@ -124,7 +142,11 @@ class Segment:
         segment then."""
         path = path_of(folder, header.number)
         new = path.with_suffix(".new")
-        allocate(new, size_bytes)
+        spare = folder / SPARE_NAME
+        if _size(spare) >= size_bytes:
+            spare.rename(new)
+        else:
+            allocate(new, size_bytes)
         with new.open("r+b") as file:
             file.write(header.encoded() + records)
             file.flush()

@@ -21,11 +21,13 @@ from coordinator.node.storage import record
 from coordinator.node.storage.record import Tail
 from coordinator.node.storage.segment import (
     HEADER_BYTES,
+    SPARE_NAME,
     Header,
     NotASegment,
     Segment,
     numbers_in,
     path_of,
+    set_aside,
 )
 
 SEGMENT_BYTES = 4 * 1024 * 1024
@@ -71,6 +73,8 @@ class SegmentLog:
         self._anchor = anchor
         self._size_bytes = size_bytes
         self._mark = anchor.mark
+        self._spare = False
+        """The next segment was made in advance."""
         self._spoilt = False
         """The active segment may hold half a record behind its end."""
 
@@ -134,6 +138,18 @@ class SegmentLog:
         self._mark = mark
         self._move_anchor()
 
+    def set_aside(self) -> bool:
+        """Make the next segment in advance. Whether there was room. Raises ``StoreBroken``."""
+        if not self._spare:
+            try:
+                set_aside(self._folder, self._size_bytes)
+            except OSError as error:
+                if disk.no_room(error, self._folder):
+                    return False
+                raise disk.broken(error, _what(self._folder)) from error
+            self._spare = True
+        return True
+
     def drop_before(self, number: int) -> None:
         """Remove the segments before ``number``. The log has to say, durably, that they are not needed.
         Raises ``OSError``; nothing is removed then, or not all."""
@@ -159,6 +175,7 @@ class SegmentLog:
                 raise disk.broken(error, _what(self._folder)) from error
 
     def _begin_segment(self, bytes_min: int) -> None:
+        self._spare = False
         try:
             following = Segment.create(
                 self._folder,
@@ -173,7 +190,7 @@ class SegmentLog:
 
 
 def _remove_unnamed(folder: Path) -> None:
-    for left in folder.glob("log-*.new"):
+    for left in (*folder.glob("log-*.new"), *folder.glob(f"{SPARE_NAME}.new")):
         left.unlink()
 
 
@@ -268,6 +285,6 @@ def _what(folder: Path) -> str:
 
 def discard(folder: Path) -> None:
     """Remove a log on which no node ever ran."""
-    for path in (*folder.glob("log-*"), folder / ANCHOR_NAME):
+    for path in (*folder.glob("log-*"), *folder.glob(f"{SPARE_NAME}*"), folder / ANCHOR_NAME):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()

@@ -20,7 +20,7 @@ from coordinator.node.storage.contract import Finished, Snapshot, Write
 from coordinator.node.storage.group_commit import Disk
 from coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
 from coordinator.node.storage.segment_log import ANCHOR_NAME
-from coordinator.raft import HardState, SnapshotMeta
+from coordinator.raft import Entry, HardState, SnapshotMeta
 from participants.ids import TxId
 from tests.coordinator.node.cluster import Cluster, client, running
 from tests.coordinator.node.full_disk import FullDisk
@@ -148,6 +148,26 @@ async def test_room_is_looked_for_again_if_everything_was_left_out(
     while full != [True, False]:
         await asyncio.sleep(0.01)
     await storage.close()
+
+
+async def test_what_was_under_way_when_the_disk_became_full_is_stored(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if votes wait for room behind entries that were taken before anybody knew that there is none,
+    and whatever the node gives up is used up at once by others: the next segment was made in advance."""
+    storage = await opened(folder, segment_bytes=1 << 16)
+    assert await storage.write([ENTRY])
+    disk = FullDisk(folder, monkeypatch)
+    disk.full = True
+    storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
+    large = Entry.make(3, 2, b"x" * (1 << 15))
+    assert not await storage.write([Write(entries=(large,))])
+    assert not await storage.write([Write(hard_state=HardState(9, 1))])
+    disk.full = False
+    assert await storage.write([])
+    await storage.close()
+    stored = await found(folder)
+    assert (stored.hard_state, len(stored.entries)) == (HardState(9, 1), 2)
 
 
 async def test_a_node_starts_on_a_full_disk_at_the_expense_of_its_reserve(
