@@ -171,6 +171,25 @@ async def test_no_poison_stops_a_node() -> None:
     assert told["control"] >= 1
 
 
+async def test_disks_that_hang_fail_and_fill_up() -> None:
+    """Broken if a disk that takes nothing takes an answered decision with it, keeps a leader in office, or
+    keeps its node from coming back. All of it: ``make prove PROOF=disk``."""
+    only = ["hangs, leader", "sync fails, follower", "quota, leader", "at once, follower", "slow, leader"]
+    told = await prove("disk", "--no-control", "--only", *only)
+    assert told["cases"] == 5
+    assert (told["lost"], told["stale_leader"], told["false_alarm"]) == (0, 0, 0)
+    assert told["failures"] == []
+
+
+async def test_damaged_files() -> None:
+    """Broken if damage to what was acknowledged goes unnoticed, or what a crash leaves is taken for damage.
+    More bytes: ``make prove PROOF=damage``."""
+    told = await prove("damage", "--no-control", "--step", "197")
+    assert told["flips_in_acknowledged"] >= 300
+    assert (told["silent_loss"], told["false_alarm"]) == (0, 0)
+    assert told["failures"] == []
+
+
 async def test_one_fault_on_the_wire_to_the_databases() -> None:
     """Broken if a message or an answer that is lost, late or cut in half, anywhere in a transaction, makes
     undoubt tell what is not so, leave something prepared, or use a lost connection again. All messages:

@@ -231,13 +231,17 @@ def fills_up(code: int) -> Callable[[Scene], Awaitable[None]]:
 
 
 async def outlives(scene: Scene) -> None:
-    """The leader dies: the one healthy node has to win, with the vote of the full one."""
+    """The leader dies: the one healthy node has to win, with the vote of the full one. (Nothing can be
+    recorded then: the full one takes no entries, and one disk is no majority.)"""
     leader = await scene.nodes.leading()
     await scene.nodes.kill(leader)
     try:
-        await scene.goes_on()
+        if await scene.nodes.leading() == scene.victim:
+            scene.counts["stale_leader"] += 1
+            raise Wrong(f"node {scene.victim} was elected, and node {leader} died beside a healthy one")
     finally:
         await scene.nodes.start(leader)
+    await scene.goes_on()
 
 
 @contextlib.asynccontextmanager

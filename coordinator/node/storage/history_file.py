@@ -71,8 +71,8 @@ class HistoryFile:
             log.info("%s is new: it holds no history", self.path)
 
     def _check(self) -> None:
-        """Rows that a flipped bit has hidden or moved are missed by nothing else: each row has a checksum, and
-        not the number of rows. Raises ``LedgerUnusable``."""
+        """Each record has a checksum, and the set of them has none: rows that a flipped bit has hidden would
+        be missed by nothing else. Raises ``LedgerUnusable``."""
         if self._file is not None and self.path.stat().st_size <= CHECKED_BYTES_MAX:
             problems = self._file.problems()
             if problems:

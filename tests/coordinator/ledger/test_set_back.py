@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import contextlib
 import shutil
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from coordinator.ledger import maintenance
 from coordinator.ledger.contract import BranchRecord, Decision, Record, Session, Verdict
 from coordinator.ledger.sqlite import anchored
 from coordinator.ledger.sqlite.ledger import SqliteLedger
+from coordinator.ledger.sqlite.store import SqliteStore
 from coordinator.settings import LedgerSettings
 from participants.ids import Gid
 from tests.coordinator.ledger.signing import Signing
@@ -381,3 +384,25 @@ async def test_a_backup_overwrites_nothing_and_a_damaged_one_is_refused(
     with pytest.raises(LedgerUnusable, match="damaged"):
         await maintenance.restore(settings, file)
     assert await maintenance.check(settings) == [], "nothing was changed"
+
+
+async def test_damage_that_checksums_do_not_reach_is_told_in_words(
+    path: Path, settings: LedgerSettings
+) -> None:
+    """Broken if a column that became another type, or a hash that is none, is a traceback."""
+    ledger = await opened(settings)
+    await ledger.close()
+    made = SqliteStore(path)
+    made.load()
+    made.replace_log(0, b"state", (), now_ms=0, history_ms=0)
+    made.close()
+    for damage in (
+        "update meta set value = '0:zz' where key = 'chain'",
+        "update meta set value = 'x:' || value",
+    ):
+        with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(damage)
+        store = SqliteStore(path)
+        with pytest.raises(LedgerUnusable, match="is damaged"):
+            store.load()
+        store.close()

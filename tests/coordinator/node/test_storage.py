@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
 from pathlib import Path
 from uuid import uuid4
 
@@ -404,6 +406,30 @@ async def test_a_history_that_is_damaged_is_told_and_stops_nothing(
     await storage.write([Write(entries=entries(2, 2), finished=Finished((record(3),), 1_000, 5_000))])
     await storage.close()
     assert (await found(folder)).entries == entries(2, 2)
+
+
+@pytest.mark.parametrize("what", ["record", "row"])
+async def test_history_that_was_changed_is_told(folder: Path, what: str) -> None:
+    """Broken if a flipped bit shows people another transaction, or hides one."""
+    storage, _ = await NodeStorage.open(folder)
+    await storage.write([Write(finished=Finished((record(1), record(2)), 1_000, 5_000))])
+    await storage.close()
+    with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as connection, connection:
+        if what == "record":
+            blob = bytearray(connection.execute("select record from history where seq = 1").fetchone()[0])
+            blob[-1] ^= 1
+            connection.execute("update history set record = ? where seq = 1", (bytes(blob),))
+    if what == "row":
+        data = (folder / FILE_NAME).read_bytes()
+        nonce = data.rindex(b"0" * 16)
+        changed = bytearray(data)
+        changed[nonce - 1] ^= 1  # the length or the value of a column before it
+        changed[nonce - 2] ^= 1
+        (folder / FILE_NAME).write_bytes(changed)
+    storage, _ = await NodeStorage.open(folder)
+    with pytest.raises(LedgerUnavailable, match="Decisions are not affected"):
+        await storage.history(10, None)
+    await storage.close()
 
 
 async def test_no_node_without_a_beginning(tmp_path: Path) -> None:
