@@ -4,8 +4,8 @@ it has forgotten."""
 from __future__ import annotations
 
 import asyncio
-import itertools
 import contextlib
+import itertools
 import shutil
 import sqlite3
 from collections.abc import Sequence
