@@ -416,9 +416,10 @@ async def test_history_that_was_changed_is_told(folder: Path, what: str) -> None
     await storage.close()
     with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as connection, connection:
         if what == "record":
-            blob = bytearray(connection.execute("select record from history where seq = 1").fetchone()[0])
-            blob[-1] ^= 1
-            connection.execute("update history set record = ? where seq = 1", (bytes(blob),))
+            (blob,) = connection.execute("select record from history where seq = 1").fetchone()
+            assert b"\xa2me" in blob
+            other = blob.replace(b"\xa2me", b"\xa2mf")
+            connection.execute("update history set record = ? where seq = 1", (other,))
     if what == "row":
         data = (folder / FILE_NAME).read_bytes()
         nonce = data.rindex(b"0" * 16)
