@@ -20,6 +20,7 @@ CASES ?= ../shared/conformance/xa_outcomes.csv
 SEED ?=
 SEEDS ?= 200
 SECONDS ?= 60
+WORKERS ?= auto
 
 .PHONY: demo test test-slow check format prove models conformance simulate simulate-coverage faults mutants build clean
 .DEFAULT_GOAL := test
@@ -28,10 +29,10 @@ demo: $(STAMP)
 	@$(BIN)/undoubt demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from types import TracebackType
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from tests.ports import free_ports
 from undoubt.embedded.places import give, server_user
 
 INSTALL = "apt-get install -y --no-install-recommends pgbouncer"
@@ -93,7 +93,7 @@ class PgBouncer:
         binary = program()
         if binary is None:
             raise FileNotFoundError(f"PgBouncer is not installed: {INSTALL}")
-        self.port = self.port or _free_port()
+        self.port = self.port or free_ports(1)[0]
         folder, user = self._written(), server_user()
         command = [binary, str(folder / "pgbouncer.ini")]
         if (setpriv := shutil.which("setpriv")) is not None:
@@ -166,10 +166,3 @@ class PgBouncer:
                 await writer.wait_closed()
                 return
         raise RuntimeError(f"PgBouncer did not start: {self.logged()[-2000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

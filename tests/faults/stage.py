@@ -17,8 +17,8 @@ from tests.faults.machines import Coordinator, Machine, Node
 from tests.faults.network import Bridge, Loopback
 from tests.faults.schedule import COORDINATORS, DATABASES
 from tests.faults.told import Told
+from tests.ports import free_ports
 from tests.prove.bank import set_up
-from tests.prove.nodes import free_ports
 from undoubt.embedded import EmbeddedServer
 
 NODES = 3

@@ -8,14 +8,13 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from coordinator.ledger.cluster.survey import survey
 from coordinator.settings import LedgerSettings
+from tests.ports import free_ports
 from tests.prove.processes import ROOT, TIMEOUT_S
 from tests.prove.trap import Trap
 from undoubt.serve.certs import Folder
@@ -222,15 +221,6 @@ async def _drain(stderr: asyncio.StreamReader, lines: list[str]) -> None:
     """Also so that a node's log never fills its pipe."""
     async for line in stderr:
         lines.append(line.decode().rstrip())  # noqa: PERF401 - as they come
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at present."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def environment() -> dict[str, str]:

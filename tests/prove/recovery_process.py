@@ -30,7 +30,10 @@ async def main(settings: str, trap: str, passes_max: int, after_max: int) -> Non
             if not (report.lines or report.unfinished or report.errors) or after_max <= 0:
                 break
             await asyncio.sleep(PAUSE_S)
-        heuristics = [f"{heuristic.gid}: {heuristic.kind}" for heuristic in await ledger.heuristics()]
+        heuristics = [
+            f"{heuristic.gid}: {heuristic.kind} ({await ledger.transaction(heuristic.gid.txid)})"
+            for heuristic in await ledger.heuristics()
+        ]
         tell(
             left=[*prepared, *(record.txid for record in report.unfinished)],
             errors=report.errors,

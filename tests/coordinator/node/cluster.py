@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import SystemRandom
@@ -19,18 +18,10 @@ from coordinator.node.storage.node_storage import NodeStorage, create
 from coordinator.settings import LedgerSettings
 from coordinator.wire import VERSIONS, Address, WireSettings
 from tests.coordinator.ledger.signing import Signing
+from tests.ports import free_ports
 
 CLUSTER = "abcdefghij"
 QUICK = NodeSettings(heartbeat_s=0.02, election_timeout_s=0.2)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at present."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 class Cluster:

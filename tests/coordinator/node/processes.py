@@ -12,7 +12,7 @@ from pathlib import Path
 
 from coordinator.ledger.cluster.survey import survey
 from coordinator.settings import LedgerSettings
-from tests.coordinator.node.cluster import free_ports
+from tests.ports import free_ports
 from tests.undoubt.cli.harness import COMMAND, environment
 from undoubt.config import load
 from undoubt.serve.begin import init

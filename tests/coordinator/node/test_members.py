@@ -23,7 +23,8 @@ from coordinator.node.storage.node_storage import create
 from coordinator.raft import ConfigChange
 from coordinator.wire import VERSIONS
 from participants.ids import TxId
-from tests.coordinator.node.cluster import CLUSTER, Cluster, client, free_ports, running
+from tests.coordinator.node.cluster import CLUSTER, Cluster, client, running
+from tests.ports import free_ports
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))

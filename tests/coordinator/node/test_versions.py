@@ -47,8 +47,9 @@ from participants.ids import Gid, Protocol, TxId
 from participants.registry import Registry
 from participants.scripted import ScriptedParticipant
 from tests.coordinator.ledger.signing import Signing
-from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client, free_ports
+from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client
 from tests.coordinator.wire.support import Side
+from tests.ports import free_ports
 
 FORMER = msgspec.structs.replace(QUICK, version_max=1)
 V1 = Versions(1, 1)

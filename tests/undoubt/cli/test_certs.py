@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 
 from coordinator.wire import ROLES
-from tests.coordinator.node.cluster import free_ports
+from tests.ports import free_ports
 from tests.undoubt.cli.harness import COMMAND, environment, undoubt
 from undoubt.cli.cluster import CLIENT_ROLES
 
