@@ -30,7 +30,7 @@ from tests.prove.bank import NAMES
 from tests.prove.cases import NODES, UNDER_LOAD, Victim
 from tests.prove.node_process import NodeStep
 from tests.prove.nodes import Nodes
-from tests.prove.processes import TIMEOUT_S, Child, Heard
+from tests.prove.processes import Child, Heard, within
 from tests.prove.run import NO_TRAP, Run
 from tests.prove.trap import PAUSE, TELL, Trap
 
@@ -161,7 +161,7 @@ class NodeRun(Run):
             self.count("not_killed", f"node {numbers} did not reach {self.case.trap.step}")
             await over
             return
-        async with asyncio.timeout(TIMEOUT_S):
+        async with within(f"the end of nodes {numbers}"):
             self._expect_died(numbers, await dying)
         for number in numbers:
             if [told["at"] for told in self.nodes.told(number)] != [self.case.trap.step]:
@@ -193,7 +193,7 @@ class NodeRun(Run):
             self.count("not_killed", "the coordinator ended by itself")
 
     async def _committed(self, gid: Gid) -> None:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with within(f"the commit of {gid}"):
             while gid in await self._prepared(gid.participant):
                 await asyncio.sleep(0.005)
 

@@ -15,7 +15,7 @@ from typing import Any
 from coordinator.ledger.cluster.survey import survey
 from coordinator.settings import LedgerSettings
 from tests.ports import free_ports
-from tests.prove.processes import ROOT, TIMEOUT_S
+from tests.prove.processes import ROOT, within
 from tests.prove.trap import Trap
 from undoubt.serve.certs import Folder
 
@@ -98,7 +98,7 @@ class Nodes:
             *COMMAND, *arguments, "--config", self.configuration(number), "-o", "json",
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment(),
         )  # fmt: skip
-        async with asyncio.timeout(TIMEOUT_S):
+        async with within(f"the answer of {arguments}"):
             out, err = await process.communicate()
         if process.returncode:
             raise CommandFailed(arguments, process.returncode, err.decode())
@@ -122,7 +122,7 @@ class Nodes:
                 stderr=asyncio.subprocess.PIPE, env=environment(),
             )  # fmt: skip
         for number in numbers:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with within(f"node {number} ready"):
                 await self._ready(number)
 
     def command(self, number: int) -> tuple[str, ...]:
@@ -189,7 +189,7 @@ class Nodes:
 
     async def at_trap(self, number: int, subject: str) -> None:
         """Once it has told of that."""
-        async with asyncio.timeout(TIMEOUT_S):
+        async with within(f"node {number} in its trap, about {subject}"):
             while not any(told["subject"] == subject for told in self.told(number)):
                 await asyncio.sleep(0.01)
 
@@ -199,14 +199,14 @@ class Nodes:
     async def leading(self) -> int:
         """As :meth:`leader`, asked by this process itself."""
         settings = LedgerSettings(url=f"raft://{self.url}", request_timeout_s=1.0)
-        async with asyncio.timeout(TIMEOUT_S):
+        async with within("a leader that tells"):
             while not (leader := (await survey(settings)).leader):
                 await asyncio.sleep(0.02)
         return leader
 
     async def leader(self) -> int:
         """Once somebody leads."""
-        async with asyncio.timeout(TIMEOUT_S):
+        async with within("a leader"):
             while True:
                 try:
                     return int((await self.run(0, "cluster", "status"))["leader"])

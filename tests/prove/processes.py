@@ -43,6 +43,16 @@ class Heard:
         self.last = message
 
 
+@contextlib.asynccontextmanager
+async def within(what: str) -> AsyncIterator[None]:
+    """Raises ``TimeoutError``, with what was waited for, after ``TIMEOUT_S``."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            yield
+    except TimeoutError as error:
+        raise TimeoutError(f"{what}: not within {TIMEOUT_S:g} s") from error
+
+
 class Child:
     """``python -m module arguments…`` with its lines heard as they come."""
 
@@ -73,7 +83,7 @@ class Child:
 
     async def until_at_trap(self) -> bool:
         """True once it waits in its trap, False if it ended without."""
-        async with asyncio.timeout(TIMEOUT_S):
+        async with within("a process in its trap"):
             async for message in self.lines():
                 if "at" in message:
                     return True
