@@ -23,14 +23,13 @@ def free_ports(count: int) -> list[int]:
     long as there are others."""
     found: list[int] = []
     with contextlib.ExitStack() as stack:
-        for offset in _offsets:
+        while len(found) < count:
+            offset = next(_offsets)
             port = FIRST + offset % (AFTER - FIRST)
             probe = stack.enter_context(socket.socket())
             with contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))
                 found.append(port)
-            if len(found) == count:
-                break
     return found
 
 

@@ -258,9 +258,9 @@ async def test_one_phase_does_not_commit_after_the_deadline(stages: Any) -> None
     """Broken if the single branch of a transaction commits later than its caller was promised."""
     stage = await stages(Script())
     with pytest.raises(TransactionAborted) as raised:
-        async with stage.coordinator.transaction(timeout=0.02) as tx:
+        async with stage.coordinator.transaction(timeout=0.3) as tx:
             await tx.branch("alpha")
-            time.sleep(0.05)  # an application that blocks the loop: nothing can interrupt it in time
+            time.sleep(0.35)  # an application that blocks the loop: nothing can interrupt it in time
             await tx.commit()
     assert isinstance(raised.value.cause, TimeoutError)
     assert stage.fates() == {Fate.ABORTED}
