@@ -211,6 +211,16 @@ async def test_sqlalchemys_own_twophase_commits_one_half() -> None:
     assert told["undoubt_aborted"] == [40, 40, 40]
 
 
+async def test_ledgers_that_were_set_back() -> None:
+    """Broken if a ledger that has forgotten what it acknowledged splits a transaction, calls it aborted, or
+    is believed without a word. All of it, with its control: ``make prove PROOF=setback``."""
+    told = await prove("setback", "--no-control")
+    assert told["cases"] >= 14
+    assert (told["split"], told["false_proofs"], told["silent"]) == (0, 0, 0)
+    assert told["led_to_verb"] >= 2
+    assert (told["failures"], told["errors"]) == ([], [])
+
+
 @pytest.mark.parametrize("protocol", list(Protocol))
 def test_every_node_dies_at_every_step(protocol: Protocol) -> None:
     """Broken if a step that is added to a protocol, or to a node, is not one at which nodes die."""

@@ -28,6 +28,7 @@ from coordinator.node.settling import Settling
 from coordinator.node.status import status_of
 from coordinator.node.storage.contract import Storage, Stored
 from coordinator.paxos import Reply, Request
+from coordinator.raft import Message, bootstrap
 from coordinator.settings import LedgerSettings
 from coordinator.supervision import Supervised
 from coordinator.wire import (
@@ -79,6 +80,8 @@ class Node:
             silence_s=2 * settings.election_timeout_s,
             versions=settings.speaks,
             recognise=self._recognise,
+            log_index=lambda: self.replica.raft.state.log.persisted,
+            set_back=self._set_back,
         )
         self.replica = Replica(
             stored,
@@ -114,6 +117,8 @@ class Node:
         self._me = me
         self._disks = dict(stored.disks)
         self._met = set(stored.disks)
+        self._unmet = _to_meet(stored)
+        self._all_met = asyncio.Event()
         self._wire = wire
         self._listener: Listener | None = None
         self._upkeep: list[asyncio.Task[None]] = []
@@ -137,8 +142,23 @@ class Node:
         self._listener = await serve(
             listen, self._me, self._accept, self._wire, versions=self.settings.speaks
         )
+        if self._unmet:
+            self.peers.meet(self._unmet)
+            self._upkeep = [asyncio.create_task(self._begin_once_met(), name="undoubt-node-first-meeting")]
+        else:
+            self._begin()
+
+    async def _begin_once_met(self) -> None:
+        """The first nodes of a cluster begin once each has met the disks of all others. Nobody has stored
+        anything before that: so a first node whose disk is lost, and that is made anew under its number, is
+        known as another one by every node that may hold what it has forgotten."""
+        log.info("node %d waits to meet node %s", self._me.number, ", ".join(map(str, sorted(self._unmet))))
+        await self._all_met.wait()
+        self._begin()
+
+    def _begin(self) -> None:
         self.replica.start()
-        self._upkeep = [
+        self._upkeep += [
             Supervised("node upkeep", self.ledger.keep_up).start("undoubt-node-upkeep"),
             Supervised("node settling", self._settling.keep_up).start("undoubt-node-settling"),
         ]
@@ -178,10 +198,17 @@ class Node:
     def _accept(self, connection: Connection) -> Receiver:
         if connection.peer.role is Role.NODE:
             self._recognise(connection)
-            return FromPeer(connection, self.replica.step)
+            return FromPeer(connection, self._step)
         return FromClient(
             connection, self.ledger, self.replica.acceptors, lambda: self.leader_address, self.operator
         )
+
+    def _set_back(self, why: str) -> None:
+        self.replica.set_back(why)
+
+    def _step(self, message: Message) -> None:
+        if not self._unmet:
+            self.replica.step(message)
 
     def _ask_acceptor(self, node: int, request: Request, answer: Callable[[Reply | Exception], None]) -> None:
         if node == self.identity.node:
@@ -209,17 +236,36 @@ class Node:
                 f"node {peer.number} came back with another disk, and may not take part under that number:"
                 f" remove it (`undoubt cluster remove {peer.number}`) and add it with a new one",
             )
+        if 0 <= peer.log_index < (acknowledged := self.replica.acknowledged(peer.number)):
+            raise HandshakeRefused(
+                Refusal.SET_BACK,
+                f"{self._me} has its acknowledgement of entry {acknowledged}, and its log ends at"
+                f" {peer.log_index}",
+            )
         self.replica.agreement.meet(connection)
         if peer.address and peer.number not in replicated.addresses and len(self._hints) < HINTS_MAX:
             self._hints[peer.number] = peer.address
         if peer.number not in self._met:
             self._met.add(peer.number)
             self.replica.remember({peer.number: peer.disk})
+            self._unmet.discard(peer.number)
+            if not self._unmet:
+                self._all_met.set()
 
     def _leadership(self, leads: bool) -> None:
         if leads:
             self.ledger.begin_to_lead()
         self._role_changed.set()
+
+
+def _to_meet(stored: Stored) -> set[int]:
+    """The other first nodes of a cluster that this node has not met, as long as it has stored nothing but
+    what it was made with."""
+    meta, voters = stored.snapshot.meta, stored.snapshot.meta.configuration.incoming
+    fresh = bootstrap(voters) if stored.identity.node in voters else None
+    if fresh is None or stored.entries or (stored.hard_state, meta) != (fresh.hard_state, fresh.snapshot):
+        return set()
+    return set(voters) - {stored.identity.node} - set(stored.disks)
 
 
 def _replicated(stored: Stored, speaks: Versions) -> Replicated:

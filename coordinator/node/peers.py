@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 
 import msgspec
@@ -22,6 +22,7 @@ from coordinator.wire import (
     Connection,
     HandshakeRefused,
     Identity,
+    Refusal,
     RemoteProtocolError,
     Versions,
     WireSettings,
@@ -48,10 +49,15 @@ class Peers:
         *,
         silence_s: float,
         recognise: Callable[[Connection], None],
+        log_index: Callable[[], int],
+        set_back: Callable[[str], None],
         versions: Versions = VERSIONS,
     ) -> None:
         """``recognise`` raises ``HandshakeRefused`` for a node that is not who it was, or was removed, or is
-        too old."""
+        too old, or was set back. ``log_index``: the last entry that is on this node's disk. ``set_back`` is
+        told, in a peer's words, that this node has acknowledged more."""
+        self._log_index = log_index
+        self._set_back = set_back
         self._versions = versions
         self._me = me
         self._addresses = addresses
@@ -69,6 +75,12 @@ class Peers:
             link = self._links[message.to] = _Link(self, message.to)
         link.send(message)
 
+    def meet(self, nodes: Iterable[int]) -> None:
+        """Connect to them, though there is nothing to send yet."""
+        for node in nodes:
+            if node not in self._links:
+                self._links[node] = _Link(self, node)
+
     async def close(self) -> None:
         links = list(self._links.values())
         self._links.clear()
@@ -85,6 +97,8 @@ class Peers:
             try:
                 return await self._connect(node, address, link)
             except (OSError, HandshakeRefused) as error:
+                if isinstance(error, HandshakeRefused) and error.refusal is Refusal.SET_BACK:
+                    self._set_back(error.reason)
                 if str(error) != last_trouble:
                     last_trouble = str(error)
                     log.warning("node %d is not reached: %s", node, last_trouble)
@@ -102,7 +116,7 @@ class Peers:
         mine = self._addresses().get(self._me.number, "")
         connection = await connect(
             Address.parse(address),
-            msgspec.structs.replace(self._me, address=mine),
+            msgspec.structs.replace(self._me, address=mine, log_index=self._log_index()),
             accept,
             self._settings,
             timeout_s=max(self._silence_s, 1.0),

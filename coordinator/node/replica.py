@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from coordinator.errors import ClusterRefused, LedgerUnavailable
+from coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable
 from coordinator.ledger.commands import Command, since
 from coordinator.node.acceptors import Acceptors
 from coordinator.node.errors import NodeStopped, NotLeading
@@ -33,6 +33,7 @@ from coordinator.raft import (
     ConfigChange,
     Entry,
     Kind,
+    LogSetBack,
     Message,
     NotLeader,
     ProposalRefused,
@@ -111,6 +112,8 @@ class Replica:
         """Who waits for the next change of the configuration to be applied, while this node leads."""
         self._proposed: dict[int, tuple[int, Sequence[Answer]]] = {}
         """By index: the term in which it was proposed, and who waits. Only while this node leads."""
+        self._acknowledged: dict[int, int] = {}
+        """By node: see :meth:`acknowledged`. Kept when this node ceases to lead."""
         self._led_term = 0
         self._leads = False
         self._awake = False
@@ -262,11 +265,35 @@ class Replica:
 
     # One turn.
 
+    def acknowledged(self, node: int) -> int:
+        """The highest index that is committed, and that ``node`` has acknowledged to this one. It must hold
+        that for ever."""
+        self._note_acknowledged()
+        return self._acknowledged.get(node, 0)
+
+    def _note_acknowledged(self) -> None:
+        if self.raft.state.leads:
+            for node, progress in self.raft.state.tracker.progress.items():
+                index = min(progress.match, self.raft.commit_index)
+                self._acknowledged[node] = max(index, self._acknowledged.get(node, 0))
+
+    def set_back(self, why: str) -> None:
+        """This node has acknowledged what its disk does not hold any more: it stops."""
+        number = self.raft.node
+        error = LedgerUnusable(
+            f"the disk of node {number} was set back: {why}. What is missing may have been counted on, so"
+            f" node {number} must not run on this disk any more. Let it rejoin under a new number:"
+            f" `undoubt cluster remove {number}` and then `undoubt cluster add`, on an empty folder"
+        )
+        log.error("%s", error)
+        self._fail(error)
+
     def _tick(self) -> None:
         # One tick however late it is: time that this process slept through must not look like silence of
         # the others, whose messages wait to be read.
         self._ticking = self._loop.call_later(self._tick_s, self._tick)
         self._guarded(self.raft.tick)
+        self._note_acknowledged()
         self._tell_stall()
         self.wake()
 
@@ -278,6 +305,8 @@ class Replica:
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
+        except LogSetBack as error:
+            self.set_back(str(error))
         except Exception as error:  # a bug, or a command of a newer version: from here nothing can be trusted
             log.exception("this node stops")
             self._fail(error)

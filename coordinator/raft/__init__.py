@@ -51,7 +51,14 @@ answers no read.
 from __future__ import annotations
 
 from coordinator.raft.core import Raft
-from coordinator.raft.errors import ConfigRefused, NotLeader, ProposalRefused, RaftRefusal, Refusal
+from coordinator.raft.errors import (
+    ConfigRefused,
+    LogSetBack,
+    NotLeader,
+    ProposalRefused,
+    RaftRefusal,
+    Refusal,
+)
 from coordinator.raft.messages import (
     Append,
     AppendReply,
@@ -97,6 +104,7 @@ __all__ = [
     "Heartbeat",
     "HeartbeatReply",
     "Kind",
+    "LogSetBack",
     "Message",
     "NotLeader",
     "PreVote",

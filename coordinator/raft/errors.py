@@ -3,10 +3,11 @@
 ::
 
     UndoubtError
-    └── RaftRefusal
-        ├── NotLeader        ask ``leader`` (0: nobody is known to lead)
-        ├── ProposalRefused  this leader takes no entries now; ``reason`` says why
-        └── ConfigRefused    that change of the configuration is impossible, or comes too early
+    ├── RaftRefusal
+    │   ├── NotLeader        ask ``leader`` (0: nobody is known to lead)
+    │   ├── ProposalRefused  this leader takes no entries now; ``reason`` says why
+    │   └── ConfigRefused    that change of the configuration is impossible, or comes too early
+    └── LogSetBack           this node has acknowledged what its log does not hold any more
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ class ProposalRefused(RaftRefusal):
     def __init__(self, reason: Refusal) -> None:
         super().__init__(reason.value)
         self.reason = reason
+
+
+class LogSetBack(UndoubtError):
+    """A leader has this node's acknowledgement of more than its log holds: its disk was set back. It must
+    neither vote nor acknowledge anything any more."""
 
 
 class ConfigRefused(RaftRefusal):

@@ -6,7 +6,7 @@ Extended paper §5.3 and §5.4.2; thesis §10.2.1 (the leader's disk works besid
 
 from __future__ import annotations
 
-from coordinator.raft.errors import NotLeader, ProposalRefused, Refusal
+from coordinator.raft.errors import LogSetBack, NotLeader, ProposalRefused, Refusal
 from coordinator.raft.messages import (
     Append,
     AppendReply,
@@ -82,6 +82,12 @@ def on_append_reply(state: State, message: AppendReply) -> None:
 
 
 def on_heartbeat(state: State, message: Heartbeat) -> None:
+    if message.commit > state.log.last_index:
+        # A leader tells nobody of more than what that node has acknowledged.
+        raise LogSetBack(
+            f"node {message.sender} has its acknowledgement of entry {message.commit}, and its log ends at"
+            f" {state.log.last_index}"
+        )
     state.commit_to(message.commit)
     state.send(HeartbeatReply(message.sender, state.node, state.term, message.round, state.fit))
 

@@ -24,6 +24,7 @@ class Refusal(enum.StrEnum):
     ROLE = "role"  # such peers are not served here
     NUMBER = "number"  # not the node that was meant, or no node's number
     VERSION = "version"  # no version that both speak
+    SET_BACK = "set_back"  # it has acknowledged more than its log holds
     REMOVED = "removed"  # it was a member, and is none any more
     CERTIFICATE = "certificate"  # it names somebody else
     BUSY = "busy"  # too many connections

@@ -5,7 +5,7 @@
     dialer                              listener
       │  Hello: cluster, role, number,     │
       │  name, versions, for whom,         │
-      │  address, disk                     │   check_hello()
+      │  address, disk, end of its log     │   check_hello()
       ├───────────────────────────────────►│
       │  Welcome: cluster, number, name,   │
       │  the version from now on, disk     │
@@ -67,6 +67,8 @@ class Identity(msgspec.Struct, frozen=True):
     """Where a node is to be dialed, for one that does not know it yet."""
     disk: str = ""
     """A node's disk; the same number on another disk is another node."""
+    log_index: int = -1
+    """The last entry of its log that is on a node's disk when it dials; -1 if it does not say."""
 
     def __str__(self) -> str:
         if self.role is Role.NODE:
@@ -86,6 +88,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="undoubt"):
     for_number: int = 0
     address: str = ""
     disk: str = ""
+    log_index: int = -1
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
@@ -109,7 +112,17 @@ _decode_answer = msgspec.msgpack.Decoder(Welcome | Refused).decode
 
 def hello(me: Identity, versions: Versions, for_number: int) -> bytes:
     return encode(
-        Hello(me.cluster_id, me.role, me.number, me.name, versions, for_number, me.address, me.disk)
+        Hello(
+            me.cluster_id,
+            me.role,
+            me.number,
+            me.name,
+            versions,
+            for_number,
+            me.address,
+            me.disk,
+            me.log_index,
+        )
     )
 
 
@@ -131,7 +144,9 @@ def check_hello(
     if said.role not in roles:
         served = " and ".join(f"{role}s" for role in sorted(roles))
         raise HandshakeRefused(Refusal.ROLE, f"{me} serves {served} here, not the role {said.role[:20]!r}")
-    peer = Identity(Role(said.role), said.cluster_id, said.number, said.name, said.address, said.disk)
+    peer = Identity(
+        Role(said.role), said.cluster_id, said.number, said.name, said.address, said.disk, said.log_index
+    )
     if peer.cluster_id != me.cluster_id and not (peer.role is Role.CLIENT and peer.cluster_id == ""):
         raise HandshakeRefused(
             Refusal.CLUSTER,

@@ -21,6 +21,7 @@ PROOFS = {
     "operators": "tests.prove.operators",
     "partition": "tests.prove.partition",
     "poison": "tests.prove.poison",
+    "setback": "tests.prove.setback",
     "sqlalchemy": "tests.prove.sqlalchemy_twophase",
     "wire": "tests.prove.wire",
     "without-ledger": "tests.prove.without_ledger",

@@ -129,7 +129,7 @@ class SimulatedStore:
     def load(self) -> Loaded:
         file = self._file
         return Loaded(
-            file.ledger_id, file.snapshot, file.index, list(file.entries), self._marks(), anchored=True
+            file.ledger_id, file.snapshot, file.index, list(file.entries), self._marks(), True, "here"
         )
 
     def _marks(self) -> list[Mark]:

@@ -167,26 +167,42 @@ def backup(context: Context, file: Path, note: str) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("files", metavar="FILE", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--id", "ticket", metavar="ID", default="", help="What the first node's restore printed.")
+@click.option(
+    "--force", is_flag=True, help="From the newest of these disks (FILE…: node.data folders), not a backup."
+)
 @note_option
 @yes_option
 @common
 @pass_context
-def restore(context: Context, file: Path, ticket: str, note: str, yes: bool) -> None:
+def restore(
+    context: Context, /, *, files: tuple[Path, ...], ticket: str, force: bool, note: str, yes: bool
+) -> None:
     """Make this node one of the first of a new cluster, which goes on with the ledger of a backup.
 
     As `init`: once on each of the nodes, on the others with the --id that the first one printed. Every node
     of the former cluster must have ended for good. All sessions are closed; what was undecided when the
     backup was made is nobody's to presume: it is shown by `indoubt list`, and an operator decides it.
 
+    --force is for a majority that is gone for good, with no backup as new as a disk that is left: name the
+    node.data folders (or copies) of all nodes that are left. The newest is taken, with all of its log. You
+    are told what may be lost, and asked.
+
     \b
     Example:
       undoubt cluster restore ledger-monday.backup --config node-1.toml
       undoubt cluster restore ledger-monday.backup --config node-2.toml --id 8c1v7m2xqe-5d20b3f1
+      undoubt cluster restore --force /old/node-3 --config node-1.toml
     """
     from undoubt.serve import begin  # noqa: PLC0415
 
+    if force:
+        _force(context, files, ticket, note, yes=yes)
+        return
+    if len(files) > 1:
+        raise click.UsageError("one backup; several FILEs go with --force")
+    (file,) = files
     if not ticket:
         context.confirm("Has every node of the former cluster ended, for good?", yes=yes)
     restored = context.run(begin.restore(context.settings(), file, ticket, note))
@@ -204,6 +220,38 @@ def restore(context: Context, file: Path, ticket: str, note: str, yes: bool) -> 
     if not ticket:
         context.output.note(
             f"on the other first nodes: undoubt cluster restore {file} --id {restored.ticket}"
+        )
+
+
+def _force(context: Context, folders: tuple[Path, ...], ticket: str, note: str, *, yes: bool) -> None:
+    from undoubt.serve.force import force, survey_disks  # noqa: PLC0415
+
+    left, image = context.run(survey_disks(folders))
+    if not ticket:
+        lost = (
+            "Decisions that were acknowledged after that, and are on no disk that is left, are lost: their"
+            " branches that are still prepared are left to you, and what has committed stays"
+            if left.may_lack
+            else "Every acknowledged decision is on one of these disks, and so on the newest"
+        )
+        context.confirm(
+            f"The newest disk is {left.folder}, of node {left.node}: its log ends at entry {left.index} of"
+            f" term {left.term}. {left.disks} of {left.voters} voters' disks were given. {lost}. Has every"
+            " node of the former cluster ended, for good?",
+            yes=yes,
+        )
+    made = context.run(force(context.settings(), left, image, ticket, note))
+    if context.output.json:
+        context.output.document(msgspec.to_builtins(made))
+        return
+    context.output.line(made.ticket)
+    context.output.note(
+        f"node {made.node} has ledger {made.ledger_id} as the disk of node {left.node} had it, up to entry"
+        f" {left.index}" + ("; what was acknowledged after it is lost" if left.may_lack else "")
+    )
+    if not ticket:
+        context.output.note(
+            f"on the other first nodes: undoubt cluster restore --force {left.folder} --id {made.ticket}"
         )
 
 

@@ -56,10 +56,9 @@ class Joined(msgspec.Struct, frozen=True):
 def init(settings: Settings, ticket: str = "", note: str = "") -> Begun:
     """Make this node one of the first of a new cluster, whose id is drawn unless there is a ``ticket``. That
     is recorded, with ``note``, once the cluster runs. Raises ``UsageError``, ``LedgerUnusable``."""
-    number, addresses = _first(settings)
+    number, addresses = first_of(settings)
     version = settings.node.speaks.highest
-    digest = _digest(addresses, f"version {version}")
-    cluster = _cluster_of(ticket, addresses, digest) if ticket else new_ledger_id()
+    cluster, digest = new_cluster(ticket, addresses, f"version {version}")
     identity = Identity(cluster, number, new_nonce())
     create(Path(settings.node.data), identity, *beginning(cluster, addresses, version))
     act = new_act("cluster init", f"node {number} of cluster {cluster}", note, result=DONE)
@@ -71,20 +70,19 @@ async def restore(settings: Settings, path: Path, ticket: str = "", note: str = 
     """Make this node one of the first of a cluster that goes on with the ledger of a backup. The cluster is a
     new one: no node of the former one can ever mix with it. Recorded as by :func:`init`. Raises
     ``UsageError``, ``LedgerUnusable``."""
-    number, addresses = _first(settings)
+    number, addresses = first_of(settings)
     kept = backup.read(path)
-    digest = _digest(addresses, kept.digest)
-    cluster = _cluster_of(ticket, addresses, digest) if ticket else new_ledger_id()
+    cluster, digest = new_cluster(ticket, addresses, kept.digest)
     ledger_id, hard_state, snapshot = restored(kept.image, addresses, settings.node.speaks)
     if not ticket:
-        await _refuse_twins(settings, ledger_id)
+        await refuse_twins(settings, ledger_id)
     create(Path(settings.node.data), Identity(cluster, number, new_nonce()), hard_state, snapshot)
     act = new_act("cluster restore", f"node {number} of cluster {cluster} from {path}", note, result=DONE)
     pending_acts.keep(Path(settings.node.data), act)
     return Restored(cluster, number, f"{cluster}-{digest}", ledger_id, kept.about.at)
 
 
-async def _refuse_twins(settings: Settings, ledger_id: str) -> None:
+async def refuse_twins(settings: Settings, ledger_id: str) -> None:
     """Two clusters that decide for one ledger would decide differently."""
     try:
         nodes = (await survey(settings.ledger)).nodes
@@ -160,7 +158,8 @@ async def join(settings: Settings, address: str = "", note: str = "") -> Joined:
     return Joined(cluster, number, str(where))
 
 
-def _first(settings: Settings) -> tuple[int, dict[int, str]]:
+def first_of(settings: Settings) -> tuple[int, dict[int, str]]:
+    """This node's number, and the addresses of all first nodes. Raises ``UsageError``."""
     first = first_nodes(settings)
     number = number_of(settings)
     if number > len(first):
@@ -169,6 +168,13 @@ def _first(settings: Settings) -> tuple[int, dict[int, str]]:
             " further ones join a cluster that runs, with `undoubt cluster add`"
         )
     return number, {count: str(address) for count, address in enumerate(first, 1)}
+
+
+def new_cluster(ticket: str, addresses: Mapping[int, str], origin: str) -> tuple[str, str]:
+    """The cluster's id, drawn unless there is a ``ticket``, and the digest of the ticket. ``origin``: what
+    else all first nodes begin with. Raises ``UsageError``."""
+    digest = _digest(addresses, origin)
+    return (_cluster_of(ticket, addresses, digest) if ticket else new_ledger_id()), digest
 
 
 def _cluster_of(ticket: str, addresses: Mapping[int, str], digest: str) -> str:

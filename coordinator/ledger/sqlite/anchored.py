@@ -56,10 +56,21 @@ async def allow(ledger: Path, create: Create) -> None:
         await create()
 
 
+def _check_place(ledger: Path, loaded: Loaded) -> None:
+    """A folder that was copied as a whole is sound in itself, and whoever opens the copy would end what the
+    original has under way. Raises ``LedgerUnusable``."""
+    if loaded.place and loaded.place != str(ledger):
+        raise LedgerUnusable(
+            f"ledger {ledger} was last opened at {loaded.place}: it is a copy, or it was moved. A copy must"
+            " never be used beside the original: both would decide the same transactions. Nothing was"
+            " changed. If it was moved, `undoubt ledger restore` believes it as it is; or move it back"
+        )
+
+
 def open_anchor(ledger: Path, loaded: Loaded) -> Anchor:
     """The anchor of the file that holds ``loaded``. Raises ``LedgerUnusable``."""
     try:
-        return Anchor.open(path_of(ledger), loaded.ledger_id)
+        anchor = Anchor.open(path_of(ledger), loaded.ledger_id)
     except AnchorUnusable as error:
         if error.missing and not loaded.anchored:
             return Anchor.create(path_of(ledger), loaded.ledger_id, loaded.last)
@@ -67,6 +78,12 @@ def open_anchor(ledger: Path, loaded: Loaded) -> Anchor:
             f"ledger {ledger} cannot be trusted: {error}, and without its anchor nobody can tell whether the"
             f" file was set back, or copied from elsewhere. Nothing was changed. {WAYS_OUT}"
         ) from error
+    try:
+        _check_place(ledger, loaded)
+    except LedgerUnusable:
+        anchor.close()
+        raise
+    return anchor
 
 
 def lacking(ledger: Path, loaded: Loaded) -> int:

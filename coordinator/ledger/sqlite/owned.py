@@ -105,7 +105,7 @@ class OwnedLedger(LocalLedger):
             set_back = loaded.lacks(anchor.mark)
             lacking = anchor.mark.index
             await loop.run_in_executor(
-                thread, partial(store.hold, anchor, loaded.last, new=not loaded.anchored)
+                thread, partial(store.hold, anchor, loaded.last, new=not loaded.anchored or not loaded.place)
             )
             ledger = cls(store, thread, loaded, settings, clock)
             if set_back:

@@ -45,7 +45,7 @@ def as_it_is(path: Path, act: Act) -> RestoredLedger:
         lacking = anchored.lacking(path, loaded)
         open_sessions = _open_sessions(machine)
         anchor = Anchor.create(anchored.path_of(path), loaded.ledger_id, loaded.last)
-        store.hold(anchor, loaded.last, new=not loaded.anchored)
+        store.hold(anchor, loaded.last, new=True)
         commands = (Restore(SESSION_SKIP), RecordAct(act.clipped(), ACTS_MAX))
         for command in commands:
             machine.apply(command)

@@ -40,6 +40,8 @@ class Loaded:
     """Of the snapshot, then of each entry."""
     anchored: bool
     """An anchor was made for this file."""
+    place: str = ""
+    """The path at which it was opened last; empty for a file that has not noted it yet."""
 
     @property
     def last_index(self) -> int:
@@ -98,7 +100,9 @@ class SqliteStore:
             self._check(zlib.crc32(state) == crc, f"its snapshot at entry {index}")
         entries: list[bytes] = []
         known = dict(
-            self._connection.execute("select key, value from meta where key in ('chain', 'anchored')")
+            self._connection.execute(
+                "select key, value from meta where key in ('chain', 'anchored', 'place')"
+            )
         )
         marks = [self._base(index, state, known.get("chain"))]
         for number, crc, command in self._connection.execute(
@@ -110,7 +114,7 @@ class SqliteStore:
             entries.append(command)
             marks.append(Mark(number, chained(marks[-1].chain, command)))
         ledger_id = self._ledger_id(new=index == 0 and not entries)
-        return Loaded(ledger_id, state, index, entries, marks, "anchored" in known)
+        return Loaded(ledger_id, state, index, entries, marks, "anchored" in known, known.get("place", ""))
 
     def _base(self, index: int, state: bytes | None, written: str | None) -> Mark:
         """The chain up to the snapshot. Version 0.1.0 wrote none: a hash of the snapshot takes its place."""
@@ -123,11 +127,15 @@ class SqliteStore:
         return Mark(index, bytes.fromhex(chain))
 
     def hold(self, anchor: Anchor, last: Mark, *, new: bool) -> None:
-        """Move ``anchor`` from now on, beginning at ``last``. ``new``: note in the file that it has one."""
+        """Move ``anchor`` from now on, beginning at ``last``. ``new``: note in the file that it has one, and
+        where it lies."""
         self._anchor, self._last = anchor, last
         if new:
             with self._file.writing():
-                self._connection.execute("insert or ignore into meta (key, value) values ('anchored', '1')")
+                self._connection.executemany(
+                    "insert or replace into meta (key, value) values (?, ?)",
+                    [("anchored", "1"), ("place", str(self.path))],
+                )
         # A process that was killed in a sync leaves a WAL that can be read and is not on the disk yet.
         self._connection.execute("pragma wal_checkpoint(full)").fetchone()
         anchor.move(last)

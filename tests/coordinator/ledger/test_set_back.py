@@ -179,6 +179,24 @@ async def test_without_its_anchor_it_is_not_opened(
     await ledger.close()
 
 
+async def test_a_whole_copy_is_not_opened_at_another_place(
+    path: Path, settings: LedgerSettings, tmp_path: Path
+) -> None:
+    """With its anchor it is sound in itself. Beside the original it would expire the sessions that are at
+    work there, and have their branches rolled back."""
+    story = await told(path, settings, tmp_path)
+    for each in (*files(path), anchored.path_of(path)):
+        shutil.copy(each, tmp_path / each.name.replace("ledger.db", "clone.db"))
+    clone = replace(settings, url=f"sqlite:///{tmp_path}/clone.db")
+    with pytest.raises(LedgerUnusable, match=rf"last opened at {path}.*it is a copy, or it was moved"):
+        await opened(clone)
+    ledger = await opened(settings)
+    assert (await ledger.outcomes([story.after]))[story.after] is Verdict.COMMITTED
+    await ledger.close()
+    assert (await maintenance.restore(clone, None)).incarnation == 2
+    await (await opened(clone)).close()
+
+
 async def test_another_ledgers_anchor_is_refused(
     path: Path, settings: LedgerSettings, tmp_path: Path
 ) -> None:

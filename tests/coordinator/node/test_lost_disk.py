@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from random import Random
 
 import pytest
+from msgspec.structs import replace
 
+from coordinator.errors import LedgerUnavailable
 from coordinator.ledger.cluster import operate
+from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.contract import BranchRecord, Decision
 from coordinator.node.bootstrap import beginning
 from coordinator.node.storage.contract import Identity
 from coordinator.node.storage.node_storage import create
-from coordinator.wire import Address, HandshakeRefused, Role, WireSettings, connect
+from coordinator.raft import LogSetBack, Raft, RaftSettings, bootstrap
+from coordinator.raft.messages import Heartbeat
+from coordinator.wire import Address, HandshakeRefused, Refusal, Role, WireSettings, connect
 from coordinator.wire import Identity as Named
 from tests.coordinator.node.cluster import CLUSTER, Cluster, client, running
 from tests.coordinator.node.test_members import added
@@ -91,3 +99,90 @@ async def met(cluster: Cluster, by: int, number: int, disk: str) -> None:
         timeout_s=10.0,
     )
     connection.abort()
+
+
+async def test_a_node_whose_whole_folder_was_set_back_stops_and_says_so(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its anchor was set back with it, so its disk is sound in itself. Who leads has its acknowledgement of
+    more, and what it has forgotten may have been counted on."""
+    async with client(cluster) as ledger:
+        session = await ledger.open_session("test", 60.0)
+        await cluster.settled()
+        leader = await cluster.leader()
+        back = next(number for number, node in cluster.nodes.items() if not node.leads)
+        await cluster.stop(back)
+        copied = shutil.copytree(cluster.place(back), cluster.folder / "copy")
+        await cluster.start(back)
+        await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+        await cluster.settled()
+        leader.replica._note_acknowledged()
+        await cluster.stop(back)
+        cluster.place(back).rename(cluster.folder / "taken away")
+        copied.rename(cluster.place(back))
+        await cluster.start(back)
+        error = await asyncio.wait_for(asyncio.shield(cluster.nodes[back].failed), 20)
+        assert f"the disk of node {back} was set back" in str(error)
+        assert f"undoubt cluster remove {back}" in str(error)
+        assert "has its acknowledgement of entry" in str(error)
+        assert not any(record.exc_info for record in caplog.records), "no traceback"
+        assert await ledger.decide(session.txid(2), COMMIT, BRANCHES) is COMMIT
+
+
+async def test_a_peer_refuses_a_log_that_is_shorter_than_what_it_saw_acknowledged(cluster: Cluster) -> None:
+    """Also once it does not lead any more."""
+    async with client(cluster) as ledger:
+        await ledger.open_session("test", 60.0)
+    await cluster.settled()
+    leader = await cluster.leader()
+    other = next(number for number in cluster.nodes if number != leader.identity.node)
+    leader.replica._note_acknowledged()
+    last = leader.replica.acknowledged(other)
+    assert last > 1
+    await cluster.stop(other)
+    me = Named(Role.NODE, CLUSTER, other, disk=f"disk-{other}")
+    for led in (True, False):
+        if not led:
+            leader.replica.raft.step_down()
+            leader.replica.wake()
+        address = Address.parse(cluster.addresses[leader.identity.node])
+        with pytest.raises(HandshakeRefused, match=f"acknowledgement of entry {last}") as refused:
+            await connect(address, replace(me, log_index=last - 1), Side(), WireSettings(), timeout_s=10.0)
+        assert refused.value.refusal is Refusal.SET_BACK
+        connection = await connect(
+            address, replace(me, log_index=last), Side(), WireSettings(), timeout_s=10.0
+        )
+        connection.abort()
+
+
+def test_a_heartbeat_that_names_more_than_was_kept_is_no_bug() -> None:
+    """A follower that was set back under a leader that leads on."""
+    restored = bootstrap([1, 2, 3])
+    raft = Raft(2, RaftSettings(), Random(1), restored)
+    with pytest.raises(LogSetBack, match="acknowledgement of entry 7, and its log ends at 1"):
+        raft.step(Heartbeat(2, 1, 1, 7, 1))
+
+
+async def test_the_first_nodes_begin_once_each_has_met_all_others(tmp_path: Path) -> None:
+    """Two of three that begin alone do not know the third one's disk. If it is lost, made anew by ``cluster
+    init`` and met by the one of them that holds least, these two are a majority without what is recorded."""
+    cluster = Cluster(tmp_path, 3)
+    one_request = replace(cluster.settings, request_timeout_s=1.0)
+    try:
+        await cluster.start(1, 2)
+        with pytest.raises(LedgerUnavailable):
+            async with await ClusterLedger.open(one_request) as ledger:
+                await ledger.open_session("test", 60.0)
+        assert {node.replica.raft.term for node in cluster.nodes.values()} == {1}
+        assert [node._unmet for node in cluster.nodes.values()] == [{3}, {3}]
+        await cluster.stop(1)
+        await cluster.start(1, 3)
+        await cluster.leader()
+        async with client(cluster) as ledger:
+            await ledger.open_session("test", 60.0)
+            await cluster.settled()
+        await cluster.stop()
+        await cluster.start(1, 3)
+        await cluster.leader()
+    finally:
+        await cluster.stop()

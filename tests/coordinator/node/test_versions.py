@@ -115,11 +115,15 @@ async def test_a_member_that_is_away_holds_them_up_too(tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         cluster = Cluster(tmp_path / "away", 3, version=1)
         stack.push_async_callback(cluster.stop)
-        await cluster.start(1, 2)
+        cluster.own_settings[3] = FORMER
+        await cluster.start()
+        await cluster.settled()
+        await cluster.stop(3)
         ledger = await stack.enter_async_context(client(cluster))
         with pytest.raises(VersionHeldBack, match="node 3 is not connected"):
             await ledger.acceptors.open_session("shop", 300.0)
         await decided(ledger, 5)
+        cluster.own_settings[3] = QUICK
         await cluster.start(3)
         await agreed(cluster, NEWEST)
         await ledger.acceptors.open_session("shop", 300.0)

@@ -1,0 +1,86 @@
+"""``undoubt cluster restore --force``: a cluster goes on from the newest disk that is left."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+from coordinator.ledger.contract import BranchRecord, Decision, Verdict
+from tests.coordinator.node.cluster import Cluster, client
+from tests.undoubt.cli.harness import Ran, undoubt
+
+COMMIT = Decision.COMMIT
+BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
+
+
+def configured(folder: Path, cluster: Cluster, number: int) -> Path:
+    file = folder / f"node-{number}.toml"
+    file.write_text(
+        f'[ledger]\nurl = "{cluster.settings.url}"\n[node]\nnumber = {number}\n'
+        f'data = "{cluster.place(number)}"\n'
+    )
+    return file
+
+
+async def restore(file: Path, *arguments: str) -> Ran:
+    return await asyncio.to_thread(
+        undoubt, "cluster", "restore", "--config", str(file), "-o", "json", *arguments
+    )
+
+
+async def test_the_newest_disk_that_is_left_is_gone_on_from(tmp_path: Path) -> None:
+    """Two of three disks are burned. What is on the third is kept; what may be lost is said, and what was
+    undecided is nobody's to presume."""
+    for place in ("old", "new"):
+        (tmp_path / place).mkdir()
+    old = Cluster(tmp_path / "old", 3)
+    await old.start()
+    async with client(old) as ledger:
+        session = await ledger.open_session("test", 60.0)
+        await ledger.decide(session.txid(1), COMMIT, BRANCHES)
+        decided, undecided = (ledger.gid(session.txid(seq)) for seq in (1, 2))
+        await old.settled()
+        behind = next(number for number in (1, 2) if not old.nodes[number].leads)
+        await old.stop(behind)
+        await ledger.decide(session.txid(3), COMMIT, BRANCHES)
+        await old.settled()
+        last = max(node.replica.raft.last_index for node in old.nodes.values())
+    await old.stop()
+    older = shutil.copytree(old.place(1), tmp_path / "older")
+    new = Cluster(tmp_path / "new", 3)
+    for number in new.addresses:
+        shutil.rmtree(new.place(number))
+    files = {number: configured(tmp_path, new, number) for number in new.addresses}
+
+    asked = await restore(files[1], "--force", str(old.place(3)))
+    assert asked.status == 2
+    assert f"its log ends at entry {last}" in asked.err
+    assert "1 of 3 voters' disks were given" in asked.err
+    assert "on no disk that is left, are lost" in asked.err
+    both = await restore(files[1], "--force", str(old.place(behind)), str(old.place(3)))
+    assert f"The newest disk is {old.place(3)}, of node 3" in both.err
+    assert "Every acknowledged decision is on one of these disks" in both.err
+    twice = await restore(files[1], "--force", str(old.place(1)), str(older))
+    assert "both of node 1" in twice.err
+    assert not new.place(1).exists()
+
+    made = await restore(files[1], "--force", str(old.place(3)), "--yes")
+    assert made.status == 0, made.err
+    assert made.json["left"]["may_lack"] is True
+    for number in (2, 3):
+        other = await restore(files[number], "--force", str(old.place(3)), "--id", made.json["ticket"])
+        assert other.status == 0, other.err
+    wrong = await restore(files[2], "--force", str(old.place(3)), "--id", "aaaaaaaaaa-00000000")
+    assert wrong.status == 2
+    await new.start()
+    try:
+        async with client(new) as ledger:
+            assert ledger.ledger_id == decided.ledger
+            verdicts = await ledger.outcomes([decided, undecided])
+            assert (verdicts[decided], verdicts[undecided]) == (Verdict.COMMITTED, Verdict.FORGOTTEN)
+            assert (await ledger.info()).incarnation == 2
+            later = await ledger.open_session("test", 60.0)
+            assert later.id > session.id + 1_000_000
+    finally:
+        await new.stop()
