@@ -70,7 +70,6 @@ class Node:
         self.identity = stored.identity
         self.settings = settings
         replicated = _replicated(stored, settings.speaks)
-        loop = asyncio.get_running_loop()
         me = Identity(Role.NODE, stored.identity.cluster, stored.identity.node, disk=stored.identity.disk)
         self.peers = Peers(
             me,
@@ -102,7 +101,7 @@ class Node:
             ledger_settings,
             ask=self._ask_acceptor,
             random=random,
-            clock=clock or loop.time,
+            clock=clock or asyncio.get_running_loop().time,
             wall=wall,
         )
         self.failed = self.replica.failed
@@ -115,17 +114,14 @@ class Node:
             lambda: self._disks | {me.number: me.disk},
         )
         self._me = me
-        self._disks = dict(stored.disks)
-        self._met = set(stored.disks)
-        self._unmet = _to_meet(stored)
-        self._all_met = asyncio.Event()
+        self._disks, self._met = dict(stored.disks), set(stored.disks)
+        self._unmet, self._all_met = _to_meet(stored), asyncio.Event()
         self._wire = wire
         self._listener: Listener | None = None
         self._upkeep: list[asyncio.Task[None]] = []
         self._role_changed = asyncio.Event()
         self._hints: dict[int, str] = {}
-        """Where to answer those who know this node, and whom it does not know yet: it has just joined, or
-        slept while the members changed."""
+        """Where to answer those whom this node does not know yet: it joined, or slept while members changed."""
         self._stopped = False
 
     @property
