@@ -121,7 +121,7 @@ class Node:
         self._upkeep: list[asyncio.Task[None]] = []
         self._role_changed = asyncio.Event()
         self._hints: dict[int, str] = {}
-        """Where to answer those whom this node does not know yet: it joined, or slept while members changed."""
+        """Where to answer those whom it does not know yet: it joined, or slept while members changed."""
         self._stopped = False
 
     @property
