@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from coordinator.errors import LedgerError, LedgerMissing
+from coordinator.errors import LedgerError, LedgerMisconfigured, LedgerMissing
 from undoubt import assemble
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.output import JSON, TABLE, Output
@@ -85,7 +85,7 @@ async def recorded(context: Context, act: Act, *, needed: bool) -> AsyncIterator
             tools = await stack.enter_async_context(opened(context))
             await stack.enter_async_context(acting(tools.ledger, act))
         except LedgerError as error:
-            if needed and not isinstance(error, LedgerMissing):
+            if isinstance(error, LedgerMisconfigured) or (needed and not isinstance(error, LedgerMissing)):
                 raise
             context.output.note(f"{act.verb} is not recorded: {error}")
         yield

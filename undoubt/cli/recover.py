@@ -98,7 +98,7 @@ def _tell(context: Context, report: Report) -> None:
     if found and not report.dry_run:
         raise CommandError(
             Exit.CONFLICT,
-            f"{len(dict.fromkeys(line.gid for line in found))} branches ended another way than was decided:"
+            f"branches that ended another way than was decided: {len({line.gid for line in found})};"
             " undoubt indoubt list",
         )
     if failed := [line for line in report.lines if line.result == "failed"]:

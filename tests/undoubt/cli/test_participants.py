@@ -78,6 +78,11 @@ async def test_nothing_is_restored_that_cannot_be_recorded(tmp_path: Path, datab
     assert (ran.status, "participants migrate is not recorded" in ran.err) == (0, True), ran.err
     ran = await asyncio.to_thread(undoubt, "participants", "restored", "orders", cwd=tmp_path)
     assert ran.status == 4, ran.err
+    (tmp_path / "undoubt.toml").write_text(
+        f'[ledger]\nurl = "mysql://x"\n[participants.orders]\ndsn = "{database}"\n'
+    )
+    ran = await asyncio.to_thread(undoubt, "participants", "migrate", cwd=tmp_path)
+    assert ran.status == 2, ran.err
 
 
 async def test_an_unknown_name_is_not_found(tmp_path: Path, database: str) -> None:
