@@ -56,6 +56,16 @@ def test_resolve_ends_every_branch_as_recorded(stage: Stage) -> None:
     assert whole["who"] in page
 
 
+def test_resolve_refuses_the_direction_that_is_not_recorded(stage: Stage) -> None:
+    """Of a transaction whose branches nothing tells of: only the decision is known."""
+    txid = stage.gid(1).txid
+    stage.ledger.record(txid, Decision.ABORT, ())
+    assert stage.run("tx", "resolve", str(txid), "--rollback").status == 0
+    refused = stage.run("tx", "resolve", str(txid), "--commit")
+    assert refused.status == 5
+    assert "ABORT is recorded" in refused.err
+
+
 def test_resolve_asks_for_a_direction_where_none_is_proved(stage: Stage) -> None:
     one, other = stage.prepare(1, Verdict.FORGOTTEN)
     ran = stage.run("tx", "resolve", str(one.txid), "--yes")
