@@ -28,7 +28,8 @@ TORN_STEP = 61
 class LedgerFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._place = folder.with_name("ledger-damaged")
+        self._place = folder.with_name("ledger-at-work")
+        """Where it is always opened: a copy at another place is refused."""
         self._before = folder.with_name("ledger-before")
         """One decision earlier."""
         self._acknowledged: list[TxId] = []
@@ -36,25 +37,26 @@ class LedgerFiles:
         self._incarnation = 0
 
     async def make(self) -> None:
-        self.folder.mkdir(mode=0o700)
+        self._place.mkdir(mode=0o700)
         log_bytes, owned_module.LOG_BYTES_MIN = owned_module.LOG_BYTES_MIN, 1_500
         try:
             await self._decide(1, DECISIONS)
         finally:
             owned_module.LOG_BYTES_MIN = log_bytes
         await self._decide(DECISIONS + 1, 2 * DECISIONS, kill=True)
-        ledger = await _open(copied(self.folder, self._place))
+        copied(self.folder, self._place)
+        ledger = await _open(self._place)
         self._incarnation = ledger.machine.state.incarnation
         await ledger.close()
 
     async def _decide(self, first: int, last: int, *, kill: bool = False) -> None:
-        ledger = await _open(self.folder)
+        ledger = await _open(self._place)
         signing = Signing(ledger)
         session = await signing.open_session("damage", 3600.0)
         txids = [session.txid(number) for number in range(first, last + 1)]
         for txid in txids:
             if kill and txid == txids[-1]:
-                copied(self.folder, self._before)
+                copied(self._place, self._before)
             if await signing.decide(txid, Decision.COMMIT, BRANCHES) is not Decision.COMMIT:
                 raise RuntimeError(f"{txid} was not committed")
             self._acknowledged.append(txid)
@@ -63,12 +65,8 @@ class LedgerFiles:
                 self._finished = [each for each in await ledger.transactions(limit=1_000) if each]
                 self._finished = [each for each in self._finished if each.txid in txids[:FINISHED]]
         if kill:
-            killed = self.folder.with_name("ledger-killed")
-            copied(self.folder, killed)
+            copied(self._place, self.folder)  # as a process that was killed leaves it
         await ledger.close()
-        if kill:
-            shutil.rmtree(self.folder)
-            killed.rename(self.folder)
 
     def kind_of(self, name: str) -> str:
         return name

@@ -64,9 +64,7 @@ class SqliteStore:
     def __init__(self, path: Path, *, cut: bool = False) -> None:
         """``cut``: leave out what stands behind damage in the WAL, as SQLite does. Raises
         ``LedgerUnusable``."""
-        if not cut and (damage := wal.damage(path)):  # before SQLite opens the file
-            raise LedgerUnusable(f"ledger {path} is damaged: {damage}. Nothing was changed. {WAYS_OUT}")
-        schema.SQLITE.check(revision(path), f"ledger {path}")
+        schema.SQLITE.check(revision(path, cut=cut), f"ledger {path}")
         self.path = path
         self._anchor: Anchor | None = None
         self._last = START
@@ -260,13 +258,17 @@ def make(path: Path, ledger_id: str, state: bytes, base: Mark) -> None:
         store.close()
 
 
-def revision(path: Path) -> str | None:
+def revision(path: Path, *, cut: bool = False) -> str | None:
     """The revision of the tables in that file, None for a file without tables or none at all.
 
-    Raises ``LedgerUnusable`` if it is something else than a ledger. Never creates it.
+    SQLite cuts a WAL that is damaged, and removes it, when the file is opened and closed: so that is looked
+    for first, unless ``cut``. Raises ``LedgerUnusable`` for that, and if it is something else than a ledger.
+    Never creates it. Only while holding the ledger's lock.
     """
     if not path.exists():
         return None
+    if not cut and (damage := wal.damage(path)):
+        raise LedgerUnusable(f"ledger {path} is damaged: {damage}. Nothing was changed. {WAYS_OUT}")
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             tables = {

@@ -158,6 +158,25 @@ async def test_a_flipped_bit_in_what_was_acknowledged_is_never_taken_for_a_torn_
     assert told_of > 20
 
 
+async def test_damage_in_the_middle_of_the_wal_is_refused_and_nothing_is_changed(
+    path: Path, settings: LedgerSettings, tmp_path: Path
+) -> None:
+    """Broken if SQLite opens the file before its WAL was looked at: it cuts the WAL at the damage, and
+    removes it, with whatever stood behind."""
+    await told(path, settings, tmp_path)
+    wal = Path(f"{path}-wal")
+    data = bytearray(wal.read_bytes())
+    data[len(data) // 4] ^= 1
+    wal.write_bytes(data)
+    with pytest.raises(LedgerUnusable, match="behind which whole transactions stand"):
+        await opened(settings)
+    assert wal.read_bytes() == data
+    assert "frame" in (await maintenance.check(settings))[0]
+    assert wal.read_bytes() == data
+    restored = await maintenance.restore(settings, None)
+    assert restored.incarnation == 2
+
+
 async def test_without_its_anchor_it_is_not_opened(
     path: Path, settings: LedgerSettings, tmp_path: Path
 ) -> None:
