@@ -43,13 +43,16 @@ async def test_many_large_commands_are_several_entries(
         assert len(cluster.images()) == 1
 
 
-async def test_a_command_that_is_too_large_is_refused(tmp_path: Path) -> None:
+async def test_a_command_that_is_too_large_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who asked is told; the others, in the same turn, are answered as ever."""
+    monkeypatch.setattr("coordinator.node.replica.ENTRY_BYTES_MAX", 10_000)
     async with running(tmp_path) as cluster:
         leader = await cluster.leader()
         ledger = Signing(leader.ledger)
         session = await ledger.open_session("test", 60.0)
-        huge = [BranchRecord(1, "x" * WireSettings().frame_bytes_max)]
+        huge = [BranchRecord(number, "some-participant") for number in range(1, 1_001)]
         usual = [BranchRecord(1, "orders"), BranchRecord(2, "payments")]
         told = await asyncio.gather(
             ledger.decide(session.txid(1), COMMIT, usual),
@@ -59,7 +62,7 @@ async def test_a_command_that_is_too_large_is_refused(tmp_path: Path) -> None:
         )
         assert told[::2] == [COMMIT, COMMIT]
         assert isinstance(told[1], ClusterRefused)
-        assert f"{ENTRY_BYTES_MAX} are the most" in str(told[1])
+        assert "10000 are the most" in str(told[1])
         assert not leader.failed.done()
 
 
