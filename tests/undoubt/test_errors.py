@@ -21,6 +21,7 @@ INTERNAL = {
     "ConfigRefused": "of Raft, within a node",
     "ConnectionGone": "within the ledger's client, which asks again",
     "ContenderFailed": "of the benchmark",
+    "LogSetBack": "within a node, as LedgerUnusable",
     "NodeFailed": "of the demo",
     "NodeStopped": "within a node",
     "NotLeader": "of Raft, within a node",
