@@ -48,6 +48,7 @@ CASE_S = 120.0
 LOOK_S = 0.05
 DECISIONS = 20
 """That have to be answered while the disk is in trouble."""
+CLOSE_ENTRIES = 20
 SMALL = "80m"
 MET = '{"met"'
 MORE = "snapshot_log_bytes = 150000\n"
@@ -86,6 +87,15 @@ class DiskNodes(Nodes):
         """None if it does not answer."""
         asked = await survey(LedgerSettings(url=f"raft://{self.url}", request_timeout_s=0.5))
         return next((one.status for one in asked.nodes if one.status and one.status.node == number), None)
+
+    async def caught_up(self, number: int) -> None:
+        """Once it follows closely. A node that is late is sent more at once than the room that it has set
+        aside; then its votes wait for room, if what it gives up is used up by others."""
+        while True:
+            told, leading = await self.status(number), await self.status(await self.leading())
+            if told and leading and leading.commit_index - told.applied_index < CLOSE_ENTRIES:
+                return
+            await asyncio.sleep(LOOK_S)
 
     async def leads(self, number: int) -> bool:
         told = await self.status(number)
@@ -401,6 +411,7 @@ async def _case(
     victim = leader if who == "leader" else others[0]
     try:
         async with asyncio.timeout(CASE_S):
+            await nodes.caught_up(victim)
             await load.more(5)
             await TROUBLES[what](Scene(nodes, load, who, victim, real, counts))
             await load.more(5)
