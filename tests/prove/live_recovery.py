@@ -24,7 +24,9 @@ SCAN_INTERVAL_S = 0.005
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--seconds", type=float, default=30.0, help="at least so long")
+    parser.add_argument("--scans", type=int, default=300, help="at least so many")
+    parser.add_argument("--seen-active", type=int, default=1000, help="branches of live ones")
     parser.add_argument("--concurrency", type=int, default=32)
 
 
@@ -43,7 +45,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
                 "recovery": {"interval_s": SCAN_INTERVAL_S},
             }
         )
-        await load_run.run(options.seconds, min(options.concurrency, ACCOUNTS))
+        await load_run.run(options)
         checked = await audit(dsns, load_run.committed, load_run.aborted)
     result: dict[str, Any] = {
         "seconds": options.seconds,
@@ -58,7 +60,8 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         "acknowledged_lost": len(checked.acknowledged_lost),
     }
     holds = checked.clean and not (result["aborted_alive"] or result["left"])
-    return result, holds and result["scans"] >= 10 * options.seconds and result["seen_active"] > 0
+    enough = result["scans"] >= options.scans and result["seen_active"] >= options.seen_active
+    return result, holds and enough
 
 
 class Load:
@@ -71,25 +74,30 @@ class Load:
         self.aborted: list[str] = []
         self.heuristics = self.unfinished = 0
         self.scanner: dict[str, Any] = {}
+        self._over = asyncio.Event()
 
-    async def run(self, seconds: float, concurrency: int) -> None:
-        end = asyncio.get_running_loop().time() + seconds
+    async def run(self, options: argparse.Namespace) -> None:
+        """The options are those of the proof."""
+        accounts = range(min(options.concurrency, ACCOUNTS))
+        enough = (str(options.scans), str(options.seen_active))
         async with undoubt.connect(self._source) as coordinator:
-            scanner = await Child.start("tests.prove.scanner_process", json.dumps(self._source))
-            await asyncio.gather(
-                *(self._transfer_until(end, coordinator, account) for account in range(concurrency))
-            )
+            scanner = await Child.start("tests.prove.scanner_process", json.dumps(self._source), *enough)
+            work = (self._transfer_until_over(coordinator, account) for account in accounts)
+            working = asyncio.gather(*work)
+            await asyncio.sleep(options.seconds)
             await scanner.go_on()
             await scanner.ended()
             self.scanner = scanner.heard.last
+            self._over.set()
+            await working
             ledger = coordinator.ledger
             await coordinator.close()
             await asyncio.sleep(1.0)  # the background recovery of this process looks once more
             self.unfinished = len(await ledger.unfinished())
             self.heuristics = len(await ledger.heuristics())
 
-    async def _transfer_until(self, end: float, coordinator: undoubt.Coordinator, account: int) -> None:
-        while asyncio.get_running_loop().time() < end:
+    async def _transfer_until_over(self, coordinator: undoubt.Coordinator, account: int) -> None:
+        while not self._over.is_set():
             name = f"t{next(self._names)}"
             try:
                 async with coordinator.transaction() as tx:

@@ -1,6 +1,7 @@
-"""A process that recovers all the time, whoever owns the ledger, until a line comes on its stdin.
+"""A process that recovers all the time, whoever owns the ledger, until a line has come on its stdin and it
+has seen enough.
 
-Arguments: settings as JSON.
+Arguments: settings as JSON; how many scans, and how many branches of live transactions seen, are enough.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from tests.prove.trap import tell
 from undoubt import assemble
 from undoubt.config import load
 
+PAUSE_S = 0.05
 
-async def main(settings: str) -> None:
+
+async def main(settings: str, scans: int, seen_active: int) -> None:
     loaded = load(json.loads(settings))
     last_scan: dict[str, float] = {}
     intervals: list[float] = []
@@ -32,7 +35,8 @@ async def main(settings: str) -> None:
         async with service:
             tell(started=True)
             await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
-            counters = service.status().counters
+            while (counters := service.status().counters).scans < scans or counters.seen_active < seen_active:
+                await asyncio.sleep(PAUSE_S)
             tell(
                 scans=counters.scans,
                 seen_active=counters.seen_active,
@@ -42,4 +46,4 @@ async def main(settings: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
