@@ -276,7 +276,7 @@ async def test_a_role_that_was_dropped(scene: Scene) -> None:
     await scene.database.admin.execute("drop owned by temp; drop role temp")
     app, superuser = scene.at("app"), scene.at("postgres", owners=("app",))
     assert [one.owned for one in await listed(app)] == [True]
-    with pytest.raises(ParticipantRefused, match="has been dropped since: only a superuser"):
+    with pytest.raises(ParticipantRefused, match="its role is gone; only a superuser can finish it"):
         await app.settle(gid, Order.COMMIT, evidence)
     [found] = [one for one in await app.check() if one.check == "roles"]
     assert (found.severity, "has been dropped" in found.what) == (Severity.PROBLEM, True)

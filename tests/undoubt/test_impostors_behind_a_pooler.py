@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from coordinator.ledger import open_ledger
 from coordinator.ledger.contract import Ledger
 from participants.errors import ParticipantRefused
 from participants.ids import Gid, Protocol, SessionKey, TxId
@@ -44,6 +45,7 @@ class Scene:
                 "participants": {"orders": {"dsn": dsn, "pooler": True}},
             }
         )
+        await (await open_ledger(settings.ledger, create=True)).close()
         async with assemble.opened(settings) as found:
             yield found
 
