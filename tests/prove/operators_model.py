@@ -18,6 +18,35 @@ class Expected:
     audited: bool
 
 
+def scripted(case: int, txid: str, gids: list[str]) -> list[list[str]]:
+    """What tired people do, of a transaction with COMMIT, with ABORT, and with nothing recorded."""
+    one, other = gids
+    commit, rollback = ["indoubt", "commit"], ["indoubt", "rollback"]
+    return (
+        [
+            [*commit, one],
+            [*rollback, other],
+            [*rollback, other, "--heuristic"],
+            ["indoubt", "forget", other],
+        ],
+        [
+            ["tx", "resolve", txid, "--commit"],
+            [*rollback, one],
+            [*commit, other, "--heuristic"],
+            ["indoubt", "forget", other],
+        ],
+        [
+            [*commit, one, "--heuristic"],
+            [*rollback, other],
+            [*rollback, other, "--heuristic", "--contradict"],
+            ["tx", "resolve", txid, "--rollback"],
+        ],
+    )[case]
+
+
+SCRIPTED = 3
+
+
 def generated(random_: random.Random, txid: str, gids: list[str]) -> Iterator[list[str]]:
     """Commands without their note, some of them foolish."""
     for _ in range(ACTS_PER_CASE):
@@ -38,9 +67,11 @@ def generated(random_: random.Random, txid: str, gids: list[str]) -> Iterator[li
 
 @dataclass
 class Model:
-    """``recorded``: ``commit``, ``abort`` or None. ``ends``: of each branch, None while it is prepared."""
+    """``recorded``: ``commit``, ``abort`` or None. ``presumed``: it is aborted without a record, since its
+    session is gone. ``ends``: of each branch, None while it is prepared."""
 
     recorded: str | None
+    presumed: bool = False
     ends: list[str | None] = field(default_factory=lambda: [None, None])
     by_hand: dict[int, str] = field(default_factory=dict)
     forgotten: set[int] = field(default_factory=set)
@@ -48,6 +79,8 @@ class Model:
 
     def __post_init__(self) -> None:
         self.with_evidence = self.recorded is not None
+        if self.presumed and self.recorded is None:
+            self.recorded = "abort"
 
     @property
     def split(self) -> bool:
