@@ -169,6 +169,8 @@ def _direction(info: TransactionInfo | None, prepared: Iterable[Found]) -> tuple
         return Decision.ABORT, "ABORT is recorded, or no COMMIT can be recorded any more"
     if Standing.ACTIVE in stands or (info is not None and info.verdict is Verdict.ACTIVE):
         return None, "its coordinator is alive and may still decide: leave it alone, or choose rollback"
+    if info is None and not stands:
+        return None, "nothing is recorded of it, and no branch of it is prepared"
     if Standing.ASK_PROTOCOL in stands:
         return None, "the termination of its own protocol decides, and has not come to an end yet"
     return None, "the ledger knows nothing of its session any more, so no direction is proved to be safe"

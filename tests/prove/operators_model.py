@@ -76,9 +76,11 @@ class Model:
     by_hand: dict[int, str] = field(default_factory=dict)
     forgotten: set[int] = field(default_factory=set)
     with_evidence: bool = False
+    written: bool = False
+    """Whether the decision is in the ledger, and not only presumed."""
 
     def __post_init__(self) -> None:
-        self.with_evidence = self.recorded is not None
+        self.with_evidence = self.written = self.recorded is not None
         if self.presumed and self.recorded is None:
             self.recorded = "abort"
 
@@ -116,6 +118,7 @@ class Model:
         against = self.by_hand.get(1 - number) not in {None, order}
         if self.recorded == order:
             self.ends[number] = order
+            self.written = True
             return 0
         if order == "commit" and not heuristic:
             return 5
@@ -123,6 +126,7 @@ class Model:
             return 5
         if order == "abort" and self.recorded is None:
             self.recorded = self.ends[number] = "abort"
+            self.written = True
             return 0
         if not heuristic:
             return 5
@@ -134,7 +138,7 @@ class Model:
         ended = [end for number, end in enumerate(self.ends) if end and self._is_known(number)]
         splits = any(end != order for end in ended)
         if not prepared:
-            return (5 if splits or self.recorded not in {None, order} else 0), False
+            return (5 if splits or (self.written and self.recorded != order) else 0), False
         if self.recorded != order:
             if not heuristic and (self.recorded is not None or order == "commit"):
                 return 5, True

@@ -68,6 +68,7 @@ async def test_what_is_forgotten_ends_in_one_chosen_direction(world: World) -> N
     await resolver(world).end(gids[0].txid, COMMIT, heuristic=True, note="agreed")
     assert fates(world, gids) == [Fate.COMMITTED, Fate.COMMITTED]
     assert {one.kind for one in (await world.heuristics()).values()} == {Settled.HEURISTIC_COMMIT}
+    assert "no branch of it is prepared" in (await look(world.ledger, world.registry, gids[0].txid)).why
 
 
 async def test_rolling_back_what_is_active_records_abort_first(world: World) -> None:
