@@ -143,7 +143,7 @@ def begin_script(slot: Slot[S], gid: Gid, name: str, timeouts: tuple[int, int]) 
     intro = slot.session.intro
     if intro.pooled:
         return local_script(gid, name, intro, timeouts, begin="begin")
-    begin = ["begin", *_marks(gid, name)]
+    begin = ["begin", *(["set local role none"] if intro.as_login else []), *_marks(gid, name)]
     before = [query("reset")] if slot.used else []
     if slot.used or slot.timeouts_ms != timeouts:
         before += _settings(intro, timeouts, "set")

@@ -33,7 +33,7 @@ from participants.postgres.management import Management
 from participants.postgres.on_connect import Hook, OnConnect
 from participants.postgres.one_phase import OnePhase
 from participants.postgres.pool import Pool, Slot
-from participants.postgres.roles import missing_grant, owned
+from participants.postgres.roles import beginning, missing_grant, owned
 from participants.postgres.session import Late, NoAnswer, NotSent, ServerError, Session
 from participants.postgres.settle import Settler
 from participants.postgres.states import PostgresStates
@@ -191,6 +191,11 @@ class PostgresParticipant:
 
     async def _connect(self) -> Session:
         session = await self._connector.connect()
+        try:
+            session.intro = beginning(self._name, session.intro, self._settings.owners)
+        except ParticipantRefused:
+            session.discard()
+            raise
         if self._hook:
             await self._hook.run(session, self._settings.connect_timeout_s)
         return session

@@ -23,6 +23,13 @@ select pg_catalog.pg_is_in_recovery() as standby,
          as tells_position,
        pg_catalog.to_regnamespace('undoubt')::pg_catalog.oid::pg_catalog.int8 as schema_oid,
        pg_catalog.pg_backend_pid() as pid, current_user::pg_catalog.text as role,
+       session_user::pg_catalog.text as login, {owned} as role_owned,
+       exists (select from pg_catalog.pg_db_role_setting as s
+                 join pg_catalog.pg_database as d on d.oid operator(pg_catalog.=) s.setdatabase
+                where d.datname operator(pg_catalog.=) pg_catalog.current_database()
+                  and s.setrole operator(pg_catalog.=) 0
+                  and ('role=' operator(pg_catalog.||) current_user::pg_catalog.text)
+                      operator(pg_catalog.=) any (s.setconfig)) as role_of_database,
        (select r.rolsuper from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) session_user)
          as superuser,
        (select extract(epoch from a.backend_start)::pg_catalog.text from pg_catalog.pg_stat_activity as a

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
+from participants.errors import ParticipantRefused
+from participants.postgres.session import Introduction
 from participants.postgres.sql import fill, identifier, literal, query
 
 SET_OPTION_SINCE_VERSION = 160000
@@ -67,6 +70,29 @@ def guard_role(role: str, owners: Iterable[str], *, pooled: bool, superuser: boo
     else:
         allowed = "false"
     return fill("guard_role", role=role).replace("{allowed}", allowed)
+
+
+def beginning(participant: str, intro: Introduction, owners: Sequence[str]) -> Introduction:
+    """``intro`` with the role that branches of its session begin with: what the session was set to, if that
+    role prepares branches of ours.
+
+    Else the one that logs in, if the database's setting chose the other: whoever owns a database decides what
+    a superuser begins with there. Raises ``ParticipantRefused`` if the dsn or the login role's own setting
+    chose it, since that one was wanted; and behind a pooler, where COMMIT PREPARED runs as what its server
+    began with."""
+    if intro.role_owned:
+        return intro
+    if intro.role_of_database and not intro.pooled:
+        return replace(intro, role=intro.login, role_owned=True, as_login=True)
+    if intro.role_of_database:
+        mend = f"ALTER DATABASE {identifier(intro.database)} RESET role;"
+    else:
+        mend = owning(intro.role, intro.login, intro.version, superuser=intro.superuser, owners=owners)
+    raise ParticipantRefused(
+        participant,
+        f"its sessions begin as role {intro.role!r}, which prepares no branches of ours: recovery would not"
+        f" touch them. Run or set: {mend}",
+    )
 
 
 def is_owned(owner: str, owners: str) -> str:

@@ -97,6 +97,10 @@ class Introduction:
     transaction of this session may be in another server process, or on another server, and nothing that was
     said here holds for it but ``role``, ``superuser``, ``database``, ``notes_commits`` and ``tells_history``.
 
+    ``role`` is the one that branches begin with. ``login`` is the one that logged in; ``role_owned``: ``role``
+    prepares branches of ours; ``role_of_database``: the database sets it, and so may whoever owns that.
+    ``as_login``: branches begin by becoming ``login`` (:func:`participants.postgres.roles.beginning`).
+
     ``tells_history``: the database has undoubt's tables, and names its history; ``history`` is its id, None
     while that is unknown. ``tells_position``: whatever role asks is told the place in the WAL.
 
@@ -115,6 +119,10 @@ class Introduction:
     pooler: bool = False
     pooled: bool = False
     role: str = ""
+    login: str = ""
+    role_owned: bool = True
+    role_of_database: bool = False
+    as_login: bool = False
     superuser: bool = False
     database: str = ""
     tells_history: bool = False

@@ -205,6 +205,88 @@ async def test_what_nobody_could_finish_is_not_prepared(scene: Scene) -> None:
     await named.close()
 
 
+@pytest_asyncio.fixture
+async def taken(scene: Scene) -> AsyncIterator[Scene]:
+    """The thief owns the database."""
+    name = scene.database.name
+    await scene.database.admin.execute(f"alter database {name} owner to thief")
+    yield scene
+    await scene.database.admin.execute(
+        f"alter database {name} owner to postgres; alter database {name} reset role"
+    )
+
+
+async def set_role(scene: Scene) -> None:
+    await scene.thief.execute(f"alter database {scene.database.name} set role = thief")
+
+
+async def test_a_role_that_the_databases_owner_has_set(taken: Scene) -> None:
+    """Broken if whoever owns a database chooses who prepares a superuser's branches: recovery would take them
+    for an impostor's, and that owner may end them."""
+    await set_role(taken)
+    participant = taken.at("postgres", owners=("app",))
+    for _ in range(2):  # the session is used again
+        gid = new_gid()
+        evidence = await prepare(participant, gid)
+        assert [(one.owner, one.owned) for one in await listed(participant)] == [("postgres", True)]
+        assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    await taken.database.admin.execute("grant all on account to thief")
+    branch = await participant.begin(new_gid(), timeout_s=30)
+    await at(branch).execute("reset role")
+    await at(branch).execute(WRITE)
+    result = await branch.prepare()
+    assert result.vote is Vote.ABORT
+    assert "role 'thief'" in str(result.reason)
+    await branch.release()
+    assert await taken.forged() == []
+    await participant.close()
+
+
+async def test_a_role_that_is_set_behind_a_pooler(taken: Scene, pooler: PgBouncer) -> None:
+    """Broken if a branch is prepared there that a thief may end, or that nobody can finish, since COMMIT
+    PREPARED comes to a server that has begun as the thief."""
+    dsn = pooler.dsn(taken.database.name)
+    before, after = (participant_at(dsn, owners=("app",)) for _ in range(2))
+    gid = new_gid()
+    assert await before.settle(gid, Order.COMMIT, await prepare(before, gid)) is Settled.APPLIED
+    busy = [await asyncpg.connect(dsn) for _ in range(4)]
+    for one in busy:  # the servers that have begun before
+        await one.execute("begin")
+    await taken.database.admin.execute("grant all on account to thief")
+    await set_role(taken)
+    branch = await before.begin(new_gid(), timeout_s=30)
+    await at(branch).execute(WRITE)
+    result = await branch.prepare()
+    assert result.vote is Vote.ABORT
+    assert "role 'thief'" in str(result.reason)
+    await branch.release()
+    with pytest.raises(ParticipantRefused, match=r"begin as role 'thief'.*ALTER DATABASE .* RESET role"):
+        await after.begin(new_gid(), timeout_s=30)
+    assert await taken.database.prepared() == []
+    for one in busy:
+        await one.close()
+    async with asyncio.timeout(20):
+        await before.close()
+        await after.close()
+
+
+async def test_a_role_that_the_dsn_names_is_not_passed_over(scene: Scene) -> None:
+    """Broken if branches that are to have a role's rights have a superuser's, or nobody's that recovery
+    knows."""
+    dsn = scene.server.dsn(scene.database.name) + "?options=-crole%3Dclerk"
+    unknown = participant_at(dsn, owners=("app",))
+    with pytest.raises(ParticipantRefused, match=r"begin as role 'clerk'.*\[\"app\", \"clerk\"\]"):
+        await unknown.begin(new_gid(), timeout_s=30)
+    assert await listed(unknown) == []
+    await unknown.close()
+    known = participant_at(dsn, owners=("clerk",))
+    gid = new_gid()
+    evidence = await prepare(known, gid)
+    assert [(one.owner, one.owned) for one in await listed(known)] == [("clerk", True)]
+    assert await known.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    await known.close()
+
+
 @pytest.mark.parametrize("order", list(Order))
 async def test_a_superuser_works_as_the_owner(scene: Scene, order: Order) -> None:
     """Broken if nothing but a look beforehand keeps a superuser from ending what a thief prepared
