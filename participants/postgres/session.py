@@ -97,8 +97,8 @@ class Introduction:
     transaction of this session may be in another server process, or on another server, and nothing that was
     said here holds for it but ``role``, ``superuser``, ``database``, ``notes_commits`` and ``tells_history``.
 
-    ``role`` is the one that branches begin with. ``login`` is the one that logged in; ``role_owned``: ``role``
-    prepares branches of ours; ``role_of_database``: the database sets it, and so may whoever owns that.
+    ``role`` is the one that branches begin with. ``login`` is the one that logged in; ``role_owned``:
+    ``role`` prepares branches of ours; ``role_of_database``: the database sets it, as its owner may.
     ``as_login``: branches begin by becoming ``login`` (:func:`participants.postgres.roles.beginning`).
 
     ``tells_history``: the database has undoubt's tables, and names its history; ``history`` is its id, None
