@@ -11,6 +11,7 @@ error that says whether anything happened. The ground floor: it imports none of 
 - :mod:`participants.foreign_ground`: what sessions of undoubt's own set in databases of others.
 - :mod:`participants.findings`: what a look at a participant finds.
 - :mod:`participants.bounds`: durations and counts, judged when they are given.
+- :mod:`participants.libpq`: what libpq takes for a port, and for the name of a database.
 - :mod:`participants.registry`, ``settings``, ``errors``, ``checks``, ``redact``: what their names say.
 
 A caller's duties, in order: begin; let the application work; poll; then one phase, or prepare and afterwards

@@ -90,7 +90,9 @@ def connect_arguments(address: Address, password: str | None) -> dict[str, Any]:
     if given.get("load_balance_hosts", "disable") != "disable":
         random.shuffle(hosts)
     arguments: dict[str, Any] = {
-        "host": [reached for _, reached, _ in hosts] if given["host"] or "hostaddr" in given else None,
+        # Always: by itself asyncpg looks in folders that are none of libpq's, /tmp among them, where any
+        # local user may listen and be given the password.
+        "host": [reached for _, reached, _ in hosts],
         "port": [int(port) for _, _, port in hosts],
         "user": user,
         "database": database,
@@ -100,29 +102,33 @@ def connect_arguments(address: Address, password: str | None) -> dict[str, Any]:
         "target_session_attrs": given["target_session_attrs"],
         **{key: given[key] for key in ("krbsrvname", "gsslib") if key in given},
     }
-    if not arguments["host"]:
-        arguments["port"] = arguments["port"][0]
     return {**arguments, **_tls(address, given)}
 
 
 def _hosts(address: Address) -> list[tuple[str, str, str]]:
     """Of each host: its name, what it is reached by, its port."""
     given = address.resolved
-    reached = given.get("hostaddr", given["host"]).split(",")
-    names = given["host"].split(",") if given["host"] else reached
+    addresses = (given.get("hostaddr") or given["host"]).split(",")
+    names = given["host"].split(",") if given["host"] else addresses
     ports = given["port"].split(",")
     if len(ports) == 1:
-        ports *= len(reached)
-    if len(reached) > 1 and not all(reached):
-        raise ParticipantRefused(
-            address.participant, "one of its hosts is empty, which the driver asyncpg cannot reach"
-        )
+        ports *= len(addresses)
+    reached = [place or name or address.default_host for place, name in zip(addresses, names, strict=True)]
+    for host in reached:
+        if not host:
+            raise ParticipantRefused(
+                address.participant,
+                "its dsn names no host, and libpq does not tell its own: write host=/folder/of/the/socket"
+                " or host=localhost",
+            )
+        if host.startswith("@"):
+            raise _refused(address, f"host={host} (an abstract socket)")
     return list(zip(names, reached, (port or "5432" for port in ports), strict=True))
 
 
 def _tls(address: Address, given: Mapping[str, str]) -> dict[str, Any]:
     verified = given["sslmode"] == "verify-full"
-    if verified and given.get("hostaddr", given["host"]) != given["host"]:
+    if verified and (given.get("hostaddr") or given["host"]) != given["host"]:
         raise _refused(address, "hostaddr together with sslmode=verify-full")
     system = given.get("sslrootcert") == "system"
     files = {key: given[key] for key in _FILES if given.get(key) and not (system and key == "sslrootcert")}

@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import PGconn
 
 from participants.errors import ParticipantRefused
+from participants.libpq import PORT_MAX, is_connection_string, is_port
 
 UNREADABLE = (
     "its dsn is neither a URI (postgresql://user@host/database) nor a list of keywords (host=… dbname=…);"
@@ -24,6 +25,7 @@ UNREADABLE = (
 )
 
 _OTHER_SCHEME = re.compile(r"(?:jdbc:)?postgres(?:ql)?(?P<driver>\+\w+)?://")
+_DIGITS = re.compile("[0-9]{1,9}")
 _NO_VALUE = "undoubt:none"
 """No value that libpq takes: it completes the parameters, refuses this one, and connects to nobody."""
 
@@ -34,12 +36,14 @@ class Address:
 
     ``parameters`` are those of the dsn itself, ``resolved`` all that differ from libpq's defaults, whether
     they come from the dsn, from its service or from the environment. ``sslmode``, ``host`` and ``port`` are
-    always there; ``host`` is empty for libpq's own default.
+    always there; ``host`` is empty for libpq's own default, which is ``default_host``: a folder, or
+    "localhost" in a libpq that was compiled so.
     """
 
     participant: str
     parameters: Mapping[str, str]
     resolved: Mapping[str, str]
+    default_host: str
 
     @property
     def has_password(self) -> bool:
@@ -67,18 +71,49 @@ def read_dsn(participant: str, dsn: str) -> Address:
     except ProgrammingError:
         # libpq quotes the part that it did not understand, which may be a part of the password.
         raise ParticipantRefused(participant, UNREADABLE) from None
-    if not all(port.isdigit() for port in given.get("port", "").split(",") if port):
+    if not all(_DIGITS.fullmatch(port) for port in given.get("port", "").split(",") if port):
         raise ParticipantRefused(participant, UNREADABLE)  # "user:a/password@host" has port "a"
     wanted = _complete(participant, given, "sslmode").get("target_session_attrs", "any")
     resolved = _complete(participant, given, "target_session_attrs")
-    if "," in resolved.get("hostaddr", resolved["host"]):
+    _check_database(participant, resolved.get("dbname", ""))
+    _check_ports(participant, resolved)
+    if "," in (resolved.get("hostaddr") or resolved["host"]):
         wanted = "read-write"
     elif wanted not in {"read-write", "primary", "any"}:
         raise ParticipantRefused(
             participant, f"target_session_attrs={wanted!r} asks for a standby; only a primary can prepare"
         )
     given["target_session_attrs"] = resolved["target_session_attrs"] = wanted
-    return Address(participant, given, resolved)
+    return Address(participant, given, resolved, _default_host())
+
+
+def _check_database(participant: str, name: str) -> None:
+    if is_connection_string(name):
+        raise ParticipantRefused(
+            participant,
+            "the dbname of its dsn is a connection string itself, which psql follows, and libpq takes for a"
+            " database's name: make that string the dsn",
+        )
+
+
+def _check_ports(participant: str, resolved: Mapping[str, str]) -> None:
+    for port in resolved["port"].split(","):
+        if port and not (_DIGITS.fullmatch(port) and is_port(int(port))):
+            if "@" in resolved.get("dbname", ""):
+                raise ParticipantRefused(participant, UNREADABLE)  # "user:99/password@host" has port "99"
+            raise ParticipantRefused(
+                participant, f"its dsn cannot be used: port {port} is not between 1 and {PORT_MAX}"
+            )
+
+
+def _default_host() -> str:
+    """What libpq connects to where no host is named. Only a connection tells, also one that is refused
+    before it begins."""
+    refused = PGconn.connect_start(f"host='' hostaddr='' sslmode={_NO_VALUE}".encode())
+    try:
+        return refused.host.decode("utf-8", "surrogateescape")
+    finally:
+        refused.finish()
 
 
 def _refuse_other_schemes(participant: str, dsn: str) -> None:

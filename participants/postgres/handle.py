@@ -12,12 +12,16 @@ from participants.postgres.pool import Slot
 from participants.postgres.session import ServerError
 from participants.postgres.settle import Settler
 
-_OUTLIVES = re.compile(r"(?:^|;)\s*(?:prepare|load)\b", re.IGNORECASE)
+_BLANK = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+_OUTLIVES = re.compile(rf"(?:^|;){_BLANK}(?:(?:prepare|load)\b|do\b.*\bload\b)", re.IGNORECASE | re.DOTALL)
 
 
 def outlives_reset(statement: str) -> bool:
     """Whether it leaves something in its session that nothing but the session's end takes away: a statement
-    that was prepared by SQL, a library that was loaded."""
+    that was prepared by SQL, a library that was loaded.
+
+    False does not say that it leaves nothing. The server tells of prepared statements when the session is
+    reset; of a library that a function has loaded nobody tells."""
     return _OUTLIVES.search(statement) is not None
 
 

@@ -1,8 +1,8 @@
 """The application's hook for each new connection of branches: codecs, adapters, row factories, set once.
 
 The hook is given the driver's connection before the first branch has it. What it changes of the connection
-object lasts as long as the session; what it does in the database session (SET, temporary tables, locks, a
-transaction that it leaves open) is undone before the first branch begins.
+object lasts as long as the session; what it does in the database session (SET, PREPARE, temporary tables,
+locks, a transaction that it leaves open) is undone before the first branch begins.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from participants.errors import ParticipantRefused, ParticipantUnavailable
 from participants.postgres.session import NoAnswer, NotSent, ServerError, Session
-from participants.postgres.sql import query
+from participants.postgres.sql import identifier, query
 
 OnConnect = Callable[[Any], Any]
 """Called with an asyncpg or psycopg connection. A coroutine function is awaited where branches are
@@ -65,6 +65,8 @@ class Hook:
             raise kind(self._participant, told) from error
         if session.in_transaction:
             await session.script("rollback", timeout_s=timeout_s)
+        for row in await session.rows(query("prepared_by_sql"), timeout_s=timeout_s):
+            await session.script(f"deallocate {identifier(row['name'])}", timeout_s=timeout_s)
         await session.script(query("reset"), timeout_s=timeout_s)
 
     def _load(self) -> OnConnect:

@@ -97,8 +97,14 @@ select c.system_identifier as system,
 
 -- name: reset
 -- What a branch may have left behind in its session. RESET ALL keeps the role; RESET SESSION AUTHORIZATION does not.
+-- Fails with 22P02 if a statement is left that was prepared by SQL, wherever that was hidden: DEALLOCATE ALL would take
+-- the driver's own as well, and only a session's end takes the others alone. Last, so that all the rest is done.
 reset all; reset session authorization; select pg_catalog.pg_advisory_unlock_all(); unlisten *; close all; discard temp;
-discard sequences
+discard sequences; select ('undoubt left ' operator(pg_catalog.||) p.name)::pg_catalog.int4
+  from pg_catalog.pg_prepared_statement() as p where p.from_sql
+
+-- name: prepared_by_sql
+select p.name from pg_catalog.pg_prepared_statement() as p where p.from_sql
 
 -- name: poll
 select coalesce(pg_catalog.current_setting('undoubt.tx', true), '') as marker,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime
 import os
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psycopg
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -54,6 +56,8 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ("host=db hostaddr=2001:db8::5 user=u", ["2001:db8::5"], [5432]),
         ("postgresql://u@[fe80::1%25eth0]/d", ["fe80::1%eth0"], [5432]),
         ("postgresql://u@%2Fsome%2Ffolder:7/d", ["/some/folder"], [7]),
+        ("host=db hostaddr='' user=u", ["db"], [5432]),
+        ("host=db,x hostaddr=,10.0.0.1 user=u", ["db", "10.0.0.1"], [5432, 5432]),
     ],
 )
 def test_asyncpg_gets_the_hosts_that_libpq_would_take(dsn: str, hosts: list[str], ports: list[int]) -> None:
@@ -99,6 +103,87 @@ def test_what_asyncpg_cannot_promise_is_refused_by_name(service: Any, asked: str
         arguments(dsn)
 
 
+@pytest.fixture
+def no_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_host")
+@pytest.mark.parametrize(
+    ("dsn", "at"),
+    [
+        ("postgresql://u:secret@/d?port=7", 0),
+        ("dbname=d user=u password=secret port=7", 0),
+        ("host=10.0.0.1, port=8,7 user=u password=secret", 1),
+        ("hostaddr=2001:db8::5, port=8,7 user=u password=secret", 1),
+    ],
+)
+def test_asyncpg_gets_the_host_that_libpq_takes_by_default(dsn: str, at: int) -> None:
+    """Broken if asyncpg looks for one by itself: a stranger's socket in /tmp is then given the password."""
+    refused = psycopg.pq.PGconn.connect_start(b"user=u port=7 sslmode=nonsense")
+    own = refused.host.decode()
+    refused.finish()
+    assert own
+    given = arguments(dsn)
+    assert (given["host"][at], given["port"][at]) == (own, 7)
+    assert all(given["host"])
+
+
+@pytest.mark.usefixtures("no_host")
+async def test_nobody_is_given_the_password_but_libpqs_own_socket() -> None:
+    """Of either driver. The one who listens in /tmp is no server of the administrator's."""
+    default = read_dsn("p", "user=u").default_host
+    assert default != "/tmp", "this libpq was compiled for /tmp: then the driver would be right to ask there"  # noqa: S108
+    asked = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.read(8))
+        writer.close()
+
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+    path = Path(f"/tmp/.s.PGSQL.{port}")  # noqa: S108 - where a stranger would
+    server = await asyncio.start_unix_server(listen, path)
+    try:
+        participant = participant_at(f"postgresql://u:secret@/d?port={port}")
+        with pytest.raises(ParticipantError, match="no connection"):
+            await participant.in_doubt()
+        await participant.close()
+    finally:
+        server.close()
+        path.unlink(missing_ok=True)
+    assert asked == []
+
+
+@pytest.mark.usefixtures("no_host")
+def test_a_host_that_nobody_can_tell_is_refused() -> None:
+    read = read_dsn("p", "user=u")
+    with pytest.raises(ParticipantRefused, match=r"names no host.*write host="):
+        connect_arguments(dataclasses.replace(read, default_host=""), None)
+    with pytest.raises(ParticipantRefused, match="abstract socket"):
+        arguments("host=@here user=u")
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://u@127.0.0.1:99999/d", "host=127.0.0.1 port=0 user=u dbname=d"])
+async def test_a_port_that_is_none_is_a_bad_dsn(dsn: str) -> None:
+    """And not an error of the socket's, or a server that may answer later."""
+    participant = participant_at(dsn)
+    with pytest.raises(ParticipantRefused, match=r"port (?:99999|0) is not between"):
+        await participant.in_doubt()
+    await participant.close()
+
+
+async def test_a_database_that_is_a_connection_string_is_refused() -> None:
+    """psql would follow it, libpq takes it for a name, and asyncpg would go to localhost with that name."""
+    participant = participant_at("dbname=postgresql://u@127.0.0.1:7/d")
+    with pytest.raises(ParticipantRefused, match="connection string itself"):
+        await participant.in_doubt()
+    await participant.close()
+    assert read_dsn("p", "dbname='a=b'").resolved["dbname"] == "a=b"
+
+
 def test_nothing_else_reaches_the_server() -> None:
     given = arguments(
         "host=db user=u application_name=x connect_timeout=3 keepalives=0 min_protocol_version=3.0"
@@ -124,6 +209,13 @@ def test_nothing_else_reaches_the_server() -> None:
         ("host=a,b port=1,2,3 password=s3cret", "3 port numbers"),
         ("host=a sslmode=full password=s3cret", "invalid sslmode"),
         ("host=a target_session_attrs=prefer-standby password=s3cret", "only a primary"),
+        ("host=a port=99999 password=s3cret", "port 99999 is not between 1 and 65535"),
+        ("host=a,b port=5432,0 password=s3cret", "port 0 is not"),
+        ("postgresql://u:s3cret@h:70000/d", "port 70000 is not"),
+        ("postgresql://u:70000/s3cret@h/d", "percent-encoded"),
+        ("dbname=postgresql://u:s3cret@127.0.0.1:7/d", "dbname of its dsn is a connection string itself"),
+        ("dbname=postgres://u:s3cret@127.0.0.1:7/d", "is a connection string itself"),
+        ("host=a dbname='host=h password=s3cret'", "is a connection string itself"),
     ],
 )
 def test_what_libpq_does_not_take_says_why(service: Any, dsn: str, tells: str) -> None:

@@ -92,6 +92,10 @@ LEFT = {
         "select exists (select from pg_locks where locktype = 'advisory')",
     ),
     "table": ("create temp table t (x int)", "select to_regclass('pg_temp.t') is not null"),
+    "statement": (
+        'prepare "my own" as select 1',
+        "select exists (select from pg_prepared_statements where from_sql)",
+    ),
     "role": ("set role pg_monitor", "select current_user = 'pg_monitor'"),
     "marker": ("set undoubt.tx = 'mine'", "select current_setting('undoubt.tx') = 'mine'"),
     "name": ("set application_name = 'mine'", "select current_setting('application_name') = 'mine'"),

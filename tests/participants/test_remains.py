@@ -36,6 +36,12 @@ async def one(database: Database) -> Any:
     await participant.close()
 
 
+PREPARING = """
+create or replace function preparing() returns int language plpgsql as
+$$ begin execute 'prepare mine as select 1'; return 1; end $$
+"""
+
+
 async def left(participant: PostgresParticipant) -> Slot[Any] | None:
     """The only connection, once the application's last branch has been cleaned out of it; None if closed."""
     pool = participant._pool
@@ -100,19 +106,42 @@ async def test_a_lock_of_the_session_ends_with_the_branch(
         "prepare mine as select 1",
         "select 1; PREPARE mine as select 1",
         "/* a comment */ prepare mine as select 1",
+        "-- a comment\n/* another */ prepare mine as select 1; select 1",
+        "do $$ begin execute 'prepare mine as select 1'; end $$",
+        "select preparing()",
         "load 'plpgsql'",
+        "do $$ begin load 'plpgsql'; end $$",
     ],
 )
-async def test_a_session_that_cannot_be_cleaned_is_closed(one: PostgresParticipant, statement: str) -> None:
-    """DEALLOCATE ALL would take the driver's own statements away, and nothing unloads a library."""
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_session_that_cannot_be_cleaned_is_closed(
+    one: PostgresParticipant, database: Database, statement: str, at_once: bool
+) -> None:
+    """DEALLOCATE ALL would take the driver's own statements away, and nothing unloads a library. Broken if
+    the next branch finds the name taken, or executes what another application has prepared."""
+    await database.admin.execute(PREPARING)
     branch = await one.begin(new_gid(), timeout_s=30)
     pid = at(branch).get_server_pid()
     await at(branch).execute(statement)
     await ended(branch, "one phase")
-    assert await left(one) is None
+    if not at_once:
+        assert await left(one) is None
     after = await one.begin(new_gid(), timeout_s=30)
     assert at(after).get_server_pid() != pid
+    await at(after).execute(statement)
     await ended(after, "rolled back")
+
+
+async def test_statements_of_the_driver_stay(one: PostgresParticipant) -> None:
+    """Broken if each branch had to prepare its own again, or each a session."""
+    pids = set()
+    for _ in range(8):
+        branch = await one.begin(new_gid(), timeout_s=30)
+        pids.add(at(branch).get_server_pid())
+        await at(branch).execute(WRITE)
+        await ended(branch, "one phase")
+        assert await left(one) is not None
+    assert len(pids) == 1
 
 
 async def test_last_values_of_sequences_are_forgotten(one: PostgresParticipant, database: Database) -> None:

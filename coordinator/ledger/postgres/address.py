@@ -6,6 +6,7 @@ https://docs.sqlalchemy.org/en/21/dialects/postgresql.html#module-sqlalchemy.dia
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,12 @@ import sqlalchemy
 
 from coordinator.errors import LedgerMisconfigured
 from coordinator.settings import LedgerSettings
+from participants.libpq import PORT_MAX, is_connection_string, is_port
 from participants.redact import redact
 
 CONNECT_TIMEOUT_S_MIN = 2
 """libpq's own least."""
+_DIGITS = re.compile("[0-9]{1,9}")
 SCHEME = "postgresql+psycopg://"
 
 
@@ -44,6 +47,17 @@ def parameters(settings: LedgerSettings) -> dict[str, Any]:
     """What psycopg connects with. Raises ``LedgerMisconfigured``."""
     url = read(settings.url)
     _, given = url.get_dialect()().create_connect_args(url)
+    if is_connection_string(str(given.get("dbname", ""))):
+        # Not shown: nobody looks for a password in that place.
+        raise LedgerMisconfigured(
+            "the database's name in the ledger URL is a connection string itself; write"
+            f" {SCHEME}user@host:5432/database"
+        )
+    for port in str(given.get("port", "")).split(","):
+        if port and not (_DIGITS.fullmatch(port) and is_port(int(port))):
+            raise LedgerMisconfigured(
+                f"ledger URL {redact(settings.url)!r} has a port that is not between 1 and {PORT_MAX}"
+            )
     timeout_s = max(CONNECT_TIMEOUT_S_MIN, round(settings.request_timeout_s))
     return {**given, "connect_timeout": timeout_s}
 

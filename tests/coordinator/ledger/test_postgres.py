@@ -441,6 +441,13 @@ async def test_a_setting_that_leaks_through_a_pooler_is_overruled(ledger: Signin
         ("postgresql://a@h/d", "must begin with postgresql\\+psycopg://"),
         ("postgresql+psycopg://a:se/cret@h", "names no database|cannot be read"),
         ("mysql://a@h/d", "not supported"),
+        ("postgresql+psycopg://a:secret@h:99999/d", "h:99999/d' has a port that is not between 1 and 65535"),
+        ("postgresql+psycopg://a@/d?host=h:1&host=i:70000", "a port that is not between"),
+        ("postgresql+psycopg://a@h/d?dbname=host%3Dh%20password%3Dcret", "is a connection string itself"),
+        (
+            "postgresql+psycopg://a@h/postgresql://b:secret@c/d",
+            "is a connection string itself|cannot be read",
+        ),
         ("postgresql+psycopg://nobody@127.0.0.1:1/nothing", "no answer"),
     ],
 )
