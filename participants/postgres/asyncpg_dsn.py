@@ -121,8 +121,6 @@ def _hosts(address: Address) -> list[tuple[str, str, str]]:
                 "its dsn names no host, and libpq does not tell its own: write host=/folder/of/the/socket"
                 " or host=localhost",
             )
-        if host.startswith("@"):
-            raise _refused(address, f"host={host} (an abstract socket)")
     return list(zip(names, reached, (port or "5432" for port in ports), strict=True))
 
 

@@ -77,7 +77,12 @@ def read_dsn(participant: str, dsn: str) -> Address:
     resolved = _complete(participant, given, "target_session_attrs")
     _check_database(participant, resolved.get("dbname", ""))
     _check_ports(participant, resolved)
-    if "," in (resolved.get("hostaddr") or resolved["host"]):
+    hosts = (resolved.get("hostaddr") or resolved["host"]).split(",")
+    if any(host.startswith("@") for host in hosts):
+        raise ParticipantRefused(
+            participant, "its dsn names an abstract socket (host=@…), which neither driver can reach"
+        )
+    if len(hosts) > 1:
         wanted = "read-write"
     elif wanted not in {"read-write", "primary", "any"}:
         raise ParticipantRefused(

@@ -163,7 +163,7 @@ def test_a_host_that_nobody_can_tell_is_refused() -> None:
     with pytest.raises(ParticipantRefused, match=r"names no host.*write host="):
         connect_arguments(dataclasses.replace(read, default_host=""), None)
     with pytest.raises(ParticipantRefused, match="abstract socket"):
-        arguments("host=@here user=u")
+        read_dsn("p", "host=@here user=u")
 
 
 @pytest.mark.parametrize("dsn", ["postgresql://u@127.0.0.1:99999/d", "host=127.0.0.1 port=0 user=u dbname=d"])
