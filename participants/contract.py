@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from participants.errors import ParticipantError
 from participants.findings import Finding
 from participants.ids import NO_KEY, Foreign, Gid, SessionKey
 from participants.states import States
@@ -138,6 +139,17 @@ class PrepareUnanswered(Exception):
     """
 
     def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class CommitNotSent(Exception):
+    """COMMIT of a branch that only read was never sent, so the branch has rolled back, or will.
+
+    Control flow between a participant and a protocol, never shown to users: ``cause`` is.
+    """
+
+    def __init__(self, cause: ParticipantError) -> None:
         super().__init__(str(cause))
         self.cause = cause
 
@@ -269,7 +281,8 @@ class Branch(Protocol):
         """COMMIT PREPARED after PREPARED; or ends a READ_ONLY branch, whose locks and notifications go out
         with it. May be repeated until the answer is final. Of a READ_ONLY branch ``BranchFailed`` says that
         its COMMIT was answered with no: then what it did in places that the participant does not see is
-        lost."""
+        lost. Raises :class:`CommitNotSent` if it cannot have committed because nobody asked it to; any other
+        error leaves open whether it has."""
         ...
 
     async def rollback(self) -> Settled:

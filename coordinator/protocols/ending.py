@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from coordinator.errors import OutcomeUnknown, TransactionAborted
@@ -21,7 +22,7 @@ from coordinator.protocols.course import (
 from coordinator.protocols.steps import TwoPhaseStep
 from coordinator.protocols.voting import Tally
 from coordinator.steadfast import Steadfast, all_of, steadfast
-from participants.contract import HEURISTICS, Branch, Settled
+from participants.contract import HEURISTICS, Branch, CommitNotSent, Settled
 from participants.errors import BranchFailed, ParticipantError, ParticipantRefused
 from participants.ids import Gid
 
@@ -84,39 +85,68 @@ async def end_readers(course: Course, readers: Sequence[Branch]) -> None:
     answered with an error, or with ROLLBACK, may have lost something: it is recorded and told. A connection
     that was lost is not; there are many harmless ways to lose one that only read.
     """
-    await _note_lost_writes(course, await _commit_readers(course, readers))
+    ends = await _commit_readers(course, readers)
+    for reader, error in [*ends.unsent, *ends.lost]:
+        log.warning("read-only branch %s did not end with its transaction: %s", reader.gid, error)
+    await _note_lost_writes(course, ends.refused)
     course.enter(Phase.APPLIED)
 
 
 async def commit_readers_alone(course: Course, readers: Sequence[Branch]) -> None:
     """No branch has written, as far as the databases know: the answers to COMMIT are the decision.
 
-    Where all of them refuse nothing is committed anywhere. Where some do it cannot be known whether the
-    others had anything to commit.
+    Where none of them has committed, for certain, nothing is committed anywhere. Where some have it cannot be
+    known whether the others had anything to commit. An answer that was lost leaves the outcome open, unless
+    it is mixed without it: a branch without a transaction id may have written through a foreign table, or
+    have a notification to send, and no database tells cheaply that it has not.
     """
     if readers and course.remaining_s() <= 0:
         await roll_back(course, readers, TimeoutError("the transaction's timeout has passed"))
     course.enter(Phase.DECIDING)
-    refused = await _commit_readers(course, readers)
-    if refused and len(refused) == len(readers):
-        await roll_back(course, (), refused[0][1])
+    ends = await _commit_readers(course, readers)
+    undone = [*ends.refused, *ends.unsent]
+    if ends.lost and not (undone and ends.committed):
+        lost = "; ".join(str(error) for _, error in ends.lost)
+        raise OutcomeUnknown(
+            course.txid, f"the answer to COMMIT was lost, and nothing proves either: {lost}"
+        ) from ends.lost[0][1]
+    if undone and not ends.committed:
+        await roll_back(course, (), undone[0][1])
     course.enter(Phase.COMMITTED)
-    await _note_lost_writes(course, refused)
+    await _note_lost_writes(course, undone)
+    for reader, error in ends.lost:
+        await record_heuristic(course, reader, Settled.HEURISTIC_HAZARD, Decision.COMMIT, note=str(error))
     course.enter(Phase.APPLIED)
 
 
-async def _commit_readers(course: Course, readers: Sequence[Branch]) -> list[tuple[Branch, ParticipantError]]:
-    """Those that were answered with no, and what was said."""
-    refused: list[tuple[Branch, ParticipantError]] = []
+@dataclass(slots=True)
+class _Ends:
+    """What became of the COMMIT of branches that only read, and what was said."""
+
+    committed: list[Branch] = field(default_factory=list)
+    refused: list[tuple[Branch, BaseException]] = field(default_factory=list)
+    """Answered with no."""
+    unsent: list[tuple[Branch, BaseException]] = field(default_factory=list)
+    """Rolled back, because it was never asked to commit."""
+    lost: list[tuple[Branch, BaseException]] = field(default_factory=list)
+    """Not answered: it may have committed."""
+
+
+async def _commit_readers(course: Course, readers: Sequence[Branch]) -> _Ends:
+    ends = _Ends()
     for reader, result in zip(readers, await all_of(reader.commit() for reader in readers), strict=True):
         if isinstance(result, BranchFailed | ParticipantRefused):
-            refused.append((reader, result))
+            ends.refused.append((reader, result))
+        elif isinstance(result, CommitNotSent):
+            ends.unsent.append((reader, result.cause))
         elif isinstance(result, BaseException):
-            log.warning("read-only branch %s did not end with its transaction: %s", reader.gid, result)
-    return refused
+            ends.lost.append((reader, result))
+        else:
+            ends.committed.append(reader)
+    return ends
 
 
-async def _note_lost_writes(course: Course, refused: Sequence[tuple[Branch, ParticipantError]]) -> None:
+async def _note_lost_writes(course: Course, refused: Sequence[tuple[Branch, BaseException]]) -> None:
     for reader, error in refused:
         log.error(
             "the COMMIT of read-only branch %s of a committed transaction failed: %s", reader.gid, error

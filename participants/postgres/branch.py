@@ -13,6 +13,7 @@ from typing import Any
 
 from participants.checks import invariant
 from participants.contract import (
+    CommitNotSent,
     Evidence,
     Order,
     PrepareResult,
@@ -37,6 +38,7 @@ from participants.postgres.verdicts import (
     participant_error,
     schema_changed,
     swallowed,
+    unanswered,
 )
 
 STILL_RUNNING = (
@@ -207,7 +209,7 @@ class PostgresBranch:
         if error.sqlstate is not None and self._over is Settled.ABSENT:
             raise self._lost(" during COMMIT", error) from error
         if error.sqlstate is not None and self._over is Settled.HEURISTIC_HAZARD:
-            raise participant_error(self._around.name, error) from error
+            raise unanswered(self._around.name, error) from error
         return self._over
 
     async def commit(self) -> Settled:
@@ -240,10 +242,12 @@ class PostgresBranch:
             answer = await self._session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:
             if error.fatal:
-                raise participant_error(self._around.name, error) from error
+                raise unanswered(self._around.name, error) from error
             raise self._refused(error) from error
-        except (NoAnswer, NotSent) as error:
-            raise participant_error(self._around.name, error) from error
+        except NotSent as error:
+            raise CommitNotSent(self._lost(" before COMMIT", error)) from error
+        except NoAnswer as error:
+            raise unanswered(self._around.name, error) from error
         if answer.tag != "COMMIT":
             raise self._swallowed(f"COMMIT answered {answer.tag}")
         return Settled.APPLIED

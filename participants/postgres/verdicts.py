@@ -171,6 +171,13 @@ def participant_error(participant: str, error: ServerError | NoAnswer | NotSent)
     return ParticipantRefused(participant, _plain(error), sqlstate=error.sqlstate)
 
 
+def unanswered(participant: str, error: ServerError | NoAnswer) -> ParticipantUnavailable:
+    """COMMIT was sent, and ``error`` ended the session: it says nothing of what became of it, whatever its
+    code."""
+    text = _plain(error) if isinstance(error, ServerError) else with_setting(error.sqlstate, str(error))
+    return ParticipantUnavailable(participant, text or "no answer", sqlstate=error.sqlstate)
+
+
 def pooler_refusal(participant: str, message: str) -> ParticipantRefused | None:
     """What PgBouncer says when it does not let a client in, or begin. It has one code for all of it (08P01,
     which else means a lost connection), so its words have to tell; they are never translated. None

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from coordinator.errors import HeuristicOutcome, LedgerUnavailable, TransactionAborted
+from coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
 from coordinator.ledger.memory import MemoryLedger
-from participants.contract import Fate, Settled, Vote, Work
+from participants.contract import CommitNotSent, Fate, Settled, Vote, Work
 from participants.errors import BranchFailed, ParticipantUnavailable
 from participants.scripted import Script
 from tests.coordinator.stage import NAMES, Stage
 from tests.coordinator.voting_ledger import VotingLedger
 
 REFUSED = BranchFailed("alpha", "the far side refused it, as told")
+UNSENT = CommitNotSent(BranchFailed("beta", "its connection was lost before COMMIT, as told"))
 LOST = ParticipantUnavailable("alpha", "the connection was lost, as told")
 
 
@@ -98,16 +99,60 @@ async def test_a_refusal_is_told_though_the_ledger_does_not_answer(
         await stage.transfer(timeout=0.3)
 
 
-@pytest.mark.parametrize("writers", [0, 1, 2])
+@pytest.mark.parametrize("lost", [LOST, UNSENT], ids=["lost", "unsent"])
+@pytest.mark.parametrize("writers", [1, 2])
 async def test_a_readers_lost_connection_is_a_warning(
-    stages: Any, writers: int, caplog: pytest.LogCaptureFixture
+    stages: Any, writers: int, lost: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Broken if every reader whose connection breaks at the wrong moment makes an alarm."""
-    stage = await stages(reader(LOST), reader(), *[Script() for _ in range(writers)])
+    stage = await stages(reader(lost), *[Script() for _ in range(writers)])
     with caplog.at_level(logging.WARNING):
         assert (await stage.transfer()).pending == ()
     assert "did not end with its transaction" in caplog.text
     assert await stage.ledger.heuristics() == []
+
+
+@pytest.mark.parametrize("at", ["poll", "prepare"])
+@pytest.mark.parametrize(
+    "other", [LOST, None, REFUSED, UNSENT], ids=["lost", "committed", "refused", "unsent"]
+)
+async def test_the_answer_to_a_commit_is_lost_and_no_branch_is_known_to_write(
+    stages: Any, other: BaseException | None, at: str
+) -> None:
+    """Broken if a block ends normally, or as aborted, although nobody knows whether what its branches wrote
+    through foreign tables is committed."""
+    stage = await stages(reader(LOST, at=at), reader(other, at=at))
+    with pytest.raises(OutcomeUnknown, match="the connection was lost, as told") as raised:
+        await stage.transfer()
+    assert raised.value.__cause__ is LOST
+    assert await stage.ledger.heuristics() == []
+
+
+@pytest.mark.parametrize("other", [UNSENT, REFUSED], ids=["unsent", "refused"])
+async def test_no_commit_was_sent_or_granted(stages: Any, other: BaseException) -> None:
+    """Broken if it is called unknown, or committed, although no branch can have committed."""
+    stage = await stages(reader(UNSENT), reader(other))
+    with pytest.raises(TransactionAborted):
+        await stage.transfer()
+    assert await stage.ledger.heuristics() == []
+
+
+async def test_one_commit_was_not_sent_and_another_took_effect(stages: Any) -> None:
+    stage = await stages(reader(), reader(UNSENT))
+    with pytest.raises(HeuristicOutcome) as raised:
+        await stage.transfer()
+    assert raised.value.kind is Settled.HEURISTIC_ROLLBACK
+    assert [gid.participant for gid in raised.value.branches] == ["beta"]
+
+
+async def test_mixed_for_certain_though_an_answer_was_lost(stages: Any) -> None:
+    """Broken if what is known to have gone wrong is not recorded because something else is not known."""
+    stage = await stages(reader(LOST), reader(UNSENT), reader())
+    with pytest.raises(HeuristicOutcome) as raised:
+        await stage.transfer()
+    told = {gid.participant: kind for gid, kind in raised.value.branches.items()}
+    assert told == {"alpha": Settled.HEURISTIC_HAZARD, "beta": Settled.HEURISTIC_ROLLBACK}
+    assert {each.gid.participant: each.kind for each in await stage.ledger.heuristics()} == told
 
 
 async def test_the_caller_does_not_wait_for_readers_of_a_pending_transaction(stages: Any) -> None:

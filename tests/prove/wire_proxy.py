@@ -72,9 +72,10 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """``hold_s``: how long a message is held back, if it is."""
+    """``place`` may be a text instead: the first message whose label begins with it. ``hold_s``:
+    how long a message is held back, if it is."""
 
-    place: Place
+    place: Place | str
     fault: Fault
     hold_s: float
 
@@ -199,7 +200,10 @@ class Wire:
         self.heard.append((place, label))
         if link.silent and place.message == 0:
             self.to_nobody.append(label)
-        if self._strike is None or self.struck or place != self._strike.place:
+        if self._strike is None or self.struck:
+            return None
+        wanted = self._strike.place
+        if not (label.startswith(wanted) if isinstance(wanted, str) else place == wanted):
             return None
         self.struck = True
         return self._strike

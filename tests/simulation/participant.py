@@ -12,6 +12,7 @@ from typing import Any
 
 from participants.contract import (
     Claim,
+    CommitNotSent,
     Evidence,
     Fate,
     Node,
@@ -443,6 +444,8 @@ class SimulatedBranch:
             tag = await self.link.ask("commit", str(self.gid), b"")
         except SqlError as error:
             raise self._failed(error, error.sqlstate) from error
+        except NotSent as error:
+            raise CommitNotSent(self._failed(error)) from error
         except NoAnswer as error:
             raise ParticipantUnavailable(self.participant.name, str(error)) from error
         if tag != "COMMIT":
