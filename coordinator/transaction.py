@@ -42,9 +42,6 @@ VOTING_GRACE_S = 5.0
 """How much longer it waits for participants to notice that their PREPARE was cancelled."""
 
 
-_MAYBE = frozenset({Phase.DECIDING, Phase.COMMITTED, Phase.APPLIED})
-
-
 class State(enum.Enum):
     NEW = "new"
     ACTIVE = "active"
@@ -166,8 +163,9 @@ class Transaction:
 
     @property
     def may_have_committed(self) -> bool:
-        """False until its commit begins to be decided, and once it is certain that it has not committed."""
-        return self._course is not None and self._course.phase in _MAYBE
+        """False until its commit begins, and once it is certain that it has not committed. A commit whose
+        branches are still being prepared goes on whatever becomes of the task that began it."""
+        return self._course is not None and self._course.phase is not Phase.ABORTED
 
     @property
     def doomed(self) -> bool:
@@ -305,6 +303,15 @@ class Transaction:
             await self.undo_after(error)
             if self._interrupted:
                 self._raise_aborted(self._reason)
+        elif self.committing:
+            self.tell_that_it_goes_on(error)
+
+    def tell_that_it_goes_on(self, error: BaseException) -> None:
+        """Note on what leaves the block while a commit is under way, unless that can only abort."""
+        if self.may_have_committed:
+            error.add_note(
+                f"the commit of transaction {self.id} goes on; coordinator.outcome tells how it ends"
+            )
 
     async def undo_after(self, error: BaseException) -> None:
         """What the end of a ``with`` block does whose body raised ``error``. If a statement was cancelled

@@ -423,6 +423,38 @@ async def test_run_retries_what_may_be_retried(stages: Any) -> None:
     assert len(attempts) == 1
 
 
+async def test_run_does_not_repeat_what_is_still_voting(stages: Any) -> None:
+    """Broken if a retryable error that leaves the function beside a commit of its own has the function run
+    again: the commit goes on, and what it does is done twice."""
+    stage = await stages(Script(), Script())
+    preparing, gate = asyncio.Event(), asyncio.Event()
+    attempts: list[asyncio.Task[object]] = []
+
+    async def before(call: str, _: object) -> None:
+        if call == "prepare":
+            preparing.set()
+            await gate.wait()
+
+    class SerializationFailure(Exception):
+        sqlstate = "40001"
+
+    async def work(tx: Any) -> None:
+        await tx.branch("alpha")
+        await tx.branch("beta")
+        attempts.append(asyncio.create_task(tx.commit()))
+        await preparing.wait()
+        raise SerializationFailure
+
+    stage.participants["alpha"].before = before
+    with pytest.raises(SerializationFailure) as raised:
+        await stage.coordinator.run(work)
+    assert "goes on" in raised.value.__notes__[0]
+    gate.set()
+    await asyncio.gather(*attempts)
+    assert len(attempts) == 1
+    assert stage.fates() == {Fate.COMMITTED}
+
+
 async def test_a_participant_in_use_cannot_be_removed(stages: Any) -> None:
     """Broken if a database can be taken away while branches of it are unresolved."""
     stage = await stages(Script(), Script(commit=[ParticipantUnavailable("beta", "down")]))

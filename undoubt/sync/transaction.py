@@ -99,9 +99,7 @@ class Transaction:
                 raise OutcomeUnknown(self.id, "the coordinator was closed meanwhile") from None
             raise
         except (KeyboardInterrupt, SystemExit) as error:
-            error.add_note(
-                f"the commit of transaction {self.id} goes on; coordinator.outcome tells how it ends"
-            )
+            self._engine.tell_that_it_goes_on(error)
             raise
 
     def rollback(self) -> None:
@@ -117,7 +115,9 @@ class Transaction:
         if error is None:
             self._finish(self._engine.end_block)
             return
-        if not self._engine.committing:
+        if self._engine.committing:
+            self._engine.tell_that_it_goes_on(error)
+        else:
             self._roll_back(error)
         cause = self._engine.interruption
         if cause is not None and _told_by_a_branch(error):
