@@ -12,7 +12,6 @@ from participants.ids import Gid
 from participants.postgres.asyncpg_connection import BranchConnection, LentForSetUp, session_end
 from participants.postgres.closing import CLOSE_TIMEOUT_S, close_in_background
 from participants.postgres.session import (
-    NOTICES_KEPT_MAX,
     Answer,
     Introduction,
     Late,
@@ -21,6 +20,7 @@ from participants.postgres.session import (
     NotSent,
     Row,
     ServerError,
+    keep,
 )
 from participants.postgres.session_end import FATAL, Listening
 
@@ -145,15 +145,15 @@ class AsyncpgSession:
         return translated
 
     def _note(self, _: Any, message: Any) -> None:
-        if len(self._notices) < NOTICES_KEPT_MAX:
-            self._notices.append(
-                Notice(
-                    str(getattr(message, "severity_en", None) or getattr(message, "severity", "")),
-                    str(message.sqlstate or ""),
-                    str(message.message or ""),
-                    getattr(message, "server_source_filename", None),
-                )
-            )
+        keep(
+            self._notices,
+            Notice(
+                str(getattr(message, "severity_en", None) or getattr(message, "severity", "")),
+                str(message.sqlstate or ""),
+                str(message.message or ""),
+                getattr(message, "server_source_filename", None),
+            ),
+        )
 
 
 async def _close(connection: Connection) -> None:

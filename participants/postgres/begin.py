@@ -110,8 +110,8 @@ def guard_script(gid: Gid, head: str, intro: Introduction, owners: Iterable[str]
     if intro.pooled or intro.superuser or intro.version < ADMIN_OF_ITSELF_BEFORE_VERSION:
         # Any role else that a session can take on was granted to the one that logged in.
         guard = guard_role(intro.role, owners, pooled=intro.pooled, superuser=intro.superuser)
-        return f"{guard}; {script}"
-    return script
+        script = f"{guard}; {script}"
+    return f"{query('guard_deferred')}; {script}"
 
 
 def _place(intro: Introduction) -> str:

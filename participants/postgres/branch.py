@@ -178,7 +178,7 @@ class PostgresBranch:
 
     async def commit_one_phase(self) -> Settled:
         self._stop_application()
-        guard = fill("guard_commit", marker=marker(self._gid))
+        guard = f"{query('guard_deferred')}; {fill('guard_commit', marker=marker(self._gid))}"
         proof = self._proof if self._session.intro.notes_commits else b""
         script = f"{guard}; {note_script(proof, self._session.intro)}commit"
         try:

@@ -25,7 +25,6 @@ from participants.postgres.handle import Handle
 from participants.postgres.psycopg_closing import cancel_and_finish, interrupt
 from participants.postgres.psycopg_gate import Gate
 from participants.postgres.session import (
-    NOTICES_KEPT_MAX,
     Answer,
     Introduction,
     Late,
@@ -34,6 +33,7 @@ from participants.postgres.session import (
     NotSent,
     Row,
     ServerError,
+    keep,
 )
 from participants.postgres.session_end import FATAL
 
@@ -218,17 +218,17 @@ class PsycopgSession:
         self.discard()
 
     def _note(self, result: PGresult) -> None:
-        if len(self._notices) < NOTICES_KEPT_MAX:
-            source = field(result, DiagnosticField.SOURCE_FILE)
-            self._notices.append(
-                Notice(
-                    field(result, DiagnosticField.SEVERITY_NONLOCALIZED)
-                    or field(result, DiagnosticField.SEVERITY),
-                    field(result, DiagnosticField.SQLSTATE),
-                    field(result, DiagnosticField.MESSAGE_PRIMARY),
-                    source.rpartition("/")[2] or None,
-                )
-            )
+        source = field(result, DiagnosticField.SOURCE_FILE)
+        keep(
+            self._notices,
+            Notice(
+                field(result, DiagnosticField.SEVERITY_NONLOCALIZED)
+                or field(result, DiagnosticField.SEVERITY),
+                field(result, DiagnosticField.SQLSTATE),
+                field(result, DiagnosticField.MESSAGE_PRIMARY),
+                source.rpartition("/")[2] or None,
+            ),
+        )
 
 
 def field(result: PGresult, name: DiagnosticField) -> str:

@@ -117,6 +117,11 @@ select coalesce(pg_catalog.current_setting('undoubt.tx', true), '') as marker,
        pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text as xid,
        pg_catalog.current_setting('transaction_isolation') as isolation, {whereabouts}
 
+-- name: guard_deferred
+-- Before any guard: what the application has deferred runs before its session is looked at, not after, in PREPARE or
+-- COMMIT itself, where it could undo what a guard has set, or change what a guard reports.
+set constraints all immediate
+
 -- name: guard_prepare
 -- Fails with 22P02 and the text "undoubt marker …" unless the marker is still there; the cast cannot be done at
 -- plan time, because current_setting() is not immutable, nor be dropped, because set_config() is volatile.
@@ -135,7 +140,10 @@ select pg_catalog.set_config('application_name',
          false),
        case when pg_catalog.current_setting('synchronous_commit')
                  operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
-            then pg_catalog.set_config('synchronous_commit', 'on', true) end
+            then pg_catalog.set_config('synchronous_commit', 'on', true) end,
+       case when pg_catalog.current_setting('client_min_messages')
+                 operator(pg_catalog.=) any (array['error', 'fatal', 'panic'])
+            then pg_catalog.set_config('client_min_messages', 'warning', true) end
 
 -- name: guard_position
 pg_catalog.pg_lsn_send(pg_catalog.pg_current_wal_insert_lsn())
@@ -170,7 +178,10 @@ select case when pg_catalog.current_setting('undoubt.tx', true) operator(pg_cata
                      coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))::pg_catalog.int4 end,
        case when pg_catalog.current_setting('synchronous_commit')
                  operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
-            then pg_catalog.set_config('synchronous_commit', 'on', true) end
+            then pg_catalog.set_config('synchronous_commit', 'on', true) end,
+       case when pg_catalog.current_setting('client_min_messages')
+                 operator(pg_catalog.=) any (array['error', 'fatal', 'panic'])
+            then pg_catalog.set_config('client_min_messages', 'warning', true) end
 
 -- name: note_commit
 -- A row that is visible exactly if the branch committed; nothing for a branch that writes nothing. The proof is a

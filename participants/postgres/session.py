@@ -56,7 +56,7 @@ class NotSent(Exception):
 
 
 NOTICES_KEPT_MAX = 100
-"""Of one script: a trigger may raise one per row."""
+"""Of one script, and the last that tells of a standby: a trigger may raise one per row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,24 @@ class Notice:
     message: str
     source_file: str | None
 
+    @property
+    def of_standby(self) -> bool:
+        """That a synchronous standby's confirmation was not waited for.
+
+        The server raises it in ``src/backend/replication/syncrep.c`` with code 01000 (the wait was
+        cancelled) or 57P01 (the server shuts down). Triggers raise 01000 too, but from other files.
+        """
+        return self.sqlstate in {"01000", "57P01"} and self.source_file in {None, "syncrep.c"}
+
+
+def keep(notices: list[Notice], notice: Notice) -> None:
+    """Add ``notice``, unless there are enough. What the server says last must not be lost in what triggers
+    say before."""
+    if len(notices) < NOTICES_KEPT_MAX:
+        notices.append(notice)
+    elif notice.of_standby:
+        notices[-1] = notice
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -77,15 +95,8 @@ class Answer:
     warnings: tuple[Notice, ...] = ()
 
     def unconfirmed(self) -> Notice | None:
-        """The warning that a synchronous standby's confirmation was not waited for, if there is one.
-
-        The server raises it in ``src/backend/replication/syncrep.c`` with code 01000 (the wait was
-        cancelled) or 57P01 (the server shuts down). Triggers raise 01000 too, but from other files.
-        """
-        for warning in self.warnings:
-            if warning.sqlstate in {"01000", "57P01"} and warning.source_file in {None, "syncrep.c"}:
-                return warning
-        return None
+        """The warning that a synchronous standby's confirmation was not waited for, if there is one."""
+        return next((warning for warning in self.warnings if warning.of_standby), None)
 
 
 @dataclass(frozen=True, slots=True)

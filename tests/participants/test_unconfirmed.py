@@ -10,7 +10,7 @@ from participants.contract import PrepareUnanswered, Settled, Vote, Work
 from participants.errors import BranchFailed
 from participants.ids import Gid
 from participants.postgres import PostgresParticipant
-from participants.postgres.session import ServerError
+from participants.postgres.session import NOTICES_KEPT_MAX, Notice, ServerError, keep
 from tests.participants.hands import at
 from tests.participants.support import WRITE, Database, unreachable_standby, waits_for_standby
 
@@ -33,6 +33,88 @@ async def test_unconfirmed_prepare_is_no_vote(
     assert await branch.rollback() is Settled.APPLIED
     await branch.release()
     assert await database.prepared() == []
+
+
+DEFERRED = """
+    create function deferred() returns trigger language plpgsql as $$ begin {body}; return null; end $$;
+    create constraint trigger deferred after update on account deferrable initially deferred
+        for each row when (new.id = 1) execute function deferred()
+"""
+NOISE = "for i in 1..150 loop raise notice 'row %', i; end loop"
+HIDDEN = {
+    "behind many notices": (DEFERRED.format(body=NOISE), ""),
+    "by a deferred trigger": (DEFERRED.format(body="set local client_min_messages = error"), ""),
+    "by waiting for nobody": (DEFERRED.format(body="set local synchronous_commit = off"), ""),
+    "by the branch": ("", "set local client_min_messages = error"),
+    "by the database": ("alter database {name} set client_min_messages = error", ""),
+}
+"""What would keep the warning from being seen, or the server from waiting: what is run in the database, and
+in the branch; may be nothing."""
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("call", ["prepare", "one phase"])
+async def test_nothing_hides_that_no_standby_confirmed(
+    participant: PostgresParticipant, database: Database, gid: Gid, call: str, hidden: str
+) -> None:
+    """Broken if settings, triggers or notices of an application make a vote, or a commit, of what a standby
+    that takes over may not have."""
+    made, run = HIDDEN[hidden]
+    name = await database.admin.fetchval("select quote_ident(current_database())")
+    for statement in filter(None, [made.replace("{name}", name)]):
+        await database.admin.execute(statement)
+    branch = await participant.begin(gid, timeout_s=30)
+    pid = at(branch).get_server_pid()
+    await at(branch).execute(WRITE)
+    for statement in filter(None, [run]):
+        await at(branch).execute(statement)
+    assert await branch.poll() is Work.WRITES
+    async with unreachable_standby(database):
+        ending = asyncio.create_task(branch.prepare() if call == "prepare" else branch.commit_one_phase())
+        while not ending.done() and not await waits_for_standby(database, pid):
+            await asyncio.sleep(0.005)
+        await database.admin.execute("select pg_cancel_backend($1)", pid)
+        if call == "prepare":
+            with pytest.raises(PrepareUnanswered, match="standby"):
+                await ending
+        else:
+            assert await ending is Settled.HEURISTIC_HAZARD
+    await branch.rollback()
+    await branch.release()
+    assert await database.prepared() == []
+
+
+async def test_a_deferred_trigger_changes_no_report(
+    participant: PostgresParticipant, database: Database, gid: Gid
+) -> None:
+    """Broken if what PREPARE reports of its transaction is what somebody else's trigger has written: with
+    another id recovery takes the branch for an impostor."""
+    await database.admin.execute(
+        DEFERRED.format(
+            body="perform set_config('application_name',"
+            " overlay(current_setting('application_name') placing 'AAAAAAAA' from"
+            " position('#' in current_setting('application_name')) + 1), false)"
+        )
+    )
+    branch = await participant.begin(gid, timeout_s=30)
+    await at(branch).execute(WRITE)
+    own = await at(branch).fetchval("select pg_current_xact_id()::text::bigint")
+    told = await branch.prepare()
+    assert (told.vote, told.evidence and told.evidence.xid) == (Vote.PREPARED, own)
+    assert await branch.commit() is Settled.APPLIED
+    await branch.release()
+    assert await database.balance() == 90
+
+
+def test_the_last_notice_of_a_standby_is_kept() -> None:
+    notices: list[Notice] = []
+    for number in range(NOTICES_KEPT_MAX + 5):
+        keep(notices, Notice("NOTICE", "00000", f"row {number}", "pl_exec.c"))
+    assert len(notices) == NOTICES_KEPT_MAX
+    keep(notices, Notice("WARNING", "01000", "canceling wait", "syncrep.c"))
+    keep(notices, Notice("NOTICE", "00000", "late", "pl_exec.c"))
+    assert len(notices) == NOTICES_KEPT_MAX
+    assert notices[-1].of_standby
 
 
 async def test_unconfirmed_commit_is_not_final(
