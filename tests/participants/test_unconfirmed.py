@@ -42,18 +42,18 @@ DEFERRED = """
 """
 NOISE = "for i in 1..150 loop raise notice 'row %', i; end loop"
 HIDDEN = {
-    "behind many notices": (DEFERRED.format(body=NOISE), ""),
-    "by a deferred trigger": (DEFERRED.format(body="set local client_min_messages = error"), ""),
-    "by waiting for nobody": (DEFERRED.format(body="set local synchronous_commit = off"), ""),
-    "by the branch": ("", "set local client_min_messages = error"),
-    "by the database": ("alter database {name} set client_min_messages = error", ""),
+    "many-notices": (DEFERRED.format(body=NOISE), ""),
+    "deferred-trigger": (DEFERRED.format(body="set local client_min_messages = error"), ""),
+    "waits-for-nobody": (DEFERRED.format(body="set local synchronous_commit = off"), ""),
+    "branch": ("", "set local client_min_messages = error"),
+    "database": ("alter database {name} set client_min_messages = error", ""),
 }
 """What would keep the warning from being seen, or the server from waiting: what is run in the database, and
 in the branch; may be nothing."""
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
-@pytest.mark.parametrize("call", ["prepare", "one phase"])
+@pytest.mark.parametrize("call", ["prepare", "one-phase"])
 async def test_nothing_hides_that_no_standby_confirmed(
     participant: PostgresParticipant, database: Database, gid: Gid, call: str, hidden: str
 ) -> None:
