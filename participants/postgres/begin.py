@@ -107,7 +107,8 @@ def guard_script(gid: Gid, head: str, intro: Introduction, owners: Iterable[str]
     script = script.replace("{position}", position).replace("{place}", _place(intro))
     if intro.pooled and intro.tells_history:
         script = same_schema(intro) + script
-    if intro.pooled or intro.superuser or intro.version < ADMIN_OF_ITSELF_BEFORE_VERSION:
+    may_stray = intro.strays or intro.superuser or intro.version < ADMIN_OF_ITSELF_BEFORE_VERSION
+    if intro.pooled or may_stray:
         # Any role else that a session can take on was granted to the one that logged in.
         guard = guard_role(intro.role, owners, pooled=intro.pooled, superuser=intro.superuser)
         script = f"{guard}; {script}"

@@ -12,7 +12,7 @@ from participants.foreign_ground import ALONE, session_settings, startup_timeout
 from participants.postgres.belief import look
 from participants.postgres.dsn import Address, read_dsn
 from participants.postgres.history import with_history
-from participants.postgres.roles import owned
+from participants.postgres.roles import is_owned, owned
 from participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError, Session
 from participants.postgres.sql import query
 from participants.postgres.verdicts import (
@@ -134,6 +134,7 @@ async def _introduction(participant: str, session: Session, settings: Participan
 async def _ask_who(participant: str, session: Session, settings: ParticipantSettings) -> Introduction:
     timeout_s = settings.statement_timeout_s
     statement = owned("introduce", "current_user", "$1")
+    statement = statement.replace("{each_owned}", is_owned("r.rolname", "$1"))
     [row] = await session.rows(statement, list(settings.owners), timeout_s=timeout_s)
     if row["version"] < VERSION_MIN:
         version = row["version"] // 10_000
@@ -178,6 +179,7 @@ async def _ask_who(participant: str, session: Session, settings: ParticipantSett
         role=row["role"],
         login=row["login"],
         role_owned=row["role_owned"],
+        strays=row["strays"],
         role_of_database=row["role_of_database"],
         superuser=row["superuser"],
         database=row["database"],

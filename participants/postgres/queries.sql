@@ -24,6 +24,10 @@ select pg_catalog.pg_is_in_recovery() as standby,
        pg_catalog.to_regnamespace('undoubt')::pg_catalog.oid::pg_catalog.int8 as schema_oid,
        pg_catalog.pg_backend_pid() as pid, current_user::pg_catalog.text as role,
        session_user::pg_catalog.text as login, {owned} as role_owned,
+       case when pg_catalog.current_setting('server_version_num')::pg_catalog.int4 operator(pg_catalog.>=) 160000
+            then exists (select from pg_catalog.pg_roles as r
+                          where pg_catalog.pg_has_role(session_user, r.oid, 'SET') and not {each_owned})
+            else false end as strays,
        exists (select from pg_catalog.pg_db_role_setting as s
                  join pg_catalog.pg_database as d on d.oid operator(pg_catalog.=) s.setdatabase
                 where d.datname operator(pg_catalog.=) pg_catalog.current_database()
@@ -205,7 +209,9 @@ select not exists (select from pg_catalog.pg_stat_activity as a
 -- Whether {owner} is a role that prepares branches of ours: the one that logs in, one that was granted to it, or one
 -- of {owners}. pg_has_role() would say so of every role to a superuser. Before version 15 a role may grant itself to
 -- whomever it likes, which shows in its being the grantor: that does not count. Nor does a membership without the
--- option SET, a column since version 16, which does not let a session finish that role's branches.
+-- option SET, a column since version 16, which does not let a session finish that role's branches. Since then it has to
+-- be granted by a superuser, by the member, or by a role that can make itself the member: any other could grant whatever
+-- it administers to a member that nobody asks. Before, whoever may create roles may also change the member's password.
 (({owner})::pg_catalog.text operator(pg_catalog.=) any (
    {owners}::pg_catalog.text[] operator(pg_catalog.||)
    array(with recursive granted as (
@@ -214,8 +220,9 @@ select not exists (select from pg_catalog.pg_stat_activity as a
            select m.roleid
              from pg_catalog.pg_auth_members as m join granted on granted.oid operator(pg_catalog.=) m.member
             where m.grantor operator(pg_catalog.<>) m.roleid
-              and coalesce(pg_catalog.to_jsonb(m) operator(pg_catalog.->>) 'set_option', 'true')
-                  operator(pg_catalog.=) 'true')
+              and case pg_catalog.to_jsonb(m) operator(pg_catalog.->>) 'set_option'
+                    when 'true' then pg_catalog.pg_has_role(m.grantor, m.member, 'SET, MEMBER WITH ADMIN OPTION')
+                    when 'false' then false else true end)
          select r.rolname::pg_catalog.text
            from granted join pg_catalog.pg_roles as r on r.oid operator(pg_catalog.=) granted.oid)))
 

@@ -110,6 +110,7 @@ class Introduction:
 
     ``role`` is the one that branches begin with. ``login`` is the one that logged in; ``role_owned``:
     ``role`` prepares branches of ours; ``role_of_database``: the database sets it, as its owner may.
+    ``strays``: the session may become roles that prepare no branches of ours.
     ``as_login``: branches begin by becoming ``login`` (:func:`participants.postgres.roles.beginning`).
 
     ``tells_history``: the database has undoubt's tables, and names its history; ``history`` is its id, None
@@ -132,6 +133,7 @@ class Introduction:
     role: str = ""
     login: str = ""
     role_owned: bool = True
+    strays: bool = False
     role_of_database: bool = False
     as_login: bool = False
     superuser: bool = False

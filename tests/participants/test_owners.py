@@ -186,6 +186,36 @@ async def test_a_role_that_granted_itself(scene: Scene) -> None:
     await participant.close()
 
 
+async def test_a_role_that_a_stranger_granted(scene: Scene) -> None:
+    """Broken if whoever administers a role makes it ours by granting it to the one that logs in, which nobody
+    asks; or if such a role's branches are prepared, or a grant by somebody who controls it counts no more."""
+    admin = scene.database.admin
+    counted = await admin.fetchval("select current_setting('server_version_num')::int < 160000")
+    await admin.execute("create role dba login; grant clerk to dba with admin option")
+    dba = await asyncpg.connect(scene.server.dsn(scene.database.name, user="dba"))
+    participant, clerk = scene.at("app"), scene.at("clerk")
+    gid = new_gid()
+    evidence = await prepare(clerk, gid)
+    try:
+        await dba.execute("grant clerk to app")
+        assert [one.owned for one in await listed(participant)] == [counted]
+        if counted:
+            return
+        branch = await participant.begin(new_gid(), timeout_s=30)
+        await at(branch).execute("set local role clerk")
+        await at(branch).execute(WRITE.replace("= 1", "= 2"))
+        assert (await branch.prepare()).vote is Vote.ABORT
+        await branch.release()
+        await admin.execute("grant app to dba with admin true, set false")
+        assert [one.owned for one in await listed(participant)] == [True]
+        assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    finally:
+        await dba.close()
+        await participant.close()
+        await clerk.close()
+        await admin.execute("drop owned by dba cascade; revoke clerk from dba cascade; drop role dba")
+
+
 async def test_what_nobody_could_finish_is_not_prepared(scene: Scene) -> None:
     """Broken if a superuser prepares branches as a role whose branches it takes for somebody else's."""
     participant = scene.at("postgres")
