@@ -220,9 +220,9 @@ select not exists (select from pg_catalog.pg_stat_activity as a
            select m.roleid
              from pg_catalog.pg_auth_members as m join granted on granted.oid operator(pg_catalog.=) m.member
             where m.grantor operator(pg_catalog.<>) m.roleid
-              and case pg_catalog.to_jsonb(m) operator(pg_catalog.->>) 'set_option'
-                    when 'true' then pg_catalog.pg_has_role(m.grantor, m.member, 'SET, MEMBER WITH ADMIN OPTION')
-                    when 'false' then false else true end)
+              and case when pg_catalog.to_jsonb(m) operator(pg_catalog.->>) 'set_option' operator(pg_catalog.=) 'true'
+                       then pg_catalog.pg_has_role(m.grantor, m.member, 'SET, MEMBER WITH ADMIN OPTION')
+                       else pg_catalog.to_jsonb(m) operator(pg_catalog.->>) 'set_option' is null end)
          select r.rolname::pg_catalog.text
            from granted join pg_catalog.pg_roles as r on r.oid operator(pg_catalog.=) granted.oid)))
 
