@@ -308,10 +308,9 @@ class Transaction:
 
     def tell_that_it_goes_on(self, error: BaseException) -> None:
         """Note on what leaves the block while a commit is under way, unless that can only abort."""
-        if self.may_have_committed:
-            error.add_note(
-                f"the commit of transaction {self.id} goes on; coordinator.outcome tells how it ends"
-            )
+        note = f"the commit of transaction {self.id} goes on; coordinator.outcome tells how it ends"
+        if self.may_have_committed and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
     async def undo_after(self, error: BaseException) -> None:
         """What the end of a ``with`` block does whose body raised ``error``. If a statement was cancelled

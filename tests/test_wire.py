@@ -63,7 +63,7 @@ async def test_a_fault_at_prepare_and_at_commit_prepared(door: str, dsns: Dsns, 
 async def test_a_fault_at_a_commit_in_one_phase(door: str, dsns: Dsns, tmp_path: Path) -> None:
     """Broken if a COMMIT whose answer was lost is told as done or undone, and is the other."""
     scene = Scene(door, work=Work.ONE_PHASE)
-    runs = await strike(scene, dsns, tmp_path, ("Q select case when", QUICK))
+    runs = await strike(scene, dsns, tmp_path, ("select case when", QUICK))
     assert runs == 2 * len(QUICK), "the writer's COMMIT and the reader's"
 
 
