@@ -171,8 +171,7 @@ class Worker:
             await sweep(self._tools.ledger, self._tools.terminator, self.participant)
         except UndoubtError as error:
             log.info("old rows at %r are left: %s", self.participant.name, error)
-        except Exception:
-            # A bug of ours or of a driver's: what is in doubt must be resolved all the same.
+        except Exception:  # a bug of ours or of a driver's: what is in doubt must be resolved all the same
             restarts["recovery worker"] += 1
             log.exception("sweeping old rows at %r failed", self.participant.name)
 

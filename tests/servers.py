@@ -25,6 +25,18 @@ from undoubt.embedded.binaries import bin_folder
 ENV_DSN = "UNDOUBT_TEST_DSN"
 
 
+async def column(dsn: str, statement: str) -> list[Any]:
+    """The first column of what a SELECT gives, on a connection of its own; of other statements nothing."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        if not statement.startswith("select"):
+            await connection.execute(statement)
+            return []
+        return [row[0] for row in await connection.fetch(statement)]
+    finally:
+        await connection.close()
+
+
 class Server(abc.ABC):
     """A running server with max_prepared_transactions of at least 20."""
 

@@ -28,6 +28,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from coordinator.errors import LedgerUnusable
+from coordinator.ledger.durable import sync_folder
 
 SIZE_BYTES = 512
 CHAIN_BYTES = 16
@@ -125,15 +126,6 @@ class Anchor:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names durable that were given, changed or removed in ``folder`` (fsync(2), on directories)."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _encoded(owner: str, mark: Mark) -> bytes:

@@ -10,14 +10,15 @@ are each node's own and not part of it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from coordinator.errors import LedgerUnusable
-from coordinator.ledger.anchor import sync_folder
+from coordinator.ledger.durable import write_new
 
 MAGIC = b"undoubt-backup 1\n"
 
@@ -47,25 +48,21 @@ def write(path: Path, backup: Backup) -> int:
     """Durable, whole, under its name or not at all; its size in bytes. Raises ``LedgerUnusable`` if there is
     such a file, or no room."""
     content = msgspec.msgpack.encode(backup)
-    fresh = path.with_name(path.name + f".{os.getpid()}.new")
+    whole = MAGIC + hashlib.sha256(content).digest() + content
+    write_new(path, whole, "a backup")
+    return len(whole)
+
+
+@contextlib.contextmanager
+def reading_image(what: object) -> Iterator[None]:
+    """Around restoring a backup's image. Raises ``LedgerUnusable``, naming ``what``, if the image is none
+    that this version can read."""
     try:
-        with fresh.open("xb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(MAGIC + hashlib.sha256(content).digest() + content)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        try:
-            path.hardlink_to(fresh)  # unlike a rename it overwrites nothing
-        finally:
-            fresh.unlink()
-        sync_folder(path.parent)
-    except FileExistsError:
-        raise LedgerUnusable(f"{path} is there already; a backup overwrites nothing") from None
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise LedgerUnusable(f"cannot write {path}: {error.strerror or error}") from error
-    return size
+        yield
+    except ValueError as error:  # msgspec's are
+        raise LedgerUnusable(
+            f"{what} cannot be read ({error}); was it written by a newer version?"
+        ) from error
 
 
 def read(path: Path) -> Backup:

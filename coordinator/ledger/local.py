@@ -153,6 +153,10 @@ class LocalLedger(abc.ABC):
 
     async def _run(self, command: Command) -> Any:
         bounds.check(command)
+        return await self._run_judged(command)
+
+    async def _run_judged(self, command: Command) -> Any:
+        """One that was found within its bounds."""
         result = await self._propose(command)
         if isinstance(result, UndoubtError):
             raise result
@@ -227,7 +231,8 @@ class LocalLedger(abc.ABC):
         protocol: str = "2",
         cause: str = "",
     ) -> Decision:
-        decided: Decision = await self._run(self.decide_command(txid, decision, branches, protocol, cause))
+        command = self.decide_command(txid, decision, branches, protocol, cause)
+        decided: Decision = await self._run_judged(command)
         return decided
 
     def decide_command(

@@ -9,11 +9,10 @@ not at all. Whoever has it can make names of the ledger: keep it as you keep pas
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from coordinator.errors import LedgerUnusable
-from coordinator.ledger.anchor import sync_folder
+from coordinator.ledger.durable import write_new
 from participants.ids import InvalidName, check_ledger_id
 
 HEAD = "undoubt-secret 1"
@@ -21,17 +20,7 @@ HEAD = "undoubt-secret 1"
 
 def write(path: Path, ledger_id: str, secret: bytes) -> None:
     """Durable, mode 0600. Raises ``LedgerUnusable`` if there is such a file, or it cannot be written."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"{HEAD}\n{ledger_id} {secret.hex()}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(path.parent)
-    except FileExistsError:
-        raise LedgerUnusable(f"{path} is there already; a secret overwrites nothing") from None
-    except OSError as error:
-        raise LedgerUnusable(f"cannot write {path}: {error.strerror or error}") from error
+    write_new(path, f"{HEAD}\n{ledger_id} {secret.hex()}\n".encode("ascii"), "a secret")
 
 
 def read(path: Path) -> tuple[str, bytes] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coordinator.errors import LedgerUnusable
+from coordinator.ledger.backup import reading_image
 from coordinator.ledger.commands import Restore
 from coordinator.ledger.local import SESSION_SKIP
 from coordinator.ledger.machine import Machine
@@ -46,12 +46,8 @@ def restored(
     what is no image, and for a version that this node does not speak.
     """
     replicated = Replicated(Machine(""), {}, speaks=speaks)
-    try:
+    with reading_image("the backup's image"):
         replicated.restore(image)
-    except ValueError as error:  # msgspec's are
-        raise LedgerUnusable(
-            f"the backup's image cannot be read ({error}); was it written by a newer version?"
-        ) from error
     replicated.machine.apply(Restore(SESSION_SKIP))
     replicated.rename(dict(addresses))
     first = bootstrap(addresses)

@@ -102,7 +102,7 @@ def marker(gid: Gid) -> str:
 def guard_script(gid: Gid, head: str, intro: Introduction, owners: Iterable[str]) -> str:
     """What goes before PREPARE TRANSACTION in its round trip; ``head`` is :func:`report_head`'s, ``owners``
     are the settings'."""
-    script = fill("guard_prepare", marker=marker(gid), report=head)
+    script = _durable(fill("guard_prepare", marker=marker(gid), report=head))
     position = query("guard_position" if intro.tells_position else "guard_no_position")
     script = script.replace("{position}", position).replace("{place}", _place(intro))
     if intro.pooled and intro.tells_history:
@@ -113,6 +113,15 @@ def guard_script(gid: Gid, head: str, intro: Introduction, owners: Iterable[str]
         guard = guard_role(intro.role, owners, pooled=intro.pooled, superuser=intro.superuser)
         script = f"{guard}; {script}"
     return f"{query('guard_deferred')}; {script}"
+
+
+def commit_guard(gid: Gid) -> str:
+    """What goes before a plain COMMIT in its round trip."""
+    return _durable(fill("guard_commit", marker=marker(gid)))
+
+
+def _durable(guard: str) -> str:
+    return guard.replace("{durable}", query("guard_durable"))
 
 
 def _place(intro: Introduction) -> str:

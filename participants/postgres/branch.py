@@ -24,13 +24,20 @@ from participants.contract import (
 )
 from participants.errors import BranchFailed, ParticipantUnavailable
 from participants.ids import Gid, Protocol, SessionKey
-from participants.postgres.begin import branch_name, guard_script, known_pid, marker, report_head
+from participants.postgres.begin import (
+    branch_name,
+    commit_guard,
+    guard_script,
+    known_pid,
+    marker,
+    report_head,
+)
 from participants.postgres.handle import Handle, Surroundings
 from participants.postgres.history import columns, evidence_at, place_in, place_of, read_report
 from participants.postgres.one_phase import Lost, note_script
 from participants.postgres.pool import Slot
 from participants.postgres.session import Answer, NoAnswer, NotSent, ServerError, Session
-from participants.postgres.sql import fill, literal, query
+from participants.postgres.sql import literal, query
 from participants.postgres.verdicts import (
     ENDED_BY_APPLICATION,
     branch_failure,
@@ -178,7 +185,7 @@ class PostgresBranch:
 
     async def commit_one_phase(self) -> Settled:
         self._stop_application()
-        guard = f"{query('guard_deferred')}; {fill('guard_commit', marker=marker(self._gid))}"
+        guard = f"{query('guard_deferred')}; {commit_guard(self._gid)}"
         proof = self._proof if self._session.intro.notes_commits else b""
         script = f"{guard}; {note_script(proof, self._session.intro)}commit"
         try:
@@ -237,7 +244,7 @@ class PostgresBranch:
         return settled
 
     async def _end_reading(self) -> Settled:
-        script = fill("guard_commit", marker=marker(self._gid)) + "; commit"
+        script = commit_guard(self._gid) + "; commit"
         try:
             answer = await self._session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:

@@ -122,10 +122,10 @@ class PsycopgSession:
         """The engine itself prepares nothing under a name."""
 
     async def set_up(self, hook: OnConnect) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # for the subclass that lends connections: this one serves undoubt alone
 
     def handle(self, gid: Gid) -> Handle:
-        raise NotImplementedError
+        raise NotImplementedError  # likewise
 
     def abandon(self) -> None:
         """Send nothing through it any more, and leave the connection open: it is somebody else's."""

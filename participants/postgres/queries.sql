@@ -126,6 +126,15 @@ select coalesce(pg_catalog.current_setting('undoubt.tx', true), '') as marker,
 -- COMMIT itself, where it could undo what a guard has set, or change what a guard reports.
 set constraints all immediate
 
+-- name: guard_durable
+-- Columns of both guards: the server waits for its synchronous standbys, and says so if it did not.
+case when pg_catalog.current_setting('synchronous_commit')
+          operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
+     then pg_catalog.set_config('synchronous_commit', 'on', true) end,
+case when pg_catalog.current_setting('client_min_messages')
+          operator(pg_catalog.=) any (array['error', 'fatal', 'panic'])
+     then pg_catalog.set_config('client_min_messages', 'warning', true) end
+
 -- name: guard_prepare
 -- Fails with 22P02 and the text "undoubt marker …" unless the marker is still there; the cast cannot be done at
 -- plan time, because current_setting() is not immutable, nor be dropped, because set_config() is volatile.
@@ -142,12 +151,7 @@ select pg_catalog.set_config('application_name',
                      coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))::pg_catalog.int4)
                    ::pg_catalog.text end,
          false),
-       case when pg_catalog.current_setting('synchronous_commit')
-                 operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
-            then pg_catalog.set_config('synchronous_commit', 'on', true) end,
-       case when pg_catalog.current_setting('client_min_messages')
-                 operator(pg_catalog.=) any (array['error', 'fatal', 'panic'])
-            then pg_catalog.set_config('client_min_messages', 'warning', true) end
+       {durable}
 
 -- name: guard_position
 pg_catalog.pg_lsn_send(pg_catalog.pg_current_wal_insert_lsn())
@@ -180,12 +184,7 @@ select case when current_user operator(pg_catalog.=) {role} then 0 when {allowed
 select case when pg_catalog.current_setting('undoubt.tx', true) operator(pg_catalog.=) {marker} then 0
             else ('undoubt marker ' operator(pg_catalog.||)
                      coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))::pg_catalog.int4 end,
-       case when pg_catalog.current_setting('synchronous_commit')
-                 operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
-            then pg_catalog.set_config('synchronous_commit', 'on', true) end,
-       case when pg_catalog.current_setting('client_min_messages')
-                 operator(pg_catalog.=) any (array['error', 'fatal', 'panic'])
-            then pg_catalog.set_config('client_min_messages', 'warning', true) end
+       {durable}
 
 -- name: note_commit
 -- A row that is visible exactly if the branch committed; nothing for a branch that writes nothing. The proof is a

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from coordinator.ledger import maintenance, open_ledger, secret_file
@@ -18,7 +17,7 @@ from participants.postgres import PostgresParticipant
 from participants.postgres.schema import migrate
 from participants.settings import ParticipantSettings
 from participants.states import Charter, Event, Termination
-from tests.servers import prepared
+from tests.servers import column, prepared
 from tests.undoubt.cli.harness import Ran, undoubt
 from undoubt.config import load
 
@@ -67,14 +66,7 @@ class Lost:
             await participant.close()
 
     async def sql(self, name: str, statement: str) -> list[Any]:
-        connection = await asyncpg.connect(self.dsns[name])
-        try:
-            if not statement.startswith("select"):
-                await connection.execute(statement)
-                return []
-            return [row[0] for row in await connection.fetch(statement)]
-        finally:
-            await connection.close()
+        return await column(self.dsns[name], statement)
 
     def gids(self, protocol: Protocol) -> list[Gid]:
         self._seq += 1

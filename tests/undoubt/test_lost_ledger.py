@@ -6,13 +6,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 import undoubt
 import undoubt.sync
 from coordinator.errors import LedgerMissing
 from participants.ids import Gid, Protocol, TxId, new_ledger_id
+from tests.servers import column
 from tests.undoubt.cli.harness import Ran
 from tests.undoubt.cli.harness import undoubt as command
 
@@ -41,14 +41,6 @@ async def run(folder: Path, *arguments: str) -> Ran:
     return await asyncio.to_thread(command, *arguments, cwd=folder)
 
 
-async def sql(dsn: str, statement: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
-
-
 def gid(name: str, number: int = 1) -> Gid:
     return Gid(LOST, Protocol.TWO_PHASE, TxId(1, "00112233445566ff", 1), number, name, "0123456789" * 2)
 
@@ -56,13 +48,13 @@ def gid(name: str, number: int = 1) -> Gid:
 async def left(dsns: dict[str, str], name: str = "orders") -> Gid:
     """A branch of a ledger that is nowhere."""
     found = gid(name)
-    await sql(dsns[name], TABLE)
-    await sql(dsns[name], f"begin; insert into note values (1); prepare transaction '{found}'")
+    await column(dsns[name], TABLE)
+    await column(dsns[name], f"begin; insert into note values (1); prepare transaction '{found}'")
     return found
 
 
 async def end(dsns: dict[str, str], found: Gid) -> None:
-    await sql(dsns[found.participant], f"rollback prepared '{found}'")
+    await column(dsns[found.participant], f"rollback prepared '{found}'")
 
 
 async def test_connect_makes_a_ledger_where_nothing_was_left(

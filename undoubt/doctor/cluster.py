@@ -55,23 +55,18 @@ def _answering(found: Survey) -> Finding:
 
 def _disks(found: Survey) -> Iterator[Finding]:
     for seen in found.nodes:
-        if seen.status is not None and seen.status.disk_full:
-            yield Finding(
-                None,
-                "ledger_disk",
-                Severity.PROBLEM,
-                f"the disk of node {seen.status.node} ({seen.address}) is full",
-                "it takes no part in decisions until there is room: make some",
-            )
-        if seen.status is not None and seen.status.disk_stalled:
-            yield Finding(
-                None,
-                "ledger_disk",
-                Severity.PROBLEM,
-                f"the disk of node {seen.status.node} ({seen.address}) does not finish a write",
+        if (status := seen.status) is None:
+            continue
+        disk = f"the disk of node {status.node} ({seen.address})"
+        if status.disk_full:
+            fix = "it takes no part in decisions until there is room: make some"
+            yield Finding(None, "ledger_disk", Severity.PROBLEM, f"{disk} is full", fix)
+        if status.disk_stalled:
+            fix = (
                 "it takes no part in decisions and does not lead until it does: look at the disk and at what"
-                " else uses it",
+                " else uses it"
             )
+            yield Finding(None, "ledger_disk", Severity.PROBLEM, f"{disk} does not finish a write", fix)
 
 
 def _role(settings: LedgerSettings) -> Iterator[Finding]:

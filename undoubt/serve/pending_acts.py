@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 
 from coordinator.errors import LedgerError
-from coordinator.ledger.anchor import sync_folder
 from coordinator.ledger.cluster.ledger import ClusterLedger
 from coordinator.ledger.contract import Act
+from coordinator.ledger.durable import sync_folder
 from coordinator.settings import LedgerSettings
 
 log = logging.getLogger(__name__)

@@ -27,13 +27,9 @@ def read_secret(path: Path, ledger_id: str) -> bytes:
 def _of_backup(path: Path) -> tuple[str, bytes]:
     kept = backup.read(path)
     machine = Machine("")
-    try:
+    with backup.reading_image(path):
         if kept.about.cluster:
             Replicated(machine, {}).restore(kept.image)
         else:
             machine.restore(kept.image)
-    except ValueError as error:  # msgspec's are
-        raise LedgerUnusable(
-            f"{path} cannot be read ({error}); was it written by a newer version?"
-        ) from error
     return machine.state.ledger_id, machine.state.secret

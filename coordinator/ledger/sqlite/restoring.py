@@ -13,9 +13,10 @@ import msgspec
 
 from coordinator.errors import LedgerUnusable
 from coordinator.ledger import backup
-from coordinator.ledger.anchor import START, Anchor, Mark, chained, sync_folder
+from coordinator.ledger.anchor import START, Anchor, Mark, chained
 from coordinator.ledger.commands import RecordAct, Restore, encode
 from coordinator.ledger.contract import ACTS_MAX, Act, SessionState
+from coordinator.ledger.durable import sync_folder
 from coordinator.ledger.local import SESSION_SKIP
 from coordinator.ledger.machine import Machine
 from coordinator.ledger.sqlite import anchored
@@ -61,12 +62,8 @@ def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
     if kept.about.cluster:
         raise LedgerUnusable(f"{file} is the backup of a cluster: `undoubt cluster restore`")
     machine = Machine("")
-    try:
+    with backup.reading_image(file):
         machine.restore(kept.image)
-    except ValueError as error:  # msgspec's are
-        raise LedgerUnusable(
-            f"{file} cannot be read ({error}); was it written by a newer version?"
-        ) from error
     open_sessions = _open_sessions(machine)
     machine.apply(Restore(SESSION_SKIP))
     machine.apply(RecordAct(act.clipped(), ACTS_MAX))

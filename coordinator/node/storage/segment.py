@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.errors import LedgerUnusable
-from coordinator.ledger.anchor import Mark, sync_folder
+from coordinator.ledger.anchor import Mark
+from coordinator.ledger.durable import sync_folder
 
 HEADER_BYTES = 512
 SALT_BYTES = 16

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.ledger import disk
-from coordinator.ledger.anchor import START, Anchor, AnchorUnusable, Mark, sync_folder
+from coordinator.ledger.anchor import START, Anchor, AnchorUnusable, Mark
+from coordinator.ledger.durable import sync_folder
 from coordinator.node.storage import record
 from coordinator.node.storage.record import Tail
 from coordinator.node.storage.segment import (

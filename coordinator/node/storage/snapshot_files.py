@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from coordinator.ledger import disk
-from coordinator.ledger.anchor import sync_folder
+from coordinator.ledger.durable import sync_folder
 from coordinator.node.storage.contract import Snapshot
 from coordinator.node.storage.logged import SnapshotName
 from coordinator.node.storage.segment_log import Damaged

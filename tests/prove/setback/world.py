@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import asyncpg
-
 from coordinator.errors import LedgerError
 from coordinator.ledger import open_ledger
 from coordinator.ledger.contract import Decision, Ledger, Session, record_of
@@ -20,6 +18,7 @@ from participants.postgres import PostgresParticipant
 from participants.settings import ParticipantSettings
 from recovery.operator.survey import survey
 from recovery.service import RecoveryService
+from tests.servers import column
 from undoubt import assemble
 from undoubt.config import Settings, load
 from undoubt.doctor.examine import examine
@@ -119,14 +118,7 @@ class World:
         return load({"ledger": ledger, "participants": participants}, env={})
 
     async def sql(self, name: str, statement: str) -> list[Any]:
-        connection = await asyncpg.connect(self.dsns[name])
-        try:
-            if not statement.startswith("select"):
-                await connection.execute(statement)
-                return []
-            return [row[0] for row in await connection.fetch(statement)]
-        finally:
-            await connection.close()
+        return await column(self.dsns[name], statement)
 
     async def prepared(self, name: str) -> list[str]:
         return await self.sql(

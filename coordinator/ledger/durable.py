@@ -1,0 +1,39 @@
+"""Files and names that are on the disk when the function returns."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from coordinator.errors import LedgerUnusable
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names durable that were given, changed or removed in ``folder`` (fsync(2), on directories)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_new(path: Path, content: bytes, what: str) -> None:
+    """A file of mode 0600: whole, under its name or not at all. Raises ``LedgerUnusable`` if there is such a
+    file, or it cannot be written; ``what`` it is, for that message."""
+    fresh = path.with_name(path.name + f".{os.getpid()}.new")
+    try:
+        with fresh.open("xb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            path.hardlink_to(fresh)  # unlike a rename it overwrites nothing
+        finally:
+            fresh.unlink()
+        sync_folder(path.parent)
+    except FileExistsError:
+        raise LedgerUnusable(f"{path} is there already; {what} overwrites nothing") from None
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise LedgerUnusable(f"cannot write {path}: {error.strerror or error}") from error
