@@ -49,7 +49,7 @@ FAILURES_SHOWN = 20
 CONTROLS = (
     Control("unanswered-prepare-is-no", "asyncpg, 2pc, sqlite, transfer", "current_user"),
     Control("absent-after-unanswered-prepare-is-gone", "asyncpg, 2pc, sqlite, transfer", "current_user"),
-    Control("lost-one-phase-answer-is-aborted", "asyncpg, 2pc, sqlite, one phase", "undoubt.tx"),
+    Control("lost-one-phase-answer-is-aborted", "asyncpg, 2pc, sqlite, one phase", "set constraints"),
 )
 
 
