@@ -12,12 +12,12 @@ import asyncio
 import statistics
 import time
 
-from coordinator.coordinator import Coordinator
-from coordinator.ledger.memory import MemoryLedger
-from coordinator.transaction import Transaction
-from participants.contract import Evidence, PrepareResult, Settled, Vote, Work
-from participants.ids import NO_KEY, Gid, SessionKey
-from participants.registry import Registry
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.coordinator.transaction import Transaction
+from undoubt.participants.contract import Evidence, PrepareResult, Settled, Vote, Work
+from undoubt.participants.ids import NO_KEY, Gid, SessionKey
+from undoubt.participants.registry import Registry
 
 NAMES = ("orders", "payments")
 EVIDENCE = Evidence(1, 1, "00000001")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.ledger.contract import BranchRecord
+from undoubt.coordinator.ledger.contract import BranchRecord
 from undoubt.demo.nodes import free_ports
 from undoubt.demo.worker import die_with_parent
 

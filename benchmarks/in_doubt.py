@@ -20,17 +20,17 @@ from typing import Any
 
 import asyncpg
 
-from coordinator.ledger.contract import Decision, Ledger, record_of
-from coordinator.ledger.urls import open_ledger
-from coordinator.settings import LedgerSettings
-from participants.ids import Gid, Protocol, SessionKey
-from participants.postgres import PostgresParticipant
-from participants.registry import Registry
-from participants.settings import ParticipantSettings
-from recovery.service import RecoveryService
-from recovery.settings import RecoverySettings
 from undoubt.bench.contract import DATABASES
 from undoubt.bench.field import own_servers
+from undoubt.coordinator.ledger.contract import Decision, Ledger, record_of
+from undoubt.coordinator.ledger.urls import open_ledger
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.ids import Gid, Protocol, SessionKey
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.registry import Registry
+from undoubt.participants.settings import ParticipantSettings
+from undoubt.recovery.service import RecoveryService
+from undoubt.recovery.settings import RecoverySettings
 
 CONNECTIONS = RecoverySettings().parallel
 """Of the bare loop to each server: as many branches at once as recovery settles."""

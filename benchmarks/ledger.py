@@ -24,12 +24,12 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import etcd as peer
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import BranchRecord, Decision, Session
-from coordinator.settings import LedgerSettings
-from participants.ids import Protocol, SessionKey
 from undoubt.bench.figures import percentile
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Session
+from undoubt.coordinator.settings import LedgerSettings
 from undoubt.demo.nodes import Nodes
+from undoubt.participants.ids import Protocol, SessionKey
 from undoubt.serve.loop import fastest_loop
 
 BRANCHES = (

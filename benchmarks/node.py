@@ -14,17 +14,17 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
-from coordinator.ledger.commands import Command, Decide, Finish, OpenSession
-from coordinator.ledger.contract import BranchRecord, Decision, Session
-from coordinator.ledger.machine import Machine
-from coordinator.node.bootstrap import beginning
-from coordinator.node.replica import Replica
-from coordinator.node.replicated import Replicated
-from coordinator.node.settings import NodeSettings
-from coordinator.node.storage.contract import Identity, Stored, Write
-from coordinator.paxos import Branch, FirstBallot, Outcome, Value
-from coordinator.quorum import Joint
-from coordinator.raft import Message, decode, encode
+from undoubt.coordinator.ledger.commands import Command, Decide, Finish, OpenSession
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Session
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.node.bootstrap import beginning
+from undoubt.coordinator.node.replica import Replica
+from undoubt.coordinator.node.replicated import Replicated
+from undoubt.coordinator.node.settings import NodeSettings
+from undoubt.coordinator.node.storage.contract import Identity, Stored, Write
+from undoubt.coordinator.paxos import Branch, FirstBallot, Outcome, Value
+from undoubt.coordinator.quorum import Joint
+from undoubt.coordinator.raft import Message, decode, encode
 from undoubt.serve.loop import fastest_loop
 
 CLUSTER = "abcdefghij"

@@ -23,15 +23,15 @@ import asyncpg
 
 import undoubt
 from benchmarks.engine import measure
-from coordinator.ledger.memory import MemoryLedger
-from participants.postgres import PostgresParticipant
-from participants.registry import Registry
-from participants.settings import ParticipantSettings
 from undoubt.bench.contenders.plain import naive
 from undoubt.bench.contenders.product import Product, configuration, sqlite
 from undoubt.bench.contract import DATABASES, ROWS, UPDATE, Places
 from undoubt.bench.field import own_servers, set_up
 from undoubt.bench.worker import take_turn
+from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.registry import Registry
+from undoubt.participants.settings import ParticipantSettings
 
 
 class Steps:

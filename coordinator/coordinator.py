@@ -11,7 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from coordinator.errors import (
+from undoubt.coordinator.errors import (
     CoordinatorClosed,
     HeuristicOutcome,
     OutcomeUnknown,
@@ -19,30 +19,30 @@ from coordinator.errors import (
     TransactionAborted,
     WrongProcess,
 )
-from coordinator.finisher import Finisher
-from coordinator.ledger.contract import Ledger, Record
-from coordinator.ledger.pages import every_unfinished
-from coordinator.meter import Meter, Stopwatch
-from coordinator.protocols.causes import why_doomed
-from coordinator.protocols.course import Course, Phase
-from coordinator.protocols.ending import roll_back
-from coordinator.protocols.paxos_commit import paxos_commit
-from coordinator.protocols.steps import Observer
-from coordinator.protocols.three_phase import three_phase_commit
-from coordinator.protocols.two_phase import two_phase_commit
-from coordinator.retries import pause_before_retry
-from coordinator.runnable import check_asynchronous, checked_awaitable
-from coordinator.session import SessionKeeper
-from coordinator.settings import PROTOCOLS, CoordinatorSettings
-from coordinator.steadfast import Steadfast, steadfast
-from coordinator.transaction import Transaction
-from participants.bounds import count, seconds
-from participants.checks import InvariantViolation
-from participants.contract import Branch, Participant
-from participants.errors import UndoubtError, UsageError, WrongLoop
-from participants.ids import Gid, SessionKey, TxId
-from participants.ids import Protocol as GidProtocol
-from participants.registry import Registry
+from undoubt.coordinator.finisher import Finisher
+from undoubt.coordinator.ledger.contract import Ledger, Record
+from undoubt.coordinator.ledger.pages import every_unfinished
+from undoubt.coordinator.meter import Meter, Stopwatch
+from undoubt.coordinator.protocols.causes import why_doomed
+from undoubt.coordinator.protocols.course import Course, Phase
+from undoubt.coordinator.protocols.ending import roll_back
+from undoubt.coordinator.protocols.paxos_commit import paxos_commit
+from undoubt.coordinator.protocols.steps import Observer
+from undoubt.coordinator.protocols.three_phase import three_phase_commit
+from undoubt.coordinator.protocols.two_phase import two_phase_commit
+from undoubt.coordinator.retries import pause_before_retry
+from undoubt.coordinator.runnable import check_asynchronous, checked_awaitable
+from undoubt.coordinator.session import SessionKeeper
+from undoubt.coordinator.settings import PROTOCOLS, CoordinatorSettings
+from undoubt.coordinator.steadfast import Steadfast, steadfast
+from undoubt.coordinator.transaction import Transaction
+from undoubt.participants.bounds import count, seconds
+from undoubt.participants.checks import InvariantViolation
+from undoubt.participants.contract import Branch, Participant
+from undoubt.participants.errors import UndoubtError, UsageError, WrongLoop
+from undoubt.participants.ids import Gid, SessionKey, TxId
+from undoubt.participants.ids import Protocol as GidProtocol
+from undoubt.participants.registry import Registry
 
 log = logging.getLogger(__name__)
 

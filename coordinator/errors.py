@@ -33,10 +33,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from participants.believed import Mend
-from participants.contract import Settled, Vote
-from participants.errors import UndoubtError, UsageError
-from participants.ids import Gid, TxId
+from undoubt.participants.believed import Mend
+from undoubt.participants.contract import Settled, Vote
+from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.participants.ids import Gid, TxId
 
 _ARROW = " → "
 _DEADLOCK = re.compile(r"deadlock across (.+?): (.+)", re.DOTALL)

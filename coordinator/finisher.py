@@ -6,13 +6,13 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
-from coordinator.errors import LedgerError
-from coordinator.ledger.contract import Ledger
-from coordinator.protocols.steps import Observer, TwoPhaseStep
-from coordinator.supervision import Supervised
-from participants.errors import ParticipantError
-from participants.ids import Gid, TxId
-from participants.registry import Registry
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.coordinator.protocols.steps import Observer, TwoPhaseStep
+from undoubt.coordinator.supervision import Supervised
+from undoubt.participants.errors import ParticipantError
+from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.registry import Registry
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Awaitable, Mapping
 from typing import Protocol
 
-from coordinator.errors import HeuristicOutcome, TransactionAborted
-from coordinator.ledger.contract import Decision
-from coordinator.protocols.course import Course, Phase, known_heuristics
-from participants.contract import Settled
-from participants.ids import Gid
-from participants.ids import Protocol as GidProtocol
+from undoubt.coordinator.errors import HeuristicOutcome, TransactionAborted
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.coordinator.protocols.course import Course, Phase, known_heuristics
+from undoubt.participants.contract import Settled
+from undoubt.participants.ids import Gid
+from undoubt.participants.ids import Protocol as GidProtocol
 
 PHASES = {
     Phase.VOTING: "vote",

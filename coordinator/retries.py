@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from coordinator.errors import HeuristicOutcome, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.errors import HeuristicOutcome, OutcomeUnknown, TransactionAborted
 
 RETRYABLE_SQLSTATES = frozenset({"40001", "40P01"})
 """serialization_failure and deadlock_detected (PostgreSQL manual, appendix A)."""

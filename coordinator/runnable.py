@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from participants.errors import UsageError
+from undoubt.participants.errors import UsageError
 
 T = TypeVar("T")
 

@@ -14,11 +14,17 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from coordinator.errors import CoordinatorClosed, LedgerError, LedgerUnavailable, SessionLost, VersionHeldBack
-from coordinator.ledger.contract import Ledger, Session
-from coordinator.supervision import Supervised, restarts
-from participants.checks import invariant
-from participants.ids import SessionKey, TxId
+from undoubt.coordinator.errors import (
+    CoordinatorClosed,
+    LedgerError,
+    LedgerUnavailable,
+    SessionLost,
+    VersionHeldBack,
+)
+from undoubt.coordinator.ledger.contract import Ledger, Session
+from undoubt.coordinator.supervision import Supervised, restarts
+from undoubt.participants.checks import invariant
+from undoubt.participants.ids import SessionKey, TxId
 
 log = logging.getLogger(__name__)
 

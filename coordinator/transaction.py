@@ -1,11 +1,11 @@
 """One transaction in the hands of the application: branches, commit, rollback.
 
 Its life has three states. ACTIVE: branches are opened and used. COMMITTING: a protocol runs in a task of its
-own (:mod:`coordinator.protocols.course`), and the caller only watches. ENDED. An ACTIVE transaction can be
-doomed, by its timeout, by a deadlock's resolution or by a lost session: it is rolled back at once, every
-later use raises ``TransactionAborted``, which tells why, and so does the end of an ``async with`` block. The
-body of the block is cancelled where the cancellation can only reach the block
-(:mod:`coordinator.cancel_scope`).
+own (:mod:`undoubt.coordinator.protocols.course`), and the caller only watches. ENDED. An ACTIVE transaction
+can be doomed, by its timeout, by a deadlock's resolution or by a lost session: it is rolled back at once,
+every later use raises ``TransactionAborted``, which tells why, and so does the end of an ``async with``
+block. The body of the block is cancelled where the cancellation can only reach the block
+(:mod:`undoubt.coordinator.cancel_scope`).
 
 A block ends without an error only if the transaction has committed, or the application itself has rolled it
 back.
@@ -20,16 +20,16 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
-from coordinator.cancel_scope import CancelScope
-from coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
-from coordinator.ledger.contract import Decision
-from coordinator.protocols.causes import may_come_of_a_cancellation
-from coordinator.protocols.course import Course, Phase, known_heuristics
-from coordinator.steadfast import Steadfast, all_done, all_of, steadfast
-from participants.contract import Branch, Participant
-from participants.errors import UsageError
-from participants.ids import BRANCH_NUMBER_MAX, NO_KEY, Gid, SessionKey, TxId
-from participants.ids import Protocol as GidProtocol
+from undoubt.coordinator.cancel_scope import CancelScope
+from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation
+from undoubt.coordinator.protocols.course import Course, Phase, known_heuristics
+from undoubt.coordinator.steadfast import Steadfast, all_done, all_of, steadfast
+from undoubt.participants.contract import Branch, Participant
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import BRANCH_NUMBER_MAX, NO_KEY, Gid, SessionKey, TxId
+from undoubt.participants.ids import Protocol as GidProtocol
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
@@ -59,7 +59,8 @@ class CommitResult:
 
 
 class Opener(Protocol):
-    """What opens a branch of participant ``name``: a :class:`~participants.contract.Participant`, or less."""
+    """What opens a branch of participant ``name``: a :class:`~undoubt.participants.contract.Participant`, or
+    less."""
 
     @property
     def name(self) -> str: ...

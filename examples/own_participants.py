@@ -6,9 +6,9 @@ import asyncio
 import tempfile
 
 import undoubt
-from participants.postgres import PostgresParticipant
-from participants.settings import ParticipantSettings
 from undoubt.config import load
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.settings import ParticipantSettings
 
 
 async def main() -> None:

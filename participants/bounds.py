@@ -6,7 +6,7 @@ Whatever takes such a value judges it here when it is given. What passed ``float
 
 from __future__ import annotations
 
-from participants.errors import UsageError
+from undoubt.participants.errors import UsageError
 
 DURATION_S_MAX = 3_650 * 86_400.0
 """Ten years: in milliseconds it fits every integer of the wire, of the SQL ledgers and of timers."""

@@ -5,11 +5,10 @@ A :class:`Participant` is one database. The coordinator calls ``begin`` to open 
 followed by ``commit`` or ``rollback``. Whoever comes after a crash has no :class:`Branch` any more:
 it calls ``in_doubt``, ``settle`` and ``evidence`` of the participant, which need only the gid.
 
-Three questions are answered for each call, in this order: may it fail, may it be repeated, may it be
-called after a restart of the caller. "Fails" means one of :mod:`participants.errors`; whatever a driver
+Three questions are answered for each call, in this order: may it fail, may it be repeated, may it be called
+after a restart of the caller. "Fails" means one of :mod:`undoubt.participants.errors`; whatever a driver
 raises is translated. Cancelling any of these calls leaves the participant usable; what the cancelled call
-asked for may or may not have happened.
-"""
+asked for may or may not have happened."""
 
 from __future__ import annotations
 
@@ -18,10 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from participants.errors import ParticipantError
-from participants.findings import Finding
-from participants.ids import NO_KEY, Foreign, Gid, SessionKey
-from participants.states import States
+from undoubt.participants.errors import ParticipantError
+from undoubt.participants.findings import Finding
+from undoubt.participants.ids import NO_KEY, Foreign, Gid, SessionKey
+from undoubt.participants.states import States
 
 
 class Work(enum.StrEnum):
@@ -192,8 +191,8 @@ class Claim(NamedTuple):
     """What a database session says of itself: that it works in transaction ``seq`` of session ``session``.
 
     Every session may say so. It is believed once the ledger has verified ``proof``, which is
-    :meth:`~participants.ids.SessionKey.backend` for that transaction and ``pid``; ``pid`` is 0 behind a
-    pooler, and then the participant gives a claim only of sessions of the roles that prepare its branches.
+    :meth:`~undoubt.participants.ids.SessionKey.backend` for that transaction and ``pid``; ``pid`` is 0 behind
+    a pooler, and then the participant gives a claim only of sessions of the roles that prepare its branches.
     """
 
     session: int
@@ -233,9 +232,8 @@ class Waiting:
 class Branch(Protocol):
     """A branch in the process that began it, with its live connection.
 
-    Every method fails with :class:`~participants.errors.ParticipantError` unless it says otherwise. None
-    may be called after a restart. They are called one at a time, in this order.
-    """
+    Every method fails with :class:`~undoubt.participants.errors.ParticipantError` unless it says otherwise.
+    None may be called after a restart. They are called one at a time, in this order."""
 
     @property
     def gid(self) -> Gid: ...

@@ -4,7 +4,7 @@ Whoever owns a database, or a role, sets what a session of it begins with, and m
 operators and tables there. A session that looked for names along its ``search_path`` would run them with its
 own rights, a superuser's maybe (CVE-2018-1058). So every statement of ours is qualified (the ``queries.sql``
 of two rooms), a session that is ours alone sets what it relies on, and a schema of ours is believed only if
-those who can change what it means are trusted (:mod:`participants.believed`).
+those who can change what it means are trusted (:mod:`undoubt.participants.believed`).
 
 https://www.postgresql.org/docs/current/ddl-schemas.html#DDL-SCHEMAS-PATTERNS, and
 runtime-config-client.html of that manual.

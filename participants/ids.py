@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from participants.errors import UsageError
+from undoubt.participants.errors import UsageError
 
 GID_BYTES_MAX = 199
 """Longest gid in bytes: PostgreSQL's GIDSIZE is 200 with its terminating zero (src/include/access/xact.h)."""

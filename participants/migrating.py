@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from participants.foreign_ground import startup_timeouts, transaction_settings
+from undoubt.participants.foreign_ground import startup_timeouts, transaction_settings
 
 if TYPE_CHECKING:
     import psycopg
@@ -25,7 +25,7 @@ def engine_over(
     look: Callable[[psycopg.Connection[Any]], None] = lambda _: None,
 ) -> Engine:
     """An engine for what is done by hand: no transaction of it, the first questions of SQLAlchemy among
-    them, runs under what the database's owner has set (:mod:`participants.foreign_ground`).
+    them, runs under what the database's owner has set (:mod:`undoubt.participants.foreign_ground`).
 
     ``connect`` is given options for the message that opens the session; ``look`` is given each connection,
     in autocommit, and may raise.

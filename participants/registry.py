@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from participants.contract import Participant
-from participants.errors import UnknownParticipant, UsageError
-from participants.ids import check_participant_name
+from undoubt.participants.contract import Participant
+from undoubt.participants.errors import UnknownParticipant, UsageError
+from undoubt.participants.ids import check_participant_name
 
 
 class Registry:
@@ -36,7 +36,7 @@ class Registry:
         return participant
 
     def get(self, name: str) -> Participant:
-        """Raises :class:`~participants.errors.UnknownParticipant`."""
+        """Raises :class:`~undoubt.participants.errors.UnknownParticipant`."""
         try:
             return self._by_name[name]
         except KeyError:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from participants.checks import invariant
-from participants.contract import (
+from undoubt.participants.checks import invariant
+from undoubt.participants.contract import (
     HEURISTICS,
     Evidence,
     Fate,
@@ -26,10 +26,10 @@ from participants.contract import (
     Work,
     judge,
 )
-from participants.errors import BranchFailed, UsageError
-from participants.findings import Finding, Severity
-from participants.ids import NO_KEY, Gid, SessionKey
-from participants.scripted_states import MemoryStates
+from undoubt.participants.errors import BranchFailed, UsageError
+from undoubt.participants.findings import Finding, Severity
+from undoubt.participants.ids import NO_KEY, Gid, SessionKey
+from undoubt.participants.scripted_states import MemoryStates
 
 Answer = Settled | BaseException | None
 """None: the honest one."""

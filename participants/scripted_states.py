@@ -6,14 +6,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from participants.ids import Gid
-from participants.states import BranchState, Charter, Event, StateRow, sources
+from undoubt.participants.ids import Gid
+from undoubt.participants.states import BranchState, Charter, Event, StateRow, sources
 
 Reached = Callable[[str, Gid], Awaitable[None]]
 
 
 class MemoryStates:
-    """:class:`participants.states.States` in a dictionary.
+    """:class:`undoubt.participants.states.States` in a dictionary.
 
     ``committed`` tells of a branch whether it has; ``reach`` is awaited before each call takes effect, and
     may raise. One call takes effect at once, as a transaction of a single row does.

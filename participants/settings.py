@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from participants.bounds import SERVER_TIMEOUT_S_MAX, count, seconds
-from participants.ids import check_ledger_id, check_participant_name
-from participants.redact import redact
+from undoubt.participants.bounds import SERVER_TIMEOUT_S_MAX, count, seconds
+from undoubt.participants.ids import check_ledger_id, check_participant_name
+from undoubt.participants.redact import redact
 
 DRIVERS = ("asyncpg", "psycopg")
 _INIT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from participants.ids import Gid, InvalidName
+from undoubt.participants.ids import Gid, InvalidName
 
 
 class BranchState(enum.StrEnum):
@@ -92,7 +92,7 @@ def sources(event: Event) -> frozenset[BranchState]:
 
 class Termination(enum.StrEnum):
     """The rules by which an interrupted transaction can end, by the names that users choose
-    (:mod:`coordinator.protocols.termination_rules`)."""
+    (:mod:`undoubt.coordinator.protocols.termination_rules`)."""
 
     QUORUM = "quorum"
     SKEEN = "skeen"
@@ -145,14 +145,14 @@ class StateRow:
 
 class States(Protocol):
     """The rows of one participant. Each call is durable before it answers, may be called after a restart, by
-    several processes at once, and fails with :class:`~participants.errors.ParticipantError`; then it may or
-    may not have happened. All may be repeated unless they say otherwise."""
+    several processes at once, and fails with :class:`~undoubt.participants.errors.ParticipantError`; then it
+    may or may not have happened. All may be repeated unless they say otherwise."""
 
     async def enlist(self, gid: Gid, charter: Charter, note: bytes = b"") -> bool:
         """Make the row, in WAIT, before the branch is asked to prepare. ``note`` is
-        :meth:`~participants.ids.SessionKey.note` of the branch: a commit is believed only beside it. False if
-        there is a row already: termination was here first, or an earlier call whose answer was lost; the
-        branch must not be prepared then. Once only."""
+        :meth:`~undoubt.participants.ids.SessionKey.note` of the branch: a commit is believed only beside it.
+        False if there is a row already: termination was here first, or an earlier call whose answer was lost;
+        the branch must not be prepared then. Once only."""
         ...
 
     async def read(self, gid: Gid) -> StateRow | None:

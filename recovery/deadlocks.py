@@ -22,12 +22,12 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from coordinator.errors import DistributedDeadlock, LedgerError, OutcomeUnknown, SelfDeadlock
-from coordinator.ledger.contract import Ledger, Record, Verdict
-from participants.contract import Claim, Node, Participant, Waiting
-from participants.errors import ParticipantError, UndoubtError
-from participants.ids import Gid, InvalidName, TxId
-from participants.registry import Registry
+from undoubt.coordinator.errors import DistributedDeadlock, LedgerError, OutcomeUnknown, SelfDeadlock
+from undoubt.coordinator.ledger.contract import Ledger, Record, Verdict
+from undoubt.participants.contract import Claim, Node, Participant, Waiting
+from undoubt.participants.errors import ParticipantError, UndoubtError
+from undoubt.participants.ids import Gid, InvalidName, TxId
+from undoubt.participants.registry import Registry
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from participants.errors import UndoubtError, UsageError
+from undoubt.participants.errors import UndoubtError, UsageError
 
 
 class NotOurs(UsageError):

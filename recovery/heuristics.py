@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import time
 
-from coordinator.ledger.contract import Heuristic, Ledger
-from participants.contract import Participant, Settled
-from recovery.plan import RecordHeuristic
+from undoubt.coordinator.ledger.contract import Heuristic, Ledger
+from undoubt.participants.contract import Participant, Settled
+from undoubt.recovery.plan import RecordHeuristic
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from participants.contract import Participant, PreparedBranch
-from participants.errors import ParticipantError
-from participants.ids import Gid
-from participants.registry import Registry
-from recovery.scan import of_lost_ledger
+from undoubt.participants.contract import Participant, PreparedBranch
+from undoubt.participants.errors import ParticipantError
+from undoubt.participants.ids import Gid
+from undoubt.participants.registry import Registry
+from undoubt.recovery.scan import of_lost_ledger
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from recovery.worker import Passed
+from undoubt.recovery.worker import Passed
 
 
 class Meter(Protocol):

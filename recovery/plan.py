@@ -3,7 +3,7 @@
 Two questions, each answered by one pure function. A branch that *is* prepared somewhere: what does its
 standing allow (:func:`for_prepared`)? A branch of a recorded decision that is *not* prepared: what do its
 database's own books prove (:func:`for_absent`)? The answers are values of closed unions, which
-:mod:`recovery.resolve` and :mod:`recovery.unfinished` carry out.
+:mod:`undoubt.recovery.resolve` and :mod:`undoubt.recovery.unfinished` carry out.
 
 ==============  ==========  ============================  =============================================
 ledger says     prepared?   the database's books          action
@@ -33,9 +33,9 @@ import enum
 from dataclasses import dataclass
 from typing import assert_never
 
-from coordinator.ledger.contract import Decision, Verdict
-from participants.contract import Fate, Order, Settled, judge
-from participants.ids import Foreign, Gid
+from undoubt.coordinator.ledger.contract import Decision, Verdict
+from undoubt.participants.contract import Fate, Order, Settled, judge
+from undoubt.participants.ids import Foreign, Gid
 
 
 class Standing(enum.StrEnum):

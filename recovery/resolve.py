@@ -1,4 +1,4 @@
-"""The second half of a pass over one participant: act on what :mod:`recovery.scan` saw.
+"""The second half of a pass over one participant: act on what :mod:`undoubt.recovery.scan` saw.
 
 Everything here may be repeated and may be done by two recoveries at once: a branch that somebody else has
 finished meanwhile answers so, and the database's books tell whether it ended as decided.
@@ -11,15 +11,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Ledger
-from coordinator.protocols.steps import Observer
-from participants.contract import HEURISTICS, Participant, Settled
-from participants.errors import ParticipantError, ParticipantUnavailable
-from participants.ids import Gid, TxId
-from participants.registry import Registry
-from recovery import heuristics
-from recovery.parallel import each
-from recovery.plan import (
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Ledger
+from undoubt.coordinator.protocols.steps import Observer
+from undoubt.participants.contract import HEURISTICS, Participant, Settled
+from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
+from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.registry import Registry
+from undoubt.recovery import heuristics
+from undoubt.recovery.parallel import each
+from undoubt.recovery.plan import (
     BranchDone,
     Commit,
     LeaveAlone,
@@ -34,11 +34,11 @@ from recovery.plan import (
     for_settled,
     order_of,
 )
-from recovery.report import Counters, Line
-from recovery.scan import Scan
-from recovery.steps import RecoveryStep, reach
-from recovery.terminate import Terminator
-from recovery.unfinished import Progress, ask_books
+from undoubt.recovery.report import Counters, Line
+from undoubt.recovery.scan import Scan
+from undoubt.recovery.steps import RecoveryStep, reach
+from undoubt.recovery.terminate import Terminator
+from undoubt.recovery.unfinished import Progress, ask_books
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from coordinator.ledger.contract import BranchRecord, DecisionRecord, Ledger, Verdict
-from coordinator.ledger.pages import every_unfinished
-from coordinator.protocols.steps import Observer
-from participants.contract import Evidence, Participant, PreparedBranch
-from participants.ids import Gid, TxId
-from recovery.plan import Standing, standing
-from recovery.steps import RecoveryStep, reach
+from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord, Ledger, Verdict
+from undoubt.coordinator.ledger.pages import every_unfinished
+from undoubt.coordinator.protocols.steps import Observer
+from undoubt.participants.contract import Evidence, Participant, PreparedBranch
+from undoubt.participants.ids import Gid, TxId
+from undoubt.recovery.plan import Standing, standing
+from undoubt.recovery.steps import RecoveryStep, reach
 
 OUTCOMES_MAX = 1_000
 """Branches asked for in one call."""

@@ -6,19 +6,19 @@ import asyncio
 import logging
 import random
 
-from coordinator.errors import DistributedDeadlock, LedgerError
-from coordinator.ledger.contract import Ledger
-from coordinator.protocols.steps import Observer
-from coordinator.supervision import Supervised, restarts
-from participants.contract import Participant
-from participants.registry import Registry
-from recovery.deadlocks import Cancel, DeadlockDetector
-from recovery.meter import Meter
-from recovery.report import Report, Status
-from recovery.resolve import Tools
-from recovery.scan import unfinished
-from recovery.settings import RecoverySettings
-from recovery.worker import Passed, Worker, one_pass
+from undoubt.coordinator.errors import DistributedDeadlock, LedgerError
+from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.coordinator.protocols.steps import Observer
+from undoubt.coordinator.supervision import Supervised, restarts
+from undoubt.participants.contract import Participant
+from undoubt.participants.registry import Registry
+from undoubt.recovery.deadlocks import Cancel, DeadlockDetector
+from undoubt.recovery.meter import Meter
+from undoubt.recovery.report import Report, Status
+from undoubt.recovery.resolve import Tools
+from undoubt.recovery.scan import unfinished
+from undoubt.recovery.settings import RecoverySettings
+from undoubt.recovery.worker import Passed, Worker, one_pass
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,9 @@ class RecoveryService:
     """Resolves in-doubt branches in the background, from ``start`` to ``close``.
 
     It works only while ``ledger.leads`` (``always``: whether or not, for recovery by hand). ``observe`` is
-    told every :class:`~recovery.steps.RecoveryStep`. ``cancel`` is the coordinator's of this process, for
-    victims of deadlocks. A hazard is recorded after two looks ``hazard_grace_s`` seconds apart. ``meter`` is
-    told what each pass saw and did.
-    """
+    told every :class:`~undoubt.recovery.steps.RecoveryStep`. ``cancel`` is the coordinator's of this process,
+    for victims of deadlocks. A hazard is recorded after two looks ``hazard_grace_s`` seconds apart. ``meter``
+    is told what each pass saw and did."""
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from participants.bounds import count, seconds
+from undoubt.participants.bounds import count, seconds
 
 
 class RecoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from coordinator.protocols.steps import Observer
+from undoubt.coordinator.protocols.steps import Observer
 
 
 class RecoveryStep(enum.StrEnum):

@@ -7,12 +7,12 @@ although no branch of it need be prepared: so the ledger, too, learns how it end
 
 from __future__ import annotations
 
-from coordinator.ledger.contract import Ledger, Record
-from coordinator.ledger.pages import every_unfinished
-from participants.contract import Participant
-from participants.errors import ParticipantRefused
-from participants.ids import Gid
-from recovery.terminate import Terminator
+from undoubt.coordinator.ledger.contract import Ledger, Record
+from undoubt.coordinator.ledger.pages import every_unfinished
+from undoubt.participants.contract import Participant
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.ids import Gid
+from undoubt.recovery.terminate import Terminator
 
 SWEEP_INTERVAL_S = 60.0
 OLD_S = 60.0

@@ -14,16 +14,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from coordinator.errors import LedgerUnavailable, OutcomeUnknown
-from coordinator.ledger.contract import Decision, Ledger, SessionState, record_of
-from coordinator.protocols.steps import Observer
-from coordinator.protocols.termination import Late, Round, Terminated
-from coordinator.protocols.termination_rules import CONTRADICTION, Move
-from participants.contract import Participant
-from participants.ids import Gid, Protocol, TxId
-from participants.registry import Registry
-from participants.states import Charter
-from recovery.holders import finding
+from undoubt.coordinator.errors import LedgerUnavailable, OutcomeUnknown
+from undoubt.coordinator.ledger.contract import Decision, Ledger, SessionState, record_of
+from undoubt.coordinator.protocols.steps import Observer
+from undoubt.coordinator.protocols.termination import Late, Round, Terminated
+from undoubt.coordinator.protocols.termination_rules import CONTRADICTION, Move
+from undoubt.participants.contract import Participant
+from undoubt.participants.ids import Gid, Protocol, TxId
+from undoubt.participants.registry import Registry
+from undoubt.participants.states import Charter
+from undoubt.recovery.holders import finding
 
 log = logging.getLogger(__name__)
 

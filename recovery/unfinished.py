@@ -1,22 +1,21 @@
 """Recorded decisions: what became of their branches, and when the ledger may forget them.
 
-A branch that is prepared is settled by :mod:`recovery.resolve`. One that is not must be asked about: its
-database's books say whether it has applied the decision. Both tell :class:`Progress`; a decision all of
-whose branches are known to have applied it, or are recorded as heuristic, is finished.
-"""
+A branch that is prepared is settled by :mod:`undoubt.recovery.resolve`. One that is not must be asked about:
+its database's books say whether it has applied the decision. Both tell :class:`Progress`; a decision all of
+whose branches are known to have applied it, or are recorded as heuristic, is finished."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 
-from coordinator.ledger.contract import BranchRecord, DecisionRecord
-from participants.contract import Fate, Participant
-from participants.ids import Gid, Protocol, TxId
-from participants.registry import Registry
-from participants.states import BranchState
-from recovery.report import Unfinished
-from recovery.scan import evidence_of
+from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord
+from undoubt.participants.contract import Fate, Participant
+from undoubt.participants.ids import Gid, Protocol, TxId
+from undoubt.participants.registry import Registry
+from undoubt.participants.states import BranchState
+from undoubt.recovery.report import Unfinished
+from undoubt.recovery.scan import evidence_of
 
 FINISH_MAX = 1_000
 """Transactions finished in one command."""

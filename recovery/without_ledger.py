@@ -11,19 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from coordinator.ledger.contract import Decision
-from coordinator.protocols.steps import Observer
-from coordinator.protocols.termination import Find, Round, Terminated
-from coordinator.protocols.termination_rules import Move, is_quorum
-from participants.contract import HEURISTICS, Order, Participant, PreparedBranch, Settled
-from participants.errors import ParticipantError, UsageError
-from participants.ids import Gid, Protocol, TxId
-from participants.registry import Registry
-from participants.states import Charter, StateRow
-from recovery.holders import finding
-from recovery.plan import BranchDone, for_settled, order_of
-from recovery.report import Line, Report
-from recovery.terminate import DECISIONS, NO_ROW, told
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.coordinator.protocols.steps import Observer
+from undoubt.coordinator.protocols.termination import Find, Round, Terminated
+from undoubt.coordinator.protocols.termination_rules import Move, is_quorum
+from undoubt.participants.contract import HEURISTICS, Order, Participant, PreparedBranch, Settled
+from undoubt.participants.errors import ParticipantError, UsageError
+from undoubt.participants.ids import Gid, Protocol, TxId
+from undoubt.participants.registry import Registry
+from undoubt.participants.states import Charter, StateRow
+from undoubt.recovery.holders import finding
+from undoubt.recovery.plan import BranchDone, for_settled, order_of
+from undoubt.recovery.report import Line, Report
+from undoubt.recovery.terminate import DECISIONS, NO_ROW, told
 
 _BY_HAND = "look for the other branches of the transaction, and decide by hand"
 NOT_WITHOUT_LEDGER = {

@@ -8,16 +8,16 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from coordinator.ledger.contract import DecisionRecord
-from coordinator.supervision import restarts
-from participants.contract import Participant, Settled
-from participants.errors import UndoubtError
-from participants.ids import TxId
-from recovery.report import Line, WorkerStatus
-from recovery.resolve import Resolution, Tools, finish
-from recovery.scan import scan, unfinished
-from recovery.settings import RecoverySettings
-from recovery.sweep import SWEEP_INTERVAL_S, sweep
+from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.supervision import restarts
+from undoubt.participants.contract import Participant, Settled
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.ids import TxId
+from undoubt.recovery.report import Line, WorkerStatus
+from undoubt.recovery.resolve import Resolution, Tools, finish
+from undoubt.recovery.scan import scan, unfinished
+from undoubt.recovery.settings import RecoverySettings
+from undoubt.recovery.sweep import SWEEP_INTERVAL_S, sweep
 
 log = logging.getLogger(__name__)
 

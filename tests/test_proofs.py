@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from coordinator.protocols.steps import STEPS, TwoPhaseStep
-from participants.ids import Protocol
-from recovery.steps import RecoveryStep
 from tests.pgbouncer import program_or_skip
 from tests.prove.cases import NODES, OWN_STEPS, OWN_STEPS_IN_RECOVERY, Case, Victim, cases
 from tests.prove.node_process import NodeStep
 from tests.prove.processes import ROOT
+from undoubt.coordinator.protocols.steps import STEPS, TwoPhaseStep
+from undoubt.participants.ids import Protocol
+from undoubt.recovery.steps import RecoveryStep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

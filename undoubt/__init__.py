@@ -20,22 +20,18 @@ own.
 
 from __future__ import annotations
 
-from undoubt import _rooms
-
-_rooms.check()
-
-from coordinator.coordinator import Coordinator  # noqa: E402 - after the check that explains failures
-from coordinator.ledger.contract import Record  # noqa: E402
-from coordinator.transaction import CommitResult, Transaction  # noqa: E402
-from participants.ids import Gid, TxId  # noqa: E402
-from undoubt.config import Settings  # noqa: E402
-from undoubt.connect import connect  # noqa: E402
-from undoubt.errors import (  # noqa: E402
+from undoubt.config import Settings
+from undoubt.connect import connect
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.ledger.contract import Record
+from undoubt.coordinator.transaction import CommitResult, Transaction
+from undoubt.errors import (
     HeuristicOutcome,
     OutcomeUnknown,
     TransactionAborted,
     UndoubtError,
 )
+from undoubt.participants.ids import Gid, TxId
 
 __version__ = "0.1.0"
 

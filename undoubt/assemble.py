@@ -10,18 +10,18 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 
-from coordinator.errors import LedgerMissing
-from participants.errors import UnknownParticipant
-from participants.ids import new_ledger_id
-from participants.redact import redact
-from participants.registry import Registry
+from undoubt.coordinator.errors import LedgerMissing
+from undoubt.participants.errors import UnknownParticipant
+from undoubt.participants.ids import new_ledger_id
+from undoubt.participants.redact import redact
+from undoubt.participants.registry import Registry
 
 if TYPE_CHECKING:
-    from coordinator.ledger.contract import Ledger
-    from participants.postgres.drivers import Handles
-    from participants.postgres.on_connect import OnConnect
-    from recovery.lost import Left
     from undoubt.config import Settings
+    from undoubt.coordinator.ledger.contract import Ledger
+    from undoubt.participants.postgres.drivers import Handles
+    from undoubt.participants.postgres.on_connect import OnConnect
+    from undoubt.recovery.lost import Left
 
     OnConnects = OnConnect | Mapping[str, OnConnect]
 
@@ -37,7 +37,7 @@ def registry(
     branches give to the application, asynchronous or synchronous connections. ``on_connect``: a hook for new
     connections, or several by participant. Raises ``UnknownParticipant`` if one is for none of them."""
     # A driver is needed by nobody who has no participant.
-    from participants.postgres import PostgresParticipant  # noqa: PLC0415
+    from undoubt.participants.postgres import PostgresParticipant  # noqa: PLC0415
 
     hooks: dict[str, OnConnect | None] = dict.fromkeys(settings.participants)
     if isinstance(on_connect, Mapping):
@@ -58,7 +58,7 @@ def registry(
 
 async def left_prepared(settings: Settings) -> Left:
     """What a ledger that is not there any more has left in the participants of the settings."""
-    from recovery.lost import branches_left  # noqa: PLC0415 - what it imports is needed where a ledger is missing
+    from undoubt.recovery.lost import branches_left  # noqa: PLC0415 - what it imports is needed where a ledger is missing
 
     participants = registry(settings, new_ledger_id())
     try:
@@ -90,7 +90,7 @@ async def nothing_left(settings: Settings) -> None:
 @contextlib.asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[tuple[Ledger, Registry]]:
     """The ledger and the participants of the settings; both are closed on exit. Raises ``LedgerError``."""
-    from coordinator.ledger import open_ledger  # noqa: PLC0415
+    from undoubt.coordinator.ledger import open_ledger  # noqa: PLC0415
 
     async with contextlib.AsyncExitStack() as stack:
         ledger = await open_ledger(settings.ledger)

@@ -36,14 +36,14 @@ from typing import Any
 
 import msgspec
 
-from coordinator.node.settings import NodeSettings
-from coordinator.settings import CoordinatorSettings, LedgerSettings
-from participants.bounds import OutOfBounds
-from participants.errors import UsageError
-from participants.ids import InvalidName, check_participant_name
-from participants.redact import redact
-from participants.settings import ParticipantSettings
-from recovery.settings import RecoverySettings
+from undoubt.coordinator.node.settings import NodeSettings
+from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
+from undoubt.participants.bounds import OutOfBounds
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import InvalidName, check_participant_name
+from undoubt.participants.redact import redact
+from undoubt.participants.settings import ParticipantSettings
+from undoubt.recovery.settings import RecoverySettings
 
 __all__ = ["CONFIG_FILE", "ConfigurationError", "Settings", "load", "redact"]
 

@@ -7,18 +7,18 @@ from collections.abc import AsyncIterator, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from coordinator.coordinator import Coordinator
-from coordinator.ledger import open_ledger
-from coordinator.protocols.steps import Observer
-from participants.errors import WrongLoop
-from recovery.service import RecoveryService
 from undoubt import assemble
 from undoubt.config import Settings, load
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.ledger import open_ledger
+from undoubt.coordinator.protocols.steps import Observer
+from undoubt.participants.errors import WrongLoop
+from undoubt.recovery.service import RecoveryService
 
 if TYPE_CHECKING:
-    from participants.postgres.drivers import Handles
     from undoubt.assemble import OnConnects
     from undoubt.metrics import Metrics
+    from undoubt.participants.postgres.drivers import Handles
 
 
 @contextlib.asynccontextmanager
@@ -35,14 +35,14 @@ async def connect(
     """A running coordinator, for ``async with``.
 
     ``source`` is the path of an ``undoubt.toml``, the same as a mapping, or ready settings; None takes the
-    file that ``UNDOUBT_CONFIG`` names, or ``./undoubt.toml``, or the environment alone. Opens the ledger
-    and, unless ``recover`` is False, resolves in-doubt
-    branches in the background for as long as this process owns the ledger. Databases are connected to when
-    they are first used. ``observe`` is told every step of protocols and of recovery, ``metrics`` (an
-    :class:`undoubt.metrics.Metrics`) what a Prometheus server wants to know. ``handles`` is for
-    :mod:`undoubt.sync`, whose branches are synchronous connections. ``on_connect`` is called with each new
-    connection of branches before it is used (:mod:`participants.postgres.on_connect`): one function for all
-    participants, or a mapping from their names; it goes before their ``init``.
+    file that ``UNDOUBT_CONFIG`` names, or ``./undoubt.toml``, or the environment alone. Opens the ledger and,
+    unless ``recover`` is False, resolves in-doubt branches in the background for as long as this process owns
+    the ledger. Databases are connected to when they are first used. ``observe`` is told every step of
+    protocols and of recovery, ``metrics`` (an :class:`undoubt.metrics.Metrics`) what a Prometheus server
+    wants to know. ``handles`` is for :mod:`undoubt.sync`, whose branches are synchronous connections.
+    ``on_connect`` is called with each new connection of branches before it is used
+    (:mod:`undoubt.participants.postgres.on_connect`): one function for all participants, or a mapping from
+    their names; it goes before their ``init``.
 
     A ``sqlite:///`` ledger that is not there is made if nothing shows that it was there before, and every
     participant answers and has no branch prepared under the name of a ledger that would be this one;

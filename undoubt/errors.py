@@ -50,8 +50,9 @@ driver, ``TimeoutError`` or ``UsageError``.
 
 from __future__ import annotations
 
-from coordinator.coordinator import ParticipantInUse
-from coordinator.errors import (
+from undoubt.config import ConfigurationError
+from undoubt.coordinator.coordinator import ParticipantInUse
+from undoubt.coordinator.errors import (
     AbortedByOthers,
     BranchListMismatch,
     ClusterNotReady,
@@ -75,7 +76,9 @@ from coordinator.errors import (
     VersionHeldBack,
     WrongProcess,
 )
-from participants.errors import (
+from undoubt.embedded.binaries import BinariesMissing
+from undoubt.embedded.server import ServerFailed
+from undoubt.participants.errors import (
     BranchFailed,
     ParticipantError,
     ParticipantRefused,
@@ -85,12 +88,9 @@ from participants.errors import (
     UsageError,
     WrongLoop,
 )
-from participants.ids import InvalidName
-from recovery.errors import Conflict, NotAllSeen, NotOurs, NotPrepared, StillBusy
-from recovery.without_ledger import WhichLedger
-from undoubt.config import ConfigurationError
-from undoubt.embedded.binaries import BinariesMissing
-from undoubt.embedded.server import ServerFailed
+from undoubt.participants.ids import InvalidName
+from undoubt.recovery.errors import Conflict, NotAllSeen, NotOurs, NotPrepared, StillBusy
+from undoubt.recovery.without_ledger import WhichLedger
 
 __all__ = [
     "AbortedByOthers",

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from participants.errors import ParticipantError
-from participants.ids import Gid, TxId
+from undoubt.participants.errors import ParticipantError
+from undoubt.participants.ids import Gid, TxId
 
 _OF_EVERY_RECORD = frozenset(
     {*vars(logging.LogRecord("", 0, "", 0, "", None, None)), "message", "asctime", "taskName"}

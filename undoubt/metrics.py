@@ -1,7 +1,7 @@
 """Metrics for Prometheus, for whoever asks: ``undoubt.connect(…, metrics=Metrics())``.
 
 Needs the extra ``metrics`` (prometheus_client). :class:`Metrics` is what the rooms beneath tell
-(:mod:`coordinator.meter`, :mod:`recovery.meter`); a ledger's calls are timed by going through
+(:mod:`undoubt.coordinator.meter`, :mod:`undoubt.recovery.meter`); a ledger's calls are timed by going through
 :class:`TimedLedger`. No transaction id is ever a label: each would be a time series of its own, for ever
 (https://prometheus.io/docs/practices/naming/#labels).
 """
@@ -14,12 +14,12 @@ from collections import Counter as Count
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from coordinator import supervision
-from coordinator.ledger.contract import Ledger
-from participants.contract import Settled
-from participants.ids import Gid, Protocol
-from recovery.plan import Standing
-from recovery.worker import Passed
+from undoubt.coordinator import supervision
+from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.participants.contract import Settled
+from undoubt.participants.ids import Gid, Protocol
+from undoubt.recovery.plan import Standing
+from undoubt.recovery.worker import Passed
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -221,7 +221,7 @@ def _aging(seconds: float) -> Callable[[], float]:
 
 
 class TimedLedger:
-    """A :class:`~coordinator.ledger.contract.Ledger` in front of another."""
+    """A :class:`~undoubt.coordinator.ledger.contract.Ledger` in front of another."""
 
     def __init__(self, ledger: Ledger, answered: Callable[[str, float, bool], None]) -> None:
         self._ledger = ledger

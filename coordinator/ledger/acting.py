@@ -18,9 +18,9 @@ from typing import Protocol
 
 import msgspec
 
-from coordinator.errors import LedgerError, VersionHeldBack
-from coordinator.ledger.contract import Act
-from participants.ids import new_nonce
+from undoubt.coordinator.errors import LedgerError, VersionHeldBack
+from undoubt.coordinator.ledger.contract import Act
+from undoubt.participants.ids import new_nonce
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger.durable import sync_folder
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger.durable import sync_folder
 
 SIZE_BYTES = 512
 CHAIN_BYTES = 16

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger.durable import write_new
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger.durable import write_new
 
 MAGIC = b"undoubt-backup 1\n"
 

@@ -1,9 +1,8 @@
 """Whether a command is within its bounds: judged whole, before it changes anything.
 
 Pure, so that whoever proposes a command and everybody who applies it judge alike. The machine judges by the
-rules that its own log has agreed on (:class:`~coordinator.ledger.commands.Judge`): what an older release has
-applied is applied again as it was.
-"""
+rules that its own log has agreed on (:class:`~undoubt.coordinator.ledger.commands.Judge`): what an older
+release has applied is applied again as it was."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from typing import assert_never
 
 import msgspec
 
-from coordinator.ledger.commands import (
+from undoubt.coordinator.ledger.commands import (
     AdvanceTime,
     CloseSession,
     Command,
@@ -33,11 +32,11 @@ from coordinator.ledger.commands import (
     decode,
     encode,
 )
-from coordinator.ledger.contract import ACT_CHARACTERS_MAX, CAUSE_CHARACTERS_MAX, Act, BranchRecord
-from coordinator.ledger.state import State
-from participants.bounds import DURATION_S_MAX, count
-from participants.errors import UsageError
-from participants.ids import BRANCH_NUMBER_MAX, NUMBER_MAX, PARTICIPANT_NAME_BYTES_MAX, Gid, TxId
+from undoubt.coordinator.ledger.contract import ACT_CHARACTERS_MAX, CAUSE_CHARACTERS_MAX, Act, BranchRecord
+from undoubt.coordinator.ledger.state import State
+from undoubt.participants.bounds import DURATION_S_MAX, count
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import BRANCH_NUMBER_MAX, NUMBER_MAX, PARTICIPANT_NAME_BYTES_MAX, Gid, TxId
 
 DURATION_MS_MAX = round(DURATION_S_MAX * 1000)
 TIME_MS_MAX = 2**62

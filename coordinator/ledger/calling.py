@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from coordinator.errors import VersionHeldBack
-from coordinator.ledger import bounds, calls
-from coordinator.ledger.contract import (
+from undoubt.coordinator.errors import VersionHeldBack
+from undoubt.coordinator.ledger import bounds, calls
+from undoubt.coordinator.ledger.contract import (
     UNFINISHED_MAX,
     Acceptors,
     Act,
@@ -24,14 +24,15 @@ from coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
-from coordinator.ledger.names import new_request, nonce_of
-from coordinator.ledger.pages import behind
-from participants.contract import Claim
-from participants.ids import Gid, TxId, new_nonce
+from undoubt.coordinator.ledger.names import new_request, nonce_of
+from undoubt.coordinator.ledger.pages import behind
+from undoubt.participants.contract import Claim
+from undoubt.participants.ids import Gid, TxId, new_nonce
 
 
 class CallingLedger(abc.ABC):
-    """All calls of :class:`~coordinator.ledger.contract.Ledger` but for its properties and ``close``."""
+    """All calls of :class:`~undoubt.coordinator.ledger.contract.Ledger` but for its properties and
+    ``close``."""
 
     acceptors: Acceptors | None = None
 

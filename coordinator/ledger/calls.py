@@ -13,7 +13,7 @@ from typing import Annotated, Any, assert_never
 
 import msgspec
 
-from coordinator.errors import (
+from undoubt.coordinator.errors import (
     BranchListMismatch,
     ClusterNotReady,
     ClusterRefused,
@@ -24,8 +24,8 @@ from coordinator.errors import (
     SessionLost,
     VersionHeldBack,
 )
-from coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
-from coordinator.ledger.contract import (
+from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
+from undoubt.coordinator.ledger.contract import (
     Act,
     BranchRecord,
     Decision,
@@ -38,10 +38,10 @@ from coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
-from coordinator.ledger.local import LocalLedger
-from participants.contract import Claim
-from participants.errors import UndoubtError, UsageError
-from participants.ids import BRANCH_NUMBER_MAX, Gid, Protocol, TxId
+from undoubt.coordinator.ledger.local import LocalLedger
+from undoubt.participants.contract import Claim
+from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.participants.ids import BRANCH_NUMBER_MAX, Gid, Protocol, TxId
 
 IDS_MAX = 100_000
 _Ids = Annotated[tuple[TxId, ...], msgspec.Meta(max_length=IDS_MAX)]

@@ -12,9 +12,9 @@ from typing import assert_never
 
 import msgspec
 
-from coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, is_newer
-from participants.errors import UsageError
-from participants.ids import Gid, Protocol, TxId
+from undoubt.coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, is_newer
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import Gid, Protocol, TxId
 
 
 class _Command(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -124,7 +124,8 @@ class RecordAct(_Command, frozen=True, tag="act"):
 
 
 class Judge(_Command, frozen=True, tag="judge"):
-    """From here on commands are judged by rules ``rules`` (:mod:`coordinator.ledger.bounds`), 1 so far."""
+    """From here on commands are judged by rules ``rules`` (:mod:`undoubt.coordinator.ledger.bounds`), 1 so
+    far."""
 
     rules: int
 

@@ -9,9 +9,10 @@ With them a transaction of two-phase commit needs no record to be aborted: no de
 means aborted, for ever (presumed abort: Mohan, Lindsay and Obermarck, *Transaction Management in the R\\*
 Distributed Database Management System*, 1986, §3).
 
-All calls are linearizable. Each may fail with :class:`~coordinator.errors.LedgerError`: then a command
-may or may not have been recorded, and all of them may be repeated; ``open_session`` repeated by its caller
-opens another one. All of them but those that name a session of the caller's make sense after a restart.
+All calls are linearizable. Each may fail with :class:`~undoubt.coordinator.errors.LedgerError`: then a
+command may or may not have been recorded, and all of them may be repeated; ``open_session`` repeated by its
+caller opens another one. All of them but those that name a session of the caller's make sense after a
+restart.
 
 Order for recovery: *first* list prepared branches at a participant, *then* ask ``outcomes``, *then* act.
 """
@@ -24,9 +25,9 @@ from typing import Protocol
 
 import msgspec
 
-from participants import ids
-from participants.contract import Claim, Evidence, Settled
-from participants.ids import Gid, TxId
+from undoubt.participants import ids
+from undoubt.participants.contract import Claim, Evidence, Settled
+from undoubt.participants.ids import Gid, TxId
 
 Create = bool | Callable[[], Awaitable[None]]
 """Whether a ledger may be made where there is none, when it is opened; a function raises ``LedgerMissing`` if
@@ -81,7 +82,8 @@ class Record(enum.StrEnum):
 
 class BranchRecord(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """One prepared branch as recorded with a decision: what its gid has beside the transaction's protocol and
-    id, and its evidence (:class:`participants.contract.Evidence`), of which each field may be None."""
+    id, and its evidence (:class:`undoubt.participants.contract.Evidence`), of which each field may be
+    None."""
 
     number: int
     participant: str
@@ -160,8 +162,8 @@ class Session(msgspec.Struct, frozen=True):
     """The nodes that decide its transactions of Paxos Commit, for good, whoever becomes a member later. Empty
     unless :meth:`Acceptors.open_session` opened it."""
     key: bytes = b""
-    """Of :class:`~participants.ids.SessionKey`, for the process that opened the session and for nobody else.
-    Empty where the ledger gives none."""
+    """Of :class:`~undoubt.participants.ids.SessionKey`, for the process that opened the session and for
+    nobody else. Empty where the ledger gives none."""
 
     def __repr__(self) -> str:
         return f"Session(id={self.id}, nonce={self.nonce!r}, name={self.name!r}, acceptors={self.acceptors})"
@@ -280,7 +282,8 @@ class Settlement(msgspec.Struct, frozen=True):
 
 
 class Acceptors(Protocol):
-    """Who decides the transactions of Paxos Commit: :mod:`coordinator.paxos` over the nodes of a cluster.
+    """Who decides the transactions of Paxos Commit: :mod:`undoubt.coordinator.paxos` over the nodes of a
+    cluster.
 
     Both calls raise ``LedgerUnavailable`` if no quorum answers in time, which decides nothing: ask again. And
     ``OutcomeUnknown`` if the acceptors have let the transaction go, or are not known: then the ledger holds
@@ -404,7 +407,7 @@ class Ledger(Protocol):
     ) -> Sequence[DecisionRecord]:
         """A page of the recorded decisions some branch of which may not have applied them yet: in ascending
         order of their ids, those behind ``after``, at most ``limit``, fewer where they are large. An empty
-        page is the end. All of them: :func:`coordinator.ledger.pages.every_unfinished`."""
+        page is the end. All of them: :func:`undoubt.coordinator.ledger.pages.every_unfinished`."""
         ...
 
     async def finish(self, txids: Iterable[TxId]) -> None:

@@ -23,7 +23,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.errors import LedgerUnavailable
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 """No space on the filesystem; the user's or the project's quota is spent."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from coordinator.errors import LedgerUnusable
+from undoubt.coordinator.errors import LedgerUnusable
 
 
 def sync_folder(folder: Path) -> None:

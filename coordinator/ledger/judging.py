@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from coordinator.ledger import calls
-from coordinator.wire.frames import FRAME_BYTES_MAX
-from participants.errors import UsageError
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.wire.frames import FRAME_BYTES_MAX
+from undoubt.participants.errors import UsageError
 
 CALL_BYTES_MAX = FRAME_BYTES_MAX // 2
 """A frame has room for this and for what goes around it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from coordinator.ledger.contract import SessionInfo, SessionState
+from undoubt.coordinator.ledger.contract import SessionInfo, SessionState
 
 
 class Leases:

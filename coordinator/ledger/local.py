@@ -18,9 +18,9 @@ from typing import Any
 
 import msgspec
 
-from coordinator.errors import LedgerError
-from coordinator.ledger import bounds
-from coordinator.ledger.commands import (
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger import bounds
+from undoubt.coordinator.ledger.commands import (
     RULES,
     TAGS_VERSION,
     AdvanceTime,
@@ -40,7 +40,7 @@ from coordinator.ledger.commands import (
     RecordHeuristic,
     Restore,
 )
-from coordinator.ledger.contract import (
+from undoubt.coordinator.ledger.contract import (
     ACTS_MAX,
     CAUSE_CHARACTERS_MAX,
     UNFINISHED_MAX,
@@ -59,16 +59,16 @@ from coordinator.ledger.contract import (
     Verdict,
     without_newer,
 )
-from coordinator.ledger.leases import Leases
-from coordinator.ledger.machine import Machine
-from coordinator.ledger.names import Names, new_request, new_secret, nonce_of
-from coordinator.ledger.pages import Pages
-from coordinator.ledger.state import PrecommitRecord
-from coordinator.settings import LedgerSettings
-from participants.bounds import seconds
-from participants.contract import Claim
-from participants.errors import UndoubtError, UsageError
-from participants.ids import Gid, TxId
+from undoubt.coordinator.ledger.leases import Leases
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.ledger.names import Names, new_request, new_secret, nonce_of
+from undoubt.coordinator.ledger.pages import Pages
+from undoubt.coordinator.ledger.state import PrecommitRecord
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.bounds import seconds
+from undoubt.participants.contract import Claim
+from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.participants.ids import Gid, TxId
 
 SESSION_SKIP = 1 << 32
 """More sessions than any ledger has opened since its backup was made: no number is issued twice."""
@@ -78,7 +78,8 @@ log = logging.getLogger(__name__)
 
 
 class LocalLedger(abc.ABC):
-    """Implements :class:`~coordinator.ledger.contract.Ledger` but for ``_propose`` and where history is kept.
+    """Implements :class:`~undoubt.coordinator.ledger.contract.Ledger` but for ``_propose`` and where history
+    is kept.
 
     ``owner`` names this process in the sessions that it opens for itself; ``clock`` is monotonic, in seconds;
     ``wall`` gives seconds since 1970, for people only.

@@ -15,9 +15,9 @@ from typing import assert_never
 
 import msgspec
 
-from coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
-from coordinator.ledger.bounds import refusal
-from coordinator.ledger.commands import (
+from undoubt.coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
+from undoubt.coordinator.ledger.bounds import refusal
+from undoubt.coordinator.ledger.commands import (
     AdvanceTime,
     CloseSession,
     Command,
@@ -35,7 +35,7 @@ from coordinator.ledger.commands import (
     RecordHeuristic,
     Restore,
 )
-from coordinator.ledger.contract import (
+from undoubt.coordinator.ledger.contract import (
     TERMINATES_BY_ITSELF,
     Act,
     BranchRecord,
@@ -48,11 +48,11 @@ from coordinator.ledger.contract import (
     SessionState,
     Verdict,
 )
-from coordinator.ledger.rules import agrees, labels, sorted_branches, verdict_of
-from coordinator.ledger.state import PrecommitRecord, SessionBook, State
-from participants.checks import invariant
-from participants.contract import Settled
-from participants.ids import TxId
+from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches, verdict_of
+from undoubt.coordinator.ledger.state import PrecommitRecord, SessionBook, State
+from undoubt.participants.checks import invariant
+from undoubt.participants.contract import Settled
+from undoubt.participants.ids import TxId
 
 
 def fingerprint(branches: Iterable[BranchRecord]) -> int:

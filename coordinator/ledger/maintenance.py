@@ -7,19 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from coordinator.errors import LedgerLocked, LedgerMissing, LedgerUnusable
-from coordinator.ledger import schema, secret_file, urls
-from coordinator.ledger.acting import DONE, acting, new_act
-from coordinator.ledger.contract import Act, LedgerInfo
-from coordinator.ledger.postgres import tables
-from coordinator.ledger.postgres.ledger import PostgresLedger
-from coordinator.ledger.sqlite import anchored, restoring, store
-from coordinator.ledger.sqlite.ledger import SqliteLedger
-from coordinator.ledger.sqlite.lock import FileLock, holder
-from coordinator.ledger.sqlite.owned import rebuilt
-from coordinator.ledger.sqlite.restoring import RestoredLedger
-from coordinator.settings import LedgerSettings
-from participants.errors import UsageError
+from undoubt.coordinator.errors import LedgerLocked, LedgerMissing, LedgerUnusable
+from undoubt.coordinator.ledger import schema, secret_file, urls
+from undoubt.coordinator.ledger.acting import DONE, acting, new_act
+from undoubt.coordinator.ledger.contract import Act, LedgerInfo
+from undoubt.coordinator.ledger.postgres import tables
+from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
+from undoubt.coordinator.ledger.sqlite import anchored, restoring, store
+from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
+from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
+from undoubt.coordinator.ledger.sqlite.owned import rebuilt
+from undoubt.coordinator.ledger.sqlite.restoring import RestoredLedger
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.errors import UsageError
 
 T = TypeVar("T")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from coordinator.errors import LedgerUnavailable
-from coordinator.ledger.commands import RULES, Command, Judge, decode, encode
-from coordinator.ledger.contract import DecisionRecord
-from coordinator.ledger.local import LocalLedger, newest
-from coordinator.ledger.machine import Machine
-from coordinator.settings import LedgerSettings
-from participants.ids import TxId, new_ledger_id
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.ledger.commands import RULES, Command, Judge, decode, encode
+from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.ledger.local import LocalLedger, newest
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.ids import TxId, new_ledger_id
 
 
 class MemoryLedger(LocalLedger):

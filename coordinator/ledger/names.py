@@ -12,11 +12,11 @@ import secrets
 from collections.abc import Sequence
 from functools import lru_cache
 
-from coordinator.errors import Impostor
-from coordinator.ledger.contract import BranchRecord, Decision
-from participants.contract import Claim
-from participants.errors import UsageError
-from participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
+from undoubt.coordinator.errors import Impostor
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision
+from undoubt.participants.contract import Claim
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
 
 SECRET_BYTES = 32
 KEYS_MAX = 4_096
@@ -65,7 +65,7 @@ class Names:
         return SessionKey(self.key_bytes(session, nonce))
 
     def key_bytes(self, session: int, nonce: str) -> bytes:
-        """What :class:`~participants.ids.SessionKey` is made of; empty without a secret."""
+        """What :class:`~undoubt.participants.ids.SessionKey` is made of; empty without a secret."""
         if not self.secret:
             return b""
         return hmac.digest(self.secret, f"session\0{session}-{nonce}".encode(), hashlib.sha256)

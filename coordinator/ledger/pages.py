@@ -11,8 +11,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from coordinator.ledger.contract import DecisionRecord, Ledger
-from participants.ids import TxId
+from undoubt.coordinator.ledger.contract import DecisionRecord, Ledger
+from undoubt.participants.ids import TxId
 
 BRANCHES_MAX = 10_000
 """A page ends behind the record with which its branches are as many: however large its records are, it fits

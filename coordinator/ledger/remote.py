@@ -7,9 +7,9 @@ import os
 import socket
 from typing import Any
 
-from coordinator.errors import LedgerUnavailable, VersionHeldBack
-from coordinator.ledger import calls
-from coordinator.wire import (
+from undoubt.coordinator.errors import LedgerUnavailable, VersionHeldBack
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.wire import (
     Connection,
     HandshakeRefused,
     Identity,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
-from coordinator.ledger.contract import (
+from undoubt.coordinator.ledger.contract import (
     TERMINATES_BY_ITSELF,
     BranchRecord,
     Decision,

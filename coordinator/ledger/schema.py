@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coordinator.errors import LedgerUnusable
-from participants.migrating import ALONE
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.participants.migrating import ALONE
 
 if TYPE_CHECKING:
     import sqlalchemy

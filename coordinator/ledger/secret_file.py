@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger.durable import write_new
-from participants.ids import InvalidName, check_ledger_id
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger.durable import write_new
+from undoubt.participants.ids import InvalidName, check_ledger_id
 
 HEAD = "undoubt-secret 1"
 

@@ -10,9 +10,9 @@ import struct
 
 import msgspec
 
-from coordinator.errors import LedgerUnavailable
-from coordinator.ledger.acting import user_name
-from coordinator.ledger.calls import (
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.ledger.acting import user_name
+from undoubt.coordinator.ledger.calls import (
     Call,
     RecordActCall,
     Reply,
@@ -24,9 +24,17 @@ from coordinator.ledger.calls import (
     perform,
     unreadable,
 )
-from coordinator.ledger.local import LocalLedger
-from coordinator.wire import Connection, Identity, Listener, RemoteProtocolError, Role, WireSettings, serve
-from participants.errors import UndoubtError
+from undoubt.coordinator.ledger.local import LocalLedger
+from undoubt.coordinator.wire import (
+    Connection,
+    Identity,
+    Listener,
+    RemoteProtocolError,
+    Role,
+    WireSettings,
+    serve,
+)
+from undoubt.participants.errors import UndoubtError
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from coordinator.ledger.contract import (
+from undoubt.coordinator.ledger.contract import (
     Act,
     BranchRecord,
     Decision,
@@ -16,9 +16,9 @@ from coordinator.ledger.contract import (
     SessionInfo,
     SessionState,
 )
-from coordinator.ledger.fingerprints import Fingerprints
-from coordinator.ledger.ranges import Ranges
-from participants.ids import TxId
+from undoubt.coordinator.ledger.fingerprints import Fingerprints
+from undoubt.coordinator.ledger.ranges import Ranges
+from undoubt.participants.ids import TxId
 
 SNAPSHOT_FORMAT = 1
 

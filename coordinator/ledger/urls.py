@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from coordinator.errors import LedgerMisconfigured
-from coordinator.ledger.contract import Create, Ledger
-from coordinator.settings import LedgerSettings
-from participants.redact import redact
+from undoubt.coordinator.errors import LedgerMisconfigured
+from undoubt.coordinator.ledger.contract import Create, Ledger
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.redact import redact
 
 SQLITE = "sqlite"
 POSTGRES = "postgresql+psycopg"
@@ -26,19 +26,19 @@ async def open_ledger(settings: LedgerSettings, *, create: Create = False) -> Le
 
 
 async def _open_sqlite(settings: LedgerSettings, create: Create) -> Ledger:
-    from coordinator.ledger.sqlite.ledger import SqliteLedger  # noqa: PLC0415 - each backend only where named
+    from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger  # noqa: PLC0415 - each backend only where named
 
     return await SqliteLedger.open(sqlite_path(settings.url), settings, create=create)
 
 
 async def _open_postgres(settings: LedgerSettings, _: Create) -> Ledger:
-    from coordinator.ledger.postgres.ledger import PostgresLedger  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger  # noqa: PLC0415 - as above
 
     return await PostgresLedger.open(settings)
 
 
 async def _open_cluster(settings: LedgerSettings, _: Create) -> Ledger:
-    from coordinator.ledger.cluster.ledger import ClusterLedger  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger  # noqa: PLC0415 - as above
 
     return await ClusterLedger.open(settings)
 

@@ -1,6 +1,6 @@
 """A node: one member of the cluster that keeps the ledger, with its disk, its port and its timers.
 
-What enters: a :class:`~coordinator.node.storage.contract.Storage`, addresses, peers' and clients'
+What enters: a :class:`~undoubt.coordinator.node.storage.contract.Storage`, addresses, peers' and clients'
 connections. What leaves: answers of the ledger's contract, each durable on a majority before it is given.
 From the outside inwards:
 
@@ -10,7 +10,7 @@ From the outside inwards:
 :mod:`.operator`     what an operator asks for: members, transfer, snapshot, backup
 :mod:`.ledger`       the ledger's contract on the replica; what a leader does now and then
 :mod:`.peers`        connections to and from the other nodes
-:mod:`.replica`      drives :mod:`coordinator.raft`: turns of the loop, proposals, applying; with
+:mod:`.replica`      drives :mod:`undoubt.coordinator.raft`: turns of the loop, proposals, applying; with
                      :mod:`.reads`, :mod:`.snapshots` and :mod:`.history`
 :mod:`.versions`     what the members speak, and have agreed on: nothing newer gets into the log
 :mod:`.acceptors`    Paxos Commit's acceptor, on the same disk; :mod:`.settling` records what ended sessions

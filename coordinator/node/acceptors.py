@@ -1,4 +1,4 @@
-"""This node's part in Paxos Commit: it drives an :class:`~coordinator.paxos.Acceptor`.
+"""This node's part in Paxos Commit: it drives an :class:`~undoubt.coordinator.paxos.Acceptor`.
 
 What enters: requests of leaders: coordinators, and recoveries, of this node too. What leaves: answers, each
 after what it depends on is on the disk. The writes go the way of the log's and share their syncs; the log
@@ -13,17 +13,26 @@ from heapq import nsmallest
 
 import msgspec
 
-from coordinator.errors import Impostor, LedgerError, LedgerUnavailable
-from coordinator.ledger.cluster.acceptors import record_of
-from coordinator.ledger.contract import Record
-from coordinator.ledger.machine import Machine
-from coordinator.ledger.names import Names
-from coordinator.node.errors import NodeStopped
-from coordinator.node.storage.contract import Promises, Write
-from coordinator.node.storage.group_commit import Disk
-from coordinator.paxos import Acceptor, Marks, Outgoing, PeerMisbehaved, Phase2a, Reply, Request, Restored
-from coordinator.quorum import Joint
-from participants.ids import NUMBER_MAX, Protocol, TxId
+from undoubt.coordinator.errors import Impostor, LedgerError, LedgerUnavailable
+from undoubt.coordinator.ledger.cluster.acceptors import record_of
+from undoubt.coordinator.ledger.contract import Record
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.ledger.names import Names
+from undoubt.coordinator.node.errors import NodeStopped
+from undoubt.coordinator.node.storage.contract import Promises, Write
+from undoubt.coordinator.node.storage.group_commit import Disk
+from undoubt.coordinator.paxos import (
+    Acceptor,
+    Marks,
+    Outgoing,
+    PeerMisbehaved,
+    Phase2a,
+    Reply,
+    Request,
+    Restored,
+)
+from undoubt.coordinator.quorum import Joint
+from undoubt.participants.ids import NUMBER_MAX, Protocol, TxId
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +120,7 @@ class Acceptors:
         return True
 
     def work(self) -> None:
-        """What the acceptor has to do now: the numbered duties in :mod:`coordinator.paxos`."""
+        """What the acceptor has to do now: the numbered duties in :mod:`undoubt.coordinator.paxos`."""
         ready = self.acceptor.ready()
         self._send(ready.replies_now)
         if ready.writes or ready.replies_after_sync:

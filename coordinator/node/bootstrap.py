@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coordinator.ledger.backup import reading_image
-from coordinator.ledger.commands import Restore
-from coordinator.ledger.local import SESSION_SKIP
-from coordinator.ledger.machine import Machine
-from coordinator.node.replicated import Replicated
-from coordinator.node.storage.contract import Snapshot
-from coordinator.raft import HardState, SnapshotMeta, bootstrap
-from coordinator.wire import VERSIONS, Versions
+from undoubt.coordinator.ledger.backup import reading_image
+from undoubt.coordinator.ledger.commands import Restore
+from undoubt.coordinator.ledger.local import SESSION_SKIP
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.node.replicated import Replicated
+from undoubt.coordinator.node.storage.contract import Snapshot
+from undoubt.coordinator.raft import HardState, SnapshotMeta, bootstrap
+from undoubt.coordinator.wire import VERSIONS, Versions
 
 
 def beginning(

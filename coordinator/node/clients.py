@@ -13,11 +13,11 @@ from functools import partial
 
 import msgspec
 
-from coordinator.errors import LedgerUnavailable, NotPermitted
-from coordinator.ledger import calls
-from coordinator.ledger.acting import acting
-from coordinator.ledger.cluster import messages, rights
-from coordinator.ledger.cluster.messages import (
+from undoubt.coordinator.errors import LedgerUnavailable, NotPermitted
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.acting import acting
+from undoubt.coordinator.ledger.cluster import messages, rights
+from undoubt.coordinator.ledger.cluster.messages import (
     AcceptorCall,
     Answer,
     BackupCall,
@@ -28,14 +28,14 @@ from coordinator.ledger.cluster.messages import (
     StatusCall,
     TransferCall,
 )
-from coordinator.ledger.contract import Act, Decision
-from coordinator.node.acceptors import Acceptors
-from coordinator.node.errors import NodeStopped, NotLeading
-from coordinator.node.ledger import NodeLedger
-from coordinator.node.operator import Operator
-from coordinator.wire import VERSIONS, Connection, RemoteProtocolError, Right
-from participants.errors import UndoubtError
-from participants.ids import new_nonce
+from undoubt.coordinator.ledger.contract import Act, Decision
+from undoubt.coordinator.node.acceptors import Acceptors
+from undoubt.coordinator.node.errors import NodeStopped, NotLeading
+from undoubt.coordinator.node.ledger import NodeLedger
+from undoubt.coordinator.node.operator import Operator
+from undoubt.coordinator.wire import VERSIONS, Connection, RemoteProtocolError, Right
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.ids import new_nonce
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ import asyncio
 import logging
 from collections import Counter
 
-from coordinator.errors import LedgerError, LedgerUnusable
-from coordinator.ledger.cluster import operate
-from coordinator.ledger.cluster.messages import NodeStatus, StatusCall
-from coordinator.node.replica import Replica
-from coordinator.node.status import RELEASE
-from coordinator.quorum.majority import majority_size
-from coordinator.supervision import Supervised
-from coordinator.wire import WireSettings
+from undoubt.coordinator.errors import LedgerError, LedgerUnusable
+from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster.messages import NodeStatus, StatusCall
+from undoubt.coordinator.node.replica import Replica
+from undoubt.coordinator.node.status import RELEASE
+from undoubt.coordinator.quorum.majority import majority_size
+from undoubt.coordinator.supervision import Supervised
+from undoubt.coordinator.wire import WireSettings
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.errors import LedgerUnavailable
 
 
 class NotLeading(LedgerUnavailable):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coordinator.ledger.contract import DecisionRecord
-from coordinator.node.replicated import Replicated
-from coordinator.node.storage.contract import Finished
-from participants.ids import TxId
+from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.node.replicated import Replicated
+from undoubt.coordinator.node.storage.contract import Finished
+from undoubt.participants.ids import TxId
 
 RECORDS_MAX = 256
 """Those that wait for a write to ride along with."""

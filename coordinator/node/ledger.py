@@ -15,10 +15,10 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from coordinator.errors import LedgerError
-from coordinator.ledger.cluster.acceptors import Ask, ClusterAcceptors, among
-from coordinator.ledger.commands import Command, Decide
-from coordinator.ledger.contract import (
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger.cluster.acceptors import Ask, ClusterAcceptors, among
+from undoubt.coordinator.ledger.commands import Command, Decide
+from undoubt.coordinator.ledger.contract import (
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -27,12 +27,12 @@ from coordinator.ledger.contract import (
     SessionInfo,
     Settlement,
 )
-from coordinator.ledger.leases import Leases
-from coordinator.ledger.local import LocalLedger, newest
-from coordinator.node.replica import Answer, Replica
-from coordinator.node.storage.contract import Storage
-from coordinator.settings import LedgerSettings
-from participants.ids import Protocol, TxId
+from undoubt.coordinator.ledger.leases import Leases
+from undoubt.coordinator.ledger.local import LocalLedger, newest
+from undoubt.coordinator.node.replica import Answer, Replica
+from undoubt.coordinator.node.storage.contract import Storage
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.ids import Protocol, TxId
 
 log = logging.getLogger(__name__)
 

@@ -12,26 +12,26 @@ import time
 from collections.abc import Callable
 from random import Random
 
-from coordinator.errors import LedgerUnavailable, LedgerUnusable
-from coordinator.ledger.cluster.links import Links
-from coordinator.ledger.machine import Machine
-from coordinator.node.clients import FromClient
-from coordinator.node.comparing import Comparing
-from coordinator.node.ledger import NodeLedger
-from coordinator.node.operator import Operator
-from coordinator.node.peers import FromPeer, Peers
-from coordinator.node.release import Release
-from coordinator.node.replica import Replica
-from coordinator.node.replicated import Replicated
-from coordinator.node.settings import NodeSettings
-from coordinator.node.settling import Settling
-from coordinator.node.status import status_of
-from coordinator.node.storage.contract import Storage, Stored
-from coordinator.paxos import Reply, Request
-from coordinator.raft import Message, bootstrap
-from coordinator.settings import LedgerSettings
-from coordinator.supervision import Supervised
-from coordinator.wire import (
+from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.ledger.cluster.links import Links
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.node.clients import FromClient
+from undoubt.coordinator.node.comparing import Comparing
+from undoubt.coordinator.node.ledger import NodeLedger
+from undoubt.coordinator.node.operator import Operator
+from undoubt.coordinator.node.peers import FromPeer, Peers
+from undoubt.coordinator.node.release import Release
+from undoubt.coordinator.node.replica import Replica
+from undoubt.coordinator.node.replicated import Replicated
+from undoubt.coordinator.node.settings import NodeSettings
+from undoubt.coordinator.node.settling import Settling
+from undoubt.coordinator.node.status import status_of
+from undoubt.coordinator.node.storage.contract import Storage, Stored
+from undoubt.coordinator.paxos import Reply, Request
+from undoubt.coordinator.raft import Message, bootstrap
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.supervision import Supervised
+from undoubt.coordinator.wire import (
     Address,
     Connection,
     HandshakeRefused,

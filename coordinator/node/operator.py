@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from coordinator.errors import ClusterNotReady, ClusterRefused
-from coordinator.ledger.cluster.messages import (
+from undoubt.coordinator.errors import ClusterNotReady, ClusterRefused
+from undoubt.coordinator.ledger.cluster.messages import (
     BackupCall,
     BackupPiece,
     ChangeMembersCall,
@@ -24,14 +24,14 @@ from coordinator.ledger.cluster.messages import (
     StatusCall,
     TransferCall,
 )
-from coordinator.node.errors import NotLeading
-from coordinator.node.release import Release
-from coordinator.node.replica import Replica
-from coordinator.node.replicated import Member
-from coordinator.node.storage.contract import Snapshot
-from coordinator.quorum.majority import majority_size
-from coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused, Transition
-from coordinator.wire import Address
+from undoubt.coordinator.node.errors import NotLeading
+from undoubt.coordinator.node.release import Release
+from undoubt.coordinator.node.replica import Replica
+from undoubt.coordinator.node.replicated import Member
+from undoubt.coordinator.node.storage.contract import Snapshot
+from undoubt.coordinator.quorum.majority import majority_size
+from undoubt.coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused, Transition
+from undoubt.coordinator.wire import Address
 
 LOOK_S = 0.02
 """Between two looks at whether a node answers, or another one leads."""

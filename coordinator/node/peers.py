@@ -14,9 +14,9 @@ from random import Random
 
 import msgspec
 
-from coordinator.raft import Message, decode, encode
-from coordinator.supervision import Supervised
-from coordinator.wire import (
+from undoubt.coordinator.raft import Message, decode, encode
+from undoubt.coordinator.supervision import Supervised
+from undoubt.coordinator.wire import (
     VERSIONS,
     Address,
     Connection,

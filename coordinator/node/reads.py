@@ -10,8 +10,8 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 
-from coordinator.node.errors import NotLeading
-from coordinator.raft import NotLeader, Raft, ReadState
+from undoubt.coordinator.node.errors import NotLeading
+from undoubt.coordinator.raft import NotLeader, Raft, ReadState
 
 _Waiter = asyncio.Future[None]
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from coordinator.errors import ClusterNotReady, LedgerError, OutcomeUnknown
-from coordinator.ledger.contract import SessionState
-from coordinator.ledger.state import SessionBook
-from coordinator.node.ledger import NodeLedger
-from coordinator.node.replica import Replica
-from coordinator.node.settling import Settling
-from coordinator.quorum.majority import majority_size
+from undoubt.coordinator.errors import ClusterNotReady, LedgerError, OutcomeUnknown
+from undoubt.coordinator.ledger.contract import SessionState
+from undoubt.coordinator.ledger.state import SessionBook
+from undoubt.coordinator.node.ledger import NodeLedger
+from undoubt.coordinator.node.replica import Replica
+from undoubt.coordinator.node.settling import Settling
+from undoubt.coordinator.quorum.majority import majority_size
 
 
 class Release:

@@ -1,10 +1,10 @@
-"""One node's consensus at work: it does what :class:`~coordinator.raft.Ready` says, in the order it says.
+"""One node's consensus at work: it does what :class:`~undoubt.coordinator.raft.Ready` says, in the order it
+says.
 
 What enters: commands to propose, reads, messages of peers, time. What leaves: messages, writes, answers. The
-duties are numbered in :mod:`coordinator.raft`. All of it happens in the event loop, in turns: what comes in
-during one turn is proposed as one entry, flows out in one ``Ready``, and is stored by one sync. The storage
-works beside the loop; whatever depends on a sync waits for it in ``Disk``.
-"""
+duties are numbered in :mod:`undoubt.coordinator.raft`. All of it happens in the event loop, in turns: what
+comes in during one turn is proposed as one entry, flows out in one ``Ready``, and is stored by one sync. The
+storage works beside the loop; whatever depends on a sync waits for it in ``Disk``."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import Any
 
 import msgspec
 
-from coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable
-from coordinator.ledger.commands import Command, since
-from coordinator.node.acceptors import Acceptors
-from coordinator.node.errors import NodeStopped, NotLeading
-from coordinator.node.hashes import StateHashes
-from coordinator.node.history import History
-from coordinator.node.reads import Reads
-from coordinator.node.replicated import Agree, Logged, Replicated, encode_batch, encode_command
-from coordinator.node.snapshots import Snapshots
-from coordinator.node.storage.contract import Snapshot, Storage, Stored, Write
-from coordinator.node.storage.group_commit import Disk
-from coordinator.node.versions import Agreement
-from coordinator.raft import (
+from undoubt.coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.ledger.commands import Command, since
+from undoubt.coordinator.node.acceptors import Acceptors
+from undoubt.coordinator.node.errors import NodeStopped, NotLeading
+from undoubt.coordinator.node.hashes import StateHashes
+from undoubt.coordinator.node.history import History
+from undoubt.coordinator.node.reads import Reads
+from undoubt.coordinator.node.replicated import Agree, Logged, Replicated, encode_batch, encode_command
+from undoubt.coordinator.node.snapshots import Snapshots
+from undoubt.coordinator.node.storage.contract import Snapshot, Storage, Stored, Write
+from undoubt.coordinator.node.storage.group_commit import Disk
+from undoubt.coordinator.node.versions import Agreement
+from undoubt.coordinator.raft import (
     ConfigChange,
     Entry,
     Kind,
@@ -43,8 +43,8 @@ from coordinator.raft import (
     Refusal,
     Restored,
 )
-from coordinator.wire import VERSIONS
-from participants.errors import UsageError
+from undoubt.coordinator.wire import VERSIONS
+from undoubt.participants.errors import UsageError
 
 log = logging.getLogger(__name__)
 

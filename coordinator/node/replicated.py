@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger.commands import FIRST_VERSION, Command, encode, since
-from coordinator.ledger.contract import DecisionRecord
-from coordinator.ledger.machine import Machine
-from coordinator.raft import Change, ChangeKind, Entry, Kind, decode_change
-from coordinator.wire import VERSIONS, Versions
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger.commands import FIRST_VERSION, Command, encode, since
+from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.raft import Change, ChangeKind, Entry, Kind, decode_change
+from undoubt.coordinator.wire import VERSIONS, Versions
 
 IMAGE_FORMAT = 1
 NEWER = "start it with a newer release of undoubt, and without a lower node.version_max"
@@ -38,7 +38,7 @@ _decoder: msgspec.msgpack.Decoder[list[Logged]] = msgspec.msgpack.Decoder(list[L
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
     """The context of a change that adds a node, or tells who joins of one that was there before. ``disk`` is
-    what :class:`~coordinator.node.storage.Identity` has: a number belongs to one disk for ever."""
+    what :class:`~undoubt.coordinator.node.storage.Identity` has: a number belongs to one disk for ever."""
 
     address: str
     disk: str

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from coordinator.raft import RaftSettings
-from coordinator.wire import VERSIONS, Versions
-from participants.bounds import count, seconds
+from undoubt.coordinator.raft import RaftSettings
+from undoubt.coordinator.wire import VERSIONS, Versions
+from undoubt.participants.bounds import count, seconds
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

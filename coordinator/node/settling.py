@@ -12,15 +12,15 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
-from coordinator.errors import LedgerError, OutcomeUnknown
-from coordinator.ledger.cluster import operate
-from coordinator.ledger.cluster.messages import SESSIONS_MAX, HeldCall
-from coordinator.ledger.contract import Record, SessionState
-from coordinator.ledger.state import SessionBook
-from coordinator.node.ledger import NodeLedger
-from coordinator.node.replica import Replica
-from coordinator.wire import WireSettings
-from participants.ids import TxId
+from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
+from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster.messages import SESSIONS_MAX, HeldCall
+from undoubt.coordinator.ledger.contract import Record, SessionState
+from undoubt.coordinator.ledger.state import SessionBook
+from undoubt.coordinator.node.ledger import NodeLedger
+from undoubt.coordinator.node.replica import Replica
+from undoubt.coordinator.wire import WireSettings
+from undoubt.participants.ids import TxId
 
 log = logging.getLogger(__name__)
 

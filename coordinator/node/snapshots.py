@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from coordinator.node.replicated import Replicated
-from coordinator.node.storage.contract import Snapshot
-from coordinator.raft import ChunkWanted, Entry, Raft, SnapshotChunk, SnapshotMeta
+from undoubt.coordinator.node.replicated import Replicated
+from undoubt.coordinator.node.storage.contract import Snapshot
+from undoubt.coordinator.raft import ChunkWanted, Entry, Raft, SnapshotChunk, SnapshotMeta
 
 CHUNK_BYTES = 64 * 1024
 """Small enough that a heartbeat behind one is not late on a slow line."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib import metadata
 
-from coordinator.ledger.cluster.messages import NodeStatus, PeerStatus
-from coordinator.ledger.contract import SessionState
-from coordinator.node.replica import Replica
-from coordinator.node.storage.contract import Identity
-from coordinator.wire import WireSettings, tls_of
+from undoubt.coordinator.ledger.cluster.messages import NodeStatus, PeerStatus
+from undoubt.coordinator.ledger.contract import SessionState
+from undoubt.coordinator.node.replica import Replica
+from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.wire import WireSettings, tls_of
 
 RELEASE = metadata.version("undoubt")
 

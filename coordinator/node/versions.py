@@ -12,9 +12,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-from coordinator.errors import VersionHeldBack
-from coordinator.node.replicated import NEWER, Replicated
-from coordinator.wire import Connection, HandshakeRefused, Refusal
+from undoubt.coordinator.errors import VersionHeldBack
+from undoubt.coordinator.node.replicated import NEWER, Replicated
+from undoubt.coordinator.wire import Connection, HandshakeRefused, Refusal
 
 log = logging.getLogger(__name__)
 

@@ -53,12 +53,12 @@ Sources: Lamport, "The Part-Time Parliament", 1998, and "Paxos Made Simple", 200
 
 from __future__ import annotations
 
-from coordinator.paxos.acceptor import Acceptor, Restored
-from coordinator.paxos.errors import PeerMisbehaved
-from coordinator.paxos.first_ballot import FirstBallot
-from coordinator.paxos.learner import Learner, Outcome
-from coordinator.paxos.marks import Marks
-from coordinator.paxos.messages import (
+from undoubt.coordinator.paxos.acceptor import Acceptor, Restored
+from undoubt.coordinator.paxos.errors import PeerMisbehaved
+from undoubt.coordinator.paxos.first_ballot import FirstBallot
+from undoubt.coordinator.paxos.learner import Learner, Outcome
+from undoubt.coordinator.paxos.marks import Marks
+from undoubt.coordinator.paxos.messages import (
     ABORTED,
     Ask,
     Branch,
@@ -76,10 +76,10 @@ from coordinator.paxos.messages import (
     decode_request,
     encode,
 )
-from coordinator.paxos.ready import Outgoing, Ready
-from coordinator.paxos.record import Record
-from coordinator.paxos.recovery import Recovery
-from coordinator.paxos.synod import FIRST, Accepted, Ballot
+from undoubt.coordinator.paxos.ready import Outgoing, Ready
+from undoubt.coordinator.paxos.record import Record
+from undoubt.coordinator.paxos.recovery import Recovery
+from undoubt.coordinator.paxos.synod import FIRST, Accepted, Ballot
 
 __all__ = [
     "ABORTED",

@@ -7,9 +7,9 @@ from typing import assert_never
 
 import msgspec
 
-from coordinator.paxos.errors import PeerMisbehaved
-from coordinator.paxos.marks import Marks, forgotten
-from coordinator.paxos.messages import (
+from undoubt.coordinator.paxos.errors import PeerMisbehaved
+from undoubt.coordinator.paxos.marks import Marks, forgotten
+from undoubt.coordinator.paxos.messages import (
     Ask,
     Forgotten,
     Phase1a,
@@ -20,10 +20,10 @@ from coordinator.paxos.messages import (
     Reply,
     Request,
 )
-from coordinator.paxos.ready import Outgoing, Ready, Writes
-from coordinator.paxos.record import Record
-from participants.checks import invariant
-from participants.ids import TxId
+from undoubt.coordinator.paxos.ready import Outgoing, Ready, Writes
+from undoubt.coordinator.paxos.record import Record
+from undoubt.participants.checks import invariant
+from undoubt.participants.ids import TxId
 
 NOTHING = Ready(0)
 

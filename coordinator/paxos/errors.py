@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from participants.errors import UndoubtError
+from undoubt.participants.errors import UndoubtError
 
 
 class PeerMisbehaved(UndoubtError):

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coordinator.paxos.learner import Learner
-from coordinator.paxos.messages import Branch, Phase1b, Phase2a, Phase2b, Refused, Reply, Request, Value
-from coordinator.paxos.synod import FIRST
-from coordinator.quorum import Joint, VoteResult
-from participants.checks import invariant
-from participants.ids import TxId
+from undoubt.coordinator.paxos.learner import Learner
+from undoubt.coordinator.paxos.messages import (
+    Branch,
+    Phase1b,
+    Phase2a,
+    Phase2b,
+    Refused,
+    Reply,
+    Request,
+    Value,
+)
+from undoubt.coordinator.paxos.synod import FIRST
+from undoubt.coordinator.quorum import Joint, VoteResult
+from undoubt.participants.checks import invariant
+from undoubt.participants.ids import TxId
 
 
 class FirstBallot(Learner):

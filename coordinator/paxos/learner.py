@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 
-from coordinator.paxos.errors import PeerMisbehaved
-from coordinator.paxos.messages import ABORTED, Ask, Branch, Forgotten, Known, Reply, Request, Value
-from coordinator.paxos.synod import Accepted, Tally
-from coordinator.quorum import Joint, VoteResult
-from participants.checks import invariant
-from participants.ids import TxId
+from undoubt.coordinator.paxos.errors import PeerMisbehaved
+from undoubt.coordinator.paxos.messages import ABORTED, Ask, Branch, Forgotten, Known, Reply, Request, Value
+from undoubt.coordinator.paxos.synod import Accepted, Tally
+from undoubt.coordinator.quorum import Joint, VoteResult
+from undoubt.participants.checks import invariant
+from undoubt.participants.ids import TxId
 
 
 class Outcome(enum.StrEnum):

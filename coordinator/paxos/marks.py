@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from coordinator.paxos.synod import Natural
-from participants.ids import TxId
+from undoubt.coordinator.paxos.synod import Natural
+from undoubt.participants.ids import TxId
 
 
 class Marks(msgspec.Struct, frozen=True, array_like=True):

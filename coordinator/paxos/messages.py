@@ -10,9 +10,9 @@ from typing import Annotated
 
 import msgspec
 
-from coordinator.paxos.synod import Accepted, Ballot
-from coordinator.quorum import Joint
-from participants.ids import BRANCH_NUMBER_MAX, TxId
+from undoubt.coordinator.paxos.synod import Accepted, Ballot
+from undoubt.coordinator.quorum import Joint
+from undoubt.participants.ids import BRANCH_NUMBER_MAX, TxId
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 EVIDENCE_BYTES_MAX = 10_000

@@ -6,11 +6,11 @@ from collections import deque
 
 import msgspec
 
-from coordinator.paxos.marks import Marks
-from coordinator.paxos.messages import Reply
-from coordinator.paxos.record import Record
-from participants.checks import invariant
-from participants.ids import TxId
+from undoubt.coordinator.paxos.marks import Marks
+from undoubt.coordinator.paxos.messages import Reply
+from undoubt.coordinator.paxos.record import Record
+from undoubt.participants.checks import invariant
+from undoubt.participants.ids import TxId
 
 
 class Outgoing(msgspec.Struct, frozen=True):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import msgspec
 
-from coordinator.paxos.errors import PeerMisbehaved
-from coordinator.paxos.messages import ABORTED, REST, Branch, Known, Phase1a, Phase2a, Value
-from coordinator.paxos.synod import FIRST, Acceptance, Accepted, Ballot
-from coordinator.quorum import Joint
-from participants.ids import TxId
+from undoubt.coordinator.paxos.errors import PeerMisbehaved
+from undoubt.coordinator.paxos.messages import ABORTED, REST, Branch, Known, Phase1a, Phase2a, Value
+from undoubt.coordinator.paxos.synod import FIRST, Acceptance, Accepted, Ballot
+from undoubt.coordinator.quorum import Joint
+from undoubt.participants.ids import TxId
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from coordinator.paxos.learner import Learner
-from coordinator.paxos.messages import (
+from undoubt.coordinator.paxos.learner import Learner
+from undoubt.coordinator.paxos.messages import (
     ABORTED,
     REST,
     Known,
@@ -15,10 +15,10 @@ from coordinator.paxos.messages import (
     Request,
     Value,
 )
-from coordinator.paxos.synod import FIRST, Ballot, Proposal
-from coordinator.quorum import Joint
-from participants.checks import invariant
-from participants.ids import TxId
+from undoubt.coordinator.paxos.synod import FIRST, Ballot, Proposal
+from undoubt.coordinator.quorum import Joint
+from undoubt.participants.checks import invariant
+from undoubt.participants.ids import TxId
 
 
 class Recovery(Learner):

@@ -27,9 +27,9 @@ from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
-from coordinator.paxos.errors import PeerMisbehaved
-from coordinator.quorum import Joint, VoteResult
-from participants.checks import invariant
+from undoubt.coordinator.paxos.errors import PeerMisbehaved
+from undoubt.coordinator.quorum import Joint, VoteResult
+from undoubt.participants.checks import invariant
 
 V = TypeVar("V")
 

@@ -11,17 +11,17 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from coordinator.errors import (
+from undoubt.coordinator.errors import (
     AbortedByOthers,
     DistributedDeadlock,
     LedgerError,
     OutcomeUnknown,
     SessionLost,
 )
-from coordinator.ledger.contract import Ledger, SessionState
-from coordinator.steadfast import all_within
-from participants.errors import UndoubtError
-from participants.ids import TxId
+from undoubt.coordinator.ledger.contract import Ledger, SessionState
+from undoubt.coordinator.steadfast import all_within
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.ids import TxId
 
 T = TypeVar("T")
 

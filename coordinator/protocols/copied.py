@@ -6,14 +6,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from coordinator.errors import LedgerError, OutcomeUnknown
-from coordinator.ledger.contract import Decision
-from coordinator.protocols.course import Course, branch_record, repeat_until_answered
-from coordinator.protocols.ending import apply, report_bugs
-from coordinator.protocols.steps import TwoPhaseStep
-from coordinator.protocols.voting import Tally
-from coordinator.steadfast import all_of
-from participants.contract import Branch
+from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.coordinator.protocols.course import Course, branch_record, repeat_until_answered
+from undoubt.coordinator.protocols.ending import apply, report_bugs
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.coordinator.protocols.voting import Tally
+from undoubt.coordinator.steadfast import all_of
+from undoubt.participants.contract import Branch
 
 log = logging.getLogger(__name__)
 

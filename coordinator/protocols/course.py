@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from coordinator.errors import HeuristicOutcome, LedgerUnavailable
-from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledger, record_of
-from coordinator.protocols.steps import Observer
-from participants.checks import invariant
-from participants.contract import Branch, Evidence, Participant, Settled, Vote
-from participants.ids import NO_KEY, Gid, SessionKey, TxId
-from participants.states import Termination
+from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledger, record_of
+from undoubt.coordinator.protocols.steps import Observer
+from undoubt.participants.checks import invariant
+from undoubt.participants.contract import Branch, Evidence, Participant, Settled, Vote
+from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
+from undoubt.participants.states import Termination
 
 T = TypeVar("T")
 

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from coordinator.errors import OutcomeUnknown, TransactionAborted
-from coordinator.ledger.contract import Decision
-from coordinator.protocols.causes import may_come_of_a_cancellation, why_doomed
-from coordinator.protocols.course import (
+from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation, why_doomed
+from undoubt.coordinator.protocols.course import (
     Course,
     Phase,
     branch_record,
@@ -19,12 +19,12 @@ from coordinator.protocols.course import (
     record_heuristic,
     repeat_until_answered,
 )
-from coordinator.protocols.steps import TwoPhaseStep
-from coordinator.protocols.voting import Tally
-from coordinator.steadfast import Steadfast, all_of, steadfast
-from participants.contract import HEURISTICS, Branch, CommitNotSent, Settled
-from participants.errors import BranchFailed, ParticipantError, ParticipantRefused
-from participants.ids import Gid
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.coordinator.protocols.voting import Tally
+from undoubt.coordinator.steadfast import Steadfast, all_of, steadfast
+from undoubt.participants.contract import HEURISTICS, Branch, CommitNotSent, Settled
+from undoubt.participants.errors import BranchFailed, ParticipantError, ParticipantRefused
+from undoubt.participants.ids import Gid
 
 log = logging.getLogger(__name__)
 

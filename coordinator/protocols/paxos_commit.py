@@ -8,7 +8,7 @@
               └── any no, any doubt: not voted, roll back all
 
 Gray and Lamport, *Consensus on Transaction Commit*, 2006. The rules, and what each process owes to them:
-:mod:`coordinator.paxos`; who asks the acceptors: ``course.ledger.acceptors``.
+:mod:`undoubt.coordinator.paxos`; who asks the acceptors: ``course.ledger.acceptors``.
 
 The moment that counts is when a quorum of acceptors has stored the votes: nobody leads it, so neither a dead
 leader of the ledger nor an election holds it up. A transaction that is not voted on can never commit, and may
@@ -19,21 +19,21 @@ acceptors may forget.
 
 from __future__ import annotations
 
-from coordinator.errors import LedgerError, OutcomeUnknown
-from coordinator.ledger.contract import Acceptors, Decision
-from coordinator.protocols.causes import why_recorded
-from coordinator.protocols.copied import apply_and_record
-from coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
-from coordinator.protocols.ending import (
+from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
+from undoubt.coordinator.ledger.contract import Acceptors, Decision
+from undoubt.coordinator.protocols.causes import why_recorded
+from undoubt.coordinator.protocols.copied import apply_and_record
+from undoubt.coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
+from undoubt.coordinator.protocols.ending import (
     abort_after_votes,
     commit_in_one_phase,
     commit_readers_alone,
     record_abort,
     roll_back,
 )
-from coordinator.protocols.steps import PaxosStep
-from coordinator.protocols.voting import Tally, classify, collect_votes, prepare
-from participants.errors import UsageError
+from undoubt.coordinator.protocols.steps import PaxosStep
+from undoubt.coordinator.protocols.voting import Tally, classify, collect_votes, prepare
+from undoubt.participants.errors import UsageError
 
 
 async def paxos_commit(course: Course) -> None:

@@ -13,14 +13,14 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from coordinator.protocols import termination_rules as rules
-from coordinator.protocols.steps import Observer, TerminationStep
-from coordinator.protocols.termination_rules import Move
-from coordinator.steadfast import all_within
-from participants.contract import Participant
-from participants.errors import ParticipantError
-from participants.ids import Gid
-from participants.states import Charter, Event, StateRow, States, Termination
+from undoubt.coordinator.protocols import termination_rules as rules
+from undoubt.coordinator.protocols.steps import Observer, TerminationStep
+from undoubt.coordinator.protocols.termination_rules import Move
+from undoubt.coordinator.steadfast import all_within
+from undoubt.participants.contract import Participant
+from undoubt.participants.errors import ParticipantError
+from undoubt.participants.ids import Gid
+from undoubt.participants.states import Charter, Event, StateRow, States, Termination
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@
             │                      │                          │                         decide(COMMIT)
             └── any no, any doubt ─┴── bury, roll back all    └── not in all ─→ terminate
 
-Skeen, *Nonblocking Commit Protocols*, 1981. The rows and their states: :mod:`participants.states`; what ends
-it when this process does not: :mod:`coordinator.protocols.termination`.
+Skeen, *Nonblocking Commit Protocols*, 1981. The rows and their states: :mod:`undoubt.participants.states`;
+what ends it when this process does not: :mod:`undoubt.coordinator.protocols.termination`.
 
 The moment that counts is when every row says PRECOMMIT (in a termination, when its attempt has succeeded):
 from then on every termination comes to COMMIT. What the ledger records afterwards is a copy, so that the
@@ -25,25 +25,25 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from coordinator.errors import OutcomeUnknown
-from coordinator.protocols.causes import why_recorded
-from coordinator.protocols.copied import apply_and_record
-from coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
-from coordinator.protocols.ending import (
+from undoubt.coordinator.errors import OutcomeUnknown
+from undoubt.coordinator.protocols.causes import why_recorded
+from undoubt.coordinator.protocols.copied import apply_and_record
+from undoubt.coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
+from undoubt.coordinator.protocols.ending import (
     abort_after_votes,
     commit_in_one_phase,
     commit_readers_alone,
     roll_back,
 )
-from coordinator.protocols.steps import ThreePhaseStep
-from coordinator.protocols.termination import Round, ask, bury
-from coordinator.protocols.termination_rules import CONTRADICTION, Move
-from coordinator.protocols.voting import Tally, classify, collect_votes, prepare
-from coordinator.steadfast import all_within
-from participants.contract import Branch, PrepareResult, Vote
-from participants.errors import BranchFailed, ParticipantError
-from participants.ids import Gid
-from participants.states import Charter, Event, States
+from undoubt.coordinator.protocols.steps import ThreePhaseStep
+from undoubt.coordinator.protocols.termination import Round, ask, bury
+from undoubt.coordinator.protocols.termination_rules import CONTRADICTION, Move
+from undoubt.coordinator.protocols.voting import Tally, classify, collect_votes, prepare
+from undoubt.coordinator.steadfast import all_within
+from undoubt.participants.contract import Branch, PrepareResult, Vote
+from undoubt.participants.errors import BranchFailed, ParticipantError
+from undoubt.participants.ids import Gid
+from undoubt.participants.states import Charter, Event, States
 
 log = logging.getLogger(__name__)
 

@@ -14,24 +14,24 @@ writing branch needs no vote and no record: its database decides (one-phase comm
 Branches that wrote nothing vote READ_ONLY, and stay open until every writer has committed: they may hold
 locks, or a notification that must not go out yet.
 
-Each ``await`` is a place where this process may die. :mod:`coordinator.protocols.steps` names them.
+Each ``await`` is a place where this process may die. :mod:`undoubt.coordinator.protocols.steps` names them.
 """
 
 from __future__ import annotations
 
-from coordinator.errors import LedgerError, OutcomeUnknown
-from coordinator.ledger.contract import Decision
-from coordinator.protocols.causes import why_recorded
-from coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
-from coordinator.protocols.ending import (
+from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.coordinator.protocols.causes import why_recorded
+from undoubt.coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
+from undoubt.coordinator.protocols.ending import (
     abort_after_votes,
     apply,
     commit_in_one_phase,
     commit_readers_alone,
     roll_back,
 )
-from coordinator.protocols.steps import TwoPhaseStep
-from coordinator.protocols.voting import Tally, classify, collect_votes, prepare
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.coordinator.protocols.voting import Tally, classify, collect_votes, prepare
 
 
 async def two_phase_commit(course: Course) -> None:

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from coordinator.protocols.course import Course, label
-from coordinator.protocols.steps import TwoPhaseStep
-from coordinator.steadfast import all_within
-from participants.contract import (
+from undoubt.coordinator.protocols.course import Course, label
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.coordinator.steadfast import all_within
+from undoubt.participants.contract import (
     Branch,
     Evidence,
     HeuristicAtPrepare,

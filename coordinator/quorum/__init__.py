@@ -10,7 +10,7 @@ Pure functions of sets and mappings: no state, nothing of Raft or Paxos. A voter
 
 from __future__ import annotations
 
-from coordinator.quorum.joint import Joint
-from coordinator.quorum.majority import UNBOUNDED, VoteResult, committed_index, vote_result
+from undoubt.coordinator.quorum.joint import Joint
+from undoubt.coordinator.quorum.majority import UNBOUNDED, VoteResult, committed_index, vote_result
 
 __all__ = ["UNBOUNDED", "Joint", "VoteResult", "committed_index", "vote_result"]

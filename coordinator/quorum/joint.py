@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from coordinator.quorum.majority import VoteResult, committed_index, vote_result
+from undoubt.coordinator.quorum.majority import VoteResult, committed_index, vote_result
 
 VOTERS_MAX = 1_000
 _Voters = Annotated[frozenset[int], msgspec.Meta(max_length=VOTERS_MAX)]

@@ -50,8 +50,8 @@ answers no read.
 
 from __future__ import annotations
 
-from coordinator.raft.core import Raft
-from coordinator.raft.errors import (
+from undoubt.coordinator.raft.core import Raft
+from undoubt.coordinator.raft.errors import (
     ConfigRefused,
     LogSetBack,
     NotLeader,
@@ -59,7 +59,7 @@ from coordinator.raft.errors import (
     RaftRefusal,
     Refusal,
 )
-from coordinator.raft.messages import (
+from undoubt.coordinator.raft.messages import (
     Append,
     AppendReply,
     Change,
@@ -85,10 +85,10 @@ from coordinator.raft.messages import (
     decode_change,
     encode,
 )
-from coordinator.raft.ready import ChunkWanted, ReadState, Ready
-from coordinator.raft.restored import Restored, bootstrap
-from coordinator.raft.settings import RaftSettings
-from coordinator.raft.state import Role
+from undoubt.coordinator.raft.ready import ChunkWanted, ReadState, Ready
+from undoubt.coordinator.raft.restored import Restored, bootstrap
+from undoubt.coordinator.raft.settings import RaftSettings
+from undoubt.coordinator.raft.state import Role
 
 __all__ = [
     "Append",

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from random import Random
 
-from coordinator.raft import election, read_index, receive, reconfigure, replication, snapshots, transfer
-from coordinator.raft.log import Log
-from coordinator.raft.messages import ConfigChange, Configuration, Entry, Message, SnapshotMeta
-from coordinator.raft.ready import ChunkWanted, Ready, Write
-from coordinator.raft.restored import Restored
-from coordinator.raft.settings import RaftSettings
-from coordinator.raft.state import Role, State
-from participants.checks import invariant
+from undoubt.coordinator.raft import (
+    election,
+    read_index,
+    receive,
+    reconfigure,
+    replication,
+    snapshots,
+    transfer,
+)
+from undoubt.coordinator.raft.log import Log
+from undoubt.coordinator.raft.messages import ConfigChange, Configuration, Entry, Message, SnapshotMeta
+from undoubt.coordinator.raft.ready import ChunkWanted, Ready, Write
+from undoubt.coordinator.raft.restored import Restored
+from undoubt.coordinator.raft.settings import RaftSettings
+from undoubt.coordinator.raft.state import Role, State
+from undoubt.participants.checks import invariant
 
 NOTHING = Ready(0)
 

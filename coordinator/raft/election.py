@@ -5,8 +5,8 @@ Extended paper §5.2, §5.4.1 and §6; thesis §4.2.3 (disruptive servers), §6.
 
 from __future__ import annotations
 
-from coordinator.quorum import VoteResult
-from coordinator.raft.messages import (
+from undoubt.coordinator.quorum import VoteResult
+from undoubt.coordinator.raft.messages import (
     Entry,
     HardState,
     Kind,
@@ -16,8 +16,8 @@ from coordinator.raft.messages import (
     Vote,
     VoteReply,
 )
-from coordinator.raft.progress import Pace
-from coordinator.raft.state import Role, State
+from undoubt.coordinator.raft.progress import Pace
+from undoubt.coordinator.raft.state import Role, State
 
 
 def tick(state: State) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 
-from participants.errors import UndoubtError
+from undoubt.participants.errors import UndoubtError
 
 
 class RaftRefusal(UndoubtError):

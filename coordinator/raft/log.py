@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from coordinator.raft.messages import Entry, SnapshotMeta
-from participants.checks import InvariantViolation, invariant
+from undoubt.coordinator.raft.messages import Entry, SnapshotMeta
+from undoubt.participants.checks import InvariantViolation, invariant
 
 
 class Accepted(msgspec.Struct, frozen=True):

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from coordinator.raft.errors import ConfigRefused
-from coordinator.raft.messages import (
+from undoubt.coordinator.raft.errors import ConfigRefused
+from undoubt.coordinator.raft.messages import (
     NATURAL_MAX,
     Change,
     ChangeKind,
@@ -24,7 +24,7 @@ from coordinator.raft.messages import (
     Transition,
     decode_change,
 )
-from participants.checks import invariant
+from undoubt.participants.checks import invariant
 
 
 def _apply(configuration: Configuration, changes: Iterable[Change]) -> Configuration:

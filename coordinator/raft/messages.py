@@ -13,7 +13,7 @@ from typing import Annotated
 
 import msgspec
 
-from coordinator.quorum import Joint
+from undoubt.coordinator.quorum import Joint
 
 NATURAL_MAX = 2**63 - 1
 Natural = Annotated[int, msgspec.Meta(ge=0, le=NATURAL_MAX)]

@@ -14,8 +14,8 @@ from __future__ import annotations
 import enum
 from collections import deque
 
-from coordinator.raft.messages import SnapshotMeta
-from participants.checks import invariant
+from undoubt.coordinator.raft.messages import SnapshotMeta
+from undoubt.participants.checks import invariant
 
 
 class Pace(enum.Enum):

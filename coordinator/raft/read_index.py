@@ -7,9 +7,9 @@ All reads that were asked for since the last ``Ready`` share a round. No clock i
 
 from __future__ import annotations
 
-from coordinator.raft.errors import NotLeader
-from coordinator.raft.ready import ReadState
-from coordinator.raft.state import State
+from undoubt.coordinator.raft.errors import NotLeader
+from undoubt.coordinator.raft.ready import ReadState
+from undoubt.coordinator.raft.state import State
 
 
 def ask(state: State, context: bytes) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from coordinator.raft.messages import (
+from undoubt.coordinator.raft.messages import (
     AppendReply,
     Entry,
     HardState,
@@ -15,7 +15,7 @@ from coordinator.raft.messages import (
     SnapshotChunk,
     SnapshotMeta,
 )
-from participants.checks import invariant
+from undoubt.participants.checks import invariant
 
 
 class ReadState(msgspec.Struct, frozen=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from coordinator.raft import election, replication, snapshots
-from coordinator.raft.messages import (
+from undoubt.coordinator.raft import election, replication, snapshots
+from undoubt.coordinator.raft.messages import (
     Append,
     AppendReply,
     Heartbeat,
@@ -17,8 +17,8 @@ from coordinator.raft.messages import (
     Vote,
     VoteReply,
 )
-from coordinator.raft.state import Role, State
-from participants.checks import invariant
+from undoubt.coordinator.raft.state import Role, State
+from undoubt.participants.checks import invariant
 
 
 def step(state: State, message: Message) -> None:

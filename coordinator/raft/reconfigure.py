@@ -5,11 +5,11 @@ Extended paper §6; thesis §4.1 (one change at a time), §4.2.2 (a leader that 
 
 from __future__ import annotations
 
-from coordinator.raft import election, replication
-from coordinator.raft.errors import ConfigRefused, NotLeader
-from coordinator.raft.membership import after
-from coordinator.raft.messages import ConfigChange, Entry, Kind, encode
-from coordinator.raft.state import State
+from undoubt.coordinator.raft import election, replication
+from undoubt.coordinator.raft.errors import ConfigRefused, NotLeader
+from undoubt.coordinator.raft.membership import after
+from undoubt.coordinator.raft.messages import ConfigChange, Entry, Kind, encode
+from undoubt.coordinator.raft.state import State
 
 
 def propose(state: State, change: ConfigChange) -> Entry:

@@ -6,8 +6,8 @@ Extended paper §5.3 and §5.4.2; thesis §10.2.1 (the leader's disk works besid
 
 from __future__ import annotations
 
-from coordinator.raft.errors import LogSetBack, NotLeader, ProposalRefused, Refusal
-from coordinator.raft.messages import (
+from undoubt.coordinator.raft.errors import LogSetBack, NotLeader, ProposalRefused, Refusal
+from undoubt.coordinator.raft.messages import (
     Append,
     AppendReply,
     Entry,
@@ -15,10 +15,10 @@ from coordinator.raft.messages import (
     HeartbeatReply,
     Kind,
 )
-from coordinator.raft.progress import Pace, Progress
-from coordinator.raft.snapshots import want_chunk
-from coordinator.raft.state import State
-from participants.checks import InvariantViolation
+from undoubt.coordinator.raft.progress import Pace, Progress
+from undoubt.coordinator.raft.snapshots import want_chunk
+from undoubt.coordinator.raft.state import State
+from undoubt.participants.checks import InvariantViolation
 
 
 def propose(state: State, data: bytes, kind: Kind = Kind.DATA) -> Entry:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from coordinator.raft.messages import Configuration, Entry, HardState, SnapshotMeta
-from participants.checks import invariant
+from undoubt.coordinator.raft.messages import Configuration, Entry, HardState, SnapshotMeta
+from undoubt.participants.checks import invariant
 
 
 class Restored(msgspec.Struct, frozen=True):

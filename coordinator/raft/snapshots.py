@@ -6,10 +6,10 @@ much it holds, so that a lost chunk, a lost answer and a restart of either side 
 
 from __future__ import annotations
 
-from coordinator.raft.messages import AppendReply, SnapshotChunk, SnapshotMeta, SnapshotReply
-from coordinator.raft.progress import Pace, Progress
-from coordinator.raft.ready import ChunkWanted
-from coordinator.raft.state import Incoming, State
+from undoubt.coordinator.raft.messages import AppendReply, SnapshotChunk, SnapshotMeta, SnapshotReply
+from undoubt.coordinator.raft.progress import Pace, Progress
+from undoubt.coordinator.raft.ready import ChunkWanted
+from undoubt.coordinator.raft.state import Incoming, State
 
 
 def want_chunk(state: State, node: int, progress: Progress) -> None:

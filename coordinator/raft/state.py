@@ -5,9 +5,9 @@ from __future__ import annotations
 import enum
 from random import Random
 
-from coordinator.raft.log import Log
-from coordinator.raft.membership import History
-from coordinator.raft.messages import (
+from undoubt.coordinator.raft.log import Log
+from undoubt.coordinator.raft.membership import History
+from undoubt.coordinator.raft.messages import (
     AppendReply,
     Entry,
     HardState,
@@ -20,11 +20,11 @@ from coordinator.raft.messages import (
     Vote,
     VoteReply,
 )
-from coordinator.raft.progress import Progress
-from coordinator.raft.ready import ChunkWanted, Outbox, ReadState, Writes
-from coordinator.raft.settings import RaftSettings
-from coordinator.raft.tracker import Tracker
-from participants.checks import invariant
+from undoubt.coordinator.raft.progress import Progress
+from undoubt.coordinator.raft.ready import ChunkWanted, Outbox, ReadState, Writes
+from undoubt.coordinator.raft.settings import RaftSettings
+from undoubt.coordinator.raft.tracker import Tracker
+from undoubt.participants.checks import invariant
 
 FULL_DISK_ELECTIONS = 4
 """Election timeouts that a node whose disk is full waits for longer than it would otherwise."""

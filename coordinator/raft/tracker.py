@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from coordinator.quorum import VoteResult
-from coordinator.raft.messages import Configuration
-from coordinator.raft.progress import Progress
+from undoubt.coordinator.quorum import VoteResult
+from undoubt.coordinator.raft.messages import Configuration
+from undoubt.coordinator.raft.progress import Progress
 
 
 class Tracker:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from coordinator.raft.election import successor
-from coordinator.raft.errors import ConfigRefused, NotLeader
-from coordinator.raft.messages import TimeoutNow
-from coordinator.raft.state import State
+from undoubt.coordinator.raft.election import successor
+from undoubt.coordinator.raft.errors import ConfigRefused, NotLeader
+from undoubt.coordinator.raft.messages import TimeoutNow
+from undoubt.coordinator.raft.state import State
 
 
 def begin(state: State, to: int) -> None:

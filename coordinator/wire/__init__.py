@@ -34,21 +34,21 @@ repeated.
 
 from __future__ import annotations
 
-from coordinator.wire.address import Address, refuse_exposed
-from coordinator.wire.connection import Accept, Connection, Receiver
-from coordinator.wire.dialing import connect
-from coordinator.wire.errors import (
+from undoubt.coordinator.wire.address import Address, refuse_exposed
+from undoubt.coordinator.wire.connection import Accept, Connection, Receiver
+from undoubt.coordinator.wire.dialing import connect
+from undoubt.coordinator.wire.errors import (
     HandshakeRefused,
     LocalProtocolError,
     Refusal,
     RemoteProtocolError,
     TlsUnusable,
 )
-from coordinator.wire.handshake import VERSIONS, Identity, Role, Versions
-from coordinator.wire.listener import Listener, serve
-from coordinator.wire.rights import ROLES, SCHEME, Right, named_right
-from coordinator.wire.settings import WireSettings
-from coordinator.wire.tls import Certificate, Tls, TlsSettings, tls_of
+from undoubt.coordinator.wire.handshake import VERSIONS, Identity, Role, Versions
+from undoubt.coordinator.wire.listener import Listener, serve
+from undoubt.coordinator.wire.rights import ROLES, SCHEME, Right, named_right
+from undoubt.coordinator.wire.settings import WireSettings
+from undoubt.coordinator.wire.tls import Certificate, Tls, TlsSettings, tls_of
 
 __all__ = [
     "ROLES",

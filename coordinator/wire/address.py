@@ -6,7 +6,7 @@ import ipaddress
 
 import msgspec
 
-from participants.errors import UsageError
+from undoubt.participants.errors import UsageError
 
 
 class Address(msgspec.Struct, frozen=True, array_like=True, order=True):

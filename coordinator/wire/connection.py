@@ -9,13 +9,13 @@ import ssl
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from coordinator.wire.errors import LocalProtocolError, RemoteProtocolError
-from coordinator.wire.frames import HEADER, FrameReader, header
-from coordinator.wire.handshake import HANDSHAKE_BYTES_MAX, HANDSHAKE_VERSION, Identity, Versions
-from coordinator.wire.rights import Right
-from coordinator.wire.secure import Secured
-from coordinator.wire.settings import WireSettings
-from coordinator.wire.tls import check_names, names_in, reason_of
+from undoubt.coordinator.wire.errors import LocalProtocolError, RemoteProtocolError
+from undoubt.coordinator.wire.frames import HEADER, FrameReader, header
+from undoubt.coordinator.wire.handshake import HANDSHAKE_BYTES_MAX, HANDSHAKE_VERSION, Identity, Versions
+from undoubt.coordinator.wire.rights import Right
+from undoubt.coordinator.wire.secure import Secured
+from undoubt.coordinator.wire.settings import WireSettings
+from undoubt.coordinator.wire.tls import check_names, names_in, reason_of
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ import logging
 import socket
 import ssl
 
-from coordinator.wire import handshake
-from coordinator.wire.address import Address
-from coordinator.wire.connection import Accept, Connection, Receiver
-from coordinator.wire.errors import HandshakeRefused
-from coordinator.wire.handshake import VERSIONS, Identity, Versions
-from coordinator.wire.settings import WireSettings
-from coordinator.wire.tls import reason_of, tls_of
+from undoubt.coordinator.wire import handshake
+from undoubt.coordinator.wire.address import Address
+from undoubt.coordinator.wire.connection import Accept, Connection, Receiver
+from undoubt.coordinator.wire.errors import HandshakeRefused
+from undoubt.coordinator.wire.handshake import VERSIONS, Identity, Versions
+from undoubt.coordinator.wire.settings import WireSettings
+from undoubt.coordinator.wire.tls import reason_of, tls_of
 
 log = logging.getLogger(__name__)
 

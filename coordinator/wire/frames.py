@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from zlib import crc32
 
-from coordinator.wire.errors import RemoteProtocolError
+from undoubt.coordinator.wire.errors import RemoteProtocolError
 
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 HEADER = struct.Struct("!IBI")

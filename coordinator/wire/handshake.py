@@ -22,7 +22,7 @@ import enum
 
 import msgspec
 
-from coordinator.wire.errors import HandshakeRefused, Refusal, RemoteProtocolError
+from undoubt.coordinator.wire.errors import HandshakeRefused, Refusal, RemoteProtocolError
 
 HANDSHAKE_VERSION = 0
 HANDSHAKE_BYTES_MAX = 4096

@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from coordinator.wire import handshake
-from coordinator.wire.address import Address
-from coordinator.wire.connection import Accept, Connection, Receiver
-from coordinator.wire.errors import HandshakeRefused, Refusal
-from coordinator.wire.handshake import HANDSHAKE_VERSION, VERSIONS, Identity, Role, Versions
-from coordinator.wire.rights import right_of
-from coordinator.wire.settings import WireSettings
-from coordinator.wire.tls import names_in, tls_of
+from undoubt.coordinator.wire import handshake
+from undoubt.coordinator.wire.address import Address
+from undoubt.coordinator.wire.connection import Accept, Connection, Receiver
+from undoubt.coordinator.wire.errors import HandshakeRefused, Refusal
+from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, VERSIONS, Identity, Role, Versions
+from undoubt.coordinator.wire.rights import right_of
+from undoubt.coordinator.wire.settings import WireSettings
+from undoubt.coordinator.wire.tls import names_in, tls_of
 
 log = logging.getLogger(__name__)
 

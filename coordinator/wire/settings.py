@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from coordinator.wire.frames import FRAME_BYTES_MAX
-from coordinator.wire.tls import TlsSettings
-from participants.bounds import count, seconds
+from undoubt.coordinator.wire.frames import FRAME_BYTES_MAX
+from undoubt.coordinator.wire.tls import TlsSettings
+from undoubt.participants.bounds import count, seconds
 
 
 class WireSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

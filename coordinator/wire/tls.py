@@ -2,7 +2,7 @@
 
 A certificate says who its holder is by URIs among its alternative names (RFC 5280 §4.2.1.6), as SPIFFE does:
 ``undoubt://CLUSTER/node/2``, ``undoubt://CLUSTER/client/NAME``; what a client may do by another
-(:mod:`coordinator.wire.rights`). Host names are not looked at: addresses of
+(:mod:`undoubt.coordinator.wire.rights`). Host names are not looked at: addresses of
 nodes change, who they are does not. Both sides show a certificate, signed by a CA of the same file.
 """
 
@@ -18,10 +18,10 @@ from typing import Any
 
 import msgspec
 
-from coordinator.wire.errors import HandshakeRefused, Refusal, TlsUnusable
-from coordinator.wire.handshake import Identity, Role
-from coordinator.wire.rights import SCHEME
-from coordinator.wire.secure import Secured
+from undoubt.coordinator.wire.errors import HandshakeRefused, Refusal, TlsUnusable
+from undoubt.coordinator.wire.handshake import Identity, Role
+from undoubt.coordinator.wire.rights import SCHEME
+from undoubt.coordinator.wire.secure import Secured
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,5 @@
-"""Alembic's entry for the SQL ledger's tables. The connection comes from ``coordinator.ledger.schema``."""
+"""Alembic's entry for the SQL ledger's tables. The connection comes from
+``undoubt.coordinator.ledger.schema``."""
 
 from __future__ import annotations
 

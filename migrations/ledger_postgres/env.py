@@ -1,4 +1,4 @@
-"""Alembic's entry for the PostgreSQL ledger's tables. ``coordinator.ledger.schema`` connects."""
+"""Alembic's entry for the PostgreSQL ledger's tables. ``undoubt.coordinator.ledger.schema`` connects."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Alembic's entry: runs the participant's migrations on the connection that it is handed, or prints them.
 
-Only ``participants.postgres.schema`` calls it; there is no alembic.ini.
+Only ``undoubt.participants.postgres.schema`` calls it; there is no alembic.ini.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""PostgreSQL behind the contract of :mod:`participants.contract`.
+"""PostgreSQL behind the contract of :mod:`undoubt.participants.contract`.
 
-What enters: a :class:`~participants.settings.ParticipantSettings` and the calls of the contract. What leaves:
-votes, settled outcomes, evidence, and the errors of :mod:`participants.errors`. Nothing here knows what a
-transaction is; it knows branches.
+What enters: a :class:`~undoubt.participants.settings.ParticipantSettings` and the calls of the contract. What
+leaves: votes, settled outcomes, evidence, and the errors of :mod:`undoubt.participants.errors`. Nothing here
+knows what a transaction is; it knows branches.
 
 ===========================  ==============================================================================
 ``participant``              puts the pieces together; the one name that others import
@@ -32,6 +32,6 @@ counts only if tag and marker are right and no warning weakens it. And no server
 believed about prepared transactions.
 """
 
-from participants.postgres.participant import PostgresParticipant
+from undoubt.participants.postgres.participant import PostgresParticipant
 
 __all__ = ["PostgresParticipant"]

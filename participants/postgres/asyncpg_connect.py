@@ -8,12 +8,12 @@ import ssl
 
 import asyncpg
 
-from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
-from participants.postgres.asyncpg_dsn import connect_arguments, set_keepalive
-from participants.postgres.asyncpg_session import TRANSLATED, AsyncpgSession, translate
-from participants.postgres.connecting import Connector
-from participants.postgres.dsn import UNREADABLE, Address
-from participants.postgres.verdicts import participant_error, pooler_refusal, tls_refusal
+from undoubt.participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
+from undoubt.participants.postgres.asyncpg_dsn import connect_arguments, set_keepalive
+from undoubt.participants.postgres.asyncpg_session import TRANSLATED, AsyncpgSession, translate
+from undoubt.participants.postgres.connecting import Connector
+from undoubt.participants.postgres.dsn import UNREADABLE, Address
+from undoubt.participants.postgres.verdicts import participant_error, pooler_refusal, tls_refusal
 
 STATEMENT_CACHE_SIZE = 100
 

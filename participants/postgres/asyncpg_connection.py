@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from participants.errors import UsageError, WrongLoop
-from participants.ids import Gid
-from participants.postgres.asyncpg_savepoint import Savepoint
-from participants.postgres.handle import outlives_reset
-from participants.postgres.session import ServerError
-from participants.postgres.session_end import FATAL
+from undoubt.participants.errors import UsageError, WrongLoop
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.asyncpg_savepoint import Savepoint
+from undoubt.participants.postgres.handle import outlives_reset
+from undoubt.participants.postgres.session import ServerError
+from undoubt.participants.postgres.session_end import FATAL
 
 if TYPE_CHECKING:
-    from participants.postgres.asyncpg_session import Connection
+    from undoubt.participants.postgres.asyncpg_session import Connection
 
 _LISTEN = "LISTEN belongs on a connection of its own: PostgreSQL cannot prepare a branch with it"
 _REFUSED = {

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from participants.errors import ParticipantRefused
-from participants.postgres.dsn import Address
-from participants.postgres.passfile import password_for
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.postgres.dsn import Address
+from undoubt.participants.postgres.passfile import password_for
 
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _TLS = ("sslmode", "sslnegotiation", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version")

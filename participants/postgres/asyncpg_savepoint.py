@@ -9,10 +9,10 @@ import itertools
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from participants.errors import UsageError
+from undoubt.participants.errors import UsageError
 
 if TYPE_CHECKING:
-    from participants.postgres.asyncpg_connection import BranchConnection
+    from undoubt.participants.postgres.asyncpg_connection import BranchConnection
 
 _numbers = itertools.count(1)
 

@@ -1,4 +1,4 @@
-"""A :class:`~participants.postgres.session.Session` over asyncpg."""
+"""A :class:`~undoubt.participants.postgres.session.Session` over asyncpg."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from participants.ids import Gid
-from participants.postgres.asyncpg_connection import BranchConnection, LentForSetUp, session_end
-from participants.postgres.closing import CLOSE_TIMEOUT_S, close_in_background
-from participants.postgres.session import (
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.asyncpg_connection import BranchConnection, LentForSetUp, session_end
+from undoubt.participants.postgres.closing import CLOSE_TIMEOUT_S, close_in_background
+from undoubt.participants.postgres.session import (
     Answer,
     Introduction,
     Late,
@@ -22,10 +22,10 @@ from participants.postgres.session import (
     ServerError,
     keep,
 )
-from participants.postgres.session_end import FATAL, Listening
+from undoubt.participants.postgres.session_end import FATAL, Listening
 
 if TYPE_CHECKING:
-    from participants.postgres.on_connect import OnConnect
+    from undoubt.participants.postgres.on_connect import OnConnect
 
     Connection = asyncpg.Connection[asyncpg.Record]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 
-from participants.ids import Gid, SessionKey
-from participants.postgres.belief import same_schema
-from participants.postgres.pool import S, Slot
-from participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
-from participants.postgres.session import Introduction, Session
-from participants.postgres.sql import fill, literal, query
+from undoubt.participants.ids import Gid, SessionKey
+from undoubt.participants.postgres.belief import same_schema
+from undoubt.participants.postgres.pool import S, Slot
+from undoubt.participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
+from undoubt.participants.postgres.session import Introduction, Session
+from undoubt.participants.postgres.sql import fill, literal, query
 
 APPLICATION_NAME_BYTES_MAX = 63
 """NAMEDATALEN - 1: longer names are cut by the server."""
@@ -83,7 +83,7 @@ def branch_name(gid: Gid, key: SessionKey, pid: int) -> str:
 
 def report_head(name: str, *, pooler: bool) -> str:
     """What PREPARE's guard writes into application_name before the transaction id that it reports
-    (:func:`participants.postgres.history.read_report`).
+    (:func:`undoubt.participants.postgres.history.read_report`).
 
     ``name`` is :func:`branch_name`'s. It stands there where there is room for both, so that a PREPARE that
     waits for a lock is still known to the detector of deadlocks; behind a pooler the server's history takes

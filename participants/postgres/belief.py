@@ -1,4 +1,5 @@
-"""Schema ``undoubt`` in a participant's database: believed, or left alone (:mod:`participants.believed`).
+"""Schema ``undoubt`` in a participant's database: believed, or left alone
+(:mod:`undoubt.participants.believed`).
 
 A session looks when it is opened, and keeps the schema's number (oid). A role that was not trusted then can
 change nothing in it; but the schema can be dropped, and that role make another one. So every use is preceded
@@ -11,10 +12,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from participants.believed import PARTICIPANT, Fault, faults_of, faults_query, refusal
-from participants.errors import ParticipantRefused
-from participants.postgres.session import Introduction, ServerError, Session
-from participants.postgres.sql import fill, query
+from undoubt.participants.believed import PARTICIPANT, Fault, faults_of, faults_query, refusal
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.postgres.session import Introduction, ServerError, Session
+from undoubt.participants.postgres.sql import fill, query
 
 NO_SCHEMA = "3F000"
 _USES = re.compile(r"(?<![\w.'])undoubt\.\w")
@@ -27,7 +28,8 @@ def uses_schema(sql: str) -> bool:
 
 def same_schema(intro: Introduction) -> str:
     """A statement to put before one that uses the schema, in the same script: fails with 22P02 and the text
-    :data:`~participants.postgres.verdicts.SCHEMA_TEXT` unless the schema is the one that was believed."""
+    :data:`~undoubt.participants.postgres.verdicts.SCHEMA_TEXT` unless the schema is the one that was
+    believed."""
     return fill("same_schema", schema=str(intro.schema or 0)) + "; "
 
 

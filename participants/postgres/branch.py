@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from participants.checks import invariant
-from participants.contract import (
+from undoubt.participants.checks import invariant
+from undoubt.participants.contract import (
     CommitNotSent,
     Evidence,
     Order,
@@ -22,9 +22,9 @@ from participants.contract import (
     Vote,
     Work,
 )
-from participants.errors import BranchFailed, ParticipantUnavailable
-from participants.ids import Gid, Protocol, SessionKey
-from participants.postgres.begin import (
+from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
+from undoubt.participants.ids import Gid, Protocol, SessionKey
+from undoubt.participants.postgres.begin import (
     branch_name,
     commit_guard,
     guard_script,
@@ -32,13 +32,13 @@ from participants.postgres.begin import (
     marker,
     report_head,
 )
-from participants.postgres.handle import Handle, Surroundings
-from participants.postgres.history import columns, evidence_at, place_in, place_of, read_report
-from participants.postgres.one_phase import Lost, note_script
-from participants.postgres.pool import Slot
-from participants.postgres.session import Answer, NoAnswer, NotSent, ServerError, Session
-from participants.postgres.sql import literal, query
-from participants.postgres.verdicts import (
+from undoubt.participants.postgres.handle import Handle, Surroundings
+from undoubt.participants.postgres.history import columns, evidence_at, place_in, place_of, read_report
+from undoubt.participants.postgres.one_phase import Lost, note_script
+from undoubt.participants.postgres.pool import Slot
+from undoubt.participants.postgres.session import Answer, NoAnswer, NotSent, ServerError, Session
+from undoubt.participants.postgres.sql import literal, query
+from undoubt.participants.postgres.verdicts import (
     ENDED_BY_APPLICATION,
     branch_failure,
     lost,
@@ -55,7 +55,7 @@ STILL_RUNNING = (
 
 
 class PostgresBranch:
-    """See :class:`participants.contract.Branch`."""
+    """See :class:`undoubt.participants.contract.Branch`."""
 
     def __init__(
         self,

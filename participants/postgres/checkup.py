@@ -11,16 +11,21 @@ from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
-from participants.believed import PARTICIPANT, Fault, mends
-from participants.errors import ParticipantError, ParticipantUnavailable
-from participants.findings import Finding, Severity
-from participants.postgres.begin import ledger_name
-from participants.postgres.management import SESSIONS_MAX, Management
-from participants.postgres.roles import membership, missing_grant, owned, owning, signal_grant
-from participants.postgres.session import Introduction, NoAnswer, NotSent, Row, ServerError
-from participants.postgres.sql import identifier, query
-from participants.postgres.verdicts import CHECK_BY_SQLSTATE, NO_RIGHT, participant_error, pooler_refusal
-from participants.settings import ParticipantSettings
+from undoubt.participants.believed import PARTICIPANT, Fault, mends
+from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
+from undoubt.participants.findings import Finding, Severity
+from undoubt.participants.postgres.begin import ledger_name
+from undoubt.participants.postgres.management import SESSIONS_MAX, Management
+from undoubt.participants.postgres.roles import membership, missing_grant, owned, owning, signal_grant
+from undoubt.participants.postgres.session import Introduction, NoAnswer, NotSent, Row, ServerError
+from undoubt.participants.postgres.sql import identifier, query
+from undoubt.participants.postgres.verdicts import (
+    CHECK_BY_SQLSTATE,
+    NO_RIGHT,
+    participant_error,
+    pooler_refusal,
+)
+from undoubt.participants.settings import ParticipantSettings
 
 FULL = 0.8
 """Of ``max_prepared_transactions``: more in use leaves no room for a burst."""
@@ -37,7 +42,7 @@ class Checkup:
         self._ledger_id = ledger_id
 
     async def findings(self, protocol: str) -> Sequence[Finding]:
-        """See :meth:`participants.contract.Participant.check`."""
+        """See :meth:`undoubt.participants.contract.Participant.check`."""
         try:
             [row] = await self._management.read(query("health"))  # first: it replaces what was lost
             intro = await self._open_a_transaction()

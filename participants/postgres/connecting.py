@@ -6,23 +6,23 @@ import abc
 import asyncio
 from pathlib import Path
 
-from participants.believed import Fault
-from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
-from participants.foreign_ground import ALONE, session_settings, startup_timeouts
-from participants.postgres.belief import look
-from participants.postgres.dsn import Address, read_dsn
-from participants.postgres.history import with_history
-from participants.postgres.roles import is_owned, owned
-from participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError, Session
-from participants.postgres.sql import query
-from participants.postgres.verdicts import (
+from undoubt.participants.believed import Fault
+from undoubt.participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
+from undoubt.participants.foreign_ground import ALONE, session_settings, startup_timeouts
+from undoubt.participants.postgres.belief import look
+from undoubt.participants.postgres.dsn import Address, read_dsn
+from undoubt.participants.postgres.history import with_history
+from undoubt.participants.postgres.roles import is_owned, owned
+from undoubt.participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError, Session
+from undoubt.participants.postgres.sql import query
+from undoubt.participants.postgres.verdicts import (
     NO_RIGHT,
     NOT_SUPPORTED,
     READ_ONLY_TRANSACTION,
     participant_error,
     pooler_refusal,
 )
-from participants.settings import ParticipantSettings
+from undoubt.participants.settings import ParticipantSettings
 
 VERSION_MIN = 130000
 TIMEOUTS = frozenset({"57014", "57P05", "25P03", "25P04"})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from participants.postgres.connecting import Connector
-from participants.settings import ParticipantSettings
+from undoubt.participants.postgres.connecting import Connector
+from undoubt.participants.settings import ParticipantSettings
 
 Handles = Literal["async", "sync"]
 """What a branch's ``connection`` is. ``async``: the driver's asynchronous connection (asyncpg's, or
@@ -18,9 +18,9 @@ def new_connector(
 ) -> Connector:
     """Connects nowhere yet."""
     if handles == "async" and settings.driver == "asyncpg":
-        from participants.postgres.asyncpg_connect import AsyncpgConnector  # noqa: PLC0415
+        from undoubt.participants.postgres.asyncpg_connect import AsyncpgConnector  # noqa: PLC0415
 
         return AsyncpgConnector(participant, settings, application_name)
-    from participants.postgres.psycopg_connect import PsycopgConnector  # noqa: PLC0415
+    from undoubt.participants.postgres.psycopg_connect import PsycopgConnector  # noqa: PLC0415
 
     return PsycopgConnector(participant, settings, application_name, handles)

@@ -16,8 +16,8 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import PGconn
 
-from participants.errors import ParticipantRefused
-from participants.libpq import PORT_MAX, is_connection_string, is_port
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.libpq import PORT_MAX, is_connection_string, is_port
 
 UNREADABLE = (
     "its dsn is neither a URI (postgresql://user@host/database) nor a list of keywords (host=… dbname=…);"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import getpass
 
-from participants.postgres.dsn import read_dsn
-from participants.postgres.sql import identifier
-from participants.settings import ParticipantSettings
+from undoubt.participants.postgres.dsn import read_dsn
+from undoubt.participants.postgres.sql import identifier
+from undoubt.participants.settings import ParticipantSettings
 
 
 def grants(participant: str, settings: ParticipantSettings, *, protocol: str) -> list[str]:

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from participants.postgres.one_phase import OnePhase
-from participants.postgres.pool import Slot
-from participants.postgres.session import ServerError
-from participants.postgres.settle import Settler
+from undoubt.participants.postgres.one_phase import OnePhase
+from undoubt.participants.postgres.pool import Slot
+from undoubt.participants.postgres.session import ServerError
+from undoubt.participants.postgres.settle import Settler
 
 _BLANK = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
 _OUTLIVES = re.compile(rf"(?:^|;){_BLANK}(?:(?:prepare|load)\b|do\b.*\bload\b)", re.IGNORECASE | re.DOTALL)

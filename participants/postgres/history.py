@@ -17,12 +17,12 @@ import re
 from dataclasses import replace
 from typing import NamedTuple
 
-from participants.contract import Evidence
-from participants.foreign_ground import ALONE
-from participants.postgres.belief import same_schema
-from participants.postgres.session import Introduction, Row, ServerError, Session
-from participants.postgres.sql import query
-from participants.postgres.verdicts import NO_RIGHT
+from undoubt.participants.contract import Evidence
+from undoubt.participants.foreign_ground import ALONE
+from undoubt.participants.postgres.belief import same_schema
+from undoubt.participants.postgres.session import Introduction, Row, ServerError, Session
+from undoubt.participants.postgres.sql import query
+from undoubt.participants.postgres.verdicts import NO_RIGHT
 
 LOCK_TIMEOUT_MS = 2000
 """For somebody else who draws at the same moment."""

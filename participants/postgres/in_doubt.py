@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from participants.contract import PreparedBranch
-from participants.ids import Gid
-from participants.postgres.history import Place, columns, evidence_at, place_in
-from participants.postgres.management import Management, refuse_standby
-from participants.postgres.roles import owned, owning
-from participants.postgres.session import Introduction, Row
+from undoubt.participants.contract import PreparedBranch
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.history import Place, columns, evidence_at, place_in
+from undoubt.participants.postgres.management import Management, refuse_standby
+from undoubt.participants.postgres.roles import owned, owning
+from undoubt.participants.postgres.session import Introduction, Row
 
 _EPOCH = 2**32
 

@@ -9,12 +9,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from participants.believed import Fault
-from participants.errors import ParticipantRefused
-from participants.postgres.belief import believe, look, same_schema, uses_schema
-from participants.postgres.pool import Pool, S, Slot
-from participants.postgres.session import Answer, Introduction, NoAnswer, NotSent, Row, ServerError, Session
-from participants.postgres.verdicts import (
+from undoubt.participants.believed import Fault
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.postgres.belief import believe, look, same_schema, uses_schema
+from undoubt.participants.postgres.pool import Pool, S, Slot
+from undoubt.participants.postgres.session import (
+    Answer,
+    Introduction,
+    NoAnswer,
+    NotSent,
+    Row,
+    ServerError,
+    Session,
+)
+from undoubt.participants.postgres.verdicts import (
     NO_STATEMENT,
     READ_ONLY_TRANSACTION,
     participant_error,

@@ -12,9 +12,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from participants.errors import ParticipantRefused, ParticipantUnavailable
-from participants.postgres.session import NoAnswer, NotSent, ServerError, Session
-from participants.postgres.sql import identifier, query
+from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
+from undoubt.participants.postgres.session import NoAnswer, NotSent, ServerError, Session
+from undoubt.participants.postgres.sql import identifier, query
 
 OnConnect = Callable[[Any], Any]
 """Called with an asyncpg or psycopg connection. A coroutine function is awaited where branches are

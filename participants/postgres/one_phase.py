@@ -3,7 +3,7 @@
 An unprepared branch leaves less behind than a prepared one. Its transaction id can be given out again after a
 crash, if nothing of it had reached the log, so "committed" may be said of somebody else's transaction;
 "aborted", and an id of the future, are true of ours either way. Proof of a commit is a note that was
-written inside the branch (``undoubt.undoubt_note``, see :mod:`participants.postgres.schema`), where a
+written inside the branch (``undoubt.undoubt_note``, see :mod:`undoubt.participants.postgres.schema`), where a
 database has that table; and if the session is over and the note is not there, proof of the contrary.
 Without either the honest answer is a hazard. Everybody may write notes, so a branch's is made of a secret,
 without which it can be neither written nor looked up.
@@ -15,15 +15,15 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
-from participants.contract import Evidence, Fate, Settled
-from participants.errors import ParticipantError
-from participants.ids import Gid
-from participants.postgres.belief import same_schema
-from participants.postgres.history import columns, place_in, place_of
-from participants.postgres.management import Management
-from participants.postgres.session import Introduction, Session
-from participants.postgres.settle import Settler
-from participants.postgres.sql import fill, query
+from undoubt.participants.contract import Evidence, Fate, Settled
+from undoubt.participants.errors import ParticipantError
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.belief import same_schema
+from undoubt.participants.postgres.history import columns, place_in, place_of
+from undoubt.participants.postgres.management import Management
+from undoubt.participants.postgres.session import Introduction, Session
+from undoubt.participants.postgres.settle import Settler
+from undoubt.participants.postgres.sql import fill, query
 
 log = logging.getLogger(__name__)
 

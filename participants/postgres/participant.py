@@ -1,4 +1,5 @@
-"""One PostgreSQL database as a participant: :class:`participants.contract.Participant` over either driver."""
+"""One PostgreSQL database as a participant: :class:`undoubt.participants.contract.Participant` over either
+driver."""
 
 from __future__ import annotations
 
@@ -8,11 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from participants.contract import Branch, Evidence, Fate, Order, PreparedBranch, Settled, Waiting
-from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable, UsageError
-from participants.findings import Finding
-from participants.ids import NO_KEY, Gid, SessionKey, check_ledger_id, check_participant_name
-from participants.postgres.begin import (
+from undoubt.participants.contract import Branch, Evidence, Fate, Order, PreparedBranch, Settled, Waiting
+from undoubt.participants.errors import (
+    ParticipantError,
+    ParticipantRefused,
+    ParticipantUnavailable,
+    UsageError,
+)
+from undoubt.participants.findings import Finding
+from undoubt.participants.ids import NO_KEY, Gid, SessionKey, check_ledger_id, check_participant_name
+from undoubt.participants.postgres.begin import (
     begin_script,
     branch_name,
     clean_script,
@@ -21,25 +27,25 @@ from participants.postgres.begin import (
     local_script,
     timeouts_ms,
 )
-from participants.postgres.branch import PostgresBranch
-from participants.postgres.checkup import Checkup
-from participants.postgres.closing import drain_discarded
-from participants.postgres.connecting import introduce
-from participants.postgres.drivers import Handles, new_connector
-from participants.postgres.handle import Handle, Surroundings
-from participants.postgres.history import draw
-from participants.postgres.in_doubt import list_prepared
-from participants.postgres.management import Management
-from participants.postgres.on_connect import Hook, OnConnect
-from participants.postgres.one_phase import OnePhase
-from participants.postgres.pool import Pool, Slot
-from participants.postgres.roles import beginning, missing_grant, owned
-from participants.postgres.session import Late, NoAnswer, NotSent, ServerError, Session
-from participants.postgres.settle import Settler
-from participants.postgres.states import PostgresStates
-from participants.postgres.verdicts import participant_error, pooler_refusal
-from participants.postgres.waits import WaitGraph
-from participants.settings import ParticipantSettings
+from undoubt.participants.postgres.branch import PostgresBranch
+from undoubt.participants.postgres.checkup import Checkup
+from undoubt.participants.postgres.closing import drain_discarded
+from undoubt.participants.postgres.connecting import introduce
+from undoubt.participants.postgres.drivers import Handles, new_connector
+from undoubt.participants.postgres.handle import Handle, Surroundings
+from undoubt.participants.postgres.history import draw
+from undoubt.participants.postgres.in_doubt import list_prepared
+from undoubt.participants.postgres.management import Management
+from undoubt.participants.postgres.on_connect import Hook, OnConnect
+from undoubt.participants.postgres.one_phase import OnePhase
+from undoubt.participants.postgres.pool import Pool, Slot
+from undoubt.participants.postgres.roles import beginning, missing_grant, owned
+from undoubt.participants.postgres.session import Late, NoAnswer, NotSent, ServerError, Session
+from undoubt.participants.postgres.settle import Settler
+from undoubt.participants.postgres.states import PostgresStates
+from undoubt.participants.postgres.verdicts import participant_error, pooler_refusal
+from undoubt.participants.postgres.waits import WaitGraph
+from undoubt.participants.settings import ParticipantSettings
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +59,11 @@ PROBE_SHARE = 3
 class PostgresParticipant:
     """``settings.dsn`` names the database, ``ledger_id`` whose branches are its own in the wait graph.
 
-    ``handles``: what a branch gives to the application, see :data:`participants.postgres.drivers.Handles`.
-    ``on_connect`` is called with each new connection of branches, before the first of them, instead of the
-    settings' ``init`` (:mod:`participants.postgres.on_connect`).
-    Nothing is connected to before the first call that needs it; lost connections are replaced. Raises
-    ``InvalidName``. For one event loop.
-    """
+    ``handles``: what a branch gives to the application, see
+    :data:`undoubt.participants.postgres.drivers.Handles`. ``on_connect`` is called with each new connection
+    of branches, before the first of them, instead of the settings' ``init``
+    (:mod:`undoubt.participants.postgres.on_connect`). Nothing is connected to before the first call that
+    needs it; lost connections are replaced. Raises ``InvalidName``. For one event loop."""
 
     def __init__(
         self,

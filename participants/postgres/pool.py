@@ -2,10 +2,9 @@
 
 A pool of its own, because of what may be known about a session afterwards. One whose state is unknown is
 closed, never lent again. One that an application has used is cleaned: by the next branch's first round trip
-(:mod:`participants.postgres.begin`) if that comes at once, else in the background, so that nothing of an
-application stays in a session that nobody uses. The session that was used last is lent first, so that the
-surplus of a burst ages, and is closed; and its caches stay warm.
-"""
+(:mod:`undoubt.participants.postgres.begin`) if that comes at once, else in the background, so that nothing of
+an application stays in a session that nobody uses. The session that was used last is lent first, so that the
+surplus of a burst ages, and is closed; and its caches stay warm."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from participants.errors import ParticipantUnavailable
-from participants.postgres.session import Session
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.postgres.session import Session
 
 S = TypeVar("S", bound=Session)
 

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import generators, waiting
 from psycopg.pq import ConnStatus
 
-from participants.postgres.closing import CLOSE_TIMEOUT_S
+from undoubt.participants.postgres.closing import CLOSE_TIMEOUT_S
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn

@@ -16,27 +16,32 @@ import psycopg
 from psycopg._preparing import PrepareManager
 from psycopg.adapt import AdaptersMap
 
-from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable, UsageError
-from participants.ids import Gid
-from participants.postgres.connecting import Connector
-from participants.postgres.drivers import Handles
-from participants.postgres.dsn import Address
-from participants.postgres.handle import Handle
-from participants.postgres.psycopg_connection import (
+from undoubt.participants.errors import (
+    ParticipantError,
+    ParticipantRefused,
+    ParticipantUnavailable,
+    UsageError,
+)
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.connecting import Connector
+from undoubt.participants.postgres.drivers import Handles
+from undoubt.participants.postgres.dsn import Address
+from undoubt.participants.postgres.handle import Handle
+from undoubt.participants.postgres.psycopg_connection import (
     AsyncBranchConnection,
     AsyncConnectionForSetUp,
     BranchConnection,
     ConnectionForSetUp,
 )
-from participants.postgres.psycopg_session import PsycopgSession
-from participants.postgres.session import NotSent, ServerError
-from participants.postgres.verdicts import participant_error, pooler_refusal, tls_refusal
-from participants.settings import ParticipantSettings
+from undoubt.participants.postgres.psycopg_session import PsycopgSession
+from undoubt.participants.postgres.session import NotSent, ServerError
+from undoubt.participants.postgres.verdicts import participant_error, pooler_refusal, tls_refusal
+from undoubt.participants.settings import ParticipantSettings
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
-    from participants.postgres.on_connect import OnConnect
+    from undoubt.participants.postgres.on_connect import OnConnect
 
 PREPARE_THRESHOLD = 5
 """psycopg's own default: a statement is prepared when it is executed for the sixth time."""

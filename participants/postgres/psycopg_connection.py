@@ -2,9 +2,8 @@
 
 Real subclasses of ``psycopg.AsyncConnection`` and ``psycopg.Connection``, a new one for each branch over the
 session's libpq connection. Whatever a connection, its cursors and pipelines do passes its ``lock``, which is
-a gate here (:mod:`participants.postgres.psycopg_gate`). ``transaction()`` is a savepoint by psycopg's own
-rules, since a transaction is open already.
-"""
+a gate here (:mod:`undoubt.participants.postgres.psycopg_gate`). ``transaction()`` is a savepoint by psycopg's
+own rules, since a transaction is open already."""
 
 from __future__ import annotations
 
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from participants.errors import UndoubtError, UsageError
-from participants.ids import Gid
-from participants.postgres.handle import outlives_reset
-from participants.postgres.psycopg_gate import AsyncGate, SyncGate
-from participants.postgres.session import ServerError
-from participants.postgres.session_end import FATAL
+from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.handle import outlives_reset
+from undoubt.participants.postgres.psycopg_gate import AsyncGate, SyncGate
+from undoubt.participants.postgres.session import ServerError
+from undoubt.participants.postgres.session_end import FATAL
 
 if TYPE_CHECKING:
     from psycopg._preparing import PrepareManager

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Protocol
 
-from participants.errors import UsageError, WrongLoop
-from participants.ids import Gid
+from undoubt.participants.errors import UsageError, WrongLoop
+from undoubt.participants.ids import Gid
 
 
 class Gate(Protocol):

@@ -1,8 +1,8 @@
-"""A :class:`~participants.postgres.session.Session` over psycopg's libpq connection.
+"""A :class:`~undoubt.participants.postgres.session.Session` over psycopg's libpq connection.
 
-Driven in this event loop by psycopg's lowest layer (``psycopg.pq``, ``generators``, ``waiting``), so that
-the application's connection over the same libpq connection may be of either kind. Both never speak at once:
-the application does until its gate is shut (:mod:`participants.postgres.psycopg_gate`), then the engine.
+Driven in this event loop by psycopg's lowest layer (``psycopg.pq``, ``generators``, ``waiting``), so that the
+application's connection over the same libpq connection may be of either kind. Both never speak at once: the
+application does until its gate is shut (:mod:`undoubt.participants.postgres.psycopg_gate`), then the engine.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus, 
 from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
 
-from participants.ids import Gid
-from participants.postgres.closing import close_in_background
-from participants.postgres.handle import Handle
-from participants.postgres.psycopg_closing import cancel_and_finish, interrupt
-from participants.postgres.psycopg_gate import Gate
-from participants.postgres.session import (
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.closing import close_in_background
+from undoubt.participants.postgres.handle import Handle
+from undoubt.participants.postgres.psycopg_closing import cancel_and_finish, interrupt
+from undoubt.participants.postgres.psycopg_gate import Gate
+from undoubt.participants.postgres.session import (
     Answer,
     Introduction,
     Late,
@@ -35,12 +35,12 @@ from participants.postgres.session import (
     ServerError,
     keep,
 )
-from participants.postgres.session_end import FATAL
+from undoubt.participants.postgres.session_end import FATAL
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
-    from participants.postgres.on_connect import OnConnect
+    from undoubt.participants.postgres.on_connect import OnConnect
 
 WAKE_S = 1.0
 """psycopg's waiting has to wake up now and then; nothing is done when it does."""

@@ -14,9 +14,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from participants.errors import ParticipantRefused
-from participants.postgres.session import Introduction
-from participants.postgres.sql import fill, identifier, literal, query
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.postgres.session import Introduction
+from undoubt.participants.postgres.sql import fill, identifier, literal, query
 
 SET_OPTION_SINCE_VERSION = 160000
 ADMIN_OF_ITSELF_BEFORE_VERSION = 150000

@@ -2,10 +2,10 @@
 
 ``undoubt.undoubt_note`` has one row per one-phase commit, and one per branch of three-phase commit: the hash
 of the branch's proof. Where it exists, a COMMIT whose answer was lost can be proved or disproved
-(:mod:`participants.postgres.one_phase`); where it does not, the answer is ``OutcomeUnknown``. It costs one
-small insert per transaction with a single participant. ``undoubt.undoubt_branch`` has three-phase commit's
-rows (:mod:`participants.postgres.states`). ``undoubt.undoubt_commit`` has the notes of version 0.1.0.
-"""
+(:mod:`undoubt.participants.postgres.one_phase`); where it does not, the answer is ``OutcomeUnknown``. It
+costs one small insert per transaction with a single participant. ``undoubt.undoubt_branch`` has three-phase
+commit's rows (:mod:`undoubt.participants.postgres.states`). ``undoubt.undoubt_commit`` has the notes of
+version 0.1.0."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from participants.believed import PARTICIPANT, Fault, faults_of, faults_query
-from participants.errors import ParticipantRefused, ParticipantUnavailable
-from participants.migrating import ALONE, engine_over
-from participants.postgres.belief import refused
-from participants.postgres.dsn import read_dsn
-from participants.postgres.sql import query
+from undoubt.participants.believed import PARTICIPANT, Fault, faults_of, faults_query
+from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
+from undoubt.participants.migrating import ALONE, engine_over
+from undoubt.participants.postgres.belief import refused
+from undoubt.participants.postgres.dsn import read_dsn
+from undoubt.participants.postgres.sql import query
 
 if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection, Engine
 
-    from participants.settings import ParticipantSettings
+    from undoubt.participants.settings import ParticipantSettings
 
 _HEAD = """\
 -- For the role that is to own these tables. Fails where there is a schema undoubt: look who made that.

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from participants.believed import Fault
+from undoubt.participants.believed import Fault
 
 if TYPE_CHECKING:
-    from participants.ids import Gid
-    from participants.postgres.handle import Handle
-    from participants.postgres.on_connect import OnConnect
+    from undoubt.participants.ids import Gid
+    from undoubt.participants.postgres.handle import Handle
+    from undoubt.participants.postgres.on_connect import OnConnect
 
 
 class ServerError(Exception):
@@ -110,8 +110,8 @@ class Introduction:
 
     ``role`` is the one that branches begin with. ``login`` is the one that logged in; ``role_owned``:
     ``role`` prepares branches of ours; ``role_of_database``: the database sets it, as its owner may.
-    ``strays``: the session may become roles that prepare no branches of ours.
-    ``as_login``: branches begin by becoming ``login`` (:func:`participants.postgres.roles.beginning`).
+    ``strays``: the session may become roles that prepare no branches of ours. ``as_login``: branches begin by
+    becoming ``login`` (:func:`undoubt.participants.postgres.roles.beginning`).
 
     ``tells_history``: the database has undoubt's tables, and names its history; ``history`` is its id, None
     while that is unknown. ``tells_position``: whatever role asks is told the place in the WAL.

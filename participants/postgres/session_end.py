@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from participants.postgres.session import ServerError
+from undoubt.participants.postgres.session import ServerError
 
 IDLE_IN_TRANSACTION = "25P03"
 """Ends a session that waits for its next statement, and never one that has received it

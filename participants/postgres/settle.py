@@ -12,15 +12,15 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from participants.contract import Evidence, Fate, Order, PreparedBranch, Settled, judge
-from participants.errors import ParticipantRefused
-from participants.ids import Foreign, Gid
-from participants.postgres.history import lsn
-from participants.postgres.management import Management, refuse_standby
-from participants.postgres.roles import missing_grant, owned
-from participants.postgres.session import Late, NoAnswer, NotSent, Row, ServerError, Session
-from participants.postgres.sql import identifier, literal, query
-from participants.postgres.verdicts import (
+from undoubt.participants.contract import Evidence, Fate, Order, PreparedBranch, Settled, judge
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.ids import Foreign, Gid
+from undoubt.participants.postgres.history import lsn
+from undoubt.participants.postgres.management import Management, refuse_standby
+from undoubt.participants.postgres.roles import missing_grant, owned
+from undoubt.participants.postgres.session import Late, NoAnswer, NotSent, Row, ServerError, Session
+from undoubt.participants.postgres.sql import identifier, literal, query
+from undoubt.participants.postgres.verdicts import (
     FUTURE_XID,
     IN_USE,
     NO_RIGHT,
@@ -84,7 +84,7 @@ class Settler:
             return None
 
     async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
-        """See :meth:`participants.contract.Participant.settle`.
+        """See :meth:`undoubt.participants.contract.Participant.settle`.
 
         A gid is public from its PREPARE on, and may be prepared again by anybody after its end: what a role
         that prepares no branches of ours holds under it is not there. An ordinary role is kept from
@@ -254,8 +254,8 @@ class Settler:
                 session.discard()
 
     async def end_impostor(self, branch: PreparedBranch) -> Settled:
-        """See :meth:`participants.contract.Participant.end_impostor`. The session works as the owner that was
-        seen: the server then lets it end no other role's, and nothing in another database."""
+        """See :meth:`undoubt.participants.contract.Participant.end_impostor`. The session works as the owner
+        that was seen: the server then lets it end no other role's, and nothing in another database."""
         gid = branch.gid
         try:
             async with self._management.session() as session:
@@ -288,7 +288,7 @@ class Settler:
             raise participant_error(self._management.participant, error) from error
 
     async def evidence(self, evidence: Evidence) -> Fate:
-        """See :meth:`participants.contract.Participant.evidence`."""
+        """See :meth:`undoubt.participants.contract.Participant.evidence`."""
         participant = self._management.participant
         asked = _question(evidence)
         if asked is None:

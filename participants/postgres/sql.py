@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from importlib import resources
 
-from participants.checks import invariant
-from participants.quoting import identifier, literal
+from undoubt.participants.checks import invariant
+from undoubt.participants.quoting import identifier, literal
 
 __all__ = ["fill", "identifier", "literal", "query"]
 
@@ -21,7 +21,7 @@ _HEAD = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 def _load() -> dict[str, str]:
-    text = resources.files("participants.postgres").joinpath("queries.sql").read_text("utf-8")
+    text = resources.files("undoubt.participants.postgres").joinpath("queries.sql").read_text("utf-8")
     parts = _HEAD.split(text)
     named = {}
     for name, body in zip(parts[1::2], parts[2::2], strict=True):

@@ -1,4 +1,4 @@
-"""Three-phase commit's rows in a PostgreSQL database: :class:`participants.states.States`.
+"""Three-phase commit's rows in a PostgreSQL database: :class:`undoubt.participants.states.States`.
 
 Each change is one statement and one transaction on a session of its own, never inside a branch. A row counts
 as changed only if the tag says so and no warning weakens it: a change that no synchronous standby confirmed
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from participants.checks import invariant
-from participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
-from participants.ids import Gid
-from participants.postgres.management import Management, refuse_standby
-from participants.postgres.session import NoAnswer, NotSent, Row, ServerError
-from participants.postgres.sql import fill, query
-from participants.postgres.verdicts import participant_error
-from participants.states import (
+from undoubt.participants.checks import invariant
+from undoubt.participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.management import Management, refuse_standby
+from undoubt.participants.postgres.session import NoAnswer, NotSent, Row, ServerError
+from undoubt.participants.postgres.sql import fill, query
+from undoubt.participants.postgres.verdicts import participant_error
+from undoubt.participants.states import (
     BranchState,
     Charter,
     Event,

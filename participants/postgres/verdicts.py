@@ -11,9 +11,14 @@ from __future__ import annotations
 
 import re
 
-from participants.errors import BranchFailed, ParticipantError, ParticipantRefused, ParticipantUnavailable
-from participants.postgres.session import NoAnswer, NotSent, ServerError
-from participants.postgres.session_end import with_setting
+from undoubt.participants.errors import (
+    BranchFailed,
+    ParticipantError,
+    ParticipantRefused,
+    ParticipantUnavailable,
+)
+from undoubt.participants.postgres.session import NoAnswer, NotSent, ServerError
+from undoubt.participants.postgres.session_end import with_setting
 
 MARKER_TEXT = "undoubt marker"
 SCHEMA_TEXT = "undoubt schema"

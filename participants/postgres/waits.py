@@ -14,13 +14,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from participants.contract import Claim, Node, Waiting
-from participants.ids import NUMBER_MAX, Gid, InvalidName, Protocol, TxId
-from participants.postgres.begin import BY_PID, BY_ROLE, ledger_name
-from participants.postgres.management import Management
-from participants.postgres.roles import is_owned
-from participants.postgres.session import Row
-from participants.postgres.sql import query
+from undoubt.participants.contract import Claim, Node, Waiting
+from undoubt.participants.ids import NUMBER_MAX, Gid, InvalidName, Protocol, TxId
+from undoubt.participants.postgres.begin import BY_PID, BY_ROLE, ledger_name
+from undoubt.participants.postgres.management import Management
+from undoubt.participants.postgres.roles import is_owned
+from undoubt.participants.postgres.session import Row
+from undoubt.participants.postgres.sql import query
 
 _STRENGTH = (
     "AccessShareLock",
@@ -62,8 +62,8 @@ class WaitGraph:
         names: Callable[[], frozenset[str]],
         owners: Sequence[str],
     ) -> None:
-        """``names`` are those of the participant, see :class:`participants.contract.Participant`; ``owners``
-        are the settings'."""
+        """``names`` are those of the participant, see :class:`undoubt.participants.contract.Participant`;
+        ``owners`` are the settings'."""
         self._management = management
         self._ledger_id = ledger_id
         self._names = names
@@ -71,7 +71,7 @@ class WaitGraph:
         self._prefix = ledger_name(ledger_id) + ":"
 
     async def edges(self) -> Sequence[Waiting]:
-        """See :meth:`participants.contract.Participant.waits`."""
+        """See :meth:`undoubt.participants.contract.Participant.waits`."""
         rows = await self._management.read(await self._statement("waits"), self._owners)
         return [
             Waiting(
@@ -87,8 +87,8 @@ class WaitGraph:
         ]
 
     async def cancel(self, waiting: Waiting) -> bool:
-        """See :meth:`participants.contract.Participant.cancel_waiter`. One statement, which cancels only
-        what still is that very wait of that very claim: a process id may be another session's by now."""
+        """See :meth:`undoubt.participants.contract.Participant.cancel_waiter`. One statement, which cancels
+        only what still is that very wait of that very claim: a process id may be another session's by now."""
         rows = await self._management.read(
             await self._statement("cancel_waiter"),
             waiting.pid,

@@ -14,22 +14,22 @@ import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from coordinator.ledger.contract import Decision
-from coordinator.ledger.names import Names
-from coordinator.protocols.termination import Round
-from coordinator.protocols.termination_rules import Move
-from participants.contract import HEURISTICS, Participant, PreparedBranch, Settled
-from participants.errors import ParticipantError
-from participants.ids import Gid, Protocol, TxId
-from participants.registry import Registry
-from participants.states import BranchState, Charter, StateRow
-from recovery.errors import Conflict, NotAllSeen, NotPrepared
-from recovery.holders import finding
-from recovery.plan import BranchDone, for_settled, order_of
-from recovery.report import Line
-from recovery.scan import why_impostor
-from recovery.terminate import DECISIONS, NO_ROW, told
-from recovery.without_ledger import NOT_WITHOUT_LEDGER
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.coordinator.ledger.names import Names
+from undoubt.coordinator.protocols.termination import Round
+from undoubt.coordinator.protocols.termination_rules import Move
+from undoubt.participants.contract import HEURISTICS, Participant, PreparedBranch, Settled
+from undoubt.participants.errors import ParticipantError
+from undoubt.participants.ids import Gid, Protocol, TxId
+from undoubt.participants.registry import Registry
+from undoubt.participants.states import BranchState, Charter, StateRow
+from undoubt.recovery.errors import Conflict, NotAllSeen, NotPrepared
+from undoubt.recovery.holders import finding
+from undoubt.recovery.plan import BranchDone, for_settled, order_of
+from undoubt.recovery.report import Line
+from undoubt.recovery.scan import why_impostor
+from undoubt.recovery.terminate import DECISIONS, NO_ROW, told
+from undoubt.recovery.without_ledger import NOT_WITHOUT_LEDGER
 
 BUSY_S = 10.0
 BUSY_PAUSE_S = 0.1

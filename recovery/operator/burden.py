@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from participants.contract import Participant, Waiting
-from participants.errors import ParticipantError
-from participants.ids import Gid
-from recovery.operator.survey import Found
+from undoubt.participants.contract import Participant, Waiting
+from undoubt.participants.errors import ParticipantError
+from undoubt.participants.ids import Gid
+from undoubt.recovery.operator.survey import Found
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def burden(found: Found, waits: Sequence[Waiting] | ParticipantError) -> Burden:
 
 
 def _node(found: Found) -> str:
-    """Its name in the wait graph (:class:`participants.contract.Waiting`)."""
+    """Its name in the wait graph (:class:`undoubt.participants.contract.Waiting`)."""
     gid = found.branch.gid
     if isinstance(gid, Gid) and found.standing.ours:
         return str(gid.txid)

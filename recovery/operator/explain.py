@@ -1,19 +1,26 @@
 """One prepared branch, told so that a person can act without fear.
 
 Only what can be known is said: what the ledger recorded, what the databases list now, and what follows from
-the ledger's two rules (:mod:`coordinator.ledger.contract`). Where nothing follows, that is said too.
+the ledger's two rules (:mod:`undoubt.coordinator.ledger.contract`). Where nothing follows, that is said too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coordinator.ledger.contract import Decision, Heuristic, Ledger, Record, SessionInfo, TransactionInfo
-from participants.ids import Gid
-from participants.registry import Registry
-from recovery.operator.burden import Burden, burden, waits_of
-from recovery.operator.survey import ROLE_GONE, Found, Survey
-from recovery.plan import Standing
+from undoubt.coordinator.ledger.contract import (
+    Decision,
+    Heuristic,
+    Ledger,
+    Record,
+    SessionInfo,
+    TransactionInfo,
+)
+from undoubt.participants.ids import Gid
+from undoubt.participants.registry import Registry
+from undoubt.recovery.operator.burden import Burden, burden, waits_of
+from undoubt.recovery.operator.survey import ROLE_GONE, Found, Survey
+from undoubt.recovery.plan import Standing
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coordinator.ledger.contract import Decision, Heuristic, Ledger, TransactionInfo
-from participants.contract import Settled
-from participants.ids import Gid
+from undoubt.coordinator.ledger.contract import Decision, Heuristic, Ledger, TransactionInfo
+from undoubt.participants.contract import Settled
+from undoubt.participants.ids import Gid
 
 _REPAIR = {
     Settled.HEURISTIC_ROLLBACK: "What this branch wrote is not in its database. Write it again by hand, or"

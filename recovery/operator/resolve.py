@@ -6,9 +6,8 @@ before it is done, so that a crash in between leaves a trace, and afterwards as 
 branch: ``end_impostor`` rolls it back and records nothing of a transaction.
 
 Every call is recorded as an act of this process's system user, before anything is done
-(:mod:`coordinator.ledger.acting`). What would end a branch another way than a sibling was ended by hand, and
-is not what is decided, needs ``contradict``.
-"""
+(:mod:`undoubt.coordinator.ledger.acting`). What would end a branch another way than a sibling was ended by
+hand, and is not what is decided, needs ``contradict``."""
 
 from __future__ import annotations
 
@@ -18,16 +17,16 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from coordinator.errors import OutcomeUnknown
-from coordinator.ledger.acting import acting, new_act
-from coordinator.ledger.contract import Decision, Heuristic, Ledger, record_of
-from participants.contract import HEURISTICS, Evidence, Order, Settled
-from participants.ids import Foreign, Gid
-from participants.registry import Registry
-from recovery.errors import Conflict, NotOurs, StillBusy
-from recovery.operator.survey import Found, survey
-from recovery.plan import BranchDone, RecordHeuristic, Standing, for_settled, order_of
-from recovery.scan import evidence_of
+from undoubt.coordinator.errors import OutcomeUnknown
+from undoubt.coordinator.ledger.acting import acting, new_act
+from undoubt.coordinator.ledger.contract import Decision, Heuristic, Ledger, record_of
+from undoubt.participants.contract import HEURISTICS, Evidence, Order, Settled
+from undoubt.participants.ids import Foreign, Gid
+from undoubt.participants.registry import Registry
+from undoubt.recovery.errors import Conflict, NotOurs, StillBusy
+from undoubt.recovery.operator.survey import Found, survey
+from undoubt.recovery.plan import BranchDone, RecordHeuristic, Standing, for_settled, order_of
+from undoubt.recovery.scan import evidence_of
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ ROLLED_BACK_BY_HAND = "an operator rolled it back (undoubt indoubt rollback)"
 @dataclass(frozen=True, slots=True)
 class Operator:
     """A person with a ledger and the participants. Every call may be repeated, and raises ``LedgerError``,
-    ``ParticipantError`` and what :mod:`recovery.errors` lists."""
+    ``ParticipantError`` and what :mod:`undoubt.recovery.errors` lists."""
 
     ledger: Ledger
     participants: Registry

@@ -10,14 +10,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from coordinator.ledger.contract import Heuristic, Ledger, Verdict
-from participants.contract import Participant, PreparedBranch
-from participants.errors import ParticipantError
-from participants.ids import Foreign, Gid, TxId
-from participants.registry import Registry
-from recovery.errors import NotAllSeen, NotPrepared
-from recovery.plan import Standing
-from recovery.scan import of_lost_ledger, standings, why_impostor
+from undoubt.coordinator.ledger.contract import Heuristic, Ledger, Verdict
+from undoubt.participants.contract import Participant, PreparedBranch
+from undoubt.participants.errors import ParticipantError
+from undoubt.participants.ids import Foreign, Gid, TxId
+from undoubt.participants.registry import Registry
+from undoubt.recovery.errors import NotAllSeen, NotPrepared
+from undoubt.recovery.plan import Standing
+from undoubt.recovery.scan import of_lost_ledger, standings, why_impostor
 
 ROLE_GONE = "its role is gone; only a superuser can finish it"
 

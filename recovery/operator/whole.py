@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from coordinator.errors import LedgerError
-from coordinator.ledger.acting import acting, new_act
-from coordinator.ledger.contract import (
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger.acting import acting, new_act
+from undoubt.coordinator.ledger.contract import (
     BranchRecord,
     Decision,
     Heuristic,
@@ -25,24 +25,24 @@ from coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
-from participants.contract import Fate, Settled
-from participants.errors import ParticipantError, UndoubtError
-from participants.ids import Gid, TxId
-from participants.registry import Registry
-from recovery.errors import Conflict, NotPrepared
-from recovery.operator.resolve import Operator
-from recovery.operator.survey import Found, Survey, survey
-from recovery.plan import Standing
-from recovery.service import RecoveryService
-from recovery.unfinished import ask_books
+from undoubt.participants.contract import Fate, Settled
+from undoubt.participants.errors import ParticipantError, UndoubtError
+from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.registry import Registry
+from undoubt.recovery.errors import Conflict, NotPrepared
+from undoubt.recovery.operator.resolve import Operator
+from undoubt.recovery.operator.survey import Found, Survey, survey
+from undoubt.recovery.plan import Standing
+from undoubt.recovery.service import RecoveryService
+from undoubt.recovery.unfinished import ask_books
 
 
 @dataclass(frozen=True, slots=True)
 class BranchNow:
     """One branch. ``now``: ``prepared``, ``not_prepared``, ``no_answer`` (its participant did not answer) or
     ``not_configured``. ``proved``: what the books of its database prove of one that is not prepared any more,
-    ``unknown`` for nothing. ``fix``: as of :class:`~recovery.operator.survey.Found`. ``gid`` is None where
-    the ledger keeps no more than a number and a participant."""
+    ``unknown`` for nothing. ``fix``: as of :class:`~undoubt.recovery.operator.survey.Found`. ``gid`` is None
+    where the ledger keeps no more than a number and a participant."""
 
     number: int
     participant: str
@@ -179,7 +179,7 @@ def _direction(info: TransactionInfo | None, prepared: Iterable[Found]) -> tuple
 @dataclass(frozen=True, slots=True)
 class Resolver:
     """Ends whole transactions. Every call is recorded as an act, may be repeated, and raises ``LedgerError``
-    and what :mod:`recovery.errors` lists."""
+    and what :mod:`undoubt.recovery.errors` lists."""
 
     ledger: Ledger
     participants: Registry

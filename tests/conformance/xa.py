@@ -16,13 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coordinator.coordinator import Coordinator
-from coordinator.errors import HeuristicOutcome, OutcomeUnknown, TransactionAborted
-from coordinator.ledger.memory import MemoryLedger
-from participants.contract import HEURISTICS, Settled, Vote
-from participants.errors import BranchFailed, UsageError
-from participants.registry import Registry
-from participants.scripted import Answer, Script, ScriptedParticipant
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.errors import HeuristicOutcome, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.participants.contract import HEURISTICS, Settled, Vote
+from undoubt.participants.errors import BranchFailed, UsageError
+from undoubt.participants.registry import Registry
+from undoubt.participants.scripted import Answer, Script, ScriptedParticipant
 
 OUTCOMES = {"committed", "aborted", *(str(kind) for kind in HEURISTICS)}
 XA_CALLS = {"prepare", "commit", "one_phase", "rollback", "forget"}

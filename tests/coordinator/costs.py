@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from coordinator.coordinator import Coordinator
-from coordinator.ledger.commands import Decide, Precommit
-from coordinator.ledger.memory import MemoryLedger
-from coordinator.settings import CoordinatorSettings
-from participants.registry import Registry
-from participants.scripted import Script, ScriptedParticipant
 from tests.coordinator.voting_ledger import VotingLedger
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.ledger.commands import Decide, Precommit
+from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.participants.registry import Registry
+from undoubt.participants.scripted import Script, ScriptedParticipant
 
 DURABLE = frozenset({"enlist", "prepare", "attempt", "commit", "one_phase", "bury"})
 """Calls of a participant that wait for its disk."""

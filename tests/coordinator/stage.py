@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from coordinator.coordinator import Coordinator
-from coordinator.settings import CoordinatorSettings
-from participants.contract import Fate
-from participants.ids import Gid
-from participants.registry import Registry
-from participants.scripted import Script, ScriptedParticipant
 from tests.coordinator.ledger.signing import TaggingLedger
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.participants.contract import Fate
+from undoubt.participants.ids import Gid
+from undoubt.participants.registry import Registry
+from undoubt.participants.scripted import Script, ScriptedParticipant
 
 NAMES = ("alpha", "beta", "gamma")
 

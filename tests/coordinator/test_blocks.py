@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from coordinator.errors import OutcomeUnknown, TransactionAborted
-from coordinator.transaction import Transaction
-from participants.contract import Fate, Vote
-from participants.errors import ParticipantUnavailable
-from participants.scripted import Script
 from tests.coordinator.stage import Stage
+from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.transaction import Transaction
+from undoubt.participants.contract import Fate, Vote
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.scripted import Script
 
 VICTIM = TimeoutError("victim of a deadlock, says the test")
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from coordinator.settings import CoordinatorSettings
-from participants.errors import UsageError
-from participants.scripted import Script
 from tests.coordinator.stage import Stage
+from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.participants.errors import UsageError
+from undoubt.participants.scripted import Script
 
 DURATIONS: list[Any] = [0, -1, float("nan"), float("inf"), 1e300, "5", True, [5]]
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from coordinator import transaction
-from coordinator.coordinator import ParticipantInUse
-from coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
-from coordinator.ledger.contract import Session
-from coordinator.protocols.steps import ThreePhaseStep
-from participants.contract import Fate, PreparedBranch, Settled, Vote
-from participants.errors import UsageError
-from participants.ids import TxId
-from participants.scripted import Script
-from recovery.service import RecoveryService
 from tests.coordinator.stage import Stage
 from tests.recovery.world import until
+from undoubt.coordinator import transaction
+from undoubt.coordinator.coordinator import ParticipantInUse
+from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.ledger.contract import Session
+from undoubt.coordinator.protocols.steps import ThreePhaseStep
+from undoubt.participants.contract import Fate, PreparedBranch, Settled, Vote
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import TxId
+from undoubt.participants.scripted import Script
+from undoubt.recovery.service import RecoveryService
 
 DOWN = LedgerUnavailable("the ledger is down, as told")
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
-from coordinator.ledger.memory import MemoryLedger
-from participants.contract import CommitNotSent, Fate, Settled, Vote, Work
-from participants.errors import BranchFailed, ParticipantUnavailable
-from participants.scripted import Script
 from tests.coordinator.stage import NAMES, Stage
 from tests.coordinator.voting_ledger import VotingLedger
+from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.participants.contract import CommitNotSent, Fate, Settled, Vote, Work
+from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
+from undoubt.participants.scripted import Script
 
 REFUSED = BranchFailed("alpha", "the far side refused it, as told")
 UNSENT = CommitNotSent(BranchFailed("beta", "its connection was lost before COMMIT, as told"))

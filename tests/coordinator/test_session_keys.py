@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from coordinator.ledger.contract import Session
-from coordinator.session import Lease
-from participants.ids import Gid, Protocol, SessionKey
+from undoubt.coordinator.ledger.contract import Session
+from undoubt.coordinator.session import Lease
+from undoubt.participants.ids import Gid, Protocol, SessionKey
 
 KEY = b"the key of this session"
 

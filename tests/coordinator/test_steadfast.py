@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from coordinator.steadfast import all_of, all_within, steadfast
+from undoubt.coordinator.steadfast import all_of, all_within, steadfast
 
 
 async def test_it_cannot_be_cancelled() -> None:

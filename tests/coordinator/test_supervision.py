@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from coordinator import supervision
-from coordinator.finisher import Finisher
-from coordinator.ledger.memory import MemoryLedger
-from coordinator.ledger.sqlite.ledger import SqliteLedger
-from coordinator.settings import LedgerSettings
-from coordinator.supervision import Supervised, restarts
-from participants.ids import TxId
-from participants.registry import Registry
-from recovery.service import RecoveryService
 from tests.coordinator.node.cluster import running
+from undoubt.coordinator import supervision
+from undoubt.coordinator.finisher import Finisher
+from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.supervision import Supervised, restarts
+from undoubt.participants.ids import TxId
+from undoubt.participants.registry import Registry
+from undoubt.recovery.service import RecoveryService
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ class Once:
 
 async def test_the_upkeep_of_a_sqlite_ledger_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if no session ever expires again."""
-    monkeypatch.setattr("coordinator.ledger.sqlite.owned.UPKEEP_INTERVAL_S", 0.01)
+    monkeypatch.setattr("undoubt.coordinator.ledger.sqlite.owned.UPKEEP_INTERVAL_S", 0.01)
     path = tmp_path / "ledger.db"
     ledger = await SqliteLedger.open(path, LedgerSettings(url=f"sqlite:///{path}"))
     owned: Any = ledger._owned

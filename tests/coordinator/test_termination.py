@@ -9,14 +9,14 @@ from random import Random
 
 import pytest
 
-from coordinator.protocols import termination, termination_rules
-from coordinator.protocols.termination import Round, ask, bury
-from coordinator.protocols.termination_rules import Move
-from participants.contract import Participant
-from participants.errors import ParticipantUnavailable
-from participants.ids import Gid, Protocol, TxId
-from participants.scripted_states import MemoryStates
-from participants.states import BranchState, Charter, Event, StateRow, States, Termination
+from undoubt.coordinator.protocols import termination, termination_rules
+from undoubt.coordinator.protocols.termination import Round, ask, bury
+from undoubt.coordinator.protocols.termination_rules import Move
+from undoubt.participants.contract import Participant
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.ids import Gid, Protocol, TxId
+from undoubt.participants.scripted_states import MemoryStates
+from undoubt.participants.states import BranchState, Charter, Event, StateRow, States, Termination
 
 LEDGER = "abcdefghij"
 TXID = TxId(1, "0123456789abcdef", 1)

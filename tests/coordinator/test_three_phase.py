@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from coordinator.errors import LedgerUnavailable, OutcomeUnknown, TransactionAborted
-from coordinator.ledger.contract import Decision, Record, Session
-from coordinator.protocols.steps import STEPS, ThreePhaseStep, TwoPhaseStep
-from participants.contract import Fate, Vote
-from participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable
-from participants.ids import Gid, Protocol
-from participants.scripted import Script, ScriptedBranch
-from participants.states import BranchState, Charter, Event, Termination
 from tests.coordinator.stage import NAMES, Stage
+from undoubt.coordinator.errors import LedgerUnavailable, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.ledger.contract import Decision, Record, Session
+from undoubt.coordinator.protocols.steps import STEPS, ThreePhaseStep, TwoPhaseStep
+from undoubt.participants.contract import Fate, Vote
+from undoubt.participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable
+from undoubt.participants.ids import Gid, Protocol
+from undoubt.participants.scripted import Script, ScriptedBranch
+from undoubt.participants.states import BranchState, Charter, Event, Termination
 
 
 @pytest.fixture

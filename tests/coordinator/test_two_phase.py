@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from coordinator.errors import (
+from tests.coordinator.stage import NAMES, Stage
+from undoubt.coordinator.errors import (
     HeuristicOutcome,
     LedgerUnavailable,
     OutcomeUnknown,
@@ -19,12 +20,11 @@ from coordinator.errors import (
     TransactionEnded,
     WrongProcess,
 )
-from coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
-from coordinator.protocols.steps import TwoPhaseStep
-from participants.contract import Fate, Order, Settled, Vote, Work
-from participants.errors import BranchFailed, ParticipantUnavailable, UnknownParticipant, UsageError
-from participants.scripted import Script
-from tests.coordinator.stage import NAMES, Stage
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.participants.contract import Fate, Order, Settled, Vote, Work
+from undoubt.participants.errors import BranchFailed, ParticipantUnavailable, UnknownParticipant, UsageError
+from undoubt.participants.scripted import Script
 
 
 @pytest.fixture
@@ -376,7 +376,7 @@ async def test_a_fork_is_refused(stages: Any, monkeypatch: pytest.MonkeyPatch) -
     """Broken if a forked worker may decide under its parent's session."""
     stage = await stages(Script())
     with monkeypatch.context() as patched:
-        patched.setattr("coordinator.coordinator.os.getpid", lambda: -1)
+        patched.setattr("undoubt.coordinator.coordinator.os.getpid", lambda: -1)
         with pytest.raises(WrongProcess):
             stage.coordinator.transaction()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from coordinator.ledger.cluster.acceptors import ClusterAcceptors, among
-from coordinator.ledger.contract import Record, Session, SessionInfo
-from coordinator.ledger.memory import MemoryLedger
-from coordinator.paxos import Acceptor, Reply, Request, Restored
-from participants.ids import TxId
+from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, among
+from undoubt.coordinator.ledger.contract import Record, Session, SessionInfo
+from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.coordinator.paxos import Acceptor, Reply, Request, Restored
+from undoubt.participants.ids import TxId
 
 
 class VotingLedger(MemoryLedger):

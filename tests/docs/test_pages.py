@@ -11,14 +11,14 @@ import click
 import msgspec
 import pytest
 
-from coordinator.node.settings import NodeSettings
-from coordinator.settings import CoordinatorSettings, LedgerSettings
-from participants.settings import ParticipantSettings
-from recovery.settings import RecoverySettings
 from tests.docs.pages import ROOT, Block, blocks
 from undoubt.cli.exits import Exit
 from undoubt.cli.root import root
 from undoubt.config import load
+from undoubt.coordinator.node.settings import NodeSettings
+from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
+from undoubt.participants.settings import ParticipantSettings
+from undoubt.recovery.settings import RecoverySettings
 
 ALL = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/README.md"]
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from participants.states import TRANSITIONS
 from tests.coordinator.costs import Cost, cost
 from tests.docs.pages import ROOT
+from undoubt.participants.states import TRANSITIONS
 
 PAGE = (ROOT / "docs" / "protocols.md").read_text("utf-8")
 

@@ -22,19 +22,19 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from coordinator.coordinator import Coordinator
-from coordinator.ledger import open_ledger
-from coordinator.ledger.contract import Ledger
-from coordinator.protocols.steps import PaxosStep, TwoPhaseStep
-from coordinator.settings import PROTOCOLS
-from participants.ids import Gid
 from tests.linearizability.history import Call, History
 from tests.linearizability.recorder import Recorder
 from tests.prove.bank import ACCOUNTS, NAMES, transfer
 from tests.prove.trap import tell
 from undoubt import assemble
 from undoubt.config import Settings, load
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.ledger import open_ledger
+from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.coordinator.protocols.steps import PaxosStep, TwoPhaseStep
+from undoubt.coordinator.settings import PROTOCOLS
 from undoubt.errors import LedgerUnavailable, OutcomeUnknown, TransactionAborted
+from undoubt.participants.ids import Gid
 
 DECIDING = frozenset({TwoPhaseStep.BEFORE_DECIDE, PaxosStep.BEFORE_VOTE})
 WORKERS = 8

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from coordinator.settings import PROTOCOLS
 from tests.faults.judge import judged
 from tests.faults.machines import MachineFailed
 from tests.faults.nemesis import Nemesis
 from tests.faults.schedule import SIGNALS, Kind, schedule
 from tests.faults.stage import Stage, stage
+from undoubt.coordinator.settings import PROTOCOLS
 
 ORDERLY_S = 30.0
 """After so long an end that was asked for is made. As the first process of its namespace it takes all others

@@ -11,10 +11,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import Record
-from coordinator.settings import PROTOCOLS
-from participants.ids import TxId
 from tests.faults.machines import MachineFailed
 from tests.faults.stage import Stage
 from tests.linearizability.check import violations
@@ -22,6 +18,10 @@ from tests.linearizability.history import Call
 from tests.linearizability.recorder import Recorder
 from tests.prove.bank import Audit, audit, transfers
 from tests.servers import prepared
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.contract import Record
+from undoubt.coordinator.settings import PROTOCOLS
+from undoubt.participants.ids import TxId
 
 PATIENCE_S = 60.0
 """For so long in-doubt transactions may fail to get fewer; twenty times a session's life."""

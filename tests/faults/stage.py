@@ -8,10 +8,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coordinator.ledger.cluster.survey import survey
-from coordinator.settings import LedgerSettings
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
 from tests.faults.disks import mount_private, mount_small
 from tests.faults.machines import Coordinator, Machine, Node
 from tests.faults.network import Bridge, Loopback
@@ -19,7 +15,11 @@ from tests.faults.schedule import COORDINATORS, DATABASES
 from tests.faults.told import Told
 from tests.ports import free_ports
 from tests.prove.bank import set_up
+from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.settings import LedgerSettings
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 NODES = 3
 SESSION_TTL_S = 3.0

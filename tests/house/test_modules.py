@@ -8,26 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.tree import ROOMS, ROOT, dotted, modules
+from tests.house.tree import LINKED, ROOMS, ROOT, dotted, modules
 
 RUN_BY_NAME = {"undoubt.cli", "undoubt.__main__"}
 """Modules that no other imports: entry points."""
 
-FOR_USERS = {"coordinator.ledger.memory", "participants.scripted", "undoubt.logs"}
+FOR_USERS = {"undoubt.coordinator.ledger.memory", "undoubt.participants.scripted", "undoubt.logs"}
 """Shipped for those who build on undoubt: their tests, and the configuration of their logs."""
 
 
-def imported_by(path: Path) -> set[str]:
-    """Dotted names a file imports, or names in a string: commands and workers are imported by name."""
+def imports(path: Path) -> set[str]:
+    """Dotted names of the modules, and of what is taken from them, in a file's imports."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
-            names.add(node.value)
     return names
+
+
+def imported_by(path: Path) -> set[str]:
+    """The same, and names in a string: commands and workers are imported by name."""
+    constants = (
+        node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)
+    )
+    return imports(path) | {value for value in constants if isinstance(value, str) and "." in value}
 
 
 def test_no_dead_modules() -> None:
@@ -45,6 +51,23 @@ def test_exported_names_exist(name: str) -> None:
     """``from undoubt import *`` and every editor trust ``__all__``."""
     module = importlib.import_module(name)
     assert [each for each in getattr(module, "__all__", []) if not hasattr(module, each)] == []
+
+
+def test_rooms_are_imported_as_packages_of_undoubt() -> None:
+    """A bare ``coordinator`` would be an application's own package, once undoubt is installed beside one."""
+    bare = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in modules(*ROOMS, "migrations", "tests", "examples")
+        for name in imports(path)
+        if name.split(".")[0] in LINKED
+    ]
+    assert bare == []
+
+
+@pytest.mark.parametrize("room", LINKED)
+def test_the_link_to_a_room_goes_with_the_tree(room: str) -> None:
+    """An absolute one would lead out of every other checkout."""
+    assert (ROOT / "undoubt" / room).readlink() == Path("..") / room
 
 
 @pytest.mark.parametrize("room", ROOMS)

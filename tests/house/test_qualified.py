@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.ledger.postgres import sql as ledger_sql
-from coordinator.ledger.postgres import tables
-from participants.postgres import sql as participant_sql
 from tests.house.tree import ROOMS, ROOT, modules
+from undoubt.coordinator.ledger.postgres import sql as ledger_sql
+from undoubt.coordinator.ledger.postgres import tables
+from undoubt.participants.postgres import sql as participant_sql
 
 OTHERS = (
     "undoubt/demo",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("undoubt", "recovery", "coordinator", "participants")
+LINKED = ROOMS[1:]
+"""Folders of the tree that are packages of ``undoubt``: ``undoubt/<room>`` is a symbolic link to them."""
 TEXT = {".py", ".md", ".toml", ".sql", ".yaml", ".yml", ".txt", ".cfg", ".ini", ".mako", ""}
 
 
@@ -34,9 +36,10 @@ def texts() -> list[Path]:
 
 
 def dotted(path: Path) -> str:
-    """``undoubt/cli/__init__.py`` as ``undoubt.cli``."""
+    """``undoubt/cli/__init__.py`` as ``undoubt.cli``, ``recovery/scan.py`` as ``undoubt.recovery.scan``."""
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    within = ("undoubt",) if parts[0] in LINKED else ()
+    return ".".join(within + (parts[:-1] if parts[-1] == "__init__" else parts))
 
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:

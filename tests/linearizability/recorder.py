@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from coordinator.ledger.contract import BranchRecord, Decision, Ledger, Record, Session, Verdict
-from participants.ids import Gid, TxId
 from tests.linearizability.history import Call, History
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Ledger, Record, Session, Verdict
+from undoubt.participants.ids import Gid, TxId
 
 
 class Recorder:

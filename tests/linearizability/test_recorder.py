@@ -6,13 +6,13 @@ import itertools
 
 import pytest
 
-from coordinator.errors import Impostor, SessionLost
-from coordinator.ledger.contract import BranchRecord, Decision
-from participants.ids import Gid, Protocol
 from tests.coordinator.ledger.signing import TaggingLedger
 from tests.linearizability.check import violations
 from tests.linearizability.history import History
 from tests.linearizability.recorder import Recorder
+from undoubt.coordinator.errors import Impostor, SessionLost
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision
+from undoubt.participants.ids import Gid, Protocol
 
 BRANCHES = [BranchRecord(1, "orders"), BranchRecord(2, "payments")]
 

@@ -7,11 +7,11 @@ import sys
 import time
 from typing import Any
 
-from coordinator.quorum import Joint
 from tests.models.our_paxos import Bounds, our_paxos
 from tests.models.paxos_commit import paxos_commit
 from tests.models.search import Found, Model, explore
 from tests.models.transaction import tcommit, two_phase
+from undoubt.coordinator.quorum import Joint
 
 NAMES = {"tcommit": "TCommit", "twophase": "TwoPhase", "paxoscommit": "PaxosCommit", "our-paxos": "OurPaxos"}
 

@@ -20,7 +20,9 @@ from typing import Any
 
 import msgspec
 
-from coordinator.paxos import (
+from tests.coordinator.paxos.network import Disk, Node, Witness, is_quorum
+from tests.models.processes import Message, Sent, System
+from undoubt.coordinator.paxos import (
     ABORTED,
     Acceptor,
     Ballot,
@@ -38,10 +40,8 @@ from coordinator.paxos import (
     Request,
     Value,
 )
-from coordinator.quorum import Joint
-from participants.ids import TxId
-from tests.coordinator.paxos.network import Disk, Node, Witness, is_quorum
-from tests.models.processes import Message, Sent, System
+from undoubt.coordinator.quorum import Joint
+from undoubt.participants.ids import TxId
 
 TX = TxId(1, "0" * 16, 1)
 PREPARED = Value(True)

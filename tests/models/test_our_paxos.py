@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.paxos import Outcome
-from coordinator.paxos.synod import Acceptance, Accepted, Answer, Ballot
-from coordinator.quorum import Joint
 from tests.coordinator.paxos.broken import (
     AnswersAtOnce,
     ForgetsWithoutAMark,
@@ -17,6 +14,9 @@ from tests.coordinator.paxos.broken import (
 from tests.models.our_paxos import Bounds, Kinds, Leading, our_paxos
 from tests.models.processes import System
 from tests.models.search import Found, explore
+from undoubt.coordinator.paxos import Outcome
+from undoubt.coordinator.paxos.synod import Acceptance, Accepted, Answer, Ballot
+from undoubt.coordinator.quorum import Joint
 
 
 def joint(incoming: set[int], outgoing: set[int] = frozenset()) -> Joint:  # type: ignore[assignment]

@@ -11,14 +11,14 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from participants.ids import Gid
-from participants.postgres import PostgresParticipant
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
 from tests.participants import support
 from tests.participants.support import SETTINGS, Database, new_gid, participant_at
 from tests.pgbouncer import PgBouncer, program_or_skip
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 _names = itertools.count(1)
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from participants.contract import Branch
+from undoubt.participants.contract import Branch
 
 
 def at(branch: Branch) -> Any:

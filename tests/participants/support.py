@@ -11,12 +11,12 @@ from typing import Any
 
 import asyncpg
 
-from participants.contract import Branch, Claim
-from participants.ids import Gid, Protocol, SessionKey, TxId
-from participants.postgres import PostgresParticipant
-from participants.postgres.drivers import Handles
-from participants.postgres.on_connect import OnConnect
-from participants.settings import ParticipantSettings
+from undoubt.participants.contract import Branch, Claim
+from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.drivers import Handles
+from undoubt.participants.postgres.on_connect import OnConnect
+from undoubt.participants.settings import ParticipantSettings
 
 LEDGER = "testledger"
 NONCE = "0123456789abcdef"

@@ -10,18 +10,18 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from participants.believed import PARTICIPANT
-from participants.contract import Evidence, Fate, Settled, Vote
-from participants.errors import ParticipantRefused
-from participants.findings import Finding, Severity
-from participants.ids import Gid, Protocol
-from participants.postgres import PostgresParticipant, schema
-from participants.settings import ParticipantSettings
-from participants.states import Charter, Termination
 from tests.participants.hands import at
 from tests.participants.support import KEY, WRITE, Database, new_gid, participant_at
 from tests.pgbouncer import PgBouncer
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.believed import PARTICIPANT
+from undoubt.participants.contract import Evidence, Fate, Settled, Vote
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.findings import Finding, Severity
+from undoubt.participants.ids import Gid, Protocol
+from undoubt.participants.postgres import PostgresParticipant, schema
+from undoubt.participants.settings import ParticipantSettings
+from undoubt.participants.states import Charter, Termination
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]

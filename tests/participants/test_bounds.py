@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from participants.bounds import DURATION_S_MAX, OutOfBounds, count, seconds
+from undoubt.participants.bounds import DURATION_S_MAX, OutOfBounds, count, seconds
 
 KIND = lambda value: type(value).__name__  # noqa: E731
 WRONG: list[Any] = [

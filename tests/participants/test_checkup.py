@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from participants.contract import Evidence, Fate, Order, Settled, Vote
-from participants.findings import Finding, Severity
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
 from tests.participants.hands import at
 from tests.participants.support import WRITE, Database, new_gid, participant_at, run_on
 from tests.participants.test_servers import standby_of
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Evidence, Fate, Order, Settled, Vote
+from undoubt.participants.findings import Finding, Severity
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 
 @asynccontextmanager
@@ -295,6 +295,6 @@ async def test_a_standby() -> None:
 
 async def test_a_server_that_is_too_old(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is none of version 12 to be had here: the limit is raised instead."""
-    monkeypatch.setattr("participants.postgres.connecting.VERSION_MIN", 990000)
+    monkeypatch.setattr("undoubt.participants.postgres.connecting.VERSION_MIN", 990000)
     found = await look(server.dsn())
     assert [(name, finding.severity) for name, finding in found.items()] == [("version", Severity.PROBLEM)]

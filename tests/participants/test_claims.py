@@ -11,14 +11,14 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from coordinator.ledger.names import Names
-from participants.contract import Branch, Claim, Node, Order, Settled, Vote
-from participants.ids import NUMBER_MAX, SessionKey
-from participants.postgres import PostgresParticipant
 from tests.participants.hands import at, sql_error
 from tests.participants.support import KEY, LEDGER, WRITE, Database, claim, new_gid, participant_at
 from tests.participants.test_waits import edges
+from undoubt.coordinator.ledger.names import Names
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Branch, Claim, Node, Order, Settled, Vote
+from undoubt.participants.ids import NUMBER_MAX, SessionKey
+from undoubt.participants.postgres import PostgresParticipant
 
 KINDS = ("asyncpg", "psycopg", "psycopg-sync")
 

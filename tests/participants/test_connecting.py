@@ -11,11 +11,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from participants.contract import Evidence, Fate, Settled, Vote
-from participants.errors import ParticipantRefused, ParticipantUnavailable
 from tests.participants.hands import at
 from tests.participants.support import new_gid, participant_at, run_on
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Evidence, Fate, Settled, Vote
+from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 
 
 @pytest.fixture(scope="module")

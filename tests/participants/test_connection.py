@@ -9,11 +9,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from participants.contract import Branch, Settled, Vote
-from participants.errors import BranchFailed, UsageError
-from participants.ids import Gid
-from participants.postgres import PostgresParticipant
 from tests.participants.support import WRITE, Database, new_gid, participant_at
+from undoubt.participants.contract import Branch, Settled, Vote
+from undoubt.participants.errors import BranchFailed, UsageError
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
 
 KINDS = ("asyncpg",)
 

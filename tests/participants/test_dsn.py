@@ -21,12 +21,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from participants.errors import ParticipantError, ParticipantRefused
-from participants.postgres.asyncpg_dsn import connect_arguments
-from participants.postgres.dsn import read_dsn
-from participants.postgres.passfile import password_for
 from tests.participants.support import Database, participant_at, run_on
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.errors import ParticipantError, ParticipantRefused
+from undoubt.participants.postgres.asyncpg_dsn import connect_arguments
+from undoubt.participants.postgres.dsn import read_dsn
+from undoubt.participants.postgres.passfile import password_for
 
 ODD = 'O\'Brien "x" & ü/?#%'
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from participants.contract import Order, Settled, Vote
-from participants.postgres import schema
-from participants.settings import ParticipantSettings
 from tests.participants.hands import at
 from tests.participants.support import WRITE, Database, new_gid, participant_at
+from undoubt.participants.contract import Order, Settled, Vote
+from undoubt.participants.postgres import schema
+from undoubt.participants.settings import ParticipantSettings
 
 TIMEOUTS = {
     "statement_timeout": 0,

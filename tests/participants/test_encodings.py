@@ -10,11 +10,11 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from participants.contract import Order, Settled, Vote
-from participants.ids import Foreign
 from tests.participants.hands import at
 from tests.participants.support import WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Order, Settled, Vote
+from undoubt.participants.ids import Foreign
 
 JUNK = {"SQL_ASCII": b"\xff", "WIN1252": b"\x81", "EUC_JP": b"\xad\xa1"}
 """Bytes that clients may send there; the first has no meaning in UTF-8, the second is no character."""

@@ -9,17 +9,17 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from participants.contract import Order, Settled, Vote
-from participants.errors import ParticipantError
-from participants.findings import Severity
-from participants.ids import Gid, Protocol
-from participants.postgres import PostgresParticipant
-from participants.postgres.grants import grants
-from participants.settings import ParticipantSettings
-from participants.states import BranchState, Charter, Event, Termination
 from tests.participants.hands import at
 from tests.participants.support import KEY, WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Order, Settled, Vote
+from undoubt.participants.errors import ParticipantError
+from undoubt.participants.findings import Severity
+from undoubt.participants.ids import Gid, Protocol
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.grants import grants
+from undoubt.participants.settings import ParticipantSettings
+from undoubt.participants.states import BranchState, Charter, Event, Termination
 
 
 @pytest_asyncio.fixture

@@ -13,15 +13,6 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from participants.contract import Evidence, Fate, Order, Settled, Vote
-from participants.findings import Finding, Severity
-from participants.ids import NO_KEY, TxId
-from participants.postgres import PostgresParticipant
-from participants.postgres.begin import APPLICATION_NAME_BYTES_MAX, REPORT_BYTES_MAX, branch_name, report_head
-from participants.postgres.history import draw, read_report
-from participants.postgres.schema import migrate, restored
-from participants.postgres.session import Introduction
-from participants.settings import ParticipantSettings
 from tests.participants.hands import at
 from tests.participants.support import (
     KEY,
@@ -36,6 +27,20 @@ from tests.participants.support import (
 from tests.participants.test_servers import standby_of
 from tests.pgbouncer import PgBouncer
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Evidence, Fate, Order, Settled, Vote
+from undoubt.participants.findings import Finding, Severity
+from undoubt.participants.ids import NO_KEY, TxId
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.begin import (
+    APPLICATION_NAME_BYTES_MAX,
+    REPORT_BYTES_MAX,
+    branch_name,
+    report_head,
+)
+from undoubt.participants.postgres.history import draw, read_report
+from undoubt.participants.postgres.schema import migrate, restored
+from undoubt.participants.postgres.session import Introduction
+from undoubt.participants.settings import ParticipantSettings
 
 TABLE = "create table account (id int primary key, balance int); insert into account values (1, 100)"
 

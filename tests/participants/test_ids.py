@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from participants.ids import (
+from undoubt.participants.ids import (
     BRANCH_NUMBER_MAX,
     GID_BYTES_MAX,
     NUMBER_MAX,

@@ -8,10 +8,6 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from participants.contract import Evidence, Order, PrepareUnanswered, Settled, Vote, Work
-from participants.errors import BranchFailed, ParticipantUnavailable
-from participants.ids import Gid
-from participants.postgres import PostgresParticipant
 from tests.participants.hands import at, is_lost
 from tests.participants.proxy import Proxy
 from tests.participants.support import (
@@ -20,6 +16,10 @@ from tests.participants.support import (
     new_gid,
     participant_at,
 )
+from undoubt.participants.contract import Evidence, Order, PrepareUnanswered, Settled, Vote, Work
+from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
 
 KINDS = ("asyncpg", "psycopg", "psycopg-sync")
 

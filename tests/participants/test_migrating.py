@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from participants.errors import ParticipantUnavailable
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
 from tests.participants.support import Database
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 KINDS = ("asyncpg",)
 """Migrations have a connection of their own, whatever the participant's driver."""

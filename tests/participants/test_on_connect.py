@@ -15,11 +15,11 @@ import pytest
 from psycopg.rows import dict_row
 from psycopg.types.json import set_json_loads
 
-from participants.contract import Settled, Vote, Work
-from participants.errors import ParticipantRefused, ParticipantUnavailable, UsageError
-from participants.settings import ParticipantSettings
 from tests.participants.hands import at
 from tests.participants.support import WRITE, Database, new_gid, participant_at
+from undoubt.participants.contract import Settled, Vote, Work
+from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable, UsageError
+from undoubt.participants.settings import ParticipantSettings
 
 KINDS = ("asyncpg", "psycopg", "psycopg-sync")
 

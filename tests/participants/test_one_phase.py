@@ -6,12 +6,6 @@ import asyncio
 
 import pytest
 
-from participants.contract import Settled
-from participants.errors import BranchFailed, ParticipantRefused
-from participants.ids import Gid
-from participants.postgres import PostgresParticipant
-from participants.postgres.schema import migrate, prune
-from participants.settings import ParticipantSettings
 from tests.participants.hands import at, sql_error
 from tests.participants.support import (
     KEY,
@@ -23,6 +17,12 @@ from tests.participants.support import (
     waits_for_standby,
 )
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Settled
+from undoubt.participants.errors import BranchFailed, ParticipantRefused
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.schema import migrate, prune
+from undoubt.participants.settings import ParticipantSettings
 
 
 async def test_commit(participant: PostgresParticipant, database: Database, gid: Gid) -> None:

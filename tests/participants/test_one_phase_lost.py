@@ -6,12 +6,6 @@ import asyncio
 
 import pytest
 
-from participants.contract import Branch, Evidence, Fate, Settled, Work
-from participants.errors import BranchFailed, ParticipantUnavailable
-from participants.ids import Gid
-from participants.postgres import PostgresParticipant
-from participants.postgres.one_phase import OnePhase
-from participants.postgres.session import Session
 from tests.participants.hands import at
 from tests.participants.proxy import Proxy
 from tests.participants.support import (
@@ -22,6 +16,12 @@ from tests.participants.support import (
     unreachable_standby,
     waits_for_standby,
 )
+from undoubt.participants.contract import Branch, Evidence, Fate, Settled, Work
+from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.one_phase import OnePhase
+from undoubt.participants.postgres.session import Session
 
 _SLOW_TRIGGER = (
     "create function dawdle() returns trigger language plpgsql as"

@@ -12,16 +12,16 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from participants.contract import Evidence, Order, PreparedBranch, Settled, Vote
-from participants.errors import BranchFailed, ParticipantRefused, UsageError
-from participants.findings import Severity
-from participants.ids import Gid
-from participants.postgres import PostgresParticipant
-from participants.postgres.session import ServerError
 from tests.participants.hands import at
 from tests.participants.support import WRITE, Database, new_gid, participant_at
 from tests.pgbouncer import PgBouncer
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Evidence, Order, PreparedBranch, Settled, Vote
+from undoubt.participants.errors import BranchFailed, ParticipantRefused, UsageError
+from undoubt.participants.findings import Severity
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.session import ServerError
 
 LOGINS = ("app", "postgres")
 """An ordinary role, and a superuser, which the server lets end everything."""

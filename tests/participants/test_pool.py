@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from participants.contract import Settled, Vote
-from participants.errors import ParticipantUnavailable
-from participants.ids import NO_KEY, TxId
-from participants.postgres import PostgresParticipant
-from participants.postgres.begin import APPLICATION_NAME_BYTES_MAX, branch_name, timeouts_ms
-from participants.postgres.session import Introduction
 from tests.participants.hands import at, sql_error
 from tests.participants.support import KEY, LEDGER, WRITE, Database, new_gid, participant_at
+from undoubt.participants.contract import Settled, Vote
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.ids import NO_KEY, TxId
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.begin import APPLICATION_NAME_BYTES_MAX, branch_name, timeouts_ms
+from undoubt.participants.postgres.session import Introduction
 
 
 async def pid_of(participant: PostgresParticipant, *, timeout_s: float = 30) -> int:

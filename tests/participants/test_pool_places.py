@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from participants.errors import ParticipantUnavailable
-from participants.postgres import pool as pool_module
-from participants.postgres.pool import Pool, Slot
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.postgres import pool as pool_module
+from undoubt.participants.postgres.pool import Pool, Slot
 
 
 class Nobody:

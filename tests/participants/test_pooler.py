@@ -14,15 +14,15 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from participants.contract import Evidence, Fate, Order, PrepareUnanswered, Settled, Vote, Work
-from participants.errors import ParticipantRefused, ParticipantUnavailable
-from participants.findings import Severity
-from participants.postgres import PostgresParticipant
 from tests.participants.hands import at, sql_error
 from tests.participants.support import KEY, WRITE, Database, claim, new_gid, participant_at
 from tests.participants.test_servers import standby_of
 from tests.pgbouncer import PgBouncer, program_or_skip
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Evidence, Fate, Order, PrepareUnanswered, Settled, Vote, Work
+from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
+from undoubt.participants.findings import Severity
+from undoubt.participants.postgres import PostgresParticipant
 
 
 @pytest_asyncio.fixture(params=[True, False], ids=["declared", "undeclared"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from participants.contract import Settled, Vote, Work
-from participants.errors import BranchFailed
-from participants.ids import Gid
-from participants.postgres import PostgresParticipant
 from tests.participants.hands import at, sql_error
 from tests.participants.support import WRITE, Database, new_gid
+from undoubt.participants.contract import Settled, Vote, Work
+from undoubt.participants.errors import BranchFailed
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
 
 KINDS = ("asyncpg", "psycopg", "psycopg-sync")
 

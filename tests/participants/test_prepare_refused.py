@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from participants.contract import Settled, Vote
-from participants.errors import BranchFailed
-from participants.ids import BRANCH_NUMBER_MAX, GID_BYTES_MAX, NUMBER_MAX, Gid, Protocol, TxId
-from participants.postgres import PostgresParticipant
 from tests.participants.hands import at
 from tests.participants.support import WRITE, Database
+from undoubt.participants.contract import Settled, Vote
+from undoubt.participants.errors import BranchFailed
+from undoubt.participants.ids import BRANCH_NUMBER_MAX, GID_BYTES_MAX, NUMBER_MAX, Gid, Protocol, TxId
+from undoubt.participants.postgres import PostgresParticipant
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from participants.contract import Branch, Settled, Vote, Work
-from participants.errors import BranchFailed, UsageError
-from participants.ids import Gid
-from participants.postgres import PostgresParticipant
-from participants.postgres.psycopg_gate import AsyncGate, SyncGate
 from tests.participants.hands import at, sql_error
 from tests.participants.support import WRITE, Database, new_gid, participant_at
+from undoubt.participants.contract import Branch, Settled, Vote, Work
+from undoubt.participants.errors import BranchFailed, UsageError
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.psycopg_gate import AsyncGate, SyncGate
 
 KINDS = ("psycopg", "psycopg-sync")
 

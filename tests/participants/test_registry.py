@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from participants.errors import UsageError
-from participants.registry import Registry
-from participants.scripted import ScriptedParticipant
+from undoubt.participants.errors import UsageError
+from undoubt.participants.registry import Registry
+from undoubt.participants.scripted import ScriptedParticipant
 
 
 def named(name: str, *before: str) -> ScriptedParticipant:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from participants.contract import Branch, Settled, Vote
-from participants.postgres import PostgresParticipant
-from participants.postgres.pool import Slot
 from tests.participants.hands import at
 from tests.participants.support import WRITE, Database, new_gid, participant_at
+from undoubt.participants.contract import Branch, Settled, Vote
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.pool import Slot
 
 _TEMPORARY = "exists (select from pg_catalog.pg_class where relpersistence = 't')"
 PROBES = {

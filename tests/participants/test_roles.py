@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from participants.contract import Evidence, Order, Settled, Vote
-from participants.errors import ParticipantRefused
-from participants.findings import Finding, Severity
-from participants.ids import Gid
-from participants.postgres import PostgresParticipant
-from participants.postgres.roles import missing_grant
 from tests.participants.hands import at, sql_error
 from tests.participants.support import WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Evidence, Order, Settled, Vote
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.findings import Finding, Severity
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.roles import missing_grant
 
 
 @dataclass

@@ -13,13 +13,13 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from participants.contract import Evidence, Fate, Order, Settled, Vote
-from participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable
-from participants.ids import Gid
-from participants.postgres import PostgresParticipant
 from tests.participants.hands import at
 from tests.participants.support import new_gid, participant_at, run_on
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Evidence, Fate, Order, Settled, Vote
+from undoubt.participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
 
 TABLE = "create table account (id int primary key, balance int); insert into account values (1, 100)"
 WRITE = "update account set balance = 90 where id = 1"

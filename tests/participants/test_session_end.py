@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from participants.contract import Branch, PrepareUnanswered, Settled, Vote, Work
-from participants.errors import BranchFailed, ParticipantError
-from participants.ids import Gid
-from participants.postgres import PostgresParticipant
-from participants.postgres.psycopg_session import PsycopgSession
-from participants.postgres.session_end import read_session_end, with_setting
 from tests.participants.hands import at, is_lost, sql_error
 from tests.participants.support import WRITE, Database, new_gid, participant_at
+from undoubt.participants.contract import Branch, PrepareUnanswered, Settled, Vote, Work
+from undoubt.participants.errors import BranchFailed, ParticipantError
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.psycopg_session import PsycopgSession
+from undoubt.participants.postgres.session_end import read_session_end, with_setting
 
 KINDS = ("asyncpg", "psycopg", "psycopg-sync")
 SHORT = "'150ms'"

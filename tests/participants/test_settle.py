@@ -8,12 +8,6 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
-from participants.contract import Evidence, Fate, Order, Settled, Vote
-from participants.errors import ParticipantRefused
-from participants.ids import Foreign, Gid
-from participants.postgres import PostgresParticipant
-from participants.postgres.in_doubt import widen
-from participants.postgres.sql import identifier, literal
 from tests.participants.hands import at
 from tests.participants.support import (
     WRITE,
@@ -24,6 +18,12 @@ from tests.participants.support import (
     waits_for_standby,
 )
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Evidence, Fate, Order, Settled, Vote
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.ids import Foreign, Gid
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.in_doubt import widen
+from undoubt.participants.postgres.sql import identifier, literal
 
 
 async def prepared(participant: PostgresParticipant, gid: Gid, statement: str = WRITE) -> Evidence:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from participants.contract import Branch, Order, Settled, Vote
-from participants.errors import ParticipantUnavailable
-from participants.postgres import PostgresParticipant
 from tests.participants.hands import at, sql_error
 from tests.participants.proxy import Proxy
 from tests.participants.support import WRITE, Database, new_gid, participant_at
+from undoubt.participants.contract import Branch, Order, Settled, Vote
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.postgres import PostgresParticipant
 
 COUNT = 3
 

@@ -9,13 +9,16 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
-from participants.errors import ParticipantRefused
-from participants.ids import Gid, Protocol, TxId
-from participants.postgres import PostgresParticipant
-from participants.postgres.schema import migrate
-from participants.scripted_states import MemoryStates
-from participants.settings import ParticipantSettings
-from participants.states import (
+from tests.participants.support import KEY, Database
+from tests.pgbouncer import PgBouncer
+from undoubt.embedded import EmbeddedServer
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.ids import Gid, Protocol, TxId
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.scripted_states import MemoryStates
+from undoubt.participants.settings import ParticipantSettings
+from undoubt.participants.states import (
     TRANSITIONS,
     BranchState,
     Charter,
@@ -24,9 +27,6 @@ from participants.states import (
     States,
     Termination,
 )
-from tests.participants.support import KEY, Database
-from tests.pgbouncer import PgBouncer
-from undoubt.embedded import EmbeddedServer
 
 LEDGER = "abcdefghij"
 NONCE = "0123456789abcdef"

@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from participants.contract import PrepareUnanswered, Settled, Vote, Work
-from participants.errors import BranchFailed
-from participants.ids import Gid
-from participants.postgres import PostgresParticipant
-from participants.postgres.session import NOTICES_KEPT_MAX, Notice, ServerError, keep
 from tests.participants.hands import at
 from tests.participants.support import WRITE, Database, unreachable_standby, waits_for_standby
+from undoubt.participants.contract import PrepareUnanswered, Settled, Vote, Work
+from undoubt.participants.errors import BranchFailed
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.session import NOTICES_KEPT_MAX, Notice, ServerError, keep
 
 
 async def test_unconfirmed_prepare_is_no_vote(

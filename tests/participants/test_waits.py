@@ -10,12 +10,12 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from participants.contract import Branch, Order, Settled, Vote, Waiting
-from participants.ids import Gid
-from participants.postgres import PostgresParticipant
-from participants.postgres.waits import _CONFLICTS
 from tests.participants.hands import at, sql_error
 from tests.participants.support import LEDGER, WRITE, Database, new_gid
+from undoubt.participants.contract import Branch, Order, Settled, Vote, Waiting
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.waits import _CONFLICTS
 
 
 async def edges(participant: PostgresParticipant, count: int = 1) -> Sequence[Waiting]:

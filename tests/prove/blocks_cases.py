@@ -12,7 +12,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from coordinator.transaction import Transaction
 from tests.prove.blocks_stage import (
     NAMES,
     TIMEOUT_S,
@@ -24,6 +23,7 @@ from tests.prove.blocks_stage import (
     Work,
 )
 from undoubt import TransactionAborted
+from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy import AsyncSession
 
 Body = Callable[[Work], Awaitable[None]]

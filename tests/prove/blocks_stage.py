@@ -14,10 +14,10 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 import undoubt
-from coordinator.protocols.steps import TwoPhaseStep
-from coordinator.transaction import Transaction
-from participants.ids import Gid
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.coordinator.transaction import Transaction
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.ids import Gid
 
 NAMES = ("orders", "payments")
 TIMEOUT_S = 0.7

@@ -5,13 +5,19 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
-from coordinator.protocols import steps as protocols
-from coordinator.protocols.steps import STEPS, PaxosStep, TerminationStep, ThreePhaseStep, TwoPhaseStep
-from participants.ids import Protocol
-from recovery import steps as recovery
-from recovery.steps import RecoveryStep
 from tests.prove.node_process import NodeStep
 from tests.prove.trap import KILL, PAUSE, Trap
+from undoubt.coordinator.protocols import steps as protocols
+from undoubt.coordinator.protocols.steps import (
+    STEPS,
+    PaxosStep,
+    TerminationStep,
+    ThreePhaseStep,
+    TwoPhaseStep,
+)
+from undoubt.participants.ids import Protocol
+from undoubt.recovery import steps as recovery
+from undoubt.recovery.steps import RecoveryStep
 
 UNDER_LOAD = 5
 """A coordinator's trap springs the fifth time, when other transactions are at other steps."""

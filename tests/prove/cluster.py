@@ -16,17 +16,17 @@ from typing import Any
 
 import msgspec
 
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.commands import CloseSession, Decide, Finish, OpenSession
-from coordinator.ledger.contract import BranchRecord, Decision, Record, Session
-from coordinator.ledger.machine import Machine
-from coordinator.node.bootstrap import beginning
-from coordinator.node.replicated import Replicated
-from coordinator.node.storage.contract import Identity, Snapshot
-from coordinator.node.storage.node_storage import create
-from participants.ids import TxId
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.processes import Processes
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.commands import CloseSession, Decide, Finish, OpenSession
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, Session
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.node.bootstrap import beginning
+from undoubt.coordinator.node.replicated import Replicated
+from undoubt.coordinator.node.storage.contract import Identity, Snapshot
+from undoubt.coordinator.node.storage.node_storage import create
+from undoubt.participants.ids import TxId
 
 BRANCHES = (
     BranchRecord(1, "orders", 2**40, 2**62, "00000001"),

@@ -21,14 +21,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from coordinator.settings import PROTOCOLS
-from participants.settings import DRIVERS
 from tests.prove.bank import NAMES
 from tests.prove.cases import CLUSTERED, Case, cases
 from tests.prove.ledgers import LEDGERS
 from tests.prove.node_run import NodeRun
 from tests.prove.run import Run
 from tests.prove.stage import Stage
+from undoubt.coordinator.settings import PROTOCOLS
+from undoubt.participants.settings import DRIVERS
 
 TRIES_MAX = 5
 """Of a case in which nothing went wrong but that its victim lived."""

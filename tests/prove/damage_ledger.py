@@ -6,15 +6,15 @@ import asyncio
 import shutil
 from pathlib import Path
 
-import coordinator.ledger.sqlite.owned as owned_module
-from coordinator.errors import LedgerError
-from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Record
-from coordinator.ledger.sqlite import anchored
-from coordinator.ledger.sqlite.owned import OwnedLedger
-from coordinator.settings import LedgerSettings
-from participants.ids import TxId
+import undoubt.coordinator.ledger.sqlite.owned as owned_module
 from tests.coordinator.ledger.signing import Signing
 from tests.prove.damaging import Change, Heard, copied
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Record
+from undoubt.coordinator.ledger.sqlite import anchored
+from undoubt.coordinator.ledger.sqlite.owned import OwnedLedger
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.ids import TxId
 
 NAME = "undoubt.db"
 WAL = f"{NAME}-wal"

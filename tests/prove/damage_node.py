@@ -5,19 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from coordinator.errors import LedgerError, LedgerUnavailable
-from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord
-from coordinator.node.bootstrap import beginning
-from coordinator.node.storage import segment
-from coordinator.node.storage.contract import Finished, Identity, Promises, Snapshot, Stored, Write
-from coordinator.node.storage.history_file import FILE_NAME
-from coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
-from coordinator.node.storage.segment_log import ANCHOR_NAME
-from coordinator.paxos import Accepted, Ballot, Branch, Known, Marks, Record, Value
-from coordinator.quorum import Joint
-from coordinator.raft import Entry, HardState, SnapshotMeta
-from participants.ids import TxId
 from tests.prove.damaging import Change, Heard, copied
+from undoubt.coordinator.errors import LedgerError, LedgerUnavailable
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord
+from undoubt.coordinator.node.bootstrap import beginning
+from undoubt.coordinator.node.storage import segment
+from undoubt.coordinator.node.storage.contract import Finished, Identity, Promises, Snapshot, Stored, Write
+from undoubt.coordinator.node.storage.history_file import FILE_NAME
+from undoubt.coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
+from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME
+from undoubt.coordinator.paxos import Accepted, Ballot, Branch, Known, Marks, Record, Value
+from undoubt.coordinator.quorum import Joint
+from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
+from undoubt.participants.ids import TxId
 
 SEGMENT_BYTES = 2048
 LAST_INDEX = 60

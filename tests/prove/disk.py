@@ -28,17 +28,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coordinator.errors import LedgerError
-from coordinator.ledger.cluster import operate
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.cluster.messages import NodeStatus
-from coordinator.ledger.cluster.survey import survey
-from coordinator.settings import LedgerSettings
 from tests.faults.nemesis import fill
 from tests.prove.control import control
 from tests.prove.disk_node import RECORD, SEGMENT, SNAPSHOT, Trouble, no_room, power_fails
 from tests.prove.grow import LOADS, Load, lost
 from tests.prove.nodes import CommandFailed, Nodes
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.cluster.messages import NodeStatus
+from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.settings import LedgerSettings
 
 ELECTION_S = 1.0
 PATIENCE = 6.0

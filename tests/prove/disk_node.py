@@ -23,11 +23,11 @@ from typing import Any, cast
 
 import msgspec
 
-from coordinator.ledger import anchor
-from coordinator.node.storage import reserve, segment, snapshot_files
-from coordinator.node.storage.contract import Stored
-from coordinator.node.storage.node_storage import NodeStorage
 from undoubt.cli import main
+from undoubt.coordinator.ledger import anchor
+from undoubt.coordinator.node.storage import reserve, segment, snapshot_files
+from undoubt.coordinator.node.storage.contract import Stored
+from undoubt.coordinator.node.storage.node_storage import NodeStorage
 from undoubt.serve import node as serve
 
 SEGMENT_BYTES = 32 * 1024

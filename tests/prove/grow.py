@@ -17,17 +17,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from coordinator.coordinator import Coordinator
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import BranchRecord, Decision, Record
-from coordinator.settings import CoordinatorSettings, LedgerSettings
-from participants.errors import UndoubtError
-from participants.ids import TxId
-from participants.registry import Registry
-from participants.scripted import Script, ScriptedParticipant
 from tests.coordinator.ledger.signing import Signing
 from tests.prove.nodes import Nodes
 from tests.prove.processes import TIMEOUT_S
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record
+from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.ids import TxId
+from undoubt.participants.registry import Registry
+from undoubt.participants.scripted import Script, ScriptedParticipant
 
 BRANCHES = (
     BranchRecord(1, "orders", 77, 2**62, "00000001"),

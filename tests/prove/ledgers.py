@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from coordinator.ledger import maintenance
-from coordinator.settings import LedgerSettings
 from tests.prove.nodes import Nodes
+from undoubt.coordinator.ledger import maintenance
+from undoubt.coordinator.settings import LedgerSettings
 from undoubt.embedded import EmbeddedServer
 
 

@@ -18,15 +18,15 @@ from unittest.mock import patch
 
 import msgspec
 
-from coordinator.ledger.commands import Command, Decide, Precommit
-from coordinator.node import node
-from coordinator.node.replicated import Replicated
-from coordinator.node.storage.contract import Write
-from coordinator.node.storage.node_storage import NodeStorage
-from coordinator.paxos import FIRST, Record
-from coordinator.raft import Entry, Kind
 from tests.prove.trap import Trap, Trapped
 from undoubt.cli import main
+from undoubt.coordinator.ledger.commands import Command, Decide, Precommit
+from undoubt.coordinator.node import node
+from undoubt.coordinator.node.replicated import Replicated
+from undoubt.coordinator.node.storage.contract import Write
+from undoubt.coordinator.node.storage.node_storage import NodeStorage
+from undoubt.coordinator.paxos import FIRST, Record
+from undoubt.coordinator.raft import Entry, Kind
 from undoubt.serve import node as serve
 
 

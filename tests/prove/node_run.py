@@ -21,11 +21,6 @@ from dataclasses import replace
 
 import asyncpg
 
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import Record
-from coordinator.protocols.steps import TwoPhaseStep
-from coordinator.settings import LedgerSettings
-from participants.ids import Gid, TxId
 from tests.prove.bank import NAMES
 from tests.prove.cases import NODES, UNDER_LOAD, Victim
 from tests.prove.node_process import NodeStep
@@ -33,6 +28,11 @@ from tests.prove.nodes import Nodes
 from tests.prove.processes import Child, Heard, within
 from tests.prove.run import NO_TRAP, Run
 from tests.prove.trap import PAUSE, TELL, Trap
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.contract import Record
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.ids import Gid, TxId
 
 SESSION_TTL_S = 60.0
 """Of a coordinator that nobody may give up."""

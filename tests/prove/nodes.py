@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from coordinator.ledger.cluster.survey import survey
-from coordinator.settings import LedgerSettings
 from tests.ports import free_ports
 from tests.prove.processes import ROOT, within
 from tests.prove.trap import Trap
+from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.settings import LedgerSettings
 from undoubt.serve.certs import Folder
 
 COMMAND = (sys.executable, "-m", "undoubt")

@@ -22,17 +22,17 @@ from typing import Any
 
 import msgspec
 
-from coordinator.ledger.acting import system_user
-from coordinator.ledger.contract import Decision, Ledger, Session, record_of
-from participants.ids import Gid, Protocol, SessionKey
-from participants.registry import Registry
 from tests.prove.control import control
 from tests.prove.ledgers import LEDGERS
 from tests.prove.operators_model import SCRIPTED, Model, generated, scripted
 from tests.prove.processes import ROOT
 from undoubt import assemble
 from undoubt.config import load
+from undoubt.coordinator.ledger.acting import system_user
+from undoubt.coordinator.ledger.contract import Decision, Ledger, Session, record_of
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.ids import Gid, Protocol, SessionKey
+from undoubt.participants.registry import Registry
 
 NAMES = ("orders", "payments")
 TIMEOUT_S = 60.0

@@ -10,12 +10,12 @@ from typing import Any
 
 import asyncpg
 
-from participants.postgres import PostgresParticipant
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
 from tests.scenarios.story import played, read, written
 from tests.scenarios.three_phase import LEDGER, ThreePhase
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 SCENARIOS = Path(__file__).resolve().parents[1] / "scenarios"
 NAMES = ("orders", "payments", "stock")

@@ -9,10 +9,10 @@ import asyncio
 import json
 import sys
 
-from recovery.service import RecoveryService
 from tests.prove.trap import Trap, Trapped, tell
 from undoubt import assemble
 from undoubt.config import load
+from undoubt.recovery.service import RecoveryService
 
 PAUSE_S = 0.05
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import signal
 
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
 from tests.pgbouncer import PgBouncer
 from tests.prove.bank import NAMES, audit, set_up
 from tests.prove.cases import Case, Victim
@@ -14,6 +12,8 @@ from tests.prove.processes import Child, Heard
 from tests.prove.stage import Stage
 from tests.prove.trap import NEVER, Trap
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 WORKERS, TRANSFERS = 4, 6
 PASSES_MAX = 600

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from participants.ids import Gid
+from undoubt.participants.ids import Gid
 
 KILL, PAUSE, TELL, NEVER = "kill", "pause", "tell", "never"
 

@@ -20,16 +20,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from coordinator.ledger import maintenance
-from coordinator.settings import LedgerSettings
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
 from tests.prove.control import control
 from tests.prove.nodes import Nodes
 from tests.prove.wire_cases import SCENES, Case, Scene, cases
 from tests.prove.wire_doors import NAMES, ORDERS, PAYMENTS, RATES
 from tests.prove.wire_run import Stuck, Times, Trial, Verdicts
+from undoubt.coordinator.ledger import maintenance
+from undoubt.coordinator.settings import LedgerSettings
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,7 @@ def _listen(verdicts: Verdicts) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             verdicts.fail(f"logged by {record.name}: {record.getMessage()}")
 
-    for room in ("undoubt", "recovery", "coordinator", "participants"):
-        logging.getLogger(room).addHandler(Listener(logging.ERROR))
+    logging.getLogger("undoubt").addHandler(Listener(logging.ERROR))
 
 
 def _times(options: argparse.Namespace) -> Times:

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 import undoubt
 import undoubt.sync
-from coordinator.protocols.steps import Observer
 from tests.prove.wire_proxy import Wire
+from undoubt.coordinator.protocols.steps import Observer
 from undoubt.integrations import sqlalchemy as undoubt_sqlalchemy
 
 T = TypeVar("T")

@@ -14,15 +14,15 @@ import psycopg
 import sqlalchemy as sa
 
 import undoubt
-from coordinator.protocols.steps import TwoPhaseStep
-from participants.errors import ParticipantError
-from participants.ids import Gid
-from recovery.service import RecoveryService
 from tests.prove.wire_cases import DOORS, Case, Scene, Work
 from tests.prove.wire_doors import ACCOUNTS, BALANCE, NAMES, ORDERS, PAYMENTS, SCHEMAS, Door, Transfer, url
 from tests.prove.wire_proxy import Fault, Place, Strike, Wire
 from undoubt import assemble
 from undoubt.config import load
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.participants.errors import ParticipantError
+from undoubt.participants.ids import Gid
+from undoubt.recovery.service import RecoveryService
 
 log = logging.getLogger(__name__)
 

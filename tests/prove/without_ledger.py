@@ -13,16 +13,16 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from participants.ids import Protocol
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
-from participants.states import Termination
 from tests.prove.bank import NAMES, audit, set_up
 from tests.prove.cases import Case, Victim, cases
 from tests.prove.processes import Child
 from tests.prove.run import TRANSFERS, WORKERS
 from tests.undoubt.cli.harness import Ran, undoubt
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.ids import Protocol
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
+from undoubt.participants.states import Termination
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

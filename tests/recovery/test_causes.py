@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 
-from coordinator.errors import AbortedByOthers, DistributedDeadlock, LedgerUnavailable, TransactionAborted
-from coordinator.ledger.contract import Decision, record_of
-from participants.contract import Fate, Vote
-from participants.errors import BranchFailed
-from participants.scripted import Script
-from recovery.operator.resolve import Operator
 from tests.coordinator.stage import Stage
+from undoubt.coordinator.errors import (
+    AbortedByOthers,
+    DistributedDeadlock,
+    LedgerUnavailable,
+    TransactionAborted,
+)
+from undoubt.coordinator.ledger.contract import Decision, record_of
+from undoubt.participants.contract import Fate, Vote
+from undoubt.participants.errors import BranchFailed
+from undoubt.participants.scripted import Script
+from undoubt.recovery.operator.resolve import Operator
 
 
 async def held(stage: Stage, event: str) -> asyncio.Task[Any]:

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from coordinator.coordinator import Coordinator
-from coordinator.settings import CoordinatorSettings
-from coordinator.steadfast import Steadfast
-from participants.contract import Evidence, Fate, Order, Settled
-from participants.errors import ParticipantUnavailable, UndoubtError
-from participants.ids import Gid, TxId
-from participants.scripted import ScriptedParticipant
 from tests.recovery.world import World, until
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.coordinator.steadfast import Steadfast
+from undoubt.participants.contract import Evidence, Fate, Order, Settled
+from undoubt.participants.errors import ParticipantUnavailable, UndoubtError
+from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.scripted import ScriptedParticipant
 
 NAMES = ("inventory", "orders", "payments")
 SEEDS = 30
@@ -127,8 +127,8 @@ def of_recovery(task: asyncio.Task[Any]) -> bool:
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_all_or_nothing_whatever_happens(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recovery.worker.YOUNG_S", 0.01)
-    monkeypatch.setattr("recovery.worker.PAUSE_MIN_S", 0.0)
+    monkeypatch.setattr("undoubt.recovery.worker.YOUNG_S", 0.01)
+    monkeypatch.setattr("undoubt.recovery.worker.PAUSE_MIN_S", 0.0)
     story = Story(seed)
     world = await story.world.open()
     before = asyncio.all_tasks()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from participants.contract import Claim, Node, Waiting
-from participants.ids import Gid, Protocol, SessionKey, TxId
-from recovery.deadlocks import DeadlockDetector
 from tests.recovery.world import World
+from undoubt.participants.contract import Claim, Node, Waiting
+from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
+from undoubt.recovery.deadlocks import DeadlockDetector
 
 Told = list[tuple[TxId, BaseException]]
 

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from participants.contract import Waiting
-from recovery.deadlocks import Edge, find_cycle, standing_edges
+from undoubt.participants.contract import Waiting
+from undoubt.recovery.deadlocks import Edge, find_cycle, standing_edges
 
 GRAPHS = 1_500
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from coordinator.errors import DistributedDeadlock, SelfDeadlock, TransactionAborted
-from coordinator.ledger.contract import BranchRecord, Decision
-from coordinator.retries import retryable
-from participants.contract import Waiting
-from participants.errors import ParticipantUnavailable
-from participants.ids import TxId
-from participants.scripted import ScriptedParticipant
-from recovery.deadlocks import DeadlockDetector
 from tests.recovery.world import FAST, World, until
+from undoubt.coordinator.errors import DistributedDeadlock, SelfDeadlock, TransactionAborted
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision
+from undoubt.coordinator.retries import retryable
+from undoubt.participants.contract import Waiting
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.ids import TxId
+from undoubt.participants.scripted import ScriptedParticipant
+from undoubt.recovery.deadlocks import DeadlockDetector
 
 Told = list[tuple[TxId, BaseException]]
 
@@ -263,7 +263,7 @@ async def test_a_database_that_is_down_hides_no_other_deadlock(world: World) -> 
 async def test_a_database_that_hangs_hides_no_other_deadlock(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recovery.deadlocks.LOOK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("undoubt.recovery.deadlocks.LOOK_TIMEOUT_S", 0.05)
 
     async def hang() -> Any:
         await asyncio.Event().wait()

@@ -11,11 +11,11 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from coordinator.ledger.contract import Decision, Record
-from participants.contract import Fate, PreparedBranch, Settled
-from participants.ids import Gid, Protocol
-from participants.scripted import ScriptedParticipant
 from tests.recovery.world import World, told
+from undoubt.coordinator.ledger.contract import Decision, Record
+from undoubt.participants.contract import Fate, PreparedBranch, Settled
+from undoubt.participants.ids import Gid, Protocol
+from undoubt.participants.scripted import ScriptedParticipant
 
 HUGE = 9 * 10**18
 

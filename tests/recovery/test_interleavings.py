@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from coordinator.errors import LedgerUnavailable
-from coordinator.ledger.contract import Decision, Verdict
-from participants.contract import Fate, Order, Settled
-from participants.errors import ParticipantRefused, ParticipantUnavailable
-from participants.ids import Gid, TxId
-from participants.scripted import ScriptedParticipant
-from recovery.report import Counters
-from recovery.settings import RecoverySettings
-from recovery.steps import RecoveryStep
 from tests.recovery.world import FAST, World, told
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.ledger.contract import Decision, Verdict
+from undoubt.participants.contract import Fate, Order, Settled
+from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
+from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.scripted import ScriptedParticipant
+from undoubt.recovery.report import Counters
+from undoubt.recovery.settings import RecoverySettings
+from undoubt.recovery.steps import RecoveryStep
 
 
 @pytest.fixture

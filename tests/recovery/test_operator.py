@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.errors import LedgerUnavailable
-from coordinator.ledger.commands import Restore
-from coordinator.ledger.contract import Decision, Heuristic
-from participants.contract import Fate, Order, PreparedBranch, Settled
-from participants.errors import ParticipantUnavailable
-from participants.ids import Foreign, Gid, Protocol
-from recovery.errors import Conflict, NotAllSeen, NotOurs, NotPrepared, StillBusy
-from recovery.operator.resolve import Operator
-from recovery.operator.survey import Found, survey
-from recovery.plan import Standing
 from tests.recovery.world import World
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.ledger.commands import Restore
+from undoubt.coordinator.ledger.contract import Decision, Heuristic
+from undoubt.participants.contract import Fate, Order, PreparedBranch, Settled
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.ids import Foreign, Gid, Protocol
+from undoubt.recovery.errors import Conflict, NotAllSeen, NotOurs, NotPrepared, StillBusy
+from undoubt.recovery.operator.resolve import Operator
+from undoubt.recovery.operator.survey import Found, survey
+from undoubt.recovery.plan import Standing
 
 
 @pytest.fixture
@@ -202,12 +202,12 @@ async def test_not_found_is_certain_or_is_not_said(world: World) -> None:
 async def test_a_busy_branch_is_waited_for_and_then_told(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recovery.operator.resolve.BUSY_PAUSE_S", 0.001)
+    monkeypatch.setattr("undoubt.recovery.operator.resolve.BUSY_PAUSE_S", 0.001)
     gid, other = await world.left(Decision.COMMIT)
     world.orders.script.commit = [Settled.BUSY, Settled.BUSY, Settled.APPLIED]
     await operator(world).commit(gid)
     assert world.orders.trace(gid).count("settle_commit") == 3
-    monkeypatch.setattr("recovery.operator.resolve.BUSY_S", 0.02)
+    monkeypatch.setattr("undoubt.recovery.operator.resolve.BUSY_S", 0.02)
     world.payments.script.commit = [Settled.BUSY]
     with pytest.raises(StillBusy):
         await operator(world).commit(other)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.ledger.contract import Decision, Verdict
-from participants.contract import Fate, Settled
-from participants.ids import Foreign, Gid, Protocol, TxId
-from recovery.plan import (
+from undoubt.coordinator.ledger.contract import Decision, Verdict
+from undoubt.participants.contract import Fate, Settled
+from undoubt.participants.ids import Foreign, Gid, Protocol, TxId
+from undoubt.recovery.plan import (
     BranchDone,
     Commit,
     LeaveAlone,

@@ -1,4 +1,5 @@
-"""One pass of recovery for every row of the table in :mod:`recovery.plan`, against a real state machine."""
+"""One pass of recovery for every row of the table in :mod:`undoubt.recovery.plan`, against a real state
+machine."""
 
 from __future__ import annotations
 
@@ -6,11 +7,11 @@ import time
 
 import pytest
 
-from coordinator.ledger.contract import BranchRecord, Decision
-from participants.contract import Fate, Order, PreparedBranch, Settled
-from participants.ids import Foreign, Gid, Protocol, TxId
-from recovery.report import Report
 from tests.recovery.world import World, told
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision
+from undoubt.participants.contract import Fate, Order, PreparedBranch, Settled
+from undoubt.participants.ids import Foreign, Gid, Protocol, TxId
+from undoubt.recovery.report import Report
 
 
 @pytest.fixture

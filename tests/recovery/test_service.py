@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from coordinator.errors import LedgerUnavailable
-from coordinator.ledger.contract import Decision
-from participants.contract import Fate, Order
-from participants.errors import ParticipantUnavailable
-from participants.scripted import ScriptedParticipant
-from recovery.settings import RecoverySettings
-from recovery.worker import Worker
 from tests.recovery.world import FAST, World, until
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.participants.contract import Fate, Order
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.scripted import ScriptedParticipant
+from undoubt.recovery.settings import RecoverySettings
+from undoubt.recovery.worker import Worker
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def test_a_live_coordinators_decisions_are_not_asked_about(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between its second phase and its batch of finishes there are hundreds: each would cost a query."""
-    monkeypatch.setattr("recovery.worker.YOUNG_S", 0.1)
+    monkeypatch.setattr("undoubt.recovery.worker.YOUNG_S", 0.1)
     asked: list[object] = []
     books = world.orders.evidence
 
@@ -176,7 +176,7 @@ async def test_a_bug_in_one_pass_is_told_and_the_next_is_made(
 
 async def test_a_bug_in_sweeping_ends_no_worker(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if one unexpected error about old rows leaves a database without recovery for good."""
-    monkeypatch.setattr("recovery.worker.SWEEP_INTERVAL_S", 0.0)
+    monkeypatch.setattr("undoubt.recovery.worker.SWEEP_INTERVAL_S", 0.0)
     swept: list[float] = []
 
     async def stale(older_than_s: float, _: float) -> list[Any]:

@@ -6,20 +6,20 @@ import asyncio
 
 import pytest
 
-from coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
-from coordinator.protocols import termination
-from participants.contract import Fate, Order, Settled
-from participants.errors import ParticipantUnavailable
-from participants.ids import Gid, Protocol
-from participants.registry import Registry
-from participants.states import BranchState, Charter, Event, Termination
-from recovery import terminate
-from recovery.resolve import Tools
-from recovery.sweep import sweep
-from recovery.terminate import Terminator
-from recovery.without_ledger import WhichLedger, WithoutLedger
-from recovery.worker import one_pass
 from tests.recovery.world import World, told
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
+from undoubt.coordinator.protocols import termination
+from undoubt.participants.contract import Fate, Order, Settled
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.ids import Gid, Protocol
+from undoubt.participants.registry import Registry
+from undoubt.participants.states import BranchState, Charter, Event, Termination
+from undoubt.recovery import terminate
+from undoubt.recovery.resolve import Tools
+from undoubt.recovery.sweep import sweep
+from undoubt.recovery.terminate import Terminator
+from undoubt.recovery.without_ledger import WhichLedger, WithoutLedger
+from undoubt.recovery.worker import one_pass
 
 NAMES = ("orders", "payments", "stock")
 THREE = Protocol.THREE_PHASE

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.errors import LedgerUnavailable
-from coordinator.ledger.acting import system_user
-from coordinator.ledger.commands import Restore
-from coordinator.ledger.contract import Decision
-from participants.contract import Fate, Order, Settled
-from participants.errors import ParticipantUnavailable
-from participants.ids import Gid
-from recovery.errors import Conflict, NotPrepared
-from recovery.operator.resolve import Operator
-from recovery.operator.whole import Resolver, look
 from tests.recovery.world import World
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.ledger.acting import system_user
+from undoubt.coordinator.ledger.commands import Restore
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.participants.contract import Fate, Order, Settled
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.ids import Gid
+from undoubt.recovery.errors import Conflict, NotPrepared
+from undoubt.recovery.operator.resolve import Operator
+from undoubt.recovery.operator.whole import Resolver, look
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 
@@ -148,7 +148,7 @@ async def test_nothing_is_called_gone_without_a_decision(world: World) -> None:
 
 async def test_recovery_waits_no_more_for_what_is_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another participant was down while one was called gone: the transaction is finished when it is back."""
-    monkeypatch.setattr("recovery.worker.GONE_S", 0.0)
+    monkeypatch.setattr("undoubt.recovery.worker.GONE_S", 0.0)
     gids = await world.left(COMMIT)
     for database in (world.orders, world.payments):
         database.down = ParticipantUnavailable(database.name, "down")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Session
-from participants.contract import Evidence
-from participants.ids import Gid, Protocol, SessionKey, TxId
-from participants.registry import Registry
-from participants.scripted import ScriptedParticipant
-from recovery.report import Line, Report
-from recovery.service import RecoveryService
-from recovery.settings import RecoverySettings
 from tests.coordinator.ledger.signing import TaggingLedger
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Session
+from undoubt.participants.contract import Evidence
+from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
+from undoubt.participants.registry import Registry
+from undoubt.participants.scripted import ScriptedParticipant
+from undoubt.recovery.report import Line, Report
+from undoubt.recovery.service import RecoveryService
+from undoubt.recovery.settings import RecoverySettings
 
 FAST = RecoverySettings(interval_s=0.0, backoff_max_s=0.02, deadlock_interval_s=0.005)
 

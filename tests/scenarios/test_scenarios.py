@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from participants.scripted import ScriptedParticipant
 from tests.scenarios.story import played, read, written
 from tests.scenarios.three_phase import ThreePhase
+from undoubt.participants.scripted import ScriptedParticipant
 
 FILES = sorted(Path(__file__).parent.glob("three_phase_*.txt"))
 

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from coordinator.protocols.termination import Round
-from coordinator.protocols.termination_rules import Move
-from participants.contract import Order, Participant
-from participants.ids import Gid, Protocol, SessionKey, TxId
-from participants.states import Charter, Event, StateRow, Termination
 from tests.scenarios.story import Play
+from undoubt.coordinator.protocols.termination import Round
+from undoubt.coordinator.protocols.termination_rules import Move
+from undoubt.participants.contract import Order, Participant
+from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
+from undoubt.participants.states import Charter, Event, StateRow, Termination
 
 LEDGER = "abcdefghij"
 NONCE = "0123456789abcdef"

@@ -11,25 +11,25 @@ import contextlib
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from coordinator.coordinator import Coordinator
-from coordinator.errors import HeuristicOutcome, LedgerError, OutcomeUnknown, TransactionAborted
-from coordinator.settings import CoordinatorSettings
-from coordinator.transaction import Transaction
-from participants.errors import UndoubtError, UsageError
-from participants.ids import TxId
-from participants.registry import Registry
-from recovery.operator.explain import explain
-from recovery.operator.explain_heuristic import explain_heuristic
-from recovery.operator.resolve import Operator
-from recovery.operator.survey import survey
-from recovery.plan import Standing
-from recovery.service import RecoveryService
-from recovery.settings import RecoverySettings
-from recovery.without_ledger import WithoutLedger
 from tests.simulation.database import SqlError
 from tests.simulation.judge import Violation
 from tests.simulation.participant import SimulatedParticipant
 from tests.simulation.recorded import RecordedLedger
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.errors import HeuristicOutcome, LedgerError, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.coordinator.transaction import Transaction
+from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.participants.ids import TxId
+from undoubt.participants.registry import Registry
+from undoubt.recovery.operator.explain import explain
+from undoubt.recovery.operator.explain_heuristic import explain_heuristic
+from undoubt.recovery.operator.resolve import Operator
+from undoubt.recovery.operator.survey import survey
+from undoubt.recovery.plan import Standing
+from undoubt.recovery.service import RecoveryService
+from undoubt.recovery.settings import RecoverySettings
+from undoubt.recovery.without_ledger import WithoutLedger
 
 if TYPE_CHECKING:
     from tests.simulation.scheduler import Process

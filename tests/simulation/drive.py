@@ -11,8 +11,8 @@ from concurrent.futures import Executor, Future
 from random import Random
 from typing import Any
 
-from coordinator.ledger.disk import StoreBroken, StoreFull
 from tests.simulation.scheduler import Process, Scheduler
+from undoubt.coordinator.ledger.disk import StoreBroken, StoreFull
 
 
 class Drive:

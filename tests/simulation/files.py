@@ -1,24 +1,23 @@
 """The machine on which a SQLite ledger's file lies.
 
-Stands in for the store, lock and door of :mod:`coordinator.ledger.sqlite`, beneath the shipped ledger with
-its owner, its server and its clients.
-"""
+Stands in for the store, lock and door of :mod:`undoubt.coordinator.ledger.sqlite`, beneath the shipped ledger
+with its owner, its server and its clients."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import coordinator.ledger.sqlite.ledger as ledger_module
-import coordinator.ledger.sqlite.owned as owned_module
-from coordinator.ledger.anchor import START, Mark, chained
-from coordinator.ledger.contract import DecisionRecord
-from coordinator.ledger.local import newest
-from coordinator.ledger.sqlite.store import Loaded
-from participants.ids import TxId, new_ledger_id
+import undoubt.coordinator.ledger.sqlite.ledger as ledger_module
+import undoubt.coordinator.ledger.sqlite.owned as owned_module
 from tests.simulation.drive import Drive, Thread
 from tests.simulation.network import FakeSocket
 from tests.simulation.scheduler import Process
+from undoubt.coordinator.ledger.anchor import START, Mark, chained
+from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.ledger.local import newest
+from undoubt.coordinator.ledger.sqlite.store import Loaded
+from undoubt.participants.ids import TxId, new_ledger_id
 
 
 class LedgerFile:
@@ -93,7 +92,7 @@ class SimulatedLock:
 
 
 class Door:
-    """In place of :mod:`coordinator.ledger.sqlite.door`."""
+    """In place of :mod:`undoubt.coordinator.ledger.sqlite.door`."""
 
     @staticmethod
     def listen(ledger: Path) -> FakeSocket:
@@ -105,7 +104,7 @@ class Door:
 
 
 class SimulatedAnchor:
-    """In place of :class:`coordinator.ledger.anchor.Anchor`."""
+    """In place of :class:`undoubt.coordinator.ledger.anchor.Anchor`."""
 
     def __init__(self, file: LedgerFile) -> None:
         self._file = file
@@ -119,7 +118,7 @@ class SimulatedAnchor:
 
 
 class SimulatedStore:
-    """In place of :class:`coordinator.ledger.sqlite.store.SqliteStore`."""
+    """In place of :class:`undoubt.coordinator.ledger.sqlite.store.SqliteStore`."""
 
     def __init__(self, machine: FileMachine, path: Path) -> None:
         self.path = path

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coordinator.raft.progress import Pace
 from tests.simulation.judge import Violation
+from undoubt.coordinator.raft.progress import Pace
 
 if TYPE_CHECKING:
     from tests.simulation.nodes import SimulatedNode

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from coordinator.errors import LedgerError
-from coordinator.ledger.cluster import operate
-from coordinator.ledger.cluster.messages import MemberChange
-from coordinator.ledger.cluster.survey import survey
-from coordinator.wire import VERSIONS
 from tests.simulation.nodes import SimulatedNode
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster.messages import MemberChange
+from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.wire import VERSIONS
 
 if TYPE_CHECKING:
     from tests.simulation.scheduler import Process

@@ -11,22 +11,22 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from coordinator.ledger.contract import DecisionRecord
-from coordinator.ledger.local import newest
-from coordinator.node.bootstrap import beginning, joining
-from coordinator.node.node import Node
-from coordinator.node.settings import NodeSettings
-from coordinator.node.storage.contract import Identity, Snapshot, Stored, Write
-from coordinator.paxos import Marks, Outgoing, Record, Restored
-from coordinator.raft import Entry, HardState, Message, Raft, SnapshotMeta
-from coordinator.wire import Address, WireSettings
-from participants.ids import TxId
-from recovery.service import RecoveryService
 from tests.coordinator.raft.invariants import Invariants
 from tests.simulation.applications import recovery_settings, registry
 from tests.simulation.drive import Drive, Thread
 from tests.simulation.judge import Violation
 from tests.simulation.recorded import RecordedLedger
+from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.ledger.local import newest
+from undoubt.coordinator.node.bootstrap import beginning, joining
+from undoubt.coordinator.node.node import Node
+from undoubt.coordinator.node.settings import NodeSettings
+from undoubt.coordinator.node.storage.contract import Identity, Snapshot, Stored, Write
+from undoubt.coordinator.paxos import Marks, Outgoing, Record, Restored
+from undoubt.coordinator.raft import Entry, HardState, Message, Raft, SnapshotMeta
+from undoubt.coordinator.wire import Address, WireSettings
+from undoubt.participants.ids import TxId
+from undoubt.recovery.service import RecoveryService
 
 if TYPE_CHECKING:
     from tests.simulation.promises import Promises
@@ -97,7 +97,7 @@ class NodeDisk:
 
 
 class SimulatedStorage:
-    """Implements :class:`coordinator.node.storage.contract.Storage`."""
+    """Implements :class:`undoubt.coordinator.node.storage.contract.Storage`."""
 
     def __init__(self, disk: NodeDisk, drive: Drive) -> None:
         self._disk = disk

@@ -1,8 +1,8 @@
-"""A simulated database as a participant: the contract of :mod:`participants.contract` over its sessions.
+"""A simulated database as a participant: the contract of :mod:`undoubt.participants.contract` over its
+sessions.
 
-Answers are believed as far as PostgreSQL's deserve it, as in :mod:`participants.postgres`: an error of a
-living session is a "no", silence is no answer, a missing gid is judged by the books.
-"""
+Answers are believed as far as PostgreSQL's deserve it, as in :mod:`undoubt.participants.postgres`: an error
+of a living session is a "no", silence is no answer, a missing gid is judged by the books."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from participants.contract import (
+from tests.simulation.database import APPLICATION, SqlError
+from undoubt.participants.contract import (
     Claim,
     CommitNotSent,
     Evidence,
@@ -26,16 +27,15 @@ from participants.contract import (
     Work,
     judge,
 )
-from participants.errors import (
+from undoubt.participants.errors import (
     BranchFailed,
     ParticipantError,
     ParticipantRefused,
     ParticipantUnavailable,
     UsageError,
 )
-from participants.ids import NO_KEY, Gid, Protocol, SessionKey
-from participants.states import Charter, Event, StateRow
-from tests.simulation.database import APPLICATION, SqlError
+from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey
+from undoubt.participants.states import Charter, Event, StateRow
 
 STATEMENT_TIMEOUT_S = 4.0
 LOOKS_MAX = 8
@@ -242,7 +242,7 @@ class SimulatedParticipant:
 
 
 class SimulatedStates:
-    """:class:`participants.states.States` of a simulated database."""
+    """:class:`undoubt.participants.states.States` of a simulated database."""
 
     def __init__(self, participant: SimulatedParticipant) -> None:
         self._participant = participant

@@ -16,10 +16,10 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from coordinator.steadfast import Steadfast
-from coordinator.wire.listener import Accepted
 from tests.simulation.judge import Violation
 from tests.simulation.loop import pin_hash
+from undoubt.coordinator.steadfast import Steadfast
+from undoubt.coordinator.wire.listener import Accepted
 
 EPOCH_S = 1_750_000_000.0
 """The wall clock at the beginning of every run."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation.judge import Violation
 
 if TYPE_CHECKING:
-    from coordinator.paxos import Marks, Record, Reply
+    from undoubt.coordinator.paxos import Marks, Record, Reply
 
 Place = tuple[str, Any]
 """A transaction, and one of its branches; or None for all of them, named or not."""

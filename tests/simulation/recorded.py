@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from coordinator.ledger.contract import (
+from tests.linearizability.history import History
+from tests.linearizability.recorder import Recorder
+from tests.simulation.judge import Judge
+from undoubt.coordinator.ledger.contract import (
     UNFINISHED_MAX,
     BranchRecord,
     Decision,
@@ -15,10 +18,7 @@ from coordinator.ledger.contract import (
     Settlement,
     Verdict,
 )
-from participants.ids import Gid, TxId
-from tests.linearizability.history import History
-from tests.linearizability.recorder import Recorder
-from tests.simulation.judge import Judge
+from undoubt.participants.ids import Gid, TxId
 
 
 class RecordedLedger(Recorder):

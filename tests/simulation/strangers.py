@@ -13,12 +13,12 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from coordinator.ledger.contract import Record
-from participants.errors import UndoubtError
-from participants.ids import BRANCH_NUMBER_MAX, NUMBER_MAX, Gid, Protocol, TxId
 from tests.simulation.database import APPLICATION, SqlError
 from tests.simulation.judge import Violation
 from tests.simulation.participant import Link, NoAnswer
+from undoubt.coordinator.ledger.contract import Record
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.ids import BRANCH_NUMBER_MAX, NUMBER_MAX, Gid, Protocol, TxId
 
 if TYPE_CHECKING:
     from tests.simulation.scheduler import Process

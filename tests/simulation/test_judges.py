@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from coordinator.paxos import ABORTED, FIRST, Accepted, Ballot, Branch, Marks, Phase1b, Record
-from coordinator.paxos.messages import Known, Value
-from coordinator.quorum import Joint
-from participants.ids import Gid, Protocol, TxId
-from participants.states import BranchState, Charter, Event, StateRow, Termination
 from tests.simulation.judge import Violation
 from tests.simulation.promises import Promises
 from tests.simulation.rows import Rows
+from undoubt.coordinator.paxos import ABORTED, FIRST, Accepted, Ballot, Branch, Marks, Phase1b, Record
+from undoubt.coordinator.paxos.messages import Known, Value
+from undoubt.coordinator.quorum import Joint
+from undoubt.participants.ids import Gid, Protocol, TxId
+from undoubt.participants.states import BranchState, Charter, Event, StateRow, Termination
 
 TXID = TxId(1, "0123456789abcdef", 1)
 NODES = Joint(frozenset({1, 2, 3}))

@@ -12,18 +12,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import Ledger, Record
-from coordinator.ledger.machine import Machine
-from coordinator.ledger.sqlite import owned
-from coordinator.ledger.sqlite.ledger import SqliteLedger
-from coordinator.node import snapshots
-from coordinator.settings import LedgerSettings
-from participants.errors import UndoubtError
-from participants.ids import TxId
-from participants.states import Termination
-from recovery import worker
-from recovery.sweep import sweep
 from tests.linearizability.check import violations
 from tests.linearizability.history import History
 from tests.simulation.applications import (
@@ -46,6 +34,18 @@ from tests.simulation.promises import Promises
 from tests.simulation.rows import Rows
 from tests.simulation.scheduler import Process, Scheduler
 from tests.simulation.strangers import Insider, Stranger
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.contract import Ledger, Record
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.ledger.sqlite import owned
+from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
+from undoubt.coordinator.node import snapshots
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.ids import TxId
+from undoubt.participants.states import Termination
+from undoubt.recovery import worker
+from undoubt.recovery.sweep import sweep
 
 CALM_S = 150.0
 """Within how much virtual time after healing nothing may be in doubt any more."""

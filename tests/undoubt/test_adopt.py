@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from coordinator.ledger import maintenance, open_ledger, secret_file
-from coordinator.settings import LedgerSettings
-from participants.ids import Gid, Protocol, SessionKey
-from participants.postgres import PostgresParticipant
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
-from participants.states import Charter, Event, Termination
 from tests.servers import column, prepared
 from tests.undoubt.cli.harness import Ran, undoubt
 from undoubt.config import load
+from undoubt.coordinator.ledger import maintenance, open_ledger, secret_file
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.ids import Gid, Protocol, SessionKey
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
+from undoubt.participants.states import Charter, Event, Termination
 
 NAMES = ("orders", "payments")
 

@@ -17,14 +17,14 @@ import asyncpg
 import pytest
 
 import undoubt
-from coordinator.protocols.steps import TwoPhaseStep
-from participants.postgres.schema import migrate
-from recovery.service import RecoveryService
 from tests.pgbouncer import PgBouncer, program_or_skip
 from tests.prove.bank import audit, set_up, transfer
 from tests.servers import Server, prepared
 from undoubt import assemble
 from undoubt.config import Settings, load
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.participants.postgres.schema import migrate
+from undoubt.recovery.service import RecoveryService
 
 WORKERS, KILLS, BETWEEN = 8, 8, 25
 """``BETWEEN``: transfers that end, one way or the other, between two kills."""

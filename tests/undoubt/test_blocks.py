@@ -13,11 +13,11 @@ import pytest
 
 import undoubt
 import undoubt.sync
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
 from tests.coordinator.node.processes import processes
 from tests.undoubt.test_end_to_end import TABLE, run, source
 from undoubt import TransactionAborted
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])

@@ -13,12 +13,12 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from coordinator.node.settings import NodeSettings
-from coordinator.settings import CoordinatorSettings, LedgerSettings
-from participants.errors import UndoubtError
-from participants.settings import ParticipantSettings
-from recovery.settings import RecoverySettings
 from undoubt.config import ConfigurationError, load
+from undoubt.coordinator.node.settings import NodeSettings
+from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.settings import ParticipantSettings
+from undoubt.recovery.settings import RecoverySettings
 
 ORDERS = "[participants.orders]\ndsn = 'postgresql://app@db/orders'\n"
 

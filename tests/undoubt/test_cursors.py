@@ -9,8 +9,8 @@ import pytest
 
 import undoubt
 import undoubt.sync
-from participants.errors import UsageError
 from tests.undoubt.test_end_to_end import TABLE, run, source
+from undoubt.participants.errors import UsageError
 
 
 def made(folder: Path, databases: dict[str, str]) -> dict[str, object]:

@@ -16,15 +16,15 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 import undoubt
 import undoubt.sync
-from coordinator.errors import DistributedDeadlock, SelfDeadlock
-from coordinator.ledger import maintenance
-from coordinator.settings import LedgerSettings
-from participants.ids import TxId
 from tests.coordinator.node.processes import processes
 from tests.servers import Server, fresh_database
 from tests.undoubt.test_end_to_end import TABLE, run, source
 from undoubt import TransactionAborted
+from undoubt.coordinator.errors import DistributedDeadlock, SelfDeadlock
+from undoubt.coordinator.ledger import maintenance
+from undoubt.coordinator.settings import LedgerSettings
 from undoubt.integrations.sqlalchemy import AsyncSession, Session
+from undoubt.participants.ids import TxId
 
 QUICK = {"deadlock_interval_s": 0.05, "interval_s": 0.5}
 NAME = "select current_setting('application_name')"

@@ -11,23 +11,23 @@ import asyncpg
 import pytest
 
 import undoubt
-from coordinator.coordinator import ParticipantInUse
-from coordinator.errors import DistributedDeadlock, TransactionEnded
-from participants.contract import Evidence, Order, Settled
-from participants.errors import (
+from tests.servers import prepared
+from undoubt import TransactionAborted
+from undoubt.config import ConfigurationError
+from undoubt.coordinator.coordinator import ParticipantInUse
+from undoubt.coordinator.errors import DistributedDeadlock, TransactionEnded
+from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Evidence, Order, Settled
+from undoubt.participants.errors import (
     BranchFailed,
     ParticipantRefused,
     ParticipantUnavailable,
     UnknownParticipant,
     UsageError,
 )
-from participants.ids import InvalidName
-from participants.postgres import PostgresParticipant
-from participants.settings import ParticipantSettings
-from tests.servers import prepared
-from undoubt import TransactionAborted
-from undoubt.config import ConfigurationError
-from undoubt.embedded import EmbeddedServer
+from undoubt.participants.ids import InvalidName
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.settings import ParticipantSettings
 
 TABLE = "create table note (id int primary key, text text not null default '')"
 

@@ -6,13 +6,10 @@ import importlib
 import pkgutil
 import re
 
-import coordinator
-import participants
-import recovery
 import undoubt
-from participants.errors import UndoubtError
 from tests.docs.pages import ROOT
 from undoubt import errors
+from undoubt.participants.errors import UndoubtError
 
 INTERNAL = {
     "AnchorUnusable": "within a store, as LedgerUnusable",
@@ -70,12 +67,10 @@ def test_the_drawing_is_the_tree() -> None:
 
 def test_all_errors_are_there() -> None:
     """Broken if a program can meet an error that ``undoubt.errors`` does not have."""
-    for room in (undoubt, recovery, coordinator, participants):
-        for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
-            if not module.name.endswith("__main__") and "migrations" not in module.name:
-                importlib.import_module(module.name)
-    rooms = ("undoubt.", "recovery.", "coordinator.", "participants.")
-    known = {each.__name__ for each in subclasses(UndoubtError) if each.__module__.startswith(rooms)}
+    for module in pkgutil.walk_packages(undoubt.__path__, "undoubt."):
+        if not module.name.endswith("__main__") and "migrations" not in module.name:
+            importlib.import_module(module.name)
+    known = {each.__name__ for each in subclasses(UndoubtError) if each.__module__.startswith("undoubt.")}
     assert known - set(errors.__all__) == INTERNAL.keys()
 
 

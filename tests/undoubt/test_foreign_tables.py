@@ -14,10 +14,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 import undoubt
 import undoubt.sync
-from participants.contract import Settled
 from tests.prove.wire_proxy import Fault, Strike, Wire
 from tests.servers import Server, fresh_database
 from tests.undoubt.test_end_to_end import run, source
+from undoubt.participants.contract import Settled
 
 FAR = """
     create table slow (n int);

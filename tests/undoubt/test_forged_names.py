@@ -12,9 +12,9 @@ import asyncpg
 import pytest
 
 import undoubt
-from coordinator.errors import DistributedDeadlock
-from recovery.deadlocks import DeadlockDetector
 from tests.undoubt.test_end_to_end import TABLE, run, source
+from undoubt.coordinator.errors import DistributedDeadlock
+from undoubt.recovery.deadlocks import DeadlockDetector
 
 TIMEOUT_S = 60
 

@@ -12,18 +12,18 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from coordinator.ledger import open_ledger
-from coordinator.ledger.contract import Ledger
-from participants.errors import ParticipantRefused
-from participants.ids import Gid, Protocol, SessionKey, TxId
-from participants.registry import Registry
-from recovery.errors import Conflict, NotPrepared
-from recovery.operator.resolve import Operator
-from recovery.operator.survey import Found, survey
-from recovery.plan import Standing
 from tests.pgbouncer import PgBouncer, program_or_skip
 from undoubt import assemble
 from undoubt.config import load
+from undoubt.coordinator.ledger import open_ledger
+from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
+from undoubt.participants.registry import Registry
+from undoubt.recovery.errors import Conflict, NotPrepared
+from undoubt.recovery.operator.resolve import Operator
+from undoubt.recovery.operator.survey import Found, survey
+from undoubt.recovery.plan import Standing
 
 THIEF, CLERK = "pooled_thief", "pooled_clerk"
 PASSWORD = "pooled"  # noqa: S105 - of a server that lives as long as the tests

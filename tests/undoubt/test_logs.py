@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from coordinator.errors import OutcomeUnknown, TransactionAborted
-from participants.errors import ParticipantUnavailable
-from participants.ids import Gid, Protocol, TxId
 from tests.coordinator.node.processes import Processes
+from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted
 from undoubt.logs import JsonFormatter
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.ids import Gid, Protocol, TxId
 
 TXID = TxId(7, "abcdefgh", 42)
 GID = Gid("abcdefghij", Protocol.TWO_PHASE, TXID, 2, "payments")

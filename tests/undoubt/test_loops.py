@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 import undoubt
 import undoubt.sync
-from participants.errors import UsageError, WrongLoop
-from participants.scripted import ScriptedParticipant
 from tests.undoubt.test_end_to_end import TABLE, run, source
 from undoubt.integrations import sqlalchemy as undoubt_sqlalchemy
+from undoubt.participants.errors import UsageError, WrongLoop
+from undoubt.participants.scripted import ScriptedParticipant
 
 Call = Callable[[undoubt.Coordinator, undoubt.Transaction], Awaitable[Any]]
 

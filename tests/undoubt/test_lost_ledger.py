@@ -10,11 +10,11 @@ import pytest
 
 import undoubt
 import undoubt.sync
-from coordinator.errors import LedgerMissing
-from participants.ids import Gid, Protocol, TxId, new_ledger_id
 from tests.servers import column
 from tests.undoubt.cli.harness import Ran
 from tests.undoubt.cli.harness import undoubt as command
+from undoubt.coordinator.errors import LedgerMissing
+from undoubt.participants.ids import Gid, Protocol, TxId, new_ledger_id
 
 TABLE = "create table if not exists note (id int primary key)"
 LOST = new_ledger_id()

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from coordinator import supervision
-from coordinator.coordinator import Coordinator
-from coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
-from coordinator.ledger.contract import Decision
-from coordinator.settings import CoordinatorSettings
-from participants.contract import Order, PreparedBranch, Settled, Vote, Work
-from participants.errors import ParticipantUnavailable, UsageError
-from participants.ids import Gid
-from recovery.service import RecoveryService
 from tests.recovery.world import FAST, World, until
+from undoubt.coordinator import supervision
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.metrics import Metrics
+from undoubt.participants.contract import Order, PreparedBranch, Settled, Vote, Work
+from undoubt.participants.errors import ParticipantUnavailable, UsageError
+from undoubt.participants.ids import Gid
+from undoubt.recovery.service import RecoveryService
 
 
 class Told:

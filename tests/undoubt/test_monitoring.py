@@ -75,9 +75,9 @@ def test_prometheus_agrees() -> None:
 
 PROGRAM = """
 import logging
-from coordinator.errors import TransactionAborted
-from participants.errors import ParticipantUnavailable
-from participants.ids import TxId
+from undoubt.coordinator.errors import TransactionAborted
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.ids import TxId
 cause = ParticipantUnavailable("payments", "down")
 error = TransactionAborted(TxId(3, "9f2c51d07a6be480", 17), cause)
 error.__cause__ = cause

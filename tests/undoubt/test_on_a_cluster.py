@@ -12,11 +12,11 @@ import asyncpg
 import pytest
 
 import undoubt
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import Decision, record_of
-from participants.ids import Gid, Protocol, SessionKey
 from tests.coordinator.node.processes import Processes, processes
 from tests.servers import prepared
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.contract import Decision, record_of
+from undoubt.participants.ids import Gid, Protocol, SessionKey
 
 TABLE = "create table note (id int primary key)"
 

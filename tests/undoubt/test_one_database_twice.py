@@ -14,10 +14,10 @@ import pytest
 
 import undoubt
 import undoubt.sync
-from coordinator.ledger import maintenance
-from coordinator.settings import LedgerSettings
 from tests.coordinator.node.processes import processes
 from tests.servers import Server, fresh_database, prepared
+from undoubt.coordinator.ledger import maintenance
+from undoubt.coordinator.settings import LedgerSettings
 from undoubt.errors import DistributedDeadlock, SelfDeadlock, TransactionAborted
 
 TABLES = """

@@ -13,11 +13,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import undoubt
-from coordinator.protocols.steps import TwoPhaseStep
-from participants.postgres.schema import script
 from tests.coordinator.node.processes import Processes, processes
 from tests.undoubt.cli.harness import undoubt as command
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.metrics import Metrics
+from undoubt.participants.postgres.schema import script
 
 PROTOCOLS = ["2pc", "3pc", "paxos"]
 

@@ -6,9 +6,9 @@ import asyncio
 import shutil
 from pathlib import Path
 
-from coordinator.ledger.contract import BranchRecord, Decision, Verdict
 from tests.coordinator.node.cluster import Cluster, client
 from tests.undoubt.cli.harness import Ran, undoubt
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Verdict
 
 COMMIT = Decision.COMMIT
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))

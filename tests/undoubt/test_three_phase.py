@@ -10,9 +10,9 @@ import asyncpg
 import pytest
 
 import undoubt
-from participants.postgres.schema import script
 from tests.servers import prepared
 from tests.undoubt.cli.harness import undoubt as command
+from undoubt.participants.postgres.schema import script
 
 
 def source(databases: dict[str, str], folder: Path) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import asyncpg
 
-from participants.errors import UndoubtError
 from undoubt.bench.contract import DATABASES, ROWS
 from undoubt.bench.field import Field
+from undoubt.participants.errors import UndoubtError
 
 
 class WrongCount(UndoubtError):

@@ -11,13 +11,6 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from coordinator.errors import LedgerError
-from coordinator.ledger.acting import Records, acting, new_act
-from coordinator.ledger.contract import Decision
-from participants.errors import UndoubtError
-from participants.ids import TxId
-from recovery.operator.adopt import Adoption, LostBranch, LostBranches, LostTransaction
-from recovery.report import Line
 from undoubt import assemble
 from undoubt.cli import shapes
 from undoubt.cli.context import Context
@@ -25,6 +18,13 @@ from undoubt.cli.durations import show_duration
 from undoubt.cli.exits import CommandError, Exit, status_of
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import printable
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger.acting import Records, acting, new_act
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.ids import TxId
+from undoubt.recovery.operator.adopt import Adoption, LostBranch, LostBranches, LostTransaction
+from undoubt.recovery.report import Line
 from undoubt.serve.secrets import read_secret
 
 TERMINATE = "terminate"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from coordinator.ledger.contract import ACTS_MAX, Act
 from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, opened, pass_context
 from undoubt.cli.output import iso
+from undoubt.coordinator.ledger.contract import ACTS_MAX, Act
 
 
 @click.command()

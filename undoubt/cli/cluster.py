@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from participants.ids import check_ledger_id
 from undoubt.cli.context import Context, ask_about_lost, common, note_option, pass_context, yes_option
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.members import OPERATIONS
+from undoubt.participants.ids import check_ledger_id
 
 if TYPE_CHECKING:
-    from coordinator.ledger.cluster.survey import Survey
+    from undoubt.coordinator.ledger.cluster.survey import Survey
 
 CLIENT_ROLES = ("observe", "transact", "operate")
 """``coordinator.wire.ROLES``, which only this command would load."""
@@ -83,7 +83,7 @@ def status(context: Context) -> None:
       undoubt cluster status
       undoubt cluster status -o json
     """
-    from coordinator.ledger.cluster.survey import survey  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.cluster.survey import survey  # noqa: PLC0415 - as above
 
     settings = context.settings()
     found = context.run(survey(settings.ledger))

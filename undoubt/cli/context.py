@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from coordinator.errors import LedgerError, LedgerMisconfigured, LedgerMissing
 from undoubt import assemble
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.output import JSON, TABLE, Output
 from undoubt.config import Settings, load
+from undoubt.coordinator.errors import LedgerError, LedgerMisconfigured, LedgerMissing
 
 if TYPE_CHECKING:
-    from coordinator.ledger.contract import Act, Ledger
-    from participants.registry import Registry
+    from undoubt.coordinator.ledger.contract import Act, Ledger
+    from undoubt.participants.registry import Registry
 
 NO_LEDGER = "0" * 10
 """Stands for the id of a ledger that nobody can ask."""
@@ -78,7 +78,7 @@ async def opened(context: Context) -> AsyncIterator[Tools]:
 async def recorded(context: Context, act: Act, *, needed: bool) -> AsyncIterator[None]:
     """Record an act on participants around the body. Where there is no ledger yet the body runs all the same,
     and unless ``needed`` also where the ledger does not answer; that nothing is recorded is then said."""
-    from coordinator.ledger.acting import acting  # noqa: PLC0415 - only who acts needs it
+    from undoubt.coordinator.ledger.acting import acting  # noqa: PLC0415 - only who acts needs it
 
     async with contextlib.AsyncExitStack() as stack:
         try:
@@ -106,7 +106,7 @@ def must_exist(settings: Settings) -> None:
     make an empty one, and call every branch in doubt another ledger's."""
     url = settings.ledger.url
     if url.startswith("sqlite:///") and not (path := Path(url.removeprefix("sqlite:///"))).exists():
-        from coordinator.ledger.sqlite import anchored  # noqa: PLC0415 - SQLite comes with it
+        from undoubt.coordinator.ledger.sqlite import anchored  # noqa: PLC0415 - SQLite comes with it
 
         anchored.check_absent(path)
         where = settings.file or "no configuration file was found: pass --config"

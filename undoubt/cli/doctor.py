@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import click
 
-from participants.findings import Finding, Severity
 from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, pass_context
 from undoubt.cli.durations import Duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.output import Output, printable, styled
 from undoubt.doctor import examine
+from undoubt.participants.findings import Finding, Severity
 
 F = TypeVar("F", bound=Callable[..., Any])
 

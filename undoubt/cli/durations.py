@@ -6,7 +6,7 @@ import re
 
 import click
 
-from participants.bounds import DURATION_S_MAX
+from undoubt.participants.bounds import DURATION_S_MAX
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")

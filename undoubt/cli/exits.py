@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 
-from coordinator.errors import (
+from undoubt.coordinator.errors import (
     BranchListMismatch,
     HeuristicOutcome,
     LedgerLocked,
@@ -25,9 +25,9 @@ from coordinator.errors import (
     LedgerMissing,
     LedgerUnavailable,
 )
-from participants.errors import ParticipantUnavailable, UndoubtError, UnknownParticipant, UsageError
-from participants.ids import InvalidName
-from recovery.errors import Conflict, NotAllSeen, NotPrepared, StillBusy
+from undoubt.participants.errors import ParticipantUnavailable, UndoubtError, UnknownParticipant, UsageError
+from undoubt.participants.ids import InvalidName
+from undoubt.recovery.errors import Conflict, NotAllSeen, NotPrepared, StillBusy
 
 
 class Exit(enum.IntEnum):

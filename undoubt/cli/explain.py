@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from coordinator.ledger.contract import Heuristic, Record, SessionInfo
-from recovery.operator.explain import Explanation
-from recovery.operator.explain_heuristic import HeuristicExplanation
 from undoubt.cli import shapes
 from undoubt.cli.output import iso
+from undoubt.coordinator.ledger.contract import Heuristic, Record, SessionInfo
+from undoubt.recovery.operator.explain import Explanation
+from undoubt.recovery.operator.explain_heuristic import HeuristicExplanation
 
 
 def document(told: Explanation, siblings: Sequence[Heuristic] = ()) -> dict[str, Any]:

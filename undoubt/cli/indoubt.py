@@ -9,17 +9,6 @@ from typing import Any
 
 import click
 
-from coordinator.errors import LedgerError, LedgerMisconfigured, LedgerMissing
-from coordinator.ledger.contract import Heuristic
-from participants.contract import Order
-from participants.ids import Foreign, Gid, TxId
-from recovery.operator.explain import explain as explain_branch
-from recovery.operator.explain import mending, sibling_line
-from recovery.operator.explain_heuristic import explain_heuristic
-from recovery.operator.resolve import Operator, contradicted
-from recovery.operator.survey import ROLE_GONE, Found, Survey, survey, survey_alone
-from recovery.operator.whole import Whole, look
-from recovery.plan import Standing
 from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, note_option, opened, pass_context, without_ledger, yes_option
 from undoubt.cli.durations import Duration, show_duration
@@ -28,6 +17,17 @@ from undoubt.cli.explain import document, heuristic_document
 from undoubt.cli.explain_page import explain_page
 from undoubt.cli.names import GidParam, NameParam
 from undoubt.cli.whole import end_unless_all_seen, page
+from undoubt.coordinator.errors import LedgerError, LedgerMisconfigured, LedgerMissing
+from undoubt.coordinator.ledger.contract import Heuristic
+from undoubt.participants.contract import Order
+from undoubt.participants.ids import Foreign, Gid, TxId
+from undoubt.recovery.operator.explain import explain as explain_branch
+from undoubt.recovery.operator.explain import mending, sibling_line
+from undoubt.recovery.operator.explain_heuristic import explain_heuristic
+from undoubt.recovery.operator.resolve import Operator, contradicted
+from undoubt.recovery.operator.survey import ROLE_GONE, Found, Survey, survey, survey_alone
+from undoubt.recovery.operator.whole import Whole, look
+from undoubt.recovery.plan import Standing
 
 WAIT_PAUSE_S = 0.2
 

@@ -53,9 +53,9 @@ def init(context: Context, export_secret: Path | None, note: str, yes: bool) -> 
       undoubt ledger init --export-secret /safe/undoubt.secret
     """
     # SQLAlchemy comes with it, which `undoubt ledger --help` can do without.
-    from coordinator.ledger.maintenance import export_secret as export  # noqa: PLC0415 - as above
-    from coordinator.ledger.maintenance import init as create  # noqa: PLC0415
-    from coordinator.ledger.maintenance import is_missing  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.maintenance import export_secret as export  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.maintenance import init as create  # noqa: PLC0415
+    from undoubt.coordinator.ledger.maintenance import is_missing  # noqa: PLC0415 - as above
 
     settings = context.settings().ledger
     if context.run(is_missing(settings)):
@@ -83,7 +83,7 @@ def migrate(context: Context, note: str) -> None:
     Example:
       undoubt ledger migrate
     """
-    from coordinator.ledger.maintenance import migrate as upgrade  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.maintenance import migrate as upgrade  # noqa: PLC0415 - as above
 
     must_exist(context.settings())
     applied = context.run(upgrade(context.settings().ledger, note=note))
@@ -109,7 +109,7 @@ def check(context: Context) -> None:
     Example:
       undoubt ledger check -o json
     """
-    from coordinator.ledger.maintenance import check as look_over  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.maintenance import check as look_over  # noqa: PLC0415 - as above
 
     must_exist(context.settings())
     problems = context.run(look_over(context.settings().ledger))
@@ -138,7 +138,7 @@ def backup(context: Context, file: Path, note: str) -> None:
     Example:
       undoubt ledger backup /backups/undoubt-2026-05-01.backup
     """
-    from coordinator.ledger.maintenance import backup as write  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.maintenance import backup as write  # noqa: PLC0415 - as above
 
     must_exist(context.settings())
     size = context.run(write(context.settings().ledger, file.absolute(), note=note))
@@ -166,7 +166,7 @@ def restore(context: Context, file: Path | None, note: str, yes: bool) -> None:
     Example:
       undoubt ledger restore /backups/undoubt-2026-05-01.backup
     """
-    from coordinator.ledger.maintenance import restore as bring_back  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.maintenance import restore as bring_back  # noqa: PLC0415 - as above
 
     settings = context.settings().ledger
     what = f"Make {settings.url} anew from {file}?" if file else f"Believe {settings.url} as it is?"

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from coordinator.errors import LedgerError
 from undoubt.cli.context import Context, common, note_option, pass_context, yes_option
 from undoubt.cli.durations import Duration
 from undoubt.cli.exits import CommandError, Exit
+from undoubt.coordinator.errors import LedgerError
 
 if TYPE_CHECKING:
-    from coordinator.ledger.cluster.messages import NodeStatus
-    from coordinator.settings import LedgerSettings
+    from undoubt.coordinator.ledger.cluster.messages import NodeStatus
+    from undoubt.coordinator.settings import LedgerSettings
 
 # Commands import what they do where they do it: the wire comes with it, which --help can do without.
 
@@ -113,7 +113,7 @@ def transfer(context: Context, note: str, node: int) -> None:
       undoubt cluster transfer
       undoubt cluster transfer 3
     """
-    from coordinator.ledger.cluster import operate  # noqa: PLC0415
+    from undoubt.coordinator.ledger.cluster import operate  # noqa: PLC0415
 
     _show(context, context.run(operate.transfer(context.settings().ledger, node, note=note)))
 
@@ -256,8 +256,8 @@ def _force(context: Context, folders: tuple[Path, ...], ticket: str, note: str, 
 
 
 def _change(context: Context, kind: Any, nodes: tuple[int, ...], wait_s: float, note: str) -> NodeStatus:
-    from coordinator.ledger.cluster import operate  # noqa: PLC0415
-    from coordinator.ledger.cluster.messages import MemberChange  # noqa: PLC0415
+    from undoubt.coordinator.ledger.cluster import operate  # noqa: PLC0415
+    from undoubt.coordinator.ledger.cluster.messages import MemberChange  # noqa: PLC0415
 
     changes = [MemberChange(kind, node) for node in nodes]
     wait_s = max(wait_s, operate.WAIT_S)
@@ -289,8 +289,8 @@ def _show(context: Context, status: NodeStatus) -> None:
 
 
 async def _snapshots(settings: LedgerSettings, node: int) -> list[dict[str, Any]]:
-    from coordinator.ledger.cluster import operate  # noqa: PLC0415
-    from coordinator.ledger.cluster.survey import survey  # noqa: PLC0415
+    from undoubt.coordinator.ledger.cluster import operate  # noqa: PLC0415
+    from undoubt.coordinator.ledger.cluster.survey import survey  # noqa: PLC0415
 
     members: dict[int, str] = {}
     for seen in (await survey(settings)).nodes:
@@ -307,8 +307,8 @@ async def _snapshots(settings: LedgerSettings, node: int) -> list[dict[str, Any]
 
 
 async def _backup(settings: LedgerSettings, file: Path, note: str) -> tuple[Any, int]:
-    from coordinator.ledger import backup as files  # noqa: PLC0415
-    from coordinator.ledger.cluster import operate  # noqa: PLC0415
+    from undoubt.coordinator.ledger import backup as files  # noqa: PLC0415
+    from undoubt.coordinator.ledger.cluster import operate  # noqa: PLC0415
 
     status, piece, image = await operate.image(settings, note=note)
     about = files.About(

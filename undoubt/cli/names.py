@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from participants.ids import Foreign, Gid, InvalidName, TxId
+from undoubt.participants.ids import Foreign, Gid, InvalidName, TxId
 
 
 class TxIdParam(click.ParamType[TxId]):

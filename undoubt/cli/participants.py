@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from coordinator.ledger.acting import new_act
-from coordinator.settings import PROTOCOLS
-from participants.errors import UnknownParticipant
 from undoubt.cli.context import Context, common, note_option, pass_context, recorded
 from undoubt.cli.doctor import older_than_option, report
 from undoubt.cli.durations import Duration
 from undoubt.config import redact
+from undoubt.coordinator.ledger.acting import new_act
+from undoubt.coordinator.settings import PROTOCOLS
 from undoubt.doctor import examine
+from undoubt.participants.errors import UnknownParticipant
 
 
 @click.group()
@@ -107,7 +107,7 @@ def migrate(context: Context, names: tuple[str, ...], sql: bool, note: str) -> N
       undoubt participants migrate --sql | less
     """
     if sql:
-        from participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
+        from undoubt.participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
 
         click.echo(schema.script(), nl=False)
         return
@@ -174,7 +174,7 @@ def grants(context: Context, name: str, protocol: str | None) -> None:
     Example:
       undoubt participants grants orders | psql orders
     """
-    from participants.postgres.grants import grants as rights  # noqa: PLC0415 - libpq is slow to load
+    from undoubt.participants.postgres.grants import grants as rights  # noqa: PLC0415 - libpq is slow to load
 
     settings = context.settings()
     if name not in settings.participants:
@@ -217,7 +217,7 @@ def restored(context: Context, name: str, note: str) -> None:
 
 
 async def _migrate(context: Context, names: tuple[str, ...], note: str) -> None:
-    from participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
+    from undoubt.participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
 
     # Often the first thing that is done, before any ledger runs; it adds tables and ends nothing.
     async with recorded(context, new_act("participants migrate", " ".join(names), note), needed=False):
@@ -226,14 +226,14 @@ async def _migrate(context: Context, names: tuple[str, ...], note: str) -> None:
 
 
 async def _restored(context: Context, name: str, note: str) -> str:
-    from participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
+    from undoubt.participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
 
     async with recorded(context, new_act("participants restored", name, note), needed=True):
         return await schema.restored(name, context.settings().participants[name])
 
 
 async def _prune(context: Context, older_than_s: float, note: str) -> dict[str, int]:
-    from participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
+    from undoubt.participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
 
     chosen = sorted(context.settings().participants.items())
     act = new_act("participants prune", " ".join(name for name, _ in chosen), note)

@@ -9,13 +9,13 @@ from typing import Any
 import click
 import msgspec
 
-from recovery.report import Line, Report
-from recovery.service import RecoveryService
-from recovery.without_ledger import WithoutLedger
 from undoubt import assemble
 from undoubt.cli.adopt import Wishes, adopt, adopt_options
 from undoubt.cli.context import NO_LEDGER, Context, common, note_option, opened, pass_context, yes_option
 from undoubt.cli.exits import CommandError, Exit
+from undoubt.recovery.report import Line, Report
+from undoubt.recovery.service import RecoveryService
+from undoubt.recovery.without_ledger import WithoutLedger
 
 PAUSE_S = 1.0
 """Between two passes without a ledger."""

@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from coordinator.ledger.contract import Act, BranchRecord, Heuristic, TransactionInfo
-from participants.findings import Finding
-from participants.ids import Gid, Protocol
-from recovery.operator.burden import Burden
-from recovery.operator.survey import Found, Survey
-from recovery.operator.whole import Whole
 from undoubt.cli.output import iso
+from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, TransactionInfo
+from undoubt.participants.findings import Finding
+from undoubt.participants.ids import Gid, Protocol
+from undoubt.recovery.operator.burden import Burden
+from undoubt.recovery.operator.survey import Found, Survey
+from undoubt.recovery.operator.whole import Whole
 
 PROTOCOL_NAMES = {Protocol.TWO_PHASE: "2pc", Protocol.THREE_PHASE: "3pc", Protocol.PAXOS: "paxos"}
 

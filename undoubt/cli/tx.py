@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import click
 
-from coordinator.ledger.contract import Ledger, Record, TransactionInfo, Verdict
-from participants.ids import TxId
 from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, opened, pass_context
 from undoubt.cli.durations import show_duration
@@ -13,6 +11,8 @@ from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import Output
 from undoubt.cli.whole import resolve
+from undoubt.coordinator.ledger.contract import Ledger, Record, TransactionInfo, Verdict
+from undoubt.participants.ids import TxId
 
 
 @click.group()

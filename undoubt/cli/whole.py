@@ -6,16 +6,16 @@ from typing import Any
 
 import click
 
-from coordinator.ledger.contract import Decision
-from participants.ids import Gid, TxId
-from recovery.errors import Conflict, NotAllSeen
-from recovery.operator.survey import ROLE_GONE
-from recovery.operator.whole import BranchNow, Resolver, Whole, check, look
 from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, note_option, opened, pass_context, yes_option
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import Output
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.participants.ids import Gid, TxId
+from undoubt.recovery.errors import Conflict, NotAllSeen
+from undoubt.recovery.operator.survey import ROLE_GONE
+from undoubt.recovery.operator.whole import BranchNow, Resolver, Whole, check, look
 
 
 @click.command()

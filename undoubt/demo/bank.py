@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 if TYPE_CHECKING:
-    from coordinator.transaction import Transaction
+    from undoubt.coordinator.transaction import Transaction
 
 NAMES = ("orders", "payments")
 ACCOUNTS = 64

@@ -9,11 +9,11 @@ import socket
 import sys
 from pathlib import Path
 
-from coordinator.ledger.cluster.survey import survey
-from coordinator.settings import LedgerSettings
-from participants.errors import UndoubtError
 from undoubt.config import load
+from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.settings import LedgerSettings
 from undoubt.demo import node
+from undoubt.participants.errors import UndoubtError
 from undoubt.serve import begin
 
 COUNT = 3

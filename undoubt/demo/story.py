@@ -5,14 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from coordinator.ledger.contract import Ledger
-from coordinator.protocols.steps import TwoPhaseStep
-from participants.registry import Registry
-from recovery.operator.explain import explain
-from recovery.operator.survey import Survey, survey
-from recovery.plan import Standing
-from recovery.service import RecoveryService
 from undoubt import assemble
+from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.demo import bank
 from undoubt.demo.nodes import NodeFailed, Nodes
 from undoubt.demo.proof import Proof
@@ -21,6 +16,11 @@ from undoubt.demo.stage import SESSION_TTL_S, Stage
 from undoubt.demo.worker import TASKS
 from undoubt.demo.workers import Heard, WorkerFailed, working
 from undoubt.embedded import ServerFailed
+from undoubt.participants.registry import Registry
+from undoubt.recovery.operator.explain import explain
+from undoubt.recovery.operator.survey import Survey, survey
+from undoubt.recovery.plan import Standing
+from undoubt.recovery.service import RecoveryService
 
 SHARES = {"work": 0.3, "before": 0.15, "after": 0.15, "database": 0.2, "leader": 0.2}
 """How the time is shared out among the chapters of work."""

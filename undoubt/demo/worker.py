@@ -1,9 +1,9 @@
 """A process of an application that uses undoubt, with a fatal weakness at one step of the protocol.
 
 ``python -m undoubt.demo.worker CONFIG SECONDS STEP TAG``: moves money for so many seconds; then it ends, or,
-if STEP is one of :class:`~coordinator.protocols.steps.TwoPhaseStep`, sends itself SIGKILL when it comes to
-it. Tells what it does on stdout, a line each, so that its parent knows all that it was told before it died.
-"""
+if STEP is one of :class:`~undoubt.coordinator.protocols.steps.TwoPhaseStep`, sends itself SIGKILL when it
+comes to it. Tells what it does on stdout, a line each, so that its parent knows all that it was told before
+it died."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import time
 import asyncpg
 
 import undoubt
-from coordinator.protocols.steps import TwoPhaseStep
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.demo.bank import ACCOUNTS, AMOUNT, BALANCE, transfer
 
 NEVER = "never"

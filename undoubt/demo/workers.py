@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from participants.errors import UndoubtError
 from undoubt.demo import worker
+from undoubt.participants.errors import UndoubtError
 
 GRACE_S = 30.0
 """How much longer than asked a worker may take to end, or to die."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger.cluster.survey import Seen, Survey, survey
-from coordinator.settings import LedgerSettings
-from coordinator.wire import SCHEME, named_right, tls_of
-from participants.findings import Finding, Severity
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger.cluster.survey import Seen, Survey, survey
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire import SCHEME, named_right, tls_of
+from undoubt.participants.findings import Finding, Severity
 
 RAFT = "raft://"
 

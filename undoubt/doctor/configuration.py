@@ -6,9 +6,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from participants.findings import Finding, Severity
-from participants.redact import redact
 from undoubt.config import Settings
+from undoubt.participants.findings import Finding, Severity
+from undoubt.participants.redact import redact
 
 DAY_S = 86_400.0
 RETENTION_MIN_S = DAY_S

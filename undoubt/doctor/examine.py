@@ -8,18 +8,18 @@ from collections.abc import Collection, Sequence
 
 from msgspec.structs import replace
 
-from coordinator.errors import LedgerError
-from participants.findings import Finding
-from participants.ids import new_ledger_id
-from participants.registry import Registry
-from recovery.lost import branches_left
-from recovery.operator.survey import Found, survey
 from undoubt import assemble
 from undoubt.config import Settings
+from undoubt.coordinator.errors import LedgerError
 from undoubt.doctor.cluster import look_at_nodes
 from undoubt.doctor.configuration import look_at_configuration
 from undoubt.doctor.ledger import look_at_ledger, missing, not_opened
 from undoubt.doctor.orphans import look_at_left, look_at_prepared
+from undoubt.participants.findings import Finding
+from undoubt.participants.ids import new_ledger_id
+from undoubt.participants.registry import Registry
+from undoubt.recovery.lost import branches_left
+from undoubt.recovery.operator.survey import Found, survey
 
 _NO_LINE = (
     "No branch of that role has a name that the ledger gave, so no line is printed: if the role is one of"

@@ -8,20 +8,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from coordinator.errors import (
+from undoubt.config import Settings
+from undoubt.coordinator.errors import (
     LedgerError,
     LedgerLocked,
     LedgerMissing,
     LedgerUnavailable,
     LedgerUnusable,
 )
-from coordinator.ledger.contract import DecisionRecord, Ledger, LedgerInfo
-from coordinator.ledger.pages import every_unfinished
-from coordinator.ledger.sqlite import anchored
-from coordinator.ledger.sqlite.lock import holder
-from coordinator.settings import LedgerSettings
-from participants.findings import Finding, Severity
-from undoubt.config import Settings
+from undoubt.coordinator.ledger.contract import DecisionRecord, Ledger, LedgerInfo
+from undoubt.coordinator.ledger.pages import every_unfinished
+from undoubt.coordinator.ledger.sqlite import anchored
+from undoubt.coordinator.ledger.sqlite.lock import holder
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.findings import Finding, Severity
 
 SQLITE = "sqlite:///"
 POSTGRES = "postgresql+psycopg://"
@@ -123,7 +123,7 @@ async def _rights(settings: LedgerSettings) -> list[Finding]:
     """Of a PostgreSQL ledger, which others may enter. That its schema is believed is known: it is open."""
     if not settings.url.startswith(POSTGRES):
         return []
-    from coordinator.ledger.postgres.rights import rights  # noqa: PLC0415 - with SQLAlchemy, of no use elsewhere
+    from undoubt.coordinator.ledger.postgres.rights import rights  # noqa: PLC0415 - with SQLAlchemy, of no use elsewhere
 
     schema = Finding(
         None, "ledger_schema", Severity.OK, "schema undoubt_ledger belongs to roles that are trusted"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shlex
 
-from participants.contract import Participant
-from participants.findings import Finding, Severity
-from participants.ids import Gid
-from recovery.lost import Left
-from recovery.operator.burden import Burden, burden, waits_of
-from recovery.operator.explain import mending
-from recovery.operator.survey import Found, Survey
-from recovery.plan import Standing
 from undoubt.cli.durations import show_duration
+from undoubt.participants.contract import Participant
+from undoubt.participants.findings import Finding, Severity
+from undoubt.participants.ids import Gid
+from undoubt.recovery.lost import Left
+from undoubt.recovery.operator.burden import Burden, burden, waits_of
+from undoubt.recovery.operator.explain import mending
+from undoubt.recovery.operator.survey import Found, Survey
+from undoubt.recovery.plan import Standing
 
 CHECK = "prepared"
 SHOWN_MAX = 20

@@ -15,8 +15,8 @@ import shutil
 import stat
 from pathlib import Path
 
-from participants.errors import UndoubtError
 from undoubt.embedded.places import new_place, server_user
+from undoubt.participants.errors import UndoubtError
 
 ENV_BIN = "UNDOUBT_POSTGRES_BIN"
 DEBIAN = Path("/usr/lib/postgresql")

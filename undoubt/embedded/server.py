@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from participants.errors import UndoubtError
 from undoubt.embedded.binaries import bin_folder
 from undoubt.embedded.passwords import give_password, process_password, verifier
 from undoubt.embedded.places import DEAD, children, give, new_place, remove_place, server_user, state
+from undoubt.participants.errors import UndoubtError
 
 if TYPE_CHECKING:
     import asyncpg

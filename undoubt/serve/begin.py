@@ -10,20 +10,20 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.errors import ClusterRefused, LedgerMisconfigured, LedgerUnavailable, LedgerUnusable
-from coordinator.ledger import backup
-from coordinator.ledger.acting import DONE, new_act
-from coordinator.ledger.cluster import operate
-from coordinator.ledger.cluster.messages import MemberChange
-from coordinator.ledger.cluster.survey import survey
-from coordinator.ledger.cluster.url import RAFT, addresses_of
-from coordinator.node.bootstrap import beginning, joining, restored
-from coordinator.node.storage.contract import Identity
-from coordinator.node.storage.node_storage import NodeStorage, create, discard, lives_in
-from coordinator.wire import Address
-from participants.errors import UsageError
-from participants.ids import InvalidName, check_ledger_id, new_ledger_id, new_nonce
 from undoubt.config import Settings
+from undoubt.coordinator.errors import ClusterRefused, LedgerMisconfigured, LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.ledger import backup
+from undoubt.coordinator.ledger.acting import DONE, new_act
+from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster.messages import MemberChange
+from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.ledger.cluster.url import RAFT, addresses_of
+from undoubt.coordinator.node.bootstrap import beginning, joining, restored
+from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.node_storage import NodeStorage, create, discard, lives_in
+from undoubt.coordinator.wire import Address
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import InvalidName, check_ledger_id, new_ledger_id, new_nonce
 from undoubt.serve import pending_acts
 
 LOOK_S = 1.0

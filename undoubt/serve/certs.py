@@ -28,10 +28,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from coordinator.wire import Role
-from coordinator.wire.rights import SCHEME, Right, named_right, uri_of
-from coordinator.wire.tls import name_of
-from participants.errors import UsageError
+from undoubt.coordinator.wire import Role
+from undoubt.coordinator.wire.rights import SCHEME, Right, named_right, uri_of
+from undoubt.coordinator.wire.tls import name_of
+from undoubt.participants.errors import UsageError
 
 CA_DAYS = 3650
 DAYS = 365

@@ -14,18 +14,18 @@ from random import Random
 
 import msgspec
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger.acting import DONE, new_act
-from coordinator.ledger.machine import Machine
-from coordinator.node.bootstrap import restored
-from coordinator.node.replicated import Replicated
-from coordinator.node.storage.contract import Identity, Stored
-from coordinator.node.storage.node_storage import NodeStorage, create
-from coordinator.quorum.majority import majority_size
-from coordinator.raft import Raft, RaftSettings, Restored
-from participants.errors import UsageError
-from participants.ids import new_nonce
 from undoubt.config import Settings
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger.acting import DONE, new_act
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.node.bootstrap import restored
+from undoubt.coordinator.node.replicated import Replicated
+from undoubt.coordinator.node.storage.contract import Identity, Stored
+from undoubt.coordinator.node.storage.node_storage import NodeStorage, create
+from undoubt.coordinator.quorum.majority import majority_size
+from undoubt.coordinator.raft import Raft, RaftSettings, Restored
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import new_nonce
 from undoubt.serve import pending_acts
 from undoubt.serve.begin import Begun, first_of, new_cluster, refuse_twins
 

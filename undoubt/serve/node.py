@@ -14,18 +14,18 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import SystemRandom
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger.cluster.url import wire_of
-from coordinator.node.node import Node
-from coordinator.node.storage.contract import Identity
-from coordinator.node.storage.node_storage import NodeStorage
-from coordinator.supervision import Supervised
-from coordinator.wire import Identity as Named
-from coordinator.wire import Role, TlsUnusable, WireSettings, refuse_exposed, tls_of
-from participants.errors import UsageError
-from recovery.service import RecoveryService
 from undoubt import assemble
 from undoubt.config import Settings
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger.cluster.url import wire_of
+from undoubt.coordinator.node.node import Node
+from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.node_storage import NodeStorage
+from undoubt.coordinator.supervision import Supervised
+from undoubt.coordinator.wire import Identity as Named
+from undoubt.coordinator.wire import Role, TlsUnusable, WireSettings, refuse_exposed, tls_of
+from undoubt.participants.errors import UsageError
+from undoubt.recovery.service import RecoveryService
 from undoubt.serve import pending_acts
 from undoubt.serve.begin import listen_address, number_of
 from undoubt.serve.notify import notify

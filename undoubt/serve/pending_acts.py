@@ -12,11 +12,11 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.errors import LedgerError
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import Act
-from coordinator.ledger.durable import sync_folder
-from coordinator.settings import LedgerSettings
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.contract import Act
+from undoubt.coordinator.ledger.durable import sync_folder
+from undoubt.coordinator.settings import LedgerSettings
 
 log = logging.getLogger(__name__)
 

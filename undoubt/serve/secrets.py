@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger import backup, secret_file
-from coordinator.ledger.machine import Machine
-from coordinator.node.replicated import Replicated
-from participants.errors import UsageError
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger import backup, secret_file
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.node.replicated import Replicated
+from undoubt.participants.errors import UsageError
 
 
 def read_secret(path: Path, ledger_id: str) -> bytes:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from coordinator.protocols.steps import Observer
 from undoubt.config import Settings
 from undoubt.connect import connect as engine_connect
+from undoubt.coordinator.protocols.steps import Observer
 from undoubt.sync.coordinator import Coordinator
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ from contextlib import AbstractAsyncContextManager
 from itertools import count
 from typing import TypeVar
 
-from coordinator.coordinator import Coordinator as EngineCoordinator
-from coordinator.ledger.contract import Record
-from coordinator.retries import pause_before_retry
-from coordinator.runnable import check_synchronous, checked_result
-from participants import bounds
-from participants.checks import InvariantViolation
-from participants.contract import Participant
-from participants.errors import UsageError
-from participants.ids import TxId
+from undoubt.coordinator.coordinator import Coordinator as EngineCoordinator
+from undoubt.coordinator.ledger.contract import Record
+from undoubt.coordinator.retries import pause_before_retry
+from undoubt.coordinator.runnable import check_synchronous, checked_result
+from undoubt.participants import bounds
+from undoubt.participants.checks import InvariantViolation
+from undoubt.participants.contract import Participant
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import TxId
 from undoubt.sync.portal import Portal
 from undoubt.sync.transaction import Transaction
 

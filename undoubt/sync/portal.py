@@ -20,8 +20,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from coordinator.errors import CoordinatorClosed, WrongProcess
-from participants.errors import UsageError
+from undoubt.coordinator.errors import CoordinatorClosed, WrongProcess
+from undoubt.participants.errors import UsageError
 
 log = logging.getLogger(__name__)
 

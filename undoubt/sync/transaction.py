@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 
-from coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
-from coordinator.transaction import CommitResult
-from coordinator.transaction import Transaction as EngineTransaction
-from participants.errors import UndoubtError
-from participants.ids import TxId
+from undoubt.coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.transaction import CommitResult
+from undoubt.coordinator.transaction import Transaction as EngineTransaction
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.ids import TxId
 from undoubt.sync.portal import Portal
 
 if TYPE_CHECKING:

@@ -1,9 +1,8 @@
 """Paxos Commit's leaders at work: they ask the acceptors that a transaction's session is bound to, and ask
 again, until the outcome is known.
 
-The rules are in :mod:`coordinator.paxos`; here are only time and patience. Nothing that time does decides
-anything: when it is up, nobody knows.
-"""
+The rules are in :mod:`undoubt.coordinator.paxos`; here are only time and patience. Nothing that time does
+decides anything: when it is up, nobody knows."""
 
 from __future__ import annotations
 
@@ -14,8 +13,8 @@ from random import Random
 
 import msgspec
 
-from coordinator.errors import LedgerError, LedgerUnavailable, OutcomeUnknown
-from coordinator.ledger.contract import (
+from undoubt.coordinator.errors import LedgerError, LedgerUnavailable, OutcomeUnknown
+from undoubt.coordinator.ledger.contract import (
     BranchRecord,
     Decision,
     Record,
@@ -24,7 +23,7 @@ from coordinator.ledger.contract import (
     Settlement,
     is_newer,
 )
-from coordinator.paxos import (
+from undoubt.coordinator.paxos import (
     Branch,
     FirstBallot,
     Outcome,
@@ -34,9 +33,9 @@ from coordinator.paxos import (
     Request,
     Value,
 )
-from coordinator.quorum import Joint
-from coordinator.steadfast import all_done
-from participants.ids import TxId
+from undoubt.coordinator.quorum import Joint
+from undoubt.coordinator.steadfast import all_done
+from undoubt.participants.ids import TxId
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ DECISIONS = {Outcome.COMMITTED: Decision.COMMIT, Outcome.ABORTED: Decision.ABORT
 
 
 class _Evidence(msgspec.Struct, frozen=True, array_like=True):
-    """What a vote carries of a branch, as in :class:`~coordinator.ledger.contract.BranchRecord`."""
+    """What a vote carries of a branch, as in :class:`~undoubt.coordinator.ledger.contract.BranchRecord`."""
 
     xid: int | None
     system: int | None
@@ -68,9 +67,9 @@ _decode = msgspec.msgpack.Decoder(_Evidence).decode
 
 
 class ClusterAcceptors:
-    """Implements :class:`~coordinator.ledger.contract.Acceptors`. ``open_session`` opens one that is bound,
-    to what ``voters`` says; ``session_of`` and ``record`` are the ledger's own, ``random`` draws the numbers
-    of recoveries and their pauses."""
+    """Implements :class:`~undoubt.coordinator.ledger.contract.Acceptors`. ``open_session`` opens one that is
+    bound, to what ``voters`` says; ``session_of`` and ``record`` are the ledger's own, ``random`` draws the
+    numbers of recoveries and their pauses."""
 
     def __init__(
         self,

@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from random import Random, SystemRandom
 from typing import Any
 
-from coordinator.errors import LedgerUnavailable, LedgerUnusable, WrongProcess
-from coordinator.ledger import calls
-from coordinator.ledger.calling import CallingLedger
-from coordinator.ledger.cluster.acceptors import ClusterAcceptors, among
-from coordinator.ledger.cluster.links import Links, first_of
-from coordinator.ledger.cluster.route import Route
-from coordinator.ledger.cluster.survey import status
-from coordinator.ledger.cluster.url import addresses_of, wire_of
-from coordinator.ledger.contract import Record, Session, SessionInfo
-from coordinator.settings import LedgerSettings
-from coordinator.wire import Identity, Role, WireSettings
-from participants.ids import TxId
-from participants.redact import redact
+from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable, WrongProcess
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.calling import CallingLedger
+from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, among
+from undoubt.coordinator.ledger.cluster.links import Links, first_of
+from undoubt.coordinator.ledger.cluster.route import Route
+from undoubt.coordinator.ledger.cluster.survey import status
+from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
+from undoubt.coordinator.ledger.contract import Record, Session, SessionInfo
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire import Identity, Role, WireSettings
+from undoubt.participants.ids import TxId
+from undoubt.participants.redact import redact
 
 
 class ClusterLedger(CallingLedger):

@@ -11,14 +11,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from coordinator.errors import LedgerUnavailable
-from coordinator.ledger import calls
-from coordinator.ledger.cluster import messages
-from coordinator.ledger.cluster.messages import REQUESTS_PER_FRAME_MAX, AcceptorCall, Elsewhere, Standing
-from coordinator.ledger.cluster.silence import SILENCE_S, Silence
-from coordinator.ledger.commands import PAXOS_VERSION
-from coordinator.paxos import Reply, Request
-from coordinator.wire import Address, Connection, HandshakeRefused, Identity, WireSettings, connect
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster import messages
+from undoubt.coordinator.ledger.cluster.messages import (
+    REQUESTS_PER_FRAME_MAX,
+    AcceptorCall,
+    Elsewhere,
+    Standing,
+)
+from undoubt.coordinator.ledger.cluster.silence import SILENCE_S, Silence
+from undoubt.coordinator.ledger.commands import PAXOS_VERSION
+from undoubt.coordinator.paxos import Reply, Request
+from undoubt.coordinator.wire import Address, Connection, HandshakeRefused, Identity, WireSettings, connect
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from coordinator import paxos
-from coordinator.ledger import calls
-from coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
-from coordinator.ledger.contract import Act
-from participants.ids import TxId
+from undoubt.coordinator import paxos
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
+from undoubt.coordinator.ledger.contract import Act
+from undoubt.participants.ids import TxId
 
 REQUESTS_PER_FRAME_MAX = 1_000
 NODE_NUMBER_MAX = 65_535
@@ -182,7 +182,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A :class:`Request` whose call is encoded already (:mod:`coordinator.ledger.judging`)."""
+    """A :class:`Request` whose call is encoded already (:mod:`undoubt.coordinator.ledger.judging`)."""
 
     number: int
     call: msgspec.Raw

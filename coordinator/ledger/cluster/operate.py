@@ -15,17 +15,17 @@ from typing import Any
 
 import msgspec
 
-from coordinator.errors import (
+from undoubt.coordinator.errors import (
     ClusterNotReady,
     ClusterRefused,
     LedgerError,
     LedgerUnavailable,
     VersionHeldBack,
 )
-from coordinator.ledger import calls
-from coordinator.ledger.acting import DONE, new_act
-from coordinator.ledger.cluster import messages
-from coordinator.ledger.cluster.messages import (
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.acting import DONE, new_act
+from undoubt.coordinator.ledger.cluster import messages
+from undoubt.coordinator.ledger.cluster.messages import (
     BackupCall,
     BackupPiece,
     ChangeMembersCall,
@@ -39,11 +39,19 @@ from coordinator.ledger.cluster.messages import (
     StatusCall,
     TransferCall,
 )
-from coordinator.ledger.cluster.route import Route
-from coordinator.ledger.cluster.url import addresses_of, wire_of
-from coordinator.ledger.contract import Act
-from coordinator.settings import LedgerSettings
-from coordinator.wire import Address, Connection, HandshakeRefused, Identity, Role, WireSettings, connect
+from undoubt.coordinator.ledger.cluster.route import Route
+from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
+from undoubt.coordinator.ledger.contract import Act
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire import (
+    Address,
+    Connection,
+    HandshakeRefused,
+    Identity,
+    Role,
+    WireSettings,
+    connect,
+)
 
 IMAGE_ATTEMPTS_MAX = 5
 WAIT_S = 5.0

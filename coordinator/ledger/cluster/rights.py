@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from coordinator.errors import NotPermitted
-from coordinator.ledger import calls
-from coordinator.ledger.cluster import messages
-from coordinator.wire import Right
+from undoubt.coordinator.errors import NotPermitted
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster import messages
+from undoubt.coordinator.wire import Right
 
 NEEDS: dict[type[calls.Call | messages.NodeCall], Right] = {
     # What is asked, and changes nothing.

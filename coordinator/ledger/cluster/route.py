@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from coordinator.errors import LedgerUnavailable, VersionHeldBack
-from coordinator.ledger import calls
-from coordinator.ledger.cluster.messages import (
+from undoubt.coordinator.errors import LedgerUnavailable, VersionHeldBack
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster.messages import (
     REQUESTS_PER_FRAME_MAX,
     Answer,
     Elsewhere,
@@ -30,9 +30,17 @@ from coordinator.ledger.cluster.messages import (
     encode,
     since,
 )
-from coordinator.ledger.cluster.silence import SILENCE_S, Silence
-from coordinator.ledger.judging import CALL_BYTES_MAX, judged
-from coordinator.wire import VERSIONS, Address, Connection, HandshakeRefused, Identity, WireSettings, connect
+from undoubt.coordinator.ledger.cluster.silence import SILENCE_S, Silence
+from undoubt.coordinator.ledger.judging import CALL_BYTES_MAX, judged
+from undoubt.coordinator.wire import (
+    VERSIONS,
+    Address,
+    Connection,
+    HandshakeRefused,
+    Identity,
+    WireSettings,
+    connect,
+)
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,8 @@
 """How long a node that was asked something has said nothing.
 
-One that works says something every moment while it owes an answer (``coordinator.node.clients``). Counted is
-from the first question that it has not followed by anything: not from the last one, or whoever is asked all
-the time could be silent for ever.
-"""
+One that works says something every moment while it owes an answer (``undoubt.coordinator.node.clients``).
+Counted is from the first question that it has not followed by anything: not from the last one, or whoever is
+asked all the time could be silent for ever."""
 
 from __future__ import annotations
 

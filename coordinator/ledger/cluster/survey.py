@@ -6,12 +6,12 @@ import asyncio
 
 import msgspec
 
-from coordinator.errors import LedgerError
-from coordinator.ledger.cluster.messages import NodeStatus, StatusCall
-from coordinator.ledger.cluster.operate import ask
-from coordinator.ledger.cluster.url import addresses_of, wire_of
-from coordinator.settings import LedgerSettings
-from coordinator.wire import WireSettings
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger.cluster.messages import NodeStatus, StatusCall
+from undoubt.coordinator.ledger.cluster.operate import ask
+from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire import WireSettings
 
 
 class Seen(msgspec.Struct, frozen=True):

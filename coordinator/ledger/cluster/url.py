@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coordinator.errors import LedgerMisconfigured
-from coordinator.settings import LedgerSettings
-from coordinator.wire import Address, TlsUnusable, WireSettings, tls_of
-from participants.redact import redact
+from undoubt.coordinator.errors import LedgerMisconfigured
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire import Address, TlsUnusable, WireSettings, tls_of
+from undoubt.participants.redact import redact
 
 RAFT = "raft://"
 PORT = 7400

@@ -3,10 +3,10 @@
 What enters: the calls of the contract. What leaves: answers from rows that are committed, on disk, and on the
 synchronous standbys if there are any. From the top:
 
-- :mod:`~coordinator.ledger.postgres.ledger`: the contract.
-- :mod:`~coordinator.ledger.postgres.decisions`: decisions of many callers in one statement (group commit).
-- :mod:`~coordinator.ledger.postgres.upkeep`: who leads, ledger time, expiry, retention.
-- :mod:`~coordinator.ledger.postgres.connections`: one statement, one transaction; what its failure means.
+- :mod:`.ledger`: the contract.
+- :mod:`.decisions`: decisions of many callers in one statement (group commit).
+- :mod:`.upkeep`: who leads, ledger time, expiry, retention.
+- :mod:`.connections`: one statement, one transaction; what its failure means.
 - ``queries.sql``: all the statements, each with the reason why it is safe.
 
 What keeps it right, in order: a decision holds its session's row FOR SHARE, so that no expiry passes it by;

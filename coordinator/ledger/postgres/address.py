@@ -12,10 +12,10 @@ from typing import Any
 
 import sqlalchemy
 
-from coordinator.errors import LedgerMisconfigured
-from coordinator.settings import LedgerSettings
-from participants.libpq import PORT_MAX, is_connection_string, is_port
-from participants.redact import redact
+from undoubt.coordinator.errors import LedgerMisconfigured
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.libpq import PORT_MAX, is_connection_string, is_port
+from undoubt.participants.redact import redact
 
 CONNECT_TIMEOUT_S_MIN = 2
 """libpq's own least."""

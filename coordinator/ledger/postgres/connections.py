@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from coordinator.errors import LedgerUnavailable, LedgerUnusable
-from coordinator.ledger.postgres import address, opening, trouble
-from coordinator.ledger.postgres.sql import query
-from coordinator.settings import LedgerSettings
-from coordinator.steadfast import steadfast
-from participants.redact import redact
+from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.ledger.postgres import address, opening, trouble
+from undoubt.coordinator.ledger.postgres.sql import query
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.steadfast import steadfast
+from undoubt.participants.redact import redact
 
 log = logging.getLogger(__name__)
 

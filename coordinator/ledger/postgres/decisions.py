@@ -14,19 +14,19 @@ from dataclasses import dataclass
 
 import msgspec
 
-from coordinator.errors import (
+from undoubt.coordinator.errors import (
     BranchListMismatch,
     LedgerError,
     LedgerUnavailable,
     OutcomeUnknown,
 )
-from coordinator.ledger.commands import Decide
-from coordinator.ledger.contract import TERMINATES_BY_ITSELF, BranchRecord, Decision, SessionState
-from coordinator.ledger.postgres.connections import Connections
-from coordinator.ledger.rules import agrees, labels, sorted_branches
-from coordinator.steadfast import Steadfast, steadfast
-from participants.errors import UndoubtError
-from participants.ids import TxId
+from undoubt.coordinator.ledger.commands import Decide
+from undoubt.coordinator.ledger.contract import TERMINATES_BY_ITSELF, BranchRecord, Decision, SessionState
+from undoubt.coordinator.ledger.postgres.connections import Connections
+from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches
+from undoubt.coordinator.steadfast import Steadfast, steadfast
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.ids import TxId
 
 BATCH_MAX = 64
 SENDING_MAX = 2

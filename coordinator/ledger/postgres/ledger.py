@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from coordinator.errors import LedgerUnavailable, SessionLost, WrongProcess
-from coordinator.ledger import bounds, schema
-from coordinator.ledger.commands import (
+from undoubt.coordinator.errors import LedgerUnavailable, SessionLost, WrongProcess
+from undoubt.coordinator.ledger import bounds, schema
+from undoubt.coordinator.ledger.commands import (
     Command,
     Decide,
     Doom,
@@ -22,7 +22,7 @@ from coordinator.ledger.commands import (
     Precommit,
     RecordHeuristic,
 )
-from coordinator.ledger.contract import (
+from undoubt.coordinator.ledger.contract import (
     ACTS_MAX,
     CAUSE_CHARACTERS_MAX,
     UNFINISHED_MAX,
@@ -40,17 +40,17 @@ from coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
-from coordinator.ledger.names import Names
-from coordinator.ledger.postgres import rows
-from coordinator.ledger.postgres.connections import Connections
-from coordinator.ledger.postgres.decisions import Decisions, encode_branches
-from coordinator.ledger.postgres.upkeep import Upkeep
-from coordinator.ledger.rules import verdict_of
-from coordinator.settings import LedgerSettings
-from participants.bounds import seconds
-from participants.contract import Claim
-from participants.errors import UsageError
-from participants.ids import Gid, TxId, new_nonce
+from undoubt.coordinator.ledger.names import Names
+from undoubt.coordinator.ledger.postgres import rows
+from undoubt.coordinator.ledger.postgres.connections import Connections
+from undoubt.coordinator.ledger.postgres.decisions import Decisions, encode_branches
+from undoubt.coordinator.ledger.postgres.upkeep import Upkeep
+from undoubt.coordinator.ledger.rules import verdict_of
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.bounds import seconds
+from undoubt.participants.contract import Claim
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import Gid, TxId, new_nonce
 
 SESSIONS_MAX = 1_000
 """Of which it is remembered whether their gids carry tags."""

@@ -1,10 +1,9 @@
 """A new connection to the ledger's server: who answers, whose schema ``undoubt_ledger`` is, and what a
 session of ours sets.
 
-The database may belong to somebody else than the ledger (:mod:`participants.foreign_ground`): its owner sets
-what sessions begin with, and may have made the schema first. SQLAlchemy is not asked to connect, because it
-looks for functions along the search path before anybody can set one.
-"""
+The database may belong to somebody else than the ledger (:mod:`undoubt.participants.foreign_ground`): its
+owner sets what sessions begin with, and may have made the schema first. SQLAlchemy is not asked to connect,
+because it looks for functions along the search path before anybody can set one."""
 
 from __future__ import annotations
 
@@ -14,10 +13,10 @@ from typing import Any
 
 import psycopg
 
-from coordinator.ledger.postgres import address, trouble
-from coordinator.ledger.postgres.sql import query
-from participants.believed import LEDGER, Fault, faults_of, faults_query, mends, refusal
-from participants.foreign_ground import ALONE, session_settings, startup_timeouts
+from undoubt.coordinator.ledger.postgres import address, trouble
+from undoubt.coordinator.ledger.postgres.sql import query
+from undoubt.participants.believed import LEDGER, Fault, faults_of, faults_query, mends, refusal
+from undoubt.participants.foreign_ground import ALONE, session_settings, startup_timeouts
 
 Driver = psycopg.AsyncConnection[tuple[Any, ...]]
 OWNERS = "schema_owners"

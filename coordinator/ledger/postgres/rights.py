@@ -1,17 +1,17 @@
 """Who else may read the PostgreSQL ledger's secret, or change what is recorded there.
 
 Whoever reads the secret can give names that pass for the ledger's own; whoever writes its rows can decide.
-Neither runs anything with the ledger's rights, which is what :mod:`participants.believed` is about; so this
-is told, by doctor and by `undoubt ledger check`, and nothing is refused."""
+Neither runs anything with the ledger's rights, which is what :mod:`undoubt.participants.believed` is about;
+so this is told, by doctor and by `undoubt ledger check`, and nothing is refused."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coordinator.ledger.postgres.connections import Connections
-from coordinator.settings import LedgerSettings
-from participants.believed import LEDGER
-from participants.quoting import identifier
+from undoubt.coordinator.ledger.postgres.connections import Connections
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.believed import LEDGER
+from undoubt.participants.quoting import identifier
 
 
 @dataclass(frozen=True, slots=True)

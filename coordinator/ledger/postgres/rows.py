@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from coordinator.ledger.contract import (
+from undoubt.coordinator.ledger.contract import (
     Decision,
     DecisionRecord,
     Heuristic,
@@ -13,11 +13,11 @@ from coordinator.ledger.contract import (
     SessionState,
     TransactionInfo,
 )
-from coordinator.ledger.postgres.decisions import decode_branches
-from coordinator.ledger.rules import verdict_of
-from participants.checks import InvariantViolation
-from participants.contract import Settled
-from participants.ids import Gid, TxId
+from undoubt.coordinator.ledger.postgres.decisions import decode_branches
+from undoubt.coordinator.ledger.rules import verdict_of
+from undoubt.participants.checks import InvariantViolation
+from undoubt.participants.contract import Settled
+from undoubt.participants.ids import Gid, TxId
 
 
 def decision_record(  # noqa: PLR0917 - columns, in order

@@ -12,7 +12,7 @@ _HEAD = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 def _load() -> dict[str, str]:
-    text = resources.files("coordinator.ledger.postgres").joinpath("queries.sql").read_text("utf-8")
+    text = resources.files("undoubt.coordinator.ledger.postgres").joinpath("queries.sql").read_text("utf-8")
     parts = _HEAD.split(text)
     named: dict[str, str] = {}
     for name, body in zip(parts[1::2], parts[2::2], strict=True):

@@ -10,19 +10,19 @@ import msgspec
 import psycopg
 import sqlalchemy
 
-from coordinator.errors import LedgerMissing, LedgerUnusable
-from coordinator.ledger import schema
-from coordinator.ledger.postgres import address, opening, trouble
-from coordinator.ledger.postgres.connections import Connections
-from coordinator.ledger.postgres.decisions import decode_branches
-from coordinator.ledger.postgres.rights import rights
-from coordinator.ledger.postgres.sql import query
-from coordinator.settings import LedgerSettings
-from participants.believed import LEDGER, faults_of, faults_query
-from participants.foreign_ground import ALONE
-from participants.ids import new_ledger_id
-from participants.migrating import engine_over
-from participants.redact import redact
+from undoubt.coordinator.errors import LedgerMissing, LedgerUnusable
+from undoubt.coordinator.ledger import schema
+from undoubt.coordinator.ledger.postgres import address, opening, trouble
+from undoubt.coordinator.ledger.postgres.connections import Connections
+from undoubt.coordinator.ledger.postgres.decisions import decode_branches
+from undoubt.coordinator.ledger.postgres.rights import rights
+from undoubt.coordinator.ledger.postgres.sql import query
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.believed import LEDGER, faults_of, faults_query
+from undoubt.participants.foreign_ground import ALONE
+from undoubt.participants.ids import new_ledger_id
+from undoubt.participants.migrating import engine_over
+from undoubt.participants.redact import redact
 
 SCHEMA = "undoubt_ledger"
 LOCK = 0x756E646F756274

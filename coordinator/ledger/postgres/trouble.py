@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coordinator.errors import LedgerError, LedgerMissing, LedgerUnavailable, LedgerUnusable
-from participants.believed import Mend
+from undoubt.coordinator.errors import LedgerError, LedgerMissing, LedgerUnavailable, LedgerUnusable
+from undoubt.participants.believed import Mend
 
 AGAIN = frozenset({"40001", "40P01"})
 """Rolled back in favour of somebody else: nothing happened."""

@@ -17,12 +17,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from coordinator.errors import LedgerError
-from coordinator.ledger.postgres.connections import Connections, Line
-from coordinator.ledger.postgres.sql import query
-from coordinator.settings import LedgerSettings
-from coordinator.supervision import Supervised
-from participants.ids import new_nonce
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger.postgres.connections import Connections, Line
+from undoubt.coordinator.ledger.postgres.sql import query
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.supervision import Supervised
+from undoubt.participants.ids import new_nonce
 
 log = logging.getLogger(__name__)
 

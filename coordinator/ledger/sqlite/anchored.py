@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coordinator.errors import LedgerMissing, LedgerUnusable
-from coordinator.ledger.anchor import Anchor, AnchorUnusable, Mark
-from coordinator.ledger.contract import Create
-from coordinator.ledger.sqlite.store import WAYS_OUT, Loaded, revision
+from undoubt.coordinator.errors import LedgerMissing, LedgerUnusable
+from undoubt.coordinator.ledger.anchor import Anchor, AnchorUnusable, Mark
+from undoubt.coordinator.ledger.contract import Create
+from undoubt.coordinator.ledger.sqlite.store import WAYS_OUT, Loaded, revision
 
 
 def path_of(ledger: Path) -> Path:

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from coordinator.errors import LedgerUnusable
+from undoubt.coordinator.errors import LedgerUnusable
 
 SOCKET_NAME = "ledger.sock"
 

@@ -17,8 +17,8 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger import disk
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger import disk
 
 
 class SqliteFile:

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from coordinator.ledger.contract import DecisionRecord
-from participants.ids import TxId
+from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.participants.ids import TxId
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(DecisionRecord).decode

@@ -14,18 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable, WrongProcess
-from coordinator.ledger.calling import CallingLedger
-from coordinator.ledger.calls import BackupFileCall, Call, perform
-from coordinator.ledger.contract import Create
-from coordinator.ledger.judging import judged
-from coordinator.ledger.remote import ConnectionGone, LedgerConnection
-from coordinator.ledger.server import LedgerServer
-from coordinator.ledger.sqlite import door
-from coordinator.ledger.sqlite.lock import FileLock, holder
-from coordinator.ledger.sqlite.owned import OwnedLedger
-from coordinator.settings import LedgerSettings
-from coordinator.steadfast import Steadfast, steadfast
+from undoubt.coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable, WrongProcess
+from undoubt.coordinator.ledger.calling import CallingLedger
+from undoubt.coordinator.ledger.calls import BackupFileCall, Call, perform
+from undoubt.coordinator.ledger.contract import Create
+from undoubt.coordinator.ledger.judging import judged
+from undoubt.coordinator.ledger.remote import ConnectionGone, LedgerConnection
+from undoubt.coordinator.ledger.server import LedgerServer
+from undoubt.coordinator.ledger.sqlite import door
+from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
+from undoubt.coordinator.ledger.sqlite.owned import OwnedLedger
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.steadfast import Steadfast, steadfast
 
 RETRY_S = 0.02
 

@@ -11,7 +11,7 @@ import os
 import weakref
 from pathlib import Path
 
-from coordinator.errors import LedgerUnusable
+from undoubt.coordinator.errors import LedgerUnusable
 
 
 class FileLock:

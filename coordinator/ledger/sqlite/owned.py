@@ -20,19 +20,19 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from coordinator.errors import LedgerError, LedgerUnavailable, LedgerUnusable
-from coordinator.ledger import backup, schema
-from coordinator.ledger.backup import About, Backup
-from coordinator.ledger.commands import Command, ExpireSession, decode, encode
-from coordinator.ledger.contract import Create, DecisionRecord, SessionState
-from coordinator.ledger.disk import StoreBroken
-from coordinator.ledger.local import LocalLedger, newest
-from coordinator.ledger.machine import Machine
-from coordinator.ledger.sqlite import anchored
-from coordinator.ledger.sqlite.store import Loaded, SqliteStore
-from coordinator.settings import LedgerSettings
-from coordinator.supervision import Supervised
-from participants.ids import TxId, new_nonce
+from undoubt.coordinator.errors import LedgerError, LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.ledger import backup, schema
+from undoubt.coordinator.ledger.backup import About, Backup
+from undoubt.coordinator.ledger.commands import Command, ExpireSession, decode, encode
+from undoubt.coordinator.ledger.contract import Create, DecisionRecord, SessionState
+from undoubt.coordinator.ledger.disk import StoreBroken
+from undoubt.coordinator.ledger.local import LocalLedger, newest
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.ledger.sqlite import anchored
+from undoubt.coordinator.ledger.sqlite.store import Loaded, SqliteStore
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.supervision import Supervised
+from undoubt.participants.ids import TxId, new_nonce
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,9 @@
 """Bringing a SQLite ledger back: from a backup, or as its file is. Nobody may have it open.
 
-Either way a new incarnation begins (:class:`~coordinator.ledger.commands.Restore`): what was decided after
-the backup, or after the file was copied, is not known. So nothing that was undecided may be presumed aborted,
-and no session number may be given twice. A file whose place is taken is kept beside, under another name."""
+Either way a new incarnation begins (:class:`~undoubt.coordinator.ledger.commands.Restore`): what was decided
+after the backup, or after the file was copied, is not known. So nothing that was undecided may be presumed
+aborted, and no session number may be given twice. A file whose place is taken is kept beside, under another
+name."""
 
 from __future__ import annotations
 
@@ -11,17 +12,17 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger import backup
-from coordinator.ledger.anchor import START, Anchor, Mark, chained
-from coordinator.ledger.commands import RecordAct, Restore, encode
-from coordinator.ledger.contract import ACTS_MAX, Act, SessionState
-from coordinator.ledger.durable import sync_folder
-from coordinator.ledger.local import SESSION_SKIP
-from coordinator.ledger.machine import Machine
-from coordinator.ledger.sqlite import anchored
-from coordinator.ledger.sqlite.owned import rebuilt
-from coordinator.ledger.sqlite.store import SqliteStore, make
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger import backup
+from undoubt.coordinator.ledger.anchor import START, Anchor, Mark, chained
+from undoubt.coordinator.ledger.commands import RecordAct, Restore, encode
+from undoubt.coordinator.ledger.contract import ACTS_MAX, Act, SessionState
+from undoubt.coordinator.ledger.durable import sync_folder
+from undoubt.coordinator.ledger.local import SESSION_SKIP
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.ledger.sqlite import anchored
+from undoubt.coordinator.ledger.sqlite.owned import rebuilt
+from undoubt.coordinator.ledger.sqlite.store import SqliteStore, make
 
 
 class RestoredLedger(msgspec.Struct, frozen=True):

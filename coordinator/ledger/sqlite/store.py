@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.errors import LedgerUnavailable, LedgerUnusable
-from coordinator.ledger import schema
-from coordinator.ledger.anchor import START, Anchor, Mark, chained
-from coordinator.ledger.contract import DecisionRecord
-from coordinator.ledger.sqlite import history, wal
-from coordinator.ledger.sqlite.file import SqliteFile
-from participants.ids import TxId, new_ledger_id
+from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.ledger import schema
+from undoubt.coordinator.ledger.anchor import START, Anchor, Mark, chained
+from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.ledger.sqlite import history, wal
+from undoubt.coordinator.ledger.sqlite.file import SqliteFile
+from undoubt.participants.ids import TxId, new_ledger_id
 
 WAYS_OUT = (
     "`undoubt ledger restore BACKUP` makes it anew from a backup, `undoubt ledger restore` believes the file"

@@ -8,7 +8,7 @@ Frames are recognized behind a broken one because the checksum of each continues
 the frame before it.
 
 The last transaction of a WAL has nothing behind it. That it is damaged, the anchor tells
-(:mod:`coordinator.ledger.anchor`).
+(:mod:`undoubt.coordinator.ledger.anchor`).
 """
 
 from __future__ import annotations

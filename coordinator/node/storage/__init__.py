@@ -1,8 +1,9 @@
 """A node's disk: what it keeps, and the files that keep it.
 
-What enters: :class:`~coordinator.node.storage.contract.Write`, in order. What leaves: a future for each call,
-done once the writes are durable; and at the start :class:`~coordinator.node.storage.contract.Stored`,
-everything that was. In the order in which a write passes:
+What enters: :class:`~undoubt.coordinator.node.storage.contract.Write`, in order. What leaves: a future for
+each call, done once the writes are durable; and at the start
+:class:`~undoubt.coordinator.node.storage.contract.Stored`, everything that was. In the order in which a write
+passes:
 
 ====================  =============================================================================
 :mod:`.contract`      the values, and what any storage promises; the simulation has one of its own

@@ -8,7 +8,7 @@
     entry(idx, term, kind, crc, data)
     promise(session, seq, nonce, crc, record)
     mark(id = 1, crc, marks)
-    history(...)                        :mod:`coordinator.ledger.sqlite.history`; it stays where it is
+    history(...)                        :mod:`undoubt.coordinator.ledger.sqlite.history`; it stays where it is
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger.sqlite import wal
-from coordinator.ledger.sqlite.file import SqliteFile
-from coordinator.node.storage.contract import Identity, Snapshot, StorageDamaged, Stored
-from coordinator.node.storage.history_file import FILE_NAME
-from coordinator.node.storage.history_file import FORMAT as NEW_FORMAT
-from coordinator.node.storage.segment import numbers_in
-from coordinator.paxos import Marks, Record, Restored
-from coordinator.raft import Configuration, Entry, HardState, Kind, SnapshotMeta
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger.sqlite import wal
+from undoubt.coordinator.ledger.sqlite.file import SqliteFile
+from undoubt.coordinator.node.storage.contract import Identity, Snapshot, StorageDamaged, Stored
+from undoubt.coordinator.node.storage.history_file import FILE_NAME
+from undoubt.coordinator.node.storage.history_file import FORMAT as NEW_FORMAT
+from undoubt.coordinator.node.storage.segment import numbers_in
+from undoubt.coordinator.paxos import Marks, Record, Restored
+from undoubt.coordinator.raft import Configuration, Entry, HardState, Kind, SnapshotMeta
 
 FORMAT = "2"
 DISK_OF = "disk of "

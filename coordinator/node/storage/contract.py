@@ -14,11 +14,11 @@ from typing import Protocol
 
 import msgspec
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger.contract import DecisionRecord
-from coordinator.paxos import Marks, Record, Restored
-from coordinator.raft import Entry, HardState, SnapshotMeta
-from participants.ids import TxId
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.paxos import Marks, Record, Restored
+from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
+from undoubt.participants.ids import TxId
 
 
 class Identity(msgspec.Struct, frozen=True):

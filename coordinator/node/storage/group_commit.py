@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from coordinator.ledger.disk import StoreFull
-from coordinator.node.storage.contract import Storage, Write
+from undoubt.coordinator.ledger.disk import StoreFull
+from undoubt.coordinator.node.storage.contract import Storage, Write
 
 RETRY_S = 0.5
 

@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from coordinator.errors import LedgerUnavailable, LedgerUnusable
-from coordinator.ledger.contract import DecisionRecord
-from coordinator.ledger.disk import StoreBroken, StoreFull, no_room
-from coordinator.ledger.sqlite import history
-from coordinator.ledger.sqlite.file import SqliteFile
-from coordinator.node.storage.contract import Finished
-from participants.ids import TxId
+from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.ledger.disk import StoreBroken, StoreFull, no_room
+from undoubt.coordinator.ledger.sqlite import history
+from undoubt.coordinator.ledger.sqlite.file import SqliteFile
+from undoubt.coordinator.node.storage.contract import Finished
+from undoubt.participants.ids import TxId
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from coordinator.node.storage.contract import Promises, Write
-from coordinator.paxos import Marks, Record, Restored
-from coordinator.raft import Entry, HardState
-from participants.ids import TxId
+from undoubt.coordinator.node.storage.contract import Promises, Write
+from undoubt.coordinator.paxos import Marks, Record, Restored
+from undoubt.coordinator.raft import Entry, HardState
+from undoubt.participants.ids import TxId
 
 
 class SnapshotName(msgspec.Struct, frozen=True, array_like=True):
@@ -37,8 +37,8 @@ class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Logged(msgspec.Struct, frozen=True, array_like=True):
-    """A :class:`~coordinator.node.storage.contract.Write` as the log keeps it: the snapshot's image lies in a
-    file of its own, finished decisions in the history's."""
+    """A :class:`~undoubt.coordinator.node.storage.contract.Write` as the log keeps it: the snapshot's image
+    lies in a file of its own, finished decisions in the history's."""
 
     hard_state: HardState | None = None
     snapshot: SnapshotName | None = None

@@ -22,23 +22,36 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.errors import LedgerLocked, LedgerUnusable
-from coordinator.ledger import disk
-from coordinator.ledger.anchor import Anchor
-from coordinator.ledger.contract import DecisionRecord
-from coordinator.ledger.disk import StoreFull
-from coordinator.ledger.sqlite.lock import FileLock, holder
-from coordinator.node.storage import carry_over, logged, snapshot_files
-from coordinator.node.storage.contract import Identity, Promises, Snapshot, StorageDamaged, Stored, Write
-from coordinator.node.storage.history_file import FILE_NAME, HistoryFile
-from coordinator.node.storage.logged import Gap, Logged, Replay
-from coordinator.node.storage.reserve import Reserve
-from coordinator.node.storage.segment import HEADER_BYTES, Header, NotASegment, numbers_in, path_of
-from coordinator.node.storage.segment_log import ANCHOR_NAME, SEGMENT_BYTES, Damaged, Found, SegmentLog
-from coordinator.node.storage.segment_log import discard as discard_log
-from coordinator.node.storage.thread import Thread
-from coordinator.raft import HardState
-from participants.ids import TxId
+from undoubt.coordinator.errors import LedgerLocked, LedgerUnusable
+from undoubt.coordinator.ledger import disk
+from undoubt.coordinator.ledger.anchor import Anchor
+from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.ledger.disk import StoreFull
+from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
+from undoubt.coordinator.node.storage import carry_over, logged, snapshot_files
+from undoubt.coordinator.node.storage.contract import (
+    Identity,
+    Promises,
+    Snapshot,
+    StorageDamaged,
+    Stored,
+    Write,
+)
+from undoubt.coordinator.node.storage.history_file import FILE_NAME, HistoryFile
+from undoubt.coordinator.node.storage.logged import Gap, Logged, Replay
+from undoubt.coordinator.node.storage.reserve import Reserve
+from undoubt.coordinator.node.storage.segment import HEADER_BYTES, Header, NotASegment, numbers_in, path_of
+from undoubt.coordinator.node.storage.segment_log import (
+    ANCHOR_NAME,
+    SEGMENT_BYTES,
+    Damaged,
+    Found,
+    SegmentLog,
+)
+from undoubt.coordinator.node.storage.segment_log import discard as discard_log
+from undoubt.coordinator.node.storage.thread import Thread
+from undoubt.coordinator.raft import HardState
+from undoubt.participants.ids import TxId
 
 RESERVE_NAME = "node.reserve"
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
@@ -46,7 +59,7 @@ _decode_identity = msgspec.msgpack.Decoder(Identity).decode
 
 
 class NodeStorage:
-    """Implements :class:`~coordinator.node.storage.contract.Storage`. Made by :meth:`open`."""
+    """Implements :class:`~undoubt.coordinator.node.storage.contract.Storage`. Made by :meth:`open`."""
 
     def __init__(self, files: _Files, thread: Thread, lock: FileLock) -> None:
         self.files = files

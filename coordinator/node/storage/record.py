@@ -25,7 +25,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from coordinator.ledger.anchor import Mark, chained
+from undoubt.coordinator.ledger.anchor import Mark, chained
 
 ALIGNMENT_BYTES = 8
 _MAGIC = b"\xc1und"

@@ -19,9 +19,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger.anchor import Mark
-from coordinator.ledger.durable import sync_folder
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger.anchor import Mark
+from undoubt.coordinator.ledger.durable import sync_folder
 
 HEADER_BYTES = 512
 SALT_BYTES = 16

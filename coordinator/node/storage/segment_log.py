@@ -5,8 +5,8 @@ back every payload that was, from the first segment that is kept, or raises :cla
 crash left half written is cut; the segment is then closed where the tail begins, by the header of a new one.
 
 Damage is told from a torn tail by two things: a whole record behind the broken one (:mod:`.record`), and, for
-the last record, the anchor (:mod:`coordinator.ledger.anchor`), which names the last record that became
-durable."""
+the last record, the anchor (:mod:`undoubt.coordinator.ledger.anchor`), which names the last record that
+became durable."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.ledger import disk
-from coordinator.ledger.anchor import START, Anchor, AnchorUnusable, Mark
-from coordinator.ledger.durable import sync_folder
-from coordinator.node.storage import record
-from coordinator.node.storage.record import Tail
-from coordinator.node.storage.segment import (
+from undoubt.coordinator.ledger import disk
+from undoubt.coordinator.ledger.anchor import START, Anchor, AnchorUnusable, Mark
+from undoubt.coordinator.ledger.durable import sync_folder
+from undoubt.coordinator.node.storage import record
+from undoubt.coordinator.node.storage.record import Tail
+from undoubt.coordinator.node.storage.segment import (
     HEADER_BYTES,
     SPARE_NAME,
     Header,

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.ledger import disk
-from coordinator.ledger.durable import sync_folder
-from coordinator.node.storage.contract import Snapshot
-from coordinator.node.storage.logged import SnapshotName
-from coordinator.node.storage.segment_log import Damaged
-from coordinator.raft import SnapshotMeta
+from undoubt.coordinator.ledger import disk
+from undoubt.coordinator.ledger.durable import sync_folder
+from undoubt.coordinator.node.storage.contract import Snapshot
+from undoubt.coordinator.node.storage.logged import SnapshotName
+from undoubt.coordinator.node.storage.segment_log import Damaged
+from undoubt.coordinator.raft import SnapshotMeta
 
 _MAGIC = b"undoubt-snapshot"
 _DIGEST_BYTES = 16
@@ -59,7 +59,7 @@ def store(folder: Path, snapshot: Snapshot) -> SnapshotName:
 
 
 def load(folder: Path, name: SnapshotName) -> Snapshot:
-    """Raises :class:`~coordinator.node.storage.segment_log.Damaged`."""
+    """Raises :class:`~undoubt.coordinator.node.storage.segment_log.Damaged`."""
     path = path_of(folder, name)
     try:
         data = path.read_bytes()

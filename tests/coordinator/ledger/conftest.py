@@ -9,16 +9,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coordinator.ledger import maintenance
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import Ledger
-from coordinator.ledger.memory import MemoryLedger
-from coordinator.ledger.postgres.ledger import PostgresLedger
-from coordinator.ledger.sqlite.ledger import SqliteLedger
-from coordinator.settings import LedgerSettings
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import Cluster
 from tests.servers import Server, fresh_database
+from undoubt.coordinator.ledger import maintenance
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
+from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
+from undoubt.coordinator.settings import LedgerSettings
 
 
 class Backend(abc.ABC):

@@ -9,13 +9,13 @@ from typing import Any
 
 import psycopg
 
-from coordinator.ledger.contract import TERMINATES_BY_ITSELF, BranchRecord
-from coordinator.ledger.postgres.decisions import encode_branches
-from coordinator.ledger.postgres.ledger import PostgresLedger
-from coordinator.ledger.postgres.sql import query
-from coordinator.settings import LedgerSettings
-from participants.ids import TxId
 from tests.coordinator.ledger.signing import Signing
+from undoubt.coordinator.ledger.contract import TERMINATES_BY_ITSELF, BranchRecord
+from undoubt.coordinator.ledger.postgres.decisions import encode_branches
+from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
+from undoubt.coordinator.ledger.postgres.sql import query
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.ids import TxId
 
 BRANCHES = (BranchRecord(1, "orders", 7, 8, "00000001"), BranchRecord(2, "payments"))
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
-from coordinator.ledger.commands import Decide
-from coordinator.ledger.contract import Acceptors, BranchRecord, Decision, Ledger, Session, Verdict
-from coordinator.ledger.memory import MemoryLedger
-from participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
+from undoubt.coordinator.ledger.commands import Decide
+from undoubt.coordinator.ledger.contract import Acceptors, BranchRecord, Decision, Ledger, Session, Verdict
+from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
 
 PARTICIPANT = "orders"
 

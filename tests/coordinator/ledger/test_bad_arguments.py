@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from coordinator.coordinator import Coordinator
-from coordinator.ledger import calls
-from coordinator.ledger.cluster import route
-from coordinator.ledger.contract import BranchRecord, Decision, Record
-from participants.errors import UsageError
-from participants.ids import TxId
-from participants.registry import Registry
 from tests.coordinator.ledger.conftest import Backend, Raft, Sqlite, SqliteClient
 from tests.coordinator.stage import Stage
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster import route
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import TxId
+from undoubt.participants.registry import Registry
 
 SOME = TxId(3, "99b2" * 4, 1)
 BAD: dict[str, Any] = {
@@ -82,7 +82,7 @@ async def test_what_cannot_be_read_is_answered_as_such(
         return msgspec.Raw(calls.encode(call))
 
     monkeypatch.setattr(route, "judged", unjudged)
-    monkeypatch.setattr("coordinator.ledger.sqlite.ledger.judged", unjudged)
+    monkeypatch.setattr("undoubt.coordinator.ledger.sqlite.ledger.judged", unjudged)
     others = [asyncio.ensure_future(backend.ledger.records([SOME])) for _ in range(3)]
     with pytest.raises(UsageError, match="cannot read"):
         await backend.ledger.records([str(SOME)])  # type: ignore[list-item]
@@ -110,6 +110,6 @@ async def test_a_transaction_is_cancelled_by_its_text() -> None:
 
 async def test_a_call_that_is_too_large_is_refused(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if a call that fits into no frame is thrown away in silence, with all that leaves beside it."""
-    monkeypatch.setattr("coordinator.ledger.judging.CALL_BYTES_MAX", 1000)
+    monkeypatch.setattr("undoubt.coordinator.ledger.judging.CALL_BYTES_MAX", 1000)
     with pytest.raises(UsageError, match="are the most"):
         await backend.ledger.records([SOME] * 100)

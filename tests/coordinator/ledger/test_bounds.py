@@ -12,9 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from coordinator.errors import LedgerError, LedgerUnavailable
-from coordinator.ledger.bounds import DURATION_MS_MAX, TIME_MS_MAX, CommandRefused, check
-from coordinator.ledger.commands import (
+from tests.coordinator.ledger.conftest import Backend, Postgres, Raft, Sqlite, SqliteClient
+from tests.servers import Server
+from undoubt.coordinator.errors import LedgerError, LedgerUnavailable
+from undoubt.coordinator.ledger.bounds import DURATION_MS_MAX, TIME_MS_MAX, CommandRefused, check
+from undoubt.coordinator.ledger.commands import (
     RULES,
     AdvanceTime,
     CloseSession,
@@ -34,13 +36,11 @@ from coordinator.ledger.commands import (
     decode,
     encode,
 )
-from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Record, Session
-from coordinator.ledger.machine import Machine
-from participants.contract import Settled
-from participants.errors import UsageError
-from participants.ids import Gid, Protocol, TxId
-from tests.coordinator.ledger.conftest import Backend, Postgres, Raft, Sqlite, SqliteClient
-from tests.servers import Server
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Record, Session
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.participants.contract import Settled
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import Gid, Protocol, TxId
 
 NONCE = "99b2" * 4
 LARGE = 2**63

@@ -8,9 +8,9 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from coordinator.errors import BranchListMismatch, Impostor, OutcomeUnknown, SessionLost
-from coordinator.ledger.acting import system_user
-from coordinator.ledger.contract import (
+from undoubt.coordinator.errors import BranchListMismatch, Impostor, OutcomeUnknown, SessionLost
+from undoubt.coordinator.ledger.acting import system_user
+from undoubt.coordinator.ledger.contract import (
     Act,
     BranchRecord,
     Decision,
@@ -20,9 +20,9 @@ from coordinator.ledger.contract import (
     SessionState,
     Verdict,
 )
-from coordinator.ledger.names import Names
-from participants.contract import Claim, Settled
-from participants.ids import Gid, Protocol, SessionKey, TxId
+from undoubt.coordinator.ledger.names import Names
+from undoubt.participants.contract import Claim, Settled
+from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 
 from .conftest import Backend
 from .signing import Signing
@@ -407,7 +407,7 @@ async def test_acts_of_operators_are_kept_with_what_came_of_them(
 ) -> None:
     """Broken if it is not known afterwards who did what and why, or if the record grows without bound."""
     for module in ("local", "postgres.ledger"):
-        monkeypatch.setattr(f"coordinator.ledger.{module}.ACTS_MAX", 3)
+        monkeypatch.setattr(f"undoubt.coordinator.ledger.{module}.ACTS_MAX", 3)
     me = system_user()
     acts = [Act(f"{n}", "indoubt rollback", f"gid {n}", 10.0 - n, me, f"why {n}") for n in range(4)]
     for act in acts:

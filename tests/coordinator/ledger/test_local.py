@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from coordinator.ledger.commands import Command, ExpireSession
-from coordinator.ledger.contract import (
+from tests.coordinator.ledger.signing import Signing, TaggingLedger
+from undoubt.coordinator.ledger.commands import Command, ExpireSession
+from undoubt.coordinator.ledger.contract import (
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -18,9 +19,8 @@ from coordinator.ledger.contract import (
     SessionState,
     Verdict,
 )
-from coordinator.ledger.memory import MemoryLedger
-from participants.ids import TxId
-from tests.coordinator.ledger.signing import Signing, TaggingLedger
+from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.participants.ids import TxId
 
 
 class SlowHistory(TaggingLedger):

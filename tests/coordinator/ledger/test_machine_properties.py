@@ -19,13 +19,13 @@ from hypothesis.stateful import (
     rule,
 )
 
-from coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
-from coordinator.ledger import commands as c
-from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Record, Session, Verdict
-from coordinator.ledger.machine import Machine
-from coordinator.ledger.ranges import Ranges
-from participants.contract import Settled
-from participants.ids import Gid, Protocol, TxId
+from undoubt.coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
+from undoubt.coordinator.ledger import commands as c
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Record, Session, Verdict
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.ledger.ranges import Ranges
+from undoubt.participants.contract import Settled
+from undoubt.participants.ids import Gid, Protocol, TxId
 
 RETENTION_MS = 1_000
 LISTS = (

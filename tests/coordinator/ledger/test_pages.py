@@ -8,16 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from coordinator.errors import VersionHeldBack
-from coordinator.ledger import calls, pages
-from coordinator.ledger.bounds import LIMIT_MAX
-from coordinator.ledger.calling import CallingLedger
-from coordinator.ledger.contract import UNFINISHED_MAX, BranchRecord, Decision, DecisionRecord, Ledger
-from coordinator.ledger.pages import Pages, every_unfinished
-from participants.errors import UsageError
-from participants.ids import TxId
 from tests.coordinator.ledger.conftest import Backend
 from tests.coordinator.ledger.signing import TaggingLedger
+from undoubt.coordinator.errors import VersionHeldBack
+from undoubt.coordinator.ledger import calls, pages
+from undoubt.coordinator.ledger.bounds import LIMIT_MAX
+from undoubt.coordinator.ledger.calling import CallingLedger
+from undoubt.coordinator.ledger.contract import UNFINISHED_MAX, BranchRecord, Decision, DecisionRecord, Ledger
+from undoubt.coordinator.ledger.pages import Pages, every_unfinished
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import TxId
 
 NONCE = "99b2" * 4
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))

@@ -14,15 +14,21 @@ import msgspec
 import psycopg
 import pytest
 
-from coordinator.errors import LedgerMissing, LedgerUnavailable, LedgerUnusable, OutcomeUnknown, SessionLost
-from coordinator.ledger import maintenance, open_ledger, schema
-from coordinator.ledger.contract import Decision, Record, SessionState, Verdict
-from coordinator.ledger.postgres import sql, tables, upkeep
-from coordinator.settings import LedgerSettings
-from participants.ids import TxId
 from tests.coordinator.ledger.postgres_stage import BRANCHES, Clock, Held, opened, settings_for
 from tests.coordinator.ledger.signing import Signing
 from tests.pgbouncer import PgBouncer, program_or_skip
+from undoubt.coordinator.errors import (
+    LedgerMissing,
+    LedgerUnavailable,
+    LedgerUnusable,
+    OutcomeUnknown,
+    SessionLost,
+)
+from undoubt.coordinator.ledger import maintenance, open_ledger, schema
+from undoubt.coordinator.ledger.contract import Decision, Record, SessionState, Verdict
+from undoubt.coordinator.ledger.postgres import sql, tables, upkeep
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.ids import TxId
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 

@@ -12,14 +12,14 @@ import msgspec
 import psycopg
 import pytest
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger import maintenance, open_ledger
-from coordinator.ledger.contract import Decision
-from coordinator.ledger.postgres.rights import rights
-from coordinator.settings import LedgerSettings
-from participants.believed import LEDGER
 from tests.coordinator.ledger.postgres_stage import BRANCHES, opened, settings_for
 from tests.pgbouncer import PgBouncer, program_or_skip
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger import maintenance, open_ledger
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.coordinator.ledger.postgres.rights import rights
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.believed import LEDGER
 
 COMMIT = Decision.COMMIT
 OWNER = "ledger_landlord"

@@ -13,16 +13,16 @@ import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import invariant, rule, run_state_machine_as_test
 
-from coordinator.errors import SessionLost
-from coordinator.ledger import commands as c
-from coordinator.ledger import maintenance
-from coordinator.ledger.contract import DecisionRecord, Record, Session, Verdict
-from participants.errors import UndoubtError
-from participants.ids import Gid, Protocol, TxId
 from tests.coordinator.ledger.postgres_stage import opened, settings_for
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.ledger.test_machine_properties import LedgerAgainstModel
 from tests.servers import Server, fresh_database
+from undoubt.coordinator.errors import SessionLost
+from undoubt.coordinator.ledger import commands as c
+from undoubt.coordinator.ledger import maintenance
+from undoubt.coordinator.ledger.contract import DecisionRecord, Record, Session, Verdict
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.ids import Gid, Protocol, TxId
 
 T = TypeVar("T")
 

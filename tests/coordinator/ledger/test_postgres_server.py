@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from coordinator.errors import LedgerUnavailable, LedgerUnusable, OutcomeUnknown, SessionLost
-from coordinator.ledger import maintenance, open_ledger
-from coordinator.ledger.contract import Decision, Verdict
-from coordinator.ledger.postgres.connections import SESSION_SKIP
 from tests.coordinator.ledger.postgres_stage import BRANCHES, opened, settings_for
+from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable, OutcomeUnknown, SessionLost
+from undoubt.coordinator.ledger import maintenance, open_ledger
+from undoubt.coordinator.ledger.contract import Decision, Verdict
+from undoubt.coordinator.ledger.postgres.connections import SESSION_SKIP
 from undoubt.embedded import EmbeddedServer
 from undoubt.embedded.binaries import bin_folder
 from undoubt.embedded.places import give, new_place, server_user

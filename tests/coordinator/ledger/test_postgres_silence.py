@@ -9,13 +9,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from coordinator.ledger import maintenance
-from coordinator.ledger.contract import Decision
-from coordinator.ledger.postgres import connections
-from coordinator.settings import LedgerSettings
 from tests.coordinator.ledger.postgres_stage import BRANCHES, opened, settings_for
 from tests.coordinator.ledger.signing import Signing
 from tests.participants.proxy import Proxy
+from undoubt.coordinator.ledger import maintenance
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.coordinator.ledger.postgres import connections
+from undoubt.coordinator.settings import LedgerSettings
 
 COUNT = connections.IDLE_MAX
 

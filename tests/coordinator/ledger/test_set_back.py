@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from coordinator import ledger as ledgers
-from coordinator.errors import LedgerMissing, LedgerUnavailable, LedgerUnusable
-from coordinator.ledger import maintenance
-from coordinator.ledger.contract import BranchRecord, Decision, Record, Session, Verdict
-from coordinator.ledger.sqlite import anchored
-from coordinator.ledger.sqlite.ledger import SqliteLedger
-from coordinator.ledger.sqlite.store import SqliteStore
-from coordinator.settings import LedgerSettings
-from participants.ids import Gid
 from tests.coordinator.ledger.signing import Signing
+from undoubt.coordinator import ledger as ledgers
+from undoubt.coordinator.errors import LedgerMissing, LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.ledger import maintenance
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, Session, Verdict
+from undoubt.coordinator.ledger.sqlite import anchored
+from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
+from undoubt.coordinator.ledger.sqlite.store import SqliteStore
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.ids import Gid
 
 COMMIT = Decision.COMMIT
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
@@ -360,7 +360,7 @@ async def test_snapshots_do_not_break_the_chain(
     path: Path, settings: LedgerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once the log is replaced by a snapshot, the anchor is compared with what the snapshot says."""
-    monkeypatch.setattr("coordinator.ledger.sqlite.owned.LOG_BYTES_MIN", 2000)
+    monkeypatch.setattr("undoubt.coordinator.ledger.sqlite.owned.LOG_BYTES_MIN", 2000)
     ledger = await opened(settings)
     session = await ledger.open_session("application", 600)
     for seq in range(1, 120):

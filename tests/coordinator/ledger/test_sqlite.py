@@ -17,28 +17,36 @@ from pathlib import Path
 import pytest
 from alembic.script import ScriptDirectory
 
-from coordinator import ledger as ledgers
-from coordinator.errors import BranchListMismatch, LedgerLocked, LedgerUnavailable, LedgerUnusable
-from coordinator.ledger import maintenance, schema
-from coordinator.ledger.acting import system_user
-from coordinator.ledger.commands import Decide, OpenSession, encode
-from coordinator.ledger.contract import Act, BranchRecord, Decision, Record, Session, SessionState, Verdict
-from coordinator.ledger.sqlite import door, owned
-from coordinator.ledger.sqlite.ledger import SqliteLedger
-from coordinator.ledger.sqlite.store import SqliteStore
-from coordinator.ledger.state import State
-from coordinator.settings import LedgerSettings
-from participants.ids import Gid, Protocol, SessionKey, TxId
 from tests.coordinator.ledger.signing import Signing
+from undoubt.coordinator import ledger as ledgers
+from undoubt.coordinator.errors import BranchListMismatch, LedgerLocked, LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.ledger import maintenance, schema
+from undoubt.coordinator.ledger.acting import system_user
+from undoubt.coordinator.ledger.commands import Decide, OpenSession, encode
+from undoubt.coordinator.ledger.contract import (
+    Act,
+    BranchRecord,
+    Decision,
+    Record,
+    Session,
+    SessionState,
+    Verdict,
+)
+from undoubt.coordinator.ledger.sqlite import door, owned
+from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
+from undoubt.coordinator.ledger.sqlite.store import SqliteStore
+from undoubt.coordinator.ledger.state import State
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 
 COMMIT = Decision.COMMIT
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
 
 OWNER = """
 import asyncio, sys
-from coordinator.ledger import open_ledger
-from coordinator.ledger.contract import BranchRecord, Decision
-from coordinator.settings import LedgerSettings
+from undoubt.coordinator.ledger import open_ledger
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision
+from undoubt.coordinator.settings import LedgerSettings
 from tests.coordinator.ledger.signing import Signing
 
 async def main(url):
@@ -352,11 +360,11 @@ async def test_a_fork_neither_uses_nor_harms_the_ledger(ledger: SqliteLedger, pa
 def _fork_script(path: Path) -> str:
     return f"""
 import asyncio, gc, os
-from coordinator.errors import UndoubtError
-from coordinator.ledger import open_ledger
-from coordinator.ledger.contract import BranchRecord, Decision
-from coordinator.ledger.sqlite.lock import FileLock
-from coordinator.settings import LedgerSettings
+from undoubt.coordinator.errors import UndoubtError
+from undoubt.coordinator.ledger import open_ledger
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision
+from undoubt.coordinator.ledger.sqlite.lock import FileLock
+from undoubt.coordinator.settings import LedgerSettings
 from pathlib import Path
 from tests.coordinator.ledger.signing import Signing
 settings = LedgerSettings(url="sqlite:///{path}")

@@ -8,17 +8,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from random import SystemRandom
 
-from coordinator.errors import LedgerUnavailable
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.node.bootstrap import beginning
-from coordinator.node.node import Node
-from coordinator.node.settings import NodeSettings
-from coordinator.node.storage.contract import Identity
-from coordinator.node.storage.node_storage import NodeStorage, create
-from coordinator.settings import LedgerSettings
-from coordinator.wire import VERSIONS, Address, WireSettings
 from tests.coordinator.ledger.signing import Signing
 from tests.ports import free_ports
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.node.bootstrap import beginning
+from undoubt.coordinator.node.node import Node
+from undoubt.coordinator.node.settings import NodeSettings
+from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.node_storage import NodeStorage, create
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire import VERSIONS, Address, WireSettings
 
 CLUSTER = "abcdefghij"
 QUICK = NodeSettings(heartbeat_s=0.02, election_timeout_s=0.2)

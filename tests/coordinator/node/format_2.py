@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.ledger.contract import DecisionRecord
-from coordinator.ledger.sqlite import history
-from coordinator.node.storage.contract import Stored
+from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.ledger.sqlite import history
+from undoubt.coordinator.node.storage.contract import Stored
 
 DDL = """
 create table meta (key text primary key, value text not null);

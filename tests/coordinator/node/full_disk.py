@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.node.storage import segment
-from coordinator.node.storage.node_storage import NodeStorage
+from undoubt.coordinator.node.storage import segment
+from undoubt.coordinator.node.storage.node_storage import NodeStorage
 
 
 class FullDisk:

@@ -10,11 +10,11 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from coordinator.ledger.cluster.survey import survey
-from coordinator.settings import LedgerSettings
 from tests.ports import free_ports
 from tests.undoubt.cli.harness import COMMAND, environment
 from undoubt.config import load
+from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.settings import LedgerSettings
 from undoubt.serve.begin import init
 
 CONFIG = """

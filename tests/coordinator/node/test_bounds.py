@@ -9,22 +9,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from coordinator.errors import ClusterRefused, LedgerUnavailable
-from coordinator.ledger import calls
-from coordinator.ledger.cluster import messages
-from coordinator.ledger.cluster.messages import AcceptorCall, MemberChange
-from coordinator.ledger.contract import BranchRecord, Decision, LedgerInfo
-from coordinator.node.clients import REQUESTS_PER_CONNECTION_MAX, FromClient
-from coordinator.node.operator import IMAGES_MAX
-from coordinator.paxos import FIRST, Ask, Branch, Phase2a, Value
-from coordinator.quorum import Joint
-from coordinator.quorum.joint import VOTERS_MAX
-from coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused
-from coordinator.wire import RemoteProtocolError
-from participants.errors import UsageError
-from participants.ids import TxId
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import client, running
+from undoubt.coordinator.errors import ClusterRefused, LedgerUnavailable
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster import messages
+from undoubt.coordinator.ledger.cluster.messages import AcceptorCall, MemberChange
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, LedgerInfo
+from undoubt.coordinator.node.clients import REQUESTS_PER_CONNECTION_MAX, FromClient
+from undoubt.coordinator.node.operator import IMAGES_MAX
+from undoubt.coordinator.paxos import FIRST, Ask, Branch, Phase2a, Value
+from undoubt.coordinator.quorum import Joint
+from undoubt.coordinator.quorum.joint import VOTERS_MAX
+from undoubt.coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused
+from undoubt.coordinator.wire import RemoteProtocolError
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import TxId
 
 NOBODY = Joint()
 BRANCHES = (BranchRecord(1, "orders"),)
@@ -137,7 +137,7 @@ async def test_an_exception_that_nobody_expected_is_answered_alone(
 
 async def test_images_of_backups_are_few_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if each connection that has begun a backup keeps all of the ledger in memory."""
-    monkeypatch.setattr("coordinator.node.operator.PIECE_BYTES", 10)
+    monkeypatch.setattr("undoubt.coordinator.node.operator.PIECE_BYTES", 10)
     async with running(tmp_path, 1) as cluster:
         leader = await cluster.leader()
         await Signing(leader.ledger).open_session("test", 60.0)
@@ -150,7 +150,7 @@ async def test_images_of_backups_are_few_and_end(tmp_path: Path, monkeypatch: py
         with pytest.raises(ClusterRefused, match="begin again"):
             await begun[0].piece(leader.replica, 10)
         assert len((await begun[-1].piece(leader.replica, 10)).data) == 10
-        monkeypatch.setattr("coordinator.node.operator.IMAGE_IDLE_S", 0.0)
+        monkeypatch.setattr("undoubt.coordinator.node.operator.IMAGE_IDLE_S", 0.0)
         await begun[-2].piece(leader.replica, 10)
         begun[-1].end()  # its connection was lost
         async with asyncio.timeout(30):

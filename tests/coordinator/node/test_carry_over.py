@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.errors import LedgerUnusable
-from coordinator.node.storage.contract import Snapshot, StorageDamaged, Stored
-from coordinator.node.storage.history_file import FILE_NAME
-from coordinator.node.storage.node_storage import NodeStorage
-from coordinator.paxos import Marks, Restored
-from coordinator.raft import HardState, SnapshotMeta
 from tests.coordinator.node.format_2 import write
 from tests.coordinator.node.test_storage import FIRST, IDENTITY, entries, found, promised, record
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.node.storage.contract import Snapshot, StorageDamaged, Stored
+from undoubt.coordinator.node.storage.history_file import FILE_NAME
+from undoubt.coordinator.node.storage.node_storage import NodeStorage
+from undoubt.coordinator.paxos import Marks, Restored
+from undoubt.coordinator.raft import HardState, SnapshotMeta
 
 OLD = Stored(
     IDENTITY,
@@ -63,7 +63,7 @@ async def test_a_crash_on_the_way_changes_nothing(
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"coordinator.node.storage.segment.{step}", die)
+        patched.setattr(f"undoubt.coordinator.node.storage.segment.{step}", die)
         with pytest.raises(MemoryError):
             await NodeStorage.open(folder)
     assert await found(folder) == OLD

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger.contract import BranchRecord, Decision, Session
-from coordinator.node import comparing, hashes
-from coordinator.node.node import Node
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import Cluster, client, running
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Session
+from undoubt.coordinator.node import comparing, hashes
+from undoubt.coordinator.node.node import Node
 
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
 

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.ledger import disk as verdict
-from coordinator.ledger.anchor import Anchor, Mark
-from coordinator.ledger.contract import Decision, DecisionRecord
-from coordinator.ledger.disk import StoreBroken, StoreFull
-from coordinator.node.storage import segment, snapshot_files
-from coordinator.node.storage.contract import Finished, Snapshot, Write
-from coordinator.node.storage.group_commit import Disk
-from coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
-from coordinator.node.storage.segment_log import ANCHOR_NAME
-from coordinator.raft import Entry, HardState, SnapshotMeta
-from participants.ids import TxId
 from tests.coordinator.node.cluster import Cluster, client, running
 from tests.coordinator.node.full_disk import FullDisk
 from tests.coordinator.node.test_node import BRANCHES
 from tests.coordinator.node.test_storage import FIRST, IDENTITY, entries, found, last_segment, opened
+from undoubt.coordinator.ledger import disk as verdict
+from undoubt.coordinator.ledger.anchor import Anchor, Mark
+from undoubt.coordinator.ledger.contract import Decision, DecisionRecord
+from undoubt.coordinator.ledger.disk import StoreBroken, StoreFull
+from undoubt.coordinator.node.storage import segment, snapshot_files
+from undoubt.coordinator.node.storage.contract import Finished, Snapshot, Write
+from undoubt.coordinator.node.storage.group_commit import Disk
+from undoubt.coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
+from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME
+from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
+from undoubt.participants.ids import TxId
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ async def test_no_room_is_told_from_failure_in_the_same_way_everywhere(
     storage = await opened(folder, segment_bytes=2048)
     storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
     with monkeypatch.context() as patch:
-        patch.setattr(f"coordinator.node.storage.{module}.{what}", refusing(code))
+        patch.setattr(f"undoubt.coordinator.node.storage.{module}.{what}", refusing(code))
         with pytest.raises(StoreBroken if code == errno.EIO else StoreFull, match=str(folder)):
             await storage.write([write])
     if code != errno.EIO:

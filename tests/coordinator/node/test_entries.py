@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.errors import ClusterRefused
-from coordinator.ledger.commands import RULES, KeepAlive, OpenSession
-from coordinator.ledger.contract import BranchRecord, Decision
-from coordinator.node.replica import ENTRY_BYTES_MAX
-from coordinator.wire import WireSettings
-from participants.errors import UsageError
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import running
+from undoubt.coordinator.errors import ClusterRefused
+from undoubt.coordinator.ledger.commands import RULES, KeepAlive, OpenSession
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision
+from undoubt.coordinator.node.replica import ENTRY_BYTES_MAX
+from undoubt.coordinator.wire import WireSettings
+from undoubt.participants.errors import UsageError
 
 COMMIT = Decision.COMMIT
 
@@ -29,7 +29,7 @@ async def test_many_large_commands_are_several_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken if only their number is bounded."""
-    monkeypatch.setattr("coordinator.node.replica.ENTRY_BYTES_MAX", 10_000)
+    monkeypatch.setattr("undoubt.coordinator.node.replica.ENTRY_BYTES_MAX", 10_000)
     async with running(tmp_path) as cluster:
         leader = await cluster.leader()
         ledger = Signing(leader.ledger)
@@ -47,7 +47,7 @@ async def test_a_command_that_is_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who asked is told; the others, in the same turn, are answered as ever."""
-    monkeypatch.setattr("coordinator.node.replica.ENTRY_BYTES_MAX", 10_000)
+    monkeypatch.setattr("undoubt.coordinator.node.replica.ENTRY_BYTES_MAX", 10_000)
     async with running(tmp_path) as cluster:
         leader = await cluster.leader()
         ledger = Signing(leader.ledger)

@@ -14,21 +14,21 @@ from random import Random
 import msgspec
 import pytest
 
-from coordinator.ledger import calls
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.cluster.messages import BackupCall, Request, SnapshotCall, StatusCall, encode
-from coordinator.ledger.contract import BranchRecord, Decision, Record
-from coordinator.raft import Heartbeat, PreVote
-from coordinator.raft import encode as encode_message
-from coordinator.settings import LedgerSettings
-from coordinator.wire import VERSIONS, Identity, Role
-from coordinator.wire.frames import header
-from coordinator.wire.handshake import HANDSHAKE_VERSION, hello
-from coordinator.wire.tls import tls_of
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.wire.attacks import attack, resealed
 from tests.coordinator.wire.support import ends
 from tests.prove.nodes import Nodes
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.cluster.messages import BackupCall, Request, SnapshotCall, StatusCall, encode
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record
+from undoubt.coordinator.raft import Heartbeat, PreVote
+from undoubt.coordinator.raft import encode as encode_message
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire import VERSIONS, Identity, Role
+from undoubt.coordinator.wire.frames import header
+from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello
+from undoubt.coordinator.wire.tls import tls_of
 
 ATTACKS = 120
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))

@@ -11,20 +11,20 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
-from coordinator.errors import LedgerUnavailable
-from coordinator.ledger.cluster import operate
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import BranchRecord, Decision
-from coordinator.node.bootstrap import beginning
-from coordinator.node.storage.contract import Identity
-from coordinator.node.storage.node_storage import create
-from coordinator.raft import LogSetBack, Raft, RaftSettings, bootstrap
-from coordinator.raft.messages import Heartbeat
-from coordinator.wire import Address, HandshakeRefused, Refusal, Role, WireSettings, connect
-from coordinator.wire import Identity as Named
 from tests.coordinator.node.cluster import CLUSTER, Cluster, client, running
 from tests.coordinator.node.test_members import added
 from tests.coordinator.wire.support import Side
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision
+from undoubt.coordinator.node.bootstrap import beginning
+from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.node_storage import create
+from undoubt.coordinator.raft import LogSetBack, Raft, RaftSettings, bootstrap
+from undoubt.coordinator.raft.messages import Heartbeat
+from undoubt.coordinator.wire import Address, HandshakeRefused, Refusal, Role, WireSettings, connect
+from undoubt.coordinator.wire import Identity as Named
 
 COMMIT = Decision.COMMIT
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.errors import ClusterNotReady, ClusterRefused, LedgerUnavailable, LedgerUnusable
-from coordinator.ledger import backup
-from coordinator.ledger.acting import system_user
-from coordinator.ledger.cluster import operate
-from coordinator.ledger.cluster.messages import MemberChange, NodeStatus
-from coordinator.ledger.contract import BranchRecord, Decision, Record, SessionState, Verdict
-from coordinator.node.bootstrap import joining, restored
-from coordinator.node.storage.contract import Identity
-from coordinator.node.storage.node_storage import create
-from coordinator.raft import ConfigChange
-from coordinator.wire import VERSIONS
-from participants.ids import TxId
 from tests.coordinator.node.cluster import CLUSTER, Cluster, client, running
 from tests.ports import free_ports
+from undoubt.coordinator.errors import ClusterNotReady, ClusterRefused, LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.ledger import backup
+from undoubt.coordinator.ledger.acting import system_user
+from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster.messages import MemberChange, NodeStatus
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, SessionState, Verdict
+from undoubt.coordinator.node.bootstrap import joining, restored
+from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.node_storage import create
+from undoubt.coordinator.raft import ConfigChange
+from undoubt.coordinator.wire import VERSIONS
+from undoubt.participants.ids import TxId
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
@@ -332,7 +332,7 @@ async def test_a_restored_ledger_presumes_nothing(tmp_path: Path) -> None:
 
 async def test_a_backup_of_many_pieces(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of two images never make one."""
-    monkeypatch.setattr("coordinator.node.operator.PIECE_BYTES", 100)
+    monkeypatch.setattr("undoubt.coordinator.node.operator.PIECE_BYTES", 100)
     async with load(cluster):
         _, piece, image = await operate.image(cluster.settings)
     assert piece.size == len(image) > 1000

@@ -11,16 +11,23 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coordinator.errors import LedgerUnavailable, SessionLost
-from coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Record, SessionState, Verdict
-from coordinator.node.errors import NodeStopped, NotLeading
-from coordinator.node.node import Node
-from coordinator.node.storage.contract import Write
-from participants.contract import Settled
-from participants.ids import Gid, Protocol
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client, running
 from tests.coordinator.node.full_disk import FullDisk, without_room
+from undoubt.coordinator.errors import LedgerUnavailable, SessionLost
+from undoubt.coordinator.ledger.contract import (
+    BranchRecord,
+    Decision,
+    Heuristic,
+    Record,
+    SessionState,
+    Verdict,
+)
+from undoubt.coordinator.node.errors import NodeStopped, NotLeading
+from undoubt.coordinator.node.node import Node
+from undoubt.coordinator.node.storage.contract import Write
+from undoubt.participants.contract import Settled
+from undoubt.participants.ids import Gid, Protocol
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 BRANCHES = (

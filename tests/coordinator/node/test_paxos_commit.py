@@ -12,32 +12,32 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
-from coordinator.coordinator import Coordinator
-from coordinator.errors import (
+from tests.coordinator.ledger.signing import Signing
+from tests.coordinator.node.cluster import CLUSTER, Cluster, client, running
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.errors import (
     ClusterNotReady,
     LedgerError,
     LedgerUnavailable,
     OutcomeUnknown,
     TransactionAborted,
 )
-from coordinator.ledger.cluster.messages import MemberChange
-from coordinator.ledger.cluster.operate import change_members
-from coordinator.ledger.contract import BranchRecord, Decision, Record
-from coordinator.ledger.memory import MemoryLedger
-from coordinator.node.bootstrap import beginning, joining
-from coordinator.node.storage.contract import Identity
-from coordinator.node.storage.node_storage import create
-from coordinator.protocols.steps import PaxosStep, TwoPhaseStep
-from coordinator.settings import CoordinatorSettings
-from participants.contract import Fate
-from participants.errors import UsageError
-from participants.ids import TxId
-from participants.registry import Registry
-from participants.scripted import ScriptedParticipant
-from recovery.service import RecoveryService
-from recovery.settings import RecoverySettings
-from tests.coordinator.ledger.signing import Signing
-from tests.coordinator.node.cluster import CLUSTER, Cluster, client, running
+from undoubt.coordinator.ledger.cluster.messages import MemberChange
+from undoubt.coordinator.ledger.cluster.operate import change_members
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record
+from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.coordinator.node.bootstrap import beginning, joining
+from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.node_storage import create
+from undoubt.coordinator.protocols.steps import PaxosStep, TwoPhaseStep
+from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.participants.contract import Fate
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import TxId
+from undoubt.participants.registry import Registry
+from undoubt.participants.scripted import ScriptedParticipant
+from undoubt.recovery.service import RecoveryService
+from undoubt.recovery.settings import RecoverySettings
 
 T = TypeVar("T")
 

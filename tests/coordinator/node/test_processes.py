@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import BranchRecord, Decision, Session
-from coordinator.ledger.pages import every_unfinished
-from coordinator.node.storage import segment
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.processes import Processes, processes, why_no_mounts
 from tests.undoubt.cli.harness import Ran, undoubt
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Session
+from undoubt.coordinator.ledger.pages import every_unfinished
+from undoubt.coordinator.node.storage import segment
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 BRANCHES = (

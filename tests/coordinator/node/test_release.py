@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.errors import ClusterNotReady
-from coordinator.ledger.cluster.messages import MemberChange
-from coordinator.ledger.cluster.operate import change_members, transfer
-from coordinator.ledger.contract import BranchRecord, Decision, Record, SessionInfo, SessionState
-from coordinator.paxos import Reply, Request
-from coordinator.protocols.steps import PaxosStep
-from coordinator.raft import ConfigChange
-from coordinator.settings import CoordinatorSettings
-from participants.contract import Fate
-from participants.ids import TxId
 from tests.coordinator.node.cluster import Cluster, client, running
 from tests.coordinator.node.test_members import added
 from tests.coordinator.node.test_paxos_commit import Stage, kept
+from undoubt.coordinator.errors import ClusterNotReady
+from undoubt.coordinator.ledger.cluster.messages import MemberChange
+from undoubt.coordinator.ledger.cluster.operate import change_members, transfer
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, SessionInfo, SessionState
+from undoubt.coordinator.paxos import Reply, Request
+from undoubt.coordinator.protocols.steps import PaxosStep
+from undoubt.coordinator.raft import ConfigChange
+from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.participants.contract import Fate
+from undoubt.participants.ids import TxId
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 BRANCHES = [BranchRecord(1, "orders", 11, 22, "00000001"), BranchRecord(2, "payments", 12, 23, "00000001")]
@@ -190,8 +190,8 @@ async def test_all_that_is_left_is_settled_however_much(
 ) -> None:
     """Nodes tell of so much at once, and have more: what is not asked for again is lost with them. First they
     have what is left of another session, which holds nobody back."""
-    monkeypatch.setattr("coordinator.node.acceptors.HELD_MAX", 2)
-    monkeypatch.setattr("coordinator.node.settling.INTERVAL_S", 3600.0)
+    monkeypatch.setattr("undoubt.coordinator.node.acceptors.HELD_MAX", 2)
+    monkeypatch.setattr("undoubt.coordinator.node.settling.INTERVAL_S", 3600.0)
     async with running(tmp_path) as cluster, client(cluster) as ledger:
         sessions = [await ledger.acceptors.open_session("shop", 300.0)]
         await grown(cluster)

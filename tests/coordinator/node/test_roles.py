@@ -11,17 +11,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coordinator.errors import ClusterRefused, LedgerError, NotPermitted
-from coordinator.ledger import calls
-from coordinator.ledger.cluster import messages, operate, rights
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.cluster.messages import MemberChange
-from coordinator.ledger.contract import Act, BranchRecord, Decision, Record
-from coordinator.settings import LedgerSettings
-from coordinator.wire import Right, TlsSettings, WireSettings
-from participants.ids import TxId
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import CLUSTER, Cluster
+from undoubt.coordinator.errors import ClusterRefused, LedgerError, NotPermitted
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster import messages, operate, rights
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.cluster.messages import MemberChange
+from undoubt.coordinator.ledger.contract import Act, BranchRecord, Decision, Record
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire import Right, TlsSettings, WireSettings
+from undoubt.participants.ids import TxId
 from undoubt.serve.certs import Folder
 
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))

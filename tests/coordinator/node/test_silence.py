@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.errors import LedgerUnavailable
-from coordinator.ledger.cluster.messages import MemberChange
-from coordinator.ledger.cluster.operate import change_members, transfer
-from coordinator.ledger.cluster.silence import SILENCE_S
-from coordinator.node.clients import FromClient
-from coordinator.paxos import Ask, Phase2b
-from coordinator.quorum import Joint
 from tests.coordinator.node.cluster import CLUSTER, Cluster, client, running
 from tests.coordinator.node.test_members import added
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.ledger.cluster.messages import MemberChange
+from undoubt.coordinator.ledger.cluster.operate import change_members, transfer
+from undoubt.coordinator.ledger.cluster.silence import SILENCE_S
+from undoubt.coordinator.node.clients import FromClient
+from undoubt.coordinator.paxos import Ask, Phase2b
+from undoubt.coordinator.quorum import Joint
 
 
 async def test_a_slow_answer_is_waited_for(tmp_path: Path) -> None:

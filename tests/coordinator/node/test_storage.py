@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 
-from coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable
-from coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord
-from coordinator.ledger.disk import StoreFull
-from coordinator.node.bootstrap import beginning
-from coordinator.node.storage import segment
-from coordinator.node.storage.contract import (
+from tests.coordinator.node.full_disk import FullDisk
+from undoubt.coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord
+from undoubt.coordinator.ledger.disk import StoreFull
+from undoubt.coordinator.node.bootstrap import beginning
+from undoubt.coordinator.node.storage import segment
+from undoubt.coordinator.node.storage.contract import (
     Finished,
     Identity,
     Promises,
@@ -27,14 +28,13 @@ from coordinator.node.storage.contract import (
     Stored,
     Write,
 )
-from coordinator.node.storage.history_file import FILE_NAME
-from coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
-from coordinator.node.storage.segment_log import ANCHOR_NAME, SEGMENT_BYTES
-from coordinator.paxos import Accepted, Ballot, Branch, Known, Marks, Record, Restored, Value
-from coordinator.quorum import Joint
-from coordinator.raft import Entry, HardState, SnapshotMeta
-from participants.ids import TxId
-from tests.coordinator.node.full_disk import FullDisk
+from undoubt.coordinator.node.storage.history_file import FILE_NAME
+from undoubt.coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
+from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME, SEGMENT_BYTES
+from undoubt.coordinator.paxos import Accepted, Ballot, Branch, Known, Marks, Record, Restored, Value
+from undoubt.coordinator.quorum import Joint
+from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
+from undoubt.participants.ids import TxId
 
 IDENTITY = Identity("abcdefghij", 2, "disk-2")
 FIRST = beginning("abcdefghij", {1: "a:1", 2: "b:2", 3: "c:3"})

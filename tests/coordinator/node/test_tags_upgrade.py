@@ -19,12 +19,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from coordinator.coordinator import Coordinator
-from coordinator.errors import Impostor
-from coordinator.ledger import calls
-from coordinator.ledger.cluster import route
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import (
+from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client, running
+from tests.coordinator.node.test_versions import agreed, restart
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.errors import Impostor
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster import route
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.contract import (
     BranchRecord,
     Decision,
     DecisionRecord,
@@ -34,20 +36,18 @@ from coordinator.ledger.contract import (
     Verdict,
     is_newer,
 )
-from coordinator.ledger.machine import Machine
-from coordinator.node.ledger import NodeLedger
-from coordinator.node.replicated import Replicated
-from coordinator.raft import Entry
-from coordinator.settings import CoordinatorSettings, LedgerSettings
-from coordinator.wire import Versions
-from coordinator.wire import connect as dial
-from participants.contract import Evidence, PrepareResult, Vote
-from participants.errors import UsageError
-from participants.ids import Gid, Protocol, TxId
-from participants.registry import Registry
-from participants.scripted import ScriptedParticipant
-from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client, running
-from tests.coordinator.node.test_versions import agreed, restart
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.node.ledger import NodeLedger
+from undoubt.coordinator.node.replicated import Replicated
+from undoubt.coordinator.raft import Entry
+from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
+from undoubt.coordinator.wire import Versions
+from undoubt.coordinator.wire import connect as dial
+from undoubt.participants.contract import Evidence, PrepareResult, Vote
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import Gid, Protocol, TxId
+from undoubt.participants.registry import Registry
+from undoubt.participants.scripted import ScriptedParticipant
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 FORMER = msgspec.structs.replace(QUICK, version_max=2)

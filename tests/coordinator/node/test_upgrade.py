@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.errors import VersionHeldBack
-from coordinator.ledger.cluster.survey import Survey, survey
-from coordinator.ledger.contract import Decision
-from coordinator.settings import LedgerSettings
-from coordinator.wire import VERSIONS
 from tests.coordinator.node.processes import QUICK, Processes
 from tests.coordinator.node.test_processes import BRANCHES, Load, load
 from tests.undoubt.cli.harness import undoubt
+from undoubt.coordinator.errors import VersionHeldBack
+from undoubt.coordinator.ledger.cluster.survey import Survey, survey
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire import VERSIONS
 
 FORMER = "version_max = 1\n"
 NEWEST = VERSIONS.highest

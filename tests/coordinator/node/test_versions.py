@@ -16,12 +16,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coordinator.coordinator import Coordinator
-from coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable, VersionHeldBack
-from coordinator.ledger.cluster import messages, operate
-from coordinator.ledger.cluster.messages import MemberChange
-from coordinator.ledger.cluster.survey import survey
-from coordinator.ledger.commands import (
+from tests.coordinator.ledger.signing import Signing
+from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client
+from tests.coordinator.wire.support import Side
+from tests.ports import free_ports
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable, VersionHeldBack
+from undoubt.coordinator.ledger.cluster import messages, operate
+from undoubt.coordinator.ledger.cluster.messages import MemberChange
+from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.ledger.commands import (
     Decide,
     Doom,
     DrawSecret,
@@ -31,25 +35,29 @@ from coordinator.ledger.commands import (
     RecordHeuristic,
     Restore,
 )
-from coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, Record
-from coordinator.ledger.machine import Machine
-from coordinator.node.bootstrap import joining, restored
-from coordinator.node.replicated import Agree, Logged, Replicated, encode_batch
-from coordinator.node.settings import NodeSettings
-from coordinator.node.storage.contract import Identity
-from coordinator.node.storage.node_storage import create
-from coordinator.raft import Entry
-from coordinator.settings import CoordinatorSettings
-from coordinator.wire import VERSIONS, Address, HandshakeRefused, Role, Versions, WireSettings, connect
-from coordinator.wire import Identity as Named
-from participants.contract import Settled
-from participants.ids import Gid, Protocol, TxId
-from participants.registry import Registry
-from participants.scripted import ScriptedParticipant
-from tests.coordinator.ledger.signing import Signing
-from tests.coordinator.node.cluster import CLUSTER, QUICK, Cluster, client
-from tests.coordinator.wire.support import Side
-from tests.ports import free_ports
+from undoubt.coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, Record
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.node.bootstrap import joining, restored
+from undoubt.coordinator.node.replicated import Agree, Logged, Replicated, encode_batch
+from undoubt.coordinator.node.settings import NodeSettings
+from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.node_storage import create
+from undoubt.coordinator.raft import Entry
+from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.coordinator.wire import (
+    VERSIONS,
+    Address,
+    HandshakeRefused,
+    Role,
+    Versions,
+    WireSettings,
+    connect,
+)
+from undoubt.coordinator.wire import Identity as Named
+from undoubt.participants.contract import Settled
+from undoubt.participants.ids import Gid, Protocol, TxId
+from undoubt.participants.registry import Registry
+from undoubt.participants.scripted import ScriptedParticipant
 
 FORMER = msgspec.structs.replace(QUICK, version_max=1)
 V1 = Versions(1, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from coordinator.paxos import ABORTED, Acceptor, Phase1b, Ready, Recovery, Reply, Request, Value
+from undoubt.coordinator.paxos import ABORTED, Acceptor, Phase1b, Ready, Recovery, Reply, Request, Value
 
 
 class AnswersAtOnce(Acceptor):

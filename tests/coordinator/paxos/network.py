@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from coordinator.paxos import (
+from undoubt.coordinator.paxos import (
     Acceptor,
     Ballot,
     Branch,
@@ -34,8 +34,8 @@ from coordinator.paxos import (
     decode_request,
     encode,
 )
-from coordinator.quorum import Joint
-from participants.ids import TxId
+from undoubt.coordinator.quorum import Joint
+from undoubt.participants.ids import TxId
 
 NONCE = "0123456789abcdef"
 PREPARED = Value(True, b"evidence")

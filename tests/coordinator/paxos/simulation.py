@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
-from coordinator.paxos import ABORTED, Acceptor, Branch, Marks, Outcome, Recovery, Request, Value
-from coordinator.quorum import Joint
-from participants.ids import TxId
 from tests.coordinator.paxos.network import Leader, Network, txid
+from undoubt.coordinator.paxos import ABORTED, Acceptor, Branch, Marks, Outcome, Recovery, Request, Value
+from undoubt.coordinator.quorum import Joint
+from undoubt.participants.ids import TxId
 
 NODES = 5
 SESSIONS = [

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from coordinator.paxos.synod import FIRST, Acceptance, Accepted, Answer, Ballot, Proposal, Tally
-from coordinator.quorum import Joint
+from undoubt.coordinator.paxos.synod import FIRST, Acceptance, Accepted, Answer, Ballot, Proposal, Tally
+from undoubt.coordinator.quorum import Joint
 
 
 @dataclass(frozen=True)

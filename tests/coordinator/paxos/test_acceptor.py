@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.paxos import (
+from tests.coordinator.paxos.network import BRANCHES, PREPARED, THREE, txid
+from undoubt.coordinator.paxos import (
     ABORTED,
     FIRST,
     Accepted,
@@ -37,10 +38,9 @@ from coordinator.paxos import (
     decode_request,
     encode,
 )
-from coordinator.quorum import Joint
-from participants.checks import InvariantViolation
-from participants.ids import TxId
-from tests.coordinator.paxos.network import BRANCHES, PREPARED, THREE, txid
+from undoubt.coordinator.quorum import Joint
+from undoubt.participants.checks import InvariantViolation
+from undoubt.participants.ids import TxId
 
 LOW, HIGH = Ballot(1, 7), Ballot(2, 3)
 TX = txid()

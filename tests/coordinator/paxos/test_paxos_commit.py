@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from coordinator.paxos import (
+from tests.coordinator.paxos.network import BRANCHES, PREPARED, THREE, Network, txid
+from undoubt.coordinator.paxos import (
     ABORTED,
     FIRST,
     Accepted,
@@ -27,9 +28,8 @@ from coordinator.paxos import (
     Refused,
     Value,
 )
-from coordinator.quorum import Joint
-from participants.checks import InvariantViolation
-from tests.coordinator.paxos.network import BRANCHES, PREPARED, THREE, Network, txid
+from undoubt.coordinator.quorum import Joint
+from undoubt.participants.checks import InvariantViolation
 
 TX = txid()
 BOTH = dict.fromkeys(BRANCHES, PREPARED)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.paxos import (
+from tests.coordinator.paxos.broken import AnswersAtOnce, ForgetsWithoutAMark, OfItsOwnMind, OneIsEnough
+from tests.coordinator.paxos.simulation import Simulation, Transaction
+from undoubt.coordinator.paxos import (
     ABORTED,
     Acceptor,
     Outcome,
     PeerMisbehaved,
     Recovery,
 )
-from coordinator.quorum import Joint
-from tests.coordinator.paxos.broken import AnswersAtOnce, ForgetsWithoutAMark, OfItsOwnMind, OneIsEnough
-from tests.coordinator.paxos.simulation import Simulation, Transaction
+from undoubt.coordinator.quorum import Joint
 
 STEPS = 700
 SEEDS_PER_TEST = 25

@@ -9,11 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from coordinator.paxos import FIRST, Accepted, Ballot, PeerMisbehaved
-from coordinator.paxos.synod import Acceptance, Answer, Proposal, Tally, value_for
-from coordinator.quorum import Joint
-from participants.checks import InvariantViolation
 from tests.coordinator.paxos.synod_network import Ask1a, Ask2a, Synod
+from undoubt.coordinator.paxos import FIRST, Accepted, Ballot, PeerMisbehaved
+from undoubt.coordinator.paxos.synod import Acceptance, Answer, Proposal, Tally, value_for
+from undoubt.coordinator.quorum import Joint
+from undoubt.participants.checks import InvariantViolation
 
 THREE = Joint(frozenset({1, 2, 3}))
 LOW, HIGH = Ballot(1, 7), Ballot(2, 3)

@@ -6,8 +6,8 @@ from itertools import combinations
 
 import pytest
 
-from coordinator.quorum import UNBOUNDED, Joint, VoteResult, committed_index, vote_result
 from tests.coordinator.quorum.datadriven import Case, folder, parse
+from undoubt.coordinator.quorum import UNBOUNDED, Joint, VoteResult, committed_index, vote_result
 
 CASES = {"joint_commit.txt": 50, "joint_vote.txt": 39, "majority_commit.txt": 16, "majority_vote.txt": 22}
 RESULTS = {"VoteWon": VoteResult.WON, "VoteLost": VoteResult.LOST, "VotePending": VoteResult.PENDING}

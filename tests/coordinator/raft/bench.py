@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from coordinator.raft import (
+from undoubt.coordinator.raft import (
     Configuration,
     Entry,
     HardState,

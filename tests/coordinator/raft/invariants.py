@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coordinator.raft import (
+from undoubt.coordinator.raft import (
     AppendReply,
     Configuration,
     Entry,

@@ -11,7 +11,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from random import Random
 
-from coordinator.raft import (
+from tests.coordinator.raft.invariants import Invariants
+from undoubt.coordinator.raft import (
     ChunkWanted,
     Entry,
     HardState,
@@ -26,7 +27,6 @@ from coordinator.raft import (
     decode,
     encode,
 )
-from tests.coordinator.raft.invariants import Invariants
 
 SETTINGS = RaftSettings(
     election_ticks=5,

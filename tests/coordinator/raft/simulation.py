@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from random import Random
 
-from coordinator.raft import Change, ChangeKind, ConfigChange, Kind, RaftRefusal, Transition
 from tests.coordinator.raft.network import Cluster, Node
+from undoubt.coordinator.raft import Change, ChangeKind, ConfigChange, Kind, RaftRefusal, Transition
 
 CALM_TICKS = 150
 """Within how many ticks after healing there must be a leader and equal logs: some election timeouts."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from coordinator.raft.errors import ConfigRefused
-from coordinator.raft.membership import enter_joint, leave_joint, simple
-from coordinator.raft.messages import Change, ChangeKind, Configuration
-from coordinator.raft.tracker import Tracker
 from tests.coordinator.quorum.datadriven import Case, folder, parse
+from undoubt.coordinator.raft.errors import ConfigRefused
+from undoubt.coordinator.raft.membership import enter_joint, leave_joint, simple
+from undoubt.coordinator.raft.messages import Change, ChangeKind, Configuration
+from undoubt.coordinator.raft.tracker import Tracker
 
 KINDS = {
     "v": ChangeKind.ADD_VOTER,

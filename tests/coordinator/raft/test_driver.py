@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.raft import (
+from tests.coordinator.raft.bench import SETTINGS, Bench, log, one, only
+from undoubt.coordinator.raft import (
     Append,
     AppendReply,
     Configuration,
@@ -29,8 +30,7 @@ from coordinator.raft import (
     decode,
     encode,
 )
-from participants.checks import InvariantViolation
-from tests.coordinator.raft.bench import SETTINGS, Bench, log, one, only
+from undoubt.participants.checks import InvariantViolation
 
 
 def test_an_acknowledgement_waits_for_the_sync() -> None:

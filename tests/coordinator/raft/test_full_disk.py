@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.raft import (
+from tests.coordinator.raft.bench import SETTINGS, Bench, only
+from tests.coordinator.raft.network import Cluster
+from undoubt.coordinator.raft import (
     ConfigRefused,
     HeartbeatReply,
     PreVote,
@@ -14,9 +16,7 @@ from coordinator.raft import (
     TimeoutNow,
     decode,
 )
-from coordinator.raft.state import FULL_DISK_ELECTIONS
-from tests.coordinator.raft.bench import SETTINGS, Bench, only
-from tests.coordinator.raft.network import Cluster
+from undoubt.coordinator.raft.state import FULL_DISK_ELECTIONS
 
 
 def beaten(cluster: Cluster, count: int = 3) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from coordinator.raft import (
+from tests.coordinator.raft.bench import SETTINGS, Bench, log, one, only
+from tests.coordinator.raft.network import Cluster
+from undoubt.coordinator.raft import (
     Append,
     AppendReply,
     Change,
@@ -28,9 +30,7 @@ from coordinator.raft import (
     decode_change,
     encode,
 )
-from participants.checks import InvariantViolation
-from tests.coordinator.raft.bench import SETTINGS, Bench, log, one, only
-from tests.coordinator.raft.network import Cluster
+from undoubt.participants.checks import InvariantViolation
 
 
 def test_prior_term_commit() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.raft import (
+from tests.coordinator.raft.bench import SETTINGS, Bench, one, only
+from tests.coordinator.raft.network import Cluster
+from undoubt.coordinator.raft import (
     Append,
     AppendReply,
     Change,
@@ -23,8 +25,6 @@ from coordinator.raft import (
     Vote,
     encode,
 )
-from tests.coordinator.raft.bench import SETTINGS, Bench, one, only
-from tests.coordinator.raft.network import Cluster
 
 
 def change(*changes: tuple[ChangeKind, int], transition: Transition = Transition.AUTO) -> ConfigChange:

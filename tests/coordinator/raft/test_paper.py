@@ -6,7 +6,9 @@ from random import Random
 
 import pytest
 
-from coordinator.raft import (
+from tests.coordinator.raft.bench import SETTINGS, Bench, log, one, only
+from tests.coordinator.raft.network import Cluster
+from undoubt.coordinator.raft import (
     Append,
     AppendReply,
     Heartbeat,
@@ -21,8 +23,6 @@ from coordinator.raft import (
     Vote,
     VoteReply,
 )
-from tests.coordinator.raft.bench import SETTINGS, Bench, log, one, only
-from tests.coordinator.raft.network import Cluster
 
 # §5.1 Raft basics
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.raft import (
+from tests.coordinator.raft.bench import SETTINGS, Bench, log, one, only
+from tests.coordinator.raft.network import Cluster
+from undoubt.coordinator.raft import (
     Append,
     AppendReply,
     Change,
@@ -19,9 +21,7 @@ from coordinator.raft import (
     SnapshotMeta,
     SnapshotReply,
 )
-from participants.checks import InvariantViolation
-from tests.coordinator.raft.bench import SETTINGS, Bench, log, one, only
-from tests.coordinator.raft.network import Cluster
+from undoubt.participants.checks import InvariantViolation
 
 META = SnapshotMeta(10, 2, Configuration(frozenset({1, 2, 3})))
 

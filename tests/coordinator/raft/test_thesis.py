@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.raft import (
+from tests.coordinator.raft.bench import SETTINGS, Bench, log, one, only
+from tests.coordinator.raft.network import Cluster
+from undoubt.coordinator.raft import (
     Append,
     AppendReply,
     ConfigRefused,
@@ -22,8 +24,6 @@ from coordinator.raft import (
     Vote,
     VoteReply,
 )
-from tests.coordinator.raft.bench import SETTINGS, Bench, log, one, only
-from tests.coordinator.raft.network import Cluster
 
 
 def leading(voters: tuple[int, ...] = (1, 2, 3), settings: RaftSettings = SETTINGS) -> Bench:

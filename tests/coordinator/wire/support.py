@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.wire import (
+from undoubt.coordinator.wire import (
     VERSIONS,
     Address,
     Connection,

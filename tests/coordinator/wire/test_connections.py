@@ -9,7 +9,8 @@ import socket
 import msgspec
 import pytest
 
-from coordinator.wire import (
+from tests.coordinator.wire.support import CLIENT, ONE, TWO, Side, dialed, ends, listening, warnings
+from undoubt.coordinator.wire import (
     VERSIONS,
     Address,
     HandshakeRefused,
@@ -23,9 +24,8 @@ from coordinator.wire import (
     connect,
     serve,
 )
-from coordinator.wire.frames import HEADER, header
-from coordinator.wire.listener import Accepted
-from tests.coordinator.wire.support import CLIENT, ONE, TWO, Side, dialed, ends, listening, warnings
+from undoubt.coordinator.wire.frames import HEADER, header
+from undoubt.coordinator.wire.listener import Accepted
 
 
 async def test_both_sides_know_each_other_and_talk(caplog: pytest.LogCaptureFixture) -> None:

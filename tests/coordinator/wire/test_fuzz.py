@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 
-from coordinator.ledger import calls
-from coordinator.ledger.cluster.messages import Request, decode_requests, encode
-from coordinator.raft import Heartbeat, Vote
-from coordinator.raft import decode as decode_message
-from coordinator.raft import encode as encode_message
-from coordinator.wire import VERSIONS, Address, Identity, TlsSettings, WireSettings
-from coordinator.wire.frames import HEADER, header
-from coordinator.wire.handshake import HANDSHAKE_VERSION, hello
-from coordinator.wire.tls import tls_of
 from tests.coordinator.wire.attacks import attack, resealed
 from tests.coordinator.wire.support import CLIENT, ONE, TWO, Side, dialed, ends, listening, warnings
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster.messages import Request, decode_requests, encode
+from undoubt.coordinator.raft import Heartbeat, Vote
+from undoubt.coordinator.raft import decode as decode_message
+from undoubt.coordinator.raft import encode as encode_message
+from undoubt.coordinator.wire import VERSIONS, Address, Identity, TlsSettings, WireSettings
+from undoubt.coordinator.wire.frames import HEADER, header
+from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello
+from undoubt.coordinator.wire.tls import tls_of
 from undoubt.serve.certs import Folder
 
 ATTACKS = 60

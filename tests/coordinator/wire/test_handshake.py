@@ -6,8 +6,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from coordinator.wire import HandshakeRefused, Identity, Refusal, RemoteProtocolError, Role, Versions
-from coordinator.wire import handshake as shake
+from undoubt.coordinator.wire import HandshakeRefused, Identity, Refusal, RemoteProtocolError, Role, Versions
+from undoubt.coordinator.wire import handshake as shake
 
 ME = Identity(Role.NODE, "shop", 1, "a")
 PEER = Identity(Role.NODE, "shop", 2, "b")

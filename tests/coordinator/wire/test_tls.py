@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.wire import (
+from tests.coordinator.wire.support import CLIENT, ONE, TWO, VERSIONS, Side, dialed, ends, listening, warnings
+from undoubt.coordinator.wire import (
     Address,
     HandshakeRefused,
     Identity,
@@ -22,10 +23,9 @@ from coordinator.wire import (
     refuse_exposed,
     tls_of,
 )
-from coordinator.wire.handshake import hello
-from coordinator.wire.tls import check_names
-from participants.errors import UsageError
-from tests.coordinator.wire.support import CLIENT, ONE, TWO, VERSIONS, Side, dialed, ends, listening, warnings
+from undoubt.coordinator.wire.handshake import hello
+from undoubt.coordinator.wire.tls import check_names
+from undoubt.participants.errors import UsageError
 from undoubt.serve.certs import Folder
 
 

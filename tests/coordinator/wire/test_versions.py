@@ -11,7 +11,8 @@ import asyncio
 import msgspec
 import pytest
 
-from coordinator.wire import (
+from tests.coordinator.wire.support import ONE, TWO, ends, warnings
+from undoubt.coordinator.wire import (
     VERSIONS,
     Address,
     Connection,
@@ -21,9 +22,8 @@ from coordinator.wire import (
     connect,
     serve,
 )
-from coordinator.wire.frames import header
-from coordinator.wire.handshake import HANDSHAKE_VERSION, hello
-from tests.coordinator.wire.support import ONE, TWO, ends, warnings
+from undoubt.coordinator.wire.frames import header
+from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello
 
 NEXT = Versions(VERSIONS.highest, VERSIONS.highest + 1)
 AFTER_NEXT = Versions(NEXT.highest, NEXT.highest + 1)

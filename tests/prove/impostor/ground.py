@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from participants.errors import UndoubtError
-from participants.postgres import schema
 from tests.pgbouncer import PgBouncer
 from tests.prove.bank import NAMES
 from tests.prove.impostor.attacks import attack, quiet
@@ -24,6 +22,8 @@ from tests.prove.impostor.scene import Scene
 from tests.prove.impostor.waits import functions, wait_for
 from undoubt.doctor import examine
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.postgres import schema
 
 ORDERS, PAYMENTS = NAMES
 EVIL = "evil"

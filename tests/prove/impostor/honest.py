@@ -14,22 +14,22 @@ from typing import Any
 import msgspec
 
 import undoubt
-from coordinator.coordinator import Coordinator
-from coordinator.ledger import open_ledger
-from coordinator.ledger.contract import Ledger, Session
-from coordinator.protocols.steps import PaxosStep, ThreePhaseStep, TwoPhaseStep
-from participants.contract import Settled
-from participants.ids import TxId
-from participants.registry import Registry
-from recovery.report import WorkerStatus
-from recovery.service import RecoveryService
-from recovery.settings import RecoverySettings
-from recovery.steps import RecoveryStep
 from tests.prove.bank import NAMES
 from tests.prove.impostor.people import MALLORY, Attacker, Name, admin
 from tests.prove.impostor.stand import Servers, Stand
 from undoubt import assemble
 from undoubt.config import Settings, load
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.ledger import open_ledger
+from undoubt.coordinator.ledger.contract import Ledger, Session
+from undoubt.coordinator.protocols.steps import PaxosStep, ThreePhaseStep, TwoPhaseStep
+from undoubt.participants.contract import Settled
+from undoubt.participants.ids import TxId
+from undoubt.participants.registry import Registry
+from undoubt.recovery.report import WorkerStatus
+from undoubt.recovery.service import RecoveryService
+from undoubt.recovery.settings import RecoverySettings
+from undoubt.recovery.steps import RecoveryStep
 
 UNDECIDED: dict[str, enum.StrEnum] = {
     "2pc": TwoPhaseStep.BEFORE_DECIDE,

@@ -9,9 +9,6 @@ import asyncpg
 import msgspec
 
 import undoubt
-from coordinator.coordinator import Coordinator
-from coordinator.ledger import maintenance, open_ledger
-from coordinator.ledger.postgres.ledger import PostgresLedger
 from tests.prove.bank import NAMES
 from tests.prove.impostor.attacks import attack, quiet
 from tests.prove.impostor.ground import EVIL
@@ -20,6 +17,9 @@ from tests.prove.impostor.people import LANDLORD, MALLORY, SCHEMER, Connection, 
 from tests.prove.impostor.plant import loot, plant_before_catalog, plant_in_path
 from tests.prove.impostor.scene import Scene
 from tests.prove.impostor.waits import ADVISORY
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.ledger import maintenance, open_ledger
+from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
 
 PLACE = "ledger"
 DAY_S = 30.0

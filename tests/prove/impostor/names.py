@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from participants.contract import Settled
-from recovery.steps import RecoveryStep
 from tests.prove.bank import NAMES
 from tests.prove.impostor.attacks import SUPERUSER, THREE_PHASE_OR_PAXOS, attack
 from tests.prove.impostor.honest import DECIDED, UNDECIDED, Held, Kind
 from tests.prove.impostor.people import APP, HUGE, Name, forged, numbers_in
 from tests.prove.impostor.scene import Scene
+from undoubt.participants.contract import Settled
+from undoubt.recovery.steps import RecoveryStep
 
 ORDERS, PAYMENTS = NAMES
 LETTERS = ("2", "3", "p")

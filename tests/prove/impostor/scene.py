@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import Collection
 
 import undoubt
-from coordinator.ledger.contract import Heuristic, SessionState
 from tests.prove.bank import NAMES, audit
 from tests.prove.impostor.honest import RECOVERED_S, Breach, Honest, Kind
 from tests.prove.impostor.people import APP, ATTACKERS, CHIEF, SCHEMER, admin
 from tests.prove.impostor.plant import loot
+from undoubt.coordinator.ledger.contract import Heuristic, SessionState
 
 _END_SESSIONS = """
     select pg_terminate_backend(pid, 5000) from pg_stat_activity

@@ -7,14 +7,14 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.ledger import maintenance
-from coordinator.settings import LedgerSettings
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
 from tests.prove.bank import NAMES, SCHEMA
 from tests.prove.impostor.people import APP, ATTACKERS, CHIEF, LANDLORD, SCHEMER, Attacker, admin
 from tests.prove.nodes import Nodes
+from undoubt.coordinator.ledger import maintenance
+from undoubt.coordinator.settings import LedgerSettings
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 SETTINGS = {
     "max_prepared_transactions": "300",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-from coordinator.protocols.steps import TwoPhaseStep
-from participants.registry import Registry
-from recovery.without_ledger import WithoutLedger
 from tests.prove.bank import NAMES
 from tests.prove.impostor.attacks import THREE_PHASE, attack
 from tests.prove.impostor.honest import TIMEOUT_S, UNDECIDED, Kind
 from tests.prove.impostor.people import forged
 from tests.prove.impostor.scene import Scene
 from tests.prove.impostor.waits import insist, notes
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.participants.registry import Registry
+from undoubt.recovery.without_ledger import WithoutLedger
 
 ORDERS, PAYMENTS = NAMES
 

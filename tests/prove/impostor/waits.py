@@ -10,16 +10,16 @@ from typing import Any
 import asyncpg
 
 import undoubt
-from participants.contract import Settled
-from participants.errors import UndoubtError
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
 from tests.prove.bank import NAMES
 from tests.prove.impostor.attacks import TWO_PHASE, at_participants, attack
 from tests.prove.impostor.honest import DECIDED, TIMEOUT_S, Kind
 from tests.prove.impostor.people import Attacker, Connection, admin, forged, numbers_in, parts_of
 from tests.prove.impostor.scene import Scene
 from undoubt.doctor import examine
+from undoubt.participants.contract import Settled
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 ORDERS, PAYMENTS = NAMES
 LOOKS_S = 1.5

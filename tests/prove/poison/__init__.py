@@ -24,14 +24,14 @@ from typing import Any
 
 import msgspec
 
-from coordinator.ledger import calls
-from coordinator.ledger.cluster.messages import Elsewhere, NodeCall
 from tests.coordinator.node.processes import Processes
 from tests.prove.control import control
 from tests.prove.poison.frames import garbage, poisoned
 from tests.prove.poison.load import Load
 from tests.prove.poison.sender import BESIDE, WINDOW, Answers, Sender, throw
 from tests.prove.poison.targets import Targets, removes_a_member
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster.messages import Elsewhere, NodeCall
 
 CONFIG = "heartbeat_s = 0.1\nelection_timeout_s = 1.0\n"
 MUTANTS = ("lifetime-not-judged", "command-encoded-with-the-batch")

@@ -16,12 +16,12 @@ from typing import Any
 
 import msgspec
 
-from coordinator.ledger import calls
-from coordinator.ledger.cluster.messages import Request, encode
-from coordinator.node.clients import REQUESTS_PER_CONNECTION_MAX
-from coordinator.wire import VERSIONS
-from coordinator.wire.frames import FRAME_BYTES_MAX, HEADER, header
-from participants.bounds import DURATION_S_MAX
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster.messages import Request, encode
+from undoubt.coordinator.node.clients import REQUESTS_PER_CONNECTION_MAX
+from undoubt.coordinator.wire import VERSIONS
+from undoubt.coordinator.wire.frames import FRAME_BYTES_MAX, HEADER, header
+from undoubt.participants.bounds import DURATION_S_MAX
 
 INTEGERS = (
     *(-(2**63), -(2**31), -1, 0, 1, 2, 9_999, 10_000, 100_001),

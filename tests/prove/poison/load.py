@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import Decision, Record, Session
-from coordinator.settings import LedgerSettings
-from participants.errors import UndoubtError
-from participants.ids import TxId
 from tests.coordinator.ledger.signing import Signing
 from tests.prove.poison.targets import BRANCHES
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.contract import Decision, Record, Session
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.ids import TxId
 
 WORKERS = 4
 ASKED_AT_ONCE = 1_000

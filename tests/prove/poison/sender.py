@@ -8,13 +8,13 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from coordinator.ledger import calls
-from coordinator.ledger.cluster.messages import Elsewhere, Request, Standing, decode_answers
-from coordinator.wire import VERSIONS, Address, Connection, Identity, Role, WireSettings, connect
-from coordinator.wire.frames import header
-from coordinator.wire.handshake import HANDSHAKE_VERSION, hello
-from participants.ids import TxId
 from tests.prove.poison.frames import beside
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster.messages import Elsewhere, Request, Standing, decode_answers
+from undoubt.coordinator.wire import VERSIONS, Address, Connection, Identity, Role, WireSettings, connect
+from undoubt.coordinator.wire.frames import header
+from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello
+from undoubt.participants.ids import TxId
 
 WINDOW = 64
 ANSWER_S = 30.0

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 
 import msgspec
 
-from coordinator.ledger import calls
-from coordinator.ledger.cluster import messages
-from coordinator.ledger.cluster.acceptors import record_of
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.cluster.messages import AcceptorCall
-from coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, Session
-from coordinator.paxos import FIRST, Ask, Ballot, Branch, Phase1a, Phase2a, Value
-from coordinator.quorum import Joint
-from participants.contract import Claim, Settled
-from participants.ids import Gid, TxId, new_nonce
 from tests.coordinator.ledger.signing import Signing
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster import messages
+from undoubt.coordinator.ledger.cluster.acceptors import record_of
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.cluster.messages import AcceptorCall
+from undoubt.coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, Session
+from undoubt.coordinator.paxos import FIRST, Ask, Ballot, Branch, Phase1a, Phase2a, Value
+from undoubt.coordinator.quorum import Joint
+from undoubt.participants.contract import Claim, Settled
+from undoubt.participants.ids import Gid, TxId, new_nonce
 
 BRANCHES = (
     BranchRecord(1, "orders", 2**40, 2**62, "00000001"),

@@ -6,10 +6,10 @@ from typing import Any
 
 import asyncpg
 
-from coordinator.ledger import maintenance, open_ledger
-from coordinator.ledger.contract import Ledger
 from tests.prove.setback.world import COMMITTED, NAMES, Told, World, case
 from undoubt.config import Settings
+from undoubt.coordinator.ledger import maintenance, open_ledger
+from undoubt.coordinator.ledger.contract import Ledger
 
 
 class Books:

@@ -6,17 +6,17 @@ import asyncio
 import shutil
 from pathlib import Path
 
-from coordinator.errors import LedgerUnusable
-from coordinator.ledger import open_ledger
-from coordinator.ledger.contract import Ledger
-from coordinator.node.bootstrap import beginning
-from coordinator.node.settings import NodeSettings
-from coordinator.node.storage.contract import Identity
-from coordinator.node.storage.node_storage import create
 from tests.coordinator.node.cluster import Cluster
 from tests.prove.setback.sqlite_cases import led_by
 from tests.prove.setback.world import Told, World, case
 from undoubt.config import Settings, load
+from undoubt.coordinator.errors import LedgerUnusable
+from undoubt.coordinator.ledger import open_ledger
+from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.coordinator.node.bootstrap import beginning
+from undoubt.coordinator.node.settings import NodeSettings
+from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.node_storage import create
 from undoubt.serve.force import force, survey_disks
 
 PATIENT = NodeSettings(heartbeat_s=0.1, election_timeout_s=1.0)

@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from coordinator.errors import LedgerError
-from coordinator.ledger import maintenance, open_ledger
-from coordinator.ledger.contract import Ledger
-from coordinator.ledger.sqlite.ledger import SqliteLedger
 from tests.house.tree import ROOT
 from tests.prove.setback.world import COMMITTED, Told, World, case
 from undoubt.config import Settings
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger import maintenance, open_ledger
+from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 
 FILES = ("", "-wal", ".anchor")
 BELONGING = ("-wal", "-shm")

@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coordinator.errors import LedgerError
-from coordinator.ledger import open_ledger
-from coordinator.ledger.contract import Decision, Ledger, Session, record_of
-from participants.contract import Evidence, Order, Settled
-from participants.findings import Severity
-from participants.ids import Gid, Protocol, SessionKey
-from participants.postgres import PostgresParticipant
-from participants.settings import ParticipantSettings
-from recovery.operator.survey import survey
-from recovery.service import RecoveryService
 from tests.servers import column
 from undoubt import assemble
 from undoubt.config import Settings, load
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger import open_ledger
+from undoubt.coordinator.ledger.contract import Decision, Ledger, Session, record_of
 from undoubt.doctor.examine import examine
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Evidence, Order, Settled
+from undoubt.participants.findings import Severity
+from undoubt.participants.ids import Gid, Protocol, SessionKey
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.settings import ParticipantSettings
+from undoubt.recovery.operator.survey import survey
+from undoubt.recovery.service import RecoveryService
 
 NAMES = ("orders", "payments")
 TTL_S = 600.0

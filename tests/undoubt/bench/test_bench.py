@@ -9,14 +9,14 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 
-from coordinator.ledger import open_ledger
-from coordinator.settings import LedgerSettings
 from tests.servers import Server, fresh_database
 from undoubt.bench.audit import WrongCount, audit
 from undoubt.bench.contenders import CONTENDERS
 from undoubt.bench.field import ContenderFailed, field
 from undoubt.bench.rounds import play
 from undoubt.cli.root import root
+from undoubt.coordinator.ledger import open_ledger
+from undoubt.coordinator.settings import LedgerSettings
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

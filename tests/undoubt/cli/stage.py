@@ -17,7 +17,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from coordinator.ledger.contract import (
+from tests.undoubt.cli.harness import Ran
+from undoubt import assemble
+from undoubt.cli import main
+from undoubt.coordinator.ledger.contract import (
     Act,
     BranchRecord,
     Decision,
@@ -29,14 +32,11 @@ from coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
-from coordinator.ledger.pages import behind
-from participants.contract import Evidence, PreparedBranch
-from participants.ids import Foreign, Gid, Protocol, TxId
-from participants.registry import Registry
-from participants.scripted import ScriptedParticipant
-from tests.undoubt.cli.harness import Ran
-from undoubt import assemble
-from undoubt.cli import main
+from undoubt.coordinator.ledger.pages import behind
+from undoubt.participants.contract import Evidence, PreparedBranch
+from undoubt.participants.ids import Foreign, Gid, Protocol, TxId
+from undoubt.participants.registry import Registry
+from undoubt.participants.scripted import ScriptedParticipant
 
 LEDGER_ID = "abcdefghij"
 NONCE = "00112233445566ff"

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from coordinator.wire import ROLES
 from tests.ports import free_ports
 from tests.undoubt.cli.harness import COMMAND, environment, undoubt
 from undoubt.cli.cluster import CLIENT_ROLES
+from undoubt.coordinator.wire import ROLES
 
 ID = "k3v9q0x2ab"
 

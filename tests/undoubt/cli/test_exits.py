@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.errors import (
+from undoubt.cli.exits import CommandError, Exit, status_of
+from undoubt.config import ConfigurationError
+from undoubt.coordinator.errors import (
     BranchListMismatch,
     HeuristicOutcome,
     LedgerError,
@@ -14,17 +16,15 @@ from coordinator.errors import (
     OutcomeUnknown,
     SessionLost,
 )
-from participants.contract import Settled
-from participants.errors import (
+from undoubt.participants.contract import Settled
+from undoubt.participants.errors import (
     ParticipantRefused,
     ParticipantUnavailable,
     UndoubtError,
     UnknownParticipant,
     UsageError,
 )
-from participants.ids import InvalidName, TxId
-from undoubt.cli.exits import CommandError, Exit, status_of
-from undoubt.config import ConfigurationError
+from undoubt.participants.ids import InvalidName, TxId
 
 TXID = TxId(1, "0" * 16, 1)
 

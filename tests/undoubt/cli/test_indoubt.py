@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.ledger.contract import Decision, Heuristic, SessionInfo, SessionState, Verdict
-from participants.contract import Fate, Order, PreparedBranch, Settled, Waiting
-from participants.errors import ParticipantUnavailable
-from participants.ids import Foreign, Gid
 from tests.undoubt.cli.stage import NONCE, WRONG_TAG, Stage, aged
+from undoubt.coordinator.ledger.contract import Decision, Heuristic, SessionInfo, SessionState, Verdict
+from undoubt.participants.contract import Fate, Order, PreparedBranch, Settled, Waiting
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.ids import Foreign, Gid
 
 
 @pytest.fixture
@@ -298,8 +298,8 @@ def test_an_unknown_branch_exits_3_and_4_where_not_all_answered(stage: Stage, co
 
 
 def test_a_branch_that_stays_busy_exits_6(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recovery.operator.resolve.BUSY_S", 0.05)
-    monkeypatch.setattr("recovery.operator.resolve.BUSY_PAUSE_S", 0.001)
+    monkeypatch.setattr("undoubt.recovery.operator.resolve.BUSY_S", 0.05)
+    monkeypatch.setattr("undoubt.recovery.operator.resolve.BUSY_PAUSE_S", 0.001)
     gid, _ = stage.prepare(1, Decision.COMMIT)
     stage.orders.script.commit = [Settled.BUSY]
     assert stage.run("indoubt", "commit", str(gid)).status == 6

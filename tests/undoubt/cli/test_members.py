@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.ledger.acting import DONE, system_user
-from coordinator.ledger.cluster.ledger import ClusterLedger
-from coordinator.ledger.contract import Act, BranchRecord, Decision, Record, Verdict
-from coordinator.node.storage.node_storage import lives_in
-from coordinator.settings import LedgerSettings
 from tests.coordinator.ledger.signing import Signing
 from tests.prove.nodes import CommandFailed, Nodes
+from undoubt.coordinator.ledger.acting import DONE, system_user
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.contract import Act, BranchRecord, Decision, Record, Verdict
+from undoubt.coordinator.node.storage.node_storage import lives_in
+from undoubt.coordinator.settings import LedgerSettings
 
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.ledger.contract import Decision, Verdict
-from participants.contract import Fate
-from participants.errors import ParticipantRefused, ParticipantUnavailable
 from tests.undoubt.cli.harness import COMMAND, environment, undoubt
 from tests.undoubt.cli.stage import Stage
+from undoubt.coordinator.ledger.contract import Decision, Verdict
+from undoubt.participants.contract import Fate
+from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 
 
 @pytest.fixture

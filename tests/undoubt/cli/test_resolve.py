@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.errors import LedgerUnavailable
-from coordinator.ledger.contract import Decision, Heuristic, Verdict
-from participants.contract import Fate, Order, Settled
-from participants.errors import ParticipantUnavailable
-from participants.ids import Gid
-from participants.registry import Registry
 from tests.undoubt.cli.stage import Stage
 from undoubt import assemble
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.ledger.contract import Decision, Heuristic, Verdict
+from undoubt.participants.contract import Fate, Order, Settled
+from undoubt.participants.errors import ParticipantUnavailable
+from undoubt.participants.ids import Gid
+from undoubt.participants.registry import Registry
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from participants.ids import Gid
-from participants.postgres.schema import script
 from tests.coordinator.node.processes import Processes, processes
 from tests.servers import prepared
 from tests.undoubt.cli.harness import Ran, environment
 from tests.undoubt.cli.harness import undoubt as command
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.schema import script
 
 CHILD = """
 import asyncio, json, os, sys

@@ -16,14 +16,14 @@ import asyncpg
 import pytest
 from prometheus_client import CollectorRegistry
 
-from coordinator.ledger.contract import Decision, record_of
-from participants.ids import Gid, Protocol, SessionKey
-from recovery.service import RecoveryService
-from recovery.settings import RecoverySettings
 from tests.undoubt.cli.harness import Ran, undoubt
 from undoubt import assemble
 from undoubt.config import load
+from undoubt.coordinator.ledger.contract import Decision, record_of
 from undoubt.metrics import Metrics
+from undoubt.participants.ids import Gid, Protocol, SessionKey
+from undoubt.recovery.service import RecoveryService
+from undoubt.recovery.settings import RecoverySettings
 
 SAID = "its role is gone; only a superuser can finish it"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coordinator.ledger.contract import Decision, Heuristic
-from participants.contract import Settled
 from tests.undoubt.cli.stage import Stage
+from undoubt.coordinator.ledger.contract import Decision, Heuristic
+from undoubt.participants.contract import Settled
 
 
 @pytest.fixture

@@ -9,16 +9,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coordinator.ledger.cluster import survey as asking
-from coordinator.ledger.cluster.messages import NodeStatus
-from coordinator.settings import LedgerSettings
-from coordinator.wire import Right
-from participants.findings import Finding, Severity
 from tests.coordinator.node.processes import processes
 from tests.undoubt.cli.harness import undoubt
 from undoubt.config import load
+from undoubt.coordinator.ledger.cluster import survey as asking
+from undoubt.coordinator.ledger.cluster.messages import NodeStatus
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire import Right
 from undoubt.doctor import examine
 from undoubt.doctor.cluster import look_at_nodes
+from undoubt.participants.findings import Finding, Severity
 from undoubt.serve.certs import Folder
 
 

@@ -12,17 +12,17 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from coordinator.ledger import open_ledger
-from coordinator.ledger.contract import Decision, record_of
-from coordinator.ledger.sqlite.lock import FileLock
-from coordinator.settings import LedgerSettings
-from participants.contract import Vote
-from participants.ids import Gid, Protocol, SessionKey, TxId, new_ledger_id
-from participants.postgres import PostgresParticipant
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
 from tests.undoubt.cli.harness import Ran, undoubt
+from undoubt.coordinator.ledger import open_ledger
+from undoubt.coordinator.ledger.contract import Decision, record_of
+from undoubt.coordinator.ledger.sqlite.lock import FileLock
+from undoubt.coordinator.settings import LedgerSettings
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Vote
+from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId, new_ledger_id
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 NAMES = ("orders", "payments")
 WRITE = "update account set balance = balance - 10 where id = 1"

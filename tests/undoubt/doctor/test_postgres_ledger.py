@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest
 
-from coordinator.ledger import maintenance
-from participants.findings import Finding, Severity
 from tests.coordinator.ledger.postgres_stage import settings_for
 from undoubt.config import Settings, load
+from undoubt.coordinator.ledger import maintenance
 from undoubt.doctor import examine
+from undoubt.participants.findings import Finding, Severity
 
 ROLE = "ledger_reader"
 

@@ -18,7 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 import undoubt
 import undoubt.sync
-from coordinator.coordinator import Coordinator
+from undoubt.coordinator.coordinator import Coordinator
 from undoubt.integrations.sqlalchemy import AsyncSession, Session
 
 KINDS = ("sync psycopg", "async psycopg", "async asyncpg")

@@ -11,9 +11,9 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 import undoubt
-from participants.postgres.schema import migrate
-from participants.settings import ParticipantSettings
 from tests.undoubt.integrations.conftest import App, Order, Payment, World, application
+from undoubt.participants.postgres.schema import migrate
+from undoubt.participants.settings import ParticipantSettings
 
 PAYMENTS = {"mapper": Payment}
 

@@ -10,11 +10,11 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 import undoubt
-from coordinator.ledger.contract import Decision
-from participants.errors import UsageError
 from tests.participants.support import run_on
 from tests.undoubt.integrations.conftest import App, Order, Payment, World, application
 from tests.undoubt.integrations.test_sqlalchemy import PAYMENTS, both, watch
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.participants.errors import UsageError
 
 
 async def applied(world: World) -> None:

@@ -9,9 +9,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from participants.errors import UsageError
 from tests.undoubt.integrations.conftest import App, Order, Payment, World, application
 from tests.undoubt.integrations.test_sqlalchemy import PAYMENTS, both
+from undoubt.participants.errors import UsageError
 
 
 def refused(match: str) -> Callable[[Session], None]:

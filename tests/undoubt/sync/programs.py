@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 import undoubt.sync
-from coordinator.protocols.steps import TwoPhaseStep
-from participants.errors import UndoubtError
-from participants.ids import Gid
-from participants.scripted import ScriptedParticipant
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.ids import Gid
+from undoubt.participants.scripted import ScriptedParticipant
 
 
 def connected(

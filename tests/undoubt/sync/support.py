@@ -9,13 +9,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from coordinator.coordinator import Coordinator as Engine
-from coordinator.ledger.memory import MemoryLedger
-from coordinator.settings import CoordinatorSettings
-from participants.contract import Fate
-from participants.ids import Gid
-from participants.registry import Registry
-from participants.scripted import Script, ScriptedParticipant
+from undoubt.coordinator.coordinator import Coordinator as Engine
+from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.participants.contract import Fate
+from undoubt.participants.ids import Gid
+from undoubt.participants.registry import Registry
+from undoubt.participants.scripted import Script, ScriptedParticipant
 from undoubt.sync import Coordinator
 
 WAIT_S = 30.0

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from participants.errors import UsageError
-from participants.scripted import Fate
 from tests.undoubt.sync.test_transactions import Stage, stage, stages, transfer
+from undoubt.participants.errors import UsageError
+from undoubt.participants.scripted import Fate
 
 __all__ = ["stage", "stages"]
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
-from coordinator.ledger.contract import Record
-from participants.contract import Fate
-from participants.errors import UsageError
-from participants.ids import Protocol
 from tests.docs.pages import ROOT
 from tests.undoubt.sync.support import WAIT_S, Background, Gate, Stage, until
+from undoubt.coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.ledger.contract import Record
+from undoubt.participants.contract import Fate
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import Protocol
 from undoubt.sync import Coordinator
 from undoubt.sync.portal import Portal
 

@@ -13,11 +13,11 @@ import psycopg
 import pytest
 
 import undoubt.sync
-from participants.errors import BranchFailed, UsageError
-from participants.postgres import psycopg_closing
 from tests.undoubt.sync.support import Background, until
 from tests.undoubt.sync.test_ends import interrupt_main_thread, run
 from undoubt.errors import DistributedDeadlock, TransactionAborted
+from undoubt.participants.errors import BranchFailed, UsageError
+from undoubt.participants.postgres import psycopg_closing
 
 
 class Bank:

@@ -10,12 +10,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
-from coordinator.ledger.contract import Record
-from participants.contract import Fate, Vote
-from participants.errors import BranchFailed, ParticipantUnavailable, UnknownParticipant, UsageError
-from participants.scripted import ScriptedParticipant
 from tests.undoubt.sync.support import Background, Stage, until
+from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
+from undoubt.coordinator.ledger.contract import Record
+from undoubt.participants.contract import Fate, Vote
+from undoubt.participants.errors import BranchFailed, ParticipantUnavailable, UnknownParticipant, UsageError
+from undoubt.participants.scripted import ScriptedParticipant
 from undoubt.sync import Transaction
 
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import undoubt
 import undoubt.sync
-from participants.postgres import schema
-from participants.settings import ParticipantSettings
 from undoubt.bench.contenders.product import Product, ProductInThreads, configuration
 from undoubt.bench.contract import DATABASES, AsyncContender, Places, SyncContender
+from undoubt.participants.postgres import schema
+from undoubt.participants.settings import ParticipantSettings
 
 
 @contextlib.asynccontextmanager

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from participants.ids import Gid
-from participants.postgres.handle import Handle
-from participants.postgres.session import Session
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.handle import Handle
+from undoubt.participants.postgres.session import Session
 
 
 class Adopted(Handle, Protocol):
-    """As a :class:`~participants.postgres.handle.Handle` it ends the application's use of the connection."""
+    """As a :class:`~undoubt.participants.postgres.handle.Handle` it ends the application's use of the
+    connection."""
 
     @property
     def session(self) -> Session: ...

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from participants.errors import UsageError
-from participants.ids import Gid
-from participants.postgres.asyncpg_session import AsyncpgSession
-from participants.postgres.session import ServerError
 from undoubt.integrations.sqlalchemy.adopted import AUTOCOMMIT, begin_statement
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.asyncpg_session import AsyncpgSession
+from undoubt.participants.postgres.session import ServerError
 
 
 class AsyncpgAdopted:

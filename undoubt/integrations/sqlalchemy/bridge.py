@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy.util import await_
 
-from coordinator.coordinator import Coordinator
-from participants.errors import UsageError
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.participants.errors import UsageError
 from undoubt.sync import Coordinator as SyncCoordinator
 
 T = TypeVar("T")

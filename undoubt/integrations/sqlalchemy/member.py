@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from participants.contract import Branch
-from participants.errors import UsageError
-from participants.ids import NO_KEY, Gid, SessionKey
-from participants.postgres import PostgresParticipant
-from participants.postgres.pool import Slot
 from undoubt.integrations.sqlalchemy.adopted import Adopted
 from undoubt.integrations.sqlalchemy.asyncpg_driver import AsyncpgAdopted
 from undoubt.integrations.sqlalchemy.psycopg_driver import PsycopgAdopted
 from undoubt.integrations.sqlalchemy.taken import State, Taken
+from undoubt.participants.contract import Branch
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import NO_KEY, Gid, SessionKey
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.pool import Slot
 
 if TYPE_CHECKING:
     from undoubt.integrations.sqlalchemy.unit import Unit

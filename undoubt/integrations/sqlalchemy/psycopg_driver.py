@@ -10,12 +10,12 @@ from typing import Any
 import psycopg
 from psycopg.pq import ConnStatus, PGconn, PipelineStatus, TransactionStatus
 
-from participants.errors import UsageError
-from participants.ids import Gid
-from participants.postgres.psycopg_gate import AsyncGate, SyncGate
-from participants.postgres.psycopg_session import PsycopgSession
-from participants.postgres.session import ServerError
 from undoubt.integrations.sqlalchemy.adopted import AUTOCOMMIT, begin_statement
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.psycopg_gate import AsyncGate, SyncGate
+from undoubt.participants.postgres.psycopg_session import PsycopgSession
+from undoubt.participants.postgres.session import ServerError
 
 
 class PsycopgAdopted:

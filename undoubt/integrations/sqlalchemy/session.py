@@ -11,12 +11,12 @@ from sqlalchemy import event, orm
 from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.orm.session import SessionTransaction
 
-from coordinator.coordinator import Coordinator
-from participants import bounds
-from participants.errors import UsageError
+from undoubt.coordinator.coordinator import Coordinator
 from undoubt.integrations.sqlalchemy.bridge import Bridge
 from undoubt.integrations.sqlalchemy.member import checked_in, failed
 from undoubt.integrations.sqlalchemy.unit import Unit
+from undoubt.participants import bounds
+from undoubt.participants.errors import UsageError
 from undoubt.sync import Coordinator as SyncCoordinator
 
 Engines = Mapping[sa.Engine, str] | Mapping[sa_asyncio.AsyncEngine, str]

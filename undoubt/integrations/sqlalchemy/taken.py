@@ -15,15 +15,15 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from coordinator.transaction import Transaction
-from participants.errors import UsageError
-from participants.postgres.closing import close_in_background
-from participants.postgres.pool import Slot
-from participants.postgres.session import NoAnswer, NotSent, ServerError
-from participants.postgres.session_end import FATAL, with_setting
-from participants.postgres.sql import literal
-from participants.postgres.verdicts import lost
+from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy.adopted import Adopted
+from undoubt.participants.errors import UsageError
+from undoubt.participants.postgres.closing import close_in_background
+from undoubt.participants.postgres.pool import Slot
+from undoubt.participants.postgres.session import NoAnswer, NotSent, ServerError
+from undoubt.participants.postgres.session_end import FATAL, with_setting
+from undoubt.participants.postgres.sql import literal
+from undoubt.participants.postgres.verdicts import lost
 
 LOST_GRACE_S = 0.5
 """A session that is dropped drops all of its connections; while pools roll them back, nobody interrupts."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.orm.session import SessionTransaction, SessionTransactionState
 
-from coordinator.errors import TransactionAborted
-from coordinator.transaction import Transaction
-from participants.errors import UndoubtError, UsageError
-from participants.postgres import PostgresParticipant
+from undoubt.coordinator.errors import TransactionAborted
+from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy.bridge import Bridge
 from undoubt.integrations.sqlalchemy.member import Member, checked
 from undoubt.integrations.sqlalchemy.taken import abort_later
+from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.participants.postgres import PostgresParticipant
 
 if TYPE_CHECKING:
     from undoubt.integrations.sqlalchemy.session import Session
