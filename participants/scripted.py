@@ -207,6 +207,7 @@ class ScriptedBranch:
         self.broken_off: Callable[[], Exception] | None = None
         """What an application that uses it would get."""
         self._vote: Vote | None = None
+        self._evidence: Evidence | None = None
         self._ended = False
         self._to_forget = False
 
@@ -241,8 +242,8 @@ class ScriptedBranch:
         match self._vote:
             case Vote.PREPARED:
                 self.participant.prepared[self.gid] = self.xid
-                evidence = Evidence(self.xid, self.participant.system, self.participant.timeline)
-                return PrepareResult(Vote.PREPARED, evidence)
+                self._evidence = Evidence(self.xid, self.participant.system, self.participant.timeline)
+                return PrepareResult(Vote.PREPARED, self._evidence)
             case Vote.READ_ONLY:
                 return PrepareResult(Vote.READ_ONLY)
             case Vote.ABORT:
@@ -286,8 +287,7 @@ class ScriptedBranch:
         return await self._settle(answer, Order.ROLLBACK)
 
     async def _settle(self, answer: Answer, order: Order) -> Settled:
-        evidence = Evidence(self.xid, self.participant.system, self.participant.timeline)
-        settled = await self.participant._answer(answer, self.gid, order, evidence)
+        settled = await self.participant._answer(answer, self.gid, order, self._evidence)
         self._to_forget = settled in HEURISTICS and answer is not Settled.ABSENT
         return settled
 

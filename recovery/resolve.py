@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Ledger
+from undoubt.coordinator.protocols.course import applied_elsewhere
 from undoubt.coordinator.protocols.steps import Observer
 from undoubt.participants.contract import HEURISTICS, Participant, Settled
 from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
@@ -80,6 +81,7 @@ class Resolution:
 
     async def run(self) -> None:
         """Raises ``LedgerError``, and ``ParticipantUnavailable`` if it is given up."""
+        self._tools.progress.saw(self._participant.name, self._scan.listed)
         todo: list[Commit | RollBack] = []
         undecided: list[Gid] = []
         for branch, stands in self._scan.prepared:
@@ -183,7 +185,8 @@ class Resolution:
         record, branch = item
         gid = branch.gid(self._tools.ledger.ledger_id, record.protocol, record.txid)
         try:
-            fate = await ask_books(self._participant, gid, branch)
+            seen = self._tools.progress.seen(self._participant.name, gid)
+            fate = await ask_books(self._participant, gid, branch, seen)
             await self._conclude(for_absent(gid, record.decision, fate))
         except ParticipantError as error:
             self._line(gid, None, "finish", "failed", str(error))
@@ -205,6 +208,9 @@ class Resolution:
                     self._line(gid, None, "heuristic", "would_do", str(kind))
                 elif kind is Settled.HEURISTIC_HAZARD and not self._is_sure(gid):
                     self._line(gid, None, "look_again", "look_again", "nothing proves what became of it")
+                elif kind is Settled.HEURISTIC_HAZARD and await applied_elsewhere(self._tools.ledger, gid):
+                    progress.done(gid)
+                    self._line(gid, None, "finish", "done", "another recovery has finished its transaction")
                 else:
                     await self._record(action)
                     self._line(gid, None, "heuristic", "done", str(kind))

@@ -38,12 +38,14 @@ class Scan:
     number."""
 
     def evidence(self, gid: Gid) -> Evidence | None:
-        """What was recorded with the decision, else what the list says of a branch that was in it."""
+        """What was recorded with the decision, unless the list says of a branch that was in it that it is in
+        another history by now: after a promotion only the list's counts."""
+        listed = self.listed.get((gid.txid, gid.branch))
         record = self.records.get(gid.txid)
         for branch in record.branches if record is not None else ():
             if branch.number == gid.branch and (recorded := evidence_of(branch)) is not None:
-                return recorded
-        return self.listed.get((gid.txid, gid.branch))
+                return later(recorded, listed)
+        return listed
 
     def absent(self) -> Iterator[tuple[DecisionRecord, BranchRecord]]:
         """Branches recorded for this participant that it did not list. Nobody else can tell what became of
@@ -160,6 +162,18 @@ def of_lost_ledger(participant: Participant, branch: PreparedBranch) -> bool:
 
 _XID_MODULUS = 2**32
 """Of a prepared transaction a database shows the lower half of its id."""
+
+
+def later(recorded: Evidence, listed: Evidence | None) -> Evidence:
+    """Which of the two the database's books can answer, where ``listed`` was told of the same branch after
+    ``recorded``. Of the same place, the one that has a position."""
+    if listed is None or (listed.history is None and None in {listed.system, listed.timeline}):
+        return recorded
+    if listed.history is None:
+        same = (listed.system, listed.timeline) == (recorded.system, recorded.timeline)
+    else:
+        same = listed.history == recorded.history
+    return recorded if same else listed
 
 
 def evidence_of(branch: BranchRecord) -> Evidence | None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord
-from undoubt.participants.contract import Fate, Participant
+from undoubt.participants.contract import Evidence, Fate, Participant
 from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.states import BranchState
@@ -30,6 +30,8 @@ class Progress:
         self._claimed: set[TxId] = set()
         self._finished: set[TxId] = set()
         self._doubted: dict[Gid, float] = {}
+        self._seen: dict[str, dict[tuple[TxId, int], Evidence]] = {}
+        self._listed: dict[str, frozenset[tuple[TxId, int]]] = {}
         self._since: dict[TxId, float] = {}
         self._records: Mapping[TxId, DecisionRecord] = {}
 
@@ -40,6 +42,24 @@ class Progress:
         self._done = {txid: done for txid, done in self._done.items() if txid in records}
         self._finished &= records.keys()
         self._doubted = {gid: since for gid, since in self._doubted.items() if gid.txid in records}
+
+    def saw(self, participant: str, listed: Mapping[tuple[TxId, int], Evidence | None]) -> None:
+        """What ``participant`` has just listed as prepared, with what proves later what became of it. It is
+        remembered until the transaction is no more among the unfinished decisions; a decision may be recorded
+        only after the list."""
+        before = self._listed.get(participant, frozenset())
+        kept = {
+            key: evidence
+            for key, evidence in self._seen.get(participant, {}).items()
+            if key[0] in self._records or key in before
+        }
+        kept |= {key: evidence for key, evidence in listed.items() if evidence is not None}
+        self._seen[participant] = kept
+        self._listed[participant] = frozenset(listed)
+
+    def seen(self, participant: str, gid: Gid) -> Evidence | None:
+        """What an earlier list of ``participant`` said of a branch that was prepared then."""
+        return self._seen.get(participant, {}).get((gid.txid, gid.branch))
 
     def done(self, gid: Gid) -> None:
         """That branch has applied the decision, or its heuristic is recorded."""
@@ -103,11 +123,15 @@ class Progress:
         return tuple(found)
 
 
-async def ask_books(participant: Participant, gid: Gid, branch: BranchRecord) -> Fate:
-    """What the books of the participant that it was recorded for say of a branch that is not prepared. Raises
-    ``ParticipantError``."""
-    evidence = evidence_of(branch)
-    fate = Fate.UNKNOWN if evidence is None else await participant.evidence(evidence)
+async def ask_books(
+    participant: Participant, gid: Gid, branch: BranchRecord, seen: Evidence | None = None
+) -> Fate:
+    """What the books of the participant that it was recorded for say of a branch that is not prepared.
+    ``seen`` is what a list said of it while it was. Raises ``ParticipantError``."""
+    fate = Fate.UNKNOWN
+    for evidence in dict.fromkeys((evidence_of(branch), seen)):
+        if evidence is not None and fate is Fate.UNKNOWN:
+            fate = await participant.evidence(evidence)
     if fate is Fate.UNKNOWN and gid.protocol is Protocol.THREE_PHASE:
         # What has committed is noted beside its row. A row without a note, of a branch that is not prepared
         # any more, has ended otherwise; but one that only a termination has made proves nothing: the database

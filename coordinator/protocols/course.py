@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledger, record_of
+from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledger, Record, record_of
 from undoubt.coordinator.protocols.steps import Observer
 from undoubt.participants.checks import invariant
 from undoubt.participants.contract import Branch, Evidence, Participant, Settled, Vote
@@ -178,6 +178,17 @@ async def record_heuristic(
     found = Heuristic(branch.gid, kind, decision, found_at=time.time(), note=note)
     await repeat_until_answered(lambda: course.ledger.record_heuristic(found))
     await branch.forget()
+
+
+async def applied_elsewhere(ledger: Ledger, gid: Gid) -> bool:
+    """Whether the ledger proves that the branch ``gid`` of a committed transaction has committed: the
+    transaction is finished, and nothing else is recorded of this branch. Only who knows that every branch has
+    applied the decision, or has recorded what it did instead, finishes a transaction. Raises
+    ``LedgerError``."""
+    info = await ledger.transaction(gid.txid)
+    if info is None or not info.finished or info.record is not Record.COMMIT:
+        return False
+    return all(heuristic.gid != gid for heuristic in info.heuristics)
 
 
 def heuristic_outcome(course: Course, kinds: list[Settled], decision: Decision) -> HeuristicOutcome:

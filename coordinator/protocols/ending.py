@@ -14,6 +14,7 @@ from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation, why
 from undoubt.coordinator.protocols.course import (
     Course,
     Phase,
+    applied_elsewhere,
     branch_record,
     heuristic_outcome,
     record_heuristic,
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 BUSY_ATTEMPTS_MAX = 8
 """How often a branch that answers BUSY is asked again (after 10, 20, 40 … ms) before recovery takes over."""
+HAZARD_LOOKS_MAX = 8
+"""How often the ledger is asked (after 10, 20, 40 … ms) whether a recovery has committed a branch of which
+its database proves nothing, before that is recorded as a hazard."""
 
 
 async def apply(course: Course, prepared: Sequence[Branch], readers: Sequence[Branch]) -> None:
@@ -60,8 +64,10 @@ async def _commit_branch(course: Course, branch: Branch) -> None:
     except ParticipantError:
         return  # stays pending: recovery finishes it from the recorded decision
     await course.reach(TwoPhaseStep.AFTER_SECOND_PHASE, branch.gid)
-    if settled is Settled.HEURISTIC_COMMIT:
-        await branch.forget()  # on its own, but what was decided
+    if settled is Settled.HEURISTIC_COMMIT or (
+        settled is Settled.HEURISTIC_HAZARD and await _committed_by_recovery(course, branch.gid)
+    ):
+        await branch.forget()  # not by this coordinator, but what was decided
     elif settled in HEURISTICS:
         await record_heuristic(course, branch, settled, Decision.COMMIT)
     if settled in HEURISTICS or settled is Settled.APPLIED:
@@ -76,6 +82,17 @@ async def _while_busy(call: Callable[[], Awaitable[Settled]]) -> Settled:
         await asyncio.sleep(0.01 * 2**attempt)
         settled = await call()
     return settled
+
+
+async def _committed_by_recovery(course: Course, gid: Gid) -> bool:
+    """Whether a recovery that found the branch prepared has ended the transaction. After a promotion the
+    database does not count its own transaction ids from before as evidence; whoever has committed the branch
+    knows all the same."""
+    for attempt in range(HAZARD_LOOKS_MAX):
+        if await repeat_until_answered(lambda: applied_elsewhere(course.ledger, gid)):
+            return True
+        await asyncio.sleep(0.01 * 2**attempt)
+    return False
 
 
 async def end_readers(course: Course, readers: Sequence[Branch]) -> None:

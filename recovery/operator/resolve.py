@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from undoubt.coordinator.errors import OutcomeUnknown
 from undoubt.coordinator.ledger.acting import acting, new_act
 from undoubt.coordinator.ledger.contract import Decision, Heuristic, Ledger, record_of
+from undoubt.coordinator.protocols.course import applied_elsewhere
 from undoubt.participants.contract import HEURISTICS, Evidence, Order, Settled
 from undoubt.participants.ids import Foreign, Gid
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import Conflict, NotOurs, StillBusy
 from undoubt.recovery.operator.survey import Found, survey
 from undoubt.recovery.plan import BranchDone, RecordHeuristic, Standing, for_settled, order_of
-from undoubt.recovery.scan import evidence_of
+from undoubt.recovery.scan import evidence_of, later
 
 log = logging.getLogger(__name__)
 
@@ -176,8 +177,16 @@ class Operator:
             return Decision.ABORT
 
     async def _carry_out(self, found: Found, gid: Gid, decision: Decision) -> None:
-        """What is decided. What turns out to contradict it is recorded before it is told."""
+        """What is decided. What turns out to contradict it is recorded before it is told. What nothing proves
+        is left to recovery: whoever has ended the branch meanwhile may be about to finish its transaction."""
         settled = await self._settle(found, gid, order_of(decision))
+        if settled is Settled.HEURISTIC_HAZARD:
+            if await applied_elsewhere(self.ledger, gid):
+                return
+            raise StillBusy(
+                f"somebody else has ended {gid} meanwhile, and its database proves nothing: recovery finds"
+                " out what became of it; look again"
+            )
         action = for_settled(gid, decision, settled)
         if isinstance(action, RecordHeuristic):
             await self.ledger.record_heuristic(Heuristic(gid, action.kind, decision, time.time()))
@@ -212,7 +221,7 @@ class Operator:
     async def _settle(self, found: Found, gid: Gid, order: Order) -> Settled:
         """Until the answer is final."""
         participant = self.participants.get(found.participant)
-        evidence = await self._evidence(gid)
+        evidence = await self._evidence(found, gid)
         return await self._until_final(gid, lambda: participant.settle(gid, order, evidence))
 
     async def _until_final(self, gid: Gid | Foreign, ask: Callable[[], Awaitable[Settled]]) -> Settled:
@@ -226,12 +235,13 @@ class Operator:
             ) from None
         return settled
 
-    async def _evidence(self, gid: Gid) -> Evidence | None:
+    async def _evidence(self, found: Found, gid: Gid) -> Evidence | None:
+        listed = found.branch.evidence
         info = await self.ledger.transaction(gid.txid)
         for record in info.branches if info is not None else ():
-            if record.number == gid.branch:
-                return evidence_of(record)
-        return None
+            if record.number == gid.branch and (recorded := evidence_of(record)) is not None:
+                return later(recorded, listed)
+        return listed
 
 
 def contradicted(gid: Gid, order: Order, known: Iterable[Heuristic]) -> list[Heuristic]:

@@ -24,7 +24,7 @@ class VotingLedger(MemoryLedger):
             self.ask,
             self._open_bound,
             self._session_of,
-            self._record_of,
+            self._recorded,
             Random(1),
             voters=self.voters,
             timeout_s=5.0,
@@ -48,5 +48,5 @@ class VotingLedger(MemoryLedger):
     async def _session_of(self, txid: TxId) -> SessionInfo | None:
         return among(self.machine.session_infos(), txid)
 
-    async def _record_of(self, txid: TxId) -> Record:
+    async def _recorded(self, txid: TxId) -> Record:
         return self.machine.record(txid)

@@ -56,6 +56,9 @@ class Victim(enum.StrEnum):
     """Stopped; only one acceptor has its votes, and is silent for as long as it is stopped itself."""
     HEARD = "heard"
     """The same, but that acceptor is one of the two that the recovery can ask."""
+    UNCOPIED = "uncopied"
+    """The coordinator, once every branch has committed and before it has told the ledger: nothing is prepared
+    any more, and only the acceptors know."""
     POWER = "power"
     """All at once: the coordinator, the databases, every node; then everything but the coordinator starts."""
 
@@ -71,6 +74,7 @@ CLUSTERED = frozenset(
         Victim.OVERTAKEN,
         Victim.OUTVOTED,
         Victim.HEARD,
+        Victim.UNCOPIED,
         Victim.POWER,
     }
 )
@@ -175,6 +179,8 @@ def _of_nodes(protocol: Protocol, recovers: list[enum.StrEnum]) -> list[Case]:
     if protocol is Protocol.PAXOS:
         vote = Trap(PAUSE, PaxosStep.BEFORE_VOTE, 0, UNDER_LOAD)
         found += [Case(victim, False, vote) for victim in (Victim.OUTVOTED, Victim.HEARD)]
+        copy = Trap(PAUSE, TwoPhaseStep.BEFORE_DECIDE, 0, UNDER_LOAD)
+        found.insert(0, Case(Victim.UNCOPIED, False, copy))
     return found
 
 

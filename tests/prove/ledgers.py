@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from tests.prove.nodes import Nodes
+from tests.prove.processes import within
 from undoubt.coordinator.ledger import maintenance
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.embedded import EmbeddedServer
@@ -27,6 +29,10 @@ class SqliteLedgers:
 
     async def build(self, stack: AsyncExitStack) -> None:
         """Nothing needs to run."""
+
+    async def caught_up(self) -> bool:
+        """Return once nothing that is decided is on its way into the ledger: whether anything was."""
+        return False
 
     async def fresh(self, name: str) -> dict[str, object]:
         """The settings of a new ledger."""
@@ -54,7 +60,9 @@ class PostgresLedgers(SqliteLedgers):
 
 
 class RaftLedgers(SqliteLedgers):
-    """Three nodes for many cases: each leaves nothing unfinished, or it has failed."""
+    """Three nodes for many cases: each leaves nothing unfinished, or it has failed. The next case has other
+    databases of the same names: a decision that the ledger learns then can be proved by none of them, and is
+    rightly recorded as a hazard."""
 
     session_ttl_s = 1.5
     lanes = 4
@@ -67,6 +75,18 @@ class RaftLedgers(SqliteLedgers):
         stack.push_async_callback(self.nodes.close)
         await self.nodes.begin()
         await self.nodes.start(*self.nodes.addresses)
+
+    async def caught_up(self) -> bool:
+        """Paxos Commit's acceptors know an outcome before the ledger does. What a dead coordinator has not
+        told it, the leader does, some time after that coordinator's session has ended."""
+        if self.nodes is None:
+            raise RuntimeError("build comes first")
+        waited = False
+        async with within("the ledger's copy of what its acceptors hold"):
+            while await self.nodes.held():
+                waited = True
+                await asyncio.sleep(0.1)
+        return waited
 
     async def fresh(self, name: str) -> dict[str, object]:
         if self.nodes is None:

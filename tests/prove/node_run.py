@@ -44,6 +44,8 @@ HALF_TOLD = Trap(PAUSE, TwoPhaseStep.BEFORE_SECOND_PHASE, 2, UNDER_LOAD)
 class NodeRun(Run):
     timeout_s = 30.0
     _stopped: Child | None = None
+    _uncopied: TxId | None = None
+    """Committed by a coordinator that died before it could tell the ledger."""
 
     @property
     def nodes(self) -> Nodes:
@@ -99,6 +101,8 @@ class NodeRun(Run):
                 await self.expect_ended(child)
             case Victim.OUTVOTED | Victim.HEARD:
                 await self._one_vote(child, subject)
+            case Victim.UNCOPIED:
+                await self._kill_uncopied(child, TxId.parse(subject))
             case _:
                 await self._kill_nodes_of(child)
 
@@ -245,6 +249,19 @@ class NodeRun(Run):
             self.nodes.signal(heard, signal.SIGCONT)
         await self._go_on(child)
         await self._expect_recorded(TxId.parse(txid), expected)
+
+    async def _kill_uncopied(self, child: Child, txid: TxId) -> None:
+        async with within(f"the commit of {txid}"):
+            while txid in {gid.txid for gid in await self._prepared()}:
+                await asyncio.sleep(0.005)
+        if await child.kill() != -signal.SIGKILL:
+            self.count("not_killed", "the coordinator ended by itself")
+        self._uncopied = txid
+
+    async def _audit(self, dsns: dict[str, str], heard: Heard) -> None:
+        await super()._audit(dsns, heard)
+        if self._uncopied is not None:
+            await self._expect_recorded(self._uncopied, {Record.COMMIT})
 
     async def _expect_recorded(self, txid: TxId, expected: set[Record]) -> None:
         """``NOT_RECORDED`` is an ABORT that is finished."""

@@ -15,8 +15,13 @@ from typing import Any
 from tests.ports import free_ports
 from tests.prove.processes import ROOT, within
 from tests.prove.trap import Trap
+from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
+from undoubt.coordinator.ledger.cluster.messages import SESSIONS_MAX, HeldCall
 from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.ledger.cluster.url import wire_of
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.ids import TxId
 from undoubt.serve.certs import Folder
 
 COMMAND = (sys.executable, "-m", "undoubt")
@@ -203,6 +208,26 @@ class Nodes:
             while not (leader := (await survey(settings)).leader):
                 await asyncio.sleep(0.02)
         return leader
+
+    async def held(self) -> set[TxId]:
+        """Transactions that an acceptor which runs keeps and has not seen recorded."""
+        settings = LedgerSettings(url=f"raft://{self.url}", request_timeout_s=30.0)
+        ledger = await ClusterLedger.open(settings)
+        try:
+            sessions = [session.id for session in await ledger.sessions() if session.acceptors]
+        finally:
+            await ledger.close()
+        asked = [
+            operate.ask(
+                self.addresses[node],
+                HeldCall(tuple(sessions[first : first + SESSIONS_MAX])),
+                30.0,
+                wire_of(settings),
+            )
+            for node in self.running
+            for first in range(0, len(sessions), SESSIONS_MAX)
+        ]
+        return {txid for told in await asyncio.gather(*asked) for txid in told}
 
     async def leader(self) -> int:
         """Once somebody leads."""

@@ -72,6 +72,8 @@ class Run:
         if self.case.in_recovery:
             await self.recover_with_a_victim()
         await self.recover()
+        if await self.stage.ledgers.caught_up():
+            await self.recover()
         await self._audit(dsns, heard)
         if self.stage.poolers and self.stage.logins == logins:
             self.problems.append("nothing went through the pooler")

@@ -108,6 +108,7 @@ async def test_a_branch_that_vanishes_between_list_and_commit_is_no_hazard_yet(w
     async def overtaken(call: str, gid: Gid) -> None:
         if call == "settle_commit" and gid in world.orders.prepared:
             world.orders.finish_by_hand(gid, Order.COMMIT)
+            world.orders.timeline = "00000003"
             await world.ledger.finish([gid.txid])
 
     world.orders.before = overtaken
