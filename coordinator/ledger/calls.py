@@ -428,6 +428,11 @@ def unreadable(number: int, error: Exception) -> Failed:
     return failed(number, UsageError(f"the ledger cannot read what it was asked: {error}"))
 
 
+def illegible(error: Exception) -> LedgerUnavailable:
+    """What a caller is told whose answer cannot be read. It was carried out, or was not."""
+    return LedgerUnavailable(f"the ledger's answer cannot be read: {error}")
+
+
 def raised(message: Failed) -> UndoubtError:
     """The error that :func:`failed` was made from."""
     if message.kind == BranchListMismatch.__name__ and message.txid is not None:

@@ -60,7 +60,10 @@ class LedgerConnection:
             case calls.Reply(number=number, result=result):
                 call, future = self._take(number)
                 if not future.done():
-                    future.set_result(calls.decode_result(call, result))
+                    try:
+                        future.set_result(calls.decode_result(call, result))
+                    except (ValueError, RecursionError) as error:
+                        future.set_exception(calls.illegible(error))
             case calls.Failed():
                 _, future = self._take(answer.number)
                 if not future.done():

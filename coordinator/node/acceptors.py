@@ -11,8 +11,6 @@ import logging
 from collections.abc import Callable, Iterable
 from heapq import nsmallest
 
-import msgspec
-
 from undoubt.coordinator.errors import Impostor, LedgerError, LedgerUnavailable
 from undoubt.coordinator.ledger.cluster.acceptors import record_of
 from undoubt.coordinator.ledger.contract import Record
@@ -111,10 +109,7 @@ class Acceptors:
             self._names = Names(state.ledger_id, state.secret)
         for branch, value in zip(request.branches, request.values, strict=False):
             if value is not None and value.prepared:
-                try:
-                    record = record_of(branch, value)
-                except msgspec.MsgspecError:
-                    return False
+                record = record_of(branch, value)
                 if not self._names.gave(record.gid(state.ledger_id, Protocol.PAXOS, request.txid)):
                     return False
         return True

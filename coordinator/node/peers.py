@@ -14,7 +14,7 @@ from random import Random
 
 import msgspec
 
-from undoubt.coordinator.raft import Message, decode, encode
+from undoubt.coordinator.raft import Message, MessageRefused, decode, encode
 from undoubt.coordinator.supervision import Supervised
 from undoubt.coordinator.wire import (
     VERSIONS,
@@ -185,7 +185,8 @@ def _give_up_on_silence(connection: Connection, seconds: float) -> None:
 
 
 class FromPeer:
-    """The receiving end of a peer's connection to this node. ``step`` takes its messages."""
+    """The receiving end of a peer's connection to this node. ``step`` takes its messages, and raises
+    ``MessageRefused``: that costs the peer this connection, and the node nothing."""
 
     def __init__(self, connection: Connection, step: Callable[[Message], None]) -> None:
         self._number = connection.peer.number
@@ -195,7 +196,10 @@ class FromPeer:
         message = decode(payload)
         if message.sender != self._number:
             raise RemoteProtocolError(f"node {self._number} speaks for node {message.sender}")
-        self._step(message)
+        try:
+            self._step(message)
+        except MessageRefused as error:
+            raise RemoteProtocolError(str(error)) from error
 
     def lost(self, why: str) -> None:
         """It will come again."""

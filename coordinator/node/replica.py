@@ -30,11 +30,13 @@ from undoubt.coordinator.node.storage.contract import Snapshot, Storage, Stored,
 from undoubt.coordinator.node.storage.group_commit import Disk
 from undoubt.coordinator.node.versions import Agreement
 from undoubt.coordinator.raft import (
+    Append,
     ConfigChange,
     Entry,
     Kind,
     LogSetBack,
     Message,
+    MessageRefused,
     NotLeader,
     ProposalRefused,
     Raft,
@@ -42,6 +44,7 @@ from undoubt.coordinator.raft import (
     Ready,
     Refusal,
     Restored,
+    SnapshotChunk,
 )
 from undoubt.coordinator.wire import VERSIONS
 from undoubt.participants.errors import UsageError
@@ -91,6 +94,8 @@ class Replica:
         """Why this node has stopped by itself, once it has."""
         self._stopped = ""
         """Why nothing is answered any more."""
+        self.refused = 0
+        """Messages of peers that no sound member would send."""
         self._loop = asyncio.get_running_loop()
         self._storage = storage
         self._disk = Disk(storage, self._full, self._fail)
@@ -145,10 +150,27 @@ class Replica:
         await asyncio.wait([self._storage.close()], timeout=CLOSE_S)  # a disk that hangs is not waited for
 
     def step(self, message: Message) -> None:
-        """A peer's message has arrived."""
-        if not self._stopped:
+        """A peer's message has arrived. Raises ``MessageRefused``; nothing has changed then."""
+        if self._stopped:
+            return
+        try:
+            self._judge(message)
             self._guarded(lambda: self.raft.step(message))
-            self.wake()
+        except MessageRefused:
+            self.refused += 1
+            raise
+        self.wake()
+
+    def _judge(self, message: Message) -> None:
+        """As the core judges it; this is about what the core does not read."""
+        try:
+            if isinstance(message, Append):
+                self.replicated.judge(message.entries)
+            elif isinstance(message, SnapshotChunk) and message.done and self.raft.wants(message):
+                chunks = [*self.raft.state.chunks, message]
+                self.replicated.judge_image(self._snapshots.with_chunks(chunks))
+        except ValueError as error:  # msgspec's are
+            raise MessageRefused(f"node {message.sender} sent what cannot be read: {error}") from error
 
     def propose(self, command: Command, answer: Answer) -> None:
         """Have ``command`` decided by the majority; with everything else that is proposed in this turn."""
@@ -307,6 +329,8 @@ class Replica:
             work()
         except LogSetBack as error:
             self.set_back(str(error))
+        except MessageRefused:
+            raise  # it was judged before anything changed
         except Exception as error:  # a bug, or a command of a newer version: from here nothing can be trusted
             log.exception("this node stops")
             self._fail(error)

@@ -56,6 +56,14 @@ class _Image(msgspec.Struct, frozen=True, array_like=True):
     version: int = FIRST_VERSION
 
 
+def _read(image: bytes) -> _Image:
+    """Raises ``msgspec.MsgspecError``."""
+    found = msgspec.msgpack.decode(image, type=_Image)
+    if found.format != IMAGE_FORMAT:
+        raise msgspec.ValidationError(f"image format {found.format}, known is {IMAGE_FORMAT}")
+    return found
+
+
 def encode_command(command: Logged) -> msgspec.Raw:
     """Alone, before it is queued. Raises ``UsageError`` for what cannot be encoded."""
     if isinstance(command, Agree):
@@ -158,6 +166,22 @@ class Replicated:
         """Whether it was a member and is none any more."""
         return node <= self.highest and node not in self.addresses
 
+    def judge(self, entries: Sequence[Entry]) -> None:
+        """Raises ``ValueError`` for a peer's change of the members that says nothing of use. An entry that is
+        damaged is not looked at: the core asks for it again."""
+        for entry in entries:
+            if entry.kind is Kind.CONFIG and entry.intact:
+                for change in decode_change(entry.data).changes:
+                    if change.context:
+                        _decode_member(change.context)
+
+    def judge_image(self, image: bytes) -> None:
+        """Raises ``ValueError`` for what :meth:`restore` could not read. One of a newer version passes: that
+        stops this node, with what to do."""
+        found = _read(image)
+        if found.version <= self.speaks.highest:
+            Machine("").restore(found.ledger)
+
     def learn(self, entries: Sequence[Entry]) -> None:
         """Addresses from changes of the configuration that are in the log, committed or not."""
         for entry in entries:
@@ -179,9 +203,7 @@ class Replicated:
     def restore(self, image: bytes) -> None:
         """Raises ``msgspec.MsgspecError`` for what is no image, or one of a newer format; ``LedgerUnusable``
         for one of a newer version than this node speaks."""
-        found = msgspec.msgpack.decode(image, type=_Image)
-        if found.format != IMAGE_FORMAT:
-            raise msgspec.ValidationError(f"image format {found.format}, known is {IMAGE_FORMAT}")
+        found = _read(image)
         self._check_version(found.version)
         self.version = found.version
         self.machine.restore(found.ledger)

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
-from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
+from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.cluster import operate
 from undoubt.coordinator.ledger.cluster.messages import SESSIONS_MAX, HeldCall
 from undoubt.coordinator.ledger.contract import Record, SessionState
@@ -20,6 +20,7 @@ from undoubt.coordinator.ledger.state import SessionBook
 from undoubt.coordinator.node.ledger import NodeLedger
 from undoubt.coordinator.node.replica import Replica
 from undoubt.coordinator.wire import WireSettings
+from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Settling:
                 continue
             try:
                 await self.settle(txid)
-            except (LedgerError, OutcomeUnknown, TimeoutError) as error:
+            except (UndoubtError, TimeoutError) as error:
                 blocked.add(txid.session)
                 log.info("what became of %s is not known yet: %s", txid, str(error) or "no answer in time")
 
@@ -80,6 +81,8 @@ class Settling:
             for first in range(0, len(sessions), SESSIONS_MAX):
                 some, after = sessions[first : first + SESSIONS_MAX], None
                 while more := await self._told(node, HeldCall(some, after)):
+                    if after is not None and more[-1] <= after:
+                        break  # it would go on for ever
                     told += more
                     after = more[-1]
         except LedgerError as error:
@@ -97,8 +100,7 @@ class Settling:
         return told
 
     async def settle(self, txid: TxId) -> None:
-        """Have its acceptors choose, and record it. Raises ``LedgerError``, ``OutcomeUnknown`` and
-        ``TimeoutError``."""
+        """Have its acceptors choose, and record it. Raises ``UndoubtError`` and ``TimeoutError``."""
         async with asyncio.timeout(ASK_S):
             found = await self._ledger.acceptors.settle(txid)
             await self._ledger.record_chosen(txid, found)

@@ -76,6 +76,13 @@ class Snapshots:
                 self._arrived = []
             self._arrived.append(chunk.data)
 
+    def with_chunks(self, chunks: Iterable[SnapshotChunk]) -> bytes:
+        """What :meth:`collect` would have collected then."""
+        pieces = list(self._arrived)
+        for chunk in chunks:
+            pieces = [*(pieces if chunk.offset else ()), chunk.data]
+        return b"".join(pieces)
+
     def received(self, meta: SnapshotMeta) -> Snapshot:
         """All pieces are there."""
         image, self._arrived = b"".join(self._arrived), []

@@ -6,6 +6,7 @@ integer. Fields may be added at the end with a default: an older node skips them
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
@@ -57,6 +58,13 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
     branches: tuple[Branch, ...] = ()
     accepted: tuple[Accepted[Value] | None, ...] = ()
     unnamed: Ballot | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether an acceptor can have got there: a list in order of number, and a place for each of it."""
+        numbers = [branch.number for branch in self.branches]
+        ordered = all(before < after for before, after in pairwise(numbers))
+        return ordered and len(self.accepted) == len(self.branches)
 
     def instance(self, position: int) -> Accepted[Value] | None:
         """What was accepted for ``branches[position]``, or for :data:`REST`."""

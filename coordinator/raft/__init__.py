@@ -27,6 +27,7 @@ starts empty.
 
 ====================  ===============================================================================
 :mod:`.core`          ``Raft``: the door
+:mod:`.judging`       what no sound member would send
 :mod:`.receive`       what a message's term means
 :mod:`.election`      elections, pre-vote, check-quorum, stepping down
 :mod:`.replication`   proposals, appends, acknowledgements, the commit index
@@ -54,6 +55,7 @@ from undoubt.coordinator.raft.core import Raft
 from undoubt.coordinator.raft.errors import (
     ConfigRefused,
     LogSetBack,
+    MessageRefused,
     NotLeader,
     ProposalRefused,
     RaftRefusal,
@@ -106,6 +108,7 @@ __all__ = [
     "Kind",
     "LogSetBack",
     "Message",
+    "MessageRefused",
     "NotLeader",
     "PreVote",
     "PreVoteReply",

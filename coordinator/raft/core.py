@@ -13,8 +13,16 @@ from undoubt.coordinator.raft import (
     snapshots,
     transfer,
 )
+from undoubt.coordinator.raft.judging import judge
 from undoubt.coordinator.raft.log import Log
-from undoubt.coordinator.raft.messages import ConfigChange, Configuration, Entry, Message, SnapshotMeta
+from undoubt.coordinator.raft.messages import (
+    ConfigChange,
+    Configuration,
+    Entry,
+    Message,
+    SnapshotChunk,
+    SnapshotMeta,
+)
 from undoubt.coordinator.raft.ready import ChunkWanted, Ready, Write
 from undoubt.coordinator.raft.restored import Restored
 from undoubt.coordinator.raft.settings import RaftSettings
@@ -124,8 +132,16 @@ class Raft:
             transfer.tick(state)
             snapshots.tick(state)
 
+    def wants(self, message: SnapshotChunk) -> bool:
+        """Whether that chunk comes right behind those that were taken, of a snapshot that is needed."""
+        incoming = self._state.incoming
+        offset = incoming.offset if incoming is not None and incoming.meta == message.meta else 0
+        return message.offset == offset and message.meta.index > self.commit_index
+
     def step(self, message: Message) -> None:
-        """A message has arrived. Late, repeated and reordered ones are expected; so are lost ones."""
+        """A message has arrived. Late, repeated and reordered ones are expected; so are lost ones. Raises
+        MessageRefused for what no sound member sends, before anything has changed."""
+        judge(self._state, message)
         receive.step(self._state, message)
 
     def propose(self, data: bytes) -> Entry:

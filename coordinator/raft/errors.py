@@ -7,7 +7,8 @@
     │   ├── NotLeader        ask ``leader`` (0: nobody is known to lead)
     │   ├── ProposalRefused  this leader takes no entries now; ``reason`` says why
     │   └── ConfigRefused    that change of the configuration is impossible, or comes too early
-    └── LogSetBack           this node has acknowledged what its log does not hold any more
+    ├── LogSetBack           this node has acknowledged what its log does not hold any more
+    └── MessageRefused       a peer has sent what no sound member would
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class ProposalRefused(RaftRefusal):
 class LogSetBack(UndoubtError):
     """A leader has this node's acknowledgement of more than its log holds: its disk was set back. It must
     neither vote nor acknowledge anything any more."""
+
+
+class MessageRefused(UndoubtError):
+    """A peer has sent what no sound member would. It was not looked at any further, and changed nothing."""
 
 
 class ConfigRefused(RaftRefusal):

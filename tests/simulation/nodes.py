@@ -228,6 +228,8 @@ class SimulatedNode:
         """After each of its turns: check this node, if anything of it has changed."""
         if self.running is None:
             return
+        if self.running.replica.refused:
+            raise Violation(f"node {self.number} was sent what no sound member would send")
         raft = self.running.replica.raft
         seen = (raft.term, raft.role, raft.commit_index, raft.last_index, raft.applied_index)
         if seen != self._seen:

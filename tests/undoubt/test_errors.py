@@ -19,6 +19,7 @@ INTERNAL = {
     "ConnectionGone": "within the ledger's client, which asks again",
     "ContenderFailed": "of the benchmark",
     "LogSetBack": "within a node, as LedgerUnusable",
+    "MessageRefused": "of Raft, within a node",
     "NodeFailed": "of the demo",
     "NodeStopped": "within a node",
     "NotLeader": "of Raft, within a node",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from random import Random
 
 import msgspec
@@ -26,8 +27,10 @@ from undoubt.coordinator.ledger.contract import (
 from undoubt.coordinator.paxos import (
     Branch,
     FirstBallot,
+    Forgotten,
     Outcome,
     PeerMisbehaved,
+    Phase1b,
     Recovery,
     Reply,
     Request,
@@ -170,15 +173,25 @@ class _Work:
         self._step = step
         self._ask = ask
 
+    def _unasked(self, answer: Reply) -> bool:
+        if isinstance(answer, Phase1b) and isinstance(self._leader, FirstBallot):
+            return True
+        return not isinstance(answer, Forgotten) and not answer.known.sound
+
     def send(self, requests: Requests) -> None:
         for to, request in requests:
-            self._ask(to, request, self._answered)
+            self._ask(to, request, partial(self._answered, to))
 
-    def _answered(self, answer: Reply | Exception) -> None:
+    def _answered(self, by: int, answer: Reply | Exception) -> None:
         if self.known.done():
             return
         if isinstance(answer, Exception):
             self.trouble = str(answer)
+            return
+        if (answer.txid, answer.acceptor) != (self._leader.txid, by) or self._unasked(answer):
+            # As good as none: others may be a quorum without it.
+            self.trouble = f"node {by} answers what it was not asked"
+            log.warning("%s: %s", self._leader.txid, self.trouble)
             return
         try:
             more = self._step(answer)
@@ -217,7 +230,10 @@ def _prepared(branch: BranchRecord) -> Value:
 def record_of(branch: Branch, value: Value | None) -> BranchRecord:
     if value is None or not value.evidence:
         return BranchRecord(branch.number, branch.participant)
-    told = _decode(value.evidence)
+    try:
+        told = _decode(value.evidence)
+    except (ValueError, RecursionError):  # whoever voted made it; the vote counts, and proves nothing more
+        return BranchRecord(branch.number, branch.participant)
     return BranchRecord(
         branch.number,
         branch.participant,

@@ -11,6 +11,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
+
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster import messages
@@ -148,7 +150,7 @@ class _Link:
                 continue
             match answer:
                 case calls.Reply(result=result):
-                    waiting(messages.decode_reply(result))
+                    waiting(_read(result))
                 case calls.Failed():
                     waiting(calls.raised(answer))
                 case Elsewhere():
@@ -169,6 +171,14 @@ class _Link:
         await asyncio.gather(self._connecting, return_exceptions=True)
         if self._accepted is not None:
             self._accepted.abort("closed by this side")
+
+
+def _read(result: msgspec.Raw) -> Reply | LedgerUnavailable:
+    """One that cannot be read is no answer, to whoever asked for it and to nobody else."""
+    try:
+        return messages.decode_reply(result)
+    except (ValueError, RecursionError) as error:
+        return calls.illegible(error)
 
 
 async def first_of(answers: Sequence[Awaitable[str]]) -> str:

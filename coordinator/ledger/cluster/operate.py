@@ -182,7 +182,10 @@ class _Asking:
                 return
             match answer:
                 case calls.Reply(result=result):
-                    self.answer.set_result(messages.decode_result(self._call, result))
+                    try:
+                        self.answer.set_result(messages.decode_result(self._call, result))
+                    except (ValueError, RecursionError) as error:
+                        self.answer.set_exception(calls.illegible(error))
                 case calls.Failed():
                     self.answer.set_exception(calls.raised(answer))
                 case Elsewhere(why=why):

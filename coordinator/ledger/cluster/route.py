@@ -171,7 +171,10 @@ class Route:
                 case calls.Reply(number=number, result=result):
                     pending = self._pending.pop(number, None)
                     if pending is not None and not pending.future.done():
-                        pending.future.set_result(decode_result(pending.call, result))
+                        try:
+                            pending.future.set_result(decode_result(pending.call, result))
+                        except (ValueError, RecursionError) as error:
+                            pending.future.set_exception(calls.illegible(error))
                 case calls.Failed():
                     pending = self._pending.pop(answer.number, None)
                     if pending is not None and not pending.future.done():

@@ -197,7 +197,8 @@ def test_an_old_snapshot_takes_nothing_back() -> None:
     """Broken if a late chunk undoes what is committed."""
     bench = Bench(terms=(1,) * 12)
     bench.step(Append(1, 2, 1, 13, 1, (), 12))
-    reply = one(AppendReply, bench.step(SnapshotChunk(1, 2, 1, META, 0, b"abc", True)))
+    old = SnapshotMeta(10, 1, META.configuration)
+    reply = one(AppendReply, bench.step(SnapshotChunk(1, 2, 1, old, 0, b"abc", True)))
     assert (reply.index, bench.raft.commit_index) == (12, 12)
 
 

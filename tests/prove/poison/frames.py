@@ -70,7 +70,8 @@ def poisoned(call: msgspec.Struct, *, long: int) -> Iterator[bytes]:
     for path, value in _values(plain):
         for bad in (*_alike(value, long), *OTHERS):
             yield _encode(_replaced(plain, path, bad))
-    yield from map(_encode, _misshapen(plain))
+    if isinstance(plain, list):
+        yield from map(_encode, _misshapen(plain))
 
 
 def _values(plain: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
