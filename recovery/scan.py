@@ -164,10 +164,17 @@ _XID_MODULUS = 2**32
 """Of a prepared transaction a database shows the lower half of its id."""
 
 
+def same_id(recorded: Evidence, listed: Evidence) -> bool:
+    """Whether both are of one transaction id. A name may be prepared again after its end."""
+    return recorded.xid % _XID_MODULUS == listed.xid % _XID_MODULUS
+
+
 def later(recorded: Evidence, listed: Evidence | None) -> Evidence:
     """Which of the two the database's books can answer, where ``listed`` was told of the same branch after
     ``recorded``. Of the same place, the one that has a position."""
-    if listed is None or (listed.history is None and None in {listed.system, listed.timeline}):
+    if listed is None or not same_id(recorded, listed):
+        return recorded
+    if listed.history is None and None in {listed.system, listed.timeline}:
         return recorded
     if listed.history is None:
         same = (listed.system, listed.timeline) == (recorded.system, recorded.timeline)

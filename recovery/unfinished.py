@@ -15,7 +15,7 @@ from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.states import BranchState
 from undoubt.recovery.report import Unfinished
-from undoubt.recovery.scan import evidence_of
+from undoubt.recovery.scan import evidence_of, same_id
 
 FINISH_MAX = 1_000
 """Transactions finished in one command."""
@@ -128,10 +128,10 @@ async def ask_books(
 ) -> Fate:
     """What the books of the participant that it was recorded for say of a branch that is not prepared.
     ``seen`` is what a list said of it while it was. Raises ``ParticipantError``."""
-    fate = Fate.UNKNOWN
-    for evidence in dict.fromkeys((evidence_of(branch), seen)):
-        if evidence is not None and fate is Fate.UNKNOWN:
-            fate = await participant.evidence(evidence)
+    recorded = evidence_of(branch)
+    fate = Fate.UNKNOWN if recorded is None else await participant.evidence(recorded)
+    if fate is Fate.UNKNOWN and seen is not None and (recorded is None or same_id(recorded, seen)):
+        fate = await participant.evidence(seen)
     if fate is Fate.UNKNOWN and gid.protocol is Protocol.THREE_PHASE:
         # What has committed is noted beside its row. A row without a note, of a branch that is not prepared
         # any more, has ended otherwise; but one that only a termination has made proves nothing: the database

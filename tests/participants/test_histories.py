@@ -237,6 +237,42 @@ async def test_standbys_that_were_promoted_apart() -> None:
             await second.close()
 
 
+@pytest.mark.parametrize("tables", [True, False])
+async def test_what_a_list_says_after_a_promotion_is_evidence(tables: bool) -> None:
+    """Broken if recovery, which has seen a branch prepared on the new primary, cannot know what became of it
+    there: what the branch's own coordinator recorded counts no more."""
+    async with EmbeddedServer() as primary:
+        await run_on(primary.dsn(), TABLE)
+        if tables:
+            await migrate("p", ParticipantSettings(dsn=primary.dsn()))
+        before = participant_at(primary.dsn())
+        gids = new_gid(), new_gid()
+        recorded = {}
+        for number, gid in enumerate(gids, 2):
+            branch = await before.begin(gid, timeout_s=30)
+            await at(branch).execute(f"insert into account values ({number}, 0)")
+            recorded[gid] = (await branch.prepare()).evidence
+            await branch.release()
+        await before.close()
+        await primary.stop()
+        async with standby_of(primary) as standby:
+            await run_on(standby.dsn(), "select pg_promote()")
+            there = participant_at(standby.dsn())
+            listed = {one.gid: one.evidence for one in await there.in_doubt()}
+            assert listed.keys() == recorded.keys()
+            for gid, verb in zip(gids, ("commit", "rollback"), strict=True):
+                old, new = recorded[gid], listed[gid]
+                assert old is not None
+                assert new is not None
+                assert old.xid == new.xid
+                assert (old.timeline, old.history) != (new.timeline, new.history)
+                assert await there.evidence(new) is Fate.IN_PROGRESS
+                await run_on(standby.dsn(), f"{verb} prepared '{gid}'")
+                assert await there.evidence(old) is Fate.UNKNOWN
+            assert [await there.evidence(listed[gid]) for gid in gids] == [Fate.COMMITTED, Fate.ABORTED]
+            await there.close()
+
+
 @asynccontextmanager
 async def copy_of(server: EmbeddedServer) -> AsyncIterator[EmbeddedServer]:
     """A clone of ``server``, which has to be stopped: nothing shows that it is one."""
