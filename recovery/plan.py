@@ -25,6 +25,9 @@ lost ledger's   yes                                       :class:`ReportOnly`
 other ledger's  yes                                       :class:`ReportOnly`
 foreign         yes                                       :class:`ReportOnly`
 ==============  ==========  ============================  =============================================
+
+A hazard is recorded after a second look, and only if the ledger, asked once more, does not say that the
+transaction is finished: others may know what the books do not tell.
 """
 
 from __future__ import annotations
