@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -20,7 +21,11 @@ def sync_folder(folder: Path) -> None:
 def write_new(path: Path, content: bytes, what: str) -> None:
     """A file of mode 0600: whole, under its name or not at all. Raises ``LedgerUnusable`` if there is such a
     file, or it cannot be written; ``what`` it is, for that message."""
-    fresh = path.with_name(path.name + f".{os.getpid()}.new")
+    try:
+        fresh = path.with_name(path.name + f".{os.getpid()}.new")
+        fresh.unlink(missing_ok=True)  # of a process that was killed here, and had the same number
+    except (OSError, ValueError) as error:  # no name of a file, or one that is too long
+        raise LedgerUnusable(f"cannot write {str(path)[:200]!r}: {error}") from None
     try:
         with fresh.open("xb") as file:
             os.fchmod(file.fileno(), 0o600)
@@ -35,5 +40,6 @@ def write_new(path: Path, content: bytes, what: str) -> None:
     except FileExistsError:
         raise LedgerUnusable(f"{path} is there already; {what} overwrites nothing") from None
     except OSError as error:
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
         raise LedgerUnusable(f"cannot write {path}: {error.strerror or error}") from error

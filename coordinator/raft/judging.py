@@ -35,7 +35,7 @@ def judge(state: State, message: Message) -> None:
     """Changes nothing. Raises :class:`MessageRefused`."""
     if message.term > state.term + TERM_JUMP_MAX:
         _refuse(message, f"its term {message.term} is out of reach from {state.term}")
-    if message.term < state.term:
+    if message.term < state.term or message.to != state.node:
         return
     match message:
         case Append() | Heartbeat() | SnapshotChunk() | TimeoutNow():

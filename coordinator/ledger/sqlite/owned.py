@@ -32,6 +32,7 @@ from undoubt.coordinator.ledger.sqlite import anchored
 from undoubt.coordinator.ledger.sqlite.store import Loaded, SqliteStore
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.supervision import Supervised
+from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId, new_nonce
 
 log = logging.getLogger(__name__)
@@ -243,6 +244,8 @@ class OwnedLedger(LocalLedger):
         """Everything that is durable now. It contains the ledger's secret; mode 0600."""
         if self._broken is not None:
             raise self._broken
+        if not path.is_absolute():
+            raise UsageError(f"the path of a backup is absolute, and {str(path)[:200]!r} is not")
         about = About("", self.ledger_id, self._last_index, 0, self._wall(), metadata.version("undoubt"))
         return await self._in_thread(backup.write, path, Backup(about, self.machine.snapshot()))
 

@@ -13,9 +13,12 @@ import pytest
 from tests.coordinator.ledger.conftest import Backend, Raft, Sqlite, SqliteClient
 from tests.coordinator.stage import Stage
 from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster import route
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record
+from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
+from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
 from undoubt.participants.registry import Registry
@@ -113,3 +116,15 @@ async def test_a_call_that_is_too_large_is_refused(backend: Backend, monkeypatch
     monkeypatch.setattr("undoubt.coordinator.ledger.judging.CALL_BYTES_MAX", 1000)
     with pytest.raises(UsageError, match="are the most"):
         await backend.ledger.records([SOME] * 100)
+
+
+@pytest.mark.parametrize("odd", ["", "relative", "/tmp/nul\0", "/tmp/" + "a" * 1_000, "/", "/nowhere/at/all"])
+async def test_where_no_backup_can_be_is_told_to_who_asked(tmp_path: Path, odd: str) -> None:
+    """Broken if a path that another process names is a bug of the owner, or a file in the owner's folder."""
+    settings = LedgerSettings(url=f"sqlite:///{tmp_path}/ledger.db")
+    ledger = await SqliteLedger.open(tmp_path / "ledger.db", settings)
+    try:
+        with pytest.raises((LedgerUnusable, UsageError)):
+            await ledger.backup(Path(odd))
+    finally:
+        await ledger.close()

@@ -2,7 +2,9 @@
 
 Three real nodes, honest clients at work. Every call of the ledger, of operators and of acceptors is sent as
 raw frames, past all checks of a client, with each value at its bounds, beyond them, and of another kind; a
-sound request goes in every such frame. ``applied_or_refused_by_node`` counts what a node carried out or
+sound request goes in every such frame. A fourth member, which is none of ours, sends the nodes every message
+of Raft in the same way (:mod:`.peers`), and every ledger call goes to the process that owns a SQLite ledger,
+through its socket (:mod:`.owner`). ``applied_or_refused_by_node`` counts what a node carried out or
 refused. ``nodes_stopped``: nodes that ended, or did not come back afterwards. ``tasks_dead``: exceptions that
 no code of a node expected, in background loops and in requests. ``others_disturbed``: honest calls that
 failed, beside the poison in its frame or elsewhere, and decisions that were lost. ``control`` is the sum of
@@ -28,17 +30,23 @@ from tests.coordinator.node.processes import Processes
 from tests.prove.control import control
 from tests.prove.poison.frames import garbage, poisoned
 from tests.prove.poison.load import Load
+from tests.prove.poison.owner import poisoned_owner
+from tests.prove.poison.peers import Peer
 from tests.prove.poison.sender import BESIDE, WINDOW, Answers, Sender, throw
 from tests.prove.poison.targets import Targets, removes_a_member
 from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import Elsewhere, NodeCall
+from undoubt.coordinator.wire import Address
 
 CONFIG = "heartbeat_s = 0.1\nelection_timeout_s = 1.0\n"
 MUTANTS = ("lifetime-not-judged", "command-encoded-with-the-batch")
 CONTROL = ("--only", "OpenSessionCall", "--no-control")
 REQUEST_TIMEOUT_S = 10.0
 TRIES_MAX = 20
-RESTART_S = 30.0
+RESTART_S = 60.0
+PEER_WINDOW = 16
+"""Connections of the member that is none at once."""
 UNEXPECTED = re.compile(r"Traceback \(most recent call last\)|never retrieved|Exception in callback")
 
 
@@ -55,6 +63,12 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
             result, holds = await _poisoned(nodes, options)
         finally:
             await nodes.kill()
+    if "" in options.only:
+        of_owner, owner_holds = await poisoned_owner()
+        result |= {"owner": of_owner}
+        for key in ("nodes_stopped", "tasks_dead", "others_disturbed"):
+            result[key] += of_owner[key]
+        holds = holds and owner_holds
     if not options.no_control:
         found = (await control("poison", *CONTROL, mutants=MUTANTS)).result
         result["control"] = sum(found[key] for key in ("nodes_stopped", "tasks_dead", "others_disturbed"))
@@ -64,7 +78,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 async def _poisoned(nodes: Processes, options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     await nodes.start()
-    load = await Load.on(nodes.settings)
+    load = await Load.on(await ClusterLedger.open(nodes.settings))
     run = _Run(nodes, load)
     try:
         await load.begun()
@@ -72,6 +86,7 @@ async def _poisoned(nodes: Processes, options: argparse.Namespace) -> tuple[dict
         await run.send(targets, options.only)
         if "" in options.only:
             await run.throw()
+            await run.speak_as_a_peer()
         await load.stop()
         await load.look_again()
         await run.look_back()
@@ -193,10 +208,33 @@ class _Run:
         for make in garbage():
             data = make()
             for number in self._alive():
-                if await throw(self._addresses[number], data):
+                if await throw(Address.parse(self._addresses[number]), data):
                     self.counts["frames"] += 1
                 else:
                     self.failures.append(f"node {number} does not end the connection of {_shown(data)}")
+
+    async def speak_as_a_peer(self) -> None:
+        """As member 4, which is a learner: whatever it says counts for nothing."""
+        peer = await Peer.joined(self._nodes.settings, self._load.ledger.ledger_id)
+        try:
+            for number in list(self._alive()):
+                for name, frames in peer.frames(number):
+                    told = list(frames)
+                    for start in range(0, len(told), PEER_WINDOW):
+                        window = told[start : start + PEER_WINDOW]
+                        ended = await asyncio.gather(
+                            *(peer.say(self._addresses[number], data) for data in window)
+                        )
+                        self.failures += [
+                            f"node {number} does not end {name}: {_shown(data)}"
+                            for data, end in zip(window, ended, strict=True)
+                            if not end
+                        ]
+                    self.counts["peer_frames"] += len(told)
+                    print(f"{name}: {len(told)} sent to node {number}", file=sys.stderr)
+                    await peer.look(self._nodes.settings)
+        finally:
+            peer.close()
 
     async def look_back(self) -> None:
         """What is in the logs; and every node must be able to apply all of it again."""
@@ -215,6 +253,7 @@ class _Run:
             except (TimeoutError, AssertionError) as error:
                 self.stopped.add(number)
                 self.failures.append(f"node {number} does not start again: {error}")
+        await self._leader()
 
 
 def _shown(raw: bytes) -> str:

@@ -7,9 +7,7 @@ import asyncio
 
 from tests.coordinator.ledger.signing import Signing
 from tests.prove.poison.targets import BRANCHES
-from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
-from undoubt.coordinator.ledger.contract import Decision, Record, Session
-from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.ledger.contract import Decision, Ledger, Record, Session
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
 
@@ -30,8 +28,8 @@ class Load:
         self._tasks = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
 
     @classmethod
-    async def on(cls, settings: LedgerSettings) -> Load:
-        ledger = Signing(await ClusterLedger.open(settings))
+    async def on(cls, opened: Ledger) -> Load:
+        ledger = Signing(opened)
         return cls(ledger, await ledger.open_session("honest", 600.0))
 
     @property

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
 
 from tests.prove.poison.frames import beside
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.cluster.messages import Elsewhere, Request, Standing, decode_answers
+from undoubt.coordinator.ledger.cluster.messages import Answer, Elsewhere, Request, Standing, decode_answers
+from undoubt.coordinator.ledger.sqlite import door
 from undoubt.coordinator.wire import VERSIONS, Address, Connection, Identity, Role, WireSettings, connect
 from undoubt.coordinator.wire.frames import header
 from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello
@@ -55,8 +59,14 @@ class Sender:
         self._connection = connection
         return self
 
+    def _answers_in(self, payload: bytes) -> Iterable[Answer]:
+        return decode_answers(payload)
+
+    def _frames(self, number: int, raw: bytes, honest: Request) -> Iterable[bytes]:
+        yield beside(number, raw, honest)
+
     def received(self, payload: bytes) -> None:
-        for answer in decode_answers(payload):
+        for answer in self._answers_in(payload):
             if isinstance(answer, Standing):
                 if not self.standing.done():
                     self.standing.set_result(answer)
@@ -82,7 +92,8 @@ class Sender:
         for number, raw in poisoned:
             if self._connection is not None:
                 honest = Request(number + BESIDE, calls.RecordsCall((known,)))
-                self._connection.send(beside(number, raw, honest))
+                for frame in self._frames(number, raw, honest):
+                    self._connection.send(frame)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_S):
                 await self._done.wait()
@@ -93,15 +104,43 @@ class Sender:
             self._connection.abort()
 
 
-async def throw(address: str, data: bytes) -> bool:
-    """Send ``data`` behind a sound handshake; whether the node ends the connection, or answers."""
-    where = Address.parse(address)
-    reader, writer = await asyncio.open_connection(where.host, where.port)
-    greeting = hello(_me, VERSIONS, 0)
-    writer.write(header(greeting, HANDSHAKE_VERSION) + greeting)
+class OwnerSender(Sender):
+    """To the owner of a SQLite ledger: a frame for each request."""
+
+    @classmethod
+    async def over(cls, ledger: Path) -> OwnerSender:
+        """Raises ``OSError``."""
+        sender = cls()
+        sender.standing.set_result(None)
+        await connect(door.connect(ledger), _me, sender._accept, WireSettings(), timeout_s=ANSWER_S)
+        return sender
+
+    def _answers_in(self, payload: bytes) -> Iterable[Answer]:
+        yield calls.decode_answer(payload)
+
+    def _frames(self, number: int, raw: bytes, honest: Request) -> Iterable[bytes]:
+        yield calls.encode([number, msgspec.Raw(raw)])
+        yield calls.encode(honest)
+
+
+def greeting(me: Identity) -> bytes:
+    """The first frame of a sound handshake."""
+    said = hello(me, VERSIONS, 0)
+    return header(said, HANDSHAKE_VERSION) + said
+
+
+async def throw(where: Address | Path, data: bytes, me: Identity | None = _me) -> bool:
+    """Send ``data`` behind a sound handshake, or as the first that is said, to a port or to the owner's
+    socket; whether the other side ends the connection, or answers."""
+    if isinstance(where, Path):
+        reader, writer = await asyncio.open_unix_connection(where)
+    else:
+        reader, writer = await asyncio.open_connection(where.host, where.port)
     try:
         async with asyncio.timeout(ANSWER_S):
-            await reader.read(1)
+            if me is not None:
+                writer.write(greeting(me))
+                await reader.read(1)
             writer.write(data)
             with contextlib.suppress(OSError):
                 await writer.drain()

@@ -42,7 +42,8 @@ class Targets:
         self._sessions: dict[str, Session] = {}
 
     @classmethod
-    async def of(cls, ledger: Signing) -> Targets:
+    async def of(cls, ledger: Signing, *, nodes: bool = True) -> Targets:
+        """``nodes``: it is a cluster's; else a file's, whose owner knows nothing of nodes and acceptors."""
         made = cls(ledger)
         for use in ("tagged", "closed", "kept", "old"):
             made._sessions[use] = await ledger.open_session(f"poison, {use}", 600.0)
@@ -50,15 +51,18 @@ class Targets:
         for use, bind in (("untagged", False), ("bound", True)):
             # As a client of version 0.1.0 opens one: its names carry no tags, so no tag refuses what is
             # changed.
-            call = calls.OpenSessionCall(f"poison, {use}", 600.0, new_nonce(), bind)
+            call = calls.OpenSessionCall(f"poison, {use}", 600.0, new_nonce(), bind and nodes)
             made._sessions[use] = await raw._call(call)
         return made
 
     def all(self) -> Iterator[Target]:
-        yield from (
-            (call, LONG_IN_TURN) for call in (*self._on_sessions(), *self._on_people(), *self._on_nodes())
-        )
-        yield from ((call, LONG_IN_TURN) for call in (*self._on_transactions(), *self._on_acceptors()))
+        yield from self.of_ledger()
+        yield from ((call, LONG_IN_TURN) for call in (*self._on_nodes(), *self._on_acceptors()))
+
+    def of_ledger(self) -> Iterator[Target]:
+        """What every ledger is asked."""
+        of_all = (*self._on_sessions(), *self._on_people(), *self._on_transactions())
+        yield from ((call, LONG_IN_TURN) for call in of_all)
         ids = (self._txid("old"),)
         gid = self._gid("tagged")
         for call in (

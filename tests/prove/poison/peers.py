@@ -1,0 +1,153 @@
+"""A member of a cluster that sends the others what no sound member would.
+
+It is a learner, so nothing that it says counts. It does not say in sound words that it leads a later term:
+that would be a lie which Raft does not survive, and no damage."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from tests.prove.poison.frames import poisoned
+from tests.prove.poison.sender import ANSWER_S, greeting
+from undoubt.coordinator.ledger.cluster.messages import MemberChange
+from undoubt.coordinator.ledger.cluster.operate import change_members
+from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.raft import (
+    Append,
+    AppendReply,
+    Change,
+    ChangeKind,
+    ConfigChange,
+    Configuration,
+    Entry,
+    Heartbeat,
+    HeartbeatReply,
+    Kind,
+    Message,
+    PreVote,
+    PreVoteReply,
+    SnapshotChunk,
+    SnapshotMeta,
+    SnapshotReply,
+    TimeoutNow,
+    Vote,
+    VoteReply,
+    decode,
+    encode,
+)
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire import (
+    VERSIONS,
+    Address,
+    Identity,
+    Listener,
+    Role,
+    WireSettings,
+    serve,
+)
+from undoubt.coordinator.wire.frames import header
+from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, Hello
+
+NUMBER = 4
+DISK = "0123456789abcdef"
+
+
+class Peer:
+    """Made by :meth:`joined`."""
+
+    def __init__(self, cluster: str) -> None:
+        self._me = Identity(Role.NODE, cluster, NUMBER, disk=DISK)
+        self._listener: Listener | None = None
+        self._term = 1
+        self._commit = 1
+
+    @classmethod
+    async def joined(cls, settings: LedgerSettings, cluster: str) -> Peer:
+        peer = cls(cluster)
+        peer._listener = await serve(Address("127.0.0.1", 0), peer._me, lambda _: _Deaf(), WireSettings())
+        address = f"127.0.0.1:{peer._listener.port}"
+        await change_members(settings, [MemberChange("add", NUMBER, address, DISK, VERSIONS.highest)])
+        await peer.look(settings)
+        return peer
+
+    async def look(self, settings: LedgerSettings) -> None:
+        """Which term it is: what is said in an earlier one is not looked at any further."""
+        for one in (await survey(settings)).nodes:
+            if one.status is not None:
+                self._term = max(self._term, one.status.term)
+                self._commit = max(self._commit, one.status.commit_index)
+
+    def frames(self, to: int) -> Iterator[tuple[str, Iterator[bytes]]]:
+        """To that node, by the type of what is changed: first the handshake's, then those behind it."""
+        said = Hello(self._me.cluster_id, Role.NODE, NUMBER, "", VERSIONS, 0, "", DISK, 1)
+        raws = poisoned(said, long=1_001)
+        yield Hello.__name__, (header(raw, HANDSHAKE_VERSION) + raw for raw in raws)
+        for message in self._sound(to):
+            raws = (raw for raw in poisoned(message, long=1_001) if not self._leads(raw))
+            yield type(message).__name__, (header(raw, VERSIONS.highest) + raw for raw in raws)
+
+    def _sound(self, to: int) -> Iterator[Message]:
+        head = (to, NUMBER, self._term)
+        change = encode(ConfigChange((Change(ChangeKind.ADD_LEARNER, 5, b""),)))
+        last = self._commit
+        yield PreVote(*head, last, 1)
+        yield PreVoteReply(*head, granted=True)
+        yield Vote(*head, last, 1)
+        yield VoteReply(*head, granted=True)
+        yield Append(*head, last, self._term, (Entry.make(last + 1, self._term, change, Kind.CONFIG),), last)
+        yield AppendReply(*head, last)
+        yield AppendReply(*head, last, rejected=True, hint_index=last, hint_term=1)
+        yield Heartbeat(*head, last, 1)
+        yield HeartbeatReply(*head, 0)
+        meta = SnapshotMeta(last + 100, self._term, Configuration(frozenset({1, 2, 3})))
+        yield SnapshotChunk(*head, meta, 0, b"no image", done=True)
+        yield SnapshotReply(*head, last, 1)
+        yield TimeoutNow(*head)
+
+    def _leads(self, raw: bytes) -> bool:
+        try:
+            message = decode(raw)
+        except ValueError:
+            return False
+        claims = isinstance(message, Append | Heartbeat | SnapshotChunk)
+        return claims and self._term < message.term <= self._term + 2**33
+
+    async def say(self, address: str, data: bytes) -> bool:
+        """Whether the node ends the connection within its time, once it is over on this side."""
+        where = Address.parse(address)
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                if data[4] == VERSIONS.highest:
+                    writer.write(greeting(self._me))
+                    await reader.read(1)
+                writer.write(data)
+                with contextlib.suppress(OSError):
+                    await writer.drain()
+                    writer.write_eof()
+                    await reader.read()
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        return True
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+
+
+class _Deaf:
+    """A Receiver."""
+
+    def received(self, payload: bytes) -> None:
+        pass
+
+    def lost(self, why: str) -> None:
+        pass
