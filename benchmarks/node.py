@@ -18,11 +18,11 @@ from undoubt.coordinator.ledger.commands import Command, Decide, Finish, OpenSes
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Session
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.node.bootstrap import beginning
+from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.replica import Replica
-from undoubt.coordinator.node.replicated import Replicated
 from undoubt.coordinator.node.settings import NodeSettings
-from undoubt.coordinator.node.storage.contract import Identity, Stored, Write
-from undoubt.coordinator.paxos import Branch, FirstBallot, Outcome, Value
+from undoubt.coordinator.node.storage.contract import DiskIdentity, DiskWrite, Stored
+from undoubt.coordinator.paxos import BranchInstance, FirstBallot, Outcome, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.raft import Message, decode, encode
 from undoubt.serve.loop import fastest_loop
@@ -34,7 +34,7 @@ BRANCHES = (
     BranchRecord(1, "orders", 2**40, 2**62, "00000001"),
     BranchRecord(2, "payments", 2**40, 2**62, "00000001"),
 )
-VOTES = {Branch(each.number, each.participant): Value(True, b"evidence of it") for each in BRANCHES}
+VOTES = {BranchInstance(each.number, each.participant): Value(True, b"evidence of it") for each in BRANCHES}
 FINISH_AT_ONCE = 1_000
 
 
@@ -44,7 +44,7 @@ class Instant:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
 
-    def write(self, _: Sequence[Write]) -> asyncio.Future[bool]:
+    def write(self, _: Sequence[DiskWrite]) -> asyncio.Future[bool]:
         stored: asyncio.Future[bool] = self._loop.create_future()
         self._loop.call_soon(stored.set_result, True)
         return stored
@@ -64,10 +64,10 @@ class Nodes:
         hard_state, snapshot = beginning(CLUSTER, addresses)
         self.replicas = {}
         for number in NODES:
-            replicated = Replicated(Machine(CLUSTER), {})
+            replicated = NodeStateMachine(Machine(CLUSTER), {})
             replicated.restore(snapshot.image)
             self.replicas[number] = Replica(
-                Stored(Identity(CLUSTER, number, "disk"), hard_state, snapshot, ()),
+                Stored(DiskIdentity(CLUSTER, number, "disk"), hard_state, snapshot, ()),
                 Instant(),  # type: ignore[arg-type]
                 replicated,
                 NodeSettings().raft,

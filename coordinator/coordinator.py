@@ -22,11 +22,11 @@ from undoubt.coordinator.errors import (
 from undoubt.coordinator.finisher import Finisher
 from undoubt.coordinator.ledger.contract import Ledger, Record
 from undoubt.coordinator.ledger.pages import every_unfinished
-from undoubt.coordinator.meter import Meter, Stopwatch
+from undoubt.coordinator.meter import Stopwatch, TransactionMeter
 from undoubt.coordinator.protocols.causes import why_doomed
-from undoubt.coordinator.protocols.course import Course, Phase
-from undoubt.coordinator.protocols.ending import roll_back
+from undoubt.coordinator.protocols.context import CommitContext, Phase
 from undoubt.coordinator.protocols.paxos_commit import paxos_commit
+from undoubt.coordinator.protocols.second_phase import roll_back
 from undoubt.coordinator.protocols.steps import Observer
 from undoubt.coordinator.protocols.three_phase import three_phase_commit
 from undoubt.coordinator.protocols.two_phase import two_phase_commit
@@ -34,14 +34,14 @@ from undoubt.coordinator.retries import pause_before_retry
 from undoubt.coordinator.runnable import check_asynchronous, checked_awaitable
 from undoubt.coordinator.session import SessionKeeper
 from undoubt.coordinator.settings import PROTOCOLS, CoordinatorSettings
-from undoubt.coordinator.steadfast import Steadfast, steadfast
 from undoubt.coordinator.transaction import Transaction
+from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
 from undoubt.participants.bounds import count, seconds
-from undoubt.participants.checks import InvariantViolation
 from undoubt.participants.contract import Branch, Participant
 from undoubt.participants.errors import UndoubtError, UsageError, WrongLoop
 from undoubt.participants.ids import Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
+from undoubt.participants.invariant import InvariantViolation
 from undoubt.participants.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-_DRIVERS: dict[str, Callable[[Course], Awaitable[None]]] = {
+_DRIVERS: dict[str, Callable[[CommitContext], Awaitable[None]]] = {
     GidProtocol.TWO_PHASE: two_phase_commit,
     GidProtocol.THREE_PHASE: three_phase_commit,
     GidProtocol.PAXOS: paxos_commit,
@@ -84,7 +84,7 @@ class Coordinator:
         settings: CoordinatorSettings | None = None,
         *,
         observe: Observer | None = None,
-        meter: Meter | None = None,
+        meter: TransactionMeter | None = None,
     ) -> None:
         self.ledger = ledger
         self.ledger_id = ledger.ledger_id
@@ -96,7 +96,7 @@ class Coordinator:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._transactions: dict[TxId, Transaction] = {}
-        self._background: set[Steadfast[None]] = set()
+        self._background: set[Uncancellable[None]] = set()
         self._finisher = Finisher(ledger, participants, observe)
         self._keeper = SessionKeeper(
             ledger,
@@ -312,8 +312,8 @@ class Coordinator:
         deadline: float,
         protocol: GidProtocol,
         key: SessionKey,
-    ) -> Course:
-        return Course(
+    ) -> CommitContext:
+        return CommitContext(
             txid,
             branches,
             self.ledger,
@@ -325,41 +325,41 @@ class Coordinator:
             key=key,
         )
 
-    def start_commit(self, transaction: Transaction, course: Course) -> Steadfast[None]:
-        driving = self._drive(transaction, course)
+    def start_commit(self, transaction: Transaction, context: CommitContext) -> Uncancellable[None]:
+        driving = self._drive(transaction, context)
         if self._meter is not None:
-            watch = Stopwatch(self._meter, course, transaction.protocol, transaction.began_at)
+            watch = Stopwatch(self._meter, context, transaction.protocol, transaction.began_at)
             driving = watch.measure(driving)
-        task = steadfast(driving, name=f"commit {course.txid}")
+        task = uncancellable(driving, name=f"commit {context.txid}")
         self.in_background(task)
         return task
 
-    def in_background(self, task: Steadfast[None]) -> None:
+    def in_background(self, task: Uncancellable[None]) -> None:
         self._background.add(task)
         task.add_done_callback(self._left_background)
 
-    def _left_background(self, task: Steadfast[None]) -> None:
+    def _left_background(self, task: Uncancellable[None]) -> None:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             told = isinstance(error, TransactionAborted | HeuristicOutcome)
             log.log(logging.DEBUG if told else logging.WARNING, "%s: %s", task.get_name(), error)
 
-    async def _drive(self, transaction: Transaction, course: Course) -> None:
+    async def _drive(self, transaction: Transaction, context: CommitContext) -> None:
         """The protocol from beginning to end, whatever becomes of the caller."""
         try:
-            await _DRIVERS[course.protocol](course)
+            await _DRIVERS[context.protocol](context)
         except UndoubtError:
             raise
         except Exception as error:  # a bug, ours or a driver's: what may be told of it depends on the phase
-            log.exception("transaction %s failed in phase %s", course.txid, course.phase.name)
-            if course.phase is Phase.VOTING:
-                await roll_back(course, course.branches, error)
-            if course.phase is Phase.DECIDING:
-                raise OutcomeUnknown(course.txid, f"{type(error).__name__}: {error}") from error
+            log.exception("transaction %s failed in phase %s", context.txid, context.phase.name)
+            if context.phase is Phase.VOTING:
+                await roll_back(context, context.branches, error)
+            if context.phase is Phase.DECIDING:
+                raise OutcomeUnknown(context.txid, f"{type(error).__name__}: {error}") from error
         finally:
-            await course.release()
+            await context.release()
             self._ended(transaction)
-            if course.recorded and not course.pending:
-                self._finisher.add(course.txid)
-            if course.rows and course.finished:
-                self._finisher.forget(course.rows)
+            if context.recorded and not context.pending:
+                self._finisher.add(context.txid)
+            if context.rows and context.finished:
+                self._finisher.forget(context.rows)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from undoubt.coordinator.errors import HeuristicOutcome, TransactionAborted
 from undoubt.coordinator.ledger.contract import Decision
-from undoubt.coordinator.protocols.course import Course, Phase, known_heuristics
+from undoubt.coordinator.protocols.context import CommitContext, Phase, known_heuristics
 from undoubt.participants.contract import Settled
 from undoubt.participants.ids import Gid
 from undoubt.participants.ids import Protocol as GidProtocol
@@ -23,7 +23,7 @@ PHASES = {
 """What is going on in a phase, as metrics name it. Before them all comes ``work``, the application's own."""
 
 
-class Meter(Protocol):
+class TransactionMeter(Protocol):
     """Its methods are called in the event loop, return at once and do not fail."""
 
     def phase(self, protocol: GidProtocol, phase: str, seconds: float) -> None:
@@ -39,20 +39,22 @@ class Meter(Protocol):
 class Stopwatch:
     """Measures one commit, from ``began_at`` in seconds of the event loop's clock."""
 
-    def __init__(self, meter: Meter, course: Course, protocol: GidProtocol, began_at: float) -> None:
+    def __init__(
+        self, meter: TransactionMeter, context: CommitContext, protocol: GidProtocol, began_at: float
+    ) -> None:
         self._meter = meter
-        self._course = course
+        self._context = context
         self._protocol = protocol
         meter.phase(protocol, "work", asyncio.get_running_loop().time() - began_at)
         self._since = time.perf_counter()  # the loop's clock may be no finer than a millisecond
-        course.on_phase = self._left
+        context.on_phase = self._left
 
     async def measure(self, driving: Awaitable[None]) -> None:
         """Until the commit has ended; raises what it raises."""
         outcome = "unknown"
         try:
             await driving
-            otherwise = known_heuristics(self._course, Decision.COMMIT)
+            otherwise = known_heuristics(self._context, Decision.COMMIT)
             outcome = "committed" if otherwise is None else str(otherwise.kind)
         except TransactionAborted:
             outcome = "aborted"
@@ -61,8 +63,8 @@ class Stopwatch:
             outcome = str(error.kind)
             raise
         finally:
-            self._left(self._course.phase)
-            self._meter.ended(self._protocol, outcome, self._course.heuristics)
+            self._left(self._context.phase)
+            self._meter.ended(self._protocol, outcome, self._context.heuristics)
 
     def _left(self, phase: Phase) -> None:
         if (name := PHASES.get(phase)) is not None:

@@ -23,8 +23,8 @@ from undoubt.coordinator.errors import (
 )
 from undoubt.coordinator.ledger.contract import Ledger, Session
 from undoubt.coordinator.supervision import Supervised, restarts
-from undoubt.participants.checks import invariant
 from undoubt.participants.ids import SessionKey, TxId
+from undoubt.participants.invariant import invariant
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from undoubt.coordinator.wire import TlsSettings, WireSettings
 from undoubt.participants.bounds import count, seconds
 from undoubt.participants.ids import Protocol
 from undoubt.participants.redact import redact
-from undoubt.participants.states import Termination
+from undoubt.participants.three_phase import Termination
 
 PROTOCOLS = {"2pc": Protocol.TWO_PHASE, "3pc": Protocol.THREE_PHASE, "paxos": Protocol.PAXOS}
 """The protocols by the names that users choose."""

@@ -1,7 +1,7 @@
 """One transaction in the hands of the application: branches, commit, rollback.
 
 Its life has three states. ACTIVE: branches are opened and used. COMMITTING: a protocol runs in a task of its
-own (:mod:`undoubt.coordinator.protocols.course`), and the caller only watches. ENDED. An ACTIVE transaction
+own (:mod:`undoubt.coordinator.protocols.context`), and the caller only watches. ENDED. An ACTIVE transaction
 can be doomed, by its timeout, by a deadlock's resolution or by a lost session: it is rolled back at once,
 every later use raises ``TransactionAborted``, which tells why, and so does the end of an ``async with``
 block. The body of the block is cancelled where the cancellation can only reach the block
@@ -24,8 +24,8 @@ from undoubt.coordinator.cancel_scope import CancelScope
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
 from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation
-from undoubt.coordinator.protocols.course import Course, Phase, known_heuristics
-from undoubt.coordinator.steadfast import Steadfast, all_done, all_of, steadfast
+from undoubt.coordinator.protocols.context import CommitContext, Phase, known_heuristics
+from undoubt.coordinator.uncancellable import Uncancellable, all_done, all_of, uncancellable
 from undoubt.participants.contract import Branch, Participant
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import BRANCH_NUMBER_MAX, NO_KEY, Gid, SessionKey, TxId
@@ -42,7 +42,7 @@ VOTING_GRACE_S = 5.0
 """How much longer it waits for participants to notice that their PREPARE was cancelled."""
 
 
-class State(enum.Enum):
+class TransactionState(enum.Enum):
     NEW = "new"
     ACTIVE = "active"
     COMMITTING = "committing"
@@ -77,7 +77,7 @@ class Host(Protocol):
     def participant(self, name: str) -> Participant: ...
     def begun(self, transaction: Transaction) -> None: ...
     def rolled_back(self, transaction: Transaction) -> None: ...
-    def start_commit(self, transaction: Transaction, course: Course) -> Steadfast[None]: ...
+    def start_commit(self, transaction: Transaction, context: CommitContext) -> Uncancellable[None]: ...
     def new_course(
         self,
         txid: TxId,
@@ -85,8 +85,8 @@ class Host(Protocol):
         deadline: float,
         protocol: GidProtocol,
         key: SessionKey,
-    ) -> Course: ...
-    def in_background(self, task: Steadfast[None]) -> None: ...
+    ) -> CommitContext: ...
+    def in_background(self, task: Uncancellable[None]) -> None: ...
     async def why_doomed(self, txid: TxId) -> BaseException | None: ...
 
 
@@ -102,7 +102,7 @@ class Transaction:
         self._protocol = protocol
         self._txid: TxId | None = None
         self._key = NO_KEY
-        self._state = State.NEW
+        self._state = TransactionState.NEW
         self._branches: dict[str, Branch] = {}
         self._opening: dict[str, asyncio.Task[Branch]] = {}
         self._deadline = 0.0
@@ -114,12 +114,12 @@ class Transaction:
         self._doom: BaseException | None = None
         self._interrupted = False
         self._may_be_doomed = False
-        self._course: Course | None = None
-        self._commit: Steadfast[None] | None = None
+        self._context: CommitContext | None = None
+        self._commit: Uncancellable[None] | None = None
         self._unasked = False
         """It was rolled back, and not because the application asked for that: the end of the block tells
         it."""
-        self._undoing: Steadfast[None] | None = None
+        self._undoing: Uncancellable[None] | None = None
 
     @property
     def id(self) -> TxId:
@@ -150,23 +150,23 @@ class Transaction:
     @property
     def active(self) -> bool:
         """True until commit or rollback is called."""
-        return self._state is State.ACTIVE
+        return self._state is TransactionState.ACTIVE
 
     @property
     def committing(self) -> bool:
         """True while ``commit`` waits for the outcome."""
-        return self._state is State.COMMITTING
+        return self._state is TransactionState.COMMITTING
 
     @property
     def fixed_elsewhere(self) -> bool:
         """That it commits is certain, and known to others than the ledger, which is being told."""
-        return self._course is not None and self._course.fixed_elsewhere
+        return self._context is not None and self._context.fixed_elsewhere
 
     @property
     def may_have_committed(self) -> bool:
         """False until its commit begins, and once it is certain that it has not committed. A commit whose
         branches are still being prepared goes on whatever becomes of the task that began it."""
-        return self._course is not None and self._course.phase is not Phase.ABORTED
+        return self._context is not None and self._context.phase is not Phase.ABORTED
 
     @property
     def doomed(self) -> bool:
@@ -185,14 +185,14 @@ class Transaction:
         Raises ``LedgerUnavailable`` if the coordinator has lost its session, and gets no other within the
         transaction's timeout, which begins to count once this one has begun.
         """
-        if self._state is not State.NEW:
+        if self._state is not TransactionState.NEW:
             raise UsageError("the transaction has begun already")
         self._host.check_here()
         self._txid, self._key = await self._host.new_txid(self._protocol, self._timeout_s)
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + self._timeout_s
         self._timer = loop.call_at(self._deadline, self._time_out)
-        self._state = State.ACTIVE
+        self._state = TransactionState.ACTIVE
         self._host.begun(self)
         return self
 
@@ -244,7 +244,7 @@ class Transaction:
     async def rollback(self) -> None:
         """Undo everything. Does nothing on a transaction that was rolled back already."""
         self._host.check_here()
-        if self._state is State.ENDED:
+        if self._state is TransactionState.ENDED:
             await self._undone()
             return
         self._check_active()
@@ -255,20 +255,20 @@ class Transaction:
         committed, by this call or before it, or was rolled back by the application. Raises what ``commit``
         raises, or has raised."""
         self._host.check_here()
-        if self._state is State.ACTIVE:
+        if self._state is TransactionState.ACTIVE:
             await self.commit()
         elif self._unasked:
             await self._undone()
             self._raise_aborted(self._reason)
-        elif self._course is not None and self._commit is not None:
+        elif self._context is not None and self._commit is not None:
             # Its outcome again, which the body may have swallowed; or the first time, if commit() was
             # cancelled.
-            await self._watch(self._course, self._commit)
+            await self._watch(self._context, self._commit)
 
     def doom(self, cause: BaseException) -> bool:
         """Make sure that it aborts, with ``cause``, and begin to undo it. False if it is too late, or not
         begun."""
-        if self._state is not State.ACTIVE:
+        if self._state is not TransactionState.ACTIVE:
             return False
         self._doom = self._doom or cause
         self._interrupted = self._unasked = True
@@ -282,8 +282,8 @@ class Transaction:
     def explain(self, cause: BaseException) -> None:
         """What its branches wait for in the first phase of its commit is about to be cancelled, for
         ``cause``: if it aborts, that is why."""
-        if self._course is not None and self._course.phase is Phase.VOTING:
-            self._course.interruption = cause
+        if self._context is not None and self._context.phase is Phase.VOTING:
+            self._context.interruption = cause
 
     async def __aenter__(self) -> Transaction:
         scope = CancelScope.entered_from(sys._getframe(1))
@@ -300,7 +300,7 @@ class Transaction:
             await self._leave(scope, error)
         elif error is None:
             await self.end_block()
-        elif self._state is State.ACTIVE:
+        elif self._state is TransactionState.ACTIVE:
             await self.undo_after(error)
             if self._interrupted:
                 self._raise_aborted(self._reason)
@@ -327,7 +327,7 @@ class Transaction:
         self._host.check_here()
         if self._interrupted:
             return self._reason
-        if self._state is not State.ACTIVE or not may_come_of_a_cancellation(error):
+        if self._state is not TransactionState.ACTIVE or not may_come_of_a_cancellation(error):
             return None
         found = await self._host.why_doomed(self.id)
         return found if found is not None and self.doom(found) else None
@@ -346,9 +346,9 @@ class Transaction:
 
     def _check_active(self) -> None:
         self._host.check_here()
-        if self._state is State.NEW:
+        if self._state is TransactionState.NEW:
             raise UsageError("the transaction has not begun: use 'async with', or await start()")
-        if self._state is not State.ACTIVE:
+        if self._state is not TransactionState.ACTIVE:
             if self._doom is not None:
                 self._raise_aborted(self._doom)
             raise TransactionEnded(f"transaction {self.id} is over: nothing more can be done in it")
@@ -380,15 +380,15 @@ class Transaction:
             self._doom = self._doom or TimeoutError(f"opening the branch of {name!r} was cancelled")
         elif (error := task.exception()) is not None:
             self._doom = self._doom or error
-        elif self._state is State.ACTIVE:
+        elif self._state is TransactionState.ACTIVE:
             self._branches[name] = task.result()
         else:
-            self._host.in_background(steadfast(_discard(task.result())))
+            self._host.in_background(uncancellable(_discard(task.result())))
 
-    def _start_undo(self) -> Steadfast[None]:
-        self._state = State.ENDED
+    def _start_undo(self) -> Uncancellable[None]:
+        self._state = TransactionState.ENDED
         self._stop_timer()
-        self._undoing = steadfast(self._roll_back_branches(), name=f"rollback {self.id}")
+        self._undoing = uncancellable(self._roll_back_branches(), name=f"rollback {self.id}")
         return self._undoing
 
     async def _undo(self) -> None:
@@ -417,42 +417,42 @@ class Transaction:
         finally:
             self._host.rolled_back(self)
 
-    def _start_commit(self) -> tuple[Course, Steadfast[None]]:
+    def _start_commit(self) -> tuple[CommitContext, Uncancellable[None]]:
         branches = tuple(sorted(self._branches.values(), key=lambda branch: branch.gid.participant))
-        course = self._host.new_course(self.id, branches, self._deadline, self._protocol, self._key)
-        self._course = course
+        context = self._host.new_course(self.id, branches, self._deadline, self._protocol, self._key)
+        self._context = context
         self._stop_timer()
-        self._state = State.COMMITTING
-        self._commit = task = self._host.start_commit(self, course)
-        task.add_done_callback(lambda _: course.tell())
-        return course, task
+        self._state = TransactionState.COMMITTING
+        self._commit = task = self._host.start_commit(self, context)
+        task.add_done_callback(lambda _: context.tell())
+        return context, task
 
-    async def _watch(self, course: Course, task: Steadfast[None]) -> CommitResult:
+    async def _watch(self, context: CommitContext, task: Uncancellable[None]) -> CommitResult:
         """Until there is something true to tell, or the deadline has passed."""
-        await all_done([course.told], max(course.remaining_s(), 0))
-        if not task.done() and course.phase is Phase.VOTING:
-            await all_done([course.told], VOTING_GRACE_S)
-        if not task.done() and course.phase is Phase.ABORTED:
-            await all_done([course.told], ROLLBACK_GRACE_S)
-        return self._result(course, task)
+        await all_done([context.told], max(context.remaining_s(), 0))
+        if not task.done() and context.phase is Phase.VOTING:
+            await all_done([context.told], VOTING_GRACE_S)
+        if not task.done() and context.phase is Phase.ABORTED:
+            await all_done([context.told], ROLLBACK_GRACE_S)
+        return self._result(context, task)
 
-    def _result(self, course: Course, task: Steadfast[None]) -> CommitResult:
-        self._state = State.ENDED
+    def _result(self, context: CommitContext, task: Uncancellable[None]) -> CommitResult:
+        self._state = TransactionState.ENDED
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
             raise error
-        if course.phase is Phase.ABORTED:
-            cause = course.cause or TimeoutError("aborted")
+        if context.phase is Phase.ABORTED:
+            cause = context.cause or TimeoutError("aborted")
             # While others are still being rolled back, what some have done is no longer "in no database".
-            raise known_heuristics(course, Decision.ABORT) or TransactionAborted(
-                self.id, cause, course.votes
+            raise known_heuristics(context, Decision.ABORT) or TransactionAborted(
+                self.id, cause, context.votes
             ) from cause
-        if course.phase < Phase.COMMITTED:
+        if context.phase < Phase.COMMITTED:
             late = "no answer within the timeout; the commit goes on in the background"
             closed = "the coordinator was closed meanwhile; recovery brings it to its end"
             raise OutcomeUnknown(self.id, closed if task.cancelled() else late)
-        if (otherwise := known_heuristics(course, Decision.COMMIT)) is not None:
-            raise otherwise from course.heuristic_cause
-        return CommitResult(self.id, tuple(course.pending))
+        if (otherwise := known_heuristics(context, Decision.COMMIT)) is not None:
+            raise otherwise from context.heuristic_cause
+        return CommitResult(self.id, tuple(context.pending))
 
     def _time_out(self) -> None:
         self.doom(TimeoutError(f"the transaction's timeout of {self._timeout_s:g} s has passed"))

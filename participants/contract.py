@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.findings import Finding
 from undoubt.participants.ids import NO_KEY, Foreign, Gid, SessionKey
-from undoubt.participants.states import States
+from undoubt.participants.three_phase import States
 
 
 class Work(enum.StrEnum):
@@ -80,7 +80,7 @@ HEURISTICS = frozenset(
 )
 
 
-class Fate(enum.StrEnum):
+class XactStatus(enum.StrEnum):
     """What a participant's own books say about a transaction id (``pg_xact_status``)."""
 
     COMMITTED = "committed"
@@ -205,7 +205,7 @@ class Claim(NamedTuple):
         return f"{self.session}.{self.seq}"
 
 
-Node = Claim | Gid | str
+WaitNode = Claim | Gid | str
 """One end of a wait: a claim; a prepared branch that lies where its gid says and is ``owned``; a gid without
 a tag, of branch 1, for a session that names its transaction without proof, as those of version 0.1.0 do; or a
 name for which the participant vouches, ``str(txid)`` of a transaction and ``"<participant>/<pid>"`` or
@@ -221,8 +221,8 @@ class Waiting:
     ``holder_pid`` is the holding backend's, 0 for a prepared branch, None where it is not told.
     """
 
-    waiter: Node
-    holder: Node
+    waiter: WaitNode
+    holder: WaitNode
     since: str
     pid: int
     xid: int | None
@@ -343,7 +343,7 @@ class Participant(Protocol):
         ``ParticipantRefused`` where this participant's role may not; may be repeated."""
         ...
 
-    async def evidence(self, evidence: Evidence) -> Fate:
+    async def evidence(self, evidence: Evidence) -> XactStatus:
         """What became of a *prepared* branch with that evidence. Fails; may be repeated."""
         ...
 
@@ -371,27 +371,27 @@ class Participant(Protocol):
         ...
 
 
-def judge(order: Order, fate: Fate) -> Settled:
+def judge(order: Order, fate: XactStatus) -> Settled:
     """What "no such prepared branch" means, given the participant's own books.
 
     For COMMIT only proof counts: committed is done, aborted or never assigned is a heuristic rollback,
     no proof is a hazard. For ROLLBACK, only a proved commit is news.
     """
-    if fate is Fate.IN_PROGRESS:
+    if fate is XactStatus.IN_PROGRESS:
         return Settled.BUSY
     table = _ABSENT_AT_COMMIT if order is Order.COMMIT else _ABSENT_AT_ROLLBACK
     return table[fate]
 
 
 _ABSENT_AT_COMMIT = {
-    Fate.COMMITTED: Settled.APPLIED,
-    Fate.ABORTED: Settled.HEURISTIC_ROLLBACK,
-    Fate.NEVER_ASSIGNED: Settled.HEURISTIC_ROLLBACK,
-    Fate.UNKNOWN: Settled.HEURISTIC_HAZARD,
+    XactStatus.COMMITTED: Settled.APPLIED,
+    XactStatus.ABORTED: Settled.HEURISTIC_ROLLBACK,
+    XactStatus.NEVER_ASSIGNED: Settled.HEURISTIC_ROLLBACK,
+    XactStatus.UNKNOWN: Settled.HEURISTIC_HAZARD,
 }
 _ABSENT_AT_ROLLBACK = {
-    Fate.COMMITTED: Settled.HEURISTIC_COMMIT,
-    Fate.ABORTED: Settled.APPLIED,
-    Fate.NEVER_ASSIGNED: Settled.ABSENT,
-    Fate.UNKNOWN: Settled.ABSENT,
+    XactStatus.COMMITTED: Settled.HEURISTIC_COMMIT,
+    XactStatus.ABORTED: Settled.APPLIED,
+    XactStatus.NEVER_ASSIGNED: Settled.ABSENT,
+    XactStatus.UNKNOWN: Settled.ABSENT,
 }

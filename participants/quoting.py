@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from undoubt.participants.checks import invariant
+from undoubt.participants.invariant import invariant
 
 
 def literal(text: str) -> str:

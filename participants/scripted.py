@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from undoubt.participants.checks import invariant
 from undoubt.participants.contract import (
     HEURISTICS,
     Evidence,
-    Fate,
     HeuristicAtPrepare,
     Order,
     PreparedBranch,
@@ -24,14 +22,16 @@ from undoubt.participants.contract import (
     Vote,
     Waiting,
     Work,
+    XactStatus,
     judge,
 )
 from undoubt.participants.errors import BranchFailed, UsageError
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey
-from undoubt.participants.scripted_states import MemoryStates
+from undoubt.participants.invariant import invariant
+from undoubt.participants.scripted_three_phase import MemoryStates
 
-Answer = Settled | BaseException | None
+ScriptedAnswer = Settled | BaseException | None
 """None: the honest one."""
 
 
@@ -43,15 +43,15 @@ class Script:
     begin: BaseException | None = None
     prepare: Vote | Settled | BaseException | None = None
     """A heuristic ``Settled``: the branch ended by itself. An exception: no answer came, nothing happened."""
-    one_phase: Answer = None
-    commit: list[Answer] = field(default_factory=list)
-    rollback: list[Answer] = field(default_factory=list)
+    one_phase: ScriptedAnswer = None
+    commit: list[ScriptedAnswer] = field(default_factory=list)
+    rollback: list[ScriptedAnswer] = field(default_factory=list)
     surely_writes: bool = False
     end_reading: BaseException | None = None
     """In answer to the COMMIT of a branch that only read."""
 
 
-def _next(answers: list[Answer]) -> Answer:
+def _next(answers: list[ScriptedAnswer]) -> ScriptedAnswer:
     if not answers:
         return None
     return answers.pop(0) if len(answers) > 1 else answers[0]
@@ -71,7 +71,7 @@ class ScriptedParticipant:
         self.before = before
         self.calls: list[tuple[str, Gid]] = []
         self.prepared: dict[Gid, int] = {}
-        self.fates: dict[int, Fate] = {}
+        self.fates: dict[int, XactStatus] = {}
         self.foreign: list[PreparedBranch] = []
         self.ended: list[PreparedBranch] = []
         """Of ``foreign``, by a person."""
@@ -84,7 +84,7 @@ class ScriptedParticipant:
         """Raised by every call while set."""
         self.branches: list[ScriptedBranch] = []
         self._next_xid = 1_000
-        self.states = MemoryStates(lambda gid: self.fate(gid) is Fate.COMMITTED, self.record)
+        self.states = MemoryStates(lambda gid: self.fate(gid) is XactStatus.COMMITTED, self.record)
 
     async def record(self, call: str, gid: Gid) -> None:
         if self.before is not None:
@@ -102,7 +102,7 @@ class ScriptedParticipant:
         if self.script.begin is not None:
             raise self.script.begin
         self._next_xid += 1
-        self.fates[self._next_xid] = Fate.IN_PROGRESS
+        self.fates[self._next_xid] = XactStatus.IN_PROGRESS
         branch = ScriptedBranch(self, gid, self._next_xid)
         self.branches.append(branch)
         return branch
@@ -129,20 +129,22 @@ class ScriptedParticipant:
         answer = _next(self.script.commit if order is Order.COMMIT else self.script.rollback)
         return await self._answer(answer, gid, order, evidence)
 
-    async def _answer(self, answer: Answer, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+    async def _answer(
+        self, answer: ScriptedAnswer, gid: Gid, order: Order, evidence: Evidence | None
+    ) -> Settled:
         if isinstance(answer, BaseException):
             raise answer
         if answer is Settled.ABSENT:
-            return judge(order, Fate.UNKNOWN)
+            return judge(order, XactStatus.UNKNOWN)
         if answer is not None:
             if answer in HEURISTICS:
                 self.prepared.pop(gid, None)
             return answer
         xid = self.prepared.pop(gid, None)
         if xid is None:
-            fate = Fate.UNKNOWN if evidence is None else await self.evidence(evidence)
+            fate = XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence)
             return judge(order, fate)
-        self.fates[xid] = Fate.COMMITTED if order is Order.COMMIT else Fate.ABORTED
+        self.fates[xid] = XactStatus.COMMITTED if order is Order.COMMIT else XactStatus.ABORTED
         return Settled.APPLIED
 
     async def end_impostor(self, branch: PreparedBranch) -> Settled:
@@ -154,14 +156,14 @@ class ScriptedParticipant:
         self.ended.append(branch)
         return Settled.APPLIED
 
-    async def evidence(self, evidence: Evidence) -> Fate:
+    async def evidence(self, evidence: Evidence) -> XactStatus:
         if self.down is not None:
             raise self.down
         if (evidence.system, evidence.timeline) != (self.system, self.timeline):
-            return Fate.UNKNOWN
+            return XactStatus.UNKNOWN
         if evidence.xid > self._next_xid:
-            return Fate.NEVER_ASSIGNED
-        return self.fates.get(evidence.xid, Fate.UNKNOWN)
+            return XactStatus.NEVER_ASSIGNED
+        return self.fates.get(evidence.xid, XactStatus.UNKNOWN)
 
     async def forget(self, gid: Gid) -> None:
         await self.record("forget", gid)
@@ -186,14 +188,14 @@ class ScriptedParticipant:
     def finish_by_hand(self, gid: Gid, order: Order) -> None:
         """What a DBA does at the prompt."""
         xid = self.prepared.pop(gid)
-        self.fates[xid] = Fate.COMMITTED if order is Order.COMMIT else Fate.ABORTED
+        self.fates[xid] = XactStatus.COMMITTED if order is Order.COMMIT else XactStatus.ABORTED
 
-    def fate(self, gid: Gid) -> Fate:
+    def fate(self, gid: Gid) -> XactStatus:
         """What became of the branch that was begun with ``gid``."""
         for branch in self.branches:
             if branch.gid == gid:
                 return self.fates[branch.xid]
-        return Fate.UNKNOWN
+        return XactStatus.UNKNOWN
 
 
 class ScriptedBranch:
@@ -247,7 +249,7 @@ class ScriptedBranch:
             case Vote.READ_ONLY:
                 return PrepareResult(Vote.READ_ONLY)
             case Vote.ABORT:
-                self.participant.fates[self.xid] = Fate.ABORTED
+                self.participant.fates[self.xid] = XactStatus.ABORTED
                 reason = BranchFailed(self.participant.name, "votes abort, as told")
                 return PrepareResult(Vote.ABORT, reason=reason)
 
@@ -255,21 +257,21 @@ class ScriptedBranch:
         await self.participant.record("one_phase", self.gid)
         answer = self.participant.script.one_phase
         if isinstance(answer, BaseException):
-            self._end(Fate.ABORTED)
+            self._end(XactStatus.ABORTED)
             raise answer
         if answer is not None:
             self._to_forget = answer in HEURISTICS
             return answer
-        self._end(Fate.COMMITTED)
+        self._end(XactStatus.COMMITTED)
         return Settled.APPLIED
 
     async def commit(self) -> Settled:
         if self._vote is not Vote.PREPARED:
             await self.participant.record("end_read_only", self.gid)
             if (refusal := self.participant.script.end_reading) is not None:
-                self._end(Fate.ABORTED)
+                self._end(XactStatus.ABORTED)
                 raise refusal
-            self._end(Fate.COMMITTED)
+            self._end(XactStatus.COMMITTED)
             return Settled.APPLIED
         await self.participant.record("commit", self.gid)
         return await self._settle(_next(self.participant.script.commit), Order.COMMIT)
@@ -277,16 +279,16 @@ class ScriptedBranch:
     async def rollback(self) -> Settled:
         if self._vote is Vote.READ_ONLY:
             await self.participant.record("end_read_only", self.gid)
-            self._end(Fate.ABORTED)
+            self._end(XactStatus.ABORTED)
             return Settled.APPLIED
         await self.participant.record("rollback", self.gid)
         answer = _next(self.participant.script.rollback)
         if answer is None and self._vote is not Vote.PREPARED:
-            self._end(Fate.ABORTED)
+            self._end(XactStatus.ABORTED)
             return Settled.APPLIED
         return await self._settle(answer, Order.ROLLBACK)
 
-    async def _settle(self, answer: Answer, order: Order) -> Settled:
+    async def _settle(self, answer: ScriptedAnswer, order: Order) -> Settled:
         settled = await self.participant._answer(answer, self.gid, order, self._evidence)
         self._to_forget = settled in HEURISTICS and answer is not Settled.ABSENT
         return settled
@@ -298,10 +300,10 @@ class ScriptedBranch:
     async def release(self) -> None:
         self.released = True
         if self.gid not in self.participant.prepared and not self._ended:
-            self._end(Fate.ABORTED)
+            self._end(XactStatus.ABORTED)
 
-    def _end(self, fate: Fate | None) -> None:
-        invariant(not self._ended or fate is Fate.ABORTED, f"branch {self.gid} ended twice")
+    def _end(self, fate: XactStatus | None) -> None:
+        invariant(not self._ended or fate is XactStatus.ABORTED, f"branch {self.gid} ended twice")
         self._ended = True
-        if fate is not None and self.participant.fates[self.xid] is Fate.IN_PROGRESS:
+        if fate is not None and self.participant.fates[self.xid] is XactStatus.IN_PROGRESS:
             self.participant.fates[self.xid] = fate

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from undoubt.coordinator.errors import DistributedDeadlock, LedgerError, OutcomeUnknown, SelfDeadlock
 from undoubt.coordinator.ledger.contract import Ledger, Record, Verdict
-from undoubt.participants.contract import Claim, Node, Participant, Waiting
+from undoubt.participants.contract import Claim, Participant, Waiting, WaitNode
 from undoubt.participants.errors import ParticipantError, UndoubtError
 from undoubt.participants.ids import Gid, InvalidName, TxId
 from undoubt.participants.registry import Registry
@@ -198,7 +198,7 @@ def _believed(gid: Gid, verdict: Verdict) -> bool:
     return verdict is not Verdict.IMPOSTOR and (bool(gid.tag) or verdict is not Verdict.FORGOTTEN)
 
 
-def _node(end: Node, pid: int | None, participant: str, proved: Mapping[Claim | Gid, TxId]) -> str:
+def _node(end: WaitNode, pid: int | None, participant: str, proved: Mapping[Claim | Gid, TxId]) -> str:
     """Sessions that prove nothing are told apart by their ``pid``: two of one name, the one waiting for us
     and the other holding us up, are no cycle."""
     if isinstance(end, str):

@@ -11,7 +11,7 @@ import time
 
 from undoubt.coordinator.ledger.contract import Heuristic, Ledger
 from undoubt.participants.contract import Participant, Settled
-from undoubt.recovery.plan import RecordHeuristic
+from undoubt.recovery.plan import RecordHeuristicOutcome
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _NOTES = {
 }
 
 
-async def record(ledger: Ledger, participant: Participant, found: RecordHeuristic) -> None:
+async def record(ledger: Ledger, participant: Participant, found: RecordHeuristicOutcome) -> None:
     """Raises ``LedgerError`` or ``ParticipantError``. May be repeated."""
     note = _NOTES[found.kind]
     log.error("%s: %s (%s)", found.kind, found.gid, note)

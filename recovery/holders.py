@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from undoubt.coordinator.protocols.termination import ANSWER_TIMEOUT_S, Find
-from undoubt.coordinator.steadfast import all_within
+from undoubt.coordinator.uncancellable import all_within
 from undoubt.participants.contract import Participant
 from undoubt.participants.ids import Gid
 from undoubt.participants.registry import Registry
-from undoubt.participants.states import Charter, StateRow
+from undoubt.participants.three_phase import Charter, StateRow
 
 
 async def finding(charter: Charter, participants: Registry, holders: Mapping[str, Participant]) -> Find:

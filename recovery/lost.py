@@ -15,7 +15,7 @@ from undoubt.recovery.scan import of_lost_ledger
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class LeftoverBranches:
     """``branches`` are this installation's but for their ledger, each beside the name of its participant.
     ``unreachable``: who could not be asked, and why."""
 
@@ -49,7 +49,7 @@ class Left:
         return f"{len(self.branches)} branches of ledger {ledgers} are prepared in {names}"
 
 
-async def branches_left(participants: Registry) -> Left:
+async def branches_left(participants: Registry) -> LeftoverBranches:
     """Ask all of them at once. Raises nothing of theirs."""
     everyone = list(participants)
     lists = await asyncio.gather(*map(_of_one, everyone))
@@ -64,7 +64,7 @@ async def branches_left(participants: Registry) -> Left:
             for branch in listed
             if isinstance(branch.gid, Gid) and of_lost_ledger(participant, branch)
         ]
-    return Left(tuple(found), unreachable)
+    return LeftoverBranches(tuple(found), unreachable)
 
 
 async def _of_one(participant: Participant) -> list[PreparedBranch] | ParticipantError:

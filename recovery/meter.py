@@ -7,7 +7,7 @@ from typing import Protocol
 from undoubt.recovery.worker import Passed
 
 
-class Meter(Protocol):
+class RecoveryMeter(Protocol):
     """Its methods are called in the event loop, return at once and do not fail."""
 
     def passed(self, participant: str, passed: Passed) -> None:

@@ -11,10 +11,10 @@ ledger says     prepared?   the database's books          action
 committed       yes                                       :class:`Commit`
 committed       no          committed                     :class:`BranchDone`
 committed       no          in progress, busy             :class:`LookAgain`
-committed       no          aborted, or never assigned    :class:`RecordHeuristic` (rollback)
-committed       no          none that count               :class:`RecordHeuristic` (hazard)
+committed       no          aborted, or never assigned    :class:`RecordHeuristicOutcome` (rollback)
+committed       no          none that count               :class:`RecordHeuristicOutcome` (hazard)
 aborted         yes                                       :class:`RollBack`
-aborted         no          committed                     :class:`RecordHeuristic` (commit)
+aborted         no          committed                     :class:`RecordHeuristicOutcome` (commit)
 aborted         no          in progress, busy             :class:`LookAgain`
 aborted         no          anything else                 :class:`BranchDone`
 active          yes                                       :class:`LeaveAlone`
@@ -25,9 +25,6 @@ lost ledger's   yes                                       :class:`ReportOnly`
 other ledger's  yes                                       :class:`ReportOnly`
 foreign         yes                                       :class:`ReportOnly`
 ==============  ==========  ============================  =============================================
-
-A hazard is recorded after a second look, and only if the ledger, asked once more, does not say that the
-transaction is finished: others may know what the books do not tell.
 """
 
 from __future__ import annotations
@@ -37,11 +34,11 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from undoubt.coordinator.ledger.contract import Decision, Verdict
-from undoubt.participants.contract import Fate, Order, Settled, judge
+from undoubt.participants.contract import Order, Settled, XactStatus, judge
 from undoubt.participants.ids import Foreign, Gid
 
 
-class Standing(enum.StrEnum):
+class BranchStanding(enum.StrEnum):
     """Whose a prepared branch is, and what is known of its end. The first six are the ledger's verdicts."""
 
     COMMITTED = "committed"
@@ -62,31 +59,36 @@ class Standing(enum.StrEnum):
     def ours(self) -> bool:
         """It is a branch of this ledger."""
         return self not in {
-            Standing.IMPOSTOR,
-            Standing.LOST_LEDGER,
-            Standing.OTHER_LEDGER,
-            Standing.FOREIGN,
-            Standing.NOT_KNOWN,
+            BranchStanding.IMPOSTOR,
+            BranchStanding.LOST_LEDGER,
+            BranchStanding.OTHER_LEDGER,
+            BranchStanding.FOREIGN,
+            BranchStanding.NOT_KNOWN,
         }
 
     @property
     def in_doubt(self) -> bool:
         """It is this installation's to end."""
-        return self.ours or self is Standing.LOST_LEDGER
+        return self.ours or self is BranchStanding.LOST_LEDGER
 
     @property
     def action(self) -> str:
         """What is safe: ``commit``, ``rollback``, ``wait``, ``decide`` (a person must) or ``none``."""
         match self:
-            case Standing.COMMITTED:
+            case BranchStanding.COMMITTED:
                 return "commit"
-            case Standing.ABORTED:
+            case BranchStanding.ABORTED:
                 return "rollback"
-            case Standing.ACTIVE | Standing.ASK_PROTOCOL:
+            case BranchStanding.ACTIVE | BranchStanding.ASK_PROTOCOL:
                 return "wait"
-            case Standing.FORGOTTEN | Standing.LOST_LEDGER:
+            case BranchStanding.FORGOTTEN | BranchStanding.LOST_LEDGER:
                 return "decide"
-            case Standing.IMPOSTOR | Standing.OTHER_LEDGER | Standing.FOREIGN | Standing.NOT_KNOWN:
+            case (
+                BranchStanding.IMPOSTOR
+                | BranchStanding.OTHER_LEDGER
+                | BranchStanding.FOREIGN
+                | BranchStanding.NOT_KNOWN
+            ):
                 return "none"
 
     @property
@@ -96,26 +98,26 @@ class Standing(enum.StrEnum):
 
 
 _WHY = {
-    Standing.COMMITTED: "COMMIT is recorded",
-    Standing.ABORTED: "it is aborted: no COMMIT is recorded, and none can be any more",
-    Standing.ACTIVE: "its coordinator is alive and may still decide",
-    Standing.ASK_PROTOCOL: "the termination protocol of its own kind decides",
-    Standing.FORGOTTEN: "the ledger knows nothing of its session any more",
-    Standing.IMPOSTOR: "it has the name of a branch of this ledger, and is none",
-    Standing.LOST_LEDGER: "it is of a ledger that is not this one: of one that was lost, it seems",
-    Standing.OTHER_LEDGER: "another ledger's",
-    Standing.FOREIGN: "not undoubt's",
-    Standing.NOT_KNOWN: "the ledger does not answer",
+    BranchStanding.COMMITTED: "COMMIT is recorded",
+    BranchStanding.ABORTED: "it is aborted: no COMMIT is recorded, and none can be any more",
+    BranchStanding.ACTIVE: "its coordinator is alive and may still decide",
+    BranchStanding.ASK_PROTOCOL: "the termination protocol of its own kind decides",
+    BranchStanding.FORGOTTEN: "the ledger knows nothing of its session any more",
+    BranchStanding.IMPOSTOR: "it has the name of a branch of this ledger, and is none",
+    BranchStanding.LOST_LEDGER: "it is of a ledger that is not this one: of one that was lost, it seems",
+    BranchStanding.OTHER_LEDGER: "another ledger's",
+    BranchStanding.FOREIGN: "not undoubt's",
+    BranchStanding.NOT_KNOWN: "the ledger does not answer",
 }
 
 
-def standing(gid: Gid | Foreign, ledger_id: str, verdict: Verdict | None) -> Standing:
+def standing(gid: Gid | Foreign, ledger_id: str, verdict: Verdict | None) -> BranchStanding:
     """``verdict`` is the ledger's about a gid of its own; of any other none is asked for."""
     if isinstance(gid, Foreign):
-        return Standing.FOREIGN
+        return BranchStanding.FOREIGN
     if gid.ledger != ledger_id or verdict is None:
-        return Standing.OTHER_LEDGER
-    return Standing(str(verdict))
+        return BranchStanding.OTHER_LEDGER
+    return BranchStanding(str(verdict))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ class ReportOnly:
     """Show it to people, never touch it."""
 
     gid: Gid | Foreign
-    standing: Standing
+    standing: BranchStanding
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class LookAgain:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordHeuristic:
+class RecordHeuristicOutcome:
     """Its database did, or may have done, other than ``decision``."""
 
     gid: Gid
@@ -178,37 +180,37 @@ class RecordHeuristic:
 
 
 PreparedAction = Commit | RollBack | LeaveAlone | Terminate | ReportOnly
-AbsentAction = BranchDone | LookAgain | RecordHeuristic
+AbsentAction = BranchDone | LookAgain | RecordHeuristicOutcome
 Action = PreparedAction | AbsentAction
 
 
-def for_prepared(gid: Gid | Foreign, stands: Standing) -> PreparedAction:
+def for_prepared(gid: Gid | Foreign, stands: BranchStanding) -> PreparedAction:
     """About a branch that a participant lists as prepared."""
     if isinstance(gid, Foreign):
-        return ReportOnly(gid, Standing.FOREIGN)
+        return ReportOnly(gid, BranchStanding.FOREIGN)
     match stands:
-        case Standing.COMMITTED:
+        case BranchStanding.COMMITTED:
             return Commit(gid)
-        case Standing.ABORTED:
+        case BranchStanding.ABORTED:
             return RollBack(gid)
-        case Standing.ACTIVE:
+        case BranchStanding.ACTIVE:
             return LeaveAlone(gid)
-        case Standing.ASK_PROTOCOL:
+        case BranchStanding.ASK_PROTOCOL:
             return Terminate(gid)
         case (
-            Standing.FORGOTTEN
-            | Standing.IMPOSTOR
-            | Standing.LOST_LEDGER
-            | Standing.OTHER_LEDGER
-            | Standing.FOREIGN
-            | Standing.NOT_KNOWN
+            BranchStanding.FORGOTTEN
+            | BranchStanding.IMPOSTOR
+            | BranchStanding.LOST_LEDGER
+            | BranchStanding.OTHER_LEDGER
+            | BranchStanding.FOREIGN
+            | BranchStanding.NOT_KNOWN
         ):
             return ReportOnly(gid, stands)
         case _:
             assert_never(stands)
 
 
-def for_absent(gid: Gid, decision: Decision, fate: Fate) -> AbsentAction:
+def for_absent(gid: Gid, decision: Decision, fate: XactStatus) -> AbsentAction:
     """About a branch of a recorded decision that was not in a list taken after the decision was read."""
     return for_settled(gid, decision, judge(order_of(decision), fate))
 
@@ -223,7 +225,7 @@ def for_settled(gid: Gid, decision: Decision, settled: Settled) -> AbsentAction:
         case Settled.BUSY:
             return LookAgain(gid)
         case _:
-            return BranchDone(gid) if settled is agreeing else RecordHeuristic(gid, settled, decision)
+            return BranchDone(gid) if settled is agreeing else RecordHeuristicOutcome(gid, settled, decision)
 
 
 def order_of(decision: Decision) -> Order:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Line(msgspec.Struct, frozen=True):
+class ReportedBranch(msgspec.Struct, frozen=True):
     """One branch. ``standing`` is None for one that is judged by a recorded decision and not prepared.
 
     ``action``: ``commit``, ``rollback``, ``wait``, ``terminate``, ``report``, ``finish``, ``look_again``,
@@ -35,12 +35,12 @@ class Report(msgspec.Struct, frozen=True):
     """One pass over all participants. ``errors`` by name of those that could not be dealt with."""
 
     dry_run: bool
-    lines: tuple[Line, ...]
+    lines: tuple[ReportedBranch, ...]
     finished: tuple[str, ...]
     unfinished: tuple[Unfinished, ...]
     errors: dict[str, str]
 
-    def of(self, gid: object) -> Line | None:
+    def of(self, gid: object) -> ReportedBranch | None:
         """The last line about that gid."""
         return next((line for line in reversed(self.lines) if line.gid == str(gid)), None)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Ledger
-from undoubt.coordinator.protocols.course import applied_elsewhere
+from undoubt.coordinator.protocols.context import applied_elsewhere
 from undoubt.coordinator.protocols.steps import Observer
 from undoubt.participants.contract import HEURISTICS, Participant, Settled
 from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
@@ -22,24 +22,24 @@ from undoubt.recovery import heuristics
 from undoubt.recovery.parallel import each
 from undoubt.recovery.plan import (
     BranchDone,
+    BranchStanding,
     Commit,
     LeaveAlone,
     LookAgain,
-    RecordHeuristic,
+    RecordHeuristicOutcome,
     ReportOnly,
     RollBack,
-    Standing,
     Terminate,
     for_absent,
     for_prepared,
     for_settled,
     order_of,
 )
-from undoubt.recovery.report import Counters, Line
+from undoubt.recovery.report import Counters, ReportedBranch
 from undoubt.recovery.scan import Scan
 from undoubt.recovery.steps import RecoveryStep, reach
 from undoubt.recovery.terminate import Terminator
-from undoubt.recovery.unfinished import Progress, ask_books
+from undoubt.recovery.unfinished import UnfinishedProgress, ask_books
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ and a database that is down must not be asked ten thousand times."""
 
 
 @dataclass(slots=True)
-class Tools:
+class RecoveryContext:
     """What every pass of a process shares."""
 
     ledger: Ledger
@@ -57,7 +57,7 @@ class Tools:
     parallel: int
     observe: Observer | None = None
     hazard_grace_s: float = 1.0
-    progress: Progress = field(default_factory=Progress)
+    progress: UnfinishedProgress = field(default_factory=UnfinishedProgress)
     counters: Counters = field(default_factory=Counters)
     terminator: Terminator = field(init=False)
 
@@ -69,9 +69,9 @@ class Resolution:
     """One pass's acts at one participant; ``lines`` tell of them. Of a dry run, what it would have done."""
 
     def __init__(
-        self, tools: Tools, participant: Participant, scan: Scan, *, dry_run: bool, young_s: float
+        self, tools: RecoveryContext, participant: Participant, scan: Scan, *, dry_run: bool, young_s: float
     ) -> None:
-        self.lines: list[Line] = []
+        self.lines: list[ReportedBranch] = []
         self._tools = tools
         self._participant = participant
         self._scan = scan
@@ -106,11 +106,11 @@ class Resolution:
         if not alive(gid.txid):
             return False
         self._tools.counters.seen_active += 1
-        self._line(gid, str(Standing.ASK_PROTOCOL), "wait", "nothing", "its coordinator is alive")
+        self._line(gid, str(BranchStanding.ASK_PROTOCOL), "wait", "nothing", "its coordinator is alive")
         return True
 
     async def _terminate(self, gid: Gid) -> None:
-        stands = str(Standing.ASK_PROTOCOL)
+        stands = str(BranchStanding.ASK_PROTOCOL)
         if self._dry_run:
             self._line(gid, stands, "terminate", "would_do")
             return
@@ -177,7 +177,7 @@ class Resolution:
                 return "done", ""
             case LookAgain():
                 return "look_again", "busy: somebody else is at it"
-            case RecordHeuristic() as found:
+            case RecordHeuristicOutcome() as found:
                 await self._record(found)
                 return "done", str(found.kind)
 
@@ -194,7 +194,7 @@ class Resolution:
         else:
             self._unavailable = 0
 
-    async def _conclude(self, action: BranchDone | LookAgain | RecordHeuristic) -> None:
+    async def _conclude(self, action: BranchDone | LookAgain | RecordHeuristicOutcome) -> None:
         progress = self._tools.progress
         match action:
             case BranchDone(gid):
@@ -203,7 +203,7 @@ class Resolution:
                 self._line(gid, None, "finish", "would_do" if self._dry_run else "done")
             case LookAgain(gid):
                 self._line(gid, None, "look_again", "look_again", "its database says it is in progress")
-            case RecordHeuristic(gid, kind):
+            case RecordHeuristicOutcome(gid, kind):
                 if self._dry_run:
                     self._line(gid, None, "heuristic", "would_do", str(kind))
                 elif kind is Settled.HEURISTIC_HAZARD and not self._is_sure(gid):
@@ -219,7 +219,7 @@ class Resolution:
         now_s = asyncio.get_running_loop().time()
         return self._tools.progress.sure(gid, now_s, self._tools.hazard_grace_s)
 
-    async def _record(self, found: RecordHeuristic) -> None:
+    async def _record(self, found: RecordHeuristicOutcome) -> None:
         await heuristics.record(self._tools.ledger, self._participant, found)
         self._tools.counters.heuristics += 1
         self._tools.progress.done(found.gid)
@@ -231,10 +231,10 @@ class Resolution:
                 raise error
 
     def _line(self, gid: object, stands: str | None, action: str, result: str, why: str = "") -> None:
-        self.lines.append(Line(str(gid), self._participant.name, stands, action, result, why))
+        self.lines.append(ReportedBranch(str(gid), self._participant.name, stands, action, result, why))
 
 
-async def finish(tools: Tools, scan: Scan) -> list[str]:
+async def finish(tools: RecoveryContext, scan: Scan) -> list[str]:
     """Let the ledger finish what is applied everywhere; the ids of it. Raises ``LedgerError``."""
     finished: list[str] = []
     claimed: list[TxId] = []

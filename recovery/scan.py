@@ -17,7 +17,7 @@ from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.protocols.steps import Observer
 from undoubt.participants.contract import Evidence, Participant, PreparedBranch
 from undoubt.participants.ids import Gid, TxId
-from undoubt.recovery.plan import Standing, standing
+from undoubt.recovery.plan import BranchStanding, standing
 from undoubt.recovery.steps import RecoveryStep, reach
 
 OUTCOMES_MAX = 1_000
@@ -32,7 +32,7 @@ class Scan:
     names: frozenset[str]
     """Of the participant: its own, and those that it had before."""
     records: Mapping[TxId, DecisionRecord]
-    prepared: Sequence[tuple[PreparedBranch, Standing]]
+    prepared: Sequence[tuple[PreparedBranch, BranchStanding]]
     listed: Mapping[tuple[TxId, int], Evidence | None] = field(default_factory=dict)
     """What the list says of each branch of this ledger in it that is no impostor, by transaction and
     number."""
@@ -92,7 +92,7 @@ async def standings(
     ledger: Ledger,
     listed: Sequence[tuple[Participant, PreparedBranch]],
     records: Mapping[TxId, DecisionRecord] | None = None,
-) -> list[Standing]:
+) -> list[BranchStanding]:
     """The standing of each branch, in order, beside the participant that listed it before this is called.
     ``records`` are unfinished decisions that are known already."""
     gids = [branch.gid for _, branch in listed]
@@ -104,9 +104,9 @@ async def standings(
         gid = branch.gid
         if not isinstance(gid, Gid) or gid not in verdicts:
             lost = of_lost_ledger(participant, branch)
-            stands.append(Standing.LOST_LEDGER if lost else standing(gid, ledger.ledger_id, None))
+            stands.append(BranchStanding.LOST_LEDGER if lost else standing(gid, ledger.ledger_id, None))
         elif why_impostor(participant.names, branch, recorded.get(gid)) is not None:
-            stands.append(Standing.IMPOSTOR)
+            stands.append(BranchStanding.IMPOSTOR)
         else:
             stands.append(standing(gid, ledger.ledger_id, verdicts[gid]))
     return stands
@@ -164,17 +164,10 @@ _XID_MODULUS = 2**32
 """Of a prepared transaction a database shows the lower half of its id."""
 
 
-def same_id(recorded: Evidence, listed: Evidence) -> bool:
-    """Whether both are of one transaction id. A name may be prepared again after its end."""
-    return recorded.xid % _XID_MODULUS == listed.xid % _XID_MODULUS
-
-
 def later(recorded: Evidence, listed: Evidence | None) -> Evidence:
     """Which of the two the database's books can answer, where ``listed`` was told of the same branch after
     ``recorded``. Of the same place, the one that has a position."""
-    if listed is None or not same_id(recorded, listed):
-        return recorded
-    if listed.history is None and None in {listed.system, listed.timeline}:
+    if listed is None or (listed.history is None and None in {listed.system, listed.timeline}):
         return recorded
     if listed.history is None:
         same = (listed.system, listed.timeline) == (recorded.system, recorded.timeline)

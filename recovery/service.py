@@ -13,12 +13,12 @@ from undoubt.coordinator.supervision import Supervised, restarts
 from undoubt.participants.contract import Participant
 from undoubt.participants.registry import Registry
 from undoubt.recovery.deadlocks import Cancel, DeadlockDetector
-from undoubt.recovery.meter import Meter
+from undoubt.recovery.meter import RecoveryMeter
 from undoubt.recovery.report import Report, Status
-from undoubt.recovery.resolve import Tools
+from undoubt.recovery.resolve import RecoveryContext
 from undoubt.recovery.scan import unfinished
 from undoubt.recovery.settings import RecoverySettings
-from undoubt.recovery.worker import Passed, Worker, one_pass
+from undoubt.recovery.worker import Passed, RecoveryWorker, one_pass
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class RecoveryService:
         cancel: Cancel | None = None,
         always: bool = False,
         hazard_grace_s: float = 1.0,
-        meter: Meter | None = None,
+        meter: RecoveryMeter | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._ledger = ledger
@@ -53,9 +53,9 @@ class RecoveryService:
         self._always = always
         self._meter = meter
         self._rng = rng or random.Random()  # noqa: S311 - jitter
-        self._tools = Tools(ledger, participants, self._settings.parallel, observe, hazard_grace_s)
+        self._tools = RecoveryContext(ledger, participants, self._settings.parallel, observe, hazard_grace_s)
         self._detector = DeadlockDetector(ledger, participants, cancel)
-        self._workers: dict[str, tuple[Worker, asyncio.Task[None]]] = {}
+        self._workers: dict[str, tuple[RecoveryWorker, asyncio.Task[None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._last_error: str | None = None
 
@@ -89,7 +89,7 @@ class RecoveryService:
         """
         tools = self._tools
         if dry_run:
-            tools = Tools(self._ledger, self._participants, self._settings.parallel)
+            tools = RecoveryContext(self._ledger, self._participants, self._settings.parallel)
         passes = await self._pass(tools, dry_run=dry_run)
         if not passes:
             tools.progress.read(await unfinished(self._ledger), asyncio.get_running_loop().time())
@@ -105,7 +105,7 @@ class RecoveryService:
             {name: passed.error for name, passed in passes.items() if passed.error is not None},
         )
 
-    async def _pass(self, tools: Tools, *, dry_run: bool) -> dict[str, Passed]:
+    async def _pass(self, tools: RecoveryContext, *, dry_run: bool) -> dict[str, Passed]:
         everyone = list(self._participants)
         passes = await asyncio.gather(
             *(one_pass(tools, participant, dry_run=dry_run) for participant in everyone)
@@ -138,7 +138,7 @@ class RecoveryService:
             for name, participant in wanted.items():
                 if name not in self._workers:
                     tell = self._meter.passed if self._meter is not None else None
-                    worker = Worker(
+                    worker = RecoveryWorker(
                         participant, self._tools, self._settings, self._allowed, self._rng, tell=tell
                     )
                     task = Supervised("recovery worker", worker.run).start(f"undoubt-recovery {name}")
@@ -178,7 +178,7 @@ class RecoveryService:
         return found
 
 
-def _same(worker: Worker, wanted: dict[str, Participant]) -> bool:
+def _same(worker: RecoveryWorker, wanted: dict[str, Participant]) -> bool:
     return wanted.get(worker.participant.name) is worker.participant
 
 

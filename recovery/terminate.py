@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from undoubt.coordinator.errors import LedgerUnavailable, OutcomeUnknown
 from undoubt.coordinator.ledger.contract import Decision, Ledger, SessionState, record_of
 from undoubt.coordinator.protocols.steps import Observer
-from undoubt.coordinator.protocols.termination import Late, Round, Terminated
+from undoubt.coordinator.protocols.termination import PresumedCrashed, Round, Terminated
 from undoubt.coordinator.protocols.termination_rules import CONTRADICTION, Move
 from undoubt.participants.contract import Participant
 from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
-from undoubt.participants.states import Charter
+from undoubt.participants.three_phase import Charter
 from undoubt.recovery.holders import finding
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Terminator:
     def _note_late(self, charter: Charter, ended: Terminated) -> None:
         until = asyncio.get_running_loop().time() + LATE_S
         for member in charter.members:
-            if isinstance(ended.silent.get(member.branch), Late):
+            if isinstance(ended.silent.get(member.branch), PresumedCrashed):
                 self._late_until[member.participant] = until
 
     async def _settle(self, gid: Gid) -> Ended:

@@ -1,8 +1,8 @@
 """Recorded decisions: what became of their branches, and when the ledger may forget them.
 
 A branch that is prepared is settled by :mod:`undoubt.recovery.resolve`. One that is not must be asked about:
-its database's books say whether it has applied the decision. Both tell :class:`Progress`; a decision all of
-whose branches are known to have applied it, or are recorded as heuristic, is finished."""
+its database's books say whether it has applied the decision. Both tell :class:`UnfinishedProgress`; a
+decision all of whose branches are known to have applied it, or are recorded as heuristic, is finished."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import math
 from collections.abc import Iterable, Mapping
 
 from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord
-from undoubt.participants.contract import Evidence, Fate, Participant
+from undoubt.participants.contract import Evidence, Participant, XactStatus
 from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
-from undoubt.participants.states import BranchState
+from undoubt.participants.three_phase import BranchState
 from undoubt.recovery.report import Unfinished
-from undoubt.recovery.scan import evidence_of, same_id
+from undoubt.recovery.scan import evidence_of
 
 FINISH_MAX = 1_000
 """Transactions finished in one command."""
 
 
-class Progress:
+class UnfinishedProgress:
     """Which branches of unfinished decisions are known to be done. Shared by all workers of a process; lost
     with it, and then found out again."""
 
@@ -125,18 +125,18 @@ class Progress:
 
 async def ask_books(
     participant: Participant, gid: Gid, branch: BranchRecord, seen: Evidence | None = None
-) -> Fate:
+) -> XactStatus:
     """What the books of the participant that it was recorded for say of a branch that is not prepared.
     ``seen`` is what a list said of it while it was. Raises ``ParticipantError``."""
-    recorded = evidence_of(branch)
-    fate = Fate.UNKNOWN if recorded is None else await participant.evidence(recorded)
-    if fate is Fate.UNKNOWN and seen is not None and (recorded is None or same_id(recorded, seen)):
-        fate = await participant.evidence(seen)
-    if fate is Fate.UNKNOWN and gid.protocol is Protocol.THREE_PHASE:
+    fate = XactStatus.UNKNOWN
+    for evidence in dict.fromkeys((evidence_of(branch), seen)):
+        if evidence is not None and fate is XactStatus.UNKNOWN:
+            fate = await participant.evidence(evidence)
+    if fate is XactStatus.UNKNOWN and gid.protocol is Protocol.THREE_PHASE:
         # What has committed is noted beside its row. A row without a note, of a branch that is not prepared
         # any more, has ended otherwise; but one that only a termination has made proves nothing: the database
         # may be another one than the branch's, or that as it was before.
         row = await participant.states.read(gid)
         if row is not None and row.state is not BranchState.INITIAL:
-            return Fate.COMMITTED if row.state is BranchState.COMMIT else Fate.ABORTED
+            return XactStatus.COMMITTED if row.state is BranchState.COMMIT else XactStatus.ABORTED
     return fate

@@ -19,10 +19,10 @@ from undoubt.participants.contract import HEURISTICS, Order, Participant, Prepar
 from undoubt.participants.errors import ParticipantError, UsageError
 from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
-from undoubt.participants.states import Charter, StateRow
+from undoubt.participants.three_phase import Charter, StateRow
 from undoubt.recovery.holders import finding
 from undoubt.recovery.plan import BranchDone, for_settled, order_of
-from undoubt.recovery.report import Line, Report
+from undoubt.recovery.report import Report, ReportedBranch
 from undoubt.recovery.terminate import DECISIONS, NO_ROW, told
 
 _BY_HAND = "look for the other branches of the transaction, and decide by hand"
@@ -72,7 +72,7 @@ class WithoutLedger:
             except ParticipantError as error:
                 errors[participant.name] = str(error)
         self._choose(found)
-        lines: list[Line] = []
+        lines: list[ReportedBranch] = []
         for txid in sorted({gid.txid for each in found.values() for gid in (*each.prepared, *each.rows)}):
             lines += await self._end(txid, found, dry_run=dry_run)
         return Report(dry_run, tuple(lines), (), (), errors)
@@ -87,7 +87,7 @@ class WithoutLedger:
                     each.prepared.pop(gid, None)
                     each.rows.pop(gid, None)
 
-    async def _end(self, txid: TxId, found: Mapping[str, _Found], *, dry_run: bool) -> list[Line]:
+    async def _end(self, txid: TxId, found: Mapping[str, _Found], *, dry_run: bool) -> list[ReportedBranch]:
         prepared = [
             (name, branch)
             for name, each in found.items()
@@ -121,7 +121,7 @@ class WithoutLedger:
             ]
         return lines + [await self._settle(name, branch, decision) for name, branch in prepared]
 
-    async def _settle(self, name: str, branch: PreparedBranch, decision: Decision) -> Line:
+    async def _settle(self, name: str, branch: PreparedBranch, decision: Decision) -> ReportedBranch:
         order = order_of(decision)
         what = "commit" if order is Order.COMMIT else "rollback"
         gid = branch.gid
@@ -171,5 +171,5 @@ def _hopeless(ended: Terminated, charter: Charter, find: Find) -> bool:
     return bool(too_few) and ended.silent.keys() <= unknown
 
 
-def _line(name: str, branch: PreparedBranch, action: str, result: str, why: str = "") -> Line:
-    return Line(str(branch.gid), name, None, action, result, why)
+def _line(name: str, branch: PreparedBranch, action: str, result: str, why: str = "") -> ReportedBranch:
+    return ReportedBranch(str(branch.gid), name, None, action, result, why)

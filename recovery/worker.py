@@ -13,8 +13,8 @@ from undoubt.coordinator.supervision import restarts
 from undoubt.participants.contract import Participant, Settled
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
-from undoubt.recovery.report import Line, WorkerStatus
-from undoubt.recovery.resolve import Resolution, Tools, finish
+from undoubt.recovery.report import ReportedBranch, WorkerStatus
+from undoubt.recovery.resolve import RecoveryContext, Resolution, finish
 from undoubt.recovery.scan import scan, unfinished
 from undoubt.recovery.settings import RecoverySettings
 from undoubt.recovery.sweep import SWEEP_INTERVAL_S, sweep
@@ -40,7 +40,7 @@ class Passed:
     ``owner_gone``: so many of them are of a role that was dropped, so that only a superuser can end them.
     """
 
-    lines: tuple[Line, ...]
+    lines: tuple[ReportedBranch, ...]
     finished: tuple[str, ...] = ()
     error: str | None = None
     oldest_s: float = 0.0
@@ -52,13 +52,13 @@ class Passed:
 
 
 async def one_pass(
-    tools: Tools, participant: Participant, *, dry_run: bool = False, young_s: float = 0.0
+    tools: RecoveryContext, participant: Participant, *, dry_run: bool = False, young_s: float = 0.0
 ) -> Passed:
     """Look, then act. Whatever goes wrong is in the result, with what was done before it.
 
     Decisions that were first seen less than ``young_s`` seconds ago are not judged yet.
     """
-    lines: list[Line] = []
+    lines: list[ReportedBranch] = []
     tools.counters.scans += 1
     try:
         records = await unfinished(tools.ledger)
@@ -87,7 +87,7 @@ async def one_pass(
     )
 
 
-async def _note_hazards(tools: Tools, records: Mapping[TxId, DecisionRecord]) -> None:
+async def _note_hazards(tools: RecoveryContext, records: Mapping[TxId, DecisionRecord]) -> None:
     """A branch that a person called gone for good has no participant that could tell of it: its hazard is
     recorded, and that is all that will ever be known."""
     now_s = asyncio.get_running_loop().time()
@@ -98,7 +98,7 @@ async def _note_hazards(tools: Tools, records: Mapping[TxId, DecisionRecord]) ->
             tools.progress.done(known.gid)
 
 
-class Worker:
+class RecoveryWorker:
     """Passes over ``participant`` while ``allowed()``. After a failure it pauses for a random time up to a
     limit that doubles (full jitter), so that a database that comes back is not met by everybody at once.
     ``tell`` is told of each pass."""
@@ -106,7 +106,7 @@ class Worker:
     def __init__(
         self,
         participant: Participant,
-        tools: Tools,
+        tools: RecoveryContext,
         settings: RecoverySettings,
         allowed: Callable[[], bool],
         rng: random.Random,

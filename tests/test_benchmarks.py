@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import etcd
 from tests.docs.pages import ROOT
-from undoubt.bench.figures import Figures, Ratio, Row
+from undoubt.bench.figures import FigureRow, Figures, Ratio
 
 
 def told(*arguments: str, text: str = "") -> str:
@@ -76,7 +76,7 @@ def test_recovery_beside_a_bare_loop() -> None:
 def test_the_tables() -> None:
     """Broken if the page's figures could not be made from what the command prints."""
     figures = Figures(
-        rows=[Row("undoubt-sqlite", 32, 1234.5, 1.234, 5.67, 321.0)],
+        rows=[FigureRow("undoubt-sqlite", 32, 1234.5, 1.234, 5.67, 321.0)],
         ratios=[Ratio("undoubt-sqlite", "naive", 32, 0.912, (0.8, 1.0), 1.1, 1.5)],
         seconds=30.0,
         rounds=6,

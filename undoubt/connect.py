@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.config import Settings, load
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.ledger import open_ledger
@@ -16,9 +16,9 @@ from undoubt.participants.errors import WrongLoop
 from undoubt.recovery.service import RecoveryService
 
 if TYPE_CHECKING:
-    from undoubt.assemble import OnConnects
     from undoubt.metrics import Metrics
     from undoubt.participants.postgres.drivers import Handles
+    from undoubt.wiring import OnConnects
 
 
 @contextlib.asynccontextmanager
@@ -54,13 +54,11 @@ async def connect(
     """
     settings = source if isinstance(source, Settings) else load(source)
     async with contextlib.AsyncExitStack() as stack:
-        ledger = await open_ledger(
-            settings.ledger, create=create or (lambda: assemble.nothing_left(settings))
-        )
+        ledger = await open_ledger(settings.ledger, create=create or (lambda: wiring.nothing_left(settings)))
         stack.push_async_callback(ledger.close)
         if metrics is not None:
             ledger = metrics.timed(ledger)
-        participants = assemble.registry(settings, ledger.ledger_id, handles=handles, on_connect=on_connect)
+        participants = wiring.registry(settings, ledger.ledger_id, handles=handles, on_connect=on_connect)
         stack.push_async_callback(participants.close)
         coordinator = Coordinator(ledger, participants, settings.coordinator, observe=observe, meter=metrics)
         if recover:

@@ -18,7 +18,7 @@ from undoubt.coordinator import supervision
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.participants.contract import Settled
 from undoubt.participants.ids import Gid, Protocol
-from undoubt.recovery.plan import Standing
+from undoubt.recovery.plan import BranchStanding
 from undoubt.recovery.worker import Passed
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ LEDGER_CALLS = (
 )
 PROTOCOLS = {Protocol.TWO_PHASE: "2pc", Protocol.THREE_PHASE: "3pc", Protocol.PAXOS: "paxos"}
 
-IN_DOUBT = tuple(standing for standing in Standing if standing is not Standing.IMPOSTOR)
+IN_DOUBT = tuple(standing for standing in BranchStanding if standing is not BranchStanding.IMPOSTOR)
 """Those that prepared branches are counted by: nobody's forged names fill the graphs of what is in doubt."""
 
 
@@ -167,7 +167,7 @@ class Metrics:
         listed = Count(line.standing for line in passed.lines if line.standing is not None)
         for standing in IN_DOUBT:
             self._in_doubt.labels(participant, str(standing)).set(listed[str(standing)])
-        self._impostors.labels(participant).set(listed[str(Standing.IMPOSTOR)])
+        self._impostors.labels(participant).set(listed[str(BranchStanding.IMPOSTOR)])
         self._ownerless.labels(participant).set(passed.owner_gone)
         self._oldest.labels(participant).set_function(_aging(passed.oldest_s))
 

@@ -33,7 +33,7 @@ from undoubt.coordinator.ledger.commands import (
     encode,
 )
 from undoubt.coordinator.ledger.contract import ACT_CHARACTERS_MAX, CAUSE_CHARACTERS_MAX, Act, BranchRecord
-from undoubt.coordinator.ledger.state import State
+from undoubt.coordinator.ledger.state import LedgerState
 from undoubt.participants.bounds import DURATION_S_MAX, count
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import BRANCH_NUMBER_MAX, NUMBER_MAX, PARTICIPANT_NAME_BYTES_MAX, Gid, TxId
@@ -53,7 +53,7 @@ class CommandRefused(UsageError):
     """A command is not within its bounds. It has changed nothing, on any node."""
 
 
-def refusal(command: Command, state: State | None) -> CommandRefused | None:
+def refusal(command: Command, state: LedgerState | None) -> CommandRefused | None:
     """Why ``command`` is refused; None if it is within its bounds. ``state`` None: as far as can be told
     without one."""
     why = _wrong(command) or (_wrong_in(command, state) if state is not None else "")
@@ -142,7 +142,7 @@ def _wrong(command: Command) -> str:  # noqa: PLR0911, PLR0912 - one line per ki
             assert_never(command)
 
 
-def _wrong_in(command: Command, state: State) -> str:
+def _wrong_in(command: Command, state: LedgerState) -> str:
     """Counters stay within what a snapshot holds."""
     if isinstance(command, AdvanceTime) and state.time_ms + command.elapsed_ms > TIME_MS_MAX:
         return f"ledger time would pass {TIME_MS_MAX} ms"

@@ -38,7 +38,7 @@ from undoubt.coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
-from undoubt.coordinator.ledger.local import LocalLedger
+from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
 from undoubt.participants.contract import Claim
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.ids import BRANCH_NUMBER_MAX, Gid, Protocol, TxId
@@ -280,7 +280,7 @@ def since(call: Call) -> int:
             assert_never(call)
 
 
-async def perform(ledger: LocalLedger, call: Call, *, remote: bool) -> object:  # noqa: PLR0911, PLR0912 - one line per call
+async def perform(ledger: StateMachineLedger, call: Call, *, remote: bool) -> object:  # noqa: PLR0911, PLR0912 - one line per call
     """Carry out ``call``; its result in the shape of ``REPLY_TYPES``. Raises what the contract raises.
     ``remote``: for another process, which may outlive this one."""
     match call:

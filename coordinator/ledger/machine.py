@@ -49,10 +49,10 @@ from undoubt.coordinator.ledger.contract import (
     Verdict,
 )
 from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches, verdict_of
-from undoubt.coordinator.ledger.state import PrecommitRecord, SessionBook, State
-from undoubt.participants.checks import invariant
+from undoubt.coordinator.ledger.state import LedgerState, PrecommitRecord, SessionBook
 from undoubt.participants.contract import Settled
 from undoubt.participants.ids import TxId
+from undoubt.participants.invariant import invariant
 
 
 def fingerprint(branches: Iterable[BranchRecord]) -> int:
@@ -65,7 +65,7 @@ class Machine:
     """See the module."""
 
     def __init__(self, ledger_id: str) -> None:
-        self.state = State(ledger_id=ledger_id)
+        self.state = LedgerState(ledger_id=ledger_id)
         self._history: list[DecisionRecord] = []
 
     # Commands.
@@ -345,7 +345,7 @@ class Machine:
         return self.state.encode()
 
     def restore(self, data: bytes) -> None:
-        self.state = State.decode(data)
+        self.state = LedgerState.decode(data)
         self._history = []
 
     def _book(self, session: int, nonce: str) -> SessionBook | None:

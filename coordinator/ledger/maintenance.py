@@ -16,7 +16,7 @@ from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
 from undoubt.coordinator.ledger.sqlite import anchored, restoring, store
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
-from undoubt.coordinator.ledger.sqlite.owned import rebuilt
+from undoubt.coordinator.ledger.sqlite.owner import rebuilt
 from undoubt.coordinator.ledger.sqlite.restoring import RestoredLedger
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.errors import UsageError

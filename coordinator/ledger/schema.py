@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from undoubt.coordinator.errors import LedgerUnusable
-from undoubt.participants.migrating import ALONE
+from undoubt.participants.alembic_lock import ALONE
 
 if TYPE_CHECKING:
     import sqlalchemy

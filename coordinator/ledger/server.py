@@ -24,13 +24,13 @@ from undoubt.coordinator.ledger.calls import (
     perform,
     unreadable,
 )
-from undoubt.coordinator.ledger.local import LocalLedger
+from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
 from undoubt.coordinator.wire import (
     Connection,
-    Identity,
     Listener,
+    PeerIdentity,
+    PeerRole,
     RemoteProtocolError,
-    Role,
     WireSettings,
     serve,
 )
@@ -45,14 +45,14 @@ REQUESTS_PER_CONNECTION_MAX = 10_000
 class LedgerServer:
     """Serves ``ledger`` on a listening unix socket, to processes of the same user and of root."""
 
-    def __init__(self, ledger: LocalLedger) -> None:
+    def __init__(self, ledger: StateMachineLedger) -> None:
         self._ledger = ledger
         self._listener: Listener | None = None
 
     async def start(self, listening: socket.socket) -> None:
-        me = Identity(Role.NODE, self._ledger.ledger_id, name=f"process {os.getpid()}")
+        me = PeerIdentity(PeerRole.NODE, self._ledger.ledger_id, name=f"process {os.getpid()}")
         self._listener = await serve(
-            listening, me, self._accept, WireSettings(), roles=frozenset({Role.CLIENT}), admits=_same_user
+            listening, me, self._accept, WireSettings(), roles=frozenset({PeerRole.CLIENT}), admits=_same_user
         )
 
     async def close(self) -> None:
@@ -65,7 +65,7 @@ class LedgerServer:
 
 
 class _Calls:
-    def __init__(self, ledger: LocalLedger, connection: Connection) -> None:
+    def __init__(self, ledger: StateMachineLedger, connection: Connection) -> None:
         self._ledger = ledger
         self._connection = connection
         self._tasks: set[asyncio.Task[None]] = set()

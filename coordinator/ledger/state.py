@@ -109,7 +109,7 @@ class _StoredState(msgspec.Struct, array_like=True):
 
 
 @dataclass(slots=True)
-class State:
+class LedgerState:
     """All of it. Invariants: the session of every unfinished or precommitted transaction is in ``sessions``;
     no transaction is both; a doomed one is neither decided nor below the floor of its session, which is
     open."""
@@ -149,7 +149,7 @@ class State:
         return msgspec.msgpack.encode(stored)
 
     @classmethod
-    def decode(cls, data: bytes) -> State:
+    def decode(cls, data: bytes) -> LedgerState:
         """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` on what is no encoded state."""
         stored = msgspec.msgpack.decode(data, type=_StoredState)
         if stored.format != SNAPSHOT_FORMAT:

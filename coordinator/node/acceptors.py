@@ -17,17 +17,17 @@ from undoubt.coordinator.ledger.contract import Record
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.names import Names
 from undoubt.coordinator.node.errors import NodeStopped
-from undoubt.coordinator.node.storage.contract import Promises, Write
+from undoubt.coordinator.node.storage.contract import DiskWrite, Promises
 from undoubt.coordinator.node.storage.group_commit import Disk
 from undoubt.coordinator.paxos import (
     Acceptor,
+    AcceptorReply,
+    AcceptorRequest,
     Marks,
     Outgoing,
     PeerMisbehaved,
     Phase2a,
-    Reply,
-    Request,
-    Restored,
+    RestoredAcceptor,
 )
 from undoubt.coordinator.quorum import Joint
 from undoubt.participants.ids import NUMBER_MAX, Protocol, TxId
@@ -37,15 +37,15 @@ log = logging.getLogger(__name__)
 HELD_MAX = 1_000
 """Transactions that are told of at once."""
 
-Answer = Callable[[Reply | LedgerError], None]
+ReplyCallback = Callable[[AcceptorReply | LedgerError], None]
 """Told once: a reply that may leave, or why there is none."""
 
 
-class Acceptors:
+class NodeAcceptors:
     """``wake`` has :meth:`work` called in the next turn of the loop, before the disk is flushed."""
 
     def __init__(
-        self, node: int, stored: Restored, machine: Machine, disk: Disk, wake: Callable[[], None]
+        self, node: int, stored: RestoredAcceptor, machine: Machine, disk: Disk, wake: Callable[[], None]
     ) -> None:
         self.acceptor = Acceptor(node, stored)
         self._machine = machine
@@ -55,11 +55,11 @@ class Acceptors:
         """What is asked now would wait in memory, however much it is."""
         self._disk = disk
         self._wake = wake
-        self._waiting: dict[int, Answer] = {}
+        self._waiting: dict[int, ReplyCallback] = {}
         self._number = 0
         self._stopped = ""
 
-    def ask(self, request: Request, answer: Answer) -> None:
+    def ask(self, request: AcceptorRequest, answer: ReplyCallback) -> None:
         """A leader asks. What could not be stored is refused at once: it means no more than no answer."""
         if self._stopped:
             answer(NodeStopped(self._stopped))
@@ -83,7 +83,7 @@ class Acceptors:
         self._waiting[self._number] = answer
         self._wake()
 
-    def _why_not(self, request: Request) -> LedgerError | None:
+    def _why_not(self, request: AcceptorRequest) -> LedgerError | None:
         """None if the ledger, as far as it is applied here, agrees that the session is decided by these. One
         that has been dropped, or that a restore took its acceptors from, is decided by nobody.
 
@@ -120,7 +120,7 @@ class Acceptors:
         self._send(ready.replies_now)
         if ready.writes or ready.replies_after_sync:
             promises = Promises(ready.records, ready.dropped, ready.marks) if ready.writes else None
-            self._disk.give(Write(promises=promises), lambda: self._stored(ready.token))
+            self._disk.give(DiskWrite(promises=promises), lambda: self._stored(ready.token))
 
     def _stored(self, token: int) -> None:
         self._send(self.acceptor.on_persisted(token))

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 from undoubt.coordinator.ledger.backup import reading_image
 from undoubt.coordinator.ledger.commands import Restore
-from undoubt.coordinator.ledger.local import SESSION_SKIP
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.node.replicated import Replicated
+from undoubt.coordinator.ledger.state_machine_ledger import SESSION_SKIP
+from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.storage.contract import Snapshot
 from undoubt.coordinator.raft import HardState, SnapshotMeta, bootstrap
 from undoubt.coordinator.wire import VERSIONS, Versions
@@ -26,14 +26,14 @@ def beginning(
     """What every first node stores. ``cluster`` becomes the ledger's id as well; ``addresses`` names the
     first members, all of them voters, and all of which speak ``version``."""
     first = bootstrap(addresses)
-    replicated = Replicated(Machine(cluster), dict(sorted(addresses.items())), version=version)
+    replicated = NodeStateMachine(Machine(cluster), dict(sorted(addresses.items())), version=version)
     return first.hard_state, Snapshot(first.snapshot, replicated.image())
 
 
 def joining() -> tuple[HardState, Snapshot]:
     """What a node stores that is added to a cluster: it learns all from a leader, and stands for nothing
     before it is in a configuration."""
-    return HardState(), Snapshot(SnapshotMeta(), Replicated(Machine(""), {}).image())
+    return HardState(), Snapshot(SnapshotMeta(), NodeStateMachine(Machine(""), {}).image())
 
 
 def restored(
@@ -45,7 +45,7 @@ def restored(
     undecided in it may be presumed to be aborted. Its version is the backup's. Raises ``LedgerUnusable`` for
     what is no image, and for a version that this node does not speak.
     """
-    replicated = Replicated(Machine(""), {}, speaks=speaks)
+    replicated = NodeStateMachine(Machine(""), {}, speaks=speaks)
     with reading_image("the backup's image"):
         replicated.restore(image)
     replicated.machine.apply(Restore(SESSION_SKIP))

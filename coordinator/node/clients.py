@@ -23,16 +23,16 @@ from undoubt.coordinator.ledger.cluster.messages import (
     BackupCall,
     ChangeMembersCall,
     Elsewhere,
+    LeaderHint,
     OperatorCall,
-    Standing,
     StatusCall,
     TransferCall,
 )
 from undoubt.coordinator.ledger.contract import Act, Decision
-from undoubt.coordinator.node.acceptors import Acceptors
+from undoubt.coordinator.node.acceptors import NodeAcceptors
+from undoubt.coordinator.node.admin import NodeAdmin
 from undoubt.coordinator.node.errors import NodeStopped, NotLeading
 from undoubt.coordinator.node.ledger import NodeLedger
-from undoubt.coordinator.node.operator import Operator
 from undoubt.coordinator.wire import VERSIONS, Connection, RemoteProtocolError, Right
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import new_nonce
@@ -70,9 +70,9 @@ class FromClient:
         self,
         connection: Connection,
         ledger: NodeLedger,
-        acceptors: Acceptors,
+        acceptors: NodeAcceptors,
         leader: Callable[[], str],
-        operator: Operator,
+        operator: NodeAdmin,
     ) -> None:
         self._connection = connection
         self._right = connection.right
@@ -86,7 +86,7 @@ class FromClient:
         self._unanswered = 0
         self._beating: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._say(Standing(ledger.ledger_id, ledger.leads, leader()))
+        self._say(LeaderHint(ledger.ledger_id, ledger.leads, leader()))
 
     def received(self, payload: bytes) -> None:
         refused: Sequence[calls.Failed] = ()

@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 
 from undoubt.coordinator.errors import LedgerError, LedgerUnusable
-from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.messages import NodeStatus, StatusCall
 from undoubt.coordinator.node.replica import Replica
 from undoubt.coordinator.node.status import RELEASE
@@ -65,7 +65,7 @@ class Comparing:
 
     async def _ask(self, address: str) -> NodeStatus | None:
         try:
-            status: NodeStatus = await operate.ask(address, StatusCall(), ASK_S, self._wire)
+            status: NodeStatus = await admin.ask(address, StatusCall(), ASK_S, self._wire)
         except LedgerError:
             return None
         return status

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from undoubt.coordinator.ledger.contract import DecisionRecord
-from undoubt.coordinator.node.replicated import Replicated
+from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.storage.contract import Finished
 from undoubt.participants.ids import TxId
 
@@ -17,8 +17,8 @@ RECORDS_MAX = 256
 """Those that wait for a write to ride along with."""
 
 
-class History:
-    def __init__(self, replicated: Replicated, keep_ms: int) -> None:
+class HistoryBuffer:
+    def __init__(self, replicated: NodeStateMachine, keep_ms: int) -> None:
         self._replicated = replicated
         self._keep_ms = keep_ms
         self._unwritten: dict[TxId, DecisionRecord] = {}

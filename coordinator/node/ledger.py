@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from undoubt.coordinator.errors import LedgerError
-from undoubt.coordinator.ledger.cluster.acceptors import Ask, ClusterAcceptors, among
+from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, SendRequest, among
 from undoubt.coordinator.ledger.commands import Command, Decide
 from undoubt.coordinator.ledger.contract import (
     BranchRecord,
@@ -28,8 +28,8 @@ from undoubt.coordinator.ledger.contract import (
     Settlement,
 )
 from undoubt.coordinator.ledger.leases import Leases
-from undoubt.coordinator.ledger.local import LocalLedger, newest
-from undoubt.coordinator.node.replica import Answer, Replica
+from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger, newest
+from undoubt.coordinator.node.replica import Replica, ResultCallback
 from undoubt.coordinator.node.storage.contract import Storage
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.ids import Protocol, TxId
@@ -42,7 +42,7 @@ LEAVING_S = 60.0
 """Whoever wants nodes to leave asks again, or has given up."""
 
 
-class NodeLedger(LocalLedger):
+class NodeLedger(StateMachineLedger):
     """For callers in the node's own process, and for :mod:`.clients`. Calls raise ``NotLeading`` where this
     node does not lead."""
 
@@ -54,7 +54,7 @@ class NodeLedger(LocalLedger):
         storage: Storage,
         settings: LedgerSettings,
         *,
-        ask: Ask,
+        ask: SendRequest,
         random: Random,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
@@ -117,7 +117,7 @@ class NodeLedger(LocalLedger):
         """The wall clock, for people."""
         return self._wall()
 
-    def submit(self, command: Command, answer: Answer) -> None:
+    def submit(self, command: Command, answer: ResultCallback) -> None:
         """As :meth:`Replica.propose`: for callers that have no task to wait in."""
         self._replica.propose(command, answer)
 

@@ -13,33 +13,33 @@ from collections.abc import Callable
 from random import Random
 
 from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable
-from undoubt.coordinator.ledger.cluster.links import Links
+from undoubt.coordinator.ledger.cluster.acceptor_client import AcceptorClient
 from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.node.acceptor_retirement import Release
+from undoubt.coordinator.node.admin import NodeAdmin
 from undoubt.coordinator.node.clients import FromClient
 from undoubt.coordinator.node.comparing import Comparing
+from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.ledger import NodeLedger
-from undoubt.coordinator.node.operator import Operator
+from undoubt.coordinator.node.orphaned_votes import Settling
 from undoubt.coordinator.node.peers import FromPeer, Peers
-from undoubt.coordinator.node.release import Release
 from undoubt.coordinator.node.replica import Replica
-from undoubt.coordinator.node.replicated import Replicated
 from undoubt.coordinator.node.settings import NodeSettings
-from undoubt.coordinator.node.settling import Settling
 from undoubt.coordinator.node.status import status_of
 from undoubt.coordinator.node.storage.contract import Storage, Stored
-from undoubt.coordinator.paxos import Reply, Request
+from undoubt.coordinator.paxos import AcceptorReply, AcceptorRequest
 from undoubt.coordinator.raft import Message, bootstrap
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.supervision import Supervised
 from undoubt.coordinator.wire import (
     Address,
     Connection,
+    HandshakeRefusal,
     HandshakeRefused,
-    Identity,
     Listener,
+    PeerIdentity,
+    PeerRole,
     Receiver,
-    Refusal,
-    Role,
     Versions,
     WireSettings,
     serve,
@@ -67,10 +67,10 @@ class Node:
         wall: Callable[[], float] = time.time,
     ) -> None:
         """``clock`` is what sessions expire by: the loop's, unless given. Raises ``LedgerUnusable``."""
-        self.identity = stored.identity
+        self.identity = identity = stored.identity
         self.settings = settings
         replicated = _replicated(stored, settings.speaks)
-        me = Identity(Role.NODE, stored.identity.cluster, stored.identity.node, disk=stored.identity.disk)
+        me = PeerIdentity(PeerRole.NODE, identity.cluster, identity.node, disk=identity.disk)
         self.peers = Peers(
             me,
             lambda: self._hints | replicated.addresses,
@@ -94,7 +94,7 @@ class Node:
             send=self.peers.send,
             on_change=self._leadership,
         )
-        self._links = Links(Identity(Role.CLIENT, name=str(me)), wire, self._address_of)
+        self._links = AcceptorClient(PeerIdentity(PeerRole.CLIENT, name=str(me)), wire, self._address_of)
         self.ledger = NodeLedger(
             self.replica,
             storage,
@@ -107,9 +107,9 @@ class Node:
         self.failed = self.replica.failed
         self._settling = Settling(self.replica, self.ledger, wire)
         self._comparing = Comparing(self.replica, wire)
-        self.operator = Operator(
+        self.operator = NodeAdmin(
             self.replica,
-            lambda: status_of(stored.identity, self.replica, wire),
+            lambda: status_of(identity, self.replica, wire),
             Release(self.replica, self.ledger, self._settling),
             lambda: self._disks | {me.number: me.disk},
         )
@@ -192,7 +192,7 @@ class Node:
                     return
 
     def _accept(self, connection: Connection) -> Receiver:
-        if connection.peer.role is Role.NODE:
+        if connection.peer.role is PeerRole.NODE:
             self._recognise(connection)
             return FromPeer(connection, self._step)
         return FromClient(
@@ -206,7 +206,9 @@ class Node:
         if not self._unmet:
             self.replica.step(message)
 
-    def _ask_acceptor(self, node: int, request: Request, answer: Callable[[Reply | Exception], None]) -> None:
+    def _ask_acceptor(
+        self, node: int, request: AcceptorRequest, answer: Callable[[AcceptorReply | Exception], None]
+    ) -> None:
         if node == self.identity.node:
             self.replica.acceptors.ask(request, answer)
         else:
@@ -224,17 +226,19 @@ class Node:
         neither is one that was removed, or that is too old by now. Raises :class:`HandshakeRefused`."""
         peer, replicated = connection.peer, self.replica.replicated
         if replicated.removed(peer.number):
-            raise HandshakeRefused(Refusal.REMOVED, f"node {peer.number} was removed from the cluster")
+            raise HandshakeRefused(
+                HandshakeRefusal.REMOVED, f"node {peer.number} was removed from the cluster"
+            )
         known = replicated.disks.get(peer.number) or self._disks.setdefault(peer.number, peer.disk)
         if known != peer.disk:
             raise HandshakeRefused(
-                Refusal.NUMBER,
+                HandshakeRefusal.NUMBER,
                 f"node {peer.number} came back with another disk, and may not take part under that number:"
                 f" remove it (`undoubt cluster remove {peer.number}`) and add it with a new one",
             )
         if 0 <= peer.log_index < (acknowledged := self.replica.acknowledged(peer.number)):
             raise HandshakeRefused(
-                Refusal.SET_BACK,
+                HandshakeRefusal.SET_BACK,
                 f"{self._me} has its acknowledgement of entry {acknowledged}, and its log ends at"
                 f" {peer.log_index}",
             )
@@ -264,8 +268,8 @@ def _to_meet(stored: Stored) -> set[int]:
     return set(voters) - {stored.identity.node} - set(stored.disks)
 
 
-def _replicated(stored: Stored, speaks: Versions) -> Replicated:
-    replicated = Replicated(Machine(""), {}, speaks=speaks)
+def _replicated(stored: Stored, speaks: Versions) -> NodeStateMachine:
+    replicated = NodeStateMachine(Machine(""), {}, speaks=speaks)
     try:
         replicated.restore(stored.snapshot.image)
     except ValueError as error:  # msgspec's are

@@ -20,9 +20,9 @@ from undoubt.coordinator.wire import (
     VERSIONS,
     Address,
     Connection,
+    HandshakeRefusal,
     HandshakeRefused,
-    Identity,
-    Refusal,
+    PeerIdentity,
     RemoteProtocolError,
     Versions,
     WireSettings,
@@ -42,7 +42,7 @@ class Peers:
 
     def __init__(
         self,
-        me: Identity,
+        me: PeerIdentity,
         addresses: Callable[[], Mapping[int, str]],
         settings: WireSettings,
         random: Random,
@@ -97,7 +97,7 @@ class Peers:
             try:
                 return await self._connect(node, address, link)
             except (OSError, HandshakeRefused) as error:
-                if isinstance(error, HandshakeRefused) and error.refusal is Refusal.SET_BACK:
+                if isinstance(error, HandshakeRefused) and error.refusal is HandshakeRefusal.SET_BACK:
                     self._set_back(error.reason)
                 if str(error) != last_trouble:
                     last_trouble = str(error)

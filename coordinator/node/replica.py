@@ -19,14 +19,14 @@ import msgspec
 
 from undoubt.coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable
 from undoubt.coordinator.ledger.commands import Command, since
-from undoubt.coordinator.node.acceptors import Acceptors
+from undoubt.coordinator.node.acceptors import NodeAcceptors
 from undoubt.coordinator.node.errors import NodeStopped, NotLeading
+from undoubt.coordinator.node.fsm import Agree, LogCommand, NodeStateMachine, encode_batch, encode_command
 from undoubt.coordinator.node.hashes import StateHashes
-from undoubt.coordinator.node.history import History
-from undoubt.coordinator.node.reads import Reads
-from undoubt.coordinator.node.replicated import Agree, Logged, Replicated, encode_batch, encode_command
+from undoubt.coordinator.node.history import HistoryBuffer
+from undoubt.coordinator.node.read_index import ReadQueue
 from undoubt.coordinator.node.snapshots import Snapshots
-from undoubt.coordinator.node.storage.contract import Snapshot, Storage, Stored, Write
+from undoubt.coordinator.node.storage.contract import DiskWrite, Snapshot, Storage, Stored
 from undoubt.coordinator.node.storage.group_commit import Disk
 from undoubt.coordinator.node.versions import Agreement
 from undoubt.coordinator.raft import (
@@ -43,7 +43,7 @@ from undoubt.coordinator.raft import (
     RaftSettings,
     Ready,
     Refusal,
-    Restored,
+    RestoredState,
     SnapshotChunk,
 )
 from undoubt.coordinator.wire import VERSIONS
@@ -59,7 +59,7 @@ BATCH_BYTES = 5
 """What msgpack puts in front of a batch, at most."""
 CLOSE_S = 10.0
 
-Answer = Callable[[object], None]
+ResultCallback = Callable[[object], None]
 """Told a command's result once it is durable on a majority and applied here; an error is a value too."""
 
 
@@ -71,7 +71,7 @@ class Replica:
         self,
         stored: Stored,
         storage: Storage,
-        replicated: Replicated,
+        replicated: NodeStateMachine,
         settings: RaftSettings,
         random: Random,
         *,
@@ -86,7 +86,7 @@ class Replica:
         replicated.learn(stored.entries)
         # The machine begins where its image does; what follows in the log is applied once it is known to be
         # committed.
-        restored = Restored(
+        restored = RestoredState(
             stored.hard_state, stored.snapshot.meta, stored.entries, stored.snapshot.meta.index
         )
         self.raft = Raft(stored.identity.node, settings, random, restored)
@@ -99,23 +99,23 @@ class Replica:
         self._loop = asyncio.get_running_loop()
         self._storage = storage
         self._disk = Disk(storage, self._full, self._fail)
-        self.acceptors = Acceptors(
+        self.acceptors = NodeAcceptors(
             stored.identity.node, stored.acceptor, replicated.machine, self._disk, self.wake
         )
         self.agreement = Agreement(stored.identity.node, replicated, lambda: self.raft.configuration.nodes)
         self._snapshots = Snapshots(self.raft, replicated, stored.snapshot, log_bytes=snapshot_log_bytes)
-        self.history = History(replicated, history_ms)
+        self.history = HistoryBuffer(replicated, history_ms)
         """Of what is finished."""
-        self._reads = Reads()
+        self._reads = ReadQueue()
         self._tick_s = tick_s
         self._send = send
         self._on_change = on_change
-        self._waiting: list[tuple[msgspec.Raw, Answer]] = []
-        self._imaging: list[Answer] = []
+        self._waiting: list[tuple[msgspec.Raw, ResultCallback]] = []
+        self._imaging: list[ResultCallback] = []
         """Who waits for the next image to be stored."""
-        self._settling: list[Answer] = []
+        self._settling: list[ResultCallback] = []
         """Who waits for the next change of the configuration to be applied, while this node leads."""
-        self._proposed: dict[int, tuple[int, Sequence[Answer]]] = {}
+        self._proposed: dict[int, tuple[int, Sequence[ResultCallback]]] = {}
         """By index: the term in which it was proposed, and who waits. Only while this node leads."""
         self._acknowledged: dict[int, int] = {}
         """By node: see :meth:`acknowledged`. Kept when this node ceases to lead."""
@@ -172,7 +172,7 @@ class Replica:
         except ValueError as error:  # msgspec's are
             raise MessageRefused(f"node {message.sender} sent what cannot be read: {error}") from error
 
-    def propose(self, command: Command, answer: Answer) -> None:
+    def propose(self, command: Command, answer: ResultCallback) -> None:
         """Have ``command`` decided by the majority; with everything else that is proposed in this turn."""
         if self._stopped:
             answer(NodeStopped(self._stopped))
@@ -181,7 +181,7 @@ class Replica:
         else:
             self._queue(command, answer)
 
-    def _queue(self, command: Logged, answer: Answer) -> None:
+    def _queue(self, command: LogCommand, answer: ResultCallback) -> None:
         """Encoded alone: what cannot be is refused to whoever proposed it, and touches nobody else."""
         try:
             encoded = encode_command(command)
@@ -194,7 +194,7 @@ class Replica:
         self._waiting.append((encoded, answer))
         self.wake()
 
-    def _propose_if_known(self, command: Command, answer: Answer) -> None:
+    def _propose_if_known(self, command: Command, answer: ResultCallback) -> None:
         """Only a leader that is sure to be one, and up to date, can say that a command is too new for the
         log."""
 
@@ -276,7 +276,7 @@ class Replica:
 
     def remember(self, disks: dict[int, str]) -> None:
         """Store which disks other nodes were met with."""
-        self._disk.give(Write(disks=disks), _nothing)
+        self._disk.give(DiskWrite(disks=disks), _nothing)
         self.wake()
 
     def wake(self) -> None:
@@ -405,7 +405,7 @@ class Replica:
                 self._send(message)
             self.wake()
 
-        write = Write(
+        write = DiskWrite(
             hard_state=ready.hard_state,
             snapshot=snapshot,
             replaces_log=snapshot is not None,
@@ -448,12 +448,12 @@ class Replica:
             self._snapshots.not_stored()
             self._imaged(LedgerUnavailable(f"node {self.raft.node} has no room on its disk for a snapshot"))
 
-        self._disk.give(Write(finished=finished, snapshot=image), stored, no_room=no_room)
+        self._disk.give(DiskWrite(finished=finished, snapshot=image), stored, no_room=no_room)
 
     def _store_history(self) -> None:
         finished = self.history.begin()
         self._disk.give(
-            Write(finished=finished),
+            DiskWrite(finished=finished),
             lambda: self.history.stored(finished),
             no_room=lambda: self.history.not_stored(finished),
         )
@@ -461,7 +461,7 @@ class Replica:
     def _shorten(self, image: Snapshot) -> None:
         keep_from = self._snapshots.stored(image)
         self._imaged(image.meta.index)
-        self._disk.give(Write(keep_from=keep_from), self.wake)
+        self._disk.give(DiskWrite(keep_from=keep_from), self.wake)
         self.wake()
 
     def _imaged(self, result: int | LedgerUnavailable) -> None:
@@ -542,7 +542,7 @@ def _too_large(size: int) -> ClusterRefused:
     )
 
 
-def _tell(answers: Sequence[Answer], result: object) -> None:
+def _tell(answers: Sequence[ResultCallback], result: object) -> None:
     for answer in answers:
         answer(result)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from undoubt.coordinator.node.replicated import Replicated
+from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.storage.contract import Snapshot
 from undoubt.coordinator.raft import ChunkWanted, Entry, Raft, SnapshotChunk, SnapshotMeta
 
@@ -17,7 +17,7 @@ CHUNK_BYTES = 64 * 1024
 
 
 class Snapshots:
-    def __init__(self, raft: Raft, replicated: Replicated, stored: Snapshot, *, log_bytes: int) -> None:
+    def __init__(self, raft: Raft, replicated: NodeStateMachine, stored: Snapshot, *, log_bytes: int) -> None:
         """One is made once ``log_bytes`` of the log, and more than the last image has, have been applied."""
         self._raft = raft
         self._replicated = replicated

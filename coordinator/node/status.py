@@ -7,13 +7,13 @@ from importlib import metadata
 from undoubt.coordinator.ledger.cluster.messages import NodeStatus, PeerStatus
 from undoubt.coordinator.ledger.contract import SessionState
 from undoubt.coordinator.node.replica import Replica
-from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.contract import DiskIdentity
 from undoubt.coordinator.wire import WireSettings, tls_of
 
 RELEASE = metadata.version("undoubt")
 
 
-def status_of(identity: Identity, replica: Replica, wire: WireSettings) -> NodeStatus:
+def status_of(identity: DiskIdentity, replica: Replica, wire: WireSettings) -> NodeStatus:
     raft = replica.raft
     state, configuration = raft.state, raft.configuration
     ledger = replica.replicated.machine.state

@@ -13,8 +13,8 @@ import logging
 from collections.abc import Callable, Iterable
 
 from undoubt.coordinator.errors import VersionHeldBack
-from undoubt.coordinator.node.replicated import NEWER, Replicated
-from undoubt.coordinator.wire import Connection, HandshakeRefused, Refusal
+from undoubt.coordinator.node.fsm import NEWER, NodeStateMachine
+from undoubt.coordinator.wire import Connection, HandshakeRefusal, HandshakeRefused
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Agreement:
     """Of node ``me``. ``members`` are all of the newest configuration, learners among them."""
 
-    def __init__(self, me: int, replicated: Replicated, members: Callable[[], Iterable[int]]) -> None:
+    def __init__(self, me: int, replicated: NodeStateMachine, members: Callable[[], Iterable[int]]) -> None:
         self._me = me
         self._replicated = replicated
         self._members = members
@@ -36,7 +36,7 @@ class Agreement:
         number, spoken = connection.peer.number, connection.version
         if spoken < self._replicated.version:
             raise HandshakeRefused(
-                Refusal.VERSION,
+                HandshakeRefusal.VERSION,
                 f"node {number} and node {self._me} speak version {spoken} with each other, and the cluster"
                 f" has agreed on {self._replicated.version}. The older one is too old: {NEWER}",
             )

@@ -1,8 +1,8 @@
 """Paxos, and Paxos Commit made of it, without IO, clock, threads or randomness.
 
 What enters: requests and answers (``step``), and the driver's reports that something is stored. What leaves:
-messages, and :class:`Ready`, everything that an acceptor's driver has to do next. The same objects run in
-production, in simulation and in the search of ``tests/models``.
+messages, and :class:`PaxosReady`, everything that an acceptor's driver has to do next. The same objects run
+in production, in simulation and in the search of ``tests/models``.
 
 Each branch of a transaction votes *prepared* or *aborted*, and each vote is decided by one instance of
 Paxos: all chosen *prepared* is committed, one chosen *aborted* is aborted. The acceptors are the nodes of
@@ -27,7 +27,7 @@ An acceptor's driver, for every ``ready = acceptor.ready()`` that is not ``empty
 
 1. Send ``replies_now``: nothing in them depends on what is not stored yet.
 2. Store ``records``, delete ``dropped``, store ``marks``, in one transaction, in the order of the calls to
-   ``ready``; then sync. Several ``Ready`` may share a sync, with each other and with the log's.
+   ``ready``; then sync. Several ``PaxosReady`` may share a sync, with each other and with the log's.
 3. After the sync call ``on_persisted(token)`` and send what it returns. Never send ``replies_after_sync``
    yourself.
 
@@ -53,15 +53,17 @@ Sources: Lamport, "The Part-Time Parliament", 1998, and "Paxos Made Simple", 200
 
 from __future__ import annotations
 
-from undoubt.coordinator.paxos.acceptor import Acceptor, Restored
+from undoubt.coordinator.paxos.acceptor import Acceptor, RestoredAcceptor
 from undoubt.coordinator.paxos.errors import PeerMisbehaved
 from undoubt.coordinator.paxos.first_ballot import FirstBallot
 from undoubt.coordinator.paxos.learner import Learner, Outcome
 from undoubt.coordinator.paxos.marks import Marks
 from undoubt.coordinator.paxos.messages import (
     ABORTED,
+    AcceptorReply,
+    AcceptorRequest,
     Ask,
-    Branch,
+    BranchInstance,
     Forgotten,
     Known,
     Phase1a,
@@ -69,15 +71,13 @@ from undoubt.coordinator.paxos.messages import (
     Phase2a,
     Phase2b,
     Refused,
-    Reply,
-    Request,
     Value,
     decode_reply,
     decode_request,
     encode,
 )
-from undoubt.coordinator.paxos.ready import Outgoing, Ready
-from undoubt.coordinator.paxos.record import Record
+from undoubt.coordinator.paxos.ready import Outgoing, PaxosReady
+from undoubt.coordinator.paxos.record import AcceptorRecord
 from undoubt.coordinator.paxos.recovery import Recovery
 from undoubt.coordinator.paxos.synod import FIRST, Accepted, Ballot
 
@@ -88,7 +88,7 @@ __all__ = [
     "Acceptor",
     "Ask",
     "Ballot",
-    "Branch",
+    "BranchInstance",
     "FirstBallot",
     "Forgotten",
     "Known",
@@ -101,13 +101,13 @@ __all__ = [
     "Phase1b",
     "Phase2a",
     "Phase2b",
-    "Ready",
-    "Record",
+    "PaxosReady",
+    "AcceptorRecord",
     "Recovery",
     "Refused",
-    "Reply",
-    "Request",
-    "Restored",
+    "AcceptorReply",
+    "AcceptorRequest",
+    "RestoredAcceptor",
     "Value",
     "decode_reply",
     "decode_request",

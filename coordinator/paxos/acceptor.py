@@ -10,6 +10,8 @@ import msgspec
 from undoubt.coordinator.paxos.errors import PeerMisbehaved
 from undoubt.coordinator.paxos.marks import Marks, forgotten
 from undoubt.coordinator.paxos.messages import (
+    AcceptorReply,
+    AcceptorRequest,
     Ask,
     Forgotten,
     Phase1a,
@@ -17,35 +19,33 @@ from undoubt.coordinator.paxos.messages import (
     Phase2a,
     Phase2b,
     Refused,
-    Reply,
-    Request,
 )
-from undoubt.coordinator.paxos.ready import Outgoing, Ready, Writes
-from undoubt.coordinator.paxos.record import Record
-from undoubt.participants.checks import invariant
+from undoubt.coordinator.paxos.ready import Outgoing, PaxosReady, PaxosWrites
+from undoubt.coordinator.paxos.record import AcceptorRecord
 from undoubt.participants.ids import TxId
+from undoubt.participants.invariant import invariant
 
-NOTHING = Ready(0)
+NOTHING = PaxosReady(0)
 
 
-class Restored(msgspec.Struct, frozen=True, array_like=True):
+class RestoredAcceptor(msgspec.Struct, frozen=True, array_like=True):
     """All that an acceptor has stored, or of a new node nothing. Equal contents have equal encodings."""
 
     marks: Marks = Marks()
-    records: tuple[Record, ...] = ()
+    records: tuple[AcceptorRecord, ...] = ()
 
 
 class Acceptor:
     """Not for use by several threads at once."""
 
-    def __init__(self, node: int, restored: Restored) -> None:
+    def __init__(self, node: int, restored: RestoredAcceptor) -> None:
         """``node`` is the number under which it promised whatever is in ``restored``; one whose disk was lost
         comes back under another number, never under the old one."""
         invariant(node > 0, "0 is nobody")
         self.node = node
         self._marks = restored.marks
         self._floors = restored.marks.below()
-        self._records: dict[TxId, Record] = {}
+        self._records: dict[TxId, AcceptorRecord] = {}
         self._of_session: dict[int, dict[TxId, None]] = {}
         """The keys of ``_records``, so that forgetting a few does not look at all."""
         for record in restored.records:
@@ -54,7 +54,7 @@ class Acceptor:
         self._dropped: dict[TxId, None] = {}
         self._marks_changed = False
         self._replies: list[Outgoing] = []
-        self._writes = Writes()
+        self._writes = PaxosWrites()
 
     # What one may look at.
 
@@ -63,7 +63,7 @@ class Acceptor:
         """Transactions of which something is kept."""
         return len(self._records)
 
-    def record(self, txid: TxId) -> Record | None:
+    def record(self, txid: TxId) -> AcceptorRecord | None:
         return self._records.get(txid)
 
     def below(self, floors: Mapping[int, int]) -> list[TxId]:
@@ -75,24 +75,24 @@ class Acceptor:
             if txid.seq < floor
         ]
 
-    def kept(self) -> Restored:
+    def kept(self) -> RestoredAcceptor:
         """Everything, with what has not been stored yet: for a copy of the whole, and for tests."""
-        return Restored(self._marks, tuple(self._records[txid] for txid in sorted(self._records)))
+        return RestoredAcceptor(self._marks, tuple(self._records[txid] for txid in sorted(self._records)))
 
     # What goes in.
 
-    def step(self, sender: int, request: Request) -> None:
+    def step(self, sender: int, request: AcceptorRequest) -> None:
         """A request has arrived; its answer waits in a later ``ready``. Late, repeated and reordered ones are
         expected. ``sender`` comes back with the answer. Raises PeerMisbehaved; nothing is answered then."""
         if self.node not in request.acceptors.voters:
             raise PeerMisbehaved(f"node {self.node} is no acceptor of {request.txid}: {request.acceptors}")
         self._replies.append(Outgoing(sender, self._answer(request)))
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: AcceptorRequest) -> AcceptorReply:
         txid, node = request.txid, self.node
         if forgotten(txid, self._marks.next_session, self._floors):
             return Forgotten(txid, node)
-        record = self._records.get(txid) or Record(txid, request.acceptors)
+        record = self._records.get(txid) or AcceptorRecord(txid, request.acceptors)
         if record.acceptors != request.acceptors:
             raise PeerMisbehaved(f"{txid} has acceptors {record.acceptors}, not {request.acceptors}")
         match request:
@@ -112,12 +112,12 @@ class Acceptor:
                 assert_never(request)
         return Refused(txid, node, record.promised, record.known)
 
-    def _keep(self, record: Record) -> None:
+    def _keep(self, record: AcceptorRecord) -> None:
         if self._records.get(record.txid) != record:
             self._put(record)
             self._changed[record.txid] = None
 
-    def _put(self, record: Record) -> None:
+    def _put(self, record: AcceptorRecord) -> None:
         self._records[record.txid] = record
         self._of_session.setdefault(record.txid.session, {})[record.txid] = None
 
@@ -153,12 +153,13 @@ class Acceptor:
         self._dropped[txid] = None
 
     def on_persisted(self, token: int) -> tuple[Outgoing, ...]:
-        """All of the ``Ready`` of ``token``, and of those before it, is durable. What may be sent now."""
+        """All of the ``PaxosReady`` of ``token``, and of those before it, is durable. What may be sent
+        now."""
         return tuple(self._writes.done(token))
 
     # What comes out.
 
-    def ready(self) -> Ready:
+    def ready(self) -> PaxosReady:
         """Everything to be done since the last call. The driver's duties: see the package."""
         if not (self._replies or self._changed or self._dropped or self._marks_changed):
             return NOTHING
@@ -172,4 +173,4 @@ class Acceptor:
         if waits:
             self._writes.begin(token, replies)
         self._changed, self._dropped, self._marks_changed, self._replies = {}, {}, False, []
-        return Ready(token, records, dropped, marks, () if waits else replies, replies if waits else ())
+        return PaxosReady(token, records, dropped, marks, () if waits else replies, replies if waits else ())

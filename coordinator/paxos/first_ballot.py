@@ -6,19 +6,19 @@ from collections.abc import Mapping
 
 from undoubt.coordinator.paxos.learner import Learner
 from undoubt.coordinator.paxos.messages import (
-    Branch,
+    AcceptorReply,
+    AcceptorRequest,
+    BranchInstance,
     Phase1b,
     Phase2a,
     Phase2b,
     Refused,
-    Reply,
-    Request,
     Value,
 )
 from undoubt.coordinator.paxos.synod import FIRST
 from undoubt.coordinator.quorum import Joint, VoteResult
-from undoubt.participants.checks import invariant
 from undoubt.participants.ids import TxId
+from undoubt.participants.invariant import invariant
 
 
 class FirstBallot(Learner):
@@ -26,7 +26,7 @@ class FirstBallot(Learner):
     is no way to take a vote back, to vote again, or to give up: whoever waits too long may ask, not
     decide."""
 
-    def __init__(self, txid: TxId, acceptors: Joint, votes: Mapping[Branch, Value]) -> None:
+    def __init__(self, txid: TxId, acceptors: Joint, votes: Mapping[BranchInstance, Value]) -> None:
         super().__init__(txid, acceptors)
         invariant(bool(votes), f"{txid} has no branch to vote for")
         branches = tuple(sorted(votes, key=lambda branch: branch.number))
@@ -34,7 +34,7 @@ class FirstBallot(Learner):
         self._bundle = Phase2a(txid, acceptors, FIRST, branches, tuple(votes[each] for each in branches))
         self._accepted: dict[int, bool] = {}
 
-    def messages(self) -> tuple[tuple[int, Request], ...]:
+    def messages(self) -> tuple[tuple[int, AcceptorRequest], ...]:
         """The votes, all in one bundle, for every acceptor. Asked for again it is the same bundle: send it to
         whoever did not answer."""
         return self.to_all(self._bundle)
@@ -49,7 +49,7 @@ class FirstBallot(Learner):
         """Acceptors that have not answered at all."""
         return tuple(sorted(self.acceptors.voters - self._accepted.keys()))
 
-    def step(self, reply: Reply) -> None:
+    def step(self, reply: AcceptorReply) -> None:
         """An acceptor has answered. Raises PeerMisbehaved if it contradicts what is known."""
         if not self.learn(reply):
             return

@@ -5,11 +5,20 @@ from __future__ import annotations
 import enum
 
 from undoubt.coordinator.paxos.errors import PeerMisbehaved
-from undoubt.coordinator.paxos.messages import ABORTED, Ask, Branch, Forgotten, Known, Reply, Request, Value
+from undoubt.coordinator.paxos.messages import (
+    ABORTED,
+    AcceptorReply,
+    AcceptorRequest,
+    Ask,
+    BranchInstance,
+    Forgotten,
+    Known,
+    Value,
+)
 from undoubt.coordinator.paxos.synod import Accepted, Tally
 from undoubt.coordinator.quorum import Joint, VoteResult
-from undoubt.participants.checks import invariant
 from undoubt.participants.ids import TxId
+from undoubt.participants.invariant import invariant
 
 
 class Outcome(enum.StrEnum):
@@ -27,7 +36,7 @@ class Learner:
         """``acceptors`` are those that the transaction's session is bound to, whoever is a member now."""
         self.txid = txid
         self.acceptors = acceptors
-        self.branches: tuple[Branch, ...] = ()
+        self.branches: tuple[BranchInstance, ...] = ()
         """All of the transaction's, or empty as long as no acceptor that answered knows."""
         self._forgotten: set[int] = set()
         self._named: list[Tally[Value]] = []
@@ -53,14 +62,14 @@ class Learner:
         """One value for each of ``branches``, None where none is known to be chosen."""
         return tuple(tally.chosen for tally in self._named)
 
-    def ask(self) -> tuple[tuple[int, Request], ...]:
+    def ask(self) -> tuple[tuple[int, AcceptorRequest], ...]:
         """What each acceptor is to be asked, by whoever only wants to know."""
         return self.to_all(Ask(self.txid, self.acceptors))
 
-    def to_all(self, request: Request) -> tuple[tuple[int, Request], ...]:
+    def to_all(self, request: AcceptorRequest) -> tuple[tuple[int, AcceptorRequest], ...]:
         return tuple((acceptor, request) for acceptor in sorted(self.acceptors.voters))
 
-    def learn(self, reply: Reply) -> bool:
+    def learn(self, reply: AcceptorReply) -> bool:
         """An acceptor has answered. False: it is none of this transaction's, and was not listened to. Raises
         PeerMisbehaved if it contradicts what is known."""
         invariant(reply.txid == self.txid, f"an answer about {reply.txid}, expected was {self.txid}")
@@ -80,7 +89,7 @@ class Learner:
             if accepted is not None:
                 tally.accepted(acceptor, accepted)
 
-    def name(self, branches: tuple[Branch, ...]) -> None:
+    def name(self, branches: tuple[BranchInstance, ...]) -> None:
         """Somebody knows the list."""
         if not branches:
             return

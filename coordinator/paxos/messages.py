@@ -19,7 +19,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 EVIDENCE_BYTES_MAX = 10_000
 
 
-class Branch(msgspec.Struct, frozen=True, array_like=True):
+class BranchInstance(msgspec.Struct, frozen=True, array_like=True):
     """One branch of a transaction: one instance of Paxos decides its vote."""
 
     number: Positive
@@ -39,7 +39,7 @@ class Value(msgspec.Struct, frozen=True, array_like=True):
 
 ABORTED = Value(False)
 
-_Branches = Annotated[tuple[Branch, ...], msgspec.Meta(max_length=BRANCH_NUMBER_MAX)]
+_Branches = Annotated[tuple[BranchInstance, ...], msgspec.Meta(max_length=BRANCH_NUMBER_MAX)]
 _Values = Annotated[tuple[Value | None, ...], msgspec.Meta(max_length=BRANCH_NUMBER_MAX)]
 """Bounded before any is decoded."""
 
@@ -55,7 +55,7 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
     the highest ballot in which it accepted *aborted* for every instance there is, named or not.
     """
 
-    branches: tuple[Branch, ...] = ()
+    branches: tuple[BranchInstance, ...] = ()
     accepted: tuple[Accepted[Value] | None, ...] = ()
     unnamed: Ballot | None = None
 
@@ -73,20 +73,20 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
         return None if self.unnamed is None else Accepted(self.unnamed, ABORTED)
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True):
+class PaxosMessage(msgspec.Struct, frozen=True, array_like=True):
     """Of every message: the transaction."""
 
     txid: TxId
 
 
-class Phase1a(Message, frozen=True, array_like=True, tag=1):
+class Phase1a(PaxosMessage, frozen=True, array_like=True, tag=1):
     """Take part in ``ballot``, for every instance of the transaction; ``acceptors`` are all who are asked."""
 
     acceptors: Joint
     ballot: Ballot
 
 
-class Phase1b(Message, frozen=True, array_like=True, tag=2):
+class Phase1b(PaxosMessage, frozen=True, array_like=True, tag=2):
     """``acceptor`` takes part in no ballot lower than ``ballot``, and has accepted what is ``known``."""
 
     acceptor: Positive
@@ -94,7 +94,7 @@ class Phase1b(Message, frozen=True, array_like=True, tag=2):
     known: Known
 
 
-class Phase2a(Message, frozen=True, array_like=True, tag=3):
+class Phase2a(PaxosMessage, frozen=True, array_like=True, tag=3):
     """Accept ``values`` in ``ballot``: one for each of ``branches``, None for an instance that is not meant.
 
     ``branches`` is the full list. Only a leader who cannot know it leaves it empty: then *aborted* is asked
@@ -107,14 +107,14 @@ class Phase2a(Message, frozen=True, array_like=True, tag=3):
     values: _Values = ()
 
 
-class Phase2b(Message, frozen=True, array_like=True, tag=4):
+class Phase2b(PaxosMessage, frozen=True, array_like=True, tag=4):
     """``acceptor`` has accepted what is ``known``. Also the answer to :class:`Ask`."""
 
     acceptor: Positive
     known: Known
 
 
-class Refused(Message, frozen=True, array_like=True, tag=5):
+class Refused(PaxosMessage, frozen=True, array_like=True, tag=5):
     """``acceptor`` has promised ``promised``, which is higher than the ballot it was asked for."""
 
     acceptor: Positive
@@ -122,36 +122,36 @@ class Refused(Message, frozen=True, array_like=True, tag=5):
     known: Known
 
 
-class Ask(Message, frozen=True, array_like=True, tag=6):
+class Ask(PaxosMessage, frozen=True, array_like=True, tag=6):
     """What have you accepted? Promises nothing and changes nothing."""
 
     acceptors: Joint
 
 
-class Forgotten(Message, frozen=True, array_like=True, tag=7):
+class Forgotten(PaxosMessage, frozen=True, array_like=True, tag=7):
     """The transaction is below the forgotten mark: its outcome is in the ledger, and nothing of it will
     ever be promised or accepted here again."""
 
     acceptor: Positive
 
 
-Request = Phase1a | Phase2a | Ask
-Reply = Phase1b | Phase2b | Refused | Forgotten
+AcceptorRequest = Phase1a | Phase2a | Ask
+AcceptorReply = Phase1b | Phase2b | Refused | Forgotten
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
-_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
-_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+_requests: msgspec.msgpack.Decoder[AcceptorRequest] = msgspec.msgpack.Decoder(AcceptorRequest)
+_replies: msgspec.msgpack.Decoder[AcceptorReply] = msgspec.msgpack.Decoder(AcceptorReply)
 
 
-def encode(message: Request | Reply) -> bytes:
+def encode(message: AcceptorRequest | AcceptorReply) -> bytes:
     return _encoder.encode(message)
 
 
-def decode_request(frame: bytes) -> Request:
+def decode_request(frame: bytes) -> AcceptorRequest:
     """Raises a ``ValueError`` for anything else: ``msgspec.DecodeError``, or ``UnicodeDecodeError``."""
     return _requests.decode(frame)
 
 
-def decode_reply(frame: bytes) -> Reply:
+def decode_reply(frame: bytes) -> AcceptorReply:
     """Raises a ``ValueError`` for anything else: ``msgspec.DecodeError``, or ``UnicodeDecodeError``."""
     return _replies.decode(frame)

@@ -7,25 +7,25 @@ from collections import deque
 import msgspec
 
 from undoubt.coordinator.paxos.marks import Marks
-from undoubt.coordinator.paxos.messages import Reply
-from undoubt.coordinator.paxos.record import Record
-from undoubt.participants.checks import invariant
+from undoubt.coordinator.paxos.messages import AcceptorReply
+from undoubt.coordinator.paxos.record import AcceptorRecord
 from undoubt.participants.ids import TxId
+from undoubt.participants.invariant import invariant
 
 
 class Outgoing(msgspec.Struct, frozen=True):
     """``to`` is whatever the driver gave as the request's sender."""
 
     to: int
-    message: Reply
+    message: AcceptorReply
 
 
-class Ready(msgspec.Struct, frozen=True):
+class PaxosReady(msgspec.Struct, frozen=True):
     """One step's work. The package's docstring gives the order in which the driver does it."""
 
     token: int
     """For ``on_persisted``."""
-    records: tuple[Record, ...] = ()
+    records: tuple[AcceptorRecord, ...] = ()
     """Store, each in place of what is stored of its transaction."""
     dropped: tuple[TxId, ...] = ()
     """Delete; after ``records``, and together with ``marks``."""
@@ -45,7 +45,7 @@ class Ready(msgspec.Struct, frozen=True):
         return not (self.writes or self.replies_now or self.replies_after_sync)
 
 
-class Writes:
+class PaxosWrites:
     """Writes under way, in the order in which they were handed out, and what waits for each."""
 
     def __init__(self) -> None:

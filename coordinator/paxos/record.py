@@ -10,13 +10,13 @@ from __future__ import annotations
 import msgspec
 
 from undoubt.coordinator.paxos.errors import PeerMisbehaved
-from undoubt.coordinator.paxos.messages import ABORTED, REST, Branch, Known, Phase1a, Phase2a, Value
+from undoubt.coordinator.paxos.messages import ABORTED, REST, BranchInstance, Known, Phase1a, Phase2a, Value
 from undoubt.coordinator.paxos.synod import FIRST, Acceptance, Accepted, Ballot
 from undoubt.coordinator.quorum import Joint
 from undoubt.participants.ids import TxId
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True):
+class AcceptorRecord(msgspec.Struct, frozen=True, array_like=True):
     """``promised`` never falls. ``acceptors`` never change: another set could choose otherwise."""
 
     txid: TxId
@@ -28,12 +28,12 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
         """The one decision at ``position``, as the synod knows it."""
         return Acceptance(self.promised, self.known.instance(position))
 
-    def on_1a(self, request: Phase1a) -> Record | None:
+    def on_1a(self, request: Phase1a) -> AcceptorRecord | None:
         """The record after the promise; None: refused."""
         answer = self.instance(REST).on_1a(request.ballot)
         return msgspec.structs.replace(self, promised=answer.state.promised) if answer.granted else None
 
-    def on_2a(self, request: Phase2a) -> Record | None:
+    def on_2a(self, request: Phase2a) -> AcceptorRecord | None:
         """The record after the acceptance of the whole bundle; None: refused, all of it.
 
         Raises PeerMisbehaved for a bundle that no leader sends: without a list in the first ballot, with
@@ -80,5 +80,5 @@ def check_bundle(request: Phase2a) -> None:
         raise PeerMisbehaved(f"{request.txid}: the first ballot does not say which branches there are")
 
 
-def _names(branches: tuple[Branch, ...]) -> list[str]:
+def _names(branches: tuple[BranchInstance, ...]) -> list[str]:
     return [f"{branch.number}:{branch.participant}" for branch in branches]

@@ -6,19 +6,19 @@ from undoubt.coordinator.paxos.learner import Learner
 from undoubt.coordinator.paxos.messages import (
     ABORTED,
     REST,
+    AcceptorReply,
+    AcceptorRequest,
     Known,
     Phase1a,
     Phase1b,
     Phase2a,
     Refused,
-    Reply,
-    Request,
     Value,
 )
 from undoubt.coordinator.paxos.synod import FIRST, Ballot, Proposal
 from undoubt.coordinator.quorum import Joint
-from undoubt.participants.checks import invariant
 from undoubt.participants.ids import TxId
+from undoubt.participants.invariant import invariant
 
 
 class Recovery(Learner):
@@ -36,7 +36,7 @@ class Recovery(Learner):
         self._promises: dict[int, Known] = {}
         self._bundle: Phase2a | None = None
 
-    def begin(self) -> tuple[tuple[int, Request], ...]:
+    def begin(self) -> tuple[tuple[int, AcceptorRequest], ...]:
         """Phase 1a of a new ballot, higher than any that is known. Nothing once the outcome is known."""
         if self.outcome is not None or self.forgotten:
             return ()
@@ -44,7 +44,7 @@ class Recovery(Learner):
         self._promises, self._bundle = {}, None
         return self.again()
 
-    def again(self) -> tuple[tuple[int, Request], ...]:
+    def again(self) -> tuple[tuple[int, AcceptorRequest], ...]:
         """The current ballot's requests, for whoever did not answer."""
         return self.to_all(self._bundle or Phase1a(self.txid, self.acceptors, self.ballot))
 
@@ -53,7 +53,7 @@ class Recovery(Learner):
         """Another leader has a higher ballot: this one may come to nothing."""
         return self._highest > self.ballot
 
-    def step(self, reply: Reply) -> tuple[tuple[int, Request], ...]:
+    def step(self, reply: AcceptorReply) -> tuple[tuple[int, AcceptorRequest], ...]:
         """An acceptor has answered; what to send now. Raises PeerMisbehaved if it contradicts what is
         known."""
         if not self.learn(reply) or self.outcome is not None or self.forgotten:

@@ -10,8 +10,8 @@ ballot.
    that was reported, if any was, else its own. (b) An acceptor that has promised no higher ballot accepts
    it.
 
-No promise and no acceptance leaves an acceptor before it is durable: :class:`Answer` has what must be stored
-first. An acceptor that has lost what it stored must never answer again under its name.
+No promise and no acceptance leaves an acceptor before it is durable: :class:`AcceptorAnswer` has what must be
+stored first. An acceptor that has lost what it stored must never answer again under its name.
 
 The first ballot of all, :data:`FIRST`, needs no promises, since nothing can have been accepted below it; it
 belongs to one proposer, who uses it once.
@@ -29,7 +29,7 @@ import msgspec
 
 from undoubt.coordinator.paxos.errors import PeerMisbehaved
 from undoubt.coordinator.quorum import Joint, VoteResult
-from undoubt.participants.checks import invariant
+from undoubt.participants.invariant import invariant
 
 V = TypeVar("V")
 
@@ -63,25 +63,25 @@ class Acceptance(msgspec.Struct, Generic[V], frozen=True, array_like=True):
     promised: Ballot = FIRST
     accepted: Accepted[V] | None = None
 
-    def on_1a(self, ballot: Ballot) -> Answer[V]:
+    def on_1a(self, ballot: Ballot) -> AcceptorAnswer[V]:
         """Promise to take part in no ballot lower than ``ballot``. Repeated, it is answered again."""
         if ballot < self.promised:
-            return Answer(self, granted=False)
-        return Answer(Acceptance(ballot, self.accepted), granted=True)
+            return AcceptorAnswer(self, granted=False)
+        return AcceptorAnswer(Acceptance(ballot, self.accepted), granted=True)
 
-    def on_2a(self, ballot: Ballot, value: V) -> Answer[V]:
+    def on_2a(self, ballot: Ballot, value: V) -> AcceptorAnswer[V]:
         """Accept ``value`` in ``ballot``. Repeated, it is answered again.
 
         Raises PeerMisbehaved if another value has been accepted in that very ballot.
         """
         if ballot < self.promised:
-            return Answer(self, granted=False)
+            return AcceptorAnswer(self, granted=False)
         if self.accepted is not None and self.accepted.ballot == ballot and self.accepted.value != value:
             raise PeerMisbehaved(f"ballot {ballot} was used for {self.accepted.value} and then for {value}")
-        return Answer(Acceptance(ballot, Accepted(ballot, value)), granted=True)
+        return AcceptorAnswer(Acceptance(ballot, Accepted(ballot, value)), granted=True)
 
 
-class Answer(msgspec.Struct, Generic[V], frozen=True):
+class AcceptorAnswer(msgspec.Struct, Generic[V], frozen=True):
     """What an acceptor answers: phase 1b or 2b if ``granted``, else that ``state.promised`` is higher.
 
     ``state`` must be durable before the answer leaves. It is also what the answer is about.

@@ -19,7 +19,7 @@ from undoubt.coordinator.errors import (
     SessionLost,
 )
 from undoubt.coordinator.ledger.contract import Ledger, SessionState
-from undoubt.coordinator.steadfast import all_within
+from undoubt.coordinator.uncancellable import all_within
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
 

@@ -8,7 +8,7 @@
               └── any no, any doubt: not voted, roll back all
 
 Gray and Lamport, *Consensus on Transaction Commit*, 2006. The rules, and what each process owes to them:
-:mod:`undoubt.coordinator.paxos`; who asks the acceptors: ``course.ledger.acceptors``.
+:mod:`undoubt.coordinator.paxos`; who asks the acceptors: ``context.ledger.acceptors``.
 
 The moment that counts is when a quorum of acceptors has stored the votes: nobody leads it, so neither a dead
 leader of the ledger nor an election holds it up. A transaction that is not voted on can never commit, and may
@@ -22,9 +22,10 @@ from __future__ import annotations
 from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
 from undoubt.coordinator.ledger.contract import Acceptors, Decision
 from undoubt.coordinator.protocols.causes import why_recorded
-from undoubt.coordinator.protocols.copied import apply_and_record
-from undoubt.coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
-from undoubt.coordinator.protocols.ending import (
+from undoubt.coordinator.protocols.context import CommitContext, Phase, branch_record, repeat_until_answered
+from undoubt.coordinator.protocols.first_phase import VoteTally, classify, collect_votes, prepare
+from undoubt.coordinator.protocols.record_decision import apply_and_record
+from undoubt.coordinator.protocols.second_phase import (
     abort_after_votes,
     commit_in_one_phase,
     commit_readers_alone,
@@ -32,50 +33,49 @@ from undoubt.coordinator.protocols.ending import (
     roll_back,
 )
 from undoubt.coordinator.protocols.steps import PaxosStep
-from undoubt.coordinator.protocols.voting import Tally, classify, collect_votes, prepare
 from undoubt.participants.errors import UsageError
 
 
-async def paxos_commit(course: Course) -> None:
-    """Bring ``course`` to its end; raises what ``two_phase_commit`` does."""
-    writers, readers, failure = await classify(course)
+async def paxos_commit(context: CommitContext) -> None:
+    """Bring ``context`` to its end; raises what ``two_phase_commit`` does."""
+    writers, readers, failure = await classify(context)
     if failure is not None:
-        await roll_back(course, course.branches, failure)
+        await roll_back(context, context.branches, failure)
     if len(writers) <= 1:
-        await commit_in_one_phase(course, writers, readers)
+        await commit_in_one_phase(context, writers, readers)
         return
-    tally = await collect_votes(course, writers, lambda branch: prepare(course, branch))
+    tally = await collect_votes(context, writers, lambda branch: prepare(context, branch))
     readers = [*readers, *tally.readers]
     if tally.failure is not None:
-        await abort_after_votes(course, tally, tally.failure)
+        await abort_after_votes(context, tally, tally.failure)
     if not tally.prepared:
-        await commit_readers_alone(course, readers)
+        await commit_readers_alone(context, readers)
         return
     prepared = [branch for branch, _ in tally.prepared]
-    if await _vote(course, tally, acceptors_of(course)) is Decision.ABORT:
+    if await _vote(context, tally, acceptors_of(context)) is Decision.ABORT:
         # The acceptors hold it until the ledger does.
-        await record_abort(course, prepared)
-        await roll_back(course, course.branches, await why_recorded(course.ledger, course.txid))
-    course.enter(Phase.COMMITTED)
-    await apply_and_record(course, tally, readers)
+        await record_abort(context, prepared)
+        await roll_back(context, context.branches, await why_recorded(context.ledger, context.txid))
+    context.enter(Phase.COMMITTED)
+    await apply_and_record(context, tally, readers)
 
 
-def acceptors_of(course: Course) -> Acceptors:
+def acceptors_of(context: CommitContext) -> Acceptors:
     """Raises ``UsageError`` where the ledger has none."""
-    acceptors = course.ledger.acceptors
+    acceptors = context.ledger.acceptors
     if acceptors is None:
         raise UsageError("Paxos Commit needs the nodes of a cluster as acceptors (ledger.url = raft://…)")
     return acceptors
 
 
-async def _vote(course: Course, tally: Tally, acceptors: Acceptors) -> Decision:
+async def _vote(context: CommitContext, tally: VoteTally, acceptors: Acceptors) -> Decision:
     """The commit point. Repeated, with the same votes, until there is an answer."""
     records = [branch_record(branch, evidence) for branch, evidence in tally.prepared]
-    await course.reach(PaxosStep.BEFORE_VOTE, course.txid)
-    course.enter(Phase.DECIDING)
+    await context.reach(PaxosStep.BEFORE_VOTE, context.txid)
+    context.enter(Phase.DECIDING)
     try:
-        decision = await repeat_until_answered(lambda: acceptors.vote(course.txid, records))
+        decision = await repeat_until_answered(lambda: acceptors.vote(context.txid, records))
     except LedgerError as error:
-        raise OutcomeUnknown(course.txid, f"the acceptors did not tell the outcome: {error}") from error
-    await course.reach(PaxosStep.AFTER_VOTE, course.txid)
+        raise OutcomeUnknown(context.txid, f"the acceptors did not tell the outcome: {error}") from error
+    await context.reach(PaxosStep.AFTER_VOTE, context.txid)
     return decision

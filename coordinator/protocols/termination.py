@@ -16,11 +16,11 @@ from typing import TypeVar
 from undoubt.coordinator.protocols import termination_rules as rules
 from undoubt.coordinator.protocols.steps import Observer, TerminationStep
 from undoubt.coordinator.protocols.termination_rules import Move
-from undoubt.coordinator.steadfast import all_within
+from undoubt.coordinator.uncancellable import all_within
 from undoubt.participants.contract import Participant
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.ids import Gid
-from undoubt.participants.states import Charter, Event, StateRow, States, Termination
+from undoubt.participants.three_phase import Charter, Event, StateRow, States, Termination
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ Find = Callable[[str], Participant | None]
 """A participant by name; None if this process knows none of that name."""
 
 
-class Late(str):
+class PresumedCrashed(str):
     """Why one is silent that lets others wait. Others are because they, or their absence, say no."""
 
     __slots__ = ()
@@ -134,7 +134,9 @@ class Round:
         answers, silent = await ask(asked, self._find, call)
         self._silent |= silent
         if self._charter.rule is Termination.QUORUM:
-            self._leave_out({number: why for number, why in silent.items() if isinstance(why, Late)})
+            self._leave_out(
+                {number: why for number, why in silent.items() if isinstance(why, PresumedCrashed)}
+            )
         return answers
 
     def _leave_out(self, numbers: Mapping[int, str | None]) -> None:
@@ -176,7 +178,7 @@ async def ask(
         if isinstance(result, ParticipantError):
             silent[number] = str(result)
         elif isinstance(result, asyncio.CancelledError):
-            silent[number] = Late(f"no answer within {ANSWER_TIMEOUT_S:g} s")
+            silent[number] = PresumedCrashed(f"no answer within {ANSWER_TIMEOUT_S:g} s")
         elif isinstance(result, BaseException):
             raise result
         else:

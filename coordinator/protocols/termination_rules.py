@@ -1,7 +1,7 @@
 """How an interrupted three-phase commit ends, as pure functions of the rows that could be read.
 
-Two rules, each for rows that were read *while electing* (:meth:`undoubt.participants.states.States.elect`),
-so that no lower election can change them any more:
+Two rules, each for rows that were read *while electing*
+(:meth:`undoubt.participants.three_phase.States.elect`), so that no lower election can change them any more:
 
 ``quorum``
     Keidar and Dolev, *Increasing the Resilience of Distributed and Replicated Database Systems*, 1998, §4.3.
@@ -21,7 +21,7 @@ import enum
 from collections.abc import Collection, Mapping
 
 from undoubt.coordinator.quorum.majority import majority_size
-from undoubt.participants.states import BranchState, Event, StateRow, Termination
+from undoubt.participants.three_phase import BranchState, Event, StateRow, Termination
 
 
 class Move(enum.StrEnum):

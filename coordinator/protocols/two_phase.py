@@ -22,8 +22,9 @@ from __future__ import annotations
 from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
 from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.protocols.causes import why_recorded
-from undoubt.coordinator.protocols.course import Course, Phase, branch_record, repeat_until_answered
-from undoubt.coordinator.protocols.ending import (
+from undoubt.coordinator.protocols.context import CommitContext, Phase, branch_record, repeat_until_answered
+from undoubt.coordinator.protocols.first_phase import VoteTally, classify, collect_votes, prepare
+from undoubt.coordinator.protocols.second_phase import (
     abort_after_votes,
     apply,
     commit_in_one_phase,
@@ -31,45 +32,44 @@ from undoubt.coordinator.protocols.ending import (
     roll_back,
 )
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
-from undoubt.coordinator.protocols.voting import Tally, classify, collect_votes, prepare
 
 
-async def two_phase_commit(course: Course) -> None:
-    """Bring ``course`` to its end. Raises ``TransactionAborted``, ``OutcomeUnknown`` or, if the transaction
+async def two_phase_commit(context: CommitContext) -> None:
+    """Bring ``context`` to its end. Raises ``TransactionAborted``, ``OutcomeUnknown`` or, if the transaction
     is aborted but some branch is not, ``HeuristicOutcome``; heuristics of a committed one are in
-    ``course.heuristics``."""
-    writers, readers, failure = await classify(course)
+    ``context.heuristics``."""
+    writers, readers, failure = await classify(context)
     if failure is not None:
-        await roll_back(course, course.branches, failure)
+        await roll_back(context, context.branches, failure)
     if len(writers) <= 1:
-        await commit_in_one_phase(course, writers, readers)
+        await commit_in_one_phase(context, writers, readers)
         return
-    tally = await collect_votes(course, writers, lambda branch: prepare(course, branch))
+    tally = await collect_votes(context, writers, lambda branch: prepare(context, branch))
     readers = [*readers, *tally.readers]
     if tally.failure is not None:
-        await abort_after_votes(course, tally, tally.failure)
+        await abort_after_votes(context, tally, tally.failure)
     if not tally.prepared:
-        await commit_readers_alone(course, readers)
+        await commit_readers_alone(context, readers)
         return
-    decision = await _decide(course, tally)
+    decision = await _decide(context, tally)
     if decision is Decision.ABORT:
-        await roll_back(course, course.branches, await why_recorded(course.ledger, course.txid))
-    await apply(course, [branch for branch, _ in tally.prepared], readers)
+        await roll_back(context, context.branches, await why_recorded(context.ledger, context.txid))
+    await apply(context, [branch for branch, _ in tally.prepared], readers)
 
 
-async def _decide(course: Course, tally: Tally) -> Decision:
+async def _decide(context: CommitContext, tally: VoteTally) -> Decision:
     """The commit point. Repeated until there is an answer: from here on only the ledger knows."""
     records = [branch_record(branch, evidence) for branch, evidence in tally.prepared]
-    await course.reach(TwoPhaseStep.BEFORE_DECIDE, course.txid)
-    course.enter(Phase.DECIDING)
+    await context.reach(TwoPhaseStep.BEFORE_DECIDE, context.txid)
+    context.enter(Phase.DECIDING)
     try:
         decision = await repeat_until_answered(
-            lambda: course.ledger.decide(course.txid, Decision.COMMIT, records, protocol=course.protocol)
+            lambda: context.ledger.decide(context.txid, Decision.COMMIT, records, protocol=context.protocol)
         )
     except LedgerError as error:
-        raise OutcomeUnknown(course.txid, f"the ledger did not take the decision: {error}") from error
-    course.recorded = True
+        raise OutcomeUnknown(context.txid, f"the ledger did not take the decision: {error}") from error
+    context.recorded = True
     if decision is Decision.COMMIT:
-        course.enter(Phase.COMMITTED)
-    await course.reach(TwoPhaseStep.AFTER_DECIDE, course.txid)
+        context.enter(Phase.COMMITTED)
+    await context.reach(TwoPhaseStep.AFTER_DECIDE, context.txid)
     return decision

@@ -15,7 +15,7 @@ The driver's duties, in this order, for every ``ready = raft.ready()`` that is n
 3. After the sync call ``on_persisted(token)`` and send what it returns. Votes and acknowledgements wait
    for this: never send ``messages_after_sync`` yourself.
 4. Apply ``committed_entries`` in order; store each one's effects and its index in one transaction; then
-   ``on_applied(index)``. After a restart give that index to :class:`Restored`: no entry comes twice.
+   ``on_applied(index)``. After a restart give that index to :class:`RestoredState`: no entry comes twice.
 5. Answer ``read_states`` once that index is applied, ``reads_lost`` with "not the leader".
 6. For each of ``chunks_wanted`` call ``snapshot_chunk`` or ``snapshot_failed``.
 
@@ -67,6 +67,7 @@ from undoubt.coordinator.raft.messages import (
     Change,
     ChangeKind,
     ConfigChange,
+    ConfigTransition,
     Configuration,
     Entry,
     HardState,
@@ -76,19 +77,18 @@ from undoubt.coordinator.raft.messages import (
     Message,
     PreVote,
     PreVoteReply,
+    RequestVote,
+    RequestVoteReply,
     SnapshotChunk,
     SnapshotMeta,
     SnapshotReply,
     TimeoutNow,
-    Transition,
-    Vote,
-    VoteReply,
     decode,
     decode_change,
     encode,
 )
 from undoubt.coordinator.raft.ready import ChunkWanted, ReadState, Ready
-from undoubt.coordinator.raft.restored import Restored, bootstrap
+from undoubt.coordinator.raft.restored import RestoredState, bootstrap
 from undoubt.coordinator.raft.settings import RaftSettings
 from undoubt.coordinator.raft.state import Role
 
@@ -119,15 +119,15 @@ __all__ = [
     "ReadState",
     "Ready",
     "Refusal",
-    "Restored",
+    "RestoredState",
     "Role",
     "SnapshotChunk",
     "SnapshotMeta",
     "SnapshotReply",
     "TimeoutNow",
-    "Transition",
-    "Vote",
-    "VoteReply",
+    "ConfigTransition",
+    "RequestVote",
+    "RequestVoteReply",
     "bootstrap",
     "decode",
     "decode_change",

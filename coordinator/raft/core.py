@@ -24,10 +24,10 @@ from undoubt.coordinator.raft.messages import (
     SnapshotMeta,
 )
 from undoubt.coordinator.raft.ready import ChunkWanted, Ready, Write
-from undoubt.coordinator.raft.restored import Restored
+from undoubt.coordinator.raft.restored import RestoredState
 from undoubt.coordinator.raft.settings import RaftSettings
-from undoubt.coordinator.raft.state import Role, State
-from undoubt.participants.checks import invariant
+from undoubt.coordinator.raft.state import RaftState, Role
+from undoubt.participants.invariant import invariant
 
 NOTHING = Ready(0)
 
@@ -35,13 +35,13 @@ NOTHING = Ready(0)
 class Raft:
     """One node. Not for use by several threads at once."""
 
-    def __init__(self, node: int, settings: RaftSettings, random: Random, restored: Restored) -> None:
+    def __init__(self, node: int, settings: RaftSettings, random: Random, restored: RestoredState) -> None:
         """``random`` decides the election timeouts and nothing else. Raises InvariantViolation for a disk
         whose entries have gaps or do not match their checksums."""
         invariant(node > 0, "0 is nobody")
         log = Log(restored.snapshot, restored.entries, restored.applied)
         invariant(restored.hard_state.term >= log.last_term, "the stored term is older than the stored log")
-        self._state = State(node, settings, random, log=log, hard_state=restored.hard_state)
+        self._state = RaftState(node, settings, random, log=log, hard_state=restored.hard_state)
 
     # What one may look at.
 
@@ -117,7 +117,7 @@ class Raft:
         return election.successor(self._state) if self._state.leads else 0
 
     @property
-    def state(self) -> State:
+    def state(self) -> RaftState:
         """Everything, for tests and for showing; to change it is to break it."""
         return self._state
 

@@ -12,15 +12,15 @@ from undoubt.coordinator.raft.messages import (
     Kind,
     PreVote,
     PreVoteReply,
+    RequestVote,
+    RequestVoteReply,
     TimeoutNow,
-    Vote,
-    VoteReply,
 )
 from undoubt.coordinator.raft.progress import Pace
-from undoubt.coordinator.raft.state import Role, State
+from undoubt.coordinator.raft.state import RaftState, Role
 
 
-def tick(state: State) -> None:
+def tick(state: RaftState) -> None:
     state.election_elapsed += 1
     if state.leads:
         _tick_leader(state)
@@ -28,7 +28,7 @@ def tick(state: State) -> None:
         campaign(state)
 
 
-def _tick_leader(state: State) -> None:
+def _tick_leader(state: RaftState) -> None:
     settings = state.settings
     state.heartbeat_elapsed += 1
     if state.heartbeat_elapsed >= settings.heartbeat_ticks:
@@ -44,7 +44,7 @@ def _tick_leader(state: State) -> None:
         state.tracker.forget_activity()
 
 
-def campaign(state: State) -> None:
+def campaign(state: RaftState) -> None:
     """Ask first whether an election could be won: whoever is cut off must not raise the term."""
     state.become(Role.PRE_CANDIDATE, 0)
     state.votes[state.node] = True
@@ -54,16 +54,16 @@ def campaign(state: State) -> None:
     tally(state)
 
 
-def stand(state: State, *, transfer: bool = False) -> None:
+def stand(state: RaftState, *, transfer: bool = False) -> None:
     """Stand for election in a new term. This node's own vote counts once it is stored, like any other."""
     state.enter_term(state.term + 1, state.node)
     state.become(Role.CANDIDATE, 0)
     log = state.log
     for peer in sorted(state.history.current.voters - {state.node}):
-        state.send(Vote(peer, state.node, state.term, log.last_index, log.last_term, transfer))
+        state.send(RequestVote(peer, state.node, state.term, log.last_index, log.last_term, transfer))
 
 
-def own_vote_stored(state: State) -> None:
+def own_vote_stored(state: RaftState) -> None:
     """Called after a sync."""
     stored = HardState(state.term, state.node)
     if state.role is Role.CANDIDATE and state.writes.hard_state == stored:
@@ -71,7 +71,7 @@ def own_vote_stored(state: State) -> None:
         tally(state)
 
 
-def tally(state: State) -> None:
+def tally(state: RaftState) -> None:
     result = state.history.current.quorum.vote_result(state.votes)
     if result is VoteResult.LOST:
         state.become_follower(state.term, 0)
@@ -81,7 +81,7 @@ def tally(state: State) -> None:
         _become_leader(state)
 
 
-def _become_leader(state: State) -> None:
+def _become_leader(state: RaftState) -> None:
     state.become(Role.LEADER, state.node)
     log = state.log
     state.tracker.reset(log.last_index)
@@ -91,7 +91,7 @@ def _become_leader(state: State) -> None:
     state.append(Entry.make(log.last_index + 1, state.term, kind=Kind.EMPTY))
 
 
-def on_vote(state: State, message: Vote | PreVote) -> None:
+def on_vote(state: RaftState, message: RequestVote | PreVote) -> None:
     """Grant to who may have the vote of this term and whose log misses nothing that is committed."""
     free = state.vote == message.sender or (state.vote == 0 and state.leader == 0)
     if isinstance(message, PreVote):
@@ -106,10 +106,10 @@ def on_vote(state: State, message: Vote | PreVote) -> None:
     if granted:
         state.enter_term(state.term, message.sender)
         state.election_elapsed = 0
-    state.send(VoteReply(message.sender, state.node, state.term, granted))
+    state.send(RequestVoteReply(message.sender, state.node, state.term, granted))
 
 
-def on_vote_reply(state: State, message: VoteReply | PreVoteReply) -> None:
+def on_vote_reply(state: RaftState, message: RequestVoteReply | PreVoteReply) -> None:
     if isinstance(message, PreVoteReply):
         # A grant carries the term hoped for; one for an earlier hope counts for nothing.
         if state.role is not Role.PRE_CANDIDATE or (message.granted and message.term != state.term + 1):
@@ -120,14 +120,14 @@ def on_vote_reply(state: State, message: VoteReply | PreVoteReply) -> None:
     tally(state)
 
 
-def on_timeout_now(state: State) -> None:
+def on_timeout_now(state: RaftState) -> None:
     """The leader asks this node to take over (thesis §3.10): no pre-vote, and no lease in its way. A node
     whose disk is full or stalled lets the leader go on; that leader may not have heard of it yet."""
     if state.fit and state.may_stand and state.role is Role.FOLLOWER:
         stand(state, transfer=True)
 
 
-def step_down(state: State) -> None:
+def step_down(state: RaftState) -> None:
     """Stop leading; do not stand again before what is being stored now is stored. The vote stays."""
     if not state.writes.idle:
         state.stalled_token = state.writes.last_token
@@ -137,13 +137,13 @@ def step_down(state: State) -> None:
         state.become_follower(state.term, 0)
 
 
-def hand_over(state: State) -> None:
+def hand_over(state: RaftState) -> None:
     """Ask the best successor to stand at once, rather than after a timeout."""
     if to := successor(state):
         state.send(TimeoutNow(to, state.node, state.term))
 
 
-def successor(state: State) -> int:
+def successor(state: RaftState) -> int:
     """The other voter whose log is the longest, of those that were heard from lately and are fit to lead; 0:
     there is none."""
     voters = state.history.current.incoming

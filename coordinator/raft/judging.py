@@ -24,14 +24,14 @@ from undoubt.coordinator.raft.messages import (
     TimeoutNow,
     decode_change,
 )
-from undoubt.coordinator.raft.state import State
+from undoubt.coordinator.raft.state import RaftState
 
 TERM_JUMP_MAX = 2**32
 """A term that is further ahead was never reached by elections: one a second would take a hundred years. It
 would bring the terms of all nodes near the highest number that a message can carry."""
 
 
-def judge(state: State, message: Message) -> None:
+def judge(state: RaftState, message: Message) -> None:
     """Changes nothing. Raises :class:`MessageRefused`."""
     if message.term > state.term + TERM_JUMP_MAX:
         _refuse(message, f"its term {message.term} is out of reach from {state.term}")
@@ -50,7 +50,7 @@ def judge(state: State, message: Message) -> None:
             pass
 
 
-def _judge_leader(state: State, message: Append | Heartbeat | SnapshotChunk | TimeoutNow) -> None:
+def _judge_leader(state: RaftState, message: Append | Heartbeat | SnapshotChunk | TimeoutNow) -> None:
     known = state.node if state.leads else state.leader
     if message.sender == state.node or (message.term == state.term and known not in (0, message.sender)):
         _refuse(message, f"node {known} leads in term {state.term}")
@@ -62,7 +62,7 @@ def _judge_leader(state: State, message: Append | Heartbeat | SnapshotChunk | Ti
             _refuse(message, "that snapshot stands for no log of this cluster")
 
 
-def _judge_entries(state: State, message: Append) -> None:
+def _judge_entries(state: RaftState, message: Append) -> None:
     """What is damaged on its way is none of this: the entry's checksum tells, and it is asked for again."""
     index, term, log = message.prev_index, message.prev_term, state.log
     changes = False
@@ -79,7 +79,7 @@ def _judge_entries(state: State, message: Append) -> None:
         _judge_changes(state, message)
 
 
-def _judge_changes(state: State, message: Append) -> None:
+def _judge_changes(state: RaftState, message: Append) -> None:
     """Of the configuration; as far as they would be taken into the log."""
     log = state.log
     if message.prev_index >= log.commit and not log.matches(message.prev_index, message.prev_term):

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import msgspec
 
 from undoubt.coordinator.raft.messages import Entry, SnapshotMeta
-from undoubt.participants.checks import InvariantViolation, invariant
+from undoubt.participants.invariant import InvariantViolation, invariant
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class AppendResult(msgspec.Struct, frozen=True):
     """What an append did: ``last`` is the end of the prefix that now equals the leader's log."""
 
     last: int
@@ -109,7 +109,7 @@ class Log:
             invariant(entry.index == self.last_index + 1, "a leader's entry follows its last")
             self.entries.append(entry)
 
-    def accept(self, prev_index: int, prev_term: int, entries: Sequence[Entry]) -> Accepted | None:
+    def accept(self, prev_index: int, prev_term: int, entries: Sequence[Entry]) -> AppendResult | None:
         """A follower's append; None if the log has no entry ``prev_index`` of ``prev_term``.
 
         Existing entries are thrown away from the first that conflicts, never because a message is short
@@ -127,8 +127,8 @@ class Log:
             if replaced is not None:
                 self._truncate_from(replaced)
             self.entries.extend(new)
-            return Accepted(last, new, replaced)
-        return Accepted(last, (), None)
+            return AppendResult(last, new, replaced)
+        return AppendResult(last, (), None)
 
     def _truncate_from(self, index: int) -> None:
         invariant(index > self.commit, f"entry {index} conflicts, but {self.commit} is committed")

@@ -1,9 +1,8 @@
 """Configurations: what a change makes of one, and which one is in force.
 
-One voter may change in one step; more go through a joint configuration, in which the old and the new
-majority must both agree (extended paper §6; thesis §4.2, §4.3). A configuration is in force from the
-moment it is *in the log*, committed or not; :class:`History` follows the log back when its tail is replaced.
-"""
+One voter may change in one step; more go through a joint configuration, in which the old and the new majority
+must both agree (extended paper §6; thesis §4.2, §4.3). A configuration is in force from the moment it is *in
+the log*, committed or not; :class:`ConfigurationHistory` follows the log back when its tail is replaced."""
 
 from __future__ import annotations
 
@@ -17,14 +16,14 @@ from undoubt.coordinator.raft.messages import (
     Change,
     ChangeKind,
     ConfigChange,
+    ConfigTransition,
     Configuration,
     Entry,
     Kind,
     SnapshotMeta,
-    Transition,
     decode_change,
 )
-from undoubt.participants.checks import invariant
+from undoubt.participants.invariant import invariant
 
 
 def _apply(configuration: Configuration, changes: Iterable[Change]) -> Configuration:
@@ -91,15 +90,15 @@ def after(configuration: Configuration, change: ConfigChange) -> Configuration:
     """What ``change`` makes of ``configuration``; ConfigRefused if it cannot be."""
     if not change.changes:
         return leave_joint(configuration)
-    if change.transition is Transition.AUTO:
+    if change.transition is ConfigTransition.AUTO:
         new = _apply(configuration, change.changes)
         if configuration.joint or len(new.incoming ^ configuration.incoming) <= 1:
             return simple(configuration, change.changes)
-    auto_leave = change.transition is not Transition.JOINT_EXPLICIT
+    auto_leave = change.transition is not ConfigTransition.JOINT_EXPLICIT
     return enter_joint(configuration, change.changes, auto_leave=auto_leave)
 
 
-class History:
+class ConfigurationHistory:
     """The configurations that the log holds, oldest first: the snapshot's, and one for each change since."""
 
     def __init__(self, snapshot: SnapshotMeta) -> None:

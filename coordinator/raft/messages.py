@@ -107,7 +107,7 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
     context: bytes = b""
 
 
-class Transition(enum.IntEnum):
+class ConfigTransition(enum.IntEnum):
     """How to get there: one step where that is safe, else joint; or joint, left by itself or on request."""
 
     AUTO = 0
@@ -119,7 +119,7 @@ class ConfigChange(msgspec.Struct, frozen=True, array_like=True):
     """The data of a ``CONFIG`` entry. Without ``changes`` it leaves a joint configuration."""
 
     changes: tuple[Change, ...] = ()
-    transition: Transition = Transition.AUTO
+    transition: ConfigTransition = ConfigTransition.AUTO
 
 
 class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True):
@@ -149,7 +149,7 @@ class PreVoteReply(Header, frozen=True, array_like=True, tag=2):
     granted: bool
 
 
-class Vote(Header, frozen=True, array_like=True, tag=3):
+class RequestVote(Header, frozen=True, array_like=True, tag=3):
     """RequestVote. ``transfer``: the leader asked for this election, so no lease stands in its way."""
 
     last_index: Natural
@@ -157,7 +157,7 @@ class Vote(Header, frozen=True, array_like=True, tag=3):
     transfer: bool = False
 
 
-class VoteReply(Header, frozen=True, array_like=True, tag=4):
+class RequestVoteReply(Header, frozen=True, array_like=True, tag=4):
     granted: bool
 
 
@@ -220,8 +220,8 @@ class TimeoutNow(Header, frozen=True, array_like=True, tag=11):
 Message = (
     PreVote
     | PreVoteReply
-    | Vote
-    | VoteReply
+    | RequestVote
+    | RequestVoteReply
     | Append
     | AppendReply
     | Heartbeat

@@ -15,7 +15,7 @@ import enum
 from collections import deque
 
 from undoubt.coordinator.raft.messages import SnapshotMeta
-from undoubt.participants.checks import invariant
+from undoubt.participants.invariant import invariant
 
 
 class Pace(enum.Enum):

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from undoubt.coordinator.raft.errors import NotLeader
 from undoubt.coordinator.raft.ready import ReadState
-from undoubt.coordinator.raft.state import State
+from undoubt.coordinator.raft.state import RaftState
 
 
-def ask(state: State, context: bytes) -> None:
+def ask(state: RaftState, context: bytes) -> None:
     if not state.leads:
         raise NotLeader(state.leader)
     state.reads.waiting.append(context)
 
 
-def settle(state: State) -> None:
+def settle(state: RaftState) -> None:
     """Begin a round for the reads that wait; answer those whose round a quorum has confirmed."""
     reads, log = state.reads, state.log
     # Before it has committed an entry of its own term, a leader does not know what is committed.

@@ -15,7 +15,7 @@ from undoubt.coordinator.raft.messages import (
     SnapshotChunk,
     SnapshotMeta,
 )
-from undoubt.participants.checks import invariant
+from undoubt.participants.invariant import invariant
 
 
 class ReadState(msgspec.Struct, frozen=True):

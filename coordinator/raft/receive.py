@@ -11,17 +11,17 @@ from undoubt.coordinator.raft.messages import (
     Message,
     PreVote,
     PreVoteReply,
+    RequestVote,
+    RequestVoteReply,
     SnapshotChunk,
     SnapshotReply,
     TimeoutNow,
-    Vote,
-    VoteReply,
 )
-from undoubt.coordinator.raft.state import Role, State
-from undoubt.participants.checks import invariant
+from undoubt.coordinator.raft.state import RaftState, Role
+from undoubt.participants.invariant import invariant
 
 
-def step(state: State, message: Message) -> None:
+def step(state: RaftState, message: Message) -> None:
     if message.to != state.node:
         return
     if message.term > state.term:
@@ -33,10 +33,10 @@ def step(state: State, message: Message) -> None:
     _dispatch(state, message)
 
 
-def _enter_higher_term(state: State, message: Message) -> bool:
+def _enter_higher_term(state: RaftState, message: Message) -> bool:
     """Whether the message is to be looked at any further."""
-    if isinstance(message, Vote | PreVote):
-        transferred = isinstance(message, Vote) and message.transfer
+    if isinstance(message, RequestVote | PreVote):
+        transferred = isinstance(message, RequestVote) and message.transfer
         if state.in_lease() and not transferred:
             return False
         if isinstance(message, PreVote):
@@ -48,7 +48,7 @@ def _enter_higher_term(state: State, message: Message) -> bool:
     return True
 
 
-def _answer_from_higher_term(state: State, message: Message) -> None:
+def _answer_from_higher_term(state: RaftState, message: Message) -> None:
     """Let a stale leader or candidate learn of the term. Without this answer a node that came back
     with a higher term would neither follow (the leader's term is lower) nor ever be elected (pre-votes
     are refused as long as the others have a leader)."""
@@ -56,11 +56,11 @@ def _answer_from_higher_term(state: State, message: Message) -> None:
         state.send(AppendReply(message.sender, state.node, state.term, 0, rejected=True))
     elif isinstance(message, PreVote):
         state.send(PreVoteReply(message.sender, state.node, state.term, granted=False))
-    elif isinstance(message, Vote):
-        state.send(VoteReply(message.sender, state.node, state.term, granted=False))
+    elif isinstance(message, RequestVote):
+        state.send(RequestVoteReply(message.sender, state.node, state.term, granted=False))
 
 
-def _follow(state: State, leader: int) -> None:
+def _follow(state: RaftState, leader: int) -> None:
     """A message of this term's leader."""
     invariant(not state.leads, f"{leader} and {state.node} both lead in term {state.term}")
     invariant(state.leader in (0, leader), f"{leader} and {state.leader} both lead in term {state.term}")
@@ -69,7 +69,7 @@ def _follow(state: State, leader: int) -> None:
     state.election_elapsed = 0
 
 
-def _dispatch(state: State, message: Message) -> None:
+def _dispatch(state: RaftState, message: Message) -> None:
     match message:
         case Append():
             _follow(state, message.sender)
@@ -86,9 +86,9 @@ def _dispatch(state: State, message: Message) -> None:
             snapshots.on_chunk(state, message)
         case SnapshotReply():
             snapshots.on_reply(state, message)
-        case Vote() | PreVote():
+        case RequestVote() | PreVote():
             election.on_vote(state, message)
-        case VoteReply() | PreVoteReply():
+        case RequestVoteReply() | PreVoteReply():
             election.on_vote_reply(state, message)
         case TimeoutNow():
             election.on_timeout_now(state)

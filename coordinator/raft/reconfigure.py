@@ -9,10 +9,10 @@ from undoubt.coordinator.raft import election, replication
 from undoubt.coordinator.raft.errors import ConfigRefused, NotLeader
 from undoubt.coordinator.raft.membership import after
 from undoubt.coordinator.raft.messages import ConfigChange, Entry, Kind, encode
-from undoubt.coordinator.raft.state import State
+from undoubt.coordinator.raft.state import RaftState
 
 
-def propose(state: State, change: ConfigChange) -> Entry:
+def propose(state: RaftState, change: ConfigChange) -> Entry:
     if not state.leads:
         raise NotLeader(state.leader)
     log, history = state.log, state.history
@@ -25,7 +25,7 @@ def propose(state: State, change: ConfigChange) -> Entry:
     return replication.propose(state, encode(change), Kind.CONFIG)
 
 
-def settle(state: State) -> bool:
+def settle(state: RaftState) -> bool:
     """Once the configuration in force is committed: leave it if it is joint, go if one is not part of it.
     Whether this node still leads.
 

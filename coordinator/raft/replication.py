@@ -17,11 +17,11 @@ from undoubt.coordinator.raft.messages import (
 )
 from undoubt.coordinator.raft.progress import Pace, Progress
 from undoubt.coordinator.raft.snapshots import want_chunk
-from undoubt.coordinator.raft.state import State
-from undoubt.participants.checks import InvariantViolation
+from undoubt.coordinator.raft.state import RaftState
+from undoubt.participants.invariant import InvariantViolation
 
 
-def propose(state: State, data: bytes, kind: Kind = Kind.DATA) -> Entry:
+def propose(state: RaftState, data: bytes, kind: Kind = Kind.DATA) -> Entry:
     """Append to a leader's log. NotLeader, ProposalRefused."""
     if not state.leads:
         raise NotLeader(state.leader)
@@ -36,7 +36,7 @@ def propose(state: State, data: bytes, kind: Kind = Kind.DATA) -> Entry:
     return entry
 
 
-def on_append(state: State, message: Append) -> None:
+def on_append(state: RaftState, message: Append) -> None:
     """A follower's side. What it acknowledges it has stored: the reply waits for the sync."""
     entries = message.entries
     # With a full disk there is still room for what a new leader needs to be one: else nobody could be read.
@@ -64,7 +64,7 @@ def on_append(state: State, message: Append) -> None:
     state.send(AppendReply(message.sender, state.node, state.term, accepted.last))
 
 
-def on_append_reply(state: State, message: AppendReply) -> None:
+def on_append_reply(state: RaftState, message: AppendReply) -> None:
     progress = state.tracker.progress.get(message.sender)
     if progress is None or not state.leads:
         return
@@ -81,7 +81,7 @@ def on_append_reply(state: State, message: AppendReply) -> None:
         progress.replicate()
 
 
-def on_heartbeat(state: State, message: Heartbeat) -> None:
+def on_heartbeat(state: RaftState, message: Heartbeat) -> None:
     if message.commit > state.log.last_index:
         # A leader tells nobody of more than what that node has acknowledged.
         raise LogSetBack(
@@ -92,7 +92,7 @@ def on_heartbeat(state: State, message: Heartbeat) -> None:
     state.send(HeartbeatReply(message.sender, state.node, state.term, message.round, state.fit))
 
 
-def on_heartbeat_reply(state: State, message: HeartbeatReply) -> None:
+def on_heartbeat_reply(state: RaftState, message: HeartbeatReply) -> None:
     progress = state.tracker.progress.get(message.sender)
     if progress is None or not state.leads:
         return
@@ -104,7 +104,7 @@ def on_heartbeat_reply(state: State, message: HeartbeatReply) -> None:
     progress.nudge = progress.pace is Pace.REPLICATE and progress.match < progress.next - 1
 
 
-def advance_commit(state: State) -> bool:
+def advance_commit(state: RaftState) -> bool:
     """Commit what a quorum holds. Whether there was anything.
 
     Counting replicas commits entries of the leader's own term only; earlier ones follow with them
@@ -123,7 +123,7 @@ def advance_commit(state: State) -> bool:
     return True
 
 
-def flush(state: State) -> None:
+def flush(state: RaftState) -> None:
     """Send everybody what may be sent: everything since the last ``Ready`` goes out together."""
     if state.heartbeat_due:
         state.heartbeat_due = False
@@ -135,7 +135,7 @@ def flush(state: State) -> None:
         _feed(state, node, progress)
 
 
-def _feed(state: State, node: int, progress: Progress) -> None:
+def _feed(state: RaftState, node: int, progress: Progress) -> None:
     settings, log = state.settings, state.log
     if progress.pace is not Pace.SNAPSHOT and progress.next < log.first_index:
         if progress.waiting or not progress.active:
@@ -160,13 +160,13 @@ def _feed(state: State, node: int, progress: Progress) -> None:
         progress.sent(entries[-1].index, sum(entry.size for entry in entries))
 
 
-def _entries(state: State, progress: Progress) -> tuple[Entry, ...]:
+def _entries(state: RaftState, progress: Progress) -> tuple[Entry, ...]:
     if progress.next > state.log.last_index:
         return ()
     return state.log.slice(progress.next, state.settings.append_bytes_max)
 
 
-def _append(state: State, node: int, first: int, entries: tuple[Entry, ...]) -> None:
+def _append(state: RaftState, node: int, first: int, entries: tuple[Entry, ...]) -> None:
     """``entries`` begin at ``first``; the one before tells the peer whether the logs agree there."""
     log = state.log
     prev_term = log.term(first - 1)

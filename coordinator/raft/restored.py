@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import msgspec
 
 from undoubt.coordinator.raft.messages import Configuration, Entry, HardState, SnapshotMeta
-from undoubt.participants.checks import invariant
+from undoubt.participants.invariant import invariant
 
 
-class Restored(msgspec.Struct, frozen=True):
+class RestoredState(msgspec.Struct, frozen=True):
     """What was found on disk. ``applied`` is what the state machine stored together with its effects.
 
     Of an empty disk: everything as by default; such a node learns all from a leader, and stands for
@@ -23,11 +23,11 @@ class Restored(msgspec.Struct, frozen=True):
     applied: int = 0
 
 
-def bootstrap(voters: Iterable[int], learners: Iterable[int] = ()) -> Restored:
+def bootstrap(voters: Iterable[int], learners: Iterable[int] = ()) -> RestoredState:
     """What each first node of a new cluster starts from (and stores first): the same for all of them.
 
     The configuration stands at index 1, so that whoever joins later with an empty log is given it.
     """
     configuration = Configuration(incoming=frozenset(voters), learners=frozenset(learners))
     invariant(bool(configuration.incoming), "a cluster needs a voter")
-    return Restored(HardState(term=1), SnapshotMeta(1, 1, configuration), (), 1)
+    return RestoredState(HardState(term=1), SnapshotMeta(1, 1, configuration), (), 1)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from undoubt.coordinator.raft.messages import AppendReply, SnapshotChunk, SnapshotMeta, SnapshotReply
 from undoubt.coordinator.raft.progress import Pace, Progress
 from undoubt.coordinator.raft.ready import ChunkWanted
-from undoubt.coordinator.raft.state import Incoming, State
+from undoubt.coordinator.raft.state import Incoming, RaftState
 
 
-def want_chunk(state: State, node: int, progress: Progress) -> None:
+def want_chunk(state: RaftState, node: int, progress: Progress) -> None:
     """Ask the driver for the next chunk, unless it was asked."""
     stream = progress.stream
     if stream is not None and not stream.asked:
@@ -20,7 +20,7 @@ def want_chunk(state: State, node: int, progress: Progress) -> None:
         state.chunks_wanted.append(ChunkWanted(node, stream.meta.index, stream.offset))
 
 
-def send_chunk(state: State, wanted: ChunkWanted, data: bytes, *, done: bool) -> None:
+def send_chunk(state: RaftState, wanted: ChunkWanted, data: bytes, *, done: bool) -> None:
     """The driver's answer. One to a question that is out of date is dropped."""
     progress = state.tracker.progress.get(wanted.peer)
     stream = progress.stream if progress is not None and state.leads else None
@@ -32,7 +32,7 @@ def send_chunk(state: State, wanted: ChunkWanted, data: bytes, *, done: bool) ->
     state.send(SnapshotChunk(wanted.peer, state.node, state.term, stream.meta, stream.offset, data, done))
 
 
-def give_up(state: State, wanted: ChunkWanted) -> None:
+def give_up(state: RaftState, wanted: ChunkWanted) -> None:
     """The driver has that snapshot no more: begin again with the newest when the peer is next heard from."""
     progress = state.tracker.progress.get(wanted.peer)
     if progress is not None and progress.stream is not None and progress.stream.meta.index == wanted.index:
@@ -40,7 +40,7 @@ def give_up(state: State, wanted: ChunkWanted) -> None:
         progress.waiting = True
 
 
-def tick(state: State) -> None:
+def tick(state: RaftState) -> None:
     """Send again what nobody acknowledges."""
     for _, progress in state.peers():
         stream = progress.stream
@@ -50,7 +50,7 @@ def tick(state: State) -> None:
                 stream.again(stream.offset)
 
 
-def on_reply(state: State, message: SnapshotReply) -> None:
+def on_reply(state: RaftState, message: SnapshotReply) -> None:
     progress = state.tracker.progress.get(message.sender)
     if progress is None or not state.leads:
         return
@@ -62,7 +62,7 @@ def on_reply(state: State, message: SnapshotReply) -> None:
         stream.again(message.offset)
 
 
-def on_chunk(state: State, message: SnapshotChunk) -> None:
+def on_chunk(state: RaftState, message: SnapshotChunk) -> None:
     if state.disk_full or state.installing is not None:
         return
     meta, log = message.meta, state.log
@@ -87,7 +87,7 @@ def on_chunk(state: State, message: SnapshotChunk) -> None:
     state.send(AppendReply(message.sender, state.node, state.term, meta.index))
 
 
-def _install(state: State, meta: SnapshotMeta) -> None:
+def _install(state: RaftState, meta: SnapshotMeta) -> None:
     state.incoming = None
     state.installing = meta
     # No write that is still under way says anything about the log as it is from now on.

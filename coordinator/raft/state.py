@@ -6,7 +6,7 @@ import enum
 from random import Random
 
 from undoubt.coordinator.raft.log import Log
-from undoubt.coordinator.raft.membership import History
+from undoubt.coordinator.raft.membership import ConfigurationHistory
 from undoubt.coordinator.raft.messages import (
     AppendReply,
     Entry,
@@ -14,17 +14,17 @@ from undoubt.coordinator.raft.messages import (
     Message,
     PreVote,
     PreVoteReply,
+    RequestVote,
+    RequestVoteReply,
     SnapshotChunk,
     SnapshotMeta,
     SnapshotReply,
-    Vote,
-    VoteReply,
 )
 from undoubt.coordinator.raft.progress import Progress
 from undoubt.coordinator.raft.ready import ChunkWanted, Outbox, ReadState, Writes
 from undoubt.coordinator.raft.settings import RaftSettings
 from undoubt.coordinator.raft.tracker import Tracker
-from undoubt.participants.checks import invariant
+from undoubt.participants.invariant import invariant
 
 FULL_DISK_ELECTIONS = 4
 """Election timeouts that a node whose disk is full waits for longer than it would otherwise."""
@@ -37,7 +37,7 @@ class Role(enum.Enum):
     LEADER = "leader"
 
 
-class Reads:
+class PendingReads:
     """Reads that a leader has been asked for. ``waiting`` have no round of heartbeats yet."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Incoming:
         self.offset = 0
 
 
-class State:
+class RaftState:
     def __init__(
         self,
         node: int,
@@ -73,7 +73,7 @@ class State:
         self.settings = settings
         self._random = random
         self.log = log
-        self.history = History(log.snapshot)
+        self.history = ConfigurationHistory(log.snapshot)
         self.history.append(log.entries[log.snapshot.index - log.before_index :])
         self.tracker = Tracker(self.history.current)
         self.term = hard_state.term
@@ -92,7 +92,7 @@ class State:
         self.transferee = 0
         self.transfer_elapsed = 0
         self.transfer_sent = False
-        self.reads = Reads()
+        self.reads = PendingReads()
         self.incoming: Incoming | None = None
         self.chunks: list[SnapshotChunk] = []
         self.installing: SnapshotMeta | None = None
@@ -167,7 +167,7 @@ class State:
         if isinstance(message, PreVote) or (isinstance(message, PreVoteReply) and message.granted):
             self.outbox.now.append(message)
             return
-        promise = isinstance(message, Vote | VoteReply | SnapshotReply) or (
+        promise = isinstance(message, RequestVote | RequestVoteReply | SnapshotReply) or (
             isinstance(message, AppendReply) and not message.rejected
         )
         if promise or message.term > self.writes.hard_state.term:
@@ -223,7 +223,7 @@ class State:
             self.tracker.configure(self.history.current, self.log.last_index)
 
     def restore_history(self, meta: SnapshotMeta) -> None:
-        self.history = History(meta)
+        self.history = ConfigurationHistory(meta)
         self.tracker.configure(meta.configuration, meta.index)
 
     def commit_to(self, index: int) -> None:

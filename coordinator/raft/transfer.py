@@ -5,10 +5,10 @@ from __future__ import annotations
 from undoubt.coordinator.raft.election import successor
 from undoubt.coordinator.raft.errors import ConfigRefused, NotLeader
 from undoubt.coordinator.raft.messages import TimeoutNow
-from undoubt.coordinator.raft.state import State
+from undoubt.coordinator.raft.state import RaftState
 
 
-def begin(state: State, to: int) -> None:
+def begin(state: RaftState, to: int) -> None:
     """From now on nothing is proposed here, until ``to`` leads or an election timeout has passed."""
     if not state.leads:
         raise NotLeader(state.leader)
@@ -24,14 +24,14 @@ def begin(state: State, to: int) -> None:
     state.transfer_sent = False
 
 
-def tick(state: State) -> None:
+def tick(state: RaftState) -> None:
     if state.transferee:
         state.transfer_elapsed += 1
         if state.transfer_elapsed >= state.settings.election_ticks:
             state.transferee = 0
 
 
-def settle(state: State) -> None:
+def settle(state: RaftState) -> None:
     """Let the chosen one stand as soon as it has everything; give up if it is no voter, or not fit, any more.
 
     A leader whose disk is full chooses by itself, again and again: it takes no proposals, so the successor

@@ -1,6 +1,6 @@
 """The wire: connections between processes that can be trusted to be what they say, and that stay bounded.
 
-What enters: an :class:`Identity`, an ``accept`` function. What leaves: :class:`Connection`, whose peer is
+What enters: an :class:`PeerIdentity`, an ``accept`` function. What leaves: :class:`Connection`, whose peer is
 known, whose version both sides speak, and which carries payloads (bytes, usually msgpack) in frames. Both
 sides use it alike; everything runs in callbacks of the event loop, and all time is the loop's::
 
@@ -38,13 +38,13 @@ from undoubt.coordinator.wire.address import Address, refuse_exposed
 from undoubt.coordinator.wire.connection import Accept, Connection, Receiver
 from undoubt.coordinator.wire.dialing import connect
 from undoubt.coordinator.wire.errors import (
+    HandshakeRefusal,
     HandshakeRefused,
     LocalProtocolError,
-    Refusal,
     RemoteProtocolError,
     TlsUnusable,
 )
-from undoubt.coordinator.wire.handshake import VERSIONS, Identity, Role, Versions
+from undoubt.coordinator.wire.handshake import VERSIONS, PeerIdentity, PeerRole, Versions
 from undoubt.coordinator.wire.listener import Listener, serve
 from undoubt.coordinator.wire.rights import ROLES, SCHEME, Right, named_right
 from undoubt.coordinator.wire.settings import WireSettings
@@ -59,14 +59,14 @@ __all__ = [
     "Certificate",
     "Connection",
     "HandshakeRefused",
-    "Identity",
+    "PeerIdentity",
     "Listener",
     "LocalProtocolError",
     "Receiver",
-    "Refusal",
+    "HandshakeRefusal",
     "RemoteProtocolError",
     "Right",
-    "Role",
+    "PeerRole",
     "Tls",
     "TlsSettings",
     "TlsUnusable",

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 
 from undoubt.coordinator.wire.errors import LocalProtocolError, RemoteProtocolError
 from undoubt.coordinator.wire.frames import HEADER, FrameReader, header
-from undoubt.coordinator.wire.handshake import HANDSHAKE_BYTES_MAX, HANDSHAKE_VERSION, Identity, Versions
+from undoubt.coordinator.wire.handshake import HANDSHAKE_BYTES_MAX, HANDSHAKE_VERSION, PeerIdentity, Versions
 from undoubt.coordinator.wire.rights import Right
 from undoubt.coordinator.wire.secure import Secured
 from undoubt.coordinator.wire.settings import WireSettings
@@ -42,10 +42,10 @@ class Connection(asyncio.Protocol, abc.ABC):
     Of a connection that was lost ``send`` drops what it is given: ask again elsewhere after ``lost``.
     """
 
-    peer: Identity
+    peer: PeerIdentity
     """Who is there; from the end of the handshake on."""
 
-    def __init__(self, me: Identity, accept: Accept, settings: WireSettings, versions: Versions) -> None:
+    def __init__(self, me: PeerIdentity, accept: Accept, settings: WireSettings, versions: Versions) -> None:
         self.me = me
         self.address = "?"
         self.closed = False
@@ -154,11 +154,11 @@ class Connection(asyncio.Protocol, abc.ABC):
     def _tell(self, why: str) -> None:
         """This side ends the connection because of what the other one does."""
 
-    def _check_certificate(self, peer: Identity, cluster: str) -> str:
+    def _check_certificate(self, peer: PeerIdentity, cluster: str) -> str:
         """The name in it; empty without TLS. Raises :class:`HandshakeRefused`."""
         return "" if self.secured is None else check_names(names_in(self.secured.shown), peer, cluster)
 
-    def _opened(self, peer: Identity, version: int) -> None:
+    def _opened(self, peer: PeerIdentity, version: int) -> None:
         """From now on frames of that version. Raises :class:`HandshakeRefused`."""
         self.peer, self.version = peer, version
         self._reader.version = version

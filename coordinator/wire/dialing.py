@@ -11,7 +11,7 @@ from undoubt.coordinator.wire import handshake
 from undoubt.coordinator.wire.address import Address
 from undoubt.coordinator.wire.connection import Accept, Connection, Receiver
 from undoubt.coordinator.wire.errors import HandshakeRefused
-from undoubt.coordinator.wire.handshake import VERSIONS, Identity, Versions
+from undoubt.coordinator.wire.handshake import VERSIONS, PeerIdentity, Versions
 from undoubt.coordinator.wire.settings import WireSettings
 from undoubt.coordinator.wire.tls import reason_of, tls_of
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 async def connect(
     where: Address | socket.socket,
-    me: Identity,
+    me: PeerIdentity,
     accept: Accept,
     settings: WireSettings,
     *,
@@ -62,7 +62,7 @@ class Dialed(Connection):
 
     def __init__(
         self,
-        me: Identity,
+        me: PeerIdentity,
         accept: Accept,
         settings: WireSettings,
         versions: Versions,

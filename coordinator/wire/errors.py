@@ -17,7 +17,7 @@ class TlsUnusable(Exception):
     """Certificates or keys of this side are of no use; the message names the file."""
 
 
-class Refusal(enum.StrEnum):
+class HandshakeRefusal(enum.StrEnum):
     """Why a handshake was refused. A peer of another version may know more of them."""
 
     CLUSTER = "cluster"  # another cluster's
@@ -34,7 +34,7 @@ class Refusal(enum.StrEnum):
 class HandshakeRefused(Exception):
     """One side does not want to speak with the other. ``reason`` is for people, and was sent across."""
 
-    def __init__(self, refusal: Refusal, reason: str) -> None:
+    def __init__(self, refusal: HandshakeRefusal, reason: str) -> None:
         super().__init__(reason)
         self.refusal = refusal
         self.reason = reason

@@ -22,14 +22,14 @@ import enum
 
 import msgspec
 
-from undoubt.coordinator.wire.errors import HandshakeRefused, Refusal, RemoteProtocolError
+from undoubt.coordinator.wire.errors import HandshakeRefusal, HandshakeRefused, RemoteProtocolError
 
 HANDSHAKE_VERSION = 0
 HANDSHAKE_BYTES_MAX = 4096
 TEXT_MAX = 128
 
 
-class Role(enum.StrEnum):
+class PeerRole(enum.StrEnum):
     """What a peer is here for. Either side of a connection has one."""
 
     NODE = "node"
@@ -53,10 +53,10 @@ sent only on connections whose version is N or higher. A release speaks the vers
 2 adds Paxos Commit: sessions that are bound to acceptors, and what acceptors are asked."""
 
 
-class Identity(msgspec.Struct, frozen=True):
+class PeerIdentity(msgspec.Struct, frozen=True):
     """Who a side says it is."""
 
-    role: Role
+    role: PeerRole
     cluster_id: str = ""
     """A ledger's id; empty for a client that does not know yet what it will find."""
     number: int = 0
@@ -71,7 +71,7 @@ class Identity(msgspec.Struct, frozen=True):
     """The last entry of its log that is on a node's disk when it dials; -1 if it does not say."""
 
     def __str__(self) -> str:
-        if self.role is Role.NODE:
+        if self.role is PeerRole.NODE:
             return f"node {self.number}"
         return f"client {self.name}" if self.name else "a client"
 
@@ -100,17 +100,17 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
     disk: str = ""
 
 
-class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
+class RefusedReply(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
     refusal: str
     reason: str
 
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_hello = msgspec.msgpack.Decoder(Hello).decode
-_decode_answer = msgspec.msgpack.Decoder(Welcome | Refused).decode
+_decode_answer = msgspec.msgpack.Decoder(Welcome | RefusedReply).decode
 
 
-def hello(me: Identity, versions: Versions, for_number: int) -> bytes:
+def hello(me: PeerIdentity, versions: Versions, for_number: int) -> bytes:
     return encode(
         Hello(
             me.cluster_id,
@@ -126,60 +126,76 @@ def hello(me: Identity, versions: Versions, for_number: int) -> bytes:
     )
 
 
-def welcome(me: Identity, version: int) -> bytes:
+def welcome(me: PeerIdentity, version: int) -> bytes:
     return encode(Welcome(me.cluster_id, me.number, me.name, version, me.address, me.disk))
 
 
 def refused(error: HandshakeRefused) -> bytes:
-    return encode(Refused(error.refusal, error.reason[:512]))
+    return encode(RefusedReply(error.refusal, error.reason[:512]))
 
 
 def check_hello(
-    payload: bytes, me: Identity, versions: Versions, roles: frozenset[Role]
-) -> tuple[Identity, int]:
+    payload: bytes, me: PeerIdentity, versions: Versions, roles: frozenset[PeerRole]
+) -> tuple[PeerIdentity, int]:
     """Who dialed, and the version to speak with it. Raises :class:`HandshakeRefused` for what the dialer
     should hear of, :class:`RemoteProtocolError` or ``ValueError`` for what is no Hello."""
     said = _decode_hello(payload)
     _check_text(said.cluster_id, said.name, said.address, said.disk)
     if said.role not in roles:
         served = " and ".join(f"{role}s" for role in sorted(roles))
-        raise HandshakeRefused(Refusal.ROLE, f"{me} serves {served} here, not the role {said.role[:20]!r}")
-    peer = Identity(
-        Role(said.role), said.cluster_id, said.number, said.name, said.address, said.disk, said.log_index
-    )
-    if peer.cluster_id != me.cluster_id and not (peer.role is Role.CLIENT and peer.cluster_id == ""):
         raise HandshakeRefused(
-            Refusal.CLUSTER,
+            HandshakeRefusal.ROLE, f"{me} serves {served} here, not the role {said.role[:20]!r}"
+        )
+    peer = PeerIdentity(
+        PeerRole(said.role), said.cluster_id, said.number, said.name, said.address, said.disk, said.log_index
+    )
+    if peer.cluster_id != me.cluster_id and not (peer.role is PeerRole.CLIENT and peer.cluster_id == ""):
+        raise HandshakeRefused(
+            HandshakeRefusal.CLUSTER,
             f"{me} is of cluster {me.cluster_id}, {peer} asks for {peer.cluster_id or 'none'}",
         )
     if said.for_number not in {0, me.number}:
-        raise HandshakeRefused(Refusal.NUMBER, f"this is {me}, {peer} asks for node {said.for_number}")
-    if peer.role is Role.NODE and (peer.number < 1 or peer.number == me.number):
-        raise HandshakeRefused(Refusal.NUMBER, f"this is {me}; the peer cannot be node {peer.number}")
+        raise HandshakeRefused(
+            HandshakeRefusal.NUMBER, f"this is {me}, {peer} asks for node {said.for_number}"
+        )
+    if peer.role is PeerRole.NODE and (peer.number < 1 or peer.number == me.number):
+        raise HandshakeRefused(
+            HandshakeRefusal.NUMBER, f"this is {me}; the peer cannot be node {peer.number}"
+        )
     version = min(versions.highest, said.versions.highest)
     if version < max(versions.lowest, said.versions.lowest):
         raise HandshakeRefused(
-            Refusal.VERSION,
+            HandshakeRefusal.VERSION,
             f"{me} speaks wire version {versions}, {peer} {said.versions}; upgrade one of them step by step",
         )
     return peer, version
 
 
-def check_answer(payload: bytes, me: Identity, versions: Versions, for_number: int) -> tuple[Identity, int]:
+def check_answer(
+    payload: bytes, me: PeerIdentity, versions: Versions, for_number: int
+) -> tuple[PeerIdentity, int]:
     """Who answered, and the version to speak with it. Raises :class:`HandshakeRefused`, also in the words of
     the other side, and :class:`RemoteProtocolError` or ``ValueError`` for what is no answer."""
     answer = _decode_answer(payload)
-    if isinstance(answer, Refused):
-        known = Refusal(answer.refusal) if answer.refusal in set(Refusal) else Refusal.OTHER
+    if isinstance(answer, RefusedReply):
+        known = (
+            HandshakeRefusal(answer.refusal)
+            if answer.refusal in set(HandshakeRefusal)
+            else HandshakeRefusal.OTHER
+        )
         raise HandshakeRefused(known, _printable(answer.reason))
     _check_text(answer.cluster_id, answer.name, answer.address, answer.disk)
-    peer = Identity(Role.NODE, answer.cluster_id, answer.number, answer.name, answer.address, answer.disk)
+    peer = PeerIdentity(
+        PeerRole.NODE, answer.cluster_id, answer.number, answer.name, answer.address, answer.disk
+    )
     if me.cluster_id not in {"", peer.cluster_id}:
         raise HandshakeRefused(
-            Refusal.CLUSTER, f"{peer} is of cluster {peer.cluster_id}, {me} of {me.cluster_id}"
+            HandshakeRefusal.CLUSTER, f"{peer} is of cluster {peer.cluster_id}, {me} of {me.cluster_id}"
         )
     if for_number not in {0, peer.number}:
-        raise HandshakeRefused(Refusal.NUMBER, f"reached {peer} where node {for_number} was expected")
+        raise HandshakeRefused(
+            HandshakeRefusal.NUMBER, f"reached {peer} where node {for_number} was expected"
+        )
     if not versions.lowest <= answer.version <= versions.highest:
         raise RemoteProtocolError(f"{peer} chose wire version {answer.version}, {versions} was offered")
     return peer, answer.version

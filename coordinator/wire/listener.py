@@ -12,8 +12,8 @@ import msgspec
 from undoubt.coordinator.wire import handshake
 from undoubt.coordinator.wire.address import Address
 from undoubt.coordinator.wire.connection import Accept, Connection, Receiver
-from undoubt.coordinator.wire.errors import HandshakeRefused, Refusal
-from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, VERSIONS, Identity, Role, Versions
+from undoubt.coordinator.wire.errors import HandshakeRefusal, HandshakeRefused
+from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, VERSIONS, PeerIdentity, PeerRole, Versions
 from undoubt.coordinator.wire.rights import right_of
 from undoubt.coordinator.wire.settings import WireSettings
 from undoubt.coordinator.wire.tls import names_in, tls_of
@@ -27,11 +27,11 @@ Two nodes that did so to each other would wait for ever, so between nodes nothin
 
 async def serve(
     where: Address | socket.socket,
-    me: Identity,
+    me: PeerIdentity,
     accept: Accept,
     settings: WireSettings,
     *,
-    roles: frozenset[Role] = frozenset(Role),
+    roles: frozenset[PeerRole] = frozenset(PeerRole),
     admits: Callable[[asyncio.BaseTransport], str] | None = None,
     versions: Versions = VERSIONS,
 ) -> Listener:
@@ -48,12 +48,12 @@ class Listener:
 
     def __init__(
         self,
-        me: Identity,
+        me: PeerIdentity,
         accept: Accept,
         settings: WireSettings,
         *,
         versions: Versions,
-        roles: frozenset[Role],
+        roles: frozenset[PeerRole],
         admits: Callable[[asyncio.BaseTransport], str] | None,
     ) -> None:
         self.me = me
@@ -63,9 +63,9 @@ class Listener:
         self.admits = admits
         self.tls = tls_of(settings.tls) if settings.tls is not None else None
         self.closed = False
-        self.strangers: dict[Accepted, None] = {}  # in the order of their coming
-        self.clients: set[Accepted] = set()
-        self.nodes: set[Accepted] = set()
+        self.strangers: dict[InboundConnection, None] = {}  # in the order of their coming
+        self.clients: set[InboundConnection] = set()
+        self.nodes: set[InboundConnection] = set()
         self._accept = accept
         self._server: asyncio.AbstractServer | None = None
 
@@ -73,10 +73,12 @@ class Listener:
         loop = asyncio.get_running_loop()
         if isinstance(where, socket.socket):
             self.tls = None
-            self._server = await loop.create_unix_server(lambda: Accepted(self, self._accept), sock=where)
+            self._server = await loop.create_unix_server(
+                lambda: InboundConnection(self, self._accept), sock=where
+            )
         else:
             self._server = await loop.create_server(
-                lambda: Accepted(self, self._accept), where.host, where.port
+                lambda: InboundConnection(self, self._accept), where.host, where.port
             )
 
     @property
@@ -85,10 +87,12 @@ class Listener:
         sockets = getattr(self._server, "sockets", ())
         return int(sockets[0].getsockname()[1]) if sockets else 0
 
-    def check_room(self, peer: Identity) -> None:
+    def check_room(self, peer: PeerIdentity) -> None:
         """Raises :class:`HandshakeRefused` where there is none."""
-        if peer.role is Role.CLIENT and len(self.clients) >= self.settings.clients_max:
-            raise HandshakeRefused(Refusal.BUSY, f"{self.me} serves {len(self.clients)} clients already")
+        if peer.role is PeerRole.CLIENT and len(self.clients) >= self.settings.clients_max:
+            raise HandshakeRefused(
+                HandshakeRefusal.BUSY, f"{self.me} serves {len(self.clients)} clients already"
+            )
 
     def close(self) -> None:
         """Stop listening and drop every connection, also those that are being accepted at this moment."""
@@ -99,7 +103,7 @@ class Listener:
             connection.abort("the other side is shutting down")
 
 
-class Accepted(Connection):
+class InboundConnection(Connection):
     """One connection that somebody made to this port."""
 
     def __init__(self, listener: Listener, accept: Accept) -> None:
@@ -133,7 +137,7 @@ class Accepted(Connection):
             self.certificate = name
             if self.secured is not None:
                 self.right = right_of(names_in(self.secured.shown), self.me.cluster_id)
-            if name and peer.role is Role.CLIENT:
+            if name and peer.role is PeerRole.CLIENT:
                 peer = msgspec.structs.replace(peer, name=f"{name} ({peer.name})" if peer.name else name)
             self._listener.check_room(peer)
             self.send(handshake.welcome(self.me, version))
@@ -146,7 +150,7 @@ class Accepted(Connection):
             self.close(error.reason)
         else:
             del self._listener.strangers[self]
-            if peer.role is Role.NODE:
+            if peer.role is PeerRole.NODE:
                 self._listener.nodes.add(self)
             else:
                 self._listener.clients.add(self)
@@ -174,4 +178,4 @@ class Accepted(Connection):
 
     @property
     def _pauses(self) -> bool:
-        return self._receiver is not None and self.peer.role is Role.CLIENT
+        return self._receiver is not None and self.peer.role is PeerRole.CLIENT

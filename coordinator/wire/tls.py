@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 
-from undoubt.coordinator.wire.errors import HandshakeRefused, Refusal, TlsUnusable
-from undoubt.coordinator.wire.handshake import Identity, Role
+from undoubt.coordinator.wire.errors import HandshakeRefusal, HandshakeRefused, TlsUnusable
+from undoubt.coordinator.wire.handshake import PeerIdentity, PeerRole
 from undoubt.coordinator.wire.rights import SCHEME
 from undoubt.coordinator.wire.secure import Secured
 
@@ -67,7 +67,7 @@ class Tls:
         self._refresh()
         return self._own
 
-    def check_own(self, me: Identity) -> None:
+    def check_own(self, me: PeerIdentity) -> None:
         """Raises :class:`TlsUnusable` if peers would not believe that this is ``me``."""
         try:
             check_names(self.own.names, me, me.cluster_id)
@@ -159,11 +159,11 @@ def names_in(certificate: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def name_of(cluster: str, role: Role, name: str) -> str:
+def name_of(cluster: str, role: PeerRole, name: str) -> str:
     return f"{SCHEME}{cluster}/{role}/{name}"
 
 
-def check_names(names: Iterable[str], peer: Identity, cluster: str) -> str:
+def check_names(names: Iterable[str], peer: PeerIdentity, cluster: str) -> str:
     """Which of a certificate's names lets ``peer`` be who it says, in that cluster. A node may also be a
     client: it can do more than any. Raises :class:`HandshakeRefused`."""
     listed = list(names)
@@ -172,14 +172,15 @@ def check_names(names: Iterable[str], peer: Identity, cluster: str) -> str:
         role, _, who = rest.partition("/")
         if owner != cluster or not who:
             continue
-        if peer.role is Role.CLIENT and role in set(Role):
-            return who if role == Role.CLIENT else f"node {who}"
-        if peer.role is Role.NODE and (role, who) == (Role.NODE, str(peer.number)):
+        if peer.role is PeerRole.CLIENT and role in set(PeerRole):
+            return who if role == PeerRole.CLIENT else f"node {who}"
+        if peer.role is PeerRole.NODE and (role, who) == (PeerRole.NODE, str(peer.number)):
             return who
     wanted = name_of(cluster, peer.role, str(peer.number or "…"))
     told = ", ".join(listed) or "nobody in undoubt's way"
     raise HandshakeRefused(
-        Refusal.CERTIFICATE, f"the certificate does not make it {peer}: it names {told}, not {wanted}"
+        HandshakeRefusal.CERTIFICATE,
+        f"the certificate does not make it {peer}: it names {told}, not {wanted}",
     )
 
 

@@ -12,8 +12,8 @@ from undoubt.participants.errors import ParticipantError, ParticipantRefused, Pa
 from undoubt.participants.postgres.asyncpg_dsn import connect_arguments, set_keepalive
 from undoubt.participants.postgres.asyncpg_session import TRANSLATED, AsyncpgSession, translate
 from undoubt.participants.postgres.connecting import Connector
-from undoubt.participants.postgres.dsn import UNREADABLE, Address
-from undoubt.participants.postgres.verdicts import participant_error, pooler_refusal, tls_refusal
+from undoubt.participants.postgres.dsn import UNREADABLE, Conninfo
+from undoubt.participants.postgres.sqlstate import participant_error, pooler_refusal, tls_refusal
 
 STATEMENT_CACHE_SIZE = 100
 
@@ -27,7 +27,7 @@ class UniqueNames(asyncpg.Connection):
 
 
 class AsyncpgConnector(Connector):
-    async def open(self, address: Address, password: str | None, options: str) -> AsyncpgSession:
+    async def open(self, address: Conninfo, password: str | None, options: str) -> AsyncpgSession:
         try:
             arguments = await asyncio.to_thread(connect_arguments, address, password)
             given = arguments["server_settings"]

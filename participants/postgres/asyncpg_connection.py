@@ -15,7 +15,7 @@ import asyncpg
 from undoubt.participants.errors import UsageError, WrongLoop
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres.asyncpg_savepoint import Savepoint
-from undoubt.participants.postgres.handle import outlives_reset
+from undoubt.participants.postgres.connection_proxy import outlives_reset
 from undoubt.participants.postgres.session import ServerError
 from undoubt.participants.postgres.session_end import FATAL
 

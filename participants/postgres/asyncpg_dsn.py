@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from undoubt.participants.errors import ParticipantRefused
-from undoubt.participants.postgres.dsn import Address
+from undoubt.participants.postgres.dsn import Conninfo
 from undoubt.participants.postgres.passfile import password_for
 
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
@@ -67,7 +67,7 @@ _PROMISES = {
 would connect with less safety than was asked for."""
 
 
-def connect_arguments(address: Address, password: str | None) -> dict[str, Any]:
+def connect_arguments(address: Conninfo, password: str | None) -> dict[str, Any]:
     """Keyword arguments of ``asyncpg.connect``. Never print them. Reads files. Raises ``ParticipantRefused``
     if the dsn asks for what asyncpg cannot promise."""
     given = address.resolved
@@ -105,7 +105,7 @@ def connect_arguments(address: Address, password: str | None) -> dict[str, Any]:
     return {**arguments, **_tls(address, given)}
 
 
-def _hosts(address: Address) -> list[tuple[str, str, str]]:
+def _hosts(address: Conninfo) -> list[tuple[str, str, str]]:
     """Of each host: its name, what it is reached by, its port."""
     given = address.resolved
     addresses = (given.get("hostaddr") or given["host"]).split(",")
@@ -124,7 +124,7 @@ def _hosts(address: Address) -> list[tuple[str, str, str]]:
     return list(zip(names, reached, (port or "5432" for port in ports), strict=True))
 
 
-def _tls(address: Address, given: Mapping[str, str]) -> dict[str, Any]:
+def _tls(address: Conninfo, given: Mapping[str, str]) -> dict[str, Any]:
     verified = given["sslmode"] == "verify-full"
     if verified and (given.get("hostaddr") or given["host"]) != given["host"]:
         raise _refused(address, "hostaddr together with sslmode=verify-full")
@@ -160,7 +160,7 @@ def _check_readable(participant: str, key: str, path: str) -> None:
         ) from error
 
 
-def _refused(address: Address, what: str) -> ParticipantRefused:
+def _refused(address: Conninfo, what: str) -> ParticipantRefused:
     return ParticipantRefused(
         address.participant,
         f"its dsn asks for {what}, which the driver asyncpg cannot promise; the driver psycopg can",

@@ -12,14 +12,14 @@ from undoubt.participants.ids import Gid
 from undoubt.participants.postgres.asyncpg_connection import BranchConnection, LentForSetUp, session_end
 from undoubt.participants.postgres.closing import CLOSE_TIMEOUT_S, close_in_background
 from undoubt.participants.postgres.session import (
-    Answer,
-    Introduction,
-    Late,
+    AnswerTimedOut,
+    CommandResult,
     NoAnswer,
     Notice,
     NotSent,
     Row,
     ServerError,
+    ServerParameters,
     keep,
 )
 from undoubt.participants.postgres.session_end import FATAL, Listening
@@ -41,7 +41,7 @@ TRANSLATED = (
 class AsyncpgSession:
     """``connection`` is also what the application's wrapper works with, between ``begin`` and the end."""
 
-    intro: Introduction
+    intro: ServerParameters
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -69,7 +69,7 @@ class AsyncpgSession:
     def application_name(self) -> str:
         return str(self.connection.get_settings().application_name)
 
-    async def script(self, sql: str, *, timeout_s: float) -> Answer:
+    async def script(self, sql: str, *, timeout_s: float) -> CommandResult:
         self._notices.clear()
         self._check()
         try:
@@ -83,7 +83,7 @@ class AsyncpgSession:
         if tag is None:
             # What asyncpg answers with if the connection ends in good order while it is being closed.
             raise NoAnswer("the connection was closed")
-        return Answer(tag, tuple(self._notices))
+        return CommandResult(tag, tuple(self._notices))
 
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
         self._check()
@@ -182,6 +182,6 @@ def translate(error: BaseException) -> ServerError | NoAnswer | NotSent:
             # Raised by the client alone, before it sends anything.
             return NotSent(str(error))
         case TimeoutError():
-            return Late("no answer in time")
+            return AnswerTimedOut("no answer in time")
         case _:
             return NoAnswer(str(error) or type(error).__name__)

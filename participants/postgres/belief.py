@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from undoubt.participants.believed import PARTICIPANT, Fault, faults_of, faults_query, refusal
 from undoubt.participants.errors import ParticipantRefused
-from undoubt.participants.postgres.session import Introduction, ServerError, Session
+from undoubt.participants.postgres.session import ServerError, ServerParameters, ServerSession
 from undoubt.participants.postgres.sql import fill, query
 
 NO_SCHEMA = "3F000"
@@ -26,20 +26,20 @@ def uses_schema(sql: str) -> bool:
     return _USES.search(sql) is not None
 
 
-def same_schema(intro: Introduction) -> str:
+def same_schema(intro: ServerParameters) -> str:
     """A statement to put before one that uses the schema, in the same script: fails with 22P02 and the text
-    :data:`~undoubt.participants.postgres.verdicts.SCHEMA_TEXT` unless the schema is the one that was
+    :data:`~undoubt.participants.postgres.sqlstate.SCHEMA_TEXT` unless the schema is the one that was
     believed."""
     return fill("same_schema", schema=str(intro.schema or 0)) + "; "
 
 
-async def look(session: Session, owners: Sequence[str], timeout_s: float) -> tuple[Fault, ...]:
+async def look(session: ServerSession, owners: Sequence[str], timeout_s: float) -> tuple[Fault, ...]:
     """What speaks against the schema; nothing where there is none. Raises what the session raises."""
     rows = await session.rows(faults_query(PARTICIPANT, owners), timeout_s=timeout_s)
     return faults_of((row["kind"], row["name"], row["role"]) for row in rows)
 
 
-async def believe(participant: str, session: Session, owners: Sequence[str], timeout_s: float) -> None:
+async def believe(participant: str, session: ServerSession, owners: Sequence[str], timeout_s: float) -> None:
     """Raise ``ParticipantRefused`` if the schema is not to be believed, ``ServerError`` if there is none, and
     what the session raises."""
     [row] = await session.rows(query("schema"), timeout_s=timeout_s)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from undoubt.participants.checks import invariant
 from undoubt.participants.contract import (
     CommitNotSent,
     Evidence,
@@ -24,7 +23,13 @@ from undoubt.participants.contract import (
 )
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
 from undoubt.participants.ids import Gid, Protocol, SessionKey
-from undoubt.participants.postgres.begin import (
+from undoubt.participants.invariant import invariant
+from undoubt.participants.postgres.connection_proxy import Handle, Surroundings
+from undoubt.participants.postgres.history import columns, evidence_at, place_in, place_of, read_report
+from undoubt.participants.postgres.one_phase import Lost, note_script
+from undoubt.participants.postgres.pool import Slot
+from undoubt.participants.postgres.session import CommandResult, NoAnswer, NotSent, ServerError, ServerSession
+from undoubt.participants.postgres.session_setup import (
     branch_name,
     commit_guard,
     guard_script,
@@ -32,13 +37,8 @@ from undoubt.participants.postgres.begin import (
     marker,
     report_head,
 )
-from undoubt.participants.postgres.handle import Handle, Surroundings
-from undoubt.participants.postgres.history import columns, evidence_at, place_in, place_of, read_report
-from undoubt.participants.postgres.one_phase import Lost, note_script
-from undoubt.participants.postgres.pool import Slot
-from undoubt.participants.postgres.session import Answer, NoAnswer, NotSent, ServerError, Session
 from undoubt.participants.postgres.sql import literal, query
-from undoubt.participants.postgres.verdicts import (
+from undoubt.participants.postgres.sqlstate import (
     ENDED_BY_APPLICATION,
     branch_failure,
     lost,
@@ -69,7 +69,7 @@ class PostgresBranch:
     ) -> None:
         self._around = around
         self._slot = slot
-        self._session: Session = slot.session
+        self._session: ServerSession = slot.session
         self._handle = handle
         self._gid = gid
         self._proof = key.proof(gid)
@@ -169,7 +169,7 @@ class PostgresBranch:
         self._asked = False
         return PrepareResult(Vote.ABORT, reason=self._refused(error))
 
-    def _look_at_prepared(self, answer: Answer) -> BranchFailed | None:
+    def _look_at_prepared(self, answer: CommandResult) -> BranchFailed | None:
         """None if it is prepared; what is wrong, if it is not."""
         if answer.tag != "PREPARE TRANSACTION":
             return self._swallowed(f"PREPARE answered {answer.tag}")

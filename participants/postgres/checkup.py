@@ -14,12 +14,12 @@ from msgspec.structs import replace
 from undoubt.participants.believed import PARTICIPANT, Fault, mends
 from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
 from undoubt.participants.findings import Finding, Severity
-from undoubt.participants.postgres.begin import ledger_name
-from undoubt.participants.postgres.management import SESSIONS_MAX, Management
+from undoubt.participants.postgres.admin_pool import SESSIONS_MAX, Management
 from undoubt.participants.postgres.roles import membership, missing_grant, owned, owning, signal_grant
-from undoubt.participants.postgres.session import Introduction, NoAnswer, NotSent, Row, ServerError
+from undoubt.participants.postgres.session import NoAnswer, NotSent, Row, ServerError, ServerParameters
+from undoubt.participants.postgres.session_setup import ledger_name
 from undoubt.participants.postgres.sql import identifier, query
-from undoubt.participants.postgres.verdicts import (
+from undoubt.participants.postgres.sqlstate import (
     CHECK_BY_SQLSTATE,
     NO_RIGHT,
     participant_error,
@@ -82,7 +82,7 @@ class Checkup:
             return None
         return row
 
-    async def _open_a_transaction(self) -> Introduction:
+    async def _open_a_transaction(self) -> ServerParameters:
         """A pooler that gives every statement to another server cannot."""
         timeout_s = self._management.timeout_s
         async with self._management.session() as session:
@@ -122,7 +122,7 @@ class Checkup:
             there = "belongs to roles that are trusted" if row["has_schema"] else "is not there"
             yield self._ok("schema", f"schema {PARTICIPANT.name} {there}")
 
-    def _pooler(self, intro: Introduction) -> Finding:
+    def _pooler(self, intro: ServerParameters) -> Finding:
         if intro.pooler and not self._settings.pooler:
             return self._found(
                 "pooler",
@@ -145,7 +145,7 @@ class Checkup:
             )
         return self._ok("pooler", "the server itself answers")
 
-    def _connections(self, row: Row, intro: Introduction) -> Finding:
+    def _connections(self, row: Row, intro: ServerParameters) -> Finding:
         if intro.pooler:
             return self._ok("connections", "the pooler bounds them")
         most, wanted = row["connections_max"], self._settings.connections_max
@@ -284,7 +284,7 @@ class Checkup:
             'owners = ["app"]',
         )
 
-    def _roles(self, row: Row, roles: Sequence[Row], intro: Introduction) -> Iterator[Finding]:
+    def _roles(self, row: Row, roles: Sequence[Row], intro: ServerParameters) -> Iterator[Finding]:
         me, login = row["me"], row["login"]
         if dropped := sum(role["prepared"] for role in roles if role["becomes"] is None):
             yield self._found(
@@ -316,12 +316,12 @@ class Checkup:
             yield self._ok("roles", f"{me} can finish its own branches{finishes}")
 
     @staticmethod
-    def _finishes(role: Row, row: Row, intro: Introduction) -> bool:
+    def _finishes(role: Row, row: Row, intro: ServerParameters) -> bool:
         if row["superuser"] or not role["owned"]:
             return bool(role["owned"])
         return bool(role["becomes"]) and not intro.pooled
 
-    def _cancelling(self, row: Row, roles: Sequence[Row], intro: Introduction) -> Finding:
+    def _cancelling(self, row: Row, roles: Sequence[Row], intro: ServerParameters) -> Finding:
         mute = [role["role"] for role in roles if role["owned"] and role["sessions"] and not role["cancels"]]
         if not mute or row["superuser"]:
             return self._ok("cancelling", "waiting statements of this ledger's sessions can be cancelled")
@@ -371,7 +371,7 @@ class Checkup:
             " ".join(_grants(row["states_denied"], row["login"])),
         )
 
-    def _way_out(self, role: Row, row: Row, intro: Introduction) -> tuple[str, str | None]:
+    def _way_out(self, role: Row, row: Row, intro: ServerParameters) -> tuple[str, str | None]:
         unknown = (
             f"it may be anybody's role, which takes the names of this ledger in vain. If {role['role']} does"
             " prepare branches of yours, say so: else they stay in doubt after a crash, and keep their locks"

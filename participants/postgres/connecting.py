@@ -10,12 +10,18 @@ from undoubt.participants.believed import Fault
 from undoubt.participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.foreign_ground import ALONE, session_settings, startup_timeouts
 from undoubt.participants.postgres.belief import look
-from undoubt.participants.postgres.dsn import Address, read_dsn
+from undoubt.participants.postgres.dsn import Conninfo, read_dsn
 from undoubt.participants.postgres.history import with_history
 from undoubt.participants.postgres.roles import is_owned, owned
-from undoubt.participants.postgres.session import Introduction, NoAnswer, NotSent, ServerError, Session
+from undoubt.participants.postgres.session import (
+    NoAnswer,
+    NotSent,
+    ServerError,
+    ServerParameters,
+    ServerSession,
+)
 from undoubt.participants.postgres.sql import query
-from undoubt.participants.postgres.verdicts import (
+from undoubt.participants.postgres.sqlstate import (
     NO_RIGHT,
     NOT_SUPPORTED,
     READ_ONLY_TRANSACTION,
@@ -36,12 +42,12 @@ class Connector(abc.ABC):
         self.participant = participant
         self.settings = settings
         self.application_name = application_name
-        self._address: Address | None = None
+        self._address: Conninfo | None = None
         self._options = ""
         self.version = 0
         """Of the server, as it was told when a session was opened; 0 before that."""
 
-    async def connect(self, options: str = "") -> Session:
+    async def connect(self, options: str = "") -> ServerSession:
         """A session to lend, as the server and the role set it up. Raises ``ParticipantRefused`` if the
         answer is no and will stay no (wrong password, unknown database, a standby, a server that is too
         old), else ``ParticipantUnavailable``. ``options`` are sent with the message that opens it."""
@@ -52,7 +58,7 @@ class Connector(abc.ABC):
         await introduce(self.participant, session, self.settings, draws=True)
         return session
 
-    async def connect_own(self) -> Session:
+    async def connect_own(self) -> ServerSession:
         """A session that no application gets: it sets what it relies on, unless a pooler would give that to
         others. Fails as :meth:`connect` does."""
         try:
@@ -68,14 +74,14 @@ class Connector(abc.ABC):
             self._options = options
             return session
 
-    async def _settled(self, options: str) -> Session:
+    async def _settled(self, options: str) -> ServerSession:
         session = await self.connect(options)
         if not session.intro.pooled:
             await _settle_in(self.participant, session, self.settings.statement_timeout_s)
         return session
 
     @abc.abstractmethod
-    async def open(self, address: Address, password: str | None, options: str) -> Session:
+    async def open(self, address: Conninfo, password: str | None, options: str) -> ServerSession:
         """A session that has not been introduced; sets ``version``. Fails as :meth:`connect` does."""
 
     async def _password(self) -> str | None:
@@ -93,7 +99,7 @@ class Connector(abc.ABC):
 
 
 async def introduce(
-    participant: str, session: Session, settings: ParticipantSettings, *, draws: bool
+    participant: str, session: ServerSession, settings: ParticipantSettings, *, draws: bool
 ) -> None:
     """Ask the server who it is and fill ``session.intro``; on failure the session is discarded. ``draws``: a
     history too, where the server is in none; for sessions with nothing open."""
@@ -108,7 +114,7 @@ async def introduce(
         raise
 
 
-async def _settle_in(participant: str, session: Session, timeout_s: float) -> None:
+async def _settle_in(participant: str, session: ServerSession, timeout_s: float) -> None:
     try:
         await session.script(session_settings(session.intro.version), timeout_s=timeout_s)
     except (ServerError, NoAnswer, NotSent) as error:
@@ -119,7 +125,9 @@ async def _settle_in(participant: str, session: Session, timeout_s: float) -> No
         raise
 
 
-async def _introduction(participant: str, session: Session, settings: ParticipantSettings) -> Introduction:
+async def _introduction(
+    participant: str, session: ServerSession, settings: ParticipantSettings
+) -> ServerParameters:
     """In a transaction of its own, since the role's defaults may keep a plain SELECT waiting; in an adopted
     session's, if one is open."""
     timeout_s = settings.statement_timeout_s
@@ -131,7 +139,9 @@ async def _introduction(participant: str, session: Session, settings: Participan
     return intro
 
 
-async def _ask_who(participant: str, session: Session, settings: ParticipantSettings) -> Introduction:
+async def _ask_who(
+    participant: str, session: ServerSession, settings: ParticipantSettings
+) -> ServerParameters:
     timeout_s = settings.statement_timeout_s
     statement = owned("introduce", "current_user", "$1")
     statement = statement.replace("{each_owned}", is_owned("r.rolname", "$1"))
@@ -165,7 +175,7 @@ async def _ask_who(participant: str, session: Session, settings: ParticipantSett
         # Some clouds keep these functions to themselves: then there is no evidence, and no other harm.
         if error.sqlstate != NO_RIGHT:
             raise
-    return Introduction(
+    return ServerParameters(
         version=row["version"],
         synchronous_commit=row["synchronous_commit"],
         lock_timeout_s=row["lock_timeout_s"],

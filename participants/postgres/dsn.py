@@ -31,7 +31,7 @@ _NO_VALUE = "undoubt:none"
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class Conninfo:
     """A dsn's parameters by their names in libpq. The password is among them if the dsn had one.
 
     ``parameters`` are those of the dsn itself, ``resolved`` all that differ from libpq's defaults, whether
@@ -63,7 +63,7 @@ class Address:
         return f"Address({self.participant!r})"
 
 
-def read_dsn(participant: str, dsn: str) -> Address:
+def read_dsn(participant: str, dsn: str) -> Conninfo:
     """Raises ``ParticipantRefused``, without the password, if libpq cannot read ``dsn``."""
     _refuse_other_schemes(participant, dsn)
     try:
@@ -89,7 +89,7 @@ def read_dsn(participant: str, dsn: str) -> Address:
             participant, f"target_session_attrs={wanted!r} asks for a standby; only a primary can prepare"
         )
     given["target_session_attrs"] = resolved["target_session_attrs"] = wanted
-    return Address(participant, given, resolved, _default_host())
+    return Conninfo(participant, given, resolved, _default_host())
 
 
 def _check_database(participant: str, name: str) -> None:

@@ -20,9 +20,9 @@ from typing import NamedTuple
 from undoubt.participants.contract import Evidence
 from undoubt.participants.foreign_ground import ALONE
 from undoubt.participants.postgres.belief import same_schema
-from undoubt.participants.postgres.session import Introduction, Row, ServerError, Session
+from undoubt.participants.postgres.session import Row, ServerError, ServerParameters, ServerSession
 from undoubt.participants.postgres.sql import query
-from undoubt.participants.postgres.verdicts import NO_RIGHT
+from undoubt.participants.postgres.sqlstate import NO_RIGHT
 
 LOCK_TIMEOUT_MS = 2000
 """For somebody else who draws at the same moment."""
@@ -39,20 +39,20 @@ class Place(NamedTuple):
     history: str | None
 
 
-def place_of(intro: Introduction) -> Place | None:
+def place_of(intro: ServerParameters) -> Place | None:
     """Where a session that no pooler moves is, from beginning to end: a server that is promoted, restored or
     restarted breaks its connections. None if the database does not tell."""
     return _place(intro, intro.system, intro.timeline, intro.history)
 
 
-def place_in(row: Row, intro: Introduction) -> Place | None:
+def place_in(row: Row, intro: ServerParameters) -> Place | None:
     """The same from the columns of :func:`columns`."""
     system = None if row["system"] is None else int(row["system"])
     return _place(intro, system, row["timeline"], row["history"])
 
 
 def _place(
-    intro: Introduction, system: int | None, timeline: str | None, history: str | None
+    intro: ServerParameters, system: int | None, timeline: str | None, history: str | None
 ) -> Place | None:
     if history is None and (intro.tells_history or system is None or timeline is None):
         return None
@@ -68,7 +68,7 @@ def evidence_at(place: Place | None, xid: int, position: int | None = None) -> E
     return Evidence(xid, place.system, place.timeline, place.history, position)
 
 
-def columns(intro: Introduction) -> str:
+def columns(intro: ServerParameters) -> str:
     """SQL of three columns: ``system``, ``timeline`` and ``history`` of the server that answers, null where
     it does not tell them to everybody."""
     if intro.tells_history:
@@ -80,8 +80,8 @@ def columns(intro: Introduction) -> str:
 
 
 async def with_history(
-    session: Session, intro: Introduction, timeout_s: float, *, draws: bool
-) -> Introduction:
+    session: ServerSession, intro: ServerParameters, timeout_s: float, *, draws: bool
+) -> ServerParameters:
     """``intro`` with the history that the session is in, drawn if need be and allowed. ``draws`` is for
     sessions with nothing open. Raises what the session raises."""
     if not intro.tells_history:
@@ -98,7 +98,7 @@ async def with_history(
     return replace(intro, history=row["history"])
 
 
-async def _read(session: Session, timeout_s: float) -> Row:
+async def _read(session: ServerSession, timeout_s: float) -> Row:
     """In a transaction of its own, since the role's defaults may keep a plain SELECT waiting; in an adopted
     session's, if one is open."""
     if session.in_transaction:
@@ -115,7 +115,7 @@ async def _read(session: Session, timeout_s: float) -> Row:
     return row
 
 
-async def draw(session: Session, intro: Introduction, timeout_s: float) -> bool:
+async def draw(session: ServerSession, intro: ServerParameters, timeout_s: float) -> bool:
     """Draw another history id, if this server's system or timeline are not those beside the last one. False
     if it could not be done, or no standby confirmed it. Raises what the session raises if it is lost."""
     level = intro.synchronous_commit if intro.synchronous_commit in _SYNCHRONOUS else "on"
@@ -142,7 +142,7 @@ _REPORT = re.compile(r"([A-Za-z0-9+/]{16})\.(?:((?:[A-Za-z0-9+/]{4}){0,4})\.)?")
 _SYSTEM_AND_TIMELINE_BYTES = 12
 
 
-def read_report(report: str, head: str, intro: Introduction) -> Evidence | None:
+def read_report(report: str, head: str, intro: ServerParameters) -> Evidence | None:
     """What the guard of PREPARE reported through application_name: ``<head><id and position>.[<place>.]``,
     each in base64. ``id and position`` are six bytes each, the transaction id (xid8) and the place in the WAL
     divided by 256; ``place`` is a history id, or else eight bytes of the system identifier and four of the
@@ -158,7 +158,7 @@ def read_report(report: str, head: str, intro: Introduction) -> Evidence | None:
     return evidence_at(_reported_place(match[2], intro), xid, position or None)
 
 
-def _reported_place(text: str | None, intro: Introduction) -> Place | None:
+def _reported_place(text: str | None, intro: ServerParameters) -> Place | None:
     if text is None:
         return place_of(intro) if not intro.pooled else None
     if intro.tells_history:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from undoubt.participants.contract import PreparedBranch
 from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.admin_pool import Management, refuse_standby
 from undoubt.participants.postgres.history import Place, columns, evidence_at, place_in
-from undoubt.participants.postgres.management import Management, refuse_standby
 from undoubt.participants.postgres.roles import owned, owning
-from undoubt.participants.postgres.session import Introduction, Row
+from undoubt.participants.postgres.session import Row, ServerParameters
 
 _EPOCH = 2**32
 
@@ -25,7 +25,7 @@ async def list_prepared(management: Management, owners: Sequence[str]) -> Sequen
     return [_branch(row, place, intro, owners) for row in rows if row["gid"] is not None]
 
 
-def _branch(row: Row, place: Place | None, intro: Introduction, owners: Sequence[str]) -> PreparedBranch:
+def _branch(row: Row, place: Place | None, intro: ServerParameters, owners: Sequence[str]) -> PreparedBranch:
     xid = widen(int(row["xid"]), int(row["next_xid"]))
     evidence = None if place is None else evidence_at(place, xid)
     ours = row["owned"] or row["gone"]  # of a role that was dropped nobody knows more

@@ -15,13 +15,13 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
-from undoubt.participants.contract import Evidence, Fate, Settled
+from undoubt.participants.contract import Evidence, Settled, XactStatus
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.admin_pool import Management
 from undoubt.participants.postgres.belief import same_schema
 from undoubt.participants.postgres.history import columns, place_in, place_of
-from undoubt.participants.postgres.management import Management
-from undoubt.participants.postgres.session import Introduction, Session
+from undoubt.participants.postgres.session import ServerParameters, ServerSession
 from undoubt.participants.postgres.settle import Settler
 from undoubt.participants.postgres.sql import fill, query
 
@@ -40,14 +40,14 @@ class Lost:
     known to have changed something, and so to have left its note if it committed.
     """
 
-    session: Session
+    session: ServerSession
     gid: Gid
     proof: bytes = field(repr=False)
     evidence: Evidence | None
     wrote: bool
 
 
-def note_script(proof: bytes, intro: Introduction) -> str:
+def note_script(proof: bytes, intro: ServerParameters) -> str:
     """What goes before PREPARE or COMMIT in its round trip: nothing without a proof, else the statement that
     writes the note, unless the schema of its function is another one by now."""
     if not proof:
@@ -87,7 +87,7 @@ class OnePhase:
             return Settled.BUSY if lost.proof else Settled.HEURISTIC_HAZARD
         return await self._look_for_xid(lost.evidence)
 
-    async def _look_for_note(self, session: Session, proof: bytes, wrote: bool) -> Settled:
+    async def _look_for_note(self, session: ServerSession, proof: bytes, wrote: bool) -> Settled:
         # The session first: a note that is not there after its end will never be.
         gone = False
         if not session.intro.pooled:
@@ -102,7 +102,7 @@ class OnePhase:
             return Settled.BUSY
         return Settled.ABSENT if wrote else Settled.HEURISTIC_HAZARD
 
-    async def _same_history(self, session: Session) -> bool:
+    async def _same_history(self, session: ServerSession) -> bool:
         """In another history the note may be missing because it was lost with the old one."""
         before = place_of(session.intro)
         if before is None:
@@ -112,9 +112,9 @@ class OnePhase:
 
     async def _look_for_xid(self, evidence: Evidence) -> Settled:
         match await self._settler.evidence(evidence):
-            case Fate.ABORTED | Fate.NEVER_ASSIGNED:
+            case XactStatus.ABORTED | XactStatus.NEVER_ASSIGNED:
                 return Settled.ABSENT
-            case Fate.IN_PROGRESS:
+            case XactStatus.IN_PROGRESS:
                 return Settled.BUSY
-            case Fate.COMMITTED | Fate.UNKNOWN:
+            case XactStatus.COMMITTED | XactStatus.UNKNOWN:
                 return Settled.HEURISTIC_HAZARD

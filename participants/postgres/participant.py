@@ -9,7 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from undoubt.participants.contract import Branch, Evidence, Fate, Order, PreparedBranch, Settled, Waiting
+from undoubt.participants.contract import (
+    Branch,
+    Evidence,
+    Order,
+    PreparedBranch,
+    Settled,
+    Waiting,
+    XactStatus,
+)
 from undoubt.participants.errors import (
     ParticipantError,
     ParticipantRefused,
@@ -18,7 +26,27 @@ from undoubt.participants.errors import (
 )
 from undoubt.participants.findings import Finding
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey, check_ledger_id, check_participant_name
-from undoubt.participants.postgres.begin import (
+from undoubt.participants.postgres.admin_pool import Management
+from undoubt.participants.postgres.branch import PostgresBranch
+from undoubt.participants.postgres.checkup import Checkup
+from undoubt.participants.postgres.closing import drain_discarded
+from undoubt.participants.postgres.connecting import introduce
+from undoubt.participants.postgres.connection_proxy import Handle, Surroundings
+from undoubt.participants.postgres.drivers import Handles, new_connector
+from undoubt.participants.postgres.history import draw
+from undoubt.participants.postgres.in_doubt import list_prepared
+from undoubt.participants.postgres.on_connect import Hook, OnConnect
+from undoubt.participants.postgres.one_phase import OnePhase
+from undoubt.participants.postgres.pool import Pool, Slot
+from undoubt.participants.postgres.roles import beginning, missing_grant, owned
+from undoubt.participants.postgres.session import (
+    AnswerTimedOut,
+    NoAnswer,
+    NotSent,
+    ServerError,
+    ServerSession,
+)
+from undoubt.participants.postgres.session_setup import (
     begin_script,
     branch_name,
     clean_script,
@@ -27,23 +55,9 @@ from undoubt.participants.postgres.begin import (
     local_script,
     timeouts_ms,
 )
-from undoubt.participants.postgres.branch import PostgresBranch
-from undoubt.participants.postgres.checkup import Checkup
-from undoubt.participants.postgres.closing import drain_discarded
-from undoubt.participants.postgres.connecting import introduce
-from undoubt.participants.postgres.drivers import Handles, new_connector
-from undoubt.participants.postgres.handle import Handle, Surroundings
-from undoubt.participants.postgres.history import draw
-from undoubt.participants.postgres.in_doubt import list_prepared
-from undoubt.participants.postgres.management import Management
-from undoubt.participants.postgres.on_connect import Hook, OnConnect
-from undoubt.participants.postgres.one_phase import OnePhase
-from undoubt.participants.postgres.pool import Pool, Slot
-from undoubt.participants.postgres.roles import beginning, missing_grant, owned
-from undoubt.participants.postgres.session import Late, NoAnswer, NotSent, ServerError, Session
 from undoubt.participants.postgres.settle import Settler
-from undoubt.participants.postgres.states import PostgresStates
-from undoubt.participants.postgres.verdicts import participant_error, pooler_refusal
+from undoubt.participants.postgres.sqlstate import participant_error, pooler_refusal
+from undoubt.participants.postgres.three_phase import PostgresStates
 from undoubt.participants.postgres.waits import WaitGraph
 from undoubt.participants.settings import ParticipantSettings
 
@@ -80,7 +94,7 @@ class PostgresParticipant:
         self._connector = connector
         self._hook = Hook(name, settings.init, on_connect)
         idle_s = settings.connections_idle_s
-        self._pool: Pool[Session] = Pool(
+        self._pool: Pool[ServerSession] = Pool(
             name, self._connect, settings.connections_max, idle_s=idle_s, clean=self._clean
         )
         self._management = Management(
@@ -163,7 +177,7 @@ class PostgresParticipant:
             replace(self._around, give_back=give_back), slot, handle, gid, timeout_s, key=key
         )
 
-    async def introduce(self, session: Session) -> None:
+    async def introduce(self, session: ServerSession) -> None:
         """Fill ``session.intro``, and make sure that it leads where this participant's own lead: branches are
         finished through those. Fails; raises ``UsageError`` if it leads elsewhere."""
         own = await self._management.who()  # first: it draws the history that this session is in
@@ -194,7 +208,7 @@ class PostgresParticipant:
         except (ParticipantError, ServerError, NoAnswer, NotSent) as error:
             log.info("participant %r: no history id could be drawn: %s", self._name, error)
 
-    async def _connect(self) -> Session:
+    async def _connect(self) -> ServerSession:
         session = await self._connector.connect()
         try:
             session.intro = beginning(self._name, session.intro, self._settings.owners)
@@ -205,13 +219,13 @@ class PostgresParticipant:
             await self._hook.run(session, self._settings.connect_timeout_s)
         return session
 
-    async def _clean(self, slot: Slot[Session]) -> None:
+    async def _clean(self, slot: Slot[ServerSession]) -> None:
         patience_s = min(self._settings.statement_timeout_s, PROBE_S)
         await slot.session.script(clean_script(slot), timeout_s=patience_s)
         slot.used = False
 
     async def _begin(
-        self, slot: Slot[Session], gid: Gid, timeout_s: float, key: SessionKey
+        self, slot: Slot[ServerSession], gid: Gid, timeout_s: float, key: SessionKey
     ) -> Exception | None:
         """None, or what was said when the connection turned out to be lost."""
         timeouts = timeouts_ms(timeout_s, slot.session.intro)
@@ -227,7 +241,7 @@ class PostgresParticipant:
             await slot.session.script(script, timeout_s=patience_s)
             begun = True
         except (NoAnswer, NotSent) as error:
-            if isinstance(error, Late) and slot.fresh:
+            if isinstance(error, AnswerTimedOut) and slot.fresh:
                 raise participant_error(self._name, error) from error
             return error
         except ServerError as error:
@@ -255,7 +269,7 @@ class PostgresParticipant:
     async def end_impostor(self, branch: PreparedBranch) -> Settled:
         return await self._settler.end_impostor(branch)
 
-    async def evidence(self, evidence: Evidence) -> Fate:
+    async def evidence(self, evidence: Evidence) -> XactStatus:
         return await self._settler.evidence(evidence)
 
     async def forget(self, gid: Gid) -> None:

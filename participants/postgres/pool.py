@@ -2,9 +2,9 @@
 
 A pool of its own, because of what may be known about a session afterwards. One whose state is unknown is
 closed, never lent again. One that an application has used is cleaned: by the next branch's first round trip
-(:mod:`undoubt.participants.postgres.begin`) if that comes at once, else in the background, so that nothing of
-an application stays in a session that nobody uses. The session that was used last is lent first, so that the
-surplus of a burst ages, and is closed; and its caches stay warm."""
+(:mod:`undoubt.participants.postgres.session_setup`) if that comes at once, else in the background, so that
+nothing of an application stays in a session that nobody uses. The session that was used last is lent first,
+so that the surplus of a burst ages, and is closed; and its caches stay warm."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from undoubt.participants.errors import ParticipantUnavailable
-from undoubt.participants.postgres.session import Session
+from undoubt.participants.postgres.session import ServerSession
 
-S = TypeVar("S", bound=Session)
+S = TypeVar("S", bound=ServerSession)
 
 CLEAN_AFTER_S = 0.005
 """How long a session may wait for a branch that takes its cleaning along in a round trip of its own."""

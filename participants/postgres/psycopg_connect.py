@@ -24,9 +24,9 @@ from undoubt.participants.errors import (
 )
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres.connecting import Connector
+from undoubt.participants.postgres.connection_proxy import Handle
 from undoubt.participants.postgres.drivers import Handles
-from undoubt.participants.postgres.dsn import Address
-from undoubt.participants.postgres.handle import Handle
+from undoubt.participants.postgres.dsn import Conninfo
 from undoubt.participants.postgres.psycopg_connection import (
     AsyncBranchConnection,
     AsyncConnectionForSetUp,
@@ -35,7 +35,7 @@ from undoubt.participants.postgres.psycopg_connection import (
 )
 from undoubt.participants.postgres.psycopg_session import PsycopgSession
 from undoubt.participants.postgres.session import NotSent, ServerError
-from undoubt.participants.postgres.verdicts import participant_error, pooler_refusal, tls_refusal
+from undoubt.participants.postgres.sqlstate import participant_error, pooler_refusal, tls_refusal
 from undoubt.participants.settings import ParticipantSettings
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class PsycopgConnector(Connector):
         super().__init__(participant, settings, application_name)
         self._kind = AsyncBranchConnection if handles == "async" else BranchConnection
 
-    async def open(self, address: Address, password: str | None, options: str) -> LendingSession:
+    async def open(self, address: Conninfo, password: str | None, options: str) -> LendingSession:
         more = {"application_name": self.application_name, "client_encoding": "UTF8"}
         if password is not None:
             more["password"] = password

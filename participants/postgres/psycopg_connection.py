@@ -17,7 +17,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.ids import Gid
-from undoubt.participants.postgres.handle import outlives_reset
+from undoubt.participants.postgres.connection_proxy import outlives_reset
 from undoubt.participants.postgres.psycopg_gate import AsyncGate, SyncGate
 from undoubt.participants.postgres.session import ServerError
 from undoubt.participants.postgres.session_end import FATAL

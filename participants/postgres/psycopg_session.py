@@ -21,18 +21,18 @@ from psycopg.types.array import register_all_arrays
 
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres.closing import close_in_background
-from undoubt.participants.postgres.handle import Handle
+from undoubt.participants.postgres.connection_proxy import Handle
 from undoubt.participants.postgres.psycopg_closing import cancel_and_finish, interrupt
 from undoubt.participants.postgres.psycopg_gate import Gate
 from undoubt.participants.postgres.session import (
-    Answer,
-    Introduction,
-    Late,
+    AnswerTimedOut,
+    CommandResult,
     NoAnswer,
     Notice,
     NotSent,
     Row,
     ServerError,
+    ServerParameters,
     keep,
 )
 from undoubt.participants.postgres.session_end import FATAL
@@ -77,7 +77,7 @@ _OWN = _OwnAdapters()
 class PsycopgSession:
     """See the module. How the application's connection is made is for subclasses to say."""
 
-    intro: Introduction
+    intro: ServerParameters
 
     def __init__(self, pgconn: PGconn) -> None:
         self.pgconn = pgconn
@@ -103,12 +103,12 @@ class PsycopgSession:
             return ""
         return (self.pgconn.parameter_status(b"application_name") or b"").decode("utf-8", "replace")
 
-    async def script(self, sql: str, *, timeout_s: float) -> Answer:
+    async def script(self, sql: str, *, timeout_s: float) -> CommandResult:
         self._notices.clear()
         results = await self._ask(lambda: self.pgconn.send_query(sql.encode()), timeout_s)
         tag = (results[-1].command_status or b"").decode("ascii", "replace")
         self.undone = self.undone or tag.startswith("ROLLBACK")
-        return Answer(tag, tuple(self._notices))
+        return CommandResult(tag, tuple(self._notices))
 
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
         values = Transformer(_OWN).dump_sequence(args, [PyFormat.TEXT] * len(args))
@@ -158,7 +158,7 @@ class PsycopgSession:
                 results = await waiting.wait_async(asking, pgconn.socket, interval=WAKE_S)
         except TimeoutError:
             self._abandon(asking)
-            raise Late("no answer in time") from None
+            raise AnswerTimedOut("no answer in time") from None
         except psycopg.Error as error:
             # A part of it may be on its way, whatever went wrong.
             self._abandon(asking)

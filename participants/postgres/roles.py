@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from undoubt.participants.errors import ParticipantRefused
-from undoubt.participants.postgres.session import Introduction
+from undoubt.participants.postgres.session import ServerParameters
 from undoubt.participants.postgres.sql import fill, identifier, literal, query
 
 SET_OPTION_SINCE_VERSION = 160000
@@ -72,7 +72,7 @@ def guard_role(role: str, owners: Iterable[str], *, pooled: bool, superuser: boo
     return fill("guard_role", role=role).replace("{allowed}", allowed)
 
 
-def beginning(participant: str, intro: Introduction, owners: Sequence[str]) -> Introduction:
+def beginning(participant: str, intro: ServerParameters, owners: Sequence[str]) -> ServerParameters:
     """``intro`` with the role that branches of its session begin with: what the session was set to, if that
     role prepares branches of ours.
 

@@ -4,7 +4,7 @@
 of the branch's proof. Where it exists, a COMMIT whose answer was lost can be proved or disproved
 (:mod:`undoubt.participants.postgres.one_phase`); where it does not, the answer is ``OutcomeUnknown``. It
 costs one small insert per transaction with a single participant. ``undoubt.undoubt_branch`` has three-phase
-commit's rows (:mod:`undoubt.participants.postgres.states`). ``undoubt.undoubt_commit`` has the notes of
+commit's rows (:mod:`undoubt.participants.postgres.three_phase`). ``undoubt.undoubt_commit`` has the notes of
 version 0.1.0."""
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from undoubt.participants.alembic_lock import ALONE, engine_over
 from undoubt.participants.believed import PARTICIPANT, Fault, faults_of, faults_query
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
-from undoubt.participants.migrating import ALONE, engine_over
 from undoubt.participants.postgres.belief import refused
 from undoubt.participants.postgres.dsn import read_dsn
 from undoubt.participants.postgres.sql import query

@@ -1,9 +1,8 @@
 """What this room needs of a driver: one database session that sends statements and tells what came back.
 
-Everything above it (branches, settling, evidence, wait graphs) is written once against :class:`Session`; a
-driver brings one implementation. A session whose call was cancelled, timed out or lost is *broken*: nobody
-knows what it is doing, so it is closed and never used again.
-"""
+Everything above it (branches, settling, evidence, wait graphs) is written once against
+:class:`ServerSession`; a driver brings one implementation. A session whose call was cancelled, timed out or
+lost is *broken*: nobody knows what it is doing, so it is closed and never used again."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from undoubt.participants.believed import Fault
 
 if TYPE_CHECKING:
     from undoubt.participants.ids import Gid
-    from undoubt.participants.postgres.handle import Handle
+    from undoubt.participants.postgres.connection_proxy import Handle
     from undoubt.participants.postgres.on_connect import OnConnect
 
 
@@ -42,7 +41,7 @@ class NoAnswer(Exception):
         self.sqlstate = sqlstate
 
 
-class Late(NoAnswer):
+class AnswerTimedOut(NoAnswer):
     """The answer did not come in time: trying again at once would only double the wait."""
 
 
@@ -88,7 +87,7 @@ def keep(notices: list[Notice], notice: Notice) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CommandResult:
     """The answer to a script: the last command's tag, and the warnings on the way."""
 
     tag: str
@@ -100,7 +99,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Introduction:
+class ServerParameters:
     """What the server said about itself when the session was opened. Times are in seconds, 0 for none.
 
     ``pooler`` is true where another process than the server answers (a connection pooler), as is seen by the
@@ -151,10 +150,10 @@ class Row(Protocol):
     def __getitem__(self, key: str, /) -> Any: ...
 
 
-class Session(Protocol):
+class ServerSession(Protocol):
     """One database session. Not for concurrent use."""
 
-    intro: Introduction
+    intro: ServerParameters
     pid: int
 
     @property
@@ -170,7 +169,7 @@ class Session(Protocol):
         """As last reported by the server."""
         ...
 
-    async def script(self, sql: str, *, timeout_s: float) -> Answer:
+    async def script(self, sql: str, *, timeout_s: float) -> CommandResult:
         """Send ``sql``, one or several statements, as one simple query: one round trip."""
         ...
 

@@ -12,15 +12,22 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from undoubt.participants.contract import Evidence, Fate, Order, PreparedBranch, Settled, judge
+from undoubt.participants.contract import Evidence, Order, PreparedBranch, Settled, XactStatus, judge
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.ids import Foreign, Gid
+from undoubt.participants.postgres.admin_pool import Management, refuse_standby
 from undoubt.participants.postgres.history import lsn
-from undoubt.participants.postgres.management import Management, refuse_standby
 from undoubt.participants.postgres.roles import missing_grant, owned
-from undoubt.participants.postgres.session import Late, NoAnswer, NotSent, Row, ServerError, Session
+from undoubt.participants.postgres.session import (
+    AnswerTimedOut,
+    NoAnswer,
+    NotSent,
+    Row,
+    ServerError,
+    ServerSession,
+)
 from undoubt.participants.postgres.sql import identifier, literal, query
-from undoubt.participants.postgres.verdicts import (
+from undoubt.participants.postgres.sqlstate import (
     FUTURE_XID,
     IN_USE,
     NO_RIGHT,
@@ -72,14 +79,14 @@ class Settler:
         self._management = management
         self._owners = list(owners)
 
-    async def quick(self, session: Session, gid: Gid, order: Order) -> Settled | None:
+    async def quick(self, session: ServerSession, gid: Gid, order: Order) -> Settled | None:
         """On the session that prepared it, in one round trip. None: it takes :meth:`settle` to know more."""
         try:
             return await self._tell(session, gid, order)
         except ServerError as error:
             return Settled.BUSY if error.sqlstate == IN_USE else None
         except (NoAnswer, NotSent) as error:
-            if isinstance(error, Late) and session.intro.pooled:
+            if isinstance(error, AnswerTimedOut) and session.intro.pooled:
                 log.warning(_POOL_USED_UP, self._management.participant, gid, self._management.timeout_s)
             return None
 
@@ -109,8 +116,8 @@ class Settler:
         ended."""
         if settled is Settled.ABSENT:
             return await self._absent(order, evidence)
-        fate = Fate.UNKNOWN if evidence is None else await self.evidence(evidence)
-        return settled if fate is Fate.UNKNOWN else judge(order, fate)
+        fate = XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence)
+        return settled if fate is XactStatus.UNKNOWN else judge(order, fate)
 
     async def _refused(
         self, gid: Gid, order: Order, evidence: Evidence | None, error: ServerError
@@ -130,9 +137,9 @@ class Settler:
         return await self._as_owner(holder, gid, order, evidence)
 
     async def _absent(self, order: Order, evidence: Evidence | None) -> Settled:
-        return judge(order, Fate.UNKNOWN if evidence is None else await self.evidence(evidence))
+        return judge(order, XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence))
 
-    async def _tell(self, session: Session, gid: Gid | Foreign, order: Order) -> Settled:
+    async def _tell(self, session: ServerSession, gid: Gid | Foreign, order: Order) -> Settled:
         verb = "commit" if order is Order.COMMIT else "rollback"
         answer = await session.script(
             f"{verb} prepared {literal(str(gid))}", timeout_s=self._management.timeout_s
@@ -191,7 +198,7 @@ class Settler:
         )
 
     async def _as_superuser(
-        self, session: Session, gid: Gid, order: Order, evidence: Evidence | None
+        self, session: ServerSession, gid: Gid, order: Order, evidence: Evidence | None
     ) -> tuple[Settled, bool]:
         """What it came to, and whether that is final without a look into the books."""
         sql, *values = self._who(gid)
@@ -232,7 +239,9 @@ class Settler:
         except (NoAnswer, NotSent) as error:
             raise participant_error(self._management.participant, error) from error
 
-    async def _with_role(self, session: Session, owner: str, gid: Gid | Foreign, order: Order) -> Settled:
+    async def _with_role(
+        self, session: ServerSession, owner: str, gid: Gid | Foreign, order: Order
+    ) -> Settled:
         """Raises :class:`_NoSuchRole` if it may not be become."""
         clean = False
         timeout_s = self._management.timeout_s
@@ -287,30 +296,30 @@ class Settler:
         except (NoAnswer, NotSent) as error:
             raise participant_error(self._management.participant, error) from error
 
-    async def evidence(self, evidence: Evidence) -> Fate:
+    async def evidence(self, evidence: Evidence) -> XactStatus:
         """See :meth:`undoubt.participants.contract.Participant.evidence`."""
         participant = self._management.participant
         asked = _question(evidence)
         if asked is None:
-            return Fate.UNKNOWN
+            return XactStatus.UNKNOWN
         try:
             [row] = await self._management.ask(*asked)
         except ServerError as error:
             if error.sqlstate == FUTURE_XID:
-                return Fate.NEVER_ASSIGNED
+                return XactStatus.NEVER_ASSIGNED
             if error.sqlstate in _NOT_TOLD:
-                return Fate.UNKNOWN
+                return XactStatus.UNKNOWN
             raise participant_error(participant, error) from error
         refuse_standby(participant, row)
         if row["here"] and row["behind"]:
             return self._set_back(evidence)
-        return _FATES.get(row["status"], Fate.UNKNOWN)
+        return _FATES.get(row["status"], XactStatus.UNKNOWN)
 
-    def _set_back(self, evidence: Evidence) -> Fate:
+    def _set_back(self, evidence: Evidence) -> XactStatus:
         """The server is the evidence's own, as far as that tells, and its WAL does not reach where the
         PREPARE was written. What it says of the transaction id now is said of somebody else's."""
         if evidence.history is None:
-            return Fate.UNKNOWN  # it may be another server, promoted apart or cloned
+            return XactStatus.UNKNOWN  # it may be another server, promoted apart or cloned
         log.warning(
             "participant %r was set back to a moment before transaction %d was prepared there: run undoubt"
             " participants restored %s",
@@ -318,7 +327,7 @@ class Settler:
             evidence.xid,
             self._management.participant,
         )
-        return Fate.NEVER_ASSIGNED
+        return XactStatus.NEVER_ASSIGNED
 
 
 def _question(evidence: Evidence) -> tuple[str, *tuple[str, ...]] | None:
@@ -372,7 +381,7 @@ _NOT_TOLD = frozenset({NO_RIGHT, "42883", "3F000"})
 """Nor does a database without undoubt's tables tell its history: undefined_function, invalid_schema_name."""
 
 _FATES = {
-    "committed": Fate.COMMITTED,
-    "aborted": Fate.ABORTED,
-    "in progress": Fate.IN_PROGRESS,
+    "committed": XactStatus.COMMITTED,
+    "aborted": XactStatus.ABORTED,
+    "in progress": XactStatus.IN_PROGRESS,
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from importlib import resources
 
-from undoubt.participants.checks import invariant
+from undoubt.participants.invariant import invariant
 from undoubt.participants.quoting import identifier, literal
 
 __all__ = ["fill", "identifier", "literal", "query"]

@@ -14,12 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from undoubt.participants.contract import Claim, Node, Waiting
+from undoubt.participants.contract import Claim, Waiting, WaitNode
 from undoubt.participants.ids import NUMBER_MAX, Gid, InvalidName, Protocol, TxId
-from undoubt.participants.postgres.begin import BY_PID, BY_ROLE, ledger_name
-from undoubt.participants.postgres.management import Management
+from undoubt.participants.postgres.admin_pool import Management
 from undoubt.participants.postgres.roles import is_owned
 from undoubt.participants.postgres.session import Row
+from undoubt.participants.postgres.session_setup import BY_PID, BY_ROLE, ledger_name
 from undoubt.participants.postgres.sql import query
 
 _STRENGTH = (
@@ -108,7 +108,7 @@ class WaitGraph:
             statement = statement.replace(end, is_owned(role, "$1"))
         return statement
 
-    def _holder_node(self, row: Row) -> Node:
+    def _holder_node(self, row: Row) -> WaitNode:
         if row["holder_gid"] is None:
             return self._session_node(row["holder_name"], row["holder_pid"], ours=row["holder_ours"])
         gid = Gid.parse(row["holder_gid"])
@@ -121,7 +121,7 @@ class WaitGraph:
             return gid
         return f"{self._management.participant}/{gid}"
 
-    def _session_node(self, application_name: str | None, pid: int, *, ours: bool | None) -> Node:
+    def _session_node(self, application_name: str | None, pid: int, *, ours: bool | None) -> WaitNode:
         """``ours``: it works in a role that prepares our branches; None where the role is not told."""
         stranger = f"{self._management.participant}/{pid}"
         if application_name is None or not application_name.startswith(self._prefix):
@@ -140,7 +140,7 @@ class WaitGraph:
         # A name of version 0.1.0, which says nothing of branches: the ledger is asked about the session.
         return Gid(self._ledger_id, Protocol.TWO_PHASE, txid, 1, self._management.participant)
 
-    def _name_of(self, waiter: Node) -> str | None:
+    def _name_of(self, waiter: WaitNode) -> str | None:
         """The application_name, up to a '#', of a session that made such a claim; None for any other."""
         if isinstance(waiter, Claim):
             how = BY_PID if waiter.pid else BY_ROLE

@@ -22,11 +22,11 @@ from undoubt.participants.contract import HEURISTICS, Participant, PreparedBranc
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
-from undoubt.participants.states import BranchState, Charter, StateRow
+from undoubt.participants.three_phase import BranchState, Charter, StateRow
 from undoubt.recovery.errors import Conflict, NotAllSeen, NotPrepared
 from undoubt.recovery.holders import finding
 from undoubt.recovery.plan import BranchDone, for_settled, order_of
-from undoubt.recovery.report import Line
+from undoubt.recovery.report import ReportedBranch
 from undoubt.recovery.scan import why_impostor
 from undoubt.recovery.terminate import DECISIONS, NO_ROW, told
 from undoubt.recovery.without_ledger import NOT_WITHOUT_LEDGER
@@ -167,7 +167,7 @@ class Adoption:
         buried = row is not None and row.state is BranchState.ABORT
         return LostBranch(gid, "rolled_back" if buried else "not_prepared")
 
-    async def terminate(self, found: LostTransaction) -> list[Line]:
+    async def terminate(self, found: LostTransaction) -> list[ReportedBranch]:
         """End a three-phase commit by its own termination; lines of its branches."""
         if found.charter is None:
             return [_line(one, "report", "nothing", found.why) for one in found.prepared]
@@ -186,7 +186,9 @@ class Adoption:
             return None, told(ended)
         return DECISIONS.get(ended.move), told(ended)
 
-    async def end(self, found: LostTransaction, seen: LostBranches, direction: Decision) -> list[Line]:
+    async def end(
+        self, found: LostTransaction, seen: LostBranches, direction: Decision
+    ) -> list[ReportedBranch]:
         """End every prepared branch in the ``direction`` that a person has chosen. Raises ``Conflict`` if
         that is not how it ended, or the protocol decides otherwise, and ``NotAllSeen`` while a participant
         does not answer that may have another branch of it."""
@@ -204,7 +206,7 @@ class Adoption:
             )
         return [await self._settle(one, direction) for one in found.prepared]
 
-    async def _settle(self, one: LostBranch, decision: Decision) -> Line:
+    async def _settle(self, one: LostBranch, decision: Decision) -> ReportedBranch:
         action = "commit" if decision is Decision.COMMIT else "rollback"
         participant = self._participants.get(one.holder)
         evidence = None if one.branch is None else one.branch.evidence
@@ -230,5 +232,5 @@ async def _listed(participant: Participant) -> list[PreparedBranch] | Participan
         return error
 
 
-def _line(one: LostBranch, action: str, result: str, why: str = "") -> Line:
-    return Line(str(one.gid), one.holder, None, action, result, why)
+def _line(one: LostBranch, action: str, result: str, why: str = "") -> ReportedBranch:
+    return ReportedBranch(str(one.gid), one.holder, None, action, result, why)

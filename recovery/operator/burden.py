@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from undoubt.participants.contract import Participant, Waiting
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.ids import Gid
-from undoubt.recovery.operator.survey import Found
+from undoubt.recovery.operator.survey import SurveyedBranch
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ async def waits_of(participant: Participant) -> Sequence[Waiting] | ParticipantE
         return error
 
 
-def burden(found: Found, waits: Sequence[Waiting] | ParticipantError) -> Burden:
+def burden(found: SurveyedBranch, waits: Sequence[Waiting] | ParticipantError) -> Burden:
     """``waits`` are of the participant in whose list ``found`` stands."""
     branch = found.branch
     blocks: tuple[Waiting, ...] = ()
@@ -52,7 +52,7 @@ def burden(found: Found, waits: Sequence[Waiting] | ParticipantError) -> Burden:
     return Burden(blocks, unknown, branch.age_s, branch.age_xids)
 
 
-def _node(found: Found) -> str:
+def _node(found: SurveyedBranch) -> str:
     """Its name in the wait graph (:class:`undoubt.participants.contract.Waiting`)."""
     gid = found.branch.gid
     if isinstance(gid, Gid) and found.standing.ours:

@@ -19,8 +19,8 @@ from undoubt.coordinator.ledger.contract import (
 from undoubt.participants.ids import Gid
 from undoubt.participants.registry import Registry
 from undoubt.recovery.operator.burden import Burden, burden, waits_of
-from undoubt.recovery.operator.survey import ROLE_GONE, Found, Survey
-from undoubt.recovery.plan import Standing
+from undoubt.recovery.operator.survey import ROLE_GONE, Survey, SurveyedBranch
+from undoubt.recovery.plan import BranchStanding
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Explanation:
     up. ``command`` carries the safe action out; None where no action is provably safe. ``proof`` says in
     sentences why it is."""
 
-    found: Found
+    found: SurveyedBranch
     info: TransactionInfo | None
     session: SessionInfo | None
     votes: tuple[VoteNow, ...]
@@ -51,7 +51,7 @@ class Explanation:
     proof: tuple[str, ...]
 
 
-async def explain(ledger: Ledger, participants: Registry, found: Found, seen: Survey) -> Explanation:
+async def explain(ledger: Ledger, participants: Registry, found: SurveyedBranch, seen: Survey) -> Explanation:
     """Everything that is known of ``found``. Raises ``LedgerError``."""
     gid = found.branch.gid
     info = session = None
@@ -71,7 +71,7 @@ def _began(session: SessionInfo, gid: Gid) -> bool:
     return (session.id, session.nonce) == (gid.txid.session, gid.txid.nonce)
 
 
-def _votes(found: Found, info: TransactionInfo | None, seen: Survey) -> tuple[VoteNow, ...]:
+def _votes(found: SurveyedBranch, info: TransactionInfo | None, seen: Survey) -> tuple[VoteNow, ...]:
     """One entry a branch that anybody knows of."""
     gid = found.branch.gid
     if not isinstance(gid, Gid) or not found.standing.ours:
@@ -93,69 +93,69 @@ def _votes(found: Found, info: TransactionInfo | None, seen: Survey) -> tuple[Vo
     return tuple(votes)
 
 
-def _command(found: Found) -> str | None:
+def _command(found: SurveyedBranch) -> str | None:
     gid = found.branch.gid
     if found.branch.owner_gone and found.fix is not None:
         return found.fix
     match found.standing:
-        case Standing.COMMITTED:
+        case BranchStanding.COMMITTED:
             return f"undoubt indoubt commit {gid}"
-        case Standing.ABORTED:
+        case BranchStanding.ABORTED:
             return f"undoubt indoubt rollback {gid}"
-        case Standing.ACTIVE | Standing.ASK_PROTOCOL:
+        case BranchStanding.ACTIVE | BranchStanding.ASK_PROTOCOL:
             return f"undoubt indoubt wait {gid}"
-        case Standing.LOST_LEDGER if isinstance(gid, Gid):
+        case BranchStanding.LOST_LEDGER if isinstance(gid, Gid):
             return f"undoubt recover --adopt {gid.ledger}"
         case _:
             return None
 
 
 _NO_PROOF = {
-    Standing.ASK_PROTOCOL: [
+    BranchStanding.ASK_PROTOCOL: [
         "No decision is recorded, and for this protocol its absence proves nothing: the protocol's own"
         " termination, which recovery runs, finds the decision."
     ],
-    Standing.FORGOTTEN: [
+    BranchStanding.FORGOTTEN: [
         "There is none. The ledger has no session of that number and nonce: it was dropped after its"
         " retention, or the ledger was restored from a backup.",
         "The transaction may have committed elsewhere. Compare with its other databases and the"
         " application's own records, then commit or roll back with --heuristic and a --note.",
     ],
-    Standing.IMPOSTOR: [
+    BranchStanding.IMPOSTOR: [
         "It is not the branch that its name says: it was prepared under a name that was made up or that had"
         " been used, or the database is a copy of another, or was restored. recovery never touches it, and"
         " no transaction waits for it.",
         "Whoever prepared it can end it; find out who that is: anybody who may connect can prepare. Once you"
         " know that nobody needs it, undoubt indoubt rollback ends it, and records nothing.",
     ],
-    Standing.LOST_LEDGER: [
+    BranchStanding.LOST_LEDGER: [
         "There is none. Name, database and owner are those of this installation's branches, and the ledger is"
         " another one. If that ledger still exists, find its configuration, or restore it: it knows.",
         "If it is lost, `undoubt recover --adopt` shows what else can be known of the transaction, ends what"
         " can be ended by its own protocol, and leaves the rest to you. If it is the ledger of another"
         " installation that uses this database, name it in the participant's other_ledgers.",
     ],
-    Standing.OTHER_LEDGER: [
+    BranchStanding.OTHER_LEDGER: [
         "Its decision is in another ledger, the one its name begins with: only that ledger's recovery may"
         " finish it."
     ],
-    Standing.NOT_KNOWN: ["The ledger does not answer: look again once it does."],
-    Standing.FOREIGN: [
+    BranchStanding.NOT_KNOWN: ["The ledger does not answer: look again once it does."],
+    BranchStanding.FOREIGN: [
         "No undoubt wrote this name. Whoever prepared it must finish it; undoubt never touches it."
     ],
 }
 
 
-def _proof(found: Found, info: TransactionInfo | None, session: SessionInfo | None) -> list[str]:
+def _proof(found: SurveyedBranch, info: TransactionInfo | None, session: SessionInfo | None) -> list[str]:
     match found.standing:
-        case Standing.COMMITTED:
+        case BranchStanding.COMMITTED:
             return _proof_of_commit(found, info)
-        case Standing.ABORTED:
+        case BranchStanding.ABORTED:
             return _proof_of_abort(found, info, session)
-        case Standing.ACTIVE:
+        case BranchStanding.ACTIVE:
             return _no_proof_while_active(session)
-        case Standing.IMPOSTOR:
-            proof = [f"Why it is none of ours: {found.why}.", *_NO_PROOF[Standing.IMPOSTOR]]
+        case BranchStanding.IMPOSTOR:
+            proof = [f"Why it is none of ours: {found.why}.", *_NO_PROOF[BranchStanding.IMPOSTOR]]
             return proof if found.fix is None else [*proof, mending(found)]
         case standing:
             return _NO_PROOF[standing]
@@ -168,7 +168,7 @@ def sibling_line(one: Heuristic) -> str:
     return f"Another branch of its transaction has a {kind}: {one.gid}{note}."
 
 
-def mending(found: Found) -> str:
+def mending(found: SurveyedBranch) -> str:
     """What an operator does about an impostor with a ``fix``, or about a branch whose role is gone."""
     if found.branch.owner_gone:
         told = found.fix or "COMMIT PREPARED or ROLLBACK PREPARED, once it is decided which"
@@ -181,7 +181,7 @@ def mending(found: Found) -> str:
     )
 
 
-def _proof_of_commit(found: Found, info: TransactionInfo | None) -> list[str]:
+def _proof_of_commit(found: SurveyedBranch, info: TransactionInfo | None) -> list[str]:
     proof = [
         "COMMIT is recorded. The first decision recorded for a transaction is the only one: nobody can abort"
         " it any more, and other databases may have committed already."
@@ -198,7 +198,9 @@ def _proof_of_commit(found: Found, info: TransactionInfo | None) -> list[str]:
     return proof
 
 
-def _proof_of_abort(found: Found, info: TransactionInfo | None, session: SessionInfo | None) -> list[str]:
+def _proof_of_abort(
+    found: SurveyedBranch, info: TransactionInfo | None, session: SessionInfo | None
+) -> list[str]:
     gid = found.branch.gid
     if info is not None and info.record == Record(Decision.ABORT):
         return [

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from undoubt.coordinator.errors import OutcomeUnknown
 from undoubt.coordinator.ledger.acting import acting, new_act
 from undoubt.coordinator.ledger.contract import Decision, Heuristic, Ledger, record_of
-from undoubt.coordinator.protocols.course import applied_elsewhere
+from undoubt.coordinator.protocols.context import applied_elsewhere
 from undoubt.participants.contract import HEURISTICS, Evidence, Order, Settled
 from undoubt.participants.ids import Foreign, Gid
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import Conflict, NotOurs, StillBusy
-from undoubt.recovery.operator.survey import Found, survey
-from undoubt.recovery.plan import BranchDone, RecordHeuristic, Standing, for_settled, order_of
+from undoubt.recovery.operator.survey import SurveyedBranch, survey
+from undoubt.recovery.plan import BranchDone, BranchStanding, RecordHeuristicOutcome, for_settled, order_of
 from undoubt.recovery.scan import evidence_of, later
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Operator:
 
     async def _commit(self, gid: Gid | Foreign, heuristic: bool, note: str, contradict: bool) -> None:
         found, own = await self._locate(gid)
-        if found.standing is Standing.COMMITTED:
+        if found.standing is BranchStanding.COMMITTED:
             await self._carry_out(found, own, Decision.COMMIT)
         elif heuristic:
             await self._check_siblings(own, Order.COMMIT, contradict)
@@ -76,9 +76,9 @@ class Operator:
 
     async def _roll_back(self, gid: Gid | Foreign, heuristic: bool, note: str, contradict: bool) -> None:
         found, own = await self._locate(gid)
-        if found.standing is not Standing.ABORTED:
+        if found.standing is not BranchStanding.ABORTED:
             await self._check_siblings(own, Order.ROLLBACK, contradict)
-        if found.standing in {Standing.FORGOTTEN, Standing.ASK_PROTOCOL}:
+        if found.standing in {BranchStanding.FORGOTTEN, BranchStanding.ASK_PROTOCOL}:
             if not heuristic:
                 raise Conflict(
                     f"ABORT cannot be recorded for {gid} ({found.why}); nothing was done."
@@ -97,7 +97,7 @@ class Operator:
                 f" was done. Finish it: undoubt indoubt commit {gid}"
             )
 
-    async def end_impostor(self, shown: Found, *, note: str = "") -> None:
+    async def end_impostor(self, shown: SurveyedBranch, *, note: str = "") -> None:
         """ROLLBACK PREPARED of the impostor that a person was shown, and of nothing else. Nothing but the act
         is recorded: it is no branch of any transaction. Raises ``NotOurs`` if it is no impostor, ``Conflict``
         if another prepared transaction has its name by now, and ``NotPrepared``."""
@@ -105,10 +105,10 @@ class Operator:
         async with acting(self.ledger, act):
             await self._end_impostor(shown)
 
-    async def _end_impostor(self, shown: Found) -> None:
+    async def _end_impostor(self, shown: SurveyedBranch) -> None:
         gid = shown.branch.gid
         found = (await survey(self.ledger, self.participants)).one(gid)
-        if found.standing is not Standing.IMPOSTOR:
+        if found.standing is not BranchStanding.IMPOSTOR:
             raise NotOurs(f"{gid} is no impostor ({found.why}). Nothing was done")
         if _identity(found) != _identity(shown):
             raise Conflict(f"{gid} is not the one that was shown any more. Nothing was done; look again")
@@ -139,30 +139,30 @@ class Operator:
                 " all the same, add --contradict"
             )
 
-    async def _locate(self, gid: Gid | Foreign) -> tuple[Found, Gid]:
+    async def _locate(self, gid: Gid | Foreign) -> tuple[SurveyedBranch, Gid]:
         """The prepared branch of that name, unless undoubt must not touch it."""
         found = (await survey(self.ledger, self.participants)).one(gid)
         own = found.branch.gid
         if isinstance(own, Foreign):
             raise NotOurs(f"{gid} is not a branch of undoubt's: whoever prepared it must finish it")
-        if found.standing is Standing.IMPOSTOR:
+        if found.standing is BranchStanding.IMPOSTOR:
             raise NotOurs(
                 f"{gid} is an impostor: {found.why}. Nothing was done; it can only be rolled back, by"
                 " somebody who was told so: undoubt indoubt rollback"
             )
-        if found.standing is Standing.LOST_LEDGER:
+        if found.standing is BranchStanding.LOST_LEDGER:
             raise NotOurs(
                 f"{gid} belongs to ledger {own.ledger}, which is not this one ({self.ledger.ledger_id})."
                 f" If it was lost, undoubt recover --adopt {own.ledger} shows what is known, and ends it"
             )
-        if found.standing is Standing.OTHER_LEDGER:
+        if found.standing is BranchStanding.OTHER_LEDGER:
             raise NotOurs(
                 f"{gid} belongs to another ledger, this one is {self.ledger.ledger_id}:"
                 " use the configuration of the system that began it"
             )
         return found, own
 
-    async def _record_abort(self, found: Found, gid: Gid) -> Decision:
+    async def _record_abort(self, found: SurveyedBranch, gid: Gid) -> Decision:
         """The decision that is recorded."""
         branch = record_of(gid)
         try:
@@ -172,11 +172,11 @@ class Operator:
         except OutcomeUnknown:
             # Of a session from before a restore of the ledger nothing is recorded any more; below its floor
             # everything is aborted all the same.
-            if found.standing is not Standing.ABORTED:
+            if found.standing is not BranchStanding.ABORTED:
                 raise
             return Decision.ABORT
 
-    async def _carry_out(self, found: Found, gid: Gid, decision: Decision) -> None:
+    async def _carry_out(self, found: SurveyedBranch, gid: Gid, decision: Decision) -> None:
         """What is decided. What turns out to contradict it is recorded before it is told. What nothing proves
         is left to recovery: whoever has ended the branch meanwhile may be about to finish its transaction."""
         settled = await self._settle(found, gid, order_of(decision))
@@ -188,21 +188,21 @@ class Operator:
                 " out what became of it; look again"
             )
         action = for_settled(gid, decision, settled)
-        if isinstance(action, RecordHeuristic):
+        if isinstance(action, RecordHeuristicOutcome):
             await self.ledger.record_heuristic(Heuristic(gid, action.kind, decision, time.time()))
         if settled in HEURISTICS:
             await self.participants.get(found.participant).forget(gid)
-        if isinstance(action, RecordHeuristic):
+        if isinstance(action, RecordHeuristicOutcome):
             raise Conflict(
                 f"{gid} was told to {order_of(decision)}, and ended as {settled}; recorded."
                 " See undoubt indoubt list"
             )
 
     async def _against(
-        self, found: Found, gid: Gid, order: Order, note: str, decision: Decision | None = None
+        self, found: SurveyedBranch, gid: Gid, order: Order, note: str, decision: Decision | None = None
     ) -> None:
         """Against, or without, a decision."""
-        if decision is None and found.standing is Standing.ABORTED:
+        if decision is None and found.standing is BranchStanding.ABORTED:
             decision = Decision.ABORT
         told = f"an operator's {order}" + (f": {note}" if note else "")
         began = time.time()
@@ -218,7 +218,7 @@ class Operator:
             await self.participants.get(found.participant).forget(gid)
             raise Conflict(f"{gid} was told to {order}, and somebody else had ended it: {settled}")
 
-    async def _settle(self, found: Found, gid: Gid, order: Order) -> Settled:
+    async def _settle(self, found: SurveyedBranch, gid: Gid, order: Order) -> Settled:
         """Until the answer is final."""
         participant = self.participants.get(found.participant)
         evidence = await self._evidence(found, gid)
@@ -235,7 +235,7 @@ class Operator:
             ) from None
         return settled
 
-    async def _evidence(self, found: Found, gid: Gid) -> Evidence | None:
+    async def _evidence(self, found: SurveyedBranch, gid: Gid) -> Evidence | None:
         listed = found.branch.evidence
         info = await self.ledger.transaction(gid.txid)
         for record in info.branches if info is not None else ():
@@ -260,7 +260,7 @@ def _verb(verb: str, heuristic: bool, contradict: bool) -> str:
     return verb + (" --heuristic" if heuristic else "") + (" --contradict" if contradict else "")
 
 
-def _identity(found: Found) -> tuple[object, ...]:
+def _identity(found: SurveyedBranch) -> tuple[object, ...]:
     """What tells one prepared transaction from another one of the same name."""
     branch = found.branch
     return found.participant, branch.database, branch.owner, branch.xid, branch.prepared_at

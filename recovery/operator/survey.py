@@ -16,19 +16,19 @@ from undoubt.participants.errors import ParticipantError
 from undoubt.participants.ids import Foreign, Gid, TxId
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import NotAllSeen, NotPrepared
-from undoubt.recovery.plan import Standing
+from undoubt.recovery.plan import BranchStanding
 from undoubt.recovery.scan import of_lost_ledger, standings, why_impostor
 
 ROLE_GONE = "its role is gone; only a superuser can finish it"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SurveyedBranch:
     """One prepared branch, the participant whose list it stands in, and its standing."""
 
     participant: str
     branch: PreparedBranch
-    standing: Standing
+    standing: BranchStanding
     why: str
     """The standing as a reason, for people."""
     fix: str | None = None
@@ -41,7 +41,7 @@ class Found:
 class Survey:
     """Everything that was found, the oldest first. Where ``unreachable`` is not empty, there may be more."""
 
-    found: tuple[Found, ...]
+    found: tuple[SurveyedBranch, ...]
     heuristics: tuple[Heuristic, ...]
     unreachable: dict[str, ParticipantError]
     known: tuple[Heuristic, ...] = ()
@@ -49,14 +49,14 @@ class Survey:
     ledger_error: str = ""
     """Why the ledger did not answer: then the standing of none of its branches is known."""
 
-    def siblings(self, found: Found) -> list[Heuristic]:
+    def siblings(self, found: SurveyedBranch) -> list[Heuristic]:
         """Heuristic outcomes of other branches of the same transaction."""
         gid = found.branch.gid
         if not isinstance(gid, Gid) or not found.standing.ours:
             return []
         return [one for one in self.known if one.gid.txid == gid.txid and one.gid != gid]
 
-    def of(self, name: Gid | Foreign | TxId) -> list[Found]:
+    def of(self, name: Gid | Foreign | TxId) -> list[SurveyedBranch]:
         """The branches that a gid or a transaction id names."""
         return [
             one
@@ -64,7 +64,7 @@ class Survey:
             if one.branch.gid == name or (isinstance(one.branch.gid, Gid) and one.branch.gid.txid == name)
         ]
 
-    def one(self, gid: Gid | Foreign) -> Found:
+    def one(self, gid: Gid | Foreign) -> SurveyedBranch:
         """The branch of that name. Raises ``NotPrepared``, or ``NotAllSeen`` where that is only a guess."""
         if found := self.of(gid):
             return found[0]
@@ -74,7 +74,7 @@ class Survey:
         told = f"; what the ledger knows of it: undoubt tx show {gid.txid}" if isinstance(gid, Gid) else ""
         raise NotPrepared(f"no prepared branch {gid} in any participant{told}")
 
-    def in_doubt(self, older_than_s: float = 0.0) -> list[Found]:
+    def in_doubt(self, older_than_s: float = 0.0) -> list[SurveyedBranch]:
         """Those of this ledger, or of one that was lost, that have been prepared for at least so long."""
         return [one for one in self.found if one.standing.in_doubt and one.branch.age_s >= older_than_s]
 
@@ -84,7 +84,7 @@ async def survey(ledger: Ledger, participants: Registry) -> Survey:
     seen, unreachable = await _prepared(participants)
     stands = await standings(ledger, seen)
     found = [
-        Found(participant.name, branch, stand, *await _why(ledger, participant, branch, stand))
+        SurveyedBranch(participant.name, branch, stand, *await _why(ledger, participant, branch, stand))
         for (participant, branch), stand in zip(seen, stands, strict=True)
     ]
     found.sort(key=_oldest_first)
@@ -98,28 +98,28 @@ async def survey_alone(participants: Registry, ledger_error: str, *, lost: bool 
     found = []
     for participant, branch in seen:
         ours = isinstance(branch.gid, Gid)
-        stand = Standing.NOT_KNOWN if ours else Standing.FOREIGN
+        stand = BranchStanding.NOT_KNOWN if ours else BranchStanding.FOREIGN
         if lost and of_lost_ledger(participant, branch):
-            stand = Standing.LOST_LEDGER
+            stand = BranchStanding.LOST_LEDGER
         gone = f"; {ROLE_GONE}" if ours and branch.owner_gone else ""
-        found.append(Found(participant.name, branch, stand, f"{stand.why}{gone}"))
+        found.append(SurveyedBranch(participant.name, branch, stand, f"{stand.why}{gone}"))
     found.sort(key=_oldest_first)
     return Survey(tuple(found), (), unreachable, ledger_error=ledger_error)
 
 
-def _statement(gid: Gid | Foreign, stands: Standing) -> str | None:
+def _statement(gid: Gid | Foreign, stands: BranchStanding) -> str | None:
     """What ends a branch as is decided."""
     name = str(gid).replace("'", "''")
     match stands:
-        case Standing.COMMITTED:
+        case BranchStanding.COMMITTED:
             return f"COMMIT PREPARED '{name}';"
-        case Standing.ABORTED:
+        case BranchStanding.ABORTED:
             return f"ROLLBACK PREPARED '{name}';"
         case _:
             return None
 
 
-def _oldest_first(one: Found) -> tuple[float, str]:
+def _oldest_first(one: SurveyedBranch) -> tuple[float, str]:
     return -one.branch.age_s, str(one.branch.gid)
 
 
@@ -143,13 +143,13 @@ async def _prepared(
 
 
 async def _why(
-    ledger: Ledger, participant: Participant, branch: PreparedBranch, stands: Standing
+    ledger: Ledger, participant: Participant, branch: PreparedBranch, stands: BranchStanding
 ) -> tuple[str, str | None]:
     """And ``fix``."""
     gid = branch.gid
     if branch.owner_gone and stands.ours:
         return f"{stands.why}; {ROLE_GONE}", _statement(gid, stands)
-    if stands is not Standing.IMPOSTOR or not isinstance(gid, Gid):
+    if stands is not BranchStanding.IMPOSTOR or not isinstance(gid, Gid):
         return stands.why, None
     verdict = (await ledger.outcomes([gid]))[gid]
     if verdict is Verdict.IMPOSTOR:

@@ -25,14 +25,14 @@ from undoubt.coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
-from undoubt.participants.contract import Fate, Settled
+from undoubt.participants.contract import Settled, XactStatus
 from undoubt.participants.errors import ParticipantError, UndoubtError
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import Conflict, NotPrepared
 from undoubt.recovery.operator.resolve import Operator
-from undoubt.recovery.operator.survey import Found, Survey, survey
-from undoubt.recovery.plan import Standing
+from undoubt.recovery.operator.survey import Survey, SurveyedBranch, survey
+from undoubt.recovery.plan import BranchStanding
 from undoubt.recovery.service import RecoveryService
 from undoubt.recovery.unfinished import ask_books
 
@@ -48,9 +48,9 @@ class BranchNow:
     participant: str
     gid: Gid | None
     now: str
-    standing: Standing | None
+    standing: BranchStanding | None
     why: str
-    proved: Fate
+    proved: XactStatus
     heuristic: Heuristic | None
     fix: str | None = None
 
@@ -75,7 +75,7 @@ class Whole:
     @property
     def asks_protocol(self) -> bool:
         """Whether the termination of its own protocol is what decides it."""
-        return any(one.standing is Standing.ASK_PROTOCOL for one in self.prepared)
+        return any(one.standing is BranchStanding.ASK_PROTOCOL for one in self.prepared)
 
     def splits(self, direction: Decision) -> list[BranchNow]:
         """Those that ended, or are proved to have ended, against ``direction``."""
@@ -86,9 +86,9 @@ def _ended(one: BranchNow) -> Decision | None:
     if one.now == "prepared":
         return None
     kind = one.heuristic.kind if one.heuristic is not None else None
-    if kind is Settled.HEURISTIC_COMMIT or one.proved is Fate.COMMITTED:
+    if kind is Settled.HEURISTIC_COMMIT or one.proved is XactStatus.COMMITTED:
         return Decision.COMMIT
-    if kind is Settled.HEURISTIC_ROLLBACK or one.proved is Fate.ABORTED:
+    if kind is Settled.HEURISTIC_ROLLBACK or one.proved is XactStatus.ABORTED:
         return Decision.ABORT
     return None
 
@@ -99,7 +99,7 @@ async def look(ledger: Ledger, participants: Registry, txid: TxId) -> Whole:
     seen = await survey(ledger, participants)
     info = await ledger.transaction(txid)
     known = {one.gid.branch: one for one in seen.known if one.gid.txid == txid}
-    prepared: dict[int, Found] = {}
+    prepared: dict[int, SurveyedBranch] = {}
     for found in seen.of(txid):
         if found.standing.ours and isinstance(found.branch.gid, Gid):
             prepared[found.branch.gid.branch] = found
@@ -120,7 +120,7 @@ async def look(ledger: Ledger, participants: Registry, txid: TxId) -> Whole:
     return Whole(txid, info, tuple(branches), ledger.ledger_id, direction, why, seen)
 
 
-def _prepared(number: int, found: Found, heuristic: Heuristic | None) -> BranchNow:
+def _prepared(number: int, found: SurveyedBranch, heuristic: Heuristic | None) -> BranchNow:
     gid = found.branch.gid
     return BranchNow(
         number,
@@ -129,7 +129,7 @@ def _prepared(number: int, found: Found, heuristic: Heuristic | None) -> BranchN
         "prepared",
         found.standing,
         found.why,
-        Fate.UNKNOWN,
+        XactStatus.UNKNOWN,
         heuristic,
         found.fix,
     )
@@ -147,11 +147,11 @@ async def _absent(  # noqa: PLR0917 - what is known of it
     name = record.participant if record is not None else "" if gid is None else gid.participant
     holder = next((one for one in participants if name in one.names), None)
     if holder is None:
-        return BranchNow(number, name, gid, "not_configured", None, "", Fate.UNKNOWN, heuristic)
+        return BranchNow(number, name, gid, "not_configured", None, "", XactStatus.UNKNOWN, heuristic)
     if holder.name in seen.unreachable:
         why = str(seen.unreachable[holder.name])
-        return BranchNow(number, name, gid, "no_answer", None, why, Fate.UNKNOWN, heuristic)
-    proved, why = Fate.UNKNOWN, ""
+        return BranchNow(number, name, gid, "no_answer", None, why, XactStatus.UNKNOWN, heuristic)
+    proved, why = XactStatus.UNKNOWN, ""
     if gid is not None and record is not None:
         try:
             proved = await ask_books(holder, gid, record)
@@ -160,18 +160,20 @@ async def _absent(  # noqa: PLR0917 - what is known of it
     return BranchNow(number, name, gid, "not_prepared", None, why, proved, heuristic)
 
 
-def _direction(info: TransactionInfo | None, prepared: Iterable[Found]) -> tuple[Decision | None, str]:
+def _direction(
+    info: TransactionInfo | None, prepared: Iterable[SurveyedBranch]
+) -> tuple[Decision | None, str]:
     stands = {one.standing for one in prepared}
     record = info.record if info is not None else Record.NOT_RECORDED
-    if record is Record.COMMIT or Standing.COMMITTED in stands:
+    if record is Record.COMMIT or BranchStanding.COMMITTED in stands:
         return Decision.COMMIT, "COMMIT is recorded: the first decision recorded is the only one"
-    if record is Record.ABORT or Standing.ABORTED in stands:
+    if record is Record.ABORT or BranchStanding.ABORTED in stands:
         return Decision.ABORT, "ABORT is recorded, or no COMMIT can be recorded any more"
-    if Standing.ACTIVE in stands or (info is not None and info.verdict is Verdict.ACTIVE):
+    if BranchStanding.ACTIVE in stands or (info is not None and info.verdict is Verdict.ACTIVE):
         return None, "its coordinator is alive and may still decide: leave it alone, or choose rollback"
     if info is None and not stands:
         return None, "nothing is recorded of it, and no branch of it is prepared"
-    if Standing.ASK_PROTOCOL in stands:
+    if BranchStanding.ASK_PROTOCOL in stands:
         return None, "the termination of its own protocol decides, and has not come to an end yet"
     return None, "the ledger knows nothing of its session any more, so no direction is proved to be safe"
 
@@ -273,7 +275,7 @@ def check(whole: Whole, direction: Decision, *, heuristic: bool, contradict: boo
     if whole.direction is not direction:
         # Of a transaction whose coordinator is alive ABORT can be recorded: that splits nothing.
         fences = direction is Decision.ABORT and all(
-            one.standing is Standing.ACTIVE for one in whole.prepared
+            one.standing is BranchStanding.ACTIVE for one in whole.prepared
         )
         if not heuristic and (whole.direction is not None or not fences):
             raise Conflict(

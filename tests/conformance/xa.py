@@ -22,7 +22,7 @@ from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.participants.contract import HEURISTICS, Settled, Vote
 from undoubt.participants.errors import BranchFailed, UsageError
 from undoubt.participants.registry import Registry
-from undoubt.participants.scripted import Answer, Script, ScriptedParticipant
+from undoubt.participants.scripted import Script, ScriptedAnswer, ScriptedParticipant
 
 OUTCOMES = {"committed", "aborted", *(str(kind) for kind in HEURISTICS)}
 XA_CALLS = {"prepare", "commit", "one_phase", "rollback", "forget"}
@@ -78,7 +78,7 @@ def _parse(row: dict[str, str]) -> Case:
     return Case(number, participants, row["ends_with"], outcomes, calls)
 
 
-def _one_phase(word: str) -> Answer:
+def _one_phase(word: str) -> ScriptedAnswer:
     match word:
         case "transaction_rolledback":
             return BranchFailed("xa", "transaction rolled back")
@@ -88,7 +88,7 @@ def _one_phase(word: str) -> Answer:
             return _settled(word)
 
 
-def _settled(word: str) -> Answer:
+def _settled(word: str) -> ScriptedAnswer:
     if word == "ok":
         return None
     if word == "not_prepared":

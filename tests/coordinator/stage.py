@@ -8,7 +8,7 @@ from typing import Any
 from tests.coordinator.ledger.signing import TaggingLedger
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.settings import CoordinatorSettings
-from undoubt.participants.contract import Fate
+from undoubt.participants.contract import XactStatus
 from undoubt.participants.ids import Gid
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import Script, ScriptedParticipant
@@ -62,7 +62,7 @@ class Stage:
                 await tx.branch(name)
             return await tx.commit()
 
-    def fates(self) -> set[Fate]:
+    def fates(self) -> set[XactStatus]:
         return {
             participant.fates[branch.xid]
             for participant in self.participants.values()

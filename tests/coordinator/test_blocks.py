@@ -15,7 +15,7 @@ import pytest
 from tests.coordinator.stage import Stage
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.transaction import Transaction
-from undoubt.participants.contract import Fate, Vote
+from undoubt.participants.contract import Vote, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.scripted import Script
 
@@ -81,7 +81,7 @@ async def test_an_abort_from_outside_is_never_silent(
     with pytest.raises(TransactionAborted) as raised:
         await in_a_task(program())
     assert raised.value.cause is VICTIM
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 async def test_a_cancellation_in_the_same_moment_is_not_lost(stage: Stage) -> None:
@@ -95,7 +95,7 @@ async def test_a_cancellation_in_the_same_moment_is_not_lost(stage: Stage) -> No
 
     with pytest.raises(asyncio.CancelledError):
         await in_a_task(program())
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 async def test_an_error_of_the_application_passes(stage: Stage) -> None:
@@ -107,7 +107,7 @@ async def test_an_error_of_the_application_passes(stage: Stage) -> None:
 
     with pytest.raises(KeyError):
         await in_a_task(program())
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 @contextlib.asynccontextmanager
@@ -192,7 +192,7 @@ async def test_the_timeout_undoes_it_whoever_entered_it(stage: Stage, way_in: An
 
     await in_a_task(program())
     assert seen == [in_block]
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 async def test_a_block_that_is_left_late_holds_nothing(stage: Stage) -> None:
@@ -203,7 +203,7 @@ async def test_a_block_that_is_left_late_holds_nothing(stage: Stage) -> None:
             await tx.branch("alpha")
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(60)
-            while stage.fates() != {Fate.ABORTED}:
+            while stage.fates() != {XactStatus.ABORTED}:
                 await asyncio.sleep(0.01)
 
 
@@ -215,7 +215,7 @@ async def test_the_deadline_holds_after_a_branch_that_failed(stage: Stage) -> No
     await tx.branch("alpha")
     with pytest.raises(ParticipantUnavailable):
         await tx.branch("beta")
-    while stage.fates() != {Fate.ABORTED}:
+    while stage.fates() != {XactStatus.ABORTED}:
         await asyncio.sleep(0.01)
     with pytest.raises(TransactionAborted) as raised:
         await tx.commit()
@@ -231,7 +231,7 @@ async def test_what_commit_raised_is_raised_again(stage: Stage) -> None:
                 await tx.branch(name)
             with contextlib.suppress(TransactionAborted):
                 await tx.commit()
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 async def test_a_commit_that_was_not_waited_for_is_waited_for(stage: Stage) -> None:
@@ -249,7 +249,7 @@ async def test_a_commit_that_was_not_waited_for_is_waited_for(stage: Stage) -> N
             await tx.branch(name)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(tx.commit(), 0.01)
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
     await opening
 
 
@@ -267,7 +267,7 @@ async def test_a_rollback_of_the_application_is_no_error(stage: Stage) -> None:
     async with stage.coordinator.transaction() as tx:
         await tx.branch("alpha")
         await tx.rollback()
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 async def test_a_commit_that_was_refused_is_raised_again(stage: Stage) -> None:
@@ -281,4 +281,4 @@ async def test_a_commit_that_was_refused_is_raised_again(stage: Stage) -> None:
                 await tx.branch("beta")
             with contextlib.suppress(TransactionAborted):
                 await tx.commit()
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}

@@ -16,7 +16,7 @@ from undoubt.coordinator.coordinator import ParticipantInUse
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.ledger.contract import Session
 from undoubt.coordinator.protocols.steps import ThreePhaseStep
-from undoubt.participants.contract import Fate, PreparedBranch, Settled, Vote
+from undoubt.participants.contract import PreparedBranch, Settled, Vote, XactStatus
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
 from undoubt.participants.scripted import Script
@@ -188,7 +188,7 @@ async def test_what_its_coordinator_has_given_up_is_ended_while_that_lives() -> 
     await until(lambda: floors[1].floor == 2)
     for _ in stage.participants:  # one ends it, and the other finds the decision
         await RecoveryService(stage.ledger, stage.registry).run_once()
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
     await stage.coordinator.close()
 
 

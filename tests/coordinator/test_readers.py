@@ -13,7 +13,7 @@ from tests.coordinator.stage import NAMES, Stage
 from tests.coordinator.voting_ledger import VotingLedger
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.ledger.memory import MemoryLedger
-from undoubt.participants.contract import CommitNotSent, Fate, Settled, Vote, Work
+from undoubt.participants.contract import CommitNotSent, Settled, Vote, Work, XactStatus
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
 from undoubt.participants.scripted import Script
 
@@ -161,7 +161,7 @@ async def test_the_caller_does_not_wait_for_readers_of_a_pending_transaction(sta
     stage = await stages(reader(), Script(commit=[down, None]), Script())
     result = await stage.transfer()
     assert [gid.participant for gid in result.pending] == ["beta"]
-    while stage.fates() != {Fate.COMMITTED}:
+    while stage.fates() != {XactStatus.COMMITTED}:
         await asyncio.sleep(0.01)
 
 
@@ -170,7 +170,7 @@ async def test_readers_do_not_commit_after_the_deadline(stages: Any) -> None:
     stage.hold("poll alpha")
     with pytest.raises(TransactionAborted):
         await stage.transfer(timeout=0.05)
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 async def test_readers_count_for_nothing_in_a_uniform_rollback(stages: Any) -> None:

@@ -15,8 +15,8 @@ from undoubt.coordinator.protocols.termination_rules import Move
 from undoubt.participants.contract import Participant
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Gid, Protocol, TxId
-from undoubt.participants.scripted_states import MemoryStates
-from undoubt.participants.states import BranchState, Charter, Event, StateRow, States, Termination
+from undoubt.participants.scripted_three_phase import MemoryStates
+from undoubt.participants.three_phase import BranchState, Charter, Event, StateRow, States, Termination
 
 LEDGER = "abcdefghij"
 TXID = TxId(1, "0123456789abcdef", 1)

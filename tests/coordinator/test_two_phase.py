@@ -22,7 +22,7 @@ from undoubt.coordinator.errors import (
 )
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
-from undoubt.participants.contract import Fate, Order, Settled, Vote, Work
+from undoubt.participants.contract import Order, Settled, Vote, Work, XactStatus
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable, UnknownParticipant, UsageError
 from undoubt.participants.scripted import Script
 
@@ -50,7 +50,7 @@ async def test_commits_everywhere_after_the_decision(stages: Any) -> None:
     stage = await stages(Script(), Script())
     result = await stage.transfer()
     assert result.pending == ()
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
     events = stage.events
     decided = events.index(TwoPhaseStep.AFTER_DECIDE)
     assert max(events.index(f"prepare {name}") for name in ("alpha", "beta")) < decided
@@ -68,7 +68,7 @@ async def test_one_no_aborts_all(stages: Any, position: int) -> None:
         await stage.transfer()
     assert isinstance(raised.value.cause, BranchFailed)
     assert raised.value.votes[f"{position + 1}:{NAMES[position]}"] is Vote.ABORT
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
     assert await stage.coordinator.outcome(stage.txid) is Record.NOT_RECORDED
 
 
@@ -101,7 +101,7 @@ async def test_readers_stay_open_while_a_writer_is_down(stages: Any) -> None:
     assert [gid.participant for gid in result.pending] == ["beta"]
     assert "end_read_only gamma" not in stage.events
     await stage.coordinator.close()
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
     assert stage.events[-1].startswith("after_finish")
 
 
@@ -138,7 +138,7 @@ async def test_the_ledger_refusing_means_rolled_back(stages: Any) -> None:
     stage.gates[TwoPhaseStep.BEFORE_DECIDE].set()
     with pytest.raises(TransactionAborted):
         await task
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 async def test_a_recorded_abort_wins_over_the_votes(stages: Any) -> None:
@@ -151,7 +151,7 @@ async def test_a_recorded_abort_wins_over_the_votes(stages: Any) -> None:
     stage.gates[TwoPhaseStep.BEFORE_DECIDE].set()
     with pytest.raises((TransactionAborted, OutcomeUnknown)):
         await task
-    assert Fate.COMMITTED not in stage.fates()
+    assert XactStatus.COMMITTED not in stage.fates()
 
 
 EVENTS_AFTER_PREPARE = [
@@ -176,7 +176,7 @@ async def test_cancelling_the_caller_after_prepare_does_not_stop_the_commit(stag
         await task
     stage.gates[str(event)].set()
     await stage.coordinator.close()
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
     assert stage.in_doubt() == 0
 
 
@@ -192,7 +192,7 @@ async def test_cancelling_the_caller_before_prepare(stages: Any, event: str) -> 
         stage.gates[event].set()
         await task
     await stage.coordinator.close()
-    expected = {Fate.COMMITTED} if event.startswith("poll") else {Fate.ABORTED}
+    expected = {XactStatus.COMMITTED} if event.startswith("poll") else {XactStatus.ABORTED}
     assert stage.fates() <= expected
     assert stage.in_doubt() == 0
 
@@ -212,7 +212,7 @@ async def test_closing_the_loop_drains_a_commit() -> None:
         asyncio.get_running_loop().call_later(0.05, stage.gates[TwoPhaseStep.BEFORE_DECIDE].set)
 
     await asyncio.to_thread(asyncio.run, program())
-    assert stages_made[0].fates() == {Fate.COMMITTED}
+    assert stages_made[0].fates() == {XactStatus.COMMITTED}
     # The loop is gone while something was to be delivered: what asyncio logs of that belongs to this test.
     stages_made.clear()
     gc.collect()
@@ -225,7 +225,7 @@ async def test_a_prepare_that_hangs_is_aborted_at_the_deadline(stages: Any) -> N
     with pytest.raises(TransactionAborted) as raised:
         await stage.transfer(timeout=0.1)
     assert isinstance(raised.value.cause, TimeoutError)
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 async def test_a_body_that_hangs_is_interrupted_at_the_deadline(stages: Any) -> None:
@@ -236,7 +236,7 @@ async def test_a_body_that_hangs_is_interrupted_at_the_deadline(stages: Any) -> 
             await tx.branch("alpha")
             await asyncio.Event().wait()
     assert isinstance(raised.value.cause, TimeoutError)
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
     current = asyncio.current_task()
     assert current is not None and current.cancelling() == 0
 
@@ -263,7 +263,7 @@ async def test_one_phase_does_not_commit_after_the_deadline(stages: Any) -> None
             time.sleep(0.35)  # an application that blocks the loop: nothing can interrupt it in time
             await tx.commit()
     assert isinstance(raised.value.cause, TimeoutError)
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 async def test_a_deadlock_victim_learns_why(stages: Any) -> None:
@@ -295,7 +295,7 @@ async def test_an_unanswered_decide_is_repeated_and_told_as_unknown(stages: Any)
         await stage.transfer(timeout=0.1)
     assert stage.in_doubt() == 2
     await stage.coordinator.close()
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
 
 
 HEURISTIC_COMMITS = [
@@ -369,7 +369,7 @@ async def test_a_branch_that_cannot_open_dooms_the_transaction(stages: Any) -> N
             except ParticipantUnavailable:
                 stage.events.append("swallowed")
     assert "swallowed" in stage.events
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 async def test_a_fork_is_refused(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,7 +452,7 @@ async def test_run_does_not_repeat_what_is_still_voting(stages: Any) -> None:
     gate.set()
     await asyncio.gather(*attempts)
     assert len(attempts) == 1
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
 
 
 async def test_a_participant_in_use_cannot_be_removed(stages: Any) -> None:

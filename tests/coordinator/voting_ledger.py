@@ -8,7 +8,7 @@ from random import Random
 from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, among
 from undoubt.coordinator.ledger.contract import Record, Session, SessionInfo
 from undoubt.coordinator.ledger.memory import MemoryLedger
-from undoubt.coordinator.paxos import Acceptor, Reply, Request, Restored
+from undoubt.coordinator.paxos import Acceptor, AcceptorReply, AcceptorRequest, RestoredAcceptor
 from undoubt.participants.ids import TxId
 
 
@@ -18,7 +18,7 @@ class VotingLedger(MemoryLedger):
 
     def __init__(self, acceptors: int = 3) -> None:
         super().__init__()
-        self.nodes = {number: Acceptor(number, Restored()) for number in range(1, acceptors + 1)}
+        self.nodes = {number: Acceptor(number, RestoredAcceptor()) for number in range(1, acceptors + 1)}
         self.messages = self.writes = 0
         self.acceptors = ClusterAcceptors(
             self.ask,
@@ -30,7 +30,9 @@ class VotingLedger(MemoryLedger):
             timeout_s=5.0,
         )
 
-    def ask(self, node: int, request: Request, answer: Callable[[Reply | Exception], None]) -> None:
+    def ask(
+        self, node: int, request: AcceptorRequest, answer: Callable[[AcceptorReply | Exception], None]
+    ) -> None:
         acceptor = self.nodes[node]
         acceptor.step(0, request)
         ready = acceptor.ready()

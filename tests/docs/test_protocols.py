@@ -8,7 +8,7 @@ import pytest
 
 from tests.coordinator.costs import Cost, cost
 from tests.docs.pages import ROOT
-from undoubt.participants.states import TRANSITIONS
+from undoubt.participants.three_phase import TRANSITIONS
 
 PAGE = (ROOT / "docs" / "protocols.md").read_text("utf-8")
 

@@ -26,7 +26,7 @@ from tests.linearizability.history import Call, History
 from tests.linearizability.recorder import Recorder
 from tests.prove.bank import ACCOUNTS, NAMES, transfer
 from tests.prove.trap import tell
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.config import Settings, load
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.ledger import open_ledger
@@ -151,7 +151,7 @@ async def connected(
     async with contextlib.AsyncExitStack() as stack:
         opened = await open_ledger(settings.ledger)
         stack.push_async_callback(opened.close)
-        participants = assemble.registry(settings, opened.ledger_id)
+        participants = wiring.registry(settings, opened.ledger_id)
         stack.push_async_callback(participants.close)
         ledger = Recorder(opened, tag, ToldHistory())
         coordinator = Coordinator(ledger, participants, settings.coordinator, observe=stopping)

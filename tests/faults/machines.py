@@ -17,7 +17,7 @@ from tests.faults.network import Loopback
 from tests.undoubt.cli.harness import COMMAND, REPOSITORY, environment
 from undoubt.config import load
 from undoubt.embedded.places import DEAD, state
-from undoubt.serve.begin import init
+from undoubt.serve.bootstrap import init
 
 START_S = 60.0
 """A process that has not said that it is ready by then does not start."""

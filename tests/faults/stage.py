@@ -15,7 +15,7 @@ from tests.faults.schedule import COORDINATORS, DATABASES
 from tests.faults.told import Told
 from tests.ports import free_ports
 from tests.prove.bank import set_up
-from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.postgres.schema import migrate

@@ -28,7 +28,8 @@ def test_no_forbidden_words() -> None:
 
 
 def test_invariants_survive_optimisation() -> None:
-    """``assert`` vanishes under ``python -O``; the product uses ``undoubt.participants.checks.invariant``."""
+    """``assert`` vanishes under ``python -O``; the product uses
+    ``undoubt.participants.invariant.invariant``."""
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in modules(*ROOMS, "migrations")

@@ -25,8 +25,10 @@ from tests.models.processes import Message, Sent, System
 from undoubt.coordinator.paxos import (
     ABORTED,
     Acceptor,
+    AcceptorReply,
+    AcceptorRequest,
     Ballot,
-    Branch,
+    BranchInstance,
     FirstBallot,
     Learner,
     Marks,
@@ -36,8 +38,6 @@ from undoubt.coordinator.paxos import (
     Phase1b,
     Recovery,
     Refused,
-    Reply,
-    Request,
     Value,
 )
 from undoubt.coordinator.quorum import Joint
@@ -91,7 +91,7 @@ class Leading:
         """Everything in here is replaced, nothing changed."""
         return copy(self)
 
-    def send(self, requests: Iterable[tuple[int, Request]]) -> list[tuple[int, Message]]:
+    def send(self, requests: Iterable[tuple[int, AcceptorRequest]]) -> list[tuple[int, Message]]:
         """To the acceptors; and what they may hear of the ledger."""
         leaders = self.bounds.recoveries + 1
         sent: list[tuple[int, Message]] = [(leaders + to - 1, (self.position, each)) for to, each in requests]
@@ -99,8 +99,8 @@ class Leading:
             sent += [(leaders + node, RECORDED) for node in range(self.bounds.nodes)]
         return sent
 
-    def hear(self, leader: Learner, replies: Iterable[Reply]) -> list[tuple[int, Request]]:
-        requests = list[tuple[int, Request]]()
+    def hear(self, leader: Learner, replies: Iterable[AcceptorReply]) -> list[tuple[int, AcceptorRequest]]:
+        requests = list[tuple[int, AcceptorRequest]]()
         try:
             for reply in replies:
                 if isinstance(leader, Recovery):
@@ -128,7 +128,7 @@ class Coordinator(Leading):
     def all_prepared(self) -> bool:
         return "all prepared" in self.voted
 
-    def options(self, arriving: Sequence[Reply]) -> Iterable[Any]:
+    def options(self, arriving: Sequence[AcceptorReply]) -> Iterable[Any]:
         if "give up" not in self.voted:
             if not self.voted or self.kinds.gives_up_late:
                 yield "give up"
@@ -151,7 +151,7 @@ class Coordinator(Leading):
         values = [PREPARED] * self.bounds.branches
         if self.voted[-1] == "one aborted":
             values[-1] = ABORTED
-        votes = {Branch(number, f"db{number}"): value for number, value in enumerate(values, 1)}
+        votes = {BranchInstance(number, f"db{number}"): value for number, value in enumerate(values, 1)}
         return FirstBallot(TX, self.bounds.acceptors, votes)
 
     def show(self) -> str:
@@ -164,7 +164,7 @@ class Recovering(Leading):
         self.kinds = kinds
         self.acceptors = kinds.recovery_acceptors or bounds.acceptors
         self.round = 0
-        self.bundle: tuple[tuple[int, Request], ...] = ()
+        self.bundle: tuple[tuple[int, AcceptorRequest], ...] = ()
         self.over = False
 
     def key(self) -> Hashable:
@@ -177,7 +177,7 @@ class Recovering(Leading):
             leader.begin()
         return leader
 
-    def options(self, arriving: Sequence[Reply]) -> Iterable[Any]:
+    def options(self, arriving: Sequence[AcceptorReply]) -> Iterable[Any]:
         """Begin a ballot; hear a quorum's promises, and no more than that; after that, hear everything."""
         if self.over:
             return

@@ -15,7 +15,7 @@ from tests.models.our_paxos import Bounds, Kinds, Leading, our_paxos
 from tests.models.processes import System
 from tests.models.search import Found, explore
 from undoubt.coordinator.paxos import Outcome
-from undoubt.coordinator.paxos.synod import Acceptance, Accepted, Answer, Ballot
+from undoubt.coordinator.paxos.synod import Acceptance, Accepted, AcceptorAnswer, Ballot
 from undoubt.coordinator.quorum import Joint
 
 
@@ -117,10 +117,10 @@ def test_a_reused_first_ballot_splits_nothing_as_long_as_acceptors_look() -> Non
 def test_a_reused_first_ballot_splits_the_transaction_if_they_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if the search could not see what the rule is for."""
 
-    def on_2a(self: Acceptance[object], ballot: Ballot, value: object) -> Answer[object]:
+    def on_2a(self: Acceptance[object], ballot: Ballot, value: object) -> AcceptorAnswer[object]:
         if ballot < self.promised:
-            return Answer(self, granted=False)
-        return Answer(Acceptance(ballot, Accepted(ballot, value)), granted=True)
+            return AcceptorAnswer(self, granted=False)
+        return AcceptorAnswer(Acceptance(ballot, Accepted(ballot, value)), granted=True)
 
     monkeypatch.setattr(Acceptance, "on_2a", on_2a)
     with pytest.raises(Found, match="two values are chosen"):

@@ -13,8 +13,8 @@ from tests.mutants.__main__ import HERE, main
 HARMLESS = """Changes a docstring, and nothing else.
 seeds: 2
 
---- a/participants/checks.py
-+++ b/participants/checks.py
+--- a/participants/invariant.py
++++ b/participants/invariant.py
 @@ -1,6 +1,6 @@
 -\"\"\"Invariants that stay on in production: ``assert`` vanishes under ``python -O``, these do not.\"\"\"
 +\"\"\"Invariants.\"\"\"

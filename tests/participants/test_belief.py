@@ -15,13 +15,13 @@ from tests.participants.support import KEY, WRITE, Database, new_gid, participan
 from tests.pgbouncer import PgBouncer
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.believed import PARTICIPANT
-from undoubt.participants.contract import Evidence, Fate, Settled, Vote
+from undoubt.participants.contract import Evidence, Settled, Vote, XactStatus
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import Gid, Protocol
 from undoubt.participants.postgres import PostgresParticipant, schema
 from undoubt.participants.settings import ParticipantSettings
-from undoubt.participants.states import Charter, Termination
+from undoubt.participants.three_phase import Charter, Termination
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -315,7 +315,7 @@ async def test_a_schema_of_the_role_that_logs_in(
     [finding] = await found(own)
     assert finding.severity is Severity.OK
     assert await own.states.unfinished() == []
-    assert await own.evidence(Evidence(1, history="another")) is Fate.UNKNOWN
+    assert await own.evidence(Evidence(1, history="another")) is XactStatus.UNKNOWN
     await own.close()
 
 

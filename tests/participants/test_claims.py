@@ -16,7 +16,7 @@ from tests.participants.support import KEY, LEDGER, WRITE, Database, claim, new_
 from tests.participants.test_waits import edges
 from undoubt.coordinator.ledger.names import Names
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Branch, Claim, Node, Order, Settled, Vote
+from undoubt.participants.contract import Branch, Claim, Order, Settled, Vote, WaitNode
 from undoubt.participants.ids import NUMBER_MAX, SessionKey
 from undoubt.participants.postgres import PostgresParticipant
 
@@ -52,7 +52,7 @@ async def name_of(database: Database, branch: Branch) -> str:
     )
 
 
-async def seen_as(participant: PostgresParticipant, dsn: str, name: str) -> tuple[Node, int]:
+async def seen_as(participant: PostgresParticipant, dsn: str, name: str) -> tuple[WaitNode, int]:
     """How a session of ``dsn`` that calls itself ``name`` and waits is handed on, and its process id."""
     holder = await asyncpg.connect(dsn)
     await holder.execute("select pg_advisory_lock(77)")

@@ -14,7 +14,7 @@ import pytest
 from tests.participants.hands import at
 from tests.participants.support import new_gid, participant_at, run_on
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Fate, Settled, Vote
+from undoubt.participants.contract import Evidence, Settled, Vote, XactStatus
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 
 
@@ -134,7 +134,7 @@ async def test_no_privilege_is_needed(guarded: EmbeddedServer) -> None:
     assert evidence is not None
     assert await branch.commit() is Settled.APPLIED
     await branch.release()
-    assert await participant.evidence(evidence) is Fate.COMMITTED
+    assert await participant.evidence(evidence) is XactStatus.COMMITTED
     assert list(await participant.waits()) == []
     await participant.close()
 

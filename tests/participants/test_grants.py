@@ -19,7 +19,7 @@ from undoubt.participants.ids import Gid, Protocol
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.grants import grants
 from undoubt.participants.settings import ParticipantSettings
-from undoubt.participants.states import BranchState, Charter, Event, Termination
+from undoubt.participants.three_phase import BranchState, Charter, Event, Termination
 
 
 @pytest_asyncio.fixture

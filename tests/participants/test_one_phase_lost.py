@@ -16,12 +16,12 @@ from tests.participants.support import (
     unreachable_standby,
     waits_for_standby,
 )
-from undoubt.participants.contract import Branch, Evidence, Fate, Settled, Work
+from undoubt.participants.contract import Branch, Evidence, Settled, Work, XactStatus
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.one_phase import OnePhase
-from undoubt.participants.postgres.session import Session
+from undoubt.participants.postgres.session import ServerSession
 
 _SLOW_TRIGGER = (
     "create function dawdle() returns trigger language plpgsql as"
@@ -97,7 +97,7 @@ async def test_lost_answer_of_a_commit_that_still_runs(noted: Database, gid: Gid
         look_for_note = one_phase._look_for_note
         looks = []
 
-        async def then_let_it_commit(session: Session, proof: bytes, wrote: bool) -> Settled:
+        async def then_let_it_commit(session: ServerSession, proof: bytes, wrote: bool) -> Settled:
             looks.append(await look_for_note(session, proof, wrote))
             if len(looks) == 1:
                 await noted.admin.execute("select pg_advisory_unlock(4711)")
@@ -152,19 +152,19 @@ async def test_evidence_of_one_phase_is_not_evidence_of_commit() -> None:
     """The rule in one line: only *aborted* and *never assigned* are believed of an unprepared id."""
 
     class Books:
-        def __init__(self, fate: Fate) -> None:
+        def __init__(self, fate: XactStatus) -> None:
             self.fate = fate
 
-        async def evidence(self, evidence: Evidence) -> Fate:
+        async def evidence(self, evidence: Evidence) -> XactStatus:
             return self.fate
 
     expected = {
-        Fate.COMMITTED: Settled.HEURISTIC_HAZARD,
-        Fate.ABORTED: Settled.ABSENT,
-        Fate.NEVER_ASSIGNED: Settled.ABSENT,
-        Fate.UNKNOWN: Settled.HEURISTIC_HAZARD,
-        Fate.IN_PROGRESS: Settled.BUSY,
+        XactStatus.COMMITTED: Settled.HEURISTIC_HAZARD,
+        XactStatus.ABORTED: Settled.ABSENT,
+        XactStatus.NEVER_ASSIGNED: Settled.ABSENT,
+        XactStatus.UNKNOWN: Settled.HEURISTIC_HAZARD,
+        XactStatus.IN_PROGRESS: Settled.BUSY,
     }
-    for fate in Fate:
+    for fate in XactStatus:
         phase = OnePhase(None, Books(fate))  # type: ignore[arg-type]
         assert await phase._look_for_xid(Evidence(7, 1, "00000001")) is expected[fate]

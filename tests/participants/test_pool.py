@@ -13,8 +13,8 @@ from undoubt.participants.contract import Settled, Vote
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import NO_KEY, TxId
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.begin import APPLICATION_NAME_BYTES_MAX, branch_name, timeouts_ms
-from undoubt.participants.postgres.session import Introduction
+from undoubt.participants.postgres.session import ServerParameters
+from undoubt.participants.postgres.session_setup import APPLICATION_NAME_BYTES_MAX, branch_name, timeouts_ms
 
 
 async def pid_of(participant: PostgresParticipant, *, timeout_s: float = 30) -> int:
@@ -171,7 +171,7 @@ async def test_names_and_timeouts_of_a_branch(database: Database) -> None:
 )
 def test_timeouts(timeout_s: float, own_s: float, expected_ms: int) -> None:
     """A shorter timeout that the database's owner has set is never made longer."""
-    intro = Introduction(180000, "on", own_s, own_s, False, 1, "00000001", "0")
+    intro = ServerParameters(180000, "on", own_s, own_s, False, 1, "00000001", "0")
     assert timeouts_ms(timeout_s, intro) == (expected_ms, expected_ms)
 
 

@@ -19,7 +19,7 @@ from tests.participants.support import KEY, WRITE, Database, claim, new_gid, par
 from tests.participants.test_servers import standby_of
 from tests.pgbouncer import PgBouncer, program_or_skip
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Fate, Order, PrepareUnanswered, Settled, Vote, Work
+from undoubt.participants.contract import Evidence, Order, PrepareUnanswered, Settled, Vote, Work, XactStatus
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.findings import Severity
 from undoubt.participants.postgres import PostgresParticipant
@@ -95,10 +95,10 @@ async def test_what_recovery_does(participant: PostgresParticipant, database: Da
     gid, evidence = await prepared(participant)
     [listed] = await participant.in_doubt()
     assert (listed.gid, listed.owner, listed.evidence) == (gid, "postgres", replace(evidence, position=None))
-    assert await participant.evidence(evidence) is Fate.IN_PROGRESS
+    assert await participant.evidence(evidence) is XactStatus.IN_PROGRESS
     assert await participant.settle(gid, order, evidence) is Settled.APPLIED
     committed = order is Order.COMMIT
-    assert await participant.evidence(evidence) is (Fate.COMMITTED if committed else Fate.ABORTED)
+    assert await participant.evidence(evidence) is (XactStatus.COMMITTED if committed else XactStatus.ABORTED)
     assert await participant.settle(gid, order, evidence) is Settled.APPLIED
     other = Order.ROLLBACK if committed else Order.COMMIT
     contradicted = Settled.HEURISTIC_COMMIT if committed else Settled.HEURISTIC_ROLLBACK
@@ -369,7 +369,7 @@ async def test_servers_that_are_reset_after_every_transaction(
         for number in range(1, 4):
             gid, evidence = await prepared(participant)
             assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
-            assert await participant.evidence(evidence) is Fate.COMMITTED
+            assert await participant.evidence(evidence) is XactStatus.COMMITTED
             assert await database.balance() == 100 - 10 * number
         await participant.close()
 

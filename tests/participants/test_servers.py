@@ -16,7 +16,7 @@ import pytest
 from tests.participants.hands import at
 from tests.participants.support import new_gid, participant_at, run_on
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Fate, Order, Settled, Vote
+from undoubt.participants.contract import Evidence, Order, Settled, Vote, XactStatus
 from undoubt.participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
@@ -152,7 +152,7 @@ async def test_standby() -> None:
                 await nobody.in_doubt()
             await nobody.close()
             await run_on(standby.dsn(), "select pg_promote()")
-            assert await there.evidence(evidence) is Fate.UNKNOWN
+            assert await there.evidence(evidence) is XactStatus.UNKNOWN
             assert await there.settle(done, Order.COMMIT, evidence) is Settled.HEURISTIC_HAZARD
             assert [row.gid for row in await there.in_doubt()] == [open_one]
             fresh = await prepared(there, new_gid(), "insert into account values (5, 5)")

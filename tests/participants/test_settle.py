@@ -18,7 +18,7 @@ from tests.participants.support import (
     waits_for_standby,
 )
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Fate, Order, Settled, Vote
+from undoubt.participants.contract import Evidence, Order, Settled, Vote, XactStatus
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.ids import Foreign, Gid
 from undoubt.participants.postgres import PostgresParticipant
@@ -43,7 +43,7 @@ async def test_settle(database: Database, gid: Gid, order: Order, balance: int) 
     one, other = participant_at(database.dsn), participant_at(database.dsn)
     evidence = await prepared(one, gid)
     await one.close()
-    assert await other.evidence(evidence) is Fate.IN_PROGRESS
+    assert await other.evidence(evidence) is XactStatus.IN_PROGRESS
     assert await other.settle(gid, order, evidence) is Settled.APPLIED
     assert await database.balance() == balance
     assert await other.settle(gid, order, evidence) is Settled.APPLIED
@@ -54,7 +54,7 @@ async def test_committed_by_hand(participant: PostgresParticipant, database: Dat
     """COMMIT finds it done; ROLLBACK finds that somebody decided otherwise."""
     evidence = await prepared(participant, gid)
     await database.admin.execute(f"commit prepared '{gid}'")
-    assert await participant.evidence(evidence) is Fate.COMMITTED
+    assert await participant.evidence(evidence) is XactStatus.COMMITTED
     assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
     assert await participant.settle(gid, Order.ROLLBACK, evidence) is Settled.HEURISTIC_COMMIT
 
@@ -68,7 +68,7 @@ async def test_rolled_back_by_hand(participant: PostgresParticipant, database: D
     assert await branch.commit() is Settled.HEURISTIC_ROLLBACK
     await branch.release()
     assert evidence is not None
-    assert await participant.evidence(evidence) is Fate.ABORTED
+    assert await participant.evidence(evidence) is XactStatus.ABORTED
     assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.HEURISTIC_ROLLBACK
     assert await participant.settle(gid, Order.ROLLBACK, evidence) is Settled.APPLIED
 
@@ -84,17 +84,17 @@ async def test_evidence_of_elsewhere(participant: PostgresParticipant, database:
     evidence = await prepared(participant, gid)
     await database.admin.execute(f"commit prepared '{gid}'")
     for other in (replace(evidence, timeline="00000002"), replace(evidence, system=evidence.system + 1)):
-        assert await participant.evidence(other) is Fate.UNKNOWN
+        assert await participant.evidence(other) is XactStatus.UNKNOWN
         assert await participant.settle(gid, Order.COMMIT, other) is Settled.HEURISTIC_HAZARD
     future = replace(evidence, xid=evidence.xid + 1_000_000)
-    assert await participant.evidence(replace(future, timeline="00000002")) is Fate.UNKNOWN
+    assert await participant.evidence(replace(future, timeline="00000002")) is XactStatus.UNKNOWN
 
 
 async def test_xid_of_the_future(participant: PostgresParticipant, gid: Gid) -> None:
     """22023: the server never gave out that id, so it lost the branch and its prepare."""
     evidence = await prepared(participant, gid)
     future = replace(evidence, xid=evidence.xid + 1_000_000)
-    assert await participant.evidence(future) is Fate.NEVER_ASSIGNED
+    assert await participant.evidence(future) is XactStatus.NEVER_ASSIGNED
     assert await participant.settle(new_gid(), Order.COMMIT, future) is Settled.HEURISTIC_ROLLBACK
     assert await participant.settle(new_gid(), Order.ROLLBACK, future) is Settled.ABSENT
 

@@ -23,8 +23,8 @@ from undoubt.coordinator.ledger.commands import CloseSession, Decide, Finish, Op
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, Session
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.node.bootstrap import beginning
-from undoubt.coordinator.node.replicated import Replicated
-from undoubt.coordinator.node.storage.contract import Identity, Snapshot
+from undoubt.coordinator.node.fsm import NodeStateMachine
+from undoubt.coordinator.node.storage.contract import DiskIdentity, Snapshot
 from undoubt.coordinator.node.storage.node_storage import create
 from undoubt.participants.ids import TxId
 
@@ -184,8 +184,8 @@ def _large(nodes: Processes, finished: int) -> None:
     addresses = {1: f"127.0.0.1:{nodes.ports[0]}"}
     hard_state, first = beginning("abcdefghij", addresses)
     meta = msgspec.structs.replace(first.meta, index=2 * finished)
-    image = Replicated(machine, addresses).image()
-    create(nodes.data(1), Identity("abcdefghij", 1, "disk"), hard_state, Snapshot(meta, image))
+    image = NodeStateMachine(machine, addresses).image()
+    create(nodes.data(1), DiskIdentity("abcdefghij", 1, "disk"), hard_state, Snapshot(meta, image))
 
 
 def _finished(machine: Machine, session: object, seq: int) -> None:

@@ -6,13 +6,13 @@ import asyncio
 import shutil
 from pathlib import Path
 
-import undoubt.coordinator.ledger.sqlite.owned as owned_module
+import undoubt.coordinator.ledger.sqlite.owner as owned_module
 from tests.coordinator.ledger.signing import Signing
 from tests.prove.damaging import Change, Heard, copied
 from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Record
 from undoubt.coordinator.ledger.sqlite import anchored
-from undoubt.coordinator.ledger.sqlite.owned import OwnedLedger
+from undoubt.coordinator.ledger.sqlite.owner import OwnedLedger
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.ids import TxId
 

@@ -10,11 +10,18 @@ from undoubt.coordinator.errors import LedgerError, LedgerUnavailable
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord
 from undoubt.coordinator.node.bootstrap import beginning
 from undoubt.coordinator.node.storage import segment
-from undoubt.coordinator.node.storage.contract import Finished, Identity, Promises, Snapshot, Stored, Write
+from undoubt.coordinator.node.storage.contract import (
+    DiskIdentity,
+    DiskWrite,
+    Finished,
+    Promises,
+    Snapshot,
+    Stored,
+)
 from undoubt.coordinator.node.storage.history_file import FILE_NAME
 from undoubt.coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
 from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME
-from undoubt.coordinator.paxos import Accepted, Ballot, Branch, Known, Marks, Record, Value
+from undoubt.coordinator.paxos import Accepted, AcceptorRecord, Ballot, BranchInstance, Known, Marks, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
 from undoubt.participants.ids import TxId
@@ -35,25 +42,25 @@ class NodeFiles:
         """By segment: where its records end."""
 
     async def make(self) -> None:
-        identity = Identity("abcdefghij", 2, "disk-2")
+        identity = DiskIdentity("abcdefghij", 2, "disk-2")
         hard_state, image = beginning("abcdefghij", {1: "a:1", 2: "b:2", 3: "c:3"})
         create(self.folder, identity, hard_state, image, segment_bytes=SEGMENT_BYTES)
         storage, _ = await NodeStorage.open(self.folder, segment_bytes=SEGMENT_BYTES)
         finished = [_finished(seq) for seq in range(1, 20)]
         for index in range(2, LAST_INDEX):
-            await storage.write([Write(entries=(Entry.make(index, 2, b"an entry %d" % index * 4),))])
+            await storage.write([DiskWrite(entries=(Entry.make(index, 2, b"an entry %d" % index * 4),))])
             if index % 5 == 0:
-                await storage.write([Write(promises=Promises((_promised(index),)))])
+                await storage.write([DiskWrite(promises=Promises((_promised(index),)))])
             if index == SNAPSHOT_INDEX:
                 snapshot = Snapshot(SnapshotMeta(index, 2), b"an image of the state machine" * 8)
                 history = Finished(tuple(finished), 1_000, 10**9)
-                await storage.write([Write(finished=history, snapshot=snapshot)])
-                await storage.write([Write(keep_from=index - 4)])
-        await storage.write([Write(hard_state=HardState(3, 1), disks={3: "disk-3"})])
+                await storage.write([DiskWrite(finished=history, snapshot=snapshot)])
+                await storage.write([DiskWrite(keep_from=index - 4)])
+        await storage.write([DiskWrite(hard_state=HardState(3, 1), disks={3: "disk-3"})])
         copied(self.folder, self._before)
         kept = self.folder.with_name("node-killed")
         last = Entry.make(LAST_INDEX, 3, b"the last entry" * 4)
-        await storage.write([Write(entries=(last,), promises=Promises((), (), Marks(7)))])
+        await storage.write([DiskWrite(entries=(last,), promises=Promises((), (), Marks(7)))])
         copied(self.folder, kept)  # as a process that was killed leaves it
         active = storage.files.log._active
         self._ends[active.path.name] = active.end
@@ -62,7 +69,7 @@ class NodeFiles:
         kept.rename(self.folder)
         for number in segment.numbers_in(self.folder)[1:]:
             path = segment.path_of(self.folder, number)
-            header = segment.Header.decoded(path.read_bytes())
+            header = segment.SegmentHeader.decoded(path.read_bytes())
             self._ends[segment.path_of(self.folder, number - 1).name] = header.previous_end
         self._reference, self._finished = await _read(copied(self.folder, self._place))
         self._earlier, _ = await _read(copied(self._before, self._place))
@@ -135,10 +142,10 @@ def _finished(seq: int) -> DecisionRecord:
     return DecisionRecord(TxId(1, "0" * 16, seq), "2", Decision.COMMIT, branches, float(seq), "me")
 
 
-def _promised(seq: int) -> Record:
+def _promised(seq: int) -> AcceptorRecord:
     value = Accepted(Ballot(1), Value(True, b"evidence"))
-    known = Known((Branch(1, "orders"),), (value,))
-    return Record(TxId(1, "0" * 16, seq), Joint(frozenset({1, 2, 3})), Ballot(1, 7), known)
+    known = Known((BranchInstance(1, "orders"),), (value,))
+    return AcceptorRecord(TxId(1, "0" * 16, seq), Joint(frozenset({1, 2, 3})), Ballot(1, 7), known)
 
 
 __all__ = ["RESERVE_NAME", "NodeFiles"]

@@ -34,10 +34,10 @@ from tests.prove.disk_node import RECORD, SEGMENT, SNAPSHOT, Trouble, no_room, p
 from tests.prove.grow import LOADS, Load, lost
 from tests.prove.nodes import CommandFailed, Nodes
 from undoubt.coordinator.errors import LedgerError
-from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import NodeStatus
-from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.coordinator.settings import LedgerSettings
 
 ELECTION_S = 1.0
@@ -209,7 +209,7 @@ def fails(at: str) -> Callable[[Scene], Awaitable[None]]:
                 settings = LedgerSettings(url=f"raft://{nodes.url}", request_timeout_s=5.0)
                 while nodes.running[victim].returncode is None:
                     with contextlib.suppress(LedgerError):  # the node ends
-                        await operate.snapshot(settings, nodes.addresses[victim])
+                        await admin.snapshot(settings, nodes.addresses[victim])
                     await asyncio.sleep(LOOK_S)
             await nodes.running[victim].wait()
             if await nodes.killed(victim):

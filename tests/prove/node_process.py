@@ -22,10 +22,10 @@ from tests.prove.trap import Trap, Trapped
 from undoubt.cli import main
 from undoubt.coordinator.ledger.commands import Command, Decide, Precommit
 from undoubt.coordinator.node import node
-from undoubt.coordinator.node.replicated import Replicated
-from undoubt.coordinator.node.storage.contract import Write
+from undoubt.coordinator.node.fsm import NodeStateMachine
+from undoubt.coordinator.node.storage.contract import DiskWrite
 from undoubt.coordinator.node.storage.node_storage import NodeStorage
-from undoubt.coordinator.paxos import FIRST, Record
+from undoubt.coordinator.paxos import FIRST, AcceptorRecord
 from undoubt.coordinator.raft import Entry, Kind
 from undoubt.serve import node as serve
 
@@ -93,7 +93,7 @@ def _tell(**message: object) -> None:
 class TrappedStorage(NodeStorage):
     armed: Armed
 
-    def write(self, writes: Sequence[Write]) -> asyncio.Future[bool]:
+    def write(self, writes: Sequence[DiskWrite]) -> asyncio.Future[bool]:
         found = [each for write in writes for each in _stored(write)]
         if not self.armed.waits_at("before_store", found):
             return self._write_and_tell(found, writes)
@@ -103,11 +103,11 @@ class TrappedStorage(NodeStorage):
         loop.call_later(SLOW_S, self._write_slowly, found, writes, done)
         return done
 
-    def _write_slowly(self, found: Found, writes: Sequence[Write], done: asyncio.Future[bool]) -> None:
+    def _write_slowly(self, found: Found, writes: Sequence[DiskWrite], done: asyncio.Future[bool]) -> None:
         self.armed.reach("before_store", found)
         self._write_and_tell(found, writes).add_done_callback(lambda written: _pass_on(written, done))
 
-    def _write_and_tell(self, found: Found, writes: Sequence[Write]) -> asyncio.Future[bool]:
+    def _write_and_tell(self, found: Found, writes: Sequence[DiskWrite]) -> asyncio.Future[bool]:
         written = super().write(writes)
         # Before the callback of whoever waits for it, who tells the others.
         written.add_done_callback(partial(self._written, found))
@@ -127,7 +127,7 @@ def _pass_on(written: asyncio.Future[bool], done: asyncio.Future[bool]) -> None:
         done.set_result(written.result())
 
 
-class TrappedReplicated(Replicated):
+class TrappedReplicated(NodeStateMachine):
     armed: Armed
 
     def apply(self, entry: Entry) -> list[object]:
@@ -138,7 +138,7 @@ class TrappedReplicated(Replicated):
         return results
 
 
-def _stored(write: Write) -> Iterator[tuple[str, str]]:
+def _stored(write: DiskWrite) -> Iterator[tuple[str, str]]:
     for entry in write.entries:
         yield from _recorded(entry)
     if write.promises is not None:
@@ -157,7 +157,7 @@ def _recorded(entry: Entry) -> Iterator[tuple[str, str]]:
                 pass
 
 
-def _kind_of(record: Record) -> str:
+def _kind_of(record: AcceptorRecord) -> str:
     if record.promised == FIRST:
         return "vote"
     ballots = {accepted.ballot for accepted in record.known.accepted if accepted is not None}
@@ -169,6 +169,6 @@ if __name__ == "__main__":
     sys.argv = ["undoubt", *sys.argv[2:]]
     with (
         patch.object(serve, "NodeStorage", TrappedStorage),
-        patch.object(node, "Replicated", TrappedReplicated),
+        patch.object(node, "NodeStateMachine", TrappedReplicated),
     ):
         main()

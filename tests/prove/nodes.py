@@ -15,10 +15,10 @@ from typing import Any
 from tests.ports import free_ports
 from tests.prove.processes import ROOT, within
 from tests.prove.trap import Trap
-from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import SESSIONS_MAX, HeldCall
-from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.coordinator.ledger.cluster.url import wire_of
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.ids import TxId
@@ -218,7 +218,7 @@ class Nodes:
         finally:
             await ledger.close()
         asked = [
-            operate.ask(
+            admin.ask(
                 self.addresses[node],
                 HeldCall(tuple(sessions[first : first + SESSIONS_MAX])),
                 30.0,

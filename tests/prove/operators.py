@@ -26,7 +26,7 @@ from tests.prove.control import control
 from tests.prove.ledgers import LEDGERS
 from tests.prove.operators_model import SCRIPTED, Model, generated, scripted
 from tests.prove.processes import ROOT
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.config import load
 from undoubt.coordinator.ledger.acting import system_user
 from undoubt.coordinator.ledger.contract import Decision, Ledger, Session, record_of
@@ -99,7 +99,7 @@ async def _on(config: Path, random_: random.Random, cases: int, found: Found) ->
     for number in range(cases):
         recorded = (Decision.COMMIT, Decision.ABORT, None)[number % 3]
         settings = load(str(config))
-        async with assemble.opened(settings) as (ledger, participants):
+        async with wiring.opened(settings) as (ledger, participants):
             session = await ledger.open_session("proof", 3_600.0)
             gids = await _left(ledger, participants, session, recorded)
         # The sessions of a SQLite ledger end with the process that owned it.
@@ -113,7 +113,7 @@ async def _on(config: Path, random_: random.Random, cases: int, found: Found) ->
 
 async def _gone(config: Path, found: Found) -> None:
     """COMMIT is recorded, and payments never answers again: an operator says so, and nobody waits for it."""
-    async with assemble.opened(load(str(config))) as (ledger, participants):
+    async with wiring.opened(load(str(config))) as (ledger, participants):
         session = await ledger.open_session("proof", 3_600.0)
         gids = await _left(ledger, participants, session, Decision.COMMIT)
     whole = config.read_text()
@@ -124,7 +124,7 @@ async def _gone(config: Path, found: Found) -> None:
     status, told = await _undoubt(config, *words)
     found.acts += 1
     found.cases += 1
-    async with assemble.opened(load(str(config))) as (ledger, participants):
+    async with wiring.opened(load(str(config))) as (ledger, participants):
         audited = [act for act in await ledger.acts(limit=20) if act.note == note and act.result == "done"]
         hazards = {one.gid for one in await ledger.heuristics()}
         waits = [record for record in await ledger.unfinished() if record.txid == gids[0].txid]
@@ -173,7 +173,7 @@ async def _act(config: Path, model: Model, words: list[str], gids: list[Gid], fo
     ):
         found.split_unwarned += 1
         print(f"{config.stem}: {words} split it without a word\n{told}", file=sys.stderr)
-    async with assemble.opened(load(str(config))) as (ledger, participants):
+    async with wiring.opened(load(str(config))) as (ledger, participants):
         acts = [act for act in await ledger.acts(limit=20) if act.note == note]
         prepared = {branch.gid for name in NAMES for branch in await participants.get(name).in_doubt()}
     if expected.audited and not any(act.who.startswith(system_user()) for act in acts):

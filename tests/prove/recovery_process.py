@@ -10,7 +10,7 @@ import json
 import sys
 
 from tests.prove.trap import Trap, Trapped, tell
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.config import load
 from undoubt.recovery.service import RecoveryService
 
@@ -20,7 +20,7 @@ PAUSE_S = 0.05
 async def main(settings: str, trap: str, passes_max: int, after_max: int) -> None:
     loaded = load(json.loads(settings))
     trapped = Trapped(Trap.decode(trap))
-    async with assemble.opened(loaded) as (ledger, participants):
+    async with wiring.opened(loaded) as (ledger, participants):
         service = RecoveryService(ledger, participants, loaded.recovery, observe=trapped)
         for _ in range(passes_max):
             report = await service.run_once()

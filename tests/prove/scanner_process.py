@@ -11,7 +11,7 @@ import json
 import sys
 
 from tests.prove.trap import tell
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.config import load
 from undoubt.recovery.service import RecoveryService
 
@@ -30,7 +30,7 @@ async def main(settings: str, scans: int, seen_active: int) -> None:
                 intervals.append(now - last_scan[subject])
             last_scan[subject] = now
 
-    async with assemble.opened(loaded) as (ledger, participants):
+    async with wiring.opened(loaded) as (ledger, participants):
         service = RecoveryService(ledger, participants, loaded.recovery, observe=scanned, always=True)
         async with service:
             tell(started=True)

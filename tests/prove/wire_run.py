@@ -17,7 +17,7 @@ import undoubt
 from tests.prove.wire_cases import DOORS, Case, Scene, Work
 from tests.prove.wire_doors import ACCOUNTS, BALANCE, NAMES, ORDERS, PAYMENTS, SCHEMAS, Door, Transfer, url
 from tests.prove.wire_proxy import Fault, Place, Strike, Wire
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.config import load
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.participants.errors import ParticipantError
@@ -197,7 +197,7 @@ class Trial:
         await door.open()
 
         async def service() -> RecoveryService:
-            registry = assemble.registry(straight, door.engine.ledger_id)
+            registry = wiring.registry(straight, door.engine.ledger_id)
             return RecoveryService(door.engine.ledger, registry, always=True, hazard_grace_s=0.05)
 
         self._opened = door, await door.in_loop(service)

@@ -22,7 +22,7 @@ from undoubt.embedded import EmbeddedServer
 from undoubt.participants.ids import Protocol
 from undoubt.participants.postgres.schema import migrate
 from undoubt.participants.settings import ParticipantSettings
-from undoubt.participants.states import Termination
+from undoubt.participants.three_phase import Termination
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from undoubt.coordinator.errors import (
     TransactionAborted,
 )
 from undoubt.coordinator.ledger.contract import Decision, record_of
-from undoubt.participants.contract import Fate, Vote
+from undoubt.participants.contract import Vote, XactStatus
 from undoubt.participants.errors import BranchFailed
 from undoubt.participants.scripted import Script
 from undoubt.recovery.operator.resolve import Operator
@@ -35,7 +35,7 @@ async def told(stage: Stage, task: asyncio.Task[Any], event: str) -> BaseExcepti
     with pytest.raises(TransactionAborted) as raised:
         await task
     await stage.coordinator.close()
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
     assert isinstance(raised.value.cause, BaseException)
     return raised.value.cause
 

@@ -13,8 +13,8 @@ import pytest
 from tests.recovery.world import World, until
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.settings import CoordinatorSettings
-from undoubt.coordinator.steadfast import Steadfast
-from undoubt.participants.contract import Evidence, Fate, Order, Settled
+from undoubt.coordinator.uncancellable import Uncancellable
+from undoubt.participants.contract import Evidence, Order, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable, UndoubtError
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.scripted import ScriptedParticipant
@@ -92,7 +92,7 @@ class Story:
         """Whatever of coordinators still runs is killed, and their sessions expire."""
         while dead := [task for task in asyncio.all_tasks() - before if not of_recovery(task)]:
             for task in dead:
-                task.abandon() if isinstance(task, Steadfast) else task.cancel()
+                task.abandon() if isinstance(task, Uncancellable) else task.cancel()
             await asyncio.wait(dead, timeout=0.01)
         await self.world.ledger.elapse(100.0)
 
@@ -112,9 +112,9 @@ class Story:
         sessions = {txid.session for txid in [*open_ones, *state.unfinished]}
         return all(owner not in state.sessions[number].name for number in sessions)
 
-    def fates(self) -> dict[TxId, set[Fate]]:
+    def fates(self) -> dict[TxId, set[XactStatus]]:
         """What became of each transaction's branches."""
-        found: dict[TxId, set[Fate]] = {}
+        found: dict[TxId, set[XactStatus]] = {}
         for database in self.world.databases.values():
             for branch in database.branches:
                 found.setdefault(branch.gid.txid, set()).add(database.fates[branch.xid])
@@ -142,7 +142,7 @@ async def test_all_or_nothing_whatever_happens(seed: int, monkeypatch: pytest.Mo
     assert await world.heuristics() == {}
     fates = story.fates()
     assert all(len(found) == 1 for found in fates.values()), fates
-    assert all(fates[txid] == {Fate.COMMITTED} for txid in story.acknowledged)
+    assert all(fates[txid] == {XactStatus.COMMITTED} for txid in story.acknowledged)
 
 
 async def test_the_stories_tell_of_commits_aborts_and_deaths() -> None:
@@ -157,6 +157,6 @@ async def test_the_stories_tell_of_commits_aborts_and_deaths() -> None:
         unfinished += len(await world.unfinished())
         await world.recover()
         fates = story.fates()
-        committed += sum(found == {Fate.COMMITTED} for found in fates.values())
-        aborted += sum(found == {Fate.ABORTED} for found in fates.values())
+        committed += sum(found == {XactStatus.COMMITTED} for found in fates.values())
+        aborted += sum(found == {XactStatus.ABORTED} for found in fates.values())
     assert min(committed, aborted, unfinished) > 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.recovery.world import World
-from undoubt.participants.contract import Claim, Node, Waiting
+from undoubt.participants.contract import Claim, Waiting, WaitNode
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 from undoubt.recovery.deadlocks import DeadlockDetector
 
@@ -17,7 +17,7 @@ async def world() -> World:
     return await World().open()
 
 
-def wait(waiter: Node, pid: int, holder: Node, holder_pid: int) -> Waiting:
+def wait(waiter: WaitNode, pid: int, holder: WaitNode, holder_pid: int) -> Waiting:
     return Waiting(waiter, holder, "t1", pid, 700 + pid, holder_pid)
 
 
@@ -72,7 +72,7 @@ async def test_two_sessions_of_one_unproved_name_are_two(world: World, form: str
     """Broken if a forger holds a lock that one of ours waits for, waits for another one of ours in a second
     session of the same name, and so makes a cycle of one end."""
     ours = claim(world, 1, 11)
-    name: Node = Claim(world.session.id, 7, 0, "AAAAAAAA")
+    name: WaitNode = Claim(world.session.id, 7, 0, "AAAAAAAA")
     if form == "untagged":
         name = Gid(world.ledger.ledger_id, Protocol.TWO_PHASE, world.session.txid(7), 1, "orders")
     one, other = name, name

@@ -14,9 +14,9 @@ import pytest
 from tests.coordinator.stage import Stage
 from tests.coordinator.voting_ledger import VotingLedger
 from tests.recovery.world import FAST, World, told
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Ledger, record_of
-from undoubt.coordinator.protocols.course import applied_elsewhere
-from undoubt.participants.contract import Evidence, Fate, Order, Settled
+from undoubt.coordinator.ledger.contract import Decision, Ledger
+from undoubt.coordinator.protocols.context import applied_elsewhere
+from undoubt.participants.contract import Evidence, Order, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.scripted import Script
@@ -25,7 +25,7 @@ from undoubt.recovery.operator.resolve import Operator
 from undoubt.recovery.scan import later
 from undoubt.recovery.service import RecoveryService
 from undoubt.recovery.steps import RecoveryStep
-from undoubt.recovery.unfinished import Progress
+from undoubt.recovery.unfinished import UnfinishedProgress
 
 PROMOTED = "00000002"
 PROMOTED_AGAIN = "00000003"
@@ -56,7 +56,7 @@ async def test_a_coordinator_that_comes_after_a_recovery_records_no_hazard(proto
                     await asyncio.sleep(0.001)
         stage.gates["commit alpha"].set()
         result = await transfer
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
     assert result.pending == ()
     assert await stage.ledger.heuristics() == []
 
@@ -176,25 +176,6 @@ async def test_what_a_list_said_is_evidence_when_the_branch_is_gone(world: World
     assert [one.waits_for for one in report.unfinished] == [("payments",)]
 
 
-@pytest.mark.parametrize("recorded", [True, False])
-async def test_what_a_list_said_of_another_transaction_proves_nothing(world: World, recorded: bool) -> None:
-    """Broken if the name of a branch that was rolled back by hand, prepared again and committed, passes for
-    that branch. Where no transaction id was recorded, the one in the list is all that there is."""
-    gid, _ = gids = await world.left()
-    evidence = Evidence(world.orders.prepared[gid] - 500, 1, "00000001")
-    service = world.service(hazard_grace_s=0.0)
-    await service.run_once()  # whose list has it, and nothing is decided
-    world.orders.finish_by_hand(gid, Order.COMMIT)
-    branches = [BranchRecord(1, "orders"), BranchRecord(2, "payments")]
-    if recorded:
-        branches[0] = record_of(gid, evidence)
-    await world.ledger.decide(gid.txid, Decision.COMMIT, branches)
-    await service.run_once()
-    hazard = {gid: Settled.HEURISTIC_HAZARD} if recorded else {}
-    assert {one: found.kind for one, found in (await world.heuristics()).items()} == hazard
-    assert world.payments.fate(gids[1]) is Fate.COMMITTED
-
-
 async def test_a_recovery_that_is_overtaken_after_a_promotion_asks_by_what_it_listed(world: World) -> None:
     """Broken if it asks by the evidence that was recorded, which counts no more, where it has better."""
     gids = await world.left(Decision.COMMIT)
@@ -214,7 +195,7 @@ async def test_what_lists_said_is_kept_as_long_as_it_may_be_asked_for(world: Wor
     gids = await world.left()
     txid = gids[0].txid
     seen, key = Evidence(7, 1, PROMOTED), (txid, 1)
-    progress = Progress()
+    progress = UnfinishedProgress()
     progress.saw("orders", {key: seen})
     await world.decide(Decision.COMMIT, {gid: Evidence(7) for gid in gids})
     progress.read({one.txid: one for one in await world.ledger.unfinished()}, 0.0)
@@ -235,7 +216,6 @@ async def test_what_lists_said_is_kept_as_long_as_it_may_be_asked_for(world: Wor
         (Evidence(5, 1, "00000001", "first"), "recorded"),
         (Evidence(5, 1, PROMOTED, "second"), "listed"),
         (Evidence(5, 1, PROMOTED), "listed"),
-        (Evidence(6, 1, PROMOTED, "second"), "recorded"),
     ],
 )
 async def test_the_evidence_that_the_books_can_answer_is_asked_by(

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from tests.recovery.world import World, told
 from undoubt.coordinator.ledger.contract import Decision, Record
-from undoubt.participants.contract import Fate, PreparedBranch, Settled
+from undoubt.participants.contract import PreparedBranch, Settled, XactStatus
 from undoubt.participants.ids import Gid, Protocol
 from undoubt.participants.scripted import ScriptedParticipant
 
@@ -37,7 +37,7 @@ def forge(database: ScriptedParticipant, gid: Gid, *, xid: int = 5_000, owned: b
 
 async def expect_only_shown(world: World, database: ScriptedParticipant, gid: Gid) -> None:
     """In a pass in which the forger is quick: what it prepared is gone before it could be touched."""
-    database.fates[5_000] = Fate.COMMITTED
+    database.fates[5_000] = XactStatus.COMMITTED
     report = await world.recover()
     assert told(report, gid) == ("report", "nothing")
     assert [call for call, of in database.calls if of == gid and call != "begin"] == []
@@ -92,7 +92,7 @@ async def test_a_right_name_with_another_transaction_id(world: World) -> None:
     is never told."""
     one, two = await world.left(Decision.COMMIT)
     lost = world.payments.prepared.pop(two)
-    world.payments.fates[lost] = Fate.ABORTED
+    world.payments.fates[lost] = XactStatus.ABORTED
     forge(world.payments, two, owned=True)
     report = await world.recover()
     assert [call for call, of in world.payments.calls if of == two and call.startswith("settle")] == []
@@ -107,7 +107,7 @@ async def test_the_other_branchs_name_does_not_finish_a_transaction(world: World
     """Broken if a branch that lies in another database counts for the one that was recorded."""
     _, two = await world.left(Decision.COMMIT)
     lost = world.payments.prepared.pop(two)
-    world.payments.fates[lost] = Fate.ABORTED
+    world.payments.fates[lost] = XactStatus.ABORTED
     forge(world.orders, two, xid=lost, owned=True)
     await world.recover()
     await world.recover()

@@ -11,13 +11,13 @@ from tests.recovery.world import World
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.commands import Restore
 from undoubt.coordinator.ledger.contract import Decision, Heuristic
-from undoubt.participants.contract import Fate, Order, PreparedBranch, Settled
+from undoubt.participants.contract import Order, PreparedBranch, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Foreign, Gid, Protocol
 from undoubt.recovery.errors import Conflict, NotAllSeen, NotOurs, NotPrepared, StillBusy
 from undoubt.recovery.operator.resolve import Operator
-from undoubt.recovery.operator.survey import Found, survey
-from undoubt.recovery.plan import Standing
+from undoubt.recovery.operator.survey import SurveyedBranch, survey
+from undoubt.recovery.plan import BranchStanding
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ async def test_rollback_fences_the_coordinator_first(world: World) -> None:
     gids = world.gids()
     evidence = {gid: await world.prepare(gid) for gid in gids}
     await operator(world).roll_back(gids[0])
-    assert world.orders.fate(gids[0]) is Fate.ABORTED
+    assert world.orders.fate(gids[0]) is XactStatus.ABORTED
     with pytest.raises(AssertionError):
         await world.decide(Decision.COMMIT, evidence)  # the coordinator, a moment later
     await world.recover()
-    assert world.payments.fate(gids[1]) is Fate.ABORTED
+    assert world.payments.fate(gids[1]) is XactStatus.ABORTED
     assert await world.unfinished() == set()
     assert await world.heuristics() == {}
 
@@ -50,7 +50,7 @@ async def test_rollback_of_what_is_aborted_needs_no_record(world: World) -> None
     await world.ledger.keep_alive(world.session, gid.txid.seq + 1)
     await world.ledger._propose(Restore(1_000))
     await operator(world).roll_back(gid)
-    assert world.orders.fate(gid) is Fate.ABORTED
+    assert world.orders.fate(gid) is XactStatus.ABORTED
 
 
 async def test_rollback_without_a_ledger_does_nothing(world: World) -> None:
@@ -65,7 +65,7 @@ async def test_rollback_without_a_ledger_does_nothing(world: World) -> None:
 async def test_commit_of_a_recorded_commit_is_no_heuristic(world: World, heuristic: bool) -> None:
     gid, _ = await world.left(Decision.COMMIT)
     await operator(world).commit(gid, heuristic=heuristic)
-    assert world.orders.fate(gid) is Fate.COMMITTED
+    assert world.orders.fate(gid) is XactStatus.COMMITTED
     assert await world.heuristics() == {}
 
 
@@ -86,7 +86,7 @@ async def test_rollback_of_what_is_aborted_anyway_is_no_heuristic(world: World, 
     gid, _ = await world.left()
     await world.end_session()
     await operator(world).roll_back(gid, heuristic=heuristic)
-    assert world.orders.fate(gid) is Fate.ABORTED
+    assert world.orders.fate(gid) is XactStatus.ABORTED
     assert await world.heuristics() == {}
 
 
@@ -149,7 +149,7 @@ async def test_somebody_who_was_faster_is_told_of(world: World, decision: Decisi
         if call == "settle_commit":
             xid = world.orders.prepared[of]
             world.orders.finish_by_hand(of, Order.ROLLBACK)
-            assert world.orders.fates[xid] is Fate.ABORTED
+            assert world.orders.fates[xid] is XactStatus.ABORTED
 
     world.orders.before = colleague
     if decision is None:
@@ -221,14 +221,14 @@ async def test_forgotten_heuristics_stay_forgotten(world: World) -> None:
     assert await world.heuristics() == {}
 
 
-async def forged(world: World) -> Found:
+async def forged(world: World) -> SurveyedBranch:
     """An impostor that a person was shown: another role's, under the name of a branch that is aborted."""
     gid, _ = await world.left(Decision.ABORT)
     await world.recover()
     assert gid not in world.orders.prepared
     world.orders.foreign.append(PreparedBranch(gid, "thief", "orders", 1.0, 5.0, 77, owned=False))
     found = (await survey(world.ledger, world.registry)).one(gid)
-    assert found.standing is Standing.IMPOSTOR
+    assert found.standing is BranchStanding.IMPOSTOR
     return found
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from undoubt.coordinator.ledger.contract import Decision, Verdict
-from undoubt.participants.contract import Fate, Settled
+from undoubt.participants.contract import Settled, XactStatus
 from undoubt.participants.ids import Foreign, Gid, Protocol, TxId
 from undoubt.recovery.plan import (
     BranchDone,
+    BranchStanding,
     Commit,
     LeaveAlone,
     LookAgain,
-    RecordHeuristic,
+    RecordHeuristicOutcome,
     ReportOnly,
     RollBack,
-    Standing,
     Terminate,
     for_absent,
     for_prepared,
@@ -29,45 +29,45 @@ GID = Gid("abcdefghij", Protocol.TWO_PHASE, TxId(1, "00112233445566ff", 1), 1, "
 @pytest.mark.parametrize(
     ("stands", "action"),
     [
-        (Standing.COMMITTED, Commit(GID)),
-        (Standing.ABORTED, RollBack(GID)),
-        (Standing.ACTIVE, LeaveAlone(GID)),
-        (Standing.ASK_PROTOCOL, Terminate(GID)),
-        (Standing.FORGOTTEN, ReportOnly(GID, Standing.FORGOTTEN)),
-        (Standing.LOST_LEDGER, ReportOnly(GID, Standing.LOST_LEDGER)),
-        (Standing.OTHER_LEDGER, ReportOnly(GID, Standing.OTHER_LEDGER)),
+        (BranchStanding.COMMITTED, Commit(GID)),
+        (BranchStanding.ABORTED, RollBack(GID)),
+        (BranchStanding.ACTIVE, LeaveAlone(GID)),
+        (BranchStanding.ASK_PROTOCOL, Terminate(GID)),
+        (BranchStanding.FORGOTTEN, ReportOnly(GID, BranchStanding.FORGOTTEN)),
+        (BranchStanding.LOST_LEDGER, ReportOnly(GID, BranchStanding.LOST_LEDGER)),
+        (BranchStanding.OTHER_LEDGER, ReportOnly(GID, BranchStanding.OTHER_LEDGER)),
     ],
 )
-def test_prepared(stands: Standing, action: object) -> None:
+def test_prepared(stands: BranchStanding, action: object) -> None:
     assert for_prepared(GID, stands) == action
 
 
-@pytest.mark.parametrize("stands", Standing)
-def test_a_foreign_name_is_reported_whatever_else_is_said(stands: Standing) -> None:
+@pytest.mark.parametrize("stands", BranchStanding)
+def test_a_foreign_name_is_reported_whatever_else_is_said(stands: BranchStanding) -> None:
     foreign = Foreign("someone's")
-    assert for_prepared(foreign, stands) == ReportOnly(foreign, Standing.FOREIGN)
+    assert for_prepared(foreign, stands) == ReportOnly(foreign, BranchStanding.FOREIGN)
 
 
-def heuristic(kind: Settled, decision: Decision) -> RecordHeuristic:
-    return RecordHeuristic(GID, kind, decision)
+def heuristic(kind: Settled, decision: Decision) -> RecordHeuristicOutcome:
+    return RecordHeuristicOutcome(GID, kind, decision)
 
 
 @pytest.mark.parametrize(
     ("decision", "fate", "action"),
     [
-        (Decision.COMMIT, Fate.COMMITTED, BranchDone(GID)),
-        (Decision.COMMIT, Fate.IN_PROGRESS, LookAgain(GID)),
-        (Decision.COMMIT, Fate.ABORTED, heuristic(Settled.HEURISTIC_ROLLBACK, Decision.COMMIT)),
-        (Decision.COMMIT, Fate.NEVER_ASSIGNED, heuristic(Settled.HEURISTIC_ROLLBACK, Decision.COMMIT)),
-        (Decision.COMMIT, Fate.UNKNOWN, heuristic(Settled.HEURISTIC_HAZARD, Decision.COMMIT)),
-        (Decision.ABORT, Fate.COMMITTED, heuristic(Settled.HEURISTIC_COMMIT, Decision.ABORT)),
-        (Decision.ABORT, Fate.IN_PROGRESS, LookAgain(GID)),
-        (Decision.ABORT, Fate.ABORTED, BranchDone(GID)),
-        (Decision.ABORT, Fate.NEVER_ASSIGNED, BranchDone(GID)),
-        (Decision.ABORT, Fate.UNKNOWN, BranchDone(GID)),
+        (Decision.COMMIT, XactStatus.COMMITTED, BranchDone(GID)),
+        (Decision.COMMIT, XactStatus.IN_PROGRESS, LookAgain(GID)),
+        (Decision.COMMIT, XactStatus.ABORTED, heuristic(Settled.HEURISTIC_ROLLBACK, Decision.COMMIT)),
+        (Decision.COMMIT, XactStatus.NEVER_ASSIGNED, heuristic(Settled.HEURISTIC_ROLLBACK, Decision.COMMIT)),
+        (Decision.COMMIT, XactStatus.UNKNOWN, heuristic(Settled.HEURISTIC_HAZARD, Decision.COMMIT)),
+        (Decision.ABORT, XactStatus.COMMITTED, heuristic(Settled.HEURISTIC_COMMIT, Decision.ABORT)),
+        (Decision.ABORT, XactStatus.IN_PROGRESS, LookAgain(GID)),
+        (Decision.ABORT, XactStatus.ABORTED, BranchDone(GID)),
+        (Decision.ABORT, XactStatus.NEVER_ASSIGNED, BranchDone(GID)),
+        (Decision.ABORT, XactStatus.UNKNOWN, BranchDone(GID)),
     ],
 )
-def test_absent(decision: Decision, fate: Fate, action: object) -> None:
+def test_absent(decision: Decision, fate: XactStatus, action: object) -> None:
     assert for_absent(GID, decision, fate) == action
 
 
@@ -95,5 +95,5 @@ def test_every_verdict_is_a_standing(verdict: Verdict) -> None:
 @pytest.mark.parametrize("verdict", Verdict)
 def test_a_verdict_counts_only_for_the_ledgers_own_gids(verdict: Verdict) -> None:
     """Two installations share a database; transaction numbers of both are alike."""
-    assert standing(GID, "zzzzzzzzzz", verdict) is Standing.OTHER_LEDGER
-    assert standing(Foreign("x"), "zzzzzzzzzz", verdict) is Standing.FOREIGN
+    assert standing(GID, "zzzzzzzzzz", verdict) is BranchStanding.OTHER_LEDGER
+    assert standing(Foreign("x"), "zzzzzzzzzz", verdict) is BranchStanding.FOREIGN

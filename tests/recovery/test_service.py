@@ -11,11 +11,11 @@ import pytest
 from tests.recovery.world import FAST, World, until
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.contract import Decision
-from undoubt.participants.contract import Fate, Order
+from undoubt.participants.contract import Order, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.scripted import ScriptedParticipant
 from undoubt.recovery.settings import RecoverySettings
-from undoubt.recovery.worker import Worker
+from undoubt.recovery.worker import RecoveryWorker
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ async def test_it_resolves_what_appears_while_it_runs(world: World) -> None:
         for _ in range(3):
             gids = await world.left(Decision.COMMIT)
             await until(lambda: not world.ledger.machine.state.unfinished)
-            assert world.orders.fate(gids[0]) is Fate.COMMITTED
+            assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
         active = await world.left()
         counters = service.status().counters
         await until(lambda: counters.seen_active > 1)
@@ -72,7 +72,7 @@ async def test_it_works_only_while_the_ledger_leads(world: World, monkeypatch: p
         assert service.status().counters.scans == 0
         assert (service.status().running, service.status().leads) == (True, False)
         leads = True
-        await until(lambda: world.orders.fate(gids[0]) is Fate.COMMITTED)
+        await until(lambda: world.orders.fate(gids[0]) is XactStatus.COMMITTED)
         leads = False
         await until(lambda: service.status().participants == ())
         scans = service.status().counters.scans
@@ -84,7 +84,7 @@ async def test_by_hand_it_works_whoever_leads(world: World, monkeypatch: pytest.
     monkeypatch.setattr(type(world.ledger), "leads", property(lambda _self: False))
     gids = await world.left(Decision.COMMIT)
     async with world.service(always=True):
-        await until(lambda: world.orders.fate(gids[0]) is Fate.COMMITTED)
+        await until(lambda: world.orders.fate(gids[0]) is XactStatus.COMMITTED)
 
 
 async def test_participants_come_and_go(world: World) -> None:
@@ -92,11 +92,11 @@ async def test_participants_come_and_go(world: World) -> None:
     gids = await world.left(Decision.COMMIT)
     removed = world.registry.remove("payments")
     async with world.service() as service:
-        await until(lambda: world.orders.fate(gids[0]) is Fate.COMMITTED)
+        await until(lambda: world.orders.fate(gids[0]) is XactStatus.COMMITTED)
         (left,) = service.status().unfinished
         assert (left.waits_for, left.unknown) == (("payments",), ("payments",))
         world.registry.add(removed)
-        await until(lambda: world.payments.fate(gids[1]) is Fate.COMMITTED)
+        await until(lambda: world.payments.fate(gids[1]) is XactStatus.COMMITTED)
         world.registry.remove("orders")
         await until(lambda: [one.participant for one in service.status().participants] == ["payments"])
         await until(lambda: service.status().unfinished == ())
@@ -111,7 +111,7 @@ async def test_a_replaced_participant_gets_a_worker_of_its_own(world: World) -> 
         world.registry.add(successor)
         world.databases["payments"] = successor
         gids = await world.left(Decision.COMMIT)
-        await until(lambda: successor.fate(gids[1]) is Fate.COMMITTED)
+        await until(lambda: successor.fate(gids[1]) is XactStatus.COMMITTED)
         await until(lambda: all(one.last_error is None for one in service.status().participants))
 
 
@@ -125,7 +125,7 @@ async def test_one_that_hangs_delays_no_other(world: World) -> None:
     world.orders.in_doubt = hang  # type: ignore[method-assign, assignment]
     world.orders.waits = hang  # type: ignore[method-assign, assignment]
     async with world.service():
-        await until(lambda: world.payments.fate(gids[1]) is Fate.COMMITTED)
+        await until(lambda: world.payments.fate(gids[1]) is XactStatus.COMMITTED)
 
 
 async def test_status_shows_failures_until_it_works_again(world: World) -> None:
@@ -152,7 +152,7 @@ async def test_a_ledger_without_quorum_is_tried_again(world: World) -> None:
         await until(lambda: len(service.status().participants) == 2)
         await until(lambda: all(one.last_error == "no quorum" for one in service.status().participants))
         world.ledger.unfinished = reading  # type: ignore[method-assign]
-        await until(lambda: world.orders.fate(gids[0]) is Fate.COMMITTED)
+        await until(lambda: world.orders.fate(gids[0]) is XactStatus.COMMITTED)
 
 
 async def test_a_bug_in_one_pass_is_told_and_the_next_is_made(
@@ -170,7 +170,7 @@ async def test_a_bug_in_one_pass_is_told_and_the_next_is_made(
 
     world.orders.in_doubt = broken_once  # type: ignore[method-assign, assignment]
     async with world.service():
-        await until(lambda: world.orders.fate(gids[0]) is Fate.COMMITTED)
+        await until(lambda: world.orders.fate(gids[0]) is XactStatus.COMMITTED)
     assert "KeyError" in caplog.text
 
 
@@ -188,7 +188,7 @@ async def test_a_bug_in_sweeping_ends_no_worker(world: World, monkeypatch: pytes
         await until(lambda: len(swept) > 1)
         gids = await world.left(Decision.COMMIT)
         await until(lambda: not world.ledger.machine.state.unfinished)
-        assert world.orders.fate(gids[0]) is Fate.COMMITTED
+        assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
 
 
 async def test_what_must_not_be_touched_is_in_the_status(world: World) -> None:
@@ -239,8 +239,8 @@ class Highest(random.Random):
 async def test_pauses_double_up_to_the_limit_and_are_random(world: World) -> None:
     settings = RecoverySettings(interval_s=1.0, backoff_max_s=5.0)
 
-    def worker(rng: random.Random) -> Worker:
-        return Worker(world.orders, world.service()._tools, settings, lambda: True, rng)
+    def worker(rng: random.Random) -> RecoveryWorker:
+        return RecoveryWorker(world.orders, world.service()._tools, settings, lambda: True, rng)
 
     steady = worker(Highest())
     pauses = [steady._pause_s()]
@@ -264,7 +264,9 @@ async def test_a_worker_that_lost_the_lead_does_nothing_more(world: World) -> No
         return leads
 
     service = world.service()
-    task = asyncio.create_task(Worker(world.orders, service._tools, FAST, allowed, random.Random(1)).run())
+    task = asyncio.create_task(
+        RecoveryWorker(world.orders, service._tools, FAST, allowed, random.Random(1)).run()
+    )
     await until(lambda: service._tools.counters.scans > 0)
     leads = False
     scans = -1

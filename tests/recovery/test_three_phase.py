@@ -9,13 +9,13 @@ import pytest
 from tests.recovery.world import World, told
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
 from undoubt.coordinator.protocols import termination
-from undoubt.participants.contract import Fate, Order, Settled
+from undoubt.participants.contract import Order, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Gid, Protocol
 from undoubt.participants.registry import Registry
-from undoubt.participants.states import BranchState, Charter, Event, Termination
+from undoubt.participants.three_phase import BranchState, Charter, Event, Termination
 from undoubt.recovery import terminate
-from undoubt.recovery.resolve import Tools
+from undoubt.recovery.resolve import RecoveryContext
 from undoubt.recovery.sweep import sweep
 from undoubt.recovery.terminate import Terminator
 from undoubt.recovery.without_ledger import WhichLedger, WithoutLedger
@@ -47,7 +47,7 @@ async def left(world: World, precommitted: int = 0, *, rule: Termination = Termi
     return gids
 
 
-def fates(world: World, gids: list[Gid]) -> list[Fate]:
+def fates(world: World, gids: list[Gid]) -> list[XactStatus]:
     return [world.databases[gid.participant].fate(gid) for gid in gids]
 
 
@@ -62,15 +62,22 @@ async def recovered(world: World, gids: list[Gid]) -> Record:
 
 @pytest.mark.parametrize(
     ("precommitted", "fate"),
-    [(0, Fate.ABORTED), (1, Fate.COMMITTED), (2, Fate.COMMITTED), (3, Fate.COMMITTED)],
+    [
+        (0, XactStatus.ABORTED),
+        (1, XactStatus.COMMITTED),
+        (2, XactStatus.COMMITTED),
+        (3, XactStatus.COMMITTED),
+    ],
 )
-async def test_the_rows_decide_and_the_ledger_records(world: World, precommitted: int, fate: Fate) -> None:
+async def test_the_rows_decide_and_the_ledger_records(
+    world: World, precommitted: int, fate: XactStatus
+) -> None:
     """Broken if recovery presumes anything, or ends a transaction and leaves no record of it."""
     gids = await left(world, precommitted)
     await world.end_session()
     record = await recovered(world, gids)
     assert fates(world, gids) == [fate] * 3
-    assert record is (Record.COMMIT if fate is Fate.COMMITTED else Record.ABORT)
+    assert record is (Record.COMMIT if fate is XactStatus.COMMITTED else Record.ABORT)
     await world.recover()
     assert await world.unfinished() == set()
     assert await world.heuristics() == {}
@@ -130,11 +137,11 @@ async def test_one_that_says_nothing_holds_up_only_the_first_to_ask(
         await hanging.wait()
 
     world.databases["stock"].before = hang
-    tools = Tools(world.ledger, world.registry, 8)
+    tools = RecoveryContext(world.ledger, world.registry, 8)
     for _ in range(3):  # one worker ends what the other then finds decided
         await asyncio.gather(*(one_pass(tools, world.databases[name]) for name in NAMES[:2]))
     assert len(asked) <= 2 * 8 * 2  # two workers, each with as many at once, ask twice in a round
-    outcome = Fate.COMMITTED if precommitted else Fate.ABORTED
+    outcome = XactStatus.COMMITTED if precommitted else XactStatus.ABORTED
     assert {world.orders.fate(gids[0]) for gids in left_behind} == {outcome}
     hanging.set()
     world.databases["stock"].before = None
@@ -154,7 +161,7 @@ async def test_one_that_is_down_follows_when_it_is_back(world: World, down: str)
     assert (await world.ledger.records([gids[0].txid]))[gids[0].txid] is Record.COMMIT
     world.databases[down].down = None
     await recovered(world, gids)
-    assert fates(world, gids) == [Fate.COMMITTED] * 3
+    assert fates(world, gids) == [XactStatus.COMMITTED] * 3
     assert await world.heuristics() == {}
 
 
@@ -170,7 +177,7 @@ async def test_a_late_prepare_under_a_tombstone_is_rolled_back(world: World) -> 
     await recovered(world, gids[:2])
     await world.prepare(gids[2])
     await recovered(world, gids)
-    assert fates(world, gids) == [Fate.ABORTED] * 3
+    assert fates(world, gids) == [XactStatus.ABORTED] * 3
 
 
 async def test_a_branch_without_its_row_is_left_to_a_person(world: World) -> None:
@@ -201,7 +208,7 @@ async def test_a_row_that_was_lost_is_not_taken_for_one_never_made(world: World,
     assert gids[1] in world.payments.prepared
     world.orders.down = None
     await (world.recover() if ledger else alone(world))
-    assert world.payments.fate(gids[1]) is Fate.COMMITTED
+    assert world.payments.fate(gids[1]) is XactStatus.COMMITTED
 
 
 async def test_a_row_that_a_termination_made_is_no_proof_of_a_rollback(world: World) -> None:
@@ -243,7 +250,7 @@ async def test_participants_that_were_renamed_are_found_by_what_they_hold(world:
     world.databases["stock"].down = ParticipantUnavailable("stock", "is down")
     for _ in range(3):
         await (world.recover() if ledger else alone(world, 1))
-    assert fates(world, gids)[:2] == [Fate.COMMITTED] * 2
+    assert fates(world, gids)[:2] == [XactStatus.COMMITTED] * 2
 
 
 @pytest.mark.parametrize("ledger", [True, False])
@@ -256,7 +263,7 @@ async def test_a_name_that_leads_to_another_database_now_splits_nothing(world: W
     rename(world, orders="payments", payments="orders")
     for _ in range(3):
         await (world.recover() if ledger else alone(world, 1))
-    assert Fate.ABORTED not in fates(world, gids)
+    assert XactStatus.ABORTED not in fates(world, gids)
 
 
 async def test_committed_by_hand_against_tombstones_is_a_conflict(world: World) -> None:
@@ -297,7 +304,7 @@ async def test_many_recoveries_at_once_agree(world: World) -> None:
             if not any(gid in world.databases[gid.participant].prepared for gid in gids):
                 break
         assert len(set(fates(world, gids))) == 1
-        assert Fate.IN_PROGRESS not in fates(world, gids)
+        assert XactStatus.IN_PROGRESS not in fates(world, gids)
         await world.open()
     assert await world.heuristics() == {}
 
@@ -340,10 +347,10 @@ async def test_a_tombstone_outlives_a_slow_prepare_and_its_ledger(world: World) 
     terminator = Terminator(world.ledger, world.registry, None)
     assert await sweep(world.ledger, terminator, world.orders, 0.0) == []
     await world.prepare(gids[0])
-    assert fates(world, gids[:1]) == [Fate.IN_PROGRESS]
+    assert fates(world, gids[:1]) == [XactStatus.IN_PROGRESS]
     for _ in range(5):
         await WithoutLedger(world.registry, world.ledger.ledger_id).run()
-    assert fates(world, gids[:1]) == [Fate.ABORTED]
+    assert fates(world, gids[:1]) == [XactStatus.ABORTED]
     assert await sweep(world.ledger, terminator, world.orders, 0.0, 0.0) == gids[:1]
 
 
@@ -373,11 +380,16 @@ async def alone(world: World, passes: int = 20, ledger_id: str | None = None) ->
 
 @pytest.mark.parametrize(
     ("precommitted", "fate"),
-    [(0, Fate.ABORTED), (1, Fate.COMMITTED), (2, Fate.COMMITTED), (3, Fate.COMMITTED)],
+    [
+        (0, XactStatus.ABORTED),
+        (1, XactStatus.COMMITTED),
+        (2, XactStatus.COMMITTED),
+        (3, XactStatus.COMMITTED),
+    ],
 )
 @pytest.mark.parametrize("rule", list(Termination))
 async def test_the_participants_end_it_among_themselves(
-    world: World, precommitted: int, fate: Fate, rule: Termination
+    world: World, precommitted: int, fate: XactStatus, rule: Termination
 ) -> None:
     """Broken if the ledger is needed after all."""
     gids = await left(world, precommitted, rule=rule)
@@ -402,7 +414,7 @@ async def test_what_needs_databases_that_nobody_has_named_is_not_waited_for(worl
     assert told(report, gids[0]) == ("terminate", "look_again")
     world.databases["stock"].down = None
     await alone(world)
-    assert world.orders.fate(gids[0]) is Fate.COMMITTED
+    assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
 
 
 @pytest.mark.parametrize("protocol", [Protocol.TWO_PHASE, Protocol.PAXOS])
@@ -428,7 +440,7 @@ async def test_branches_of_several_ledgers_need_a_name(world: World) -> None:
         await WithoutLedger(world.registry).run()
     assert raised.value.ledgers == ("abcdefghij", "zzzzzzzzzz")
     await alone(world, ledger_id="abcdefghij")
-    assert fates(world, gids) == [Fate.COMMITTED] * 3
+    assert fates(world, gids) == [XactStatus.COMMITTED] * 3
     assert other in world.orders.prepared
 
 

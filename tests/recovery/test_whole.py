@@ -9,7 +9,7 @@ from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.acting import system_user
 from undoubt.coordinator.ledger.commands import Restore
 from undoubt.coordinator.ledger.contract import Decision
-from undoubt.participants.contract import Fate, Order, Settled
+from undoubt.participants.contract import Order, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.recovery.errors import Conflict, NotPrepared
@@ -28,7 +28,7 @@ def resolver(world: World) -> Resolver:
     return Resolver(world.ledger, world.registry)
 
 
-def fates(world: World, gids: list[Gid]) -> list[Fate]:
+def fates(world: World, gids: list[Gid]) -> list[XactStatus]:
     return [world.databases[gid.participant].fate(gid) for gid in gids]
 
 
@@ -39,8 +39,8 @@ async def forgotten(world: World) -> list[Gid]:
     return gids
 
 
-@pytest.mark.parametrize(("decision", "fate"), [(COMMIT, Fate.COMMITTED), (ABORT, Fate.ABORTED)])
-async def test_every_branch_ends_as_is_recorded(world: World, decision: Decision, fate: Fate) -> None:
+@pytest.mark.parametrize(("decision", "fate"), [(COMMIT, XactStatus.COMMITTED), (ABORT, XactStatus.ABORTED)])
+async def test_every_branch_ends_as_is_recorded(world: World, decision: Decision, fate: XactStatus) -> None:
     gids = await world.left(decision)
     whole = await look(world.ledger, world.registry, gids[0].txid)
     assert whole.direction is decision
@@ -66,7 +66,7 @@ async def test_what_is_forgotten_ends_in_one_chosen_direction(world: World) -> N
         with pytest.raises(Conflict, match="add --heuristic"):
             await resolver(world).end(gids[0].txid, chosen)
     await resolver(world).end(gids[0].txid, COMMIT, heuristic=True, note="agreed")
-    assert fates(world, gids) == [Fate.COMMITTED, Fate.COMMITTED]
+    assert fates(world, gids) == [XactStatus.COMMITTED, XactStatus.COMMITTED]
     assert {one.kind for one in (await world.heuristics()).values()} == {Settled.HEURISTIC_COMMIT}
     assert "no branch of it is prepared" in (await look(world.ledger, world.registry, gids[0].txid)).why
 
@@ -77,7 +77,7 @@ async def test_rolling_back_what_is_active_records_abort_first(world: World) -> 
         await resolver(world).end(gids[0].txid, COMMIT)
     await resolver(world).end(gids[0].txid, ABORT)
     assert (await world.ledger.records([gids[0].txid]))[gids[0].txid] == "abort"
-    assert fates(world, gids) == [Fate.ABORTED, Fate.ABORTED]
+    assert fates(world, gids) == [XactStatus.ABORTED, XactStatus.ABORTED]
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -96,7 +96,7 @@ async def test_what_contradicts_a_sibling_needs_its_own_flag(world: World, whole
         await resolver(world).end(other.txid, ABORT, heuristic=True, contradict=True)
     else:
         await operator.roll_back(other, heuristic=True, contradict=True)
-    assert world.payments.fate(other) is Fate.ABORTED
+    assert world.payments.fate(other) is XactStatus.ABORTED
 
 
 async def test_a_rollback_of_what_is_active_may_contradict_a_sibling_too(world: World) -> None:
@@ -131,7 +131,7 @@ async def test_a_participant_that_is_gone_is_waited_for_no_more(world: World) ->
     hazard = (await world.heuristics())[gids[1]]
     assert (hazard.kind, hazard.decision) == (Settled.HEURISTIC_HAZARD, COMMIT)
     assert hazard.note.endswith("gone for good: fire")
-    assert world.orders.fate(gids[0]) is Fate.COMMITTED
+    assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
     assert await world.unfinished() == set()
 
 

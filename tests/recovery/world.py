@@ -11,7 +11,7 @@ from undoubt.participants.contract import Evidence
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import ScriptedParticipant
-from undoubt.recovery.report import Line, Report
+from undoubt.recovery.report import Report, ReportedBranch
 from undoubt.recovery.service import RecoveryService
 from undoubt.recovery.settings import RecoverySettings
 
@@ -96,7 +96,7 @@ class World:
 
 def told(report: Report, gid: object) -> tuple[str, str]:
     """Action and result of the line about ``gid``."""
-    line: Line | None = report.of(gid)
+    line: ReportedBranch | None = report.of(gid)
     assert line is not None, f"no line about {gid}"
     return line.action, line.result
 

@@ -21,7 +21,7 @@ from undoubt.coordinator.protocols.termination import Round
 from undoubt.coordinator.protocols.termination_rules import Move
 from undoubt.participants.contract import Order, Participant
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
-from undoubt.participants.states import Charter, Event, StateRow, Termination
+from undoubt.participants.three_phase import Charter, Event, StateRow, Termination
 
 LEDGER = "abcdefghij"
 NONCE = "0123456789abcdef"

@@ -26,7 +26,7 @@ from undoubt.recovery.operator.explain import explain
 from undoubt.recovery.operator.explain_heuristic import explain_heuristic
 from undoubt.recovery.operator.resolve import Operator
 from undoubt.recovery.operator.survey import survey
-from undoubt.recovery.plan import Standing
+from undoubt.recovery.plan import BranchStanding
 from undoubt.recovery.service import RecoveryService
 from undoubt.recovery.settings import RecoverySettings
 from undoubt.recovery.without_ledger import WithoutLedger
@@ -326,7 +326,7 @@ class OperatorProcess:
         found = random.choice(seen.found)
         gid = found.branch.gid
         await explain(ledger, participants, found, seen)
-        draw = 1.0 if found.standing is Standing.IMPOSTOR else random.random()
+        draw = 1.0 if found.standing is BranchStanding.IMPOSTOR else random.random()
         if draw < 0.3:
             world.trace(self.process.name, f"rolls back {gid}, which is {found.standing}")
             await operator.roll_back(gid)

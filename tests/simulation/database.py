@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from undoubt.participants.scripted_states import MemoryStates
+from undoubt.participants.scripted_three_phase import MemoryStates
 
 SLOWEST_PREPARE_S = 10.0
 APPLICATION = "app"
@@ -426,7 +426,7 @@ class Session(asyncio.Protocol):
         return hashlib.sha256(proof).digest() in self.disk.notes, gone
 
     async def do_states(self, verb: str, *arguments: Any) -> Any:
-        """A call of :class:`undoubt.participants.states.States`."""
+        """A call of :class:`undoubt.participants.three_phase.States`."""
         self._primary()
         result = await getattr(self.disk.states, verb)(*arguments)
         if verb == "enlist" and result:

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import undoubt.coordinator.ledger.sqlite.ledger as ledger_module
-import undoubt.coordinator.ledger.sqlite.owned as owned_module
+import undoubt.coordinator.ledger.sqlite.owner as owned_module
 from tests.simulation.drive import Drive, Thread
 from tests.simulation.network import FakeSocket
 from tests.simulation.scheduler import Process
 from undoubt.coordinator.ledger.anchor import START, Mark, chained
 from undoubt.coordinator.ledger.contract import DecisionRecord
-from undoubt.coordinator.ledger.local import newest
 from undoubt.coordinator.ledger.sqlite.store import Loaded
+from undoubt.coordinator.ledger.state_machine_ledger import newest
 from undoubt.participants.ids import TxId, new_ledger_id
 
 
@@ -92,7 +92,7 @@ class SimulatedLock:
 
 
 class Door:
-    """In place of :mod:`undoubt.coordinator.ledger.sqlite.door`."""
+    """In place of :mod:`undoubt.coordinator.ledger.sqlite.unix_socket`."""
 
     @staticmethod
     def listen(ledger: Path) -> FakeSocket:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.nodes import SimulatedNode
 from undoubt.coordinator.errors import LedgerError
-from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
-from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.coordinator.wire import VERSIONS
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class MembersProcess:
         """The voters afterwards."""
         told = ", ".join(f"{change.kind} {change.node}" for change in changes)
         self.world.trace(self.process.name, f"asks to {told}")
-        status = await operate.change_members(self.world.settings, changes)
+        status = await admin.change_members(self.world.settings, changes)
         self.world.trace(self.process.name, f"has {told}: voters {status.voters}, learners {status.learners}")
         return status.voters
 
@@ -109,12 +109,12 @@ class MembersProcess:
         return any(":p:" in work.name and not work.impostor for work in prepared)
 
     async def transfer(self) -> None:
-        await operate.transfer(self.world.settings)
+        await admin.transfer(self.world.settings)
 
     async def snapshot(self) -> None:
         address = self.random.choice(sorted(self.cluster.addresses.values()))
-        await operate.snapshot(self.world.settings, str(address))
-        _, _, image = await operate.image(self.world.settings)
+        await admin.snapshot(self.world.settings, str(address))
+        _, _, image = await admin.image(self.world.settings)
         assert image
 
     async def look(self) -> None:
@@ -124,7 +124,7 @@ class MembersProcess:
         """Once all is quiet: whoever is no member any more, or never became one, is switched off."""
         try:
             await self.mend()
-            members = {*(await operate.change_members(self.world.settings, [])).nodes}
+            members = {*(await admin.change_members(self.world.settings, [])).nodes}
         except LedgerError as error:
             self.world.trace(self.process.name, f"tidying: {error}")
             return False

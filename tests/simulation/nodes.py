@@ -17,12 +17,12 @@ from tests.simulation.drive import Drive, Thread
 from tests.simulation.judge import Violation
 from tests.simulation.recorded import RecordedLedger
 from undoubt.coordinator.ledger.contract import DecisionRecord
-from undoubt.coordinator.ledger.local import newest
+from undoubt.coordinator.ledger.state_machine_ledger import newest
 from undoubt.coordinator.node.bootstrap import beginning, joining
 from undoubt.coordinator.node.node import Node
 from undoubt.coordinator.node.settings import NodeSettings
-from undoubt.coordinator.node.storage.contract import Identity, Snapshot, Stored, Write
-from undoubt.coordinator.paxos import Marks, Outgoing, Record, Restored
+from undoubt.coordinator.node.storage.contract import DiskIdentity, DiskWrite, Snapshot, Stored
+from undoubt.coordinator.paxos import AcceptorRecord, Marks, Outgoing, RestoredAcceptor
 from undoubt.coordinator.raft import Entry, HardState, Message, Raft, SnapshotMeta
 from undoubt.coordinator.wire import Address, WireSettings
 from undoubt.participants.ids import TxId
@@ -42,7 +42,9 @@ LOG_MATCHING_EVERY = 40
 class NodeDisk:
     """What is durable of one node; looks to the invariants like the disks of their own cluster."""
 
-    def __init__(self, identity: Identity, hard_state: HardState, image: Snapshot, judge: Promises) -> None:
+    def __init__(
+        self, identity: DiskIdentity, hard_state: HardState, image: Snapshot, judge: Promises
+    ) -> None:
         self.identity = identity
         self.judge = judge
         self.hard_state = hard_state
@@ -51,7 +53,7 @@ class NodeDisk:
         self.history: dict[TxId, DecisionRecord] = {}
         self.staged = b""
         self.disks: dict[int, str] = {}
-        self.promises: dict[TxId, Record] = {}
+        self.promises: dict[TxId, AcceptorRecord] = {}
         self.marks = Marks()
 
     @property
@@ -63,7 +65,7 @@ class NodeDisk:
         """The machine is made anew from the snapshot."""
         return self.image.meta.index
 
-    def carry_out(self, writes: Sequence[Write]) -> None:
+    def carry_out(self, writes: Sequence[DiskWrite]) -> None:
         for write in writes:
             if write.hard_state is not None:
                 self.hard_state = write.hard_state
@@ -92,7 +94,7 @@ class NodeDisk:
 
     def stored(self) -> Stored:
         entries = tuple(self.entries[index] for index in sorted(self.entries))
-        acceptor = Restored(self.marks, tuple(self.promises.values()))
+        acceptor = RestoredAcceptor(self.marks, tuple(self.promises.values()))
         return Stored(self.identity, self.hard_state, self.image, entries, dict(self.disks), acceptor)
 
 
@@ -107,7 +109,7 @@ class SimulatedStorage:
     def _submit(self, job: Callable[[], Any]) -> asyncio.Future[Any]:
         return asyncio.wrap_future(self._thread.submit(job), loop=asyncio.get_running_loop())
 
-    def write(self, writes: Sequence[Write]) -> asyncio.Future[bool]:
+    def write(self, writes: Sequence[DiskWrite]) -> asyncio.Future[bool]:
         kept = tuple(writes)
 
         def job() -> bool:
@@ -259,7 +261,7 @@ class SimulatedCluster:
                 self,
                 number,
                 NodeDisk(
-                    Identity(CLUSTER, number, f"{number:016x}"), hard_state, image, world.judge.promises
+                    DiskIdentity(CLUSTER, number, f"{number:016x}"), hard_state, image, world.judge.promises
                 ),
             )
             for number in self.addresses
@@ -290,7 +292,7 @@ class SimulatedCluster:
 
     def empty_disk(self, number: int, name: str) -> NodeDisk:
         """Of a node that joins."""
-        return NodeDisk(Identity(CLUSTER, number, name), *joining(), self.world.judge.promises)
+        return NodeDisk(DiskIdentity(CLUSTER, number, name), *joining(), self.world.judge.promises)
 
     def join(self, member: SimulatedNode) -> Address:
         """Its address."""

@@ -15,8 +15,6 @@ from undoubt.participants.contract import (
     Claim,
     CommitNotSent,
     Evidence,
-    Fate,
-    Node,
     Order,
     PreparedBranch,
     PrepareResult,
@@ -24,7 +22,9 @@ from undoubt.participants.contract import (
     Settled,
     Vote,
     Waiting,
+    WaitNode,
     Work,
+    XactStatus,
     judge,
 )
 from undoubt.participants.errors import (
@@ -35,12 +35,16 @@ from undoubt.participants.errors import (
     UsageError,
 )
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey
-from undoubt.participants.states import Charter, Event, StateRow
+from undoubt.participants.three_phase import Charter, Event, StateRow
 
 STATEMENT_TIMEOUT_S = 4.0
 LOOKS_MAX = 8
 
-_FATES = {"committed": Fate.COMMITTED, "aborted": Fate.ABORTED, "in progress": Fate.IN_PROGRESS}
+_FATES = {
+    "committed": XactStatus.COMMITTED,
+    "aborted": XactStatus.ABORTED,
+    "in progress": XactStatus.IN_PROGRESS,
+}
 
 
 class NoAnswer(Exception):
@@ -183,7 +187,7 @@ class SimulatedParticipant:
         except SqlError as error:
             # A gid exists once: where it is a stranger's (42501), ours is gone.
             if error.sqlstate in {"42704", "42501"}:
-                fate = Fate.UNKNOWN if evidence is None else await self.evidence(evidence)
+                fate = XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence)
                 return judge(order, fate)
             if error.sqlstate == "55000":
                 return Settled.BUSY
@@ -204,15 +208,15 @@ class SimulatedParticipant:
             raise ParticipantRefused(self.name, str(error), sqlstate=error.sqlstate) from error
         return Settled.APPLIED
 
-    async def evidence(self, evidence: Evidence) -> Fate:
+    async def evidence(self, evidence: Evidence) -> XactStatus:
         try:
             where = (evidence.system, evidence.timeline, evidence.history, evidence.position)
             status = await self.manage("status", evidence.xid, *where)
         except SqlError as error:
             if error.sqlstate == "22023":
-                return Fate.NEVER_ASSIGNED
+                return XactStatus.NEVER_ASSIGNED
             raise ParticipantRefused(self.name, str(error), sqlstate=error.sqlstate) from error
-        return _FATES.get(status, Fate.UNKNOWN)
+        return _FATES.get(status, XactStatus.UNKNOWN)
 
     async def forget(self, gid: Gid) -> None:
         """It keeps no record of heuristic outcomes."""
@@ -224,7 +228,7 @@ class SimulatedParticipant:
             for waiter, holder, since, pid, xid in rows
         ]
 
-    def _node(self, end: tuple[str | None, str, int, Any]) -> Node:
+    def _node(self, end: tuple[str | None, str, int, Any]) -> WaitNode:
         name, owner, pid, claim = end
         if name is None:
             return f"{self.name}/{pid}" if claim is None else Claim(claim[0], claim[1], pid, claim[2])
@@ -242,7 +246,7 @@ class SimulatedParticipant:
 
 
 class SimulatedStates:
-    """:class:`undoubt.participants.states.States` of a simulated database."""
+    """:class:`undoubt.participants.three_phase.States` of a simulated database."""
 
     def __init__(self, participant: SimulatedParticipant) -> None:
         self._participant = participant

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 from tests.simulation.judge import Violation
 from tests.simulation.loop import pin_hash
-from undoubt.coordinator.steadfast import Steadfast
-from undoubt.coordinator.wire.listener import Accepted
+from undoubt.coordinator.uncancellable import Uncancellable
+from undoubt.coordinator.wire.listener import InboundConnection
 
 EPOCH_S = 1_750_000_000.0
 """The wall clock at the beginning of every run."""
@@ -51,8 +51,8 @@ def pin(seed: int, now: Callable[[], float]) -> None:
     _forbid(threading.Thread, "start")
     _forbid(socket.socket, "connect")
     _forbid(socket.socket, "bind")
-    pin_hash(Steadfast)
-    pin_hash(Accepted)
+    pin_hash(Uncancellable)
+    pin_hash(InboundConnection)
 
 
 def _forbid(owner: Any, name: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation.judge import Violation
 
 if TYPE_CHECKING:
-    from undoubt.coordinator.paxos import Marks, Record, Reply
+    from undoubt.coordinator.paxos import AcceptorRecord, AcceptorReply, Marks
 
 Place = tuple[str, Any]
 """A transaction, and one of its branches; or None for all of them, named or not."""
@@ -39,7 +39,7 @@ class Promises:
 
     # What acceptors tell.
 
-    def stored(self, node: int, record: Record) -> None:
+    def stored(self, node: int, record: AcceptorRecord) -> None:
         """It is durable at ``node``."""
         txid = str(record.txid)
         self._same(self.bound, txid, frozenset(record.acceptors.voters), "acceptors")
@@ -61,7 +61,7 @@ class Promises:
     def forgot(self, node: int, marks: Marks) -> None:
         self.marks[node] = marks
 
-    def answers(self, node: int, reply: Reply) -> None:
+    def answers(self, node: int, reply: AcceptorReply) -> None:
         """It leaves ``node``: what it tells of must be durable there."""
         txid = str(reply.txid)
         known = getattr(reply, "known", None)
@@ -96,7 +96,7 @@ class Promises:
         if 2 * len(who) > len(self.bound[place[0]]):
             self._same(self.chosen, place, value, "chosen values")
 
-    def _not_below_the_mark(self, node: int, record: Record) -> None:
+    def _not_below_the_mark(self, node: int, record: AcceptorRecord) -> None:
         marks = self.marks.get(node)
         if marks is None:
             return

@@ -16,7 +16,7 @@ from tests.simulation.judge import Violation
 
 if TYPE_CHECKING:
     from undoubt.participants.ids import Gid
-    from undoubt.participants.states import Charter
+    from undoubt.participants.three_phase import Charter
 
 
 class Rows:
@@ -33,7 +33,7 @@ class Rows:
         """Transactions with a row that was never enlisted and never can be, or with a tombstone."""
 
     def changed(self, verb: str, arguments: tuple[Any, ...], result: Any) -> None:
-        """A call of :class:`undoubt.participants.states.States` has taken effect, with this result."""
+        """A call of :class:`undoubt.participants.three_phase.States` has taken effect, with this result."""
         if verb == "enlist" and result:
             self._found(arguments[0], arguments[1])
             self.elected[str(arguments[0])] = 1

@@ -9,15 +9,24 @@ import pytest
 from tests.simulation.judge import Violation
 from tests.simulation.promises import Promises
 from tests.simulation.rows import Rows
-from undoubt.coordinator.paxos import ABORTED, FIRST, Accepted, Ballot, Branch, Marks, Phase1b, Record
+from undoubt.coordinator.paxos import (
+    ABORTED,
+    FIRST,
+    Accepted,
+    AcceptorRecord,
+    Ballot,
+    BranchInstance,
+    Marks,
+    Phase1b,
+)
 from undoubt.coordinator.paxos.messages import Known, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.participants.ids import Gid, Protocol, TxId
-from undoubt.participants.states import BranchState, Charter, Event, StateRow, Termination
+from undoubt.participants.three_phase import BranchState, Charter, Event, StateRow, Termination
 
 TXID = TxId(1, "0123456789abcdef", 1)
 NODES = Joint(frozenset({1, 2, 3}))
-BRANCHES = (Branch(1, "orders"), Branch(2, "payments"))
+BRANCHES = (BranchInstance(1, "orders"), BranchInstance(2, "payments"))
 PREPARED = Value(True)
 LATER = Ballot(1, 7)
 NAMES = ("orders", "payments", "stock")
@@ -31,10 +40,10 @@ def fresh() -> Iterator[None]:
     Violation.first = None
 
 
-def record(value: Value, ballot: Ballot = FIRST, acceptors: Joint = NODES) -> Record:
+def record(value: Value, ballot: Ballot = FIRST, acceptors: Joint = NODES) -> AcceptorRecord:
     """Both branches have voted the same."""
     accepted = (Accepted(ballot, value), Accepted(ballot, value))
-    return Record(TXID, acceptors, ballot, Known(BRANCHES, accepted))
+    return AcceptorRecord(TXID, acceptors, ballot, Known(BRANCHES, accepted))
 
 
 def wrong_value_in_a_ballot(judge: Promises) -> None:
@@ -107,7 +116,7 @@ def test_acceptors_that_do_right_are_not_accused() -> None:
     """Broken if whatever is told counts as wrong."""
     judge = Promises()
     judge.stored(1, record(PREPARED))
-    judge.stored(3, Record(TXID, NODES, LATER))
+    judge.stored(3, AcceptorRecord(TXID, NODES, LATER))
     judge.answers(3, Phase1b(TXID, 3, LATER, Known()))
     judge.stored(2, record(PREPARED, LATER))
     judge.stored(3, record(PREPARED, LATER))

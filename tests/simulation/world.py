@@ -37,13 +37,13 @@ from tests.simulation.strangers import Insider, Stranger
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.contract import Ledger, Record
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.ledger.sqlite import owned
+from undoubt.coordinator.ledger.sqlite import owner
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.node import snapshots
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
-from undoubt.participants.states import Termination
+from undoubt.participants.three_phase import Termination
 from undoubt.recovery import worker
 from undoubt.recovery.sweep import sweep
 
@@ -113,7 +113,7 @@ class World:
             self.termination = Termination.SKEEN
         self.cluster = SimulatedCluster(self, members) if members else None
         """None: the ledger is a file, which one of the applications owns."""
-        owned.LOG_BYTES_MIN = self.random.choice([2_000, 4 * 1024 * 1024])
+        owner.LOG_BYTES_MIN = self.random.choice([2_000, 4 * 1024 * 1024])
         worker.SWEEP_INTERVAL_S = sweep_interval_s = self.random.choice([3.0, 60.0])
         sweep.__defaults__ = (sweep_interval_s, max(sweep_interval_s, SLOWEST_PREPARE_S))
         snapshots.CHUNK_BYTES = self.random.choice([300, 64 * 1024])

@@ -19,7 +19,7 @@ from undoubt.participants.ids import Gid, Protocol, SessionKey
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.schema import migrate
 from undoubt.participants.settings import ParticipantSettings
-from undoubt.participants.states import Charter, Event, Termination
+from undoubt.participants.three_phase import Charter, Event, Termination
 
 NAMES = ("orders", "payments")
 

@@ -20,7 +20,7 @@ import undoubt
 from tests.pgbouncer import PgBouncer, program_or_skip
 from tests.prove.bank import audit, set_up, transfer
 from tests.servers import Server, prepared
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.config import Settings, load
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.participants.postgres.schema import migrate
@@ -80,7 +80,7 @@ def configured(
 
 async def recovered(settings: Settings) -> None:
     """Recover until nothing is left, by a process that knows nothing but the settings."""
-    async with assemble.opened(settings) as (ledger, participants):
+    async with wiring.opened(settings) as (ledger, participants):
         service = RecoveryService(ledger, participants, settings.recovery)
         async with asyncio.timeout(60):
             while True:

@@ -13,7 +13,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.pgbouncer import PgBouncer, program_or_skip
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.config import load
 from undoubt.coordinator.ledger import open_ledger
 from undoubt.coordinator.ledger.contract import Ledger
@@ -22,8 +22,8 @@ from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import Conflict, NotPrepared
 from undoubt.recovery.operator.resolve import Operator
-from undoubt.recovery.operator.survey import Found, survey
-from undoubt.recovery.plan import Standing
+from undoubt.recovery.operator.survey import SurveyedBranch, survey
+from undoubt.recovery.plan import BranchStanding
 
 THIEF, CLERK = "pooled_thief", "pooled_clerk"
 PASSWORD = "pooled"  # noqa: S105 - of a server that lives as long as the tests
@@ -46,7 +46,7 @@ class Scene:
             }
         )
         await (await open_ledger(settings.ledger, create=True)).close()
-        async with assemble.opened(settings) as found:
+        async with wiring.opened(settings) as found:
             yield found
 
     async def run(self, role: str, *statements: str) -> None:
@@ -90,9 +90,9 @@ async def scene(database: str, tmp_path: Path) -> AsyncIterator[Scene]:
             await admin.execute(f"drop role {role}")
 
 
-async def shown(ledger: Ledger, participants: Registry, gid: Gid) -> Found:
+async def shown(ledger: Ledger, participants: Registry, gid: Gid) -> SurveyedBranch:
     found = (await survey(ledger, participants)).one(gid)
-    assert found.standing is Standing.IMPOSTOR
+    assert found.standing is BranchStanding.IMPOSTOR
     return found
 
 

@@ -15,7 +15,7 @@ BASELINES = ("naive", "sqlalchemy", "local", "undoubt-raft")
 """The last one is that of what is built upon it, and nobody else's."""
 
 
-class Row(msgspec.Struct, frozen=True):
+class FigureRow(msgspec.Struct, frozen=True):
     """One contender at one concurrency. ``tps`` is the median of its turns; percentiles of all."""
 
     contender: str
@@ -41,7 +41,7 @@ class Ratio(msgspec.Struct, frozen=True):
 class Figures(msgspec.Struct, frozen=True):
     """Everything that ``undoubt bench`` prints."""
 
-    rows: list[Row]
+    rows: list[FigureRow]
     ratios: list[Ratio]
     seconds: float
     rounds: int
@@ -69,7 +69,7 @@ def cpu_us(turn: Turn) -> float:
     return turn.cpu_s * 1e6 / turn.transfers
 
 
-def rows(rounds: Rounds) -> list[Row]:
+def rows(rounds: Rounds) -> list[FigureRow]:
     return [
         _row(name, concurrency, [turns[name] for turns in played])
         for concurrency, played in rounds.items()
@@ -77,9 +77,9 @@ def rows(rounds: Rounds) -> list[Row]:
     ]
 
 
-def _row(name: str, concurrency: int, turns: list[Turn]) -> Row:
+def _row(name: str, concurrency: int, turns: list[Turn]) -> FigureRow:
     latencies = [latency for turn in turns for latency in turn.latencies_us]
-    return Row(
+    return FigureRow(
         contender=name,
         concurrency=concurrency,
         tps=round(statistics.median(map(tps, turns)), 1),

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.cli import shapes
 from undoubt.cli.context import Context
 from undoubt.cli.durations import show_duration
@@ -24,7 +24,7 @@ from undoubt.coordinator.ledger.contract import Decision
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
 from undoubt.recovery.operator.adopt import Adoption, LostBranch, LostBranches, LostTransaction
-from undoubt.recovery.report import Line
+from undoubt.recovery.report import ReportedBranch
 from undoubt.serve.secrets import read_secret
 
 TERMINATE = "terminate"
@@ -110,7 +110,7 @@ async def _adopt(context: Context, wishes: Wishes, secret: bytes) -> None:
         ledger = await stack.enter_async_context(_audited(context))
         if ledger is not None and ledger.ledger_id == wishes.ledger_id:
             raise CommandError(Exit.USAGE, f"ledger {wishes.ledger_id} is not lost: undoubt recover --once")
-        participants = assemble.registry(settings, wishes.ledger_id)
+        participants = wiring.registry(settings, wishes.ledger_id)
         stack.push_async_callback(participants.close)
         adoption = Adoption(participants, wishes.ledger_id, secret)
         seen = await adoption.look()
@@ -119,7 +119,7 @@ async def _adopt(context: Context, wishes: Wishes, secret: bytes) -> None:
         todo = _to_do(wishes, seen)
         if not context.output.json:
             _page(context, wishes, seen, todo)
-        lines: list[Line] = []
+        lines: list[ReportedBranch] = []
         refused: UndoubtError | None = None
         if todo and not wishes.dry_run:
             context.confirm(f"End {len(todo)} of {len(seen.transactions)} transactions so?", yes=wishes.yes)
@@ -140,7 +140,7 @@ async def _audited(context: Context) -> AsyncIterator[Any]:
     async with contextlib.AsyncExitStack() as stack:
         ledger = None
         try:
-            ledger, _ = await stack.enter_async_context(assemble.opened(context.settings()))
+            ledger, _ = await stack.enter_async_context(wiring.opened(context.settings()))
         except LedgerError as error:
             context.output.note(f"what is done is not recorded, since the ledger does not open: {error}")
         yield ledger
@@ -161,9 +161,9 @@ async def _carry_out(
     seen: LostBranches,
     todo: list[tuple[LostTransaction, str]],
     wishes: Wishes,
-) -> tuple[list[Line], UndoubtError | None]:
+) -> tuple[list[ReportedBranch], UndoubtError | None]:
     """Each by itself: one that is refused does not keep the others from their end."""
-    lines: list[Line] = []
+    lines: list[ReportedBranch] = []
     refused: UndoubtError | None = None
     for found, word in todo:
         proof = "" if found.proved else ", unproved"
@@ -180,20 +180,21 @@ async def _carry_out(
         except UndoubtError as error:
             refused = error
             lines += [
-                Line(str(one.gid), one.holder, None, word, "failed", str(error)) for one in found.prepared
+                ReportedBranch(str(one.gid), one.holder, None, word, "failed", str(error))
+                for one in found.prepared
             ]
     return lines, refused
 
 
-def _would(txid: TxId, seen: LostBranches, word: str) -> Line:
+def _would(txid: TxId, seen: LostBranches, word: str) -> ReportedBranch:
     first = seen.one(txid).prepared[0]
-    return Line(str(first.gid), first.holder, None, word, "would_do")
+    return ReportedBranch(str(first.gid), first.holder, None, word, "would_do")
 
 
 def _end(
     seen: LostBranches,
     todo: list[tuple[LostTransaction, str]],
-    lines: list[Line],
+    lines: list[ReportedBranch],
     refused: UndoubtError | None,
     *,
     dry_run: bool,
@@ -252,7 +253,7 @@ def _more(one: LostTransaction) -> str:
     )
 
 
-def _document(wishes: Wishes, seen: LostBranches, lines: list[Line]) -> dict[str, Any]:
+def _document(wishes: Wishes, seen: LostBranches, lines: list[ReportedBranch]) -> dict[str, Any]:
     return {
         "ledger": wishes.ledger_id,
         "transactions": [

@@ -16,7 +16,7 @@ from undoubt.cli.members import OPERATIONS
 from undoubt.participants.ids import check_ledger_id
 
 if TYPE_CHECKING:
-    from undoubt.coordinator.ledger.cluster.survey import Survey
+    from undoubt.coordinator.ledger.cluster.status import ClusterStatus
 
 CLIENT_ROLES = ("observe", "transact", "operate")
 """``coordinator.wire.ROLES``, which only this command would load."""
@@ -56,11 +56,11 @@ def init(context: Context, ticket: str, note: str, yes: bool) -> None:
       undoubt cluster init --config node-1.toml
       undoubt cluster init --config node-2.toml --id 4k2j9x0qpa-1f0c77de
     """
-    from undoubt.serve import begin  # noqa: PLC0415 - SQLite and the wire come with it
+    from undoubt.serve import bootstrap  # noqa: PLC0415 - SQLite and the wire come with it
 
     if not ticket:
         ask_about_lost(context, yes=yes)
-    begun = begin.init(context.settings(), ticket, note)
+    begun = bootstrap.init(context.settings(), ticket, note)
     if context.output.json:
         context.output.document(msgspec.to_builtins(begun))
         return
@@ -83,7 +83,7 @@ def status(context: Context) -> None:
       undoubt cluster status
       undoubt cluster status -o json
     """
-    from undoubt.coordinator.ledger.cluster.survey import survey  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.cluster.status import survey  # noqa: PLC0415 - as above
 
     settings = context.settings()
     found = context.run(survey(settings.ledger))
@@ -95,7 +95,7 @@ def status(context: Context) -> None:
         raise CommandError(Exit.UNREACHABLE, "no node leads: nothing can be decided at present")
 
 
-def _document(found: Survey) -> dict[str, Any]:
+def _document(found: ClusterStatus) -> dict[str, Any]:
     return {
         "cluster": found.cluster,
         "leader": found.leader or None,
@@ -109,7 +109,7 @@ def _document(found: Survey) -> dict[str, Any]:
     }
 
 
-def _page(context: Context, found: Survey) -> None:
+def _page(context: Context, found: ClusterStatus) -> None:
     rows = []
     for seen in found.nodes:
         if (told := seen.status) is None:

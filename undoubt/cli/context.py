@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.output import JSON, TABLE, Output
 from undoubt.config import Settings, load
@@ -57,7 +57,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Tools:
+class OpenedLedger:
     """An opened ledger and the participants beside it."""
 
     settings: Settings
@@ -66,12 +66,12 @@ class Tools:
 
 
 @contextlib.asynccontextmanager
-async def opened(context: Context) -> AsyncIterator[Tools]:
+async def opened(context: Context) -> AsyncIterator[OpenedLedger]:
     """The ledger of the settings, which must exist, and every participant. Both are closed on exit."""
     settings = context.settings()
     must_exist(settings)
-    async with assemble.opened(settings) as (ledger, participants):
-        yield Tools(settings, ledger, participants)
+    async with wiring.opened(settings) as (ledger, participants):
+        yield OpenedLedger(settings, ledger, participants)
 
 
 @contextlib.asynccontextmanager
@@ -94,7 +94,7 @@ async def recorded(context: Context, act: Act, *, needed: bool) -> AsyncIterator
 @contextlib.asynccontextmanager
 async def without_ledger(context: Context) -> AsyncIterator[Registry]:
     """Every participant, for looking while the ledger does not answer."""
-    participants = assemble.registry(context.settings(), NO_LEDGER)
+    participants = wiring.registry(context.settings(), NO_LEDGER)
     try:
         yield participants
     finally:
@@ -116,7 +116,7 @@ def must_exist(settings: Settings) -> None:
 def ask_about_lost(context: Context, *, yes: bool) -> None:
     """Before a ledger is made: whoever makes it is told of branches that a ledger before it has left, and of
     participants that do not answer, and is asked whether it is to be made all the same."""
-    left = context.run(assemble.left_prepared(context.settings()))
+    left = context.run(wiring.left_prepared(context.settings()))
     for name, error in left.unreachable.items():
         context.output.note(f"participant {name!r} was not asked for branches of a lost ledger: {error}")
     if left.branches:

@@ -25,9 +25,9 @@ from undoubt.recovery.operator.explain import explain as explain_branch
 from undoubt.recovery.operator.explain import mending, sibling_line
 from undoubt.recovery.operator.explain_heuristic import explain_heuristic
 from undoubt.recovery.operator.resolve import Operator, contradicted
-from undoubt.recovery.operator.survey import ROLE_GONE, Found, Survey, survey, survey_alone
+from undoubt.recovery.operator.survey import ROLE_GONE, Survey, SurveyedBranch, survey, survey_alone
 from undoubt.recovery.operator.whole import Whole, look
-from undoubt.recovery.plan import Standing
+from undoubt.recovery.plan import BranchStanding
 
 WAIT_PAUSE_S = 0.2
 
@@ -132,7 +132,7 @@ def commit(
       undoubt indoubt commit GID --heuristic --note "agreed with accounting"
     """
     before = context.run(_before(context, gid, Order.COMMIT))
-    decided = before.standing is Standing.COMMITTED
+    decided = before.standing is BranchStanding.COMMITTED
     if decided or (heuristic and (contradict or not before.splits)):
         _warn(context, before)
     if not decided and heuristic and (contradict or not before.splits):
@@ -166,14 +166,14 @@ def rollback(
       undoubt indoubt rollback GID
     """
     before = context.run(_before(context, gid, Order.ROLLBACK))
-    if before.standing is Standing.IMPOSTOR:
+    if before.standing is BranchStanding.IMPOSTOR:
         _tell_of_impostor(context, before.found)
         context.confirm("Roll back this impostor? What it wrote is lost.", yes=yes)
         context.run(_end_impostor(context, before.found, note))
         _report(context, gid, "rolled back")
         return
-    splits = bool(before.splits) and before.standing is not Standing.ABORTED
-    refused = (before.standing is Standing.COMMITTED and not heuristic) or (splits and not contradict)
+    splits = bool(before.splits) and before.standing is not BranchStanding.ABORTED
+    refused = (before.standing is BranchStanding.COMMITTED and not heuristic) or (splits and not contradict)
     if not refused:
         _warn(context, before)
         context.confirm(f"Roll back {gid}? What it wrote is lost.", yes=yes)
@@ -319,13 +319,13 @@ class _Before:
     """What is known of a branch before it is ended by hand. ``splits``: what was done by hand to its siblings
     that the order contradicts; ``siblings``: all of it."""
 
-    found: Found
+    found: SurveyedBranch
     splits: list[Heuristic]
     siblings: list[Heuristic]
     order: Order
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> BranchStanding:
         return self.found.standing
 
 
@@ -339,9 +339,9 @@ async def _before(context: Context, gid: Gid | Foreign, order: Order) -> _Before
 
 
 def _warn(context: Context, before: _Before) -> None:
-    if before.order is Order.ROLLBACK and before.standing is Standing.COMMITTED:
+    if before.order is Order.ROLLBACK and before.standing is BranchStanding.COMMITTED:
         context.output.note("COMMIT IS RECORDED: other branches of the transaction have applied it, or will.")
-    if before.order is Order.COMMIT and before.standing is Standing.ABORTED:
+    if before.order is Order.COMMIT and before.standing is BranchStanding.ABORTED:
         context.output.note("IT IS ABORTED: other branches of the transaction are rolled back, or will be.")
     for one in before.siblings:
         context.output.note(sibling_line(one))
@@ -365,7 +365,7 @@ async def _roll_back(
         )
 
 
-async def _end_impostor(context: Context, shown: Found, note: str) -> None:
+async def _end_impostor(context: Context, shown: SurveyedBranch, note: str) -> None:
     async with opened(context) as tools:
         await Operator(tools.ledger, tools.participants).end_impostor(shown, note=note)
 
@@ -381,7 +381,7 @@ async def _wait(context: Context, name: Gid | Foreign | TxId | None, timeout: fl
         while True:
             seen = await survey(tools.ledger, tools.participants)
             left = seen.in_doubt() if name is None else seen.of(name)
-            left = [one for one in left if one.standing is not Standing.IMPOSTOR]
+            left = [one for one in left if one.standing is not BranchStanding.IMPOSTOR]
             waited = time.monotonic() - started
             if not left and not seen.unreachable:
                 return waited
@@ -397,7 +397,7 @@ async def _wait(context: Context, name: Gid | Foreign | TxId | None, timeout: fl
 # ---------------------------------------------------------------------------------------------- the print
 
 
-def _tables(context: Context, seen: Survey, found: tuple[Found, ...] | list[Found]) -> None:
+def _tables(context: Context, seen: Survey, found: tuple[SurveyedBranch, ...] | list[SurveyedBranch]) -> None:
     if found:
         context.output.table(
             ("participant", "age", "ledger says", "safe action", "gid"),
@@ -412,13 +412,15 @@ def _tables(context: Context, seen: Survey, found: tuple[Found, ...] | list[Foun
                 for one in found
             ],
         )
-    impostors = [one for one in found if one.standing is Standing.IMPOSTOR]
+    impostors = [one for one in found if one.standing is BranchStanding.IMPOSTOR]
     if impostors:
         context.output.table(
             ("impostor", "prepared by role", "why it is none of ours", "if that role is yours"),
             [(one.branch.gid, one.branch.owner, one.why, one.fix or "-") for one in impostors],
         )
-    if gone := [one for one in found if one.branch.owner_gone and one.standing is not Standing.IMPOSTOR]:
+    if gone := [
+        one for one in found if one.branch.owner_gone and one.standing is not BranchStanding.IMPOSTOR
+    ]:
         context.output.table(
             ("nobody here can finish", "why", "in database", "statement"),
             [
@@ -448,7 +450,7 @@ def _tables(context: Context, seen: Survey, found: tuple[Found, ...] | list[Foun
         )
 
 
-def _tell_of_impostor(context: Context, shown: Found) -> None:
+def _tell_of_impostor(context: Context, shown: SurveyedBranch) -> None:
     branch = shown.branch
     context.output.note(
         f"{branch.gid} is an impostor: {shown.why}.\nPrepared in {shown.participant} (database"

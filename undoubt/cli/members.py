@@ -45,9 +45,9 @@ def add(context: Context, note: str, address: str) -> None:
       undoubt node --config node-4.toml
       undoubt cluster promote 4
     """
-    from undoubt.serve import begin  # noqa: PLC0415
+    from undoubt.serve import bootstrap  # noqa: PLC0415
 
-    joined = context.run(begin.join(context.settings(), address, note))
+    joined = context.run(bootstrap.join(context.settings(), address, note))
     if context.output.json:
         context.output.document(msgspec.to_builtins(joined))
         return
@@ -113,9 +113,9 @@ def transfer(context: Context, note: str, node: int) -> None:
       undoubt cluster transfer
       undoubt cluster transfer 3
     """
-    from undoubt.coordinator.ledger.cluster import operate  # noqa: PLC0415
+    from undoubt.coordinator.ledger.cluster import admin  # noqa: PLC0415
 
-    _show(context, context.run(operate.transfer(context.settings().ledger, node, note=note)))
+    _show(context, context.run(admin.transfer(context.settings().ledger, node, note=note)))
 
 
 @click.command()
@@ -195,7 +195,7 @@ def restore(
       undoubt cluster restore ledger-monday.backup --config node-2.toml --id 8c1v7m2xqe-5d20b3f1
       undoubt cluster restore --force /old/node-3 --config node-1.toml
     """
-    from undoubt.serve import begin  # noqa: PLC0415
+    from undoubt.serve import bootstrap  # noqa: PLC0415
 
     if force:
         _force(context, files, ticket, note, yes=yes)
@@ -205,7 +205,7 @@ def restore(
     (file,) = files
     if not ticket:
         context.confirm("Has every node of the former cluster ended, for good?", yes=yes)
-    restored = context.run(begin.restore(context.settings(), file, ticket, note))
+    restored = context.run(bootstrap.restore(context.settings(), file, ticket, note))
     if context.output.json:
         context.output.document(msgspec.to_builtins(restored))
         return
@@ -256,12 +256,12 @@ def _force(context: Context, folders: tuple[Path, ...], ticket: str, note: str, 
 
 
 def _change(context: Context, kind: Any, nodes: tuple[int, ...], wait_s: float, note: str) -> NodeStatus:
-    from undoubt.coordinator.ledger.cluster import operate  # noqa: PLC0415
+    from undoubt.coordinator.ledger.cluster import admin  # noqa: PLC0415
     from undoubt.coordinator.ledger.cluster.messages import MemberChange  # noqa: PLC0415
 
     changes = [MemberChange(kind, node) for node in nodes]
-    wait_s = max(wait_s, operate.WAIT_S)
-    return context.run(operate.change_members(context.settings().ledger, changes, wait_s=wait_s, note=note))
+    wait_s = max(wait_s, admin.WAIT_S)
+    return context.run(admin.change_members(context.settings().ledger, changes, wait_s=wait_s, note=note))
 
 
 def _show(context: Context, status: NodeStatus) -> None:
@@ -289,8 +289,8 @@ def _show(context: Context, status: NodeStatus) -> None:
 
 
 async def _snapshots(settings: LedgerSettings, node: int) -> list[dict[str, Any]]:
-    from undoubt.coordinator.ledger.cluster import operate  # noqa: PLC0415
-    from undoubt.coordinator.ledger.cluster.survey import survey  # noqa: PLC0415
+    from undoubt.coordinator.ledger.cluster import admin  # noqa: PLC0415
+    from undoubt.coordinator.ledger.cluster.status import survey  # noqa: PLC0415
 
     members: dict[int, str] = {}
     for seen in (await survey(settings)).nodes:
@@ -298,7 +298,7 @@ async def _snapshots(settings: LedgerSettings, node: int) -> list[dict[str, Any]
 
     async def one(number: int) -> dict[str, Any]:
         try:
-            return {"node": number, "index": await operate.snapshot(settings, members[number]), "error": ""}
+            return {"node": number, "index": await admin.snapshot(settings, members[number]), "error": ""}
         except LedgerError as error:
             return {"node": number, "index": None, "error": str(error)}
 
@@ -308,9 +308,9 @@ async def _snapshots(settings: LedgerSettings, node: int) -> list[dict[str, Any]
 
 async def _backup(settings: LedgerSettings, file: Path, note: str) -> tuple[Any, int]:
     from undoubt.coordinator.ledger import backup as files  # noqa: PLC0415
-    from undoubt.coordinator.ledger.cluster import operate  # noqa: PLC0415
+    from undoubt.coordinator.ledger.cluster import admin  # noqa: PLC0415
 
-    status, piece, image = await operate.image(settings, note=note)
+    status, piece, image = await admin.image(settings, note=note)
     about = files.About(
         status.cluster, status.ledger_id, piece.index, piece.term, time.time(), metadata.version("undoubt")
     )

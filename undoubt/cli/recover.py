@@ -9,11 +9,11 @@ from typing import Any
 import click
 import msgspec
 
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.cli.adopt import Wishes, adopt, adopt_options
 from undoubt.cli.context import NO_LEDGER, Context, common, note_option, opened, pass_context, yes_option
 from undoubt.cli.exits import CommandError, Exit
-from undoubt.recovery.report import Line, Report
+from undoubt.recovery.report import Report, ReportedBranch
 from undoubt.recovery.service import RecoveryService
 from undoubt.recovery.without_ledger import WithoutLedger
 
@@ -113,8 +113,8 @@ async def _once(context: Context, dry_run: bool) -> Report:
 
 async def _without_ledger(context: Context, ledger_id: str | None, *, once: bool, dry_run: bool) -> Report:
     """Pass after pass, until one leaves nothing that another could do; the lines of all of them."""
-    lines: list[Line] = []
-    participants = assemble.registry(context.settings(), ledger_id or NO_LEDGER)
+    lines: list[ReportedBranch] = []
+    participants = wiring.registry(context.settings(), ledger_id or NO_LEDGER)
     try:
         recovery = WithoutLedger(participants, ledger_id)
         while True:
@@ -154,7 +154,7 @@ def _page(context: Context, report: Report) -> None:
         out.note("nothing is prepared, and nothing is unfinished")
 
 
-def _result(line: Line) -> str:
+def _result(line: ReportedBranch) -> str:
     return "-" if line.result == "nothing" else _words(line.result)
 
 

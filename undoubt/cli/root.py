@@ -12,7 +12,7 @@ import undoubt
 from undoubt.cli.context import common
 
 
-class Entry(NamedTuple):
+class LazyCommand(NamedTuple):
     """Where a command is, and its line in ``undoubt --help``, which imports none of them."""
 
     module: str
@@ -20,21 +20,27 @@ class Entry(NamedTuple):
     help: str
 
 
-COMMANDS: dict[str, Entry] = {
-    "demo": Entry("undoubt.demo.command", "demo", "Real databases, real crashes, recovery, and the proof."),
-    "indoubt": Entry("undoubt.cli.indoubt", "indoubt", "See, explain and resolve branches in doubt."),
-    "tx": Entry("undoubt.cli.tx", "tx", "Look up transactions."),
-    "audit": Entry("undoubt.cli.audit", "audit", "What operators did: who, when, why."),
-    "recover": Entry("undoubt.cli.recover", "recover", "Resolve what is in doubt, now or from now on."),
-    "participants": Entry("undoubt.cli.participants", "participants", "The databases taking part."),
-    "ledger": Entry("undoubt.cli.ledger", "ledger", "Create, migrate and check the ledger."),
-    "doctor": Entry("undoubt.cli.doctor", "doctor", "Look everything over, and say what mends it."),
-    "cluster": Entry("undoubt.cli.cluster", "cluster", "The nodes that keep the ledger: begin, look after."),
-    "node": Entry("undoubt.cli.node", "node", "Be a node of the ledger's cluster."),
-    "bench": Entry(
+COMMANDS: dict[str, LazyCommand] = {
+    "demo": LazyCommand(
+        "undoubt.demo.command", "demo", "Real databases, real crashes, recovery, and the proof."
+    ),
+    "indoubt": LazyCommand("undoubt.cli.indoubt", "indoubt", "See, explain and resolve branches in doubt."),
+    "tx": LazyCommand("undoubt.cli.tx", "tx", "Look up transactions."),
+    "audit": LazyCommand("undoubt.cli.audit", "audit", "What operators did: who, when, why."),
+    "recover": LazyCommand("undoubt.cli.recover", "recover", "Resolve what is in doubt, now or from now on."),
+    "participants": LazyCommand("undoubt.cli.participants", "participants", "The databases taking part."),
+    "ledger": LazyCommand("undoubt.cli.ledger", "ledger", "Create, migrate and check the ledger."),
+    "doctor": LazyCommand("undoubt.cli.doctor", "doctor", "Look everything over, and say what mends it."),
+    "cluster": LazyCommand(
+        "undoubt.cli.cluster", "cluster", "The nodes that keep the ledger: begin, look after."
+    ),
+    "node": LazyCommand("undoubt.cli.node", "node", "Be a node of the ledger's cluster."),
+    "bench": LazyCommand(
         "undoubt.bench.command", "bench", "What a commit costs, beside what people write by hand."
     ),
-    "completion": Entry("undoubt.cli.completion", "completion", "Print the completion script of a shell."),
+    "completion": LazyCommand(
+        "undoubt.cli.completion", "completion", "Print the completion script of a shell."
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, Tr
 from undoubt.participants.findings import Finding
 from undoubt.participants.ids import Gid, Protocol
 from undoubt.recovery.operator.burden import Burden
-from undoubt.recovery.operator.survey import Found, Survey
+from undoubt.recovery.operator.survey import Survey, SurveyedBranch
 from undoubt.recovery.operator.whole import Whole
 
 PROTOCOL_NAMES = {Protocol.TWO_PHASE: "2pc", Protocol.THREE_PHASE: "3pc", Protocol.PAXOS: "paxos"}
@@ -77,7 +77,7 @@ def heuristic(found: Heuristic) -> dict[str, Any]:
     }
 
 
-def prepared(one: Found, siblings: Sequence[Heuristic] = ()) -> dict[str, Any]:
+def prepared(one: SurveyedBranch, siblings: Sequence[Heuristic] = ()) -> dict[str, Any]:
     """One prepared branch as ``indoubt list`` prints it; ``txid`` and ``protocol`` are null for a foreign
     one; ``fix`` is what makes an impostor ours, whose owner alone is wrong, or what a superuser has to run
     where ``owner_gone``, else null."""

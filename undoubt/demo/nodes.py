@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 from undoubt.config import load
-from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.demo import node
 from undoubt.participants.errors import UndoubtError
-from undoubt.serve import begin
+from undoubt.serve import bootstrap
 
 COUNT = 3
 READY_S = 60.0
@@ -60,7 +60,7 @@ class Nodes:
         for number in range(1, COUNT + 1):
             config = self._config(number)
             config.write_text(CONFIG.format(url=self.url, number=number) + self._more)
-            ticket = begin.init(load(config, env={}), ticket).ticket
+            ticket = bootstrap.init(load(config, env={}), ticket).ticket
         await asyncio.gather(*(self.run(number) for number in range(1, COUNT + 1)))
         await self.leader()
 

@@ -17,7 +17,7 @@ from undoubt.cli.explain_page import explain_page
 from undoubt.cli.output import Output, printable_lines
 from undoubt.demo.proof import Proof
 from undoubt.recovery.operator.explain import Explanation
-from undoubt.recovery.operator.survey import Found
+from undoubt.recovery.operator.survey import SurveyedBranch
 
 REFRESH_S = 0.1
 ROWS_MAX = 12
@@ -82,7 +82,7 @@ class Show:
             await asyncio.sleep(REFRESH_S)
             progress.update(task, advance=REFRESH_S, done=done())
 
-    def in_doubt(self, found: Sequence[Found]) -> None:
+    def in_doubt(self, found: Sequence[SurveyedBranch]) -> None:
         """The list, its lines never cut: a gid must survive being copied."""
         for one in found[:ROWS_MAX]:
             line = f"  {one.participant:10}{one.standing:11}{one.standing.action:10}{one.branch.gid}"

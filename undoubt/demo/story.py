@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.demo import bank
@@ -19,7 +19,7 @@ from undoubt.embedded import ServerFailed
 from undoubt.participants.registry import Registry
 from undoubt.recovery.operator.explain import explain
 from undoubt.recovery.operator.survey import Survey, survey
-from undoubt.recovery.plan import Standing
+from undoubt.recovery.plan import BranchStanding
 from undoubt.recovery.service import RecoveryService
 
 SHARES = {"work": 0.3, "before": 0.15, "after": 0.15, "database": 0.2, "leader": 0.2}
@@ -52,7 +52,7 @@ class Story:
         await self._kill_database()
         if (nodes := self._stage.nodes) is not None:
             await self._kill_leader(nodes)
-        async with assemble.opened(self._stage.settings()) as (ledger, participants):
+        async with wiring.opened(self._stage.settings()) as (ledger, participants):
             await self._look(ledger, participants)
             await self._recover(ledger, participants)
         await self._audit()
@@ -129,7 +129,7 @@ class Story:
         self.proof.in_doubt_after_crash = len(found)
         self._show.in_doubt(found)
         async with bank.customers(self._stage.dsns["orders"], range(TASKS, 4 * TASKS)):
-            for kind in (Standing.ABORTED, Standing.COMMITTED):
+            for kind in (BranchStanding.ABORTED, BranchStanding.COMMITTED):
                 told = [
                     await explain(ledger, participants, one, seen)
                     for one in found
@@ -191,6 +191,6 @@ async def _when_leases_have_ended(ledger: Ledger, participants: Registry) -> Sur
     async with asyncio.timeout(LEASES_END_S):
         while True:
             seen = await survey(ledger, participants)
-            if not seen.unreachable and all(one.standing is not Standing.ACTIVE for one in seen.found):
+            if not seen.unreachable and all(one.standing is not BranchStanding.ACTIVE for one in seen.found):
                 return seen
             await asyncio.sleep(PAUSE_S)

@@ -43,7 +43,7 @@ def tell(what: str, name: str) -> None:
     os.write(sys.stdout.fileno(), f"{what} {name}\n".encode())
 
 
-class Fate:
+class CrashPoint:
     """An observer of the protocol that dies at ``step``, but not before ``seconds`` are over."""
 
     def __init__(self, step: str, seconds: float) -> None:
@@ -65,7 +65,7 @@ class Fate:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def work(coordinator: undoubt.Coordinator, fate: Fate, tag: str, task: int) -> None:
+async def work(coordinator: undoubt.Coordinator, fate: CrashPoint, tag: str, task: int) -> None:
     """Transfers between accounts that no other task uses, so that whoever dies blocks nobody else."""
     number = 0
     while fate.step is not None or not fate.due:
@@ -95,7 +95,7 @@ def _account(tag: str, task: int) -> int:
 
 async def main(config: str, seconds: float, step: str, tag: str) -> None:
     """Until the time is over, or until death."""
-    fate = Fate(step, seconds)
+    fate = CrashPoint(step, seconds)
     async with undoubt.connect(config, observe=fate, recover=False) as coordinator:
         fate.begin()
         tell("ready", tag)

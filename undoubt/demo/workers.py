@@ -30,7 +30,7 @@ class Heard:
     aborted: set[str] = field(default_factory=set)
 
 
-class Worker:
+class WorkerProcess:
     """One process. ``heard`` is filled as it speaks; ``at`` is the step at which it killed itself."""
 
     def __init__(self, process: asyncio.subprocess.Process, heard: Heard) -> None:
@@ -84,14 +84,14 @@ class Worker:
 @contextlib.asynccontextmanager
 async def working(
     config: Path, heard: Heard, *, seconds: float, tag: int, step: str = worker.NEVER
-) -> AsyncIterator[Worker]:
+) -> AsyncIterator[WorkerProcess]:
     """A worker that is at work; killed at the block's end if it still is."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", worker.__name__, str(config), f"{seconds:.3f}", step, str(tag),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is the parent's: it ends everything in order
     )  # fmt: skip
-    child = Worker(process, heard)
+    child = WorkerProcess(process, heard)
     try:
         yield child
     finally:

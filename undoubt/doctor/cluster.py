@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from undoubt.coordinator.errors import LedgerUnusable
-from undoubt.coordinator.ledger.cluster.survey import Seen, Survey, survey
+from undoubt.coordinator.ledger.cluster.status import ClusterStatus, Seen, survey
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import SCHEME, named_right, tls_of
 from undoubt.participants.findings import Finding, Severity
@@ -25,7 +25,7 @@ async def look_at_nodes(settings: LedgerSettings) -> list[Finding]:
     return [_answering(found), *_disks(found), *_versions(found), *_role(settings)]
 
 
-def _answering(found: Survey) -> Finding:
+def _answering(found: ClusterStatus) -> Finding:
     leader = found.leading
     if leader is None:
         return Finding(
@@ -53,7 +53,7 @@ def _answering(found: Survey) -> Finding:
     )
 
 
-def _disks(found: Survey) -> Iterator[Finding]:
+def _disks(found: ClusterStatus) -> Iterator[Finding]:
     for seen in found.nodes:
         if (status := seen.status) is None:
             continue
@@ -93,7 +93,7 @@ def _role(settings: LedgerSettings) -> Iterator[Finding]:
         )
 
 
-def _versions(found: Survey) -> Iterator[Finding]:
+def _versions(found: ClusterStatus) -> Iterator[Finding]:
     if (leading := found.leading) is not None and found.held_up_by:
         nodes = ", ".join(map(str, found.held_up_by))
         yield Finding(

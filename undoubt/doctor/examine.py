@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from msgspec.structs import replace
 
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.config import Settings
 from undoubt.coordinator.errors import LedgerError
 from undoubt.doctor.cluster import look_at_nodes
@@ -19,7 +19,7 @@ from undoubt.participants.findings import Finding
 from undoubt.participants.ids import new_ledger_id
 from undoubt.participants.registry import Registry
 from undoubt.recovery.lost import branches_left
-from undoubt.recovery.operator.survey import Found, survey
+from undoubt.recovery.operator.survey import SurveyedBranch, survey
 
 _NO_LINE = (
     "No branch of that role has a name that the ledger gave, so no line is printed: if the role is one of"
@@ -42,7 +42,7 @@ async def examine(
         return findings + [lacks] + await _without_ledger(settings, only)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            ledger, participants = await stack.enter_async_context(assemble.opened(settings))
+            ledger, participants = await stack.enter_async_context(wiring.opened(settings))
             chosen = _chosen(participants, only)
             # Side by side: each of the two waits for one that does not answer.
             protocol = settings.coordinator.protocol
@@ -58,7 +58,7 @@ async def examine(
         return findings
 
 
-def vouched(findings: Sequence[Finding], seen: Sequence[Found]) -> list[Finding]:
+def vouched(findings: Sequence[Finding], seen: Sequence[SurveyedBranch]) -> list[Finding]:
     """Without the lines that would make the branches of a role ours for which no name speaks that the ledger
     gave: whoever may connect prepares what he likes, and calls his sessions what he likes."""
     lines = {(found.participant, found.fix) for found in seen}
@@ -72,7 +72,7 @@ def vouched(findings: Sequence[Finding], seen: Sequence[Found]) -> list[Finding]
 
 async def _without_ledger(settings: Settings, only: Collection[str] | None) -> list[Finding]:
     """What is prepared waits for a ledger; everything else about the participants can be judged."""
-    participants = assemble.registry(settings, new_ledger_id())
+    participants = wiring.registry(settings, new_ledger_id())
     try:
         chosen = _chosen(participants, only)
         checked = await _checks(chosen, settings.coordinator.protocol)

@@ -8,11 +8,11 @@ from undoubt.cli.durations import show_duration
 from undoubt.participants.contract import Participant
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import Gid
-from undoubt.recovery.lost import Left
+from undoubt.recovery.lost import LeftoverBranches
 from undoubt.recovery.operator.burden import Burden, burden, waits_of
 from undoubt.recovery.operator.explain import mending
-from undoubt.recovery.operator.survey import Found, Survey
-from undoubt.recovery.plan import Standing
+from undoubt.recovery.operator.survey import Survey, SurveyedBranch
+from undoubt.recovery.plan import BranchStanding
 
 CHECK = "prepared"
 SHOWN_MAX = 20
@@ -37,7 +37,7 @@ async def look_at_prepared(participant: Participant, seen: Survey, older_than_s:
     return findings
 
 
-def look_at_left(left: Left) -> list[Finding]:
+def look_at_left(left: LeftoverBranches) -> list[Finding]:
     """What is prepared while there is no ledger that could be asked."""
     return [
         Finding(
@@ -52,7 +52,7 @@ def look_at_left(left: Left) -> list[Finding]:
     ]
 
 
-def _for_a_person(found: Found) -> bool:
+def _for_a_person(found: SurveyedBranch) -> bool:
     return found.standing.action == "decide" or (found.branch.owner_gone and found.standing.ours)
 
 
@@ -61,27 +61,27 @@ def _none(name: str, young: int, older_than_s: float) -> Finding:
     return Finding(name, CHECK, Severity.OK, f"{what}; {young} for a shorter time" if young else what)
 
 
-def _finding(found: Found, weighs: Burden) -> Finding:
+def _finding(found: SurveyedBranch, weighs: Burden) -> Finding:
     branch, stands = found.branch, found.standing
     what = f"{branch.gid} has been prepared for {show_duration(branch.age_s)} by role {branch.owner}"
     return Finding(
         found.participant,
         CHECK,
-        Severity.WARNING if stands is Standing.ACTIVE else Severity.PROBLEM,
+        Severity.WARNING if stands is BranchStanding.ACTIVE else Severity.PROBLEM,
         f"{what}: {found.why}",
         f"{_cost(weighs)}. {_to_do(found)}",
         found.fix or _FIX.get(stands) or _explain(found),
     )
 
 
-def _explain(found: Found) -> str:
+def _explain(found: SurveyedBranch) -> str:
     gid = found.branch.gid
-    if found.standing is Standing.LOST_LEDGER and isinstance(gid, Gid):
+    if found.standing is BranchStanding.LOST_LEDGER and isinstance(gid, Gid):
         return f"undoubt recover --adopt {gid.ledger}"
     return f"undoubt indoubt explain {shlex.quote(str(gid))}"
 
 
-def _to_do(found: Found) -> str:
+def _to_do(found: SurveyedBranch) -> str:
     gone = found.branch.owner_gone and found.standing.ours
     return mending(found) if gone or found.fix is not None else _TO_DO[found.standing]
 
@@ -98,20 +98,20 @@ def _cost(weighs: Burden) -> str:
 
 
 _TO_DO = {
-    Standing.COMMITTED: "Recovery finishes it: see that it runs, and what it says",
-    Standing.ABORTED: "Recovery finishes it: see that it runs, and what it says",
-    Standing.ASK_PROTOCOL: "Recovery finishes it: see that it runs, and what it says",
-    Standing.ACTIVE: "See what its application does; indoubt rollback ends it, if that must be",
-    Standing.FORGOTTEN: "A person must decide: explain says what can be known",
-    Standing.IMPOSTOR: "Find out who prepared it: it is no branch of ours; indoubt rollback can end it",
-    Standing.LOST_LEDGER: "If that ledger is lost, a person must decide: recover --adopt says what can be"
+    BranchStanding.COMMITTED: "Recovery finishes it: see that it runs, and what it says",
+    BranchStanding.ABORTED: "Recovery finishes it: see that it runs, and what it says",
+    BranchStanding.ASK_PROTOCOL: "Recovery finishes it: see that it runs, and what it says",
+    BranchStanding.ACTIVE: "See what its application does; indoubt rollback ends it, if that must be",
+    BranchStanding.FORGOTTEN: "A person must decide: explain says what can be known",
+    BranchStanding.IMPOSTOR: "Find out who prepared it: it is not ours. indoubt rollback can end it",
+    BranchStanding.LOST_LEDGER: "If that ledger is lost, a person decides: recover --adopt says what can be"
     " known. If it is another installation's, name it in the participant's other_ledgers",
-    Standing.OTHER_LEDGER: "Only recovery with that ledger's configuration may finish it",
-    Standing.NOT_KNOWN: "Look again once the ledger answers",
-    Standing.FOREIGN: "Whoever prepared it must finish it; undoubt never does",
+    BranchStanding.OTHER_LEDGER: "Only recovery with that ledger's configuration may finish it",
+    BranchStanding.NOT_KNOWN: "Look again once the ledger answers",
+    BranchStanding.FOREIGN: "Whoever prepared it must finish it; undoubt never does",
 }
 _FIX = {
-    Standing.COMMITTED: "undoubt recover --once",
-    Standing.ABORTED: "undoubt recover --once",
-    Standing.ASK_PROTOCOL: "undoubt recover --once",
+    BranchStanding.COMMITTED: "undoubt recover --once",
+    BranchStanding.ABORTED: "undoubt recover --once",
+    BranchStanding.ASK_PROTOCOL: "undoubt recover --once",
 }

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from undoubt.coordinator.wire import Role
+from undoubt.coordinator.wire import PeerRole
 from undoubt.coordinator.wire.rights import SCHEME, Right, named_right, uri_of
 from undoubt.coordinator.wire.tls import name_of
 from undoubt.participants.errors import UsageError
@@ -98,12 +98,12 @@ class Folder:
                 raise UsageError(f"--node {number}: nodes are counted from 1")
             for host in hosts:
                 _general_name(host)
-            name = name_of(self.cluster, Role.NODE, str(number))
+            name = name_of(self.cluster, PeerRole.NODE, str(number))
             wanted.append((f"node-{number}", name, tuple(hosts), None))
         for client in clients:
             if not _CLIENT_NAME.fullmatch(client):
                 raise UsageError(f"--client {client!r}: letters, digits and . _ - make a client's name")
-            wanted.append((f"client-{client}", name_of(self.cluster, Role.CLIENT, client), (), right))
+            wanted.append((f"client-{client}", name_of(self.cluster, PeerRole.CLIENT, client), (), right))
         there = [f"{stem}{end}" for stem, *_ in wanted for end in (".crt", ".key") if self._has(stem + end)]
         if there:
             raise UsageError(

@@ -19,18 +19,18 @@ from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger.acting import DONE, new_act
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.node.bootstrap import restored
-from undoubt.coordinator.node.replicated import Replicated
-from undoubt.coordinator.node.storage.contract import Identity, Stored
+from undoubt.coordinator.node.fsm import NodeStateMachine
+from undoubt.coordinator.node.storage.contract import DiskIdentity, Stored
 from undoubt.coordinator.node.storage.node_storage import NodeStorage, create
 from undoubt.coordinator.quorum.majority import majority_size
-from undoubt.coordinator.raft import Raft, RaftSettings, Restored
+from undoubt.coordinator.raft import Raft, RaftSettings, RestoredState
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import new_nonce
 from undoubt.serve import pending_acts
-from undoubt.serve.begin import Begun, first_of, new_cluster, refuse_twins
+from undoubt.serve.bootstrap import Begun, first_of, new_cluster, refuse_twins
 
 
-class Left(msgspec.Struct, frozen=True):
+class NewestDisk(msgspec.Struct, frozen=True):
     """The newest disk of some: ``folder``, of ``node``, whose log ends at ``index`` of ``term``. ``disks``
     were given of the ``voters``. ``may_lack``: an acknowledged decision may be on none of them."""
 
@@ -47,10 +47,10 @@ class Forced(Begun, frozen=True):
     """A node of the cluster that goes on."""
 
     ledger_id: str
-    left: Left
+    left: NewestDisk
 
 
-async def survey_disks(folders: Sequence[Path]) -> tuple[Left, bytes]:
+async def survey_disks(folders: Sequence[Path]) -> tuple[NewestDisk, bytes]:
     """The newest of these disks, and the image of the state machine after all of its log. Raises
     ``UsageError`` for disks of several clusters or of one node, ``LedgerUnusable``, ``LedgerLocked``."""
     found: dict[int, tuple[Path, Stored]] = {}
@@ -69,7 +69,7 @@ async def survey_disks(folders: Sequence[Path]) -> tuple[Left, bytes]:
     given = len(voters & found.keys())
     # A decision is on a majority: who has so many disks that no majority lies beside them has it.
     may_lack = given + majority_size(voters) <= len(voters)
-    left = Left(str(folder), stored.identity.node, index, term, given, len(voters), may_lack)
+    left = NewestDisk(str(folder), stored.identity.node, index, term, given, len(voters), may_lack)
     return left, _image(stored)
 
 
@@ -82,13 +82,13 @@ def _end(stored: Stored) -> tuple[int, int]:
 def _voters(stored: Stored) -> frozenset[int]:
     """By the last change of the members that is in its log."""
     meta = stored.snapshot.meta
-    restored_log = Restored(stored.hard_state, meta, stored.entries, meta.index)
+    restored_log = RestoredState(stored.hard_state, meta, stored.entries, meta.index)
     raft = Raft(stored.identity.node, RaftSettings(), Random(0), restored_log)  # noqa: S311 - it draws nothing
     return raft.configuration.incoming
 
 
 def _image(stored: Stored) -> bytes:
-    replicated = Replicated(Machine(""), {})
+    replicated = NodeStateMachine(Machine(""), {})
     try:
         replicated.restore(stored.snapshot.image)
     except ValueError as error:  # msgspec's are
@@ -103,7 +103,9 @@ def _image(stored: Stored) -> bytes:
     return replicated.image()
 
 
-async def force(settings: Settings, left: Left, image: bytes, ticket: str = "", note: str = "") -> Forced:
+async def force(
+    settings: Settings, left: NewestDisk, image: bytes, ticket: str = "", note: str = ""
+) -> Forced:
     """Make this node one of the first of a new cluster that goes on from ``image``. Raises ``UsageError``,
     ``LedgerUnusable``."""
     number, addresses = first_of(settings)
@@ -112,7 +114,7 @@ async def force(settings: Settings, left: Left, image: bytes, ticket: str = "", 
     if not ticket:
         await refuse_twins(settings, ledger_id)
     folder = Path(settings.node.data)
-    create(folder, Identity(cluster, number, new_nonce()), hard_state, snapshot)
+    create(folder, DiskIdentity(cluster, number, new_nonce()), hard_state, snapshot)
     what = f"node {number} of cluster {cluster} from the disk of node {left.node}"
     pending_acts.keep(folder, new_act("cluster restore --force", what, note, result=DONE))
     return Forced(cluster, number, f"{cluster}-{digest}", ledger_id, left)

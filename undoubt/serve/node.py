@@ -14,20 +14,19 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import SystemRandom
 
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.config import Settings
 from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger.cluster.url import wire_of
 from undoubt.coordinator.node.node import Node
-from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.contract import DiskIdentity
 from undoubt.coordinator.node.storage.node_storage import NodeStorage
 from undoubt.coordinator.supervision import Supervised
-from undoubt.coordinator.wire import Identity as Named
-from undoubt.coordinator.wire import Role, TlsUnusable, WireSettings, refuse_exposed, tls_of
+from undoubt.coordinator.wire import PeerIdentity, PeerRole, TlsUnusable, WireSettings, refuse_exposed, tls_of
 from undoubt.participants.errors import UsageError
 from undoubt.recovery.service import RecoveryService
 from undoubt.serve import pending_acts
-from undoubt.serve.begin import listen_address, number_of
+from undoubt.serve.bootstrap import listen_address, number_of
 from undoubt.serve.notify import notify
 
 log = logging.getLogger(__name__)
@@ -109,16 +108,16 @@ async def _open(settings: Settings) -> Node:
         raise
 
 
-def _check_number(identity: Identity, number: int, folder: str) -> None:
+def _check_number(identity: DiskIdentity, number: int, folder: str) -> None:
     if identity.node != number:
         raise LedgerUnusable(f"in {folder} lives node {identity.node}, but node.number is {number}")
 
 
-def _check_certificate(wire: WireSettings, identity: Identity) -> None:
+def _check_certificate(wire: WireSettings, identity: DiskIdentity) -> None:
     """Else every peer would refuse this node, and it could only say that nobody is reached."""
     if wire.tls is not None:
         try:
-            tls_of(wire.tls).check_own(Named(Role.NODE, identity.cluster, identity.node))
+            tls_of(wire.tls).check_own(PeerIdentity(PeerRole.NODE, identity.cluster, identity.node))
         except TlsUnusable as error:
             raise LedgerUnusable(str(error)) from error
 
@@ -127,7 +126,7 @@ async def _recover(made: Node, settings: Settings) -> None:
     """A node that has just joined does not know yet whose ledger it keeps; one that leads does."""
     while not made.ledger.leads:
         await asyncio.sleep(LOOK_S)
-    participants = assemble.registry(settings, made.ledger.ledger_id)
+    participants = wiring.registry(settings, made.ledger.ledger_id)
     try:
         async with RecoveryService(made.ledger, participants, settings.recovery):
             await asyncio.Event().wait()

@@ -7,7 +7,7 @@ from pathlib import Path
 from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger import backup, secret_file
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.node.replicated import Replicated
+from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.participants.errors import UsageError
 
 
@@ -29,7 +29,7 @@ def _of_backup(path: Path) -> tuple[str, bytes]:
     machine = Machine("")
     with backup.reading_image(path):
         if kept.about.cluster:
-            Replicated(machine, {}).restore(kept.image)
+            NodeStateMachine(machine, {}).restore(kept.image)
         else:
             machine.restore(kept.image)
     return machine.state.ledger_id, machine.state.secret

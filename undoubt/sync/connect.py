@@ -12,8 +12,8 @@ from undoubt.coordinator.protocols.steps import Observer
 from undoubt.sync.coordinator import Coordinator
 
 if TYPE_CHECKING:
-    from undoubt.assemble import OnConnects
     from undoubt.metrics import Metrics
+    from undoubt.wiring import OnConnects
 
 
 def connect(

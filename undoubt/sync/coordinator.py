@@ -16,10 +16,10 @@ from undoubt.coordinator.ledger.contract import Record
 from undoubt.coordinator.retries import pause_before_retry
 from undoubt.coordinator.runnable import check_synchronous, checked_result
 from undoubt.participants import bounds
-from undoubt.participants.checks import InvariantViolation
 from undoubt.participants.contract import Participant
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
+from undoubt.participants.invariant import InvariantViolation
 from undoubt.sync.portal import Portal
 from undoubt.sync.transaction import Transaction
 

@@ -25,19 +25,19 @@ from undoubt.coordinator.ledger.contract import (
     is_newer,
 )
 from undoubt.coordinator.paxos import (
-    Branch,
+    AcceptorReply,
+    AcceptorRequest,
+    BranchInstance,
     FirstBallot,
     Forgotten,
     Outcome,
     PeerMisbehaved,
     Phase1b,
     Recovery,
-    Reply,
-    Request,
     Value,
 )
 from undoubt.coordinator.quorum import Joint
-from undoubt.coordinator.steadfast import all_done
+from undoubt.coordinator.uncancellable import all_done
 from undoubt.participants.ids import TxId
 
 log = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ PAUSE_S = (0.1, 1.0)
 SESSIONS_MAX = 1_000
 """Whose acceptors are remembered."""
 
-Requests = Iterable[tuple[int, Request]]
-Ask = Callable[[int, Request, Callable[[Reply | Exception], None]], None]
+Requests = Iterable[tuple[int, AcceptorRequest]]
+SendRequest = Callable[[int, AcceptorRequest, Callable[[AcceptorReply | Exception], None]], None]
 """Ask an acceptor, by its number; told once what it says, or why nothing."""
 
 DECISIONS = {Outcome.COMMITTED: Decision.COMMIT, Outcome.ABORTED: Decision.ABORT}
@@ -76,7 +76,7 @@ class ClusterAcceptors:
 
     def __init__(
         self,
-        ask: Ask,
+        ask: SendRequest,
         open_session: Callable[[str, float], Awaitable[Session]],
         session_of: Callable[[TxId], Awaitable[SessionInfo | None]],
         record: Callable[[TxId], Awaitable[Record]],
@@ -110,10 +110,10 @@ class ClusterAcceptors:
         return bound
 
     async def vote(self, txid: TxId, branches: Sequence[BranchRecord]) -> Decision:
-        votes = {Branch(each.number, each.participant): _prepared(each) for each in branches}
+        votes = {BranchInstance(each.number, each.participant): _prepared(each) for each in branches}
         leader = FirstBallot(txid, await self._acceptors_of(txid), votes)
 
-        def step(reply: Reply) -> Requests:
+        def step(reply: AcceptorReply) -> Requests:
             leader.step(reply)
             return ()
 
@@ -166,14 +166,16 @@ class ClusterAcceptors:
 class _Work:
     """One leader, and what it has asked. ``known`` is done when there is nothing more to learn."""
 
-    def __init__(self, leader: FirstBallot | Recovery, step: Callable[[Reply], Requests], ask: Ask) -> None:
+    def __init__(
+        self, leader: FirstBallot | Recovery, step: Callable[[AcceptorReply], Requests], ask: SendRequest
+    ) -> None:
         self.known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.trouble = "nobody answered yet"
         self._leader = leader
         self._step = step
         self._ask = ask
 
-    def _unasked(self, answer: Reply) -> bool:
+    def _unasked(self, answer: AcceptorReply) -> bool:
         if isinstance(answer, Phase1b) and isinstance(self._leader, FirstBallot):
             return True
         return not isinstance(answer, Forgotten) and not answer.known.sound
@@ -182,7 +184,7 @@ class _Work:
         for to, request in requests:
             self._ask(to, request, partial(self._answered, to))
 
-    def _answered(self, by: int, answer: Reply | Exception) -> None:
+    def _answered(self, by: int, answer: AcceptorReply | Exception) -> None:
         if self.known.done():
             return
         if isinstance(answer, Exception):
@@ -210,7 +212,7 @@ def among(sessions: Iterable[SessionInfo], txid: TxId) -> SessionInfo | None:
     return next((one for one in sessions if (one.id, one.nonce) == (txid.session, txid.nonce)), None)
 
 
-def _only(requests: Requests, acceptors: Sequence[int]) -> list[tuple[int, Request]]:
+def _only(requests: Requests, acceptors: Sequence[int]) -> list[tuple[int, AcceptorRequest]]:
     return [(to, request) for to, request in requests if to in acceptors]
 
 
@@ -227,7 +229,7 @@ def _prepared(branch: BranchRecord) -> Value:
     return Value(True, _encode(evidence))
 
 
-def record_of(branch: Branch, value: Value | None) -> BranchRecord:
+def record_of(branch: BranchInstance, value: Value | None) -> BranchRecord:
     if value is None or not value.evidence:
         return BranchRecord(branch.number, branch.participant)
     try:

@@ -10,14 +10,14 @@ from typing import Any
 from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable, WrongProcess
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.calling import CallingLedger
+from undoubt.coordinator.ledger.cluster.acceptor_client import AcceptorClient, first_of
 from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, among
-from undoubt.coordinator.ledger.cluster.links import Links, first_of
-from undoubt.coordinator.ledger.cluster.route import Route
-from undoubt.coordinator.ledger.cluster.survey import status
+from undoubt.coordinator.ledger.cluster.leader_client import LeaderClient
+from undoubt.coordinator.ledger.cluster.status import status
 from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
 from undoubt.coordinator.ledger.contract import Record, Session, SessionInfo
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.coordinator.wire import Identity, Role, WireSettings
+from undoubt.coordinator.wire import PeerIdentity, PeerRole, WireSettings
 from undoubt.participants.ids import TxId
 from undoubt.participants.redact import redact
 
@@ -28,12 +28,17 @@ class ClusterLedger(CallingLedger):
     acceptors: ClusterAcceptors
 
     def __init__(
-        self, route: Route, settings: LedgerSettings, me: Identity, wire: WireSettings, random: Random
+        self,
+        route: LeaderClient,
+        settings: LedgerSettings,
+        me: PeerIdentity,
+        wire: WireSettings,
+        random: Random,
     ) -> None:
         self.settings = settings
         self._route = route
         self._wire = wire
-        self._links = Links(me, wire, self._address_of)
+        self._links = AcceptorClient(me, wire, self._address_of)
         self._pid = os.getpid()
         self._ledger_id = ""
         self._random = random
@@ -60,9 +65,9 @@ class ClusterLedger(CallingLedger):
         that is none and for TLS files of no use, ``LedgerUnavailable`` if nobody leads within
         ``request_timeout_s``."""
         random = random or SystemRandom()
-        me = Identity(Role.CLIENT, name=name or f"process {os.getpid()}")
+        me = PeerIdentity(PeerRole.CLIENT, name=name or f"process {os.getpid()}")
         wire = wire or wire_of(settings)
-        route = Route(addresses_of(settings.url), me, wire, random)
+        route = LeaderClient(addresses_of(settings.url), me, wire, random)
         ledger = cls(route, settings, me, wire, random)
         try:
             await ledger.info()

@@ -1,7 +1,7 @@
 """What clients and nodes say to each other: frames of many requests, frames of many answers.
 
 A frame is a msgpack array: what all callers of a process ask for within one turn of its loop travels
-together, and so do the answers. The node speaks first, with its :class:`Standing`.
+together, and so do the answers. The node speaks first, with its :class:`LeaderHint`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class StatusCall(msgspec.Struct, frozen=True, array_like=True, tag="status"):
 
 
 class AcceptorCall(msgspec.Struct, frozen=True, array_like=True, tag="acceptor", gc=False):
-    """To this very node as an acceptor of Paxos Commit. Answered with a ``coordinator.paxos.Reply``."""
+    """To this very node as an acceptor of Paxos Commit. Answered with a
+    ``coordinator.paxos.AcceptorReply``."""
 
-    request: paxos.Request
+    request: paxos.AcceptorRequest
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
@@ -152,7 +153,7 @@ NodeCall = OperatorCall | AcceptorCall
 
 NODE_REPLY_TYPES: dict[type[NodeCall], Any] = {
     StatusCall: NodeStatus,
-    AcceptorCall: paxos.Reply,
+    AcceptorCall: paxos.AcceptorReply,
     ChangeMembersCall: NodeStatus,
     TransferCall: NodeStatus,
     SnapshotCall: int,
@@ -188,7 +189,7 @@ class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
     call: msgspec.Raw
 
 
-class Standing(msgspec.Struct, frozen=True, array_like=True, tag="standing"):
+class LeaderHint(msgspec.Struct, frozen=True, array_like=True, tag="standing"):
     """Said once, before anything is asked. ``leader`` is an address, empty where nobody is known to lead.
     ``ledger_id`` is empty on a node that has not learned of it yet."""
 
@@ -205,7 +206,7 @@ class Elsewhere(msgspec.Struct, frozen=True, array_like=True, tag="elsewhere"):
     why: str
 
 
-Answer = Standing | Elsewhere | calls.Reply | calls.Failed
+Answer = LeaderHint | Elsewhere | calls.Reply | calls.Failed
 
 encode: Callable[[Sequence[Request] | Sequence[Judged] | Sequence[Answer]], bytes] = (
     msgspec.msgpack.Encoder().encode
@@ -252,4 +253,4 @@ def decode_result(call: calls.Call | NodeCall, result: msgspec.Raw) -> Any:
     return _DECODERS[type(call)].decode(result)
 
 
-decode_reply: Callable[[msgspec.Raw], paxos.Reply] = _DECODERS[AcceptorCall].decode
+decode_reply: Callable[[msgspec.Raw], paxos.AcceptorReply] = _DECODERS[AcceptorCall].decode

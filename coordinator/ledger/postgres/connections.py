@@ -19,16 +19,16 @@ from typing import Any, TypeVar
 import psycopg
 
 from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable
-from undoubt.coordinator.ledger.postgres import address, opening, trouble
+from undoubt.coordinator.ledger.postgres import address, errors, opening
 from undoubt.coordinator.ledger.postgres.sql import query
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.coordinator.steadfast import steadfast
+from undoubt.coordinator.uncancellable import uncancellable
 from undoubt.participants.redact import redact
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Row = tuple[Any, ...]
+SqlRow = tuple[Any, ...]
 
 RETRY_S = 0.02
 CONNECTIONS_MAX, IDLE_MAX = 6, 2
@@ -43,7 +43,7 @@ PROBE_SHARE = 3
 """And no more than that part of the statement's time."""
 
 
-class Line:
+class LedgerConnection:
     """One connection, for one statement at a time."""
 
     def __init__(self, driver: opening.Driver) -> None:
@@ -57,7 +57,7 @@ class Line:
     def broken(self) -> bool:
         return bool(self._driver.closed)
 
-    async def run(self, sql: str, parameters: dict[str, Any], timeout_s: float | None = None) -> list[Row]:
+    async def run(self, sql: str, parameters: dict[str, Any], timeout_s: float | None = None) -> list[SqlRow]:
         """The rows. Raises the driver's errors, and ``Unconfirmed``."""
         self._warnings.clear()
         alarm = None
@@ -65,12 +65,12 @@ class Line:
             alarm = asyncio.get_running_loop().call_later(timeout_s, self._hang_up)
         try:
             cursor = await self._driver.execute(sql, parameters)
-            rows: list[Row] = await cursor.fetchall() if cursor.description is not None else []
+            rows: list[SqlRow] = await cursor.fetchall() if cursor.description is not None else []
         finally:
             if alarm is not None:
                 alarm.cancel()
-        if trouble.UNCONFIRMED.intersection(self._warnings):
-            raise trouble.Unconfirmed("its synchronous standbys did not confirm what is committed there")
+        if errors.UNCONFIRMED.intersection(self._warnings):
+            raise errors.Unconfirmed("its synchronous standbys did not confirm what is committed there")
         return rows
 
     async def close(self) -> None:
@@ -92,11 +92,11 @@ class Connections:
         self._parameters = address.parameters(settings)
         self._owners = settings.schema_owners
         self._errors = (psycopg.Error, OSError)
-        self._idle: list[Line] = []
+        self._idle: list[LedgerConnection] = []
         self._places = asyncio.Semaphore(CONNECTIONS_MAX)
         self._running: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, name: str, /, **parameters: Any) -> list[Row]:
+    async def ask(self, name: str, /, **parameters: Any) -> list[SqlRow]:
         """The rows of a statement that begins with {here}, without that column. Where this is not the server
         that the ledger knew, a new incarnation begins first. Raises as :meth:`run`."""
         while True:
@@ -107,14 +107,14 @@ class Connections:
                 return [row[1:] for row in rows]
             await self._begin_incarnation()
 
-    async def run(self, name: str, /, **parameters: Any) -> list[Row]:
+    async def run(self, name: str, /, **parameters: Any) -> list[SqlRow]:
         """The rows of the statement called ``name``, which is repeated while that may help. Raises
         ``LedgerUnavailable`` (it may or may not have been carried out) or ``LedgerUnusable``."""
         return await self.work(lambda line, left_s: line.run(query(name), parameters, left_s))
 
-    async def work(self, work: Callable[[Line, float], Awaitable[T]]) -> T:
+    async def work(self, work: Callable[[LedgerConnection, float], Awaitable[T]]) -> T:
         """``work`` is given a connection and the seconds that are left. Errors as of :meth:`run`."""
-        task = steadfast(self._repeat(work), name="undoubt-ledger-statement")
+        task = uncancellable(self._repeat(work), name="undoubt-ledger-statement")
         self._running.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
@@ -130,33 +130,33 @@ class Connections:
         if not task.cancelled():
             task.exception()  # whoever asked may have been cancelled: then nobody else looks at it
 
-    async def _repeat(self, work: Callable[[Line, float], Awaitable[T]]) -> T:
+    async def _repeat(self, work: Callable[[LedgerConnection, float], Awaitable[T]]) -> T:
         loop = asyncio.get_running_loop()
         end = loop.time() + self._timeout_s
         while True:
             try:
                 async with self._places:
                     return await self._once(work, end)
-            except (trouble.Unconfirmed, trouble.Unsuitable, trouble.Standby) as error:
-                raise trouble.told(error, self.url) from error
+            except (errors.Unconfirmed, errors.Unsuitable, errors.Standby) as error:
+                raise errors.told(error, self.url) from error
             except self._errors as error:
                 if loop.time() + RETRY_S >= end:
                     raise LedgerUnavailable(
                         f"no answer from ledger {self.url} within {self._timeout_s} s:"
-                        f" {trouble.words_of(error)}"
+                        f" {errors.words_of(error)}"
                     ) from error
-                if not trouble.may_repeat(error):
-                    raise trouble.told(error, self.url) from error
+                if not errors.may_repeat(error):
+                    raise errors.told(error, self.url) from error
             await asyncio.sleep(RETRY_S)
 
-    async def _once(self, work: Callable[[Line, float], Awaitable[T]], end: float) -> T:
+    async def _once(self, work: Callable[[LedgerConnection, float], Awaitable[T]], end: float) -> T:
         loop = asyncio.get_running_loop()
         line = await self._idle_line(end - loop.time()) or await self._connect(end - loop.time())
         stale = False
         try:
             return await work(line, end - loop.time())
         except self._errors as error:
-            stale = trouble.is_stale(error)
+            stale = errors.is_stale(error)
             raise
         finally:
             if line.broken or stale:
@@ -168,7 +168,7 @@ class Connections:
             else:
                 await line.close()
 
-    async def _idle_line(self, left_s: float) -> Line | None:
+    async def _idle_line(self, left_s: float) -> LedgerConnection | None:
         """One that is there already, and alive; None if there is none: then a new one has to be made."""
         if not self._idle:
             return None
@@ -181,16 +181,16 @@ class Connections:
         await self._drop_idle()
         return None
 
-    async def _lives(self, line: Line, timeout_s: float) -> bool:
+    async def _lives(self, line: LedgerConnection, timeout_s: float) -> bool:
         """Whether the server answers on it in time."""
         try:
             await line.run("select", {}, timeout_s)
-        except (*self._errors, trouble.Unconfirmed):
+        except (*self._errors, errors.Unconfirmed):
             return False
         return True
 
-    async def _connect(self, timeout_s: float) -> Line:
-        opening = steadfast(self._open(), name="undoubt-ledger-connect")
+    async def _connect(self, timeout_s: float) -> LedgerConnection:
+        opening = uncancellable(self._open(), name="undoubt-ledger-connect")
         await asyncio.wait([opening], timeout=max(timeout_s, 0))
         if not opening.done():
             opening.abandon()
@@ -199,8 +199,8 @@ class Connections:
             raise TimeoutError("connecting takes too long")
         return opening.result()
 
-    async def _open(self) -> Line:
-        return Line(await opening.connect(self._parameters, self._owners))
+    async def _open(self) -> LedgerConnection:
+        return LedgerConnection(await opening.connect(self._parameters, self._owners))
 
     async def _drop_idle(self) -> None:
         idle, self._idle = self._idle, []

@@ -24,7 +24,7 @@ from undoubt.coordinator.ledger.commands import Decide
 from undoubt.coordinator.ledger.contract import TERMINATES_BY_ITSELF, BranchRecord, Decision, SessionState
 from undoubt.coordinator.ledger.postgres.connections import Connections
 from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches
-from undoubt.coordinator.steadfast import Steadfast, steadfast
+from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
 
@@ -41,7 +41,7 @@ def encode_branches(branches: Sequence[BranchRecord]) -> str:
 
 decode_branches = msgspec.json.Decoder(tuple[BranchRecord, ...]).decode
 
-Answer = Decision | UndoubtError
+DecideResult = Decision | UndoubtError
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class Decisions:
         self._connections = connections
         self._waiting: dict[int, list[_Asked]] = {}  # by session, oldest first
         self._sending: dict[int, int] = {}  # statements under way, by session
-        self._tasks: set[Steadfast[None]] = set()
+        self._tasks: set[Uncancellable[None]] = set()
 
     async def decide(self, command: Decide) -> Decision:
         """As the contract's. Whoever asks may be cancelled: the decision goes its way."""
@@ -80,7 +80,7 @@ class Decisions:
         if not rest:
             del self._waiting[session]
         self._sending[session] = self._sending.get(session, 0) + 1
-        task = steadfast(self._carry(session, batch), name="undoubt-ledger-decide")
+        task = uncancellable(self._carry(session, batch), name="undoubt-ledger-decide")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -101,7 +101,7 @@ class Decisions:
                 _tell(asked.answer, answers[asked.command.txid])
             self._send(session)
 
-    async def _answers(self, commands: list[Decide]) -> dict[TxId, Answer]:
+    async def _answers(self, commands: list[Decide]) -> dict[TxId, DecideResult]:
         try:
             return await self._together(commands)
         except LedgerUnavailable:
@@ -109,12 +109,12 @@ class Decisions:
         except LedgerError as error:
             if len(commands) == 1:
                 return {commands[0].txid: error}
-        answers: dict[TxId, Answer] = {}  # one of them is the matter: the others need not suffer for it
+        answers: dict[TxId, DecideResult] = {}  # one of them is the matter: the others need not suffer for it
         for command in commands:
             answers |= await self._answers([command])
         return answers
 
-    async def _together(self, commands: list[Decide]) -> dict[TxId, Answer]:
+    async def _together(self, commands: list[Decide]) -> dict[TxId, DecideResult]:
         rows = await self._connections.ask(
             "decide",
             session=[command.txid.session for command in commands],
@@ -128,7 +128,7 @@ class Decisions:
             by_itself=sorted(TERMINATES_BY_ITSELF),
         )
         told = {TxId(session, nonce, seq): (state, decision) for session, nonce, seq, state, decision in rows}
-        answers: dict[TxId, Answer] = {}
+        answers: dict[TxId, DecideResult] = {}
         for command in commands:
             state, decision = told[command.txid]
             if state is None:
@@ -140,7 +140,7 @@ class Decisions:
                 answers[command.txid] = await self._recorded(command, SessionState(state))
         return answers
 
-    async def _recorded(self, command: Decide, state: SessionState) -> Answer:
+    async def _recorded(self, command: Decide, state: SessionState) -> DecideResult:
         """Nothing was written for ``command``: there is a decision already, or its session forbids it."""
         txid = command.txid
         ((decision, branches),) = await self._connections.ask(
@@ -169,7 +169,7 @@ def _apart(waiting: list[_Asked]) -> tuple[list[_Asked], list[_Asked]]:
     return sorted(taken.values(), key=lambda asked: asked.command.txid), rest
 
 
-def _tell(answer: asyncio.Future[Decision], told: Answer) -> None:
+def _tell(answer: asyncio.Future[Decision], told: DecideResult) -> None:
     if answer.done():  # whoever asked was cancelled
         return
     if isinstance(told, Decision):

@@ -41,10 +41,10 @@ from undoubt.coordinator.ledger.contract import (
     Verdict,
 )
 from undoubt.coordinator.ledger.names import Names
-from undoubt.coordinator.ledger.postgres import rows
+from undoubt.coordinator.ledger.postgres import codec
 from undoubt.coordinator.ledger.postgres.connections import Connections
 from undoubt.coordinator.ledger.postgres.decisions import Decisions, encode_branches
-from undoubt.coordinator.ledger.postgres.upkeep import Upkeep
+from undoubt.coordinator.ledger.postgres.maintenance import Upkeep
 from undoubt.coordinator.ledger.rules import verdict_of
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.bounds import seconds
@@ -149,7 +149,7 @@ class PostgresLedger:
 
     async def sessions(self) -> Sequence[SessionInfo]:
         found = await self._ask("sessions")
-        return [rows.session_info(*row) for row in found if row[0] is not None]
+        return [codec.session_info(*row) for row in found if row[0] is not None]
 
     # Decisions.
 
@@ -258,7 +258,7 @@ class PostgresLedger:
         bounds.check_page(limit, after)
         session, seq = (0, 0) if after is None else (after.session, after.seq)
         found = await self._ask("unfinished", session=session, seq=seq, limit=limit)
-        return [rows.decision_record(*row) for row in found if row[0] is not None]
+        return [codec.decision_record(*row) for row in found if row[0] is not None]
 
     async def finish(self, txids: Iterable[TxId]) -> None:
         asked = list(txids)
@@ -289,7 +289,7 @@ class PostgresLedger:
 
     async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]:
         found = await self._ask("heuristics", all=include_forgotten)
-        return [rows.heuristic(*row) for row in found if row[0] is not None]
+        return [codec.heuristic(*row) for row in found if row[0] is not None]
 
     # For people.
 
@@ -310,7 +310,7 @@ class PostgresLedger:
         if found:
             return found[0]
         (undecided,) = await self._ask("precommitted", **_key(txid))
-        return None if undecided[0] is None else rows.undecided_info(txid, *undecided)
+        return None if undecided[0] is None else codec.undecided_info(txid, *undecided)
 
     async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
         bounds.check_limit(limit)
@@ -329,8 +329,8 @@ class PostgresLedger:
         heuristics = await self._connections.run(
             "heuristics_of", session=[row[0] for row in found], seq=[row[2] for row in found]
         )
-        known = [rows.heuristic(*row) for row in heuristics]
-        return [rows.transaction_info(row, known) for row in found]
+        known = [codec.heuristic(*row) for row in heuristics]
+        return [codec.transaction_info(row, known) for row in found]
 
     async def info(self) -> LedgerInfo:
         ((ledger_id, incarnation, time_ms, *counts),) = await self._ask("info")

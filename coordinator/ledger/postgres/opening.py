@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from undoubt.coordinator.ledger.postgres import address, trouble
+from undoubt.coordinator.ledger.postgres import address, errors
 from undoubt.coordinator.ledger.postgres.sql import query
 from undoubt.participants.believed import LEDGER, Fault, faults_of, faults_query, mends, refusal
 from undoubt.participants.foreign_ground import ALONE, session_settings, startup_timeouts
@@ -26,7 +26,7 @@ TOO_LOW = frozenset({"off", "local", "remote_write"})
 
 
 @dataclass(frozen=True, slots=True)
-class Introduction:
+class LedgerServerParameters:
     """What the server says of itself. ``pooled``: the next statement may go to another server process."""
 
     standby: bool
@@ -68,7 +68,7 @@ async def _settled(driver: Driver, owners: Sequence[str]) -> Driver:
     return driver
 
 
-async def introduce(driver: Driver, owners: Sequence[str]) -> Introduction:
+async def introduce(driver: Driver, owners: Sequence[str]) -> LedgerServerParameters:
     """In one transaction that only reads, since a plain SELECT could wait under the role's defaults. Raises
     what psycopg raises."""
     script = "; ".join((ALONE, query("introduce"), faults_query(LEDGER, owners), "commit"))
@@ -81,16 +81,16 @@ async def introduce(driver: Driver, owners: Sequence[str]) -> Introduction:
             break
     [(standby, synchronous_commit, pid)], faults = answers
     pooled = pid != driver.info.backend_pid
-    return Introduction(standby, synchronous_commit, pooled, faults_of(faults))
+    return LedgerServerParameters(standby, synchronous_commit, pooled, faults_of(faults))
 
 
-def check(intro: Introduction, owners: Sequence[str]) -> None:
+def check(intro: LedgerServerParameters, owners: Sequence[str]) -> None:
     """Raises ``Standby``, ``Unsuitable`` or ``Unbelieved``."""
     if intro.standby:
-        raise trouble.Standby("its server is a standby (pg_is_in_recovery())")
+        raise errors.Standby("its server is a standby (pg_is_in_recovery())")
     refuse_unbelieved(intro.faults, owners)
     if intro.synchronous_commit in TOO_LOW and not intro.pooled:
-        raise trouble.Unsuitable(
+        raise errors.Unsuitable(
             f"synchronous_commit is {intro.synchronous_commit!r} there, with which a recorded decision can be"
             " lost: alter role … set synchronous_commit = on (or alter database …)"
         )
@@ -99,4 +99,4 @@ def check(intro: Introduction, owners: Sequence[str]) -> None:
 def refuse_unbelieved(faults: Sequence[Fault], owners: Sequence[str]) -> None:
     """Raises ``Unbelieved`` if there are any."""
     if faults:
-        raise trouble.Unbelieved(refusal(LEDGER, faults), mends(LEDGER, faults, owners, OWNERS))
+        raise errors.Unbelieved(refusal(LEDGER, faults), mends(LEDGER, faults, owners, OWNERS))

@@ -15,7 +15,7 @@ from undoubt.participants.quoting import identifier
 
 
 @dataclass(frozen=True, slots=True)
-class Right:
+class TablePrivilege:
     """``table`` is empty if ``role`` (empty: everybody) has it over all tables, as a member of the predefined
     roles that ``what`` names; else ``what`` are privileges."""
 
@@ -44,11 +44,14 @@ class Right:
         return f"REVOKE {what} FROM {grantee};"
 
 
-async def rights(settings: LedgerSettings) -> list[Right]:
+async def rights(settings: LedgerSettings) -> list[TablePrivilege]:
     """Of others than superusers, the role that logs in and ``settings.schema_owners``. Raises
     ``LedgerError``."""
     connections = Connections(settings)
     try:
-        return [Right(*row) for row in await connections.run("rights", owners=list(settings.schema_owners))]
+        return [
+            TablePrivilege(*row)
+            for row in await connections.run("rights", owners=list(settings.schema_owners))
+        ]
     finally:
         await connections.close()

@@ -12,16 +12,16 @@ import sqlalchemy
 
 from undoubt.coordinator.errors import LedgerMissing, LedgerUnusable
 from undoubt.coordinator.ledger import schema
-from undoubt.coordinator.ledger.postgres import address, opening, trouble
+from undoubt.coordinator.ledger.postgres import address, errors, opening
 from undoubt.coordinator.ledger.postgres.connections import Connections
 from undoubt.coordinator.ledger.postgres.decisions import decode_branches
 from undoubt.coordinator.ledger.postgres.rights import rights
 from undoubt.coordinator.ledger.postgres.sql import query
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.alembic_lock import engine_over
 from undoubt.participants.believed import LEDGER, faults_of, faults_query
 from undoubt.participants.foreign_ground import ALONE
 from undoubt.participants.ids import new_ledger_id
-from undoubt.participants.migrating import engine_over
 from undoubt.participants.redact import redact
 
 SCHEMA = "undoubt_ledger"
@@ -68,8 +68,8 @@ def _upgrade(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, st
             _take_back_defaults(connection, before)
             _refuse_unbelieved(connection, settings)
             return done
-    except trouble.Unbelieved as error:
-        raise trouble.told(error, url) from error
+    except errors.Unbelieved as error:
+        raise errors.told(error, url) from error
     except sqlalchemy.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == "42501":
             raise LedgerUnusable(
@@ -77,7 +77,7 @@ def _upgrade(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, st
                 f" the database can run this, or: grant create on database …, or: create schema {SCHEMA}"
                 " authorization …"
             ) from error
-        raise trouble.told(error, url) from error
+        raise errors.told(error, url) from error
     finally:
         engine.dispose()
 
@@ -125,7 +125,7 @@ def _created(connection: sqlalchemy.Connection, _: str) -> list[str]:
 def _migrated(connection: sqlalchemy.Connection, url: str) -> list[str]:
     found = _revision(connection)
     if found is None:
-        raise trouble.missing(url)
+        raise errors.missing(url)
     missing = schema.POSTGRES.missing(found, f"ledger {url}")
     if missing:
         schema.POSTGRES.upgrade(connection)

@@ -19,13 +19,13 @@ from undoubt.coordinator.ledger.calling import CallingLedger
 from undoubt.coordinator.ledger.calls import BackupFileCall, Call, perform
 from undoubt.coordinator.ledger.contract import Create
 from undoubt.coordinator.ledger.judging import judged
-from undoubt.coordinator.ledger.remote import ConnectionGone, LedgerConnection
 from undoubt.coordinator.ledger.server import LedgerServer
-from undoubt.coordinator.ledger.sqlite import door
+from undoubt.coordinator.ledger.sqlite import unix_socket
 from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
-from undoubt.coordinator.ledger.sqlite.owned import OwnedLedger
+from undoubt.coordinator.ledger.sqlite.owner import OwnedLedger
+from undoubt.coordinator.ledger.sqlite.owner_client import ConnectionGone, LedgerConnection
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.coordinator.steadfast import Steadfast, steadfast
+from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
 
 RETRY_S = 0.02
 
@@ -47,7 +47,7 @@ class SqliteLedger(CallingLedger):
         self._owned: OwnedLedger | None = None
         self._server: LedgerServer | None = None
         self._connection: LedgerConnection | None = None
-        self._owning: Steadfast[None] | None = None
+        self._owning: Uncancellable[None] | None = None
         self._finding = asyncio.Lock()
 
     @classmethod
@@ -168,7 +168,7 @@ class SqliteLedger(CallingLedger):
             if lock is None:
                 await self._connect()
                 return
-            self._owning = steadfast(self._own(lock), name="undoubt-ledger-open")
+            self._owning = uncancellable(self._own(lock), name="undoubt-ledger-open")
         await asyncio.shield(self._owning)
 
     async def _own(self, lock: FileLock) -> None:
@@ -180,7 +180,7 @@ class SqliteLedger(CallingLedger):
             server = LedgerServer(owned)
             try:
                 self._identify(owned.ledger_id)
-                await server.start(door.listen(self.path))
+                await server.start(unix_socket.listen(self.path))
             except BaseException:
                 await server.close()
                 await owned.close()
@@ -194,7 +194,7 @@ class SqliteLedger(CallingLedger):
 
     async def _connect(self) -> None:
         try:
-            connected = door.connect(self.path)
+            connected = unix_socket.connect(self.path)
             connection = await LedgerConnection.connect(connected, timeout_s=self.settings.request_timeout_s)
         except (OSError, ConnectionGone) as error:
             raise LedgerLocked(

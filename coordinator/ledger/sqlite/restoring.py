@@ -18,11 +18,11 @@ from undoubt.coordinator.ledger.anchor import START, Anchor, Mark, chained
 from undoubt.coordinator.ledger.commands import RecordAct, Restore, encode
 from undoubt.coordinator.ledger.contract import ACTS_MAX, Act, SessionState
 from undoubt.coordinator.ledger.durable import sync_folder
-from undoubt.coordinator.ledger.local import SESSION_SKIP
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.sqlite import anchored
-from undoubt.coordinator.ledger.sqlite.owned import rebuilt
+from undoubt.coordinator.ledger.sqlite.owner import rebuilt
 from undoubt.coordinator.ledger.sqlite.store import SqliteStore, make
+from undoubt.coordinator.ledger.state_machine_ledger import SESSION_SKIP
 
 
 class RestoredLedger(msgspec.Struct, frozen=True):

@@ -22,16 +22,16 @@ import msgspec
 from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger.sqlite import wal
 from undoubt.coordinator.ledger.sqlite.file import SqliteFile
-from undoubt.coordinator.node.storage.contract import Identity, Snapshot, StorageDamaged, Stored
+from undoubt.coordinator.node.storage.contract import DiskIdentity, Snapshot, StorageDamaged, Stored
 from undoubt.coordinator.node.storage.history_file import FILE_NAME
 from undoubt.coordinator.node.storage.history_file import FORMAT as NEW_FORMAT
 from undoubt.coordinator.node.storage.segment import numbers_in
-from undoubt.coordinator.paxos import Marks, Record, Restored
+from undoubt.coordinator.paxos import AcceptorRecord, Marks, RestoredAcceptor
 from undoubt.coordinator.raft import Configuration, Entry, HardState, Kind, SnapshotMeta
 
 FORMAT = "2"
 DISK_OF = "disk of "
-_decode_record = msgspec.msgpack.Decoder(Record).decode
+_decode_record = msgspec.msgpack.Decoder(AcceptorRecord).decode
 _decode_marks = msgspec.msgpack.Decoder(Marks).decode
 _decode_configuration = msgspec.msgpack.Decoder(Configuration).decode
 
@@ -84,7 +84,7 @@ class _Tables:
         except (sqlite3.Error, TypeError, ValueError) as error:
             raise self._damaged(f"{type(error).__name__}: {error}", None) from error
 
-    def _identity(self) -> Identity:
+    def _identity(self) -> DiskIdentity:
         known = dict(self._connection.execute("select key, value from meta"))
         if known.get("format") == NEW_FORMAT:
             raise _Mismatch("its log is missing")
@@ -93,7 +93,7 @@ class _Tables:
                 f"{self.file.what} has format {known.get('format')}, this version of undoubt knows {FORMAT};"
                 " use the version that wrote it"
             )
-        return Identity(known["cluster"], int(known["node"]), known["disk"])
+        return DiskIdentity(known["cluster"], int(known["node"]), known["disk"])
 
     def _disks(self) -> dict[int, str]:
         known = self._connection.execute("select key, value from meta where key like ?", (f"{DISK_OF}%",))
@@ -121,7 +121,7 @@ class _Tables:
             raise self._damaged(f"the entry {snapshot.index + 1} is missing", entries[0].index)
         return tuple(entries)
 
-    def _acceptor(self) -> Restored:
+    def _acceptor(self) -> RestoredAcceptor:
         marks = Marks()
         for crc, data in self._connection.execute("select crc, marks from mark"):
             if zlib.crc32(data) != crc:
@@ -137,7 +137,7 @@ class _Tables:
                     f"what its acceptor has promised of {session}.{seq} does not match its checksum"
                 )
             records.append(_decode_record(data))
-        return Restored(marks, tuple(records))
+        return RestoredAcceptor(marks, tuple(records))
 
     def _damaged(self, what: str, index: int | None) -> StorageDamaged:
         known = self._connection_meta()

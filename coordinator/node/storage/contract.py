@@ -16,12 +16,12 @@ import msgspec
 
 from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger.contract import DecisionRecord
-from undoubt.coordinator.paxos import Marks, Record, Restored
+from undoubt.coordinator.paxos import AcceptorRecord, Marks, RestoredAcceptor
 from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
 from undoubt.participants.ids import TxId
 
 
-class Identity(msgspec.Struct, frozen=True):
+class DiskIdentity(msgspec.Struct, frozen=True):
     """Who this disk belongs to. ``disk`` is random: the same number on another disk is another node."""
 
     cluster: str
@@ -48,12 +48,12 @@ class Promises(msgspec.Struct, frozen=True):
     """What an acceptor of Paxos Commit must not forget: ``records``, each in place of its transaction's;
     then ``dropped`` away, and ``marks``, so that nothing of these begins anew."""
 
-    records: tuple[Record, ...] = ()
+    records: tuple[AcceptorRecord, ...] = ()
     dropped: tuple[TxId, ...] = ()
     marks: Marks | None = None
 
 
-class Write(msgspec.Struct, frozen=True):
+class DiskWrite(msgspec.Struct, frozen=True):
     """One change of the disk, all or nothing; what is in it is done in the order of the fields."""
 
     hard_state: HardState | None = None
@@ -74,12 +74,12 @@ class Write(msgspec.Struct, frozen=True):
 class Stored(msgspec.Struct, frozen=True):
     """What a disk held. ``entries`` are sound and without a gap, and may begin before the snapshot ends."""
 
-    identity: Identity
+    identity: DiskIdentity
     hard_state: HardState
     snapshot: Snapshot
     entries: tuple[Entry, ...]
     disks: dict[int, str] = {}
-    acceptor: Restored = Restored()
+    acceptor: RestoredAcceptor = RestoredAcceptor()
 
 
 class StorageDamaged(LedgerUnusable):
@@ -89,7 +89,7 @@ class StorageDamaged(LedgerUnusable):
 class Storage(Protocol):
     """All methods belong to the loop that opened it and return at once; the futures are the loop's."""
 
-    def write(self, writes: Sequence[Write]) -> asyncio.Future[bool]:
+    def write(self, writes: Sequence[DiskWrite]) -> asyncio.Future[bool]:
         """Carry out ``writes`` in order, all or none; done once they are durable. One call at a time.
 
         The result is whether there is room for more. Without it only what cannot wait should be written; an

@@ -12,16 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from undoubt.coordinator.ledger.disk import StoreFull
-from undoubt.coordinator.node.storage.contract import Storage, Write
+from undoubt.coordinator.node.storage.contract import DiskWrite, Storage
 
 RETRY_S = 0.5
 
-NOTHING = Write()
+NOTHING = DiskWrite()
 
 
 @dataclass(slots=True)
 class _Job:
-    write: Write
+    write: DiskWrite
     then: Callable[[], None]
     no_room: Callable[[], None] | None
 
@@ -52,7 +52,7 @@ class Disk:
         return self._full
 
     def give(
-        self, write: Write, then: Callable[[], None], *, no_room: Callable[[], None] | None = None
+        self, write: DiskWrite, then: Callable[[], None], *, no_room: Callable[[], None] | None = None
     ) -> None:
         """``then`` is called once ``write`` and all before it are durable. Begun by the next :meth:`flush`.
 

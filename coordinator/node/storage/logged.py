@@ -1,8 +1,8 @@
-"""What the records of a node's log say, and what a disk holds after all of them: ``Logged``, ``Replay``.
+"""What the records of a node's log say, and what a disk holds after all of them: ``LoggedWrite``, ``Replay``.
 Pure.
 
-A record is a list of :class:`Logged`. A *checkpoint* repeats everything that earlier records said, apart from
-entries of the Raft log; segments before it are removed once no entry in them is needed."""
+A record is a list of :class:`LoggedWrite`. A *checkpoint* repeats everything that earlier records said, apart
+from entries of the Raft log; segments before it are removed once no entry in them is needed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from undoubt.coordinator.node.storage.contract import Promises, Write
-from undoubt.coordinator.paxos import Marks, Record, Restored
+from undoubt.coordinator.node.storage.contract import DiskWrite, Promises
+from undoubt.coordinator.paxos import AcceptorRecord, Marks, RestoredAcceptor
 from undoubt.coordinator.raft import Entry, HardState
 from undoubt.participants.ids import TxId
 
@@ -33,10 +33,10 @@ class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
     snapshot: SnapshotName
     keep_from: int
     disks: dict[int, str]
-    acceptor: Restored
+    acceptor: RestoredAcceptor
 
 
-class Logged(msgspec.Struct, frozen=True, array_like=True):
+class LoggedWrite(msgspec.Struct, frozen=True, array_like=True):
     """A :class:`~undoubt.coordinator.node.storage.contract.Write` as the log keeps it: the snapshot's image
     lies in a file of its own, finished decisions in the history's."""
 
@@ -50,7 +50,7 @@ class Logged(msgspec.Struct, frozen=True, array_like=True):
     checkpoint: Checkpoint | None = None
 
     @classmethod
-    def of(cls, write: Write, snapshot: SnapshotName | None) -> Logged:
+    def of(cls, write: DiskWrite, snapshot: SnapshotName | None) -> LoggedWrite:
         return cls(
             write.hard_state,
             snapshot,
@@ -62,10 +62,10 @@ class Logged(msgspec.Struct, frozen=True, array_like=True):
         )
 
 
-NOTHING = Logged()
+NOTHING = LoggedWrite()
 
 encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Logged]).decode
+_decode = msgspec.msgpack.Decoder(list[LoggedWrite]).decode
 
 
 class Gap(Exception):
@@ -83,7 +83,7 @@ class Replay:
         self.entries: list[Entry] = []
         self.disks: dict[int, str] = {}
         self._marks = Marks()
-        self._promises: dict[TxId, Record] = {}
+        self._promises: dict[TxId, AcceptorRecord] = {}
         self._newest: dict[int, int] = {}
         """By segment: the highest index of the entries in it. Segments without entries are missing."""
 
@@ -96,7 +96,7 @@ class Replay:
             self.apply(logged, segment)
             self._keep(logged)
 
-    def apply(self, logged: Logged, segment: int) -> None:
+    def apply(self, logged: LoggedWrite, segment: int) -> None:
         """All but the entries themselves, which a running node keeps in its core."""
         if logged.checkpoint is not None:
             self._begin(logged.checkpoint)
@@ -128,7 +128,7 @@ class Replay:
         if promises.marks is not None:
             self._marks = promises.marks
 
-    def _keep(self, logged: Logged) -> None:
+    def _keep(self, logged: LoggedWrite) -> None:
         """The entries, which take the place of all from their first on."""
         if logged.replaces_log:
             self.entries = []
@@ -143,8 +143,8 @@ class Replay:
         self.entries += new
 
     @property
-    def acceptor(self) -> Restored:
-        return Restored(self._marks, tuple(self._promises[txid] for txid in sorted(self._promises)))
+    def acceptor(self) -> RestoredAcceptor:
+        return RestoredAcceptor(self._marks, tuple(self._promises[txid] for txid in sorted(self._promises)))
 
     def kept_entries(self) -> tuple[Entry, ...]:
         """Raises :class:`Gap`."""
@@ -172,5 +172,5 @@ class Replay:
         self._newest = {number: index for number, index in self._newest.items() if number >= segment}
 
 
-def payload_of(logged: Sequence[Logged]) -> bytes:
+def payload_of(logged: Sequence[LoggedWrite]) -> bytes:
     return encode(list(logged))

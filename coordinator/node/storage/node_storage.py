@@ -30,22 +30,28 @@ from undoubt.coordinator.ledger.disk import StoreFull
 from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
 from undoubt.coordinator.node.storage import carry_over, logged, snapshot_files
 from undoubt.coordinator.node.storage.contract import (
-    Identity,
+    DiskIdentity,
+    DiskWrite,
     Promises,
     Snapshot,
     StorageDamaged,
     Stored,
-    Write,
 )
 from undoubt.coordinator.node.storage.history_file import FILE_NAME, HistoryFile
-from undoubt.coordinator.node.storage.logged import Gap, Logged, Replay
+from undoubt.coordinator.node.storage.logged import Gap, LoggedWrite, Replay
 from undoubt.coordinator.node.storage.reserve import Reserve
-from undoubt.coordinator.node.storage.segment import HEADER_BYTES, Header, NotASegment, numbers_in, path_of
+from undoubt.coordinator.node.storage.segment import (
+    HEADER_BYTES,
+    NotASegment,
+    SegmentHeader,
+    numbers_in,
+    path_of,
+)
 from undoubt.coordinator.node.storage.segment_log import (
     ANCHOR_NAME,
     SEGMENT_BYTES,
     Damaged,
-    Found,
+    RecoveredLog,
     SegmentLog,
 )
 from undoubt.coordinator.node.storage.segment_log import discard as discard_log
@@ -55,7 +61,7 @@ from undoubt.participants.ids import TxId
 
 RESERVE_NAME = "node.reserve"
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
-_decode_identity = msgspec.msgpack.Decoder(Identity).decode
+_decode_identity = msgspec.msgpack.Decoder(DiskIdentity).decode
 
 
 class NodeStorage:
@@ -89,10 +95,10 @@ class NodeStorage:
             raise
         return cls(files, thread, lock), stored
 
-    def write(self, writes: Sequence[Write]) -> asyncio.Future[bool]:
+    def write(self, writes: Sequence[DiskWrite]) -> asyncio.Future[bool]:
         return self.in_thread(lambda: self._write(writes))
 
-    def _write(self, writes: Sequence[Write]) -> bool:
+    def _write(self, writes: Sequence[DiskWrite]) -> bool:
         try:
             self.files.carry_out(writes)
         except StoreFull:
@@ -128,10 +134,10 @@ class _Files:
         self.history = history
         self._replay = replay
 
-    def carry_out(self, writes: Sequence[Write]) -> None:
+    def carry_out(self, writes: Sequence[DiskWrite]) -> None:
         """All of ``writes`` in order, or none. What goes to other files is there before the record that names
         it, and is repeated without harm. Raises ``StoreFull`` or ``StoreBroken``."""
-        records: list[Logged] = []
+        records: list[LoggedWrite] = []
         snapshot = False
         for write in writes:
             if write.finished is not None:
@@ -140,7 +146,7 @@ class _Files:
             if write.snapshot is not None:
                 self.history.settle()
                 name, snapshot = snapshot_files.store(self.folder, write.snapshot), True
-            entry = Logged.of(write, name)
+            entry = LoggedWrite.of(write, name)
             if entry != logged.NOTHING:
                 records.append(entry)
         if not records:
@@ -162,7 +168,7 @@ class _Files:
         if needed == self.log.first_segment:
             return
         try:
-            self.log.append(logged.payload_of([Logged(checkpoint=self._replay.checkpoint(needed))]))
+            self.log.append(logged.payload_of([LoggedWrite(checkpoint=self._replay.checkpoint(needed))]))
         except StoreFull:  # the next write tries again
             return
         self.remove_before(needed)
@@ -185,7 +191,7 @@ def lives_in(folder: Path) -> bool:
 
 def create(
     folder: Path,
-    identity: Identity,
+    identity: DiskIdentity,
     hard_state: HardState,
     snapshot: Snapshot,
     *,
@@ -197,19 +203,21 @@ def create(
     try:
         if lives_in(folder):
             raise LedgerUnusable(f"a node lives in {folder} already; nothing was changed")
-        begin(folder, identity, [Write(hard_state=hard_state, snapshot=snapshot)], segment_bytes).close()
+        begin(folder, identity, [DiskWrite(hard_state=hard_state, snapshot=snapshot)], segment_bytes).close()
         HistoryFile(folder).close()
     finally:
         lock.release()
 
 
 def begin(
-    folder: Path, identity: Identity, writes: Sequence[Write], segment_bytes: int = SEGMENT_BYTES
+    folder: Path, identity: DiskIdentity, writes: Sequence[DiskWrite], segment_bytes: int = SEGMENT_BYTES
 ) -> SegmentLog:
     """A log that begins with ``writes``, the snapshots of which are stored. Without the log's first segment,
     which comes last, there is no node."""
     records = [
-        Logged.of(write, None if write.snapshot is None else snapshot_files.store(folder, write.snapshot))
+        LoggedWrite.of(
+            write, None if write.snapshot is None else snapshot_files.store(folder, write.snapshot)
+        )
         for write in writes
     ]
     first = logged.payload_of(records)
@@ -259,7 +267,9 @@ def _opened(folder: Path, segment_bytes: int) -> tuple[_Files, Stored]:
     return files, stored
 
 
-def _loaded(folder: Path, identity: Identity, log: SegmentLog, found: Found) -> tuple[_Files, Stored]:
+def _loaded(
+    folder: Path, identity: DiskIdentity, log: SegmentLog, found: RecoveredLog
+) -> tuple[_Files, Stored]:
     """Raises :class:`Gap`, :class:`Damaged`, ``ValueError``, ``OSError``."""
     replay = _replayed(found)
     if replay.snapshot is None:
@@ -280,7 +290,7 @@ def _loaded(folder: Path, identity: Identity, log: SegmentLog, found: Found) -> 
     return files, stored
 
 
-def _replayed(found: Found) -> Replay:
+def _replayed(found: RecoveredLog) -> Replay:
     """Raises :class:`Gap`, :class:`Damaged`, ``ValueError``."""
     replay = Replay()
     for payload, segment in zip(found.payloads, found.segments, strict=True):
@@ -290,14 +300,14 @@ def _replayed(found: Found) -> Replay:
     return replay
 
 
-def _identity(folder: Path) -> Identity:
+def _identity(folder: Path) -> DiskIdentity:
     """From the header of any segment that has one: a damaged log is to be told with its node's number."""
     for number in reversed(numbers_in(folder)):
         with (
             contextlib.suppress(NotASegment, ValueError, OSError),
             path_of(folder, number).open("rb") as file,
         ):
-            return _decode_identity(Header.decoded(file.read(HEADER_BYTES)).identity)
+            return _decode_identity(SegmentHeader.decoded(file.read(HEADER_BYTES)).identity)
     raise StorageDamaged(_damage(folder, None, "its log is missing, or damaged in every header"))
 
 
@@ -315,7 +325,7 @@ def _carry_over(folder: Path) -> None:
     """From the file of version 0.1.0."""
     old = carry_over.load(folder)
     discard_log(folder)
-    whole = Write(
+    whole = DiskWrite(
         hard_state=old.hard_state,
         snapshot=old.snapshot,
         entries=old.entries,

@@ -36,7 +36,7 @@ class NotASegment(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class SegmentHeader:
     """``before`` is the last record of the segment before, which ends at ``previous_end``. ``identity`` is
     whose disk it is, as the storage encodes it."""
 
@@ -47,7 +47,7 @@ class Header:
     identity: bytes
 
     @classmethod
-    def new(cls, number: int, before: Mark, previous_end: int, identity: bytes) -> Header:
+    def new(cls, number: int, before: Mark, previous_end: int, identity: bytes) -> SegmentHeader:
         """With a salt of its own."""
         return cls(number, before, previous_end, secrets.token_bytes(SALT_BYTES), identity)
 
@@ -62,7 +62,7 @@ class Header:
         return body + zlib.crc32(body).to_bytes(4, "little")
 
     @classmethod
-    def decoded(cls, data: bytes) -> Header:
+    def decoded(cls, data: bytes) -> SegmentHeader:
         """Raises :class:`NotASegment`; ``LedgerUnusable`` for a later format."""
         body, crc = data[: HEADER_BYTES - 4], data[HEADER_BYTES - 4 : HEADER_BYTES]
         if len(data) < HEADER_BYTES or zlib.crc32(body).to_bytes(4, "little") != crc:
@@ -122,7 +122,7 @@ _ZEROS = memoryview(bytes(1 << 20))
 class Segment:
     """A segment that is written to."""
 
-    def __init__(self, path: Path, header: Header, end: int, *, size_bytes: int) -> None:
+    def __init__(self, path: Path, header: SegmentHeader, end: int, *, size_bytes: int) -> None:
         self.path = path
         self.header = header
         self.end = end
@@ -134,7 +134,7 @@ class Segment:
     def create(
         cls,
         folder: Path,
-        header: Header,
+        header: SegmentHeader,
         records: bytes = b"",
         *,
         size_bytes: int,

@@ -23,9 +23,9 @@ from undoubt.coordinator.node.storage.record import Tail
 from undoubt.coordinator.node.storage.segment import (
     HEADER_BYTES,
     SPARE_NAME,
-    Header,
     NotASegment,
     Segment,
+    SegmentHeader,
     numbers_in,
     path_of,
     set_aside,
@@ -40,7 +40,7 @@ class Damaged(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RecoveredLog:
     """What :meth:`SegmentLog.open` read: each record's payload, and the number of the segment that it lies
     in."""
 
@@ -53,7 +53,7 @@ class Found:
 class _Last:
     """The segment that is written to next, as it was read."""
 
-    header: Header
+    header: SegmentHeader
     data: bytes
     """From its beginning to the end of its last record."""
     size_bytes: int
@@ -86,7 +86,7 @@ class SegmentLog:
         """A new log whose first record is ``first``. Without its last file, the segment, nothing counts: an
         attempt that died half way may be repeated. Raises ``OSError``."""
         _remove_unnamed(folder)
-        header = Header.new(1, START, 0, identity)
+        header = SegmentHeader.new(1, START, 0, identity)
         data, mark = record.encoded(first, START, header.salt)
         anchor = Anchor.create(folder / ANCHOR_NAME, owner)
         size = max(size_bytes, HEADER_BYTES + len(data))
@@ -95,7 +95,9 @@ class SegmentLog:
         return cls(folder, active, deque(), anchor, size_bytes)
 
     @classmethod
-    def open(cls, folder: Path, owner: str, *, size_bytes: int = SEGMENT_BYTES) -> tuple[SegmentLog, Found]:
+    def open(
+        cls, folder: Path, owner: str, *, size_bytes: int = SEGMENT_BYTES
+    ) -> tuple[SegmentLog, RecoveredLog]:
         """Raises :class:`Damaged`, ``StoreFull``, ``StoreBroken``, ``OSError``."""
         _remove_unnamed(folder)
         numbers = _newest_run(numbers_in(folder))
@@ -110,7 +112,7 @@ class SegmentLog:
             anchor.close()
             raise
         sealed = deque(number for number in numbers if number != active.header.number)
-        return cls(folder, active, sealed, anchor, size_bytes), Found(payloads, segments, numbers[0])
+        return cls(folder, active, sealed, anchor, size_bytes), RecoveredLog(payloads, segments, numbers[0])
 
     @property
     def segment(self) -> int:
@@ -180,7 +182,9 @@ class SegmentLog:
         try:
             following = Segment.create(
                 self._folder,
-                Header.new(self.segment + 1, self._mark, self._active.end, self._active.header.identity),
+                SegmentHeader.new(
+                    self.segment + 1, self._mark, self._active.end, self._active.header.identity
+                ),
                 size_bytes=max(self._size_bytes, bytes_min),
             )
         except OSError as error:
@@ -210,7 +214,7 @@ def _read_all(folder: Path, numbers: list[int]) -> tuple[list[bytes], list[int],
     """All payloads with the segments that they lie in, and the chain after each record by its number."""
     payloads: list[bytes] = []
     segments: list[int] = []
-    read: tuple[Header, bytes] = _read(folder, numbers[0])
+    read: tuple[SegmentHeader, bytes] = _read(folder, numbers[0])
     chains = {read[0].before.index: read[0].before.chain}
     before = read[0].before
     for number in numbers:
@@ -233,11 +237,11 @@ def _read_all(folder: Path, numbers: list[int]) -> tuple[list[bytes], list[int],
     return payloads, segments, chains, _Last(header, data[:end], len(data), before, end, tail)
 
 
-def _read(folder: Path, number: int) -> tuple[Header, bytes]:
+def _read(folder: Path, number: int) -> tuple[SegmentHeader, bytes]:
     path = path_of(folder, number)
     data = path.read_bytes()
     try:
-        header = Header.decoded(data)
+        header = SegmentHeader.decoded(data)
     except NotASegment:
         raise Damaged(f"{path.name} is damaged in its header") from None
     if header.number != number:
@@ -273,7 +277,7 @@ def _writable(folder: Path, last: _Last, size_bytes: int) -> Segment:
         if last.tail is Tail.EMPTY:
             return segment
         segment.close()
-        following = Header.new(header.number + 1, last.mark, last.end, header.identity)
+        following = SegmentHeader.new(header.number + 1, last.mark, last.end, header.identity)
         return Segment.create(folder, following, size_bytes=size_bytes)
     except OSError as error:
         segment.close()

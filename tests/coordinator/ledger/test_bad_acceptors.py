@@ -19,17 +19,17 @@ from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, 
 from undoubt.coordinator.paxos import (
     FIRST,
     Acceptor,
+    AcceptorReply,
+    AcceptorRequest,
     Ballot,
-    Branch,
+    BranchInstance,
     Forgotten,
     Known,
     PeerMisbehaved,
     Phase1b,
     Phase2b,
     Refused,
-    Reply,
-    Request,
-    Restored,
+    RestoredAcceptor,
     Value,
 )
 from undoubt.coordinator.paxos.messages import decode_reply
@@ -40,19 +40,21 @@ SESSION = Session(1, "a" * 16, "test", 60.0, acceptors=(1, 2, 3))
 CONTRADICTED = re.compile("was used for|two lists|is chosen")
 TXID = SESSION.txid(1)
 BRANCHES = (BranchRecord(1, "orders", 7, 8, "00000001"), BranchRecord(2, "payments"))
-NAMED = (Branch(1, "orders"), Branch(2, "payments"))
+NAMED = (BranchInstance(1, "orders"), BranchInstance(2, "payments"))
 KNOWN = Known(NAMED, tuple(Accepted(FIRST, Value(True, b"")) for _ in NAMED), Ballot(0, 0))
 
 
 class Nodes:
     """Three acceptors, the first of which says ``says`` instead."""
 
-    def __init__(self, says: Reply) -> None:
+    def __init__(self, says: AcceptorReply) -> None:
         self._says = says
-        self._acceptors = {number: Acceptor(number, Restored()) for number in (2, 3)}
+        self._acceptors = {number: Acceptor(number, RestoredAcceptor()) for number in (2, 3)}
         self._number = 0
 
-    def ask(self, to: int, request: Request, answer: Callable[[Reply | Exception], None]) -> None:
+    def ask(
+        self, to: int, request: AcceptorRequest, answer: Callable[[AcceptorReply | Exception], None]
+    ) -> None:
         if to == 1:
             answer(self._says)
             return
@@ -85,14 +87,14 @@ class Nodes:
         )
 
 
-def sound() -> Iterator[Reply]:
+def sound() -> Iterator[AcceptorReply]:
     yield Phase1b(TXID, 1, Ballot(1, 7), KNOWN)
     yield Phase2b(TXID, 1, KNOWN)
     yield Refused(TXID, 1, Ballot(2, 7), KNOWN)
     yield Forgotten(TXID, 1)
 
 
-def odd() -> Iterator[Reply]:
+def odd() -> Iterator[AcceptorReply]:
     for reply in sound():
         for raw in poisoned(reply, long=1_001):
             try:

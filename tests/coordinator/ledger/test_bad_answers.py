@@ -20,22 +20,30 @@ import pytest
 from tests.prove.poison.frames import poisoned
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.cluster import operate
-from undoubt.coordinator.ledger.cluster.links import Links
-from undoubt.coordinator.ledger.cluster.messages import SnapshotCall, Standing, decode_requests
+from undoubt.coordinator.ledger.cluster import admin
+from undoubt.coordinator.ledger.cluster.acceptor_client import AcceptorClient
+from undoubt.coordinator.ledger.cluster.leader_client import LeaderClient
+from undoubt.coordinator.ledger.cluster.messages import LeaderHint, SnapshotCall, decode_requests
 from undoubt.coordinator.ledger.cluster.messages import encode as encode_list
-from undoubt.coordinator.ledger.cluster.route import Route
 from undoubt.coordinator.ledger.contract import LedgerInfo
-from undoubt.coordinator.ledger.remote import LedgerConnection
-from undoubt.coordinator.ledger.sqlite import door
-from undoubt.coordinator.paxos import Ask, Ballot, Branch, Known, Phase2b, Value
+from undoubt.coordinator.ledger.sqlite import unix_socket
+from undoubt.coordinator.ledger.sqlite.owner_client import LedgerConnection
+from undoubt.coordinator.paxos import Ask, Ballot, BranchInstance, Known, Phase2b, Value
 from undoubt.coordinator.paxos.synod import Accepted
 from undoubt.coordinator.quorum import Joint
-from undoubt.coordinator.wire import Address, Connection, Identity, Listener, Role, WireSettings, serve
+from undoubt.coordinator.wire import (
+    Address,
+    Connection,
+    Listener,
+    PeerIdentity,
+    PeerRole,
+    WireSettings,
+    serve,
+)
 from undoubt.participants.ids import TxId
 
-ME = Identity(Role.NODE, "f" * 16, 1)
-CLIENT = Identity(Role.CLIENT, name="test")
+ME = PeerIdentity(PeerRole.NODE, "f" * 16, 1)
+CLIENT = PeerIdentity(PeerRole.CLIENT, name="test")
 TXID = TxId(1, "a" * 16, 1)
 TIMEOUT_S = 10.0
 _raw = msgspec.msgpack.Encoder().encode
@@ -53,7 +61,7 @@ class Answering:
     def accept(self, connection: Connection) -> Side:
         self.accepted += 1
         if self.framed:
-            connection.send(encode_list([Standing("f" * 16, True, "")]))
+            connection.send(encode_list([LeaderHint("f" * 16, True, "")]))
         return Side(self, connection)
 
 
@@ -84,9 +92,9 @@ async def served(stack: AsyncExitStack, where: Address | socket.socket, answerin
 
 
 async def second_process(stack: AsyncExitStack, folder: Path, answering: Answering) -> Asking:
-    listening = door.listen(folder / "ledger.db")
+    listening = unix_socket.listen(folder / "ledger.db")
     await served(stack, listening, answering)
-    connected = door.connect(folder / "ledger.db")
+    connected = unix_socket.connect(folder / "ledger.db")
     assert isinstance(connected, socket.socket)
     connection = await LedgerConnection.connect(connected, timeout_s=TIMEOUT_S)
     stack.push_async_callback(connection.close)
@@ -95,14 +103,14 @@ async def second_process(stack: AsyncExitStack, folder: Path, answering: Answeri
 
 async def client(stack: AsyncExitStack, folder: Path, answering: Answering) -> Asking:
     listener = await served(stack, Address("127.0.0.1", 0), answering)
-    route = Route([Address("127.0.0.1", listener.port)], CLIENT, WireSettings(), Random(1))
+    route = LeaderClient([Address("127.0.0.1", listener.port)], CLIENT, WireSettings(), Random(1))
     stack.push_async_callback(route.close)
     return lambda: route.ask(calls.InfoCall(), TIMEOUT_S)
 
 
 async def operator(stack: AsyncExitStack, folder: Path, answering: Answering) -> Asking:
     listener = await served(stack, Address("127.0.0.1", 0), answering)
-    return lambda: operate.ask(f"127.0.0.1:{listener.port}", SnapshotCall(), TIMEOUT_S, WireSettings())
+    return lambda: admin.ask(f"127.0.0.1:{listener.port}", SnapshotCall(), TIMEOUT_S, WireSettings())
 
 
 async def leader(stack: AsyncExitStack, folder: Path, answering: Answering) -> Asking:
@@ -111,7 +119,7 @@ async def leader(stack: AsyncExitStack, folder: Path, answering: Answering) -> A
     async def address_of(node: int) -> str:
         return f"127.0.0.1:{listener.port}"
 
-    links = Links(CLIENT, WireSettings(), address_of)
+    links = AcceptorClient(CLIENT, WireSettings(), address_of)
     stack.push_async_callback(links.close)
 
     async def ask() -> Any:
@@ -125,7 +133,7 @@ async def leader(stack: AsyncExitStack, folder: Path, answering: Answering) -> A
     return ask
 
 
-VOTED = Known((Branch(1, "orders"),), (Accepted(Ballot(0, 0), Value(True, b"")),))
+VOTED = Known((BranchInstance(1, "orders"),), (Accepted(Ballot(0, 0), Value(True, b"")),))
 INFO = LedgerInfo("f" * 16, 1, "raft://", "raft", "1", 0.0, 1, 1, 0, 0, 0)
 DOORS: list[tuple[Any, bool, object, bool]] = [
     (second_process, False, INFO, True),

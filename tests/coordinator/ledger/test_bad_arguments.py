@@ -15,7 +15,7 @@ from tests.coordinator.stage import Stage
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.cluster import route
+from undoubt.coordinator.ledger.cluster import leader_client
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.settings import LedgerSettings
@@ -84,7 +84,7 @@ async def test_what_cannot_be_read_is_answered_as_such(
     def unjudged(call: Any, *_: Any) -> msgspec.Raw:
         return msgspec.Raw(calls.encode(call))
 
-    monkeypatch.setattr(route, "judged", unjudged)
+    monkeypatch.setattr(leader_client, "judged", unjudged)
     monkeypatch.setattr("undoubt.coordinator.ledger.sqlite.ledger.judged", unjudged)
     others = [asyncio.ensure_future(backend.ledger.records([SOME])) for _ in range(3)]
     with pytest.raises(UsageError, match="cannot read"):

@@ -26,7 +26,8 @@ from undoubt.coordinator.errors import (
 )
 from undoubt.coordinator.ledger import maintenance, open_ledger, schema
 from undoubt.coordinator.ledger.contract import Decision, Record, SessionState, Verdict
-from undoubt.coordinator.ledger.postgres import sql, tables, upkeep
+from undoubt.coordinator.ledger.postgres import maintenance as upkeep
+from undoubt.coordinator.ledger.postgres import sql, tables
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.ids import TxId
 
@@ -204,7 +205,7 @@ async def test_answers_in_one_statement_are_each_its_own(ledger: Signing) -> Non
 async def test_two_processes_create_one_ledger(settings: LedgerSettings) -> None:
     """Broken if two that begin at once make two identities, or one of them fails."""
     program = (
-        "import asyncio, sys; from coordinator.ledger import maintenance;"
+        "import asyncio, sys; from undoubt.coordinator.ledger import maintenance;"
         "from coordinator.settings import LedgerSettings as S;"
         "print(asyncio.run(maintenance.init(S(url=sys.argv[1]))).ledger_id)"
     )

@@ -360,7 +360,7 @@ async def test_snapshots_do_not_break_the_chain(
     path: Path, settings: LedgerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once the log is replaced by a snapshot, the anchor is compared with what the snapshot says."""
-    monkeypatch.setattr("undoubt.coordinator.ledger.sqlite.owned.LOG_BYTES_MIN", 2000)
+    monkeypatch.setattr("undoubt.coordinator.ledger.sqlite.owner.LOG_BYTES_MIN", 2000)
     ledger = await opened(settings)
     session = await ledger.open_session("application", 600)
     for seq in range(1, 120):

@@ -32,10 +32,11 @@ from undoubt.coordinator.ledger.contract import (
     SessionState,
     Verdict,
 )
-from undoubt.coordinator.ledger.sqlite import door, owned
+from undoubt.coordinator.ledger.sqlite import owner as owner_module
+from undoubt.coordinator.ledger.sqlite import unix_socket
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.ledger.sqlite.store import SqliteStore
-from undoubt.coordinator.ledger.state import State
+from undoubt.coordinator.ledger.state import LedgerState
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 
@@ -166,9 +167,9 @@ async def test_an_owner_that_was_stopped_itself_expires_nobody_for_that(
     """Broken if an owner that could hear nobody for a while, its event loop blocked or its process stopped,
     takes everybody for dead, its own coordinator too."""
     now_s, looked = 0.0, asyncio.Event()
-    expire_due = owned.OwnedLedger.expire_due
+    expire_due = owner_module.OwnedLedger.expire_due
 
-    async def look(self: owned.OwnedLedger) -> list[int]:
+    async def look(self: owner_module.OwnedLedger) -> list[int]:
         try:
             return await expire_due(self)
         finally:
@@ -176,9 +177,9 @@ async def test_an_owner_that_was_stopped_itself_expires_nobody_for_that(
 
     ledger = await SqliteLedger.open(path, settings, clock=lambda: now_s)
     await ledger.open_session("shop", 10)
-    monkeypatch.setattr(owned.OwnedLedger, "expire_due", look)
-    time.sleep(3 * owned.UPKEEP_INTERVAL_S)  # noqa: ASYNC251 - this is the fault
-    now_s = 10 + owned.UPKEEP_INTERVAL_S
+    monkeypatch.setattr(owner_module.OwnedLedger, "expire_due", look)
+    time.sleep(3 * owner_module.UPKEEP_INTERVAL_S)  # noqa: ASYNC251 - this is the fault
+    now_s = 10 + owner_module.UPKEEP_INTERVAL_S
     looked.clear()
     await looked.wait()
     assert [session.state for session in await ledger.sessions()] == [SessionState.OPEN]
@@ -317,7 +318,7 @@ async def test_a_snapshot_replaces_the_log_and_history_stays(
     path: Path, settings: LedgerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without it a ledger grows for ever; with a faulty one it forgets."""
-    monkeypatch.setattr(owned, "LOG_BYTES_MIN", 20_000)
+    monkeypatch.setattr(owner_module, "LOG_BYTES_MIN", 20_000)
     ledger = Signing(await SqliteLedger.open(path, settings))
     session = await ledger.open_session("test", 600)
     txids = [session.txid(seq) for seq in range(1, 601)]
@@ -408,7 +409,7 @@ asyncio.run(main())
 async def test_only_its_user_can_reach_it(ledger: SqliteLedger, path: Path) -> None:
     """Whoever can talk to the ledger can decide."""
     assert path.stat().st_mode & 0o777 == 0o600
-    assert door.folder(path).stat().st_mode & 0o777 == 0o700
+    assert unix_socket.folder(path).stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize(
@@ -424,7 +425,7 @@ async def test_only_its_user_can_reach_it(ledger: SqliteLedger, path: Path) -> N
 async def test_junk_on_the_socket_hurts_nobody(ledger: SqliteLedger, path: Path, junk: bytes) -> None:
     """The connection that sent it is closed; others go on."""
     client = await open_ledger(ledger.settings)
-    reader, writer = await asyncio.open_unix_connection(sock=door.connect(path))
+    reader, writer = await asyncio.open_unix_connection(sock=unix_socket.connect(path))
     writer.write(junk)
     received = b""
     while chunk := await reader.read(1000):
@@ -468,14 +469,14 @@ async def test_whoever_gives_up_waiting_does_not_stop_a_takeover(
     or twice, and the lock stays taken with nobody behind it: nothing is decided until that process ends."""
     first, second = await open_ledger(settings), await open_ledger(settings)
     reading, readable = threading.Event(), threading.Event()
-    load = owned.SqliteStore.load
+    load = owner_module.SqliteStore.load
 
-    def slow(store: owned.SqliteStore) -> owned.Loaded:
+    def slow(store: owner_module.SqliteStore) -> owner_module.Loaded:
         reading.set()
         assert readable.wait(60)
         return load(store)
 
-    monkeypatch.setattr(owned.SqliteStore, "load", slow)
+    monkeypatch.setattr(owner_module.SqliteStore, "load", slow)
     await first.close()
     asking = asyncio.create_task(second.unfinished())
     await asyncio.to_thread(reading.wait, 60)
@@ -556,7 +557,7 @@ async def test_a_sequence_number_is_no_size(ledger: Signing) -> None:
     assert owned is not None
     image = owned.machine.snapshot()
     assert len(image) < 100_000
-    assert State.decode(image).encode() == image
+    assert LedgerState.decode(image).encode() == image
 
 
 async def test_an_act_is_that_of_the_user_whose_process_is_connected(tmp_path: Path) -> None:

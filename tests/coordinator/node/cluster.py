@@ -15,7 +15,7 @@ from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.node.bootstrap import beginning
 from undoubt.coordinator.node.node import Node
 from undoubt.coordinator.node.settings import NodeSettings
-from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.contract import DiskIdentity
 from undoubt.coordinator.node.storage.node_storage import NodeStorage, create
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import VERSIONS, Address, WireSettings
@@ -50,7 +50,7 @@ class Cluster:
         """Of the nodes."""
         self.now_s = 1000.0
         for number in self.addresses:
-            identity = Identity(CLUSTER, number, f"disk-{number}")
+            identity = DiskIdentity(CLUSTER, number, f"disk-{number}")
             create(self.place(number), identity, *beginning(CLUSTER, self.addresses, version))
 
     def place(self, number: int) -> Path:

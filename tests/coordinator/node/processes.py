@@ -13,9 +13,9 @@ from pathlib import Path
 from tests.ports import free_ports
 from tests.undoubt.cli.harness import COMMAND, environment
 from undoubt.config import load
-from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.serve.begin import init
+from undoubt.serve.bootstrap import init
 
 CONFIG = """
 [ledger]

@@ -16,9 +16,9 @@ from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster import messages
 from undoubt.coordinator.ledger.cluster.messages import AcceptorCall, MemberChange
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, LedgerInfo
+from undoubt.coordinator.node.admin import IMAGES_MAX
 from undoubt.coordinator.node.clients import REQUESTS_PER_CONNECTION_MAX, FromClient
-from undoubt.coordinator.node.operator import IMAGES_MAX
-from undoubt.coordinator.paxos import FIRST, Ask, Branch, Phase2a, Value
+from undoubt.coordinator.paxos import FIRST, Ask, BranchInstance, Phase2a, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.quorum.joint import VOTERS_MAX
 from undoubt.coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused
@@ -62,7 +62,7 @@ def test_a_frame_of_too_many_requests_is_not_decoded(monkeypatch: pytest.MonkeyP
         calls.FinishCall((TxId(1, NONCE, 1),) * (calls.IDS_MAX + 1)),
         calls.OutcomesCall((TxId(1, NONCE, 1),) * (calls.IDS_MAX + 1), "2"),
         calls.DecideCall(TxId(1, NONCE, 1), Decision.ABORT, (BranchRecord(1, "a"),) * 10_000, "2"),
-        AcceptorCall(Phase2a(TxId(1, NONCE, 1), NOBODY, FIRST, (Branch(1, "a"),) * 10_000)),
+        AcceptorCall(Phase2a(TxId(1, NONCE, 1), NOBODY, FIRST, (BranchInstance(1, "a"),) * 10_000)),
         AcceptorCall(Phase2a(TxId(1, NONCE, 1), NOBODY, FIRST, (), (None,) * 10_000)),
         AcceptorCall(Phase2a(TxId(1, NONCE, 1), NOBODY, FIRST, (), (Value(True, b"e" * 10_001),))),
         AcceptorCall(Ask(TxId(1, NONCE, 1), Joint(frozenset(range(VOTERS_MAX + 1))))),
@@ -137,7 +137,7 @@ async def test_an_exception_that_nobody_expected_is_answered_alone(
 
 async def test_images_of_backups_are_few_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if each connection that has begun a backup keeps all of the ledger in memory."""
-    monkeypatch.setattr("undoubt.coordinator.node.operator.PIECE_BYTES", 10)
+    monkeypatch.setattr("undoubt.coordinator.node.admin.PIECE_BYTES", 10)
     async with running(tmp_path, 1) as cluster:
         leader = await cluster.leader()
         await Signing(leader.ledger).open_session("test", 60.0)
@@ -150,7 +150,7 @@ async def test_images_of_backups_are_few_and_end(tmp_path: Path, monkeypatch: py
         with pytest.raises(ClusterRefused, match="begin again"):
             await begun[0].piece(leader.replica, 10)
         assert len((await begun[-1].piece(leader.replica, 10)).data) == 10
-        monkeypatch.setattr("undoubt.coordinator.node.operator.IMAGE_IDLE_S", 0.0)
+        monkeypatch.setattr("undoubt.coordinator.node.admin.IMAGE_IDLE_S", 0.0)
         await begun[-2].piece(leader.replica, 10)
         begun[-1].end()  # its connection was lost
         async with asyncio.timeout(30):

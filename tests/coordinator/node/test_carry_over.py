@@ -14,7 +14,7 @@ from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.node.storage.contract import Snapshot, StorageDamaged, Stored
 from undoubt.coordinator.node.storage.history_file import FILE_NAME
 from undoubt.coordinator.node.storage.node_storage import NodeStorage
-from undoubt.coordinator.paxos import Marks, Restored
+from undoubt.coordinator.paxos import Marks, RestoredAcceptor
 from undoubt.coordinator.raft import HardState, SnapshotMeta
 
 OLD = Stored(
@@ -23,7 +23,7 @@ OLD = Stored(
     Snapshot(SnapshotMeta(3, 2, FIRST[1].meta.configuration), b"image"),
     entries(2, 2, 2, 3, 3, 3),
     {1: "disk-1", 3: "disk-3"},
-    Restored(Marks(2, ((1, 2),)), (promised(4), promised(5))),
+    RestoredAcceptor(Marks(2, ((1, 2),)), (promised(4), promised(5))),
 )
 
 
@@ -53,7 +53,7 @@ async def test_everything_is_there_and_the_old_tables_are_gone(folder: Path) -> 
     assert tables == {"meta", "history"}
 
 
-@pytest.mark.parametrize("step", ["Header.encoded", "sync_folder"])
+@pytest.mark.parametrize("step", ["SegmentHeader.encoded", "sync_folder"])
 async def test_a_crash_on_the_way_changes_nothing(
     folder: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from undoubt.coordinator.ledger.anchor import Anchor, Mark
 from undoubt.coordinator.ledger.contract import Decision, DecisionRecord
 from undoubt.coordinator.ledger.disk import StoreBroken, StoreFull
 from undoubt.coordinator.node.storage import segment, snapshot_files
-from undoubt.coordinator.node.storage.contract import Finished, Snapshot, Write
+from undoubt.coordinator.node.storage.contract import DiskWrite, Finished, Snapshot
 from undoubt.coordinator.node.storage.group_commit import Disk
 from undoubt.coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
 from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME
@@ -41,12 +41,12 @@ def refusing(code: int) -> Callable[..., int]:
     return refuse
 
 
-SNAPSHOT = Write(snapshot=Snapshot(SnapshotMeta(1, 1), b"image"))
-ENTRY = Write(entries=entries(2, 2))
+SNAPSHOT = DiskWrite(snapshot=Snapshot(SnapshotMeta(1, 1), b"image"))
+ENTRY = DiskWrite(entries=entries(2, 2))
 PLACES = {
     "a record": ("segment", "os.pwrite", ENTRY),
     "the sync of a record": ("segment", "os.fdatasync", ENTRY),
-    "a new segment": ("segment", "allocate", Write(entries=entries(2, *[2] * 100))),
+    "a new segment": ("segment", "allocate", DiskWrite(entries=entries(2, *[2] * 100))),
     "a snapshot": ("snapshot_files", "os.fsync", SNAPSHOT),
 }
 
@@ -114,7 +114,7 @@ async def test_without_room_votes_do_not_wait_behind_history_and_images(
     with monkeypatch.context() as patch:
         patch.setattr(snapshot_files.os, "fsync", refusing(errno.ENOSPC))
         disk.give(SNAPSHOT, lambda: told.append("image"), no_room=lambda: told.append("no image"))
-        disk.give(Write(hard_state=HardState(7, 2)), lambda: told.append("vote"))
+        disk.give(DiskWrite(hard_state=HardState(7, 2)), lambda: told.append("vote"))
         disk.flush()
         while "vote" not in told:
             await asyncio.sleep(0.01)
@@ -122,7 +122,7 @@ async def test_without_room_votes_do_not_wait_behind_history_and_images(
     del storage._reserve.hold  # type: ignore[method-assign]
     while told[-1] != "full False":
         await asyncio.sleep(0.01)
-    disk.give(Write(finished=Finished((record,), 1, 1)), lambda: told.append("history"))
+    disk.give(DiskWrite(finished=Finished((record,), 1, 1)), lambda: told.append("history"))
     disk.flush()
     while told[-1] != "history":
         await asyncio.sleep(0.01)
@@ -161,8 +161,8 @@ async def test_what_was_under_way_when_the_disk_became_full_is_stored(
     disk.full = True
     storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
     large = Entry.make(3, 2, b"x" * (1 << 15))
-    assert not await storage.write([Write(entries=(large,))])
-    assert not await storage.write([Write(hard_state=HardState(9, 1))])
+    assert not await storage.write([DiskWrite(entries=(large,))])
+    assert not await storage.write([DiskWrite(hard_state=HardState(9, 1))])
     disk.full = False
     assert await storage.write([])
     await storage.close()
@@ -253,14 +253,14 @@ async def test_an_anchor_without_room_stays_behind(folder: Path, monkeypatch: py
     monkeypatch.setattr(Anchor, "move", refuse)
     full = True
     for index in range(2, 60):
-        await storage.write([Write(entries=entries(index, 2))])
-    await storage.write([Write(snapshot=Snapshot(SnapshotMeta(59, 2), b"image"))])
-    await storage.write([Write(keep_from=59)])
+        await storage.write([DiskWrite(entries=entries(index, 2))])
+    await storage.write([DiskWrite(snapshot=Snapshot(SnapshotMeta(59, 2), b"image"))])
+    await storage.write([DiskWrite(keep_from=59)])
     numbers = segment.numbers_in(folder)
     assert numbers[0] == 1
     assert len(numbers) > 2
     full = False
-    await storage.write([Write(entries=entries(60, 2))])
+    await storage.write([DiskWrite(entries=entries(60, 2))])
     assert segment.numbers_in(folder)[0] > 1
     await storage.close()
     assert [entry.index for entry in (await found(folder)).entries] == [59, 60]
@@ -309,10 +309,10 @@ async def test_the_storage_is_opened_anew_after_a_failed_sync(
     with monkeypatch.context() as patch:
         patch.setattr(segment.os, "fdatasync", refusing(errno.EIO))
         with pytest.raises(StoreBroken, match="is not known"):
-            await storage.write([Write(entries=entries(3, 2))])
+            await storage.write([DiskWrite(entries=entries(3, 2))])
     await storage.close()
     storage, stored = await NodeStorage.open(folder)
     assert stored.entries[:1] == entries(2, 2)
-    await storage.write([Write(entries=entries(3, 3))])
+    await storage.write([DiskWrite(entries=entries(3, 3))])
     await storage.close()
     assert (await found(folder)).entries == (*entries(2, 2), *entries(3, 3))

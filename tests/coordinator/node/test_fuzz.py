@@ -25,7 +25,7 @@ from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record
 from undoubt.coordinator.raft import Heartbeat, PreVote
 from undoubt.coordinator.raft import encode as encode_message
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.coordinator.wire import VERSIONS, Identity, Role
+from undoubt.coordinator.wire import VERSIONS, PeerIdentity, PeerRole
 from undoubt.coordinator.wire.frames import header
 from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello
 from undoubt.coordinator.wire.tls import tls_of
@@ -83,8 +83,8 @@ async def _attacked(nodes: Nodes, random: Random) -> None:
 
 def _data(random: Random, cluster: str) -> tuple[list[bytes], bool]:
     """What to send, and whether it is sure to be refused with a line."""
-    peer = Identity(Role.NODE, cluster, 9, disk="somebody", address="127.0.0.1:1")
-    client = Identity(Role.CLIENT, cluster, name="somebody")
+    peer = PeerIdentity(PeerRole.NODE, cluster, 9, disk="somebody", address="127.0.0.1:1")
+    client = PeerIdentity(PeerRole.CLIENT, cluster, name="somebody")
     messages = [encode_message(Heartbeat(1, 9, 0, 0, 0)), encode_message(PreVote(1, 9, 1, 0, 0))]
     me, honest, version = random.choice(
         [

@@ -15,16 +15,23 @@ from tests.coordinator.node.cluster import CLUSTER, Cluster, client, running
 from tests.coordinator.node.test_members import added
 from tests.coordinator.wire.support import Side
 from undoubt.coordinator.errors import LedgerUnavailable
-from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision
 from undoubt.coordinator.node.bootstrap import beginning
-from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.contract import DiskIdentity
 from undoubt.coordinator.node.storage.node_storage import create
 from undoubt.coordinator.raft import LogSetBack, Raft, RaftSettings, bootstrap
 from undoubt.coordinator.raft.messages import Heartbeat
-from undoubt.coordinator.wire import Address, HandshakeRefused, Refusal, Role, WireSettings, connect
-from undoubt.coordinator.wire import Identity as Named
+from undoubt.coordinator.wire import (
+    Address,
+    HandshakeRefusal,
+    HandshakeRefused,
+    PeerRole,
+    WireSettings,
+    connect,
+)
+from undoubt.coordinator.wire import PeerIdentity as Named
 
 COMMIT = Decision.COMMIT
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
@@ -47,7 +54,7 @@ async def test_a_node_that_comes_back_with_another_disk_is_not_spoken_with(clust
         cluster.place(lost).rename(cluster.folder / "lost")
         create(
             cluster.place(lost),
-            Identity(CLUSTER, lost, "another-disk"),
+            DiskIdentity(CLUSTER, lost, "another-disk"),
             *beginning(CLUSTER, cluster.addresses),
         )
         one, other = (number for number in cluster.addresses if number != lost)
@@ -82,7 +89,7 @@ async def test_who_joins_is_told_of_the_disks_that_it_has_not_met(cluster: Clust
         with pytest.raises(HandshakeRefused, match=f"node {number} came back with another disk"):
             await met(cluster, 4, number, "another-disk")
         await met(cluster, 4, number, f"disk-{number}")
-    await operate.snapshot(cluster.settings, cluster.addresses[4])
+    await admin.snapshot(cluster.settings, cluster.addresses[4])
     await cluster.stop(4)
     await cluster.start(4)
     with pytest.raises(HandshakeRefused, match=f"node {dead} came back with another disk"):
@@ -93,7 +100,7 @@ async def met(cluster: Cluster, by: int, number: int, disk: str) -> None:
     """Node ``by`` is spoken with as node ``number``."""
     connection = await connect(
         Address.parse(cluster.addresses[by]),
-        Named(Role.NODE, CLUSTER, number, disk=disk),
+        Named(PeerRole.NODE, CLUSTER, number, disk=disk),
         Side(),
         WireSettings(),
         timeout_s=10.0,
@@ -140,7 +147,7 @@ async def test_a_peer_refuses_a_log_that_is_shorter_than_what_it_saw_acknowledge
     last = leader.replica.acknowledged(other)
     assert last > 1
     await cluster.stop(other)
-    me = Named(Role.NODE, CLUSTER, other, disk=f"disk-{other}")
+    me = Named(PeerRole.NODE, CLUSTER, other, disk=f"disk-{other}")
     for led in (True, False):
         if not led:
             leader.replica.raft.step_down()
@@ -148,7 +155,7 @@ async def test_a_peer_refuses_a_log_that_is_shorter_than_what_it_saw_acknowledge
         address = Address.parse(cluster.addresses[leader.identity.node])
         with pytest.raises(HandshakeRefused, match=f"acknowledgement of entry {last}") as refused:
             await connect(address, replace(me, log_index=last - 1), Side(), WireSettings(), timeout_s=10.0)
-        assert refused.value.refusal is Refusal.SET_BACK
+        assert refused.value.refusal is HandshakeRefusal.SET_BACK
         connection = await connect(
             address, replace(me, log_index=last), Side(), WireSettings(), timeout_s=10.0
         )

@@ -16,11 +16,11 @@ from tests.ports import free_ports
 from undoubt.coordinator.errors import ClusterNotReady, ClusterRefused, LedgerUnavailable, LedgerUnusable
 from undoubt.coordinator.ledger import backup
 from undoubt.coordinator.ledger.acting import system_user
-from undoubt.coordinator.ledger.cluster import operate
+from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.messages import MemberChange, NodeStatus
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, SessionState, Verdict
 from undoubt.coordinator.node.bootstrap import joining, restored
-from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.contract import DiskIdentity
 from undoubt.coordinator.node.storage.node_storage import create
 from undoubt.coordinator.raft import ConfigChange
 from undoubt.coordinator.wire import VERSIONS
@@ -38,7 +38,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 
 async def change(cluster: Cluster, *changes: MemberChange, wait_s: float = 30.0) -> NodeStatus:
-    return await operate.change_members(cluster.settings, changes, wait_s=wait_s)
+    return await admin.change_members(cluster.settings, changes, wait_s=wait_s)
 
 
 async def added(cluster: Cluster, number: int, *, disk: str = "", start: bool = True) -> None:
@@ -46,7 +46,7 @@ async def added(cluster: Cluster, number: int, *, disk: str = "", start: bool = 
     if number not in cluster.addresses:
         cluster.addresses[number] = f"127.0.0.1:{free_ports(1)[0]}"
     disk = disk or f"disk-{number}"
-    create(cluster.place(number), Identity(CLUSTER, number, disk), *joining())
+    create(cluster.place(number), DiskIdentity(CLUSTER, number, disk), *joining())
     await change(cluster, MemberChange("add", number, cluster.addresses[number], disk, VERSIONS.highest))
     if start:
         await cluster.start(number)
@@ -173,7 +173,7 @@ async def test_numbers_are_remembered_by_snapshots(cluster: Cluster) -> None:
     await added(cluster, 7)
     await change(cluster, MemberChange("remove", 7))
     for number in (1, 2, 3):
-        await operate.snapshot(cluster.settings, cluster.addresses[number])
+        await admin.snapshot(cluster.settings, cluster.addresses[number])
     await cluster.stop()
     await cluster.start(1, 2, 3)
     with pytest.raises(ClusterRefused, match="the next is 8"):
@@ -258,14 +258,14 @@ async def test_leadership_is_handed_over(cluster: Cluster) -> None:
     async with load(cluster):
         before = (await cluster.leader()).identity.node
         to = next(number for number in (1, 2, 3) if number != before)
-        await operate.transfer(cluster.settings, to)
+        await admin.transfer(cluster.settings, to)
         assert (await cluster.leader(but=before)).identity.node == to
-        await operate.transfer(cluster.settings, to)
+        await admin.transfer(cluster.settings, to)
         assert (await cluster.leader()).identity.node == to
-        await operate.transfer(cluster.settings)
+        await admin.transfer(cluster.settings)
         await cluster.leader(but=to)
         with pytest.raises(ClusterRefused, match="not a voter"):
-            await operate.transfer(cluster.settings, 9)
+            await admin.transfer(cluster.settings, 9)
 
 
 async def test_snapshots_on_request(cluster: Cluster) -> None:
@@ -277,8 +277,8 @@ async def test_snapshots_on_request(cluster: Cluster) -> None:
         await cluster.settled()
         index = (await cluster.leader()).replica.raft.applied_index
         for number in (1, 2, 3):
-            assert await operate.snapshot(cluster.settings, cluster.addresses[number]) >= index
-            assert await operate.snapshot(cluster.settings, cluster.addresses[number]) >= index
+            assert await admin.snapshot(cluster.settings, cluster.addresses[number]) >= index
+            assert await admin.snapshot(cluster.settings, cluster.addresses[number]) >= index
     await cluster.stop()
     await cluster.start()
     async with client(cluster) as ledger:
@@ -286,7 +286,7 @@ async def test_snapshots_on_request(cluster: Cluster) -> None:
 
 
 async def taken(cluster: Cluster, path: Path) -> backup.Backup:
-    status, piece, image = await operate.image(cluster.settings)
+    status, piece, image = await admin.image(cluster.settings)
     about = backup.About(status.cluster, status.ledger_id, piece.index, piece.term, 0.0, "test")
     backup.write(path, backup.Backup(about, image))
     return backup.read(path)
@@ -312,7 +312,7 @@ async def test_a_restored_ledger_presumes_nothing(tmp_path: Path) -> None:
     for number in other.addresses:
         ledger_id, hard_state, snapshot = restored(kept.image, other.addresses)
         assert ledger_id == first_id
-        create(other.place(number), Identity("zzzzzzzzzz", number, f"new-{number}"), hard_state, snapshot)
+        create(other.place(number), DiskIdentity("zzzzzzzzzz", number, f"new-{number}"), hard_state, snapshot)
     await other.start()
     try:
         async with client(other) as ledger:
@@ -332,15 +332,15 @@ async def test_a_restored_ledger_presumes_nothing(tmp_path: Path) -> None:
 
 async def test_a_backup_of_many_pieces(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of two images never make one."""
-    monkeypatch.setattr("undoubt.coordinator.node.operator.PIECE_BYTES", 100)
+    monkeypatch.setattr("undoubt.coordinator.node.admin.PIECE_BYTES", 100)
     async with load(cluster):
-        _, piece, image = await operate.image(cluster.settings)
+        _, piece, image = await admin.image(cluster.settings)
     assert piece.size == len(image) > 1000
     restored(image, {1: "a:1"})
     with pytest.raises((ClusterRefused, LedgerUnavailable)):
-        await operate.ask(
+        await admin.ask(
             cluster.addresses[(await cluster.leader()).identity.node],
-            operate.BackupCall(100), 5.0, cluster.settings.wire,
+            admin.BackupCall(100), 5.0, cluster.settings.wire,
         )  # fmt: skip
 
 
@@ -366,9 +366,9 @@ async def test_who_changes_the_members_is_recorded(cluster: Cluster) -> None:
     """Also by a client that says nothing of itself, and where whoever led hands over with it."""
     async with client(cluster) as ledger:
         successor = (await cluster.leader()).replica.raft.node % 3 + 1
-        await operate.transfer(cluster.settings, successor, note="new disk")
+        await admin.transfer(cluster.settings, successor, note="new disk")
         with pytest.raises(ClusterRefused):
-            await operate.change_members(cluster.settings, [MemberChange("promote", 9)], wait_s=0)
+            await admin.change_members(cluster.settings, [MemberChange("promote", 9)], wait_s=0)
         refused, moved = await ledger.acts(limit=2)
     assert (moved.verb, moved.subject) == ("cluster transfer", f"node {successor}")
     assert (moved.note, moved.result, moved.who) == ("new disk", "done", system_user())

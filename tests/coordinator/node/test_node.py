@@ -25,7 +25,7 @@ from undoubt.coordinator.ledger.contract import (
 )
 from undoubt.coordinator.node.errors import NodeStopped, NotLeading
 from undoubt.coordinator.node.node import Node
-from undoubt.coordinator.node.storage.contract import Write
+from undoubt.coordinator.node.storage.contract import DiskWrite
 from undoubt.participants.contract import Settled
 from undoubt.participants.ids import Gid, Protocol
 
@@ -286,7 +286,7 @@ async def test_no_image_is_made_while_a_leaders_is_being_stored(tmp_path: Path) 
         storage, replica = cluster.storages[away], cluster.nodes[away].replica
         write, asked = storage.write, list[asyncio.Future[int]]()
 
-        def writing(writes: Sequence[Write]) -> asyncio.Future[bool]:
+        def writing(writes: Sequence[DiskWrite]) -> asyncio.Future[bool]:
             if any(each.replaces_log for each in writes):
                 asked.append(replica.snapshot())
             return write(writes)

@@ -22,16 +22,16 @@ from undoubt.coordinator.errors import (
     OutcomeUnknown,
     TransactionAborted,
 )
+from undoubt.coordinator.ledger.cluster.admin import change_members
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
-from undoubt.coordinator.ledger.cluster.operate import change_members
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.coordinator.node.bootstrap import beginning, joining
-from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.contract import DiskIdentity
 from undoubt.coordinator.node.storage.node_storage import create
 from undoubt.coordinator.protocols.steps import PaxosStep, TwoPhaseStep
 from undoubt.coordinator.settings import CoordinatorSettings
-from undoubt.participants.contract import Fate
+from undoubt.participants.contract import XactStatus
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
 from undoubt.participants.registry import Registry
@@ -83,7 +83,7 @@ class Stage:
             await tx.commit()
         return tx.id
 
-    def fates(self) -> set[Fate]:
+    def fates(self) -> set[XactStatus]:
         return {
             database.fates[branch.xid] for database in self.databases.values() for branch in database.branches
         }
@@ -127,7 +127,7 @@ async def test_it_commits_and_is_finished(tmp_path: Path, nodes: int) -> None:
     """Broken if votes do not reach the acceptors, or the outcome does not reach ledger and history."""
     async with staged(tmp_path, nodes) as stage:
         txid = await stage.transfer()
-        assert stage.fates() == {Fate.COMMITTED}
+        assert stage.fates() == {XactStatus.COMMITTED}
         assert len(kept(stage.cluster, txid)) > nodes // 2
         while (told := await stage.ledger.transaction(txid)) is None or not told.finished:
             await asyncio.sleep(0.01)
@@ -163,7 +163,7 @@ async def test_nobody_needs_to_lead(tmp_path: Path) -> None:
         alone = asyncio.create_task(stage.transfer())
         await alone
         assert alone.result().seq == txid.seq + 1
-        assert stage.fates() == {Fate.COMMITTED}
+        assert stage.fates() == {XactStatus.COMMITTED}
         for number in cluster.nodes:
             cluster.heal(number)
         while await stage.recorded(alone.result()) is not Record.COMMIT:
@@ -196,7 +196,7 @@ async def test_a_minority_of_acceptors_is_not_needed(tmp_path: Path) -> None:
         leader = await stage.cluster.leader()
         await stage.cluster.stop(leader.identity.node)
         await stage.transfer()
-        assert stage.fates() == {Fate.COMMITTED}
+        assert stage.fates() == {XactStatus.COMMITTED}
 
 
 async def test_without_a_quorum_nobody_guesses(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ async def test_without_a_quorum_nobody_guesses(tmp_path: Path) -> None:
         await stage.cluster.start(2, 3)
         while stage.in_doubt():
             await asyncio.sleep(0.01)
-        assert stage.fates() == {Fate.COMMITTED}
+        assert stage.fates() == {XactStatus.COMMITTED}
         while await recorded_by_anybody(stage, caught.value.txid) is not Record.COMMIT:
             await asyncio.sleep(0.01)
 
@@ -236,7 +236,7 @@ async def test_one_transaction_may_choose_it(tmp_path: Path) -> None:
                         await tx.branch(name)
         sessions = sorted(await ledger.sessions(), key=lambda session: session.id)
         assert [session.acceptors for session in sessions] == [(), (1, 2, 3)]
-        assert {fate for database in databases for fate in database.fates.values()} == {Fate.COMMITTED}
+        assert {fate for database in databases for fate in database.fates.values()} == {XactStatus.COMMITTED}
 
 
 async def test_members_that_a_session_is_bound_to_stay(tmp_path: Path) -> None:
@@ -256,10 +256,10 @@ async def test_members_that_a_session_is_bound_to_stay(tmp_path: Path) -> None:
 # Recovery.
 
 STEPS = {
-    str(TwoPhaseStep.AFTER_PREPARE): Fate.ABORTED,
-    str(PaxosStep.BEFORE_VOTE): Fate.ABORTED,
-    str(PaxosStep.AFTER_VOTE): Fate.COMMITTED,
-    str(TwoPhaseStep.BEFORE_SECOND_PHASE): Fate.COMMITTED,
+    str(TwoPhaseStep.AFTER_PREPARE): XactStatus.ABORTED,
+    str(PaxosStep.BEFORE_VOTE): XactStatus.ABORTED,
+    str(PaxosStep.AFTER_VOTE): XactStatus.COMMITTED,
+    str(TwoPhaseStep.BEFORE_SECOND_PHASE): XactStatus.COMMITTED,
 }
 
 
@@ -283,9 +283,9 @@ async def test_recovery_ends_what_a_dead_coordinator_left(tmp_path: Path, step: 
         fates = {stage.databases["orders"].fates[first.xid], stage.databases["payments"].fates[second.xid]}
         assert fates == {STEPS[step]}
         recorded = await stage.recorded(first.gid.txid)
-        assert recorded is (Record.COMMIT if STEPS[step] is Fate.COMMITTED else Record.ABORT)
+        assert recorded is (Record.COMMIT if STEPS[step] is XactStatus.COMMITTED else Record.ABORT)
         stage.release(step)
-        if STEPS[step] is Fate.COMMITTED:
+        if STEPS[step] is XactStatus.COMMITTED:
             await hanging
         else:
             with pytest.raises(TransactionAborted):
@@ -311,7 +311,7 @@ async def test_a_coordinator_that_votes_too_late_learns_that_it_is_aborted(tmp_p
         stage.release(str(PaxosStep.BEFORE_VOTE))
         with pytest.raises(TransactionAborted):
             await hanging
-        assert stage.fates() == {Fate.ABORTED}
+        assert stage.fates() == {XactStatus.ABORTED}
 
 
 async def test_several_recoveries_at_once_agree(tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ async def test_a_node_that_lost_its_disk_answers_for_nobody(tmp_path: Path, join
         await cluster.stop(lost, leader)
         cluster.place(lost).rename(tmp_path / "lost")
         begun = joining() if joins else beginning(CLUSTER, cluster.addresses)
-        create(cluster.place(lost), Identity(CLUSTER, lost, "another-disk"), *begun)
+        create(cluster.place(lost), DiskIdentity(CLUSTER, lost, "another-disk"), *begun)
         await cluster.start(lost, third)
         with pytest.raises(LedgerUnavailable):
             await acceptors.settle(txid)

@@ -15,7 +15,7 @@ from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import CLUSTER, Cluster
 from undoubt.coordinator.errors import ClusterRefused, LedgerError, NotPermitted
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.cluster import messages, operate, rights
+from undoubt.coordinator.ledger.cluster import admin, messages, rights
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, Decision, Record
@@ -115,13 +115,13 @@ async def test_only_operators_operate(stem: str, cluster: Cluster, folder: Folde
     """Members, leaders, snapshots, backups."""
     settings = settings_of(cluster, folder, stem)
     with pytest.raises(NotPermitted, match="role operate"):
-        await operate.change_members(settings, [MemberChange("add", 2, "127.0.0.1:1", "disk", 3)], wait_s=0.0)
+        await admin.change_members(settings, [MemberChange("add", 2, "127.0.0.1:1", "disk", 3)], wait_s=0.0)
     with pytest.raises(NotPermitted, match="role operate"):
-        await operate.transfer(settings, 1, wait_s=0.0)
+        await admin.transfer(settings, 1, wait_s=0.0)
     with pytest.raises(NotPermitted, match="role operate"):
-        await operate.snapshot(settings, cluster.addresses[1])
+        await admin.snapshot(settings, cluster.addresses[1])
     with pytest.raises(NotPermitted, match="role operate"):
-        await operate.image(settings)
+        await admin.image(settings)
     assert cluster.nodes[1].replica.replicated.highest == 1
 
 
@@ -132,9 +132,9 @@ async def test_who_may_do_all(stem: str, cluster: Cluster, folder: Folder) -> No
         session = await ledger.open_session("all", 60.0)
         assert await ledger.decide(session.txid(1), Decision.COMMIT, BRANCHES) is Decision.COMMIT
     settings = settings_of(cluster, folder, stem)
-    assert (await operate.image(settings))[2]
+    assert (await admin.image(settings))[2]
     with pytest.raises(ClusterRefused, match="no other voter"):
-        await operate.transfer(settings, wait_s=0.0)
+        await admin.transfer(settings, wait_s=0.0)
 
 
 async def test_a_role_that_is_not_known_may_do_nothing(cluster: Cluster, folder: Folder) -> None:

@@ -20,23 +20,32 @@ from undoubt.coordinator.ledger.disk import StoreFull
 from undoubt.coordinator.node.bootstrap import beginning
 from undoubt.coordinator.node.storage import segment
 from undoubt.coordinator.node.storage.contract import (
+    DiskIdentity,
+    DiskWrite,
     Finished,
-    Identity,
     Promises,
     Snapshot,
     StorageDamaged,
     Stored,
-    Write,
 )
 from undoubt.coordinator.node.storage.history_file import FILE_NAME
 from undoubt.coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
 from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME, SEGMENT_BYTES
-from undoubt.coordinator.paxos import Accepted, Ballot, Branch, Known, Marks, Record, Restored, Value
+from undoubt.coordinator.paxos import (
+    Accepted,
+    AcceptorRecord,
+    Ballot,
+    BranchInstance,
+    Known,
+    Marks,
+    RestoredAcceptor,
+    Value,
+)
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
 from undoubt.participants.ids import TxId
 
-IDENTITY = Identity("abcdefghij", 2, "disk-2")
+IDENTITY = DiskIdentity("abcdefghij", 2, "disk-2")
 FIRST = beginning("abcdefghij", {1: "a:1", 2: "b:2", 3: "c:3"})
 
 
@@ -50,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "node"
 
 
-async def written(folder: Path, *writes: Write) -> Stored:
+async def written(folder: Path, *writes: DiskWrite) -> Stored:
     """What is found after ``writes``, each synced by itself, and a restart."""
     storage, _ = await NodeStorage.open(folder)
     for write in writes:
@@ -82,9 +91,9 @@ async def test_what_was_written_is_there(folder: Path) -> None:
     """A vote or an acknowledged entry that is forgotten breaks every promise of Raft."""
     stored = await written(
         folder,
-        Write(hard_state=HardState(3, 1), entries=entries(2, 2, 3)),
-        Write(entries=entries(4, 3)),
-        Write(hard_state=HardState(4, 2)),
+        DiskWrite(hard_state=HardState(3, 1), entries=entries(2, 2, 3)),
+        DiskWrite(entries=entries(4, 3)),
+        DiskWrite(hard_state=HardState(4, 2)),
     )
     assert stored.hard_state == HardState(4, 2)
     assert stored.entries == entries(2, 2, 3, 3)
@@ -98,7 +107,7 @@ async def test_whatever_is_written_together_the_newest_is_there(tmp_path: Path, 
     folder = tmp_path / uuid4().hex
     create(folder, IDENTITY, *FIRST, segment_bytes=1024)
     kept: dict[int, Entry] = {}
-    promises: dict[int, Record] = {}
+    promises: dict[int, AcceptorRecord] = {}
     state, image, highest = FIRST[0], FIRST[1], 1
     storage = await opened(folder, segment_bytes=2048)
     for number in range(1, data.draw(st.integers(2, 12))):
@@ -111,23 +120,23 @@ async def test_whatever_is_written_together_the_newest_is_there(tmp_path: Path, 
                     new = entries(begin, *[number + 1] * data.draw(st.sampled_from((1, 1, 2, 4, 20))))
                     kept = {at: entry for at, entry in kept.items() if at < begin}
                     kept |= {entry.index: entry for entry in new}
-                    writes.append(Write(entries=new))
+                    writes.append(DiskWrite(entries=new))
                 case "cut":
                     image, kept = Snapshot(SnapshotMeta(highest + 4, 1), b"theirs"), {}
-                    writes.append(Write(snapshot=image, replaces_log=True))
+                    writes.append(DiskWrite(snapshot=image, replaces_log=True))
                 case "snapshot":
                     image = Snapshot(SnapshotMeta(highest, 1), b"image %d" % number)
-                    writes.append(Write(snapshot=image))
+                    writes.append(DiskWrite(snapshot=image))
                 case "keep":
                     low = data.draw(st.integers(1, image.meta.index + 1))
                     kept = {at: entry for at, entry in kept.items() if at >= low}
-                    writes.append(Write(keep_from=low))
+                    writes.append(DiskWrite(keep_from=low))
                 case "promise":
                     promises[number] = promised(number, data.draw(st.integers(0, 3)))
-                    writes.append(Write(promises=Promises((promises[number],))))
+                    writes.append(DiskWrite(promises=Promises((promises[number],))))
                 case _:
                     state = HardState(number, 1)
-                    writes.append(Write(hard_state=state))
+                    writes.append(DiskWrite(hard_state=state))
             highest = max(kept, default=image.meta.index)
         await storage.write(writes)
         if data.draw(st.booleans()):
@@ -141,7 +150,9 @@ async def test_whatever_is_written_together_the_newest_is_there(tmp_path: Path, 
 
 async def test_entries_replace_the_tail_from_their_first_on(folder: Path) -> None:
     """A tail of another leader that stays behind a shorter one would come back as if it were the log."""
-    stored = await written(folder, Write(entries=entries(2, 2, 2, 2, 2)), Write(entries=entries(3, 3)))
+    stored = await written(
+        folder, DiskWrite(entries=entries(2, 2, 2, 2, 2)), DiskWrite(entries=entries(3, 3))
+    )
     assert stored.entries == (*entries(2, 2), *entries(3, 3))
 
 
@@ -150,8 +161,8 @@ async def test_a_leaders_snapshot_replaces_everything(folder: Path) -> None:
     meta = SnapshotMeta(50, 7, FIRST[1].meta.configuration)
     stored = await written(
         folder,
-        Write(entries=entries(2, 2, 2)),
-        Write(snapshot=Snapshot(meta, b"image"), replaces_log=True, entries=entries(51, 7)),
+        DiskWrite(entries=entries(2, 2, 2)),
+        DiskWrite(snapshot=Snapshot(meta, b"image"), replaces_log=True, entries=entries(51, 7)),
     )
     assert stored.snapshot == Snapshot(meta, b"image")
     assert stored.entries == entries(51, 7)
@@ -162,19 +173,19 @@ async def test_an_own_snapshot_keeps_what_is_behind_it(folder: Path) -> None:
     meta = SnapshotMeta(4, 2, FIRST[1].meta.configuration)
     stored = await written(
         folder,
-        Write(entries=entries(2, 2, 2, 2, 2)),
-        Write(snapshot=Snapshot(meta, b"image")),
-        Write(keep_from=3),
+        DiskWrite(entries=entries(2, 2, 2, 2, 2)),
+        DiskWrite(snapshot=Snapshot(meta, b"image")),
+        DiskWrite(keep_from=3),
     )
     assert stored.snapshot.meta.index == 4
     assert stored.entries == entries(3, 2, 2, 2)
 
 
-def promised(seq: int, round_number: int = 0) -> Record:
+def promised(seq: int, round_number: int = 0) -> AcceptorRecord:
     """What an acceptor keeps of a transaction."""
     value = Accepted(Ballot(round_number), Value(True, b"evidence"))
-    known = Known((Branch(1, "orders"),), (value,))
-    return Record(TxId(1, "0" * 16, seq), Joint(frozenset({1, 2, 3})), Ballot(round_number, 7), known)
+    known = Known((BranchInstance(1, "orders"),), (value,))
+    return AcceptorRecord(TxId(1, "0" * 16, seq), Joint(frozenset({1, 2, 3})), Ballot(round_number, 7), known)
 
 
 async def test_promises_are_replaced_and_dropped_in_order(folder: Path) -> None:
@@ -183,12 +194,12 @@ async def test_promises_are_replaced_and_dropped_in_order(folder: Path) -> None:
     marks = Marks(2, ((1, 2),))
     stored = await written(
         folder,
-        Write(promises=Promises((promised(1), promised(2), promised(3)))),
-        Write(promises=Promises((promised(2, 5),))),
-        Write(promises=Promises((), (promised(1).txid,), marks)),
-        Write(promises=Promises((promised(4),))),
+        DiskWrite(promises=Promises((promised(1), promised(2), promised(3)))),
+        DiskWrite(promises=Promises((promised(2, 5),))),
+        DiskWrite(promises=Promises((), (promised(1).txid,), marks)),
+        DiskWrite(promises=Promises((promised(4),))),
     )
-    assert stored.acceptor == Restored(marks, (promised(2, 5), promised(3), promised(4)))
+    assert stored.acceptor == RestoredAcceptor(marks, (promised(2, 5), promised(3), promised(4)))
 
 
 @pytest.fixture
@@ -203,18 +214,18 @@ async def test_a_batch_without_room_leaves_nothing_and_may_be_given_again(
     storage = await opened(folder, segment_bytes=4096)
     storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
     batch = [
-        Write(hard_state=HardState(9, 1), entries=entries(2, 2)),
-        Write(entries=(Entry.make(3, 2, b"x" * 5000),)),
+        DiskWrite(hard_state=HardState(9, 1), entries=entries(2, 2)),
+        DiskWrite(entries=(Entry.make(3, 2, b"x" * 5000),)),
     ]
     disk.full = True
     with pytest.raises(StoreFull, match="no room for node data"):
-        await storage.write([*batch, Write(entries=(Entry.make(4, 2, b"y" * SEGMENT_BYTES),))])
+        await storage.write([*batch, DiskWrite(entries=(Entry.make(4, 2, b"y" * SEGMENT_BYTES),))])
     await storage.close()
     stored = await found(folder)
     assert (stored.hard_state, stored.entries) == (FIRST[0], ())
     storage = await opened(folder, segment_bytes=4096)
     storage._reserve.give_up = lambda: False  # type: ignore[method-assign]
-    large = Write(entries=(Entry.make(4, 2, b"y" * SEGMENT_BYTES),))
+    large = DiskWrite(entries=(Entry.make(4, 2, b"y" * SEGMENT_BYTES),))
     with pytest.raises(StoreFull):
         await storage.write([*batch, large])
     disk.full = False
@@ -227,7 +238,7 @@ async def test_a_batch_without_room_leaves_nothing_and_may_be_given_again(
 async def test_the_reserve_is_given_up_for_what_cannot_wait(folder: Path, disk: FullDisk) -> None:
     """Without it a node whose disk is full can store no vote."""
     storage = await opened(folder, segment_bytes=4096)
-    assert await storage.write([Write(entries=entries(2, 2))])
+    assert await storage.write([DiskWrite(entries=entries(2, 2))])
     reserve = folder / RESERVE_NAME
     assert reserve.exists()
     give_up = storage._reserve.give_up
@@ -239,7 +250,7 @@ async def test_the_reserve_is_given_up_for_what_cannot_wait(folder: Path, disk: 
     storage._reserve.give_up = make_room  # type: ignore[method-assign]
     storage._reserve.hold = lambda: False  # type: ignore[method-assign]
     disk.full = True
-    large = Write(entries=(Entry.make(3, 2, b"x" * SEGMENT_BYTES),))
+    large = DiskWrite(entries=(Entry.make(3, 2, b"x" * SEGMENT_BYTES),))
     assert await storage.write([large]) is False, "there is no room for more"
     assert not reserve.exists()
     await storage.close()
@@ -254,10 +265,10 @@ async def test_a_torn_tail_is_cut(folder: Path, tmp_path: Path) -> None:
     """A crash in the middle of a write must neither keep the node from starting nor leave half of it. The
     anchor is of before: it is written after the sync."""
     storage, _ = await NodeStorage.open(folder)
-    await storage.write([Write(entries=entries(2, 2, 2))])
+    await storage.write([DiskWrite(entries=entries(2, 2, 2))])
     anchor = (folder / ANCHOR_NAME).read_bytes()
     whole = storage.files.log._active.end
-    await storage.write([Write(hard_state=HardState(3, 3), entries=entries(4, 3, 3))])
+    await storage.write([DiskWrite(hard_state=HardState(3, 3), entries=entries(4, 3, 3))])
     longer = storage.files.log._active.end
     await storage.close()
     size = last_segment(folder).stat().st_size
@@ -273,7 +284,7 @@ async def test_a_torn_tail_is_cut(folder: Path, tmp_path: Path) -> None:
                 file.write(b"\x5a" * 300)
         stored = await found(place)
         assert (stored.entries, stored.hard_state) == (entries(2, 2, 2), FIRST[0]), cut
-        stored = await written(place, Write(entries=entries(4, 4)))
+        stored = await written(place, DiskWrite(entries=entries(4, 4)))
         assert stored.entries == (*entries(2, 2, 2), *entries(4, 4))
         shutil.rmtree(place)
 
@@ -285,8 +296,8 @@ async def test_any_flipped_bit_in_what_was_acknowledged_stops_the_node(
     """To run on with less would take a committed decision back. The last record has nothing behind it: only
     the anchor tells that it was whole."""
     storage, _ = await NodeStorage.open(folder)
-    await storage.write([Write(entries=entries(2, 2, 2))])
-    await storage.write([Write(promises=Promises((promised(1),), (), Marks(1)))])
+    await storage.write([DiskWrite(entries=entries(2, 2, 2))])
+    await storage.write([DiskWrite(promises=Promises((promised(1),), (), Marks(1)))])
     end = storage.files.log._active.end
     await storage.close()
     paths = [last_segment(folder), folder / ANCHOR_NAME, *folder.glob("snapshot-*")]
@@ -317,9 +328,9 @@ async def test_damage_in_the_middle_is_noticed_without_the_anchor(folder: Path) 
     storage, _ = await NodeStorage.open(folder)
     anchor = (folder / ANCHOR_NAME).read_bytes()
     begin = storage.files.log._active.end
-    await storage.write([Write(entries=entries(2, 2, 2))])
+    await storage.write([DiskWrite(entries=entries(2, 2, 2))])
     end = storage.files.log._active.end
-    await storage.write([Write(hard_state=HardState(3, 1))])
+    await storage.write([DiskWrite(hard_state=HardState(3, 1))])
     await storage.close()
     (folder / ANCHOR_NAME).write_bytes(anchor)
     path = last_segment(folder)
@@ -338,7 +349,7 @@ MISSING = ("log-*.segment", "log.anchor", "snapshot-*")
 @pytest.mark.parametrize("pattern", MISSING)
 async def test_a_missing_file_stops_the_node(folder: Path, pattern: str) -> None:
     """A node that begins anew under its number would vote for what it has forgotten."""
-    await written(folder, Write(entries=entries(2, 2, 2, 2)))
+    await written(folder, DiskWrite(entries=entries(2, 2, 2, 2)))
     for path in folder.glob(pattern):
         path.unlink()
     with pytest.raises(StorageDamaged, match=r"missing|lacks"):
@@ -349,7 +360,7 @@ async def test_a_missing_segment_stops_the_node(folder: Path) -> None:
     """Whichever it is: the first is needed as long as no checkpoint says otherwise."""
     storage = await opened(folder, segment_bytes=1024)
     for index in range(2, 40):
-        await storage.write([Write(entries=entries(index, 2))])
+        await storage.write([DiskWrite(entries=entries(index, 2))])
     await storage.close()
     numbers = segment.numbers_in(folder)
     assert len(numbers) > 3
@@ -365,9 +376,9 @@ async def test_a_missing_segment_stops_the_node(folder: Path) -> None:
 
 async def test_a_log_that_was_set_back_stops_the_node(folder: Path, tmp_path: Path) -> None:
     """Every checksum in a copy of yesterday is right. It may have voted and acknowledged since."""
-    await written(folder, Write(entries=entries(2, 2, 2)))
+    await written(folder, DiskWrite(entries=entries(2, 2, 2)))
     shutil.copytree(folder, tmp_path / "copy")
-    await written(folder, Write(entries=entries(4, 2)))
+    await written(folder, DiskWrite(entries=entries(4, 2)))
     for path in (tmp_path / "copy").glob("log-*"):
         shutil.copy(path, folder)
     with pytest.raises(StorageDamaged, match="set back"):
@@ -377,18 +388,18 @@ async def test_a_log_that_was_set_back_stops_the_node(folder: Path, tmp_path: Pa
 async def test_segments_are_removed_once_nothing_in_them_is_needed(folder: Path) -> None:
     """Otherwise the disk fills up. What only they held is in a checkpoint."""
     storage = await opened(folder, segment_bytes=2048)
-    await storage.write([Write(promises=Promises((promised(7),), (), Marks(3)), disks={3: "disk-3"})])
+    await storage.write([DiskWrite(promises=Promises((promised(7),), (), Marks(3)), disks={3: "disk-3"})])
     for index in range(2, 80):
-        await storage.write([Write(entries=entries(index, 2))])
+        await storage.write([DiskWrite(entries=entries(index, 2))])
         if index % 20 == 0:
-            await storage.write([Write(snapshot=Snapshot(SnapshotMeta(index, 2), b"image"))])
-            await storage.write([Write(keep_from=index - 2)])
+            await storage.write([DiskWrite(snapshot=Snapshot(SnapshotMeta(index, 2), b"image"))])
+            await storage.write([DiskWrite(keep_from=index - 2)])
     await storage.close()
     assert segment.numbers_in(folder)[0] > 3
     assert len(list(folder.glob("snapshot-*"))) == 1
     stored = await found(folder)
     assert [entry.index for entry in stored.entries] == list(range(58, 80))
-    assert (stored.acceptor, stored.disks) == (Restored(Marks(3), (promised(7),)), {3: "disk-3"})
+    assert (stored.acceptor, stored.disks) == (RestoredAcceptor(Marks(3), (promised(7),)), {3: "disk-3"})
 
 
 async def test_a_history_that_is_damaged_is_told_and_stops_nothing(
@@ -396,14 +407,14 @@ async def test_a_history_that_is_damaged_is_told_and_stops_nothing(
 ) -> None:
     """It is for people. Answering from half of it would be a guess told as a fact."""
     storage, _ = await NodeStorage.open(folder)
-    await storage.write([Write(finished=Finished((record(1), record(2)), 1_000, 5_000))])
+    await storage.write([DiskWrite(finished=Finished((record(1), record(2)), 1_000, 5_000))])
     await storage.close()
     (folder / FILE_NAME).write_bytes(b"no database" * 1000)
     storage, _ = await NodeStorage.open(folder)
     assert "Decisions are not affected" in caplog.text
     with pytest.raises(LedgerUnavailable, match="begin a new history"):
         await storage.history(10, None)
-    await storage.write([Write(entries=entries(2, 2), finished=Finished((record(3),), 1_000, 5_000))])
+    await storage.write([DiskWrite(entries=entries(2, 2), finished=Finished((record(3),), 1_000, 5_000))])
     await storage.close()
     assert (await found(folder)).entries == entries(2, 2)
 
@@ -412,7 +423,7 @@ async def test_a_history_that_is_damaged_is_told_and_stops_nothing(
 async def test_history_that_was_changed_is_told(folder: Path, what: str) -> None:
     """Broken if a flipped bit shows people another transaction, or hides one."""
     storage, _ = await NodeStorage.open(folder)
-    await storage.write([Write(finished=Finished((record(1), record(2)), 1_000, 5_000))])
+    await storage.write([DiskWrite(finished=Finished((record(1), record(2)), 1_000, 5_000))])
     await storage.close()
     with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as connection, connection:
         if what == "record":
@@ -463,10 +474,10 @@ def record(seq: int) -> DecisionRecord:
 async def test_history_is_kept_once_and_for_its_time(folder: Path) -> None:
     """A log that is replayed after a crash writes it again; nobody wants to see a transaction twice."""
     storage, _ = await NodeStorage.open(folder)
-    await storage.write([Write(finished=Finished((record(1), record(2)), 1_000, 5_000))])
-    await storage.write([Write(finished=Finished((record(2), record(3)), 4_000, 5_000))])
+    await storage.write([DiskWrite(finished=Finished((record(1), record(2)), 1_000, 5_000))])
+    await storage.write([DiskWrite(finished=Finished((record(2), record(3)), 4_000, 5_000))])
     assert list(await storage.history(10, None)) == [record(3), record(2), record(1)]
     assert await storage.history_of(record(2).txid) == record(2)
-    await storage.write([Write(finished=Finished((), 7_000, 5_000))])
+    await storage.write([DiskWrite(finished=Finished((), 7_000, 5_000))])
     assert list(await storage.history(10, None)) == [record(3), record(2)]
     await storage.close()

@@ -24,7 +24,7 @@ from tests.coordinator.node.test_versions import agreed, restart
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import Impostor
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.cluster import route
+from undoubt.coordinator.ledger.cluster import leader_client
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.contract import (
     BranchRecord,
@@ -37,8 +37,8 @@ from undoubt.coordinator.ledger.contract import (
     is_newer,
 )
 from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.ledger import NodeLedger
-from undoubt.coordinator.node.replicated import Replicated
 from undoubt.coordinator.raft import Entry
 from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
 from undoubt.coordinator.wire import Versions
@@ -235,7 +235,7 @@ async def test_a_client_of_the_former_version(tmp_path: Path, monkeypatch: pytes
         await secrets(cluster)
         tagged = await ledger.open_session("new", 600.0)
         assert await ledger.decide(tagged.txid(1), COMMIT, BRANCHES) is COMMIT
-        monkeypatch.setattr(route, "connect", partial(dial, versions=Versions(1, 2)))
+        monkeypatch.setattr(leader_client, "connect", partial(dial, versions=Versions(1, 2)))
         old = await OfVersion2.open(LedgerSettings(url=cluster.settings.url))
         try:
             assert old._route._link is not None
@@ -348,7 +348,7 @@ ENTRY = (
 def test_a_snapshot_and_a_log_of_the_release_before() -> None:
     """Broken if a field had changed its place or its meaning: of all of it is told what that release would
     tell."""
-    found = Replicated(Machine(""), {})
+    found = NodeStateMachine(Machine(""), {})
     found.restore(base64.b85decode(IMAGE))
     shop, machine = "0000000000000007", found.machine
     assert (found.version, machine.state.ledger_id, machine.state.secret) == (2, CLUSTER, b"")
@@ -367,6 +367,6 @@ def test_a_snapshot_and_a_log_of_the_release_before() -> None:
     assert precommitted.branches == (evidenced, bare)
     states = {book.id: (book.state, book.tagged, book.acceptors) for book in machine.state.sessions.values()}
     assert states == {1: (SessionState.OPEN, False, (1,)), 2: (SessionState.CLOSED, False, ())}
-    again = Replicated(Machine(""), {})
+    again = NodeStateMachine(Machine(""), {})
     again.restore(found.image())
     assert again.image() == found.image()

@@ -18,7 +18,7 @@ from tests.coordinator.node.processes import QUICK, Processes
 from tests.coordinator.node.test_processes import BRANCHES, Load, load
 from tests.undoubt.cli.harness import undoubt
 from undoubt.coordinator.errors import VersionHeldBack
-from undoubt.coordinator.ledger.cluster.survey import Survey, survey
+from undoubt.coordinator.ledger.cluster.status import ClusterStatus, survey
 from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import VERSIONS
@@ -54,12 +54,12 @@ async def roll(nodes: Processes, decides: Load, *numbers: int, former: bool = Fa
         await decides.more()
 
 
-async def looked(nodes: Processes) -> Survey:
+async def looked(nodes: Processes) -> ClusterStatus:
     await nodes.leader()
     return await survey(LedgerSettings(url=nodes.settings.url, request_timeout_s=5.0))
 
 
-def versions(found: Survey) -> list[tuple[int, int]]:
+def versions(found: ClusterStatus) -> list[tuple[int, int]]:
     """Of each node what is agreed on, and what it speaks."""
     told = [seen.status for seen in found.nodes if seen.status is not None]
     return [(one.agreed_version, one.highest_version) for one in told]

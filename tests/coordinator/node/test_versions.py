@@ -22,9 +22,9 @@ from tests.coordinator.wire.support import Side
 from tests.ports import free_ports
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable, VersionHeldBack
-from undoubt.coordinator.ledger.cluster import messages, operate
+from undoubt.coordinator.ledger.cluster import admin, messages
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
-from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.coordinator.ledger.commands import (
     Decide,
     Doom,
@@ -38,9 +38,9 @@ from undoubt.coordinator.ledger.commands import (
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, Record
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.node.bootstrap import joining, restored
-from undoubt.coordinator.node.replicated import Agree, Logged, Replicated, encode_batch
+from undoubt.coordinator.node.fsm import Agree, LogCommand, NodeStateMachine, encode_batch
 from undoubt.coordinator.node.settings import NodeSettings
-from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.contract import DiskIdentity
 from undoubt.coordinator.node.storage.node_storage import create
 from undoubt.coordinator.raft import Entry
 from undoubt.coordinator.settings import CoordinatorSettings
@@ -48,12 +48,12 @@ from undoubt.coordinator.wire import (
     VERSIONS,
     Address,
     HandshakeRefused,
-    Role,
+    PeerRole,
     Versions,
     WireSettings,
     connect,
 )
-from undoubt.coordinator.wire import Identity as Named
+from undoubt.coordinator.wire import PeerIdentity as Named
 from undoubt.participants.contract import Settled
 from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
@@ -103,7 +103,7 @@ async def test_one_member_of_the_former_version_holds_the_others_up(tmp_path: Pa
         while (await survey(cluster.settings)).held_up_by != (3,):
             await asyncio.sleep(0.01)
         if cluster.nodes[3].leads:
-            await operate.transfer(cluster.settings, 1)
+            await admin.transfer(cluster.settings, 1)
         with pytest.raises(VersionHeldBack, match=r"needs version 2, .* agreed on 1: node 3 speaks 1"):
             await ledger.acceptors.open_session("shop", 300.0)
         await decided(ledger, 5)
@@ -171,7 +171,7 @@ async def test_what_is_newer_than_a_connection_ends_it(tmp_path: Path) -> None:
         asking = Side()
         where = Address.parse(cluster.addresses[1])
         connection = await connect(
-            where, Named(Role.CLIENT), asking, WireSettings(), timeout_s=5.0, versions=V1
+            where, Named(PeerRole.CLIENT), asking, WireSettings(), timeout_s=5.0, versions=V1
         )
         call = messages.calls.OpenSessionCall("shop", 10.0, "0" * 16, bind=True)
         connection.send(messages.encode([messages.Request(1, call)]))
@@ -191,7 +191,7 @@ async def test_no_way_back_once_all_have_agreed(tmp_path: Path) -> None:
             await cluster.start(3)
         await ledger.acceptors.open_session("shop", 300.0)
         leader = await cluster.leader()
-        me = Named(Role.NODE, CLUSTER, 3, disk="disk-3")
+        me = Named(PeerRole.NODE, CLUSTER, 3, disk="disk-3")
         where = Address.parse(cluster.addresses[leader.identity.node])
         with pytest.raises(HandshakeRefused, match=f"agreed on {NEWEST}"):
             await connect(where, me, Side(), WireSettings(), timeout_s=5.0, versions=V1)
@@ -207,7 +207,7 @@ async def test_a_node_that_went_back_just_before_stops(tmp_path: Path) -> None:
     follows."""
     async with mixed(tmp_path, 3) as cluster, client(cluster) as ledger:
         if cluster.nodes[3].leads:
-            await operate.transfer(cluster.settings, 1)
+            await admin.transfer(cluster.settings, 1)
         leader = await cluster.leader(but=3)
         while leader.replica.agreement.spoken(3) != 1:
             await asyncio.sleep(0.01)
@@ -233,11 +233,11 @@ async def test_what_joins_speaks_what_was_agreed_on(tmp_path: Path) -> None:
     async with mixed(tmp_path) as cluster:
         await agreed(cluster, NEWEST)
         cluster.addresses[4] = f"127.0.0.1:{free_ports(1)[0]}"
-        create(cluster.place(4), Identity(CLUSTER, 4, "disk-4"), *joining())
+        create(cluster.place(4), DiskIdentity(CLUSTER, 4, "disk-4"), *joining())
         add = MemberChange("add", 4, cluster.addresses[4], "disk-4", 1)
         with pytest.raises(ClusterRefused, match=rf"node 4 speaks version 1 at most, .* on {NEWEST}"):
-            await operate.change_members(cluster.settings, [add])
-        await operate.change_members(cluster.settings, [msgspec.structs.replace(add, version=NEWEST)])
+            await admin.change_members(cluster.settings, [add])
+        await admin.change_members(cluster.settings, [msgspec.structs.replace(add, version=NEWEST)])
         await cluster.start(4)
         await agreed(cluster, NEWEST)
 
@@ -246,8 +246,8 @@ async def test_learners_count(tmp_path: Path) -> None:
     """They apply the log like all others."""
     async with mixed(tmp_path, 1, 2, 3) as cluster:
         cluster.addresses[4] = f"127.0.0.1:{free_ports(1)[0]}"
-        create(cluster.place(4), Identity(CLUSTER, 4, "disk-4"), *joining())
-        await operate.change_members(
+        create(cluster.place(4), DiskIdentity(CLUSTER, 4, "disk-4"), *joining())
+        await admin.change_members(
             cluster.settings, [MemberChange("add", 4, cluster.addresses[4], "disk-4", 1)]
         )
         cluster.own_settings[4] = FORMER
@@ -299,14 +299,14 @@ async def test_a_backup_carries_the_version(tmp_path: Path) -> None:
     """What it holds is not for a release that does not know it; an older one's is for all."""
     async with mixed(tmp_path) as cluster:
         await agreed(cluster, NEWEST)
-        _, _, image = await operate.image(cluster.settings)
+        _, _, image = await admin.image(cluster.settings)
     with pytest.raises(LedgerUnusable, match=f"version {NEWEST}"):
         restored(image, {1: "a:1"}, V1)
     _, _, snapshot = restored(image, {1: "a:1"})
-    again = Replicated(Machine(""), {})
+    again = NodeStateMachine(Machine(""), {})
     again.restore(snapshot.image)
     assert again.version == NEWEST
-    old = Replicated(Machine(CLUSTER), {1: "a:1"}).image()
+    old = NodeStateMachine(Machine(CLUSTER), {1: "a:1"}).image()
     _, _, snapshot = restored(old, {1: "a:1"}, V1)
     again.restore(snapshot.image)
     assert again.version == 1
@@ -318,7 +318,7 @@ WITH_A_HISTORY = (BranchRecord(1, "orders", 11, 22, "00000001", history="some", 
 SEEN = Heuristic(
     Gid("abcdefghij", Protocol.TWO_PHASE, SOME, 1, "orders"), Settled.HEURISTIC_HAZARD, None, 0.0
 )
-NEW: list[tuple[int, Logged]] = [
+NEW: list[tuple[int, LogCommand]] = [
     (2, OpenSession("0" * 16, "shop", 1000, "", (1, 2, 3))),
     (2, Decide(SOME, "p", Decision.COMMIT, BRANCHES, 0.0)),
     (2, Agree(2)),
@@ -337,23 +337,23 @@ NEW: list[tuple[int, Logged]] = [
 
 
 @pytest.mark.parametrize(("version", "command"), NEW)
-def test_a_node_stops_at_what_it_does_not_know(version: int, command: Logged) -> None:
+def test_a_node_stops_at_what_it_does_not_know(version: int, command: LogCommand) -> None:
     """Also where it could read it and would only miss a field: else it would go on with another state than
     the others."""
     entry = Entry.make(7, 1, encode_batch([command]))
-    former = Replicated(Machine(CLUSTER), {1: "a:1"}, speaks=Versions(1, version - 1))
+    former = NodeStateMachine(Machine(CLUSTER), {1: "a:1"}, speaks=Versions(1, version - 1))
     before = former.image()
     with pytest.raises(LedgerUnusable, match="newer release"):
         former.apply(entry)
     assert former.image() == before
-    Replicated(Machine(CLUSTER), {1: "a:1"}).apply(entry)
+    NodeStateMachine(Machine(CLUSTER), {1: "a:1"}).apply(entry)
 
 
 def test_a_command_of_a_version_that_does_not_exist_yet() -> None:
     """This release is the former one some day."""
     entry = Entry.make(7, 1, msgspec.msgpack.encode([["tomorrow", 1]]))
     with pytest.raises(LedgerUnusable, match=r"entry 7 of the log .*newer release"):
-        Replicated(Machine(CLUSTER), {1: "a:1"}).apply(entry)
+        NodeStateMachine(Machine(CLUSTER), {1: "a:1"}).apply(entry)
 
 
 async def test_nobody_who_does_not_lead_tells_what_is_agreed_on(tmp_path: Path) -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import msgspec
 
-from undoubt.coordinator.paxos import ABORTED, Acceptor, Phase1b, Ready, Recovery, Reply, Request, Value
+from undoubt.coordinator.paxos import (
+    ABORTED,
+    Acceptor,
+    AcceptorReply,
+    AcceptorRequest,
+    PaxosReady,
+    Phase1b,
+    Recovery,
+    Value,
+)
 
 
 class AnswersAtOnce(Acceptor):
     """Sends 1b and 2b before they are stored."""
 
-    def ready(self) -> Ready:
+    def ready(self) -> PaxosReady:
         ready = super().ready()
         return msgspec.structs.replace(ready, replies_now=ready.replies_after_sync, replies_after_sync=())
 
@@ -18,7 +27,7 @@ class AnswersAtOnce(Acceptor):
 class ForgetsWithoutAMark(Acceptor):
     """Deletes records and begins anew."""
 
-    def ready(self) -> Ready:
+    def ready(self) -> PaxosReady:
         self._marks, self._floors = type(self._marks)(), {}
         return msgspec.structs.replace(super().ready(), marks=None)
 
@@ -33,7 +42,7 @@ class OfItsOwnMind(Recovery):
 class OneIsEnough(Recovery):
     """Believes the first promise."""
 
-    def step(self, reply: Reply) -> tuple[tuple[int, Request], ...]:
+    def step(self, reply: AcceptorReply) -> tuple[tuple[int, AcceptorRequest], ...]:
         if isinstance(reply, Phase1b):
             self._promises |= dict.fromkeys(self.acceptors.voters, reply.known)
         return super().step(reply)

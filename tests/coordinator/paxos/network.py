@@ -12,23 +12,23 @@ from itertools import combinations
 
 from undoubt.coordinator.paxos import (
     Acceptor,
+    AcceptorRecord,
+    AcceptorReply,
+    AcceptorRequest,
     Ballot,
-    Branch,
+    BranchInstance,
     FirstBallot,
     Forgotten,
     Known,
     Marks,
     Outcome,
     Outgoing,
+    PaxosReady,
     Phase1b,
     Phase2b,
-    Ready,
-    Record,
     Recovery,
     Refused,
-    Reply,
-    Request,
-    Restored,
+    RestoredAcceptor,
     Value,
     decode_reply,
     decode_request,
@@ -39,7 +39,7 @@ from undoubt.participants.ids import TxId
 
 NONCE = "0123456789abcdef"
 PREPARED = Value(True, b"evidence")
-BRANCHES = (Branch(1, "orders"), Branch(2, "payments"))
+BRANCHES = (BranchInstance(1, "orders"), BranchInstance(2, "payments"))
 THREE = Joint(frozenset({1, 2, 3}))
 
 Leader = FirstBallot | Recovery
@@ -53,18 +53,18 @@ def txid(seq: int = 1, session: int = 1) -> TxId:
 class Disk:
     """What survives a crash."""
 
-    records: dict[TxId, Record] = field(default_factory=dict)
+    records: dict[TxId, AcceptorRecord] = field(default_factory=dict)
     marks: Marks = field(default_factory=Marks)
 
-    def store(self, ready: Ready) -> None:
+    def store(self, ready: PaxosReady) -> None:
         """One transaction."""
         self.records |= {record.txid: record for record in ready.records}
         for each in ready.dropped:
             self.records.pop(each, None)
         self.marks = ready.marks or self.marks
 
-    def restored(self) -> Restored:
-        return Restored(self.marks, tuple(self.records.values()))
+    def restored(self) -> RestoredAcceptor:
+        return RestoredAcceptor(self.marks, tuple(self.records.values()))
 
 
 class Node:
@@ -80,7 +80,7 @@ class Node:
 
     def start(self) -> None:
         self.acceptor = self.acceptor_type(self.number, self.disk.restored())
-        self.writing: deque[Ready] = deque()
+        self.writing: deque[PaxosReady] = deque()
 
     def pump(self) -> tuple[Outgoing, ...]:
         """Take what is to be done: what may be sent at once."""
@@ -110,9 +110,9 @@ class Witness:
     def __init__(self) -> None:
         self.facts: dict[tuple[TxId, int, Ballot, bool], set[int]] = {}
         """By transaction, number of the branch (0: all there are), ballot and vote: who accepted."""
-        self.lists: dict[TxId, tuple[Branch, ...]] = {}
+        self.lists: dict[TxId, tuple[BranchInstance, ...]] = {}
 
-    def told(self, node: Node, reply: Reply) -> None:
+    def told(self, node: Node, reply: AcceptorReply) -> None:
         """``reply`` leaves ``node``: what it says must be on its disk."""
         if isinstance(reply, Forgotten):
             assert _forgotten(node.disk.marks, reply.txid), "forgotten in memory only"
@@ -185,7 +185,7 @@ class Network:
     # Leaders.
 
     def first_ballot(
-        self, tx: TxId, *, acceptors: Joint = THREE, votes: dict[Branch, Value] | None = None
+        self, tx: TxId, *, acceptors: Joint = THREE, votes: dict[BranchInstance, Value] | None = None
     ) -> FirstBallot:
         leader = FirstBallot(tx, acceptors, votes or dict.fromkeys(BRANCHES, PREPARED))
         self.leaders[len(self.leaders) + 1] = leader
@@ -197,7 +197,7 @@ class Network:
         self.leaders[number] = leader
         return leader
 
-    def send(self, leader: Leader, requests: tuple[tuple[int, Request], ...]) -> None:
+    def send(self, leader: Leader, requests: tuple[tuple[int, AcceptorRequest], ...]) -> None:
         number = next(number for number, each in self.leaders.items() if each is leader)
         self.sent += len(requests)
         self.requests += [(number, to, encode(request)) for to, request in requests]

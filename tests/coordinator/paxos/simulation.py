@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.coordinator.paxos.network import Leader, Network, txid
-from undoubt.coordinator.paxos import ABORTED, Acceptor, Branch, Marks, Outcome, Recovery, Request, Value
+from undoubt.coordinator.paxos import (
+    ABORTED,
+    Acceptor,
+    AcceptorRequest,
+    BranchInstance,
+    Marks,
+    Outcome,
+    Recovery,
+    Value,
+)
 from undoubt.coordinator.quorum import Joint
 from undoubt.participants.ids import TxId
 
@@ -29,7 +38,7 @@ CALM_ROUNDS = 40
 class Transaction:
     txid: TxId
     acceptors: Joint
-    votes: dict[Branch, Value]
+    votes: dict[BranchInstance, Value]
     leaders: list[Leader] = field(default_factory=list)
     voted: bool = False
 
@@ -58,9 +67,9 @@ class Simulation:
         self.restarts = 0
         self.calm_now = False
 
-    def votes(self) -> dict[Branch, Value]:
+    def votes(self) -> dict[BranchInstance, Value]:
         random = self.random
-        branches = [Branch(number, f"db{number}") for number in range(1, random.randrange(2, 5))]
+        branches = [BranchInstance(number, f"db{number}") for number in range(1, random.randrange(2, 5))]
         votes = {branch: Value(True, b"%d" % branch.number) for branch in branches}
         if random.random() < 0.2:
             votes[random.choice(branches)] = ABORTED
@@ -139,7 +148,9 @@ class Simulation:
         self.network.send(recovery, self.some(recovery.begin()))
         return recovery
 
-    def some(self, requests: tuple[tuple[int, Request], ...]) -> tuple[tuple[int, Request], ...]:
+    def some(
+        self, requests: tuple[tuple[int, AcceptorRequest], ...]
+    ) -> tuple[tuple[int, AcceptorRequest], ...]:
         """A sender may die while it sends."""
         if self.calm_now or self.random.random() < 0.5:
             return requests

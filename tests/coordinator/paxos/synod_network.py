@@ -10,7 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from undoubt.coordinator.paxos.synod import FIRST, Acceptance, Accepted, Answer, Ballot, Proposal, Tally
+from undoubt.coordinator.paxos.synod import (
+    FIRST,
+    Acceptance,
+    Accepted,
+    AcceptorAnswer,
+    Ballot,
+    Proposal,
+    Tally,
+)
 from undoubt.coordinator.quorum import Joint
 
 
@@ -73,7 +81,7 @@ class Synod:
             answer = disk.current.on_2a(request.ballot, request.value)
         self.answer(acceptor, request, answer)
 
-    def answer(self, acceptor: int, request: Ask1a | Ask2a, answer: Answer[str]) -> None:
+    def answer(self, acceptor: int, request: Ask1a | Ask2a, answer: AcceptorAnswer[str]) -> None:
         disk = self.disks[acceptor]
         disk.current = answer.state
         if answer.granted:

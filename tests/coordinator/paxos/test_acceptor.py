@@ -16,31 +16,31 @@ from undoubt.coordinator.paxos import (
     FIRST,
     Accepted,
     Acceptor,
+    AcceptorRecord,
+    AcceptorReply,
+    AcceptorRequest,
     Ask,
     Ballot,
-    Branch,
+    BranchInstance,
     Forgotten,
     Known,
     Marks,
+    PaxosReady,
     PeerMisbehaved,
     Phase1a,
     Phase1b,
     Phase2a,
     Phase2b,
-    Ready,
-    Record,
     Refused,
-    Reply,
-    Request,
-    Restored,
+    RestoredAcceptor,
     Value,
     decode_reply,
     decode_request,
     encode,
 )
 from undoubt.coordinator.quorum import Joint
-from undoubt.participants.checks import InvariantViolation
 from undoubt.participants.ids import TxId
+from undoubt.participants.invariant import InvariantViolation
 
 LOW, HIGH = Ballot(1, 7), Ballot(2, 3)
 TX = txid()
@@ -51,11 +51,11 @@ def votes(ballot: Ballot = FIRST, values: tuple[Value | None, ...] = BOTH, tx: T
     return Phase2a(tx, THREE, ballot, BRANCHES, values)
 
 
-def fresh(*records: Record) -> Acceptor:
-    return Acceptor(1, Restored(records=records))
+def fresh(*records: AcceptorRecord) -> Acceptor:
+    return Acceptor(1, RestoredAcceptor(records=records))
 
 
-def ask(acceptor: Acceptor, request: Request) -> Reply:
+def ask(acceptor: Acceptor, request: AcceptorRequest) -> AcceptorReply:
     """The answer, once it is stored."""
     acceptor.step(5, request)
     ready = acceptor.ready()
@@ -80,7 +80,7 @@ def test_a_promise_waits_for_the_sync() -> None:
     acceptor = fresh()
     acceptor.step(5, Phase1a(TX, THREE, LOW))
     ready = acceptor.ready()
-    assert (ready.replies_now, ready.records) == ((), (Record(TX, THREE, LOW),))
+    assert (ready.replies_now, ready.records) == ((), (AcceptorRecord(TX, THREE, LOW),))
     assert acceptor.on_persisted(ready.token)[0].message == Phase1b(TX, 1, LOW, Known())
 
 
@@ -135,7 +135,7 @@ def test_the_first_ballot_after_a_promise_is_refused() -> None:
     acceptor = fresh()
     assert ask(acceptor, Phase1a(TX, THREE, LOW)) == Phase1b(TX, 1, LOW, Known())
     assert ask(acceptor, votes()) == Refused(TX, 1, LOW, Known())
-    assert acceptor.record(TX) == Record(TX, THREE, LOW)
+    assert acceptor.record(TX) == AcceptorRecord(TX, THREE, LOW)
 
 
 def test_a_restart_keeps_what_was_stored_and_nothing_else() -> None:
@@ -201,7 +201,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("request_", WRONG.values(), ids=WRONG)
-def test_what_no_correct_peer_sends_changes_nothing(request_: Request) -> None:
+def test_what_no_correct_peer_sends_changes_nothing(request_: AcceptorRequest) -> None:
     """Broken if an acceptor acts on the word of a peer that breaks the protocol, or answers it."""
     acceptor = fresh()
     ask(acceptor, votes())
@@ -239,7 +239,7 @@ def test_the_mark_survives_with_what_it_stands_for() -> None:
     ready = acceptor.ready()
     assert ready.dropped
     assert ready.marks is not None
-    assert ask(Acceptor(1, Restored(ready.marks)), votes()) == Forgotten(TX, 1)
+    assert ask(Acceptor(1, RestoredAcceptor(ready.marks)), votes()) == Forgotten(TX, 1)
 
 
 def test_forgotten_is_not_said_before_it_is_stored() -> None:
@@ -302,18 +302,18 @@ def test_joined_marks_forget_what_either_forgets(one: Marks, other: Marks) -> No
 @given(MARKS, st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), max_size=12))
 def test_forgetting_drops_exactly_what_is_below(marks: Marks, of: list[tuple[int, int]]) -> None:
     """Broken if a record above the mark is lost, or one below it stays."""
-    acceptor = fresh(*(Record(txid(seq, session), THREE, LOW) for session, seq in of))
+    acceptor = fresh(*(AcceptorRecord(txid(seq, session), THREE, LOW) for session, seq in of))
     acceptor.forget(marks)
     kept = {(record.txid.session, record.txid.seq) for record in acceptor.kept().records}
     assert kept == set(of) - below(marks)
-    ready: Ready = acceptor.ready()
+    ready: PaxosReady = acceptor.ready()
     assert {(each.session, each.seq) for each in ready.dropped} == set(of) & below(marks)
 
 
 # Bytes.
 
 
-def some_messages() -> list[Request | Reply]:
+def some_messages() -> list[AcceptorRequest | AcceptorReply]:
     known = Known(BRANCHES, (Accepted(LOW, Value(True, b"\x00\xff")), None), unnamed=HIGH)
     joint = Joint(frozenset({1, 2, 3}), frozenset({3, 4, 2**62}))
     return [
@@ -325,22 +325,22 @@ def some_messages() -> list[Request | Reply]:
 def test_messages_come_back_as_they_were() -> None:
     """Broken if what is sent is not what arrives."""
     for message in some_messages():
-        decode = decode_request if isinstance(message, Request) else decode_reply
+        decode = decode_request if isinstance(message, AcceptorRequest) else decode_reply
         assert decode(encode(message)) == message
 
 
 def test_what_is_kept_comes_back_as_it_was() -> None:
     """Broken if a store that keeps encoded records gives others back."""
-    kept = Restored(
-        Marks(7, ((3, 4), (5, 1))), (Record(TX, THREE, HIGH, Known(BRANCHES, (None, None), LOW)),)
+    kept = RestoredAcceptor(
+        Marks(7, ((3, 4), (5, 1))), (AcceptorRecord(TX, THREE, HIGH, Known(BRANCHES, (None, None), LOW)),)
     )
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=Restored) == kept
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=RestoredAcceptor) == kept
 
 
 def test_requests_and_replies_are_not_mistaken_for_each_other() -> None:
     """Broken if a client's frame could pass for an acceptor's answer."""
     for message in some_messages():
-        decode = decode_reply if isinstance(message, Request) else decode_request
+        decode = decode_reply if isinstance(message, AcceptorRequest) else decode_request
         with pytest.raises(msgspec.ValidationError):
             decode(encode(message))
 
@@ -364,4 +364,4 @@ def test_damaged_bytes_are_refused_or_are_a_message() -> None:
 def test_a_branch_has_a_number() -> None:
     """Broken if 0, which stands for nobody, could be voted for."""
     with pytest.raises(msgspec.ValidationError):
-        decode_request(encode(Phase2a(TX, THREE, FIRST, (Branch(0, "orders"),), (PREPARED,))))
+        decode_request(encode(Phase2a(TX, THREE, FIRST, (BranchInstance(0, "orders"),), (PREPARED,))))

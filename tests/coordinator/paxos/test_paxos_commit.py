@@ -12,7 +12,7 @@ from undoubt.coordinator.paxos import (
     FIRST,
     Accepted,
     Ballot,
-    Branch,
+    BranchInstance,
     FirstBallot,
     Forgotten,
     Known,
@@ -29,7 +29,7 @@ from undoubt.coordinator.paxos import (
     Value,
 )
 from undoubt.coordinator.quorum import Joint
-from undoubt.participants.checks import InvariantViolation
+from undoubt.participants.invariant import InvariantViolation
 
 TX = txid()
 BOTH = dict.fromkeys(BRANCHES, PREPARED)
@@ -405,6 +405,6 @@ def test_branches_are_compared_by_name_too() -> None:
     """Broken if branch 2 of one database could stand for branch 2 of another."""
     learner = Learner(TX, THREE)
     learner.learn(Phase2b(TX, 2, ALL_PREPARED))
-    other = (BRANCHES[0], Branch(2, "elsewhere"))
+    other = (BRANCHES[0], BranchInstance(2, "elsewhere"))
     with pytest.raises(PeerMisbehaved):
         learner.learn(Phase2b(TX, 1, Known(other, ALL_PREPARED.accepted)))

@@ -11,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.coordinator.paxos.synod_network import Ask1a, Ask2a, Synod
 from undoubt.coordinator.paxos import FIRST, Accepted, Ballot, PeerMisbehaved
-from undoubt.coordinator.paxos.synod import Acceptance, Answer, Proposal, Tally, value_for
+from undoubt.coordinator.paxos.synod import Acceptance, AcceptorAnswer, Proposal, Tally, value_for
 from undoubt.coordinator.quorum import Joint
-from undoubt.participants.checks import InvariantViolation
+from undoubt.participants.invariant import InvariantViolation
 
 THREE = Joint(frozenset({1, 2, 3}))
 LOW, HIGH = Ballot(1, 7), Ballot(2, 3)
@@ -43,15 +43,15 @@ def test_an_acceptance_is_a_promise_too() -> None:
 def test_a_promise_reports_what_was_accepted_last() -> None:
     """Broken if a proposer could miss a value that is chosen."""
     state = Acceptance[str]().on_2a(FIRST, "a").state.on_2a(LOW, "b").state
-    assert state.on_1a(HIGH) == Answer(Acceptance(HIGH, Accepted(LOW, "b")), granted=True)
+    assert state.on_1a(HIGH) == AcceptorAnswer(Acceptance(HIGH, Accepted(LOW, "b")), granted=True)
 
 
 def test_repeated_requests_are_answered_alike() -> None:
     """Broken if a lost answer could never be had again, or a repetition changed something."""
     state = Acceptance[str]().on_1a(LOW).state
-    assert state.on_1a(LOW) == Answer(state, granted=True)
+    assert state.on_1a(LOW) == AcceptorAnswer(state, granted=True)
     accepted = state.on_2a(LOW, "a").state
-    assert accepted.on_2a(LOW, "a") == Answer(accepted, granted=True)
+    assert accepted.on_2a(LOW, "a") == AcceptorAnswer(accepted, granted=True)
 
 
 def test_two_values_in_one_ballot_are_a_broken_peer() -> None:
@@ -230,7 +230,7 @@ def test_agreement_validity_and_progress_under_faults() -> None:
 
 
 class AnswersBeforeStoring(Synod):
-    def answer(self, acceptor: int, request: Ask1a | Ask2a, answer: Answer[str]) -> None:
+    def answer(self, acceptor: int, request: Ask1a | Ask2a, answer: AcceptorAnswer[str]) -> None:
         super().answer(acceptor, request, answer)
         self.replies += self.disks[acceptor].held
         self.disks[acceptor].held = []

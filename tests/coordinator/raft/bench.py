@@ -18,11 +18,11 @@ from undoubt.coordinator.raft import (
     Raft,
     RaftSettings,
     Ready,
-    Restored,
+    RequestVote,
+    RequestVoteReply,
+    RestoredState,
     Role,
     SnapshotMeta,
-    Vote,
-    VoteReply,
 )
 
 SETTINGS = RaftSettings(election_ticks=10, heartbeat_ticks=1, trailing_entries=0)
@@ -50,7 +50,9 @@ class Bench:
     ) -> None:
         configuration = Configuration(incoming=frozenset(voters), learners=frozenset(learners))
         self.settings = settings
-        self.disk = Restored(HardState(term, vote), SnapshotMeta(1, 1, configuration), log(*terms), applied)
+        self.disk = RestoredState(
+            HardState(term, vote), SnapshotMeta(1, 1, configuration), log(*terms), applied
+        )
         self.restart()
 
     def restart(self) -> None:
@@ -108,7 +110,10 @@ class Bench:
         """Let time pass until the node asks for pre-votes, or stands."""
         for _ in range(2 * self.settings.election_ticks):
             sent = self.ticks(1)
-            if any(isinstance(message, PreVote | Vote) for message in sent) or self.raft.role is Role.LEADER:
+            if (
+                any(isinstance(message, PreVote | RequestVote) for message in sent)
+                or self.raft.role is Role.LEADER
+            ):
                 return sent
         raise AssertionError("no election timeout")
 
@@ -117,7 +122,7 @@ class Bench:
         self.time_out()
         others = sorted(self.raft.configuration.voters - {1})
         sent: list[Message] = []
-        for reply in (PreVoteReply, VoteReply):
+        for reply in (PreVoteReply, RequestVoteReply):
             for peer in others:
                 if self.raft.role is Role.LEADER:
                     break

@@ -11,9 +11,9 @@ from undoubt.coordinator.raft import (
     Message,
     PreVote,
     PreVoteReply,
+    RequestVote,
+    RequestVoteReply,
     SnapshotReply,
-    Vote,
-    VoteReply,
 )
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ class Invariants:
         if isinstance(message, PreVote) or (isinstance(message, PreVoteReply) and message.granted):
             return
         assert message.term <= disk.hard_state.term, f"{message} from an unsynced term"
-        if isinstance(message, VoteReply) and message.granted:
+        if isinstance(message, RequestVoteReply) and message.granted:
             if disk.hard_state.term == message.term:
                 assert disk.hard_state.vote == message.to, f"{message}: the vote is not on disk"
             self.voted(node.number, message.term, message.to)
-        if isinstance(message, Vote):
+        if isinstance(message, RequestVote):
             if disk.hard_state.term == message.term:
                 assert disk.hard_state.vote == node.number, f"{message}: the vote is not on disk"
             self.voted(node.number, message.term, node.number)

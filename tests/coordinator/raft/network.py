@@ -21,7 +21,7 @@ from undoubt.coordinator.raft import (
     Raft,
     RaftSettings,
     Ready,
-    Restored,
+    RestoredState,
     SnapshotMeta,
     bootstrap,
     decode,
@@ -77,9 +77,9 @@ class Disk:
             self.entries = {index: entry for index, entry in self.entries.items() if index < first}
             self.entries |= {entry.index: entry for entry in ready.entries}
 
-    def restored(self) -> Restored:
+    def restored(self) -> RestoredState:
         entries = tuple(self.entries[index] for index in sorted(self.entries))
-        return Restored(self.hard_state, self.snapshot, entries, self.applied)
+        return RestoredState(self.hard_state, self.snapshot, entries, self.applied)
 
 
 class Node:

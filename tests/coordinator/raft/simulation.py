@@ -6,7 +6,7 @@ from contextlib import suppress
 from random import Random
 
 from tests.coordinator.raft.network import Cluster, Node
-from undoubt.coordinator.raft import Change, ChangeKind, ConfigChange, Kind, RaftRefusal, Transition
+from undoubt.coordinator.raft import Change, ChangeKind, ConfigChange, ConfigTransition, Kind, RaftRefusal
 
 CALM_TICKS = 150
 """Within how many ticks after healing there must be a leader and equal logs: some election timeouts."""
@@ -148,7 +148,7 @@ class Simulation:
         if cluster.raft(leader).configuration.joint and random.random() < 0.8:
             changes = ()
         try:
-            cluster.raft(leader).propose_config(ConfigChange(changes, random.choice(list(Transition))))
+            cluster.raft(leader).propose_config(ConfigChange(changes, random.choice(list(ConfigTransition))))
         except RaftRefusal:
             return
         cluster.pump(leader)

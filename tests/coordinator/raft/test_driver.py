@@ -21,16 +21,16 @@ from undoubt.coordinator.raft import (
     Message,
     PreVoteReply,
     Raft,
-    Restored,
+    RequestVote,
+    RequestVoteReply,
+    RestoredState,
     SnapshotChunk,
     SnapshotMeta,
-    Vote,
-    VoteReply,
     bootstrap,
     decode,
     encode,
 )
-from undoubt.participants.checks import InvariantViolation
+from undoubt.participants.invariant import InvariantViolation
 
 
 def test_an_acknowledgement_waits_for_the_sync() -> None:
@@ -73,14 +73,14 @@ def test_a_candidates_request_waits_for_its_own_vote() -> None:
     bench.raft.step(PreVoteReply(1, 2, 2, True))
     ready = bench.ready()
     assert ready.hard_state == HardState(2, 1)
-    assert only(Vote, ready.messages_now) == []
-    assert len(only(Vote, bench.store())) == 2
+    assert only(RequestVote, ready.messages_now) == []
+    assert len(only(RequestVote, bench.store())) == 2
 
 
 def test_term_and_vote_are_one_value() -> None:
     """Broken if a driver could store one without the other."""
     bench = Bench(term=3, vote=2)
-    bench.raft.step(Vote(1, 3, 4, 1, 1))
+    bench.raft.step(RequestVote(1, 3, 4, 1, 1))
     assert bench.ready().hard_state == HardState(4, 3)
 
 
@@ -130,7 +130,7 @@ def test_an_idle_node_has_nothing_to_do() -> None:
 def test_a_message_for_somebody_else_is_not_taken() -> None:
     """Broken if a node answers under a number that is not its own."""
     bench = Bench()
-    assert bench.step(Vote(2, 3, 9, 9, 9)) == []
+    assert bench.step(RequestVote(2, 3, 9, 9, 9)) == []
     assert bench.raft.term == 1
 
 
@@ -150,12 +150,12 @@ def test_damaged_entries_are_not_appended() -> None:
 @pytest.mark.parametrize(
     "disk",
     [
-        Restored(HardState(1), SnapshotMeta(1, 1), (log(1)[0], log(1, first=4)[0]), 1),
-        Restored(HardState(1), SnapshotMeta(1, 1), (msgspec.structs.replace(log(1)[0], data=b"?"),), 1),
-        Restored(HardState(1), SnapshotMeta(1, 1), log(1), 9),
-        Restored(HardState(1), SnapshotMeta(1, 1), log(1, 2), 1),
-        Restored(HardState(3), SnapshotMeta(5, 2), log(1, 1, 1, 1), 5),
-        Restored(HardState(3), SnapshotMeta(5, 1), log(1, 1), 5),
+        RestoredState(HardState(1), SnapshotMeta(1, 1), (log(1)[0], log(1, first=4)[0]), 1),
+        RestoredState(HardState(1), SnapshotMeta(1, 1), (msgspec.structs.replace(log(1)[0], data=b"?"),), 1),
+        RestoredState(HardState(1), SnapshotMeta(1, 1), log(1), 9),
+        RestoredState(HardState(1), SnapshotMeta(1, 1), log(1, 2), 1),
+        RestoredState(HardState(3), SnapshotMeta(5, 2), log(1, 1, 1, 1), 5),
+        RestoredState(HardState(3), SnapshotMeta(5, 1), log(1, 1), 5),
     ],
     ids=[
         "gap",
@@ -166,7 +166,7 @@ def test_damaged_entries_are_not_appended() -> None:
         "ends before it",
     ],
 )
-def test_a_damaged_disk_stops_the_node(disk: Restored) -> None:
+def test_a_damaged_disk_stops_the_node(disk: RestoredState) -> None:
     """Broken if a node votes and acknowledges on the strength of a log that is not what it stored."""
     with pytest.raises(InvariantViolation):
         Raft(1, SETTINGS, Random(1), disk)
@@ -174,7 +174,7 @@ def test_a_damaged_disk_stops_the_node(disk: Restored) -> None:
 
 def test_entries_before_the_snapshot_are_welcome() -> None:
     """Broken if a restart forgets the entries that were kept for peers that are a little late."""
-    disk = Restored(HardState(1), SnapshotMeta(5, 1), log(1, 1, 1, 1, 1), 5)
+    disk = RestoredState(HardState(1), SnapshotMeta(5, 1), log(1, 1, 1, 1, 1), 5)
     raft = Raft(1, SETTINGS, Random(1), disk)
     assert (raft.state.log.first_index, raft.last_index) == (3, 6)
 
@@ -192,7 +192,7 @@ def test_a_new_cluster_begins_equal_everywhere() -> None:
 MESSAGES: list[Message] = [
     Append(2, 1, 3, 4, 2, log(2, 3), 5),
     SnapshotChunk(2, 1, 3, SnapshotMeta(9, 2, Configuration(frozenset({3, 1, 2}))), 0, b"x", True),
-    VoteReply(1, 2, 3, True),
+    RequestVoteReply(1, 2, 3, True),
 ]
 
 

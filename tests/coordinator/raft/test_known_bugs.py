@@ -22,16 +22,16 @@ from undoubt.coordinator.raft import (
     MessageRefused,
     PreVote,
     PreVoteReply,
-    Restored,
+    RequestVote,
+    RequestVoteReply,
+    RestoredState,
     Role,
     SnapshotMeta,
     TimeoutNow,
-    Vote,
-    VoteReply,
     decode_change,
     encode,
 )
-from undoubt.participants.checks import InvariantViolation
+from undoubt.participants.invariant import InvariantViolation
 
 
 def test_prior_term_commit() -> None:
@@ -50,34 +50,34 @@ def test_prior_term_commit() -> None:
 def test_vote_lost_over_a_restart() -> None:
     """Broken if a node that restarts can vote again in a term, or tells its vote before it is stored."""
     bench = Bench()
-    bench.raft.step(Vote(1, 2, 5, 1, 1))
+    bench.raft.step(RequestVote(1, 2, 5, 1, 1))
     ready = bench.ready()
     assert ready.hard_state == HardState(5, 2)
-    assert only(VoteReply, ready.messages_now) == []
-    assert one(VoteReply, bench.store()).granted
+    assert only(RequestVoteReply, ready.messages_now) == []
+    assert one(RequestVoteReply, bench.store()).granted
     bench.restart()
-    assert not one(VoteReply, bench.step(Vote(1, 3, 5, 9, 4))).granted
-    assert one(VoteReply, bench.step(Vote(1, 2, 5, 1, 1))).granted
+    assert not one(RequestVoteReply, bench.step(RequestVote(1, 3, 5, 9, 4))).granted
+    assert one(RequestVoteReply, bench.step(RequestVote(1, 2, 5, 1, 1))).granted
 
 
 def test_a_node_that_lost_everything_does_not_vote() -> None:
     """Broken if a node that was started again without its disk, under its old number, can vote a second time
     in a term, or elect a leader that lacks what it had acknowledged itself."""
     bench = Bench(settings=msgspec.structs.replace(SETTINGS, learners_first=True))
-    bench.disk = Restored(HardState(), SnapshotMeta(), (), 0)
+    bench.disk = RestoredState(HardState(), SnapshotMeta(), (), 0)
     bench.restart()
     assert not one(PreVoteReply, bench.step(PreVote(1, 2, 5, 9, 4))).granted
-    assert not one(VoteReply, bench.step(Vote(1, 2, 5, 9, 4))).granted
+    assert not one(RequestVoteReply, bench.step(RequestVote(1, 2, 5, 9, 4))).granted
 
 
 def test_a_vote_that_was_not_stored_was_not_told() -> None:
     """Broken if a crash before the sync could take back a vote that somebody counts."""
     bench = Bench()
-    bench.raft.step(Vote(1, 2, 5, 1, 1))
+    bench.raft.step(RequestVote(1, 2, 5, 1, 1))
     told = bench.ready().messages_now
     bench.restart()
-    assert only(VoteReply, told) == []
-    assert one(VoteReply, bench.step(Vote(1, 3, 5, 1, 1))).granted
+    assert only(RequestVoteReply, told) == []
+    assert one(RequestVoteReply, bench.step(RequestVote(1, 3, 5, 1, 1))).granted
 
 
 @pytest.mark.parametrize("how", ["quorum lost", "asked", "disk", "candidate outvoted"])
@@ -89,7 +89,7 @@ def test_vote_cleared_on_same_term_step_down(how: str) -> None:
         bench.step(PreVoteReply(1, 2, 2, True))
         assert bench.raft.role is Role.CANDIDATE
         for peer in (2, 3):
-            bench.step(VoteReply(1, peer, 2, False))
+            bench.step(RequestVoteReply(1, peer, 2, False))
     else:
         bench.lead()
         if how == "quorum lost":
@@ -104,7 +104,7 @@ def test_vote_cleared_on_same_term_step_down(how: str) -> None:
             bench.store()
     assert bench.raft.term == 2
     assert bench.raft.role is not Role.LEADER
-    assert not one(VoteReply, bench.step(Vote(1, 2, 2, 99, 2))).granted
+    assert not one(RequestVoteReply, bench.step(RequestVote(1, 2, 2, 99, 2))).granted
 
 
 def test_follower_committing_past_its_matched_prefix() -> None:
@@ -174,8 +174,8 @@ def test_disruptive_removed_server() -> None:
     assert cluster.raft(1).term == term
 
 
-@pytest.mark.parametrize("kind", [Vote, PreVote])
-def test_a_follower_with_a_leader_ignores_candidates(kind: type[Vote | PreVote]) -> None:
+@pytest.mark.parametrize("kind", [RequestVote, PreVote])
+def test_a_follower_with_a_leader_ignores_candidates(kind: type[RequestVote | PreVote]) -> None:
     """Broken if a higher term alone, without a missed heartbeat, unseats a leader (§6, end)."""
     bench = Bench()
     bench.step(Heartbeat(1, 2, 2, 1))

@@ -13,21 +13,23 @@ from undoubt.coordinator.raft import (
     ChangeKind,
     ConfigChange,
     ConfigRefused,
+    ConfigTransition,
     Configuration,
     Entry,
     Heartbeat,
     Kind,
     NotLeader,
     PreVote,
+    RequestVote,
     Role,
     TimeoutNow,
-    Transition,
-    Vote,
     encode,
 )
 
 
-def change(*changes: tuple[ChangeKind, int], transition: Transition = Transition.AUTO) -> ConfigChange:
+def change(
+    *changes: tuple[ChangeKind, int], transition: ConfigTransition = ConfigTransition.AUTO
+) -> ConfigChange:
     return ConfigChange(tuple(Change(kind, node) for kind, node in changes), transition)
 
 
@@ -108,7 +110,7 @@ def test_6_a_joint_election_needs_both_majorities() -> None:
         (ChangeKind.ADD_VOTER, 5),
         (ChangeKind.REMOVE, 1),
         (ChangeKind.REMOVE, 2),
-        transition=Transition.JOINT_EXPLICIT,
+        transition=ConfigTransition.JOINT_EXPLICIT,
     )
     reconfigure(cluster, moved)
     assert cluster.raft(3).configuration.joint
@@ -235,7 +237,7 @@ def test_4_2_2_who_is_removed_by_an_uncommitted_change_may_still_be_elected() ->
     cluster = Cluster(2)
     cluster.elect(1)
     cluster.settle()
-    demote = change((ChangeKind.ADD_LEARNER, 1), transition=Transition.JOINT_EXPLICIT)
+    demote = change((ChangeKind.ADD_LEARNER, 1), transition=ConfigTransition.JOINT_EXPLICIT)
     reconfigure(cluster, demote)
     assert cluster.raft(2).configuration.joint
     cluster.isolate(1)
@@ -256,7 +258,7 @@ def test_4_2_3_a_removed_server_is_heard_once_there_is_no_leader() -> None:
     bench = Bench()
     bench.step(Heartbeat(1, 2, 2, 1))
     bench.ticks(SETTINGS.election_ticks)
-    assert bench.step(Vote(1, 3, 3, 1, 1))
+    assert bench.step(RequestVote(1, 3, 3, 1, 1))
     assert bench.raft.term == 3
 
 
@@ -267,7 +269,9 @@ def test_4_3_a_demoted_voter_is_a_learner_only_after_the_joint_configuration() -
     cluster.settle()
     reconfigure(
         cluster,
-        change((ChangeKind.ADD_LEARNER, 3), (ChangeKind.REMOVE, 2), transition=Transition.JOINT_EXPLICIT),
+        change(
+            (ChangeKind.ADD_LEARNER, 3), (ChangeKind.REMOVE, 2), transition=ConfigTransition.JOINT_EXPLICIT
+        ),
     )
     held = cluster.raft(1).configuration
     assert (held.outgoing, held.learners, held.learners_next) == ({1, 2, 3}, frozenset(), {3})

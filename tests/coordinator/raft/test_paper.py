@@ -18,10 +18,10 @@ from undoubt.coordinator.raft import (
     PreVoteReply,
     Raft,
     RaftSettings,
+    RequestVote,
+    RequestVoteReply,
     Role,
     TimeoutNow,
-    Vote,
-    VoteReply,
 )
 
 # §5.1 Raft basics
@@ -49,7 +49,7 @@ def test_5_1_a_stale_term_changes_nothing() -> None:
     for message in (
         Append(1, 2, 4, 2, 1, log(4, first=3), 3),
         Heartbeat(1, 2, 4, 2),
-        Vote(1, 2, 4, 9, 4),
+        RequestVote(1, 2, 4, 9, 4),
         AppendReply(1, 2, 4, 2),
         TimeoutNow(1, 2, 4),
     ):
@@ -83,7 +83,7 @@ def test_5_2_silence_starts_an_election_in_a_new_term() -> None:
     assert {(each.to, each.term) for each in only(PreVote, bench.time_out())} == {(2, 2), (3, 2)}
     assert bench.raft.term == 1
     sent = bench.step(PreVoteReply(1, 3, 2, True))
-    assert {(each.to, each.term) for each in only(Vote, sent)} == {(2, 2), (3, 2)}
+    assert {(each.to, each.term) for each in only(RequestVote, sent)} == {(2, 2), (3, 2)}
     assert (bench.disk.hard_state.term, bench.disk.hard_state.vote) == (2, 1)
 
 
@@ -107,7 +107,7 @@ def test_5_2_a_majority_elects(size: int, votes: dict[int, bool], role: Role) ->
     for peer in range(2, size + 1):
         bench.step(PreVoteReply(1, peer, 2, True))
     for peer, granted in votes.items():
-        bench.step(VoteReply(1, peer, 2, granted))
+        bench.step(RequestVoteReply(1, peer, 2, granted))
     assert bench.raft.role is role
 
 
@@ -120,16 +120,16 @@ def test_5_2_a_vote_counts_once() -> None:
     assert bench.raft.role is Role.PRE_CANDIDATE
     bench.step(PreVoteReply(1, 3, 2, True))
     for _ in range(3):
-        bench.step(VoteReply(1, 2, 2, True))
+        bench.step(RequestVoteReply(1, 2, 2, True))
     assert bench.raft.role is Role.CANDIDATE
 
 
 def test_5_2_one_vote_per_term_first_come_first_served() -> None:
     """Broken if two candidates of a term could both win."""
     bench = Bench()
-    assert one(VoteReply, bench.step(Vote(1, 3, 2, 1, 1))).granted
-    assert not one(VoteReply, bench.step(Vote(1, 2, 2, 1, 1))).granted
-    assert one(VoteReply, bench.step(Vote(1, 3, 2, 1, 1))).granted
+    assert one(RequestVoteReply, bench.step(RequestVote(1, 3, 2, 1, 1))).granted
+    assert not one(RequestVoteReply, bench.step(RequestVote(1, 2, 2, 1, 1))).granted
+    assert one(RequestVoteReply, bench.step(RequestVote(1, 3, 2, 1, 1))).granted
 
 
 def test_5_2_a_candidate_follows_the_leader_of_its_term() -> None:
@@ -160,7 +160,7 @@ def test_5_2_a_split_vote_is_followed_by_another_election() -> None:
     bench = Bench()
     bench.time_out()
     bench.step(PreVoteReply(1, 2, 2, True))
-    bench.step(VoteReply(1, 2, 2, False))
+    bench.step(RequestVoteReply(1, 2, 2, False))
     assert bench.raft.role is Role.CANDIDATE
     assert {each.term for each in only(PreVote, bench.time_out())} == {3}
 
@@ -279,7 +279,7 @@ def test_5_4_1_no_vote_for_a_log_that_misses_something(candidate: tuple[int, int
     index, term = candidate
     bench = Bench(terms=(1, 2), term=3)
     assert one(PreVoteReply, bench.step(PreVote(1, 2, 4, index, term))).granted is granted
-    assert one(VoteReply, bench.step(Vote(1, 2, 4, index, term))).granted is granted
+    assert one(RequestVoteReply, bench.step(RequestVote(1, 2, 4, index, term))).granted is granted
 
 
 def test_5_4_2_a_new_leader_commits_what_it_found_through_an_entry_of_its_own() -> None:

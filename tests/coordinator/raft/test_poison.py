@@ -31,14 +31,14 @@ from undoubt.coordinator.raft import (
     PreVoteReply,
     Raft,
     RaftSettings,
-    Restored,
+    RequestVote,
+    RequestVoteReply,
+    RestoredState,
     Role,
     SnapshotChunk,
     SnapshotMeta,
     SnapshotReply,
     TimeoutNow,
-    Vote,
-    VoteReply,
     decode,
     encode,
 )
@@ -58,7 +58,7 @@ def follower() -> Raft:
 def unled() -> Raft:
     meta = SnapshotMeta(3, 2, Configuration(NODES))
     entries = tuple(Entry.make(index, 4, b"data %d" % index) for index in range(4, LAST + 1))
-    restored = Restored(HardState(TERM, 0), meta, entries, 3)
+    restored = RestoredState(HardState(TERM, 0), meta, entries, 3)
     return drained(Raft(1, RaftSettings(), Random(1), restored))
 
 
@@ -73,7 +73,7 @@ def standing() -> Raft:
 
 def leading() -> Raft:
     raft = standing()
-    raft.step(VoteReply(1, 2, raft.term, True))
+    raft.step(RequestVoteReply(1, 2, raft.term, True))
     assert raft.role is Role.LEADER
     raft.propose(b"one")
     return drained(raft)
@@ -96,8 +96,8 @@ def sound(term: int, sender: int) -> Iterator[Message]:
     change = Entry.make(LAST + 1, term, encode(learner), Kind.CONFIG)
     yield PreVote(*header, LAST, 4)
     yield PreVoteReply(*header, granted=True)
-    yield Vote(*header, LAST, 4)
-    yield VoteReply(*header, granted=True)
+    yield RequestVote(*header, LAST, 4)
+    yield RequestVoteReply(*header, granted=True)
     yield Append(*header, LAST, 4, (change, Entry.make(LAST + 2, term, b"data")), COMMIT)
     yield Append(*header, COMMIT - 2, 4, tuple(Entry.make(i, 4, b"data %d" % i) for i in (7, 8, 9)), COMMIT)
     yield AppendReply(*header, LAST)

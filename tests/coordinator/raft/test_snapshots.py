@@ -21,7 +21,7 @@ from undoubt.coordinator.raft import (
     SnapshotMeta,
     SnapshotReply,
 )
-from undoubt.participants.checks import InvariantViolation
+from undoubt.participants.invariant import InvariantViolation
 
 META = SnapshotMeta(10, 2, Configuration(frozenset({1, 2, 3})))
 

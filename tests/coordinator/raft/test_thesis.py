@@ -19,10 +19,10 @@ from undoubt.coordinator.raft import (
     RaftSettings,
     ReadState,
     Refusal,
+    RequestVote,
+    RequestVoteReply,
     Role,
     TimeoutNow,
-    Vote,
-    VoteReply,
 )
 
 
@@ -90,10 +90,10 @@ def test_3_10_the_lease_does_not_stand_in_the_way() -> None:
     """Broken if the others refuse the candidate whom their own leader has chosen."""
     bench = Bench()
     bench.step(Heartbeat(1, 2, 2, 1))
-    assert one(VoteReply, bench.step(Vote(1, 3, 3, 1, 1, transfer=True))).granted
+    assert one(RequestVoteReply, bench.step(RequestVote(1, 3, 3, 1, 1, transfer=True))).granted
     chosen = Bench()
     sent = chosen.step(TimeoutNow(1, 2, 1))
-    assert [vote.transfer for vote in only(Vote, sent)] == [True, True]
+    assert [vote.transfer for vote in only(RequestVote, sent)] == [True, True]
 
 
 # §6.2 A leader without a majority

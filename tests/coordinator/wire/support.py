@@ -16,17 +16,17 @@ from undoubt.coordinator.wire import (
     Address,
     Connection,
     HandshakeRefused,
-    Identity,
     Listener,
-    Role,
+    PeerIdentity,
+    PeerRole,
     WireSettings,
     connect,
     serve,
 )
 
-ONE = Identity(Role.NODE, "shop", 1)
-TWO = Identity(Role.NODE, "shop", 2)
-CLIENT = Identity(Role.CLIENT, name="till 7")
+ONE = PeerIdentity(PeerRole.NODE, "shop", 1)
+TWO = PeerIdentity(PeerRole.NODE, "shop", 2)
+CLIENT = PeerIdentity(PeerRole.CLIENT, name="till 7")
 _dialed: list[Box] = []  # to be ended with the listener
 
 
@@ -70,7 +70,7 @@ class Side:
 
 @contextlib.asynccontextmanager
 async def listening(
-    side: Side, me: Identity = ONE, settings: WireSettings | None = None, **more: Any
+    side: Side, me: PeerIdentity = ONE, settings: WireSettings | None = None, **more: Any
 ) -> AsyncIterator[tuple[Listener, Address]]:
     listener = await serve(Address("127.0.0.1", 0), me, side, settings or WireSettings(), **more)
     try:
@@ -87,7 +87,7 @@ async def listening(
 
 async def dialed(
     where: Address,
-    me: Identity = CLIENT,
+    me: PeerIdentity = CLIENT,
     side: Side | None = None,
     settings: WireSettings | None = None,
     **more: Any,

@@ -13,19 +13,19 @@ from tests.coordinator.wire.support import CLIENT, ONE, TWO, Side, dialed, ends,
 from undoubt.coordinator.wire import (
     VERSIONS,
     Address,
+    HandshakeRefusal,
     HandshakeRefused,
-    Identity,
     LocalProtocolError,
-    Refusal,
+    PeerIdentity,
+    PeerRole,
     RemoteProtocolError,
-    Role,
     Versions,
     WireSettings,
     connect,
     serve,
 )
 from undoubt.coordinator.wire.frames import HEADER, header
-from undoubt.coordinator.wire.listener import Accepted
+from undoubt.coordinator.wire.listener import InboundConnection
 
 
 async def test_both_sides_know_each_other_and_talk(caplog: pytest.LogCaptureFixture) -> None:
@@ -61,14 +61,18 @@ async def test_what_is_sent_while_accepting_comes_first() -> None:
 @pytest.mark.parametrize(
     ("me", "more", "refusal", "words"),
     [
-        (Identity(Role.NODE, "bank", 2), {}, Refusal.CLUSTER, "cluster shop"),
-        (TWO, {"for_number": 3}, Refusal.NUMBER, "this is node 1"),
-        (Identity(Role.NODE, "shop", 1), {}, Refusal.NUMBER, "cannot be node 1"),
-        (TWO, {"versions": Versions(8, 9)}, Refusal.VERSION, "8 to 9"),
+        (PeerIdentity(PeerRole.NODE, "bank", 2), {}, HandshakeRefusal.CLUSTER, "cluster shop"),
+        (TWO, {"for_number": 3}, HandshakeRefusal.NUMBER, "this is node 1"),
+        (PeerIdentity(PeerRole.NODE, "shop", 1), {}, HandshakeRefusal.NUMBER, "cannot be node 1"),
+        (TWO, {"versions": Versions(8, 9)}, HandshakeRefusal.VERSION, "8 to 9"),
     ],
 )
 async def test_a_refusal_is_told_to_both_sides(
-    me: Identity, more: dict[str, object], refusal: Refusal, words: str, caplog: pytest.LogCaptureFixture
+    me: PeerIdentity,
+    more: dict[str, object],
+    refusal: HandshakeRefusal,
+    words: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """One line here, the reason there: nobody has to guess from a closed socket."""
     here = Side()
@@ -85,7 +89,7 @@ async def test_a_refusal_is_told_to_both_sides(
 
 async def test_who_accepts_may_refuse_too(caplog: pytest.LogCaptureFixture) -> None:
     """A node that was removed, a role that is not served: the wire does not know of it, its user does."""
-    here = Side(refusing=HandshakeRefused(Refusal.OTHER, "node 2 was removed from the cluster"))
+    here = Side(refusing=HandshakeRefused(HandshakeRefusal.OTHER, "node 2 was removed from the cluster"))
     async with listening(here) as (_, where):
         with pytest.raises(HandshakeRefused, match="was removed"):
             await dialed(where, TWO)
@@ -268,7 +272,7 @@ async def test_no_more_clients_than_allowed_and_nodes_always(caplog: pytest.LogC
         await dialed(where)
         with pytest.raises(HandshakeRefused, match="serves 2 clients already") as refused:
             await dialed(where)
-        assert refused.value.refusal is Refusal.BUSY
+        assert refused.value.refusal is HandshakeRefusal.BUSY
         await dialed(where, TWO)
         first.connection.close()
         while len(listener.clients) == 2:
@@ -402,7 +406,7 @@ async def test_nobody_slips_in_while_the_port_closes() -> None:
     listener.close()
     ours.setblocking(False)
     loop = asyncio.get_running_loop()
-    await loop.connect_accepted_socket(lambda: Accepted(listener, Side()), ours)
+    await loop.connect_accepted_socket(lambda: InboundConnection(listener, Side()), ours)
     theirs.settimeout(10.0)
     assert await asyncio.to_thread(theirs.recv, 1) == b""
     theirs.close()

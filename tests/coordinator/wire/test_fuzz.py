@@ -19,10 +19,10 @@ from tests.coordinator.wire.attacks import attack, resealed
 from tests.coordinator.wire.support import CLIENT, ONE, TWO, Side, dialed, ends, listening, warnings
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster.messages import Request, decode_requests, encode
-from undoubt.coordinator.raft import Heartbeat, Vote
+from undoubt.coordinator.raft import Heartbeat, RequestVote
 from undoubt.coordinator.raft import decode as decode_message
 from undoubt.coordinator.raft import encode as encode_message
-from undoubt.coordinator.wire import VERSIONS, Address, Identity, TlsSettings, WireSettings
+from undoubt.coordinator.wire import VERSIONS, Address, PeerIdentity, TlsSettings, WireSettings
 from undoubt.coordinator.wire.frames import HEADER, header
 from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello
 from undoubt.coordinator.wire.tls import tls_of
@@ -34,7 +34,7 @@ REQUESTS = [
     encode([Request(1, calls.InfoCall()), Request(2, calls.OpenSessionCall("name", 10.0))]),
     encode([Request(3, calls.TransactionsCall(10, None))]),
 ]
-MESSAGES = [encode_message(Heartbeat(1, 2, 1, 0, 0)), encode_message(Vote(1, 2, 1, 5, 1))]
+MESSAGES = [encode_message(Heartbeat(1, 2, 1, 0, 0)), encode_message(RequestVote(1, 2, 1, 5, 1))]
 STAGES = {"before": None, "client": CLIENT, "node": TWO}
 
 
@@ -83,7 +83,7 @@ async def test_garbage_costs_one_connection_and_one_line(
     """And never an unhandled error: whoever reads the log sees what happened to whom."""
     random, unhandled = Random(f"{stage}{tls}{seed}"), list[dict[str, Any]]()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
-    me: Identity | None = STAGES[stage]
+    me: PeerIdentity | None = STAGES[stage]
     ours = settings(folder, "node-1") if tls else WireSettings()
     stem = "node-2" if me is TWO else "client-till"
     theirs = settings(folder, stem) if tls else WireSettings()

@@ -6,19 +6,26 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from undoubt.coordinator.wire import HandshakeRefused, Identity, Refusal, RemoteProtocolError, Role, Versions
+from undoubt.coordinator.wire import (
+    HandshakeRefusal,
+    HandshakeRefused,
+    PeerIdentity,
+    PeerRole,
+    RemoteProtocolError,
+    Versions,
+)
 from undoubt.coordinator.wire import handshake as shake
 
-ME = Identity(Role.NODE, "shop", 1, "a")
-PEER = Identity(Role.NODE, "shop", 2, "b")
-CLIENT = Identity(Role.CLIENT, name="till 7")
-BOTH = frozenset(Role)
+ME = PeerIdentity(PeerRole.NODE, "shop", 1, "a")
+PEER = PeerIdentity(PeerRole.NODE, "shop", 2, "b")
+CLIENT = PeerIdentity(PeerRole.CLIENT, name="till 7")
+BOTH = frozenset(PeerRole)
 V1 = Versions(1, 1)
 
 
 def asked(
-    peer: Identity, versions: Versions = V1, for_number: int = 0, roles: frozenset[Role] = BOTH
-) -> Refusal:
+    peer: PeerIdentity, versions: Versions = V1, for_number: int = 0, roles: frozenset[PeerRole] = BOTH
+) -> HandshakeRefusal:
     with pytest.raises(HandshakeRefused) as refused:
         shake.check_hello(shake.hello(peer, versions, for_number), ME, V1, roles)
     return refused.value.refusal
@@ -39,23 +46,25 @@ def test_a_client_may_ask_which_cluster_this_is() -> None:
 @pytest.mark.parametrize(
     ("peer", "for_number", "refusal"),
     [
-        (Identity(Role.NODE, "bank", 2), 1, Refusal.CLUSTER),
-        (Identity(Role.CLIENT, "bank"), 0, Refusal.CLUSTER),
-        (Identity(Role.NODE, "", 2), 1, Refusal.CLUSTER),
-        (Identity(Role.NODE, "shop", 2), 3, Refusal.NUMBER),
-        (Identity(Role.NODE, "shop", 1), 0, Refusal.NUMBER),
-        (Identity(Role.NODE, "shop", 0), 0, Refusal.NUMBER),
-        (Identity(Role.NODE, "shop", -4), 0, Refusal.NUMBER),
+        (PeerIdentity(PeerRole.NODE, "bank", 2), 1, HandshakeRefusal.CLUSTER),
+        (PeerIdentity(PeerRole.CLIENT, "bank"), 0, HandshakeRefusal.CLUSTER),
+        (PeerIdentity(PeerRole.NODE, "", 2), 1, HandshakeRefusal.CLUSTER),
+        (PeerIdentity(PeerRole.NODE, "shop", 2), 3, HandshakeRefusal.NUMBER),
+        (PeerIdentity(PeerRole.NODE, "shop", 1), 0, HandshakeRefusal.NUMBER),
+        (PeerIdentity(PeerRole.NODE, "shop", 0), 0, HandshakeRefusal.NUMBER),
+        (PeerIdentity(PeerRole.NODE, "shop", -4), 0, HandshakeRefusal.NUMBER),
     ],
 )
-def test_strangers_and_mistaken_peers_are_refused(peer: Identity, for_number: int, refusal: Refusal) -> None:
+def test_strangers_and_mistaken_peers_are_refused(
+    peer: PeerIdentity, for_number: int, refusal: HandshakeRefusal
+) -> None:
     """Another cluster's, a node without a cluster, one that meant somebody else, one with our own number."""
     assert asked(peer, for_number=for_number) is refusal
 
 
 def test_roles_that_are_not_served_are_refused() -> None:
     """A node has no business at a ledger of one process; a role of the future is named in the refusal."""
-    assert asked(PEER, roles=frozenset({Role.CLIENT})) is Refusal.ROLE
+    assert asked(PEER, roles=frozenset({PeerRole.CLIENT})) is HandshakeRefusal.ROLE
     future = msgspec.msgpack.encode(shake.Hello("shop", "auditor", 0, "", V1))
     with pytest.raises(HandshakeRefused, match="auditor"):
         shake.check_hello(future, ME, V1, BOTH)
@@ -80,7 +89,7 @@ def test_the_lower_of_the_highest_versions_is_spoken(
     if spoken is None:
         with pytest.raises(HandshakeRefused, match="wire version") as refused:
             shake.check_hello(hello, ME, ours, BOTH)
-        assert refused.value.refusal is Refusal.VERSION
+        assert refused.value.refusal is HandshakeRefusal.VERSION
     else:
         assert shake.check_hello(hello, ME, ours, BOTH) == (PEER, spoken)
 
@@ -88,8 +97,8 @@ def test_the_lower_of_the_highest_versions_is_spoken(
 def test_the_dialer_checks_the_answer() -> None:
     """An address that was given to another node since, or another cluster that moved in there."""
     for answer, refusal in [
-        (shake.welcome(Identity(Role.NODE, "bank", 1), 1), Refusal.CLUSTER),
-        (shake.welcome(Identity(Role.NODE, "shop", 3), 1), Refusal.NUMBER),
+        (shake.welcome(PeerIdentity(PeerRole.NODE, "bank", 1), 1), HandshakeRefusal.CLUSTER),
+        (shake.welcome(PeerIdentity(PeerRole.NODE, "shop", 3), 1), HandshakeRefusal.NUMBER),
     ]:
         with pytest.raises(HandshakeRefused) as refused:
             shake.check_answer(answer, PEER, V1, 1)
@@ -100,13 +109,15 @@ def test_the_dialer_checks_the_answer() -> None:
 
 def test_a_refusal_arrives_in_the_words_of_who_refused() -> None:
     """Also one of a kind that this release does not know; and it cannot forge a line in our log."""
-    sent = shake.refused(HandshakeRefused(Refusal.BUSY, "full"))
+    sent = shake.refused(HandshakeRefused(HandshakeRefusal.BUSY, "full"))
     with pytest.raises(HandshakeRefused, match=r"^full$") as refused:
         shake.check_answer(sent, PEER, V1, 1)
-    assert refused.value.refusal is Refusal.BUSY
+    assert refused.value.refusal is HandshakeRefusal.BUSY
     with pytest.raises(HandshakeRefused) as refused:
-        shake.check_answer(msgspec.msgpack.encode(shake.Refused("quota", "x\nERROR all lost")), PEER, V1, 1)
-    assert refused.value.refusal is Refusal.OTHER
+        shake.check_answer(
+            msgspec.msgpack.encode(shake.RefusedReply("quota", "x\nERROR all lost")), PEER, V1, 1
+        )
+    assert refused.value.refusal is HandshakeRefusal.OTHER
     assert "\n" not in refused.value.reason
 
 
@@ -114,9 +125,9 @@ def test_a_refusal_arrives_in_the_words_of_who_refused() -> None:
 def test_names_cannot_forge_log_lines(name: str) -> None:
     """Names are written into logs as they are."""
     with pytest.raises(RemoteProtocolError):
-        shake.check_hello(shake.hello(Identity(Role.CLIENT, name=name), V1, 0), ME, V1, BOTH)
+        shake.check_hello(shake.hello(PeerIdentity(PeerRole.CLIENT, name=name), V1, 0), ME, V1, BOTH)
     with pytest.raises(RemoteProtocolError):
-        shake.check_answer(shake.welcome(Identity(Role.NODE, "shop", 1, name), 1), CLIENT, V1, 0)
+        shake.check_answer(shake.welcome(PeerIdentity(PeerRole.NODE, "shop", 1, name), 1), CLIENT, V1, 0)
 
 
 def test_the_handshake_of_a_later_release_is_understood() -> None:
@@ -130,10 +141,12 @@ def test_the_handshake_of_a_later_release_is_understood() -> None:
 
 def test_every_handshake_fits_its_bound() -> None:
     """The longest names that are taken must not make a frame that is refused."""
-    long = Identity(Role.NODE, "\U0001f512" * shake.TEXT_MAX, 2**63 - 1, "\U0001f512" * shake.TEXT_MAX)
+    long = PeerIdentity(
+        PeerRole.NODE, "\U0001f512" * shake.TEXT_MAX, 2**63 - 1, "\U0001f512" * shake.TEXT_MAX
+    )
     for payload in [
         shake.hello(long, Versions(1, 255), 2**63 - 1),
         shake.welcome(long, 255),
-        shake.refused(HandshakeRefused(Refusal.CLUSTER, "\U0001f512" * 10_000)),
+        shake.refused(HandshakeRefused(HandshakeRefusal.CLUSTER, "\U0001f512" * 10_000)),
     ]:
         assert len(payload) < shake.HANDSHAKE_BYTES_MAX

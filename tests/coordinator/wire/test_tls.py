@@ -13,10 +13,10 @@ import pytest
 from tests.coordinator.wire.support import CLIENT, ONE, TWO, VERSIONS, Side, dialed, ends, listening, warnings
 from undoubt.coordinator.wire import (
     Address,
+    HandshakeRefusal,
     HandshakeRefused,
-    Identity,
-    Refusal,
-    Role,
+    PeerIdentity,
+    PeerRole,
     TlsSettings,
     TlsUnusable,
     WireSettings,
@@ -61,17 +61,17 @@ async def test_certified_peers_talk(folder: Folder, caplog: pytest.LogCaptureFix
 
 @pytest.mark.parametrize(
     ("me", "stem"),
-    [(TWO, "node-3"), (TWO, "client-till"), (Identity(Role.NODE, "shop", 9), "node-2")],
+    [(TWO, "node-3"), (TWO, "client-till"), (PeerIdentity(PeerRole.NODE, "shop", 9), "node-2")],
 )
 async def test_nobody_is_believed_to_be_another(
-    me: Identity, stem: str, folder: Folder, caplog: pytest.LogCaptureFixture
+    me: PeerIdentity, stem: str, folder: Folder, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A client's certificate makes no node, a node's no other node."""
     here = Side()
     async with listening(here, settings=files(folder, "node-1")) as (_, where):
         with pytest.raises(HandshakeRefused, match="does not make it") as refused:
             await dialed(where, me, settings=files(folder, stem))
-    assert refused.value.refusal is Refusal.CERTIFICATE
+    assert refused.value.refusal is HandshakeRefusal.CERTIFICATE
     assert here.boxes.empty()
     (line,) = warnings(caplog)
     assert f"undoubt://shop/node/{me.number}" in line
@@ -83,7 +83,7 @@ async def test_the_dialer_checks_who_listens(folder: Folder) -> None:
         for me, stem in [(TWO, "node-2"), (CLIENT, "client-audit")]:
             with pytest.raises(HandshakeRefused, match="node/1") as refused:
                 await dialed(where, me, settings=files(folder, stem))
-            assert refused.value.refusal is Refusal.CERTIFICATE
+            assert refused.value.refusal is HandshakeRefusal.CERTIFICATE
 
 
 async def test_another_clusters_certificate_is_none(

@@ -17,7 +17,7 @@ import undoubt
 from tests.prove.bank import NAMES
 from tests.prove.impostor.people import MALLORY, Attacker, Name, admin
 from tests.prove.impostor.stand import Servers, Stand
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.config import Settings, load
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.ledger import open_ledger
@@ -161,7 +161,7 @@ class Honest:
         })  # fmt: skip
         self.ledger = await open_ledger(self.settings.ledger, create=True)
         self._stack.push_async_callback(self.ledger.close)
-        self.registry = assemble.registry(self.settings, self.ledger.ledger_id)
+        self.registry = wiring.registry(self.settings, self.ledger.ledger_id)
         self._stack.push_async_callback(self._close_registry)
         self.teller = await self.coordinator()
         self.mallory = self.attacker(MALLORY)
@@ -424,7 +424,7 @@ class Honest:
         """The honest system, as it is after a restart of its processes: every session is opened anew."""
         await self.stop_recovery()
         self._old.append(self.registry)
-        self.registry = assemble.registry(self.settings, self.ledger.ledger_id)
+        self.registry = wiring.registry(self.settings, self.ledger.ledger_id)
 
     async def in_fresh_databases(self, role: str, plant: Callable[[Attacker], Awaitable[None]]) -> None:
         """From now on the participants are other databases, without tables of undoubt's, in which somebody

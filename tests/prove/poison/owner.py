@@ -15,7 +15,7 @@ from tests.prove.poison.sender import BESIDE, WINDOW, OwnerSender, throw
 from tests.prove.poison.targets import Targets
 from tests.prove.processes import ROOT
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.sqlite import door
+from undoubt.coordinator.ledger.sqlite import unix_socket
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.settings import LedgerSettings
 
@@ -43,7 +43,7 @@ class Owner:
         async with asyncio.timeout(START_S):
             while True:
                 with contextlib.suppress(OSError):
-                    door.connect(self.ledger).close()
+                    unix_socket.connect(self.ledger).close()
                     return
                 await asyncio.sleep(0.05)
 
@@ -95,7 +95,7 @@ class _Run:
                 self.counts["applied_or_refused"] += 1
 
     async def throw(self) -> None:
-        place = door.folder(self._owner.ledger) / door.SOCKET_NAME
+        place = unix_socket.folder(self._owner.ledger) / unix_socket.SOCKET_NAME
         for make in garbage():
             data = make()
             if not await throw(place, data):

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from tests.prove.poison.frames import poisoned
 from tests.prove.poison.sender import ANSWER_S, greeting
+from undoubt.coordinator.ledger.cluster.admin import change_members
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
-from undoubt.coordinator.ledger.cluster.operate import change_members
-from undoubt.coordinator.ledger.cluster.survey import survey
+from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.coordinator.raft import (
     Append,
     AppendReply,
@@ -28,12 +28,12 @@ from undoubt.coordinator.raft import (
     Message,
     PreVote,
     PreVoteReply,
+    RequestVote,
+    RequestVoteReply,
     SnapshotChunk,
     SnapshotMeta,
     SnapshotReply,
     TimeoutNow,
-    Vote,
-    VoteReply,
     decode,
     encode,
 )
@@ -41,9 +41,9 @@ from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import (
     VERSIONS,
     Address,
-    Identity,
     Listener,
-    Role,
+    PeerIdentity,
+    PeerRole,
     WireSettings,
     serve,
 )
@@ -58,7 +58,7 @@ class Peer:
     """Made by :meth:`joined`."""
 
     def __init__(self, cluster: str) -> None:
-        self._me = Identity(Role.NODE, cluster, NUMBER, disk=DISK)
+        self._me = PeerIdentity(PeerRole.NODE, cluster, NUMBER, disk=DISK)
         self._listener: Listener | None = None
         self._term = 1
         self._commit = 1
@@ -81,7 +81,7 @@ class Peer:
 
     def frames(self, to: int) -> Iterator[tuple[str, Iterator[bytes]]]:
         """To that node, by the type of what is changed: first the handshake's, then those behind it."""
-        said = Hello(self._me.cluster_id, Role.NODE, NUMBER, "", VERSIONS, 0, "", DISK, 1)
+        said = Hello(self._me.cluster_id, PeerRole.NODE, NUMBER, "", VERSIONS, 0, "", DISK, 1)
         raws = poisoned(said, long=1_001)
         yield Hello.__name__, (header(raw, HANDSHAKE_VERSION) + raw for raw in raws)
         for message in self._sound(to):
@@ -94,8 +94,8 @@ class Peer:
         last = self._commit
         yield PreVote(*head, last, 1)
         yield PreVoteReply(*head, granted=True)
-        yield Vote(*head, last, 1)
-        yield VoteReply(*head, granted=True)
+        yield RequestVote(*head, last, 1)
+        yield RequestVoteReply(*head, granted=True)
         yield Append(*head, last, self._term, (Entry.make(last + 1, self._term, change, Kind.CONFIG),), last)
         yield AppendReply(*head, last)
         yield AppendReply(*head, last, rejected=True, hint_index=last, hint_term=1)

@@ -13,9 +13,17 @@ import msgspec
 
 from tests.prove.poison.frames import beside
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.cluster.messages import Answer, Elsewhere, Request, Standing, decode_answers
-from undoubt.coordinator.ledger.sqlite import door
-from undoubt.coordinator.wire import VERSIONS, Address, Connection, Identity, Role, WireSettings, connect
+from undoubt.coordinator.ledger.cluster.messages import Answer, Elsewhere, LeaderHint, Request, decode_answers
+from undoubt.coordinator.ledger.sqlite import unix_socket
+from undoubt.coordinator.wire import (
+    VERSIONS,
+    Address,
+    Connection,
+    PeerIdentity,
+    PeerRole,
+    WireSettings,
+    connect,
+)
 from undoubt.coordinator.wire.frames import header
 from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello
 from undoubt.participants.ids import TxId
@@ -25,7 +33,7 @@ ANSWER_S = 30.0
 BESIDE = 10_000_000
 """Added to a poisoned request's number, it is the number of the sound one in the same frame."""
 
-_me = Identity(Role.CLIENT, name="poison")
+_me = PeerIdentity(PeerRole.CLIENT, name="poison")
 
 
 @dataclass(slots=True)
@@ -67,7 +75,7 @@ class Sender:
 
     def received(self, payload: bytes) -> None:
         for answer in self._answers_in(payload):
-            if isinstance(answer, Standing):
+            if isinstance(answer, LeaderHint):
                 if not self.standing.done():
                     self.standing.set_result(answer)
             else:
@@ -112,7 +120,7 @@ class OwnerSender(Sender):
         """Raises ``OSError``."""
         sender = cls()
         sender.standing.set_result(None)
-        await connect(door.connect(ledger), _me, sender._accept, WireSettings(), timeout_s=ANSWER_S)
+        await connect(unix_socket.connect(ledger), _me, sender._accept, WireSettings(), timeout_s=ANSWER_S)
         return sender
 
     def _answers_in(self, payload: bytes) -> Iterable[Answer]:
@@ -123,13 +131,13 @@ class OwnerSender(Sender):
         yield calls.encode(honest)
 
 
-def greeting(me: Identity) -> bytes:
+def greeting(me: PeerIdentity) -> bytes:
     """The first frame of a sound handshake."""
     said = hello(me, VERSIONS, 0)
     return header(said, HANDSHAKE_VERSION) + said
 
 
-async def throw(where: Address | Path, data: bytes, me: Identity | None = _me) -> bool:
+async def throw(where: Address | Path, data: bytes, me: PeerIdentity | None = _me) -> bool:
     """Send ``data`` behind a sound handshake, or as the first that is said, to a port or to the owner's
     socket; whether the other side ends the connection, or answers."""
     if isinstance(where, Path):

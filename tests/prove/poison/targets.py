@@ -14,7 +14,7 @@ from undoubt.coordinator.ledger.cluster.acceptors import record_of
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import AcceptorCall
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, Session
-from undoubt.coordinator.paxos import FIRST, Ask, Ballot, Branch, Phase1a, Phase2a, Value
+from undoubt.coordinator.paxos import FIRST, Ask, Ballot, BranchInstance, Phase1a, Phase2a, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.participants.contract import Claim, Settled
 from undoubt.participants.ids import Gid, TxId, new_nonce
@@ -139,7 +139,7 @@ class Targets:
     def _on_acceptors(self) -> Iterator[msgspec.Struct]:
         session = self._sessions["bound"]
         acceptors = Joint(frozenset(session.acceptors))
-        branches = tuple(Branch(each.number, each.participant) for each in BRANCHES)
+        branches = tuple(BranchInstance(each.number, each.participant) for each in BRANCHES)
         values = tuple(Value(True, msgspec.msgpack.encode([1, 2, "00000001"])) for _ in branches)
         for branch, value in zip(branches, values, strict=True):
             record_of(branch, value)  # the evidence is sound

@@ -15,7 +15,7 @@ from undoubt.coordinator.ledger import open_ledger
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.coordinator.node.bootstrap import beginning
 from undoubt.coordinator.node.settings import NodeSettings
-from undoubt.coordinator.node.storage.contract import Identity
+from undoubt.coordinator.node.storage.contract import DiskIdentity
 from undoubt.coordinator.node.storage.node_storage import create
 from undoubt.serve.force import force, survey_disks
 
@@ -197,5 +197,5 @@ def _make_anew(disks: Disks) -> None:
     for number in disks.cluster.addresses:
         place = disks.cluster.place(number)
         shutil.rmtree(place)
-        identity = Identity("zzzzzzzzzz", number, f"new-disk-{number}")
+        identity = DiskIdentity("zzzzzzzzzz", number, f"new-disk-{number}")
         create(place, identity, *beginning("zzzzzzzzzz", disks.cluster.addresses))

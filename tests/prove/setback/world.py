@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.servers import column
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.config import Settings, load
 from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger import open_ledger
@@ -191,10 +191,8 @@ class World:
 
     async def _recover(self, settings: Settings, *, create: bool) -> dict[str, str]:
         """The standing of each branch that is prepared, before or after recovery has acted on it."""
-        ledger = await open_ledger(
-            settings.ledger, create=create or (lambda: assemble.nothing_left(settings))
-        )
-        participants = assemble.registry(settings, ledger.ledger_id)
+        ledger = await open_ledger(settings.ledger, create=create or (lambda: wiring.nothing_left(settings)))
+        participants = wiring.registry(settings, ledger.ledger_id)
         try:
             async with RecoveryService(ledger, participants, settings.recovery, always=True) as service:
                 lines = (await service.run_once()).lines + (await service.run_once()).lines

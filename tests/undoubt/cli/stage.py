@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from tests.undoubt.cli.harness import Ran
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.cli import main
 from undoubt.coordinator.ledger.contract import (
     Act,
@@ -150,7 +150,7 @@ class Stage:
         self.orders = ScriptedParticipant("orders")
         self.payments = ScriptedParticipant("payments")
         self.ledger.session_list.append(SessionInfo(1, NONCE, "shop", SessionState.CLOSED, 1, 10.0))
-        monkeypatch.setattr(assemble, "opened", self._opened)
+        monkeypatch.setattr(wiring, "opened", self._opened)
         monkeypatch.setattr("undoubt.cli.context.must_exist", lambda _settings: None)
         monkeypatch.delenv("UNDOUBT_CONFIG", raising=False)
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.undoubt.cli.stage import NONCE, WRONG_TAG, Stage, aged
 from undoubt.coordinator.ledger.contract import Decision, Heuristic, SessionInfo, SessionState, Verdict
-from undoubt.participants.contract import Fate, Order, PreparedBranch, Settled, Waiting
+from undoubt.participants.contract import Order, PreparedBranch, Settled, Waiting, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Foreign, Gid
 
@@ -194,7 +194,7 @@ def test_commit_carries_out_a_recorded_commit_without_asking(stage: Stage) -> No
     ran = stage.run("indoubt", "commit", str(gid), "-o", "json")
     assert ran.status == 0
     assert ran.json == {"gid": str(gid), "result": "committed"}
-    assert stage.orders.fate(gid) is Fate.COMMITTED
+    assert stage.orders.fate(gid) is XactStatus.COMMITTED
     assert stage.ledger.known == {}
 
 
@@ -220,7 +220,7 @@ def test_heuristic_commit_is_recorded_before_and_after(stage: Stage) -> None:
     recorded = stage.ledger.known[gid]
     assert (recorded.kind, recorded.decision) == (Settled.HEURISTIC_COMMIT, Decision.ABORT)
     assert "agreed" in recorded.note
-    assert stage.orders.fate(gid) is Fate.COMMITTED
+    assert stage.orders.fate(gid) is XactStatus.COMMITTED
 
 
 def test_heuristic_that_agrees_with_the_decision_is_none(stage: Stage) -> None:
@@ -237,7 +237,7 @@ def test_rollback_records_abort_first(stage: Stage, verdict: Verdict) -> None:
     stage.orders.before = lambda call, _gid: _note(seen, stage)  # type: ignore[assignment, return-value]
     assert stage.run("indoubt", "rollback", str(gid), "--yes").status == 0
     assert seen == [["outcomes", "outcomes", "decide abort"]], "shown, looked at again, and recorded"
-    assert stage.orders.fate(gid) is Fate.ABORTED
+    assert stage.orders.fate(gid) is XactStatus.ABORTED
     assert other in stage.payments.prepared
 
 
@@ -257,7 +257,7 @@ def test_heuristic_rollback_against_a_commit_is_recorded(stage: Stage) -> None:
     gid, _ = stage.prepare(1, Decision.COMMIT)
     assert stage.run("indoubt", "rollback", str(gid), "--heuristic", "--yes").status == 0
     assert stage.ledger.known[gid].kind is Settled.HEURISTIC_ROLLBACK
-    assert stage.orders.fate(gid) is Fate.ABORTED
+    assert stage.orders.fate(gid) is XactStatus.ABORTED
 
 
 def test_a_forgotten_branch_needs_heuristic(stage: Stage) -> None:

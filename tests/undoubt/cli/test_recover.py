@@ -12,7 +12,7 @@ import pytest
 from tests.undoubt.cli.harness import COMMAND, environment, undoubt
 from tests.undoubt.cli.stage import Stage
 from undoubt.coordinator.ledger.contract import Decision, Verdict
-from undoubt.participants.contract import Fate
+from undoubt.participants.contract import XactStatus
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 
 
@@ -31,7 +31,10 @@ def test_once_resolves_what_is_decided_and_tells_of_each_branch(stage: Stage) ->
     assert told[str(aborted)] == ("rollback", "done")
     assert told[str(active)] == ("wait", "nothing")
     assert report["finished"] == [str(committed.txid)]
-    assert (stage.orders.fate(committed), stage.orders.fate(aborted)) == (Fate.COMMITTED, Fate.ABORTED)
+    assert (stage.orders.fate(committed), stage.orders.fate(aborted)) == (
+        XactStatus.COMMITTED,
+        XactStatus.ABORTED,
+    )
     assert list(stage.orders.prepared) == [active]
 
 
@@ -55,7 +58,7 @@ def test_a_participant_that_is_down_exits_4_and_the_others_are_recovered(stage: 
     assert ran.status == 4
     assert "connection refused" in ran.err
     assert f"commit of {gid.txid} waits for payments" in ran.out
-    assert stage.orders.fate(gid) is Fate.COMMITTED
+    assert stage.orders.fate(gid) is XactStatus.COMMITTED
 
 
 def test_a_branch_that_may_not_be_finished_exits_1(stage: Stage) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.undoubt.cli.stage import Stage
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.contract import Decision, Heuristic, Verdict
-from undoubt.participants.contract import Fate, Order, Settled
+from undoubt.participants.contract import Order, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.registry import Registry
@@ -44,7 +44,10 @@ def test_resolve_ends_every_branch_as_recorded(stage: Stage) -> None:
     ran = stage.run("tx", "resolve", str(other), "--yes", "--note", "tired")
     assert ran.status == 0
     assert "COMMIT is recorded" in ran.out
-    assert (stage.orders.fate(one), stage.payments.fate(other)) == (Fate.COMMITTED, Fate.COMMITTED)
+    assert (stage.orders.fate(one), stage.payments.fate(other)) == (
+        XactStatus.COMMITTED,
+        XactStatus.COMMITTED,
+    )
     assert "there is nothing to end" in stage.run("tx", "resolve", str(one.txid)).err
     assert stage.run("tx", "resolve", str(one.txid), "--rollback").status == 5
     (act, *_) = stage.json("audit")
@@ -75,7 +78,7 @@ def test_resolve_asks_for_a_direction_where_none_is_proved(stage: Stage) -> None
     done = stage.run("tx", "resolve", str(one.txid), "--rollback", "--heuristic", "--yes", "-o", "json")
     assert done.status == 0
     assert [result["result"] for result in done.json["results"]] == ["done", "done"]
-    assert (stage.orders.fate(one), stage.payments.fate(other)) == (Fate.ABORTED, Fate.ABORTED)
+    assert (stage.orders.fate(one), stage.payments.fate(other)) == (XactStatus.ABORTED, XactStatus.ABORTED)
 
 
 def test_resolve_says_what_splits_before_it_asks(stage: Stage) -> None:
@@ -100,7 +103,7 @@ def test_resolve_of_a_participant_that_is_gone(stage: Stage) -> None:
     down(stage)
     seen = stage.run("tx", "resolve", str(one.txid), "--yes")
     assert seen.status == 4
-    assert stage.orders.fate(one) is Fate.COMMITTED
+    assert stage.orders.fate(one) is XactStatus.COMMITTED
     ran = stage.run(*gone)
     assert (ran.status, ran.out.splitlines()[-1]) == (0, f"recorded as a hazard: {other}")
     assert stage.ledger.known[other].kind is Settled.HEURISTIC_HAZARD
@@ -170,8 +173,8 @@ def test_list_answers_from_the_databases_while_the_ledger_is_down(
         found.add(stage.payments)
         return found
 
-    monkeypatch.setattr(assemble, "opened", refused)
-    monkeypatch.setattr(assemble, "registry", registry)
+    monkeypatch.setattr(wiring, "opened", refused)
+    monkeypatch.setattr(wiring, "registry", registry)
     ran = stage.run("indoubt", "list")
     assert ran.status == 4
     assert str(gid) in ran.out
@@ -196,7 +199,7 @@ def test_recover_exits_5_where_it_finds_a_heuristic(stage: Stage) -> None:
     stage.orders.finish_by_hand(gid, Order.ROLLBACK)
     ran = stage.run("recover", "--once")
     assert ran.status == 5
-    assert stage.payments.fate(other) is Fate.COMMITTED
+    assert stage.payments.fate(other) is XactStatus.COMMITTED
     assert stage.run("recover", "--once").status == 0
 
 

@@ -17,7 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.undoubt.cli.harness import Ran, undoubt
-from undoubt import assemble
+from undoubt import wiring
 from undoubt.config import load
 from undoubt.coordinator.ledger.contract import Decision, record_of
 from undoubt.metrics import Metrics
@@ -63,7 +63,7 @@ async def orphan(request: pytest.FixtureRequest, database: str, tmp_path: Path) 
         configs[role] = tmp_path / f"{role}.toml"
         configs[role].write_text(f'{ledger_url}[participants.orders]\ndsn = "{dsn}"\n')
     assert (await asyncio.to_thread(undoubt, "ledger", "init", "--config", str(configs[gone]))).status == 0
-    async with assemble.opened(load(str(configs[gone]))) as (ledger, participants):
+    async with wiring.opened(load(str(configs[gone]))) as (ledger, participants):
         session = await ledger.open_session("shop", 60.0)
         key, txid = SessionKey(session.key), session.txid(1)
         gid = Gid(ledger.ledger_id, Protocol.TWO_PHASE, txid, 1, "orders").tagged(key)
@@ -128,7 +128,7 @@ async def test_recovery_logs_it_once_and_counts_it(orphan: Orphan, caplog: pytes
     registry, passes, count = CollectorRegistry(), 0.0, None
     labels, branches = {"participant": "orders", "result": "done"}, {"participant": "orders"}
     metrics = Metrics(registry)
-    async with assemble.opened(load(str(orphan.config))) as (ledger, participants):
+    async with wiring.opened(load(str(orphan.config))) as (ledger, participants):
         settings = RecoverySettings(interval_s=0.01)
         with caplog.at_level(logging.WARNING, "recovery"):
             async with RecoveryService(ledger, participants, settings, meter=metrics, always=True):

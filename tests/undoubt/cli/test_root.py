@@ -16,7 +16,7 @@ import pytest
 import undoubt as package
 from tests.undoubt.cli.harness import COMMAND, REPOSITORY, environment, undoubt
 from undoubt.cli import main
-from undoubt.cli.root import COMMANDS, Entry, root
+from undoubt.cli.root import COMMANDS, LazyCommand, root
 
 
 def commands(
@@ -113,7 +113,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> str:
     module = type(sys)("undoubt_broken_command")
     module.command = command  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(COMMANDS, "broken", Entry(module.__name__, "command", "Fails."))
+    monkeypatch.setitem(COMMANDS, "broken", LazyCommand(module.__name__, "command", "Fails."))
     return "broken"
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.coordinator.node.processes import processes
 from tests.undoubt.cli.harness import undoubt
 from undoubt.config import load
-from undoubt.coordinator.ledger.cluster import survey as asking
+from undoubt.coordinator.ledger.cluster import status as asking
 from undoubt.coordinator.ledger.cluster.messages import NodeStatus
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import Right
@@ -64,7 +64,7 @@ async def test_the_disk_of_a_node(trouble: str, tmp_path: Path, monkeypatch: pyt
             if isinstance(seen.status, NodeStatus)
         ]
 
-        async def told(_: LedgerSettings) -> asking.Survey:
+        async def told(_: LedgerSettings) -> asking.ClusterStatus:
             return msgspec.structs.replace(found, nodes=(*full, *found.nodes[1:]))
 
         monkeypatch.setattr("undoubt.doctor.cluster.survey", told)
@@ -88,7 +88,7 @@ async def test_a_version_that_is_waited_for(tmp_path: Path, monkeypatch: pytest.
             if seen.status is not None
         ]
 
-        async def told(_: LedgerSettings) -> asking.Survey:
+        async def told(_: LedgerSettings) -> asking.ClusterStatus:
             return msgspec.structs.replace(found, nodes=tuple(former))
 
         assert "ledger_version" not in by_check(await look_at_nodes(nodes.settings))

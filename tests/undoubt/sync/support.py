@@ -12,7 +12,7 @@ from typing import Any
 from undoubt.coordinator.coordinator import Coordinator as Engine
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.coordinator.settings import CoordinatorSettings
-from undoubt.participants.contract import Fate
+from undoubt.participants.contract import XactStatus
 from undoubt.participants.ids import Gid
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import Script, ScriptedParticipant
@@ -69,7 +69,7 @@ class Stage:
         gate = self.gates[event] = Gate()
         return gate
 
-    def fates(self) -> set[Fate]:
+    def fates(self) -> set[XactStatus]:
         return {
             participant.fates[branch.xid]
             for participant in self.participants.values()

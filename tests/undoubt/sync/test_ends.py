@@ -16,7 +16,7 @@ from tests.docs.pages import ROOT
 from tests.undoubt.sync.support import WAIT_S, Background, Gate, Stage, until
 from undoubt.coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.ledger.contract import Record
-from undoubt.participants.contract import Fate
+from undoubt.participants.contract import XactStatus
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Protocol
 from undoubt.sync import Coordinator
@@ -48,7 +48,7 @@ def test_close_aborts_what_has_not_begun_to_commit(stage: Stage) -> None:
     closed.set()
     with pytest.raises(TransactionAborted, match="coordinator was closed"):
         ended.ended()
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 def test_close_waits_for_what_commits(stage: Stage) -> None:
@@ -65,7 +65,7 @@ def test_close_waits_for_what_commits(stage: Stage) -> None:
     gate.open.set()
     closed.ended()
     assert committed.ended().pending == ()
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
 
 
 def test_a_commit_that_close_leaves_behind_is_unknown() -> None:
@@ -163,7 +163,7 @@ def test_ctrl_c_does_not_stop_a_commit(stage: Stage) -> None:
     gate.open.set()
     until(lambda: stage.coordinator.outcome(tx.id) is Record.COMMIT)
     stage.coordinator.close()
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
 
 
 def test_ctrl_c_in_the_body_rolls_back(stage: Stage) -> None:
@@ -182,7 +182,7 @@ def test_ctrl_c_in_the_body_rolls_back(stage: Stage) -> None:
     interrupting.ended()
     assert not tx.active
     stage.coordinator.close()
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 def test_ctrl_c_while_it_begins(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

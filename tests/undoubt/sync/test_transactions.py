@@ -13,7 +13,7 @@ import pytest
 from tests.undoubt.sync.support import Background, Stage, until
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
 from undoubt.coordinator.ledger.contract import Record
-from undoubt.participants.contract import Fate, Vote
+from undoubt.participants.contract import Vote, XactStatus
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable, UnknownParticipant, UsageError
 from undoubt.participants.scripted import ScriptedParticipant
 from undoubt.sync import Transaction
@@ -47,7 +47,7 @@ def test_the_block_commits(stage: Stage) -> None:
         transfer(tx)
         assert tx.active
         assert tx.participants == ("alpha", "beta")
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
     assert stage.coordinator.outcome(tx.id) is Record.COMMIT
 
 
@@ -65,21 +65,21 @@ def test_several_branches_at_once(stage: Stage) -> None:
     for gate in gates:
         gate.open.set()
     assert working.ended() == ["beta", "alpha"]
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
 
 
 def test_one_of_several_branches_cannot_be_opened(stage: Stage) -> None:
     stage.participants["beta"].script.begin = ParticipantUnavailable("beta", "down")
     with pytest.raises(ParticipantUnavailable), stage.coordinator.transaction() as tx:
         tx.branches("alpha", "beta")
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 def test_an_exception_rolls_back_and_passes(stage: Stage) -> None:
     with pytest.raises(ZeroDivisionError), stage.coordinator.transaction() as tx:
         transfer(tx)
         1 / 0  # noqa: B018
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 def test_commit_tells_and_ends(stage: Stage) -> None:
@@ -91,7 +91,7 @@ def test_commit_tells_and_ends(stage: Stage) -> None:
             tx.branch("alpha")
         with pytest.raises(TransactionEnded):
             tx.commit()
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
 
 
 def test_rollback_ends(stage: Stage) -> None:
@@ -99,7 +99,7 @@ def test_rollback_ends(stage: Stage) -> None:
     transfer(tx)
     tx.rollback()
     tx.rollback()
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 def test_a_no_of_one_branch_aborts_both(stage: Stage) -> None:
@@ -107,7 +107,7 @@ def test_a_no_of_one_branch_aborts_both(stage: Stage) -> None:
     with pytest.raises(TransactionAborted) as caught, stage.coordinator.transaction() as tx:
         transfer(tx)
     assert isinstance(caught.value.cause, BranchFailed)
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 def test_a_branch_that_cannot_be_opened_is_told_as_it_is(stage: Stage) -> None:
@@ -121,7 +121,7 @@ def test_a_branch_that_cannot_be_opened_is_told_as_it_is(stage: Stage) -> None:
         tx.branch("alpha")
         with pytest.raises(ParticipantUnavailable):
             tx.branch("beta")
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 def test_the_timeout_aborts_at_the_next_call_and_at_the_end(stage: Stage) -> None:
@@ -135,7 +135,7 @@ def test_the_timeout_aborts_at_the_next_call_and_at_the_end(stage: Stage) -> Non
         with pytest.raises(TransactionAborted, match="timeout"):
             tx.commit()
     assert isinstance(caught.value.cause, TimeoutError)
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 def test_the_end_waits_for_the_rollback(stage: Stage) -> None:
@@ -193,7 +193,7 @@ def test_doomed_while_a_branch_is_opened(stage: Stage) -> None:
     stage.coordinator._portal.call(cancel, stage)
     with pytest.raises(TransactionAborted, match="a deadlock, say"):
         ended.ended()
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 async def cancel(stage: Any) -> None:
@@ -213,7 +213,7 @@ def test_two_threads_commit_one_transaction(stage: Stage) -> None:
         tx.rollback()
     gate.open.set()
     assert first.ended().txid == tx.id
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
 
 
 def test_many_threads(stage: Stage) -> None:
@@ -230,7 +230,7 @@ def test_many_threads(stage: Stage) -> None:
     threads = [Background(work) for _ in range(16)]
     ids = [txid for thread in threads for txid in thread.ended()]
     assert len(set(ids)) == 320
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
     assert {stage.coordinator.outcome(txid) for txid in ids} == {Record.COMMIT}
 
 
@@ -303,7 +303,7 @@ async def test_refused_inside_an_event_loop(stages: Any) -> None:
             transfer(tx)
 
     await asyncio.to_thread(body)
-    assert stage.fates() == {Fate.COMMITTED}
+    assert stage.fates() == {XactStatus.COMMITTED}
     await asyncio.to_thread(stage.close)
 
 
@@ -318,11 +318,11 @@ def test_what_commit_raised_is_raised_again(stage: Stage) -> None:
         tx.branches("alpha", "beta")
         with contextlib.suppress(TransactionAborted):
             tx.commit()
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}
 
 
 def test_a_rollback_of_the_application_is_no_error(stage: Stage) -> None:
     with stage.coordinator.transaction() as tx:
         tx.branch("alpha")
         tx.rollback()
-    assert stage.fates() == {Fate.ABORTED}
+    assert stage.fates() == {XactStatus.ABORTED}

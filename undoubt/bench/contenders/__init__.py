@@ -7,7 +7,7 @@ from typing import NamedTuple
 from undoubt.bench.contract import Style
 
 
-class Entry(NamedTuple):
+class ContenderEntry(NamedTuple):
     """Where a contender is: ``attribute`` of ``module``, called with its ``Places``. ``cluster``: it needs
     the three nodes, which all who do share."""
 
@@ -18,53 +18,53 @@ class Entry(NamedTuple):
     cluster: bool = False
 
 
-CONTENDERS: dict[str, Entry] = {
-    "local": Entry(
+CONTENDERS: dict[str, ContenderEntry] = {
+    "local": ContenderEntry(
         "undoubt.bench.contenders.plain", "local", Style.TASKS, "two commits that know nothing of each other"
     ),
-    "naive": Entry(
+    "naive": ContenderEntry(
         "undoubt.bench.contenders.plain",
         "naive",
         Style.TASKS,
         "two-phase commit by hand on asyncpg, without any log: unsafe",
     ),
-    "sqlalchemy": Entry(
+    "sqlalchemy": ContenderEntry(
         "undoubt.bench.contenders.twophase",
         "twophase",
         Style.THREADS,
         "SQLAlchemy's twophase=True, without any log: unsafe",
     ),
-    "undoubt-sqlite": Entry(
+    "undoubt-sqlite": ContenderEntry(
         "undoubt.bench.contenders.product", "sqlite", Style.TASKS, "undoubt, its ledger in SQLite"
     ),
-    "undoubt-sqlite-sync": Entry(
+    "undoubt-sqlite-sync": ContenderEntry(
         "undoubt.bench.contenders.product",
         "sqlite_sync",
         Style.THREADS,
         "undoubt.sync, its ledger in SQLite",
     ),
-    "undoubt-raft": Entry(
+    "undoubt-raft": ContenderEntry(
         "undoubt.bench.contenders.clustered",
         "two_phase",
         Style.TASKS,
         "undoubt, its ledger on three nodes",
         cluster=True,
     ),
-    "undoubt-raft-sync": Entry(
+    "undoubt-raft-sync": ContenderEntry(
         "undoubt.bench.contenders.clustered",
         "two_phase_sync",
         Style.THREADS,
         "undoubt.sync, its ledger on three nodes",
         cluster=True,
     ),
-    "undoubt-raft-3pc": Entry(
+    "undoubt-raft-3pc": ContenderEntry(
         "undoubt.bench.contenders.clustered",
         "three_phase",
         Style.TASKS,
         "three-phase commit, the ledger on three nodes",
         cluster=True,
     ),
-    "undoubt-raft-paxos": Entry(
+    "undoubt-raft-paxos": ContenderEntry(
         "undoubt.bench.contenders.clustered",
         "paxos",
         Style.TASKS,

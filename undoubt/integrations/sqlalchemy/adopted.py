@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Protocol
 
 from undoubt.participants.ids import Gid
-from undoubt.participants.postgres.handle import Handle
-from undoubt.participants.postgres.session import Session
+from undoubt.participants.postgres.connection_proxy import Handle
+from undoubt.participants.postgres.session import ServerSession
 
 
 class Adopted(Handle, Protocol):
-    """As a :class:`~undoubt.participants.postgres.handle.Handle` it ends the application's use of the
-    connection."""
+    """As a :class:`~undoubt.participants.postgres.connection_proxy.Handle` it ends the application's use of
+    the connection."""
 
     @property
-    def session(self) -> Session: ...
+    def session(self) -> ServerSession: ...
 
     def begin(self, gid: Gid) -> str:
         """From now on the connection counts as used by branch ``gid``. Returns the statement that begins its

@@ -12,9 +12,9 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.orm.session import SessionTransaction
 
 from undoubt.coordinator.coordinator import Coordinator
-from undoubt.integrations.sqlalchemy.bridge import Bridge
-from undoubt.integrations.sqlalchemy.member import checked_in, failed
-from undoubt.integrations.sqlalchemy.unit import Unit
+from undoubt.integrations.sqlalchemy.enlisted_connection import checked_in, failed
+from undoubt.integrations.sqlalchemy.sync_bridge import Bridge
+from undoubt.integrations.sqlalchemy.unit_of_work import Unit
 from undoubt.participants import bounds
 from undoubt.participants.errors import UsageError
 from undoubt.sync import Coordinator as SyncCoordinator

@@ -23,7 +23,7 @@ from undoubt.participants.postgres.pool import Slot
 from undoubt.participants.postgres.session import NoAnswer, NotSent, ServerError
 from undoubt.participants.postgres.session_end import FATAL, with_setting
 from undoubt.participants.postgres.sql import literal
-from undoubt.participants.postgres.verdicts import lost
+from undoubt.participants.postgres.sqlstate import lost
 
 LOST_GRACE_S = 0.5
 """A session that is dropped drops all of its connections; while pools roll them back, nobody interrupts."""
@@ -34,7 +34,7 @@ OnLost = Callable[[float, ServerError | None], None]
 there."""
 
 
-class State(enum.Enum):
+class LoanState(enum.Enum):
     OURS = "ours"
     """The engine may send something through the connection at any time."""
     READY = "ready"
@@ -52,7 +52,7 @@ class Taken:
         self._adopted = adopted
         self._timeout_s = timeout_s
         self._application_name = adopted.session.application_name
-        self._state = State.OURS
+        self._state = LoanState.OURS
         self._lock = threading.Lock()
         """Over ``_state``: the engine's thread and the session's may want it at once."""
         self.done = asyncio.Event()
@@ -67,7 +67,7 @@ class Taken:
     def fail(self) -> None:
         """It could not become a branch."""
         self._adopted.session.discard()
-        self._state = State.BROKEN
+        self._state = LoanState.BROKEN
         self.done.set()
 
     def given_back(self, slot: Slot[Any]) -> None:
@@ -85,28 +85,28 @@ class Taken:
             except (ServerError, NoAnswer, NotSent):
                 clean = False
         with self._lock:
-            if self._state is State.OURS:
-                self._state = State.READY if clean else State.BROKEN
+            if self._state is LoanState.OURS:
+                self._state = LoanState.READY if clean else LoanState.BROKEN
             if self._dropped:
-                self._state = State.GONE
-            if self._state is not State.READY:
+                self._state = LoanState.GONE
+            if self._state is not LoanState.READY:
                 session.discard()
         self.done.set()
 
     # In the session's thread, or in whichever collects it.
 
-    def finish(self) -> State:
+    def finish(self) -> LoanState:
         """The session takes it back, or leaves it to the engine: what it was until now."""
         before = self._end()
-        if before is State.READY:
+        if before is LoanState.READY:
             self._adopted.restore()
-        elif before is not State.GONE:
+        elif before is not LoanState.GONE:
             self._adopted.steal()
         return before
 
     def lost(self) -> None:
         """The connection is back in its pool, which has rolled it back, and we were not asked."""
-        if self._end() is State.GONE:
+        if self._end() is LoanState.GONE:
             return
         stolen = self._adopted.stolen  # then the pool has a closed one, and this is the engine's to close
         if not stolen:
@@ -135,9 +135,9 @@ class Taken:
         """The engine has closed it, while its pool took it for sound."""
         return self._adopted.closed
 
-    def _end(self) -> State:
+    def _end(self) -> LoanState:
         with self._lock:
-            before, self._state = self._state, State.GONE
+            before, self._state = self._state, LoanState.GONE
         return before
 
 

@@ -1,0 +1,205 @@
+"""To each acceptor one connection, opened when it is first asked something.
+
+Nothing is asked again here: what got no answer is reported as an error, and whoever asked knows better what
+to ask next. A node that falls silent is left, and connected to anew by the next question. What is asked
+within one turn of the loop leaves in one frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster import messages
+from undoubt.coordinator.ledger.cluster.liveness import SILENCE_S, Liveness
+from undoubt.coordinator.ledger.cluster.messages import (
+    REQUESTS_PER_FRAME_MAX,
+    AcceptorCall,
+    Elsewhere,
+    LeaderHint,
+)
+from undoubt.coordinator.ledger.commands import PAXOS_VERSION
+from undoubt.coordinator.paxos import AcceptorReply, AcceptorRequest
+from undoubt.coordinator.wire import (
+    Address,
+    Connection,
+    HandshakeRefused,
+    PeerIdentity,
+    WireSettings,
+    connect,
+)
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 1.0
+
+ReplyCallback = Callable[[AcceptorReply | Exception], None]
+AddressOf = Callable[[int], Awaitable[str]]
+"""A node's address, by its number, as far as anybody can be asked. Raises ``LedgerUnavailable``."""
+
+
+class AcceptorClient:
+    def __init__(self, me: PeerIdentity, settings: WireSettings, address_of: AddressOf) -> None:
+        self._me = me
+        self._settings = settings
+        self._address_of = address_of
+        self._links: dict[int, _Link] = {}
+
+    def ask(self, node: int, request: AcceptorRequest, answer: ReplyCallback) -> None:
+        """``answer`` is told once: the reply, or why there is none (yet)."""
+        self.to(node).ask(request, answer)
+
+    def to(self, node: int) -> _Link:
+        """Begins to connect, if it is not connected."""
+        link = self._links.get(node)
+        if link is None or link.gone:
+            link = self._links[node] = _Link(self, node)
+        return link
+
+    async def connect(self, node: int, link: _Link) -> Connection:
+        connection = await connect(
+            Address.parse(await self._address_of(node)),
+            self._me,
+            link.accept,
+            self._settings,
+            timeout_s=CONNECT_S,
+            for_number=node,
+        )
+        if connection.version < PAXOS_VERSION:
+            connection.abort("it is too old")
+            raise ConnectionError(f"node {node} speaks version {connection.version}, and has no acceptor")
+        return connection
+
+    async def close(self) -> None:
+        links, self._links = list(self._links.values()), {}
+        for link in links:
+            await link.close()
+
+
+class _Link:
+    """One node's. A Receiver."""
+
+    def __init__(self, links: AcceptorClient, node: int) -> None:
+        self.gone = False
+        self._node = node
+        self._loop = asyncio.get_running_loop()
+        self._accepted: Connection | None = None
+        self._connection: Connection | None = None
+        """The same, once it may be used."""
+        self._waiting: dict[int, ReplyCallback] = {}
+        self._unsent: list[messages.Request] = []
+        self._number = 0
+        self._flushing = False
+        self._silence = Liveness()
+        self._listening: asyncio.TimerHandle | None = None
+        self._connecting = self._loop.create_task(self._connect(links), name=f"undoubt-acceptor-{node}")
+
+    def accept(self, connection: Connection) -> _Link:
+        self._accepted = connection
+        return self
+
+    def ask(self, request: AcceptorRequest, answer: ReplyCallback) -> None:
+        self._number += 1
+        self._waiting[self._number] = answer
+        self._unsent.append(messages.Request(self._number, AcceptorCall(request)))
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if self._connection is not None and self._unsent and not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        unsent, self._unsent = self._unsent, []
+        if self._connection is not None:
+            for first in range(0, len(unsent), REQUESTS_PER_FRAME_MAX):
+                self._connection.send(messages.encode(unsent[first : first + REQUESTS_PER_FRAME_MAX]))
+            self._silence.asked(self._loop.time())
+            if self._listening is None:
+                self._listening = self._loop.call_later(SILENCE_S, self._listen)
+
+    def _listen(self) -> None:
+        """Does it still say something? For as long as it is to."""
+        self._listening = None
+        connection = self._connection
+        if connection is None or not self._waiting:
+            return
+        left_s = SILENCE_S - self._silence.seconds(self._loop.time())
+        if left_s > 0:
+            self._listening = self._loop.call_later(left_s, self._listen)
+        else:
+            self.lost("it does not answer")
+            connection.abort("it does not answer")
+
+    async def _connect(self, links: AcceptorClient) -> None:
+        try:
+            connection = await links.connect(self._node, self)
+        except (OSError, HandshakeRefused, LedgerUnavailable) as error:
+            self.lost(str(error))
+            return
+        if not self.gone:
+            self._connection = connection
+            self._flush_soon()
+
+    def received(self, payload: bytes) -> None:
+        self._silence.heard(self._loop.time())
+        for answer in messages.decode_answers(payload):
+            if isinstance(answer, LeaderHint):
+                continue
+            waiting = self._waiting.pop(answer.number, None)
+            if waiting is None:
+                continue
+            match answer:
+                case calls.Reply(result=result):
+                    waiting(_read(result))
+                case calls.Failed():
+                    waiting(calls.raised(answer))
+                case Elsewhere():
+                    waiting(LedgerUnavailable(answer.why))
+
+    def lost(self, why: str) -> None:
+        self.gone = True
+        self._connection = None
+        if self._listening is not None:
+            self._listening.cancel()
+        waiting, self._waiting = self._waiting, {}
+        for answer in waiting.values():
+            answer(LedgerUnavailable(f"node {self._node}: {why}"))
+
+    async def close(self) -> None:
+        self.lost("closed by this side")
+        self._connecting.cancel()
+        await asyncio.gather(self._connecting, return_exceptions=True)
+        if self._accepted is not None:
+            self._accepted.abort("closed by this side")
+
+
+def _read(result: msgspec.Raw) -> AcceptorReply | LedgerUnavailable:
+    """One that cannot be read is no answer, to whoever asked for it and to nobody else."""
+    try:
+        return messages.decode_reply(result)
+    except (ValueError, RecursionError) as error:
+        return calls.illegible(error)
+
+
+async def first_of(answers: Sequence[Awaitable[str]]) -> str:
+    """What whoever knows it first says. Raises the last ``LedgerUnavailable`` if nobody does."""
+    tasks = [asyncio.ensure_future(answer) for answer in answers]
+    trouble: Exception = LedgerUnavailable("the cluster has no addresses")
+    try:
+        for task in asyncio.as_completed(tasks):
+            try:
+                return await task
+            except LedgerUnavailable as error:
+                trouble = error
+        raise trouble
+    finally:
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,199 @@
+"""What an operator does with a running cluster: other members, another leader, snapshots, a backup.
+
+All of it may be repeated. Calls raise ``ClusterRefused`` with the reason, ``LedgerUnavailable`` if nobody who
+could answers in time, ``LedgerUnusable`` for a URL or TLS files that are of no use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Sequence
+from random import SystemRandom
+from typing import Any
+
+import msgspec
+
+from undoubt.coordinator.errors import (
+    ClusterNotReady,
+    ClusterRefused,
+    LedgerError,
+    LedgerUnavailable,
+    VersionHeldBack,
+)
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.acting import DONE, new_act
+from undoubt.coordinator.ledger.cluster import messages
+from undoubt.coordinator.ledger.cluster.leader_client import LeaderClient
+from undoubt.coordinator.ledger.cluster.messages import (
+    BackupCall,
+    BackupPiece,
+    ChangeMembersCall,
+    Elsewhere,
+    LeaderHint,
+    MemberChange,
+    NodeCall,
+    NodeStatus,
+    Request,
+    SnapshotCall,
+    StatusCall,
+    TransferCall,
+)
+from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
+from undoubt.coordinator.ledger.contract import Act
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire import (
+    Address,
+    Connection,
+    HandshakeRefused,
+    PeerIdentity,
+    PeerRole,
+    WireSettings,
+    connect,
+)
+
+IMAGE_ATTEMPTS_MAX = 5
+WAIT_S = 5.0
+
+
+async def change_members(
+    settings: LedgerSettings, changes: Sequence[MemberChange], *, wait_s: float = WAIT_S, note: str = ""
+) -> NodeStatus:
+    """Make all ``changes`` in one step; the leader's status afterwards. For as long as ``wait_s`` seconds it
+    is tried again while a node that has to take part is silent or behind. ``note``: why, for the record."""
+    verb = "cluster " + " ".join(sorted({change.kind for change in changes}))
+    act = new_act(verb, "node " + " ".join(str(change.node) for change in changes), note)
+    return await _until_ready(settings, ChangeMembersCall(tuple(changes), act), wait_s)
+
+
+async def transfer(
+    settings: LedgerSettings, to: int = 0, *, wait_s: float = WAIT_S, note: str = ""
+) -> NodeStatus:
+    """Let ``to`` lead, or whoever is best; the status of the node that led. ``note`` is for the
+    record."""
+    async with _route(settings) as route:
+        status: NodeStatus = await route.ask(StatusCall(), settings.request_timeout_s)
+    act = new_act("cluster transfer", f"node {to}" if to else "whoever is best", note)
+    return await _until_ready(settings, TransferCall(to, status.node, act), wait_s)
+
+
+async def _until_ready(
+    settings: LedgerSettings, call: ChangeMembersCall | TransferCall, wait_s: float
+) -> NodeStatus:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + wait_s
+    async with _route(settings) as route:
+        while True:
+            try:
+                status: NodeStatus = await route.ask(call, settings.request_timeout_s)
+            except ClusterNotReady:
+                if loop.time() >= end:
+                    raise
+            except VersionHeldBack:
+                if call.act is None:
+                    raise
+                call = msgspec.structs.replace(call, act=None)  # older nodes keep no record of acts
+            else:
+                await _tell_done(route, call.act, settings.request_timeout_s)
+                return status
+
+
+async def _tell_done(route: LeaderClient, act: Act | None, timeout_s: float) -> None:
+    """Whoever led may have gone with it, and could not record that it is done."""
+    if act is not None:
+        with contextlib.suppress(LedgerError):
+            done = msgspec.structs.replace(act, result=DONE)
+            await route.ask(calls.RecordActCall(done.clipped()), timeout_s)
+
+
+async def snapshot(settings: LedgerSettings, address: str) -> int:
+    """Have the node there store a snapshot; the index up to which it goes."""
+    index: int = await ask(address, SnapshotCall(), settings.request_timeout_s, wire_of(settings))
+    return index
+
+
+async def image(settings: LedgerSettings, *, note: str = "") -> tuple[NodeStatus, BackupPiece, bytes]:
+    """All of the replicated state as it is now: who told it, its last piece, the whole of its bytes. That it
+    was given out is recorded, with ``note``."""
+    act: Act | None = new_act("cluster backup", "the ledger", note)
+    async with _route(settings) as route:
+        status: NodeStatus = await route.ask(StatusCall(), settings.request_timeout_s)
+        for _ in range(IMAGE_ATTEMPTS_MAX):
+            try:
+                pieces: list[bytes] = []
+                while True:
+                    offset = sum(map(len, pieces))
+                    call = BackupCall(offset, None if offset else act)
+                    piece: BackupPiece = await route.ask(call, settings.request_timeout_s)
+                    pieces.append(piece.data)
+                    if offset + len(piece.data) == piece.size:
+                        return status, piece, b"".join(pieces)
+            except ClusterRefused:
+                continue  # another leader, or connection: it knows of no image
+            except VersionHeldBack:
+                if act is None:
+                    raise
+                act = None  # older nodes keep no record of acts
+    raise LedgerUnavailable("leaders change too often to give a backup; try again")
+
+
+@contextlib.asynccontextmanager
+async def _route(settings: LedgerSettings) -> AsyncIterator[LeaderClient]:
+    me = PeerIdentity(PeerRole.CLIENT, name=f"process {os.getpid()}")
+    route = LeaderClient(addresses_of(settings.url), me, wire_of(settings), SystemRandom())
+    try:
+        yield route
+    finally:
+        await route.close()
+
+
+async def ask(address: str, call: NodeCall, timeout_s: float, wire: WireSettings) -> Any:
+    """One node's own answer. Raises ``LedgerUnavailable`` and what the node refuses with."""
+    asking = _Asking(call)
+    me = PeerIdentity(PeerRole.CLIENT, name=f"process {os.getpid()}")
+    try:
+        async with asyncio.timeout(timeout_s):
+            connection = await connect(Address.parse(address), me, asking.accept, wire, timeout_s=timeout_s)
+            try:
+                return await asking.answer
+            finally:
+                connection.abort()
+    except TimeoutError:
+        raise LedgerUnavailable(f"no answer from {address} within {timeout_s:g} s") from None
+    except (OSError, HandshakeRefused) as error:
+        raise LedgerUnavailable(str(error)) from error
+
+
+class _Asking:
+    """A Receiver that asks one thing."""
+
+    def __init__(self, call: NodeCall) -> None:
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._call = call
+
+    def accept(self, connection: Connection) -> _Asking:
+        connection.send(messages.encode([Request(1, self._call)]))
+        return self
+
+    def received(self, payload: bytes) -> None:
+        for answer in messages.decode_answers(payload):
+            if self.answer.done():
+                return
+            match answer:
+                case calls.Reply(result=result):
+                    try:
+                        self.answer.set_result(messages.decode_result(self._call, result))
+                    except (ValueError, RecursionError) as error:
+                        self.answer.set_exception(calls.illegible(error))
+                case calls.Failed():
+                    self.answer.set_exception(calls.raised(answer))
+                case Elsewhere(why=why):
+                    self.answer.set_exception(LedgerUnavailable(why))
+                case LeaderHint():
+                    pass
+
+    def lost(self, why: str) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(ConnectionError(why))
+            self.answer.exception()  # whoever waited may have been cancelled

@@ -1,0 +1,84 @@
+"""How the cluster is: every node asked for itself, whether or not anybody leads."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger.cluster.admin import ask
+from undoubt.coordinator.ledger.cluster.messages import NodeStatus, StatusCall
+from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire import WireSettings
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """One node. ``error`` says why there is no ``status``."""
+
+    address: str
+    status: NodeStatus | None
+    error: str = ""
+
+
+class ClusterStatus(msgspec.Struct, frozen=True):
+    """``leader`` is the node that leads in the highest term, 0 if nobody says so of itself."""
+
+    cluster: str
+    leader: int
+    nodes: tuple[Seen, ...]
+
+    @property
+    def leading(self) -> NodeStatus | None:
+        """What the leader says."""
+        told = [seen.status for seen in self.nodes if seen.status is not None]
+        return next((one for one in told if one.node == self.leader), None)
+
+    @property
+    def highest_version(self) -> int:
+        """That any node speaks; 0 if none answers."""
+        return max((seen.status.highest_version for seen in self.nodes if seen.status), default=0)
+
+    @property
+    def held_up_by(self) -> tuple[int, ...]:
+        """Members without which that version would be agreed on: they are older, or do not answer. None if it
+        is, and while nobody leads."""
+        leading, highest = self.leading, self.highest_version
+        if leading is None or leading.agreed_version == highest:
+            return ()
+        speak = {seen.status.node: seen.status.highest_version for seen in self.nodes if seen.status}
+        return tuple(node for node in sorted(leading.nodes) if speak.get(node, 0) < highest)
+
+
+async def survey(settings: LedgerSettings, wire: WireSettings | None = None) -> ClusterStatus:
+    """Ask the nodes of the URL, then the members that they name. Raises ``LedgerUnusable`` for a URL that
+    names no cluster and for TLS files of no use."""
+    seen: dict[str, Seen] = {}
+    wire = wire or wire_of(settings)
+    wanted = {str(address) for address in addresses_of(settings.url)}
+    while missing := sorted(wanted - seen.keys()):
+        asked = await asyncio.gather(
+            *(status(address, settings.request_timeout_s, wire) for address in missing)
+        )
+        for one in asked:
+            seen[one.address] = one
+            if one.status is not None:
+                wanted |= set(one.status.nodes.values())
+    told = [one.status for one in seen.values() if one.status is not None]
+    leading = [one for one in told if one.leader == one.node]
+    order = sorted(seen.values(), key=lambda one: (one.status.node if one.status else 2**31, one.address))
+    return ClusterStatus(
+        told[0].cluster if told else "",
+        max(leading, key=lambda one: one.term).node if leading else 0,
+        tuple(order),
+    )
+
+
+async def status(address: str, timeout_s: float, wire: WireSettings) -> Seen:
+    """One node's own words."""
+    try:
+        told: NodeStatus = await ask(address, StatusCall(), timeout_s, wire)
+    except LedgerError as error:
+        return Seen(address, None, str(error))
+    return Seen(address, told)

@@ -1,0 +1,97 @@
+"""Rows of the ledger's tables as values of the contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from undoubt.coordinator.ledger.contract import (
+    Decision,
+    DecisionRecord,
+    Heuristic,
+    Record,
+    SessionInfo,
+    SessionState,
+    TransactionInfo,
+)
+from undoubt.coordinator.ledger.postgres.decisions import decode_branches
+from undoubt.coordinator.ledger.rules import verdict_of
+from undoubt.participants.contract import Settled
+from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.invariant import InvariantViolation
+
+
+def decision_record(  # noqa: PLR0917 - columns, in order
+    session: int,
+    nonce: str,
+    seq: int,
+    protocol: str,
+    decision: str,
+    branches: str,
+    at: float,
+    coordinator: str,
+    cause: str,
+) -> DecisionRecord:
+    return DecisionRecord(
+        TxId(session, nonce, seq),
+        protocol,
+        Decision(decision),
+        decode_branches(branches),
+        at,
+        coordinator,
+        cause,
+    )
+
+
+def session_info(number: int, nonce: str, name: str, state: str, floor: int, ttl_ms: int) -> SessionInfo:  # noqa: PLR0917
+    return SessionInfo(number, nonce, name, SessionState(state), floor, ttl_ms / 1000)
+
+
+def heuristic(  # noqa: PLR0917
+    gid: str, kind: str, decision: str | None, found_at: float, note: str, forgotten: bool, by: str
+) -> Heuristic:
+    parsed = Gid.parse(gid)
+    if not isinstance(parsed, Gid):
+        raise InvariantViolation(f"the ledger holds a heuristic outcome of {gid!r}, which is no gid")
+    recorded = None if decision is None else Decision(decision)
+    return Heuristic(parsed, Settled(kind), recorded, found_at, note, forgotten, by)
+
+
+def transaction_info(row: tuple[Any, ...], heuristics: list[Heuristic]) -> TransactionInfo:
+    """``row`` is one of the statement ``transactions``: a decision, then state and floor of its session
+    (None if that is dropped), then whether it is finished."""
+    record = decision_record(*row[:9])
+    state, floor, finished = row[9:]
+    return TransactionInfo(
+        record.txid,
+        Record(str(record.decision)),
+        verdict_of(record.decision, _state(state), floor or 0, record.txid.seq, record.protocol),
+        record.protocol,
+        record.branches,
+        record.decided_at,
+        record.coordinator,
+        finished,
+        tuple(known for known in heuristics if known.gid.txid == record.txid),
+        cause=record.cause,
+    )
+
+
+def undecided_info(  # noqa: PLR0917 - columns, in order
+    txid: TxId, protocol: str, branches: str, coordinator: str, state: str | None, floor: int | None
+) -> TransactionInfo:
+    """Of a transaction all of whose branches had voted PREPARED."""
+    return TransactionInfo(
+        txid,
+        Record.NOT_RECORDED,
+        verdict_of(None, _state(state), floor or 0, txid.seq, protocol),
+        protocol,
+        decode_branches(branches),
+        None,
+        coordinator,
+        finished=False,
+        heuristics=(),
+        precommitted=True,
+    )
+
+
+def _state(text: str | None) -> SessionState | None:
+    return None if text is None else SessionState(text)

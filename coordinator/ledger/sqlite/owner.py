@@ -1,0 +1,309 @@
+"""A SQLite ledger in the process that owns it: log first, then apply.
+
+Commands that arrive while the disk is busy wait and are written together: one transaction, one sync, for all
+of them (group commit). The file has one connection, in one thread; the event loop never waits for a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future as ThreadFuture
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from undoubt.coordinator.errors import LedgerError, LedgerUnavailable, LedgerUnusable
+from undoubt.coordinator.ledger import backup, schema
+from undoubt.coordinator.ledger.backup import About, Backup
+from undoubt.coordinator.ledger.commands import Command, ExpireSession, decode, encode
+from undoubt.coordinator.ledger.contract import Create, DecisionRecord, SessionState
+from undoubt.coordinator.ledger.disk import StoreBroken
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.ledger.sqlite import anchored
+from undoubt.coordinator.ledger.sqlite.store import Loaded, SqliteStore
+from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger, newest
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.supervision import Supervised
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import TxId, new_nonce
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+UPKEEP_INTERVAL_S = 0.5
+TIME_INTERVAL_S = 60.0
+LOG_BYTES_MIN = 4 * 1024 * 1024
+"""A snapshot replaces the log once the log is this long and longer than the last snapshot."""
+
+
+@dataclass(slots=True)
+class _Proposal:
+    command: Command
+    data: bytes
+    answer: asyncio.Future[Any]
+
+
+class OwnedLedger(StateMachineLedger):
+    """Open one only while holding the lock. Made by :meth:`open`."""
+
+    backend = "sqlite"
+    schema = schema.SQLITE.newest
+
+    def __init__(
+        self,
+        store: SqliteStore,
+        thread: ThreadPoolExecutor,
+        loaded: Loaded,
+        settings: LedgerSettings,
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__(rebuilt(loaded, store.path), settings, clock=clock)
+        self.owner = new_nonce()
+        self._store = store
+        self._thread = thread
+        self._loop = asyncio.get_running_loop()
+        self._last_index = loaded.last_index  # of what is durable and applied
+        self._log_bytes = sum(len(entry) for entry in loaded.entries)
+        self._snapshot_bytes_min = max(LOG_BYTES_MIN, len(loaded.snapshot or b""))
+        self._waiting: list[_Proposal] = []
+        self._writing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._broken: LedgerError | None = None
+        self._spoiled = False
+        """A command was applied in part: nothing more is applied to this state, or answered from it."""
+        self._finished = {record.txid: record for record in self.machine.drain_history()}
+        """Finished, and in no table yet: what the log holds of it goes there with the next snapshot."""
+        self._upkeep: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls, path: Path, settings: LedgerSettings, clock: Callable[[], float], *, create: Create = True
+    ) -> OwnedLedger:
+        """Open the file, or make it if ``create`` allows that. Raises ``LedgerUnusable``,
+        ``LedgerUnavailable``."""
+        thread = ThreadPoolExecutor(1, thread_name_prefix="undoubt-ledger")
+        loop = asyncio.get_running_loop()
+        store: SqliteStore | None = None
+        try:
+            absent = await loop.run_in_executor(thread, anchored.is_absent, path)
+            if absent:
+                await anchored.allow(path, create)
+            store = await loop.run_in_executor(thread, SqliteStore.create, path)
+            loaded = await loop.run_in_executor(thread, store.load)
+            if absent:
+                log.info("there was no ledger at %s: a new one was made, %s", path, loaded.ledger_id)
+            anchor = await loop.run_in_executor(thread, anchored.open_anchor, path, loaded)
+            set_back = loaded.lacks(anchor.mark)
+            lacking = anchor.mark.index
+            await loop.run_in_executor(
+                thread, partial(store.hold, anchor, loaded.last, new=not loaded.anchored or not loaded.place)
+            )
+            ledger = cls(store, thread, loaded, settings, clock)
+            if set_back:
+                # Before any session of the file is said to be over: it may have gone on.
+                await ledger.begin_incarnation(f"{path} lacks entry {lacking}, which was durable")
+            await ledger._expire_former_owner()
+            await ledger.draw_secret()
+            await ledger.agree_on_rules()
+        except BaseException:
+            if store is not None:
+                await loop.run_in_executor(thread, store.close)
+            thread.shutdown(wait=False)
+            raise
+        ledger._upkeep = Supervised("ledger upkeep", ledger._keep_up).start("undoubt-ledger-upkeep")
+        return ledger
+
+    async def close(self) -> None:
+        """Write what waits, close the file."""
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._upkeep
+        if self._broken is None:
+            await self.advance_time()
+        await self._idle.wait()
+        self._broken = LedgerUnavailable("the ledger is closed")
+        await self._in_thread(self._store.close)
+        self._thread.shutdown(wait=False)
+
+    async def _propose(self, command: Command) -> Any:
+        if self._broken is not None:
+            raise self._broken
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting.append(_Proposal(command, encode(command), answer))
+        if not self._writing:
+            self._write()
+        return await answer
+
+    async def _up_to_date(self) -> None:
+        if self._spoiled and self._broken is not None:
+            raise self._broken
+
+    def _write(self) -> None:
+        batch, self._waiting = self._waiting, []
+        data = [proposal.data for proposal in batch]
+        self._start(
+            lambda: self._store.append(self._last_index + 1, data), lambda job: self._written(batch, job)
+        )
+
+    def _start(self, job: Callable[[], None], then: Callable[[ThreadFuture[None]], None]) -> None:
+        """One write at a time; ``then`` is called in the loop."""
+        self._writing = True
+        self._idle.clear()
+
+        def done(future: ThreadFuture[None]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed without closing the ledger
+                self._loop.call_soon_threadsafe(self._next, then, future)
+
+        self._thread.submit(job).add_done_callback(done)
+
+    def _next(self, then: Callable[[ThreadFuture[None]], None], job: ThreadFuture[None]) -> None:
+        then(job)
+        self._writing = False
+        if self._broken is None and self._log_bytes >= self._snapshot_bytes_min:
+            self._snapshot()
+        elif self._waiting:
+            self._write()
+        else:
+            self._idle.set()
+
+    def _written(self, batch: list[_Proposal], job: ThreadFuture[None]) -> None:
+        error = job.exception()
+        if error is not None:
+            self._fail(batch, error)
+            return
+        self._last_index += len(batch)
+        self._log_bytes += sum(len(proposal.data) for proposal in batch)
+        for proposal in batch:
+            if not self._spoiled:
+                self._apply(proposal)
+            elif not proposal.answer.done():
+                proposal.answer.set_exception(self._broken or LedgerUnavailable("the ledger has stopped"))
+        for record in self.machine.drain_history():
+            self._finished[record.txid] = record
+
+    def _apply(self, proposal: _Proposal) -> None:
+        try:
+            result = self.machine.apply(proposal.command)
+        except Exception as error:  # a bug: nothing may be answered from this state any more
+            log.exception("the ledger's state machine failed")
+            self._spoiled = True
+            self._broken = self._broken or LedgerUnavailable(f"the ledger has stopped: {error}")
+        if proposal.answer.done():  # whoever asked was cancelled
+            return
+        if self._broken is not None:
+            proposal.answer.set_exception(self._broken)
+        else:
+            proposal.answer.set_result(result)
+
+    def _fail(self, batch: list[_Proposal], error: BaseException) -> None:
+        told = error if isinstance(error, LedgerError) else LedgerUnavailable(f"the ledger failed: {error}")
+        if isinstance(error, StoreBroken) or not isinstance(error, LedgerError):
+            log.error("%s", error)
+            self._broken = told
+            batch, self._waiting = [*batch, *self._waiting], []
+        for proposal in batch:
+            if not proposal.answer.done():
+                proposal.answer.set_exception(told)
+
+    def _snapshot(self) -> None:
+        state, index = self.machine.snapshot(), self._last_index
+        finished = dict(self._finished)
+        now_ms, history_ms = self.machine.state.time_ms, round(self.settings.history_s * 1000)
+
+        def replaced(job: ThreadFuture[None]) -> None:
+            if (error := job.exception()) is not None:
+                log.warning("the ledger's log could not be shortened: %s", error)
+                self._snapshot_bytes_min = self._log_bytes + LOG_BYTES_MIN
+                if not isinstance(error, LedgerError) or isinstance(error, StoreBroken):
+                    self._fail([], error)
+                return
+            self._log_bytes = 0
+            self._snapshot_bytes_min = max(LOG_BYTES_MIN, len(state))
+            for txid in finished:
+                del self._finished[txid]
+
+        self._start(
+            lambda: self._store.replace_log(
+                index, state, list(finished.values()), now_ms=now_ms, history_ms=history_ms
+            ),
+            replaced,
+        )
+
+    async def backup(self, path: Path) -> int:
+        """Everything that is durable now. It contains the ledger's secret; mode 0600."""
+        if self._broken is not None:
+            raise self._broken
+        if not path.is_absolute():
+            raise UsageError(f"the path of a backup is absolute, and {str(path)[:200]!r} is not")
+        about = About("", self.ledger_id, self._last_index, 0, self._wall(), metadata.version("undoubt"))
+        return await self._in_thread(backup.write, path, Backup(about, self.machine.snapshot()))
+
+    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
+        return await self._loop.run_in_executor(self._thread, function, *args)
+
+    async def _history_of(self, txid: TxId) -> DecisionRecord | None:
+        return self._finished.get(txid) or await self._in_thread(self._store.history_of, txid)
+
+    async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
+        merged = {
+            record.txid: record
+            for record in self._finished.values()
+            if before is None or newest(before) < newest(record)
+        }
+        for record in await self._in_thread(self._store.history, limit, before):
+            merged[record.txid] = record
+        return sorted(merged.values(), key=newest)[:limit]
+
+    async def _expire_former_owner(self) -> None:
+        """The lock proves that the process which owned the ledger has gone, or has closed it: the sessions
+        that it opened for itself need not be waited for."""
+        for book in list(self.machine.state.sessions.values()):
+            if book.owner and book.state is SessionState.OPEN:
+                await self._propose(ExpireSession(book.id))
+
+    async def _look_at_file(self) -> None:
+        """What is recorded after the file was taken away would be gone with this process."""
+        if self._broken is None:
+            try:
+                await self._in_thread(self._store.check_in_place)
+            except LedgerUnusable as error:
+                self._fail([], StoreBroken(str(error)))
+
+    async def _keep_up(self) -> None:
+        passes = round(TIME_INTERVAL_S / UPKEEP_INTERVAL_S)
+        while True:
+            for _ in range(passes):
+                await self._pause(UPKEEP_INTERVAL_S)
+                await self._look_at_file()
+                try:
+                    await self.expire_due()
+                except LedgerError as error:
+                    log.warning("sessions cannot be expired now: %s", error)
+            await self.advance_time()
+
+
+def rebuilt(loaded: Loaded, path: Path) -> Machine:
+    """The state after all that was loaded. Raises ``LedgerUnusable``."""
+    machine = Machine(loaded.ledger_id)
+    try:
+        if loaded.snapshot is not None:
+            machine.restore(loaded.snapshot)
+        for entry in loaded.entries:
+            machine.apply(decode(entry))
+    except msgspec.MsgspecError as error:
+        raise LedgerUnusable(
+            f"ledger {path} holds what this version of undoubt cannot read ({error});"
+            " was it written by a newer one?"
+        ) from error
+    return machine

@@ -1,0 +1,506 @@
+"""The ledger's calls over a state machine in this process.
+
+What is missing is how a command becomes durable before it is applied: ``_propose``, which each backend has
+its own way for. Queries read the applied state, and a command is applied before its caller is answered, so
+a query sees everything that anybody was told before; where others may have been told more than this process
+has applied, ``_up_to_date`` waits for it first.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger import bounds
+from undoubt.coordinator.ledger.commands import (
+    RULES,
+    TAGS_VERSION,
+    AdvanceTime,
+    CloseSession,
+    Command,
+    Decide,
+    Doom,
+    DrawSecret,
+    ExpireSession,
+    Finish,
+    ForgetHeuristic,
+    Judge,
+    KeepAlive,
+    OpenSession,
+    Precommit,
+    RecordAct,
+    RecordHeuristic,
+    Restore,
+)
+from undoubt.coordinator.ledger.contract import (
+    ACTS_MAX,
+    CAUSE_CHARACTERS_MAX,
+    UNFINISHED_MAX,
+    Acceptors,
+    Act,
+    BranchRecord,
+    Decision,
+    DecisionRecord,
+    Heuristic,
+    LedgerInfo,
+    Record,
+    Session,
+    SessionInfo,
+    SessionState,
+    TransactionInfo,
+    Verdict,
+    without_newer,
+)
+from undoubt.coordinator.ledger.leases import Leases
+from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.ledger.names import Names, new_request, new_secret, nonce_of
+from undoubt.coordinator.ledger.pages import Pages
+from undoubt.coordinator.ledger.state import PrecommitRecord
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.bounds import seconds
+from undoubt.participants.contract import Claim
+from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.participants.ids import Gid, TxId
+
+SESSION_SKIP = 1 << 32
+"""More sessions than any ledger has opened since its backup was made: no number is issued twice."""
+
+
+log = logging.getLogger(__name__)
+
+
+class StateMachineLedger(abc.ABC):
+    """Implements :class:`~undoubt.coordinator.ledger.contract.Ledger` but for ``_propose`` and where history
+    is kept.
+
+    ``owner`` names this process in the sessions that it opens for itself; ``clock`` is monotonic, in seconds;
+    ``wall`` gives seconds since 1970, for people only.
+    """
+
+    backend = "local"
+    schema = "-"
+    acceptors: Acceptors | None = None
+
+    def __init__(
+        self,
+        machine: Machine,
+        settings: LedgerSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.machine = machine
+        self.settings = settings
+        self.owner = ""
+        self._clock = clock
+        self._wall = wall
+        self._leases = Leases()
+        self._pages = Pages()
+        self._time_told_at = clock()
+        self._names = Names(machine.state.ledger_id, machine.state.secret)
+
+    @property
+    def names(self) -> Names:
+        """Those that this ledger gives, as far as is applied here."""
+        state = self.machine.state
+        if (self._names.ledger_id, self._names.secret) != (state.ledger_id, state.secret):
+            self._names = Names(state.ledger_id, state.secret)
+        return self._names
+
+    @property
+    def _version(self) -> int:
+        """What all who will ever apply a command of now have agreed to know."""
+        return TAGS_VERSION
+
+    @property
+    def ledger_id(self) -> str:
+        return self.machine.state.ledger_id
+
+    @property
+    def leads(self) -> bool:
+        return True
+
+    @abc.abstractmethod
+    async def _propose(self, command: Command) -> Any:
+        """Make ``command`` durable, apply it, return its result. Raises ``LedgerError``."""
+
+    @abc.abstractmethod
+    async def _history_of(self, txid: TxId) -> DecisionRecord | None:
+        """A finished record that is kept outside of the machine."""
+
+    @abc.abstractmethod
+    async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
+        """The newest finished records, by time of decision and then id, older than ``before``."""
+
+    def _voters(self) -> tuple[int, ...]:
+        """Numbers of the nodes that a new session is bound to."""
+        return ()
+
+    async def voters(self) -> Sequence[int]:
+        """What a session that is opened now, and to be bound, is bound to."""
+        await self._up_to_date()
+        return self._voters()
+
+    async def _up_to_date(self) -> None:  # noqa: B027 - nothing to wait for, where nobody else tells
+        """Return once the machine has everything that any caller was told before. Raises ``LedgerError``."""
+
+    async def _run(self, command: Command) -> Any:
+        bounds.check(command)
+        return await self._run_judged(command)
+
+    async def _run_judged(self, command: Command) -> Any:
+        """One that was found within its bounds."""
+        result = await self._propose(command)
+        if isinstance(result, UndoubtError):
+            raise result
+        return result
+
+    # Sessions.
+
+    async def open_session(
+        self,
+        name: str,
+        ttl_s: float,
+        *,
+        remote: bool = False,
+        request: str = "",
+        nonce: str = "",
+        bind: bool = False,
+    ) -> Session:
+        """``remote``: for another process, which outlives this one, and has drawn the ``request``, or, if it
+        is of version 0.1.0 and knows no tags, the ``nonce``. ``bind``: to the nodes that vote now."""
+        ttl_s = seconds("ttl_s", ttl_s, least=0.001)
+        owner = "" if remote else self.owner
+        if not nonce:
+            request = request or new_request()
+        if request:
+            nonce = nonce_of(request)
+            await self.draw_secret()
+        tagged = bool(request and self.machine.state.secret)
+        acceptors = self._voters() if bind else ()
+        command = OpenSession(nonce, name, round(ttl_s * 1000), owner, acceptors, tagged)
+        session: Session = await self._run(command)
+        self._leases.renew(session.id, session.ttl_s, self._clock())
+        book = self.machine.state.sessions.get(session.id)
+        if request and book is not None and book.tagged:
+            key = self.names.key_bytes(session.id, session.nonce)
+            session = msgspec.structs.replace(session, key=key)
+        return session
+
+    async def draw_secret(self) -> None:
+        """Have a secret from now on, if everybody knows what that is. One of version 0.1.0 has none."""
+        if not self.machine.state.secret and self._version >= TAGS_VERSION:
+            await self._run(DrawSecret(new_secret()))
+
+    async def agree_on_rules(self) -> None:
+        """Have commands judged when they are applied, from now on, if everybody knows the rules."""
+        if self.machine.state.rules < RULES and self._version >= TAGS_VERSION:
+            await self._run(Judge(RULES))
+
+    async def keep_alive(self, session: Session, floor: int) -> None:
+        await self._up_to_date()
+        book = self.machine.state.sessions.get(session.id)
+        alive = book is not None and book.nonce == session.nonce and book.state is SessionState.OPEN
+        if book is None or not alive or floor > book.floor:
+            await self._run(KeepAlive(session.id, session.nonce, floor))
+        if book is not None:  # by the lifetime that is recorded, whatever the caller says of it
+            self._leases.renew(session.id, book.ttl_ms / 1000, self._clock())
+
+    async def close_session(self, session: Session) -> None:
+        await self._run(CloseSession(session.id, session.nonce))
+
+    async def sessions(self) -> Sequence[SessionInfo]:
+        await self._up_to_date()
+        return self.machine.session_infos()
+
+    # Decisions.
+
+    async def decide(
+        self,
+        txid: TxId,
+        decision: Decision,
+        branches: Sequence[BranchRecord],
+        *,
+        protocol: str = "2",
+        cause: str = "",
+    ) -> Decision:
+        command = self.decide_command(txid, decision, branches, protocol, cause)
+        decided: Decision = await self._run_judged(command)
+        return decided
+
+    def decide_command(
+        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], protocol: str, cause: str
+    ) -> Decide:
+        """Judged, and ready to be proposed. Raises ``Impostor``, ``UsageError``."""
+        self._check(txid, protocol, decision, branches)
+        known = self._known(branches)
+        cause = cause[:CAUSE_CHARACTERS_MAX] if self._version >= TAGS_VERSION else ""
+        command = Decide(txid, protocol, decision, known, self._wall(), cause)
+        bounds.check(command)
+        return command
+
+    def _check(self, txid: TxId, protocol: str, decision: Decision, branches: Sequence[BranchRecord]) -> None:
+        book = self.machine.state.sessions.get(txid.session)
+        tagged = book is not None and book.nonce == txid.nonce and book.tagged
+        self.names.check(txid, protocol, decision, branches, tagged=tagged)
+
+    def _known(self, branches: Sequence[BranchRecord]) -> tuple[BranchRecord, ...]:
+        """As far as everybody who applies them knows their fields."""
+        if self._version >= TAGS_VERSION:
+            return tuple(branches)
+        return tuple(without_newer(branch) for branch in branches)
+
+    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+        self._check(txid, protocol, Decision.COMMIT, branches)
+        await self._run(Precommit(txid, protocol, self._known(branches), self._wall()))
+
+    async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
+        await self._up_to_date()
+        asked = list(gids)
+        issued = max((gid.txid.session for gid in asked if self._never_issued(gid)), default=0)
+        if issued >= self.machine.state.next_session:
+            await self.begin_incarnation(
+                f"it has given names in session {issued}, and knows of no session from"
+                f" {self.machine.state.next_session} on",
+                issued,
+            )
+        return {gid: self._verdict(gid) for gid in asked}
+
+    async def begin_incarnation(self, why: str, issued: int = 0) -> None:
+        """The ledger was set back: it has forgotten what it did since, up to session ``issued`` at least."""
+        log.error(
+            "the ledger was set back: %s. A new incarnation begins; what was undecided is for an operator to"
+            " decide",
+            why,
+        )
+        await self._run(Restore(SESSION_SKIP, issued))
+
+    def _never_issued(self, gid: Gid) -> bool:
+        """The ledger gave that name in a session of the future: it has forgotten what it did."""
+        return gid.txid.session >= self.machine.state.next_session and self.names.gave(gid)
+
+    def _verdict(self, gid: Gid) -> Verdict:
+        if gid.ledger != self.ledger_id:
+            return Verdict.IMPOSTOR
+        if gid.tag:
+            ours = self.names.gave(gid)
+        else:
+            # Names of version 0.1.0 prove nothing; they are those of its sessions, as long as these are
+            # known.
+            book = self.machine.state.sessions.get(gid.txid.session)
+            ours = book is not None and book.nonce == gid.txid.nonce and not book.tagged
+            ours = ours or not self.machine.state.secret
+        return self.machine.verdict(gid.txid, gid.protocol) if ours else Verdict.IMPOSTOR
+
+    async def old_outcomes(self, txids: Iterable[TxId], protocol: str) -> list[Verdict]:
+        """For a recovery of version 0.1.0, which asks by transaction. Of a session with tags it is told
+        nothing that it would act on: it takes such names as foreign."""
+        await self._up_to_date()
+        sessions = self.machine.state.sessions
+        return [
+            Verdict.ACTIVE
+            if (book := sessions.get(txid.session)) is not None and book.tagged
+            else self.machine.verdict(txid, protocol)
+            for txid in txids
+        ]
+
+    async def backends(self, claims: Iterable[Claim]) -> Sequence[TxId | None]:
+        await self._up_to_date()
+        return [self._proved(claim) for claim in claims]
+
+    def _proved(self, claim: Claim) -> TxId | None:
+        book = self.machine.state.sessions.get(claim.session)
+        return None if book is None or not book.tagged else self.names.proved(claim, book.nonce)
+
+    async def doom(self, txid: TxId, cause: str) -> None:
+        if self._version >= TAGS_VERSION:
+            await self._run(Doom(txid, cause[:CAUSE_CHARACTERS_MAX]))
+
+    async def doomed(self, txid: TxId) -> str | None:
+        await self._up_to_date()
+        return self.machine.state.doomed.get(txid)
+
+    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
+        await self._up_to_date()
+        return {txid: self.machine.record(txid) for txid in txids}
+
+    async def unfinished(
+        self, *, after: TxId | None = None, limit: int = UNFINISHED_MAX
+    ) -> Sequence[DecisionRecord]:
+        bounds.check_page(limit, after)
+        await self._up_to_date()
+        return self._pages.page(self.machine.state.unfinished, after, limit)
+
+    async def old_unfinished(self) -> Sequence[DecisionRecord]:
+        """For a process of version 0.1.0, which asks for all at once."""
+        await self._up_to_date()
+        return self.machine.unfinished()
+
+    async def finish(self, txids: Iterable[TxId]) -> None:
+        await self._up_to_date()
+        known = tuple(txid for txid in txids if txid in self.machine.state.unfinished)
+        if known:
+            await self._run(Finish(known))
+
+    # Heuristics.
+
+    async def record_heuristic(self, heuristic: Heuristic) -> None:
+        await self._run(RecordHeuristic(heuristic, self._version >= TAGS_VERSION))
+
+    async def forget_heuristic(self, gid: Gid, *, request: str = "") -> bool:
+        return bool(await self._run(ForgetHeuristic(gid, request)))
+
+    async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]:
+        await self._up_to_date()
+        return self.machine.heuristics(include_forgotten=include_forgotten)
+
+    # For people.
+
+    async def record_act(self, act: Act) -> None:
+        await self._run(RecordAct(act.clipped(), ACTS_MAX))
+
+    async def acts(self, *, limit: int) -> Sequence[Act]:
+        bounds.check_limit(limit)
+        await self._up_to_date()
+        return self.machine.acts(limit)
+
+    async def transaction(self, txid: TxId) -> TransactionInfo | None:
+        bounds.check_asked(txid)
+        await self._up_to_date()
+        record = await self._record_of(txid)
+        if record is None and self.machine.record(txid) is Record.NOT_RECORDED:
+            undecided = self.machine.precommitted(txid)
+            return None if undecided is None else self._told_undecided(undecided)
+        return self._told(txid, record)
+
+    async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
+        bounds.check_limit(limit)
+        bounds.check_asked(before)
+        await self._up_to_date()
+        marker = None
+        if before is not None:
+            marker = await self._record_of(before)
+        found = {
+            record.txid: record
+            for record in self.machine.unfinished()
+            if marker is None or newest(marker) < newest(record)
+        }
+        # In this order: what is finished meanwhile is found twice, and not missed.
+        found |= {record.txid: record for record in await self._history(limit, marker)}
+        return [self._told(record.txid, record) for record in sorted(found.values(), key=newest)[:limit]]
+
+    async def _record_of(self, txid: TxId) -> DecisionRecord | None:
+        """As of one moment, although history is waited for: it may be decided, and finished, meanwhile."""
+        while True:
+            recorded = self.machine.record(txid)
+            record = self.machine.state.unfinished.get(txid) or await self._history_of(txid)
+            if record is not None or self.machine.record(txid) is recorded:
+                return record
+
+    def _told(self, txid: TxId, record: DecisionRecord | None) -> TransactionInfo:
+        heuristics = [
+            heuristic
+            for heuristic in self.machine.heuristics(include_forgotten=True)
+            if heuristic.gid.txid == txid
+        ]
+        protocol = "" if record is None else record.protocol
+        recorded = self.machine.record(txid)
+        if record is not None and recorded is Record.NOT_RECORDED:
+            recorded = Record(str(record.decision))  # the session is dropped, history is kept for longer
+        return TransactionInfo(
+            txid,
+            recorded,
+            self.machine.verdict(txid, protocol),
+            protocol,
+            () if record is None else record.branches,
+            None if record is None else record.decided_at,
+            "" if record is None else record.coordinator,
+            txid not in self.machine.state.unfinished,
+            tuple(heuristics),
+            cause="" if record is None else record.cause,
+        )
+
+    def _told_undecided(self, record: PrecommitRecord) -> TransactionInfo:
+        return TransactionInfo(
+            record.txid,
+            Record.NOT_RECORDED,
+            self.machine.verdict(record.txid, record.protocol),
+            record.protocol,
+            record.branches,
+            None,
+            record.coordinator,
+            finished=False,
+            heuristics=(),
+            precommitted=True,
+        )
+
+    async def backup(self, path: Path) -> int:
+        """Write a backup to ``path``; its size in bytes. Raises ``UsageError``, ``LedgerError``."""
+        raise UsageError(
+            f"a {self.backend} ledger writes no such backup to {path}: of a cluster, `undoubt cluster backup`"
+        )
+
+    async def info(self) -> LedgerInfo:
+        await self._up_to_date()
+        state = self.machine.state
+        infos = self.machine.session_infos()
+        return LedgerInfo(
+            ledger_id=state.ledger_id,
+            incarnation=state.incarnation,
+            url=self.settings.url,
+            backend=self.backend,
+            schema=self.schema,
+            ledger_time_s=state.time_ms / 1000,
+            sessions_open=sum(info.state is SessionState.OPEN for info in infos),
+            sessions_kept=len(infos),
+            unfinished=len(state.unfinished),
+            decisions_kept=sum(len(book.committed) + len(book.aborted) for book in state.sessions.values())
+            + len(state.unfinished),
+            heuristics_open=len(self.machine.heuristics(include_forgotten=False)),
+        )
+
+    # Upkeep, by whoever owns or leads the ledger.
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep. If that takes far longer than asked for (a stopped process, a machine without breath),
+        renewals may be waiting to be read: nobody is expired for that."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        await asyncio.sleep(seconds)
+        late_s = loop.time() - end
+        if late_s > seconds:
+            self._leases.postpone(late_s)
+
+    async def expire_due(self) -> list[int]:
+        """Expire the sessions that were not renewed in time; their numbers."""
+        expired = []
+        for number in self._leases.due(self.machine.session_infos(), self._clock()):
+            # Meanwhile it may have been renewed, and its coordinator told so.
+            if self._leases.is_due(number, self._clock()):
+                await self._run(ExpireSession(number))
+                expired.append(number)
+        return expired
+
+    async def advance_time(self) -> None:
+        """Tell the ledger how much time has passed, and drop the sessions that retention lets go."""
+        now = self._clock()
+        elapsed_ms = int((now - self._time_told_at) * 1000)
+        try:
+            await self._run(AdvanceTime(elapsed_ms, round(self.settings.retention_s * 1000)))
+        except LedgerError:
+            return  # told next time; time that is told late only makes retention longer
+        self._time_told_at += elapsed_ms / 1000
+
+
+def newest(record: DecisionRecord) -> tuple[float, TxId]:
+    """Sorts the newest decision first."""
+    txid = record.txid
+    return (-record.decided_at, TxId(-txid.session, txid.nonce, -txid.seq))

@@ -1,0 +1,73 @@
+"""Linearizable reads that wait: first for the leader to confirm that it leads, then for what it had
+committed.
+
+All that are asked for in one turn of the loop share one round (Ongaro's thesis §6.4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+
+from undoubt.coordinator.node.errors import NotLeading
+from undoubt.coordinator.raft import NotLeader, Raft, ReadState
+
+_Waiter = asyncio.Future[None]
+
+
+class ReadQueue:
+    def __init__(self) -> None:
+        self._new: list[_Waiter] = []
+        self._asked: dict[bytes, list[_Waiter]] = {}
+        self._confirmed: deque[tuple[int, list[_Waiter]]] = deque()
+        """With the index that has to be applied first, in order."""
+        self._number = 0
+
+    def ask(self, loop: asyncio.AbstractEventLoop) -> _Waiter:
+        future: _Waiter = loop.create_future()
+        self._new.append(future)
+        return future
+
+    def begin(self, raft: Raft) -> None:
+        """Ask for all that are new."""
+        if not self._new:
+            return
+        waiters, self._new = self._new, []
+        self._number += 1
+        context = self._number.to_bytes(8, "big")
+        try:
+            raft.read_index(context)
+        except NotLeader as error:
+            _fail(waiters, NotLeading(error.leader))
+        else:
+            self._asked[context] = waiters
+
+    def answered(self, states: Iterable[ReadState], applied: int) -> None:
+        for state in states:
+            self._confirmed.append((state.index, self._asked.pop(state.context)))
+        self.applied(applied)
+
+    def applied(self, index: int) -> None:
+        while self._confirmed and self._confirmed[0][0] <= index:
+            for future in self._confirmed.popleft()[1]:
+                if not future.done():
+                    future.set_result(None)
+
+    def lost(self, contexts: Iterable[bytes], leader: int) -> None:
+        for context in contexts:
+            _fail(self._asked.pop(context), NotLeading(leader))
+
+    def fail(self, error: BaseException) -> None:
+        """All of them."""
+        waiters = [*self._new, *(one for asked in self._asked.values() for one in asked)]
+        waiters += [one for _, confirmed in self._confirmed for one in confirmed]
+        self._new, self._asked = [], {}
+        self._confirmed.clear()
+        _fail(waiters, error)
+
+
+def _fail(waiters: Iterable[_Waiter], error: BaseException) -> None:
+    for future in waiters:
+        if not future.done():
+            future.set_exception(error)

@@ -1,0 +1,297 @@
+"""The second phase and the way back, common to every commit protocol that prepares."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.ledger.contract import Decision
+from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation, why_doomed
+from undoubt.coordinator.protocols.context import (
+    CommitContext,
+    Phase,
+    applied_elsewhere,
+    branch_record,
+    heuristic_outcome,
+    record_heuristic,
+    repeat_until_answered,
+)
+from undoubt.coordinator.protocols.first_phase import VoteTally
+from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.coordinator.uncancellable import Uncancellable, all_of, uncancellable
+from undoubt.participants.contract import HEURISTICS, Branch, CommitNotSent, Settled
+from undoubt.participants.errors import BranchFailed, ParticipantError, ParticipantRefused
+from undoubt.participants.ids import Gid
+
+log = logging.getLogger(__name__)
+
+BUSY_ATTEMPTS_MAX = 8
+"""How often a branch that answers BUSY is asked again (after 10, 20, 40 … ms) before recovery takes over."""
+HAZARD_LOOKS_MAX = 8
+"""How often the ledger is asked (after 10, 20, 40 … ms) whether a recovery has committed a branch of which
+its database proves nothing, before that is recorded as a hazard."""
+
+
+async def apply(context: CommitContext, prepared: Sequence[Branch], readers: Sequence[Branch]) -> None:
+    """Second phase. Whatever fails here is ``pending``: the transaction is committed all the same."""
+    context.pending = {branch.gid: branch for branch in prepared}
+    report_bugs(context, await all_of(_commit_branch(context, branch) for branch in prepared))
+    if context.pending:
+        context.enter(Phase.APPLIED)  # nobody waits for readers as long as they have to wait
+    pause_s = 0.05
+    while readers and context.pending:
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, 5.0)
+        await all_of(_commit_branch(context, branch) for branch in list(context.pending.values()))
+    await end_readers(context, readers)
+
+
+def report_bugs(context: CommitContext, results: Sequence[BaseException | None]) -> None:
+    """What nobody is told of changes nothing, and must be seen all the same."""
+    for error in results:
+        if isinstance(error, Exception):
+            log.error("the second phase of %s: %s", context.txid, error, exc_info=error)
+
+
+async def _commit_branch(context: CommitContext, branch: Branch) -> None:
+    await context.reach(TwoPhaseStep.BEFORE_SECOND_PHASE, branch.gid)
+    try:
+        settled = await _while_busy(branch.commit)
+    except ParticipantError:
+        return  # stays pending: recovery finishes it from the recorded decision
+    await context.reach(TwoPhaseStep.AFTER_SECOND_PHASE, branch.gid)
+    if settled is Settled.HEURISTIC_COMMIT or (
+        settled is Settled.HEURISTIC_HAZARD and await _committed_by_recovery(context, branch.gid)
+    ):
+        await branch.forget()  # not by this coordinator, but what was decided
+    elif settled in HEURISTICS:
+        await record_heuristic(context, branch, settled, Decision.COMMIT)
+    if settled in HEURISTICS or settled is Settled.APPLIED:
+        del context.pending[branch.gid]
+
+
+async def _while_busy(call: Callable[[], Awaitable[Settled]]) -> Settled:
+    settled = await call()
+    for attempt in range(BUSY_ATTEMPTS_MAX):
+        if settled is not Settled.BUSY:
+            break
+        await asyncio.sleep(0.01 * 2**attempt)
+        settled = await call()
+    return settled
+
+
+async def _committed_by_recovery(context: CommitContext, gid: Gid) -> bool:
+    """Whether a recovery that found the branch prepared has ended the transaction. After a promotion the
+    database does not count its own transaction ids from before as evidence; whoever has committed the branch
+    knows all the same."""
+    for attempt in range(HAZARD_LOOKS_MAX):
+        if await repeat_until_answered(lambda: applied_elsewhere(context.ledger, gid)):
+            return True
+        await asyncio.sleep(0.01 * 2**attempt)
+    return False
+
+
+async def end_readers(context: CommitContext, readers: Sequence[Branch]) -> None:
+    """COMMIT of the branches that only read, as far as their databases know; the transaction is committed.
+
+    A function can write through a foreign table, and that has no transaction id here. So a COMMIT that is
+    answered with an error, or with ROLLBACK, may have lost something: it is recorded and told. A connection
+    that was lost is not; there are many harmless ways to lose one that only read.
+    """
+    ends = await _commit_readers(context, readers)
+    for reader, error in [*ends.unsent, *ends.lost]:
+        log.warning("read-only branch %s did not end with its transaction: %s", reader.gid, error)
+    await _note_lost_writes(context, ends.refused)
+    context.enter(Phase.APPLIED)
+
+
+async def commit_readers_alone(context: CommitContext, readers: Sequence[Branch]) -> None:
+    """No branch has written, as far as the databases know: the answers to COMMIT are the decision.
+
+    Where none of them has committed, for certain, nothing is committed anywhere. Where some have it cannot be
+    known whether the others had anything to commit. An answer that was lost leaves the outcome open, unless
+    it is mixed without it: a branch without a transaction id may have written through a foreign table, or
+    have a notification to send, and no database tells cheaply that it has not.
+    """
+    if readers and context.remaining_s() <= 0:
+        await roll_back(context, readers, TimeoutError("the transaction's timeout has passed"))
+    context.enter(Phase.DECIDING)
+    ends = await _commit_readers(context, readers)
+    undone = [*ends.refused, *ends.unsent]
+    if ends.lost and not (undone and ends.committed):
+        lost = "; ".join(str(error) for _, error in ends.lost)
+        raise OutcomeUnknown(
+            context.txid, f"the answer to COMMIT was lost, and nothing proves either: {lost}"
+        ) from ends.lost[0][1]
+    if undone and not ends.committed:
+        await roll_back(context, (), undone[0][1])
+    context.enter(Phase.COMMITTED)
+    await _note_lost_writes(context, undone)
+    for reader, error in ends.lost:
+        await record_heuristic(context, reader, Settled.HEURISTIC_HAZARD, Decision.COMMIT, note=str(error))
+    context.enter(Phase.APPLIED)
+
+
+@dataclass(slots=True)
+class _Ends:
+    """What became of the COMMIT of branches that only read, and what was said."""
+
+    committed: list[Branch] = field(default_factory=list)
+    refused: list[tuple[Branch, BaseException]] = field(default_factory=list)
+    """Answered with no."""
+    unsent: list[tuple[Branch, BaseException]] = field(default_factory=list)
+    """Rolled back, because it was never asked to commit."""
+    lost: list[tuple[Branch, BaseException]] = field(default_factory=list)
+    """Not answered: it may have committed."""
+
+
+async def _commit_readers(context: CommitContext, readers: Sequence[Branch]) -> _Ends:
+    ends = _Ends()
+    for reader, result in zip(readers, await all_of(reader.commit() for reader in readers), strict=True):
+        if isinstance(result, BranchFailed | ParticipantRefused):
+            ends.refused.append((reader, result))
+        elif isinstance(result, CommitNotSent):
+            ends.unsent.append((reader, result.cause))
+        elif isinstance(result, BaseException):
+            ends.lost.append((reader, result))
+        else:
+            ends.committed.append(reader)
+    return ends
+
+
+async def _note_lost_writes(context: CommitContext, refused: Sequence[tuple[Branch, BaseException]]) -> None:
+    for reader, error in refused:
+        log.error(
+            "the COMMIT of read-only branch %s of a committed transaction failed: %s", reader.gid, error
+        )
+        context.heuristic_cause = context.heuristic_cause or error
+        await record_heuristic(context, reader, Settled.HEURISTIC_ROLLBACK, Decision.COMMIT, note=str(error))
+
+
+async def commit_in_one_phase(
+    context: CommitContext, writers: Sequence[Branch], readers: Sequence[Branch]
+) -> None:
+    """At most one branch has anything to commit: its own COMMIT is the decision."""
+    if not writers:
+        await commit_readers_alone(context, readers)
+        return
+    if context.remaining_s() <= 0:
+        await roll_back(context, context.branches, TimeoutError("the transaction's timeout has passed"))
+    for writer in writers:
+        context.enter(Phase.DECIDING)
+        try:
+            settled = await writer.commit_one_phase()
+        except (BranchFailed, ParticipantRefused) as error:
+            await roll_back(context, readers, error)
+        except ParticipantError as error:
+            raise OutcomeUnknown(context.txid, str(error)) from error
+        else:
+            await _judge_one_phase(context, writer, settled, readers)
+    context.enter(Phase.COMMITTED)
+    await end_readers(context, readers)
+
+
+async def _judge_one_phase(
+    context: CommitContext, writer: Branch, settled: Settled, readers: Sequence[Branch]
+) -> None:
+    """Return if it committed; raise what else is true."""
+    match settled:
+        case Settled.APPLIED:
+            return
+        case Settled.HEURISTIC_COMMIT:
+            await writer.forget()
+        case Settled.ABSENT | Settled.HEURISTIC_ROLLBACK:
+            await writer.forget()
+            participant = writer.gid.participant
+            await roll_back(context, readers, BranchFailed(participant, "rolled back instead of committing"))
+        case Settled.HEURISTIC_MIXED:
+            await record_heuristic(context, writer, settled, Decision.COMMIT)
+            raise heuristic_outcome(context, [settled], Decision.COMMIT)
+        case Settled.HEURISTIC_HAZARD | Settled.BUSY:
+            await writer.forget()
+            where = f"participant {writer.gid.participant!r}"
+            raise OutcomeUnknown(
+                context.txid, f"the answer of {where} to COMMIT was lost, and nothing there proves either"
+            )
+
+
+async def abort_after_votes(
+    context: CommitContext, tally: VoteTally, failure: BaseException, leave: Collection[Gid] = ()
+) -> NoReturn:
+    """Some branch will not, or may not, have prepared. ``leave``: as of :func:`roll_back`."""
+    for branch, kind in tally.heuristic:
+        await _note_heuristic_abort(context, branch, kind)
+    ended = {branch.gid for branch, _ in tally.heuristic}
+    live = [branch for branch in context.branches if branch.gid not in ended]
+    await roll_back(context, live, failure, leave)
+
+
+async def roll_back(
+    context: CommitContext, branches: Sequence[Branch], cause: BaseException, leave: Collection[Gid] = ()
+) -> NoReturn:
+    """Roll back ``branches``; always raises, ``TransactionAborted`` unless a branch did otherwise. Those in
+    ``leave`` are left to recovery, whatever they are.
+
+    A rollback that cannot be confirmed after PREPARE was sent makes an ABORT record, so that
+    the branch does not stay ACTIVE for as long as this coordinator's session lives; so does a PRECOMMIT.
+    """
+    context.cause = context.interruption or cause
+    context.enter(Phase.ABORTED)
+    finding_out = _find_out(context)
+    asked = [branch for branch in branches if branch.gid in context.asked]
+    context.pending = {branch.gid: branch for branch in branches if branch.gid in leave}
+    branches = [branch for branch in branches if branch.gid not in leave]
+    results = await all_of(_while_busy(branch.rollback) for branch in branches)
+    for branch, result in zip(branches, results, strict=True):
+        uncertain = isinstance(result, BaseException) or result is Settled.BUSY
+        if (uncertain and (branch.gid in context.asked or context.recorded)) or (
+            result is Settled.ABSENT and branch.gid in context.unanswered
+        ):
+            context.pending[branch.gid] = branch
+    cause = await finding_out
+    if (context.pending or context.precommitted) and not context.recorded:
+        await record_abort(context, asked)
+    kinds: list[Settled] = [*context.heuristics.values()]
+    for branch, result in zip(branches, results, strict=True):
+        if isinstance(result, Settled):
+            if branch.gid not in context.reading or result in HEURISTICS:
+                kinds.append(result)
+            if result in HEURISTICS:
+                await _note_heuristic_abort(context, branch, result)
+    if context.heuristics:
+        raise heuristic_outcome(context, kinds, Decision.ABORT) from cause
+    raise TransactionAborted(context.txid, cause, context.votes) from cause
+
+
+def _find_out(context: CommitContext) -> Uncancellable[BaseException]:
+    """The cause to tell: that which somebody has written down who cancelled a statement of a branch, if a
+    branch failed by that. Asked while branches are rolled back, and before ABORT may be recorded, which
+    forgets it."""
+
+    async def find_out() -> BaseException:
+        known = context.cause or TimeoutError("aborted")
+        if context.interruption is None and may_come_of_a_cancellation(known):
+            context.cause = known = await why_doomed(context.ledger, context.txid) or known
+        return known
+
+    return uncancellable(find_out())
+
+
+async def _note_heuristic_abort(context: CommitContext, branch: Branch, kind: Settled) -> None:
+    if kind is Settled.HEURISTIC_ROLLBACK:
+        await branch.forget()  # on its own, but what is being done anyway
+    else:
+        await record_heuristic(context, branch, kind, Decision.ABORT)
+
+
+async def record_abort(context: CommitContext, branches: Sequence[Branch]) -> None:
+    """Write ABORT down, for as long as it takes."""
+    records = [branch_record(branch, None) for branch in branches]
+    await repeat_until_answered(
+        lambda: context.ledger.decide(context.txid, Decision.ABORT, records, protocol=context.protocol)
+    )
+    context.recorded = True

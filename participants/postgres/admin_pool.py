@@ -1,0 +1,149 @@
+"""Sessions for what belongs to no branch: lists, second phases after a crash, evidence, wait graphs.
+
+A few at most, opened when first needed and again when lost; several, so that branches can be settled side by
+side and a slow one does not hold up the lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from undoubt.participants.believed import Fault
+from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.postgres.belief import believe, look, same_schema, uses_schema
+from undoubt.participants.postgres.pool import Pool, S, Slot
+from undoubt.participants.postgres.session import (
+    CommandResult,
+    NoAnswer,
+    NotSent,
+    Row,
+    ServerError,
+    ServerParameters,
+    ServerSession,
+)
+from undoubt.participants.postgres.sqlstate import (
+    NO_STATEMENT,
+    READ_ONLY_TRANSACTION,
+    participant_error,
+    schema_changed,
+)
+
+SESSIONS_MAX = 8
+
+
+class Management:
+    """Statements of undoubt's own on one participant, outside branches."""
+
+    def __init__(
+        self,
+        participant: str,
+        connect: Callable[[], Awaitable[S]],
+        timeout_s: float,
+        *,
+        idle_s: float = 0.0,
+        schema_owners: Sequence[str] = (),
+    ) -> None:
+        self.participant = participant
+        self._schema_owners = schema_owners
+        self.timeout_s = timeout_s
+        self._pool: Pool[ServerSession] = Pool(participant, connect, SESSIONS_MAX, idle_s=idle_s)
+
+    async def read(self, sql: str, *args: object) -> Sequence[Row]:
+        """One statement that changes nothing. Repeated once on a new session if an old one turns out to be
+        lost. Raises ``ParticipantError``."""
+        try:
+            return await self.ask(sql, *args)
+        except ServerError as error:
+            raise participant_error(self.participant, error) from error
+
+    async def ask(self, sql: str, *args: object) -> Sequence[Row]:
+        """Like :meth:`read`, but raises ``ServerError`` as it is. If the statement uses schema ``undoubt``,
+        that is looked at first: raises ``ParticipantRefused`` if it is not to be believed."""
+        async with self._slot() as slot:
+            try:
+                return await self._rows(slot.session, sql, args)
+            except (NoAnswer, NotSent) as error:
+                if slot.fresh:
+                    raise participant_error(self.participant, error) from error
+            except ServerError as error:
+                if slot.fresh or not (error.fatal or error.sqlstate == NO_STATEMENT):
+                    raise
+                slot.session.discard()
+        # Its neighbours were lost with it, or forgotten by a firewall, or know the schema as it was.
+        self._pool.drop_idle()
+        async with self._slot(fresh=True) as slot:
+            try:
+                return await self._rows(slot.session, sql, args)
+            except (NoAnswer, NotSent) as error:
+                raise participant_error(self.participant, error) from error
+
+    async def _rows(self, session: ServerSession, sql: str, args: tuple[object, ...]) -> Sequence[Row]:
+        if uses_schema(sql):
+            await self._believe(session)
+        return await session.rows(sql, *args, timeout_s=self.timeout_s)
+
+    async def change(self, session: ServerSession, sql: str) -> CommandResult:
+        """One statement that uses schema ``undoubt``, after a look at that. Raises ``ParticipantRefused`` if
+        it is not to be believed, else what ``session`` raises."""
+        if session.intro.schema is None:
+            await self._believe(session)
+        try:
+            return await session.script(same_schema(session.intro) + sql, timeout_s=self.timeout_s)
+        except ServerError as error:
+            if not schema_changed(error):
+                raise
+        await self._believe(session)  # nothing else of the script was carried out
+        return await session.script(same_schema(session.intro) + sql, timeout_s=self.timeout_s)
+
+    async def faults(self) -> Sequence[Fault]:
+        """What speaks against believing schema ``undoubt`` now. Raises ``ParticipantError``."""
+        async with self._slot() as slot:
+            try:
+                return await look(slot.session, self._schema_owners, self.timeout_s)
+            except (ServerError, NoAnswer, NotSent) as error:
+                raise participant_error(self.participant, error) from error
+
+    async def _believe(self, session: ServerSession) -> None:
+        try:
+            await believe(self.participant, session, self._schema_owners, self.timeout_s)
+        except ParticipantRefused:
+            session.discard()  # the next one is introduced without the schema
+            raise
+
+    async def who(self) -> ServerParameters:
+        """What the server said about itself. Raises ``ParticipantError``."""
+        async with self._slot() as slot:
+            return slot.session.intro
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[ServerSession]:
+        """A session for statements that must not be repeated blindly."""
+        async with self._slot() as slot:
+            try:
+                yield slot.session
+            except (NoAnswer, NotSent):
+                self._pool.drop_idle()  # so that whoever asks again gets a new one
+                raise
+
+    def close(self) -> None:
+        self._pool.close()
+
+    @asynccontextmanager
+    async def _slot(self, *, fresh: bool = False) -> AsyncIterator[Slot[ServerSession]]:
+        slot = await self._pool.acquire(self.timeout_s, fresh=fresh)
+        try:
+            yield slot
+        finally:
+            self._pool.release(slot)
+
+
+def refuse_standby(participant: str, row: Row) -> None:
+    """Raise ``ParticipantRefused`` if the answer with column ``standby`` came from one."""
+    if row["standby"]:
+        raise ParticipantRefused(
+            participant,
+            "its server is a standby (pg_is_in_recovery()), which shows no prepared transactions: name the"
+            " primary in the dsn, or all hosts of the cluster",
+            sqlstate=READ_ONLY_TRANSACTION,
+        )

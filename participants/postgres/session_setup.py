@@ -1,0 +1,197 @@
+"""The first round trip of a branch: clean up after the last one, set the session up, begin, and mark.
+
+The marker, a setting that lasts exactly as long as its transaction, is how the last round trip knows that the
+transaction it ends is still the one that was begun here.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+
+from undoubt.participants.ids import Gid, SessionKey
+from undoubt.participants.postgres.belief import same_schema
+from undoubt.participants.postgres.pool import S, Slot
+from undoubt.participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
+from undoubt.participants.postgres.session import ServerParameters, ServerSession
+from undoubt.participants.postgres.sql import fill, literal, query
+
+APPLICATION_NAME_BYTES_MAX = 63
+"""NAMEDATALEN - 1: longer names are cut by the server."""
+
+REPORT_BYTES_MAX = 18
+"""``#``, twelve bytes in base64, and a full stop to show that nothing was cut."""
+
+_BUCKETS_S = (
+    1,
+    2,
+    5,
+    10,
+    15,
+    20,
+    30,
+    45,
+    60,
+    90,
+    120,
+    180,
+    300,
+    600,
+    900,
+    1800,
+    3600,
+    7200,
+    14400,
+    43200,
+    86400,
+)
+"""Timeouts are rounded up to one of these, so that a session seldom needs another setting."""
+
+_SYNCHRONOUS = frozenset({"on", "remote_apply"})
+
+
+def ledger_name(ledger_id: str) -> str:
+    """The application_name of sessions that are in no branch."""
+    return f"undoubt:{ledger_id}"
+
+
+BY_PID = "~"
+"""Before a hash that is of the session's process id."""
+
+BY_ROLE = "@"
+"""Before one that is of no process id, since a pooler hides it: it is believed of certain roles only."""
+
+
+def known_pid(session: ServerSession) -> int:
+    """The process id by which :func:`branch_name` binds a name to ``session``: 0 behind a pooler, where the
+    next transaction may be in another process."""
+    return 0 if session.intro.pooled else session.pid
+
+
+def branch_name(gid: Gid, key: SessionKey, pid: int) -> str:
+    """The application_name of a session inside the branch ``gid``, whose ledger session has that ``key``;
+    ``pid`` is :func:`known_pid`'s. ``undoubt:<ledger>:<session>.<seq>~<hash>``, behind a pooler with ``@``
+    instead of ``~``; without a key the transaction's id stands behind the ledger.
+
+    Without the transaction if the name would be cut, since the head of a number is another number. With a
+    key that happens only once session and seq have more than 34 digits together."""
+    proof = key.backend(gid.txid, pid)
+    numbers = f"{gid.txid.session}.{gid.txid.seq}{BY_PID if pid else BY_ROLE}{proof}"
+    name = f"{ledger_name(gid.ledger)}:{numbers if proof else gid.txid}"
+    return name if len(name) <= APPLICATION_NAME_BYTES_MAX else ledger_name(gid.ledger)
+
+
+def report_head(name: str, *, pooler: bool) -> str:
+    """What PREPARE's guard writes into application_name before the transaction id that it reports
+    (:func:`undoubt.participants.postgres.history.read_report`).
+
+    ``name`` is :func:`branch_name`'s. It stands there where there is room for both, so that a PREPARE that
+    waits for a lock is still known to the detector of deadlocks; behind a pooler the server's history takes
+    the room.
+    """
+    fits = len(name) + REPORT_BYTES_MAX <= APPLICATION_NAME_BYTES_MAX
+    return f"{name}#" if fits and not pooler else "xid#"
+
+
+def marker(gid: Gid) -> str:
+    """The value of ``undoubt.tx`` in that branch. The branch's number is part of it: two branches of one
+    transaction may share a server."""
+    return f"{gid.txid}:{gid.branch}"
+
+
+def guard_script(gid: Gid, head: str, intro: ServerParameters, owners: Iterable[str]) -> str:
+    """What goes before PREPARE TRANSACTION in its round trip; ``head`` is :func:`report_head`'s, ``owners``
+    are the settings'."""
+    script = _durable(fill("guard_prepare", marker=marker(gid), report=head))
+    position = query("guard_position" if intro.tells_position else "guard_no_position")
+    script = script.replace("{position}", position).replace("{place}", _place(intro))
+    if intro.pooled and intro.tells_history:
+        script = same_schema(intro) + script
+    may_stray = intro.strays or intro.superuser or intro.version < ADMIN_OF_ITSELF_BEFORE_VERSION
+    if intro.pooled or may_stray:
+        # Any role else that a session can take on was granted to the one that logged in.
+        guard = guard_role(intro.role, owners, pooled=intro.pooled, superuser=intro.superuser)
+        script = f"{guard}; {script}"
+    return f"{query('guard_deferred')}; {script}"
+
+
+def commit_guard(gid: Gid) -> str:
+    """What goes before a plain COMMIT in its round trip."""
+    return _durable(fill("guard_commit", marker=marker(gid)))
+
+
+def _durable(guard: str) -> str:
+    return guard.replace("{durable}", query("guard_durable"))
+
+
+def _place(intro: ServerParameters) -> str:
+    """SQL of what is reported of the place of a transaction id: nothing where the session knows it by itself,
+    or where nobody is told. Without the right to ask for the server's identity there is no reason to fail."""
+    if not intro.pooled or (intro.system is None and not intro.tells_history):
+        return "''"
+    return query("guard_place_history" if intro.tells_history else "guard_place_system")
+
+
+def timeouts_ms(timeout_s: float, intro: ServerParameters) -> tuple[int, int]:
+    """lock_timeout and idle_in_transaction_session_timeout for a branch that is to end within ``timeout_s``
+    seconds, in milliseconds; never longer than what the server sets by itself."""
+    index = bisect.bisect_left(_BUCKETS_S, timeout_s)
+    bucket = _BUCKETS_S[min(index, len(_BUCKETS_S) - 1)]
+    return _shorter(bucket, intro.lock_timeout_s), _shorter(bucket, intro.idle_timeout_s)
+
+
+def _shorter(bucket: int, own_s: float) -> int:
+    return bucket * 1000 if own_s <= 0 else min(bucket * 1000, max(round(own_s * 1000), 1))
+
+
+def begin_script(slot: Slot[S], gid: Gid, name: str, timeouts: tuple[int, int]) -> str:
+    """One simple query; ``name`` is :func:`branch_name`'s.
+
+    SET LOCAL and not set_config(): a SELECT would take a snapshot, and the application could not choose
+    its isolation level any more. Behind a transaction pooler everything lasts for the transaction only.
+    """
+    intro = slot.session.intro
+    if intro.pooled:
+        return local_script(gid, name, intro, timeouts, begin="begin")
+    begin = ["begin", *(["set local role none"] if intro.as_login else []), *_marks(gid, name)]
+    before = [query("reset")] if slot.used else []
+    if slot.used or slot.timeouts_ms != timeouts:
+        before += _settings(intro, timeouts, "set")
+    if before:
+        # In a transaction of its own: UNLISTEN forbids PREPARE, and a rollback would undo the settings.
+        before = ["begin", *before, "commit"]
+    return "; ".join([*before, *begin])
+
+
+def clean_script(slot: Slot[S]) -> str:
+    """One simple query, for a session that an application has used and nobody needs now: what was left in it
+    is gone, and the timeouts are those of its last branch, which the next one is likely to want as well."""
+    settings = [] if slot.timeouts_ms is None else _settings(slot.session.intro, slot.timeouts_ms, "set")
+    return "; ".join([query("reset"), *settings])
+
+
+def local_script(
+    gid: Gid, name: str, intro: ServerParameters, timeouts: tuple[int, int], *, begin: str
+) -> str:
+    """The same without a trace in the session: for one that others use as well. ``begin`` is empty where a
+    transaction has begun already."""
+    settings = _settings(intro, timeouts, "set local")
+    return "; ".join([*([begin] if begin else []), *_marks(gid, name), *settings])
+
+
+def _marks(gid: Gid, name: str) -> list[str]:
+    return [
+        f"set local undoubt.tx = {literal(marker(gid))}",
+        f"set local application_name = {literal(name)}",
+    ]
+
+
+def _settings(intro: ServerParameters, timeouts: tuple[int, int], how: str) -> list[str]:
+    lock_ms, idle_ms = timeouts
+    settings = [
+        f"{how} lock_timeout = '{lock_ms}ms'",
+        f"{how} idle_in_transaction_session_timeout = '{idle_ms}ms'",
+    ]
+    if intro.synchronous_commit not in _SYNCHRONOUS:
+        settings.append(f"{how} synchronous_commit = 'on'")
+    return settings

@@ -1,0 +1,158 @@
+"""One connection of a session as a branch: in the place of SQLAlchemy's own transaction on it."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from undoubt.integrations.sqlalchemy.adopted import Adopted
+from undoubt.integrations.sqlalchemy.asyncpg_driver import AsyncpgAdopted
+from undoubt.integrations.sqlalchemy.psycopg_driver import PsycopgAdopted
+from undoubt.integrations.sqlalchemy.taken import LoanState, Taken
+from undoubt.participants.contract import Branch
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import NO_KEY, Gid, SessionKey
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.pool import Slot
+
+if TYPE_CHECKING:
+    from undoubt.integrations.sqlalchemy.unit_of_work import Unit
+
+_INTRODUCED = "undoubt.introduced"
+_TAKEN = "undoubt.taken"
+_UNIT = "undoubt.unit"
+
+
+class EnlistedConnection:
+    """What a ``SessionTransaction`` keeps for one of its connections, and what the engine opens the branch
+    with. ``root`` is SQLAlchemy's transaction on the connection: it is told what became of it at the end,
+    when there is nothing left for it to do.
+    """
+
+    def __init__(self, unit: Unit, connection: sa.Connection, root: sa.RootTransaction, name: str) -> None:
+        self._unit = unit
+        self._connection = connection
+        self._root = root
+        self._info = connection.info
+        self.name = name
+        self._taken: Taken | None = None
+        self._drop: weakref.finalize[..., Any] | None = None
+        self._over = False
+
+    # What SQLAlchemy's session asks of a transaction.
+
+    @property
+    def is_active(self) -> bool:
+        return not self._over
+
+    def commit(self) -> None:
+        self._unit.commit()
+
+    def rollback(self) -> None:
+        self._unit.rollback()
+
+    def close(self) -> None:
+        self._unit.rollback()
+
+    @property
+    def taken(self) -> Taken | None:
+        """The connection as the engine has it, once it may have something to do with it."""
+        return self._taken
+
+    # What the engine asks of who opens a branch.
+
+    async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
+        participant = self._unit.participant(self.name)
+        adopted = _taken_over(self._connection)
+        session = adopted.session
+        self._taken = taken = Taken(adopted, participant.settings.statement_timeout_s)
+        self._info[_TAKEN] = taken
+        # Weakly: a session that is dropped must be collected, and its connections with it.
+        self._info[_UNIT] = weakref.ref(self._unit)
+        self._drop = weakref.finalize(self, taken.dropped)
+        self._drop.atexit = False
+        try:
+            if _INTRODUCED not in self._info:
+                await participant.introduce(session)
+                self._info[_INTRODUCED] = session.intro
+            session.intro = self._info[_INTRODUCED]
+            return await participant.adopt(
+                Slot(session, fresh=False),
+                adopted,
+                gid,
+                timeout_s=timeout_s,
+                key=key,
+                begin=adopted.begin(gid),
+                give_back=taken.given_back,
+            )
+        except BaseException:
+            taken.fail()
+            raise
+
+    # What the unit of work says at the end, in the session's thread.
+
+    def finish(self, *, committed: bool) -> None:
+        """Give the connection back, or leave it to the engine. May be repeated."""
+        if self._over:
+            return
+        self._over = True
+        if self._drop is not None:
+            self._drop.detach()
+        self._info.pop(_TAKEN, None)
+        self._info.pop(_UNIT, None)
+        before = LoanState.READY if self._taken is None else self._taken.finish()
+        if before is LoanState.GONE:
+            return
+        if before is not LoanState.READY:
+            self._connection.invalidate()
+        elif committed:
+            self._root.commit()
+            return
+        self._root.rollback()
+
+
+def checked_in(_: object, record: Any) -> None:
+    """The pool's event: a connection comes back."""
+    taken = record.info.pop(_TAKEN, None)
+    record.info.pop(_UNIT, None)
+    if isinstance(taken, Taken):
+        taken.lost()
+        if taken.closed and record.dbapi_connection is not None:
+            record.invalidate()
+
+
+def failed(context: sa.engine.ExceptionContext) -> None:
+    """The engine's event: a statement has failed. Raises ``TransactionAborted`` if that is why."""
+    connection, error = context.connection, context.original_exception
+    if connection is None or connection.closed or connection.invalidated or not isinstance(error, Exception):
+        return
+    found = connection.info.get(_UNIT)
+    unit: Unit | None = None if found is None else found()
+    taken = connection.info.get(_TAKEN)
+    if isinstance(taken, Taken):
+        taken.note_failure(error)
+    if unit is not None:
+        unit.failed(error)
+
+
+def _taken_over(connection: sa.Connection) -> Adopted:
+    driver = connection.dialect.driver
+    proxied = connection.connection
+    if driver in {"psycopg", "psycopg_async"}:
+        raw: Any = proxied.driver_connection
+        return PsycopgAdopted(raw)
+    if driver == "asyncpg":
+        return AsyncpgAdopted(proxied.dbapi_connection)
+    raise UsageError(
+        f"the engine {connection.engine!r} works with {connection.dialect.name}+{driver}, and undoubt with"
+        " postgresql+psycopg and postgresql+asyncpg alone: name one of these in its URL"
+    )
+
+
+def checked(participant: object, name: str) -> PostgresParticipant:
+    """``participant``, if branches of it can be on other people's connections."""
+    if not isinstance(participant, PostgresParticipant):
+        raise UsageError(f"participant {name!r} is no PostgreSQL database that an engine could lead to")
+    return participant

@@ -1,0 +1,174 @@
+"""One unit of work: the connections that a session used in one transaction, and their one end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm.session import SessionTransaction, SessionTransactionState
+
+from undoubt.coordinator.errors import TransactionAborted
+from undoubt.coordinator.transaction import Transaction
+from undoubt.integrations.sqlalchemy.enlisted_connection import EnlistedConnection, checked
+from undoubt.integrations.sqlalchemy.sync_bridge import Bridge
+from undoubt.integrations.sqlalchemy.taken import abort_later
+from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.participants.postgres import PostgresParticipant
+
+if TYPE_CHECKING:
+    from undoubt.integrations.sqlalchemy.session import Session
+
+log = logging.getLogger(__name__)
+
+RELEASE_GRACE_S = 1.0
+"""How long the end waits for connections that the engine still uses, before it leaves them to the engine."""
+
+
+class Unit:
+    """``root`` is the session's outermost transaction."""
+
+    def __init__(self, session: Session, root: SessionTransaction, bridge: Bridge) -> None:
+        self._session = session
+        self._root = root
+        self._bridge = bridge
+        self._transaction: Transaction | None = None
+        self._members: list[EnlistedConnection] = []
+        self._failure: BaseException | None = None
+        """Why a connection could not become a branch: then nothing of the unit may commit."""
+        self.over = False
+
+    def belongs_to(self, root: SessionTransaction) -> bool:
+        return self._root is root and not self.over
+
+    def participant(self, name: str) -> PostgresParticipant:
+        return checked(self._bridge.engine.participants.get(name), name)
+
+    def adopt(self, connection: sa.Connection, name: str | None) -> None:
+        """Make ``connection``, on which SQLAlchemy has just begun, a branch of participant ``name``."""
+        # The entry first: whatever goes wrong now, SQLAlchemy must not commit this connection by itself.
+        kept: Any = self._root._connections
+        _, begun, should_commit, autoclose = kept[connection]
+        member = EnlistedConnection(self, connection, begun, name or "")
+        kept[connection] = kept[connection.engine] = (connection, member, should_commit, autoclose)
+        self._members.append(member)
+        try:
+            self._check(connection, name, autoclose)
+            self._bridge.call(self._adopt, member)
+        except BaseException as error:
+            self._failure = self._failure or error
+            raise
+
+    def _check(self, connection: sa.Connection, name: str | None, autoclose: bool) -> None:
+        engine = connection.engine
+        if not autoclose:
+            raise UsageError("the session is bound to a Connection; bind it to engines, whose pools it uses")
+        if connection.dialect.name != "postgresql":
+            raise UsageError(f"{engine!r} is no PostgreSQL, so it cannot take part in this session's commit")
+        if name is None:
+            raise UsageError(
+                f"{engine!r} has no participant: name the one that leads to the same database, in"
+                " Session(participants={engine: name, …})"
+            )
+        if connection.dialect.is_async is not self._bridge.awaits:
+            raise UsageError(
+                "a synchronous Session works with the coordinator of undoubt.sync.connect() and synchronous"
+                " engines, an AsyncSession with that of undoubt.connect() and asynchronous ones;"
+                f" {engine!r} is of the other kind"
+            )
+
+    def commit(self) -> None:
+        """Once, however many connections there are; when it returns, all of them are committed."""
+        if self.over:
+            return
+        if self._failure is not None:
+            self.rollback()
+            if self._transaction is None:
+                raise self._failure
+            raise TransactionAborted(self._transaction.id, self._failure) from self._failure
+        self.over = True
+        try:
+            self._call(self._commit)
+        except TransactionAborted:
+            self._finish(committed=False)
+            raise
+        except BaseException:
+            self._leave()
+            raise
+        self._finish(committed=True)
+
+    def rollback(self) -> None:
+        """Does nothing once ``commit`` has been called: after the decision nobody rolls back."""
+        if self.over:
+            return
+        self.over = True
+        try:
+            self._call(self._rollback)
+        except UndoubtError as error:
+            log.debug("the transaction is over without us: %s", error)
+        finally:
+            self._finish(committed=False)
+
+    def failed(self, error: Exception) -> None:
+        """A statement on one of its connections has: raise ``TransactionAborted`` if the transaction was
+        aborted from outside, which a driver cannot know."""
+        transaction = self._transaction
+        if transaction is None or self.over:
+            return
+        cause = self._bridge.call(transaction.find_out, error)
+        if cause is not None:
+            raise TransactionAborted(transaction.id, cause) from error
+
+    def _call(self, function: Callable[[Transaction], Coroutine[Any, Any, None]]) -> None:
+        if self._transaction is not None:
+            self._bridge.call(function, self._transaction)
+
+    def _finish(self, *, committed: bool) -> None:
+        for member in self._members:
+            member.finish(committed=committed)
+
+    def _leave(self) -> None:
+        """Nobody can say that it has committed, or that it has not: neither event may tell so. The session's
+        transaction is closed without one, and its objects are read again when they are next used."""
+        self._finish(committed=False)
+        with self._root._expect_state(SessionTransactionState.CLOSED):
+            self._root.close()
+        self._session.expire_all()
+
+    # In the engine's loop.
+
+    async def _adopt(self, member: EnlistedConnection) -> None:
+        if self._transaction is None:
+            transaction = self._bridge.engine.transaction(
+                timeout=self._session.undoubt_timeout, protocol=self._session.undoubt_protocol
+            )
+            self._transaction = await transaction.start()
+        await self._transaction.adopt(member)
+        if member.taken is not None:
+            loop = asyncio.get_running_loop()
+            member.taken.on_lost = abort_later(loop, self._transaction, member.name)
+
+    async def _commit(self, transaction: Transaction) -> None:
+        try:
+            await transaction.commit()
+        finally:
+            await self._settle()
+
+    async def _rollback(self, transaction: Transaction) -> None:
+        try:
+            await transaction.rollback()
+        finally:
+            await self._settle()
+
+    async def _settle(self) -> None:
+        waiting = [
+            asyncio.ensure_future(member.taken.done.wait())
+            for member in self._members
+            if member.taken is not None
+        ]
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=RELEASE_GRACE_S)
+            for each in late:
+                each.cancel()

@@ -1,0 +1,100 @@
+"""Where settings become things: the ledger and the participants of one process.
+
+``undoubt.connect`` and the command line build on it. Drivers and SQLAlchemy are imported here, when they are
+first needed, and nowhere above.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING
+
+from undoubt.coordinator.errors import LedgerMissing
+from undoubt.participants.errors import UnknownParticipant
+from undoubt.participants.ids import new_ledger_id
+from undoubt.participants.redact import redact
+from undoubt.participants.registry import Registry
+
+if TYPE_CHECKING:
+    from undoubt.config import Settings
+    from undoubt.coordinator.ledger.contract import Ledger
+    from undoubt.participants.postgres.drivers import Handles
+    from undoubt.participants.postgres.on_connect import OnConnect
+    from undoubt.recovery.lost import LeftoverBranches
+
+    OnConnects = OnConnect | Mapping[str, OnConnect]
+
+
+def registry(
+    settings: Settings,
+    ledger_id: str,
+    *,
+    handles: Handles = "async",
+    on_connect: OnConnects | None = None,
+) -> Registry:
+    """The participants of the settings, not yet connected to. Close it when done. ``handles``: what their
+    branches give to the application, asynchronous or synchronous connections. ``on_connect``: a hook for new
+    connections, or several by participant. Raises ``UnknownParticipant`` if one is for none of them."""
+    # A driver is needed by nobody who has no participant.
+    from undoubt.participants.postgres import PostgresParticipant  # noqa: PLC0415
+
+    hooks: dict[str, OnConnect | None] = dict.fromkeys(settings.participants)
+    if isinstance(on_connect, Mapping):
+        hooks.update(on_connect)
+    else:
+        hooks = dict.fromkeys(hooks, on_connect)
+    found = Registry()
+    for name, participant in settings.participants.items():
+        found.add(
+            PostgresParticipant(
+                name, participant, ledger_id=ledger_id, handles=handles, on_connect=hooks.pop(name, None)
+            )
+        )
+    for name in hooks:
+        raise UnknownParticipant(name, list(settings.participants))
+    return found
+
+
+async def left_prepared(settings: Settings) -> LeftoverBranches:
+    """What a ledger that is not there any more has left in the participants of the settings."""
+    from undoubt.recovery.lost import branches_left  # noqa: PLC0415 - what it imports is needed where a ledger is missing
+
+    participants = registry(settings, new_ledger_id())
+    try:
+        return await branches_left(participants)
+    finally:
+        await participants.close()
+
+
+async def nothing_left(settings: Settings) -> None:
+    """Before a ledger is made that nobody has asked for: every participant of the settings answers, and none
+    has a branch that is this installation's. Raises ``LedgerMissing``."""
+    left = await left_prepared(settings)
+    url = redact(settings.ledger.url)
+    if left.branches:
+        raise LedgerMissing(
+            f"no ledger at {url}, and there was one: {left.told()}. Nothing was made. Look for the ledger, or"
+            " bring it back from a backup: `undoubt ledger restore BACKUP`. If it is lost:"
+            f" `undoubt ledger init` makes a new one, and `undoubt recover --adopt {left.ledgers[0]}` ends"
+            " what it has left"
+        )
+    if left.unreachable:
+        names = "; ".join(f"{name} does not answer ({error})" for name, error in left.unreachable.items())
+        raise LedgerMissing(
+            f"no ledger at {url}, and nobody can tell whether there was one: {names}. Nothing was made."
+            " If it is to be a new one: `undoubt ledger init`"
+        )
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[tuple[Ledger, Registry]]:
+    """The ledger and the participants of the settings; both are closed on exit. Raises ``LedgerError``."""
+    from undoubt.coordinator.ledger import open_ledger  # noqa: PLC0415
+
+    async with contextlib.AsyncExitStack() as stack:
+        ledger = await open_ledger(settings.ledger)
+        stack.push_async_callback(ledger.close)
+        participants = registry(settings, ledger.ledger_id)
+        stack.push_async_callback(participants.close)
+        yield ledger, participants
