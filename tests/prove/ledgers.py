@@ -31,7 +31,8 @@ class SqliteLedgers:
         """Nothing needs to run."""
 
     async def caught_up(self) -> bool:
-        """Return once nothing that is decided is on its way into the ledger: whether anything was."""
+        """Return once no decision is on its way into the ledger: whether recovery has to look once more, at
+        what came there late."""
         return False
 
     async def fresh(self, name: str) -> dict[str, object]:
@@ -81,12 +82,11 @@ class RaftLedgers(SqliteLedgers):
         told it, the leader does, some time after that coordinator's session has ended."""
         if self.nodes is None:
             raise RuntimeError("build comes first")
-        waited = False
         async with within("the ledger's copy of what its acceptors hold"):
             while await self.nodes.held():
-                waited = True
                 await asyncio.sleep(0.1)
-        return waited
+        # It may also have come between recovery's last look and this one.
+        return await self.nodes.has_unfinished()
 
     async def fresh(self, name: str) -> dict[str, object]:
         if self.nodes is None:

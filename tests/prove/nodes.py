@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -211,23 +212,36 @@ class Nodes:
 
     async def held(self) -> set[TxId]:
         """Transactions that an acceptor which runs keeps and has not seen recorded."""
-        settings = LedgerSettings(url=f"raft://{self.url}", request_timeout_s=30.0)
-        ledger = await ClusterLedger.open(settings)
-        try:
+        async with self._opened() as ledger:
             sessions = [session.id for session in await ledger.sessions() if session.acceptors]
-        finally:
-            await ledger.close()
         asked = [
             admin.ask(
                 self.addresses[node],
                 HeldCall(tuple(sessions[first : first + SESSIONS_MAX])),
                 30.0,
-                wire_of(settings),
+                wire_of(self._patient),
             )
             for node in self.running
             for first in range(0, len(sessions), SESSIONS_MAX)
         ]
         return {txid for told in await asyncio.gather(*asked) for txid in told}
+
+    async def has_unfinished(self) -> bool:
+        """Whether the ledger has a decision that some branch may not have applied."""
+        async with self._opened() as ledger:
+            return bool(await ledger.unfinished(limit=1))
+
+    @property
+    def _patient(self) -> LedgerSettings:
+        return LedgerSettings(url=f"raft://{self.url}", request_timeout_s=30.0)
+
+    @contextlib.asynccontextmanager
+    async def _opened(self) -> AsyncIterator[ClusterLedger]:
+        ledger = await ClusterLedger.open(self._patient)
+        try:
+            yield ledger
+        finally:
+            await ledger.close()
 
     async def leader(self) -> int:
         """Once somebody leads."""
