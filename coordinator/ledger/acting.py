@@ -14,6 +14,7 @@ import pwd
 import socket
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -56,19 +57,27 @@ class Records(Protocol):
     async def record_act(self, act: Act) -> None: ...
 
 
+@dataclass(slots=True)
+class CameOf:
+    """What came of an act whose body raised nothing. A body that did nothing, or not all of it, says so."""
+
+    result: str = DONE
+
+
 @contextlib.asynccontextmanager
-async def acting(ledger: Records, act: Act, *, needed: bool = True) -> AsyncIterator[None]:
+async def acting(ledger: Records, act: Act, *, needed: bool = True) -> AsyncIterator[CameOf]:
     """Record an act around its body. Raises ``LedgerError`` before the body runs; what the body raises is
-    recorded as the result. An act that is not ``needed`` to be recorded, since it changes nothing, is logged
-    where that cannot be."""
+    recorded as the result, else what it says of itself in what it is given. An act that is not ``needed`` to
+    be recorded, since it changes nothing, is logged where that cannot be."""
     try:
         await _record(ledger, act)
     except LedgerError as error:
         if needed:
             raise
         log.warning("%s of %s by %s is not recorded: %s", act.verb, act.subject, act.who, error)
+    came_of = CameOf()
     try:
-        yield
+        yield came_of
     except asyncio.CancelledError:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RESULT_S):
@@ -77,7 +86,7 @@ async def acting(ledger: Records, act: Act, *, needed: bool = True) -> AsyncIter
     except Exception as error:
         await _record_result(ledger, act, f"{type(error).__name__}: {error}")
         raise
-    await _record_result(ledger, act, DONE)
+    await _record_result(ledger, act, came_of.result)
 
 
 async def _record(ledger: Records, act: Act) -> None:

@@ -34,6 +34,10 @@ class About(msgspec.Struct, frozen=True):
     version: str
 
 
+NOT_IN_BACKUP = "not in this backup, which was made before the act had ended"
+"""What a restored ledger knows of the end of an act that was under way: that of making the backup is one."""
+
+
 class Backup(msgspec.Struct, frozen=True, array_like=True):
     about: About
     image: bytes

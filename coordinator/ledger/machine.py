@@ -251,6 +251,13 @@ class Machine:
         while len(acts) > max(keep, 1):
             del acts[next(iter(acts))]
 
+    def cut_off_acts(self, result: str) -> None:
+        """Say of every act that has not ended what is known of its end. While the state is made, before it
+        is anybody's: no command does it."""
+        for act in self.state.acts.values():
+            if not act.result:
+                self.state.acts[act.id] = msgspec.structs.replace(act, result=result)
+
     def _forget_heuristic(self, command: ForgetHeuristic) -> bool:
         key = str(command.gid)
         known = self.state.heuristics.get(key)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from undoubt.coordinator.ledger.backup import reading_image
+from undoubt.coordinator.ledger.backup import NOT_IN_BACKUP, reading_image
 from undoubt.coordinator.ledger.commands import Restore
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.state_machine_ledger import SESSION_SKIP
@@ -48,6 +48,7 @@ def restored(
     replicated = NodeStateMachine(Machine(""), {}, speaks=speaks)
     with reading_image("the backup's image"):
         replicated.restore(image)
+    replicated.machine.cut_off_acts(NOT_IN_BACKUP)
     replicated.machine.apply(Restore(SESSION_SKIP))
     replicated.rename(dict(addresses))
     first = bootstrap(addresses)

@@ -37,10 +37,11 @@ _LOCK = 0x756E646F756274
 _LOCK_NOT_AVAILABLE = "55P03"
 
 
-async def migrate(participant: str, settings: ParticipantSettings) -> None:
-    """Bring the tables up to date; does nothing if they are. The dsn's user must be allowed to create a
-    schema in the database. Raises ``ParticipantRefused``, ``ParticipantUnavailable``."""
-    await asyncio.to_thread(_migrate, participant, settings)
+async def migrate(participant: str, settings: ParticipantSettings) -> list[str]:
+    """Bring the tables up to date; the revisions that were applied, oldest first, none if the tables were up
+    to date. The dsn's user must be allowed to create a schema in the database. Raises
+    ``ParticipantRefused``, ``ParticipantUnavailable``."""
+    return await asyncio.to_thread(_migrate, participant, settings)
 
 
 def script() -> str:
@@ -91,8 +92,9 @@ def _restored(participant: str, settings: ParticipantSettings) -> str:
     return str(drawn)
 
 
-def _migrate(participant: str, settings: ParticipantSettings) -> None:
+def _migrate(participant: str, settings: ParticipantSettings) -> list[str]:
     from alembic import command  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
     from sqlalchemy import text  # noqa: PLC0415
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
@@ -108,7 +110,10 @@ def _migrate(participant: str, settings: ParticipantSettings) -> None:
             if fresh := not _refuse_unbelieved(connection, participant, settings):
                 connection.execute(text("create schema undoubt"))
             config.attributes["connection"] = connection
+            before = None if fresh else _revision(connection)
             command.upgrade(config, "head")
+            scripts = ScriptDirectory.from_config(config)
+            applied = [one.revision for one in scripts.iterate_revisions("head", before or "base")]
             if fresh:
                 for line in connection.exec_driver_sql(query("take_back_defaults")).scalars().all():
                     connection.exec_driver_sql(line.replace("%", "%%"))
@@ -118,6 +123,18 @@ def _migrate(participant: str, settings: ParticipantSettings) -> None:
         raise _translated(participant, error) from error
     finally:
         engine.dispose()
+    return applied[::-1]
+
+
+def _revision(connection: Connection) -> str | None:
+    """Of the tables; None where there are none yet."""
+    from sqlalchemy import text  # noqa: PLC0415
+
+    there = connection.execute(text("select pg_catalog.to_regclass('undoubt.participant_migration')")).scalar_one()
+    if there is None:
+        return None
+    found = connection.execute(text("select version_num from undoubt.participant_migration")).scalar_one_or_none()
+    return None if found is None else str(found)
 
 
 def _config(output: io.StringIO | None = None) -> Config:

@@ -126,8 +126,11 @@ class Operator:
 
     async def forget(self, gid: Gid, *, note: str = "") -> bool:
         """An operator has dealt with the heuristic outcome of ``gid``, for good. False if none is open."""
-        async with acting(self.ledger, new_act("indoubt forget", gid, note)):
-            return await self.ledger.forget_heuristic(gid)
+        async with acting(self.ledger, new_act("indoubt forget", gid, note)) as came_of:
+            forgotten = await self.ledger.forget_heuristic(gid)
+            if not forgotten:
+                came_of.result = "nothing: no heuristic outcome of it is open"
+            return forgotten
 
     async def _check_siblings(self, gid: Gid, order: Order, contradict: bool) -> None:
         """Raise ``Conflict`` if ``order`` would split the transaction from what was done by hand."""

@@ -201,8 +201,14 @@ class Resolver:
         chosen = "--commit" if direction is Decision.COMMIT else "--rollback"
         words = (chosen, "--heuristic" if heuristic else "", "--contradict" if contradict else "")
         act = new_act(" ".join(("tx resolve", *filter(None, words))), txid, note)
-        async with acting(self.ledger, act):
-            return await self._end(txid, direction, heuristic=heuristic, contradict=contradict, note=note)
+        async with acting(self.ledger, act) as came_of:
+            results = await self._end(txid, direction, heuristic=heuristic, contradict=contradict, note=note)
+            failed = [said for _, said in results if said != "done"]
+            if failed:
+                came_of.result = f"{len(failed)} of {len(results)} branches not: {failed[0]}"
+            elif not results:
+                came_of.result = "nothing: no branch of it is prepared"
+            return results
 
     async def _end(
         self, txid: TxId, direction: Decision, *, heuristic: bool, contradict: bool, note: str
@@ -229,17 +235,24 @@ class Resolver:
         """Let recovery find and carry out what the transaction's own protocol decides, as it does by itself;
         what is known afterwards. It may still ask the protocol: a participant or too many acceptors are
         silent, or the coordinator is alive."""
-        async with acting(self.ledger, new_act("tx resolve (termination)", txid, note)):
+        async with acting(self.ledger, new_act("tx resolve (termination)", txid, note)) as came_of:
             await RecoveryService(self.ledger, self.participants).run_once()
-            return await look(self.ledger, self.participants, txid)
+            whole = await look(self.ledger, self.participants, txid)
+            if whole.prepared:
+                came_of.result = f"{_branches(whole.prepared)} still prepared: {whole.why}"
+            return whole
 
     async def gone(self, txid: TxId, participant: str, *, note: str = "") -> list[Gid]:
         """``participant`` will never answer again: record what became of its branches of a recorded decision
         as a hazard, and let the ledger finish the transaction if all others have applied it. The branches.
         Raises ``Conflict`` if no decision with a branch of that participant is recorded, or the participant
         answers."""
-        async with acting(self.ledger, new_act(f"tx resolve --participant-gone {participant}", txid, note)):
-            return await self._gone(txid, participant, note)
+        act = new_act(f"tx resolve --participant-gone {participant}", txid, note)
+        async with acting(self.ledger, act) as came_of:
+            hazards = await self._gone(txid, participant, note)
+            if not hazards:
+                came_of.result = "nothing: no name of a branch there is known"
+            return hazards
 
     async def _gone(self, txid: TxId, participant: str, note: str) -> list[Gid]:
         whole = await look(self.ledger, self.participants, txid)
@@ -268,6 +281,10 @@ class Resolver:
         if waits == {participant}:
             await self.ledger.finish([txid])
         return named
+
+
+def _branches(found: list[BranchNow]) -> str:
+    return "1 of its branches is" if len(found) == 1 else f"{len(found)} of its branches are"
 
 
 def check(whole: Whole, direction: Decision, *, heuristic: bool, contradict: bool) -> None:

@@ -159,6 +159,30 @@ async def test_recovery_waits_no_more_for_what_is_gone(world: World, monkeypatch
     assert await world.unfinished() == set()
 
 
+async def test_the_record_says_what_did_not_come_of_an_act(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if the audit says `done` of acts that did nothing, or not all."""
+    gids = await world.left(COMMIT)
+
+    async def silent(*_: object) -> Settled:
+        raise ParticipantUnavailable(gids[1].participant, "no connection")
+
+    monkeypatch.setattr(world.databases[gids[1].participant], "settle", silent)
+    await resolver(world).end(gids[0].txid, COMMIT)
+    await resolver(world).terminate(gids[0].txid)
+    assert not await Operator(world.ledger, world.registry).forget(gids[0])
+    monkeypatch.undo()
+    await resolver(world).end(gids[0].txid, COMMIT)
+    await resolver(world).end(gids[0].txid, COMMIT)
+    acts = [act for act in await world.ledger.acts(limit=50) if act.verb != "indoubt commit"]
+    again, done, forget, terminated, half = [act.result for act in acts]
+    assert (again, done) == ("nothing: no branch of it is prepared", "done")
+    assert forget == "nothing: no heuristic outcome of it is open"
+    assert terminated.startswith("1 of its branches is still prepared: ")
+    assert half.startswith("1 of 2 branches not: ")
+
+
 async def test_every_act_is_recorded_before_it_is_done(world: World) -> None:
     one, other = await forgotten(world)
     operator = Operator(world.ledger, world.registry)

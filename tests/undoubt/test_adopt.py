@@ -166,6 +166,27 @@ async def test_without_the_secret_only_what_is_named_is_ended(lost: Lost) -> Non
     assert await lost.notes() == [[one[0].txid.seq]] * 2
 
 
+async def test_the_record_says_what_came_of_a_termination(lost: Lost) -> None:
+    """Broken if the audit says `done` of one that did nothing, or that a silent participant blocks."""
+    two, three = await lost.left(), await lost.left(Protocol.THREE_PHASE, told=False)
+    await maintenance.init(lost.settings)
+    ran = await lost.adopt("--terminate", str(two[0].txid), "--yes")
+    assert ran.status == 7, ran.err
+    config = lost.folder / "undoubt.toml"
+    whole = config.read_text()
+    config.write_text(whole.replace(lost.dsns["payments"], "postgresql://postgres@127.0.0.1:1/x"))
+    ran = await lost.adopt("--terminate", str(three[0].txid), "--yes")
+    assert ran.status == 4, ran.err
+    config.write_text(whole)
+    assert (await lost.adopt("--terminate", str(three[0].txid), "--yes")).status == 7
+    audit = await asyncio.to_thread(undoubt, "audit", "-o", "json", cwd=lost.folder)
+    done, blocked, nothing = (act["result"] for act in audit.json if "--adopt" in act["verb"])
+    assert done == "done"
+    assert blocked.startswith("terminate look again: ")
+    assert nothing.startswith("report nothing: ")
+    assert (await lost.adopt("--rollback", str(two[0].txid), "--yes")).status == 0
+
+
 async def test_a_name_that_the_ledger_never_gave_is_not_touched(lost: Lost) -> None:
     gid = Gid(lost.id, Protocol.TWO_PHASE, lost.session.txid(99), 1, "orders", "0123456789" * 2)
     await lost.sql("orders", f"begin; insert into note values (99); prepare transaction '{gid}'")

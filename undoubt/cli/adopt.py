@@ -19,7 +19,7 @@ from undoubt.cli.exits import CommandError, Exit, status_of
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import printable
 from undoubt.coordinator.errors import LedgerError
-from undoubt.coordinator.ledger.acting import Records, acting, new_act
+from undoubt.coordinator.ledger.acting import DONE, CameOf, Records, acting, new_act
 from undoubt.coordinator.ledger.contract import Decision
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
@@ -169,12 +169,14 @@ async def _carry_out(
         proof = "" if found.proved else ", unproved"
         act = new_act(f"recover --adopt {wishes.ledger_id} ({word}{proof})", found.txid, wishes.note)
         try:
-            async with contextlib.nullcontext() if ledger is None else acting(ledger, act):
+            async with contextlib.nullcontext(CameOf()) if ledger is None else acting(ledger, act) as came_of:
                 if word == TERMINATE:
-                    lines += await adoption.terminate(found)
+                    ended = await adoption.terminate(found)
                 else:
                     direction = Decision.COMMIT if word == "commit" else Decision.ABORT
-                    lines += await adoption.end(found, seen, direction)
+                    ended = await adoption.end(found, seen, direction)
+                came_of.result = came_of_lines(ended)
+                lines += ended
         except LedgerError:
             raise
         except UndoubtError as error:
@@ -184,6 +186,16 @@ async def _carry_out(
                 for one in found.prepared
             ]
     return lines, refused
+
+
+def came_of_lines(lines: list[ReportedBranch]) -> str:
+    """For the audit: ``done`` if every branch has ended as it was told to, else each other end, once."""
+    others = [
+        ": ".join(filter(None, (f"{line.action} {line.result.replace('_', ' ')}", line.why)))
+        for line in lines
+        if line.result != "done" or line.action == "heuristic"
+    ]
+    return "; ".join(dict.fromkeys(others)) or DONE
 
 
 def _would(txid: TxId, seen: LostBranches, word: str) -> ReportedBranch:

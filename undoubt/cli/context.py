@@ -19,6 +19,7 @@ from undoubt.config import Settings, load
 from undoubt.coordinator.errors import LedgerError, LedgerMisconfigured, LedgerMissing
 
 if TYPE_CHECKING:
+    from undoubt.coordinator.ledger.acting import CameOf
     from undoubt.coordinator.ledger.contract import Act, Ledger
     from undoubt.participants.registry import Registry
 
@@ -75,20 +76,21 @@ async def opened(context: Context) -> AsyncIterator[OpenedLedger]:
 
 
 @contextlib.asynccontextmanager
-async def recorded(context: Context, act: Act, *, needed: bool) -> AsyncIterator[None]:
+async def recorded(context: Context, act: Act, *, needed: bool) -> AsyncIterator[CameOf]:
     """Record an act on participants around the body. Where there is no ledger yet the body runs all the same,
     and unless ``needed`` also where the ledger does not answer; that nothing is recorded is then said."""
-    from undoubt.coordinator.ledger.acting import acting  # noqa: PLC0415 - only who acts needs it
+    from undoubt.coordinator.ledger.acting import CameOf, acting  # noqa: PLC0415 - only who acts needs it
 
+    came_of = CameOf()
     async with contextlib.AsyncExitStack() as stack:
         try:
             tools = await stack.enter_async_context(opened(context))
-            await stack.enter_async_context(acting(tools.ledger, act))
+            came_of = await stack.enter_async_context(acting(tools.ledger, act))
         except LedgerError as error:
             if isinstance(error, LedgerMisconfigured) or (needed and not isinstance(error, LedgerMissing)):
                 raise
             context.output.note(f"{act.verb} is not recorded: {error}")
-        yield
+        yield came_of
 
 
 @contextlib.asynccontextmanager

@@ -116,11 +116,15 @@ def migrate(context: Context, names: tuple[str, ...], sql: bool, note: str) -> N
         if name not in settings.participants:
             raise UnknownParticipant(name, list(settings.participants))
     chosen = names or tuple(sorted(settings.participants))
-    context.run(_migrate(context, chosen, note))
+    applied = context.run(_migrate(context, chosen, note))
     if context.output.json:
-        context.output.document({"migrated": list(chosen)})
-    else:
-        context.output.line(f"up to date: {', '.join(chosen) or 'nothing is configured'}")
+        context.output.document({"migrated": list(chosen), "applied": applied})
+        return
+    for name, revisions in applied.items():
+        done = f"applied {' '.join(revisions)}" if revisions else "nothing to do"
+        context.output.line(f"{name}: {done}, up to date")
+    if not applied:
+        context.output.note("no participant is configured")
 
 
 @participants.command()
@@ -216,13 +220,19 @@ def restored(context: Context, name: str, note: str) -> None:
         context.output.note("applications that were connected before keep the old one: restart them")
 
 
-async def _migrate(context: Context, names: tuple[str, ...], note: str) -> None:
+async def _migrate(context: Context, names: tuple[str, ...], note: str) -> dict[str, list[str]]:
+    """The revisions that were applied, by participant."""
     from undoubt.participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
 
     # Often the first thing that is done, before any ledger runs; it adds tables and ends nothing.
-    async with recorded(context, new_act("participants migrate", " ".join(names), note), needed=False):
+    applied: dict[str, list[str]] = {}
+    act = new_act("participants migrate", " ".join(names), note)
+    async with recorded(context, act, needed=False) as came_of:
         for name in names:
-            await schema.migrate(name, context.settings().participants[name])
+            applied[name] = await schema.migrate(name, context.settings().participants[name])
+        if not any(applied.values()):
+            came_of.result = "nothing: all are up to date"
+    return applied
 
 
 async def _restored(context: Context, name: str, note: str) -> str:
@@ -237,5 +247,8 @@ async def _prune(context: Context, older_than_s: float, note: str) -> dict[str, 
 
     chosen = sorted(context.settings().participants.items())
     act = new_act("participants prune", " ".join(name for name, _ in chosen), note)
-    async with recorded(context, act, needed=True):
-        return {name: await schema.prune(name, one, older_than_s=older_than_s) for name, one in chosen}
+    async with recorded(context, act, needed=True) as came_of:
+        deleted = {name: await schema.prune(name, one, older_than_s=older_than_s) for name, one in chosen}
+        if not any(deleted.values()):
+            came_of.result = "nothing: no note is that old"
+        return deleted

@@ -66,6 +66,7 @@ def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
     with backup.reading_image(file):
         machine.restore(kept.image)
     open_sessions = _open_sessions(machine)
+    machine.cut_off_acts(backup.NOT_IN_BACKUP)
     machine.apply(Restore(SESSION_SKIP))
     machine.apply(RecordAct(act.clipped(), ACTS_MAX))
     index = kept.about.index + 1

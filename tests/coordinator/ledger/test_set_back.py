@@ -18,6 +18,7 @@ from tests.coordinator.ledger.signing import Signing
 from undoubt.coordinator import ledger as ledgers
 from undoubt.coordinator.errors import LedgerMissing, LedgerUnavailable, LedgerUnusable
 from undoubt.coordinator.ledger import maintenance
+from undoubt.coordinator.ledger.backup import NOT_IN_BACKUP
 from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, Session, Verdict
 from undoubt.coordinator.ledger.sqlite import anchored
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
@@ -403,6 +404,21 @@ async def test_a_backup_is_made_by_the_owner_and_brought_back(
         each.unlink()
     await maintenance.restore(settings, file)
     assert await maintenance.check(settings) == []
+
+
+async def test_a_restored_ledger_has_no_act_that_seems_to_be_under_way(
+    settings: LedgerSettings, tmp_path: Path
+) -> None:
+    """Broken if the backup's own act looks, in each ledger made of it, as if its process had been killed."""
+    ledger = await opened(settings)
+    await ledger.close()
+    file = tmp_path / "undoubt.backup"
+    await maintenance.backup(settings, file)
+    await maintenance.restore(settings, file)
+    ledger = await opened(settings)
+    results = {act.verb: act.result for act in await ledger.acts(limit=10)}
+    assert results == {"ledger restore": "done", "ledger backup": NOT_IN_BACKUP}
+    await ledger.close()
 
 
 async def test_a_backup_overwrites_nothing_and_a_damaged_one_is_refused(

@@ -17,9 +17,10 @@ async def run(folder: Path, dsn: str, *arguments: str) -> Ran:
 
 async def test_migrate_makes_the_tables_and_may_be_repeated(tmp_path: Path, database: str) -> None:
     """Without them a lost COMMIT of a single database stays unknown."""
-    for _ in range(2):
+    for applied in (True, False):
         ran = await run(tmp_path, database, "migrate", "-o", "json")
-        assert (ran.status, ran.json) == (0, {"migrated": ["orders"]}), ran.err
+        assert (ran.status, ran.json["migrated"]) == (0, ["orders"]), ran.err
+        assert bool(ran.json["applied"]["orders"]) is applied, "it says what it did"
     connection = await asyncpg.connect(database)
     assert await connection.fetchval("select count(*) from undoubt.undoubt_note") == 0
     await connection.execute(
@@ -61,9 +62,9 @@ async def test_who_changed_participants_is_recorded(tmp_path: Path, database: st
     ran = await asyncio.to_thread(undoubt, "audit", "-o", "json", cwd=tmp_path)
     told = [(act["verb"], act["note"], act["result"]) for act in ran.json]
     assert told == [
-        ("participants prune", "why", "done"),
+        ("participants prune", "why", "nothing: no note is that old"),
         ("participants restored", "why", "done"),
-        ("participants migrate", "why", "done"),
+        ("participants migrate", "why", "nothing: all are up to date"),
         ("ledger init", "new", "done"),
     ]
 
