@@ -130,10 +130,14 @@ def _revision(connection: Connection) -> str | None:
     """Of the tables; None where there are none yet."""
     from sqlalchemy import text  # noqa: PLC0415
 
-    there = connection.execute(text("select pg_catalog.to_regclass('undoubt.participant_migration')")).scalar_one()
+    there = connection.execute(
+        text("select pg_catalog.to_regclass('undoubt.participant_migration')")
+    ).scalar_one()
     if there is None:
         return None
-    found = connection.execute(text("select version_num from undoubt.participant_migration")).scalar_one_or_none()
+    found = connection.execute(
+        text("select version_num from undoubt.participant_migration")
+    ).scalar_one_or_none()
     return None if found is None else str(found)
 
 
