@@ -171,8 +171,9 @@ class PreparedBranch:
     ``owned``: ``owner`` is a role that this participant's branches are prepared by (its login role, a role
     that was granted to that, or one that its settings name). Whoever else prepared it, it is no branch of
     ours. ``owner_fix``: the statement, or the line of the settings, after which ``owner`` is one of those
-    roles; None if it is one, or nothing would help. ``owner_gone``: its role has been dropped, and this
-    participant's is no superuser, so that it cannot be ended from here."""
+    roles; None if it is one, or nothing would help. ``owner_dropped``: its role has been dropped, so that
+    only a recorded transaction id can tell whose it is; ``owner_gone``: so it is, and this participant's role
+    is no superuser, so that it cannot be ended from here."""
 
     gid: Gid | Foreign
     owner: str
@@ -185,6 +186,7 @@ class PreparedBranch:
     owned: bool = True
     owner_fix: str | None = None
     owner_gone: bool = False
+    owner_dropped: bool = False
 
 
 class Claim(NamedTuple):

@@ -15,6 +15,8 @@ from __future__ import annotations
 ALONE = "begin transaction isolation level read committed, read only, not deferrable"
 """Begins a transaction that only looks, whatever the role's defaults: with ``serializable``, ``read only``
 and ``deferrable`` a SELECT waits for a safe snapshot, behind prepared transactions too. Takes none itself."""
+ALONE_WRITING = "begin transaction isolation level read committed, read write, not deferrable"
+"""The same for one that writes."""
 
 _SETTINGS = (
     # pg_temp would come first if it were not named (and may hold tables that shadow the system's).

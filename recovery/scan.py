@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord, Ledger, Verdict
@@ -20,6 +20,10 @@ from undoubt.participants.ids import Gid, TxId
 from undoubt.recovery.plan import BranchStanding, standing
 from undoubt.recovery.steps import RecoveryStep, reach
 
+DROPPED = (
+    "the role that prepared it has been dropped, and no decision was recorded with a transaction id, which"
+    " alone would tell it from a stranger's"
+)
 OUTCOMES_MAX = 1_000
 """Branches asked for in one call."""
 
@@ -98,7 +102,13 @@ async def standings(
     gids = [branch.gid for _, branch in listed]
     ours = [gid for gid in gids if isinstance(gid, Gid) and gid.ledger == ledger.ledger_id]
     verdicts = await _outcomes(ledger, list(dict.fromkeys(ours)))
-    recorded = await _recorded(ledger, verdicts, records or {})
+    dropped = {branch.gid for _, branch in listed if branch.owner_dropped}
+    asked = [
+        gid
+        for gid, verdict in verdicts.items()
+        if verdict is Verdict.COMMITTED or (gid in dropped and verdict is not Verdict.IMPOSTOR)
+    ]
+    recorded = await _recorded(ledger, asked, records or {})
     stands = []
     for participant, branch in listed:
         gid = branch.gid
@@ -120,14 +130,12 @@ async def _outcomes(ledger: Ledger, gids: Sequence[Gid]) -> dict[Gid, Verdict]:
 
 
 async def _recorded(
-    ledger: Ledger, verdicts: Mapping[Gid, Verdict], records: Mapping[TxId, DecisionRecord]
+    ledger: Ledger, gids: Iterable[Gid], records: Mapping[TxId, DecisionRecord]
 ) -> dict[Gid, BranchRecord]:
-    """What was recorded of branches that are said to be committed: a name may be prepared again after its
-    end."""
+    """What was recorded of branches that are said to be committed, or whose role was dropped: a name may be
+    prepared again after its end."""
     found: dict[Gid, BranchRecord] = {}
-    for gid, verdict in verdicts.items():
-        if verdict is not Verdict.COMMITTED:
-            continue
+    for gid in gids:
         known = records.get(gid.txid) or await ledger.transaction(gid.txid)
         for branch in known.branches if known is not None else ():
             if branch.number == gid.branch:
@@ -142,10 +150,12 @@ def why_impostor(names: Container[str], branch: PreparedBranch, recorded: Branch
     gid = branch.gid
     if isinstance(gid, Gid) and gid.participant not in names:
         return f"it lies in another database than that of participant {gid.participant!r}, which it names"
-    if not branch.owned:
+    if not branch.owned and not branch.owner_dropped:
         return f"role {branch.owner!r} prepared it, which prepares no branch of ours"
     ids = (None if recorded is None else recorded.xid, branch.xid)
-    if None not in ids and (ids[0] or 0) % _XID_MODULUS != (ids[1] or 0) % _XID_MODULUS:
+    if None in ids:
+        return DROPPED if branch.owner_dropped else None
+    if (ids[0] or 0) % _XID_MODULUS != (ids[1] or 0) % _XID_MODULUS:
         return f"its transaction id is {ids[1]}, and the decision was recorded of {ids[0]}"
     return None
 

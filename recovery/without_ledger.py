@@ -158,6 +158,8 @@ def _why_not(branch: PreparedBranch, rows: Mapping[Gid, StateRow]) -> str | None
         return "not undoubt's"
     if gid.protocol is not Protocol.THREE_PHASE:
         return NOT_WITHOUT_LEDGER[gid.protocol]
+    if not branch.owned:
+        return f"role {branch.owner!r} prepared it, which prepares no branch of ours"
     return None if gid in rows else NO_ROW
 
 

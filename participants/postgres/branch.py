@@ -134,7 +134,9 @@ class PostgresBranch:
         head = report_head(self._name, pooler=intro.pooled)
         # The note makes a three-phase branch's commit visible, exactly when it commits.
         note = note_script(self._proof, intro) if self._gid.protocol is Protocol.THREE_PHASE else ""
-        script = guard_script(self._gid, head, intro, self._around.owners)
+        script = guard_script(
+            self._gid, head, intro, self._around.owners, lent=self._slot.timeouts_ms is not None
+        )
         script += f"; {note}prepare transaction {literal(str(self._gid))}"
         before = self._session.application_name
         self._asked = True

@@ -15,7 +15,14 @@ from undoubt.participants.believed import PARTICIPANT, Fault, mends
 from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.postgres.admin_pool import SESSIONS_MAX, Management
-from undoubt.participants.postgres.roles import membership, missing_grant, owned, owning, signal_grant
+from undoubt.participants.postgres.roles import (
+    membership,
+    missing_grant,
+    owned,
+    owning,
+    reset_role,
+    signal_grant,
+)
 from undoubt.participants.postgres.session import NoAnswer, NotSent, Row, ServerError, ServerParameters
 from undoubt.participants.postgres.session_setup import ledger_name
 from undoubt.participants.postgres.sql import identifier, query
@@ -52,6 +59,9 @@ class Checkup:
                 ledger_name(self._ledger_id),
                 list(self._settings.owners),
             )
+            chosen = await self._management.read(
+                owned("set_roles", "chosen.role", "$1"), list(self._settings.owners)
+            )
             faults = await self._management.faults()
             told = await self._told_history() if row["tells_history"] and not faults else None
         except ParticipantError as error:
@@ -67,6 +77,7 @@ class Checkup:
             *([] if faults else [self._history(row, told)]),
             self._vacuum(row),
             self._superuser(row),
+            self._set_role(row, chosen, intro),
             *self._roles(row, roles, intro),
             self._cancelling(row, roles, intro),
             *([] if faults else self._tables(row, protocol)),
@@ -284,6 +295,28 @@ class Checkup:
             'owners = ["app"]',
         )
 
+    def _set_role(self, row: Row, chosen: Sequence[Row], intro: ServerParameters) -> Finding:
+        if not chosen:
+            return self._ok("set_role", "no setting of the database, or of the role, chooses another role")
+        [first, *_] = chosen
+        database, login = row["here"] if first["of_database"] else None, row["login"]
+        what = f"sessions of {login} begin as role {first['role']}, which a setting chooses"
+        if first["of_login"] and first["owned"]:
+            return self._ok("set_role", what)
+        mend = reset_role(database, login if first["of_login"] else None)
+        if first["owned"]:
+            why = "whoever owns the database may choose it: branches are prepared as that role"
+        elif first["of_login"] or database is None or intro.pooled:
+            why = "it prepares no branches of ours, so that all that are to begin there are refused"
+            return self._found("set_role", Severity.PROBLEM, what, why, mend)
+        else:
+            why = (
+                "whoever owns the database may choose it. Branches begin as the role that logs in anyway;"
+                " sessions that the application opens itself do not, and are refused where undoubt is to"
+                " adopt them"
+            )
+        return self._found("set_role", Severity.WARNING, what, why, mend)
+
     def _roles(self, row: Row, roles: Sequence[Row], intro: ServerParameters) -> Iterator[Finding]:
         me, login = row["me"], row["login"]
         if dropped := sum(role["prepared"] for role in roles if role["becomes"] is None):
@@ -376,6 +409,12 @@ class Checkup:
             f"it may be anybody's role, which takes the names of this ledger in vain. If {role['role']} does"
             " prepare branches of yours, say so: else they stay in doubt after a crash, and keep their locks"
         )
+        if role["strange"] and not role["owned"]:
+            return (
+                f"others than superusers administer {role['role']}, and may grant it to anybody: do not trust"
+                " it. Branches of yours are better prepared by a role that a superuser made",
+                None,
+            )
         if row["superuser"]:
             known = self._settings.owners
             return unknown, owning(role["role"], row["login"], intro.version, superuser=True, owners=known)

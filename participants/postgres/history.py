@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from undoubt.participants.contract import Evidence
-from undoubt.participants.foreign_ground import ALONE
+from undoubt.participants.foreign_ground import ALONE, ALONE_WRITING
 from undoubt.participants.postgres.belief import same_schema
 from undoubt.participants.postgres.session import Row, ServerError, ServerParameters, ServerSession
 from undoubt.participants.postgres.sql import query
@@ -121,7 +121,8 @@ async def draw(session: ServerSession, intro: ServerParameters, timeout_s: float
     level = intro.synchronous_commit if intro.synchronous_commit in _SYNCHRONOUS else "on"
     script = "; ".join(
         [
-            "begin transaction isolation level read committed, read write, not deferrable",
+            ALONE_WRITING,
+            "set local client_min_messages = 'warning'",
             f"set local synchronous_commit = '{level}'",
             f"set local lock_timeout = '{LOCK_TIMEOUT_MS}ms'",
             same_schema(intro) + query("draw_history"),

@@ -28,9 +28,9 @@ async def list_prepared(management: Management, owners: Sequence[str]) -> Sequen
 def _branch(row: Row, place: Place | None, intro: ServerParameters, owners: Sequence[str]) -> PreparedBranch:
     xid = widen(int(row["xid"]), int(row["next_xid"]))
     evidence = None if place is None else evidence_at(place, xid)
-    ours = row["owned"] or row["gone"]  # of a role that was dropped nobody knows more
     mend = None
-    if not ours:
+    # Nobody is told to trust a role that strangers made, or may give to others.
+    if not row["owned"] and not row["gone"] and not row["strange"]:
         mend = owning(row["owner"], row["login"], intro.version, superuser=intro.superuser, owners=owners)
     return PreparedBranch(
         gid=Gid.parse(row["gid"]),
@@ -41,9 +41,10 @@ def _branch(row: Row, place: Place | None, intro: ServerParameters, owners: Sequ
         xid=xid,
         evidence=evidence,
         age_xids=row["age_xids"],
-        owned=ours,
+        owned=row["owned"],
         owner_fix=mend,
         owner_gone=row["gone"] and not intro.superuser,
+        owner_dropped=row["gone"],
     )
 
 

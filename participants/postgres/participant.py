@@ -38,7 +38,7 @@ from undoubt.participants.postgres.in_doubt import list_prepared
 from undoubt.participants.postgres.on_connect import Hook, OnConnect
 from undoubt.participants.postgres.one_phase import OnePhase
 from undoubt.participants.postgres.pool import Pool, Slot
-from undoubt.participants.postgres.roles import beginning, missing_grant, owned
+from undoubt.participants.postgres.roles import beginning, missing_grant, owned, reset_role
 from undoubt.participants.postgres.session import (
     AnswerTimedOut,
     NoAnswer,
@@ -193,13 +193,17 @@ class PostgresParticipant:
         [row] = await self._management.read(
             owned("prepares", "$1", "$2"), there.role, list(self._settings.owners)
         )
-        if not row["owned"]:
-            raise UsageError(
-                f"the connection works as role {there.role!r}, which prepares no branches of participant"
-                f" {self._name!r}: recovery would not touch them. Run"
-                f" {missing_grant(there.role, row['login'], row['version'])} or name the role in"
-                f" participants.{self._name}.owners"
-            )
+        if row["owned"]:
+            return
+        if there.role_of_database:
+            mend = f"Its database sets that role, as its owner may: run {reset_role(own.database, None)}"
+        else:
+            grant = missing_grant(there.role, row["login"], row["version"])
+            mend = f"Run {grant} or name the role in participants.{self._name}.owners"
+        raise UsageError(
+            f"the connection works as role {there.role!r}, which prepares no branches of participant"
+            f" {self._name!r}: recovery would not touch them. {mend}"
+        )
 
     async def _draw_history(self) -> None:
         try:
@@ -207,6 +211,14 @@ class PostgresParticipant:
                 await draw(session, session.intro, self._settings.statement_timeout_s)
         except (ParticipantError, ServerError, NoAnswer, NotSent) as error:
             log.info("participant %r: no history id could be drawn: %s", self._name, error)
+
+    async def _become_login(self, session: ServerSession) -> None:
+        """Or the application's hook would run with the rights of the role that the database's owner chose."""
+        try:
+            await session.script("set role none", timeout_s=self._settings.statement_timeout_s)
+        except (ServerError, NoAnswer, NotSent) as error:
+            session.discard()
+            raise participant_error(self._name, error) from error
 
     async def _connect(self) -> ServerSession:
         session = await self._connector.connect()
@@ -216,6 +228,8 @@ class PostgresParticipant:
             session.discard()
             raise
         if self._hook:
+            if session.intro.as_login:
+                await self._become_login(session)
             await self._hook.run(session, self._settings.connect_timeout_s)
         return session
 

@@ -127,13 +127,21 @@ select coalesce(pg_catalog.current_setting('undoubt.tx', true), '') as marker,
 set constraints all immediate
 
 -- name: guard_durable
--- Columns of both guards: the server waits for its synchronous standbys, and says so if it did not.
+-- Columns of both guards: the server waits for its synchronous standbys, and says so if it did not. {local}: true, for
+-- this transaction only; in a session of undoubt's own false, so that its COMMIT PREPARED is carried out likewise.
 case when pg_catalog.current_setting('synchronous_commit')
           operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
-     then pg_catalog.set_config('synchronous_commit', 'on', true) end,
+     then pg_catalog.set_config('synchronous_commit', 'on', {local}) end,
 case when pg_catalog.current_setting('client_min_messages')
           operator(pg_catalog.=) any (array['error', 'fatal', 'panic'])
-     then pg_catalog.set_config('client_min_messages', 'warning', true) end
+     then pg_catalog.set_config('client_min_messages', 'warning', {local}) end
+
+-- name: confirm
+-- After a COMMIT PREPARED through a pooler, which shares no script with a setting, and whose server process may hide
+-- that no standby confirmed it, or not wait for one. This message is written behind it in the same WAL.
+select {durable},
+       case when pg_catalog.current_setting('synchronous_standby_names') operator(pg_catalog.<>) ''
+            then pg_catalog.pg_logical_emit_message(true, 'undoubt', '') end
 
 -- name: guard_prepare
 -- Fails with 22P02 and the text "undoubt marker …" unless the marker is still there; the cast cannot be done at
@@ -225,6 +233,14 @@ select not exists (select from pg_catalog.pg_stat_activity as a
          select r.rolname::pg_catalog.text
            from granted join pg_catalog.pg_roles as r on r.oid operator(pg_catalog.=) granted.oid)))
 
+-- name: strange
+-- Whether others administer {role} than superusers, the role that logs in, and roles that administer or may become that
+-- one. Since version 16 whoever may create roles administers those that it has made, and may grant them to anybody.
+exists (select from pg_catalog.pg_auth_members as m
+          join pg_catalog.pg_roles as made on made.oid operator(pg_catalog.=) m.roleid
+         where made.rolname operator(pg_catalog.=) {role} and m.admin_option
+           and not pg_catalog.pg_has_role(m.member, session_user, 'MEMBER, MEMBER WITH ADMIN OPTION'))
+
 -- name: in_doubt
 -- One row at least: a standby's list is empty, and only the flag tells it from a clean database. {whereabouts} are
 -- columns of the server's history, or nulls where the role may not ask. What a client has put into a gid need not be
@@ -236,8 +252,8 @@ select pg_catalog.pg_is_in_recovery() as standby, {whereabouts},
             else pg_catalog.encode(pg_catalog.convert_to(p.gid, pg_catalog.getdatabaseencoding()), 'escape')
             end as gid,
        coalesce(p.owner::pg_catalog.text, '(dropped)') as owner,
-       p.owner is null as gone, p.owner is not null and {owned} as owned, session_user::pg_catalog.text as login,
-       p.database::pg_catalog.text as database, p.transaction::pg_catalog.text as xid,
+       p.owner is null as gone, p.owner is not null and {owned} as owned, {strange} as strange,
+       session_user::pg_catalog.text as login, p.database::pg_catalog.text as database, p.transaction::pg_catalog.text as xid,
        pg_catalog.age(p.transaction) as age_xids,
        extract(epoch from p.prepared)::pg_catalog.float8 as prepared_at,
        greatest(extract(epoch from pg_catalog.clock_timestamp() operator(pg_catalog.-) p.prepared), 0)
@@ -286,6 +302,7 @@ with seen as (
      and pg_catalog.starts_with(a.application_name, $2)
 )
 select seen.role::pg_catalog.text as role, r.rolsuper as superuser, {owned} as owned,
+       {strange} as strange,
        pg_catalog.pg_has_role(session_user, r.oid, '{membership}') as becomes,
        pg_catalog.pg_has_role(r.oid, 'USAGE') or pg_catalog.pg_has_role('pg_signal_backend', 'USAGE') as cancels,
        pg_catalog.sum(seen.prepared)::pg_catalog.int4 as prepared,
@@ -294,6 +311,22 @@ select seen.role::pg_catalog.text as role, r.rolsuper as superuser, {owned} as o
  where seen.role operator(pg_catalog.<>) current_user
  group by seen.role, r.rolsuper, r.oid
  order by seen.role
+
+-- name: set_roles
+-- $1 settings' owners: the roles that sessions of this login would begin with, as the database or the login role sets
+-- it; the one that counts first.
+select chosen.role, {owned} as owned, chosen.of_database, chosen.of_login, session_user::pg_catalog.text as login
+  from (select pg_catalog.substr(entry, 6) as role, s.setdatabase operator(pg_catalog.<>) 0 as of_database,
+               s.setrole operator(pg_catalog.<>) 0 as of_login
+          from pg_catalog.pg_db_role_setting as s cross join pg_catalog.unnest(s.setconfig) as entry
+         where pg_catalog.starts_with(entry, 'role=') and entry operator(pg_catalog.<>) 'role=none'
+           and (s.setdatabase operator(pg_catalog.=) 0
+                or s.setdatabase operator(pg_catalog.=) (select d.oid from pg_catalog.pg_database as d
+                     where d.datname operator(pg_catalog.=) pg_catalog.current_database()))
+           and (s.setrole operator(pg_catalog.=) 0
+                or s.setrole operator(pg_catalog.=) (select r.oid from pg_catalog.pg_roles as r
+                     where r.rolname operator(pg_catalog.=) session_user))) as chosen
+ order by chosen.of_login desc, chosen.of_database desc
 
 -- name: health
 -- Needs no right that PUBLIC lacks by default.
@@ -383,7 +416,7 @@ union
 select w.pid, w.application_name, w.xid, extract(epoch from w.since)::pg_catalog.text, w.mode,
        {waiter_owned}, null, null,
        p.database operator(pg_catalog.=) pg_catalog.current_database()
-         and (p.owner is null or {prepared_owned}),
+         and p.owner is not null and {prepared_owned},
        case when p.database operator(pg_catalog.<>) pg_catalog.current_database()
             then 'transaction ' operator(pg_catalog.||) p.transaction::pg_catalog.text
                  operator(pg_catalog.||) ' of another database'
@@ -433,11 +466,17 @@ delete from undoubt.undoubt_commit as c
                       and b.participant operator(pg_catalog.=) c.participant)
 
 -- name: durable
--- A condition that is always true, and makes the commit of this statement wait for the disk and the standby.
-pg_catalog.set_config('synchronous_commit',
-  case when pg_catalog.current_setting('synchronous_commit')
-            operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
-       then 'on' else pg_catalog.current_setting('synchronous_commit') end, true) operator(pg_catalog.<>) ''
+-- A condition that is always true, and makes the commit of this statement wait for the disk and the standby, and the
+-- server say so if it did not.
+pg_catalog.concat(
+  pg_catalog.set_config('synchronous_commit',
+    case when pg_catalog.current_setting('synchronous_commit')
+              operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
+         then 'on' else pg_catalog.current_setting('synchronous_commit') end, true),
+  pg_catalog.set_config('client_min_messages',
+    case when pg_catalog.current_setting('client_min_messages')
+              operator(pg_catalog.=) any (array['error', 'fatal', 'panic'])
+         then 'warning' else pg_catalog.current_setting('client_min_messages') end, true)) operator(pg_catalog.<>) ''
 
 -- name: committed
 -- Of row b: whether its branch has committed. A row without a hash is one of version 0.1.0, whose notes have

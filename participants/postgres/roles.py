@@ -53,9 +53,20 @@ def owning(owner: str, login: str, version: int, *, superuser: bool, owners: Seq
 
 
 def owned(statement: str, owner: str, owners: str) -> str:
-    """The query ``statement`` with its ``{owned}``: whether ``owner`` prepares branches of ours. ``owner``
-    and ``owners``, the settings', are SQL expressions of types name and text[]."""
-    return query(statement).replace("{owned}", is_owned(owner, owners))
+    """The query ``statement`` with its ``{owned}``: whether ``owner`` prepares branches of ours, and
+    ``{strange}``: whether strangers may grant it. ``owner`` and ``owners``, the settings', are SQL
+    expressions of types name and text[]."""
+    strange = query("strange").replace("{role}", owner)
+    return query(statement).replace("{owned}", is_owned(owner, owners)).replace("{strange}", strange)
+
+
+def reset_role(database: str | None, login: str | None) -> str:
+    """The statement that takes back ``ALTER … SET role``: of ``database``, of ``login``, of that in this, or
+    of all."""
+    if login is None:
+        return f"ALTER {'ROLE ALL' if database is None else 'DATABASE ' + identifier(database)} RESET role;"
+    where = "" if database is None else f" IN DATABASE {identifier(database)}"
+    return f"ALTER ROLE {identifier(login)}{where} RESET role;"
 
 
 def guard_role(role: str, owners: Iterable[str], *, pooled: bool, superuser: bool) -> str:
@@ -85,7 +96,7 @@ def beginning(participant: str, intro: ServerParameters, owners: Sequence[str]) 
     if intro.role_of_database and not intro.pooled:
         return replace(intro, role=intro.login, role_owned=True, as_login=True)
     if intro.role_of_database:
-        mend = f"ALTER DATABASE {identifier(intro.database)} RESET role;"
+        mend = reset_role(intro.database, None)
     else:
         mend = owning(intro.role, intro.login, intro.version, superuser=intro.superuser, owners=owners)
     raise ParticipantRefused(

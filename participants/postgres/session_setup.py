@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 
+from undoubt.participants.foreign_ground import ALONE_WRITING
 from undoubt.participants.ids import Gid, SessionKey
 from undoubt.participants.postgres.belief import same_schema
 from undoubt.participants.postgres.pool import S, Slot
@@ -99,10 +100,11 @@ def marker(gid: Gid) -> str:
     return f"{gid.txid}:{gid.branch}"
 
 
-def guard_script(gid: Gid, head: str, intro: ServerParameters, owners: Iterable[str]) -> str:
+def guard_script(gid: Gid, head: str, intro: ServerParameters, owners: Iterable[str], *, lent: bool) -> str:
     """What goes before PREPARE TRANSACTION in its round trip; ``head`` is :func:`report_head`'s, ``owners``
-    are the settings'."""
-    script = _durable(fill("guard_prepare", marker=marker(gid), report=head))
+    are the settings'. ``lent``: the session is one of undoubt's own, which is reset before its next use."""
+    script = fill("guard_prepare", marker=marker(gid), report=head)
+    script = _durable(script, local=intro.pooled or not lent)
     position = query("guard_position" if intro.tells_position else "guard_no_position")
     script = script.replace("{position}", position).replace("{place}", _place(intro))
     if intro.pooled and intro.tells_history:
@@ -117,11 +119,17 @@ def guard_script(gid: Gid, head: str, intro: ServerParameters, owners: Iterable[
 
 def commit_guard(gid: Gid) -> str:
     """What goes before a plain COMMIT in its round trip."""
-    return _durable(fill("guard_commit", marker=marker(gid)))
+    return _durable(fill("guard_commit", marker=marker(gid)), local=True)
 
 
-def _durable(guard: str) -> str:
-    return guard.replace("{durable}", query("guard_durable"))
+def confirm_script() -> str:
+    """What follows COMMIT PREPARED behind a pooler: a commit that waits for the synchronous standbys, and is
+    warned of if they do not confirm it, whatever the database or the role sets."""
+    return f"{ALONE_WRITING}; {_durable(query('confirm'), local=True)}; commit"
+
+
+def _durable(guard: str, *, local: bool) -> str:
+    return guard.replace("{durable}", query("guard_durable").replace("{local}", "true" if local else "false"))
 
 
 def _place(intro: ServerParameters) -> str:

@@ -26,6 +26,7 @@ from undoubt.participants.postgres.session import (
     ServerError,
     ServerSession,
 )
+from undoubt.participants.postgres.session_setup import confirm_script
 from undoubt.participants.postgres.sql import identifier, literal, query
 from undoubt.participants.postgres.sqlstate import (
     FUTURE_XID,
@@ -144,11 +145,31 @@ class Settler:
         answer = await session.script(
             f"{verb} prepared {literal(str(gid))}", timeout_s=self._management.timeout_s
         )
-        if (warning := answer.unconfirmed()) is not None and order is Order.COMMIT:
+        if order is Order.ROLLBACK:
+            return Settled.APPLIED
+        warning = answer.unconfirmed()
+        why = None if warning is None else warning.message
+        if why is None and session.intro.pooled:
+            why = await self._unconfirmed(session)
+        if why is not None:
             # Committed on this server, and perhaps on no other: not final. Who asks again gets evidence.
-            log.warning("%s is committed, but no synchronous standby confirmed it: %s", gid, warning.message)
+            log.warning("%s is committed, but no synchronous standby confirmed it: %s", gid, why)
             return Settled.BUSY
         return Settled.APPLIED
+
+    async def _unconfirmed(self, session: ServerSession) -> str | None:
+        """Behind a pooler COMMIT PREPARED runs with what the database or the role sets, and cannot share a
+        script with a setting: whether its warning was hidden, or its wait left out, shows by another commit.
+        Why nobody has confirmed it, None if somebody has."""
+        timeout_s = self._management.timeout_s
+        try:
+            answer = await session.script(confirm_script(), timeout_s=timeout_s)
+        except ServerError as error:
+            if not error.fatal:
+                await session.script("rollback", timeout_s=timeout_s)
+            return error.message
+        warning = answer.unconfirmed()
+        return None if warning is None else warning.message
 
     def _who(self, gid: Gid | Foreign) -> tuple[str, str, list[str]]:
         return owned("holder", "p.owner", "$2"), str(gid), self._owners
@@ -264,29 +285,14 @@ class Settler:
 
     async def end_impostor(self, branch: PreparedBranch) -> Settled:
         """See :meth:`undoubt.participants.contract.Participant.end_impostor`. The session works as the owner
-        that was seen: the server then lets it end no other role's, and nothing in another database."""
-        gid = branch.gid
+        that was seen: the server then lets it end no other role's, and nothing in another database.
+
+        PostgreSQL takes ROLLBACK PREPARED alone in its transaction, so that nothing keeps the name from being
+        given to another one between the look and the end. The books tell afterwards if the one that was seen
+        had been committed by then: another one was ended, and that is logged."""
         try:
             async with self._management.session() as session:
-                sql, *values = self._who(gid)
-                rows = await session.rows(sql, *values, timeout_s=self._management.timeout_s)
-                holder = _holder(self._management.participant, rows)
-                if holder is None or not _is_it(holder, branch):
-                    return Settled.ABSENT
-                if holder.owner == holder.me:
-                    return await self._tell(session, gid, Order.ROLLBACK)
-                if not holder.gone and not holder.superuser and not session.intro.pooled:
-                    with contextlib.suppress(_NoSuchRole):
-                        return await self._with_role(session, holder.owner, gid, Order.ROLLBACK)
-                elif holder.login_is_superuser:
-                    return await self._tell(session, gid, Order.ROLLBACK)
-                who = "a superuser" if holder.gone else f"role {holder.owner!r} or a superuser"
-                raise ParticipantRefused(
-                    self._management.participant,
-                    f"only {who} may end it: rollback prepared {literal(str(gid))}, in database"
-                    f" {holder.database!r}",
-                    sqlstate=NO_RIGHT,
-                )
+                settled = await self._end_impostor(session, branch)
         except ServerError as error:
             if error.sqlstate == IN_USE:
                 return Settled.BUSY
@@ -295,6 +301,39 @@ class Settler:
             raise participant_error(self._management.participant, error) from error
         except (NoAnswer, NotSent) as error:
             raise participant_error(self._management.participant, error) from error
+        if settled is not Settled.APPLIED or branch.evidence is None:
+            return settled
+        if await self.evidence(branch.evidence) is not XactStatus.COMMITTED:
+            return settled
+        log.warning(
+            "participant %r: transaction %s, which was shown as %s, had been committed already; another one"
+            " of that name was rolled back",
+            self._management.participant,
+            branch.xid,
+            branch.gid,
+        )
+        return Settled.ABSENT
+
+    async def _end_impostor(self, session: ServerSession, branch: PreparedBranch) -> Settled:
+        gid = branch.gid
+        sql, *values = self._who(gid)
+        rows = await session.rows(sql, *values, timeout_s=self._management.timeout_s)
+        holder = _holder(self._management.participant, rows)
+        if holder is None or not _is_it(holder, branch):
+            return Settled.ABSENT
+        if holder.owner == holder.me:
+            return await self._tell(session, gid, Order.ROLLBACK)
+        if not holder.gone and not holder.superuser and not session.intro.pooled:
+            with contextlib.suppress(_NoSuchRole):
+                return await self._with_role(session, holder.owner, gid, Order.ROLLBACK)
+        elif holder.login_is_superuser:
+            return await self._tell(session, gid, Order.ROLLBACK)
+        who = "a superuser" if holder.gone else f"role {holder.owner!r} or a superuser"
+        raise ParticipantRefused(
+            self._management.participant,
+            f"only {who} may end it: rollback prepared {literal(str(gid))}, in database {holder.database!r}",
+            sqlstate=NO_RIGHT,
+        )
 
     async def evidence(self, evidence: Evidence) -> XactStatus:
         """See :meth:`undoubt.participants.contract.Participant.evidence`."""

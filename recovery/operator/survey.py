@@ -159,7 +159,7 @@ async def _why(
     if (why := why_impostor(participant.names, branch, recorded)) is None:
         return stands.why, None
     only_the_owner = not branch.owned and (
-        why_impostor(participant.names, replace(branch, owned=True), recorded) is None
+        why_impostor(participant.names, replace(branch, owned=True, owner_dropped=False), recorded) is None
     )
     return why, branch.owner_fix if only_the_owner else None
 

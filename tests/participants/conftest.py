@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from tests.participants import support
+from tests.participants.scene import Scene
 from tests.participants.support import SETTINGS, Database, new_gid, participant_at
 from tests.pgbouncer import PgBouncer, program_or_skip
 from undoubt.embedded import EmbeddedServer
@@ -58,6 +59,13 @@ def pooler(server: EmbeddedServer) -> Iterator[PgBouncer]:
     asyncio.run(pooler.close())
 
 
+@pytest.fixture(params=["direct", "pooled"])
+def way(request: pytest.FixtureRequest) -> PgBouncer | None:
+    """The pooler, or none."""
+    found: PgBouncer | None = request.getfixturevalue("pooler") if request.param == "pooled" else None
+    return found
+
+
 @pytest_asyncio.fixture
 async def database(server: EmbeddedServer) -> AsyncIterator[Database]:
     """An empty database with ``account(id, balance)``, two rows of 100; its prepared branches go with it."""
@@ -98,3 +106,28 @@ async def noted(database: Database) -> Database:
     await migrate("p", settings)
     await migrate("p", settings)  # does nothing
     return database
+
+
+@pytest_asyncio.fixture
+async def scene(database: Database, server: EmbeddedServer) -> AsyncIterator[Scene]:
+    await database.admin.execute(
+        "create role app login; create role clerk login; create role thief login;"
+        "grant all on account to app, clerk"
+    )
+    thief = await asyncpg.connect(server.dsn(database.name, user="thief"))
+    yield Scene(database, server, thief)
+    await thief.close()
+    for gid in await database.prepared():
+        await database.admin.execute(f"rollback prepared '{gid}'")
+    await database.admin.execute("drop owned by app, clerk, thief; drop role app, clerk, thief")
+
+
+@pytest_asyncio.fixture
+async def taken(scene: Scene) -> AsyncIterator[Scene]:
+    """The thief owns the database."""
+    name = scene.database.name
+    await scene.database.admin.execute(f"alter database {name} owner to thief")
+    yield scene
+    await scene.database.admin.execute(
+        f"alter database {name} owner to postgres; alter database {name} reset role"
+    )

@@ -75,7 +75,7 @@ WRITE = "update account set balance = balance - 10 where id = 1"
 @asynccontextmanager
 async def unreachable_standby(database: Database) -> AsyncIterator[None]:
     """Meanwhile every commit of that server waits for a synchronous standby that does not exist."""
-    probe = await asyncpg.connect(database.dsn)
+    probe = await asyncpg.connect(database.dsn, server_settings={"synchronous_commit": "on"})
     await database.admin.execute("alter system set synchronous_standby_names = 'nobody'")
     try:
         await database.admin.execute("select pg_reload_conf()")

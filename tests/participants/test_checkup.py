@@ -57,6 +57,7 @@ async def test_a_server_that_is_well_has_nothing_but_good_findings() -> None:
         "connections",
         "pooler",
         "schema",
+        "set_role",
     }
     assert {finding.severity for finding in found.values()} == {Severity.OK}
 

@@ -4,73 +4,23 @@ anybody."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
 import pytest
-import pytest_asyncio
 
 from tests.participants.hands import at
-from tests.participants.support import WRITE, Database, new_gid, participant_at
+from tests.participants.scene import Scene, listed, prepare, set_role
+from tests.participants.support import WRITE, new_gid, participant_at
 from tests.pgbouncer import PgBouncer
-from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Order, PreparedBranch, Settled, Vote
+from undoubt.participants.contract import Order, Settled, Vote
 from undoubt.participants.errors import BranchFailed, ParticipantRefused, UsageError
 from undoubt.participants.findings import Severity
-from undoubt.participants.ids import Gid
-from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.session import ServerError
 
 LOGINS = ("app", "postgres")
 """An ordinary role, and a superuser, which the server lets end everything."""
-
-
-@dataclass
-class Scene:
-    """``thief`` may connect, and knows every gid that was ever prepared."""
-
-    database: Database
-    server: EmbeddedServer
-    thief: asyncpg.Connection[asyncpg.Record]
-
-    async def forge(self, gid: Gid) -> None:
-        """The thief prepares a branch of that name."""
-        await self.thief.execute(f"begin; select pg_current_xact_id(); prepare transaction '{gid}'")
-
-    def at(self, user: str, **settings: object) -> PostgresParticipant:
-        return participant_at(self.server.dsn(self.database.name, user=user), **settings)
-
-    async def forged(self) -> list[str]:
-        rows = await self.database.admin.fetch("select gid from pg_prepared_xacts where owner = 'thief'")
-        return [row["gid"] for row in rows]
-
-
-@pytest_asyncio.fixture
-async def scene(database: Database, server: EmbeddedServer) -> AsyncIterator[Scene]:
-    await database.admin.execute(
-        "create role app login; create role clerk login; create role thief login;"
-        "grant all on account to app, clerk"
-    )
-    thief = await asyncpg.connect(server.dsn(database.name, user="thief"))
-    yield Scene(database, server, thief)
-    await thief.close()
-    for gid in await database.prepared():
-        await database.admin.execute(f"rollback prepared '{gid}'")
-    await database.admin.execute("drop owned by app, clerk, thief; drop role app, clerk, thief")
-
-
-async def prepare(participant: PostgresParticipant, gid: Gid, before: str = "") -> Evidence:
-    branch = await participant.begin(gid, timeout_s=30)
-    if before:
-        await at(branch).execute(before)
-    await at(branch).execute(WRITE)
-    result = await branch.prepare()
-    await branch.release()
-    assert result.vote is Vote.PREPARED, result.reason
-    assert result.evidence is not None
-    return result.evidence
 
 
 @pytest.mark.parametrize("login", LOGINS)
@@ -129,10 +79,6 @@ async def test_a_thief_that_keeps_a_name_busy(scene: Scene) -> None:
     error = ServerError("55000", "prepared transaction with identifier is busy")
     assert await refused(gid, Order.COMMIT, evidence, error) is Settled.APPLIED
     await participant.close()
-
-
-async def listed(participant: PostgresParticipant) -> list[PreparedBranch]:
-    return list(await participant.in_doubt())
 
 
 @pytest.mark.parametrize(
@@ -233,21 +179,6 @@ async def test_what_nobody_could_finish_is_not_prepared(scene: Scene) -> None:
     assert [(one.owner, one.owned) for one in await listed(named)] == [("app", True)]
     assert await named.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
     await named.close()
-
-
-@pytest_asyncio.fixture
-async def taken(scene: Scene) -> AsyncIterator[Scene]:
-    """The thief owns the database."""
-    name = scene.database.name
-    await scene.database.admin.execute(f"alter database {name} owner to thief")
-    yield scene
-    await scene.database.admin.execute(
-        f"alter database {name} owner to postgres; alter database {name} reset role"
-    )
-
-
-async def set_role(scene: Scene) -> None:
-    await scene.thief.execute(f"alter database {scene.database.name} set role = thief")
 
 
 async def test_a_role_that_the_databases_owner_has_set(taken: Scene) -> None:
@@ -376,8 +307,8 @@ async def test_another_participants_branch_is_refused(scene: Scene) -> None:
 
 
 async def test_a_role_that_was_dropped(scene: Scene) -> None:
-    """Broken if a branch whose owner is gone counts as busy, or as an impostor's: only a superuser can end
-    it."""
+    """Broken if a branch whose owner is gone counts as busy, or, without the transaction id that was recorded
+    of it, as ours: whoever may make roles can prepare a name again, and drop the role."""
     await scene.database.admin.execute(
         "create role temp login; grant all on account to temp; grant temp to app"
     )
@@ -387,11 +318,16 @@ async def test_a_role_that_was_dropped(scene: Scene) -> None:
     await participant.close()
     await scene.database.admin.execute("drop owned by temp; drop role temp")
     app, superuser = scene.at("app"), scene.at("postgres", owners=("app",))
-    assert [one.owned for one in await listed(app)] == [True]
+    for participant in (app, superuser):
+        if participant is superuser:
+            [found] = [one for one in await app.check() if one.check == "roles"]
+            assert (found.severity, "has been dropped" in found.what) == (Severity.PROBLEM, True)
+        [shown] = await listed(participant)
+        assert (shown.owned, shown.owner_dropped, shown.owner_fix) == (False, True, None)
+        assert await participant.settle(gid, Order.ROLLBACK, None) is Settled.ABSENT, "it is not proved"
+        assert await scene.database.prepared() == [str(gid)]
     with pytest.raises(ParticipantRefused, match="its role is gone; only a superuser can finish it"):
         await app.settle(gid, Order.COMMIT, evidence)
-    [found] = [one for one in await app.check() if one.check == "roles"]
-    assert (found.severity, "has been dropped" in found.what) == (Severity.PROBLEM, True)
     assert await superuser.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
     await app.close()
     await superuser.close()
@@ -443,6 +379,32 @@ async def test_a_person_ends_an_impostor_and_nothing_else(scene: Scene) -> None:
         assert await scene.forged() == [str(gid)]
     assert await participant.end_impostor(shown) is Settled.APPLIED
     assert await participant.end_impostor(shown) is Settled.ABSENT
+    assert await scene.database.prepared() == []
+    await participant.close()
+
+
+async def test_a_name_that_is_used_again_while_its_impostor_is_ended(
+    scene: Scene,
+    way: PgBouncer | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Broken if a person is told that the one which was shown was rolled back, and it was committed: nothing
+    can be sent with ROLLBACK PREPARED, and its name may be given to another one before it."""
+    participant = participant_at((way or scene.server).dsn(scene.database.name), owners=("app",))
+    gid = new_gid()
+    await scene.forge(gid)
+    [shown] = await participant.in_doubt()
+    tell = participant._settler._tell
+
+    async def too_late(*given: Any) -> Settled:
+        await scene.thief.execute(f"commit prepared '{gid}'")
+        await scene.forge(gid)
+        return await tell(*given)
+
+    monkeypatch.setattr(participant._settler, "_tell", too_late)
+    assert await participant.end_impostor(shown) is Settled.ABSENT
+    assert "another one of that name was rolled back" in caplog.text
     assert await scene.database.prepared() == []
     await participant.close()
 

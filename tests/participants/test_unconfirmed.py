@@ -7,12 +7,22 @@ import asyncio
 import pytest
 
 from tests.participants.hands import at
-from tests.participants.support import WRITE, Database, unreachable_standby, waits_for_standby
-from undoubt.participants.contract import PrepareUnanswered, Settled, Vote, Work
-from undoubt.participants.errors import BranchFailed
+from tests.participants.support import (
+    KEY,
+    WRITE,
+    Database,
+    new_gid,
+    participant_at,
+    unreachable_standby,
+    waits_for_standby,
+)
+from tests.pgbouncer import PgBouncer
+from undoubt.participants.contract import Order, PrepareUnanswered, Settled, Vote, Work
+from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.session import NOTICES_KEPT_MAX, Notice, ServerError, keep
+from undoubt.participants.three_phase import Charter, Termination
 
 
 async def test_unconfirmed_prepare_is_no_vote(
@@ -117,13 +127,19 @@ def test_the_last_notice_of_a_standby_is_kept() -> None:
     assert notices[-1].of_standby
 
 
+@pytest.mark.parametrize("hidden", ["", "database", "application"])
 async def test_unconfirmed_commit_is_not_final(
-    participant: PostgresParticipant, database: Database, gid: Gid
+    participant: PostgresParticipant, database: Database, gid: Gid, hidden: str
 ) -> None:
-    """The same warning at COMMIT PREPARED: asked again, the books answer."""
+    """The same warning at COMMIT PREPARED, whoever hides it: asked again, the books answer."""
+    if hidden == "database":
+        name = await database.admin.fetchval("select quote_ident(current_database())")
+        await database.admin.execute(f"alter database {name} set client_min_messages = error")
     branch = await participant.begin(gid, timeout_s=30)
     pid = at(branch).get_server_pid()
     await at(branch).execute(WRITE)
+    if hidden == "application":
+        await at(branch).execute("set client_min_messages = error")
     assert (await branch.prepare()).vote is Vote.PREPARED
     async with unreachable_standby(database):
         commit = asyncio.create_task(branch.commit())
@@ -134,6 +150,55 @@ async def test_unconfirmed_commit_is_not_final(
     assert await branch.commit() is Settled.APPLIED
     await branch.release()
     assert await database.balance() == 90
+
+
+@pytest.mark.parametrize("setting", ["client_min_messages = error", "synchronous_commit = off"])
+@pytest.mark.parametrize("who", ["branch", "recovery"])
+async def test_no_pooler_hides_that_a_commit_is_not_confirmed(
+    pooler: PgBouncer, database: Database, gid: Gid, who: str, setting: str
+) -> None:
+    """Broken if COMMIT PREPARED, which shares no script with a setting, is called final because the database
+    sets what hides the warning, or what waits for nobody."""
+    await database.admin.execute(f"alter database {database.name} set {setting}")
+    participant = participant_at(pooler.dsn(database.name))
+    branch = await participant.begin(gid, timeout_s=30)
+    await at(branch).execute(WRITE)
+    told = await branch.prepare()
+    assert told.vote is Vote.PREPARED
+    async with unreachable_standby(database):
+        committing = branch.commit() if who == "branch" else participant.settle(gid, Order.COMMIT, None)
+        commit = asyncio.create_task(committing)
+        while not commit.done():
+            await database.admin.execute(
+                "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'"
+            )
+            await asyncio.sleep(0.005)
+        assert await commit is Settled.BUSY
+    assert await participant.settle(gid, Order.COMMIT, told.evidence) is Settled.APPLIED
+    await branch.release()
+    await participant.close()
+    assert await database.balance() == 90
+
+
+async def test_no_state_of_three_phase_commit_is_written_unheard(
+    noted: Database, way: PgBouncer | None
+) -> None:
+    """Broken if a state that a failover would lose counts as written because the warning is hidden."""
+    await noted.admin.execute(f"alter database {noted.name} set client_min_messages = error")
+    participant = participant_at(noted.dsn if way is None else way.dsn(noted.name))
+    gid = new_gid()
+    charter = Charter((gid,), Termination.QUORUM)
+    assert await participant.states.read(gid) is None
+    async with unreachable_standby(noted):
+        writing = asyncio.create_task(participant.states.enlist(gid, charter, KEY.note(gid)))
+        while not writing.done():
+            await noted.admin.execute(
+                "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'"
+            )
+            await asyncio.sleep(0.005)
+        with pytest.raises(ParticipantUnavailable, match="no synchronous standby"):
+            await writing
+    await participant.close()
 
 
 @pytest.mark.parametrize("call", ["prepare", "one phase"])

@@ -5,7 +5,7 @@ prepared in that server."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -25,11 +25,21 @@ async def world() -> AsyncIterator[World]:
     yield await World().open()
 
 
-def forge(database: ScriptedParticipant, gid: Gid, *, xid: int = 5_000, owned: bool = False) -> Gid:
+def forge(
+    database: ScriptedParticipant, gid: Gid, *, xid: int = 5_000, owned: bool = False, dropped: bool = False
+) -> Gid:
     """A branch of that name which somebody else has prepared there."""
     database.foreign.append(
         PreparedBranch(
-            gid, "mallory", database.name, prepared_at=0.0, age_s=1.0, xid=xid, evidence=None, owned=owned
+            gid,
+            "mallory",
+            database.name,
+            prepared_at=0.0,
+            age_s=1.0,
+            xid=xid,
+            evidence=None,
+            owned=owned,
+            owner_dropped=dropped,
         )
     )
     return gid
@@ -85,6 +95,36 @@ async def test_a_right_name_of_another_role(world: World) -> None:
     """Broken if an ended transaction's name, which everybody could read, can be used again by everybody."""
     one, _ = await aborted(world)
     await expect_only_shown(world, world.orders, forge(world.orders, one))
+
+
+@pytest.mark.parametrize("decision", [Decision.ABORT, None], ids=["abort recorded", "presumed abort"])
+async def test_a_right_name_of_a_role_that_was_dropped(world: World, decision: Decision | None) -> None:
+    """Broken if who may make roles prepares the name of an aborted transaction as one of them, drops it, and
+    has that counted as a branch of ours, in doubt until a superuser ends it."""
+    one, _ = await world.left(decision)
+    await world.end_session()
+    await world.recover()
+    world.orders.calls.clear()
+    await expect_only_shown(world, world.orders, forge(world.orders, one, dropped=True))
+
+
+@pytest.mark.parametrize("decision", [Decision.COMMIT, Decision.ABORT])
+async def test_a_role_that_was_dropped_after_its_branch_was_recorded(
+    world: World, decision: Decision
+) -> None:
+    """Broken if the very branch that was recorded counts as a stranger's, because its role was dropped: then
+    it is never ended."""
+    one, _ = await world.left(decision)
+    xid = world.orders.prepared[one]
+    listed = world.orders.in_doubt
+
+    async def in_doubt() -> Sequence[PreparedBranch]:
+        return [replace(each, owned=False, owner_dropped=True) for each in await listed()]
+
+    world.orders.in_doubt = in_doubt  # type: ignore[method-assign]
+    report = await world.recover()
+    assert one not in world.orders.prepared, (xid, report)
+    assert await world.heuristics() == {}
 
 
 async def test_a_right_name_with_another_transaction_id(world: World) -> None:

@@ -210,7 +210,7 @@ class Connections:
     async def set_back(self, issued: int) -> None:
         """Session ``issued``, of which the ledger knows nothing, has given names: a new incarnation begins.
         Raises as :meth:`run`."""
-        for incarnation, closed in await self.run("set_back", issued=issued, skip=SESSION_SKIP):
+        for incarnation, closed, *_ in await self.run("set_back", issued=issued, skip=SESSION_SKIP):
             log.error(
                 "ledger %s was set back: it has given names in session %d, of which it knows nothing."
                 " Incarnation %d begins; %d sessions were closed, and what they had undecided is left to an"
@@ -222,7 +222,7 @@ class Connections:
             )
 
     async def _begin_incarnation(self) -> None:
-        for incarnation, closed, _ in await self.run("new_incarnation", skip=SESSION_SKIP):
+        for incarnation, closed, *_ in await self.run("new_incarnation", skip=SESSION_SKIP):
             log.warning(
                 "ledger %s was restored, copied or failed over: incarnation %d begins; %d sessions were"
                 " closed, and what they had undecided is left to an operator",

@@ -104,9 +104,9 @@ class Upkeep:
         history_ms = round(self._settings.history_s * 1000)
         dropped = await self._connections.work(lambda line, left_s: _drop(line, left_s, retention_ms))
         await self._connections.ask("pardon")
-        ((purged,),) = await self._connections.run("purge", history_ms=history_ms)
+        ((purged, *_),) = await self._connections.run("purge", history_ms=history_ms)
         while purged:
-            ((purged,),) = await self._connections.run("purge", history_ms=history_ms)
+            ((purged, *_),) = await self._connections.run("purge", history_ms=history_ms)
         return dropped
 
     async def _keep_up(self) -> None:

@@ -2,12 +2,22 @@
 -- operators, types and tables are qualified (see the head of participants/postgres/queries.sql).
 --
 -- Every statement that the PostgreSQL ledger sends. Each is one transaction of its own, so that no process that
--- stops or loses its connection holds a lock; only the three of dropping share one. {here} is the first of them.
+-- stops or loses its connection holds a lock; only the three of dropping share one. {here} is the first of them; what
+-- writes without it has {durable} among its columns.
+
+-- name: durable
+-- Whatever the database, the role or another client of the same pooler sets: a commit of this transaction waits for the
+-- disk and the standbys, and the server says so if it did not.
+case when pg_catalog.current_setting('synchronous_commit')
+          operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
+     then pg_catalog.set_config('synchronous_commit', 'on', true) end as raised,
+case when pg_catalog.current_setting('client_min_messages')
+          operator(pg_catalog.=) any (array['error', 'fatal', 'panic'])
+     then pg_catalog.set_config('client_min_messages', 'warning', true) end as audible
 
 -- name: here
 -- Is this the server, the timeline and the table that the ledger last knew as its own? After a failover, a restore
--- or a copy it is not. And whatever this session's setting: a commit of ours waits for the disk and the standbys.
--- On a standby pg_current_wal_lsn() fails with 55000.
+-- or a copy it is not. On a standby pg_current_wal_lsn() fails with 55000.
 -- What a statement reads may be visible here and on no standby yet (a wait that was broken off, a restart). A commit
 -- waits for the standbys only if its transaction wrote something, and this message is the least that there is to
 -- write; it stands later in the WAL than everything that was read.
@@ -18,9 +28,7 @@ select l.system operator(pg_catalog.=) c.system_identifier
            ((select d.oid::pg_catalog.text from pg_catalog.pg_database d
               where d.datname operator(pg_catalog.=) pg_catalog.current_database())
             operator(pg_catalog.||) '/' operator(pg_catalog.||) l.tableoid::pg_catalog.text) as same,
-       case when pg_catalog.current_setting('synchronous_commit')
-                 operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
-            then pg_catalog.set_config('synchronous_commit', 'on', true) end as raised,
+       {durable},
        case when pg_catalog.current_setting('synchronous_standby_names') operator(pg_catalog.<>) ''
             then pg_catalog.pg_logical_emit_message(true, 'undoubt', '') end as confirmed
   from undoubt_ledger.ledger l, pg_catalog.pg_control_system() c
@@ -46,7 +54,7 @@ closed as (
      where s.state operator(pg_catalog.=) 'open'
     returning s.id
 )
-select incarnation, (select pg_catalog.count(*) from closed) from changed
+select incarnation, (select pg_catalog.count(*) from closed), {durable} from changed
 
 -- name: lease
 -- Whether the gids of a session carry tags, if it is there.
@@ -116,7 +124,8 @@ closed as (
      where s.state operator(pg_catalog.=) 'open'
     returning s.id
 )
-select incarnation, (select pg_catalog.count(*) from closed), (select pg_catalog.count(*) from unled) from changed
+select incarnation, (select pg_catalog.count(*) from closed), (select pg_catalog.count(*) from unled), {durable}
+  from changed
 
 -- name: decide
 -- FOR SHARE waits for an expiry of the same session, or makes it wait; then the state that counts is in hand.
@@ -508,7 +517,7 @@ select h.same, (select time_ms from ticked) from here h
 -- name: resign
 update undoubt_ledger.clock set leader = null, beat = beat operator(pg_catalog.+) 1
  where leader operator(pg_catalog.=) %(me)s::pg_catalog.text
-returning beat
+returning beat, {durable}
 
 -- name: expire
 -- A row that was renewed while this waited for it is looked at again, and left.
@@ -543,7 +552,7 @@ select from undoubt_ledger.precommitted p
 
 -- name: lock_droppable
 -- Locked first and looked over afterwards, in drop_sessions: a decision may slip in under a session that is closed.
-select s.id
+select s.id, {durable}
   from undoubt_ledger.session s, undoubt_ledger.clock k
  where s.state operator(pg_catalog.=) any (array['closed', 'expired', 'restored'])
    and s.closed_ms operator(pg_catalog.+) %(retention_ms)s::pg_catalog.int8 operator(pg_catalog.<=) k.time_ms
@@ -589,7 +598,7 @@ emptied as (
     delete from undoubt_ledger.session s using old
      where s.id operator(pg_catalog.=) old.id and (select pg_catalog.count(*) from few) operator(pg_catalog.<) 10000
 )
-select pg_catalog.count(*) from few
+select pg_catalog.count(*), {durable} from few
 
 -- name: problems
 -- For `undoubt ledger check`: what no ledger may hold, and settings with which the server may lose what it answered.

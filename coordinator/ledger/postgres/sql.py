@@ -1,6 +1,7 @@
 """The statements of this room, by name. ``queries.sql`` holds them for a DBA to read.
 
-Parameters are psycopg's ``%(name)s``; ``{here}`` and ``{held}`` stand for the statements of those names.
+Parameters are psycopg's ``%(name)s``; ``{here}``, ``{held}`` and ``{durable}`` stand for what has
+those names.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def _load() -> dict[str, str]:
     for name, body in zip(parts[1::2], parts[2::2], strict=True):
         lines = [line for line in body.splitlines() if line.strip() and not line.startswith("--")]
         statement = "\n".join(lines)
-        for part in ("here", "held"):
+        for part in ("here", "held", "durable"):
             statement = statement.replace(f"{{{part}}}", named.get(part, ""))
         named[name] = statement
     return named

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import shutil
 from collections.abc import AsyncIterator
 
@@ -10,10 +12,12 @@ import asyncpg
 import pytest
 
 from tests.coordinator.ledger.postgres_stage import BRANCHES, opened, settings_for
+from tests.pgbouncer import PgBouncer, program_or_skip
 from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable, OutcomeUnknown, SessionLost
 from undoubt.coordinator.ledger import maintenance, open_ledger
 from undoubt.coordinator.ledger.contract import Decision, Verdict
 from undoubt.coordinator.ledger.postgres.connections import SESSION_SKIP
+from undoubt.coordinator.ledger.postgres.sql import _QUERIES, query
 from undoubt.embedded import EmbeddedServer
 from undoubt.embedded.binaries import bin_folder
 from undoubt.embedded.places import give, new_place, server_user
@@ -174,12 +178,20 @@ async def _dump_and_restore(source: str, target: str) -> None:
     assert (dump.returncode, restore.returncode) == (0, 0)
 
 
-async def test_what_no_standby_confirmed_is_not_told(server: EmbeddedServer) -> None:
+@pytest.mark.parametrize("pooled", [False, True], ids=["direct", "pooled"])
+async def test_what_no_standby_confirmed_is_not_told(server: EmbeddedServer, pooled: bool) -> None:
     """Broken if a decision that a failover would lose is answered: to its own caller, whose wait was broken
-    off; to the one who asks again, and finds it recorded; or to recovery, which would act on it."""
+    off; to the one who asks again, and finds it recorded; or to recovery, which would act on it. The database
+    hides the warning, and a pooler shares the session, so that it cannot be set there once for all."""
     settings = settings_for(await server.create_database("ledger"), request_timeout_s=3.0)
     await maintenance.init(settings)
-    async with opened(settings) as ledger:
+    await execute(server, "alter database ledger set client_min_messages = error")
+    async with contextlib.AsyncExitStack() as stack:
+        if pooled:
+            program_or_skip()
+            pooler = await stack.enter_async_context(PgBouncer(server.socket_dsn()))
+            settings = settings_for(pooler.dsn("ledger"), request_timeout_s=3.0)
+        ledger = await stack.enter_async_context(opened(settings))
         session = await ledger.open_session("test", 10)
         txid = session.txid(1)
         await execute(server, "alter system set synchronous_standby_names = 'nobody'")
@@ -204,6 +216,16 @@ async def test_what_no_standby_confirmed_is_not_told(server: EmbeddedServer) -> 
         await execute(server, "select pg_reload_conf()")
         assert await ledger.decide(txid, COMMIT, BRANCHES) is COMMIT
         assert (await ledger.outcomes([txid]))[txid] is Verdict.COMMITTED
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in _QUERIES if re.search(r"insert into|update |delete from", _QUERIES[name])]
+)
+def test_every_statement_that_writes_is_durable_and_heard(name: str) -> None:
+    """Broken if one that is new relies on what its session is set to, which behind a pooler is anybody's."""
+    if name == "drop_sessions":
+        name = "lock_droppable"  # before it, in its transaction
+    assert query("durable") in query(name)
 
 
 async def _cancel_waits(server: EmbeddedServer, until: asyncio.Task[Decision]) -> None:
