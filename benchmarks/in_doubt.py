@@ -22,9 +22,10 @@ import asyncpg
 
 from undoubt.bench.contract import DATABASES
 from undoubt.bench.field import own_servers
-from undoubt.coordinator.ledger.contract import Decision, Ledger, record_of
+from undoubt.coordinator.ledger.contract import Ledger, record_of
 from undoubt.coordinator.ledger.urls import open_ledger
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol, SessionKey
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.registry import Registry

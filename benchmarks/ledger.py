@@ -26,9 +26,10 @@ import msgspec
 from benchmarks import etcd as peer
 from undoubt.bench.figures import percentile
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Session
+from undoubt.coordinator.ledger.contract import BranchRecord, Session
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.demo.nodes import Nodes
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Protocol, SessionKey
 from undoubt.serve.loop import fastest_loop
 

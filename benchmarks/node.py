@@ -15,16 +15,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
 from undoubt.coordinator.ledger.commands import Command, Decide, Finish, OpenSession
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Session
+from undoubt.coordinator.ledger.contract import BranchRecord, Session
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.node.bootstrap import beginning
 from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.replica import Replica
 from undoubt.coordinator.node.settings import NodeSettings
 from undoubt.coordinator.node.storage.contract import DiskIdentity, DiskWrite, Stored
-from undoubt.coordinator.paxos import BranchInstance, FirstBallot, Outcome, Value
+from undoubt.coordinator.paxos import BranchInstance, FirstBallot, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.raft import Message, decode, encode
+from undoubt.participants.contract import Decision
 from undoubt.serve.loop import fastest_loop
 
 CLUSTER = "abcdefghij"
@@ -120,7 +121,7 @@ class Work:
 
         def answered(reply: object) -> None:
             leader.step(reply)  # type: ignore[arg-type]
-            if leader.outcome is Outcome.COMMITTED and not known.done():
+            if leader.outcome is Decision.COMMIT and not known.done():
                 known.set_result(None)
 
         for to, request in leader.messages():

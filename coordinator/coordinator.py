@@ -20,7 +20,7 @@ from undoubt.coordinator.errors import (
     WrongProcess,
 )
 from undoubt.coordinator.finisher import Finisher
-from undoubt.coordinator.ledger.contract import Ledger, Record
+from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.meter import Stopwatch, TransactionMeter
 from undoubt.coordinator.protocols.causes import why_doomed
@@ -166,7 +166,7 @@ class Coordinator:
             await asyncio.sleep(pause_s)
         raise InvariantViolation("unreachable")
 
-    async def outcome(self, txid: TxId | str) -> Record:
+    async def outcome(self, txid: TxId | str) -> RecordedDecision:
         """What the ledger has recorded. NOT_RECORDED never means aborted.
 
         COMMIT also while a commit that is certain is only on its way into the ledger. ``txid`` may be the
@@ -176,7 +176,7 @@ class Coordinator:
         txid = TxId.of(txid)
         transaction = self._transactions.get(txid)
         if transaction is not None and transaction.fixed_elsewhere:
-            return Record.COMMIT
+            return RecordedDecision.COMMIT
         return (await self.ledger.records([txid]))[txid]
 
     def cancel(self, txid: TxId | str, cause: BaseException) -> bool:

@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Mapping
 from typing import Protocol
 
 from undoubt.coordinator.errors import HeuristicOutcome, TransactionAborted
-from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.protocols.context import CommitContext, Phase, known_heuristics
-from undoubt.participants.contract import Settled
+from undoubt.participants.contract import Decision, Settled
 from undoubt.participants.ids import Gid
 from undoubt.participants.ids import Protocol as GidProtocol
 

@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from undoubt.coordinator.cancel_scope import CancelScope
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
-from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation
 from undoubt.coordinator.protocols.context import CommitContext, Phase, known_heuristics
 from undoubt.coordinator.uncancellable import Uncancellable, all_done, all_of, uncancellable
-from undoubt.participants.contract import Branch, Participant
+from undoubt.participants.contract import Branch, Decision, Participant
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import BRANCH_NUMBER_MAX, NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol

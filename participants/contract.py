@@ -40,11 +40,17 @@ class Vote(enum.StrEnum):
     ABORT = "abort"
 
 
-class Order(enum.StrEnum):
-    """What the second phase asks of a prepared branch."""
+class Decision(enum.StrEnum):
+    """What is decided about a transaction, once and for all: the ledger holds it, and the second phase of its
+    branches carries it out."""
 
     COMMIT = "commit"
-    ROLLBACK = "rollback"
+    ABORT = "abort"
+
+    @property
+    def verb(self) -> str:
+        """``commit`` or ``rollback``: what a prepared branch is told."""
+        return "commit" if self is Decision.COMMIT else "rollback"
 
 
 class Settled(enum.StrEnum):
@@ -333,7 +339,7 @@ class Participant(Protocol):
         with ``ParticipantRefused`` on a standby, whose list is always empty. May be repeated."""
         ...
 
-    async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+    async def settle(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
         """COMMIT PREPARED or ROLLBACK PREPARED of whoever's branch, as its owner. Fails; may be repeated
         until the answer is final. ``evidence`` decides what "does not exist" means."""
         ...
@@ -373,7 +379,7 @@ class Participant(Protocol):
         ...
 
 
-def judge(order: Order, fate: XactStatus) -> Settled:
+def judge(order: Decision, fate: XactStatus) -> Settled:
     """What "no such prepared branch" means, given the participant's own books.
 
     For COMMIT only proof counts: committed is done, aborted or never assigned is a heuristic rollback,
@@ -381,7 +387,7 @@ def judge(order: Order, fate: XactStatus) -> Settled:
     """
     if fate is XactStatus.IN_PROGRESS:
         return Settled.BUSY
-    table = _ABSENT_AT_COMMIT if order is Order.COMMIT else _ABSENT_AT_ROLLBACK
+    table = _ABSENT_AT_COMMIT if order is Decision.COMMIT else _ABSENT_AT_ROLLBACK
     return table[fate]
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from undoubt.participants.contract import (
     HEURISTICS,
+    Decision,
     Evidence,
     HeuristicAtPrepare,
-    Order,
     PreparedBranch,
     PrepareResult,
     PrepareUnanswered,
@@ -124,13 +124,13 @@ class ScriptedParticipant:
         ]
         return [*ours, *self.foreign]
 
-    async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
-        await self.record(f"settle_{order}", gid)
-        answer = _next(self.script.commit if order is Order.COMMIT else self.script.rollback)
+    async def settle(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
+        await self.record(f"settle_{order.verb}", gid)
+        answer = _next(self.script.commit if order is Decision.COMMIT else self.script.rollback)
         return await self._answer(answer, gid, order, evidence)
 
     async def _answer(
-        self, answer: ScriptedAnswer, gid: Gid, order: Order, evidence: Evidence | None
+        self, answer: ScriptedAnswer, gid: Gid, order: Decision, evidence: Evidence | None
     ) -> Settled:
         if isinstance(answer, BaseException):
             raise answer
@@ -144,7 +144,7 @@ class ScriptedParticipant:
         if xid is None:
             fate = XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence)
             return judge(order, fate)
-        self.fates[xid] = XactStatus.COMMITTED if order is Order.COMMIT else XactStatus.ABORTED
+        self.fates[xid] = XactStatus.COMMITTED if order is Decision.COMMIT else XactStatus.ABORTED
         return Settled.APPLIED
 
     async def end_impostor(self, branch: PreparedBranch) -> Settled:
@@ -185,10 +185,10 @@ class ScriptedParticipant:
     async def close(self) -> None:
         self.down = UsageError(f"participant {self.name!r} is closed")
 
-    def finish_by_hand(self, gid: Gid, order: Order) -> None:
+    def finish_by_hand(self, gid: Gid, order: Decision) -> None:
         """What a DBA does at the prompt."""
         xid = self.prepared.pop(gid)
-        self.fates[xid] = XactStatus.COMMITTED if order is Order.COMMIT else XactStatus.ABORTED
+        self.fates[xid] = XactStatus.COMMITTED if order is Decision.COMMIT else XactStatus.ABORTED
 
     def fate(self, gid: Gid) -> XactStatus:
         """What became of the branch that was begun with ``gid``."""
@@ -274,7 +274,7 @@ class ScriptedBranch:
             self._end(XactStatus.COMMITTED)
             return Settled.APPLIED
         await self.participant.record("commit", self.gid)
-        return await self._settle(_next(self.participant.script.commit), Order.COMMIT)
+        return await self._settle(_next(self.participant.script.commit), Decision.COMMIT)
 
     async def rollback(self) -> Settled:
         if self._vote is Vote.READ_ONLY:
@@ -286,9 +286,9 @@ class ScriptedBranch:
         if answer is None and self._vote is not Vote.PREPARED:
             self._end(XactStatus.ABORTED)
             return Settled.APPLIED
-        return await self._settle(answer, Order.ROLLBACK)
+        return await self._settle(answer, Decision.ABORT)
 
-    async def _settle(self, answer: ScriptedAnswer, order: Order) -> Settled:
+    async def _settle(self, answer: ScriptedAnswer, order: Decision) -> Settled:
         settled = await self.participant._answer(answer, self.gid, order, self._evidence)
         self._to_forget = settled in HEURISTICS and answer is not Settled.ABSENT
         return settled

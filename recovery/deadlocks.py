@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from undoubt.coordinator.errors import DistributedDeadlock, LedgerError, OutcomeUnknown, SelfDeadlock
-from undoubt.coordinator.ledger.contract import Ledger, Record, Verdict
+from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, Verdict
 from undoubt.participants.contract import Claim, Participant, Waiting, WaitNode
 from undoubt.participants.errors import ParticipantError, UndoubtError
 from undoubt.participants.ids import Gid, InvalidName, TxId
@@ -122,7 +122,7 @@ class DeadlockDetector:
         of session and transaction, so that every detector chooses the same one."""
         txids = [txid for edge in cycle if (txid := _txid(edge.waiter)) is not None]
         records = await self._ledger.records(txids)
-        return max((txid for txid in txids if records[txid] is not Record.COMMIT), default=None)
+        return max((txid for txid in txids if records[txid] is not RecordedDecision.COMMIT), default=None)
 
     async def _end(self, victim: TxId, cycle: Sequence[Edge]) -> DistributedDeadlock:
         at = next(i for i, edge in enumerate(cycle) if edge.waiter == str(victim))

@@ -33,8 +33,8 @@ import enum
 from dataclasses import dataclass
 from typing import assert_never
 
-from undoubt.coordinator.ledger.contract import Decision, Verdict
-from undoubt.participants.contract import Order, Settled, XactStatus, judge
+from undoubt.coordinator.ledger.contract import Verdict
+from undoubt.participants.contract import Decision, Settled, XactStatus, judge
 from undoubt.participants.ids import Foreign, Gid
 
 
@@ -212,7 +212,7 @@ def for_prepared(gid: Gid | Foreign, stands: BranchStanding) -> PreparedAction:
 
 def for_absent(gid: Gid, decision: Decision, fate: XactStatus) -> AbsentAction:
     """About a branch of a recorded decision that was not in a list taken after the decision was read."""
-    return for_settled(gid, decision, judge(order_of(decision), fate))
+    return for_settled(gid, decision, judge(decision, fate))
 
 
 def for_settled(gid: Gid, decision: Decision, settled: Settled) -> AbsentAction:
@@ -226,8 +226,3 @@ def for_settled(gid: Gid, decision: Decision, settled: Settled) -> AbsentAction:
             return LookAgain(gid)
         case _:
             return BranchDone(gid) if settled is agreeing else RecordHeuristicOutcome(gid, settled, decision)
-
-
-def order_of(decision: Decision) -> Order:
-    """The second phase of a decision."""
-    return Order.COMMIT if decision is Decision.COMMIT else Order.ROLLBACK

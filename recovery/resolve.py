@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Ledger
+from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord, Ledger
 from undoubt.coordinator.protocols.context import applied_elsewhere
 from undoubt.coordinator.protocols.steps import Observer
-from undoubt.participants.contract import HEURISTICS, Participant, Settled
+from undoubt.participants.contract import HEURISTICS, Decision, Participant, Settled
 from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.registry import Registry
@@ -33,7 +33,6 @@ from undoubt.recovery.plan import (
     for_absent,
     for_prepared,
     for_settled,
-    order_of,
 )
 from undoubt.recovery.report import Counters, ReportedBranch
 from undoubt.recovery.scan import Scan
@@ -159,7 +158,7 @@ class Resolution:
         before = RecoveryStep.BEFORE_COMMIT if commits else RecoveryStep.BEFORE_ROLLBACK
         after = RecoveryStep.AFTER_COMMIT if commits else RecoveryStep.AFTER_ROLLBACK
         await reach(tools.observe, before, gid)
-        settled = await self._participant.settle(gid, order_of(decision), self._scan.evidence(gid))
+        settled = await self._participant.settle(gid, decision, self._scan.evidence(gid))
         await reach(tools.observe, after, gid)
         if settled is Settled.APPLIED and commits:
             tools.counters.committed += 1

@@ -7,7 +7,7 @@ although no branch of it need be prepared: so the ledger, too, learns how it end
 
 from __future__ import annotations
 
-from undoubt.coordinator.ledger.contract import Ledger, Record
+from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.participants.contract import Participant
 from undoubt.participants.errors import ParticipantRefused
@@ -42,11 +42,13 @@ async def sweep(
     records = await ledger.records({gid.txid for gid in rows})
     unfinished = {record.txid async for record in every_unfinished(ledger)}
     finished = [
-        gid for gid in rows if records[gid.txid] is not Record.NOT_RECORDED and gid.txid not in unfinished
+        gid
+        for gid in rows
+        if records[gid.txid] is not RecordedDecision.NOT_RECORDED and gid.txid not in unfinished
     ]
     await participant.states.forget(finished)
     alive = await terminator.alive()
     for gid in rows:
-        if records[gid.txid] is Record.NOT_RECORDED and not alive(gid.txid):
+        if records[gid.txid] is RecordedDecision.NOT_RECORDED and not alive(gid.txid):
             await terminator.end(participant, gid)
     return finished

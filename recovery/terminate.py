@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from undoubt.coordinator.errors import LedgerUnavailable, OutcomeUnknown
-from undoubt.coordinator.ledger.contract import Decision, Ledger, SessionState, record_of
+from undoubt.coordinator.ledger.contract import Ledger, SessionState, record_of
 from undoubt.coordinator.protocols.steps import Observer
 from undoubt.coordinator.protocols.termination import PresumedCrashed, Round, Terminated
 from undoubt.coordinator.protocols.termination_rules import CONTRADICTION, Move
-from undoubt.participants.contract import Participant
+from undoubt.participants.contract import Decision, Participant
 from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.three_phase import Charter

@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.protocols.steps import Observer
 from undoubt.coordinator.protocols.termination import Find, Round, Terminated
 from undoubt.coordinator.protocols.termination_rules import Move, is_quorum
-from undoubt.participants.contract import HEURISTICS, Order, Participant, PreparedBranch, Settled
+from undoubt.participants.contract import HEURISTICS, Decision, Participant, PreparedBranch, Settled
 from undoubt.participants.errors import ParticipantError, UsageError
 from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.three_phase import Charter, StateRow
 from undoubt.recovery.holders import finding
-from undoubt.recovery.plan import BranchDone, for_settled, order_of
+from undoubt.recovery.plan import BranchDone, for_settled
 from undoubt.recovery.report import Report, ReportedBranch
 from undoubt.recovery.terminate import DECISIONS, NO_ROW, told
 
@@ -122,13 +121,12 @@ class WithoutLedger:
         return lines + [await self._settle(name, branch, decision) for name, branch in prepared]
 
     async def _settle(self, name: str, branch: PreparedBranch, decision: Decision) -> ReportedBranch:
-        order = order_of(decision)
-        what = "commit" if order is Order.COMMIT else "rollback"
+        what = decision.verb
         gid = branch.gid
         if not isinstance(gid, Gid):
             raise TypeError(gid)
         try:
-            settled = await self._participants.get(name).settle(gid, order, branch.evidence)
+            settled = await self._participants.get(name).settle(gid, decision, branch.evidence)
         except ParticipantError as error:
             return _line(name, branch, what, "failed", str(error))
         if settled is Settled.BUSY or settled is Settled.HEURISTIC_HAZARD:

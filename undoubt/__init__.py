@@ -23,7 +23,7 @@ from __future__ import annotations
 from undoubt.config import Settings
 from undoubt.connect import connect
 from undoubt.coordinator.coordinator import Coordinator
-from undoubt.coordinator.ledger.contract import Record
+from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.coordinator.transaction import CommitResult, Transaction
 from undoubt.errors import (
     HeuristicOutcome,
@@ -41,7 +41,7 @@ __all__ = [
     "Gid",
     "HeuristicOutcome",
     "OutcomeUnknown",
-    "Record",
+    "RecordedDecision",
     "Settings",
     "Transaction",
     "TransactionAborted",

@@ -14,11 +14,10 @@ from undoubt.coordinator.ledger.contract import (
     Acceptors,
     Act,
     BranchRecord,
-    Decision,
     DecisionRecord,
     Heuristic,
     LedgerInfo,
-    Record,
+    RecordedDecision,
     Session,
     SessionInfo,
     TransactionInfo,
@@ -26,7 +25,7 @@ from undoubt.coordinator.ledger.contract import (
 )
 from undoubt.coordinator.ledger.names import new_request, nonce_of
 from undoubt.coordinator.ledger.pages import behind
-from undoubt.participants.contract import Claim
+from undoubt.participants.contract import Claim, Decision
 from undoubt.participants.ids import Gid, TxId, new_nonce
 
 
@@ -116,7 +115,7 @@ class CallingLedger(abc.ABC):
             cause = await self._call(calls.DoomedCall(txid))
         return cause
 
-    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
+    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, RecordedDecision]:
         asked = tuple(txids)
         return dict(zip(asked, await self._call(calls.RecordsCall(asked)), strict=True))
 

@@ -28,18 +28,17 @@ from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TA
 from undoubt.coordinator.ledger.contract import (
     Act,
     BranchRecord,
-    Decision,
     DecisionRecord,
     Heuristic,
     LedgerInfo,
-    Record,
+    RecordedDecision,
     Session,
     SessionInfo,
     TransactionInfo,
     Verdict,
 )
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
-from undoubt.participants.contract import Claim
+from undoubt.participants.contract import Claim, Decision
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.ids import BRANCH_NUMBER_MAX, Gid, Protocol, TxId
 
@@ -220,7 +219,7 @@ REPLY_TYPES: dict[type[_Call], Any] = {
     DecideCall: Decision,
     PrecommitCall: None,
     OutcomesCall: list[Verdict],
-    RecordsCall: list[Record],
+    RecordsCall: list[RecordedDecision],
     UnfinishedCall: list[DecisionRecord],
     FinishCall: None,
     RecordHeuristicCall: None,

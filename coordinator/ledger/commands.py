@@ -12,7 +12,8 @@ from typing import assert_never
 
 import msgspec
 
-from undoubt.coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, is_newer
+from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, is_newer
+from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid, Protocol, TxId
 

@@ -26,19 +26,12 @@ from typing import Protocol
 import msgspec
 
 from undoubt.participants import ids
-from undoubt.participants.contract import Claim, Evidence, Settled
+from undoubt.participants.contract import Claim, Decision, Evidence, Settled
 from undoubt.participants.ids import Gid, TxId
 
 Create = bool | Callable[[], Awaitable[None]]
 """Whether a ledger may be made where there is none, when it is opened; a function raises ``LedgerMissing`` if
 it may not."""
-
-
-class Decision(enum.StrEnum):
-    """What the ledger holds for a transaction. Write-once."""
-
-    COMMIT = "commit"
-    ABORT = "abort"
 
 
 class Verdict(enum.StrEnum):
@@ -71,7 +64,7 @@ TERMINATES_BY_ITSELF = frozenset({"3", "p"})
 """Protocols, by their letter in a gid, whose undecided transactions are never presumed aborted."""
 
 
-class Record(enum.StrEnum):
+class RecordedDecision(enum.StrEnum):
     """The answer to callers, who may ask about a transaction that left no record."""
 
     COMMIT = "commit"
@@ -243,7 +236,7 @@ class TransactionInfo(msgspec.Struct, frozen=True):
     in a gid; empty, as ``branches`` is, where nothing but the decision is known any more."""
 
     txid: TxId
-    record: Record
+    record: RecordedDecision
     verdict: Verdict
     protocol: str
     branches: tuple[BranchRecord, ...]
@@ -398,7 +391,7 @@ class Ledger(Protocol):
         session open; None if there is none."""
         ...
 
-    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
+    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, RecordedDecision]:
         """For callers."""
         ...
 

@@ -39,10 +39,9 @@ from undoubt.coordinator.ledger.contract import (
     TERMINATES_BY_ITSELF,
     Act,
     BranchRecord,
-    Decision,
     DecisionRecord,
     Heuristic,
-    Record,
+    RecordedDecision,
     Session,
     SessionInfo,
     SessionState,
@@ -50,7 +49,7 @@ from undoubt.coordinator.ledger.contract import (
 )
 from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches, verdict_of
 from undoubt.coordinator.ledger.state import LedgerState, PrecommitRecord, SessionBook
-from undoubt.participants.contract import Settled
+from undoubt.participants.contract import Decision, Settled
 from undoubt.participants.ids import TxId
 from undoubt.participants.invariant import invariant
 
@@ -312,11 +311,11 @@ class Machine:
             return verdict_of(None, None, 0, txid.seq, protocol)
         return verdict_of(self._recorded(book, txid), book.state, book.floor, txid.seq, protocol)
 
-    def record(self, txid: TxId) -> Record:
+    def record(self, txid: TxId) -> RecordedDecision:
         """For callers: only what is written down."""
         book = self._book(txid.session, txid.nonce)
         recorded = None if book is None else self._recorded(book, txid)
-        return Record.NOT_RECORDED if recorded is None else Record(str(recorded))
+        return RecordedDecision.NOT_RECORDED if recorded is None else RecordedDecision(str(recorded))
 
     def unfinished(self) -> list[DecisionRecord]:
         return list(self.state.unfinished.values())

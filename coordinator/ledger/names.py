@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from undoubt.coordinator.errors import Impostor
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision
-from undoubt.participants.contract import Claim
+from undoubt.coordinator.ledger.contract import BranchRecord
+from undoubt.participants.contract import Claim, Decision
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
 

@@ -8,13 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
-from undoubt.coordinator.ledger.contract import (
-    TERMINATES_BY_ITSELF,
-    BranchRecord,
-    Decision,
-    SessionState,
-    Verdict,
-)
+from undoubt.coordinator.ledger.contract import TERMINATES_BY_ITSELF, BranchRecord, SessionState, Verdict
+from undoubt.participants.contract import Decision
 
 _NUMBER = attrgetter("number")
 

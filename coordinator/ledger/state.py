@@ -9,7 +9,6 @@ import msgspec
 from undoubt.coordinator.ledger.contract import (
     Act,
     BranchRecord,
-    Decision,
     DecisionRecord,
     Heuristic,
     Session,
@@ -18,6 +17,7 @@ from undoubt.coordinator.ledger.contract import (
 )
 from undoubt.coordinator.ledger.fingerprints import Fingerprints
 from undoubt.coordinator.ledger.ranges import Ranges
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 SNAPSHOT_FORMAT = 1

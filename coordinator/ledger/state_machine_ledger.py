@@ -47,11 +47,10 @@ from undoubt.coordinator.ledger.contract import (
     Acceptors,
     Act,
     BranchRecord,
-    Decision,
     DecisionRecord,
     Heuristic,
     LedgerInfo,
-    Record,
+    RecordedDecision,
     Session,
     SessionInfo,
     SessionState,
@@ -66,7 +65,7 @@ from undoubt.coordinator.ledger.pages import Pages
 from undoubt.coordinator.ledger.state import PrecommitRecord
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.bounds import seconds
-from undoubt.participants.contract import Claim
+from undoubt.participants.contract import Claim, Decision
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.ids import Gid, TxId
 
@@ -328,7 +327,7 @@ class StateMachineLedger(abc.ABC):
         await self._up_to_date()
         return self.machine.state.doomed.get(txid)
 
-    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
+    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, RecordedDecision]:
         await self._up_to_date()
         return {txid: self.machine.record(txid) for txid in txids}
 
@@ -376,7 +375,7 @@ class StateMachineLedger(abc.ABC):
         bounds.check_asked(txid)
         await self._up_to_date()
         record = await self._record_of(txid)
-        if record is None and self.machine.record(txid) is Record.NOT_RECORDED:
+        if record is None and self.machine.record(txid) is RecordedDecision.NOT_RECORDED:
             undecided = self.machine.precommitted(txid)
             return None if undecided is None else self._told_undecided(undecided)
         return self._told(txid, record)
@@ -413,8 +412,10 @@ class StateMachineLedger(abc.ABC):
         ]
         protocol = "" if record is None else record.protocol
         recorded = self.machine.record(txid)
-        if record is not None and recorded is Record.NOT_RECORDED:
-            recorded = Record(str(record.decision))  # the session is dropped, history is kept for longer
+        if record is not None and recorded is RecordedDecision.NOT_RECORDED:
+            recorded = RecordedDecision(
+                str(record.decision)
+            )  # the session is dropped, history is kept for longer
         return TransactionInfo(
             txid,
             recorded,
@@ -431,7 +432,7 @@ class StateMachineLedger(abc.ABC):
     def _told_undecided(self, record: PrecommitRecord) -> TransactionInfo:
         return TransactionInfo(
             record.txid,
-            Record.NOT_RECORDED,
+            RecordedDecision.NOT_RECORDED,
             self.machine.verdict(record.txid, record.protocol),
             record.protocol,
             record.branches,

@@ -13,7 +13,7 @@ from heapq import nsmallest
 
 from undoubt.coordinator.errors import Impostor, LedgerError, LedgerUnavailable
 from undoubt.coordinator.ledger.cluster.acceptors import record_of
-from undoubt.coordinator.ledger.contract import Record
+from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.names import Names
 from undoubt.coordinator.node.errors import NodeStopped
@@ -138,7 +138,7 @@ class NodeAcceptors:
         unrecorded = (
             txid
             for txid in kept
-            if (after is None or after < txid) and self._machine.record(txid) is Record.NOT_RECORDED
+            if (after is None or after < txid) and self._machine.record(txid) is RecordedDecision.NOT_RECORDED
         )
         return nsmallest(HELD_MAX, unrecorded)
 
@@ -151,7 +151,7 @@ class NodeAcceptors:
         machine = self._machine
         floors = {number: book.floor for number, book in machine.state.sessions.items()}
         for txid in self.acceptor.below(floors):
-            if machine.record(txid) is Record.NOT_RECORDED:
+            if machine.record(txid) is RecordedDecision.NOT_RECORDED:
                 floors[txid.session] = min(floors[txid.session], txid.seq)
         self.acceptor.forget(Marks(machine.state.next_session, tuple(sorted(floors.items()))))
         self._wake()

@@ -28,12 +28,13 @@ from undoubt.coordinator.ledger.cluster.messages import (
     StatusCall,
     TransferCall,
 )
-from undoubt.coordinator.ledger.contract import Act, Decision
+from undoubt.coordinator.ledger.contract import Act
 from undoubt.coordinator.node.acceptors import NodeAcceptors
 from undoubt.coordinator.node.admin import NodeAdmin
 from undoubt.coordinator.node.errors import NodeStopped, NotLeading
 from undoubt.coordinator.node.ledger import NodeLedger
 from undoubt.coordinator.wire import VERSIONS, Connection, RemoteProtocolError, Right
+from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import new_nonce
 

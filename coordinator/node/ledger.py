@@ -20,9 +20,8 @@ from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, SendR
 from undoubt.coordinator.ledger.commands import Command, Decide
 from undoubt.coordinator.ledger.contract import (
     BranchRecord,
-    Decision,
     DecisionRecord,
-    Record,
+    RecordedDecision,
     Session,
     SessionInfo,
     Settlement,
@@ -32,6 +31,7 @@ from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger, 
 from undoubt.coordinator.node.replica import Replica, ResultCallback
 from undoubt.coordinator.node.storage.contract import Storage
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Protocol, TxId
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ class NodeLedger(StateMachineLedger):
         found = among(self.machine.session_infos(), txid)
         return found or among(await self.sessions(), txid)
 
-    async def _record(self, txid: TxId) -> Record:
+    async def _record(self, txid: TxId) -> RecordedDecision:
         return (await self.records([txid]))[txid]
 
     async def _history_of(self, txid: TxId) -> DecisionRecord | None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.messages import SESSIONS_MAX, HeldCall
-from undoubt.coordinator.ledger.contract import Record, SessionState
+from undoubt.coordinator.ledger.contract import RecordedDecision, SessionState
 from undoubt.coordinator.ledger.state import SessionBook
 from undoubt.coordinator.node.ledger import NodeLedger
 from undoubt.coordinator.node.replica import Replica
@@ -72,7 +72,7 @@ class Settling:
         # Whoever was asked may not have applied as much as is applied here.
         machine = self._replica.replicated.machine
         told = {txid for each in held for txid in each}
-        return sorted(txid for txid in told if machine.record(txid) is Record.NOT_RECORDED)
+        return sorted(txid for txid in told if machine.record(txid) is RecordedDecision.NOT_RECORDED)
 
     async def _held(self, node: int, sessions: tuple[int, ...]) -> Sequence[TxId]:
         """All of it, as far as that node answers."""

@@ -56,7 +56,7 @@ from __future__ import annotations
 from undoubt.coordinator.paxos.acceptor import Acceptor, RestoredAcceptor
 from undoubt.coordinator.paxos.errors import PeerMisbehaved
 from undoubt.coordinator.paxos.first_ballot import FirstBallot
-from undoubt.coordinator.paxos.learner import Learner, Outcome
+from undoubt.coordinator.paxos.learner import Learner
 from undoubt.coordinator.paxos.marks import Marks
 from undoubt.coordinator.paxos.messages import (
     ABORTED,
@@ -94,7 +94,6 @@ __all__ = [
     "Known",
     "Learner",
     "Marks",
-    "Outcome",
     "Outgoing",
     "PeerMisbehaved",
     "Phase1a",

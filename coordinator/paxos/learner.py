@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import enum
-
 from undoubt.coordinator.paxos.errors import PeerMisbehaved
 from undoubt.coordinator.paxos.messages import (
     ABORTED,
@@ -17,15 +15,9 @@ from undoubt.coordinator.paxos.messages import (
 )
 from undoubt.coordinator.paxos.synod import Accepted, Tally
 from undoubt.coordinator.quorum import Joint, VoteResult
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 from undoubt.participants.invariant import invariant
-
-
-class Outcome(enum.StrEnum):
-    """All instances have chosen *prepared*; or one has chosen *aborted*. Either is for ever."""
-
-    COMMITTED = "committed"
-    ABORTED = "aborted"
 
 
 class Learner:
@@ -43,12 +35,13 @@ class Learner:
         self._unnamed = Tally[Value](acceptors)
 
     @property
-    def outcome(self) -> Outcome | None:
-        """None: not known yet, which is never to be taken for aborted."""
+    def outcome(self) -> Decision | None:
+        """COMMIT if all instances chose *prepared*, ABORT if one chose *aborted*; either is for ever.
+        None: not known yet, which is never to be taken for aborted."""
         if self._unnamed.chosen is not None or any(tally.chosen == ABORTED for tally in self._named):
-            return Outcome.ABORTED
+            return Decision.ABORT
         if self._named and all(tally.chosen is not None for tally in self._named):
-            return Outcome.COMMITTED
+            return Decision.COMMIT
         return None
 
     @property

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Ledger, Record, record_of
+from undoubt.coordinator.ledger.contract import BranchRecord, Heuristic, Ledger, RecordedDecision, record_of
 from undoubt.coordinator.protocols.steps import Observer
-from undoubt.participants.contract import Branch, Evidence, Participant, Settled, Vote
+from undoubt.participants.contract import Branch, Decision, Evidence, Participant, Settled, Vote
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.invariant import invariant
 from undoubt.participants.three_phase import Termination
@@ -185,7 +185,7 @@ async def applied_elsewhere(ledger: Ledger, gid: Gid) -> bool:
     applied the decision, or has recorded what it did instead, finishes a transaction. Raises
     ``LedgerError``."""
     info = await ledger.transaction(gid.txid)
-    if info is None or not info.finished or info.record is not Record.COMMIT:
+    if info is None or not info.finished or info.record is not RecordedDecision.COMMIT:
         return False
     return all(heuristic.gid != gid for heuristic in info.heuristics)
 

@@ -20,7 +20,7 @@ acceptors may forget.
 from __future__ import annotations
 
 from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
-from undoubt.coordinator.ledger.contract import Acceptors, Decision
+from undoubt.coordinator.ledger.contract import Acceptors
 from undoubt.coordinator.protocols.causes import why_recorded
 from undoubt.coordinator.protocols.context import CommitContext, Phase, branch_record, repeat_until_answered
 from undoubt.coordinator.protocols.first_phase import VoteTally, classify, collect_votes, prepare
@@ -33,6 +33,7 @@ from undoubt.coordinator.protocols.second_phase import (
     roll_back,
 )
 from undoubt.coordinator.protocols.steps import PaxosStep
+from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
 
 

@@ -7,13 +7,12 @@ import logging
 from collections.abc import Sequence
 
 from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
-from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.protocols.context import CommitContext, branch_record, repeat_until_answered
 from undoubt.coordinator.protocols.first_phase import VoteTally
 from undoubt.coordinator.protocols.second_phase import apply, report_bugs
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.coordinator.uncancellable import all_of
-from undoubt.participants.contract import Branch
+from undoubt.participants.contract import Branch, Decision
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted
-from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation, why_doomed
 from undoubt.coordinator.protocols.context import (
     CommitContext,
@@ -23,7 +22,7 @@ from undoubt.coordinator.protocols.context import (
 from undoubt.coordinator.protocols.first_phase import VoteTally
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.coordinator.uncancellable import Uncancellable, all_of, uncancellable
-from undoubt.participants.contract import HEURISTICS, Branch, CommitNotSent, Settled
+from undoubt.participants.contract import HEURISTICS, Branch, CommitNotSent, Decision, Settled
 from undoubt.participants.errors import BranchFailed, ParticipantError, ParticipantRefused
 from undoubt.participants.ids import Gid
 

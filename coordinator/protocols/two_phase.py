@@ -20,7 +20,6 @@ Each ``await`` is a place where this process may die. :mod:`undoubt.coordinator.
 from __future__ import annotations
 
 from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
-from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.protocols.causes import why_recorded
 from undoubt.coordinator.protocols.context import CommitContext, Phase, branch_record, repeat_until_answered
 from undoubt.coordinator.protocols.first_phase import VoteTally, classify, collect_votes, prepare
@@ -32,6 +31,7 @@ from undoubt.coordinator.protocols.second_phase import (
     roll_back,
 )
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
+from undoubt.participants.contract import Decision
 
 
 async def two_phase_commit(context: CommitContext) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from undoubt.participants.contract import (
     CommitNotSent,
+    Decision,
     Evidence,
-    Order,
     PrepareResult,
     PrepareUnanswered,
     Settled,
@@ -223,12 +223,12 @@ class PostgresBranch:
 
     async def commit(self) -> Settled:
         if self._over is None:
-            self._over = await (self._settle(Order.COMMIT) if self._asked else self._end_reading())
+            self._over = await (self._settle(Decision.COMMIT) if self._asked else self._end_reading())
         return self._final()
 
     async def rollback(self) -> Settled:
         if self._over is None:
-            self._over = await (self._settle(Order.ROLLBACK) if self._asked else self._undo())
+            self._over = await (self._settle(Decision.ABORT) if self._asked else self._undo())
         return self._final()
 
     def _final(self) -> Settled:
@@ -238,7 +238,7 @@ class PostgresBranch:
             self._over = None  # to be asked again
         return over or Settled.BUSY
 
-    async def _settle(self, order: Order) -> Settled:
+    async def _settle(self, order: Decision) -> Settled:
         """On its own session first: the one that prepared is there already, and mostly is the owner."""
         settled = await self._around.settler.quick(self._session, self._gid, order)
         if settled is None:

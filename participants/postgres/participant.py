@@ -11,8 +11,8 @@ from typing import Any
 
 from undoubt.participants.contract import (
     Branch,
+    Decision,
     Evidence,
-    Order,
     PreparedBranch,
     Settled,
     Waiting,
@@ -273,7 +273,7 @@ class PostgresParticipant:
     async def in_doubt(self) -> Sequence[PreparedBranch]:
         return await list_prepared(self._management, self._settings.owners)
 
-    async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+    async def settle(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
         if gid.participant not in self.names:
             raise ParticipantRefused(
                 self._name, f"{gid} is a branch of participant {gid.participant!r}: only that one can end it"

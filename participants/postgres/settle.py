@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from undoubt.participants.contract import Evidence, Order, PreparedBranch, Settled, XactStatus, judge
+from undoubt.participants.contract import Decision, Evidence, PreparedBranch, Settled, XactStatus, judge
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.ids import Foreign, Gid
 from undoubt.participants.postgres.admin_pool import Management, refuse_standby
@@ -80,7 +80,7 @@ class Settler:
         self._management = management
         self._owners = list(owners)
 
-    async def quick(self, session: ServerSession, gid: Gid, order: Order) -> Settled | None:
+    async def quick(self, session: ServerSession, gid: Gid, order: Decision) -> Settled | None:
         """On the session that prepared it, in one round trip. None: it takes :meth:`settle` to know more."""
         try:
             return await self._tell(session, gid, order)
@@ -91,7 +91,7 @@ class Settler:
                 log.warning(_POOL_USED_UP, self._management.participant, gid, self._management.timeout_s)
             return None
 
-    async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+    async def settle(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
         """See :meth:`undoubt.participants.contract.Participant.settle`.
 
         A gid is public from its PREPARE on, and may be prepared again by anybody after its end: what a role
@@ -112,7 +112,7 @@ class Settler:
             return settled
         return await self._in_the_books(settled, order, evidence)
 
-    async def _in_the_books(self, settled: Settled, order: Order, evidence: Evidence | None) -> Settled:
+    async def _in_the_books(self, settled: Settled, order: Decision, evidence: Evidence | None) -> Settled:
         """What became of a branch that is not there, or that could have been somebody else's when it was
         ended."""
         if settled is Settled.ABSENT:
@@ -121,7 +121,7 @@ class Settler:
         return settled if fate is XactStatus.UNKNOWN else judge(order, fate)
 
     async def _refused(
-        self, gid: Gid, order: Order, evidence: Evidence | None, error: ServerError
+        self, gid: Gid, order: Decision, evidence: Evidence | None, error: ServerError
     ) -> Settled:
         if error.sqlstate == UNDEFINED_OBJECT:
             return await self._absent(order, evidence)
@@ -137,15 +137,15 @@ class Settler:
             return Settled.BUSY
         return await self._as_owner(holder, gid, order, evidence)
 
-    async def _absent(self, order: Order, evidence: Evidence | None) -> Settled:
+    async def _absent(self, order: Decision, evidence: Evidence | None) -> Settled:
         return judge(order, XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence))
 
-    async def _tell(self, session: ServerSession, gid: Gid | Foreign, order: Order) -> Settled:
-        verb = "commit" if order is Order.COMMIT else "rollback"
+    async def _tell(self, session: ServerSession, gid: Gid | Foreign, order: Decision) -> Settled:
+        verb = "commit" if order is Decision.COMMIT else "rollback"
         answer = await session.script(
             f"{verb} prepared {literal(str(gid))}", timeout_s=self._management.timeout_s
         )
-        if order is Order.ROLLBACK:
+        if order is Decision.ABORT:
             return Settled.APPLIED
         warning = answer.unconfirmed()
         why = None if warning is None else warning.message
@@ -174,7 +174,7 @@ class Settler:
     def _who(self, gid: Gid | Foreign) -> tuple[str, str, list[str]]:
         return owned("holder", "p.owner", "$2"), str(gid), self._owners
 
-    def _ours(self, gid: Gid, holder: _Holder, order: Order, evidence: Evidence | None) -> bool:
+    def _ours(self, gid: Gid, holder: _Holder, order: Decision, evidence: Evidence | None) -> bool:
         """Raises ``ParticipantRefused`` if it is ours, and nobody here may end it."""
         participant = self._management.participant
         # Only the branch whose vote was recorded, or that was listed just now, has that transaction id.
@@ -198,7 +198,7 @@ class Settler:
             raise ParticipantRefused(
                 participant,
                 f"{gid}: its role is gone; only a superuser can finish it, in database {holder.database!r}:"
-                f" {'COMMIT' if order is Order.COMMIT else 'ROLLBACK'} PREPARED {literal(str(gid))};",
+                f" {'COMMIT' if order is Decision.COMMIT else 'ROLLBACK'} PREPARED {literal(str(gid))};",
                 sqlstate=NO_RIGHT,
             )
         if not holder.owned and not holder.gone:
@@ -219,7 +219,7 @@ class Settler:
         )
 
     async def _as_superuser(
-        self, session: ServerSession, gid: Gid, order: Order, evidence: Evidence | None
+        self, session: ServerSession, gid: Gid, order: Decision, evidence: Evidence | None
     ) -> tuple[Settled, bool]:
         """What it came to, and whether that is final without a look into the books."""
         sql, *values = self._who(gid)
@@ -238,7 +238,9 @@ class Settler:
         # Nothing has kept it from being somebody else's by then: what became of ours stands in the books.
         return settled, settled is not Settled.APPLIED
 
-    async def _as_owner(self, holder: _Holder, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+    async def _as_owner(
+        self, holder: _Holder, gid: Gid, order: Decision, evidence: Evidence | None
+    ) -> Settled:
         """As the role that prepared it, since no other may finish it."""
         try:
             async with self._management.session() as session:
@@ -261,7 +263,7 @@ class Settler:
             raise participant_error(self._management.participant, error) from error
 
     async def _with_role(
-        self, session: ServerSession, owner: str, gid: Gid | Foreign, order: Order
+        self, session: ServerSession, owner: str, gid: Gid | Foreign, order: Decision
     ) -> Settled:
         """Raises :class:`_NoSuchRole` if it may not be become."""
         clean = False
@@ -322,12 +324,12 @@ class Settler:
         if holder is None or not _is_it(holder, branch):
             return Settled.ABSENT
         if holder.owner == holder.me:
-            return await self._tell(session, gid, Order.ROLLBACK)
+            return await self._tell(session, gid, Decision.ABORT)
         if not holder.gone and not holder.superuser and not session.intro.pooled:
             with contextlib.suppress(_NoSuchRole):
-                return await self._with_role(session, holder.owner, gid, Order.ROLLBACK)
+                return await self._with_role(session, holder.owner, gid, Decision.ABORT)
         elif holder.login_is_superuser:
-            return await self._tell(session, gid, Order.ROLLBACK)
+            return await self._tell(session, gid, Decision.ABORT)
         who = "a superuser" if holder.gone else f"role {holder.owner!r} or a superuser"
         raise ParticipantRefused(
             self._management.participant,

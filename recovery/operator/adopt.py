@@ -14,18 +14,17 @@ import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.ledger.names import Names
 from undoubt.coordinator.protocols.termination import Round
 from undoubt.coordinator.protocols.termination_rules import Move
-from undoubt.participants.contract import HEURISTICS, Participant, PreparedBranch, Settled
+from undoubt.participants.contract import HEURISTICS, Decision, Participant, PreparedBranch, Settled
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.three_phase import BranchState, Charter, StateRow
 from undoubt.recovery.errors import Conflict, NotAllSeen, NotPrepared
 from undoubt.recovery.holders import finding
-from undoubt.recovery.plan import BranchDone, for_settled, order_of
+from undoubt.recovery.plan import BranchDone, for_settled
 from undoubt.recovery.report import ReportedBranch
 from undoubt.recovery.scan import why_impostor
 from undoubt.recovery.terminate import DECISIONS, NO_ROW, told
@@ -212,9 +211,7 @@ class Adoption:
         evidence = None if one.branch is None else one.branch.evidence
         try:
             async with asyncio.timeout(BUSY_S):
-                while (
-                    settled := await participant.settle(one.gid, order_of(decision), evidence)
-                ) is Settled.BUSY:
+                while (settled := await participant.settle(one.gid, decision, evidence)) is Settled.BUSY:
                     await asyncio.sleep(BUSY_PAUSE_S)
         except TimeoutError:
             return _line(one, action, "look_again", "somebody else is at it")

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from undoubt.coordinator.ledger.contract import (
-    Decision,
     Heuristic,
     Ledger,
-    Record,
+    RecordedDecision,
     SessionInfo,
     TransactionInfo,
 )
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid
 from undoubt.participants.registry import Registry
 from undoubt.recovery.operator.burden import Burden, burden, waits_of
@@ -78,7 +78,7 @@ def _votes(found: SurveyedBranch, info: TransactionInfo | None, seen: Survey) ->
         return ()
     prepared = {one.branch.gid.branch: one for one in seen.of(gid.txid) if isinstance(one.branch.gid, Gid)}
     recorded = {record.number: record for record in (info.branches if info else ())}
-    committed = info is not None and info.record is Record.COMMIT
+    committed = info is not None and info.record is RecordedDecision.COMMIT
     votes = []
     for number in sorted(prepared.keys() | recorded.keys()):
         here, record = prepared.get(number), recorded.get(number)
@@ -186,7 +186,7 @@ def _proof_of_commit(found: SurveyedBranch, info: TransactionInfo | None) -> lis
         "COMMIT is recorded. The first decision recorded for a transaction is the only one: nobody can abort"
         " it any more, and other databases may have committed already."
     ]
-    if info is None or info.record is not Record.COMMIT:
+    if info is None or info.record is not RecordedDecision.COMMIT:
         return proof
     if info.branches:
         names = ", ".join(record.participant for record in info.branches)
@@ -202,7 +202,7 @@ def _proof_of_abort(
     found: SurveyedBranch, info: TransactionInfo | None, session: SessionInfo | None
 ) -> list[str]:
     gid = found.branch.gid
-    if info is not None and info.record == Record(Decision.ABORT):
+    if info is not None and info.record == RecordedDecision(Decision.ABORT):
         return [
             "ABORT is recorded. The first decision recorded for a transaction is the only one: no"
             " database has been told to commit it, or ever will be."

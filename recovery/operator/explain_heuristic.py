@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from undoubt.coordinator.ledger.contract import Decision, Heuristic, Ledger, TransactionInfo
-from undoubt.participants.contract import Settled
+from undoubt.coordinator.ledger.contract import Heuristic, Ledger, TransactionInfo
+from undoubt.participants.contract import Decision, Settled
 from undoubt.participants.ids import Gid
 
 _REPAIR = {

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 
 from undoubt.coordinator.errors import OutcomeUnknown
 from undoubt.coordinator.ledger.acting import acting, new_act
-from undoubt.coordinator.ledger.contract import Decision, Heuristic, Ledger, record_of
+from undoubt.coordinator.ledger.contract import Heuristic, Ledger, record_of
 from undoubt.coordinator.protocols.context import applied_elsewhere
-from undoubt.participants.contract import HEURISTICS, Evidence, Order, Settled
+from undoubt.participants.contract import HEURISTICS, Decision, Evidence, Settled
 from undoubt.participants.ids import Foreign, Gid
 from undoubt.participants.registry import Registry
 from undoubt.recovery.errors import Conflict, NotOurs, StillBusy
 from undoubt.recovery.operator.survey import SurveyedBranch, survey
-from undoubt.recovery.plan import BranchDone, BranchStanding, RecordHeuristicOutcome, for_settled, order_of
+from undoubt.recovery.plan import BranchDone, BranchStanding, RecordHeuristicOutcome, for_settled
 from undoubt.recovery.scan import evidence_of, later
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,8 @@ class Operator:
         if found.standing is BranchStanding.COMMITTED:
             await self._carry_out(found, own, Decision.COMMIT)
         elif heuristic:
-            await self._check_siblings(own, Order.COMMIT, contradict)
-            await self._against(found, own, Order.COMMIT, note)
+            await self._check_siblings(own, Decision.COMMIT, contradict)
+            await self._against(found, own, Decision.COMMIT, note)
         else:
             raise Conflict(
                 f"COMMIT is not recorded for {gid} ({found.why}); nothing was done."
@@ -77,20 +77,20 @@ class Operator:
     async def _roll_back(self, gid: Gid | Foreign, heuristic: bool, note: str, contradict: bool) -> None:
         found, own = await self._locate(gid)
         if found.standing is not BranchStanding.ABORTED:
-            await self._check_siblings(own, Order.ROLLBACK, contradict)
+            await self._check_siblings(own, Decision.ABORT, contradict)
         if found.standing in {BranchStanding.FORGOTTEN, BranchStanding.ASK_PROTOCOL}:
             if not heuristic:
                 raise Conflict(
                     f"ABORT cannot be recorded for {gid} ({found.why}); nothing was done."
                     " To roll it back all the same, add --heuristic"
                 )
-            await self._against(found, own, Order.ROLLBACK, note)
+            await self._against(found, own, Decision.ABORT, note)
             return
         recorded = await self._record_abort(found, own)
         if recorded is Decision.ABORT:
             await self._carry_out(found, own, Decision.ABORT)
         elif heuristic:
-            await self._against(found, own, Order.ROLLBACK, note, Decision.COMMIT)
+            await self._against(found, own, Decision.ABORT, note, Decision.COMMIT)
         else:
             raise Conflict(
                 f"COMMIT is recorded for transaction {own.txid}, other branches may have applied it; nothing"
@@ -132,14 +132,14 @@ class Operator:
                 came_of.result = "nothing: no heuristic outcome of it is open"
             return forgotten
 
-    async def _check_siblings(self, gid: Gid, order: Order, contradict: bool) -> None:
+    async def _check_siblings(self, gid: Gid, order: Decision, contradict: bool) -> None:
         """Raise ``Conflict`` if ``order`` would split the transaction from what was done by hand."""
         against = contradicted(gid, order, await self.ledger.heuristics(include_forgotten=True))
         if against and not contradict:
             told = "; ".join(f"{one.gid} has ended as {one.kind}" for one in against)
             raise Conflict(
-                f"to {order} {gid} would split transaction {gid.txid}: {told}. Nothing was done. To split it"
-                " all the same, add --contradict"
+                f"to {order.verb} {gid} would split transaction {gid.txid}: {told}. Nothing was done. To"
+                " split it all the same, add --contradict"
             )
 
     async def _locate(self, gid: Gid | Foreign) -> tuple[SurveyedBranch, Gid]:
@@ -182,7 +182,7 @@ class Operator:
     async def _carry_out(self, found: SurveyedBranch, gid: Gid, decision: Decision) -> None:
         """What is decided. What turns out to contradict it is recorded before it is told. What nothing proves
         is left to recovery: whoever has ended the branch meanwhile may be about to finish its transaction."""
-        settled = await self._settle(found, gid, order_of(decision))
+        settled = await self._settle(found, gid, decision)
         if settled is Settled.HEURISTIC_HAZARD:
             if await applied_elsewhere(self.ledger, gid):
                 return
@@ -197,17 +197,17 @@ class Operator:
             await self.participants.get(found.participant).forget(gid)
         if isinstance(action, RecordHeuristicOutcome):
             raise Conflict(
-                f"{gid} was told to {order_of(decision)}, and ended as {settled}; recorded."
+                f"{gid} was told to {decision.verb}, and ended as {settled}; recorded."
                 " See undoubt indoubt list"
             )
 
     async def _against(
-        self, found: SurveyedBranch, gid: Gid, order: Order, note: str, decision: Decision | None = None
+        self, found: SurveyedBranch, gid: Gid, order: Decision, note: str, decision: Decision | None = None
     ) -> None:
         """Against, or without, a decision."""
         if decision is None and found.standing is BranchStanding.ABORTED:
             decision = Decision.ABORT
-        told = f"an operator's {order}" + (f": {note}" if note else "")
+        told = f"an operator's {order.verb}" + (f": {note}" if note else "")
         began = time.time()
         hazard = Heuristic(gid, Settled.HEURISTIC_HAZARD, decision, began, told)
         await self.ledger.record_heuristic(hazard)
@@ -219,9 +219,9 @@ class Operator:
             await self.ledger.record_heuristic(Heuristic(gid, ended, decision, began, told))
         if settled in HEURISTICS:
             await self.participants.get(found.participant).forget(gid)
-            raise Conflict(f"{gid} was told to {order}, and somebody else had ended it: {settled}")
+            raise Conflict(f"{gid} was told to {order.verb}, and somebody else had ended it: {settled}")
 
-    async def _settle(self, found: SurveyedBranch, gid: Gid, order: Order) -> Settled:
+    async def _settle(self, found: SurveyedBranch, gid: Gid, order: Decision) -> Settled:
         """Until the answer is final."""
         participant = self.participants.get(found.participant)
         evidence = await self._evidence(found, gid)
@@ -247,9 +247,9 @@ class Operator:
         return listed
 
 
-def contradicted(gid: Gid, order: Order, known: Iterable[Heuristic]) -> list[Heuristic]:
+def contradicted(gid: Gid, order: Decision, known: Iterable[Heuristic]) -> list[Heuristic]:
     """Heuristic outcomes of other branches of the transaction of ``gid`` that ``order`` would contradict."""
-    agreeing = Settled.HEURISTIC_COMMIT if order is Order.COMMIT else Settled.HEURISTIC_ROLLBACK
+    agreeing = Settled.HEURISTIC_COMMIT if order is Decision.COMMIT else Settled.HEURISTIC_ROLLBACK
     return [
         one
         for one in known
@@ -269,10 +269,10 @@ def _identity(found: SurveyedBranch) -> tuple[object, ...]:
     return found.participant, branch.database, branch.owner, branch.xid, branch.prepared_at
 
 
-def _ended(order: Order, settled: Settled) -> Settled:
+def _ended(order: Decision, settled: Settled) -> Settled:
     """What an operator's order has led to, as a heuristic outcome."""
     match settled:
         case Settled.APPLIED | Settled.ABSENT | Settled.BUSY:
-            return Settled.HEURISTIC_COMMIT if order is Order.COMMIT else Settled.HEURISTIC_ROLLBACK
+            return Settled.HEURISTIC_COMMIT if order is Decision.COMMIT else Settled.HEURISTIC_ROLLBACK
         case _:
             return settled

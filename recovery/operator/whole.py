@@ -18,14 +18,13 @@ from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.acting import acting, new_act
 from undoubt.coordinator.ledger.contract import (
     BranchRecord,
-    Decision,
     Heuristic,
     Ledger,
-    Record,
+    RecordedDecision,
     TransactionInfo,
     Verdict,
 )
-from undoubt.participants.contract import Settled, XactStatus
+from undoubt.participants.contract import Decision, Settled, XactStatus
 from undoubt.participants.errors import ParticipantError, UndoubtError
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.registry import Registry
@@ -164,10 +163,10 @@ def _direction(
     info: TransactionInfo | None, prepared: Iterable[SurveyedBranch]
 ) -> tuple[Decision | None, str]:
     stands = {one.standing for one in prepared}
-    record = info.record if info is not None else Record.NOT_RECORDED
-    if record is Record.COMMIT or BranchStanding.COMMITTED in stands:
+    record = info.record if info is not None else RecordedDecision.NOT_RECORDED
+    if record is RecordedDecision.COMMIT or BranchStanding.COMMITTED in stands:
         return Decision.COMMIT, "COMMIT is recorded: the first decision recorded is the only one"
-    if record is Record.ABORT or BranchStanding.ABORTED in stands:
+    if record is RecordedDecision.ABORT or BranchStanding.ABORTED in stands:
         return Decision.ABORT, "ABORT is recorded, or no COMMIT can be recorded any more"
     if BranchStanding.ACTIVE in stands or (info is not None and info.verdict is Verdict.ACTIVE):
         return None, "its coordinator is alive and may still decide: leave it alone, or choose rollback"
@@ -256,7 +255,7 @@ class Resolver:
 
     async def _gone(self, txid: TxId, participant: str, note: str) -> list[Gid]:
         whole = await look(self.ledger, self.participants, txid)
-        if whole.info is None or whole.info.record is Record.NOT_RECORDED:
+        if whole.info is None or whole.info.record is RecordedDecision.NOT_RECORDED:
             raise Conflict(f"no decision is recorded for transaction {txid}; nothing was done")
         decision = Decision(str(whole.info.record))
         theirs = [one for one in whole.branches if one.participant == participant]

@@ -15,9 +15,9 @@ import pytest
 
 from tests.coordinator.stage import NAMES, Stage
 from undoubt.coordinator.errors import LedgerUnavailable, OutcomeUnknown, TransactionAborted
-from undoubt.coordinator.ledger.contract import Decision, Record, Session
+from undoubt.coordinator.ledger.contract import RecordedDecision, Session
 from undoubt.coordinator.protocols.steps import STEPS, ThreePhaseStep, TwoPhaseStep
-from undoubt.participants.contract import Vote, XactStatus
+from undoubt.participants.contract import Decision, Vote, XactStatus
 from undoubt.participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.ids import Gid, Protocol
 from undoubt.participants.scripted import Script, ScriptedBranch
@@ -69,7 +69,7 @@ async def test_each_phase_ends_before_the_next_begins(stages: Any) -> None:
     assert last(events, "prepare ") < events.index(ThreePhaseStep.BEFORE_LEDGER_PRECOMMIT)
     assert events.index(ThreePhaseStep.AFTER_LEDGER_PRECOMMIT) < events.index("attempt alpha")
     assert last(events, "attempt ") < min(events.index(f"commit {name}") for name in NAMES)
-    assert await stage.coordinator.outcome(stage.txid) is Record.COMMIT
+    assert await stage.coordinator.outcome(stage.txid) is RecordedDecision.COMMIT
 
 
 async def test_every_named_step_is_passed(stages: Any) -> None:
@@ -102,7 +102,7 @@ async def test_one_no_buries_all_before_anything_is_rolled_back(stages: Any, pos
     assert isinstance(raised.value.cause, BranchFailed)
     assert last(stage.events, "bury ") < min(stage.events.index(f"rollback {name}") for name in NAMES)
     assert XactStatus.COMMITTED not in stage.fates()
-    assert await stage.coordinator.outcome(stage.txid) is Record.NOT_RECORDED
+    assert await stage.coordinator.outcome(stage.txid) is RecordedDecision.NOT_RECORDED
 
 
 async def test_a_branch_that_termination_has_seen_is_not_prepared(stages: Any) -> None:
@@ -195,7 +195,7 @@ async def test_connections_do_not_wait_for_the_ledgers_copy(
     stage.gates[TwoPhaseStep.BEFORE_DECIDE].set()
     await stage.coordinator.close()
     assert sorted(released.values()) == [1, 1]
-    assert await stage.coordinator.outcome(stage.txid) is Record.COMMIT
+    assert await stage.coordinator.outcome(stage.txid) is RecordedDecision.COMMIT
 
 
 async def test_a_commit_on_its_way_into_the_ledger_is_told_as_one(stages: Any) -> None:
@@ -203,11 +203,11 @@ async def test_a_commit_on_its_way_into_the_ledger_is_told_as_one(stages: Any) -
     stage = await stages(2)
     stage.hold(TwoPhaseStep.BEFORE_DECIDE)
     await stage.transfer()
-    assert (await stage.ledger.records([stage.txid]))[stage.txid] is Record.NOT_RECORDED
-    assert await stage.coordinator.outcome(stage.txid) is Record.COMMIT
+    assert (await stage.ledger.records([stage.txid]))[stage.txid] is RecordedDecision.NOT_RECORDED
+    assert await stage.coordinator.outcome(stage.txid) is RecordedDecision.COMMIT
     stage.gates[TwoPhaseStep.BEFORE_DECIDE].set()
     await stage.coordinator.close()
-    assert (await stage.ledger.records([stage.txid]))[stage.txid] is Record.COMMIT
+    assert (await stage.ledger.records([stage.txid]))[stage.txid] is RecordedDecision.COMMIT
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
@@ -219,7 +219,7 @@ async def test_a_participant_that_is_silent_in_the_third_phase_is_outvoted(
     silent(stage, NAMES[position])
     result = await stage.transfer()
     assert [gid.participant for gid in result.pending] in ([], [NAMES[position]])
-    assert await stage.coordinator.outcome(stage.txid) is Record.COMMIT
+    assert await stage.coordinator.outcome(stage.txid) is RecordedDecision.COMMIT
     others = [name for name in NAMES if name != NAMES[position]]
     for name in others:
         assert stage.participants[name].prepared == {}
@@ -265,7 +265,7 @@ async def test_a_termination_that_was_faster_is_believed(stages: Any) -> None:
     with pytest.raises(TransactionAborted):
         await running
     assert stage.fates() == {XactStatus.ABORTED}
-    assert (await stage.ledger.records([stage.txid]))[stage.txid] is Record.ABORT
+    assert (await stage.ledger.records([stage.txid]))[stage.txid] is RecordedDecision.ABORT
 
 
 @pytest.mark.parametrize("rule", list(Termination))
@@ -301,7 +301,7 @@ async def test_cancelling_the_caller_does_not_stop_it(stages: Any) -> None:
         await running
     stage.gates[ThreePhaseStep.AFTER_LEDGER_PRECOMMIT].set()
     await settled(lambda: stage.fates() == {XactStatus.COMMITTED})
-    assert (await stage.ledger.records([stage.txid]))[stage.txid] is Record(str(Decision.COMMIT))
+    assert (await stage.ledger.records([stage.txid]))[stage.txid] is RecordedDecision(str(Decision.COMMIT))
 
 
 async def settled(condition: Callable[[], bool]) -> None:

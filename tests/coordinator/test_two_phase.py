@@ -20,9 +20,9 @@ from undoubt.coordinator.errors import (
     TransactionEnded,
     WrongProcess,
 )
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
+from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision, Verdict
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
-from undoubt.participants.contract import Order, Settled, Vote, Work, XactStatus
+from undoubt.participants.contract import Decision, Settled, Vote, Work, XactStatus
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable, UnknownParticipant, UsageError
 from undoubt.participants.scripted import Script
 
@@ -55,7 +55,7 @@ async def test_commits_everywhere_after_the_decision(stages: Any) -> None:
     decided = events.index(TwoPhaseStep.AFTER_DECIDE)
     assert max(events.index(f"prepare {name}") for name in ("alpha", "beta")) < decided
     assert min(events.index(f"commit {name}") for name in ("alpha", "beta")) > decided
-    assert await stage.coordinator.outcome(stage.txid) is Record.COMMIT
+    assert await stage.coordinator.outcome(stage.txid) is RecordedDecision.COMMIT
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
@@ -69,7 +69,7 @@ async def test_one_no_aborts_all(stages: Any, position: int) -> None:
     assert isinstance(raised.value.cause, BranchFailed)
     assert raised.value.votes[f"{position + 1}:{NAMES[position]}"] is Vote.ABORT
     assert stage.fates() == {XactStatus.ABORTED}
-    assert await stage.coordinator.outcome(stage.txid) is Record.NOT_RECORDED
+    assert await stage.coordinator.outcome(stage.txid) is RecordedDecision.NOT_RECORDED
 
 
 async def test_one_writer_commits_in_one_phase(stages: Any) -> None:
@@ -77,7 +77,7 @@ async def test_one_writer_commits_in_one_phase(stages: Any) -> None:
     stage = await stages(Script())
     await stage.transfer()
     assert stage.participants["alpha"].trace() == ["begin", "one_phase"]
-    assert await stage.coordinator.outcome(stage.txid) is Record.NOT_RECORDED
+    assert await stage.coordinator.outcome(stage.txid) is RecordedDecision.NOT_RECORDED
 
 
 async def test_readers_stay_open_until_the_writer_has_committed(stages: Any) -> None:
@@ -124,7 +124,7 @@ async def test_unconfirmed_rollback_after_prepare_is_recorded(stages: Any) -> No
         await stage.transfer()
     gid = stage.participants["beta"].branches[-1].gid
     assert await stage.ledger.outcomes([gid]) == {gid: Verdict.ABORTED}
-    assert await stage.coordinator.outcome(stage.txid) is Record.ABORT
+    assert await stage.coordinator.outcome(stage.txid) is RecordedDecision.ABORT
 
 
 async def test_the_ledger_refusing_means_rolled_back(stages: Any) -> None:
@@ -328,7 +328,7 @@ async def test_a_dba_who_rolled_back_by_hand_is_noticed(stages: Any) -> None:
     task = asyncio.create_task(stage.transfer())
     await arrived.wait()
     victim = stage.participants["beta"]
-    victim.finish_by_hand(next(iter(victim.prepared)), Order.ROLLBACK)
+    victim.finish_by_hand(next(iter(victim.prepared)), Decision.ABORT)
     stage.gates[TwoPhaseStep.AFTER_DECIDE].set()
     with pytest.raises(HeuristicOutcome) as raised:
         await task

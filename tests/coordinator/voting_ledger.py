@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 
 from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, among
-from undoubt.coordinator.ledger.contract import Record, Session, SessionInfo
+from undoubt.coordinator.ledger.contract import RecordedDecision, Session, SessionInfo
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.coordinator.paxos import Acceptor, AcceptorReply, AcceptorRequest, RestoredAcceptor
 from undoubt.participants.ids import TxId
@@ -50,5 +50,5 @@ class VotingLedger(MemoryLedger):
     async def _session_of(self, txid: TxId) -> SessionInfo | None:
         return among(self.machine.session_infos(), txid)
 
-    async def _recorded(self, txid: TxId) -> Record:
+    async def _recorded(self, txid: TxId) -> RecordedDecision:
         return self.machine.record(txid)

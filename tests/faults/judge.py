@@ -19,7 +19,7 @@ from tests.linearizability.recorder import Recorder
 from tests.prove.bank import Audit, audit, transfers
 from tests.servers import prepared
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
-from undoubt.coordinator.ledger.contract import Record
+from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.coordinator.settings import PROTOCOLS
 from undoubt.participants.ids import TxId
 
@@ -151,9 +151,9 @@ async def _quiet(stage: Stage, ledger: ClusterLedger) -> list[str]:
         await asyncio.sleep(0.2)
 
 
-async def _records(ledger: Recorder, begun: dict[str, str]) -> dict[str, Record]:
+async def _records(ledger: Recorder, begun: dict[str, str]) -> dict[str, RecordedDecision]:
     """What the ledger has of each transfer."""
-    found: dict[str, Record] = {}
+    found: dict[str, RecordedDecision] = {}
     names = list(begun)
     for first in range(0, len(names), RECORDS_AT_ONCE):
         some = {name: TxId.parse(begun[name]) for name in names[first : first + RECORDS_AT_ONCE]}
@@ -174,14 +174,14 @@ def _by_recovery(stage: Stage) -> list[Call]:
     ]
 
 
-def _disagreeing(stage: Stage, records: dict[str, Record], applied: set[str]) -> list[str]:
+def _disagreeing(stage: Stage, records: dict[str, RecordedDecision], applied: set[str]) -> list[str]:
     """COMMIT is recorded of exactly those transfers that some database has applied. Of Paxos Commit's, the
     ledger only has a copy, which a coordinator that dies may not have made."""
     may_lack_it = stage.protocol == "paxos"
     wrong = [
         f"{name} ({stage.told.begun[name]}): {record}, and {'' if name in applied else 'not '}applied"
         for name, record in records.items()
-        if (record is Record.COMMIT) is not (name in applied)
-        and not (may_lack_it and record is Record.NOT_RECORDED)
+        if (record is RecordedDecision.COMMIT) is not (name in applied)
+        and not (may_lack_it and record is RecordedDecision.NOT_RECORDED)
     ]
     return wrong + [f"{name}: applied, and never begun" for name in sorted(applied - records.keys())]

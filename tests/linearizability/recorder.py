@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tests.linearizability.history import Call, History
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Ledger, Record, Session, Verdict
+from undoubt.coordinator.ledger.contract import BranchRecord, Ledger, RecordedDecision, Session, Verdict
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, TxId
 
 
@@ -62,7 +63,7 @@ class Recorder:
                 self.history.end(call, str(verdicts[gid]))
         return verdicts
 
-    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
+    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, RecordedDecision]:
         asked = {txid: self._begin("record", txid, "") for txid in txids}
         records = await self.ledger.records(list(asked))
         for txid, call in asked.items():

@@ -11,7 +11,8 @@ from tests.linearizability.check import violations
 from tests.linearizability.history import History
 from tests.linearizability.recorder import Recorder
 from undoubt.coordinator.errors import Impostor, SessionLost
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision
+from undoubt.coordinator.ledger.contract import BranchRecord
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol
 
 BRANCHES = [BranchRecord(1, "orders"), BranchRecord(2, "payments")]

@@ -32,7 +32,6 @@ from undoubt.coordinator.paxos import (
     FirstBallot,
     Learner,
     Marks,
-    Outcome,
     Outgoing,
     PeerMisbehaved,
     Phase1b,
@@ -41,6 +40,7 @@ from undoubt.coordinator.paxos import (
     Value,
 )
 from undoubt.coordinator.quorum import Joint
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 TX = TxId(1, "0" * 16, 1)
@@ -84,7 +84,7 @@ class Leading:
     def __init__(self, position: int, bounds: Bounds) -> None:
         self.position = position
         self.bounds = bounds
-        self.outcome: Outcome | None = None
+        self.outcome: Decision | None = None
         self.misbehaved = ""
 
     def copy(self) -> Leading:
@@ -141,7 +141,7 @@ class Coordinator(Leading):
         if isinstance(option, str):
             self.voted = (*self.voted, option)
             if option == "give up":
-                self.outcome = Outcome.ABORTED
+                self.outcome = Decision.ABORT
                 return ()
             return self.send(self.leader().messages())
         self.hear(self.leader(), option)
@@ -271,7 +271,7 @@ def judge(bounds: Bounds, *, strict: bool) -> Any:
             return "two outcomes"
         coordinator = leaders[0]
         assert isinstance(coordinator, Coordinator)
-        if Outcome.COMMITTED in outcomes and not coordinator.all_prepared:
+        if Decision.COMMIT in outcomes and not coordinator.all_prepared:
             return "committed without every vote"
         witness = Witness()
         try:

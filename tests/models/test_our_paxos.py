@@ -14,9 +14,9 @@ from tests.coordinator.paxos.broken import (
 from tests.models.our_paxos import Bounds, Kinds, Leading, our_paxos
 from tests.models.processes import System
 from tests.models.search import Found, explore
-from undoubt.coordinator.paxos import Outcome
 from undoubt.coordinator.paxos.synod import Acceptance, Accepted, AcceptorAnswer, Ballot
 from undoubt.coordinator.quorum import Joint
+from undoubt.participants.contract import Decision
 
 
 def joint(incoming: set[int], outgoing: set[int] = frozenset()) -> Joint:  # type: ignore[assignment]
@@ -66,7 +66,7 @@ def test_both_outcomes_are_reached_by_everybody() -> None:
     assert not isinstance(states, int)
     reached = {(type(each).__name__, each.outcome) for each in leaders(system, states)}
     assert reached == {
-        (who, outcome) for who in ("Coordinator", "Recovering") for outcome in (None, *Outcome)
+        (who, outcome) for who in ("Coordinator", "Recovering") for outcome in (None, *Decision)
     }
 
 

@@ -11,7 +11,7 @@ from tests.participants.hands import at
 from tests.participants.support import WRITE, Database, new_gid, participant_at, run_on
 from tests.participants.test_servers import standby_of
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Order, Settled, Vote, XactStatus
+from undoubt.participants.contract import Decision, Evidence, Settled, Vote, XactStatus
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.postgres.schema import migrate
 from undoubt.participants.settings import ParticipantSettings
@@ -181,8 +181,8 @@ async def test_no_right_to_evidence(database: Database, server: EmbeddedServer, 
         assert result.evidence == Evidence(result.evidence.xid)
         assert await participant.evidence(result.evidence) is XactStatus.UNKNOWN
         await branch.release()
-        assert await participant.settle(gid, Order.COMMIT, None) is Settled.APPLIED
-        assert await participant.settle(gid, Order.COMMIT, None) is Settled.HEURISTIC_HAZARD
+        assert await participant.settle(gid, Decision.COMMIT, None) is Settled.APPLIED
+        assert await participant.settle(gid, Decision.COMMIT, None) is Settled.HEURISTIC_HAZARD
         await participant.close()
         assert found.fix is not None
         await database.admin.execute(found.fix)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.participants.scene import Scene, listed, prepare, set_role
 from tests.participants.support import new_gid, participant_at
-from undoubt.participants.contract import Order, Settled
+from undoubt.participants.contract import Decision, Settled
 from undoubt.participants.errors import UsageError
 from undoubt.participants.findings import Severity
 
@@ -47,7 +47,7 @@ async def test_no_hook_runs_as_a_role_that_the_database_sets(taken: Scene, kind:
     evidence = await prepare(participant, gid)
     assert seen == ["postgres"]
     assert [(one.owner, one.owned) for one in await listed(participant)] == [("postgres", True)]
-    assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
     await participant.close()
 
 

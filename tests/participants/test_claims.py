@@ -16,7 +16,7 @@ from tests.participants.support import KEY, LEDGER, WRITE, Database, claim, new_
 from tests.participants.test_waits import edges
 from undoubt.coordinator.ledger.names import Names
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Branch, Claim, Order, Settled, Vote, WaitNode
+from undoubt.participants.contract import Branch, Claim, Decision, Settled, Vote, WaitNode
 from undoubt.participants.ids import NUMBER_MAX, SessionKey
 from undoubt.participants.postgres import PostgresParticipant
 
@@ -200,4 +200,4 @@ async def test_only_the_same_claim_is_cancelled(participant: PostgresParticipant
         assert await participant.cancel_waiter(edge)
         with sql_error("57014"):
             await blocked
-    assert await participant.settle(waiter.gid, Order.ROLLBACK, None) is Settled.ABSENT
+    assert await participant.settle(waiter.gid, Decision.ABORT, None) is Settled.ABSENT

@@ -6,7 +6,7 @@ import pytest
 
 from tests.participants.hands import at
 from tests.participants.support import WRITE, Database, new_gid, participant_at
-from undoubt.participants.contract import Order, Settled, Vote
+from undoubt.participants.contract import Decision, Settled, Vote
 from undoubt.participants.postgres import schema
 from undoubt.participants.settings import ParticipantSettings
 
@@ -41,7 +41,7 @@ async def test_recovery_goes_on(database: Database, options: str) -> None:
     participant = participant_at(database.dsn + options)
     [listed] = await participant.in_doubt()
     assert listed.gid == gid
-    assert await participant.settle(gid, Order.COMMIT, None) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.COMMIT, None) is Settled.APPLIED
     await participant.close()
     assert await database.balance() == 90
 

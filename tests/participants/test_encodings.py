@@ -13,7 +13,7 @@ import pytest_asyncio
 from tests.participants.hands import at
 from tests.participants.support import WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Order, Settled, Vote
+from undoubt.participants.contract import Decision, Settled, Vote
 from undoubt.participants.ids import Foreign
 
 JUNK = {"SQL_ASCII": b"\xff", "WIN1252": b"\x81", "EUC_JP": b"\xad\xa1"}
@@ -64,7 +64,7 @@ async def test_the_others_are_listed_and_finished(elsewhere: tuple[str, str]) ->
     listed = await participant.in_doubt()
     shown = "".join(f"\\{byte:03o}" for byte in JUNK[encoding])
     assert [one.gid for one in listed] == [gid, Foreign(f"undoubt:{shown}")]
-    assert await participant.settle(gid, Order.COMMIT, None) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.COMMIT, None) is Settled.APPLIED
     assert await admin.fetchval("select balance from account") == 90
     rollback(forger, encoding)
     await participant.close()

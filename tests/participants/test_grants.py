@@ -12,7 +12,7 @@ import pytest_asyncio
 from tests.participants.hands import at
 from tests.participants.support import KEY, WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Order, Settled, Vote
+from undoubt.participants.contract import Decision, Settled, Vote
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.findings import Severity
 from undoubt.participants.ids import Gid, Protocol
@@ -83,12 +83,12 @@ async def recovery(participant: PostgresParticipant) -> None:
     await branch.release()
     listed = await participant.in_doubt()
     assert {(one.gid, one.owner, one.owned) for one in listed} >= {(gid, "app", True)}
-    assert await participant.settle(gid, Order.ROLLBACK, evidence) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.ABORT, evidence) is Settled.APPLIED
     for other in listed:
         if other.owner == "bookkeeper":
             assert other.owned
             assert isinstance(other.gid, Gid)
-            assert await participant.settle(other.gid, Order.ROLLBACK, other.evidence) is Settled.APPLIED
+            assert await participant.settle(other.gid, Decision.ABORT, other.evidence) is Settled.APPLIED
 
 
 async def three_phase(participant: PostgresParticipant) -> None:

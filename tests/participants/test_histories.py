@@ -27,7 +27,7 @@ from tests.participants.support import (
 from tests.participants.test_servers import standby_of
 from tests.pgbouncer import PgBouncer
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Order, Settled, Vote, XactStatus
+from undoubt.participants.contract import Decision, Evidence, Settled, Vote, XactStatus
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import NO_KEY, TxId
 from undoubt.participants.postgres import PostgresParticipant
@@ -54,7 +54,7 @@ async def prepare(participant: PostgresParticipant) -> Evidence:
     await branch.release()
     assert result.vote is Vote.PREPARED
     assert result.evidence is not None
-    assert await participant.settle(gid, Order.COMMIT, result.evidence) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.COMMIT, result.evidence) is Settled.APPLIED
     return result.evidence
 
 
@@ -231,7 +231,7 @@ async def test_standbys_that_were_promoted_apart() -> None:
             assert (evidence.system, evidence.timeline) == (other.system, other.timeline)
             assert evidence.history != other.history
             assert await second.evidence(evidence) is XactStatus.UNKNOWN
-            assert await second.settle(new_gid(), Order.COMMIT, evidence) is Settled.HEURISTIC_HAZARD
+            assert await second.settle(new_gid(), Decision.COMMIT, evidence) is Settled.HEURISTIC_HAZARD
             assert await first.evidence(evidence) is XactStatus.COMMITTED
             await first.close()
             await second.close()
@@ -440,4 +440,4 @@ async def test_no_default_of_the_database_keeps_a_new_session_waiting(noted: Dat
     [listed] = await later.in_doubt()
     assert listed.evidence is not None
     assert listed.evidence.history == await id_of(noted)
-    assert await later.settle(branch.gid, Order.ROLLBACK, None) is Settled.APPLIED
+    assert await later.settle(branch.gid, Decision.ABORT, None) is Settled.APPLIED

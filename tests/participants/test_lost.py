@@ -16,7 +16,7 @@ from tests.participants.support import (
     new_gid,
     participant_at,
 )
-from undoubt.participants.contract import Evidence, Order, PrepareUnanswered, Settled, Vote, Work
+from undoubt.participants.contract import Decision, Evidence, PrepareUnanswered, Settled, Vote, Work
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
@@ -245,7 +245,7 @@ async def test_cancelled_management_call(
 
     async def rollback_prepared() -> Settled:
         async with remote._management.session() as session:
-            return await remote._settler._tell(session, gid, Order.ROLLBACK)
+            return await remote._settler._tell(session, gid, Decision.ABORT)
 
     branch = await remote.begin(gid, timeout_s=30)
     await at(branch).execute(WRITE)
@@ -257,7 +257,7 @@ async def test_cancelled_management_call(
     work = {
         "in_doubt": remote.in_doubt,
         "evidence": lambda: remote.evidence(evidence),
-        "settle": lambda: remote.settle(gid, Order.ROLLBACK, evidence),
+        "settle": lambda: remote.settle(gid, Decision.ABORT, evidence),
         "rollback prepared": rollback_prepared,
         "waits": remote.waits,
     }[call]
@@ -272,4 +272,4 @@ async def test_cancelled_management_call(
         while ended and await database.prepared():
             await asyncio.sleep(0.005)
     assert [row.gid for row in await remote.in_doubt()] == ([] if ended else [gid])
-    assert await remote.settle(gid, Order.ROLLBACK, evidence) is Settled.APPLIED
+    assert await remote.settle(gid, Decision.ABORT, evidence) is Settled.APPLIED

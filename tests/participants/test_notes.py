@@ -19,7 +19,7 @@ from tests.participants.hands import at
 from tests.participants.support import KEY, WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.alembic_lock import ALONE
-from undoubt.participants.contract import Order, Settled, Vote
+from undoubt.participants.contract import Decision, Settled, Vote
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey
 from undoubt.participants.postgres import PostgresParticipant, schema
@@ -214,7 +214,7 @@ async def test_branches_of_0_1_0_are_still_seen_to_commit(
     await schema.migrate("p", ParticipantSettings(dsn=database.dsn))
     assert await state(participant, before) is BranchState.COMMIT
     assert await state(participant, meanwhile) is BranchState.PRECOMMIT
-    assert await participant.settle(meanwhile, Order.COMMIT, None) is Settled.APPLIED
+    assert await participant.settle(meanwhile, Decision.COMMIT, None) is Settled.APPLIED
     assert await state(participant, meanwhile) is BranchState.COMMIT
     assert await state(participant, never) is BranchState.PRECOMMIT
     row = await participant.states.read(never)

@@ -14,7 +14,7 @@ from tests.participants.hands import at
 from tests.participants.scene import Scene, listed, prepare, set_role
 from tests.participants.support import WRITE, new_gid, participant_at
 from tests.pgbouncer import PgBouncer
-from undoubt.participants.contract import Order, Settled, Vote
+from undoubt.participants.contract import Decision, Settled, Vote
 from undoubt.participants.errors import BranchFailed, ParticipantRefused, UsageError
 from undoubt.participants.findings import Severity
 from undoubt.participants.postgres.session import ServerError
@@ -24,9 +24,11 @@ LOGINS = ("app", "postgres")
 
 
 @pytest.mark.parametrize("login", LOGINS)
-@pytest.mark.parametrize("order", list(Order))
-@pytest.mark.parametrize("was", list(Order))
-async def test_a_name_that_is_prepared_again(scene: Scene, login: str, order: Order, was: Order) -> None:
+@pytest.mark.parametrize("order", list(Decision))
+@pytest.mark.parametrize("was", list(Decision))
+async def test_a_name_that_is_prepared_again(
+    scene: Scene, login: str, order: Decision, was: Decision
+) -> None:
     """Broken if a replayed gid is ended in the place of the branch that had it, which ended before: an
     aborted transaction would be told as committed, and the other way round."""
     participant = scene.at(login)
@@ -38,10 +40,10 @@ async def test_a_name_that_is_prepared_again(scene: Scene, login: str, order: Or
     assert (listed.gid, listed.owner, listed.owned) == (gid, "thief", False)
     settled = await participant.settle(gid, order, evidence)
     expected = {
-        (Order.COMMIT, Order.COMMIT): Settled.APPLIED,
-        (Order.COMMIT, Order.ROLLBACK): Settled.HEURISTIC_COMMIT,
-        (Order.ROLLBACK, Order.COMMIT): Settled.HEURISTIC_ROLLBACK,
-        (Order.ROLLBACK, Order.ROLLBACK): Settled.APPLIED,
+        (Decision.COMMIT, Decision.COMMIT): Settled.APPLIED,
+        (Decision.COMMIT, Decision.ABORT): Settled.HEURISTIC_COMMIT,
+        (Decision.ABORT, Decision.COMMIT): Settled.HEURISTIC_ROLLBACK,
+        (Decision.ABORT, Decision.ABORT): Settled.APPLIED,
     }
     assert settled is expected[was, order]
     assert await scene.forged() == [str(gid)]
@@ -55,12 +57,12 @@ async def test_a_name_that_is_prepared_in_another_database(scene: Scene, login: 
     participant = scene.at(login)
     gid = new_gid()
     evidence = await prepare(participant, gid)
-    assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
     elsewhere = await asyncpg.connect(scene.server.dsn(user="thief"))
     await elsewhere.execute(f"begin; select pg_current_xact_id(); prepare transaction '{gid}'")
     try:
-        assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
-        assert await participant.settle(gid, Order.ROLLBACK, None) is Settled.ABSENT
+        assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
+        assert await participant.settle(gid, Decision.ABORT, None) is Settled.ABSENT
     finally:
         await elsewhere.execute(f"rollback prepared '{gid}'")
         await elsewhere.close()
@@ -72,12 +74,12 @@ async def test_a_thief_that_keeps_a_name_busy(scene: Scene) -> None:
     participant = scene.at("app")
     gid = new_gid()
     evidence = await prepare(participant, gid)
-    assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
     await scene.forge(gid)
     # 55000 is answered before the owner is looked at: here by the settler's own hand.
     refused = participant._settler._refused
     error = ServerError("55000", "prepared transaction with identifier is busy")
-    assert await refused(gid, Order.COMMIT, evidence, error) is Settled.APPLIED
+    assert await refused(gid, Decision.COMMIT, evidence, error) is Settled.APPLIED
     await participant.close()
 
 
@@ -154,7 +156,7 @@ async def test_a_role_that_a_stranger_granted(scene: Scene) -> None:
         await branch.release()
         await admin.execute("grant app to dba with admin true, set false")
         assert [one.owned for one in await listed(participant)] == [True]
-        assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+        assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
     finally:
         await dba.close()
         await participant.close()
@@ -177,7 +179,7 @@ async def test_what_nobody_could_finish_is_not_prepared(scene: Scene) -> None:
     gid = new_gid()
     evidence = await prepare(named, gid, "set local role app")
     assert [(one.owner, one.owned) for one in await listed(named)] == [("app", True)]
-    assert await named.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    assert await named.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
     await named.close()
 
 
@@ -190,7 +192,7 @@ async def test_a_role_that_the_databases_owner_has_set(taken: Scene) -> None:
         gid = new_gid()
         evidence = await prepare(participant, gid)
         assert [(one.owner, one.owned) for one in await listed(participant)] == [("postgres", True)]
-        assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+        assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
     await taken.database.admin.execute("grant all on account to thief")
     branch = await participant.begin(new_gid(), timeout_s=30)
     await at(branch).execute("reset role")
@@ -209,7 +211,7 @@ async def test_a_role_that_is_set_behind_a_pooler(taken: Scene, pooler: PgBounce
     dsn = pooler.dsn(taken.database.name)
     before, after = (participant_at(dsn, owners=("app",)) for _ in range(2))
     gid = new_gid()
-    assert await before.settle(gid, Order.COMMIT, await prepare(before, gid)) is Settled.APPLIED
+    assert await before.settle(gid, Decision.COMMIT, await prepare(before, gid)) is Settled.APPLIED
     busy = [await asyncpg.connect(dsn) for _ in range(4)]
     for one in busy:  # the servers that have begun before
         await one.execute("begin")
@@ -244,12 +246,12 @@ async def test_a_role_that_the_dsn_names_is_not_passed_over(scene: Scene) -> Non
     gid = new_gid()
     evidence = await prepare(known, gid)
     assert [(one.owner, one.owned) for one in await listed(known)] == [("clerk", True)]
-    assert await known.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    assert await known.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
     await known.close()
 
 
-@pytest.mark.parametrize("order", list(Order))
-async def test_a_superuser_works_as_the_owner(scene: Scene, order: Order) -> None:
+@pytest.mark.parametrize("order", list(Decision))
+async def test_a_superuser_works_as_the_owner(scene: Scene, order: Decision) -> None:
     """Broken if nothing but a look beforehand keeps a superuser from ending what a thief prepared
     meanwhile."""
     participant = scene.at("postgres", owners=("app",))
@@ -268,7 +270,7 @@ async def test_a_superuser_works_as_the_owner(scene: Scene, order: Order) -> Non
     participant._settler._with_role = too_late  # type: ignore[method-assign]
     assert await participant.settle(gid, order, evidence) is Settled.BUSY
     assert await scene.forged() == [str(gid)]
-    expected = Settled.APPLIED if order is Order.COMMIT else Settled.HEURISTIC_COMMIT
+    expected = Settled.APPLIED if order is Decision.COMMIT else Settled.HEURISTIC_COMMIT
     assert await participant.settle(gid, order, evidence) is expected
     assert await scene.forged() == [str(gid)]
     await participant.close()
@@ -288,7 +290,7 @@ async def test_a_superusers_own_branches_are_proved_by_the_books(scene: Scene) -
         return await tell(*args)  # type: ignore[arg-type]
 
     participant._settler._tell = too_late  # type: ignore[method-assign]
-    assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.HEURISTIC_ROLLBACK
+    assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.HEURISTIC_ROLLBACK
     await participant.close()
 
 
@@ -296,13 +298,13 @@ async def test_another_participants_branch_is_refused(scene: Scene) -> None:
     """Broken if one database says what became of another's branch."""
     participant = scene.at("app")
     other = replace(new_gid(), participant="payments")
-    for order in Order:
+    for order in Decision:
         with pytest.raises(ParticipantRefused, match="payments"):
             await participant.settle(other, order, None)
     await participant.close()
     renamed = scene.at("app", was=("payments",))
     assert renamed.names == {"p", "payments"}
-    assert await renamed.settle(other, Order.ROLLBACK, None) is Settled.ABSENT
+    assert await renamed.settle(other, Decision.ABORT, None) is Settled.ABSENT
     await renamed.close()
 
 
@@ -324,11 +326,11 @@ async def test_a_role_that_was_dropped(scene: Scene) -> None:
             assert (found.severity, "has been dropped" in found.what) == (Severity.PROBLEM, True)
         [shown] = await listed(participant)
         assert (shown.owned, shown.owner_dropped, shown.owner_fix) == (False, True, None)
-        assert await participant.settle(gid, Order.ROLLBACK, None) is Settled.ABSENT, "it is not proved"
+        assert await participant.settle(gid, Decision.ABORT, None) is Settled.ABSENT, "it is not proved"
         assert await scene.database.prepared() == [str(gid)]
     with pytest.raises(ParticipantRefused, match="its role is gone; only a superuser can finish it"):
-        await app.settle(gid, Order.COMMIT, evidence)
-    assert await superuser.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+        await app.settle(gid, Decision.COMMIT, evidence)
+    assert await superuser.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
     await app.close()
     await superuser.close()
 
@@ -352,11 +354,11 @@ async def test_behind_a_pooler(scene: Scene, pooler: PgBouncer) -> None:
     participant = participant_at(pooler.dsn(scene.database.name), owners=("app",))
     gid, replayed = new_gid(), new_gid()
     evidence = await prepare(participant, gid)
-    assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
     evidence = await prepare(participant, replayed)
-    assert await participant.settle(replayed, Order.ROLLBACK, evidence) is Settled.APPLIED
+    assert await participant.settle(replayed, Decision.ABORT, evidence) is Settled.APPLIED
     await scene.forge(replayed)
-    assert await participant.settle(replayed, Order.COMMIT, evidence) is Settled.HEURISTIC_ROLLBACK
+    assert await participant.settle(replayed, Decision.COMMIT, evidence) is Settled.HEURISTIC_ROLLBACK
     assert await scene.forged() == [str(replayed)]
     async with asyncio.timeout(20):
         await participant.close()

@@ -19,7 +19,15 @@ from tests.participants.support import KEY, WRITE, Database, claim, new_gid, par
 from tests.participants.test_servers import standby_of
 from tests.pgbouncer import PgBouncer, program_or_skip
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Order, PrepareUnanswered, Settled, Vote, Work, XactStatus
+from undoubt.participants.contract import (
+    Decision,
+    Evidence,
+    PrepareUnanswered,
+    Settled,
+    Vote,
+    Work,
+    XactStatus,
+)
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.findings import Severity
 from undoubt.participants.postgres import PostgresParticipant
@@ -89,18 +97,20 @@ async def test_branches_beside_one_another(participant: PostgresParticipant, dat
 
 
 @pytest.mark.usefixtures("crowd")
-@pytest.mark.parametrize("order", list(Order))
-async def test_what_recovery_does(participant: PostgresParticipant, database: Database, order: Order) -> None:
+@pytest.mark.parametrize("order", list(Decision))
+async def test_what_recovery_does(
+    participant: PostgresParticipant, database: Database, order: Decision
+) -> None:
     """List, evidence, second phase and what "does not exist" means, statement by statement on any server."""
     gid, evidence = await prepared(participant)
     [listed] = await participant.in_doubt()
     assert (listed.gid, listed.owner, listed.evidence) == (gid, "postgres", replace(evidence, position=None))
     assert await participant.evidence(evidence) is XactStatus.IN_PROGRESS
     assert await participant.settle(gid, order, evidence) is Settled.APPLIED
-    committed = order is Order.COMMIT
+    committed = order is Decision.COMMIT
     assert await participant.evidence(evidence) is (XactStatus.COMMITTED if committed else XactStatus.ABORTED)
     assert await participant.settle(gid, order, evidence) is Settled.APPLIED
-    other = Order.ROLLBACK if committed else Order.COMMIT
+    other = Decision.ABORT if committed else Decision.COMMIT
     contradicted = Settled.HEURISTIC_COMMIT if committed else Settled.HEURISTIC_ROLLBACK
     assert await participant.settle(gid, other, evidence) is contradicted
     assert await database.balance() == (90 if committed else 100)
@@ -186,7 +196,7 @@ async def test_the_pooler_dies_while_prepare_runs(server: EmbeddedServer, databa
         with pytest.raises(PrepareUnanswered):
             await preparing
         assert await branch.rollback() is Settled.ABSENT
-        assert await participant.settle(gid, Order.ROLLBACK, None) is Settled.ABSENT
+        assert await participant.settle(gid, Decision.ABORT, None) is Settled.ABSENT
         await database.admin.execute("select pg_advisory_unlock(7)")
         async with asyncio.timeout(20):
             while not await database.prepared():
@@ -314,8 +324,8 @@ async def test_recovery_as_another_role_says_what_to_do(
     try:
         gid, evidence = await prepared(behind)
         with pytest.raises(ParticipantRefused, match="connect recovery to the server itself"):
-            await rescue.settle(gid, Order.COMMIT, evidence)
-        assert await direct.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+            await rescue.settle(gid, Decision.COMMIT, evidence)
+        assert await direct.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
     finally:
         for one in (behind, rescue, direct):
             await one.close()
@@ -368,7 +378,7 @@ async def test_servers_that_are_reset_after_every_transaction(
         participant = participant_at(pooler.dsn(database.name))
         for number in range(1, 4):
             gid, evidence = await prepared(participant)
-            assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+            assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
             assert await participant.evidence(evidence) is XactStatus.COMMITTED
             assert await database.balance() == 100 - 10 * number
         await participant.close()
@@ -393,7 +403,7 @@ async def test_session_pooling(server: EmbeddedServer, database: Database) -> No
     async with PgBouncer(server.socket_dsn(), {"pool_mode": "session"}) as pooler:
         participant = participant_at(pooler.dsn(database.name))
         gid, evidence = await prepared(participant)
-        assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+        assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
         await participant.close()
         assert await database.balance() == 90
 

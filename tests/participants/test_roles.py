@@ -15,7 +15,7 @@ import pytest_asyncio
 from tests.participants.hands import at, sql_error
 from tests.participants.support import WRITE, Database, new_gid, participant_at
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Order, Settled, Vote
+from undoubt.participants.contract import Decision, Evidence, Settled, Vote
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import Gid
@@ -71,9 +71,9 @@ async def roles(database: Database, server: EmbeddedServer) -> AsyncIterator[Rol
 
 
 @pytest.mark.parametrize(("before", "owner"), [("", "app"), ("set local role bookkeeper", "bookkeeper")])
-@pytest.mark.parametrize("order", list(Order))
+@pytest.mark.parametrize("order", list(Decision))
 async def test_the_missing_grant_is_printed_and_is_enough(
-    roles: Roles, before: str, owner: str, order: Order
+    roles: Roles, before: str, owner: str, order: Decision
 ) -> None:
     """Broken if an operator without superuser (every managed cloud) cannot get a branch finished."""
     gid = await roles.left(before)
@@ -85,7 +85,7 @@ async def test_the_missing_grant_is_printed_and_is_enough(
     assert finding.fix in str(refused.value), "doctor and recovery have to say the same"
     await roles.database.admin.execute(finding.fix)
     assert await roles.rescue.settle(gid, order, roles.evidence) is Settled.APPLIED
-    assert await roles.database.balance() == (90 if order is Order.COMMIT else 100)
+    assert await roles.database.balance() == (90 if order is Decision.COMMIT else 100)
     assert not any(f"role {owner}," in one.what for one in await roles.found())
 
 
@@ -102,10 +102,10 @@ async def test_a_membership_without_the_option_set(roles: Roles) -> None:
     assert listed.owner_fix == finding.fix
     await roles.database.admin.execute("grant app to rescue")
     with pytest.raises(ParticipantRefused, match="WITH SET TRUE"):
-        await roles.rescue.settle(gid, Order.COMMIT, roles.evidence)
+        await roles.rescue.settle(gid, Decision.COMMIT, roles.evidence)
     assert finding.fix == 'GRANT "app" TO "rescue" WITH SET TRUE;'
     await roles.database.admin.execute(finding.fix)
-    assert await roles.rescue.settle(gid, Order.COMMIT, roles.evidence) is Settled.APPLIED
+    assert await roles.rescue.settle(gid, Decision.COMMIT, roles.evidence) is Settled.APPLIED
     inherits = await roles.database.admin.fetchval(
         "select inherit_option from pg_auth_members where member = 'rescue'::regrole"
     )
@@ -121,7 +121,7 @@ async def test_an_indirect_membership_is_enough(roles: Roles) -> None:
         Severity.OK,
         "rescue can finish its own branches and those of app, bookkeeper",
     )
-    assert await roles.rescue.settle(gid, Order.COMMIT, roles.evidence) is Settled.APPLIED
+    assert await roles.rescue.settle(gid, Decision.COMMIT, roles.evidence) is Settled.APPLIED
 
 
 async def test_what_would_be_left_behind_is_said_before_it_is(roles: Roles) -> None:
@@ -159,7 +159,7 @@ async def test_cancelling_needs_the_rights_themselves(roles: Roles) -> None:
     assert finding.severity is Severity.OK
     await waiter.rollback()
     await waiter.release()
-    assert await roles.rescue.settle(gid, Order.ROLLBACK, roles.evidence) is Settled.APPLIED
+    assert await roles.rescue.settle(gid, Decision.ABORT, roles.evidence) is Settled.APPLIED
 
 
 async def test_branches_of_others_are_not_asked_for(roles: Roles, server: EmbeddedServer) -> None:
@@ -179,9 +179,9 @@ async def test_the_superuser_finishes_what_is_named(roles: Roles) -> None:
     assert (found["owners"].severity, found["owners"].fix) == (Severity.PROBLEM, 'owners = ["app"]')
     [listed] = await superuser.in_doubt()
     assert not listed.owned
-    assert await superuser.settle(gid, Order.COMMIT, None) is Settled.HEURISTIC_HAZARD
+    assert await superuser.settle(gid, Decision.COMMIT, None) is Settled.HEURISTIC_HAZARD
     with pytest.raises(ParticipantRefused):
-        await superuser.settle(gid, Order.COMMIT, roles.evidence)
+        await superuser.settle(gid, Decision.COMMIT, roles.evidence)
     await superuser.close()
     assert await roles.database.prepared() == [str(gid)]
     named = participant_at(roles.database.dsn, owners=("app", "bookkeeper"))
@@ -189,7 +189,7 @@ async def test_the_superuser_finishes_what_is_named(roles: Roles) -> None:
     assert (found["roles"].severity, found["owners"].severity) == (Severity.OK, Severity.OK)
     [listed] = await named.in_doubt()
     assert listed.owned
-    assert await named.settle(gid, Order.COMMIT, roles.evidence) is Settled.APPLIED
+    assert await named.settle(gid, Decision.COMMIT, roles.evidence) is Settled.APPLIED
     await named.close()
 
 

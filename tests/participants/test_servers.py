@@ -16,7 +16,7 @@ import pytest
 from tests.participants.hands import at
 from tests.participants.support import new_gid, participant_at, run_on
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Order, Settled, Vote, XactStatus
+from undoubt.participants.contract import Decision, Evidence, Settled, Vote, XactStatus
 from undoubt.participants.errors import BranchFailed, ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
@@ -48,8 +48,8 @@ async def test_max_prepared_transactions(slots: int, sqlstate: str) -> None:
         await participant.close()
 
 
-@pytest.mark.parametrize("order", list(Order))
-async def test_server_killed_between_the_phases(order: Order) -> None:
+@pytest.mark.parametrize("order", list(Decision))
+async def test_server_killed_between_the_phases(order: Decision) -> None:
     """A prepared branch survives kill -9, and is finished by its own coordinator or by a later one."""
     async with EmbeddedServer() as server:
         await run_on(server.dsn(), TABLE)
@@ -65,17 +65,17 @@ async def test_server_killed_between_the_phases(order: Order) -> None:
         open_one = await participant.begin(new_gid(), timeout_s=30)
         await at(open_one).execute("insert into account values (3, 3)")
         await server.kill()
-        for call in (branch.commit if order is Order.COMMIT else branch.rollback, participant.in_doubt):
+        for call in (branch.commit if order is Decision.COMMIT else branch.rollback, participant.in_doubt):
             with pytest.raises(ParticipantUnavailable):
                 await call()
         assert await open_one.rollback() is Settled.APPLIED
         await open_one.release()
         await server.start()
         assert {row.gid for row in await participant.in_doubt()} == {mine, orphan}
-        assert await (branch.commit() if order is Order.COMMIT else branch.rollback()) is Settled.APPLIED
+        assert await (branch.commit() if order is Decision.COMMIT else branch.rollback()) is Settled.APPLIED
         await branch.release()
         assert await participant.settle(orphan, order, evidence) is Settled.APPLIED
-        expected = [(1, 90), (2, 2)] if order is Order.COMMIT else [(1, 100)]
+        expected = [(1, 90), (2, 2)] if order is Decision.COMMIT else [(1, 100)]
         connection = await asyncpg.connect(server.dsn())
         assert [tuple(row) for row in await connection.fetch("select * from account order by id")] == expected
         await connection.close()
@@ -125,7 +125,7 @@ async def test_standby() -> None:
         participant = participant_at(primary.dsn())
         done, open_one = new_gid(), new_gid()
         evidence = await prepared(participant, done, WRITE)
-        assert await participant.settle(done, Order.COMMIT, evidence) is Settled.APPLIED
+        assert await participant.settle(done, Decision.COMMIT, evidence) is Settled.APPLIED
         still = await prepared(participant, open_one, "insert into account values (2, 2)")
         await participant.close()
         await primary.stop()
@@ -135,7 +135,7 @@ async def test_standby() -> None:
             for call in (
                 there.in_doubt(),
                 there.begin(new_gid(), timeout_s=30),
-                there.settle(open_one, Order.COMMIT, still),
+                there.settle(open_one, Decision.COMMIT, still),
                 there.evidence(evidence),
                 there.waits(),
             ):
@@ -153,11 +153,11 @@ async def test_standby() -> None:
             await nobody.close()
             await run_on(standby.dsn(), "select pg_promote()")
             assert await there.evidence(evidence) is XactStatus.UNKNOWN
-            assert await there.settle(done, Order.COMMIT, evidence) is Settled.HEURISTIC_HAZARD
+            assert await there.settle(done, Decision.COMMIT, evidence) is Settled.HEURISTIC_HAZARD
             assert [row.gid for row in await there.in_doubt()] == [open_one]
             fresh = await prepared(there, new_gid(), "insert into account values (5, 5)")
             assert (fresh.system, fresh.timeline) == (evidence.system, "00000002")
-            assert await there.settle(open_one, Order.COMMIT, still) is Settled.APPLIED
+            assert await there.settle(open_one, Decision.COMMIT, still) is Settled.APPLIED
             await there.close()
 
 

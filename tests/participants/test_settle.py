@@ -18,7 +18,7 @@ from tests.participants.support import (
     waits_for_standby,
 )
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Order, Settled, Vote, XactStatus
+from undoubt.participants.contract import Decision, Evidence, Settled, Vote, XactStatus
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.ids import Foreign, Gid
 from undoubt.participants.postgres import PostgresParticipant
@@ -37,8 +37,8 @@ async def prepared(participant: PostgresParticipant, gid: Gid, statement: str = 
     return result.evidence
 
 
-@pytest.mark.parametrize(("order", "balance"), [(Order.COMMIT, 90), (Order.ROLLBACK, 100)])
-async def test_settle(database: Database, gid: Gid, order: Order, balance: int) -> None:
+@pytest.mark.parametrize(("order", "balance"), [(Decision.COMMIT, 90), (Decision.ABORT, 100)])
+async def test_settle(database: Database, gid: Gid, order: Decision, balance: int) -> None:
     """Another process, that has the gid and nothing else, finishes the branch; told twice, it stays so."""
     one, other = participant_at(database.dsn), participant_at(database.dsn)
     evidence = await prepared(one, gid)
@@ -55,8 +55,8 @@ async def test_committed_by_hand(participant: PostgresParticipant, database: Dat
     evidence = await prepared(participant, gid)
     await database.admin.execute(f"commit prepared '{gid}'")
     assert await participant.evidence(evidence) is XactStatus.COMMITTED
-    assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
-    assert await participant.settle(gid, Order.ROLLBACK, evidence) is Settled.HEURISTIC_COMMIT
+    assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.ABORT, evidence) is Settled.HEURISTIC_COMMIT
 
 
 async def test_rolled_back_by_hand(participant: PostgresParticipant, database: Database, gid: Gid) -> None:
@@ -69,14 +69,14 @@ async def test_rolled_back_by_hand(participant: PostgresParticipant, database: D
     await branch.release()
     assert evidence is not None
     assert await participant.evidence(evidence) is XactStatus.ABORTED
-    assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.HEURISTIC_ROLLBACK
-    assert await participant.settle(gid, Order.ROLLBACK, evidence) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.HEURISTIC_ROLLBACK
+    assert await participant.settle(gid, Decision.ABORT, evidence) is Settled.APPLIED
 
 
 async def test_no_evidence(participant: PostgresParticipant, gid: Gid) -> None:
     """Without proof COMMIT is a hazard, and ROLLBACK is only absent: the branch may yet appear."""
-    assert await participant.settle(gid, Order.COMMIT, None) is Settled.HEURISTIC_HAZARD
-    assert await participant.settle(gid, Order.ROLLBACK, None) is Settled.ABSENT
+    assert await participant.settle(gid, Decision.COMMIT, None) is Settled.HEURISTIC_HAZARD
+    assert await participant.settle(gid, Decision.ABORT, None) is Settled.ABSENT
 
 
 async def test_evidence_of_elsewhere(participant: PostgresParticipant, database: Database, gid: Gid) -> None:
@@ -85,7 +85,7 @@ async def test_evidence_of_elsewhere(participant: PostgresParticipant, database:
     await database.admin.execute(f"commit prepared '{gid}'")
     for other in (replace(evidence, timeline="00000002"), replace(evidence, system=evidence.system + 1)):
         assert await participant.evidence(other) is XactStatus.UNKNOWN
-        assert await participant.settle(gid, Order.COMMIT, other) is Settled.HEURISTIC_HAZARD
+        assert await participant.settle(gid, Decision.COMMIT, other) is Settled.HEURISTIC_HAZARD
     future = replace(evidence, xid=evidence.xid + 1_000_000)
     assert await participant.evidence(replace(future, timeline="00000002")) is XactStatus.UNKNOWN
 
@@ -95,14 +95,14 @@ async def test_xid_of_the_future(participant: PostgresParticipant, gid: Gid) -> 
     evidence = await prepared(participant, gid)
     future = replace(evidence, xid=evidence.xid + 1_000_000)
     assert await participant.evidence(future) is XactStatus.NEVER_ASSIGNED
-    assert await participant.settle(new_gid(), Order.COMMIT, future) is Settled.HEURISTIC_ROLLBACK
-    assert await participant.settle(new_gid(), Order.ROLLBACK, future) is Settled.ABSENT
+    assert await participant.settle(new_gid(), Decision.COMMIT, future) is Settled.HEURISTIC_ROLLBACK
+    assert await participant.settle(new_gid(), Decision.ABORT, future) is Settled.ABSENT
 
 
 async def test_in_progress_is_not_final(participant: PostgresParticipant, database: Database) -> None:
     """An id that still runs proves nothing yet."""
     evidence = await prepared(participant, new_gid())
-    assert await participant.settle(new_gid(), Order.COMMIT, evidence) is Settled.BUSY
+    assert await participant.settle(new_gid(), Decision.COMMIT, evidence) is Settled.BUSY
 
 
 async def test_busy(participant: PostgresParticipant, database: Database, gid: Gid) -> None:
@@ -113,10 +113,10 @@ async def test_busy(participant: PostgresParticipant, database: Database, gid: G
         waiting = asyncio.create_task(other.execute(f"commit prepared '{gid}'"))
         while not await waits_for_standby(database, other.get_server_pid()):
             await asyncio.sleep(0.005)
-        assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.BUSY
-        assert await participant.settle(gid, Order.ROLLBACK, evidence) is Settled.BUSY
+        assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.BUSY
+        assert await participant.settle(gid, Decision.ABORT, evidence) is Settled.BUSY
     await waiting
-    assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED
     await other.close()
 
 
@@ -139,8 +139,8 @@ async def test_list_is_of_this_database_only(
     assert (ours.gid, ours.owner, ours.database, ours.xid) == (gid, "postgres", database.name, evidence.xid)
     assert 0 <= ours.age_s < 600
     with pytest.raises(ParticipantRefused, match="elsewhere"):
-        await participant.settle(theirs, Order.COMMIT, None)
-    assert await other.settle(theirs, Order.ROLLBACK, None) is Settled.APPLIED
+        await participant.settle(theirs, Decision.COMMIT, None)
+    assert await other.settle(theirs, Decision.ABORT, None) is Settled.APPLIED
     await other.close()
     await database.admin.execute("rollback prepared 'pip''s'")
     await database.admin.execute("drop database elsewhere with (force)")
@@ -167,10 +167,10 @@ async def test_owner(database: Database, server: EmbeddedServer) -> None:
         await branch.release()
         evidence = await prepared(app, kept, "set local role bookkeeper; " + WRITE)
         with pytest.raises(ParticipantRefused, match='GRANT "bookkeeper" TO "stranger"') as refused:
-            await stranger.settle(kept, Order.COMMIT, evidence)
+            await stranger.settle(kept, Decision.COMMIT, evidence)
         assert refused.value.sqlstate == "42501"
         assert await database.prepared() == [str(kept)]
-        assert await app.settle(kept, Order.ROLLBACK, None) is Settled.APPLIED
+        assert await app.settle(kept, Decision.ABORT, None) is Settled.APPLIED
         session = await app._management._pool.acquire(1)
         assert (await session.session.rows("select current_user as me", timeout_s=5))[0]["me"] == "app"
         app._management._pool.release(session)
@@ -210,5 +210,5 @@ async def test_the_list_is_evidence(participant: PostgresParticipant, database: 
     await prepared(participant, gid)
     [listed] = [branch for branch in await participant.in_doubt() if branch.gid == gid]
     await database.admin.execute(f"commit prepared '{gid}'")
-    assert await participant.settle(gid, Order.ROLLBACK, listed.evidence) is Settled.HEURISTIC_COMMIT
-    assert await participant.settle(gid, Order.COMMIT, listed.evidence) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.ABORT, listed.evidence) is Settled.HEURISTIC_COMMIT
+    assert await participant.settle(gid, Decision.COMMIT, listed.evidence) is Settled.APPLIED

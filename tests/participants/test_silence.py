@@ -10,7 +10,7 @@ import pytest
 from tests.participants.hands import at, sql_error
 from tests.participants.proxy import Proxy
 from tests.participants.support import WRITE, Database, new_gid, participant_at
-from undoubt.participants.contract import Branch, Order, Settled, Vote
+from undoubt.participants.contract import Branch, Decision, Settled, Vote
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.postgres import PostgresParticipant
 
@@ -78,7 +78,7 @@ async def test_sessions_of_recovery_that_a_firewall_has_forgotten(database: Data
         proxy.forget()
         assert [row.gid for row in await participant.in_doubt()] == [branch.gid]
         assert len(participant._management._pool._idle) == 1
-        assert await participant.settle(branch.gid, Order.COMMIT, None) is Settled.APPLIED
+        assert await participant.settle(branch.gid, Decision.COMMIT, None) is Settled.APPLIED
         await branch.release()
         await participant.close()
 
@@ -96,7 +96,7 @@ async def test_a_second_phase_over_forgotten_connections(database: Database) -> 
         with pytest.raises(ParticipantUnavailable):
             await branch.commit()
         await branch.release()
-        assert await participant.settle(branch.gid, Order.COMMIT, evidence) is Settled.APPLIED
+        assert await participant.settle(branch.gid, Decision.COMMIT, evidence) is Settled.APPLIED
         assert await database.balance() == 90
         await participant.close()
 

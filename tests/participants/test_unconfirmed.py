@@ -17,7 +17,7 @@ from tests.participants.support import (
     waits_for_standby,
 )
 from tests.pgbouncer import PgBouncer
-from undoubt.participants.contract import Order, PrepareUnanswered, Settled, Vote, Work
+from undoubt.participants.contract import Decision, PrepareUnanswered, Settled, Vote, Work
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
@@ -166,7 +166,7 @@ async def test_no_pooler_hides_that_a_commit_is_not_confirmed(
     told = await branch.prepare()
     assert told.vote is Vote.PREPARED
     async with unreachable_standby(database):
-        committing = branch.commit() if who == "branch" else participant.settle(gid, Order.COMMIT, None)
+        committing = branch.commit() if who == "branch" else participant.settle(gid, Decision.COMMIT, None)
         commit = asyncio.create_task(committing)
         while not commit.done():
             await database.admin.execute(
@@ -174,7 +174,7 @@ async def test_no_pooler_hides_that_a_commit_is_not_confirmed(
             )
             await asyncio.sleep(0.005)
         assert await commit is Settled.BUSY
-    assert await participant.settle(gid, Order.COMMIT, told.evidence) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.COMMIT, told.evidence) is Settled.APPLIED
     await branch.release()
     await participant.close()
     assert await database.balance() == 90

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from tests.participants.hands import at, sql_error
 from tests.participants.support import LEDGER, WRITE, Database, new_gid
-from undoubt.participants.contract import Branch, Order, Settled, Vote, Waiting
+from undoubt.participants.contract import Branch, Decision, Settled, Vote, Waiting
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.waits import _CONFLICTS
@@ -90,7 +90,7 @@ async def test_prepared_holder(
     blocked = asyncio.create_task(at(waiter).execute(wanted))
     [edge] = await edges(participant)
     assert (edge.waiter, edge.holder, edge.holder_pid) == (waiter.gid, gid, 0)
-    assert await participant.settle(gid, Order.ROLLBACK, None) is Settled.APPLIED
+    assert await participant.settle(gid, Decision.ABORT, None) is Settled.APPLIED
     await blocked
 
 
@@ -109,7 +109,7 @@ async def test_compatible_prepared_holder_is_no_edge(
     [edge] = await edges(participant)
     assert edge.holder == guilty
     for each in (innocent, guilty):
-        await participant.settle(each, Order.ROLLBACK, None)
+        await participant.settle(each, Decision.ABORT, None)
     await blocked
 
 

@@ -20,12 +20,13 @@ from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.processes import Processes
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.commands import CloseSession, Decide, Finish, OpenSession
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, Session
+from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision, Session
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.node.bootstrap import beginning
 from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.storage.contract import DiskIdentity, Snapshot
 from undoubt.coordinator.node.storage.node_storage import create
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 BRANCHES = (
@@ -122,7 +123,7 @@ class _Work:
         lost = 0
         for first in range(0, self.answered, ASKED_AT_ONCE):
             records = await self.ledger.records(self._answered[first : first + ASKED_AT_ONCE])
-            lost += sum(record is not Record.COMMIT for record in records.values())
+            lost += sum(record is not RecordedDecision.COMMIT for record in records.values())
         return lost
 
 

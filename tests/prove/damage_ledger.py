@@ -10,10 +10,11 @@ import undoubt.coordinator.ledger.sqlite.owner as owned_module
 from tests.coordinator.ledger.signing import Signing
 from tests.prove.damaging import Change, Heard, copied
 from undoubt.coordinator.errors import LedgerError
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord, Record
+from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord, RecordedDecision
 from undoubt.coordinator.ledger.sqlite import anchored
 from undoubt.coordinator.ledger.sqlite.owner import OwnedLedger
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 NAME = "undoubt.db"
@@ -106,7 +107,7 @@ class LedgerFiles:
         if ledger.machine.state.incarnation != self._incarnation:
             alarm = "a new incarnation"
         records = await ledger.records(acknowledged)
-        lost = [txid for txid in acknowledged if records[txid] is not Record.COMMIT]
+        lost = [txid for txid in acknowledged if records[txid] is not RecordedDecision.COMMIT]
         words = f"{len(lost)} of {len(acknowledged)} decisions" if lost else ""
         try:
             found = {each.txid: each for each in await ledger.transactions(limit=1_000)}

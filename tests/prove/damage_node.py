@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.prove.damaging import Change, Heard, copied
 from undoubt.coordinator.errors import LedgerError, LedgerUnavailable
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord
+from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord
 from undoubt.coordinator.node.bootstrap import beginning
 from undoubt.coordinator.node.storage import segment
 from undoubt.coordinator.node.storage.contract import (
@@ -24,6 +24,7 @@ from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME
 from undoubt.coordinator.paxos import Accepted, AcceptorRecord, Ballot, BranchInstance, Known, Marks, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 SEGMENT_BYTES = 2048

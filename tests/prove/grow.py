@@ -22,8 +22,9 @@ from tests.prove.nodes import Nodes
 from tests.prove.processes import TIMEOUT_S
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record
+from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision
 from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
+from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
 from undoubt.participants.registry import Registry
@@ -133,7 +134,7 @@ async def lost(nodes: Nodes, load: Load) -> int:
     try:
         for first in range(0, len(load.told), RECORDS_AT_ONCE):
             records = await ledger.records(load.told[first : first + RECORDS_AT_ONCE])
-            gone += sum(record is not Record.COMMIT for record in records.values())
+            gone += sum(record is not RecordedDecision.COMMIT for record in records.values())
     finally:
         await ledger.close()
     return gone

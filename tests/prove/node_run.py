@@ -29,7 +29,7 @@ from tests.prove.processes import Child, Heard, within
 from tests.prove.run import NO_TRAP, Run
 from tests.prove.trap import PAUSE, TELL, Trap
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
-from undoubt.coordinator.ledger.contract import Record
+from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.ids import Gid, TxId
@@ -93,7 +93,7 @@ class NodeRun(Run):
                 for looking in [await self.start_recovery(NO_TRAP, PASSES_SPARED) for _ in range(2)]:
                     await self.expect_ended(looking)
                 for txid in {gid.txid for gid in before - await self._prepared()}:
-                    await self._expect_recorded(txid, {Record.COMMIT})
+                    await self._expect_recorded(txid, {RecordedDecision.COMMIT})
                 await self._go_on(child)
             case Victim.OVERTAKEN if self._stopped is not None:
                 await self._go_on(self._stopped)
@@ -236,11 +236,11 @@ class NodeRun(Run):
         self.nodes.disarm()
         if self.case.victim is Victim.HEARD:
             await self.nodes.start(deaf.pop())
-            expected = {Record.COMMIT}
+            expected = {RecordedDecision.COMMIT}
         else:
             self.nodes.signal(heard, signal.SIGSTOP)
             await self.nodes.start(*deaf)
-            expected = {Record.ABORT, Record.NOT_RECORDED}
+            expected = {RecordedDecision.ABORT, RecordedDecision.NOT_RECORDED}
         await asyncio.gather(self.recover(), self.recover())
         await self._expect_recorded(TxId.parse(txid), expected)
         if self.case.victim is Victim.HEARD:
@@ -261,9 +261,9 @@ class NodeRun(Run):
     async def _audit(self, dsns: dict[str, str], heard: Heard) -> None:
         await super()._audit(dsns, heard)
         if self._uncopied is not None:
-            await self._expect_recorded(self._uncopied, {Record.COMMIT})
+            await self._expect_recorded(self._uncopied, {RecordedDecision.COMMIT})
 
-    async def _expect_recorded(self, txid: TxId, expected: set[Record]) -> None:
+    async def _expect_recorded(self, txid: TxId, expected: set[RecordedDecision]) -> None:
         """``NOT_RECORDED`` is an ABORT that is finished."""
         settings = LedgerSettings(**json.loads(self._settings)["ledger"])
         ledger = await ClusterLedger.open(settings)

@@ -29,8 +29,9 @@ from tests.prove.processes import ROOT
 from undoubt import wiring
 from undoubt.config import load
 from undoubt.coordinator.ledger.acting import system_user
-from undoubt.coordinator.ledger.contract import Decision, Ledger, Session, record_of
+from undoubt.coordinator.ledger.contract import Ledger, Session, record_of
 from undoubt.embedded import EmbeddedServer
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol, SessionKey
 from undoubt.participants.registry import Registry
 

@@ -14,8 +14,8 @@ from undoubt.coordinator.errors import (
     LedgerUnavailable,
     TransactionAborted,
 )
-from undoubt.coordinator.ledger.contract import Decision, record_of
-from undoubt.participants.contract import Vote, XactStatus
+from undoubt.coordinator.ledger.contract import record_of
+from undoubt.participants.contract import Decision, Vote, XactStatus
 from undoubt.participants.errors import BranchFailed
 from undoubt.participants.scripted import Script
 from undoubt.recovery.operator.resolve import Operator

@@ -14,7 +14,7 @@ from tests.recovery.world import World, until
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.coordinator.uncancellable import Uncancellable
-from undoubt.participants.contract import Evidence, Order, Settled, XactStatus
+from undoubt.participants.contract import Decision, Evidence, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable, UndoubtError
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.scripted import ScriptedParticipant
@@ -46,7 +46,7 @@ class Story:
     def _lose_answers(self, database: ScriptedParticipant) -> None:
         settle = database.settle
 
-        async def settled(gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
+        async def settled(gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
             answer = await settle(gid, order, evidence)
             if not self.calm and self.rng.random() < 0.05:
                 raise ParticipantUnavailable(gid.participant, "connection lost")

@@ -10,9 +10,9 @@ import pytest
 
 from tests.recovery.world import FAST, World, until
 from undoubt.coordinator.errors import DistributedDeadlock, SelfDeadlock, TransactionAborted
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision
+from undoubt.coordinator.ledger.contract import BranchRecord
 from undoubt.coordinator.retries import retryable
-from undoubt.participants.contract import Waiting
+from undoubt.participants.contract import Decision, Waiting
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import TxId
 from undoubt.participants.scripted import ScriptedParticipant

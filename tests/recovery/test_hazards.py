@@ -14,9 +14,9 @@ import pytest
 from tests.coordinator.stage import Stage
 from tests.coordinator.voting_ledger import VotingLedger
 from tests.recovery.world import FAST, World, told
-from undoubt.coordinator.ledger.contract import Decision, Ledger
+from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.coordinator.protocols.context import applied_elsewhere
-from undoubt.participants.contract import Evidence, Order, Settled, XactStatus
+from undoubt.participants.contract import Decision, Evidence, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.scripted import Script
@@ -79,7 +79,7 @@ async def test_a_coordinator_waits_for_the_recovery_that_has_committed_its_branc
         transfer = asyncio.create_task(stage.transfer())
         await arrived.wait()
         [gid] = stage.participants["alpha"].prepared
-        stage.participants["alpha"].finish_by_hand(gid, Order.COMMIT)
+        stage.participants["alpha"].finish_by_hand(gid, Decision.COMMIT)
         stage.participants["alpha"].timeline = PROMOTED
         stage.ledger.transaction = finished_at_the_third_look  # type: ignore[method-assign]
         stage.gates["commit alpha"].set()
@@ -103,7 +103,7 @@ async def test_a_transaction_that_is_finished_has_no_hazard() -> None:
     that another one has committed everywhere, and finished, meanwhile."""
     world = await World("orders").open()
     gids = await world.left(Decision.COMMIT)
-    world.orders.finish_by_hand(gids[0], Order.COMMIT)
+    world.orders.finish_by_hand(gids[0], Decision.COMMIT)
     world.orders.timeline = PROMOTED
     scans = 0
 
@@ -127,7 +127,7 @@ async def test_a_transaction_that_is_finished_has_no_hazard() -> None:
 async def test_a_hazard_that_is_finished_stays_one(world: World) -> None:
     """Broken if what was recorded of a branch, and seen by a person, counts as a proof that it committed."""
     gids = await world.left(Decision.COMMIT)
-    world.orders.finish_by_hand(gids[0], Order.ROLLBACK)
+    world.orders.finish_by_hand(gids[0], Decision.ABORT)
     world.orders.timeline = PROMOTED
     await world.recover()
     assert {gid: one.kind for gid, one in (await world.heuristics()).items()} == {
@@ -152,8 +152,8 @@ async def test_what_is_not_finished_as_committed_proves_no_commit(world: World) 
     ]
 
 
-@pytest.mark.parametrize("order", [Order.COMMIT, Order.ROLLBACK])
-async def test_what_a_list_said_is_evidence_when_the_branch_is_gone(world: World, order: Order) -> None:
+@pytest.mark.parametrize("order", [Decision.COMMIT, Decision.ABORT])
+async def test_what_a_list_said_is_evidence_when_the_branch_is_gone(world: World, order: Decision) -> None:
     """Broken if a recovery that saw a branch prepared after the promotion, and lost the answer to its COMMIT
     PREPARED, knows nothing any more: a participant that is down may keep the transaction unfinished for
     hours. And broken if the branch counts as committed that somebody has rolled back."""
@@ -169,9 +169,9 @@ async def test_what_a_list_said_is_evidence_when_the_branch_is_gone(world: World
     world.orders.before = answer_lost
     service = world.service(hazard_grace_s=0.0)
     assert told(await service.run_once(), gids[0]) == ("commit", "failed")
-    found = {Order.COMMIT: {}, Order.ROLLBACK: {gids[0]: Settled.HEURISTIC_ROLLBACK}}
+    found = {Decision.COMMIT: {}, Decision.ABORT: {gids[0]: Settled.HEURISTIC_ROLLBACK}}
     report = await service.run_once()
-    assert told(report, gids[0]) == ("finish" if order is Order.COMMIT else "heuristic", "done")
+    assert told(report, gids[0]) == ("finish" if order is Decision.COMMIT else "heuristic", "done")
     assert {gid: one.kind for gid, one in (await world.heuristics()).items()} == found[order]
     assert [one.waits_for for one in report.unfinished] == [("payments",)]
 
@@ -184,7 +184,7 @@ async def test_a_recovery_that_is_overtaken_after_a_promotion_asks_by_what_it_li
 
     async def overtaken(call: str, gid: Gid) -> None:
         if call == "settle_commit" and gid in world.orders.prepared:
-            world.orders.finish_by_hand(gid, Order.COMMIT)
+            world.orders.finish_by_hand(gid, Decision.COMMIT)
 
     world.orders.before = overtaken
     assert told(await world.recover(), gids[0]) == ("commit", "done")
@@ -238,7 +238,7 @@ async def test_an_operator_who_is_overtaken_records_no_hazard(world: World) -> N
 
     async def overtaken(call: str, gid: Gid) -> None:
         if call == "settle_commit" and gid in world.orders.prepared:
-            world.orders.finish_by_hand(gid, Order.COMMIT)
+            world.orders.finish_by_hand(gid, Decision.COMMIT)
             world.orders.timeline = PROMOTED_AGAIN
 
     world.orders.before = overtaken
@@ -254,7 +254,7 @@ async def test_an_operator_is_told_nothing_of_what_recovery_has_finished(world: 
     async def finished(call: str, gid: Gid) -> None:
         if call == "settle_commit" and gid in world.orders.prepared:
             for one in gids:
-                world.databases[one.participant].finish_by_hand(one, Order.COMMIT)
+                world.databases[one.participant].finish_by_hand(one, Decision.COMMIT)
             world.orders.timeline = PROMOTED_AGAIN
             await world.ledger.finish([gid.txid])
 

@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 
 from tests.recovery.world import World, told
-from undoubt.coordinator.ledger.contract import Decision, Record
-from undoubt.participants.contract import PreparedBranch, Settled, XactStatus
+from undoubt.coordinator.ledger.contract import RecordedDecision
+from undoubt.participants.contract import Decision, PreparedBranch, Settled, XactStatus
 from undoubt.participants.ids import Gid, Protocol
 from undoubt.participants.scripted import ScriptedParticipant
 
@@ -82,7 +82,7 @@ async def test_a_huge_number_records_nothing(world: World, protocol: Protocol) -
     one, _ = await aborted(world)
     forged = replace(one, protocol=protocol, txid=world.session.txid(HUGE), tag="")
     await expect_only_shown(world, world.orders, forge(world.orders, forged, owned=True))
-    assert (await world.ledger.records([forged.txid]))[forged.txid] is Record.NOT_RECORDED
+    assert (await world.ledger.records([forged.txid]))[forged.txid] is RecordedDecision.NOT_RECORDED
 
 
 async def test_a_right_name_in_another_database(world: World) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from tests.recovery.world import FAST, World, told
 from undoubt.coordinator.errors import LedgerUnavailable
-from undoubt.coordinator.ledger.contract import Decision, Verdict
-from undoubt.participants.contract import Order, Settled, XactStatus
+from undoubt.coordinator.ledger.contract import Verdict
+from undoubt.participants.contract import Decision, Settled, XactStatus
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.scripted import ScriptedParticipant
@@ -82,7 +82,7 @@ async def test_a_coordinator_in_its_second_phase_is_not_disturbed(world: World) 
     """Without evidence its freshly committed branch looks lost; it finishes before the second look."""
     gids = await world.left(Decision.COMMIT)
     for gid in gids:
-        world.databases[gid.participant].finish_by_hand(gid, Order.COMMIT)
+        world.databases[gid.participant].finish_by_hand(gid, Decision.COMMIT)
     world.orders.timeline = "00000002"
     reading, reads = world.ledger.unfinished, 0
 
@@ -107,7 +107,7 @@ async def test_a_branch_that_vanishes_between_list_and_commit_is_no_hazard_yet(w
 
     async def overtaken(call: str, gid: Gid) -> None:
         if call == "settle_commit" and gid in world.orders.prepared:
-            world.orders.finish_by_hand(gid, Order.COMMIT)
+            world.orders.finish_by_hand(gid, Decision.COMMIT)
             world.orders.timeline = "00000003"
             await world.ledger.finish([gid.txid])
 
@@ -195,7 +195,7 @@ async def test_an_unknown_participant_keeps_the_record_unfinished_and_is_told(wo
 async def test_a_branch_in_another_database_than_it_names_is_touched_by_nobody(world: World) -> None:
     """Whoever may connect to one database could make recovery believe in the branches of another."""
     gids = await world.left(Decision.COMMIT)
-    world.payments.finish_by_hand(gids[1], Order.ROLLBACK)
+    world.payments.finish_by_hand(gids[1], Decision.ABORT)
     await world.prepare(gids[1], world.orders)
     report = await world.recover()
     assert gids[1] in world.orders.prepared
@@ -220,7 +220,7 @@ async def test_a_branch_of_a_participant_that_had_another_name_is_settled_where_
 async def test_a_branch_that_a_participant_had_committed_under_its_former_name_is_done(world: World) -> None:
     """Otherwise it stays unfinished for ever."""
     gids = await world.left(Decision.COMMIT)
-    world.payments.finish_by_hand(gids[1], Order.COMMIT)
+    world.payments.finish_by_hand(gids[1], Decision.COMMIT)
     renamed = world.registry.remove("payments")
     assert isinstance(renamed, ScriptedParticipant)
     renamed.name, renamed.names = "billing", frozenset({"billing", "payments"})
@@ -267,9 +267,9 @@ async def test_two_participants_may_be_one_database(world: World) -> None:
 async def test_dry_run_tells_and_touches_nothing(world: World) -> None:
     committed, aborted = await world.left(Decision.COMMIT), await world.left(Decision.ABORT)
     lost, done = await world.left(Decision.COMMIT), await world.left(Decision.COMMIT)
-    world.orders.finish_by_hand(lost[0], Order.ROLLBACK)
+    world.orders.finish_by_hand(lost[0], Decision.ABORT)
     for gid in done:
-        world.databases[gid.participant].finish_by_hand(gid, Order.COMMIT)
+        world.databases[gid.participant].finish_by_hand(gid, Decision.COMMIT)
     commands = list(world.ledger.commands)
     seen: list[str] = []
     service = world.service(observe=lambda step, _: seen.append(step))
@@ -287,7 +287,7 @@ async def test_dry_run_tells_and_touches_nothing(world: World) -> None:
 
 async def test_heuristics_are_recorded_exactly_once_and_shown_until_forgotten(world: World) -> None:
     gid, _ = await world.left(Decision.COMMIT)
-    world.orders.finish_by_hand(gid, Order.ROLLBACK)
+    world.orders.finish_by_hand(gid, Decision.ABORT)
     world.payments.down = ParticipantUnavailable("payments", "down")  # so that the record stays unfinished
     service = world.service()
     for _ in range(3):
@@ -303,7 +303,7 @@ async def test_heuristics_are_recorded_exactly_once_and_shown_until_forgotten(wo
 
 async def test_a_heuristic_is_recorded_before_the_participant_may_forget(world: World) -> None:
     gid, _ = await world.left(Decision.COMMIT)
-    world.orders.finish_by_hand(gid, Order.ROLLBACK)
+    world.orders.finish_by_hand(gid, Decision.ABORT)
     world.ledger.down = LedgerUnavailable("no quorum")
     report = await world.recover()
     assert report.errors["orders"] == "no quorum"
@@ -359,7 +359,7 @@ async def test_a_finish_that_fails_is_made_again_by_the_same_recovery(world: Wor
 async def test_a_doubt_that_is_over_costs_no_second_look(world: World) -> None:
     gids = await world.left(Decision.COMMIT)
     for gid in gids:
-        world.databases[gid.participant].finish_by_hand(gid, Order.COMMIT)
+        world.databases[gid.participant].finish_by_hand(gid, Decision.COMMIT)
     world.orders.timeline = "00000002"
     service = world.service()
     await service.run_once()

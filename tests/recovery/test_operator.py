@@ -10,8 +10,8 @@ import pytest
 from tests.recovery.world import World
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.commands import Restore
-from undoubt.coordinator.ledger.contract import Decision, Heuristic
-from undoubt.participants.contract import Order, PreparedBranch, Settled, XactStatus
+from undoubt.coordinator.ledger.contract import Heuristic
+from undoubt.participants.contract import Decision, PreparedBranch, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Foreign, Gid, Protocol
 from undoubt.recovery.errors import Conflict, NotAllSeen, NotOurs, NotPrepared, StillBusy
@@ -148,7 +148,7 @@ async def test_somebody_who_was_faster_is_told_of(world: World, decision: Decisi
     async def colleague(call: str, of: Gid) -> None:
         if call == "settle_commit":
             xid = world.orders.prepared[of]
-            world.orders.finish_by_hand(of, Order.ROLLBACK)
+            world.orders.finish_by_hand(of, Decision.ABORT)
             assert world.orders.fates[xid] is XactStatus.ABORTED
 
     world.orders.before = colleague
@@ -168,7 +168,7 @@ async def test_a_decision_that_meets_the_opposite_is_recorded_and_told(world: Wo
 
     async def colleague(call: str, of: Gid) -> None:
         if call == "settle_commit":
-            world.orders.finish_by_hand(of, Order.ROLLBACK)
+            world.orders.finish_by_hand(of, Decision.ABORT)
 
     world.orders.before = colleague
     with pytest.raises(Conflict, match="ended as heuristic_rollback"):

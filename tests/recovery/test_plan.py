@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from undoubt.coordinator.ledger.contract import Decision, Verdict
-from undoubt.participants.contract import Settled, XactStatus
+from undoubt.coordinator.ledger.contract import Verdict
+from undoubt.participants.contract import Decision, Settled, XactStatus
 from undoubt.participants.ids import Foreign, Gid, Protocol, TxId
 from undoubt.recovery.plan import (
     BranchDone,

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tests.recovery.world import World, told
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision
-from undoubt.participants.contract import Order, PreparedBranch, Settled, XactStatus
+from undoubt.coordinator.ledger.contract import BranchRecord
+from undoubt.participants.contract import Decision, PreparedBranch, Settled, XactStatus
 from undoubt.participants.ids import Foreign, Gid, Protocol, TxId
 from undoubt.recovery.report import Report
 
@@ -34,7 +34,7 @@ async def test_committed_and_absent_with_committed_books_is_done(world: World) -
     """The usual end of a coordinator that died between its second phase and its finish."""
     gids = await world.left(Decision.COMMIT)
     for gid in gids:
-        world.databases[gid.participant].finish_by_hand(gid, Order.COMMIT)
+        world.databases[gid.participant].finish_by_hand(gid, Decision.COMMIT)
     report = await world.recover()
     assert [told(report, gid) for gid in gids] == [("finish", "done")] * 2
     assert await world.unfinished() == set()
@@ -66,7 +66,7 @@ async def test_committed_and_busy_is_looked_at_again(world: World) -> None:
 async def test_committed_and_absent_with_aborted_books_is_a_heuristic_rollback(world: World) -> None:
     """Somebody rolled back half of a committed transfer: it must be shown until a person has seen it."""
     gid, _ = await world.left(Decision.COMMIT)
-    world.orders.finish_by_hand(gid, Order.ROLLBACK)
+    world.orders.finish_by_hand(gid, Decision.ABORT)
     before = time.time()
     report = await world.recover()
     assert told(report, gid) == ("heuristic", "done")
@@ -94,7 +94,7 @@ async def test_committed_and_absent_without_evidence_is_a_hazard(world: World, c
     """After a failover the books of another timeline prove nothing; nor may they be believed."""
     gids = world.gids()
     evidence = {gid: await world.prepare(gid) for gid in gids}
-    world.orders.finish_by_hand(gids[0], Order.COMMIT)
+    world.orders.finish_by_hand(gids[0], Decision.COMMIT)
     if changed == "system":
         world.orders.system += 1
     elif changed == "timeline":
@@ -133,7 +133,7 @@ async def test_aborted_and_vanished_with_a_committed_xid_is_a_heuristic_commit(w
 
     async def by_hand(call: str, of: Gid) -> None:
         if call == "settle_rollback" and of in world.orders.prepared:
-            world.orders.finish_by_hand(of, Order.COMMIT)
+            world.orders.finish_by_hand(of, Decision.COMMIT)
 
     world.orders.before = by_hand
     await world.recover()
@@ -149,7 +149,7 @@ async def test_presumed_aborted_and_vanished_with_a_committed_xid_is_a_heuristic
 
     async def by_hand(call: str, of: Gid) -> None:
         if call == "settle_rollback" and of in world.orders.prepared:
-            world.orders.finish_by_hand(of, Order.COMMIT)
+            world.orders.finish_by_hand(of, Decision.COMMIT)
 
     world.orders.before = by_hand
     await world.recover()
@@ -161,14 +161,14 @@ async def test_aborted_and_vanished_before_the_list_with_a_committed_xid_is_a_he
     world: World,
 ) -> None:
     gid, _ = await world.left(Decision.ABORT)
-    world.orders.finish_by_hand(gid, Order.COMMIT)
+    world.orders.finish_by_hand(gid, Decision.COMMIT)
     await world.recover()
     assert (await world.heuristics())[gid].kind is Settled.HEURISTIC_COMMIT
 
 
 async def test_aborted_and_absent_otherwise_is_done(world: World) -> None:
     gid, other = await world.left(Decision.ABORT)
-    world.orders.finish_by_hand(gid, Order.ROLLBACK)
+    world.orders.finish_by_hand(gid, Decision.ABORT)
     world.payments.timeline = "00000002"
     del world.payments.prepared[other]
     await world.recover()

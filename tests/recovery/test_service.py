@@ -10,8 +10,7 @@ import pytest
 
 from tests.recovery.world import FAST, World, until
 from undoubt.coordinator.errors import LedgerUnavailable
-from undoubt.coordinator.ledger.contract import Decision
-from undoubt.participants.contract import Order, XactStatus
+from undoubt.participants.contract import Decision, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.scripted import ScriptedParticipant
 from undoubt.recovery.settings import RecoverySettings
@@ -53,7 +52,7 @@ async def test_a_live_coordinators_decisions_are_not_asked_about(
     world.orders.evidence = evidence  # type: ignore[method-assign, assignment]
     gids = await world.left(Decision.COMMIT)
     for gid in gids:
-        world.databases[gid.participant].finish_by_hand(gid, Order.COMMIT)
+        world.databases[gid.participant].finish_by_hand(gid, Decision.COMMIT)
     started = asyncio.get_running_loop().time()
     async with world.service() as service:
         await until(lambda: bool(asked))

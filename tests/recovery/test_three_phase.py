@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from tests.recovery.world import World, told
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, Verdict
+from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision, Verdict
 from undoubt.coordinator.protocols import termination
-from undoubt.participants.contract import Order, Settled, XactStatus
+from undoubt.participants.contract import Decision, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Gid, Protocol
 from undoubt.participants.registry import Registry
@@ -51,7 +51,7 @@ def fates(world: World, gids: list[Gid]) -> list[XactStatus]:
     return [world.databases[gid.participant].fate(gid) for gid in gids]
 
 
-async def recovered(world: World, gids: list[Gid]) -> Record:
+async def recovered(world: World, gids: list[Gid]) -> RecordedDecision:
     """Passes until nothing is prepared; what the ledger has recorded."""
     for _ in range(20):
         await world.recover()
@@ -77,7 +77,7 @@ async def test_the_rows_decide_and_the_ledger_records(
     await world.end_session()
     record = await recovered(world, gids)
     assert fates(world, gids) == [fate] * 3
-    assert record is (Record.COMMIT if fate is XactStatus.COMMITTED else Record.ABORT)
+    assert record is (RecordedDecision.COMMIT if fate is XactStatus.COMMITTED else RecordedDecision.ABORT)
     await world.recover()
     assert await world.unfinished() == set()
     assert await world.heuristics() == {}
@@ -97,7 +97,7 @@ async def test_a_session_that_is_gone_does_not_turn_commit_into_abort(world: Wor
     gids = await left(world, 3)
     await world.end_session()
     assert (await world.ledger.outcomes([gids[0]]))[gids[0]] is Verdict.ASK_PROTOCOL
-    assert await recovered(world, gids) is Record.COMMIT
+    assert await recovered(world, gids) is RecordedDecision.COMMIT
 
 
 async def test_a_minority_blocks_and_says_so(world: World) -> None:
@@ -116,7 +116,7 @@ async def test_a_minority_blocks_and_says_so(world: World) -> None:
     assert world.orders.states.rows[gids[0]].last_elected == 1
     for name in ("payments", "stock"):
         world.databases[name].down = None
-    assert await recovered(world, gids) is Record.ABORT
+    assert await recovered(world, gids) is RecordedDecision.ABORT
 
 
 @pytest.mark.parametrize("precommitted", [0, 3])
@@ -158,7 +158,7 @@ async def test_one_that_is_down_follows_when_it_is_back(world: World, down: str)
     world.databases[down].down = ParticipantUnavailable(down, "is down")
     for _ in range(10):
         await world.recover()
-    assert (await world.ledger.records([gids[0].txid]))[gids[0].txid] is Record.COMMIT
+    assert (await world.ledger.records([gids[0].txid]))[gids[0].txid] is RecordedDecision.COMMIT
     world.databases[down].down = None
     await recovered(world, gids)
     assert fates(world, gids) == [XactStatus.COMMITTED] * 3
@@ -198,7 +198,7 @@ async def test_a_row_that_was_lost_is_not_taken_for_one_never_made(world: World,
     one that does not answer now."""
     gids = await left(world, 3)
     await world.end_session()
-    world.orders.finish_by_hand(gids[0], Order.COMMIT)
+    world.orders.finish_by_hand(gids[0], Decision.COMMIT)
     world.orders.down = ParticipantUnavailable("orders", "is down")
     stock = world.databases["stock"]
     stock.prepared.clear()
@@ -224,7 +224,7 @@ async def test_a_row_that_a_termination_made_is_no_proof_of_a_rollback(world: Wo
     await world.recover()
     assert stock.states.rows[gids[2]].state is BranchState.INITIAL
     world.orders.down = None
-    world.orders.finish_by_hand(gids[0], Order.COMMIT)  # by whoever had seen all rows
+    world.orders.finish_by_hand(gids[0], Decision.COMMIT)  # by whoever had seen all rows
     for _ in range(3):
         await world.recover()
     assert {gid: one.kind for gid, one in (await world.heuristics()).items()} == {
@@ -259,7 +259,7 @@ async def test_a_name_that_leads_to_another_database_now_splits_nothing(world: W
     made."""
     gids = await left(world, 3)
     await world.end_session()
-    world.orders.finish_by_hand(gids[0], Order.COMMIT)
+    world.orders.finish_by_hand(gids[0], Decision.COMMIT)
     rename(world, orders="payments", payments="orders")
     for _ in range(3):
         await (world.recover() if ledger else alone(world, 1))
@@ -270,7 +270,7 @@ async def test_committed_by_hand_against_tombstones_is_a_conflict(world: World) 
     """Broken if a branch that a person committed drags others along, or is overlooked."""
     gids = await left(world, 0)
     await world.end_session()
-    world.orders.finish_by_hand(gids[0], Order.COMMIT)
+    world.orders.finish_by_hand(gids[0], Decision.COMMIT)
     charter = world.payments.states.rows[gids[1]].charter
     assert await world.payments.states.bury(gids[1], charter)
     report = await world.recover()
@@ -285,8 +285,8 @@ async def test_committed_by_hand_before_the_votes_drags_nobody_along(world: Worl
     gids = await left(world, 0)
     await world.end_session()
     stock = world.databases["stock"]
-    stock.finish_by_hand(gids[2], Order.ROLLBACK)  # as after a vote against it
-    world.orders.finish_by_hand(gids[0], Order.COMMIT)
+    stock.finish_by_hand(gids[2], Decision.ABORT)  # as after a vote against it
+    world.orders.finish_by_hand(gids[0], Decision.COMMIT)
     for _ in range(3):
         report = await (world.recover() if ledger else WithoutLedger(world.registry).run())
     assert told(report, gids[1]) == ("terminate", "nothing")
@@ -358,10 +358,10 @@ async def test_the_ledger_learns_how_a_transaction_ended_without_it(world: World
     """Broken if a PRECOMMIT holds its session for ever because no branch is prepared any more."""
     gids = await left(world, 3)
     for gid in gids:
-        await world.databases[gid.participant].settle(gid, Order.COMMIT, None)
+        await world.databases[gid.participant].settle(gid, Decision.COMMIT, None)
     await world.end_session()
     await swept(world)
-    assert (await world.ledger.records([gids[0].txid]))[gids[0].txid] is Record.COMMIT
+    assert (await world.ledger.records([gids[0].txid]))[gids[0].txid] is RecordedDecision.COMMIT
     await world.recover()
     assert await world.unfinished() == set()
     assert await world.heuristics() == {}

@@ -8,8 +8,7 @@ from tests.recovery.world import World
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.acting import system_user
 from undoubt.coordinator.ledger.commands import Restore
-from undoubt.coordinator.ledger.contract import Decision
-from undoubt.participants.contract import Order, Settled, XactStatus
+from undoubt.participants.contract import Decision, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.recovery.errors import Conflict, NotPrepared
@@ -113,7 +112,7 @@ async def test_a_rollback_of_what_is_active_may_contradict_a_sibling_too(world: 
 async def test_what_its_database_proves_counts_as_a_split(world: World) -> None:
     """Broken if only what the ledger wrote down is looked at: somebody ended a branch in psql."""
     gids = await world.left(COMMIT)
-    world.orders.finish_by_hand(gids[0], Order.ROLLBACK)
+    world.orders.finish_by_hand(gids[0], Decision.ABORT)
     whole = await look(world.ledger, world.registry, gids[0].txid)
     assert [one.number for one in whole.splits(COMMIT)] == [1]
     assert whole.splits(ABORT) == []

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from tests.coordinator.ledger.signing import TaggingLedger
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Session
-from undoubt.participants.contract import Evidence
+from undoubt.coordinator.ledger.contract import BranchRecord, Heuristic, Session
+from undoubt.participants.contract import Decision, Evidence
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import ScriptedParticipant

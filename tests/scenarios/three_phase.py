@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable, Mapping
 from tests.scenarios.story import Play
 from undoubt.coordinator.protocols.termination import Round
 from undoubt.coordinator.protocols.termination_rules import Move
-from undoubt.participants.contract import Order, Participant
+from undoubt.participants.contract import Decision, Participant
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 from undoubt.participants.three_phase import Charter, Event, StateRow, Termination
 
 LEDGER = "abcdefghij"
 NONCE = "0123456789abcdef"
 KEY = SessionKey(b"of a scenario")
-ORDERS = {Move.COMMIT: Order.COMMIT, Move.ABORT: Order.ROLLBACK}
+ORDERS = {Move.COMMIT: Decision.COMMIT, Move.ABORT: Decision.ABORT}
 
 
 class ThreePhase:
@@ -84,7 +84,7 @@ class ThreePhase:
         order = ORDERS.get(ended.move)
         for other in sorted(reached) if order is not None else []:
             if await self._prepared(other):
-                await self._participants[other].settle(self._gids[other], order or Order.ROLLBACK, None)
+                await self._participants[other].settle(self._gids[other], order or Decision.ABORT, None)
         return [f"{ended.move}", *await self._state()]
 
     async def _state(self) -> list[str]:

@@ -14,8 +14,8 @@ from tests.simulation.database import APPLICATION, SqlError
 from undoubt.participants.contract import (
     Claim,
     CommitNotSent,
+    Decision,
     Evidence,
-    Order,
     PreparedBranch,
     PrepareResult,
     PrepareUnanswered,
@@ -180,8 +180,8 @@ class SimulatedParticipant:
             for text, owner, xid, age_s, where in rows
         ]  # fmt: skip
 
-    async def settle(self, gid: Gid, order: Order, evidence: Evidence | None) -> Settled:
-        verb = "commit_prepared" if order is Order.COMMIT else "rollback_prepared"
+    async def settle(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
+        verb = "commit_prepared" if order is Decision.COMMIT else "rollback_prepared"
         try:
             confirmed = await self.manage(verb, str(gid))
         except SqlError as error:
@@ -414,13 +414,13 @@ class SimulatedBranch:
 
     async def commit(self) -> Settled:
         if self._settled is None:
-            self._settled = await (self._settle(Order.COMMIT) if self._asked else self._end_reading())
+            self._settled = await (self._settle(Decision.COMMIT) if self._asked else self._end_reading())
         return self._final()
 
     async def rollback(self) -> Settled:
         self.over = True
         if self._settled is None:
-            self._settled = await (self._settle(Order.ROLLBACK) if self._asked else self._undo())
+            self._settled = await (self._settle(Decision.ABORT) if self._asked else self._undo())
         return self._final()
 
     def _final(self) -> Settled:
@@ -429,10 +429,10 @@ class SimulatedBranch:
             self._settled = None
         return settled
 
-    async def _settle(self, order: Order) -> Settled:
-        verb = "commit_prepared" if order is Order.COMMIT else "rollback_prepared"
+    async def _settle(self, order: Decision) -> Settled:
+        verb = "commit_prepared" if order is Decision.COMMIT else "rollback_prepared"
         try:
-            if await self.link.ask(verb, str(self.gid)) or order is Order.ROLLBACK:
+            if await self.link.ask(verb, str(self.gid)) or order is Decision.ABORT:
                 return Settled.APPLIED
         except SqlError as error:
             if error.sqlstate == "55000":

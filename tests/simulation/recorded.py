@@ -10,14 +10,14 @@ from tests.simulation.judge import Judge
 from undoubt.coordinator.ledger.contract import (
     UNFINISHED_MAX,
     BranchRecord,
-    Decision,
     DecisionRecord,
     Heuristic,
     Ledger,
-    Record,
+    RecordedDecision,
     Settlement,
     Verdict,
 )
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, TxId
 
 
@@ -58,10 +58,10 @@ class RecordedLedger(Recorder):
                 self.judge.presumed(str(gid.txid))
         return verdicts
 
-    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
+    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, RecordedDecision]:
         records = await super().records(txids)
         for txid, record in records.items():
-            if record is not Record.NOT_RECORDED:
+            if record is not RecordedDecision.NOT_RECORDED:
                 self.judge.decided(str(txid), str(record))
         return records
 

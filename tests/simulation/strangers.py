@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation.database import APPLICATION, SqlError
 from tests.simulation.judge import Violation
 from tests.simulation.participant import Link, NoAnswer
-from undoubt.coordinator.ledger.contract import Record
+from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import BRANCH_NUMBER_MAX, NUMBER_MAX, Gid, Protocol, TxId
 
@@ -133,7 +133,7 @@ class Insider:
                 continue
             info = await ledger.transaction(gid.txid)
             recorded = {} if info is None else {branch.number: branch for branch in info.branches}
-            if info is None or info.record is not Record.COMMIT or gid.branch not in recorded:
+            if info is None or info.record is not RecordedDecision.COMMIT or gid.branch not in recorded:
                 continue
             if recorded[gid.branch].tag != gid.tag:
                 raise Violation(f"{gid} is recorded as {recorded[gid.branch]}")

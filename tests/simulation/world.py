@@ -35,7 +35,7 @@ from tests.simulation.rows import Rows
 from tests.simulation.scheduler import Process, Scheduler
 from tests.simulation.strangers import Insider, Stranger
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
-from undoubt.coordinator.ledger.contract import Ledger, Record
+from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.sqlite import owner
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
@@ -486,7 +486,7 @@ class World:
                 txid = TxId.parse(text)
                 book = machine.state.sessions.get(txid.session)
                 kept = book is not None and book.nonce == txid.nonce and book.acceptors
-                if outcome == "commit" and kept and machine.record(txid) is Record.NOT_RECORDED:
+                if outcome == "commit" and kept and machine.record(txid) is RecordedDecision.NOT_RECORDED:
                     found.append(txid)
         return found
 

@@ -17,7 +17,7 @@ from undoubt.config import ConfigurationError
 from undoubt.coordinator.coordinator import ParticipantInUse
 from undoubt.coordinator.errors import DistributedDeadlock, TransactionEnded
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Order, Settled
+from undoubt.participants.contract import Decision, Evidence, Settled
 from undoubt.participants.errors import (
     BranchFailed,
     ParticipantRefused,
@@ -74,7 +74,7 @@ async def test_commits_in_both(coordinator: undoubt.Coordinator, databases: dict
         await write(tx, 1)
         result = await tx.commit()
     assert result.pending == ()
-    assert await coordinator.outcome(tx.id) is undoubt.Record.COMMIT
+    assert await coordinator.outcome(tx.id) is undoubt.RecordedDecision.COMMIT
     assert await ids(databases) == [[1], [1]]
 
 
@@ -330,7 +330,7 @@ async def test_readers_and_single_writers_cost_no_prepare(
     async with coordinator.transaction() as tx:
         await (await tx.branch("orders")).execute("insert into note (id) values (1)")
         assert await (await tx.branch("payments")).fetchval("select count(*) from note") == 0
-    assert await coordinator.outcome(tx.id) is undoubt.Record.NOT_RECORDED
+    assert await coordinator.outcome(tx.id) is undoubt.RecordedDecision.NOT_RECORDED
     assert await ids(databases) == [[1], []]
 
 
@@ -350,4 +350,4 @@ async def test_settling_by_contract_is_idempotent(
     assert branch.timeline is not None
     evidence = Evidence(branch.xid, branch.system, branch.timeline)
     for _ in range(2):
-        assert await participant.settle(gid, Order.COMMIT, evidence) is Settled.APPLIED
+        assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.APPLIED

@@ -13,10 +13,9 @@ from tests.recovery.world import FAST, World, until
 from undoubt.coordinator import supervision
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
-from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.metrics import Metrics
-from undoubt.participants.contract import Order, PreparedBranch, Settled, Vote, Work
+from undoubt.participants.contract import Decision, PreparedBranch, Settled, Vote, Work
 from undoubt.participants.errors import ParticipantUnavailable, UsageError
 from undoubt.participants.ids import Gid
 from undoubt.recovery.service import RecoveryService
@@ -224,7 +223,7 @@ async def test_who_is_not_looked_after_is_not_told_of(world: World, told: Told) 
 
 async def test_heuristics_that_recovery_finds(world: World, told: Told) -> None:
     gids = await world.left(Decision.COMMIT)
-    world.orders.finish_by_hand(gids[0], Order.ROLLBACK)
+    world.orders.finish_by_hand(gids[0], Decision.ABORT)
     async with RecoveryService(world.ledger, world.registry, FAST, meter=told.metrics):
         await until(
             lambda: told("undoubt_heuristics_total", participant="orders", kind="heuristic_rollback") == 1

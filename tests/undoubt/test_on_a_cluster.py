@@ -15,7 +15,8 @@ import undoubt
 from tests.coordinator.node.processes import Processes, processes
 from tests.servers import prepared
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
-from undoubt.coordinator.ledger.contract import Decision, record_of
+from undoubt.coordinator.ledger.contract import record_of
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol, SessionKey
 
 TABLE = "create table note (id int primary key)"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tests.coordinator.node.cluster import Cluster, client
 from tests.undoubt.cli.harness import Ran, undoubt
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Verdict
+from undoubt.coordinator.ledger.contract import BranchRecord, Verdict
+from undoubt.participants.contract import Decision
 
 COMMIT = Decision.COMMIT
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))

@@ -52,7 +52,7 @@ async def test_it_commits_and_leaves_nothing_behind(items: dict[str, str], tmp_p
         await run(dsn, script())
     async with undoubt.connect(source(items, tmp_path)) as coordinator:
         result = await insert(coordinator, 1)
-        assert await coordinator.outcome(result.txid) is undoubt.Record.COMMIT
+        assert await coordinator.outcome(result.txid) is undoubt.RecordedDecision.COMMIT
         info = await coordinator.ledger.transaction(result.txid)
         assert info is not None
         assert (info.protocol, len(info.branches)) == ("3", 2)

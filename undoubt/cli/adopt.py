@@ -20,7 +20,7 @@ from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import printable
 from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.acting import DONE, CameOf, Records, acting, new_act
-from undoubt.coordinator.ledger.contract import Decision
+from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
 from undoubt.recovery.operator.adopt import Adoption, LostBranch, LostBranches, LostTransaction

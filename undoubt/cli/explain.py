@@ -8,7 +8,7 @@ from typing import Any
 
 from undoubt.cli import shapes
 from undoubt.cli.output import iso
-from undoubt.coordinator.ledger.contract import Heuristic, Record, SessionInfo
+from undoubt.coordinator.ledger.contract import Heuristic, RecordedDecision, SessionInfo
 from undoubt.recovery.operator.explain import Explanation
 from undoubt.recovery.operator.explain_heuristic import HeuristicExplanation
 
@@ -48,7 +48,7 @@ def heuristic_document(told: HeuristicExplanation) -> dict[str, Any]:
 
 def _decision(told: Explanation) -> dict[str, Any]:
     info, standing = told.info, told.found.standing
-    recorded = None if info is None or info.record is Record.NOT_RECORDED else str(info.record)
+    recorded = None if info is None or info.record is RecordedDecision.NOT_RECORDED else str(info.record)
     return {
         "standing": str(standing),
         "recorded": recorded,

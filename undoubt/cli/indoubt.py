@@ -19,7 +19,7 @@ from undoubt.cli.names import GidParam, NameParam
 from undoubt.cli.whole import end_unless_all_seen, page
 from undoubt.coordinator.errors import LedgerError, LedgerMisconfigured, LedgerMissing
 from undoubt.coordinator.ledger.contract import Heuristic
-from undoubt.participants.contract import Order
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Foreign, Gid, TxId
 from undoubt.recovery.operator.explain import explain as explain_branch
 from undoubt.recovery.operator.explain import mending, sibling_line
@@ -131,7 +131,7 @@ def commit(
       undoubt indoubt commit GID
       undoubt indoubt commit GID --heuristic --note "agreed with accounting"
     """
-    before = context.run(_before(context, gid, Order.COMMIT))
+    before = context.run(_before(context, gid, Decision.COMMIT))
     decided = before.standing is BranchStanding.COMMITTED
     if decided or (heuristic and (contradict or not before.splits)):
         _warn(context, before)
@@ -165,7 +165,7 @@ def rollback(
     Example:
       undoubt indoubt rollback GID
     """
-    before = context.run(_before(context, gid, Order.ROLLBACK))
+    before = context.run(_before(context, gid, Decision.ABORT))
     if before.standing is BranchStanding.IMPOSTOR:
         _tell_of_impostor(context, before.found)
         context.confirm("Roll back this impostor? What it wrote is lost.", yes=yes)
@@ -322,14 +322,14 @@ class _Before:
     found: SurveyedBranch
     splits: list[Heuristic]
     siblings: list[Heuristic]
-    order: Order
+    order: Decision
 
     @property
     def standing(self) -> BranchStanding:
         return self.found.standing
 
 
-async def _before(context: Context, gid: Gid | Foreign, order: Order) -> _Before:
+async def _before(context: Context, gid: Gid | Foreign, order: Decision) -> _Before:
     async with opened(context) as tools:
         seen = await survey(tools.ledger, tools.participants)
         one = seen.one(gid)
@@ -339,9 +339,9 @@ async def _before(context: Context, gid: Gid | Foreign, order: Order) -> _Before
 
 
 def _warn(context: Context, before: _Before) -> None:
-    if before.order is Order.ROLLBACK and before.standing is BranchStanding.COMMITTED:
+    if before.order is Decision.ABORT and before.standing is BranchStanding.COMMITTED:
         context.output.note("COMMIT IS RECORDED: other branches of the transaction have applied it, or will.")
-    if before.order is Order.COMMIT and before.standing is BranchStanding.ABORTED:
+    if before.order is Decision.COMMIT and before.standing is BranchStanding.ABORTED:
         context.output.note("IT IS ABORTED: other branches of the transaction are rolled back, or will be.")
     for one in before.siblings:
         context.output.note(sibling_line(one))

@@ -11,7 +11,7 @@ from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import Output
 from undoubt.cli.whole import resolve
-from undoubt.coordinator.ledger.contract import Ledger, Record, TransactionInfo, Verdict
+from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, TransactionInfo, Verdict
 from undoubt.participants.ids import TxId
 
 
@@ -105,11 +105,11 @@ def state(info: TransactionInfo) -> str:
     if open_ones := [found for found in info.heuristics if not found.forgotten]:
         return str(open_ones[0].kind).replace("_", " ")
     match info.record:
-        case Record.COMMIT:
+        case RecordedDecision.COMMIT:
             return "committed" if info.finished else "committed, not yet applied everywhere"
-        case Record.ABORT:
+        case RecordedDecision.ABORT:
             return "aborted" if info.finished else "aborted, not yet applied everywhere"
-        case Record.NOT_RECORDED:
+        case RecordedDecision.NOT_RECORDED:
             return "active" if info.verdict is Verdict.ACTIVE else "no decision recorded"
 
 
@@ -133,7 +133,7 @@ async def _ended_by_hand(ledger: Ledger, txid: TxId) -> TransactionInfo | None:
     verdict = (await ledger.outcomes([gid]))[gid]
     return TransactionInfo(
         txid,
-        Record.NOT_RECORDED,
+        RecordedDecision.NOT_RECORDED,
         verdict,
         gid.protocol,
         (),

@@ -11,7 +11,7 @@ from undoubt.cli.context import Context, common, note_option, opened, pass_conte
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import Output
-from undoubt.coordinator.ledger.contract import Decision
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, TxId
 from undoubt.recovery.errors import Conflict, NotAllSeen
 from undoubt.recovery.operator.survey import ROLE_GONE

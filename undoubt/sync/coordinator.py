@@ -12,7 +12,7 @@ from itertools import count
 from typing import TypeVar
 
 from undoubt.coordinator.coordinator import Coordinator as EngineCoordinator
-from undoubt.coordinator.ledger.contract import Record
+from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.coordinator.retries import pause_before_retry
 from undoubt.coordinator.runnable import check_synchronous, checked_result
 from undoubt.participants import bounds
@@ -96,7 +96,7 @@ class Coordinator:
             time.sleep(pause_s)
         raise InvariantViolation("unreachable")
 
-    def outcome(self, txid: TxId | str) -> Record:
+    def outcome(self, txid: TxId | str) -> RecordedDecision:
         """What the ledger has recorded, for an id or its text. NOT_RECORDED never means aborted."""
         return self._portal.call(self._engine.outcome, txid)
 

@@ -17,8 +17,7 @@ import msgspec
 from undoubt.coordinator.errors import LedgerError, LedgerUnavailable, OutcomeUnknown
 from undoubt.coordinator.ledger.contract import (
     BranchRecord,
-    Decision,
-    Record,
+    RecordedDecision,
     Session,
     SessionInfo,
     Settlement,
@@ -30,7 +29,6 @@ from undoubt.coordinator.paxos import (
     BranchInstance,
     FirstBallot,
     Forgotten,
-    Outcome,
     PeerMisbehaved,
     Phase1b,
     Recovery,
@@ -38,6 +36,7 @@ from undoubt.coordinator.paxos import (
 )
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.uncancellable import all_done
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 log = logging.getLogger(__name__)
@@ -50,8 +49,6 @@ SESSIONS_MAX = 1_000
 Requests = Iterable[tuple[int, AcceptorRequest]]
 SendRequest = Callable[[int, AcceptorRequest, Callable[[AcceptorReply | Exception], None]], None]
 """Ask an acceptor, by its number; told once what it says, or why nothing."""
-
-DECISIONS = {Outcome.COMMITTED: Decision.COMMIT, Outcome.ABORTED: Decision.ABORT}
 
 
 class _Evidence(msgspec.Struct, frozen=True, array_like=True):
@@ -79,7 +76,7 @@ class ClusterAcceptors:
         ask: SendRequest,
         open_session: Callable[[str, float], Awaitable[Session]],
         session_of: Callable[[TxId], Awaitable[SessionInfo | None]],
-        record: Callable[[TxId], Awaitable[Record]],
+        record: Callable[[TxId], Awaitable[RecordedDecision]],
         random: Random,
         *,
         voters: Callable[[], Awaitable[Sequence[int]]],
@@ -156,9 +153,9 @@ class ClusterAcceptors:
     async def _decided(self, leader: FirstBallot | Recovery) -> Decision:
         """The outcome, or, where the acceptors have let it go, what the ledger holds."""
         if leader.outcome is not None:
-            return DECISIONS[leader.outcome]
+            return leader.outcome
         recorded = await self._record(leader.txid)
-        if recorded is Record.NOT_RECORDED:
+        if recorded is RecordedDecision.NOT_RECORDED:
             raise OutcomeUnknown(leader.txid, "its acceptors have let it go, and no outcome is recorded")
         return Decision(str(recorded))
 

@@ -15,7 +15,7 @@ from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, among
 from undoubt.coordinator.ledger.cluster.leader_client import LeaderClient
 from undoubt.coordinator.ledger.cluster.status import status
 from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
-from undoubt.coordinator.ledger.contract import Record, Session, SessionInfo
+from undoubt.coordinator.ledger.contract import RecordedDecision, Session, SessionInfo
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import PeerIdentity, PeerRole, WireSettings
 from undoubt.participants.ids import TxId
@@ -96,7 +96,7 @@ class ClusterLedger(CallingLedger):
     async def _session_of(self, txid: TxId) -> SessionInfo | None:
         return among(await self.sessions(), txid)
 
-    async def _record(self, txid: TxId) -> Record:
+    async def _record(self, txid: TxId) -> RecordedDecision:
         return (await self.records([txid]))[txid]
 
     async def _voters(self) -> Sequence[int]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from undoubt.coordinator.ledger.contract import (
-    Decision,
     DecisionRecord,
     Heuristic,
-    Record,
+    RecordedDecision,
     SessionInfo,
     SessionState,
     TransactionInfo,
 )
 from undoubt.coordinator.ledger.postgres.decisions import decode_branches
 from undoubt.coordinator.ledger.rules import verdict_of
-from undoubt.participants.contract import Settled
+from undoubt.participants.contract import Decision, Settled
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.invariant import InvariantViolation
 
@@ -63,7 +62,7 @@ def transaction_info(row: tuple[Any, ...], heuristics: list[Heuristic]) -> Trans
     state, floor, finished = row[9:]
     return TransactionInfo(
         record.txid,
-        Record(str(record.decision)),
+        RecordedDecision(str(record.decision)),
         verdict_of(record.decision, _state(state), floor or 0, record.txid.seq, record.protocol),
         record.protocol,
         record.branches,
@@ -81,7 +80,7 @@ def undecided_info(  # noqa: PLR0917 - columns, in order
     """Of a transaction all of whose branches had voted PREPARED."""
     return TransactionInfo(
         txid,
-        Record.NOT_RECORDED,
+        RecordedDecision.NOT_RECORDED,
         verdict_of(None, _state(state), floor or 0, txid.seq, protocol),
         protocol,
         decode_branches(branches),

@@ -29,11 +29,10 @@ from undoubt.coordinator.ledger.contract import (
     Acceptors,
     Act,
     BranchRecord,
-    Decision,
     DecisionRecord,
     Heuristic,
     LedgerInfo,
-    Record,
+    RecordedDecision,
     Session,
     SessionInfo,
     SessionState,
@@ -48,7 +47,7 @@ from undoubt.coordinator.ledger.postgres.maintenance import Upkeep
 from undoubt.coordinator.ledger.rules import verdict_of
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.bounds import seconds
-from undoubt.participants.contract import Claim
+from undoubt.participants.contract import Claim, Decision
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid, TxId, new_nonce
 
@@ -220,9 +219,11 @@ class PostgresLedger:
             gid.protocol,
         )
 
-    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, Record]:
+    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, RecordedDecision]:
         return {
-            txid: Record.NOT_RECORDED if known.decision is None else Record(known.decision)
+            txid: RecordedDecision.NOT_RECORDED
+            if known.decision is None
+            else RecordedDecision(known.decision)
             for txid, known in (await self._looked_up(txids)).items()
         }
 

@@ -11,8 +11,9 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 
 from undoubt.coordinator.ledger.commands import Decide
-from undoubt.coordinator.ledger.contract import Acceptors, BranchRecord, Decision, Ledger, Session, Verdict
+from undoubt.coordinator.ledger.contract import Acceptors, BranchRecord, Ledger, Session, Verdict
 from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
 
 PARTICIPANT = "orders"

@@ -15,7 +15,7 @@ import pytest
 from tests.prove.poison.frames import poisoned
 from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, record_of
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, Session, SessionInfo
+from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision, Session, SessionInfo
 from undoubt.coordinator.paxos import (
     FIRST,
     Acceptor,
@@ -34,6 +34,7 @@ from undoubt.coordinator.paxos import (
 )
 from undoubt.coordinator.paxos.messages import decode_reply
 from undoubt.coordinator.paxos.synod import Accepted
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 SESSION = Session(1, "a" * 16, "test", 60.0, acceptors=(1, 2, 3))
@@ -76,8 +77,8 @@ class Nodes:
         async def open_session(name: str, ttl_s: float) -> Session:
             return SESSION
 
-        async def record(txid: TxId) -> Record:
-            return Record.COMMIT
+        async def record(txid: TxId) -> RecordedDecision:
+            return RecordedDecision.COMMIT
 
         async def voters() -> Sequence[int]:
             return SESSION.acceptors

@@ -16,9 +16,10 @@ from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster import leader_client
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record
+from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
 from undoubt.participants.registry import Registry
@@ -68,7 +69,7 @@ async def test_it_is_refused_at_once_and_never_sent(backend: Backend, bad: str, 
     with pytest.raises(UsageError):
         await CALLS[call](backend.ledger, BAD[bad])
     for other in others:
-        assert (await other)[SOME] is Record.NOT_RECORDED
+        assert (await other)[SOME] is RecordedDecision.NOT_RECORDED
     assert connections(backend) is connected
 
 
@@ -90,13 +91,17 @@ async def test_what_cannot_be_read_is_answered_as_such(
     with pytest.raises(UsageError, match="cannot read"):
         await backend.ledger.records([str(SOME)])  # type: ignore[list-item]
     for other in others:
-        assert (await other)[SOME] is Record.NOT_RECORDED
+        assert (await other)[SOME] is RecordedDecision.NOT_RECORDED
     assert connections(backend) is connected
 
 
 async def test_the_coordinator_takes_ids_as_text(backend: Backend) -> None:
     async with Coordinator(backend.ledger, Registry()) as coordinator:
-        assert await coordinator.outcome(str(SOME)) is await coordinator.outcome(SOME) is Record.NOT_RECORDED
+        assert (
+            await coordinator.outcome(str(SOME))
+            is await coordinator.outcome(SOME)
+            is RecordedDecision.NOT_RECORDED
+        )
         for bad in ("3-99b2….1", "", "SOME", None, 7):
             with pytest.raises(UsageError, match="not a transaction id"):
                 await coordinator.outcome(bad)  # type: ignore[arg-type]

@@ -36,9 +36,9 @@ from undoubt.coordinator.ledger.commands import (
     decode,
     encode,
 )
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Record, Session
+from undoubt.coordinator.ledger.contract import BranchRecord, Heuristic, RecordedDecision, Session
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.participants.contract import Settled
+from undoubt.participants.contract import Decision, Settled
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid, Protocol, TxId
 
@@ -169,7 +169,7 @@ async def test_values_out_of_bounds_are_refused_alone(backend: Backend) -> None:
         assert decided is Decision.ABORT
         assert all(isinstance(each, UsageError) for each in refused), refused
     await backend.ledger.finish([session.txid(seq) for seq in range(1, 6)])
-    assert (await backend.ledger.records([session.txid(1)]))[session.txid(1)] is Record.ABORT
+    assert (await backend.ledger.records([session.txid(1)]))[session.txid(1)] is RecordedDecision.ABORT
 
 
 async def test_an_exception_of_the_machine_stops_a_sqlite_ledger(

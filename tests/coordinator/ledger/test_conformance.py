@@ -13,15 +13,14 @@ from undoubt.coordinator.ledger.acting import system_user
 from undoubt.coordinator.ledger.contract import (
     Act,
     BranchRecord,
-    Decision,
     Heuristic,
-    Record,
+    RecordedDecision,
     Session,
     SessionState,
     Verdict,
 )
 from undoubt.coordinator.ledger.names import Names
-from undoubt.participants.contract import Claim, Settled
+from undoubt.participants.contract import Claim, Decision, Settled
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 
 from .conftest import Backend
@@ -38,7 +37,7 @@ async def verdict(ledger: Signing, txid: TxId, protocol: str = "2") -> Verdict:
     return (await ledger.outcomes([txid], protocol=protocol))[txid]
 
 
-async def record(ledger: Signing, txid: TxId) -> Record:
+async def record(ledger: Signing, txid: TxId) -> RecordedDecision:
     return (await ledger.records([txid]))[txid]
 
 
@@ -84,7 +83,7 @@ async def test_concurrent_deciders_agree(ledger: Signing) -> None:
             *(ledger.decide(session.txid(seq), order, BRANCHES) for order in orders)
         )
         assert len(set(answers)) == 1
-        assert await record(ledger, session.txid(seq)) == Record(str(answers[0]))
+        assert await record(ledger, session.txid(seq)) == RecordedDecision(str(answers[0]))
 
 
 async def test_repeating_a_decide_changes_nothing(ledger: Signing) -> None:
@@ -131,7 +130,7 @@ async def test_a_closed_session_commits_nothing(ledger: Signing) -> None:
     await ledger.close_session(session)
     assert await verdict(ledger, session.txid(1)) is Verdict.ABORTED
     assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is ABORT
-    assert await record(ledger, session.txid(1)) is Record.ABORT
+    assert await record(ledger, session.txid(1)) is RecordedDecision.ABORT
     with pytest.raises(SessionLost):
         await ledger.keep_alive(session, 1)
 
@@ -205,7 +204,7 @@ async def test_names_that_the_ledger_never_gave_are_impostors(ledger: Signing) -
     future = TxId(session.id + 1_000, session.nonce, 1)
     for txid in (stranger, future):
         assert await verdict(ledger, txid) is Verdict.IMPOSTOR
-        assert await record(ledger, txid) is Record.NOT_RECORDED
+        assert await record(ledger, txid) is RecordedDecision.NOT_RECORDED
         with pytest.raises(OutcomeUnknown):
             await ledger.decide(txid, COMMIT, BRANCHES)
 
@@ -250,7 +249,7 @@ async def test_what_a_forged_name_asks_for_is_not_recorded(ledger: Signing) -> N
             await ledger.ledger.decide(txid, decision, branches, protocol=protocol)
     with pytest.raises(Impostor):
         await ledger.ledger.precommit(txid, BRANCHES)
-    assert await record(ledger, txid) is Record.NOT_RECORDED
+    assert await record(ledger, txid) is RecordedDecision.NOT_RECORDED
     assert await ledger.unfinished() == []
     assert await ledger.ledger.decide(txid, COMMIT, tagged) is COMMIT
 
@@ -322,7 +321,7 @@ async def test_to_callers_no_decision_is_not_recorded(ledger: Signing) -> None:
     """A one-phase commit leaves no record: telling its caller "aborted" would be a lie."""
     session = await opened(ledger)
     await ledger.close_session(session)
-    assert await record(ledger, session.txid(1)) is Record.NOT_RECORDED
+    assert await record(ledger, session.txid(1)) is RecordedDecision.NOT_RECORDED
 
 
 async def test_finish_keeps_the_decision_answerable(ledger: Signing) -> None:
@@ -466,7 +465,7 @@ async def test_transaction_tells_what_is_recorded(ledger: Signing) -> None:
     assert (open_one.finished, finished.finished) == (False, True)
     assert open_one.branches == finished.branches
     assert open_one.branches == tuple(ledger.tagged(session.txid(1), BRANCHES, "2"))
-    assert finished.record is Record.COMMIT
+    assert finished.record is RecordedDecision.COMMIT
     assert finished.coordinator == "test"
     assert len(finished.heuristics) == 1
     assert await ledger.transaction(session.txid(2)) is None

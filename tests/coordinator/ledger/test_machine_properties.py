@@ -21,10 +21,10 @@ from hypothesis.stateful import (
 
 from undoubt.coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
 from undoubt.coordinator.ledger import commands as c
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Record, Session, Verdict
+from undoubt.coordinator.ledger.contract import BranchRecord, Heuristic, RecordedDecision, Session, Verdict
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.ranges import Ranges
-from undoubt.participants.contract import Settled
+from undoubt.participants.contract import Decision, Settled
 from undoubt.participants.ids import Gid, Protocol, TxId
 
 RETENTION_MS = 1_000
@@ -214,14 +214,14 @@ class LedgerAgainstModel(RuleBasedStateMachine):
                 assert self.machine.verdict(txid, "2") is self.expected(txid, known)
                 stranger = TxId(number, "e" * 16, seq)
                 assert self.machine.verdict(stranger, "2") is Verdict.FORGOTTEN
-                assert self.machine.record(stranger) is Record.NOT_RECORDED
+                assert self.machine.record(stranger) is RecordedDecision.NOT_RECORDED
 
     def expected(self, txid: TxId, known: ModelSession) -> Verdict:
         decided = self.model.decided.get(txid)
         if decided is not None:
-            assert self.machine.record(txid) == Record(str(decided.decision))
+            assert self.machine.record(txid) == RecordedDecision(str(decided.decision))
             return Verdict.COMMITTED if decided.decision is Decision.COMMIT else Verdict.ABORTED
-        assert self.machine.record(txid) is Record.NOT_RECORDED
+        assert self.machine.record(txid) is RecordedDecision.NOT_RECORDED
         if txid.seq < known.floor:
             return Verdict.ABORTED
         if known.restored:

@@ -14,8 +14,9 @@ from undoubt.coordinator.errors import VersionHeldBack
 from undoubt.coordinator.ledger import calls, pages
 from undoubt.coordinator.ledger.bounds import LIMIT_MAX
 from undoubt.coordinator.ledger.calling import CallingLedger
-from undoubt.coordinator.ledger.contract import UNFINISHED_MAX, BranchRecord, Decision, DecisionRecord, Ledger
+from undoubt.coordinator.ledger.contract import UNFINISHED_MAX, BranchRecord, DecisionRecord, Ledger
 from undoubt.coordinator.ledger.pages import Pages, every_unfinished
+from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
 

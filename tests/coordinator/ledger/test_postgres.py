@@ -25,10 +25,11 @@ from undoubt.coordinator.errors import (
     SessionLost,
 )
 from undoubt.coordinator.ledger import maintenance, open_ledger, schema
-from undoubt.coordinator.ledger.contract import Decision, Record, SessionState, Verdict
+from undoubt.coordinator.ledger.contract import RecordedDecision, SessionState, Verdict
 from undoubt.coordinator.ledger.postgres import maintenance as upkeep
 from undoubt.coordinator.ledger.postgres import sql, tables
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
@@ -176,7 +177,9 @@ async def test_processes_that_decide_at_once_agree(ledger: Signing, settings: Le
         )
         assert answers[:100] == answers[100:][::-1]
         records = await other.records(txids)
-        assert [records[txid] for txid in txids] == [Record(str(answer)) for answer in answers[:100]]
+        assert [records[txid] for txid in txids] == [
+            RecordedDecision(str(answer)) for answer in answers[:100]
+        ]
 
 
 async def test_answers_in_one_statement_are_each_its_own(ledger: Signing) -> None:
@@ -519,8 +522,12 @@ async def test_history_goes_with_dropped_sessions(settings: LedgerSettings) -> N
         told = await ledger.transaction(session.txid(1))
         assert told is not None
         branches = tuple(ledger.tagged(session.txid(1), BRANCHES, "2"))
-        assert (told.record, told.branches, told.verdict) == (Record.COMMIT, branches, Verdict.FORGOTTEN)
-        assert (await ledger.records([session.txid(1)]))[session.txid(1)] is Record.NOT_RECORDED
+        assert (told.record, told.branches, told.verdict) == (
+            RecordedDecision.COMMIT,
+            branches,
+            Verdict.FORGOTTEN,
+        )
+        assert (await ledger.records([session.txid(1)]))[session.txid(1)] is RecordedDecision.NOT_RECORDED
         with pytest.raises(OutcomeUnknown):
             await ledger.decide(session.txid(1), COMMIT, BRANCHES)
         await ledger._upkeep.move(51_000)

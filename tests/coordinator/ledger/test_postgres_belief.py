@@ -16,10 +16,10 @@ from tests.coordinator.ledger.postgres_stage import BRANCHES, opened, settings_f
 from tests.pgbouncer import PgBouncer, program_or_skip
 from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger import maintenance, open_ledger
-from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.ledger.postgres.rights import rights
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.believed import LEDGER
+from undoubt.participants.contract import Decision
 
 COMMIT = Decision.COMMIT
 OWNER = "ledger_landlord"

@@ -20,7 +20,7 @@ from tests.servers import Server, fresh_database
 from undoubt.coordinator.errors import SessionLost
 from undoubt.coordinator.ledger import commands as c
 from undoubt.coordinator.ledger import maintenance
-from undoubt.coordinator.ledger.contract import DecisionRecord, Record, Session, Verdict
+from undoubt.coordinator.ledger.contract import DecisionRecord, RecordedDecision, Session, Verdict
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import Gid, Protocol, TxId
 
@@ -68,7 +68,7 @@ class Rows:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._ledger = stage.ledger
-        self._known: dict[TxId, tuple[Verdict, Record]] = {}
+        self._known: dict[TxId, tuple[Verdict, RecordedDecision]] = {}
 
     @property
     def state(self) -> SimpleNamespace:
@@ -148,7 +148,7 @@ class Rows:
         assert protocol == "2"
         return self._known[txid][0]
 
-    def record(self, txid: TxId) -> Record:
+    def record(self, txid: TxId) -> RecordedDecision:
         return self._known[txid][1]
 
     def unfinished(self) -> list[DecisionRecord]:

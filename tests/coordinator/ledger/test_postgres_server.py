@@ -15,12 +15,13 @@ from tests.coordinator.ledger.postgres_stage import BRANCHES, opened, settings_f
 from tests.pgbouncer import PgBouncer, program_or_skip
 from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable, OutcomeUnknown, SessionLost
 from undoubt.coordinator.ledger import maintenance, open_ledger
-from undoubt.coordinator.ledger.contract import Decision, Verdict
+from undoubt.coordinator.ledger.contract import Verdict
 from undoubt.coordinator.ledger.postgres.connections import SESSION_SKIP
 from undoubt.coordinator.ledger.postgres.sql import _QUERIES, query
 from undoubt.embedded import EmbeddedServer
 from undoubt.embedded.binaries import bin_folder
 from undoubt.embedded.places import give, new_place, server_user
+from undoubt.participants.contract import Decision
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 

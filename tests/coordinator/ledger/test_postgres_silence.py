@@ -13,9 +13,9 @@ from tests.coordinator.ledger.postgres_stage import BRANCHES, opened, settings_f
 from tests.coordinator.ledger.signing import Signing
 from tests.participants.proxy import Proxy
 from undoubt.coordinator.ledger import maintenance
-from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.ledger.postgres import connections
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.contract import Decision
 
 COUNT = connections.IDLE_MAX
 

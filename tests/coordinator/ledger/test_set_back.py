@@ -19,11 +19,12 @@ from undoubt.coordinator import ledger as ledgers
 from undoubt.coordinator.errors import LedgerMissing, LedgerUnavailable, LedgerUnusable
 from undoubt.coordinator.ledger import maintenance
 from undoubt.coordinator.ledger.backup import NOT_IN_BACKUP
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, Session, Verdict
+from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision, Session, Verdict
 from undoubt.coordinator.ledger.sqlite import anchored
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.ledger.sqlite.store import SqliteStore
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid
 
 COMMIT = Decision.COMMIT
@@ -370,7 +371,7 @@ async def test_snapshots_do_not_break_the_chain(
     assert await maintenance.check(settings) == []
     ledger = await opened(settings)
     assert (await ledger.info()).incarnation == 1
-    assert (await ledger.records([session.txid(119)]))[session.txid(119)] is Record.COMMIT
+    assert (await ledger.records([session.txid(119)]))[session.txid(119)] is RecordedDecision.COMMIT
     await ledger.close()
 
 

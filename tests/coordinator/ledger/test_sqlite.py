@@ -26,8 +26,7 @@ from undoubt.coordinator.ledger.commands import Decide, OpenSession, encode
 from undoubt.coordinator.ledger.contract import (
     Act,
     BranchRecord,
-    Decision,
-    Record,
+    RecordedDecision,
     Session,
     SessionState,
     Verdict,
@@ -38,6 +37,7 @@ from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.ledger.sqlite.store import SqliteStore
 from undoubt.coordinator.ledger.state import LedgerState
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 
 COMMIT = Decision.COMMIT
@@ -120,7 +120,7 @@ async def test_a_killed_owner_is_succeeded_and_nothing_is_lost(
     assert (await client.outcomes([owner.undecided]))[owner.undecided] is Verdict.ACTIVE
     owner.process.send_signal(signal.SIGKILL)
     assert owner.process.wait() == -signal.SIGKILL
-    assert (await client.records([owner.committed]))[owner.committed] is Record.COMMIT
+    assert (await client.records([owner.committed]))[owner.committed] is RecordedDecision.COMMIT
     assert client.leads
     assert (await client.outcomes([owner.undecided]))[owner.undecided] is Verdict.ABORTED
     states = {info.id: info.state for info in await client.sessions()}
@@ -157,7 +157,7 @@ async def test_a_stopped_owner_is_not_succeeded(owner: Owner, settings: LedgerSe
     with pytest.raises(LedgerLocked, match=str(owner.process.pid)):
         await open_ledger(impatient)
     owner.process.send_signal(signal.SIGCONT)
-    assert (await client.records([owner.committed]))[owner.committed] is Record.COMMIT
+    assert (await client.records([owner.committed]))[owner.committed] is RecordedDecision.COMMIT
     await client.close()
 
 
@@ -207,13 +207,15 @@ async def test_a_full_disk_refuses_commands_loses_nothing_and_recovers(
         except LedgerUnavailable as error:
             refused = error
     assert "no room" in str(refused)
-    assert (await ledger.records([session.txid(kept + 1)]))[session.txid(kept + 1)] is Record.NOT_RECORDED
+    assert (await ledger.records([session.txid(kept + 1)]))[
+        session.txid(kept + 1)
+    ] is RecordedDecision.NOT_RECORDED
     await mine._in_thread(mine._store.limit_pages, pages + 1000)
     assert await ledger.decide(session.txid(kept + 1), COMMIT, BRANCHES) is COMMIT
     await ledger.close()
     again = await SqliteLedger.open(path, ledger.settings)
     txids = [session.txid(seq) for seq in range(1, kept + 2)]
-    assert set((await again.records(txids)).values()) == {Record.COMMIT}
+    assert set((await again.records(txids)).values()) == {RecordedDecision.COMMIT}
     await again.close()
 
 
@@ -231,7 +233,7 @@ async def test_a_failing_disk_stops_commands_but_not_reading(ledger: SqliteLedge
     for seq in (2, 3):
         with pytest.raises(LedgerUnavailable):
             await ledger.decide(session.txid(seq), COMMIT, BRANCHES)
-    assert (await ledger.records([session.txid(1)]))[session.txid(1)] is Record.COMMIT
+    assert (await ledger.records([session.txid(1)]))[session.txid(1)] is RecordedDecision.COMMIT
 
 
 async def test_a_damaged_entry_is_refused_by_name(path: Path, settings: LedgerSettings) -> None:

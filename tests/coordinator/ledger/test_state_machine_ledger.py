@@ -12,14 +12,14 @@ from tests.coordinator.ledger.signing import Signing, TaggingLedger
 from undoubt.coordinator.ledger.commands import Command, ExpireSession
 from undoubt.coordinator.ledger.contract import (
     BranchRecord,
-    Decision,
     DecisionRecord,
-    Record,
+    RecordedDecision,
     Session,
     SessionState,
     Verdict,
 )
 from undoubt.coordinator.ledger.memory import MemoryLedger
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 
@@ -94,7 +94,7 @@ async def test_a_decision_that_comes_while_history_is_read_is_told_whole(finishe
     ledger.go_on.set()
     info = await asking
     assert info is not None
-    assert (info.record, info.protocol, info.finished) == (Record.COMMIT, "3", finished)
+    assert (info.record, info.protocol, info.finished) == (RecordedDecision.COMMIT, "3", finished)
 
 
 async def test_what_is_finished_while_history_is_read_is_listed_once() -> None:
@@ -128,5 +128,5 @@ async def test_what_is_not_known_any_more_is_not_made_up() -> None:
     assert told.protocol == "p"
     await ledger.finish([txid])
     assert (told := await ledger.transaction(txid)) is not None
-    assert (told.record, told.verdict, told.finished) == (Record.COMMIT, Verdict.COMMITTED, True)
+    assert (told.record, told.verdict, told.finished) == (RecordedDecision.COMMIT, Verdict.COMMITTED, True)
     assert (told.protocol, told.branches) == ("", ())

@@ -16,12 +16,12 @@ from tests.coordinator.node.test_paxos_commit import Stage, kept
 from undoubt.coordinator.errors import ClusterNotReady
 from undoubt.coordinator.ledger.cluster.admin import change_members, transfer
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, SessionInfo, SessionState
+from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision, SessionInfo, SessionState
 from undoubt.coordinator.paxos import AcceptorReply, AcceptorRequest
 from undoubt.coordinator.protocols.steps import PaxosStep
 from undoubt.coordinator.raft import ConfigChange
 from undoubt.coordinator.settings import CoordinatorSettings
-from undoubt.participants.contract import XactStatus
+from undoubt.participants.contract import Decision, XactStatus
 from undoubt.participants.ids import TxId
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
@@ -150,11 +150,15 @@ async def test_what_an_ended_session_left_is_settled_first(tmp_path: Path) -> No
         await change_members(cluster.settings, remove(1, 2, 3), wait_s=30.0)
         await cluster.stop(1, 2, 3)
         found = await ledger_of(cluster, 4, 5)
-        assert found == {chosen: Record.COMMIT, minority: found[minority], nowhere: Record.NOT_RECORDED}
-        assert found[minority] is not Record.NOT_RECORDED
+        assert found == {
+            chosen: RecordedDecision.COMMIT,
+            minority: found[minority],
+            nowhere: RecordedDecision.NOT_RECORDED,
+        }
+        assert found[minority] is not RecordedDecision.NOT_RECORDED
 
 
-async def ledger_of(cluster: Cluster, *numbers: int) -> dict[object, Record]:
+async def ledger_of(cluster: Cluster, *numbers: int) -> dict[object, RecordedDecision]:
     """What all of these have recorded of the first three transactions of the first session."""
     leader = await cluster.leader()
     session = min(leader.ledger.machine.state.sessions.values(), key=lambda book: book.id).session()
@@ -184,7 +188,7 @@ async def test_what_cannot_be_settled_holds_nodes_back(tmp_path: Path) -> None:
         await cluster.start(*away)
         await removing
         async with client(cluster) as again:
-            assert (await again.records([txid]))[txid] is Record.COMMIT
+            assert (await again.records([txid]))[txid] is RecordedDecision.COMMIT
 
 
 async def test_all_that_is_left_is_settled_however_much(
@@ -207,8 +211,8 @@ async def test_all_that_is_left_is_settled_however_much(
         await transfer(cluster.settings, 1)
         await change_members(cluster.settings, remove(3, 4, 5), wait_s=30.0)
         others, needed = left
-        assert set((await ledger.records(others)).values()) == {Record.NOT_RECORDED}
-        assert set((await ledger.records(needed)).values()) == {Record.COMMIT}
+        assert set((await ledger.records(others)).values()) == {RecordedDecision.NOT_RECORDED}
+        assert set((await ledger.records(needed)).values()) == {RecordedDecision.COMMIT}
 
 
 async def test_sessions_are_opened_while_what_is_left_is_settled(tmp_path: Path) -> None:
@@ -234,4 +238,4 @@ async def test_sessions_are_opened_while_what_is_left_is_settled(tmp_path: Path)
         go_on.set()
         await ledger.close_session(opened)
         assert (await removing).voters == (leader.identity.node,)
-        assert await ledger.records([session.txid(1)]) == {session.txid(1): Record.COMMIT}
+        assert await ledger.records([session.txid(1)]) == {session.txid(1): RecordedDecision.COMMIT}

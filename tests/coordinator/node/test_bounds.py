@@ -15,7 +15,7 @@ from undoubt.coordinator.errors import ClusterRefused, LedgerUnavailable
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster import messages
 from undoubt.coordinator.ledger.cluster.messages import AcceptorCall, MemberChange
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, LedgerInfo
+from undoubt.coordinator.ledger.contract import BranchRecord, LedgerInfo
 from undoubt.coordinator.node.admin import IMAGES_MAX
 from undoubt.coordinator.node.clients import REQUESTS_PER_CONNECTION_MAX, FromClient
 from undoubt.coordinator.paxos import FIRST, Ask, BranchInstance, Phase2a, Value
@@ -23,6 +23,7 @@ from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.quorum.joint import VOTERS_MAX
 from undoubt.coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused
 from undoubt.coordinator.wire import RemoteProtocolError
+from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
 

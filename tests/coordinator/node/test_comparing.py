@@ -12,9 +12,10 @@ import pytest
 from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import Cluster, client, running
 from undoubt.coordinator.errors import LedgerUnusable
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Session
+from undoubt.coordinator.ledger.contract import BranchRecord, Session
 from undoubt.coordinator.node import comparing, hashes
 from undoubt.coordinator.node.node import Node
+from undoubt.participants.contract import Decision
 
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
 

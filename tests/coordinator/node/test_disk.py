@@ -17,7 +17,7 @@ from tests.coordinator.node.test_node import BRANCHES
 from tests.coordinator.node.test_storage import FIRST, IDENTITY, entries, found, last_segment, opened
 from undoubt.coordinator.ledger import disk as verdict
 from undoubt.coordinator.ledger.anchor import Anchor, Mark
-from undoubt.coordinator.ledger.contract import Decision, DecisionRecord
+from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.ledger.disk import StoreBroken, StoreFull
 from undoubt.coordinator.node.storage import segment, snapshot_files
 from undoubt.coordinator.node.storage.contract import DiskWrite, Finished, Snapshot
@@ -25,6 +25,7 @@ from undoubt.coordinator.node.storage.group_commit import Disk
 from undoubt.coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
 from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME
 from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 

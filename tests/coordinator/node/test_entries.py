@@ -12,9 +12,10 @@ from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import running
 from undoubt.coordinator.errors import ClusterRefused
 from undoubt.coordinator.ledger.commands import RULES, KeepAlive, OpenSession
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision
+from undoubt.coordinator.ledger.contract import BranchRecord
 from undoubt.coordinator.node.replica import ENTRY_BYTES_MAX
 from undoubt.coordinator.wire import WireSettings
+from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
 
 COMMIT = Decision.COMMIT

@@ -21,7 +21,7 @@ from tests.prove.nodes import Nodes
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import BackupCall, Request, SnapshotCall, StatusCall, encode
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record
+from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision
 from undoubt.coordinator.raft import Heartbeat, PreVote
 from undoubt.coordinator.raft import encode as encode_message
 from undoubt.coordinator.settings import LedgerSettings
@@ -29,6 +29,7 @@ from undoubt.coordinator.wire import VERSIONS, PeerIdentity, PeerRole
 from undoubt.coordinator.wire.frames import header
 from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello
 from undoubt.coordinator.wire.tls import tls_of
+from undoubt.participants.contract import Decision
 
 ATTACKS = 120
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
@@ -73,7 +74,7 @@ async def _attacked(nodes: Nodes, random: Random) -> None:
             assert await ledger.decide(session.txid(seq), Decision.COMMIT, BRANCHES) is Decision.COMMIT
             assert process.returncode is None
         records = await ledger.records([session.txid(seq) for seq in range(1, ATTACKS + 1)])
-        assert set(records.values()) == {Record.COMMIT}
+        assert set(records.values()) == {RecordedDecision.COMMIT}
     finally:
         await ledger.close()
     lines = [line for line in log if "closing the connection" in line]

@@ -17,7 +17,7 @@ from tests.coordinator.wire.support import Side
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision
+from undoubt.coordinator.ledger.contract import BranchRecord
 from undoubt.coordinator.node.bootstrap import beginning
 from undoubt.coordinator.node.storage.contract import DiskIdentity
 from undoubt.coordinator.node.storage.node_storage import create
@@ -32,6 +32,7 @@ from undoubt.coordinator.wire import (
     connect,
 )
 from undoubt.coordinator.wire import PeerIdentity as Named
+from undoubt.participants.contract import Decision
 
 COMMIT = Decision.COMMIT
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))

@@ -18,12 +18,13 @@ from undoubt.coordinator.ledger import backup
 from undoubt.coordinator.ledger.acting import system_user
 from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.messages import MemberChange, NodeStatus
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record, SessionState, Verdict
+from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision, SessionState, Verdict
 from undoubt.coordinator.node.bootstrap import joining, restored
 from undoubt.coordinator.node.storage.contract import DiskIdentity
 from undoubt.coordinator.node.storage.node_storage import create
 from undoubt.coordinator.raft import ConfigChange
 from undoubt.coordinator.wire import VERSIONS
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
@@ -79,7 +80,7 @@ async def load(cluster: Cluster) -> AsyncIterator[dict[TxId, Decision]]:
         await asyncio.gather(*workers)
         records = await ledger.records(told)
         assert set(told.values()) == {COMMIT}
-        assert set(records.values()) == {Record.COMMIT}
+        assert set(records.values()) == {RecordedDecision.COMMIT}
 
 
 async def test_growing_and_shrinking_under_load(cluster: Cluster) -> None:
@@ -282,7 +283,7 @@ async def test_snapshots_on_request(cluster: Cluster) -> None:
     await cluster.stop()
     await cluster.start()
     async with client(cluster) as ledger:
-        assert (await ledger.records([session.txid(19)]))[session.txid(19)] is Record.COMMIT
+        assert (await ledger.records([session.txid(19)]))[session.txid(19)] is RecordedDecision.COMMIT
 
 
 async def taken(cluster: Cluster, path: Path) -> backup.Backup:

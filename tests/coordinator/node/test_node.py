@@ -17,16 +17,15 @@ from tests.coordinator.node.full_disk import FullDisk, without_room
 from undoubt.coordinator.errors import LedgerUnavailable, SessionLost
 from undoubt.coordinator.ledger.contract import (
     BranchRecord,
-    Decision,
     Heuristic,
-    Record,
+    RecordedDecision,
     SessionState,
     Verdict,
 )
 from undoubt.coordinator.node.errors import NodeStopped, NotLeading
 from undoubt.coordinator.node.node import Node
 from undoubt.coordinator.node.storage.contract import DiskWrite
-from undoubt.participants.contract import Settled
+from undoubt.participants.contract import Decision, Settled
 from undoubt.participants.ids import Gid, Protocol
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
@@ -125,7 +124,7 @@ async def test_a_leader_that_is_cut_off_answers_nothing(cluster: Cluster) -> Non
     cluster.heal(old.identity.node)
     await cluster.settled()
     assert len(cluster.images()) == 1
-    assert old.replica.replicated.machine.record(txid) is Record.ABORT
+    assert old.replica.replicated.machine.record(txid) is RecordedDecision.ABORT
 
 
 async def test_an_entry_that_took_a_proposals_place_is_no_answer_to_it(cluster: Cluster) -> None:
@@ -148,7 +147,7 @@ async def test_an_entry_that_took_a_proposals_place_is_no_answer_to_it(cluster: 
         with pytest.raises(NotLeading):
             await task
     records = [old.replica.replicated.machine.record(session.txid(seq)) for seq in (1, 2, 3)]
-    assert records == [Record.NOT_RECORDED, Record.NOT_RECORDED, Record.ABORT]
+    assert records == [RecordedDecision.NOT_RECORDED, RecordedDecision.NOT_RECORDED, RecordedDecision.ABORT]
 
 
 @pytest.mark.parametrize(

@@ -24,14 +24,14 @@ from undoubt.coordinator.errors import (
 )
 from undoubt.coordinator.ledger.cluster.admin import change_members
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Record
+from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.coordinator.node.bootstrap import beginning, joining
 from undoubt.coordinator.node.storage.contract import DiskIdentity
 from undoubt.coordinator.node.storage.node_storage import create
 from undoubt.coordinator.protocols.steps import PaxosStep, TwoPhaseStep
 from undoubt.coordinator.settings import CoordinatorSettings
-from undoubt.participants.contract import XactStatus
+from undoubt.participants.contract import Decision, XactStatus
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
 from undoubt.participants.registry import Registry
@@ -101,7 +101,7 @@ class Stage:
             if not self.in_doubt():
                 return
 
-    async def recorded(self, txid: TxId) -> Record:
+    async def recorded(self, txid: TxId) -> RecordedDecision:
         return (await self.ledger.records([txid]))[txid]
 
 
@@ -131,7 +131,7 @@ async def test_it_commits_and_is_finished(tmp_path: Path, nodes: int) -> None:
         assert len(kept(stage.cluster, txid)) > nodes // 2
         while (told := await stage.ledger.transaction(txid)) is None or not told.finished:
             await asyncio.sleep(0.01)
-        assert (told.protocol, told.record) == ("p", Record.COMMIT)
+        assert (told.protocol, told.record) == ("p", RecordedDecision.COMMIT)
         xids = [branch.xid for database in stage.databases.values() for branch in database.branches]
         assert [branch.xid for branch in told.branches] == xids
 
@@ -144,10 +144,10 @@ async def test_connections_do_not_wait_for_the_ledgers_copy(tmp_path: Path) -> N
         txid = await stage.transfer()
         assert arrived.is_set()
         assert all(branch.released for database in stage.databases.values() for branch in database.branches)
-        assert await stage.recorded(txid) is Record.NOT_RECORDED
-        assert await stage.coordinator.outcome(txid) is Record.COMMIT
+        assert await stage.recorded(txid) is RecordedDecision.NOT_RECORDED
+        assert await stage.coordinator.outcome(txid) is RecordedDecision.COMMIT
         stage.release(TwoPhaseStep.BEFORE_DECIDE)
-        while await stage.recorded(txid) is Record.NOT_RECORDED:
+        while await stage.recorded(txid) is RecordedDecision.NOT_RECORDED:
             await asyncio.sleep(0.01)
 
 
@@ -166,7 +166,7 @@ async def test_nobody_needs_to_lead(tmp_path: Path) -> None:
         assert stage.fates() == {XactStatus.COMMITTED}
         for number in cluster.nodes:
             cluster.heal(number)
-        while await stage.recorded(alone.result()) is not Record.COMMIT:
+        while await stage.recorded(alone.result()) is not RecordedDecision.COMMIT:
             await asyncio.sleep(0.01)
 
 
@@ -211,15 +211,15 @@ async def test_without_a_quorum_nobody_guesses(tmp_path: Path) -> None:
         while stage.in_doubt():
             await asyncio.sleep(0.01)
         assert stage.fates() == {XactStatus.COMMITTED}
-        while await recorded_by_anybody(stage, caught.value.txid) is not Record.COMMIT:
+        while await recorded_by_anybody(stage, caught.value.txid) is not RecordedDecision.COMMIT:
             await asyncio.sleep(0.01)
 
 
-async def recorded_by_anybody(stage: Stage, txid: TxId) -> Record:
+async def recorded_by_anybody(stage: Stage, txid: TxId) -> RecordedDecision:
     try:
         return await stage.recorded(txid)
     except LedgerUnavailable:
-        return Record.NOT_RECORDED
+        return RecordedDecision.NOT_RECORDED
 
 
 async def test_one_transaction_may_choose_it(tmp_path: Path) -> None:
@@ -283,7 +283,9 @@ async def test_recovery_ends_what_a_dead_coordinator_left(tmp_path: Path, step: 
         fates = {stage.databases["orders"].fates[first.xid], stage.databases["payments"].fates[second.xid]}
         assert fates == {STEPS[step]}
         recorded = await stage.recorded(first.gid.txid)
-        assert recorded is (Record.COMMIT if STEPS[step] is XactStatus.COMMITTED else Record.ABORT)
+        assert recorded is (
+            RecordedDecision.COMMIT if STEPS[step] is XactStatus.COMMITTED else RecordedDecision.ABORT
+        )
         stage.release(step)
         if STEPS[step] is XactStatus.COMMITTED:
             await hanging
@@ -376,15 +378,15 @@ async def test_what_ended_sessions_left_unrecorded_is_recorded(tmp_path: Path) -
         leader.replica.acceptors.disk_full = False
         assert (await ledger.acceptors.settle(aborted)).decision is ABORT
 
-        async def look() -> dict[TxId, Record]:
+        async def look() -> dict[TxId, RecordedDecision]:
             await (await cluster.leader())._settling.settle_all()
             return dict(await ledger.records([committed, aborted]))
 
-        assert set((await look()).values()) == {Record.NOT_RECORDED}  # its coordinator is about to
+        assert set((await look()).values()) == {RecordedDecision.NOT_RECORDED}  # its coordinator is about to
         await ledger.close_session(session)
-        while set((found := await look()).values()) & {Record.NOT_RECORDED}:
+        while set((found := await look()).values()) & {RecordedDecision.NOT_RECORDED}:
             pass
-        assert found == {committed: Record.COMMIT, aborted: Record.ABORT}
+        assert found == {committed: RecordedDecision.COMMIT, aborted: RecordedDecision.ABORT}
         (record,) = (one for one in await ledger.unfinished() if one.txid == committed)
         assert (record.branches, record.protocol) == (tuple(branches), "p")
 

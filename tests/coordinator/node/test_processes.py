@@ -14,9 +14,10 @@ from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.processes import Processes, processes, why_no_mounts
 from tests.undoubt.cli.harness import Ran, undoubt
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Session
+from undoubt.coordinator.ledger.contract import BranchRecord, Session
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.node.storage import segment
+from undoubt.participants.contract import Decision
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 BRANCHES = (

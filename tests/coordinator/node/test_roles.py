@@ -18,9 +18,10 @@ from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster import admin, messages, rights
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
-from undoubt.coordinator.ledger.contract import Act, BranchRecord, Decision, Record
+from undoubt.coordinator.ledger.contract import Act, BranchRecord, RecordedDecision
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import Right, TlsSettings, WireSettings
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 from undoubt.serve.certs import Folder
 
@@ -91,7 +92,7 @@ async def test_who_observes_decides_nothing(cluster: Cluster, folder: Folder) ->
         session = await shop.open_session("shop", 60.0)
         txid = session.txid(1)
         assert await shop.decide(txid, Decision.COMMIT, BRANCHES) is Decision.COMMIT
-        assert (await sees.records([txid]))[txid] is Record.COMMIT
+        assert (await sees.records([txid]))[txid] is RecordedDecision.COMMIT
         assert [each.txid for each in await sees.unfinished()] == [txid]
         assert (await sees.info()).unfinished == 1
         refused = [

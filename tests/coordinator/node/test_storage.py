@@ -15,7 +15,7 @@ from hypothesis.strategies import DataObject
 
 from tests.coordinator.node.full_disk import FullDisk
 from undoubt.coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, DecisionRecord
+from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord
 from undoubt.coordinator.ledger.disk import StoreFull
 from undoubt.coordinator.node.bootstrap import beginning
 from undoubt.coordinator.node.storage import segment
@@ -43,6 +43,7 @@ from undoubt.coordinator.paxos import (
 )
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 IDENTITY = DiskIdentity("abcdefghij", 2, "disk-2")

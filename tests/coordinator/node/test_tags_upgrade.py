@@ -28,9 +28,8 @@ from undoubt.coordinator.ledger.cluster import leader_client
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.contract import (
     BranchRecord,
-    Decision,
     DecisionRecord,
-    Record,
+    RecordedDecision,
     Session,
     SessionState,
     Verdict,
@@ -43,7 +42,7 @@ from undoubt.coordinator.raft import Entry
 from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
 from undoubt.coordinator.wire import Versions
 from undoubt.coordinator.wire import connect as dial
-from undoubt.participants.contract import Evidence, PrepareResult, Vote
+from undoubt.participants.contract import Decision, Evidence, PrepareResult, Vote
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
@@ -151,7 +150,7 @@ async def test_with_a_member_of_the_former_version_nothing_newer_is_recorded(
                     for name in NAMES:
                         await tx.branch(name)
                     committed = await tx.commit()
-                while (await ledger.records([committed.txid]))[committed.txid] is not Record.COMMIT:
+                while (await ledger.records([committed.txid]))[committed.txid] is not RecordedDecision.COMMIT:
                     await asyncio.sleep(0.01)
                 return [branch.gid for database in databases for branch in database.branches]
 
@@ -295,7 +294,7 @@ async def test_a_leader_that_has_not_applied_its_log_yet_verifies_nothing(
                 book = books.pop(session.id, book)
                 books[session.id] = book
         monkeypatch.undo()
-        assert (await ledger.records([txid]))[txid] is Record.NOT_RECORDED
+        assert (await ledger.records([txid]))[txid] is RecordedDecision.NOT_RECORDED
         assert await ledger.transaction(txid) is None
         assert await ledger.decide(txid, COMMIT, BRANCHES) is COMMIT
 
@@ -326,7 +325,7 @@ async def test_what_the_acceptors_have_aborted_is_recorded(tmp_path: Path, voted
             assert await ledger.acceptors.vote(txid, late) is ABORT
         await ledger.close_session(session)
         await leader._settling.settle(txid)
-        assert (await ledger.records([txid]))[txid] is Record.ABORT
+        assert (await ledger.records([txid]))[txid] is RecordedDecision.ABORT
 
 
 # Made by the release that knew version 2 at most.

@@ -19,9 +19,9 @@ from tests.coordinator.node.test_processes import BRANCHES, Load, load
 from tests.undoubt.cli.harness import undoubt
 from undoubt.coordinator.errors import VersionHeldBack
 from undoubt.coordinator.ledger.cluster.status import ClusterStatus, survey
-from undoubt.coordinator.ledger.contract import Decision
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import VERSIONS
+from undoubt.participants.contract import Decision
 
 FORMER = "version_max = 1\n"
 NEWEST = VERSIONS.highest

@@ -35,7 +35,7 @@ from undoubt.coordinator.ledger.commands import (
     RecordHeuristic,
     Restore,
 )
-from undoubt.coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, Record
+from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, RecordedDecision
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.node.bootstrap import joining, restored
 from undoubt.coordinator.node.fsm import Agree, LogCommand, NodeStateMachine, encode_batch
@@ -54,7 +54,7 @@ from undoubt.coordinator.wire import (
     connect,
 )
 from undoubt.coordinator.wire import PeerIdentity as Named
-from undoubt.participants.contract import Settled
+from undoubt.participants.contract import Decision, Settled
 from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import ScriptedParticipant
@@ -291,7 +291,7 @@ async def test_paxos_is_refused_by_transaction_and_two_phase_commit_goes_on(tmp_
             await restart(cluster, 3, QUICK)
             await agreed(cluster, NEWEST)
             txid = await transfer("paxos")
-            while (await ledger.records([txid]))[txid] is not Record.COMMIT:
+            while (await ledger.records([txid]))[txid] is not RecordedDecision.COMMIT:
                 await asyncio.sleep(0.01)
 
 

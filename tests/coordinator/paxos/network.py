@@ -21,7 +21,6 @@ from undoubt.coordinator.paxos import (
     Forgotten,
     Known,
     Marks,
-    Outcome,
     Outgoing,
     PaxosReady,
     Phase1b,
@@ -35,6 +34,7 @@ from undoubt.coordinator.paxos import (
     encode,
 )
 from undoubt.coordinator.quorum import Joint
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 NONCE = "0123456789abcdef"
@@ -135,17 +135,17 @@ class Witness:
         if reply.known.branches:
             assert self.lists.setdefault(reply.txid, reply.known.branches) == reply.known.branches
 
-    def outcome(self, tx: TxId, acceptors: Joint) -> Outcome | None:
+    def outcome(self, tx: TxId, acceptors: Joint) -> Decision | None:
         chosen: dict[int, set[bool]] = {}
         for (each, number, _, prepared), who in self.facts.items():
             if each == tx and is_quorum(acceptors, who):
                 chosen.setdefault(number, set()).add(prepared)
         assert all(len(values) == 1 for values in chosen.values()), f"{tx}: two values are chosen: {chosen}"
         if any(values == {False} for values in chosen.values()):
-            return Outcome.ABORTED
+            return Decision.ABORT
         branches = self.lists.get(tx, ())
         if branches and all(each.number in chosen for each in branches):
-            return Outcome.COMMITTED
+            return Decision.COMMIT
         return None
 
 

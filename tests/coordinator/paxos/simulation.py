@@ -13,11 +13,11 @@ from undoubt.coordinator.paxos import (
     AcceptorRequest,
     BranchInstance,
     Marks,
-    Outcome,
     Recovery,
     Value,
 )
 from undoubt.coordinator.quorum import Joint
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
 NODES = 5
@@ -58,7 +58,7 @@ class Simulation:
             for session, acceptors in enumerate(SESSIONS, 1)
             for seq in range(1, TRANSACTIONS + 1)
         }
-        self.ledger: dict[TxId, Outcome] = {}
+        self.ledger: dict[TxId, Decision] = {}
         self.crashes = self.random.choice([0.0, 0.02, 0.06])
         self.loss = self.random.choice([0.0, 0.1, 0.4])
         self.repeats = self.random.choice([0.0, 0.2])
@@ -189,7 +189,7 @@ class Simulation:
             return
         recorded = self.ledger.setdefault(transaction.txid, outcome)
         assert recorded is outcome, f"{transaction.txid} is {recorded}, and {outcome} for another"
-        if outcome is Outcome.COMMITTED:
+        if outcome is Decision.COMMIT:
             assert transaction.voted, f"{transaction.txid} is committed, and nobody voted"
             assert transaction.all_prepared, f"{transaction.txid} is committed against a vote"
             assert dict(zip(leader.branches, leader.chosen, strict=True)) == transaction.votes

@@ -18,7 +18,6 @@ from undoubt.coordinator.paxos import (
     Known,
     Learner,
     Marks,
-    Outcome,
     PeerMisbehaved,
     Phase1a,
     Phase1b,
@@ -29,6 +28,7 @@ from undoubt.coordinator.paxos import (
     Value,
 )
 from undoubt.coordinator.quorum import Joint
+from undoubt.participants.contract import Decision
 from undoubt.participants.invariant import InvariantViolation
 
 TX = txid()
@@ -48,7 +48,7 @@ def test_all_prepared_is_committed() -> None:
     leader.step(Phase2b(TX, 8, ALL_PREPARED))
     assert leader.outcome is None, "a repetition, or a stranger, made a quorum"
     leader.step(Phase2b(TX, 3, ALL_PREPARED))
-    assert leader.outcome is Outcome.COMMITTED
+    assert leader.outcome is Decision.COMMIT
     assert (leader.branches, leader.chosen) == (BRANCHES, (PREPARED, PREPARED))
 
 
@@ -70,7 +70,7 @@ def test_one_aborted_is_aborted() -> None:
     leader = network.first_ballot(TX, votes={BRANCHES[0]: PREPARED, BRANCHES[1]: ABORTED})
     network.send(leader, leader.messages())
     network.settle()
-    assert leader.outcome is Outcome.ABORTED
+    assert leader.outcome is Decision.ABORT
 
 
 def test_all_votes_and_the_full_list_go_in_one_bundle_to_all() -> None:
@@ -108,12 +108,12 @@ def test_a_superseded_coordinator_learns_what_the_recovery_chose() -> None:
     recovery = network.recovery(TX)
     network.send(recovery, recovery.begin())
     network.settle()
-    assert recovery.outcome is Outcome.ABORTED
+    assert recovery.outcome is Decision.ABORT
     leader = network.first_ballot(TX)
     network.send(leader, leader.messages())
     network.settle()
     assert (leader.superseded, leader.unheard) == (True, ())
-    assert leader.outcome is Outcome.ABORTED
+    assert leader.outcome is Decision.ABORT
 
 
 def test_a_refusal_by_a_minority_changes_nothing() -> None:
@@ -126,7 +126,7 @@ def test_a_refusal_by_a_minority_changes_nothing() -> None:
     network.send(leader, leader.messages())
     network.settle()
     assert not leader.superseded
-    assert leader.outcome is Outcome.COMMITTED
+    assert leader.outcome is Decision.COMMIT
 
 
 def test_asking_changes_nothing() -> None:
@@ -138,7 +138,7 @@ def test_asking_changes_nothing() -> None:
     assert [node.disk.records for node in network.nodes.values()] == [{}, {}, {}]
     network.send(leader, leader.messages())
     network.settle()
-    assert leader.outcome is Outcome.COMMITTED
+    assert leader.outcome is Decision.COMMIT
 
 
 def test_with_one_acceptor_it_is_two_phase_commit() -> None:
@@ -150,7 +150,7 @@ def test_with_one_acceptor_it_is_two_phase_commit() -> None:
     network.arrive(0)
     assert len(network.nodes[1].writing) == 1
     network.settle()
-    assert leader.outcome is Outcome.COMMITTED
+    assert leader.outcome is Decision.COMMIT
     assert network.sent == 2
 
 
@@ -167,7 +167,7 @@ def test_a_recovery_finds_what_was_chosen() -> None:
         recovery = network.recovery(TX)
         network.send(recovery, recovery.begin())
         network.settle(*up)
-        assert recovery.outcome is leader.outcome is Outcome.COMMITTED
+        assert recovery.outcome is leader.outcome is Decision.COMMIT
         assert (recovery.branches, recovery.chosen) == (BRANCHES, (PREPARED, PREPARED))
 
 
@@ -180,7 +180,7 @@ def test_a_recovery_completes_what_one_acceptor_has() -> None:
     recovery = network.recovery(TX)
     network.send(recovery, recovery.begin())
     network.settle(1, 2)
-    assert recovery.outcome is Outcome.COMMITTED
+    assert recovery.outcome is Decision.COMMIT
 
 
 def test_a_recovery_of_a_vote_that_nobody_has_aborts() -> None:
@@ -190,12 +190,12 @@ def test_a_recovery_of_a_vote_that_nobody_has_aborts() -> None:
     recovery = network.recovery(TX)
     network.send(recovery, recovery.begin())
     network.settle(1, 2)
-    assert recovery.outcome is Outcome.ABORTED
+    assert recovery.outcome is Decision.ABORT
     assert recovery.branches == (), "nobody knows them, and nobody needs to"
     leader = network.first_ballot(TX)
     network.send(leader, leader.messages())
     network.settle()
-    assert leader.outcome is Outcome.ABORTED
+    assert leader.outcome is Decision.ABORT
 
 
 def test_a_later_recovery_that_knows_the_list_still_aborts() -> None:
@@ -207,7 +207,7 @@ def test_a_later_recovery_that_knows_the_list_still_aborts() -> None:
     first = network.recovery(TX)
     network.send(first, first.begin())
     network.settle(1, 2)
-    assert first.outcome is Outcome.ABORTED
+    assert first.outcome is Decision.ABORT
     leader = network.first_ballot(TX)
     network.send(leader, leader.messages())
     network.settle(3)
@@ -215,7 +215,7 @@ def test_a_later_recovery_that_knows_the_list_still_aborts() -> None:
     second = network.recovery(TX)
     network.send(second, second.begin())
     network.settle(2, 3)
-    assert second.outcome is Outcome.ABORTED
+    assert second.outcome is Decision.ABORT
     assert second.branches == BRANCHES
 
 
@@ -321,7 +321,7 @@ def test_both_sets_of_a_joint_configuration_decide() -> None:
     assert leader.outcome is None
     network.send(leader, leader.messages())
     network.settle(4, 3)
-    assert leader.outcome is Outcome.COMMITTED
+    assert leader.outcome is Decision.COMMIT
 
 
 def test_an_acceptor_with_a_record_refuses_another_set() -> None:
@@ -347,7 +347,7 @@ def test_votes_that_arrive_after_everything_was_forgotten_commit_nothing() -> No
     recovery = network.recovery(TX)
     network.send(recovery, recovery.begin())
     network.settle()
-    assert recovery.outcome is Outcome.ABORTED
+    assert recovery.outcome is Decision.ABORT
     for number in network.nodes:
         network.forget(number, Marks(1, ((1, 2),)))
     leader = network.first_ballot(TX)

@@ -6,14 +6,9 @@ import pytest
 
 from tests.coordinator.paxos.broken import AnswersAtOnce, ForgetsWithoutAMark, OfItsOwnMind, OneIsEnough
 from tests.coordinator.paxos.simulation import Simulation, Transaction
-from undoubt.coordinator.paxos import (
-    ABORTED,
-    Acceptor,
-    Outcome,
-    PeerMisbehaved,
-    Recovery,
-)
+from undoubt.coordinator.paxos import ABORTED, Acceptor, PeerMisbehaved, Recovery
 from undoubt.coordinator.quorum import Joint
+from undoubt.participants.contract import Decision
 
 STEPS = 700
 SEEDS_PER_TEST = 25
@@ -44,14 +39,14 @@ def test_the_runs_reach_what_they_are_for() -> None:
     """Broken if the runs above pass because next to nothing happens in them."""
     runs = [run(seed) for seed in range(40)]
     outcomes = [outcome for each in runs for outcome in each.ledger.values()]
-    assert outcomes.count(Outcome.COMMITTED) > 60
-    assert outcomes.count(Outcome.ABORTED) > 60
+    assert outcomes.count(Decision.COMMIT) > 60
+    assert outcomes.count(Decision.ABORT) > 60
     assert sum(each.restarts for each in runs) > 100
     assert sum(each.forgotten for each in runs) > 20
     recoveries = [
         leader for each in runs for leader in each.network.leaders.values() if isinstance(leader, Recovery)
     ]
-    committed = [each for each in recoveries if each.outcome is Outcome.COMMITTED]
+    committed = [each for each in recoveries if each.outcome is Decision.COMMIT]
     assert len(committed) > 60, "recoveries that completed what the coordinator began"
     assert sum(each.ballot.round > 1 for each in recoveries) > 30
 
@@ -100,8 +95,8 @@ class WithoutPatience(Simulation):
     def lead(self, transaction: Transaction) -> None:
         super().lead(transaction)
         if transaction.voted and self.random.random() < 0.2:
-            recorded = self.ledger.setdefault(transaction.txid, Outcome.ABORTED)
-            assert recorded is Outcome.ABORTED
+            recorded = self.ledger.setdefault(transaction.txid, Decision.ABORT)
+            assert recorded is Decision.ABORT
 
 
 BROKEN: dict[str, tuple[type[Simulation], type[Acceptor]]] = {

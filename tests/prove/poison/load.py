@@ -7,7 +7,8 @@ import asyncio
 
 from tests.coordinator.ledger.signing import Signing
 from tests.prove.poison.targets import BRANCHES
-from undoubt.coordinator.ledger.contract import Decision, Ledger, Record, Session
+from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, Session
+from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
 
@@ -77,7 +78,7 @@ class Load:
                 self.disturbed.append(f"records: {error}")
                 return
             self.disturbed += [
-                f"{txid} is {records[txid]}" for txid in asked if records[txid] is not Record.COMMIT
+                f"{txid} is {records[txid]}" for txid in asked if records[txid] is not RecordedDecision.COMMIT
             ]
 
     async def close(self) -> None:

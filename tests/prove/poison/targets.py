@@ -13,10 +13,10 @@ from undoubt.coordinator.ledger.cluster import messages
 from undoubt.coordinator.ledger.cluster.acceptors import record_of
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import AcceptorCall
-from undoubt.coordinator.ledger.contract import Act, BranchRecord, Decision, Heuristic, Session
+from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, Session
 from undoubt.coordinator.paxos import FIRST, Ask, Ballot, BranchInstance, Phase1a, Phase2a, Value
 from undoubt.coordinator.quorum import Joint
-from undoubt.participants.contract import Claim, Settled
+from undoubt.participants.contract import Claim, Decision, Settled
 from undoubt.participants.ids import Gid, TxId, new_nonce
 
 BRANCHES = (

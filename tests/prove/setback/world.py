@@ -13,10 +13,10 @@ from undoubt import wiring
 from undoubt.config import Settings, load
 from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger import open_ledger
-from undoubt.coordinator.ledger.contract import Decision, Ledger, Session, record_of
+from undoubt.coordinator.ledger.contract import Ledger, Session, record_of
 from undoubt.doctor.examine import examine
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Evidence, Order, Settled
+from undoubt.participants.contract import Decision, Evidence, Settled
 from undoubt.participants.findings import Severity
 from undoubt.participants.ids import Gid, Protocol, SessionKey
 from undoubt.participants.postgres import PostgresParticipant
@@ -166,7 +166,7 @@ class World:
         assert await ledger.decide(txid, decision, records) is decision
         for gid, found in evidence.items():
             if gid.participant in applied:
-                settled = await self._participant(gid.participant, ledger).settle(gid, Order.COMMIT, found)
+                settled = await self._participant(gid.participant, ledger).settle(gid, Decision.COMMIT, found)
                 assert settled is Settled.APPLIED
 
     def _participant(self, name: str, ledger: Ledger) -> PostgresParticipant:

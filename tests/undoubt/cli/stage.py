@@ -23,17 +23,16 @@ from undoubt.cli import main
 from undoubt.coordinator.ledger.contract import (
     Act,
     BranchRecord,
-    Decision,
     DecisionRecord,
     Heuristic,
-    Record,
+    RecordedDecision,
     SessionInfo,
     SessionState,
     TransactionInfo,
     Verdict,
 )
 from undoubt.coordinator.ledger.pages import behind
-from undoubt.participants.contract import Evidence, PreparedBranch
+from undoubt.participants.contract import Decision, Evidence, PreparedBranch
 from undoubt.participants.ids import Foreign, Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import ScriptedParticipant
@@ -81,7 +80,7 @@ class StageLedger:
         self.verdicts[txid] = Verdict.COMMITTED if decision is Decision.COMMIT else Verdict.ABORTED
         self.decisions[txid] = TransactionInfo(
             txid,
-            Record(str(decision)),
+            RecordedDecision(str(decision)),
             self.verdicts[txid],
             "2",
             branches,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.undoubt.cli.stage import NONCE, WRONG_TAG, Stage, aged
-from undoubt.coordinator.ledger.contract import Decision, Heuristic, SessionInfo, SessionState, Verdict
-from undoubt.participants.contract import Order, PreparedBranch, Settled, Waiting, XactStatus
+from undoubt.coordinator.ledger.contract import Heuristic, SessionInfo, SessionState, Verdict
+from undoubt.participants.contract import Decision, PreparedBranch, Settled, Waiting, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Foreign, Gid
 
@@ -65,8 +65,8 @@ def impostors(stage: Stage) -> tuple[Gid, Gid, Gid]:
     forged = replace(stage.gid(8), tag=WRONG_TAG)
     elsewhere = stage.gid(7, 2, "payments")
     gid, other = stage.prepare(9, Decision.COMMIT)
-    stage.orders.finish_by_hand(gid, Order.COMMIT)
-    stage.payments.finish_by_hand(other, Order.COMMIT)
+    stage.orders.finish_by_hand(gid, Decision.COMMIT)
+    stage.payments.finish_by_hand(other, Decision.COMMIT)
     stage.ledger.verdicts[elsewhere.txid] = Verdict.ABORTED
     for name in (forged, elsewhere, gid):
         stage.foreign(name, age_s=7_200)
@@ -393,7 +393,7 @@ def test_wait_ends_when_the_branch_is_finished(stage: Stage, monkeypatch: pytest
     async def third_time_lucky() -> object:
         looks[0] += 1
         if looks[0] == 3:
-            stage.orders.finish_by_hand(gid, Order.COMMIT)
+            stage.orders.finish_by_hand(gid, Decision.COMMIT)
         return await listing()
 
     stage.orders.in_doubt = third_time_lucky  # type: ignore[method-assign, assignment]
@@ -404,11 +404,11 @@ def test_wait_ends_when_the_branch_is_finished(stage: Stage, monkeypatch: pytest
 
 def test_wait_gives_up_with_6(stage: Stage) -> None:
     gid, other = stage.prepare(1, Decision.COMMIT)
-    stage.orders.finish_by_hand(gid, Order.COMMIT)
+    stage.orders.finish_by_hand(gid, Decision.COMMIT)
     assert stage.run("indoubt", "wait", str(gid), "--timeout", "0").status == 0
     assert stage.run("indoubt", "wait", str(gid.txid), "--timeout", "0").status == 6
     assert stage.run("indoubt", "wait", "--timeout", "0").status == 6
-    stage.payments.finish_by_hand(other, Order.COMMIT)
+    stage.payments.finish_by_hand(other, Decision.COMMIT)
     assert stage.run("indoubt", "wait", "--timeout", "0").status == 0
     down(stage)
     ran = stage.run("indoubt", "wait", "--timeout", "0")
@@ -421,7 +421,7 @@ def test_wait_gives_up_with_6(stage: Stage) -> None:
 
 def test_explain_a_committed_branch(stage: Stage) -> None:
     gid, other = stage.prepare(1, Decision.COMMIT)
-    stage.payments.finish_by_hand(other, Order.COMMIT)
+    stage.payments.finish_by_hand(other, Decision.COMMIT)
     stage.orders.waiting.append(Waiting("orders/4711", str(gid.txid), "t1", 4711, None))
     stage.orders.waiting.append(Waiting("orders/9", "orders/8", "t2", 9, None))
     shown = stage.json("indoubt", "explain", str(gid))
@@ -491,8 +491,8 @@ def test_explain_an_active_branch_says_leave_it(stage: Stage) -> None:
 def test_explain_a_heuristic_outcome_says_what_is_left_to_do(stage: Stage, kind: Settled, said: str) -> None:
     """It is no longer prepared: not found would leave the operator alone with half a transfer."""
     gid, other = stage.prepare(1, Decision.COMMIT)
-    stage.orders.finish_by_hand(gid, Order.ROLLBACK)
-    stage.payments.finish_by_hand(other, Order.COMMIT)
+    stage.orders.finish_by_hand(gid, Decision.ABORT)
+    stage.payments.finish_by_hand(other, Decision.COMMIT)
     stage.ledger.known[gid] = Heuristic(gid, kind, Decision.COMMIT, time.time(), "seen in the log")
     shown = stage.json("indoubt", "explain", str(gid))
     assert shown["heuristic"]["kind"] == str(kind)

@@ -14,9 +14,10 @@ from tests.prove.nodes import CommandFailed, Nodes
 from undoubt.coordinator.ledger.acting import DONE, system_user
 from undoubt.coordinator.ledger.backup import NOT_IN_BACKUP
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
-from undoubt.coordinator.ledger.contract import Act, BranchRecord, Decision, Record, Verdict
+from undoubt.coordinator.ledger.contract import Act, BranchRecord, RecordedDecision, Verdict
 from undoubt.coordinator.node.storage.node_storage import lives_in
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.contract import Decision
 
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
 
@@ -81,7 +82,7 @@ async def test_a_cluster_grows_hands_over_and_shrinks(tmp_path: Path) -> None:
         assert shrunk["nodes"] == {"2": nodes.addresses[2]}
         nodes.url = nodes.addresses[2]
         async with client(nodes) as other:
-            assert (await other.records([session.txid(1)]))[session.txid(1)] is Record.COMMIT
+            assert (await other.records([session.txid(1)]))[session.txid(1)] is RecordedDecision.COMMIT
 
 
 async def test_refusals(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from tests.undoubt.cli.harness import COMMAND, environment, undoubt
 from tests.undoubt.cli.stage import Stage
-from undoubt.coordinator.ledger.contract import Decision, Verdict
-from undoubt.participants.contract import XactStatus
+from undoubt.coordinator.ledger.contract import Verdict
+from undoubt.participants.contract import Decision, XactStatus
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
 
 

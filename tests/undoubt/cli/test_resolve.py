@@ -12,8 +12,8 @@ import pytest
 from tests.undoubt.cli.stage import Stage
 from undoubt import wiring
 from undoubt.coordinator.errors import LedgerUnavailable
-from undoubt.coordinator.ledger.contract import Decision, Heuristic, Verdict
-from undoubt.participants.contract import Order, Settled, XactStatus
+from undoubt.coordinator.ledger.contract import Heuristic, Verdict
+from undoubt.participants.contract import Decision, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.registry import Registry
@@ -30,7 +30,7 @@ def down(stage: Stage) -> None:
 
 
 def by_hand(stage: Stage, gid: Gid, kind: Settled) -> None:
-    order = Order.COMMIT if kind is Settled.HEURISTIC_COMMIT else Order.ROLLBACK
+    order = Decision.COMMIT if kind is Settled.HEURISTIC_COMMIT else Decision.ABORT
     (stage.orders if gid.participant == "orders" else stage.payments).finish_by_hand(gid, order)
     stage.ledger.known[gid] = Heuristic(gid, kind, None, 1.0, "at three")
 
@@ -196,7 +196,7 @@ def test_wrong_configuration_exits_2(stage: Stage, tmp_path: Path, monkeypatch: 
 
 def test_recover_exits_5_where_it_finds_a_heuristic(stage: Stage) -> None:
     gid, other = stage.prepare(1, Decision.COMMIT)
-    stage.orders.finish_by_hand(gid, Order.ROLLBACK)
+    stage.orders.finish_by_hand(gid, Decision.ABORT)
     ran = stage.run("recover", "--once")
     assert ran.status == 5
     assert stage.payments.fate(other) is XactStatus.COMMITTED

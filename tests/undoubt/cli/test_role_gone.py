@@ -19,8 +19,9 @@ from prometheus_client import CollectorRegistry
 from tests.undoubt.cli.harness import Ran, undoubt
 from undoubt import wiring
 from undoubt.config import load
-from undoubt.coordinator.ledger.contract import Decision, record_of
+from undoubt.coordinator.ledger.contract import record_of
 from undoubt.metrics import Metrics
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol, SessionKey
 from undoubt.recovery.service import RecoveryService
 from undoubt.recovery.settings import RecoverySettings

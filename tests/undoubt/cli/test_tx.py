@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from tests.undoubt.cli.stage import Stage
-from undoubt.coordinator.ledger.contract import Decision, Heuristic
-from undoubt.participants.contract import Settled
+from undoubt.coordinator.ledger.contract import Heuristic
+from undoubt.participants.contract import Decision, Settled
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import pytest_asyncio
 
 from tests.undoubt.cli.harness import Ran, undoubt
 from undoubt.coordinator.ledger import open_ledger
-from undoubt.coordinator.ledger.contract import Decision, record_of
+from undoubt.coordinator.ledger.contract import record_of
 from undoubt.coordinator.ledger.sqlite.lock import FileLock
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.embedded import EmbeddedServer
-from undoubt.participants.contract import Vote
+from undoubt.participants.contract import Decision, Vote
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId, new_ledger_id
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.schema import migrate

@@ -14,13 +14,13 @@ from tests.coordinator.ledger.signing import TaggingLedger
 from tests.undoubt.cli.stage import LEDGER_ID, NONCE, Stage, aged
 from undoubt.config import Settings, load
 from undoubt.coordinator.ledger import open_ledger
-from undoubt.coordinator.ledger.contract import BranchRecord, Decision, Heuristic, Verdict
+from undoubt.coordinator.ledger.contract import BranchRecord, Heuristic, Verdict
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.doctor import examine
 from undoubt.doctor.configuration import look_at_configuration
 from undoubt.doctor.ledger import file_system, look_at_ledger
 from undoubt.doctor.orphans import SHOWN_MAX
-from undoubt.participants.contract import Settled, Waiting
+from undoubt.participants.contract import Decision, Settled, Waiting
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import Foreign, Gid, Protocol, TxId
 

@@ -13,7 +13,7 @@ import undoubt
 from tests.participants.support import run_on
 from tests.undoubt.integrations.conftest import App, Order, Payment, World, application
 from tests.undoubt.integrations.test_sqlalchemy import PAYMENTS, both, watch
-from undoubt.coordinator.ledger.contract import Decision
+from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
 
 

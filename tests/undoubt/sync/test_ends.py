@@ -15,7 +15,7 @@ import pytest
 from tests.docs.pages import ROOT
 from tests.undoubt.sync.support import WAIT_S, Background, Gate, Stage, until
 from undoubt.coordinator.errors import CoordinatorClosed, OutcomeUnknown, TransactionAborted
-from undoubt.coordinator.ledger.contract import Record
+from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.participants.contract import XactStatus
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Protocol
@@ -159,9 +159,9 @@ def test_ctrl_c_does_not_stop_a_commit(stage: Stage) -> None:
     interrupting.ended()
     [note] = caught.value.__notes__
     assert f"the commit of transaction {tx.id} goes on" in note
-    assert stage.coordinator.outcome(tx.id) is Record.NOT_RECORDED
+    assert stage.coordinator.outcome(tx.id) is RecordedDecision.NOT_RECORDED
     gate.open.set()
-    until(lambda: stage.coordinator.outcome(tx.id) is Record.COMMIT)
+    until(lambda: stage.coordinator.outcome(tx.id) is RecordedDecision.COMMIT)
     stage.coordinator.close()
     assert stage.fates() == {XactStatus.COMMITTED}
 

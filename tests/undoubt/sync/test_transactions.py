@@ -12,7 +12,7 @@ import pytest
 
 from tests.undoubt.sync.support import Background, Stage, until
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
-from undoubt.coordinator.ledger.contract import Record
+from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.participants.contract import Vote, XactStatus
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable, UnknownParticipant, UsageError
 from undoubt.participants.scripted import ScriptedParticipant
@@ -48,7 +48,7 @@ def test_the_block_commits(stage: Stage) -> None:
         assert tx.active
         assert tx.participants == ("alpha", "beta")
     assert stage.fates() == {XactStatus.COMMITTED}
-    assert stage.coordinator.outcome(tx.id) is Record.COMMIT
+    assert stage.coordinator.outcome(tx.id) is RecordedDecision.COMMIT
 
 
 def test_several_branches_at_once(stage: Stage) -> None:
@@ -231,7 +231,7 @@ def test_many_threads(stage: Stage) -> None:
     ids = [txid for thread in threads for txid in thread.ended()]
     assert len(set(ids)) == 320
     assert stage.fates() == {XactStatus.COMMITTED}
-    assert {stage.coordinator.outcome(txid) for txid in ids} == {Record.COMMIT}
+    assert {stage.coordinator.outcome(txid) for txid in ids} == {RecordedDecision.COMMIT}
 
 
 def test_run_retries_what_may_help(stage: Stage) -> None:
