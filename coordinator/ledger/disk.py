@@ -14,16 +14,20 @@ disk, so the next one succeeds without having written them
 (https://wiki.postgresql.org/wiki/Fsync_Errors, "fsyncgate"; Rebello et al., "Can Applications Recover from
 fsync Failures?", USENIX ATC 2020). What was written is written once more, all of it, when the store is opened
 again.
+
+:func:`usable` is for files that cannot be looked at, opened, made or moved at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
-from undoubt.coordinator.errors import LedgerUnavailable
+from undoubt.coordinator.errors import LedgerError, LedgerUnavailable, LedgerUnusable
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 """No space on the filesystem; the user's or the project's quota is spent."""
@@ -36,6 +40,34 @@ class StoreBroken(LedgerUnavailable):
 
 class StoreFull(LedgerUnavailable):
     """No room: nothing of the last write is there."""
+
+
+@contextlib.contextmanager
+def usable(ledger: Path) -> Iterator[None]:
+    """Around work with the files of the SQLite ledger at ``ledger``: what the system or SQLite refuses is
+    raised with the file that it is about and the cause, as ``LedgerUnusable``, or as ``LedgerUnavailable``
+    where there is no room."""
+    try:
+        yield
+    except TimeoutError:  # an OSError of the event loop's, of no file
+        raise
+    except OSError as error:
+        raise _refused(ledger, error) from error
+    except sqlite3.Error as error:
+        if no_room(error, ledger.parent):
+            raise failed(error, ledger.parent, f"ledger {ledger}") from error
+        raise LedgerUnusable(f"ledger {ledger} cannot be used: {error}") from error
+
+
+def _refused(ledger: Path, error: OSError) -> LedgerError:
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    named = f"{' to '.join(names)}: " if names else ""
+    told = f"ledger {ledger} cannot be used: {named}{error.strerror or error}"
+    if error.errno in _NO_ROOM:
+        return StoreFull(f"{told}. Free some space on that disk")
+    if isinstance(error, PermissionError):
+        told += ". That file, and its folder, must belong to the user of this process"
+    return LedgerUnusable(told)
 
 
 def no_room(error: BaseException, folder: Path) -> bool:

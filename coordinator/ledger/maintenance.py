@@ -11,6 +11,7 @@ from undoubt.coordinator.errors import LedgerLocked, LedgerMissing, LedgerUnusab
 from undoubt.coordinator.ledger import schema, secret_file, urls
 from undoubt.coordinator.ledger.acting import DONE, acting, new_act
 from undoubt.coordinator.ledger.contract import Act, LedgerInfo
+from undoubt.coordinator.ledger.disk import usable
 from undoubt.coordinator.ledger.postgres import tables
 from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
 from undoubt.coordinator.ledger.sqlite import anchored, restoring, store
@@ -32,7 +33,9 @@ async def init(settings: LedgerSettings, *, note: str = "") -> LedgerInfo:
         case urls.POSTGRES:
             made = await tables.create(settings)
         case urls.SQLITE:
-            made = not urls.sqlite_path(settings.url).exists()
+            path = urls.sqlite_path(settings.url)
+            with usable(path):
+                made = not path.exists()
         case _:
             pass  # `undoubt cluster init` made it
     ledger = await urls.open_ledger(settings, create=True)
@@ -80,7 +83,7 @@ async def migrate(settings: LedgerSettings, *, note: str = "") -> list[str]:
     if urls.backend_of(settings.url) == urls.POSTGRES:
         applied = await tables.migrate(settings)
     else:
-        applied = await asyncio.to_thread(_alone, urls.sqlite_path(settings.url).resolve(), _migrate)
+        applied = await asyncio.to_thread(_alone, urls.sqlite_file(settings.url), _migrate)
     if applied:
         await _record(settings, new_act("ledger migrate", " ".join(applied), note, result=DONE))
     return applied
@@ -113,7 +116,7 @@ async def restore(settings: LedgerSettings, file: Path | None, *, note: str = ""
     begins. Raises ``UsageError``, ``LedgerLocked`` while any process has it open, ``LedgerUnusable``,
     ``LedgerMissing``."""
     _only_sqlite(settings, "notices by itself that it was restored", "`undoubt cluster restore`")
-    path = urls.sqlite_path(settings.url).resolve()
+    path = urls.sqlite_file(settings.url)
     act = new_act("ledger restore", file or "the file as it is", note, result=DONE)
 
     def work(path: Path) -> RestoredLedger:
@@ -138,17 +141,20 @@ async def check(settings: LedgerSettings) -> list[str]:
     process has a SQLite ledger open, ``LedgerMissing`` and ``LedgerUnavailable``."""
     if urls.backend_of(settings.url) == urls.POSTGRES:
         return await tables.problems(settings)
-    return await asyncio.to_thread(_alone, urls.sqlite_path(settings.url).resolve(), _check)
+    return await asyncio.to_thread(_alone, urls.sqlite_file(settings.url), _check)
 
 
 def _alone(path: Path, work: Callable[[Path], T], *, must_exist: bool = True) -> T:
-    if must_exist and not path.exists():
+    with usable(path):
+        there = path.exists()
+    if must_exist and not there:
         raise LedgerMissing(f"no ledger at {path}; create it with: undoubt ledger init")
     lock = FileLock.take(path)
     if lock is None:
         raise LedgerLocked(f"ledger {path} is in use by process {holder(path)}; stop it first")
     try:
-        return work(path)
+        with usable(path):
+            return work(path)
     finally:
         lock.release()
 
@@ -162,14 +168,16 @@ def _migrate(path: Path) -> list[str]:
 
 def _check(path: Path) -> list[str]:
     try:
-        opened = store.SqliteStore(path)
+        with usable(path):
+            opened = store.SqliteStore(path)
     except LedgerUnusable as error:
         return [str(error)]
     try:
-        problems = opened.problems()
-        loaded = opened.load()
-        rebuilt(loaded, path)
-        problems += anchored.problems(path, loaded)
+        with usable(path):
+            problems = opened.problems()
+            loaded = opened.load()
+            rebuilt(loaded, path)
+            problems += anchored.problems(path, loaded)
     except LedgerUnusable as error:
         return [str(error)]
     finally:

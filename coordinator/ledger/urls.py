@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -67,6 +68,11 @@ def sqlite_path(url: str) -> Path:
     if not url.startswith(head) or len(url) == len(head) or ":memory:" in url:
         raise _unsupported(url)
     return Path(url.removeprefix(head))
+
+
+def sqlite_file(url: str) -> Path:
+    """The same without links: where its lock, its anchor and its WAL lie. A circle of links stays in it."""
+    return Path(os.path.realpath(sqlite_path(url)))
 
 
 def _unsupported(url: str) -> LedgerMisconfigured:

@@ -107,9 +107,15 @@ def must_exist(settings: Settings) -> None:
     """Only ``ledger init`` and applications create a ledger: a command run in the wrong folder would else
     make an empty one, and call every branch in doubt another ledger's."""
     url = settings.ledger.url
-    if url.startswith("sqlite:///") and not (path := Path(url.removeprefix("sqlite:///"))).exists():
-        from undoubt.coordinator.ledger.sqlite import anchored  # noqa: PLC0415 - SQLite comes with it
+    if not url.startswith("sqlite:///"):
+        return
+    from undoubt.coordinator.ledger.disk import usable  # noqa: PLC0415 - SQLite comes with it
+    from undoubt.coordinator.ledger.sqlite import anchored  # noqa: PLC0415 - as above
 
+    path = Path(url.removeprefix("sqlite:///"))
+    with usable(path):
+        if path.exists():
+            return
         anchored.check_absent(path)
         where = settings.file or "no configuration file was found: pass --config"
         raise LedgerMissing(f"no ledger at {url} ({where}); if it is to be a new one: undoubt ledger init")

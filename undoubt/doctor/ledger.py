@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from undoubt.coordinator.errors import (
     LedgerUnusable,
 )
 from undoubt.coordinator.ledger.contract import DecisionRecord, Ledger, LedgerInfo
+from undoubt.coordinator.ledger.disk import usable
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.ledger.sqlite import anchored
 from undoubt.coordinator.ledger.sqlite.lock import holder
@@ -35,10 +37,11 @@ def missing(settings: LedgerSettings) -> Finding | None:
     if not settings.url.startswith(SQLITE):
         return None
     path = Path(settings.url.removeprefix(SQLITE))
-    if path.exists():
-        return None
     try:
-        anchored.check_absent(path)
+        with usable(path):
+            if path.exists():
+                return None
+            anchored.check_absent(path)
     except LedgerMissing as error:
         return Finding(
             None,
@@ -48,6 +51,8 @@ def missing(settings: LedgerSettings) -> Finding | None:
             "nothing can be decided before it is back, and what is prepared waits",
             "undoubt ledger restore BACKUP",
         )
+    except LedgerError as error:
+        return not_opened(error)[0]
     return Finding(
         None,
         "ledger",
@@ -99,7 +104,7 @@ def _identity(info: LedgerInfo) -> Finding:
 def _place(settings: LedgerSettings, ledger: Ledger) -> Iterator[Finding]:
     if not settings.url.startswith(SQLITE):
         return
-    path = Path(settings.url.removeprefix(SQLITE)).resolve()
+    path = Path(os.path.realpath(settings.url.removeprefix(SQLITE)))
     owner = (
         "no other process has it open: unless one is started, nobody recovers"
         if ledger.leads

@@ -18,6 +18,7 @@ from undoubt.coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUn
 from undoubt.coordinator.ledger.calling import CallingLedger
 from undoubt.coordinator.ledger.calls import BackupFileCall, Call, perform
 from undoubt.coordinator.ledger.contract import Create
+from undoubt.coordinator.ledger.disk import usable
 from undoubt.coordinator.ledger.judging import judged
 from undoubt.coordinator.ledger.server import LedgerServer
 from undoubt.coordinator.ledger.sqlite import unix_socket
@@ -36,7 +37,7 @@ class SqliteLedger(CallingLedger):
     def __init__(
         self, path: Path, settings: LedgerSettings, clock: Callable[[], float], create: Create = False
     ) -> None:
-        self.path = path.resolve()
+        self.path = Path(os.path.realpath(path))  # unlike resolve() it passes a circle of links on
         self._create = create
         self.settings = settings
         self._clock = clock
@@ -176,7 +177,8 @@ class SqliteLedger(CallingLedger):
         disk may need longer than any caller has, and half way there would be a lock with nobody behind it."""
         try:
             create = False if self._ledger_id else self._create
-            owned = await OwnedLedger.open(self.path, self.settings, self._clock, create=create)
+            with usable(self.path):
+                owned = await OwnedLedger.open(self.path, self.settings, self._clock, create=create)
             server = LedgerServer(owned)
             try:
                 self._identify(owned.ledger_id)

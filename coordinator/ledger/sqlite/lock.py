@@ -6,6 +6,7 @@ so that a child that outlives its parent does not keep the ledger from everybody
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import weakref
@@ -37,8 +38,12 @@ class FileLock:
         except BlockingIOError:
             os.close(descriptor)
             return None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(descriptor)
+            raise LedgerUnusable(f"cannot lock {path}: {error.strerror}") from error
+        with contextlib.suppress(OSError):  # a full disk: the number is for messages
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return cls(descriptor)
 
     def release(self) -> None:
@@ -50,7 +55,7 @@ class FileLock:
 def holder(ledger: Path) -> str:
     """For messages: the process that last took the lock."""
     try:
-        return ledger.with_name(ledger.name + ".lock").read_text().strip() or "unknown"
+        return ledger.with_name(ledger.name + ".lock").read_text(errors="replace").strip() or "unknown"
     except OSError:
         return "unknown"
 

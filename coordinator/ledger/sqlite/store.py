@@ -267,7 +267,7 @@ def revision(path: Path, *, cut: bool = False) -> str | None:
     """
     if not path.exists():
         return None
-    if not cut and (damage := wal.damage(path)):
+    if (damage := wal.damage(path)) and not cut:
         raise LedgerUnusable(f"ledger {path} is damaged: {damage}. Nothing was changed. {WAYS_OUT}")
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
