@@ -25,6 +25,8 @@ TIMEOUT_S = 3600.0
 class Mutant:
     path: Path
     seeds: int
+    first: int
+    """Where the seeds begin: at one that has found it before, so that most are found at once."""
     arguments: tuple[str, ...]
     """For the simulation."""
     tests: tuple[str, ...]
@@ -33,6 +35,7 @@ class Mutant:
     def read(cls, path: Path) -> Mutant:
         head = path.read_text().split("\n--- ", 1)[0]
         seeds = re.search(r"^seeds: (\d+)$", head, re.MULTILINE)
+        first = re.search(r"^first: (\d+)$", head, re.MULTILINE)
         arguments = [
             word
             for name in ("nodes", "protocol")
@@ -40,7 +43,13 @@ class Mutant:
             for word in (f"--{name}", given)
         ]
         tests = re.findall(r"^test: (\S+)$", head, re.MULTILINE)
-        return cls(path, int(seeds[1]) if seeds else SEEDS, tuple(arguments), tuple(tests))
+        return cls(
+            path,
+            int(seeds[1]) if seeds else SEEDS,
+            int(first[1]) if first else 1,
+            tuple(arguments),
+            tuple(tests),
+        )
 
 
 def copy(place: Path) -> None:
@@ -82,7 +91,7 @@ def look_for(mutant: Mutant) -> tuple[bool, str]:
 
 def _simulate(place: Path, mutant: Mutant) -> str:
     """The seed that found it, or nothing. A seed that fails without it as well has found something else."""
-    ended = _runs(place, mutant, "--seeds", str(mutant.seeds), "--first", "1", "--stop")
+    ended = _runs(place, mutant, "--seeds", str(mutant.seeds), "--first", str(mutant.first), "--stop")
     seed = re.search(r"^seed (\d+) failed", ended.stdout, re.MULTILINE) if ended.returncode == 1 else None
     if seed is None:
         return ""
