@@ -3,26 +3,72 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote_plus
 
 HIDDEN = "***"
 
-_URI = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://[^:@/?#]*):.*@(?P<rest>[^@]*)", re.DOTALL)
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_IN_QUERY = re.compile(r"([?&](?:ssl)?password=)[^&#]*", re.IGNORECASE)
-_KEYWORD = re.compile(
-    r"((?:ssl)?password\s*=\s*)(?:'(?:[^'\\]|\\.)*'?|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)",
+_SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.:-]*://")
+_URI = re.compile(r"(?P<head>\s*[A-Za-z][A-Za-z0-9+.:-]*://[^:@/?#]*):.*@(?P<rest>[^@]*)", re.DOTALL)
+_SECRET = re.compile(r"passw(?:or)?d|secret", re.IGNORECASE)
+_INSIDE = re.compile(
+    # A keyword string, options of the server, or a URI with a password, in the place of a value.
+    r"(?:passw(?:or)?d|secret)['\"\s\\]*=|://[^@/?#]*:.*@",
     re.IGNORECASE | re.DOTALL,
 )
+_KEYWORD = re.compile(
+    r"(?P<name>\w+)(?P<is>\s*=\s*)(?P<value>'(?:[^'\\]|\\.)*'?|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)", re.DOTALL
+)
+_NESTED = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.:-]*://[^:@/?#\s']*):[^\s']*@")
+_ENCODINGS_MAX = 8
+"""What is percent-encoded may hold what is percent-encoded: a URI as a value of a URI."""
 
 
 def redact(dsn: str) -> str:
-    """``dsn`` with every password in it replaced by ``***``: libpq URIs, keyword strings, SQLAlchemy URLs.
+    """``dsn`` with every password in it replaced by ``***``: libpq URIs, keyword strings, SQLAlchemy URLs,
+    and each of them as a value of another, percent-encoded or not.
 
     Never raises. Everything up to a URI's last ``@`` counts as password, so that one with a raw ``@``,
-    ``/`` or ``?`` in it is not shown in part; where a query has an ``@``, the host is hidden as well.
+    ``/`` or ``?`` in it is not shown in part; where a query has an ``@``, the host is hidden as well. A value
+    with a password somewhere in it is hidden whole.
     """
     if not _SCHEME.match(dsn):
-        return _KEYWORD.sub(rf"\1{HIDDEN}", dsn)
+        return _NESTED.sub(rf"\g<head>:{HIDDEN}@", _KEYWORD.sub(_keyword, dsn))
     match = _URI.fullmatch(dsn)
-    shown = dsn if match is None else f"{match['head']}:{HIDDEN}@{match['rest']}"
-    return _IN_QUERY.sub(rf"\1{HIDDEN}", shown)
+    head, rest = (dsn, "") if match is None else (f"{match['head']}:{HIDDEN}@", match["rest"])
+    place, mark, query = (rest or head).partition("?")
+    shown = _path(place) + mark + "&".join(map(_parameter, query.split("&")))
+    return head + shown if rest else shown
+
+
+def _path(place: str) -> str:
+    """The authority and the path of a URI, or its end; the path is a database's name."""
+    scheme, slashes, rest = place.rpartition("://") if _SCHEME.match(place) else ("", "", place)
+    host, slash, name = rest.partition("/")
+    return scheme + slashes + host + slash + (HIDDEN if _tells(name) else name)
+
+
+def _parameter(text: str) -> str:
+    name, is_, value = text.partition("=")
+    if not is_ or _tells(name):
+        # The rest of a value with a raw "&", maybe: no library reads a parameter without a value.
+        return HIDDEN if text else ""
+    return f"{name}={HIDDEN}" if _SECRET.search(_decoded(name)) or _tells(value) else text
+
+
+def _keyword(match: re.Match[str]) -> str:
+    hidden = _SECRET.search(match["name"]) or _tells(match["value"])
+    return f"{match['name']}{match['is']}{HIDDEN}" if hidden else match[0]
+
+
+def _tells(value: str) -> bool:
+    """Whether a password is somewhere in ``value``."""
+    return _INSIDE.search(_decoded(value)) is not None
+
+
+def _decoded(text: str) -> str:
+    for _ in range(_ENCODINGS_MAX):
+        further = unquote_plus(text)
+        if further == text:
+            break
+        text = further
+    return text

@@ -79,7 +79,8 @@ def connect_arguments(address: Conninfo, password: str | None) -> dict[str, Any]
     hosts, passwords = _hosts(address), {password or given.get("password")}
     if passwords == {None}:
         passwords = {
-            password_for(given.get("passfile"), name, port, database, user) for name, _, port in hosts
+            password_for(given.get("passfile"), name, port, database, user, default_host=address.default_host)
+            for name, _, port in hosts
         }
     if len(passwords) > 1:
         raise ParticipantRefused(

@@ -12,13 +12,17 @@ log = logging.getLogger(__name__)
 
 _LINE = re.compile(r"((?:[^\\:]|\\.)*):" * 4 + "(.*)", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_SOCKET_FOLDERS = frozenset({"", "/tmp", "/run/postgresql", "/var/run/postgresql"})  # noqa: S108 - libpq's own
-"""Where libpq looks for a server by default: such a host is ``localhost`` in the file."""
 
 
-def password_for(path: str | None, host: str, port: str, database: str, user: str) -> str | None:
+def password_for(
+    path: str | None, host: str, port: str, database: str, user: str, *, default_host: str
+) -> str | None:
     """The password of the first line that fits; None if there is none. ``path`` None: ``PGPASSFILE``, or
-    ``~/.pgpass``. A file that others may read is not read, as by libpq, and that is logged."""
+    ``~/.pgpass``. A file that others may read is not read, as by libpq, and that is logged.
+
+    ``default_host`` is where libpq goes if no ``host`` is named: that folder is ``localhost`` in the file,
+    and so is no name; any other folder is itself (passwordFromFile in src/interfaces/libpq/fe-connect.c). In
+    ``/tmp``, say, every local user may listen."""
     file = Path(path or os.environ.get("PGPASSFILE") or "~/.pgpass").expanduser()
     try:
         mode = file.stat().st_mode
@@ -30,7 +34,7 @@ def password_for(path: str | None, host: str, port: str, database: str, user: st
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return None
-    wanted = ["localhost" if host in _SOCKET_FOLDERS else host, port, database, user]
+    wanted = ["localhost" if host in {"", default_host} else host, port, database, user]
     for line in lines:
         match = None if line.startswith("#") else _LINE.fullmatch(line)
         if match is not None and all(map(_fits, match.groups(), wanted)):

@@ -20,6 +20,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from psycopg.pq import PGconn
 
 from tests.participants.support import Database, participant_at, run_on
 from undoubt.embedded import EmbeddedServer
@@ -240,8 +241,10 @@ localhost:5432:d:u:of:the socket
         ("a", "5432", "of:a"),
         ("a", "7", "of seven"),
         ("::1", "9", r"of\six"),
-        ("/tmp", "5432", "of:the socket"),  # noqa: S108 - libpq's default
-        ("/elsewhere", "5432", None),
+        ("/run/sockets", "5432", "of:the socket"),
+        ("", "5432", "of:the socket"),
+        ("/run/sockets/", "5432", None),
+        ("/tmp", "5432", None),  # noqa: S108 - the default of another libpq
         ("b", "5432", None),
     ],
 )
@@ -251,10 +254,26 @@ def test_password_files_are_read_as_libpq_reads_them(
     path = tmp_path / "pgpass"
     path.write_text(PASSFILE)
     path.chmod(0o600)
-    assert password_for(str(path), host, port, "d", "u") == password
+    assert password_for(str(path), host, port, "d", "u", default_host="/run/sockets") == password
     path.chmod(0o644)
-    assert password_for(str(path), host, port, "d", "u") is None
-    assert password_for(str(tmp_path / "missing"), host, port, "d", "u") is None
+    assert password_for(str(path), host, port, "d", "u", default_host="/run/sockets") is None
+    assert password_for(str(tmp_path / "missing"), host, port, "d", "u", default_host="/run/sockets") is None
+
+
+@pytest.mark.parametrize("folder", ["/tmp", "/run/postgresql", "/var/run/postgresql"])  # noqa: S108
+def test_a_folder_is_localhost_only_where_libpq_goes_by_itself(tmp_path: Path, folder: str) -> None:
+    """Broken if asyncpg offers whoever listens in a folder, which in /tmp is anybody, the password that psql
+    would keep for the server of this machine. libpq itself is asked beside it."""
+    path = tmp_path / "pgpass"
+    path.write_text("localhost:*:*:*:of this machine\n")
+    path.chmod(0o600)
+    dsn = f"host={folder} user=u passfile={path}"
+    asked = PGconn.connect_start(f"{dsn} connect_timeout=2".encode())
+    told = asked.password.decode()
+    asked.finish()
+    assert arguments(dsn)["password"] == told
+    default = read_dsn("p", "user=u").default_host
+    assert (told == "of this machine") is (folder == default)
 
 
 def test_no_host_is_offered_the_password_of_another(tmp_path: Path) -> None:

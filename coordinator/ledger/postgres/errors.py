@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from undoubt.coordinator.errors import LedgerError, LedgerMissing, LedgerUnavailable, LedgerUnusable
 from undoubt.participants.believed import Mend
+from undoubt.participants.redact import redact
 
 AGAIN = frozenset({"40001", "40P01"})
 """Rolled back in favour of somebody else: nothing happened."""
@@ -100,8 +101,9 @@ def missing(url: str) -> LedgerMissing:
 
 
 def words_of(error: Exception) -> str:
-    """The driver's or the server's own words, on one line."""
-    return (str(_original(error)).strip().splitlines() or [repr(error)])[0]
+    """The driver's or the server's own words, on one line. libpq quotes what it does not understand of a
+    connection string, and it may be a password."""
+    return redact((str(_original(error)).strip().splitlines() or [repr(error)])[0])
 
 
 def _state(error: BaseException) -> str | None:
