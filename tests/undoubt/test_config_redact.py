@@ -65,7 +65,7 @@ from undoubt.coordinator.settings import LedgerSettings
         ("host=h options='-c password_encryption=md5'", "host=h options='-c password_encryption=md5'"),
         ("postgresql://h/x?password%3Ds3cret", "postgresql://h/x?***"),
         ("postgresql://h/x?password%3Ds3cret=1&port=1", "postgresql://h/x?***&port=1"),
-        ("postgresql://h/x?passfile=/home/a/.pgpass", "postgresql://h/x?passfile=/home/a/.pgpass"),
+        ("postgresql://h/x?passfile=/etc/pgpass", "postgresql://h/x?passfile=/etc/pgpass"),
         ("sqlite:////var/lib/l.db", "sqlite:////var/lib/l.db"),
         ("", ""),
     ],
