@@ -227,6 +227,8 @@ class NodeRun(Run):
     async def _one_vote(self, child: Child, txid: str) -> None:
         leader = await self.nodes.leading()
         heard, *deaf = sorted(self.nodes.running, key=lambda number: (number == leader, number))
+        # A node hears no vote in a session of which it has not heard yet.
+        await self.nodes.applied_by(heard)
         if set(await self._kill(*deaf)) != {signal.SIGKILL}:
             self.count("not_killed", f"nodes {deaf} ended by themselves")
         self.nodes.arm(heard, Trap(TELL, NodeStep.AFTER_STORE_VOTE, 0, 1, txid))

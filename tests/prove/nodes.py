@@ -18,7 +18,7 @@ from tests.prove.processes import ROOT, within
 from tests.prove.trap import Trap
 from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
-from undoubt.coordinator.ledger.cluster.messages import SESSIONS_MAX, HeldCall
+from undoubt.coordinator.ledger.cluster.messages import SESSIONS_MAX, HeldCall, NodeStatus, StatusCall
 from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.coordinator.ledger.cluster.url import wire_of
 from undoubt.coordinator.settings import LedgerSettings
@@ -225,6 +225,19 @@ class Nodes:
             for first in range(0, len(sessions), SESSIONS_MAX)
         ]
         return {txid for told in await asyncio.gather(*asked) for txid in told}
+
+    async def applied_by(self, number: int) -> None:
+        """Return once that node has applied all that the leader knows to be committed now."""
+        leader = await self._status(await self.leading())
+        async with within(f"what node {leader.node} knows, at node {number}"):
+            while (await self._status(number)).applied_index < leader.commit_index:
+                await asyncio.sleep(0.02)
+
+    async def _status(self, number: int) -> NodeStatus:
+        status: NodeStatus = await admin.ask(
+            self.addresses[number], StatusCall(), 30.0, wire_of(self._patient)
+        )
+        return status
 
     async def has_unfinished(self) -> bool:
         """Whether the ledger has a decision that some branch may not have applied."""
