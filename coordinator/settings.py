@@ -7,13 +7,27 @@ from typing import Any
 import msgspec
 
 from undoubt.coordinator.wire import TlsSettings, WireSettings
-from undoubt.participants.bounds import count, seconds
+from undoubt.participants.bounds import (
+    PATH_BYTES_MAX,
+    ROLE_BYTES_MAX,
+    OutOfBounds,
+    count,
+    path,
+    seconds,
+    text,
+    texts,
+)
 from undoubt.participants.ids import Protocol
 from undoubt.participants.redact import redact
 from undoubt.participants.three_phase import Termination
 
 PROTOCOLS = {"2pc": Protocol.TWO_PHASE, "3pc": Protocol.THREE_PHASE, "paxos": Protocol.PAXOS}
 """The protocols by the names that users choose."""
+
+
+_SQLITE = "sqlite:///"
+_SQLITE_NAME_BYTES_MAX = 200
+"""The files beside a ledger have longer names than its own."""
 
 
 class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,10 +50,16 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls_key: str = ""
 
     def __post_init__(self) -> None:
+        text("url", self.url, most=PATH_BYTES_MAX + len(_SQLITE), empty=False)
+        if self.url.startswith(_SQLITE):
+            path("url", self.url.removeprefix(_SQLITE), last_most=_SQLITE_NAME_BYTES_MAX)
+        texts("schema_owners", self.schema_owners, most=ROLE_BYTES_MAX)
         seconds("retention_s", self.retention_s)
         seconds("history_s", self.history_s)
         seconds("request_timeout_s", self.request_timeout_s, zero=False)
         files = {"tls_ca": self.tls_ca, "tls_cert": self.tls_cert, "tls_key": self.tls_key}
+        for name, file in files.items():
+            path(name, file, empty=True)
         if any(files.values()) and not all(files.values()):
             missing = " and ".join(key for key, path in files.items() if not path)
             raise ValueError(f"TLS needs tls_ca, tls_cert and tls_key; {missing} missing")
@@ -78,5 +98,6 @@ class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         seconds("session_ttl_s", self.session_ttl_s, least=1)
         seconds("drain_s", self.drain_s)
         count("session_transactions_max", self.session_transactions_max, least=1)
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol {self.protocol!r} is not one of: {', '.join(PROTOCOLS)}")
+        text("name", self.name)
+        if text("protocol", self.protocol) not in PROTOCOLS:
+            raise OutOfBounds("protocol", f"{self.protocol!r} is not one of: {', '.join(PROTOCOLS)}")

@@ -1,4 +1,4 @@
-"""Bounds of what people and other processes give: durations in seconds, counts.
+"""Bounds of what people and other processes give: durations in seconds, counts, texts, paths of files.
 
 Whatever takes such a value judges it here when it is given. What passed ``float`` alone (NaN, infinity,
 10**300) would fail later, in a background task or in a message that others share.
@@ -13,6 +13,12 @@ DURATION_S_MAX = 3_650 * 86_400.0
 SERVER_TIMEOUT_S_MAX = 24 * 86_400.0
 """PostgreSQL keeps its timeouts in milliseconds, in 32 bits (``src/backend/utils/misc/guc_tables.c``)."""
 COUNT_MAX = 2**31 - 1
+TEXT_BYTES_MAX = 1_000
+ROLE_BYTES_MAX = 63
+"""PostgreSQL cuts longer names of roles (``NAMEDATALEN`` in ``src/include/pg_config_manual.h``): a longer one
+is no role's."""
+PATH_BYTES_MAX, FILE_NAME_BYTES_MAX = 4_095, 255
+"""Of Linux, without the closing NUL (``PATH_MAX``, ``NAME_MAX`` in ``include/uapi/linux/limits.h``)."""
 
 
 class OutOfBounds(UsageError, ValueError):
@@ -46,6 +52,45 @@ def count(name: str, value: object, *, least: int = 0, most: int = COUNT_MAX) ->
     if not least <= value <= most:
         raise OutOfBounds(name, f"must be {least} to {most}, not {_shown(value)}")
     return value
+
+
+def text(name: str, value: object, *, most: int = TEXT_BYTES_MAX, empty: bool = True) -> str:
+    """``value`` if it is text of at most ``most`` bytes as UTF-8 and without NUL; ``empty``: may be so.
+    Raises :class:`OutOfBounds`, which never shows the value: it may hold a password."""
+    if not isinstance(value, str):
+        raise OutOfBounds(name, f"must be text, not of type {type(value).__name__}")
+    if not value and not empty:
+        raise OutOfBounds(name, "must not be empty")
+    if "\0" in value:
+        raise OutOfBounds(name, "must not have NUL characters")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise OutOfBounds(name, "must be valid UTF-8") from None
+    if size > most:
+        raise OutOfBounds(name, f"must have at most {most} bytes, not {size}")
+    return value
+
+
+def texts(name: str, value: object, *, most: int = TEXT_BYTES_MAX) -> tuple[str, ...]:
+    """``value`` if it is a tuple of texts, none of them empty. Raises :class:`OutOfBounds`."""
+    if not isinstance(value, tuple):
+        raise OutOfBounds(name, f"must be a tuple of texts, not of type {type(value).__name__}")
+    return tuple(text(name, each, most=most, empty=False) for each in value)
+
+
+def path(name: str, value: object, *, empty: bool = False, last_most: int = FILE_NAME_BYTES_MAX) -> str:
+    """``value`` if a file can have that path; ``last_most``: bytes of the file's own name. Raises
+    :class:`OutOfBounds`."""
+    given = text(name, value, most=PATH_BYTES_MAX, empty=empty)
+    parts = [part for part in given.split("/") if part]
+    if given and not parts:
+        raise OutOfBounds(name, f"names no file: {given!r}")
+    for part in parts:
+        most = last_most if part is parts[-1] else FILE_NAME_BYTES_MAX
+        if (size := len(part.encode())) > most:
+            raise OutOfBounds(name, f"has a file name of {size} bytes, at most {most} are possible")
+    return given
 
 
 def _shown(value: object) -> str:

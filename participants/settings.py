@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from undoubt.participants.bounds import SERVER_TIMEOUT_S_MAX, count, seconds
-from undoubt.participants.ids import check_ledger_id, check_participant_name
+from undoubt.participants.bounds import (
+    ROLE_BYTES_MAX,
+    SERVER_TIMEOUT_S_MAX,
+    OutOfBounds,
+    count,
+    path,
+    seconds,
+    text,
+    texts,
+)
+from undoubt.participants.ids import InvalidName, check_ledger_id, check_participant_name
 from undoubt.participants.redact import redact
 
 DRIVERS = ("asyncpg", "psycopg")
+DSN_BYTES_MAX = 100_000
 _INIT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -49,22 +60,33 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     roles. Any other ledger's branches of that kind are those of a ledger that was lost."""
 
     def __post_init__(self) -> None:
+        text("dsn", self.dsn, most=DSN_BYTES_MAX)
+        if self.password_file is not None:
+            path("password_file", self.password_file)
+        texts("schema_owners", self.schema_owners, most=ROLE_BYTES_MAX)
+        texts("owners", self.owners, most=ROLE_BYTES_MAX)
         count("connections_max", self.connections_max, least=1)
         seconds("connections_idle_s", self.connections_idle_s)
         seconds("connect_timeout_s", self.connect_timeout_s, zero=False)
         # It becomes a lock_timeout as well.
         seconds("statement_timeout_s", self.statement_timeout_s, zero=False, most=SERVER_TIMEOUT_S_MAX)
-        if self.init is not None and not _INIT.fullmatch(self.init):
-            raise ValueError(f"init must name a function as 'module:function', not {self.init!r}")
-        if self.driver not in DRIVERS:
-            raise ValueError(f"driver {self.driver!r} is not one of: {', '.join(DRIVERS)}")
-        for name in self.was:
-            check_participant_name(name)
-        for ledger_id in self.other_ledgers:
-            check_ledger_id(ledger_id)
+        if self.init is not None and not _INIT.fullmatch(text("init", self.init)):
+            raise OutOfBounds("init", f"must name a function as 'module:function', not {self.init!r}")
+        if text("driver", self.driver) not in DRIVERS:
+            raise OutOfBounds("driver", f"{self.driver!r} is not one of: {', '.join(DRIVERS)}")
+        _names("was", self.was, check_participant_name)
+        _names("other_ledgers", self.other_ledgers, check_ledger_id)
 
     def __repr__(self) -> str:
         return f"ParticipantSettings(dsn={redact(self.dsn)!r}, driver={self.driver!r})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [("dsn", redact(self.dsn))]
+
+
+def _names(setting: str, given: tuple[str, ...], check: Callable[[str], str]) -> None:
+    for name in texts(setting, given):
+        try:
+            check(name)
+        except InvalidName as error:
+            raise OutOfBounds(setting, f"has a name that cannot be: {error}") from None

@@ -39,6 +39,7 @@ import msgspec
 from undoubt.coordinator.node.settings import NodeSettings
 from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
 from undoubt.participants.bounds import OutOfBounds
+from undoubt.participants.bounds import path as path_within
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import InvalidName, check_participant_name
 from undoubt.participants.redact import redact
@@ -114,24 +115,41 @@ def load(
     given: dict[KeyPath, _Given] = {}
     file: Path | None = None
     if isinstance(source, Mapping):
-        given |= _flatten(source, origin="given in code", folder=Path.cwd())
+        given |= _flatten(source, origin="given in code", folder=_here())
     else:
         env = os.environ if env is None else env
         file = _find(source, env)
         if file is not None:
             given |= _flatten(_read(file), origin=str(file), folder=file.parent)
         given |= _from_environment(env, [key[1] for key in given if key[0] == _PARTICIPANTS])
-    given |= _flatten(overrides or {}, origin="given explicitly", folder=Path.cwd())
+    given |= _flatten(overrides or {}, origin="given explicitly", folder=_here())
     return _build(given, file)
 
 
 def _find(path: str | os.PathLike[str] | None, env: Mapping[str, str]) -> Path | None:
     if path is not None:
-        return Path(path).absolute()
+        return _absolute(path)
     if named := env.get(ENV_CONFIG):
-        return Path(named).absolute()
-    here = Path(CONFIG_FILE).absolute()
-    return here if here.exists() else None
+        return _absolute(named)
+    here = _here() / CONFIG_FILE
+    try:
+        return here if here.exists() else None
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {here}: {error.strerror}") from None
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise ConfigurationError(f"the current directory cannot be used: {error.strerror}") from None
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    try:
+        return _here() / path_within("the configuration's path", os.fspath(path))
+    except OutOfBounds as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -149,21 +167,29 @@ def _flatten(data: Mapping[str, Any], *, origin: str, folder: Path) -> dict[KeyP
     """Every key by its path, two levels deep in sections, three in participants; and each participant's own
     path, so that one whose table is empty is known."""
     found: dict[KeyPath, _Given] = {}
-    for section, content in data.items():
+    for section, content in _named(data, "the configuration", origin).items():
         if section not in _SECTIONS and section != _PARTICIPANTS:
             raise _unknown((section,), [*_SECTIONS, _PARTICIPANTS], origin)
         outer = _table((section,), content, origin)
         tables: dict[KeyPath, Mapping[str, Any]] = {(section,): outer}
         if section == _PARTICIPANTS:
             tables = {}
-            for name, value in outer.items():
+            for name, value in _named(outer, section, origin).items():
                 tables[section, name] = _table((section, name), value, origin)
                 found[section, name] = _Given(None, origin, folder)
         for path, table in tables.items():
-            for key, value in table.items():
+            for key, value in _named(table, _dotted(path), origin).items():
                 _check_known((*path, key), origin)
                 found[*path, key] = _Given(value, origin, folder)
     return found
+
+
+def _named(table: Mapping[str, Any], where: str, origin: str) -> Mapping[str, Any]:
+    """``table``, whose keys are text: one that is given in code may have others."""
+    for key in table:
+        if not isinstance(key, str):
+            raise ConfigurationError(f"{where} has a key that is no text: {key!r:.80} ({origin})")
+    return table
 
 
 def _table(path: KeyPath, value: object, origin: str) -> Mapping[str, Any]:
@@ -179,6 +205,7 @@ def _table(path: KeyPath, value: object, origin: str) -> Mapping[str, Any]:
 def _from_environment(env: Mapping[str, str], participants: Iterable[str]) -> dict[KeyPath, _Given]:
     as_written = {name.lower(): name for name in participants}
     found: dict[KeyPath, _Given] = {}
+    here = _here()
     for variable, value in sorted(env.items()):
         if not variable.startswith(ENV_PREFIX) or _ENV_OTHERS.fullmatch(variable):
             continue
@@ -192,7 +219,7 @@ def _from_environment(env: Mapping[str, str], participants: Iterable[str]) -> di
         if section not in {*_SECTIONS, _PARTICIPANTS} or len(path) != depth:
             raise _unknown_variable(variable)
         _check_known(path, origin)
-        found[path] = _Given(value, origin, Path.cwd(), text=True)
+        found[path] = _Given(value, origin, here, text=True)
     return found
 
 
@@ -206,7 +233,7 @@ def _build(given: Mapping[KeyPath, _Given], file: Path | None) -> Settings:
         else:
             tables.setdefault(path[:-1], {})[path[-1]] = _leaf(path, value)
             origins[path[:-1]] = value.origin
-    base = file.parent if file is not None else Path.cwd()
+    base = file.parent if file is not None else _here()
     tables["ledger",].setdefault("url", _absolute_url(LedgerSettings().url, base))
     tables["node",].setdefault("data", str(base / NodeSettings().data))
     sections: dict[str, Any] = {}
@@ -275,7 +302,13 @@ def _leaf(path: KeyPath, given: _Given) -> Any:
     if path == ("ledger", "url"):
         return _absolute_url(value, given.folder)
     if path in _PATHS or (path[-1] == "password_file" and value is not None):
-        return str(given.folder / Path(value).expanduser()) if value else value
+        try:
+            return str(given.folder / Path(value).expanduser()) if value else value
+        except RuntimeError:  # no such user, or this one has no home
+            raise ConfigurationError(
+                f"{_dotted(path)}: there is no home directory for {value!r} ({given.origin})",
+                key=_dotted(path),
+            ) from None
     return value
 
 

@@ -6,7 +6,7 @@ import msgspec
 
 from undoubt.coordinator.raft import RaftSettings
 from undoubt.coordinator.wire import VERSIONS, Versions
-from undoubt.participants.bounds import count, seconds
+from undoubt.participants.bounds import OutOfBounds, count, path, seconds, text, texts
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,15 +34,18 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         count("number", self.number)
+        text("listen", self.listen)
+        texts("peers", self.peers)
+        path("data", self.data)
         seconds("heartbeat_s", self.heartbeat_s, zero=False)
         seconds("election_timeout_s", self.election_timeout_s, zero=False)
         if not 0 < self.heartbeat_s * 2 <= self.election_timeout_s:
-            raise ValueError("election_timeout_s must be at least twice heartbeat_s, and both positive")
+            raise OutOfBounds("election_timeout_s", "must be at least twice heartbeat_s, and both positive")
         count("snapshot_log_bytes", self.snapshot_log_bytes, least=1, most=2**40)
         count("trailing_entries", self.trailing_entries)
         count("version_max", self.version_max)
         if self.version_max and not VERSIONS.lowest <= self.version_max <= VERSIONS.highest:
-            raise ValueError(f"version_max must be of what this release speaks, {VERSIONS}; 0: all of it")
+            raise OutOfBounds("version_max", f"must be of what this release speaks, {VERSIONS}; 0: all of it")
 
     @property
     def speaks(self) -> Versions:

@@ -216,7 +216,7 @@ def test_a_variable_of_the_wrong_type_names_key_and_variable() -> None:
         ("participants = []\n", "participants", "must be a table"),
         ("[participants.'a b']\ndsn = 'x'\n", "participants.a b", "not a participant name"),
         (f"[participants.{'n' * 64}]\ndsn = 'x'\n", f"participants.{'n' * 64}", "too long"),
-        ("[participants.o]\ndsn='x'\ndriver='pg8000'\n", "participants.o", "driver 'pg8000' is not one of"),
+        ("[participants.o]\ndsn='x'\ndriver='pg8000'\n", "participants.o.driver", "'pg8000' is not one of"),
     ],
 )
 def test_a_bad_key_is_named_with_its_whole_path_and_file(
