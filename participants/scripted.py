@@ -206,8 +206,6 @@ class ScriptedBranch:
         self.gid = gid
         self.xid = xid
         self.released = False
-        self.broken_off: Callable[[], Exception] | None = None
-        """What an application that uses it would get."""
         self._vote: Vote | None = None
         self._evidence: Evidence | None = None
         self._ended = False
@@ -222,7 +220,7 @@ class ScriptedBranch:
         return self.participant.script.surely_writes
 
     def break_off(self, why: Callable[[], Exception]) -> None:
-        self.broken_off = why
+        """There is no application that uses its connection."""
 
     async def poll(self) -> Work:
         await self.participant.record("poll", self.gid)

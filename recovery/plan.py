@@ -181,7 +181,6 @@ class RecordHeuristicOutcome:
 
 PreparedAction = Commit | RollBack | LeaveAlone | Terminate | ReportOnly
 AbsentAction = BranchDone | LookAgain | RecordHeuristicOutcome
-Action = PreparedAction | AbsentAction
 
 
 def for_prepared(gid: Gid | Foreign, stands: BranchStanding) -> PreparedAction:

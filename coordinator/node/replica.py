@@ -547,11 +547,6 @@ def _tell(answers: Sequence[ResultCallback], result: object) -> None:
         answer(result)
 
 
-def _resolve(future: asyncio.Future[Any]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
 def _resolve_with(future: asyncio.Future[Any], result: object) -> None:
     if future.done():
         return

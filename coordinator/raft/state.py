@@ -82,8 +82,6 @@ class RaftState:
         self.role = Role.FOLLOWER
         self.leader = 0
         self.votes: dict[int, bool] = {}
-        self.transferring = False
-        """This candidacy was asked for by the leader."""
         self.election_elapsed = 0
         self.heartbeat_elapsed = 0
         self.timeout_ticks = 0
@@ -188,7 +186,6 @@ class RaftState:
         self.role = role
         self.leader = leader
         self.votes = {}
-        self.transferring = False
         self.election_elapsed = 0
         self.draw_timeout()
 

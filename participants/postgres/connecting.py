@@ -196,7 +196,6 @@ async def _ask_who(
         tells_history=believed and row["tells_history"],
         tells_position=row["tells_position"],
         schema=row["schema_oid"] if believed else None,
-        schema_faults=faults,
     )
 
 

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from undoubt.participants.believed import Fault
-
 if TYPE_CHECKING:
     from undoubt.participants.ids import Gid
     from undoubt.participants.postgres.connection_proxy import Handle
@@ -115,8 +113,8 @@ class ServerParameters:
     ``tells_history``: the database has undoubt's tables, and names its history; ``history`` is its id, None
     while that is unknown. ``tells_position``: whatever role asks is told the place in the WAL.
 
-    ``schema`` is the number of schema ``undoubt`` if it is there and to be believed; else ``schema_faults``
-    say why it is not, and nothing in it is used.
+    ``schema`` is the number of schema ``undoubt`` if it is there and to be believed; else nothing in
+    it is used.
     """
 
     version: int
@@ -141,7 +139,6 @@ class ServerParameters:
     history: str | None = None
     tells_position: bool = False
     schema: int | None = None
-    schema_faults: tuple[Fault, ...] = ()
 
 
 class Row(Protocol):

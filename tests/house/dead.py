@@ -1,0 +1,56 @@
+"""What nobody uses in the product, as vulture finds it (https://github.com/jendrikseipp/vulture)."""
+
+from __future__ import annotations
+
+from vulture import Vulture
+
+from tests.house.tree import ROOMS, ROOT, modules
+
+CONFIDENCE_MIN = 60
+"""In percent: functions, classes, attributes and variables are that sure (vulture's README, "Types of unused
+code")."""
+
+HOOKS = {
+    # asyncpg reads them of a connection (asyncpg/connection.py, asyncpg/pool.py).
+    "_get_unique_id",
+    "_pool_release_ctr",
+    "_stmt_cache_enabled",
+    # psycopg reads them of a connection (psycopg/_connection_base.py).
+    "_autocommit",
+    "cursor_factory",
+    "prepare_threshold",
+    "server_cursor_factory",
+    # SQLAlchemy asks a connection, and calls a listener by its decorator.
+    "_after_begin",
+    "is_active",
+    "sync_session_class",
+    # click asks a group and finds commands by their decorator or their name in a table.
+    "completion",
+    "demo",
+    "format_commands",
+    # The benchmark finds its contenders by name.
+    "naive",
+    "sqlite",
+    "sqlite_sync",
+    "two_phase_sync",
+    # The standard library reads it of a context (ssl.SSLContext.num_tickets).
+    "num_tickets",
+    # Fields of what ``-o json`` shows as it is.
+    "evidence_xid",
+    "lacks_entry",
+    # Of a protocol that types alone refer to.
+    "__getitem__",
+}
+"""Names that only a library, or a table of names, asks for."""
+
+
+def dead() -> list[str]:
+    """``path:line: kind name``, one for each thing of the product that neither it nor its tests use."""
+    seen = Vulture(ignore_names=sorted(HOOKS))
+    seen.scavenge([str(path) for path in modules(*ROOMS, "migrations", "tests", "examples")])
+    rooms = [ROOT / room for room in ROOMS]
+    return [
+        f"{item.filename.relative_to(ROOT)}:{item.first_lineno}: {item.typ} {item.name}"
+        for item in seen.get_unused_code(min_confidence=CONFIDENCE_MIN)
+        if any(item.filename.is_relative_to(room) for room in rooms)
+    ]
