@@ -57,11 +57,13 @@ def chained(chain: bytes, data: bytes) -> bytes:
 
 
 class AnchorUnusable(LedgerUnusable):
-    """There is no anchor, a damaged one, or another store's. ``missing`` tells the first from the others."""
+    """There is no anchor (``missing``), the process may not use it (``denied``: that says nothing of what is
+    in it), or it is damaged, or another store's."""
 
-    def __init__(self, message: str, *, missing: bool = False) -> None:
+    def __init__(self, message: str, *, missing: bool = False, denied: bool = False) -> None:
         super().__init__(message)
         self.missing = missing
+        self.denied = denied
 
 
 class Anchor:
@@ -95,6 +97,8 @@ class Anchor:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             raise AnchorUnusable(f"{path} is missing", missing=True) from None
+        except PermissionError as error:
+            raise AnchorUnusable(f"{path} cannot be opened: {error.strerror}", denied=True) from error
         except OSError as error:
             raise AnchorUnusable(f"{path} cannot be read: {error.strerror}") from error
         try:
@@ -112,6 +116,20 @@ class Anchor:
             return path.read_bytes()[:SIZE_BYTES][16:_OWNER_AT] != bytes(_OWNER_AT - 16)
         except FileNotFoundError:
             return False
+        except OSError:  # something is there, and who may not read it cannot tell what
+            return True
+
+    @staticmethod
+    def owner_of(path: Path) -> str:
+        """The id of the store whose anchor this is; empty if that cannot be read."""
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return ""
+        body, crc = data[:-4], data[-4:]
+        if len(data) != SIZE_BYTES or zlib.crc32(body).to_bytes(4, "big") != crc:
+            return ""
+        return body[_OWNER_AT + 1 : _OWNER_AT + 1 + body[_OWNER_AT]].decode("ascii", "replace")
 
     def move(self, mark: Mark) -> None:
         """``mark`` is durable in the store. Raises ``OSError``."""

@@ -14,7 +14,7 @@ from undoubt.coordinator.ledger.contract import Act, LedgerInfo
 from undoubt.coordinator.ledger.disk import usable
 from undoubt.coordinator.ledger.postgres import tables
 from undoubt.coordinator.ledger.postgres.ledger import PostgresLedger
-from undoubt.coordinator.ledger.sqlite import anchored, restoring, store
+from undoubt.coordinator.ledger.sqlite import anchored, former, restoring, store
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
 from undoubt.coordinator.ledger.sqlite.owner import rebuilt
@@ -25,8 +25,8 @@ from undoubt.participants.errors import UsageError
 T = TypeVar("T")
 
 
-async def init(settings: LedgerSettings, *, note: str = "") -> LedgerInfo:
-    """Create the ledger, or find it created; what it is. That it was created is recorded. Raises
+async def init(settings: LedgerSettings, *, note: str = "", verb: str = "ledger init") -> LedgerInfo:
+    """Create the ledger, or find it created; what it is. That it was created is recorded, as ``verb``. Raises
     ``LedgerError``, ``LedgerMissing`` where something shows that there was one."""
     made = False
     match urls.backend_of(settings.url):
@@ -35,16 +35,34 @@ async def init(settings: LedgerSettings, *, note: str = "") -> LedgerInfo:
         case urls.SQLITE:
             path = urls.sqlite_path(settings.url)
             with usable(path):
-                made = not path.exists()
+                made = former.is_empty(path)
         case _:
             pass  # `undoubt cluster init` made it
     ledger = await urls.open_ledger(settings, create=True)
     try:
         if made:
-            await ledger.record_act(new_act("ledger init", ledger.ledger_id, note, result=DONE))
+            await ledger.record_act(new_act(verb, ledger.ledger_id, note, result=DONE))
         return await ledger.info()
     finally:
         await ledger.close()
+
+
+async def put_aside(settings: LedgerSettings) -> str | None:
+    """Rename what is left of a SQLite ledger whose file is gone or has no tables, so that a new one can be
+    made there; under which name it is kept. Raises ``UsageError`` where a ledger is, ``LedgerLocked``,
+    ``LedgerUnusable``."""
+    _only_sqlite(settings, "is made in its database", "`undoubt cluster init`")
+    return await asyncio.to_thread(
+        _alone, urls.sqlite_path(settings.url).resolve(), _put_aside, must_exist=False
+    )
+
+
+def _put_aside(path: Path) -> str | None:
+    if store.revision(path) is not None:
+        raise UsageError(f"there is a ledger at {path}, so it is not lost; nothing was changed")
+    kept = former.move_aside(path)
+    anchored.path_of(path).unlink(missing_ok=True)
+    return kept
 
 
 async def export_secret(settings: LedgerSettings, path: Path) -> None:
@@ -148,7 +166,8 @@ def _alone(path: Path, work: Callable[[Path], T], *, must_exist: bool = True) ->
     with usable(path):
         there = path.exists()
     if must_exist and not there:
-        raise LedgerMissing(f"no ledger at {path}; create it with: undoubt ledger init")
+        anchored.check_absent(path)
+        raise anchored.missing(path)
     lock = FileLock.take(path)
     if lock is None:
         raise LedgerLocked(f"ledger {path} is in use by process {holder(path)}; stop it first")
@@ -160,7 +179,9 @@ def _alone(path: Path, work: Callable[[Path], T], *, must_exist: bool = True) ->
 
 
 def _migrate(path: Path) -> list[str]:
-    missing = schema.SQLITE.missing(store.revision(path), f"ledger {path}")
+    found = store.revision(path)
+    store.check_tables(path, found)
+    missing = schema.SQLITE.missing(found, f"ledger {path}")
     if missing:
         store.upgrade(path)
     return missing

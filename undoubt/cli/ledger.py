@@ -37,30 +37,47 @@ def ledger() -> None:
     metavar="FILE",
     help="Write the ledger's secret to FILE, for `undoubt recover --adopt` when the ledger is lost.",
 )
+@click.option(
+    "--former-lost",
+    is_flag=True,
+    help="The former SQLite ledger is lost, without a backup: put aside what is left of it.",
+)
 @note_option
 @yes_option
 @common
 @pass_context
-def init(context: Context, export_secret: Path | None, note: str, yes: bool) -> None:
+def init(context: Context, export_secret: Path | None, *, former_lost: bool, note: str, yes: bool) -> None:
     """Create the ledger of the configuration.
 
     An existing one is left as it is. Its identity and size are shown. Where there is none, the participants
-    are asked first: if they have branches of a ledger that was lost, you are told, and asked.
+    are asked first: if they have branches of a ledger that was lost, you are told, and asked. Where files of
+    a SQLite ledger lie whose main file is lost, none is made, unless --former-lost is given: they are kept
+    under another name, and `recover --adopt` ends what that ledger has left.
 
     \b
     Example:
       undoubt ledger init
+      undoubt ledger init --former-lost
       undoubt ledger init --export-secret /safe/undoubt.secret
     """
     # SQLAlchemy comes with it, which `undoubt ledger --help` can do without.
     from undoubt.coordinator.ledger.maintenance import export_secret as export  # noqa: PLC0415 - as above
     from undoubt.coordinator.ledger.maintenance import init as create  # noqa: PLC0415
-    from undoubt.coordinator.ledger.maintenance import is_missing  # noqa: PLC0415 - as above
+    from undoubt.coordinator.ledger.maintenance import is_missing, put_aside  # noqa: PLC0415 - as above
 
     settings = context.settings().ledger
-    if context.run(is_missing(settings)):
+    missing = context.run(is_missing(settings))
+    if former_lost and not missing:
+        raise click.UsageError("--former-lost: there is a ledger, and it can be opened; nothing was changed")
+    if missing:
         ask_about_lost(context, yes=yes)
-    shown = msgspec.to_builtins(context.run(create(settings, note=note)))
+    verb = "ledger init"
+    if former_lost:
+        verb = "ledger init --former-lost"
+        context.confirm("Give up the former ledger, and put aside what is left of it?", yes=yes)
+        if (kept := context.run(put_aside(settings))) is not None:
+            context.output.note(f"what was left of the former ledger is kept as {kept}")
+    shown = msgspec.to_builtins(context.run(create(settings, note=note, verb=verb)))
     if export_secret is not None:
         context.run(export(settings, export_secret.absolute()))
     if context.output.json:
@@ -159,8 +176,8 @@ def restore(context: Context, file: Path | None, note: str, yes: bool) -> None:
 
     For a file that is damaged, was lost, was copied from elsewhere or set back. Nobody may use the ledger
     meanwhile. A new incarnation begins: what was decided after the backup is not known to it, so recovery
-    touches no branch of before that is undecided there, and shows them to you (`undoubt indoubt list`). A
-    former file is kept under another name.
+    touches no branch of before that is undecided there, and shows them to you (`undoubt indoubt list`). All
+    that was there before is kept under another name.
 
     \b
     Example:

@@ -48,7 +48,7 @@ def missing(settings: LedgerSettings) -> Finding | None:
             "ledger",
             Severity.PROBLEM,
             str(error),
-            "nothing can be decided before it is back, and what is prepared waits",
+            "nothing can be decided before there is one, and what is prepared waits",
             "undoubt ledger restore BACKUP",
         )
     except LedgerError as error:

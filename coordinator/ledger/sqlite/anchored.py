@@ -4,36 +4,40 @@ A file whose anchor names an entry that the file lacks was set back, or has lost
 begins a new incarnation. A file that has no anchor any more, or another ledger's, is not opened: nobody can
 tell what it lacks. A file of version 0.1.0 gets its anchor when it is first opened.
 
-Where neither a file nor an anchor is, a ledger is made only if whoever opens it allows that: a folder that
-was lost looks like one that was never used."""
+Where neither a file, nor an anchor, nor a WAL is, a ledger is made only if whoever opens it allows that: a
+folder that was lost looks like one that was never used."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from undoubt.coordinator.errors import LedgerMissing, LedgerUnusable
 from undoubt.coordinator.ledger.anchor import Anchor, AnchorUnusable, Mark
 from undoubt.coordinator.ledger.contract import Create
+from undoubt.coordinator.ledger.sqlite import former
 from undoubt.coordinator.ledger.sqlite.store import WAYS_OUT, Loaded, revision
 
 
 def path_of(ledger: Path) -> Path:
-    return ledger.with_name(ledger.name + ".anchor")
+    return former.part(ledger, former.ANCHOR)
 
 
 def check_absent(ledger: Path) -> None:
     """Before a ledger is made at ``ledger``, where no file is, or one without tables. Raises
     ``LedgerMissing`` if there was a ledger before."""
-    if Anchor.used(path_of(ledger)):
+    if found := former.traces(ledger):
+        what = "has no tables" if ledger.exists() else "is missing"
+        say = "say" if len(found) > 1 else "says"
         raise LedgerMissing(
-            f"ledger {ledger} is missing, and {path_of(ledger).name} beside it says that there was one."
-            f" Nothing was made. {WAYS_OUT}"
+            f"ledger {ledger} {what}, and {' and '.join(found)} beside it {say} that there was one."
+            f" Nothing was made. {former.ways_out(ledger)}"
         )
 
 
 def is_absent(ledger: Path) -> bool:
     """Whether a ledger would have to be made at ``ledger``: there is no file, or one without tables, and no
-    anchor of one that was. Raises ``LedgerMissing`` if there was a ledger, and ``LedgerUnusable``."""
+    anchor or WAL of one that was. Raises ``LedgerMissing`` if there was a ledger, and ``LedgerUnusable``."""
     if revision(ledger) is not None:
         return False
     check_absent(ledger)
@@ -74,6 +78,8 @@ def open_anchor(ledger: Path, loaded: Loaded) -> Anchor:
     except AnchorUnusable as error:
         if error.missing and not loaded.anchored:
             return Anchor.create(path_of(ledger), loaded.ledger_id, loaded.last)
+        if error.denied:
+            raise not_allowed(ledger, error) from error
         raise LedgerUnusable(
             f"ledger {ledger} cannot be trusted: {error}, and without its anchor nobody can tell whether the"
             f" file was set back, or copied from elsewhere. Nothing was changed. {WAYS_OUT}"
@@ -84,6 +90,26 @@ def open_anchor(ledger: Path, loaded: Loaded) -> Anchor:
         anchor.close()
         raise
     return anchor
+
+
+def not_allowed(ledger: Path, error: AnchorUnusable) -> LedgerUnusable:
+    """What is raised for an anchor that this process may not use: nothing says that the ledger lacks
+    anything, and to believe it without its anchor would forget what is undecided."""
+    anchor = path_of(ledger)
+    return LedgerUnusable(
+        f"ledger {ledger} is not opened: {error}. Nothing was changed, and nothing is known to be lost. The"
+        f" user of this process (uid {os.geteuid()}) has to read and write it, as the ledger's file:"
+        f" chown --reference={ledger} {anchor} && chmod u+rw {anchor}"
+    )
+
+
+def check_allowed(ledger: Path) -> None:
+    """Raises ``LedgerUnusable`` if there is an anchor that this process may not use."""
+    try:
+        Anchor.open(path_of(ledger), "").close()
+    except AnchorUnusable as error:
+        if error.denied:
+            raise not_allowed(ledger, error) from error
 
 
 def lacking(ledger: Path, loaded: Loaded) -> int:
@@ -99,6 +125,8 @@ def problems(ledger: Path, loaded: Loaded) -> list[str]:
     try:
         index = _lacking(_marked(ledger, loaded), loaded)
     except AnchorUnusable as error:
+        if error.denied:
+            return [str(not_allowed(ledger, error))]
         return [] if error.missing and not loaded.anchored else [str(error)]
     if not index:
         return []

@@ -2,12 +2,11 @@
 
 Either way a new incarnation begins (:class:`~undoubt.coordinator.ledger.commands.Restore`): what was decided
 after the backup, or after the file was copied, is not known. So nothing that was undecided may be presumed
-aborted, and no session number may be given twice. A file whose place is taken is kept beside, under another
-name."""
+aborted, and no session number may be given twice. All that was there before is kept beside, under another
+name: moved there, or copied before SQLite cuts what it cannot read."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import msgspec
@@ -19,16 +18,16 @@ from undoubt.coordinator.ledger.commands import RecordAct, Restore, encode
 from undoubt.coordinator.ledger.contract import ACTS_MAX, Act, SessionState
 from undoubt.coordinator.ledger.durable import sync_folder
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.ledger.sqlite import anchored
+from undoubt.coordinator.ledger.sqlite import anchored, former
 from undoubt.coordinator.ledger.sqlite.owner import rebuilt
-from undoubt.coordinator.ledger.sqlite.store import SqliteStore, make
+from undoubt.coordinator.ledger.sqlite.store import SqliteStore, check_tables, make
 from undoubt.coordinator.ledger.state_machine_ledger import SESSION_SKIP
 
 
 class RestoredLedger(msgspec.Struct, frozen=True):
     """``backup_at``: seconds since 1970, None if the file was taken as it is. ``kept_as``: where the former
-    file is, None if there was none or it stayed. ``lacks_entry``: which entry is known to be missing, 0 for
-    none."""
+    file is, or a copy of it as it was found; None if there was nothing. ``lacks_entry``: which entry is known
+    to be missing, 0 for none."""
 
     ledger_id: str
     incarnation: int
@@ -40,6 +39,9 @@ class RestoredLedger(msgspec.Struct, frozen=True):
 
 def as_it_is(path: Path, act: Act) -> RestoredLedger:
     """Believe the file, up to where it can be read. Raises ``LedgerUnusable``."""
+    check_tables(path, None if former.is_empty(path) else "")
+    anchored.check_allowed(path)
+    kept = former.copy_aside(path)
     store = SqliteStore(path, cut=True)
     try:
         loaded = store.load()
@@ -54,7 +56,7 @@ def as_it_is(path: Path, act: Act) -> RestoredLedger:
         store.append(loaded.last_index + 1, [encode(command) for command in commands])
     finally:
         store.close()
-    return RestoredLedger(loaded.ledger_id, machine.state.incarnation, open_sessions, None, None, lacking)
+    return RestoredLedger(loaded.ledger_id, machine.state.incarnation, open_sessions, None, kept, lacking)
 
 
 def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
@@ -75,7 +77,7 @@ def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
     for left in new.parent.glob(new.name + "*"):
         left.unlink()
     make(new, kept.about.ledger_id, machine.snapshot(), base)
-    moved = _moved_aside(path)
+    moved = former.move_aside(path)
     Anchor.create(anchored.path_of(path), kept.about.ledger_id, base).close()
     new.rename(path)
     sync_folder(path.parent)
@@ -86,15 +88,3 @@ def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
 
 def _open_sessions(machine: Machine) -> int:
     return sum(info.state is SessionState.OPEN for info in machine.session_infos())
-
-
-def _moved_aside(path: Path) -> str | None:
-    """The former file with what belongs to it; its new name."""
-    if not path.exists():
-        return None
-    suffix = time.strftime(".replaced-%Y%m%dT%H%M%SZ", time.gmtime())
-    for part in ("-wal", "-shm", ".anchor", ""):
-        there = path.with_name(path.name + part)
-        if there.exists():
-            there.rename(path.with_name(path.name + suffix + part))
-    return path.name + suffix

@@ -16,7 +16,7 @@ from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable
 from undoubt.coordinator.ledger import schema
 from undoubt.coordinator.ledger.anchor import START, Anchor, Mark, chained
 from undoubt.coordinator.ledger.contract import DecisionRecord
-from undoubt.coordinator.ledger.sqlite import history, wal
+from undoubt.coordinator.ledger.sqlite import former, history, wal
 from undoubt.coordinator.ledger.sqlite.file import SqliteFile
 from undoubt.participants.ids import TxId, new_ledger_id
 
@@ -64,7 +64,8 @@ class SqliteStore:
     def __init__(self, path: Path, *, cut: bool = False) -> None:
         """``cut``: leave out what stands behind damage in the WAL, as SQLite does. Raises
         ``LedgerUnusable``."""
-        schema.SQLITE.check(revision(path, cut=cut), f"ledger {path}")
+        check_tables(path, found := revision(path, cut=cut))
+        schema.SQLITE.check(found, f"ledger {path}")
         self.path = path
         self._anchor: Anchor | None = None
         self._last = START
@@ -243,6 +244,15 @@ def _place(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def check_tables(path: Path, found: str | None) -> None:
+    """Raises ``LedgerUnusable`` if the file has no tables (``found`` is None): there is nothing to
+    believe."""
+    if found is None:
+        raise LedgerUnusable(
+            f"ledger {path} is empty: it has no tables. Nothing was changed. {former.ways_out(path)}"
+        )
+
+
 def make(path: Path, ledger_id: str, state: bytes, base: Mark) -> None:
     """A new file that begins with a snapshot. Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
     store = SqliteStore.create(path)
@@ -265,7 +275,7 @@ def revision(path: Path, *, cut: bool = False) -> str | None:
     for first, unless ``cut``. Raises ``LedgerUnusable`` for that, and if it is something else than a ledger.
     Never creates it. Only while holding the ledger's lock.
     """
-    if not path.exists():
+    if former.is_empty(path):
         return None
     if (damage := wal.damage(path)) and not cut:
         raise LedgerUnusable(f"ledger {path} is damaged: {damage}. Nothing was changed. {WAYS_OUT}")

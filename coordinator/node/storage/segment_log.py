@@ -254,6 +254,8 @@ def _anchor(folder: Path, owner: str, chains: dict[int, bytes]) -> Anchor:
     try:
         anchor = Anchor.open(folder / ANCHOR_NAME, owner)
     except AnchorUnusable as error:
+        if error.denied:  # that says nothing of what is in it
+            raise PermissionError(str(error)) from error
         raise Damaged(str(error)) from error
     mark = anchor.mark
     if chains.get(mark.index) == mark.chain:

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
+import os
 import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -244,6 +247,43 @@ async def test_a_damaged_anchor_is_refused(
     anchor.write_bytes({"flipped": data, "cut": data[:100], "empty": b""}[damage])
     with pytest.raises(LedgerUnusable, match="anchor is damaged"):
         await opened(settings)
+
+
+async def test_an_anchor_that_may_not_be_read_is_not_taken_for_damage(
+    path: Path, settings: LedgerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made by root, say: ``ledger restore`` would begin a new incarnation, and forget what is undecided,
+    where chown is enough."""
+    story = await told(path, settings, tmp_path)
+    anchor = anchored.path_of(path)
+    kept = {each: each.read_bytes() for each in [*files(path), anchor]}
+    with monkeypatch.context() as patched:
+        patched.setattr("undoubt.coordinator.ledger.anchor.os.open", denying(anchor))
+        with pytest.raises(
+            LedgerUnusable, match=rf"Permission denied.*chown --reference={path} {anchor}"
+        ) as told_so:
+            await opened(settings)
+        assert "ledger restore" not in str(told_so.value)
+        assert "ledger restore" not in "".join(await maintenance.check(settings))
+        with pytest.raises(LedgerUnusable, match="Permission denied"):
+            await maintenance.restore(settings, None)
+        assert {each: each.read_bytes() for each in kept if each.exists()}[anchor] == kept[anchor]
+    ledger = await opened(settings)
+    assert (await ledger.info()).incarnation == 1
+    assert (await ledger.outcomes([story.after]))[story.after] is Verdict.COMMITTED
+    await ledger.close()
+
+
+def denying(path: Path) -> Callable[..., int]:
+    """``os.open`` for a user who may not open ``path``."""
+    really = os.open
+
+    def open_unless_denied(name: str | Path, *more: Any, **named: Any) -> int:
+        if Path(name) == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(name))
+        return really(name, *more, **named)
+
+    return open_unless_denied
 
 
 async def test_a_missing_file_is_not_made_anew(path: Path, settings: LedgerSettings, tmp_path: Path) -> None:
