@@ -16,6 +16,7 @@ PROOFS = {
     "disk": "tests.prove.disk",
     "f0": "tests.prove.f0",
     "grow": "tests.prove.grow",
+    "house": "tests.prove.house",
     "impostor": "tests.prove.impostor",
     "live-recovery": "tests.prove.live_recovery",
     "operators": "tests.prove.operators",
