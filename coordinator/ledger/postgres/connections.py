@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import psycopg
@@ -41,6 +41,9 @@ PROBE_S = 3.0
 """How long it may take over that, before a new connection is made."""
 PROBE_SHARE = 3
 """And no more than that part of the statement's time."""
+JUDGED_S = 60.0
+"""How long what was found out about the server and the schema is believed: power over the schema can be given
+to others while connections are open."""
 
 
 class LedgerConnection:
@@ -50,7 +53,8 @@ class LedgerConnection:
         self._driver = driver
         self._warnings: list[str] = []
         self.idle_since = 0.0
-        """By the event loop's clock."""
+        self.judged_at = asyncio.get_running_loop().time()
+        """Both by the event loop's clock."""
         driver.add_notice_handler(lambda notice: self._warnings.append(notice.sqlstate or ""))
 
     @property
@@ -60,22 +64,35 @@ class LedgerConnection:
     async def run(self, sql: str, parameters: dict[str, Any], timeout_s: float | None = None) -> list[SqlRow]:
         """The rows. Raises the driver's errors, and ``Unconfirmed``."""
         self._warnings.clear()
-        alarm = None
-        if timeout_s is not None:
-            alarm = asyncio.get_running_loop().call_later(timeout_s, self._hang_up)
-        try:
+        with self._alarm(timeout_s):
             cursor = await self._driver.execute(sql, parameters)
             rows: list[SqlRow] = await cursor.fetchall() if cursor.description is not None else []
-        finally:
-            if alarm is not None:
-                alarm.cancel()
         if errors.UNCONFIRMED.intersection(self._warnings):
             raise errors.Unconfirmed("its synchronous standbys did not confirm what is committed there")
         return rows
 
+    async def judge(self, owners: Sequence[str], timeout_s: float) -> None:
+        """Look again at the server and at the schema. Raises the driver's errors, and what
+        :func:`opening.check` raises."""
+        with self._alarm(timeout_s):
+            intro = await opening.introduce(self._driver, owners)
+        opening.check(intro, owners)
+        self.judged_at = asyncio.get_running_loop().time()
+
     async def close(self) -> None:
         with contextlib.suppress(psycopg.Error, OSError):
             await self._driver.close()
+
+    @contextlib.contextmanager
+    def _alarm(self, timeout_s: float | None) -> Iterator[None]:
+        alarm = None
+        if timeout_s is not None:
+            alarm = asyncio.get_running_loop().call_later(timeout_s, self._hang_up)
+        try:
+            yield
+        finally:
+            if alarm is not None:
+                alarm.cancel()
 
     def _hang_up(self) -> None:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._driver.fileno())) as door:
@@ -174,12 +191,28 @@ class Connections:
             return None
         line = self._idle.pop()
         fresh = asyncio.get_running_loop().time() - line.idle_since < PROBE_AFTER_S
-        if fresh or await self._lives(line, min(PROBE_S, left_s / PROBE_SHARE)):
+        if await self._believed(line, left_s) and (
+            fresh or await self._lives(line, min(PROBE_S, left_s / PROBE_SHARE))
+        ):
             return line
         # Its neighbours are most likely lost as well: each of them would cost another statement its time.
         await line.close()
         await self._drop_idle()
         return None
+
+    async def _believed(self, line: LedgerConnection, left_s: float) -> bool:
+        """False if it is lost. Raises what :func:`opening.check` raises, and then nothing is left open."""
+        if asyncio.get_running_loop().time() - line.judged_at < JUDGED_S:
+            return True
+        try:
+            await line.judge(self._owners, min(PROBE_S, left_s / PROBE_SHARE))
+        except self._errors:
+            return False
+        except BaseException:
+            await line.close()
+            await self._drop_idle()
+            raise
+        return True
 
     async def _lives(self, line: LedgerConnection, timeout_s: float) -> bool:
         """Whether the server answers on it in time."""

@@ -72,7 +72,7 @@ async def introduce(driver: Driver, owners: Sequence[str]) -> LedgerServerParame
     """In one transaction that only reads, since a plain SELECT could wait under the role's defaults. Raises
     what psycopg raises."""
     script = "; ".join((ALONE, query("introduce"), faults_query(LEDGER, owners), "commit"))
-    cursor = await driver.execute(script)
+    cursor = await driver.execute(script, prepare=False)
     answers = []
     while True:
         if cursor.description is not None:

@@ -3,6 +3,7 @@ there."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -221,6 +222,31 @@ async def test_behind_a_pooler(ground: Ground, database: str) -> None:
         await ground.admin.execute("grant create on schema undoubt_ledger to public")
         with pytest.raises(LedgerUnusable, match="everybody may create"):
             await open_ledger(settings_for(dsn))
+
+
+@pytest.mark.parametrize("pooled", [False, True], ids=["direct", "pooled"])
+async def test_the_schema_is_judged_again(
+    ground: Ground, database: str, monkeypatch: pytest.MonkeyPatch, pooled: bool
+) -> None:
+    """Broken if connections that are open go on in a schema that others were given power over since."""
+    await maintenance.init(ground.settings)
+    async with contextlib.AsyncExitStack() as stack:
+        settings = ground.settings
+        if pooled:
+            program_or_skip()
+            pooler = await stack.enter_async_context(PgBouncer(database))
+            settings = settings_for(pooler.dsn(ground.name))
+        ledger = await stack.enter_async_context(opened(settings))
+        session = await ledger.open_session("test", 10)
+        await ground.admin.execute("grant create on schema undoubt_ledger to public")
+        assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT, "it is believed for a while"
+        monkeypatch.setattr("undoubt.coordinator.ledger.postgres.connections.JUDGED_S", 0.0)
+        for _ in range(2):  # by the connection that is there, and by a new one
+            with pytest.raises(LedgerUnusable, match="everybody may create"):
+                await ledger.decide(session.txid(2), COMMIT, BRANCHES)
+        await ground.admin.execute("revoke create on schema undoubt_ledger from public")
+        assert await ledger.decide(session.txid(2), COMMIT, BRANCHES) is COMMIT
+        assert await ledger.decide(session.txid(3), COMMIT, BRANCHES) is COMMIT
 
 
 async def test_who_else_reads_the_secret(ground: Ground) -> None:
