@@ -69,7 +69,8 @@ class AnchorUnusable(LedgerUnusable):
 class Anchor:
     """Made by :meth:`create` or :meth:`open`; keeps its file open. For one thread."""
 
-    def __init__(self, descriptor: int, owner: str, mark: Mark) -> None:
+    def __init__(self, descriptor: int, path: Path, owner: str, mark: Mark) -> None:
+        self.path = path
         self.mark = mark
         self._owner = owner
         self._descriptor = descriptor
@@ -88,7 +89,7 @@ class Anchor:
         except BaseException:
             os.close(descriptor)
             raise
-        return cls(descriptor, owner, mark)
+        return cls(descriptor, path, owner, mark)
 
     @classmethod
     def open(cls, path: Path, owner: str) -> Anchor:
@@ -106,7 +107,22 @@ class Anchor:
         except BaseException:
             os.close(descriptor)
             raise
-        return cls(descriptor, owner, mark)
+        return cls(descriptor, path, owner, mark)
+
+    @property
+    def astray(self) -> bool:
+        """Whether the file that is open is not the one that lies there any more."""
+        try:
+            there, held = self.path.stat(), os.fstat(self._descriptor)
+        except OSError:
+            return True
+        return (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino)
+
+    def put_back(self) -> None:
+        """Make the file anew where it lay. Raises ``OSError``."""
+        fresh = Anchor.create(self.path, self._owner, self.mark)
+        os.close(self._descriptor)
+        self._descriptor = fresh._descriptor
 
     @staticmethod
     def used(path: Path) -> bool:

@@ -6,6 +6,7 @@ A command is durable when the transaction that holds its entry has committed (:m
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.ledger.sqlite import former, history, wal
 from undoubt.coordinator.ledger.sqlite.file import SqliteFile
 from undoubt.participants.ids import TxId, new_ledger_id
+
+log = logging.getLogger(__name__)
 
 WAYS_OUT = (
     "`undoubt ledger restore BACKUP` makes it anew from a backup, `undoubt ledger restore` believes the file"
@@ -71,7 +74,7 @@ class SqliteStore:
         self._last = START
         """Of what is durable."""
         self._file = SqliteFile(path, f"ledger {path}")
-        self._place = _place(path)
+        self._places: dict[Path, tuple[int, int] | None] = {}
         self._connection = self._file.connection
 
     @classmethod
@@ -138,6 +141,7 @@ class SqliteStore:
         # A process that was killed in a sync leaves a WAL that can be read and is not on the disk yet.
         self._connection.execute("pragma wal_checkpoint(full)").fetchone()
         anchor.move(last)
+        self._places = {each: _place(each) for each in (self.path, former.part(self.path, "-wal"))}
 
     def _ledger_id(self, *, new: bool) -> str:
         row = self._connection.execute("select value from meta where key = 'ledger_id'").fetchone()
@@ -217,13 +221,35 @@ class SqliteStore:
         return self._file.problems()
 
     def check_in_place(self) -> None:
-        """While it is open: that the file of this path is still the one that was opened. What is written to
-        another one, or to none, is gone with this process. Raises ``LedgerUnusable``."""
-        if _place(self.path) != self._place:
+        """While it is open: that its files are still those that were opened. What is written to another one,
+        or to none, is gone with this process. Raises ``LedgerUnusable``."""
+        for path, place in self._places.items():
+            if place is None or _place(path) == place:
+                continue
+            if path == self.path:
+                what_to_do = (
+                    f"Stop this process, and put the file back with its -wal and its .anchor. {WAYS_OUT}"
+                )
+            else:
+                what_to_do = self._saved_from_wal()
             raise LedgerUnusable(
-                f"ledger {self.path} was removed or replaced while it was in use: nothing more is recorded in"
-                f" it. Stop this process, and put the file back with its -wal and its .anchor. {WAYS_OUT}"
+                f"{path} was removed or replaced while it was in use: nothing more is recorded in the ledger."
+                f" {what_to_do}"
             )
+        if self._anchor is not None and self._anchor.astray:
+            log.error("%s was removed while the ledger was in use, and is made anew", self._anchor.path)
+            try:
+                self._anchor.put_back()
+            except OSError as error:
+                log.warning("%s cannot be made: %s", self._anchor.path, error)
+
+    def _saved_from_wal(self) -> str:
+        """What the WAL holds, which has no name any more, gets into the file itself. What to do, for people."""
+        try:
+            self._connection.execute("pragma wal_checkpoint(full)").fetchone()
+        except sqlite3.Error as error:
+            return f"What it held cannot be written to the file ({error}). {WAYS_OUT}"
+        return "What was recorded until now is in the file: start this process again"
 
     def limit_pages(self, pages: int) -> None:
         """Behave as if the disk were full beyond so many pages."""
