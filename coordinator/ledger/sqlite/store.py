@@ -244,7 +244,7 @@ class SqliteStore:
                 log.warning("%s cannot be made: %s", self._anchor.path, error)
 
     def _saved_from_wal(self) -> str:
-        """What the WAL holds, which has no name any more, gets into the file itself. What to do, for people."""
+        """Get into the file what the WAL holds, which has no name any more. What to do, for people."""
         try:
             self._connection.execute("pragma wal_checkpoint(full)").fetchone()
         except sqlite3.Error as error:
