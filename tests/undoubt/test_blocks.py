@@ -136,7 +136,7 @@ SLOW = """
         for each row execute function slow()
 """
 PACES = (1.0, 4.0, 16.0)
-"""Seconds that undoubt's own statements may take, which may be one on a machine that is busy. At each pace the
+"""Seconds that undoubt's own statements may take, which may be one on a busy machine. At each pace the
 deferred check takes half as long again."""
 
 
