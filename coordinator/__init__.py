@@ -1,22 +1,46 @@
-"""The coordinator: it drives a transaction to its end.
+"""The coordinator: it drives a transaction over several participants from its first branch to its end.
 
-What enters: participants (:mod:`participants`) and a ledger (:mod:`.ledger`). What leaves:
-for each transaction one outcome, the same in every participant, or an error that admits not knowing it.
+What enters: participants (:mod:`undoubt.participants`) and a ledger (:mod:`.ledger`). What leaves: one
+outcome for each transaction, the same in every participant, or an error. ``OutcomeUnknown`` says that the
+outcome is not known yet.
 
-Rooms, from the top:
+A coordinator's duties, in order:
 
-- :mod:`.coordinator`, :mod:`.transaction`: what an application holds in its hands;
-  :mod:`.runnable`: which functions ``run`` takes;
-  :mod:`.cancel_scope`: how the task in a block is interrupted.
-- :mod:`.protocols`: the commit protocols, plain async functions over two contracts.
-  ``two_phase.py`` is the file to open first.
-- :mod:`.supervision`: background loops are begun again when they fail.
-- :mod:`.session`: the lease on the ledger that fences a dead coordinator's transactions.
-- :mod:`.ledger`: the durable record, its state machine and its backends.
-- :mod:`.raft`, :mod:`.paxos`: consensus, pure; :mod:`.quorum` beneath.
-- :mod:`.wire`: connections between processes: who is there, then frames.
+1. Open a ledger session, and renew it.
+2. Begin each branch under a gid of that session.
+3. Prepare every branch that has written.
+4. Record COMMIT in the ledger before COMMIT PREPARED is sent to any branch.
+5. Commit every branch.
+6. Tell the ledger that the transaction is finished.
 
-A coordinator's duties, in order: hold a lease; begin branches under ids of that lease; prepare; record COMMIT
-before any branch is told to commit; tell all; let the ledger forget. Whatever it does not get done,
-:mod:`recovery` does.
+:mod:`undoubt.recovery` completes what a coordinator leaves undone.
+
+The modules and rooms, in the order in which a transaction passes them:
+
+=====================  =======================================================================================
+:mod:`.settings`       holds the settings of the coordinator and of its ledger.
+:mod:`.coordinator`    begins transactions, starts the task that commits each of them, and answers which
+                       outcome a transaction had.
+:mod:`.runnable`       checks, before anything begins, that ``run`` was given a function that it can carry
+                       out.
+:mod:`.session`        opens, renews and replaces the ledger session, and numbers the transactions that begin
+                       under it.
+:mod:`.supervision`    starts a background loop again after it has failed.
+:mod:`.transaction`    opens the branches of one transaction, commits it or rolls it back, and enforces its
+                       timeout.
+:mod:`.cancel_scope`   cancels the body of an ``async with`` block whose transaction can no longer commit.
+:mod:`.uncancellable`  runs a commit in a task that ignores cancellation.
+:mod:`.protocols`      implements the commit protocols over the contracts of ledger and participants; open
+                       ``two_phase.py`` first.
+:mod:`.ledger`         records sessions, decisions and heuristic outcomes, durably.
+:mod:`.finisher`       tells the ledger and the participants, in batches, which transactions are finished.
+:mod:`.retries`        decides whether ``run`` repeats a transaction, and after which pause.
+:mod:`.meter`          declares the methods that are told durations and outcomes, and measures one commit.
+:mod:`.errors`         defines the errors of the coordinator and of the ledger.
+:mod:`.wire`           authenticates connections between processes, and frames what they carry.
+:mod:`.node`           runs one member of the cluster that keeps a replicated ledger.
+:mod:`.raft`           replicates a log to a majority of nodes, without IO or clock.
+:mod:`.paxos`          decides the votes of one transaction on a majority of acceptors, without IO or clock.
+:mod:`.quorum`         computes majorities, also while the members change.
+=====================  =======================================================================================
 """

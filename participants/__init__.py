@@ -1,20 +1,36 @@
-"""Participants: the databases that take part in a transaction, and the words that everybody shares.
+"""Participants: the databases that take part in a transaction, and the values that all rooms share.
 
-What enters: a gid and what to do with that branch. What leaves: a vote, what became of the branch, or an
-error that says whether anything happened. The ground floor: it imports none of the other rooms.
+What enters: a gid, and what to do with that branch. What leaves: a vote, what became of the branch, or an
+error that says whether anything happened. This is the lowest room: it imports none of the other rooms.
 
-- :mod:`.contract`: what a transaction manager may ask of a database, and what each answer means.
-  Open this first.
-- :mod:`.ids`: transaction ids and gids; foreign ones are values.
-- :mod:`.postgres`: PostgreSQL behind the contract.
-- :mod:`.scripted`: one that answers as told, for tests.
-- :mod:`.foreign_ground`: what sessions of undoubt's own set in databases of others.
-- :mod:`.findings`: what a look at a participant finds.
-- :mod:`.bounds`: durations and counts, judged when they are given.
-- :mod:`.libpq`: what libpq takes for a port, and for the name of a database.
-- :mod:`.registry`, ``settings``, ``errors``, ``checks``, ``redact``: what their names say.
+A caller's duties, in order: begin; let the application work; poll; then commit in one phase, or prepare and
+afterwards commit or roll back, repeated until the answer is final; release. After a crash: list what is
+prepared, then ask the ledger, then settle.
 
-A caller's duties, in order: begin; let the application work; poll; then one phase, or prepare and afterwards
-commit or rollback, repeated until the answer is final; release. After a crash: list first, ask the ledger,
-then settle.
+In the order in which a branch passes them:
+
+============================  ================================================================================
+:mod:`.contract`              declares what a coordinator may ask of a database, and what each answer means;
+                              open it first.
+:mod:`.ids`                   defines transaction ids and gids, and parses them; the names of foreign
+                              transactions are values too.
+:mod:`.settings`              holds the settings of one participant.
+:mod:`.registry`              holds the participants of a process by name.
+:mod:`.postgres`              implements the contract for PostgreSQL.
+:mod:`.three_phase`           defines the states and transitions of three-phase commit's rows, and what is
+                              asked of them.
+:mod:`.scripted`              implements the contract in memory with scripted answers, for tests.
+:mod:`.scripted_three_phase`  implements the rows of three-phase commit in memory, for tests.
+:mod:`.foreign_ground`        computes the settings of a session in a database that others own.
+:mod:`.believed`              finds the roles that could change what a schema of undoubt's means.
+:mod:`.alembic_lock`          runs one Alembic migration at a time, and makes the engine that it uses.
+:mod:`.findings`              defines what a check of a participant reports.
+:mod:`.bounds`                refuses durations, counts, texts and paths that are out of bounds.
+:mod:`.libpq`                 tells what libpq accepts as a port, and as a database's name.
+:mod:`.quoting`               quotes SQL strings and identifiers.
+:mod:`.redact`                removes passwords from connection strings.
+:mod:`.invariant`             raises ``InvariantViolation`` if a condition does not hold, also under ``python
+                              -O``.
+:mod:`.errors`                defines the errors of participants, and the root of all errors.
+============================  ================================================================================
 """

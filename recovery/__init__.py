@@ -1,26 +1,37 @@
-"""Recovery: it finds what a coordinator left behind, and brings it to the end that was decided.
+"""Recovery: it finishes the branches that a coordinator has left prepared.
 
 What enters: a ledger, the participants, :class:`~undoubt.recovery.settings.RecoverySettings`. What leaves: no
-prepared branch whose decision is known, and a record of everything that a database did against it.
+prepared branch whose decision is known, and a record of every branch whose database did something else.
 
-Rooms, in the order of one pass over one participant:
+The caller has no duties: every pass may be repeated, and two recoveries may run at once.
 
-1. :mod:`.scan`: read the unfinished decisions, list what is prepared, then ask the ledger.
-This order
-   only: asked before listed, a transaction decided in between would be taken for undecided.
-2. :mod:`.plan`: the table from what is known to what is done, pure.
-3. :mod:`.resolve`: commits and rolls back what is prepared.
-   Undecided ones of the other protocols are ended by :mod:`.terminate`, with
-   :mod:`.holders`.
-4. :mod:`.unfinished`: judges the branches of recorded decisions that are no longer prepared,
-and lets
-   the ledger finish what is applied everywhere; :mod:`.heuristics` records what went another
-   way.
+In the order in which one pass over one participant goes through them:
 
-:mod:`.service` runs it in the background, one :mod:`.worker` a participant,
-and :mod:`.deadlocks` beside it. The package :mod:`.operator` serves the
-person at the command line. :mod:`.lost` looks for what a ledger before this one has left,
-before another one is made.
-
-Whoever runs it needs to do nothing else: everything may be repeated, and two recoveries at once do no harm.
+======================  ======================================================================================
+:mod:`.settings`        holds the settings of recovery.
+:mod:`.service`         runs a worker for each participant, and the deadlock detector.
+:mod:`.worker`          repeats passes over one participant, with a pause that grows after failures.
+:mod:`.scan`            reads the unfinished decisions, lists what is prepared, then asks the ledger for
+                        outcomes; in this order only, since a transaction that is decided between question and
+                        list would look undecided.
+:mod:`.plan`            computes from what is known what is done; its docstring is the table.
+:mod:`.steps`           names the steps at which tests make recovery die.
+:mod:`.resolve`         commits and rolls back prepared branches as planned.
+:mod:`.parallel`        runs the work on several branches at once, up to a number.
+:mod:`.terminate`       ends undecided transactions of three-phase commit and Paxos Commit by their own rules.
+:mod:`.holders`         finds the participants that hold the rows of a three-phase commit, also after they
+                        were renamed.
+:mod:`.unfinished`      asks the databases about recorded branches that are no longer prepared, and finishes
+                        decisions that were applied everywhere.
+:mod:`.heuristics`      records in the ledger that a database did something else than was decided.
+:mod:`.sweep`           deletes rows of three-phase commit whose transactions are finished.
+:mod:`.deadlocks`       finds deadlocks across databases in the joined wait graphs, and aborts one transaction
+                        of each.
+:mod:`.report`          defines what a pass and the service report.
+:mod:`.meter`           declares the methods that are told what recovery did.
+:mod:`.lost`            lists the branches that a former ledger has left, before another ledger is made.
+:mod:`.without_ledger`  ends three-phase commits whose ledger is destroyed, from the participants alone.
+:mod:`.operator`        implements what an operator sees and does.
+:mod:`.errors`          defines the errors of an operator's calls.
+======================  ======================================================================================
 """

@@ -1,22 +1,53 @@
-"""The ledger: sessions, decisions, heuristic outcomes, durably.
+"""The ledger: sessions, decisions and heuristic outcomes, recorded durably.
 
-What enters: the calls of :mod:`.contract`. What leaves: answers that are
-linearizable and durable, or an error. From the contract downwards:
+What enters: the calls of :mod:`.contract`. What leaves: answers that are linearizable and durable, or an
+error.
 
-- :mod:`.rules`: what may be answered from what is recorded, pure, for every backend.
-- :mod:`.machine`, with ``commands`` and ``state``: the deterministic state machine that
-  every backend shares which can. Commands in, results out.
-- :mod:`.bounds`: what a command may hold, by whoever proposes it and whoever applies it.
-- :mod:`.pages`: unfinished decisions in pages, for those who read all of them.
-- :mod:`.local`: the contract over a machine in this process; a backend adds how a command
-  becomes durable. ``memory`` is the one that does not.
-- :mod:`.sqlite`: one file, one owning process.
-- :mod:`.postgres`: the tables of one PostgreSQL database, any number of processes.
-- :mod:`.calls`, ``calling``, ``server``, ``remote``: the contract between processes;
-  :mod:`.judging`: a call is judged before it is queued.
-- :mod:`.maintenance`: what an operator does with it.
+A backend's duties, in order: draw nonces and read clocks before the command is logged; log the command; sync;
+apply it; answer only then.
 
-A backend's duties, in order: draw nonces and read clocks before logging; log; sync; apply; only then answer.
+The modules and rooms, in the order in which a call passes them:
+
+============================  ================================================================================
+:mod:`.urls`                  chooses the backend that a ledger's URL names, and opens it.
+:mod:`.contract`              declares the calls, their arguments, results and errors, and the two rules that
+                              every backend keeps.
+:mod:`.calling`               implements the contract's calls by one function that carries out a message,
+                              wherever the ledger is.
+:mod:`.calls`                 defines the messages of the contract: one for each call, its reply, and the
+                              errors.
+:mod:`.judging`               encodes a call and decodes it with the peer's types before it is queued, and
+                              refuses what the peer could not read.
+:mod:`.server`                answers the calls of other processes on the ledger that this process owns.
+:mod:`.state_machine_ledger`  implements the contract over a state machine in this process; a backend adds how
+                              a command becomes durable.
+:mod:`.names`                 derives the keys of sessions from the ledger's secret, and verifies the tags of
+                              gids.
+:mod:`.commands`              defines every change of the ledger's state as one closed union, and encodes it.
+:mod:`.bounds`                refuses a command with a field that is out of bounds.
+:mod:`.machine`               applies commands to the state, and answers queries about it; without clock, IO
+                              or randomness.
+:mod:`.state`                 holds the machine's state, and encodes it as a snapshot.
+:mod:`.ranges`                stores a set of integers as intervals.
+:mod:`.fingerprints`          stores 32 bits for each finished transaction.
+:mod:`.rules`                 computes, for every backend, what may be answered from what is recorded.
+:mod:`.leases`                computes which sessions have expired, by a monotonic clock.
+:mod:`.pages`                 reads all unfinished decisions in pages.
+:mod:`.memory`                implements a ledger without durability, for tests.
+:mod:`.sqlite`                implements a ledger in one file, which one process owns.
+:mod:`.postgres`              implements a ledger in tables of one PostgreSQL database, for any number of
+                              processes.
+:mod:`.cluster`               implements a client of a ledger that a cluster of nodes keeps.
+:mod:`.durable`               writes files, and syncs their folders.
+:mod:`.disk`                  classifies a failed write: no room, or unknown what was written.
+:mod:`.anchor`                stores the last durable record of a log in a second file, by which a log that
+                              was set back is recognized.
+:mod:`.schema`                finds the revision of the SQL ledgers' tables, and upgrades them with Alembic.
+:mod:`.maintenance`           creates, upgrades, checks, backs up and restores a ledger for an operator.
+:mod:`.backup`                writes and reads the file of a backup.
+:mod:`.secret_file`           writes and reads the file that holds a ledger's secret.
+:mod:`.acting`                records an operator's act in the ledger before the act and after it.
+============================  ================================================================================
 """
 
 from __future__ import annotations

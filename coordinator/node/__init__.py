@@ -1,33 +1,52 @@
 """A node: one member of the cluster that keeps the ledger, with its disk, its port and its timers.
 
-What enters: a :class:`~undoubt.coordinator.node.storage.contract.Storage`, addresses, peers' and clients'
-connections. What leaves: answers of the ledger's contract, each durable on a majority before it is given.
-From the outside inwards:
+What enters: a :class:`~undoubt.coordinator.node.storage.contract.Storage`, addresses, and the connections of
+peers and clients. What leaves: answers of the ledger's contract, each durable on a majority before it is
+given.
 
-===================  =====================================================================================
-:mod:`.node`         puts the others together: ``Node.start``, ``stop``
-:mod:`.clients`      a client's connection: requests in, answers out, many in a frame
-:mod:`.operator`     what an operator asks for: members, transfer, snapshot, backup
-:mod:`.ledger`       the ledger's contract on the replica; what a leader does now and then
-:mod:`.peers`        connections to and from the other nodes
-:mod:`.replica`      drives :mod:`undoubt.coordinator.raft`: turns of the loop, proposals, applying; with
-                     :mod:`.reads`, :mod:`.snapshots` and :mod:`.history`
-:mod:`.versions`     what the members speak, and have agreed on: nothing newer gets into the log
-:mod:`.acceptors`    Paxos Commit's acceptor, on the same disk; :mod:`.settling` records what ended sessions
-                     left there, :mod:`.release` lets acceptors go
-:mod:`.hashes`       of the state at fixed places of the log; :mod:`.comparing` asks the others for theirs,
-and
-                     stops a node that has another one than a majority
-:mod:`.replicated`   what the log drives: the ledger's machine, the nodes' addresses, the agreed version
-:mod:`.storage`      a node's disk: its contract, group commit, and the files
-:mod:`.bootstrap`    what a node begins with: new, from a backup, or added
-===================  =====================================================================================
+In the order in which a call of a client passes them:
 
-The duties of whoever runs one, in order: open the storage; start it; end the process when ``failed`` is
-done; run what belongs to a leader (recovery) while ``ledger.leads``; stop it. All time is the event loop's,
-all chance the ``Random`` that was given, and only the storage may have a thread: so the same node runs in a
-simulation.
+===========================  =================================================================================
+:mod:`.settings`             holds the settings of a node.
+:mod:`.bootstrap`            computes what a node's disk begins with: a new cluster, a backup, or an added
+                             node.
+:mod:`.node`                 starts and stops the parts below, and accepts connections.
+:mod:`.clients`              reads the calls of one client, proposes decisions at once, and sends the answers
+                             in frames.
+:mod:`.admin`                carries out what an operator asks for: status, members, leader, snapshot, backup.
+:mod:`.status`               computes what a node reports about itself.
+:mod:`.ledger`               implements the ledger's contract by proposing commands, and expires sessions
+                             while the node leads.
+:mod:`.replica`              drives the consensus core: it proposes a batch, does what each ``Ready`` says,
+                             and applies committed entries.
+:mod:`.read_index`           holds reads back until the leader has confirmed its term and applied its commit
+                             index.
+:mod:`.peers`                sends Raft's messages to each other node over one connection, and receives
+                             theirs.
+:mod:`.versions`             decides which version of the protocol all members speak; no newer command enters
+                             the log.
+:mod:`.storage`              stores log, term, vote, acceptor records and snapshots on the disk.
+:mod:`.fsm`                  applies the entries of the log: the ledger's commands, the nodes' addresses, the
+                             agreed version.
+:mod:`.hashes`               computes a hash of the state at fixed places of the log.
+:mod:`.comparing`            compares these hashes with the other nodes', and stops a node whose hash differs
+                             from the majority's.
+:mod:`.snapshots`            makes snapshots of the state machine, sends them in chunks, and installs received
+                             ones.
+:mod:`.history`              buffers finished transactions until the storage has them.
+:mod:`.acceptors`            drives the node's Paxos Commit acceptor, whose records share the log's syncs.
+:mod:`.orphaned_votes`       finds transactions that ended sessions left at the acceptors, and records their
+                             outcomes in the ledger.
+:mod:`.acceptor_retirement`  decides when a node may leave: once every session has a majority of its acceptors
+                             without it.
+:mod:`.errors`               defines ``NotLeading`` and ``NodeStopped``.
+===========================  =================================================================================
 
-Nothing is answered before its entry is committed and applied. A proposal that may have been lost is
-answered with ``NotLeading``, and is asked again: every call may be repeated, ``open_session`` by its nonce.
+The duties of the process that runs a node, in order: open the storage; start the node; end the process when
+``failed`` is done; run recovery while ``ledger.leads``; stop the node. All time is the event loop's, all
+randomness that of the ``Random`` that was given, and only the storage has a thread. So the same node runs in
+a simulation.
+
+No call is answered before its entry is committed and applied. A proposal that may have been lost is answered
+with ``NotLeading``, and its client repeats it: every call may be repeated, ``open_session`` by its nonce.
 """

@@ -36,16 +36,21 @@ stored, under the number that it had; never start one whose disk was lost under 
 leaves the cluster only when every transaction of every session that is bound to it is decided, and in the
 ledger.
 
-======================  ======================================================================================
-:mod:`.synod`           one decision, by itself: acceptance, proposal, tally
-:mod:`.acceptor`        ``Acceptor``: the records of many transactions; :mod:`.record` is one
-:mod:`.marks`           what was forgotten, and must never begin anew
-:mod:`.ready`           what an acceptor gives out, and the writes under way
-:mod:`.learner`         what is chosen, and the outcome
-:mod:`.first_ballot`    ``FirstBallot``: the coordinator's
-:mod:`.recovery`        ``Recovery``: any later leader's
-:mod:`.messages`        everything that travels
-======================  ======================================================================================
+In the order in which a vote passes them:
+
+====================  ========================================================================================
+:mod:`.first_ballot`  proposes the votes in ballot 0, for the coordinator, and learns the outcome.
+:mod:`.messages`      defines and encodes everything that leaders and acceptors send each other.
+:mod:`.acceptor`      ``Acceptor``: takes requests for many transactions, and gives every output in a
+                      ``PaxosReady``.
+:mod:`.record`        holds what an acceptor has promised and accepted for one transaction.
+:mod:`.synod`         implements one decision by Paxos: acceptance, proposal, tally.
+:mod:`.marks`         holds which transactions were forgotten, so that none of them begins again.
+:mod:`.ready`         defines ``PaxosReady``, and keeps the writes that are under way.
+:mod:`.learner`       computes from acceptances what is chosen, and the outcome.
+:mod:`.recovery`      ``Recovery``: finds the outcome with a higher ballot, for any later leader.
+:mod:`.errors`        defines ``PeerMisbehaved``.
+====================  ========================================================================================
 
 Sources: Lamport, "The Part-Time Parliament", 1998, and "Paxos Made Simple", 2001; Gray and Lamport,
 "Consensus on Transaction Commit", 2006.

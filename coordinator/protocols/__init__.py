@@ -1,14 +1,27 @@
-"""Commit protocols: plain async functions over the contracts of ledger and participants.
+"""Commit protocols: async functions over the contracts of ledger and participants.
 
-========================  ================================================================================
-:mod:`.two_phase`         two-phase commit with presumed abort: open this file first
-:mod:`.three_phase`       three-phase commit; :mod:`.termination` ends what its coordinator did not, by
-                          :mod:`.termination_rules`
-:mod:`.paxos_commit`      Paxos Commit
-:mod:`.context`            what a protocol is given, and what its caller watches
-:mod:`.voting`            the first phase, :mod:`.ending` the second and the way back: common to all
-:mod:`.copied`            the end of a commit that others than the ledger have fixed
-:mod:`.causes`            why somebody else has aborted it, as far as the ledger was told
-:mod:`.steps`             the places where a process can die on the way
-========================  ================================================================================
+What enters: a ``CommitContext`` (:mod:`.context`), which holds the branches of one transaction. What leaves:
+a return if the transaction has committed, else ``TransactionAborted``, ``OutcomeUnknown`` or
+``HeuristicOutcome``. ``two_phase.py`` is the file to open first.
+
+In the order in which a commit passes them:
+
+=========================  ===================================================================================
+:mod:`.context`            holds one transaction on its way through commit: its branches, its phase, and what
+                           its caller waits for.
+:mod:`.steps`              names the steps at which tests make the process die.
+:mod:`.two_phase`          implements two-phase commit with presumed abort.
+:mod:`.three_phase`        implements three-phase commit.
+:mod:`.paxos_commit`       implements Paxos Commit.
+:mod:`.first_phase`        asks each branch whether it has written, sends PREPARE, and collects the votes; all
+                           protocols use it.
+:mod:`.causes`             reads from the ledger why an operator or another process has aborted the
+                           transaction.
+:mod:`.record_decision`    commits the branches while it records a decision that rows or acceptors have fixed
+                           already.
+:mod:`.second_phase`       sends COMMIT PREPARED or ROLLBACK PREPARED to each branch; all protocols use it.
+:mod:`.termination`        ends an interrupted three-phase commit from the participants' rows, without
+                           coordinator and ledger.
+:mod:`.termination_rules`  computes, from the rows that could be read, what a termination does next.
+=========================  ===================================================================================
 """

@@ -1,11 +1,14 @@
-"""Who must agree: the arithmetic of majorities, alone or joined in pairs.
+"""Majorities, of one set of voters or of two sets that must both agree.
 
-:mod:`.majority` answers two questions about one set of voters: up to which log index has a majority
-acknowledged, and is a vote won, lost or still open. :mod:`.joint` answers them for two sets that must
-both agree, which is how a configuration is changed without a moment in which two disjoint majorities
-exist (Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm", extended version, §6).
+Pure functions of sets and mappings; Raft and Paxos use them alike. A voter is any integer.
 
-Pure functions of sets and mappings: no state, nothing of Raft or Paxos. A voter is any integer.
+================  ============================================================================================
+:mod:`.majority`  computes, for one set of voters, the log index that a majority has acknowledged, and whether
+                  a vote is won, lost or open.
+:mod:`.joint`     computes the same for two sets that must both agree: so a configuration changes without two
+                  disjoint majorities (Ongaro and Ousterhout, "In Search of an Understandable Consensus
+                  Algorithm", extended version, §6).
+================  ============================================================================================
 """
 
 from __future__ import annotations

@@ -25,23 +25,31 @@ state machine with ``snapshot_meta`` now and then and report it to ``compact``; 
 was lost under its old number; a new cluster's nodes all store :func:`bootstrap` first, a node that joins
 starts empty.
 
-====================  ===============================================================================
-:mod:`.core`          ``Raft``: the door
-:mod:`.judging`       what no sound member would send
-:mod:`.receive`       what a message's term means
-:mod:`.election`      elections, pre-vote, check-quorum, stepping down
-:mod:`.replication`   proposals, appends, acknowledgements, the commit index
-:mod:`.read_index`    linearizable reads
-:mod:`.transfer`      handing leadership over
-:mod:`.membership`    configurations and their history
-:mod:`.reconfigure`   changing them in a running cluster
-:mod:`.snapshots`     snapshots in chunks
-:mod:`.log`           the log in memory
-:mod:`.progress`      one peer's state and window; :mod:`.tracker` has them all
-:mod:`.state`         what one node knows; :mod:`.restored` what it starts with
-:mod:`.ready`         what it gives out, and the writes under way
-:mod:`.messages`      everything that travels or is kept
-====================  ===============================================================================
+In the order in which an input passes them:
+
+===================  =========================================================================================
+:mod:`.settings`     holds the timeouts, in ticks, and the bounds.
+:mod:`.core`         ``Raft``: takes every input, and gives every output in a ``Ready``.
+:mod:`.judging`      refuses a message that no correct member would send, before it changes anything.
+:mod:`.receive`      compares a message's term with this node's, and passes the message on.
+:mod:`.election`     elects a leader: pre-vote, votes, check-quorum, stepping down.
+:mod:`.transfer`     hands leadership over to a chosen voter.
+:mod:`.replication`  appends proposals, sends them to the peers, takes acknowledgements, and advances the
+                     commit index.
+:mod:`.read_index`   confirms reads by a round of heartbeats, without writing to the log.
+:mod:`.reconfigure`  carries out a change of the configuration as the leader.
+:mod:`.membership`   computes what a change makes of a configuration, and which configuration is in force.
+:mod:`.snapshots`    sends and receives snapshots in chunks.
+:mod:`.log`          holds the log in memory, and its indexes: snapshot, applied, commit, persisted, last.
+:mod:`.tracker`      holds the configuration, and the progress of all peers.
+:mod:`.progress`     holds what the leader knows of one peer, and computes how much may be sent to it.
+:mod:`.state`        holds the state of one node, and the moves that several modules make.
+:mod:`.restored`     holds what a node starts with: what its disk held, or a new cluster's first
+                     configuration.
+:mod:`.ready`        defines ``Ready``, and keeps the writes that are under way.
+:mod:`.messages`     defines and encodes everything that is sent or stored.
+:mod:`.errors`       defines the refusals: not the leader, proposal refused, message refused, log set back.
+===================  =========================================================================================
 
 Sources: Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm (Extended Version)",
 2014; Ongaro, "Consensus: Bridging Theory and Practice", 2014 ("thesis"). Unlike etcd's, a configuration is

@@ -1,35 +1,40 @@
-"""The wire: connections between processes that can be trusted to be what they say, and that stay bounded.
+"""The wire: authenticated, bounded connections between processes.
 
-What enters: an :class:`PeerIdentity`, an ``accept`` function. What leaves: :class:`Connection`, whose peer is
-known, whose version both sides speak, and which carries payloads (bytes, usually msgpack) in frames. Both
-sides use it alike; everything runs in callbacks of the event loop, and all time is the loop's::
+What enters: a :class:`PeerIdentity`, and an ``accept`` function. What leaves: a :class:`Connection`, whose
+peer is known, whose version both sides speak, and which carries payloads (bytes, usually msgpack) in frames.
+Both sides use it alike; everything runs in callbacks of the event loop, and all time is the loop's::
 
     class Calls:                                              # a Receiver
         def __init__(self, connection): self.connection = connection
         def received(self, payload): self.connection.send(answer(payload))
         def lost(self, why): ...
 
-    node, client, bounds = Identity(Role.NODE, cluster_id, 1), Identity(Role.CLIENT), WireSettings()
+    node, client = PeerIdentity(PeerRole.NODE, cluster_id, 1), PeerIdentity(PeerRole.CLIENT)
+    bounds = WireSettings()
     listener = await serve(Address("127.0.0.1", 7400), node, Calls, bounds)
     connection = await connect(Address("127.0.0.1", 7400), client, Calls, bounds, timeout_s=5)
 
-The duties of whoever uses it, in order: decode with msgspec in ``received`` and let its errors out, so that
+The caller's duties, in order: decode with msgspec in ``received`` and let its errors out, so that
 the connection is closed; send what came with version N only where ``connection.version`` is at least N;
 look at ``unsent_bytes`` before sending much; after ``lost`` connect again, and ask again only what may be
 repeated.
 
-===================  ========================================================================================
-:mod:`.handshake`    who is there, which version is spoken: pure
-:mod:`.frames`       bytes to payloads and back: pure
-:mod:`.connection`   a handshake, then frames; bounds; one write per turn of the loop
-:mod:`.listener`     ``serve``: the side that is connected to, and how many it takes
-:mod:`.dialing`      ``connect``: the side that connects
-:mod:`.tls`          certificates: contexts from files, and whom they name
-:mod:`.rights`       what the holder of a client's certificate may do: pure
-:mod:`.secure`       TLS over a connection's bytes
-:mod:`.address`      host and port; what may be listened on without TLS
-:mod:`.settings`     the bounds
-===================  ========================================================================================
+In the order in which a connection passes them:
+
+==================  ==========================================================================================
+:mod:`.settings`    holds the bounds: sizes, counts and times.
+:mod:`.address`     reads host and port, and refuses an exposed address without TLS.
+:mod:`.listener`    ``serve``: accepts connections on a port or a unix socket, up to a number.
+:mod:`.dialing`     ``connect``: opens a connection, and completes its handshake.
+:mod:`.tls`         makes TLS contexts from files, and reads whom a certificate names.
+:mod:`.secure`      runs TLS over the bytes of one connection.
+:mod:`.handshake`   checks who the peer is, and chooses the version that both sides speak.
+:mod:`.rights`      reads from a client's certificate what its holder may do.
+:mod:`.connection`  runs one connection: the handshake, then frames, with one write for each turn of the event
+                    loop.
+:mod:`.frames`      encodes payloads as frames, and decodes them.
+:mod:`.errors`      defines what goes wrong: a fault of the peer's, a fault of ours, a refused handshake.
+==================  ==========================================================================================
 """
 
 from __future__ import annotations

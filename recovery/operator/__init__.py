@@ -1,16 +1,20 @@
-"""What a person at the command line, or a program in their place, sees and does.
+"""What an operator, or a program in the place of one, sees and does.
+
+What enters: a ledger and the participants. What leaves: values for people and for JSON, and acts that are
+recorded in the ledger with who did them, when and why (:mod:`undoubt.coordinator.ledger.acting`).
 
 In the order in which an operator uses them:
 
-1. :mod:`undoubt.recovery.operator.survey`: everything that is prepared anywhere, and what the ledger says of
-it. 2. :mod:`undoubt.recovery.operator.explain`: one prepared branch, the safe action and the proof that it is
-safe;
-   :mod:`undoubt.recovery.operator.burden` is what the branch holds up.
-   :mod:`undoubt.recovery.operator.explain_heuristic`: a branch that has ended another way than was decided.
-3. :mod:`undoubt.recovery.operator.resolve`: commits and rolls back one branch, ends an impostor, forgets.
-4. :mod:`undoubt.recovery.operator.whole`: all branches of one transaction, looked at and ended together.
-
-5. :mod:`undoubt.recovery.operator.adopt`: the branches of a ledger that is lost.
-
-What is done is recorded with who does it, when and why (:mod:`undoubt.coordinator.ledger.acting`).
+=========================  ===================================================================================
+:mod:`.survey`             lists everything that is prepared anywhere, and what the ledger says about it.
+:mod:`.explain`            states of one prepared branch what is known, the safe action, and the proof that it
+                           is safe.
+:mod:`.burden`             reads which sessions a prepared branch blocks, and for how long it has held back
+                           vacuum.
+:mod:`.explain_heuristic`  explains a branch that has ended otherwise than was decided, and what to repair.
+:mod:`.resolve`            commits or rolls back one branch, rolls back an impostor, forgets a heuristic
+                           outcome.
+:mod:`.whole`              shows all branches of one transaction, and ends them in one direction.
+:mod:`.adopt`              shows and ends the branches of a ledger that is lost.
+=========================  ===================================================================================
 """

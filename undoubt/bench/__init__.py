@@ -1,21 +1,22 @@
-"""What a commit costs: undoubt beside what people write today, on the same servers, in the same minutes.
+"""The benchmark: what a commit costs, beside what people write by hand, on the same servers.
 
 The workload is *transfer*: two PostgreSQL servers with fsync on, one UPDATE in each, in rows that no two
-workers share. Each contender is a process of its own (:mod:`.worker`), so that its CPU time can be told
-apart; they take turns of about a second (:mod:`.rounds`), because the speed of a machine drifts by more than
-their difference within minutes. What counts is therefore the median of the ratios of neighbouring turns
-(:mod:`.figures`). Afterwards the databases are compared with what every contender says that it did
-(:mod:`.audit`): a contender that lost or invented a transfer has no figures.
+workers share. Each contender is a process of its own, so that its CPU time can be told apart. The contenders
+take turns of about a second, because the speed of a machine drifts within minutes by more than the contenders
+differ. The result is therefore the median of the ratios of neighbouring turns. A contender that lost or
+invented a transfer has no figures.
 
-=================  =================================================================================
-``command``        ``undoubt bench``
-``contract``       what a contender is
-``contenders``     one module each
-``worker``         the process of one contender
-``field``          the servers, and all the contenders' processes
-``cluster``        the nodes of those whose ledger is replicated: one cluster for all of them
-``rounds``         whose turn it is
-``figures``        from turns to rows and ratios
-``audit``          does what was counted agree with what is there
-=================  =================================================================================
+In the order in which a measurement passes them:
+
+==================  ==========================================================================================
+:mod:`.command`     implements ``undoubt bench``.
+:mod:`.contract`    declares what a contender is, and what it is given.
+:mod:`.contenders`  lists the contenders, one module for each kind.
+:mod:`.field`       starts the servers, and the process of every contender.
+:mod:`.cluster`     starts the nodes that the contenders with a replicated ledger share.
+:mod:`.worker`      runs one contender in its process, turn by turn.
+:mod:`.rounds`      decides which contender has the next turn.
+:mod:`.audit`       compares the databases with what the contenders counted.
+:mod:`.figures`     computes rows and ratios from the turns.
+==================  ==========================================================================================
 """

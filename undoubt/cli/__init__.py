@@ -1,9 +1,37 @@
 """The command ``undoubt``.
 
-``main`` is the entry point: it runs :mod:`undoubt.cli.root`, turns every error into one line on stderr
-and a status (:mod:`undoubt.cli.exits`), and shows a traceback only with ``--debug``. One file per group
-of commands; :mod:`~undoubt.cli.output` prints, :mod:`~undoubt.cli.context` opens what a command needs.
-Nothing heavy (SQLAlchemy, drivers, rich) is imported before a command needs it.
+``main`` is the entry point: it runs :mod:`undoubt.cli.root`, prints every error as one line on stderr, exits
+with a status (:mod:`undoubt.cli.exits`), and shows a traceback only with ``--debug``. SQLAlchemy, drivers and
+rich are imported when a command needs them.
+
+First what all commands share, in the order in which a command passes it; then one module for each group of
+commands:
+
+====================  ========================================================================================
+:mod:`.root`          names the commands, and imports the one that is called.
+:mod:`.context`       defines the flags of all commands, loads the settings, and opens ledger and
+                      participants.
+:mod:`.names`         parses transaction ids and gids on the command line.
+:mod:`.durations`     parses and prints lengths of time.
+:mod:`.shapes`        defines the JSON of every result.
+:mod:`.output`        prints results as a table or as JSON.
+:mod:`.exits`         defines the exit statuses, and gives each error one.
+:mod:`.node`          ``undoubt node``: runs a member of the ledger's cluster.
+:mod:`.cluster`       ``undoubt cluster init, status, certs``.
+:mod:`.members`       ``undoubt cluster add, promote, remove, transfer, snapshot, backup, restore``.
+:mod:`.ledger`        ``undoubt ledger``: creates, migrates, checks, backs up and restores a ledger.
+:mod:`.participants`  ``undoubt participants``: lists, checks and migrates databases.
+:mod:`.doctor`        ``undoubt doctor``: prints the findings of :mod:`undoubt.doctor`.
+:mod:`.tx`            ``undoubt tx``: shows transactions, and ends one.
+:mod:`.whole`         ``undoubt tx resolve``: ends all branches of one transaction.
+:mod:`.indoubt`       ``undoubt indoubt``: lists, explains and ends prepared branches.
+:mod:`.explain`       the JSON of ``undoubt indoubt explain``.
+:mod:`.explain_page`  the page of ``undoubt indoubt explain``.
+:mod:`.recover`       ``undoubt recover``: runs recovery by hand.
+:mod:`.adopt`         ``undoubt recover --adopt``: ends the branches of a ledger that is lost.
+:mod:`.audit`         ``undoubt audit``: lists what operators did.
+:mod:`.completion`    ``undoubt completion``: prints the completion script of a shell.
+====================  ========================================================================================
 """
 
 from __future__ import annotations

@@ -1,15 +1,20 @@
 """``undoubt demo``: real databases, real crashes, recovery, and the proof.
 
-What enters: how long to work. What leaves: one :class:`~undoubt.demo.proof.Proof`.
+What enters: for how many seconds to work. What leaves: one :class:`~undoubt.demo.proof.Proof`.
 
-- :mod:`~undoubt.demo.bank`: money in two databases, moved by the public API; and the audit, which asks the
-  databases directly.
-- :mod:`~undoubt.demo.worker`: the process that moves it, and kills itself at a named step of the
-  protocol.
-- :mod:`~undoubt.demo.workers`: the same process seen by its parent. - :mod:`~undoubt.demo.nodes`: the cluster
-  that keeps the ledger; :mod:`~undoubt.demo.node` is one process of it.
-- :mod:`~undoubt.demo.stage`: the two servers, the ledger and the configuration; removed at the end, or kept.
-- :mod:`~undoubt.demo.story`: what happens, in order.
-- :mod:`~undoubt.demo.show`: how it is told, on stderr.
-- :mod:`~undoubt.demo.command`: the command.
+In the order in which the demo passes them:
+
+===============  =============================================================================================
+:mod:`.command`  implements ``undoubt demo``.
+:mod:`.stage`    starts two servers and the ledger, writes the configuration, and removes all of it at the
+                 end.
+:mod:`.nodes`    starts the cluster that keeps the ledger.
+:mod:`.node`     runs one node of that cluster in its process.
+:mod:`.story`    runs the demo step by step.
+:mod:`.workers`  starts worker processes, and reads what they print.
+:mod:`.worker`   transfers money in a process that kills itself at a named step of the protocol.
+:mod:`.bank`     transfers money by the public API, and audits it by asking the databases.
+:mod:`.proof`    holds the result, in keys that scripts may rely on.
+:mod:`.show`     prints the course of the demo on stderr, and the proof.
+===============  =============================================================================================
 """

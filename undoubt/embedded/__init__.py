@@ -1,11 +1,16 @@
-"""Real PostgreSQL servers of one's own: for the demo, for tests, for trying things.
+"""PostgreSQL servers of one's own: for the demo, for tests, for experiments.
 
 What enters: settings. What leaves: a server that listens on 127.0.0.1, asks for its password there, and ends
 with its process.
 
-- :mod:`~undoubt.embedded.binaries`: where PostgreSQL's programs are.
-- :mod:`~undoubt.embedded.passwords`: the password, and how roles get it.
-- :mod:`~undoubt.embedded.server`: one server: start, stop, kill, start again.
+In the order in which a server's start passes them:
+
+=================  ===========================================================================================
+:mod:`.binaries`   finds PostgreSQL's programs, and copies them where another user must read them.
+:mod:`.places`     makes private temporary folders, and removes those of processes that have ended.
+:mod:`.passwords`  draws the password, and gives it to roles.
+:mod:`.server`     ``EmbeddedServer``: initialises, starts, stops and kills one server.
+=================  ===========================================================================================
 """
 
 from __future__ import annotations

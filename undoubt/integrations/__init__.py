@@ -1,4 +1,6 @@
-"""Doors for what applications are built with already. Each is imported by its users alone.
+"""Ways into a transaction from libraries that applications use already. Each is imported only by its users.
 
-:mod:`undoubt.integrations.sqlalchemy`: a ``Session`` over several engines, and one commit.
+==================  ==========================================================================================
+:mod:`.sqlalchemy`  gives SQLAlchemy a ``Session`` over several engines, with one commit.
+==================  ==========================================================================================
 """

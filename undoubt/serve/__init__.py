@@ -1,8 +1,19 @@
-"""Processes that stay: where settings, nodes, ledgers and recovery are put together and run until they are
-told to stop.
+"""Processes that stay: nodes of the ledger's cluster, and what is made before they start.
 
-What enters: :class:`~undoubt.config.Settings` and signals. What leaves: a process that says on stderr when
-it is ready, tells systemd so as well (:mod:`.notify`), and ends in an orderly way on SIGTERM or SIGINT.
-:mod:`.node` runs a member of the ledger's cluster, :mod:`.certs` makes certificates for it; the commands
-of :mod:`undoubt.cli` call them.
+What enters: :class:`~undoubt.config.Settings` and signals. What leaves: a process that says on stderr when it
+is ready, tells systemd so too, and ends in an orderly way on SIGTERM or SIGINT. The commands of
+:mod:`undoubt.cli` call these modules.
+
+In the order in which a node meets them:
+
+====================  ========================================================================================
+:mod:`.certs`         makes a CA, and certificates for nodes and clients.
+:mod:`.bootstrap`     makes a node's disk: for a new cluster, from a backup, or for a node that joins.
+:mod:`.force`         makes a new cluster from the newest disk of one whose majority is lost.
+:mod:`.secrets`       reads the secret of a lost ledger from its file or a backup.
+:mod:`.node`          runs a node, and recovery while the node leads.
+:mod:`.loop`          chooses the event loop.
+:mod:`.notify`        tells systemd the state of the process.
+:mod:`.pending_acts`  keeps an operator's act beside the disk until the cluster can record it.
+====================  ========================================================================================
 """

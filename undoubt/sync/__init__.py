@@ -12,10 +12,18 @@
             payments.execute("update accounts ...")
         # here it is committed in both, or TransactionAborted was raised and it is in neither
 
-Nothing is implemented twice: :mod:`~undoubt.sync.portal` runs the async engine's loop in one thread, and
-:mod:`~undoubt.sync.coordinator` and :mod:`~undoubt.sync.transaction` carry calls there. Statements do not go
-that way: a thread works with its branch's connection directly, and the engine takes over where the thread
-ends its transaction.
+Nothing is implemented twice: every call is the async engine's, and runs in its event loop. Statements do not
+go that way: a thread works with its branch's connection directly, and the engine uses that connection again
+when the thread ends the transaction.
+
+In the order in which a call passes them:
+
+===================  =========================================================================================
+:mod:`.connect`      ``connect``: makes a coordinator for threads.
+:mod:`.coordinator`  ``Coordinator``: begins transactions, and runs functions in them.
+:mod:`.transaction`  ``Transaction``: opens branches, commits, and rolls back.
+:mod:`.portal`       runs the event loop in a thread of its own, and takes calls from any other thread.
+===================  =========================================================================================
 """
 
 from __future__ import annotations

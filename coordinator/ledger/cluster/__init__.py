@@ -1,18 +1,27 @@
-"""``raft://a:7400,b:7400,c:7400``: the ledger that a cluster of nodes keeps, from a client's side.
+"""``raft://a:7400,b:7400,c:7400``: the client of a ledger that a cluster of nodes keeps.
 
-What enters: the calls of :mod:`undoubt.coordinator.ledger.contract`. What leaves: answers of whoever leads
-the cluster.
+What enters: the calls of :mod:`undoubt.coordinator.ledger.contract`. What leaves: the answers of the node
+that leads the cluster.
 
-- :mod:`.messages`: what travels; nodes speak it too.
-- :mod:`.route`: finds the leader, follows it, and asks again what went unanswered.
-- :mod:`.ledger`: the contract over a route.
-- :mod:`.survey`, ``operate``, ``backup``: what an operator sees, does, keeps.
-- :mod:`.links`, ``acceptors``: every node spoken to directly, and Paxos Commit's
-  leaders, who need no leader of the cluster.
-- :mod:`.rights`: which role of a client each call needs.
-- :mod:`.silence`: when a node is taken for gone.
+In the order in which a call passes them:
 
-A call is repeated until its deadline, at whoever leads then: all calls may be (``open_session`` by its
-nonce). Only when the deadline has passed does the caller hear ``LedgerUnavailable``: what was asked may have
-been recorded.
+=======================  =====================================================================================
+:mod:`.url`              reads the addresses and the TLS files of a ``raft://`` URL.
+:mod:`.ledger`           implements the contract: it sends each call to the leader.
+:mod:`.leader_client`    finds the leader, sends it waiting calls in one frame, and sends unanswered calls
+                         again to the next leader.
+:mod:`.messages`         defines and encodes what clients and nodes send each other.
+:mod:`.rights`           declares which role each call requires of a client's certificate.
+:mod:`.liveness`         measures for how long a node has left a question unanswered.
+:mod:`.acceptors`        leads Paxos Commit: it asks the acceptors of a session until the outcome of a
+                         transaction is known.
+:mod:`.acceptor_client`  sends requests to every acceptor over one connection each.
+:mod:`.status`           asks every node for its status, whether or not one leads.
+:mod:`.admin`            changes the members and the leader, and fetches snapshots and backups, for an
+                         operator.
+=======================  =====================================================================================
+
+A call is repeated until its deadline, at the node that leads then. All calls may be repeated
+(``open_session`` is recognized by its nonce). After the deadline the caller gets ``LedgerUnavailable``: the
+call may have been recorded.
 """

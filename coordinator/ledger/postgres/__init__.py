@@ -1,16 +1,26 @@
 """``postgresql+psycopg://…``: the ledger as tables of one PostgreSQL database, for any number of processes.
 
-What enters: the calls of the contract. What leaves: answers from rows that are committed, on disk, and on the
-synchronous standbys if there are any. From the top:
+What enters: the calls of :mod:`undoubt.coordinator.ledger.contract`. What leaves: answers from rows that are
+committed, on disk, and on the synchronous standbys if there are any.
 
-- :mod:`.ledger`: the contract.
-- :mod:`.decisions`: decisions of many callers in one statement (group commit).
-- :mod:`.upkeep`: who leads, ledger time, expiry, retention.
-- :mod:`.connections`: one statement, one transaction; what its failure means.
-- ``queries.sql``: all the statements, each with the reason why it is safe.
+In the order in which a call passes them:
 
-What keeps it right, in order: a decision holds its session's row FOR SHARE, so that no expiry passes it by;
-verdicts are read in one snapshot; every statement asks whether the server is still the one that the ledger
-knew (a failover or a restore begins a new incarnation); no transaction waits for a client, so no client that
-stops holds anybody up.
+===================  =========================================================================================
+:mod:`.address`      reads the URL, and gives psycopg its connection parameters.
+:mod:`.ledger`       implements the contract.
+:mod:`.decisions`    sends the decisions of many callers in one statement (group commit).
+:mod:`.sql`          loads the statements of ``queries.sql``; the reason why each is safe stands beside it.
+:mod:`.connections`  runs one statement in one transaction, and repeats it where that is safe.
+:mod:`.opening`      opens a connection, and checks which server it is and who could change the schema.
+:mod:`.errors`       translates the errors of psycopg and of the server into the contract's.
+:mod:`.codec`        translates rows into the contract's values.
+:mod:`.maintenance`  elects the process that advances ledger time, expires sessions and deletes old rows.
+:mod:`.tables`       creates, upgrades and checks the tables.
+:mod:`.rights`       lists the roles that may read the ledger's secret or change its rows.
+===================  =========================================================================================
+
+Why it is correct: a decision locks its session's row FOR SHARE, and an expiry updates that row, so that one
+excludes the other. Verdicts are read in one snapshot. Every statement checks whether the server is still the
+one that the ledger has seen before; a failover or a restore begins a new incarnation. No transaction waits
+for a client, so that a client that stops holds no lock.
 """

@@ -1,24 +1,29 @@
-"""A node's disk: what it keeps, and the files that keep it.
+"""A node's disk: what a node stores, and the files that hold it.
 
-What enters: :class:`~undoubt.coordinator.node.storage.contract.Write`, in order. What leaves: a future for
-each call, done once the writes are durable; and at the start
-:class:`~undoubt.coordinator.node.storage.contract.Stored`, everything that was. In the order in which a write
-passes:
+What enters: :class:`~undoubt.coordinator.node.storage.contract.DiskWrite`, in order. What leaves: for each of
+them a future that is done once it is durable; and at the start
+:class:`~undoubt.coordinator.node.storage.contract.Stored`, everything that the disk holds.
 
-====================  =============================================================================
-:mod:`.contract`      the values, and what any storage promises; the simulation has one of its own
-:mod:`.group_commit`  the driver's queue: what waits while the disk is busy is written together
-:mod:`.node_storage`  the storage that ships: puts the files below together, in one :mod:`.thread`
-:mod:`.logged`        what a record says; what all records amount to; checkpoints
-:mod:`.segment_log`   records in segments: appended, chained, dropped; told whether a tail is torn or damaged
-:mod:`.record`        one record in bytes
-:mod:`.segment`       one file of records
-:mod:`.snapshot_files`  images of the state machine
-:mod:`.history_file`  finished decisions, for people
-:mod:`.reserve`       space that is given up when the disk is full
-:mod:`.carry_over`    the one file of version 0.1.0
-====================  =============================================================================
+In the order in which a write passes them:
 
-Duties of whoever uses one: hold what depends on a write back until its future is done; after ``StoreBroken``
-write nothing more and end the process; never start a node again on a disk that raised ``StorageDamaged``.
+======================  ======================================================================================
+:mod:`.contract`        declares the values, and what every storage promises; the simulation has a storage of
+                        its own.
+:mod:`.group_commit`    queues writes while the disk is busy, and gives all that wait to the storage together.
+:mod:`.node_storage`    implements the contract with the files below.
+:mod:`.thread`          runs the storage's work in one thread, in order, and tells the event loop.
+:mod:`.logged`          defines what one record holds, computes what all records amount to, and makes
+                        checkpoints.
+:mod:`.segment_log`     appends records to segments, and tells a torn tail from damage when it opens them.
+:mod:`.record`          encodes one record, and finds the records of a segment.
+:mod:`.segment`         writes and syncs one preallocated file of records.
+:mod:`.snapshot_files`  writes and reads snapshots, one file each.
+:mod:`.history_file`    stores finished decisions in SQLite, for people.
+:mod:`.reserve`         reserves space that is released when the disk is full.
+:mod:`.carry_over`      reads the SQLite file of a node of version 0.1.0.
+======================  ======================================================================================
+
+The duties of the caller: send nothing that depends on a write before its future is done; after
+``StoreBroken`` write nothing more and end the process; never start a node again on a disk that raised
+``StorageDamaged``.
 """

@@ -1,4 +1,14 @@
-"""The contenders by name, each imported only in its own process."""
+"""The contenders by name. Each is imported only in its own process.
+
+In the order of the printed table:
+
+=================  ===========================================================================================
+:mod:`.plain`      commits by hand on asyncpg: two unrelated commits, and two-phase commit without a log.
+:mod:`.twophase`   commits with SQLAlchemy's own ``twophase=True``.
+:mod:`.product`    commits with undoubt, its ledger in SQLite.
+:mod:`.clustered`  commits with undoubt, its ledger on three nodes, by each protocol.
+=================  ===========================================================================================
+"""
 
 from __future__ import annotations
 

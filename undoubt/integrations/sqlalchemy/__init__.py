@@ -14,11 +14,24 @@
 ``async_sessionmaker``) asyncpg or psycopg engines and the coordinator of ``undoubt.connect``. Everything else
 is as it was: ``flush``, ``begin_nested``, events, ``with Session.begin()``.
 
-What happens, in order: the first statement on an engine makes its connection a branch (:mod:`~.member`, which
-the engine has as :mod:`~.taken`, with :mod:`~.psycopg_driver` or :mod:`~.asyncpg_driver`); ``commit`` flushes
-and hands all of them to the coordinator (:mod:`~.unit`); when it has finished, connections go back to their
-pools as clean as they came, or are thrown away; only then does the session hear that it has committed. It
-never rolls back after the decision.
+The session never rolls back after the decision. It reports the commit only when the connections are back in
+their pools, clean, or closed.
+
+In the order in which a commit passes them:
+
+===========================  =================================================================================
+:mod:`.session`              ``Session`` and ``AsyncSession``: make a connection a branch at the first
+                             statement on its engine.
+:mod:`.unit_of_work`         holds the connections of one transaction, and hands them to the coordinator at
+                             commit.
+:mod:`.sync_bridge`          calls the coordinator's event loop, through SQLAlchemy's greenlet or the portal.
+:mod:`.enlisted_connection`  replaces SQLAlchemy's own transaction on one connection by a branch.
+:mod:`.taken`                lends one connection of the user's pool to the coordinator until the branch has
+                             ended.
+:mod:`.adopted`              declares what is required of a driver's connection.
+:mod:`.asyncpg_driver`       implements that for asyncpg, inside SQLAlchemy's adapter.
+:mod:`.psycopg_driver`       implements that for psycopg, of either kind.
+===========================  =================================================================================
 """
 
 from __future__ import annotations

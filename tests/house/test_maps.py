@@ -1,0 +1,39 @@
+"""The docstring of a package names every module in it, and every reference to a module leads to one."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.house.reading import unmapped_modules
+from tests.house.tree import ROOMS, dotted, modules
+
+REFERENCE = re.compile(r":mod:`~?([\w.]+)`")
+
+
+def test_every_package_names_its_modules() -> None:
+    assert unmapped_modules() == []
+
+
+def test_every_reference_to_a_module_of_ours_leads_to_one() -> None:
+    """A map that names what was renamed or removed sends its reader astray."""
+    known = {dotted(path) for path in modules(*ROOMS, "tests")}
+    broken = {
+        (dotted(path), name)
+        for path in modules(*ROOMS, "tests")
+        for name, full in _references(path)
+        if full.startswith(("undoubt.", "tests.")) and full not in known
+    }
+    assert sorted(broken) == []
+
+
+def _references(path: Path) -> Iterator[tuple[str, str]]:
+    """As written, and in full."""
+    own = dotted(path)
+    package = own if path.name == "__init__.py" else own.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            for name in REFERENCE.findall(str(node.value.value)):
+                yield name, package + name if name.startswith(".") else name
