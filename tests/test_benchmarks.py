@@ -33,7 +33,7 @@ def test_the_nodes_own_time() -> None:
 def test_where_the_time_goes() -> None:
     """On real servers: every step and every layer of the page."""
     shown = told("benchmarks.where", "--seconds", "0.3", "--workers", "2")
-    page = (ROOT / "docs/performance.md").read_text()
+    page = (ROOT / "docs/performance-background.md").read_text()
     for step in ("begin", "update", "PREPARE", "the decision on disk", "COMMIT PREPARED", "all of it"):
         assert f"\n{step} " in shown
         assert f"| {step} |" in page

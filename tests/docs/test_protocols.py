@@ -1,4 +1,4 @@
-"""What ``docs/protocols.md`` says of states and costs is what the code has."""
+"""What ``docs/protocols.md`` and its background say of costs and states is what the code has."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from tests.docs.pages import ROOT
 from undoubt.participants.three_phase import TRANSITIONS
 
 PAGE = (ROOT / "docs" / "protocols.md").read_text("utf-8")
+BACKGROUND = (ROOT / "docs" / "protocols-background.md").read_text("utf-8")
 
 
 def test_the_diagram_is_the_table() -> None:
     """Broken if the states in the code and those that people are shown differ."""
-    diagram = PAGE.split("<!-- states -->")[1].split("```")[1]
+    diagram = BACKGROUND.split("<!-- states -->")[1].split("```")[1]
     drawn = re.findall(r"^    (\S+) --> (\S+): (.+)$", diagram, re.MULTILINE)
     assert drawn == [
         (before or "[*]", after, f"{event} (quorum)" if quorum_only else f"{event}")
