@@ -11,8 +11,8 @@ branches is recorded as a hazard, and the ledger may finish the transaction once
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.acting import acting, new_act
@@ -28,7 +28,7 @@ from undoubt.participants.contract import Decision, Settled, XactStatus
 from undoubt.participants.errors import ParticipantError, UndoubtError
 from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.registry import Registry
-from undoubt.recovery.errors import Conflict, NotPrepared
+from undoubt.recovery.errors import Conflict, NotAllSeen, NotPrepared
 from undoubt.recovery.operator.resolve import Operator
 from undoubt.recovery.operator.survey import Survey, SurveyedBranch, survey
 from undoubt.recovery.plan import BranchStanding
@@ -56,8 +56,10 @@ class BranchNow:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """``direction``: the safe one, None where nothing proves one; ``why`` says so. ``splits``: branches that
-    have ended the other way already. ``info`` is the ledger's, None where it has none."""
+    """``direction``: the safe one, None where nothing proves one; ``why`` says so. ``info`` is the ledger's,
+    None where it has none. Where no list of the branches is recorded there may be more of them: ``hidden``
+    are participants that do not answer and may have one, ``gaps`` the numbers below the highest one that
+    nothing tells of, as (first, last)."""
 
     txid: TxId
     info: TransactionInfo | None
@@ -66,6 +68,10 @@ class Whole:
     direction: Decision | None
     why: str
     seen: Survey
+    hidden: tuple[str, ...] = ()
+    gaps: tuple[tuple[int, int], ...] = ()
+    unlisted: bool = False
+    """No list is recorded, nothing proves a direction, and no coordinator is alive."""
 
     @property
     def prepared(self) -> list[BranchNow]:
@@ -79,6 +85,32 @@ class Whole:
     def splits(self, direction: Decision) -> list[BranchNow]:
         """Those that ended, or are proved to have ended, against ``direction``."""
         return [one for one in self.branches if _ended(one) not in {None, direction}]
+
+    @property
+    def not_seen(self) -> list[str]:
+        """For people: where there may be branches that nothing tells of."""
+        lines = [
+            f"participant {name!r} does not answer, and may have a branch of it"
+            f" ({self.seen.unreachable[name]})"
+            for name in self.hidden
+        ]
+        lines += [
+            f"branch {first} is not known: look for its rows"
+            if first == last
+            else f"branches {first} to {last} are not known: look for their rows"
+            for first, last in self.gaps
+        ]
+        return lines
+
+    @property
+    def more_unknown(self) -> str:
+        """For people, of a transaction that is ``unlisted``; else empty."""
+        if not self.unlisted:
+            return ""
+        return (
+            "no list of its branches is recorded: those that are not listed here are not known. Look for the"
+            " rows that the transaction wrote in the other databases"
+        )
 
 
 def _ended(one: BranchNow) -> Decision | None:
@@ -116,7 +148,23 @@ async def look(ledger: Ledger, participants: Registry, txid: TxId) -> Whole:
     if not branches and info is None:
         raise NotPrepared(f"neither the ledger nor any participant that answers knows of transaction {txid}")
     direction, why = _direction(info, prepared.values())
-    return Whole(txid, info, tuple(branches), ledger.ledger_id, direction, why, seen)
+    whole = Whole(txid, info, tuple(branches), ledger.ledger_id, direction, why, seen)
+    if info is not None and info.branches:
+        return whole
+    hidden = tuple(sorted(seen.unreachable.keys() - {one.participant for one in branches}))
+    active = any(one.standing is BranchStanding.ACTIVE for one in prepared.values())
+    unlisted = direction is None and not active
+    gaps = tuple(_gaps([one.number for one in branches])) if unlisted else ()
+    return replace(whole, hidden=hidden, gaps=gaps, unlisted=unlisted)
+
+
+def _gaps(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """What is missing from 1 up to the last of ``numbers``, which are in order and may be far apart."""
+    before = 0
+    for number in numbers:
+        if number > before + 1:
+            yield before + 1, number - 1
+        before = number
 
 
 def _prepared(number: int, found: SurveyedBranch, heuristic: Heuristic | None) -> BranchNow:
@@ -287,7 +335,8 @@ def _branches(found: list[BranchNow]) -> str:
 
 
 def check(whole: Whole, direction: Decision, *, heuristic: bool, contradict: bool) -> None:
-    """Raise ``Conflict`` if that needs a flag which is not given."""
+    """Raise ``Conflict`` if that needs a flag which is not given; ``NotAllSeen`` if nothing proves a
+    direction, and a participant that may have a branch does not answer."""
     if whole.direction is not direction:
         # Of a transaction whose coordinator is alive ABORT can be recorded: that splits nothing.
         fences = direction is Decision.ABORT and all(
@@ -299,6 +348,11 @@ def check(whole: Whole, direction: Decision, *, heuristic: bool, contradict: boo
                 " --heuristic"
             )
         against = whole.splits(direction)
+        if whole.direction is None and whole.hidden and not fences and not contradict:
+            raise NotAllSeen(
+                f"not everything could be seen of transaction {whole.txid}: {whole.not_seen[0]}; nothing was"
+                f" done. To {direction} the rest all the same, add --contradict"
+            )
         if against and not contradict:
             told = ", ".join(f"branch {one.number} in {one.participant}" for one in against)
             raise Conflict(

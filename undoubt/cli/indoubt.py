@@ -10,13 +10,22 @@ from typing import Any
 import click
 
 from undoubt.cli import shapes
-from undoubt.cli.context import Context, common, note_option, opened, pass_context, without_ledger, yes_option
+from undoubt.cli.context import (
+    Context,
+    OpenedLedger,
+    common,
+    note_option,
+    opened,
+    pass_context,
+    without_ledger,
+    yes_option,
+)
 from undoubt.cli.durations import Duration, show_duration
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.explain import document, heuristic_document
 from undoubt.cli.explain_page import explain_page
 from undoubt.cli.names import GidParam, NameParam
-from undoubt.cli.whole import end_unless_all_seen, page
+from undoubt.cli.whole import end_unless_all_seen, not_seen, page
 from undoubt.coordinator.errors import LedgerError, LedgerMisconfigured, LedgerMissing
 from undoubt.coordinator.ledger.contract import Heuristic
 from undoubt.participants.contract import Decision
@@ -311,18 +320,29 @@ async def _explain(context: Context, gid: Gid | Foreign | TxId) -> dict[str, Any
                 return await look(tools.ledger, tools.participants, gid.txid)
         one = seen.one(gid)
         told = await explain_branch(tools.ledger, tools.participants, one, seen)
-        return document(told, seen.siblings(one))
+        shown = document(told, seen.siblings(one))
+        shown["proof"] = [*await _others_not_seen(tools, one), *shown["proof"]]
+        return shown
+
+
+async def _others_not_seen(tools: OpenedLedger, one: SurveyedBranch) -> list[str]:
+    """Of a branch that a person has to decide: what is not known of its siblings."""
+    gid = one.branch.gid
+    if not isinstance(gid, Gid) or one.standing is not BranchStanding.FORGOTTEN:
+        return []
+    return not_seen(await look(tools.ledger, tools.participants, gid.txid))
 
 
 @dataclass(frozen=True)
 class _Before:
     """What is known of a branch before it is ended by hand. ``splits``: what was done by hand to its siblings
-    that the order contradicts; ``siblings``: all of it."""
+    that the order contradicts; ``siblings``: all of it; ``not_seen``: what is not known of them."""
 
     found: SurveyedBranch
     splits: list[Heuristic]
     siblings: list[Heuristic]
     order: Decision
+    not_seen: list[str]
 
     @property
     def standing(self) -> BranchStanding:
@@ -335,7 +355,7 @@ async def _before(context: Context, gid: Gid | Foreign, order: Decision) -> _Bef
         one = seen.one(gid)
         own = one.branch.gid
         splits = contradicted(own, order, seen.known) if isinstance(own, Gid) else []
-        return _Before(one, splits, seen.siblings(one), order)
+        return _Before(one, splits, seen.siblings(one), order, await _others_not_seen(tools, one))
 
 
 def _warn(context: Context, before: _Before) -> None:
@@ -347,6 +367,8 @@ def _warn(context: Context, before: _Before) -> None:
         context.output.note(sibling_line(one))
     if before.splits:
         context.output.note("This splits the transaction.")
+    for line in before.not_seen:
+        context.output.note(line)
 
 
 async def _commit(context: Context, gid: Gid | Foreign, heuristic: bool, contradict: bool, note: str) -> None:

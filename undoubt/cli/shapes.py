@@ -103,12 +103,15 @@ def prepared(one: SurveyedBranch, siblings: Sequence[Heuristic] = ()) -> dict[st
 
 def whole(told: Whole) -> dict[str, Any]:
     """A whole transaction as ``tx resolve`` and ``explain TXID`` print it; ``direction`` is the safe one,
-    null where none is proved to be."""
+    null where none is proved to be. ``hidden``: participants that do not answer and may have a branch of it;
+    ``not_known``: numbers of branches that nothing tells of, as [first, last]."""
     return {
         "txid": str(told.txid),
         "transaction": None if told.info is None else transaction(told.info, told.ledger_id),
         "direction": None if told.direction is None else str(told.direction),
         "why": told.why,
+        "hidden": list(told.hidden),
+        "not_known": [list(gap) for gap in told.gaps],
         "branches": [
             {
                 "number": one.number,

@@ -20,13 +20,15 @@ from undoubt.recovery.operator.whole import BranchNow, Resolver, Whole, check, l
 
 @click.command()
 @click.argument("txid", type=TxIdParam())
-@click.option("--commit", "direction", flag_value="commit", help="Commit every branch that is prepared.")
-@click.option("--rollback", "direction", flag_value="rollback", help="Roll every prepared branch back.")
+@click.option("--commit", is_flag=True, help="Commit every branch that is prepared.")
+@click.option("--rollback", is_flag=True, help="Roll every prepared branch back.")
 @click.option(
     "--heuristic", is_flag=True, help="Do it against or without a recorded decision; this is recorded."
 )
 @click.option(
-    "--contradict", is_flag=True, help="Do it although a branch has ended the other way: this splits it."
+    "--contradict",
+    is_flag=True,
+    help="Do it although a branch has ended the other way, or may have: this splits it.",
 )
 @click.option(
     "--participant-gone",
@@ -42,7 +44,8 @@ def resolve(
     context: Context,
     txid: TxId,
     *,
-    direction: str | None,
+    commit: bool,
+    rollback: bool,
     heuristic: bool,
     contradict: bool,
     gone: str | None,
@@ -56,7 +59,7 @@ def resolve(
     without a decision the protocol's own termination decides. Where no direction is proved to be safe, choose
     --commit or --rollback with --heuristic. TXID is a transaction's id, or the gid of one of its branches.
     Exit status 5 if a flag is missing for what you ask, or a branch is found to have ended the other way; 4
-    if not every participant answered.
+    if not every participant answered, or no list of the branches is recorded and one of them is not known.
 
     \b
     Example:
@@ -64,8 +67,13 @@ def resolve(
       undoubt tx resolve 3-4f1d0c9a77b2e815.42 --rollback --heuristic --note "agreed with accounting"
       undoubt tx resolve 3-4f1d0c9a77b2e815.42 --participant-gone payments
     """
-    if gone is not None and direction is not None:
-        raise click.UsageError("--participant-gone ends no branch: give it without --commit and --rollback")
+    if commit and rollback:
+        raise click.UsageError("--commit and --rollback contradict each other: give one of them")
+    if gone is not None and (commit or rollback or heuristic or contradict):
+        raise click.UsageError(
+            "--participant-gone ends no branch: give it without --commit, --rollback, --heuristic and"
+            " --contradict"
+        )
     found = context.run(_looked(context, txid))
     if not context.output.json:
         page(context.output, found)
@@ -74,7 +82,7 @@ def resolve(
         return
     if found.asks_protocol and not heuristic:
         found, yes = _let_it_terminate(context, txid, note, yes=yes), True
-    chosen = _chosen(found, direction)
+    chosen = Decision.COMMIT if commit else Decision.ABORT if rollback else found.direction
     if chosen is None or not found.prepared:
         _nothing_to_do(context, found, note, chosen)
         return
@@ -118,7 +126,13 @@ def warnings(found: Whole, chosen: Decision) -> list[str]:
         for one in found.branches
         if one.now in {"no_answer", "not_configured"}
     ]
-    return lines
+    return lines + not_seen(found)
+
+
+def not_seen(found: Whole) -> list[str]:
+    """That there may be other branches, which nothing tells of."""
+    lines = [*found.not_seen, *filter(None, [found.more_unknown])]
+    return [f"{line[0].upper()}{line[1:]}." for line in lines]
 
 
 def page(out: Output, found: Whole) -> None:
@@ -148,26 +162,24 @@ def page(out: Output, found: Whole) -> None:
             out.line(f"  branch {one.number}: {one.why}" + (f": {one.fix}" if one.fix else ""))
         if one.heuristic is not None and one.heuristic.note:
             out.line(f"  branch {one.number}: {one.heuristic.note}")
+    for line in not_seen(found):
+        out.line(f"  {line}")
 
 
 def end_unless_all_seen(found: Whole) -> None:
-    """Raise ``NotAllSeen`` if a branch could not be looked at."""
+    """Raise ``NotAllSeen`` if a branch could not be looked at, or there may be one that nothing tells of."""
     if hidden := [one for one in found.branches if one.now in {"no_answer", "not_configured"}]:
         told = ", ".join(f"branch {one.number} in {one.participant}" for one in hidden)
         raise NotAllSeen(f"not everything could be seen: {told}; {hidden[0].why or 'it is not configured'}")
-
-
-def _chosen(found: Whole, direction: str | None) -> Decision | None:
-    if direction is None:
-        return found.direction
-    return Decision.COMMIT if direction == "commit" else Decision.ABORT
+    if found.not_seen:
+        raise NotAllSeen(f"not everything could be seen: {'; '.join(found.not_seen)}")
 
 
 def _allowed(found: Whole, chosen: Decision, *, heuristic: bool, contradict: bool) -> bool:
     """Whether there is anything to ask; what would be refused is not asked."""
     try:
         check(found, chosen, heuristic=heuristic, contradict=contradict)
-    except Conflict:
+    except (Conflict, NotAllSeen):
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -94,6 +95,89 @@ def test_resolve_says_what_splits_before_it_asks(stage: Stage) -> None:
     ran = stage.run(*rollback, "--contradict", "--yes")
     assert ran.status == 5, "it is split, and says so"
     assert stage.run("tx", "resolve", "1-00112233445566ff.99", "--yes").status == 3
+
+
+@pytest.mark.parametrize("words", [("indoubt", "explain"), ("tx", "resolve")])
+def test_of_a_forgotten_transaction_a_silent_participant_may_have_a_branch(
+    stage: Stage, words: tuple[str, str]
+) -> None:
+    """Nothing names that branch: the ledger has forgotten the transaction, and its list cannot be had."""
+    one, other = stage.prepare(1, Verdict.FORGOTTEN)
+    stage.orders.down = ParticipantUnavailable("orders", "connection refused")
+    asked = stage.run(*words, str(one.txid))
+    told = "participant 'orders' does not answer, and may have a branch of it"
+    assert told in asked.out.lower()
+    if words == ("indoubt", "explain"):
+        assert asked.status == 4
+        assert f"not everything could be seen: {told}" in asked.err
+        shown = stage.run(*words, str(one.txid), "-o", "json").json
+        assert (shown["hidden"], shown["not_known"]) == (["orders"], [[1, 1]])
+        assert told in stage.run(*words, str(other)).out.lower().replace("\n", " ").replace("  ", " ")
+        return
+    assert asked.status == 5
+    for direction in ("--commit", "--rollback"):
+        refused = stage.run(*words, str(one.txid), direction, "--heuristic", "--yes")
+        assert refused.status == 4
+        assert told in refused.err
+        assert "--contradict" in refused.err
+    assert other in stage.payments.prepared
+    single = stage.run("indoubt", "rollback", str(other))
+    assert single.err.lower().index(told) < single.err.index("Roll back")
+    ended = stage.run(*words, str(one.txid), "--rollback", "--heuristic", "--contradict", "--yes")
+    assert ended.status == 4
+    assert stage.payments.fate(other) is XactStatus.ABORTED
+
+
+def test_of_a_forgotten_transaction_a_branch_that_nothing_tells_of_is_missed(stage: Stage) -> None:
+    """It has committed, say, before the ledger was restored from a backup: its sibling's number shows that
+    there was one."""
+    one, other = stage.prepare(1, Verdict.FORGOTTEN)
+    stage.orders.finish_by_hand(one, Decision.COMMIT)
+    missed = "branch 1 is not known: look for its rows"
+    explained = stage.run("indoubt", "explain", str(one.txid))
+    assert explained.status == 4
+    assert missed in explained.out.lower()
+    assert missed in explained.err
+    asked = stage.run("tx", "resolve", str(one.txid), "--rollback", "--heuristic")
+    assert asked.status == 2, "nobody is there to answer"
+    assert asked.err.lower().index(missed) < asked.err.index("Roll back 1 branch")
+    single = stage.run("indoubt", "rollback", str(other))
+    assert single.err.lower().index(missed) < single.err.index("Roll back")
+    assert other in stage.payments.prepared
+    ended = stage.run("tx", "resolve", str(one.txid), "--rollback", "--heuristic", "--yes")
+    assert ended.status == 4
+    assert missed in ended.err
+    assert stage.payments.fate(other) is XactStatus.ABORTED
+
+
+def test_a_branch_of_a_huge_number_makes_no_list_of_all_before_it(stage: Stage) -> None:
+    """Numbers from names are no sizes."""
+    gid = stage.gid(1, 2_000_000_000)
+    asyncio.run(stage._prepare(stage.orders, gid))
+    shown = stage.run("indoubt", "explain", str(gid.txid), "-o", "json").json
+    assert shown["not_known"] == [[1, 1_999_999_999]]
+
+
+@pytest.mark.parametrize("verdict", [Decision.COMMIT, Verdict.FORGOTTEN])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--commit", "--rollback"),
+        ("--rollback", "--commit", "--heuristic", "--contradict"),
+        ("--participant-gone", "payments", "--rollback"),
+        ("--participant-gone", "payments", "--heuristic"),
+        ("--participant-gone", "payments", "--contradict"),
+    ],
+)
+def test_flags_that_contradict_each_other_do_nothing(
+    stage: Stage, flags: tuple[str, ...], verdict: Verdict | Decision
+) -> None:
+    """The later one would win, against a recorded COMMIT too."""
+    one, other = stage.prepare(1, verdict)
+    ran = stage.run("tx", "resolve", str(one.txid), *flags, "--yes")
+    assert ran.status == 2
+    assert (one in stage.orders.prepared, other in stage.payments.prepared) == (True, True)
+    assert stage.json("audit") == []
 
 
 def test_resolve_of_a_participant_that_is_gone(stage: Stage) -> None:
