@@ -70,10 +70,7 @@ def resolve(
     if commit and rollback:
         raise click.UsageError("--commit and --rollback contradict each other: give one of them")
     if gone is not None and (commit or rollback or heuristic or contradict):
-        raise click.UsageError(
-            "--participant-gone ends no branch: give it without --commit, --rollback, --heuristic and"
-            " --contradict"
-        )
+        raise click.UsageError("--participant-gone ends no branch: give it without flags of how to end one")
     found = context.run(_looked(context, txid))
     if not context.output.json:
         page(context.output, found)
