@@ -67,10 +67,9 @@ def resolve(
       undoubt tx resolve 3-4f1d0c9a77b2e815.42 --rollback --heuristic --note "agreed with accounting"
       undoubt tx resolve 3-4f1d0c9a77b2e815.42 --participant-gone payments
     """
-    if commit and rollback:
-        raise click.UsageError("--commit and --rollback contradict each other: give one of them")
     if gone is not None and (commit or rollback or heuristic or contradict):
         raise click.UsageError("--participant-gone ends no branch: give it without flags of how to end one")
+    chosen = _direction(commit=commit, rollback=rollback)
     found = context.run(_looked(context, txid))
     if not context.output.json:
         page(context.output, found)
@@ -79,7 +78,7 @@ def resolve(
         return
     if found.asks_protocol and not heuristic:
         found, yes = _let_it_terminate(context, txid, note, yes=yes), True
-    chosen = Decision.COMMIT if commit else Decision.ABORT if rollback else found.direction
+    chosen = chosen or found.direction
     if chosen is None or not found.prepared:
         _nothing_to_do(context, found, note, chosen)
         return
@@ -88,6 +87,13 @@ def resolve(
     # What is not allowed is refused there as well, and recorded.
     results = context.run(_end(context, txid, chosen, heuristic=heuristic, contradict=contradict, note=note))
     _report(context, found, chosen, results)
+
+
+def _direction(*, commit: bool, rollback: bool) -> Decision | None:
+    """None if the safe one is wanted."""
+    if commit and rollback:
+        raise click.UsageError("--commit and --rollback contradict each other: give one of them")
+    return Decision.COMMIT if commit else Decision.ABORT if rollback else None
 
 
 def _let_it_terminate(context: Context, txid: TxId, note: str, *, yes: bool) -> Whole:
