@@ -65,8 +65,8 @@ def _put_aside(path: Path) -> str | None:
     return kept
 
 
-async def export_secret(settings: LedgerSettings, path: Path) -> None:
-    """Write the secret of a ledger to ``path``, for the day on which the ledger is lost. Raises
+async def export_secret(settings: LedgerSettings, path: Path, *, note: str = "") -> None:
+    """Write the secret of a ledger to ``path``, for the day on which the ledger is lost; recorded. Raises
     ``UsageError``, ``LedgerLocked`` while another process owns a SQLite ledger, ``LedgerError``."""
     ledger = await urls.open_ledger(settings)
     try:
@@ -79,7 +79,8 @@ async def export_secret(settings: LedgerSettings, path: Path) -> None:
                 raise LedgerLocked("the ledger is in use: stop that process first, or take a backup")
             case _:
                 raise UsageError("a cluster's secret is in its backups: `undoubt cluster backup`")
-        secret_file.write(path, ledger.ledger_id, secret)
+        async with acting(ledger, new_act("ledger init --export-secret", path, note)):
+            secret_file.write(path, ledger.ledger_id, secret)
     finally:
         await ledger.close()
 

@@ -79,7 +79,7 @@ def init(context: Context, export_secret: Path | None, *, former_lost: bool, not
             context.output.note(f"what was left of the former ledger is kept as {kept}")
     shown = msgspec.to_builtins(context.run(create(settings, note=note, verb=verb)))
     if export_secret is not None:
-        context.run(export(settings, export_secret.absolute()))
+        context.run(export(settings, export_secret.absolute(), note=note))
     if context.output.json:
         context.output.document(shown)
         return

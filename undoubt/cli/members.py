@@ -120,9 +120,10 @@ def transfer(context: Context, note: str, node: int) -> None:
 
 @click.command()
 @click.argument("node", required=False, default=0, type=click.IntRange(min=0), metavar="[NODE]")
+@note_option
 @common
 @pass_context
-def snapshot(context: Context, node: int) -> None:
+def snapshot(context: Context, node: int, note: str) -> None:
     """Have a node, or all of them, store a snapshot now.
 
     They do so by themselves as their logs grow. A snapshot makes a restart quicker and the log shorter.
@@ -131,7 +132,7 @@ def snapshot(context: Context, node: int) -> None:
     Example:
       undoubt cluster snapshot
     """
-    taken = context.run(_snapshots(context.settings().ledger, node))
+    taken = context.run(_snapshots(context.settings().ledger, node, note))
     if context.output.json:
         context.output.document({"snapshots": taken})
     else:
@@ -288,7 +289,8 @@ def _show(context: Context, status: NodeStatus) -> None:
     context.output.table(("node", "address", "member", ""), rows)
 
 
-async def _snapshots(settings: LedgerSettings, node: int) -> list[dict[str, Any]]:
+async def _snapshots(settings: LedgerSettings, node: int, note: str) -> list[dict[str, Any]]:
+    from undoubt.coordinator.ledger.acting import acting, new_act  # noqa: PLC0415
     from undoubt.coordinator.ledger.cluster import admin  # noqa: PLC0415
     from undoubt.coordinator.ledger.cluster.status import survey  # noqa: PLC0415
 
@@ -303,7 +305,13 @@ async def _snapshots(settings: LedgerSettings, node: int) -> list[dict[str, Any]
             return {"node": number, "index": None, "error": str(error)}
 
     wanted = [number for number in sorted(members) if node in {0, number}]
-    return list(await asyncio.gather(*map(one, wanted)))
+    subject = f"node {' '.join(map(str, wanted))}"
+    # Nothing that is recorded changes by it, and nodes without a leader can store one as well.
+    async with acting(admin.Acts(settings), new_act("cluster snapshot", subject, note), needed=False) as came:
+        taken = list(await asyncio.gather(*map(one, wanted)))
+        if failed := [each for each in taken if each["error"]]:
+            came.result = f"{len(failed)} of {len(taken)} nodes have stored none: {failed[0]['error']}"
+    return taken
 
 
 async def _backup(settings: LedgerSettings, file: Path, note: str) -> tuple[Any, int]:

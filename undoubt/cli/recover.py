@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 from typing import Any
 
 import click
@@ -13,10 +14,14 @@ from undoubt import wiring
 from undoubt.cli.adopt import Wishes, adopt, adopt_options
 from undoubt.cli.context import NO_LEDGER, Context, common, note_option, opened, pass_context, yes_option
 from undoubt.cli.exits import CommandError, Exit
+from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.ledger.acting import acting, new_act
 from undoubt.recovery.report import Report, ReportedBranch
 from undoubt.recovery.service import RecoveryService
 from undoubt.recovery.without_ledger import WithoutLedger
 
+ENDING = {"commit", "rollback", "terminate", "heuristic"}
+"""What recovery does about a branch that leaves something behind: it is ended, or recorded."""
 PAUSE_S = 1.0
 """Between two passes without a ledger."""
 
@@ -81,9 +86,9 @@ def recover(
     elif without_ledger:
         _tell(context, context.run(_without_ledger(context, ledger_id, once=once, dry_run=dry_run)))
     elif once or dry_run:
-        _tell(context, context.run(_once(context, dry_run)))
+        _tell(context, context.run(_once(context, dry_run, note)))
     else:
-        context.run(_stay(context))
+        context.run(_stay(context, note))
 
 
 def _tell(context: Context, report: Report) -> None:
@@ -105,10 +110,22 @@ def _tell(context: Context, report: Report) -> None:
         raise CommandError(Exit.FAILURE, f"{len(failed)} branches could not be resolved: {failed[0].why}")
 
 
-async def _once(context: Context, dry_run: bool) -> Report:
+async def _once(context: Context, dry_run: bool, note: str) -> Report:
+    """A pass that ended something is recorded afterwards: it does what is recorded already, and one that
+    runs every minute and finds nothing would push everything else out of the audit."""
     async with opened(context) as tools:
         service = RecoveryService(tools.ledger, tools.participants, tools.settings.recovery)
-        return await service.run_once(dry_run=dry_run)
+        report = await service.run_once(dry_run=dry_run)
+        ended = Counter(
+            line.action for line in report.lines if line.result == "done" and line.action in ENDING
+        )
+        if ended and not dry_run:
+            result = ", ".join(f"{action}: {count}" for action, count in sorted(ended.items()))
+            try:
+                await tools.ledger.record_act(new_act("recover --once", "what was left", note, result=result))
+            except LedgerError as error:
+                context.output.note(f"that you did this is not recorded: {error}")
+        return report
 
 
 async def _without_ledger(context: Context, ledger_id: str | None, *, once: bool, dry_run: bool) -> Report:
@@ -128,9 +145,12 @@ async def _without_ledger(context: Context, ledger_id: str | None, *, once: bool
         await participants.close()
 
 
-async def _stay(context: Context) -> None:
+async def _stay(context: Context, note: str) -> None:
     stop = asyncio.Event()
-    async with opened(context) as tools:
+    async with (
+        opened(context) as tools,
+        acting(tools.ledger, new_act("recover", "what is left and will be", note), needed=False),
+    ):
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         async with RecoveryService(tools.ledger, tools.participants, tools.settings.recovery, always=True):
             context.output.note("recovering; Ctrl-C ends it")

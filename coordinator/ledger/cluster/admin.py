@@ -113,6 +113,18 @@ async def snapshot(settings: LedgerSettings, address: str) -> int:
     return index
 
 
+class Acts:
+    """Where acts are recorded of which no node knows by itself."""
+
+    def __init__(self, settings: LedgerSettings) -> None:
+        self._settings = settings
+
+    async def record_act(self, act: Act) -> None:
+        """By whoever leads. Raises ``LedgerError``."""
+        async with _route(self._settings) as route:
+            await route.ask(calls.RecordActCall(act.clipped()), self._settings.request_timeout_s)
+
+
 async def image(settings: LedgerSettings, *, note: str = "") -> tuple[NodeStatus, BackupPiece, bytes]:
     """All of the replicated state as it is now: who told it, its last piece, the whole of its bytes. That it
     was given out is recorded, with ``note``."""

@@ -462,6 +462,18 @@ async def test_a_restored_ledger_has_no_act_that_seems_to_be_under_way(
     await ledger.close()
 
 
+async def test_who_took_the_secret_is_recorded(settings: LedgerSettings, tmp_path: Path) -> None:
+    """With it names can be made that the ledger believes."""
+    ledger = await opened(settings)
+    await ledger.close()
+    await maintenance.export_secret(settings, tmp_path / "secret", note="for the safe")
+    ledger = await opened(settings)
+    (act,) = await ledger.acts(limit=10)
+    await ledger.close()
+    assert (act.verb, act.subject) == ("ledger init --export-secret", str(tmp_path / "secret"))
+    assert (act.note, act.result) == ("for the safe", "done")
+
+
 async def test_a_backup_overwrites_nothing_and_a_damaged_one_is_refused(
     settings: LedgerSettings, tmp_path: Path
 ) -> None:

@@ -73,7 +73,9 @@ async def test_a_cluster_grows_hands_over_and_shrinks(tmp_path: Path) -> None:
         assert (grown["voters"], grown["learners"]) == ([1, 2], [])
         await nodes.run(0, "cluster", "transfer", "2")
         assert await nodes.leader() == 2
-        taken = await nodes.run(0, "cluster", "snapshot")
+        taken = await nodes.run(0, "cluster", "snapshot", "--note", "before the move")
+        (act,) = await recorded(ledger, "cluster snapshot", 1)
+        assert (act.subject, act.note, act.result) == ("node 1 2", "before the move", "done")
         assert [(each["node"], each["error"]) for each in taken["snapshots"]] == [(1, ""), (2, "")]
         status, told = await refused(nodes, 0, "cluster", "remove", "1")
         assert status == 2

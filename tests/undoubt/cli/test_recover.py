@@ -36,6 +36,10 @@ def test_once_resolves_what_is_decided_and_tells_of_each_branch(stage: Stage) ->
         XactStatus.ABORTED,
     )
     assert list(stage.orders.prepared) == [active]
+    (act,) = stage.json("audit")
+    assert (act["verb"], act["result"]) == ("recover --once", "commit: 2, rollback: 2")
+    stage.json("recover", "--once")
+    assert len(stage.json("audit")) == 1, "what finds nothing every minute would push out all the rest"
 
 
 def test_dry_run_does_nothing(stage: Stage) -> None:
