@@ -46,6 +46,20 @@ async def test_engine_of_another_database(app: App, world: World) -> None:
     await app.run(swapped, participants={orders: "payments", payments: "orders"})
 
 
+async def test_a_role_that_the_database_sets(world: World) -> None:
+    """Broken if an operator is told to grant, or to trust, the role that whoever owns the database has put in
+    the application's way."""
+    admin = world.admin["payments"]
+    name = await admin.fetchval("select quote_ident(current_database())")
+    await admin.execute(f"create role setter; alter database {name} set role = setter")
+    try:
+        async with application(world) as app:
+            await app.run(refused(r"role 'setter'.*run ALTER DATABASE .* RESET role;"))
+    finally:
+        await admin.execute(f"alter database {name} reset role; drop role setter")
+    assert await world.ids() == (set(), set())
+
+
 async def test_unknown_participant(app: App) -> None:
     orders, payments = app.engines["orders"], app.engines["payments"]
     await app.run(refused("unknown participant"), participants={orders: "orders", payments: "somewhere"})
