@@ -31,6 +31,17 @@ from undoubt.coordinator.errors import LedgerError, LedgerUnavailable, LedgerUnu
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 """No space on the filesystem; the user's or the project's quota is spent."""
+_MAYBE_NO_ROOM = frozenset(
+    {
+        sqlite3.SQLITE_IOERR_WRITE,
+        sqlite3.SQLITE_IOERR_SHMOPEN,
+        sqlite3.SQLITE_IOERR_SHMSIZE,
+        sqlite3.SQLITE_IOERR_SHMMAP,
+        sqlite3.SQLITE_IOERR_TRUNCATE,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
+"""What SQLite says where a file cannot be made or does not grow, for whatever reason."""
 _PROBE_BYTES = 64 * 1024
 
 
@@ -73,13 +84,21 @@ def _refused(ledger: Path, error: OSError) -> LedgerError:
 def no_room(error: BaseException, folder: Path) -> bool:
     """Whether ``error``, of a write to a file in ``folder``, says that there is no room.
 
-    SQLite reports ENOSPC as SQLITE_FULL, and a quota that is spent as an error of the write like any other
-    (``unixWrite`` in its os_unix.c); then a file of a few pages in the same folder tells.
-    """
+    SQLite reports ENOSPC as SQLITE_FULL where it writes pages, and as an error like any other where a quota
+    is spent, or the WAL's index cannot be made (``unixWrite``, ``unixShmMap`` in its os_unix.c); then a file
+    of a few pages in the same folder tells."""
     if isinstance(error, OSError):
         return error.errno in _NO_ROOM
     code = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR_WRITE and _spent(folder))
+    return code & 0xFF == sqlite3.SQLITE_FULL or (code in _MAYBE_NO_ROOM and _spent(folder))
+
+
+def not_opened(error: BaseException, folder: Path, ledger: str, why: str) -> LedgerError:
+    """What to raise for ``error`` where ``ledger`` cannot be read or made: no room is no damage. ``why``:
+    what is said of everything else."""
+    if no_room(error, folder):
+        return failed(error, folder, ledger)
+    return LedgerUnusable(why)
 
 
 def failed(error: BaseException, folder: Path, what: str) -> StoreFull | StoreBroken:

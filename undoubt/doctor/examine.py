@@ -13,7 +13,7 @@ from undoubt.config import Settings
 from undoubt.coordinator.errors import LedgerError
 from undoubt.doctor.cluster import look_at_nodes
 from undoubt.doctor.configuration import look_at_configuration
-from undoubt.doctor.ledger import look_at_ledger, missing, not_opened
+from undoubt.doctor.ledger import look_at_ledger, missing, not_opened, room_beside
 from undoubt.doctor.orphans import look_at_left, look_at_prepared
 from undoubt.participants.findings import Finding
 from undoubt.participants.ids import new_ledger_id
@@ -51,7 +51,8 @@ async def examine(
                 findings += await look_at_ledger(ledger, settings, older_than_s)
         except LedgerError as error:
             await stack.aclose()
-            return [*findings, *not_opened(error), *await _without_ledger(settings, only)]
+            room = room_beside(settings.ledger) if only is None else []
+            return [*findings, *not_opened(error), *room, *await _without_ledger(settings, only)]
         for participant in chosen:
             findings += vouched(checked[participant.name], seen.found)
             findings += await look_at_prepared(participant, seen, older_than_s)

@@ -84,6 +84,16 @@ def not_opened(error: LedgerError) -> list[Finding]:
     return [Finding(None, "ledger", Severity.UNREACHABLE if gone else Severity.PROBLEM, str(error), why)]
 
 
+def room_beside(settings: LedgerSettings) -> list[Finding]:
+    """Of a SQLite ledger that cannot be opened: whether that is for want of room."""
+    if not settings.url.startswith(SQLITE):
+        return []
+    try:
+        return [_room(Path(settings.url.removeprefix(SQLITE)).resolve())]
+    except OSError:  # no such folder, which is told already
+        return []
+
+
 async def look_at_ledger(ledger: Ledger, settings: Settings, older_than_s: float) -> list[Finding]:
     """Raises ``LedgerError``."""
     info = await ledger.info()

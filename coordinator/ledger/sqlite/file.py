@@ -25,7 +25,7 @@ class SqliteFile:
     """``what`` is the file's name in messages. Open one only while holding a lock on it."""
 
     def __init__(self, path: Path, what: str) -> None:
-        """Raises ``LedgerUnusable``."""
+        """Raises ``LedgerUnusable``, ``StoreFull``."""
         self.path = path
         self.what = what
         try:
@@ -34,7 +34,7 @@ class SqliteFile:
             mode = self.connection.execute("pragma journal_mode = wal").fetchone()[0]
             self.connection.execute("pragma synchronous = full")
         except sqlite3.Error as error:
-            raise LedgerUnusable(f"cannot open {what}: {error}") from error
+            raise disk.not_opened(error, path.parent, what, f"cannot open {what}: {error}") from error
         if mode != "wal":
             raise LedgerUnusable(f"{what} lies on a filesystem where SQLite cannot use a WAL (mode {mode})")
         _open_files.add(self)

@@ -74,9 +74,12 @@ def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
     index = kept.about.index + 1
     base = Mark(index, chained(START.chain, machine.snapshot()))
     new = path.with_name(path.name + ".restored")
-    for left in new.parent.glob(new.name + "*"):
-        left.unlink()
-    make(new, kept.about.ledger_id, machine.snapshot(), base)
+    _remove(new)
+    try:
+        make(new, kept.about.ledger_id, machine.snapshot(), base)
+    except BaseException:
+        _remove(new)  # on a full disk it takes what room there is
+        raise
     moved = former.move_aside(path)
     Anchor.create(anchored.path_of(path), kept.about.ledger_id, base).close()
     new.rename(path)
@@ -84,6 +87,11 @@ def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
     return RestoredLedger(
         kept.about.ledger_id, machine.state.incarnation, open_sessions, kept.about.at, moved, 0
     )
+
+
+def _remove(new: Path) -> None:
+    for left in new.parent.glob(new.name + "*"):
+        left.unlink()
 
 
 def _open_sessions(machine: Machine) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable
-from undoubt.coordinator.ledger import schema
+from undoubt.coordinator.ledger import disk, schema
 from undoubt.coordinator.ledger.anchor import START, Anchor, Mark, chained
 from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.ledger.sqlite import former, history, wal
@@ -90,9 +90,8 @@ class SqliteStore:
         try:
             return self._load()
         except (sqlite3.Error, TypeError, ValueError) as error:  # a column of another type, text for a hash
-            raise LedgerUnusable(
-                f"ledger {self.path} is damaged: {error}. Nothing was changed. {WAYS_OUT}"
-            ) from error
+            why = f"ledger {self.path} is damaged: {error}. Nothing was changed. {WAYS_OUT}"
+            raise disk.not_opened(error, self.path.parent, f"ledger {self.path}", why) from error
 
     def _load(self) -> Loaded:
         row = self._connection.execute("select idx, crc, state from snapshot").fetchone()
@@ -307,6 +306,8 @@ def revision(path: Path, *, cut: bool = False) -> str | None:
         raise LedgerUnusable(f"ledger {path} is damaged: {damage}. Nothing was changed. {WAYS_OUT}")
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
+            # Else SQLite makes a -shm, for which a full disk has no room.
+            connection.execute("pragma locking_mode = exclusive")
             tables = {
                 row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")
             }
@@ -317,7 +318,8 @@ def revision(path: Path, *, cut: bool = False) -> str | None:
             row = connection.execute("select version_num from alembic_version").fetchone()
             return None if row is None else str(row[0])
     except sqlite3.Error as error:
-        raise LedgerUnusable(f"cannot read ledger {path}: {error}") from error
+        why = f"cannot read ledger {path}: {error}"
+        raise disk.not_opened(error, path.parent, f"ledger {path}", why) from error
 
 
 def upgrade(path: Path) -> None:
@@ -332,7 +334,9 @@ def upgrade(path: Path) -> None:
             schema.SQLITE.upgrade(connection)
         engine.dispose()
     except sqlalchemy.exc.DBAPIError as error:
-        raise LedgerUnusable(f"cannot make the tables of ledger {path}: {error.orig}") from error
+        why = f"cannot make the tables of ledger {path}: {error.orig}"
+        cause = error.orig or error
+        raise disk.not_opened(cause, path.parent, f"the tables of ledger {path}", why) from error
 
 
 def _checksum(number: int, command: bytes) -> int:
