@@ -79,7 +79,7 @@ def move_aside(ledger: Path) -> str | None:
 def copy_aside(ledger: Path) -> str | None:
     """As :func:`move_aside`, by copies: SQLite cuts what it cannot read. Raises ``LedgerUnusable``,
     ``StoreFull`` if there is no room for the copies."""
-    there = _there(ledger)
+    there = [suffix for suffix in _there(ledger) if suffix != "-shm"]  # an index, which is made anew
     if not there:
         return None
     kept = _free_name(ledger, "before-restore")

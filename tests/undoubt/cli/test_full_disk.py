@@ -43,7 +43,7 @@ def says(code: int, message: str = "disk I/O error") -> sqlite3.OperationalError
 
 def test_a_ledger_is_read_where_there_is_no_room_for_the_index_of_its_wal(run: Run, tmp_path: Path) -> None:
     """SQLite makes a ``-shm`` of 32 KiB for it, unless it has the file for itself."""
-    (tmp_path / "l.db-shm").mkdir()
+    (tmp_path / "l.db-shm").symlink_to("nowhere/at-all")
     for words in (("ledger", "check"), ("tx", "list"), ("audit",), ("ledger", "backup", "BACKUP")):
         ran = run(*words)
         assert ran.status == 0, ran.err
