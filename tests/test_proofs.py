@@ -6,11 +6,13 @@ import asyncio
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.pgbouncer import program_or_skip
+from tests.prove import house
 from tests.prove.cases import NODES, OWN_STEPS, OWN_STEPS_IN_RECOVERY, Case, Victim, cases
 from tests.prove.node_process import NodeStep
 from tests.prove.processes import ROOT
@@ -252,3 +254,9 @@ def test_the_matrix_has_every_step_and_victim() -> None:
     for step in RecoveryStep:
         for victim in (Victim.RECOVERY, Victim.DATABASE, Victim.DATABASE_DOWN):
             assert (victim, True, str(step)) in seen
+
+
+async def test_the_map_of_a_commit_is_true(tmp_path: Path) -> None:
+    """Broken if ARCHITECTURE.md names other files than those that a commit enters."""
+    entered, elsewhere = await house.commits(tmp_path, 3)
+    assert house.unlike_the_map({file for file, _ in entered}, {file for file, _ in elsewhere}) == []

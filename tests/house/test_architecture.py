@@ -1,0 +1,53 @@
+"""What ARCHITECTURE.md says of the code is so."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.house.architecture import DISKS, PATH, files_named, section
+from tests.house.tree import ROOT, files
+
+LOOP = "The driver loop of Raft"
+
+
+@pytest.mark.parametrize("heading", [PATH, DISKS, LOOP])
+def test_every_file_of_a_commit_exists(heading: str) -> None:
+    """Whether they are the right ones, ``tests.prove.house`` finds out."""
+    assert (named := files_named(heading))
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
+
+
+def test_every_path_leads_somewhere() -> None:
+    """Links, and paths in backquotes, which may be the last part of one."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    paths = re.findall(r"\]\((?!#|http)([^)]+)\)|`([\w/]+\.(?:py|md|sql))`", text)
+    known = [f"/{path.relative_to(ROOT)}" for path in files()]
+    names = {link or path for link, path in paths}
+    assert {name for name in names if not any(path.endswith(f"/{name}") for path in known)} == set()
+
+
+def test_the_driver_loop_is_the_codes() -> None:
+    """Everything that the shortened loop uses is used in the code, in the same order."""
+    code = {}
+    for name in files_named(LOOP):
+        for node in ast.walk(ast.parse((ROOT / name).read_text())):
+            if isinstance(node, ast.FunctionDef):
+                code[node.name.removeprefix("_")] = list(_used(node))
+    block = re.search(r"```python\n(.*?)```", section(LOOP), re.DOTALL)
+    assert block is not None
+    shown = [node for node in ast.parse(block[1]).body if isinstance(node, ast.FunctionDef)]
+    assert len(shown) == 3
+    for function in shown:
+        rest = iter(code[function.name])
+        assert [word for word in _used(function) if word not in rest] == [], function.name
+
+
+def _used(function: ast.AST) -> Iterator[str]:
+    """The attributes, in the order of the text, without the underscore of private ones."""
+    found = [node for node in ast.walk(function) if isinstance(node, ast.Attribute)]
+    for node in sorted(found, key=lambda node: (node.end_lineno, node.end_col_offset)):
+        yield node.attr.removeprefix("_")
