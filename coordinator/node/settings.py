@@ -8,6 +8,10 @@ from undoubt.coordinator.raft import RaftSettings
 from undoubt.coordinator.wire import VERSIONS, Versions
 from undoubt.participants.bounds import OutOfBounds, count, path, seconds, text, texts
 
+UNCOMMITTED_BYTES_MAX = 8 * 1024 * 1024
+"""A node has to store what is under way before the votes behind it. So it must fit into what is given up on a
+full disk (:mod:`.storage.reserve`), with a segment that is begun for it."""
+
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One member of the cluster that keeps the ledger. Times are in seconds."""
@@ -62,4 +66,5 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             snapshot_retry_ticks=ticks,
             trailing_entries=self.trailing_entries,
             apply_bytes_max=512 * 1024,
+            uncommitted_bytes_max=UNCOMMITTED_BYTES_MAX,
         )

@@ -32,6 +32,8 @@ from undoubt.coordinator.node.storage.segment import (
 )
 
 SEGMENT_BYTES = 4 * 1024 * 1024
+SMALL_BYTES = 64 * 1024
+"""Of a segment on a disk that has no room for more."""
 ANCHOR_NAME = "log.anchor"
 
 
@@ -179,19 +181,26 @@ class SegmentLog:
 
     def _begin_segment(self, bytes_min: int) -> None:
         self._spare = False
+        header = SegmentHeader.new(
+            self.segment + 1, self._mark, self._active.end, self._active.header.identity
+        )
         try:
-            following = Segment.create(
-                self._folder,
-                SegmentHeader.new(
-                    self.segment + 1, self._mark, self._active.end, self._active.header.identity
-                ),
-                size_bytes=max(self._size_bytes, bytes_min),
-            )
+            following = self._created(header, bytes_min)
         except OSError as error:
             raise disk.failed(error, self._folder, _what(self._folder)) from error
         self._active.close()
         self._sealed.append(self._active.header.number)
         self._active, self._spoilt = following, False
+
+    def _created(self, header: SegmentHeader, bytes_min: int) -> Segment:
+        """On a disk that has no room for a whole segment, one that holds little: a vote needs no more, and
+        must not wait for others to free space. Raises ``OSError``."""
+        try:
+            return Segment.create(self._folder, header, size_bytes=max(self._size_bytes, bytes_min))
+        except OSError as error:
+            if self._size_bytes <= SMALL_BYTES or not disk.no_room(error, self._folder):
+                raise
+            return Segment.create(self._folder, header, size_bytes=max(SMALL_BYTES, bytes_min))
 
 
 def _remove_unnamed(folder: Path) -> None:

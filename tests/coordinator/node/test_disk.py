@@ -12,18 +12,20 @@ from pathlib import Path
 import pytest
 
 from tests.coordinator.node.cluster import Cluster, client, running
-from tests.coordinator.node.full_disk import FullDisk
+from tests.coordinator.node.full_disk import FullDisk, without_room
 from tests.coordinator.node.test_node import BRANCHES
 from tests.coordinator.node.test_storage import FIRST, IDENTITY, entries, found, last_segment, opened
 from undoubt.coordinator.ledger import disk as verdict
 from undoubt.coordinator.ledger.anchor import Anchor, Mark
 from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.ledger.disk import StoreBroken, StoreFull
+from undoubt.coordinator.node.settings import NodeSettings
 from undoubt.coordinator.node.storage import segment, snapshot_files
 from undoubt.coordinator.node.storage.contract import DiskWrite, Finished, Snapshot
 from undoubt.coordinator.node.storage.group_commit import Disk
 from undoubt.coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
-from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME
+from undoubt.coordinator.node.storage.reserve import RESERVE_BYTES
+from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME, SEGMENT_BYTES
 from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
@@ -238,6 +240,34 @@ async def test_what_a_failed_sync_may_have_left_in_memory_is_written_again(
         if begin <= covered:
             covered = max(covered, until)
     assert covered >= end
+
+
+async def test_a_vote_needs_no_room_for_a_whole_segment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken if a node that has room for its vote, and not for 4 MB, elects nobody until others free
+    space."""
+    storage = await opened(folder, segment_bytes=SEGMENT_BYTES)
+    without_room(storage)
+    allocate = segment.allocate
+
+    def refuse(path: Path, size_bytes: int) -> None:
+        if size_bytes > 1024 * 1024:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(path, size_bytes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "allocate", refuse)
+        assert not await storage.write([DiskWrite(hard_state=HardState(9, 2))])
+    await storage.close()
+    assert (await found(folder)).hard_state == HardState(9, 2)
+
+
+def test_what_is_under_way_fits_into_what_is_given_up() -> None:
+    """Broken if votes wait for room behind entries that were under way when the disk became full."""
+    raft = NodeSettings().raft
+    at_once = max(raft.uncommitted_bytes_max, raft.inflight_bytes_max) + raft.append_bytes_max
+    assert at_once + SEGMENT_BYTES < RESERVE_BYTES
 
 
 async def test_an_anchor_without_room_stays_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
