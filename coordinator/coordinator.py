@@ -36,7 +36,7 @@ from undoubt.coordinator.session import SessionKeeper
 from undoubt.coordinator.settings import PROTOCOLS, CoordinatorSettings
 from undoubt.coordinator.transaction import Transaction
 from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
-from undoubt.participants.bounds import count, seconds
+from undoubt.participants.bounds import OutOfBounds, choice, count, having, seconds
 from undoubt.participants.contract import Branch, Participant
 from undoubt.participants.errors import UndoubtError, UsageError, WrongLoop
 from undoubt.participants.ids import Gid, SessionKey, TxId
@@ -86,6 +86,14 @@ class Coordinator:
         observe: Observer | None = None,
         meter: TransactionMeter | None = None,
     ) -> None:
+        having("ledger", ledger, "an open ledger", "decide", "open_session")
+        having("participants", participants, "a Registry", "get", "add", "find")
+        if settings is not None and not isinstance(settings, CoordinatorSettings):
+            raise OutOfBounds("settings", f"must be CoordinatorSettings, not {type(settings).__name__}")
+        if observe is not None:
+            having("observe", observe, "a function of a step and its subject")
+        if meter is not None:
+            having("meter", meter, "a meter of transactions", "ended")
         self.ledger = ledger
         self.ledger_id = ledger.ledger_id
         self.participants = participants
@@ -125,9 +133,7 @@ class Coordinator:
         self.check_here()
         if self._closed:
             raise CoordinatorClosed
-        named = protocol or self.settings.protocol
-        if named not in tuple(PROTOCOLS):  # also what cannot be hashed
-            raise UsageError(f"unknown protocol {named!r}; known: {', '.join(PROTOCOLS)}")
+        named = choice("protocol", self.settings.protocol if protocol is None else protocol, PROTOCOLS)
         if PROTOCOLS[named] is GidProtocol.PAXOS and self.ledger.acceptors is None:
             raise UsageError(
                 "protocol 'paxos' needs a cluster of nodes, which are its acceptors: ledger.url ="
@@ -184,6 +190,8 @@ class Coordinator:
         begun: then whoever asks cancels what it waits for, and ``cause`` is told if it aborts."""
         self.check_here()
         txid = TxId.of(txid)
+        if not isinstance(cause, BaseException):
+            raise OutOfBounds("cause", f"must be an exception, not of type {type(cause).__name__}")
         transaction = self._transactions.get(txid)
         if transaction is None:
             return False

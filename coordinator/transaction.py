@@ -25,6 +25,7 @@ from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, Trans
 from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation
 from undoubt.coordinator.protocols.context import CommitContext, Phase, known_heuristics
 from undoubt.coordinator.uncancellable import Uncancellable, all_done, all_of, uncancellable
+from undoubt.participants.bounds import having, text
 from undoubt.participants.contract import Branch, Decision, Participant
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import BRANCH_NUMBER_MAX, NO_KEY, Gid, SessionKey, TxId
@@ -204,6 +205,7 @@ class Transaction:
         self._check_active()
         if self._doom is not None:
             self._raise_aborted(self._doom)
+        text("name", name)
         branch = self._branches.get(name)
         if branch is None:
             branch = await self._open(name)
@@ -217,6 +219,7 @@ class Transaction:
         self._check_active()
         if self._doom is not None:
             self._raise_aborted(self._doom)
+        having("opener", opener, "what opens a branch", "begin")
         if opener.name in self._branches or opener.name in self._opening:
             raise UsageError(f"transaction {self.id} has a branch in participant {opener.name!r} already")
         return await self._open(opener.name, opener)

@@ -6,6 +6,8 @@ Whatever takes such a value judges it here when it is given. What passed ``float
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from undoubt.participants.errors import UsageError
 
 DURATION_S_MAX = 3_650 * 86_400.0
@@ -93,8 +95,31 @@ def path(name: str, value: object, *, empty: bool = False, last_most: int = FILE
     return given
 
 
+def flag(name: str, value: object) -> bool:
+    """``value`` if it is a truth value, and not merely true or false as a condition."""
+    if not isinstance(value, bool):
+        raise OutOfBounds(name, f"must be True or False, not {_shown(value)}")
+    return value
+
+
+def choice(name: str, value: object, known: Iterable[str]) -> str:
+    """``value`` if it is one of the texts ``known``. Raises :class:`OutOfBounds`."""
+    names = tuple(known)
+    if not isinstance(value, str) or value not in names:
+        raise OutOfBounds(name, f"must be one of {', '.join(names)}, not {_shown(value)}")
+    return value
+
+
+def having(name: str, value: object, what: str, *calls: str) -> None:
+    """Raise :class:`OutOfBounds` unless ``value`` can be called, or has all ``calls``; ``what`` it must be,
+    for people."""
+    lacks = [call for call in calls if not callable(getattr(value, call, None))]
+    if lacks or (not callable(value) if not calls else isinstance(value, type)):
+        raise OutOfBounds(name, f"must be {what}, not {_shown(value)}")
+
+
 def _shown(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"  # CPython refuses to write very long ones
-    text = f"{value!r}"
-    return text if len(text) <= 80 else f"{text[:80]}…"
+    shown = f"{value!r}"
+    return shown if len(shown) <= 80 else f"{shown[:80]}…"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from undoubt.participants.bounds import having, text
 from undoubt.participants.contract import Participant
 from undoubt.participants.errors import UnknownParticipant, UsageError
 from undoubt.participants.ids import check_participant_name
@@ -17,7 +18,8 @@ class Registry:
 
     def add(self, participant: Participant) -> None:
         """Register ``participant`` under its name; a name that is taken, or that another participant had
-        before, raises ``UsageError``: each branch has to be one database's."""
+        before, raises ``UsageError``: each branch has to be one database's; so does what is none."""
+        having("participant", participant, "a participant", "begin", "in_doubt", "settle")
         name = check_participant_name(participant.name)
         if name in self._by_name:
             raise UsageError(f"participant {name!r} is registered already; remove it first")
@@ -36,7 +38,9 @@ class Registry:
         return participant
 
     def get(self, name: str) -> Participant:
-        """Raises :class:`~undoubt.participants.errors.UnknownParticipant`."""
+        """Raises :class:`~undoubt.participants.errors.UnknownParticipant`, and ``UsageError`` for what is no
+        text."""
+        text("name", name)
         try:
             return self._by_name[name]
         except KeyError:

@@ -114,6 +114,11 @@ def load(
     """
     given: dict[KeyPath, _Given] = {}
     file: Path | None = None
+    if not isinstance(source, str | os.PathLike | Mapping | None):
+        raise ConfigurationError(
+            "source must be the path of a file, a mapping, ready settings or None, not of type"
+            f" {type(source).__name__}"
+        )
     if isinstance(source, Mapping):
         given |= _flatten(source, origin="given in code", folder=_here())
     else:

@@ -12,6 +12,7 @@ from undoubt.config import Settings, load
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.ledger import open_ledger
 from undoubt.coordinator.protocols.steps import Observer
+from undoubt.participants.bounds import choice, flag, having, text
 from undoubt.participants.errors import WrongLoop
 from undoubt.recovery.service import RecoveryService
 
@@ -19,6 +20,30 @@ if TYPE_CHECKING:
     from undoubt.metrics import Metrics
     from undoubt.participants.postgres.drivers import Handles
     from undoubt.wiring import OnConnects
+
+
+def _judge(
+    *,
+    observe: object,
+    recover: object,
+    metrics: object,
+    handles: object,
+    on_connect: object,
+    create: object,
+) -> None:
+    """What ``connect`` was given, before anything is opened. Raises ``UsageError``, which names it."""
+    if observe is not None:
+        having("observe", observe, "a function of a step and its subject")
+    flag("recover", recover)
+    if metrics is not None:
+        having("metrics", metrics, "undoubt.metrics.Metrics", "timed", "ended")
+    choice("handles", handles, ("async", "sync"))
+    hooks = on_connect.items() if isinstance(on_connect, Mapping) else [("", on_connect)]
+    for name, hook in hooks:
+        text("a name in on_connect", name)
+        if hook is not None:
+            having("on_connect", hook, "a function of a connection, or a mapping from names to such")
+    flag("create", create)
 
 
 @contextlib.asynccontextmanager
@@ -52,6 +77,14 @@ async def connect(
     Raises ``ConfigurationError`` or ``LedgerError``, and ``WrongLoop`` if it is left in another event loop
     than it was entered in.
     """
+    _judge(
+        observe=observe,
+        recover=recover,
+        metrics=metrics,
+        handles=handles,
+        on_connect=on_connect,
+        create=create,
+    )
     settings = source if isinstance(source, Settings) else load(source)
     async with contextlib.AsyncExitStack() as stack:
         ledger = await open_ledger(settings.ledger, create=create or (lambda: wiring.nothing_left(settings)))

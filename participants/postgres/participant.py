@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from undoubt.participants.bounds import OutOfBounds, choice, having, text
 from undoubt.participants.contract import (
     Branch,
     Decision,
@@ -88,9 +89,16 @@ class PostgresParticipant:
         handles: Handles = "async",
         on_connect: OnConnect | None = None,
     ) -> None:
-        self._name = check_participant_name(name)
+        self._name = check_participant_name(text("name", name))
+        if not isinstance(settings, ParticipantSettings):
+            raise OutOfBounds("settings", f"must be ParticipantSettings, not {type(settings).__name__}")
+        choice("handles", handles, ("async", "sync"))
+        if on_connect is not None:
+            having("on_connect", on_connect, "a function of a connection")
         self._settings = settings
-        connector = new_connector(name, settings, ledger_name(check_ledger_id(ledger_id)), handles)
+        connector = new_connector(
+            name, settings, ledger_name(check_ledger_id(text("ledger_id", ledger_id))), handles
+        )
         self._connector = connector
         self._hook = Hook(name, settings.init, on_connect)
         idle_s = settings.connections_idle_s

@@ -37,6 +37,7 @@ class Coordinator:
     """
 
     def __init__(self, opening: Opening) -> None:
+        bounds.having("opening", opening, "a function that opens a coordinator")
         self._opening = opening
         self._stack = contextlib.AsyncExitStack()
         self._opening_or_shutting = asyncio.Lock()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.undoubt.sync.test_transactions import Stage, stage, stages, transfer
+from undoubt.participants.contract import XactStatus
 from undoubt.participants.errors import UsageError
-from undoubt.participants.scripted import Fate
 
 __all__ = ["stage", "stages"]
 
@@ -50,4 +50,4 @@ def test_what_is_to_be_awaited_commits_nothing(stage: Stage) -> None:
 
     with pytest.raises(UsageError, match="has to be awaited"):
         stage.coordinator.run(work)
-    assert Fate.COMMITTED not in stage.fates()
+    assert XactStatus.COMMITTED not in stage.fates()

@@ -12,6 +12,7 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.orm.session import SessionTransaction
 
 from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.settings import PROTOCOLS
 from undoubt.integrations.sqlalchemy.enlisted_connection import checked_in, failed
 from undoubt.integrations.sqlalchemy.sync_bridge import Bridge
 from undoubt.integrations.sqlalchemy.unit_of_work import Unit
@@ -45,15 +46,19 @@ class Session(orm.Session):
         twophase: bool = False,
         **options: Any,
     ) -> None:
-        if twophase:
+        if bounds.flag("twophase", twophase):
             raise UsageError("twophase=True is SQLAlchemy's own, which checks nothing: leave it out")
         if timeout is not None:
             bounds.seconds("timeout", timeout, zero=False)
+        if protocol is not None:
+            bounds.choice("protocol", protocol, PROTOCOLS)
+        bridge = Bridge(coordinator)
+        engines = _judged(participants)
         super().__init__(*arguments, **options)
         self.undoubt_timeout = timeout
         self.undoubt_protocol = protocol
-        self._undoubt_bridge = Bridge(coordinator)
-        self._undoubt_participants = {_synchronous(engine): name for engine, name in participants.items()}
+        self._undoubt_bridge = bridge
+        self._undoubt_participants = engines
         self._undoubt_unit: Unit | None = None
         for engine in self._undoubt_participants:
             if engine not in _watched:
@@ -73,6 +78,22 @@ class Session(orm.Session):
             if known is engine or known.pool is engine.pool:
                 return name
         return None
+
+
+def _judged(participants: object) -> dict[sa.Engine, str]:
+    """Names by synchronous engines. Raises ``UsageError``."""
+    if not isinstance(participants, Mapping):
+        raise bounds.OutOfBounds(
+            "participants",
+            f"must be a mapping from engines to names, not of type {type(participants).__name__}",
+        )
+    for engine, name in participants.items():
+        if not isinstance(engine, sa.Engine | sa_asyncio.AsyncEngine):
+            raise bounds.OutOfBounds(
+                "participants", f"must have engines as keys, not of type {type(engine).__name__}"
+            )
+        bounds.text("a name in participants", name, empty=False)
+    return {_synchronous(engine): name for engine, name in participants.items()}
 
 
 def _synchronous(engine: sa.Engine | sa_asyncio.AsyncEngine) -> sa.Engine:
