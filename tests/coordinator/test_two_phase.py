@@ -354,7 +354,7 @@ async def test_misuse_is_refused_clearly(stages: Any) -> None:
             await tx.commit()
         with pytest.raises(TransactionEnded):
             await tx.branch("alpha")
-    with pytest.raises(UsageError, match="unknown protocol"):
+    with pytest.raises(UsageError, match="protocol must be one of"):
         stage.coordinator.transaction(protocol="4pc")
 
 
