@@ -141,7 +141,7 @@ async def join(settings: Settings, address: str = "", note: str = "") -> Joined:
     made = not lives_in(folder)
     if made:
         create(folder, DiskIdentity(cluster, number, new_nonce()), *joining())
-    storage, stored = await NodeStorage.open(folder)
+    storage, stored = await NodeStorage.open(folder, number=number)
     await storage.close()
     me = stored.identity
     if (me.cluster, me.node) != (cluster, number):

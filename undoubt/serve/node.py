@@ -97,7 +97,7 @@ def _spare_the_collector() -> None:
 
 async def _open(settings: Settings) -> Node:
     number = number_of(settings)
-    storage, stored = await NodeStorage.open(Path(settings.node.data))
+    storage, stored = await NodeStorage.open(Path(settings.node.data), number=number)
     try:
         _check_number(stored.identity, number, settings.node.data)
         wire = wire_of(settings.ledger)

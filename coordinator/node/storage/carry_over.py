@@ -36,6 +36,10 @@ _decode_marks = msgspec.msgpack.Decoder(Marks).decode
 _decode_configuration = msgspec.msgpack.Decoder(Configuration).decode
 
 
+class LogMissing(Exception):
+    """The file is one of this version, which holds history alone: the log that was beside it is not there."""
+
+
 class _Mismatch(Exception):
     """A row is not what was written."""
 
@@ -46,16 +50,17 @@ def wanted(folder: Path) -> bool:
     return (folder / FILE_NAME).exists() and not numbers_in(folder)
 
 
-def load(folder: Path) -> Stored:
-    """Everything, checked. Raises ``LedgerUnusable``, ``StorageDamaged`` among it."""
+def load(folder: Path, number: int = 0) -> Stored:
+    """Everything, checked. ``number``: the node's, for messages, where the file does not tell it. Raises
+    ``LedgerUnusable``, ``StorageDamaged`` among it, and :class:`LogMissing`."""
     path = folder / FILE_NAME
     if damage := wal.damage(path):  # before SQLite opens the file, and cuts it
         raise StorageDamaged(
             f"node data {path} is damaged: {damage}. What is missing may have been acknowledged: this node"
             " must not run on this disk any more. Let it rejoin under a new number: `undoubt cluster remove"
-            " NUMBER` and then `undoubt cluster add`, on an empty folder"
+            f" {number or 'NUMBER'}` and then `undoubt cluster add`, on an empty folder"
         )
-    tables = _Tables(path)
+    tables = _Tables(path, number)
     try:
         return tables.load()
     finally:
@@ -65,10 +70,11 @@ def load(folder: Path) -> Stored:
 class _Tables:
     """Open one only while holding the lock on its file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, number: int) -> None:
         """Raises ``LedgerUnusable``."""
         self.file = SqliteFile(path, f"node data {path}")
         self._connection = self.file.connection
+        self._number = number
 
     def load(self) -> Stored:
         """Read everything and check it. Raises ``LedgerUnusable``, ``StorageDamaged`` among it."""
@@ -87,7 +93,7 @@ class _Tables:
     def _identity(self) -> DiskIdentity:
         known = dict(self._connection.execute("select key, value from meta"))
         if known.get("format") == NEW_FORMAT:
-            raise _Mismatch("its log is missing")
+            raise LogMissing
         if known.get("format") != FORMAT:
             raise LedgerUnusable(
                 f"{self.file.what} has format {known.get('format')}, this version of undoubt knows {FORMAT};"
@@ -141,7 +147,7 @@ class _Tables:
 
     def _damaged(self, what: str, index: int | None) -> StorageDamaged:
         known = self._connection_meta()
-        number = known.get("node", "of this number")
+        number = known.get("node") or self._number or "NUMBER"
         where = "" if index is None else f" (index {index}; it may be committed, so it cannot be cut)"
         return StorageDamaged(
             f"{self.file.what} is damaged: {what}{where}. Node {number} must not run on it any more."

@@ -76,8 +76,11 @@ class NodeStorage:
         self._reserve = Reserve(files.folder / RESERVE_NAME)
 
     @classmethod
-    async def open(cls, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> tuple[NodeStorage, Stored]:
-        """What :func:`create` has made, or version 0.1.0 of undoubt. Raises ``LedgerUnusable``,
+    async def open(
+        cls, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, number: int = 0
+    ) -> tuple[NodeStorage, Stored]:
+        """What :func:`create` has made, or version 0.1.0 of undoubt. ``number``: the node's as its settings
+        have it, for the message about a disk that cannot tell it. Raises ``LedgerUnusable``,
         ``StorageDamaged`` among it, and ``LedgerLocked``."""
         if not lives_in(folder):
             raise LedgerUnusable(
@@ -88,7 +91,7 @@ class NodeStorage:
         lock = _locked(folder)
         thread = Thread("undoubt-node-disk")
         try:
-            files, stored = await thread.do(lambda: _opened_with_room(folder, segment_bytes))
+            files, stored = await thread.do(lambda: _opened_with_room(folder, segment_bytes, number))
         except BaseException:
             thread.end()
             lock.release()
@@ -237,22 +240,22 @@ def discard(folder: Path) -> None:
         lock.release()
 
 
-def _opened_with_room(folder: Path, segment_bytes: int) -> tuple[_Files, Stored]:
+def _opened_with_room(folder: Path, segment_bytes: int, number: int) -> tuple[_Files, Stored]:
     """As :func:`_opened`; at the expense of the reserve if there is no room otherwise. Raises ``StoreFull``
     too."""
     try:
-        return _opened(folder, segment_bytes)
+        return _opened(folder, segment_bytes, number)
     except StoreFull:
         if not Reserve(folder / RESERVE_NAME).give_up():
             raise
-        return _opened(folder, segment_bytes)
+        return _opened(folder, segment_bytes, number)
 
 
-def _opened(folder: Path, segment_bytes: int) -> tuple[_Files, Stored]:
+def _opened(folder: Path, segment_bytes: int, number: int) -> tuple[_Files, Stored]:
     """Raises ``LedgerUnusable``, ``StorageDamaged`` among it."""
     if carry_over.wanted(folder):
-        _carry_over(folder)
-    identity = _identity(folder)
+        _carry_over(folder, number)
+    identity = _identity(folder, number)
     try:
         log, found = SegmentLog.open(folder, identity.disk, size_bytes=segment_bytes)
         try:
@@ -300,7 +303,7 @@ def _replayed(found: RecoveredLog) -> Replay:
     return replay
 
 
-def _identity(folder: Path) -> DiskIdentity:
+def _identity(folder: Path, node: int) -> DiskIdentity:
     """From the header of any segment that has one: a damaged log is to be told with its node's number."""
     for number in reversed(numbers_in(folder)):
         with (
@@ -308,22 +311,26 @@ def _identity(folder: Path) -> DiskIdentity:
             path_of(folder, number).open("rb") as file,
         ):
             return _decode_identity(SegmentHeader.decoded(file.read(HEADER_BYTES)).identity)
-    raise StorageDamaged(_damage(folder, None, "its log is missing, or damaged in every header"))
+    raise StorageDamaged(_damage(folder, node, "its log is missing, or damaged in every header"))
 
 
-def _damage(folder: Path, node: int | None, what: str) -> str:
-    number = "of this number" if node is None else str(node)
+def _damage(folder: Path, node: int, what: str) -> str:
+    """``node``: its number, 0 where nothing tells it."""
+    who = f"node {node}" if node else "the node that ran on it"
     return (
         f"node data in {folder} is damaged or was set back: {what}. What is missing may have been"
-        f" acknowledged, so it cannot be cut, and node {number} must not run on this disk any more. Let it"
+        f" acknowledged, so it cannot be cut, and {who} must not run on this disk any more. Let it"
         f" rejoin under a new number: `undoubt cluster remove {node or 'NUMBER'}` and then"
         " `undoubt cluster add`, on an empty folder"
     )
 
 
-def _carry_over(folder: Path) -> None:
+def _carry_over(folder: Path, number: int) -> None:
     """From the file of version 0.1.0."""
-    old = carry_over.load(folder)
+    try:
+        old = carry_over.load(folder, number)
+    except carry_over.LogMissing:
+        raise StorageDamaged(_damage(folder, number, "its log is missing (log-*)")) from None
     discard_log(folder)
     whole = DiskWrite(
         hard_state=old.hard_state,

@@ -74,8 +74,10 @@ async def test_a_log_that_is_lost_is_not_taken_for_an_old_file(folder: Path) -> 
     await found(folder)
     for path in folder.glob("log-*"):
         path.unlink()
-    with pytest.raises(StorageDamaged, match="its log is missing"):
-        await NodeStorage.open(folder)
+    with pytest.raises(StorageDamaged, match="its log is missing") as caught:
+        await NodeStorage.open(folder, number=2)
+    assert "`undoubt cluster remove 2`" in str(caught.value), "a line that can be run as it is"
+    assert "node.db" not in str(caught.value), "that file is whole"
 
 
 async def test_a_flipped_bit_in_its_wal_is_no_torn_tail(folder: Path) -> None:
