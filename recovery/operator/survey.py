@@ -10,8 +10,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from undoubt.coordinator.ledger.contract import Heuristic, Ledger, Verdict
-from undoubt.participants.contract import Participant, PreparedBranch
+import msgspec
+
+from undoubt.coordinator.ledger.contract import Heuristic, Ledger, RecordedDecision, Verdict
+from undoubt.participants.contract import Decision, Participant, PreparedBranch
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.ids import Foreign, Gid, TxId
 from undoubt.participants.registry import Registry
@@ -43,6 +45,7 @@ class Survey:
 
     found: tuple[SurveyedBranch, ...]
     heuristics: tuple[Heuristic, ...]
+    """The open ones, each with what is decided by now."""
     unreachable: dict[str, ParticipantError]
     known: tuple[Heuristic, ...] = ()
     """Heuristic outcomes with those that were forgotten."""
@@ -89,7 +92,18 @@ async def survey(ledger: Ledger, participants: Registry) -> Survey:
     ]
     found.sort(key=_oldest_first)
     known = tuple(await ledger.heuristics(include_forgotten=True))
-    return Survey(tuple(found), tuple(one for one in known if not one.forgotten), unreachable, known)
+    opened = [await _with_decision(ledger, one) for one in known if not one.forgotten]
+    return Survey(tuple(found), tuple(opened), unreachable, known)
+
+
+async def _with_decision(ledger: Ledger, one: Heuristic) -> Heuristic:
+    """With what was decided after it was recorded."""
+    if one.decision is not None:
+        return one
+    info = await ledger.transaction(one.gid.txid)
+    if info is None or info.record is RecordedDecision.NOT_RECORDED:
+        return one
+    return msgspec.structs.replace(one, decision=Decision(str(info.record)))
 
 
 async def survey_alone(participants: Registry, ledger_error: str, *, lost: bool = False) -> Survey:

@@ -78,6 +78,18 @@ class Whole:
         return [one for one in self.branches if one.now == "prepared"]
 
     @property
+    def impostors(self) -> list[SurveyedBranch]:
+        """What is prepared under a name of the transaction and is no branch of it."""
+        return [one for one in self.seen.of(self.txid) if one.standing is BranchStanding.IMPOSTOR]
+
+    @property
+    def may_be_fenced(self) -> bool:
+        """Whether ABORT can be recorded: its coordinator is alive and has not decided. That splits nothing."""
+        return self.direction is None and all(
+            one.standing is BranchStanding.ACTIVE for one in self.prepared
+        )
+
+    @property
     def asks_protocol(self) -> bool:
         """Whether the termination of its own protocol is what decides it."""
         return any(one.standing is BranchStanding.ASK_PROTOCOL for one in self.prepared)
@@ -146,7 +158,11 @@ async def look(ledger: Ledger, participants: Registry, txid: TxId) -> Whole:
             gid = record.gid(ledger.ledger_id, info.protocol, txid)
         branches.append(await _absent(participants, seen, number, gid, record, heuristic))
     if not branches and info is None:
-        raise NotPrepared(f"neither the ledger nor any participant that answers knows of transaction {txid}")
+        false = [one for one in seen.of(txid) if one.standing is BranchStanding.IMPOSTOR]
+        told = f"; {impostor_line(false[0])}" if false else ""
+        raise NotPrepared(
+            f"neither the ledger nor any participant that answers knows of transaction {txid}{told}"
+        )
     direction, why = _direction(info, prepared.values())
     whole = Whole(txid, info, tuple(branches), ledger.ledger_id, direction, why, seen)
     if info is not None and info.branches:
@@ -165,6 +181,14 @@ def _gaps(numbers: list[int]) -> Iterator[tuple[int, int]]:
         if number > before + 1:
             yield before + 1, number - 1
         before = number
+
+
+def impostor_line(one: SurveyedBranch) -> str:
+    """What is prepared under a name of a transaction, and is no branch of it."""
+    return (
+        f"{one.branch.gid} is prepared in {one.participant} by role {one.branch.owner} and is an impostor:"
+        f" {one.why}. It holds its locks until it is ended: `undoubt indoubt rollback {one.branch.gid}`"
+    )
 
 
 def _prepared(number: int, found: SurveyedBranch, heuristic: Heuristic | None) -> BranchNow:
