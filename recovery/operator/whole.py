@@ -84,10 +84,9 @@ class Whole:
 
     @property
     def may_be_fenced(self) -> bool:
-        """Whether ABORT can be recorded: its coordinator is alive and has not decided. That splits nothing."""
-        return self.direction is None and all(
-            one.standing is BranchStanding.ACTIVE for one in self.prepared
-        )
+        """Whether ABORT can be recorded, which splits nothing: its coordinator is alive, and has not decided
+        yet."""
+        return self.direction is None and all(one.standing is BranchStanding.ACTIVE for one in self.prepared)
 
     @property
     def asks_protocol(self) -> bool:

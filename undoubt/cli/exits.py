@@ -6,7 +6,8 @@
 2    usage: a flag, an argument or the configuration is wrong; a prompt nobody could answer
 3    not found: no such transaction, branch, participant or ledger
 4    no quorum or unreachable: what was asked may or may not have happened, or not all was seen
-5    conflict: a recorded decision, or what a database did already, says otherwise
+5    conflict: a recorded decision, or what a database did already, says otherwise; or what is prepared is
+     none of this ledger's branches
 6    timeout
 7    in doubt: ``check`` found what it looks for
 130  interrupted
@@ -27,7 +28,7 @@ from undoubt.coordinator.errors import (
 )
 from undoubt.participants.errors import ParticipantUnavailable, UndoubtError, UnknownParticipant, UsageError
 from undoubt.participants.ids import InvalidName
-from undoubt.recovery.errors import Conflict, NotAllSeen, NotPrepared, StillBusy
+from undoubt.recovery.errors import Conflict, NotAllSeen, NotOurs, NotPrepared, StillBusy
 
 
 class Exit(enum.IntEnum):
@@ -54,6 +55,7 @@ class CommandError(UndoubtError):
 
 _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (UnknownParticipant, Exit.NOT_FOUND),
+    (NotOurs, Exit.CONFLICT),
     (LedgerMissing, Exit.NOT_FOUND),
     (LedgerMisconfigured, Exit.USAGE),
     (UsageError, Exit.USAGE),

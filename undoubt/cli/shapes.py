@@ -126,6 +126,7 @@ def whole(told: Whole) -> dict[str, Any]:
             }
             for one in told.branches
         ],
+        "impostors": [prepared(one) for one in told.impostors],
     }
 
 

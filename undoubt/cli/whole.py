@@ -10,12 +10,12 @@ from undoubt.cli import shapes
 from undoubt.cli.context import Context, common, note_option, opened, pass_context, yes_option
 from undoubt.cli.exits import CommandError, Exit
 from undoubt.cli.names import TxIdParam
-from undoubt.cli.output import Output
+from undoubt.cli.output import Output, printable
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, TxId
 from undoubt.recovery.errors import Conflict, NotAllSeen
 from undoubt.recovery.operator.survey import ROLE_GONE
-from undoubt.recovery.operator.whole import BranchNow, Resolver, Whole, check, look
+from undoubt.recovery.operator.whole import BranchNow, Resolver, Whole, check, impostor_line, look
 
 
 @click.command()
@@ -160,6 +160,8 @@ def page(out: Output, found: Whole) -> None:
             for one in found.branches
         ],
     )
+    for false in found.impostors:
+        out.line(f"  {printable(impostor_line(false))}")
     for one in found.branches:
         if one.now == "prepared" and ROLE_GONE in one.why:
             out.line(f"  branch {one.number}: {one.why}" + (f": {one.fix}" if one.fix else ""))
@@ -195,7 +197,10 @@ def _nothing_to_do(context: Context, found: Whole, note: str, chosen: Decision |
     if context.output.json:
         context.output.document(shapes.whole(found) | {"results": []})
     if found.prepared:
-        raise Conflict(f"{found.why}; nothing was done. Choose --commit or --rollback, with --heuristic")
+        choice = "Choose --commit or --rollback, with --heuristic"
+        if found.may_be_fenced:
+            choice = "To end it before that: --rollback, which records ABORT first, so that nothing is split"
+        raise Conflict(f"{found.why}; nothing was done. {choice}")
     end_unless_all_seen(found)
     context.output.note("no branch of it is prepared: there is nothing to end")
     if chosen is not None and (ended := found.splits(chosen)):

@@ -25,6 +25,7 @@ from undoubt.participants.errors import (
     UsageError,
 )
 from undoubt.participants.ids import InvalidName, TxId
+from undoubt.recovery.errors import NotOurs
 
 TXID = TxId(1, "0" * 16, 1)
 
@@ -42,6 +43,7 @@ TXID = TxId(1, "0" * 16, 1)
         (ConfigurationError("x"), 2),
         (InvalidName("x"), 2),
         (UnknownParticipant("a", []), 3),
+        (NotOurs("x"), 5),
         (LedgerUnavailable("x"), 4),
         (LedgerLocked("x"), 4),
         (ParticipantUnavailable("a", "down"), 4),

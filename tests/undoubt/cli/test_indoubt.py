@@ -282,8 +282,19 @@ def test_what_is_not_ours_is_never_touched(stage: Stage, command: str) -> None:
     for name in (Foreign("someone's"), stage.gid(1, ledger="zzzzzzzzzz")):
         stage.foreign(name)
         ran = stage.run("indoubt", command, str(name), "--heuristic", "--yes")
-        assert ran.status == 2
+        assert ran.status == 5
     assert stage.orders.trace() == []
+
+
+def test_the_list_says_what_was_decided_after_a_heuristic_outcome(stage: Stage) -> None:
+    """Broken if a person who compares the two has to look for the decision elsewhere."""
+    gid, _ = stage.prepare(1, Verdict.FORGOTTEN)
+    assert stage.run("indoubt", "rollback", str(gid), "--heuristic", "--yes").status == 0
+    [found] = stage.json("indoubt", "list")["heuristics"]
+    assert (found["kind"], found["decision"]) == ("heuristic_rollback", None)
+    stage.ledger.record(gid.txid, Decision.COMMIT, ())
+    [found] = stage.json("indoubt", "list")["heuristics"]
+    assert (found["kind"], found["decision"]) == ("heuristic_rollback", "commit")
 
 
 @pytest.mark.parametrize("command", ["commit", "rollback", "explain"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.undoubt.cli.stage import Stage
+from tests.undoubt.cli.stage import WRONG_TAG, Stage
 from undoubt import wiring
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.contract import Heuristic, Verdict
@@ -294,3 +294,35 @@ def test_forget_is_recorded(stage: Stage) -> None:
     (act,) = stage.json("audit")
     assert (act["verb"], act["note"]) == ("indoubt forget", "written again")
     assert replace(gid, branch=9) not in stage.ledger.known
+
+
+def test_an_impostor_is_told_to_who_looks_at_the_transaction(stage: Stage) -> None:
+    """Broken if its branch is "not prepared" while somebody's transaction of its name holds its locks."""
+    gid, other = stage.prepare(9, Decision.COMMIT)
+    stage.orders.finish_by_hand(gid, Decision.COMMIT)
+    stage.payments.finish_by_hand(other, Decision.COMMIT)
+    stage.foreign(gid)
+    for words in (("tx", "resolve", str(gid.txid), "--yes"), ("indoubt", "explain", str(gid.txid))):
+        ran = stage.run(*words)
+        assert ran.status == 0, ran.err
+        assert f"{gid} is prepared in orders by role dba and is an impostor" in ran.out
+        assert f"undoubt indoubt rollback {gid}" in ran.out
+        assert [one["gid"] for one in stage.json(*words)["impostors"]] == [str(gid)]
+    refused = stage.run("indoubt", "commit", str(gid), "--yes")
+    assert (refused.status, "is an impostor" in refused.err) == (5, True)
+    forged = replace(stage.gid(8), tag=WRONG_TAG)
+    stage.foreign(forged)
+    unknown = stage.run("tx", "resolve", str(forged.txid), "--yes")
+    assert (unknown.status, "is an impostor" in unknown.err) == (3, True)
+
+
+def test_the_choice_for_a_live_transaction_is_the_one_that_works(stage: Stage) -> None:
+    """Broken if people add --heuristic, which records a hazard, where ABORT can be recorded."""
+    gid, other = stage.prepare(1, Verdict.ACTIVE)
+    asked = stage.run("tx", "resolve", str(gid.txid))
+    assert asked.status == 5
+    assert "--rollback, which records ABORT first" in asked.err
+    assert "--heuristic" not in asked.err
+    assert stage.run("tx", "resolve", str(gid.txid), "--rollback", "--yes").status == 0
+    assert (stage.orders.fate(gid), stage.payments.fate(other)) == (XactStatus.ABORTED, XactStatus.ABORTED)
+    assert stage.ledger.known == {}
