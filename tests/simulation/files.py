@@ -62,7 +62,7 @@ class FileMachine:
 
         ledger_module.FileLock = Lock  # type: ignore[misc, assignment]
         ledger_module.holder = lambda ledger: _name(machine.files[ledger].owner)
-        ledger_module.door = Door  # type: ignore[misc, assignment]
+        ledger_module.unix_socket = Door  # type: ignore[misc, assignment]
 
         class Anchored:
             @staticmethod
