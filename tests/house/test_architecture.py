@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import pytest
 from tests.house.architecture import DISKS, PATH, files_named, section
 from tests.house.tree import ROOT, files
 
+GLOSSARY = "Glossary"
 LOOP = "The driver loop of Raft"
 
 
@@ -28,6 +30,13 @@ def test_every_path_leads_somewhere() -> None:
     known = [f"/{path.relative_to(ROOT)}" for path in files()]
     names = {link or path for link, path in paths}
     assert {name for name in names if not any(path.endswith(f"/{name}") for path in known)} == set()
+
+
+def test_every_name_of_the_glossary_exists() -> None:
+    names = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \| ", section(GLOSSARY), re.MULTILINE)
+    assert len(names) > 40
+    assert len({name for name, _ in names}) == len(names)
+    assert [name for name, module in names if not hasattr(importlib.import_module(module), name)] == []
 
 
 def test_the_driver_loop_is_the_codes() -> None:
