@@ -98,3 +98,36 @@ def test_links_lead_somewhere(page: Path) -> None:
     """A page that points at nothing sends its reader away."""
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's of each heading: lower case, no punctuation, hyphens for spaces."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
+def test_anchors_of_links_are_headings(page: Path) -> None:
+    """Broken if a heading was renamed and a link still names the former one."""
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text())
+    missing = [
+        f"{path}#{anchor}"
+        for path, anchor in links
+        if anchor not in anchors((page.parent / path) if path else page)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_pages_say_for_whom_they_are(page: Path) -> None:
+    """Broken if a reader has to read a page to find out whether it is for him."""
+    title, first, *_ = page.read_text().split("\n\n")
+    assert title.startswith("# ")
+    assert first.startswith("For ")
+
+
+def test_every_page_is_listed_in_the_readme() -> None:
+    """Broken if a page can only be found by listing the folder."""
+    readme = (ROOT / "README.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{page.name})" in readme, page.name
