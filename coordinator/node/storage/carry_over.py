@@ -9,6 +9,9 @@
     promise(session, seq, nonce, crc, record)
     mark(id = 1, crc, marks)
     history(...)                        :mod:`undoubt.coordinator.ledger.sqlite.history`; it stays where it is
+
+Its term, its vote and its identity have no checksum, and nothing says where its WAL ended: damage there that
+leaves a sound file cannot be told.
 """
 
 from __future__ import annotations
@@ -79,16 +82,27 @@ class _Tables:
     def load(self) -> Stored:
         """Read everything and check it. Raises ``LedgerUnusable``, ``StorageDamaged`` among it."""
         try:
+            self._check_file()
             identity = self._identity()
-            term, vote = self._connection.execute("select term, vote from hard_state").fetchone()
             snapshot = self._snapshot()
             entries = self._entries(snapshot.meta)
-            acceptor = self._acceptor()
-            return Stored(identity, HardState(term, vote), snapshot, entries, self._disks(), acceptor)
+            hard_state = self._hard_state(entries[-1].term if entries else snapshot.meta.term)
+            return Stored(identity, hard_state, snapshot, entries, self._disks(), self._acceptor())
         except _Mismatch as error:
             raise self._damaged(str(error), None) from error
         except (sqlite3.Error, TypeError, ValueError) as error:
             raise self._damaged(f"{type(error).__name__}: {error}", None) from error
+
+    def _check_file(self) -> None:
+        if problems := self.file.problems():
+            raise _Mismatch(f"SQLite's own check finds: {problems[0]}")
+
+    def _hard_state(self, newest: int) -> HardState:
+        """``newest``: the term of the log's end, which no stored term is behind."""
+        term, vote = self._connection.execute("select term, vote from hard_state").fetchone()
+        if term < newest:
+            raise _Mismatch(f"its term {term} is older than that of its log, {newest}")
+        return HardState(term, vote)
 
     def _identity(self) -> DiskIdentity:
         known = dict(self._connection.execute("select key, value from meta"))

@@ -125,12 +125,28 @@ DAMAGES = {
     "the last entry's checksum": "update entry set crc = crc + 1 where idx = 6",
     "the snapshot": "update snapshot set image = x'00'",
     "the vote": "delete from hard_state",
+    "a term that is too old": "update hard_state set term = 2",
     "no snapshot at all": "delete from snapshot",
     "a kind that is none": "update entry set kind = 9 where idx = 2",
     "a promise": "update promise set record = cast(record || x'00' as blob)",
     "a promise's checksum": "update promise set crc = crc + 1",
     "the marks": "update mark set marks = x'90'",
 }
+
+
+async def test_a_damaged_page_is_found_though_no_row_that_is_read_lies_on_it(folder: Path) -> None:
+    """SQLite reads past it: an index that does not match its table, a page that is in no list."""
+    with sqlite3.connect(folder / FILE_NAME) as connection:
+        connection.execute("pragma writable_schema = on")
+        connection.execute("create table other (number integer primary key, text text)")
+        connection.execute("create index other_text on other (text)")
+        connection.execute("insert into other values (1, 'one')")
+        connection.execute(
+            "update sqlite_master set sql = replace(sql, '(text)', '(number)') where name = 'other_text'"
+        )
+    connection.close()
+    with pytest.raises(StorageDamaged, match="SQLite's own check finds"):
+        await NodeStorage.open(folder)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
