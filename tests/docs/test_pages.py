@@ -120,7 +120,7 @@ def test_anchors_of_links_are_headings(page: Path) -> None:
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
 def test_pages_say_for_whom_they_are(page: Path) -> None:
-    """Broken if a reader has to read a page to find out whether it is for him."""
+    """Broken if a reader has to read a page to find out what it is for."""
     title, first, *_ = page.read_text().split("\n\n")
     assert title.startswith("# ")
     assert first.startswith("For ")
