@@ -1,4 +1,54 @@
 """Proofs: runs on real servers and real processes that print one line of JSON.
 
-``python -m tests.prove NAME [options]``. Each proof is a module with ``add_arguments`` and ``main``.
+``python -m tests.prove NAME [options]``. Each proof is a module with ``add_arguments`` and ``main``. A
+proof's ``control`` is the same proof in a copy of the tree with bugs planted.
+
+The proofs, and under each what only it uses; then what several use:
+
+===========================  =================================================================================
+:mod:`.crash`                kills coordinator, recovery, nodes and database servers at every named step.
+:mod:`.cases`                generates the cases of the crash matrix.
+:mod:`.run`                  runs one case of it, from empty databases to the audit.
+:mod:`.node_run`             runs one case in which nodes die.
+:mod:`.coordinator_process`  is the coordinator's process.
+:mod:`.recovery_process`     is the recovery's process.
+:mod:`.node_process`         is a node's process, which can die at steps of its own.
+:mod:`.live_recovery`        runs two recoveries beside live transactions.
+:mod:`.scanner_process`      is the process of such a recovery.
+:mod:`.without_ledger`       destroys the ledger of three-phase commits, and ends them from the participants.
+:mod:`.partition`            splits Skeen's termination by a partition, and not that of a quorum.
+:mod:`.f0`                   counts messages and durable writes of Paxos Commit with one acceptor and of two-
+                             phase commit.
+:mod:`.sqlalchemy_twophase`  compares SQLAlchemy's own ``twophase=True`` with undoubt.
+:mod:`.cluster`              measures decisions a second, failover, memory and restart of three nodes.
+:mod:`.grow`                 adds and removes nodes under load.
+:mod:`.blocks`               combines every way into a transaction with every way out of it.
+:mod:`.blocks_cases`         lists these ways for asynchronous programs.
+:mod:`.blocks_threads`       lists them for threads.
+:mod:`.blocks_stage`         is what the cases run on.
+:mod:`.operators`            generates acts of operators on every ledger.
+:mod:`.operators_model`      says what each act has to do.
+:mod:`.impostor`             lets roles of the databases forge names, notes, waits, functions and defaults.
+:mod:`.poison`               sends every field of every call at its bounds and beyond them.
+:mod:`.disk`                 makes disks of nodes hang, slow, fail and fill up.
+:mod:`.disk_node`            is a node's process on such a disk.
+:mod:`.damage`               flips, cuts and removes every kind of file.
+:mod:`.damage_ledger`        does so with a SQLite ledger.
+:mod:`.damage_node`          does so with a node's disk.
+:mod:`.damaging`             changes files, and reads what is said when they are opened.
+:mod:`.setback`              copies back, clones and loses ledgers and volumes.
+:mod:`.wire`                 strikes every message to the databases with one fault.
+:mod:`.wire_cases`           lists scenes and cases.
+:mod:`.wire_doors`           lists the ways in which an application uses undoubt.
+:mod:`.wire_proxy`           is the proxy that strikes.
+:mod:`.wire_run`             runs one scene.
+:mod:`.house`                counts what makes the project hard to read, and traces the files of a commit.
+:mod:`.control`              runs a proof in a copy of the tree with bugs planted.
+:mod:`.bank`                 moves money between two databases, and audits it.
+:mod:`.stage`                makes the databases, poolers and ledgers that cases run on.
+:mod:`.ledgers`              lists the kinds of ledgers, and what of each can be killed.
+:mod:`.nodes`                runs nodes as operators do: real processes and commands.
+:mod:`.processes`            runs child processes that speak in lines of JSON.
+:mod:`.trap`                 stops or kills a process at one named step.
+===========================  =================================================================================
 """
