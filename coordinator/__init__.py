@@ -37,6 +37,7 @@ The modules and rooms, in the order in which a transaction passes them:
 :mod:`.retries`        decides whether ``run`` repeats a transaction, and after which pause.
 :mod:`.meter`          declares the methods that are told durations and outcomes, and measures one commit.
 :mod:`.errors`         defines the errors of the coordinator and of the ledger.
+:mod:`.rpc`            numbers requests to another process, and tells who asked what came back.
 :mod:`.wire`           authenticates connections between processes, and frames what they carry.
 :mod:`.node`           runs one member of the cluster that keeps a replicated ledger.
 :mod:`.raft`           replicates a log to a majority of nodes, without IO or clock.

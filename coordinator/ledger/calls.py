@@ -1,29 +1,18 @@
 """The ledger's contract as messages, for callers in other processes.
 
 One message per call of the contract, encoded as tagged msgpack arrays. ``perform`` carries a request out on a
-ledger; ``REPLY_TYPES`` says what its reply decodes to. Errors travel as :class:`Failed` and are raised again
-on the other side as what they were.
+ledger; ``REPLY_TYPES`` says what its reply decodes to. They travel in the envelope of
+:mod:`undoubt.coordinator.rpc`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, assert_never
 
 import msgspec
 
-from undoubt.coordinator.errors import (
-    BranchListMismatch,
-    ClusterNotReady,
-    ClusterRefused,
-    Impostor,
-    LedgerUnavailable,
-    NotPermitted,
-    OutcomeUnknown,
-    SessionLost,
-    VersionHeldBack,
-)
 from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
 from undoubt.coordinator.ledger.contract import (
     Act,
@@ -38,8 +27,8 @@ from undoubt.coordinator.ledger.contract import (
     Verdict,
 )
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
+from undoubt.coordinator.rpc.envelope import Request
 from undoubt.participants.contract import Claim, Decision
-from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.ids import BRANCH_NUMBER_MAX, Gid, Protocol, TxId
 
 IDS_MAX = 100_000
@@ -347,98 +336,9 @@ async def perform(ledger: StateMachineLedger, call: Call, *, remote: bool) -> ob
     return None
 
 
-class Request(msgspec.Struct, frozen=True, array_like=True):
-    """``number`` comes back with the reply; replies may come in any order."""
-
-    number: int
-    call: Call
-
-
-class _Numbered(msgspec.Struct, frozen=True, array_like=True):
-    """A request whose call is not read."""
-
-    number: int
-    call: msgspec.Raw
-
-
-class Reply(msgspec.Struct, frozen=True, array_like=True, tag="ok", gc=False):
-    number: int
-    result: msgspec.Raw
-
-
-class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
-    """``kind`` is the name of the error's class."""
-
-    number: int
-    kind: str
-    message: str
-    txid: TxId | None = None
-    recorded: tuple[str, ...] = ()
-    given: tuple[str, ...] = ()
-
-
-Answer = Reply | Failed
-
-encode = msgspec.msgpack.Encoder().encode
-decode_request = msgspec.msgpack.Decoder(Request).decode
-_decode_numbered = msgspec.msgpack.Decoder(_Numbered).decode
-decode_answer: Callable[[bytes], Answer] = msgspec.msgpack.Decoder(Answer).decode
+decode_request: Callable[[bytes], Request[Call]] = msgspec.msgpack.Decoder(Request[Call]).decode
 _DECODERS = {call: msgspec.msgpack.Decoder(type_) for call, type_ in REPLY_TYPES.items()}
-
-
-def decode_number(payload: bytes) -> int:
-    """Of a request whose call cannot be read. Raises ``ValueError`` for what is no request at all."""
-    return _decode_numbered(payload).number
 
 
 def decode_result(call: Call, result: msgspec.Raw) -> Any:
     return _DECODERS[type(call)].decode(result)
-
-
-_RAISED = (
-    ClusterRefused,
-    ClusterNotReady,
-    Impostor,
-    NotPermitted,
-    VersionHeldBack,
-    SessionLost,
-    UsageError,
-)
-
-
-def failed(number: int, error: UndoubtError) -> Failed:
-    """``error`` as a message."""
-    txid = error.txid if isinstance(error, BranchListMismatch | OutcomeUnknown) else None
-    recorded: Sequence[str] = error.recorded if isinstance(error, BranchListMismatch) else ()
-    given: Sequence[str] = error.given if isinstance(error, BranchListMismatch) else ()
-    message = error.why if isinstance(error, OutcomeUnknown) else str(error)
-    return Failed(number, _kind(error), message, txid, tuple(recorded), tuple(given))
-
-
-def _kind(error: UndoubtError) -> str:
-    """The nearest class of ``error`` that :func:`raised` makes again."""
-    names = [each.__name__ for each in type(error).__mro__]
-    known = {BranchListMismatch.__name__, OutcomeUnknown.__name__, *(kind.__name__ for kind in _RAISED)}
-    return next((name for name in names if name in known), names[0])
-
-
-def unreadable(number: int, error: Exception) -> Failed:
-    """The answer to a request whose call cannot be read: it concerns that request alone."""
-    return failed(number, UsageError(f"the ledger cannot read what it was asked: {error}"))
-
-
-def illegible(error: Exception) -> LedgerUnavailable:
-    """What a caller is told whose answer cannot be read. It was carried out, or was not."""
-    return LedgerUnavailable(f"the ledger's answer cannot be read: {error}")
-
-
-def raised(message: Failed) -> UndoubtError:
-    """The error that :func:`failed` was made from."""
-    if message.kind == BranchListMismatch.__name__ and message.txid is not None:
-        return BranchListMismatch(message.txid, message.recorded, message.given)
-    if message.kind == OutcomeUnknown.__name__ and message.txid is not None:
-        return OutcomeUnknown(message.txid, message.message)
-    for kind in _RAISED:
-        if message.kind == kind.__name__:
-            return kind(message.message)
-    return LedgerUnavailable(message.message)

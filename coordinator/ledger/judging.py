@@ -12,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.rpc.envelope import encode
 from undoubt.coordinator.wire.frames import FRAME_BYTES_MAX
 from undoubt.participants.errors import UsageError
 
@@ -25,7 +26,7 @@ def judged(call: msgspec.Struct, decode: Callable[[bytes], msgspec.Struct] = _de
     """``call`` as it goes over the wire. Raises ``UsageError`` if ``decode``, which is the peer's, would not
     take it: an id that is not a ``TxId``, a number that no peer can hold, text that is no Unicode."""
     try:
-        payload = calls.encode(call)
+        payload = encode(call)
         decode(payload)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"{_name(call)} was given what no ledger takes: {error}") from error

@@ -12,19 +12,9 @@ import msgspec
 
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.acting import user_name
-from undoubt.coordinator.ledger.calls import (
-    Call,
-    RecordActCall,
-    Reply,
-    Request,
-    decode_number,
-    decode_request,
-    encode,
-    failed,
-    perform,
-    unreadable,
-)
+from undoubt.coordinator.ledger.calls import Call, RecordActCall, decode_request, perform
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
+from undoubt.coordinator.rpc.envelope import Reply, Request, decode_unread, encode, failed, unreadable
 from undoubt.coordinator.wire import (
     Connection,
     Listener,
@@ -78,7 +68,7 @@ class _Calls:
             request = decode_request(payload)
         except (ValueError, RecursionError) as error:
             # One caller's mistake: all of the process share this connection.
-            self._connection.send(encode(unreadable(decode_number(payload), error)))
+            self._connection.send(encode(unreadable(decode_unread(payload).number, error)))
             return
         if len(self._tasks) >= REQUESTS_PER_CONNECTION_MAX:
             raise RemoteProtocolError(f"more than {REQUESTS_PER_CONNECTION_MAX} requests at once")
@@ -96,7 +86,7 @@ class _Calls:
         who = act.who if act.who == user or act.who.startswith(f"{user} ") else user
         return RecordActCall(msgspec.structs.replace(act, who=who, certificate=""))
 
-    async def _answer(self, request: Request) -> None:
+    async def _answer(self, request: Request[Call]) -> None:
         try:
             result = await perform(self._ledger, self._signed(request.call), remote=True)
             answer = encode(Reply(request.number, msgspec.Raw(encode(result))))

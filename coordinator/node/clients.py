@@ -19,11 +19,8 @@ from undoubt.coordinator.ledger.acting import acting
 from undoubt.coordinator.ledger.cluster import messages, rights
 from undoubt.coordinator.ledger.cluster.messages import (
     AcceptorCall,
-    Answer,
     BackupCall,
     ChangeMembersCall,
-    Elsewhere,
-    LeaderHint,
     OperatorCall,
     StatusCall,
     TransferCall,
@@ -33,6 +30,8 @@ from undoubt.coordinator.node.acceptors import NodeAcceptors
 from undoubt.coordinator.node.admin import NodeAdmin
 from undoubt.coordinator.node.errors import NodeStopped, NotLeading
 from undoubt.coordinator.node.ledger import NodeLedger
+from undoubt.coordinator.rpc import envelope
+from undoubt.coordinator.rpc.envelope import Answer, Elsewhere, LeaderHint, Request
 from undoubt.coordinator.wire import VERSIONS, Connection, RemoteProtocolError, Right
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UndoubtError
@@ -90,8 +89,8 @@ class FromClient:
         self._say(LeaderHint(ledger.ledger_id, ledger.leads, leader()))
 
     def received(self, payload: bytes) -> None:
-        refused: Sequence[calls.Failed] = ()
-        if messages.size(payload) > REQUESTS_PER_CONNECTION_MAX:
+        refused: Sequence[envelope.Failed] = ()
+        if envelope.size(payload) > REQUESTS_PER_CONNECTION_MAX:
             raise RemoteProtocolError(f"a frame of more than {REQUESTS_PER_CONNECTION_MAX} requests")
         try:
             requests = messages.decode_requests(payload)
@@ -118,7 +117,7 @@ class FromClient:
                 log.exception("ledger call %s failed", type(request.call).__name__)
                 self._answer(request.number, _unexpected(error))
 
-    def _begin(self, request: messages.Request) -> None:
+    def _begin(self, request: Request[calls.Call | messages.NodeCall]) -> None:
         call = request.call
         if isinstance(call, calls.DecideCall) and self._ledger.leads:
             self._decide(request.number, call)
@@ -141,7 +140,7 @@ class FromClient:
         else:
             self._ledger.submit(command, partial(self._answer, number))
 
-    def _check_versions(self, requests: Sequence[messages.Request]) -> None:
+    def _check_versions(self, requests: Sequence[Request[calls.Call | messages.NodeCall]]) -> None:
         spoken = self._connection.version
         for request in requests:
             if messages.since(request.call) > spoken:
@@ -157,7 +156,7 @@ class FromClient:
         """A sign of life to a client that waits: else it would look for another leader, and ask again."""
         self._beating = None
         if self._unanswered:
-            self._connection.send(messages.encode([]))
+            self._connection.send(envelope.encode([]))
             self._beating = self._loop.call_later(BEAT_S, self._beat)
 
     async def _perform(self, number: int, call: calls.Call | OperatorCall) -> None:
@@ -192,13 +191,13 @@ class FromClient:
     def _answer(self, number: int, result: object) -> None:
         self._unanswered -= 1
         if isinstance(result, Decision):
-            self._say(calls.Reply(number, _DECISIONS[result]))
+            self._say(envelope.Reply(number, _DECISIONS[result]))
         elif isinstance(result, NotLeading | NodeStopped):
             self._say(Elsewhere(number, self._leader(), str(result)))
         elif isinstance(result, UndoubtError):
-            self._say(calls.failed(number, result))
+            self._say(envelope.failed(number, result))
         else:
-            self._say(calls.Reply(number, msgspec.Raw(_raw(result))))
+            self._say(envelope.Reply(number, msgspec.Raw(_raw(result))))
 
     def _say(self, answer: Answer) -> None:
         if not self._answers:
@@ -207,15 +206,15 @@ class FromClient:
 
     def _flush(self) -> None:
         answers, self._answers = self._answers, []
-        payload = messages.encode(answers)
+        payload = envelope.encode(answers)
         if len(payload) < ANSWERS_BYTES_MAX:
             self._connection.send(payload)
             return
         for answer in answers:
-            one = messages.encode([answer])
-            if len(one) >= ANSWERS_BYTES_MAX and isinstance(answer, calls.Reply):
+            one = envelope.encode([answer])
+            if len(one) >= ANSWERS_BYTES_MAX and isinstance(answer, envelope.Reply):
                 why = LedgerUnavailable(f"an answer of {len(one)} bytes does not fit into a frame")
-                one = messages.encode([calls.failed(answer.number, why)])
+                one = envelope.encode([envelope.failed(answer.number, why)])
             self._connection.send(one)
 
 

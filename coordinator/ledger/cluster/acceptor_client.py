@@ -11,20 +11,14 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-import msgspec
-
 from undoubt.coordinator.errors import LedgerUnavailable
-from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster import messages
 from undoubt.coordinator.ledger.cluster.liveness import SILENCE_S, Liveness
-from undoubt.coordinator.ledger.cluster.messages import (
-    REQUESTS_PER_FRAME_MAX,
-    AcceptorCall,
-    Elsewhere,
-    LeaderHint,
-)
+from undoubt.coordinator.ledger.cluster.messages import AcceptorCall
 from undoubt.coordinator.ledger.commands import PAXOS_VERSION
 from undoubt.coordinator.paxos import AcceptorReply, AcceptorRequest
+from undoubt.coordinator.rpc.client import Replies, Waiting
+from undoubt.coordinator.rpc.envelope import REQUESTS_PER_FRAME_MAX, Request, decode_answers, encode
 from undoubt.coordinator.wire import (
     Address,
     Connection,
@@ -91,9 +85,8 @@ class _Link:
         self._accepted: Connection | None = None
         self._connection: Connection | None = None
         """The same, once it may be used."""
-        self._waiting: dict[int, ReplyCallback] = {}
-        self._unsent: list[messages.Request] = []
-        self._number = 0
+        self._replies = Replies[Waiting]()
+        self._unsent: list[Request[AcceptorCall]] = []
         self._flushing = False
         self._silence = Liveness()
         self._listening: asyncio.TimerHandle | None = None
@@ -104,9 +97,8 @@ class _Link:
         return self
 
     def ask(self, request: AcceptorRequest, answer: ReplyCallback) -> None:
-        self._number += 1
-        self._waiting[self._number] = answer
-        self._unsent.append(messages.Request(self._number, AcceptorCall(request)))
+        number = self._replies.add(Waiting(messages.decode_reply, answer))
+        self._unsent.append(Request(number, AcceptorCall(request)))
         self._flush_soon()
 
     def _flush_soon(self) -> None:
@@ -119,7 +111,7 @@ class _Link:
         unsent, self._unsent = self._unsent, []
         if self._connection is not None:
             for first in range(0, len(unsent), REQUESTS_PER_FRAME_MAX):
-                self._connection.send(messages.encode(unsent[first : first + REQUESTS_PER_FRAME_MAX]))
+                self._connection.send(encode(unsent[first : first + REQUESTS_PER_FRAME_MAX]))
             self._silence.asked(self._loop.time())
             if self._listening is None:
                 self._listening = self._loop.call_later(SILENCE_S, self._listen)
@@ -128,7 +120,7 @@ class _Link:
         """Does it still say something? For as long as it is to."""
         self._listening = None
         connection = self._connection
-        if connection is None or not self._waiting:
+        if connection is None or not self._replies.waiting:
             return
         left_s = SILENCE_S - self._silence.seconds(self._loop.time())
         if left_s > 0:
@@ -149,28 +141,14 @@ class _Link:
 
     def received(self, payload: bytes) -> None:
         self._silence.heard(self._loop.time())
-        for answer in messages.decode_answers(payload):
-            if isinstance(answer, LeaderHint):
-                continue
-            waiting = self._waiting.pop(answer.number, None)
-            if waiting is None:
-                continue
-            match answer:
-                case calls.Reply(result=result):
-                    waiting(_read(result))
-                case calls.Failed():
-                    waiting(calls.raised(answer))
-                case Elsewhere():
-                    waiting(LedgerUnavailable(answer.why))
+        self._replies.received(decode_answers(payload))
 
     def lost(self, why: str) -> None:
         self.gone = True
         self._connection = None
         if self._listening is not None:
             self._listening.cancel()
-        waiting, self._waiting = self._waiting, {}
-        for answer in waiting.values():
-            answer(LedgerUnavailable(f"node {self._node}: {why}"))
+        self._replies.fail(lambda: LedgerUnavailable(f"node {self._node}: {why}"))
 
     async def close(self) -> None:
         self.lost("closed by this side")
@@ -178,14 +156,6 @@ class _Link:
         await asyncio.gather(self._connecting, return_exceptions=True)
         if self._accepted is not None:
             self._accepted.abort("closed by this side")
-
-
-def _read(result: msgspec.Raw) -> AcceptorReply | LedgerUnavailable:
-    """One that cannot be read is no answer, to whoever asked for it and to nobody else."""
-    try:
-        return messages.decode_reply(result)
-    except (ValueError, RecursionError) as error:
-        return calls.illegible(error)
 
 
 async def first_of(answers: Sequence[Awaitable[str]]) -> str:

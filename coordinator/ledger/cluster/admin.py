@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from random import SystemRandom
 from typing import Any
 
@@ -30,18 +31,17 @@ from undoubt.coordinator.ledger.cluster.messages import (
     BackupCall,
     BackupPiece,
     ChangeMembersCall,
-    Elsewhere,
-    LeaderHint,
     MemberChange,
     NodeCall,
     NodeStatus,
-    Request,
     SnapshotCall,
     StatusCall,
     TransferCall,
 )
 from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
 from undoubt.coordinator.ledger.contract import Act
+from undoubt.coordinator.rpc.client import Replies, Waiting, into
+from undoubt.coordinator.rpc.envelope import Request, decode_answers, encode
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import (
     Address,
@@ -182,30 +182,18 @@ class _Asking:
 
     def __init__(self, call: NodeCall) -> None:
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._call = call
+        self._replies = Replies[Waiting]()
+        number = self._replies.add(Waiting(partial(messages.decode_result, call), into(self.answer)))
+        self._asked = encode([Request(number, call)])
 
     def accept(self, connection: Connection) -> _Asking:
-        connection.send(messages.encode([Request(1, self._call)]))
+        connection.send(self._asked)
         return self
 
     def received(self, payload: bytes) -> None:
-        for answer in messages.decode_answers(payload):
-            if self.answer.done():
-                return
-            match answer:
-                case calls.Reply(result=result):
-                    try:
-                        self.answer.set_result(messages.decode_result(self._call, result))
-                    except (ValueError, RecursionError) as error:
-                        self.answer.set_exception(calls.illegible(error))
-                case calls.Failed():
-                    self.answer.set_exception(calls.raised(answer))
-                case Elsewhere(why=why):
-                    self.answer.set_exception(LedgerUnavailable(why))
-                case LeaderHint():
-                    pass
+        self._replies.received(decode_answers(payload))
 
     def lost(self, why: str) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(ConnectionError(why))
+        self._replies.fail(lambda: ConnectionError(why))
+        if self.answer.done() and not self.answer.cancelled():
             self.answer.exception()  # whoever waited may have been cancelled

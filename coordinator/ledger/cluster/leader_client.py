@@ -18,20 +18,17 @@ import msgspec
 from undoubt.coordinator.errors import LedgerUnavailable, VersionHeldBack
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster.liveness import SILENCE_S, Liveness
-from undoubt.coordinator.ledger.cluster.messages import (
+from undoubt.coordinator.ledger.cluster.messages import NodeCall, decode_call, decode_result, since
+from undoubt.coordinator.ledger.judging import CALL_BYTES_MAX, judged
+from undoubt.coordinator.rpc.client import Replies, Waiting, into
+from undoubt.coordinator.rpc.envelope import (
     REQUESTS_PER_FRAME_MAX,
     Answer,
-    Elsewhere,
-    Judged,
     LeaderHint,
-    NodeCall,
+    Request,
     decode_answers,
-    decode_call,
-    decode_result,
     encode,
-    since,
 )
-from undoubt.coordinator.ledger.judging import CALL_BYTES_MAX, judged
 from undoubt.coordinator.wire import (
     VERSIONS,
     Address,
@@ -49,15 +46,15 @@ PAUSE_S = (0.02, 0.2)
 """Between two looks at all nodes: the shortest, the longest."""
 
 
-class _Pending:
-    __slots__ = ("call", "deadline", "future", "judged")
+class _Pending(Waiting):
+    __slots__ = ("call", "deadline", "judged")
 
     def __init__(
         self, call: calls.Call | NodeCall, judged: msgspec.Raw, future: asyncio.Future[Any], deadline: float
     ) -> None:
+        super().__init__(partial(decode_result, call), into(future))
         self.call = call
         self.judged = judged
-        self.future = future
         self.deadline = deadline
 
 
@@ -78,8 +75,7 @@ class LeaderClient:
         self._settings = settings
         self._random = random
         self._loop = asyncio.get_running_loop()
-        self._pending: dict[int, _Pending] = {}
-        self._number = 0
+        self._replies = Replies[_Pending](follows=True)
         self._unsent: list[int] = []
         self._link: Link | None = None
         self._hint: Address | None = None
@@ -96,10 +92,9 @@ class LeaderClient:
             future.set_exception(LedgerUnavailable("the ledger is closed"))
             return future
         read = judged(call, decode_call)
-        self._number += 1
-        self._pending[self._number] = _Pending(call, read, future, self._loop.time() + timeout_s)
+        number = self._replies.add(_Pending(call, read, future, self._loop.time() + timeout_s))
         if self._link is not None:
-            self._queue(self._number)
+            self._queue(number)
         else:
             self._find()
         if self._sweeping is None:
@@ -114,7 +109,7 @@ class LeaderClient:
         if self._sweeping is not None:
             self._sweeping.cancel()
         self._leave("closed by this side")
-        self._fail(list(self._pending), "the ledger is closed")
+        self._fail(list(self._replies.waiting), "the ledger is closed")
 
     # Asking.
 
@@ -129,25 +124,25 @@ class LeaderClient:
             return  # asked again on the next connection, with everything unanswered
         if self._link.version < VERSIONS.highest:
             unsent = self._understood(self._link, unsent)
-        frame: list[Judged] = []
+        frame: list[Request[msgspec.Raw]] = []
         size = 0
         for number in unsent:
-            pending = self._pending.get(number)
+            pending = self._replies.waiting.get(number)
             if pending is None:
                 continue  # its time has passed
             size += len(memoryview(pending.judged))
             if frame and (len(frame) >= REQUESTS_PER_FRAME_MAX or size > CALL_BYTES_MAX):
                 self._link.send(encode(frame))
                 frame, size = [], len(memoryview(pending.judged))
-            frame.append(Judged(number, pending.judged))
+            frame.append(Request(number, pending.judged))
         if frame:
             self._link.send(encode(frame))
 
     def _understood(self, link: Link, numbers: list[int]) -> list[int]:
         """Without what came after the version that is spoken there: that is refused, once it is certain that
         it is asked of the leader."""
-        waiting = [number for number in numbers if number in self._pending]
-        late = {number for number in waiting if since(self._pending[number].call) > link.version}
+        waiting = [number for number in numbers if number in self._replies.waiting]
+        late = {number for number in waiting if since(self._replies.waiting[number].call) > link.version}
         if late:
             asked = self.ask(calls.RecordsCall(()), SILENCE_S)
             asked.add_done_callback(partial(self._refuse, link, late))
@@ -157,40 +152,25 @@ class LeaderClient:
         if asked.cancelled() or asked.exception() is not None or link is not self._link:
             return  # it is asked again of whoever leads now, or its time passes
         for number in late:
-            pending = self._pending.pop(number, None)
-            if pending is not None and not pending.future.done():
+            pending = self._replies.waiting.pop(number, None)
+            if pending is not None:
                 why = f"{link.name}, which leads, speaks {link.version}, and this needs {since(pending.call)}"
-                pending.future.set_exception(VersionHeldBack(f"the cluster's version is older: {why}"))
+                pending.tell(VersionHeldBack(f"the cluster's version is older: {why}"))
 
     def answered(self, link: Link, answers: Sequence[Answer]) -> None:
         """From whoever is asked; once its standing is known."""
         if link is not self._link:
             return
-        for answer in answers:
-            match answer:
-                case calls.Reply(number=number, result=result):
-                    pending = self._pending.pop(number, None)
-                    if pending is not None and not pending.future.done():
-                        try:
-                            pending.future.set_result(decode_result(pending.call, result))
-                        except (ValueError, RecursionError) as error:
-                            pending.future.set_exception(calls.illegible(error))
-                case calls.Failed():
-                    pending = self._pending.pop(answer.number, None)
-                    if pending is not None and not pending.future.done():
-                        pending.future.set_exception(calls.raised(answer))
-                case Elsewhere():
-                    self._last_trouble = answer.why
-                    self._move(answer.leader)
-                    return
-                case LeaderHint():
-                    pass
+        elsewhere = self._replies.received(answers)
+        if elsewhere is not None:
+            self._last_trouble = elsewhere.why
+            self._move(elsewhere.leader)
 
     def lost(self, link: Link, why: str) -> None:
         if link is self._link:
             self._last_trouble = why
             self._link = None
-            if self._pending and not self._closed:
+            if self._replies.waiting and not self._closed:
                 self._find()
 
     def _move(self, leader: str) -> None:
@@ -208,8 +188,8 @@ class LeaderClient:
     def _sweep(self) -> None:
         self._sweeping = None
         now = self._loop.time()
-        self._fail([n for n, pending in self._pending.items() if pending.deadline <= now], "")
-        if not self._pending:
+        self._fail([n for n, pending in self._replies.waiting.items() if pending.deadline <= now], "")
+        if not self._replies.waiting:
             return
         self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
         link = self._link
@@ -221,9 +201,7 @@ class LeaderClient:
 
     def _fail(self, numbers: Sequence[int], why: str) -> None:
         for number in numbers:
-            future = self._pending.pop(number).future
-            if not future.done():
-                future.set_exception(LedgerUnavailable(why or self._why_unanswered()))
+            self._replies.waiting.pop(number).tell(LedgerUnavailable(why or self._why_unanswered()))
 
     def _why_unanswered(self) -> str:
         nodes = ", ".join(str(address) for address in self._addresses)
@@ -240,7 +218,7 @@ class LeaderClient:
         pause_s = PAUSE_S[0]
         if pause:
             await asyncio.sleep(PAUSE_S[1] * self._random.random())
-        while not self._closed and self._link is None and self._pending:
+        while not self._closed and self._link is None and self._replies.waiting:
             if await self._try_all():
                 return
             await asyncio.sleep(pause_s * (0.5 + self._random.random()))
@@ -294,7 +272,7 @@ class LeaderClient:
             self.ledger_id = link.standing.ledger_id
         self._link = link
         self._unsent.clear()
-        for number in self._pending:
+        for number in self._replies.waiting:
             self._queue(number)
         link.silence.asked(self._loop.time())
 

@@ -1,12 +1,13 @@
 """What clients and nodes say to each other: frames of many requests, frames of many answers.
 
 A frame is a msgpack array: what all callers of a process ask for within one turn of its loop travels
-together, and so do the answers. The node speaks first, with its :class:`LeaderHint`.
+together, and so do the answers. The node speaks first, with its
+:class:`~undoubt.coordinator.rpc.envelope.LeaderHint`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,9 +16,10 @@ from undoubt.coordinator import paxos
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
 from undoubt.coordinator.ledger.contract import Act
+from undoubt.coordinator.rpc import envelope
+from undoubt.coordinator.rpc.envelope import Request
 from undoubt.participants.ids import TxId
 
-REQUESTS_PER_FRAME_MAX = 1_000
 NODE_NUMBER_MAX = 65_535
 CHANGES_MAX = 1_000
 SESSIONS_MAX = 100_000
@@ -175,73 +177,26 @@ def since(call: calls.Call | NodeCall) -> int:
             return calls.since(call)
 
 
-class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """``number`` comes back with the answer; answers may come in any order."""
-
-    number: int
-    call: calls.Call | NodeCall
-
-
-class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A :class:`Request` whose call is encoded already (:mod:`undoubt.coordinator.ledger.judging`)."""
-
-    number: int
-    call: msgspec.Raw
-
-
-class LeaderHint(msgspec.Struct, frozen=True, array_like=True, tag="standing"):
-    """Said once, before anything is asked. ``leader`` is an address, empty where nobody is known to lead.
-    ``ledger_id`` is empty on a node that has not learned of it yet."""
-
-    ledger_id: str
-    leads: bool
-    leader: str
-
-
-class Elsewhere(msgspec.Struct, frozen=True, array_like=True, tag="elsewhere"):
-    """Ask the node at ``leader``, or find it if that is empty. It may have been recorded nevertheless."""
-
-    number: int
-    leader: str
-    why: str
-
-
-Answer = LeaderHint | Elsewhere | calls.Reply | calls.Failed
-
-encode: Callable[[Sequence[Request] | Sequence[Judged] | Sequence[Answer]], bytes] = (
-    msgspec.msgpack.Encoder().encode
-)
-decode_requests: Callable[[bytes], list[Request]] = msgspec.msgpack.Decoder(list[Request]).decode
-"""Of a frame whose :func:`size` was looked at first."""
+decode_requests: Callable[[bytes], list[Request[calls.Call | NodeCall]]] = msgspec.msgpack.Decoder(
+    list[Request[calls.Call | NodeCall]]
+).decode
+"""Of a frame whose :func:`~undoubt.coordinator.rpc.envelope.size` was looked at first."""
 decode_call: Callable[[bytes], calls.Call | NodeCall] = msgspec.msgpack.Decoder(calls.Call | NodeCall).decode
-_decode_judged: Callable[[bytes], list[Judged]] = msgspec.msgpack.Decoder(list[Judged]).decode
 
 
-def size(payload: bytes) -> int:
-    """How many messages a frame says that it holds, from its first bytes: each becomes many times as large
-    when it is decoded. Raises ``ValueError`` for what is no frame of messages."""
-    first = payload[0] if payload else 0
-    if first & 0xF0 == 0x90:  # msgpack's array formats (specification, "array format family")
-        return first & 0x0F
-    if first in {0xDC, 0xDD}:
-        return int.from_bytes(payload[1 : 3 if first == 0xDC else 5])
-    raise ValueError("no list of messages")
-
-
-def decode_each(payload: bytes) -> tuple[list[Request], list[calls.Failed]]:
+def decode_each(payload: bytes) -> tuple[list[Request[calls.Call | NodeCall]], list[envelope.Failed]]:
     """As ``decode_requests``, which did not take all of it: what can be read, and a refusal for each request
     that cannot. Raises ``ValueError`` for what is no frame of requests."""
-    read: list[Request] = []
-    refused: list[calls.Failed] = []
-    for request in _decode_judged(payload):
+    read: list[Request[calls.Call | NodeCall]] = []
+    refused: list[envelope.Failed] = []
+    for request in envelope.decode_all_unread(payload):
         try:
             read.append(Request(request.number, decode_call(request.call)))
         except (ValueError, RecursionError) as error:
-            refused.append(calls.unreadable(request.number, error))
+            refused.append(envelope.unreadable(request.number, error))
     return read, refused
 
 
-decode_answers: Callable[[bytes], list[Answer]] = msgspec.msgpack.Decoder(list[Answer]).decode
 _DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
     call: msgspec.msgpack.Decoder(type_)
     for types in (calls.REPLY_TYPES, NODE_REPLY_TYPES)

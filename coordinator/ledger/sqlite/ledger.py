@@ -24,7 +24,7 @@ from undoubt.coordinator.ledger.server import LedgerServer
 from undoubt.coordinator.ledger.sqlite import unix_socket
 from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
 from undoubt.coordinator.ledger.sqlite.owner import OwnedLedger
-from undoubt.coordinator.ledger.sqlite.owner_client import ConnectionGone, LedgerConnection
+from undoubt.coordinator.ledger.sqlite.owner_client import ConnectionGone, OwnerConnection
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
 
@@ -47,7 +47,7 @@ class SqliteLedger(CallingLedger):
         self._lock: FileLock | None = None
         self._owned: OwnedLedger | None = None
         self._server: LedgerServer | None = None
-        self._connection: LedgerConnection | None = None
+        self._connection: OwnerConnection | None = None
         self._owning: Uncancellable[None] | None = None
         self._finding = asyncio.Lock()
 
@@ -197,7 +197,7 @@ class SqliteLedger(CallingLedger):
     async def _connect(self) -> None:
         try:
             connected = unix_socket.connect(self.path)
-            connection = await LedgerConnection.connect(connected, timeout_s=self.settings.request_timeout_s)
+            connection = await OwnerConnection.connect(connected, timeout_s=self.settings.request_timeout_s)
         except (OSError, ConnectionGone) as error:
             raise LedgerLocked(
                 f"ledger {self.path} is owned by process {holder(self.path)}, which does not answer: {error}"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from functools import partial
 from typing import Any
 
 from undoubt.coordinator.errors import LedgerUnavailable, VersionHeldBack
 from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.rpc import envelope
+from undoubt.coordinator.rpc.client import Replies, Waiting, into
 from undoubt.coordinator.wire import (
     Connection,
     HandshakeRefused,
     PeerIdentity,
     PeerRole,
-    RemoteProtocolError,
     WireSettings,
     connect,
 )
@@ -24,22 +26,21 @@ class ConnectionGone(LedgerUnavailable):
     """The connection ended with this call unanswered. Asking whoever owns the ledger now is safe."""
 
 
-class LedgerConnection:
+class OwnerConnection:
     """See the module. Made by :meth:`connect`; of no more use once ``gone`` is done."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._waiting: dict[int, tuple[calls.Call, asyncio.Future[Any]]] = {}
-        self._number = 0
+        self._replies = Replies[Waiting](strict=True)
         self.ledger_id = connection.peer.cluster_id
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
-    async def connect(cls, connected: socket.socket, *, timeout_s: float) -> LedgerConnection:
+    async def connect(cls, connected: socket.socket, *, timeout_s: float) -> OwnerConnection:
         """Speak over a connected unix socket. Raises :class:`ConnectionGone`."""
-        made: list[LedgerConnection] = []
+        made: list[OwnerConnection] = []
 
-        def accept(connection: Connection) -> LedgerConnection:
+        def accept(connection: Connection) -> OwnerConnection:
             made.append(cls(connection))
             return made[0]
 
@@ -55,31 +56,10 @@ class LedgerConnection:
         await self.gone
 
     def received(self, payload: bytes) -> None:
-        answer: calls.Answer = calls.decode_answer(payload)
-        match answer:
-            case calls.Reply(number=number, result=result):
-                call, future = self._take(number)
-                if not future.done():
-                    try:
-                        future.set_result(calls.decode_result(call, result))
-                    except (ValueError, RecursionError) as error:
-                        future.set_exception(calls.illegible(error))
-            case calls.Failed():
-                _, future = self._take(answer.number)
-                if not future.done():
-                    future.set_exception(calls.raised(answer))
-
-    def _take(self, number: int) -> tuple[calls.Call, asyncio.Future[Any]]:
-        if number not in self._waiting:
-            raise RemoteProtocolError(f"an answer to request {number}, which was not asked")
-        return self._waiting.pop(number)
+        self._replies.received([envelope.decode_answer(payload)])
 
     def lost(self, why: str) -> None:
-        gone = ConnectionGone(f"the connection to the ledger's owner was lost: {why}")
-        for _, future in self._waiting.values():
-            if not future.done():
-                future.set_exception(gone)
-        self._waiting.clear()
+        self._replies.fail(lambda: ConnectionGone(f"the connection to the ledger's owner was lost: {why}"))
         if not self.gone.done():
             self.gone.set_result(None)
 
@@ -89,8 +69,7 @@ class LedgerConnection:
             raise ConnectionGone("the connection to the ledger's owner was lost")
         if calls.since(call) > self._connection.version:
             raise VersionHeldBack("the process that owns the ledger is of an older version of undoubt")
-        self._number += 1
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting[self._number] = (call, future)
-        self._connection.send(calls.encode(calls.Request(self._number, call)))
+        number = self._replies.add(Waiting(partial(calls.decode_result, call), into(future)))
+        self._connection.send(envelope.encode(envelope.Request(number, call)))
         return await future

@@ -23,14 +23,23 @@ from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.acceptor_client import AcceptorClient
 from undoubt.coordinator.ledger.cluster.leader_client import LeaderClient
-from undoubt.coordinator.ledger.cluster.messages import LeaderHint, SnapshotCall, decode_requests
-from undoubt.coordinator.ledger.cluster.messages import encode as encode_list
+from undoubt.coordinator.ledger.cluster.messages import (
+    SnapshotCall,
+    decode_requests,
+)
 from undoubt.coordinator.ledger.contract import LedgerInfo
 from undoubt.coordinator.ledger.sqlite import unix_socket
-from undoubt.coordinator.ledger.sqlite.owner_client import LedgerConnection
+from undoubt.coordinator.ledger.sqlite.owner_client import OwnerConnection
 from undoubt.coordinator.paxos import Ask, Ballot, BranchInstance, Known, Phase2b, Value
 from undoubt.coordinator.paxos.synod import Accepted
 from undoubt.coordinator.quorum import Joint
+from undoubt.coordinator.rpc import envelope
+from undoubt.coordinator.rpc.envelope import (
+    LeaderHint,
+)
+from undoubt.coordinator.rpc.envelope import (
+    encode as encode_list,
+)
 from undoubt.coordinator.wire import (
     Address,
     Connection,
@@ -75,8 +84,8 @@ class Side:
     def received(self, payload: bytes) -> None:
         framed = self._answering.framed
         for request in decode_requests(payload) if framed else [calls.decode_request(payload)]:
-            answer = calls.Reply(request.number, self._answering.results.pop(0))
-            self._connection.send(encode_list([answer]) if framed else calls.encode(answer))
+            answer = envelope.Reply(request.number, self._answering.results.pop(0))
+            self._connection.send(encode_list([answer]) if framed else envelope.encode(answer))
 
     def lost(self, why: str) -> None:
         pass
@@ -96,7 +105,7 @@ async def second_process(stack: AsyncExitStack, folder: Path, answering: Answeri
     await served(stack, listening, answering)
     connected = unix_socket.connect(folder / "ledger.db")
     assert isinstance(connected, socket.socket)
-    connection = await LedgerConnection.connect(connected, timeout_s=TIMEOUT_S)
+    connection = await OwnerConnection.connect(connected, timeout_s=TIMEOUT_S)
     stack.push_async_callback(connection.close)
     return lambda: connection.request(calls.InfoCall())
 

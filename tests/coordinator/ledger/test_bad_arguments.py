@@ -14,10 +14,10 @@ from tests.coordinator.ledger.conftest import Backend, Raft, Sqlite, SqliteClien
 from tests.coordinator.stage import Stage
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import LedgerUnusable
-from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster import leader_client
 from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
+from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
@@ -83,7 +83,7 @@ async def test_what_cannot_be_read_is_answered_as_such(
     connected = connections(backend)
 
     def unjudged(call: Any, *_: Any) -> msgspec.Raw:
-        return msgspec.Raw(calls.encode(call))
+        return msgspec.Raw(envelope.encode(call))
 
     monkeypatch.setattr(leader_client, "judged", unjudged)
     monkeypatch.setattr("undoubt.coordinator.ledger.sqlite.ledger.judged", unjudged)

@@ -22,6 +22,7 @@ from undoubt.coordinator.paxos import FIRST, Ask, BranchInstance, Phase2a, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.quorum.joint import VOTERS_MAX
 from undoubt.coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused
+from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.wire import RemoteProtocolError
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
@@ -34,20 +35,20 @@ NONCE = "99b2" * 4
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 65_535, 65_536])
 def test_the_size_of_a_frame_is_read_from_its_head(count: int) -> None:
-    assert messages.size(msgspec.msgpack.encode([0] * count)) == count
+    assert envelope.size(msgspec.msgpack.encode([0] * count)) == count
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x01", b"\x81\x01\x01", b"\xc0"])
 def test_what_is_no_list_has_no_size(payload: bytes) -> None:
     with pytest.raises(ValueError, match="no list"):
-        messages.size(payload)
+        envelope.size(payload)
 
 
 def test_a_frame_of_too_many_requests_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if 63 MiB become millions of objects before anybody counts them."""
     decoded: list[bytes] = []
     monkeypatch.setattr(messages, "decode_requests", decoded.append)
-    one = msgspec.msgpack.encode(messages.Request(1, calls.InfoCall()))
+    one = msgspec.msgpack.encode(envelope.Request(1, calls.InfoCall()))
     count = REQUESTS_PER_CONNECTION_MAX + 1
     frame = b"\xdd" + count.to_bytes(4) + one * count
     receiver: Any = object.__new__(FromClient)
@@ -74,7 +75,7 @@ def test_a_frame_of_too_many_requests_is_not_decoded(monkeypatch: pytest.MonkeyP
 )
 def test_a_list_in_a_call_is_bounded(call: Any) -> None:
     with pytest.raises(msgspec.ValidationError, match="of length <="):
-        messages.decode_call(msgspec.Raw(calls.encode(call)))
+        messages.decode_call(msgspec.Raw(envelope.encode(call)))
 
 
 @pytest.mark.parametrize("number", [-1, 0, messages.NODE_NUMBER_MAX + 1, 2**63, 2**64 - 1])
@@ -82,7 +83,7 @@ async def test_a_member_has_a_number_that_every_node_can_read(tmp_path: Path, nu
     """Broken if an operator's number gets into the log and ends every node that follows it, for good."""
     with pytest.raises(msgspec.ValidationError, match="Expected `int`"):
         change = messages.ChangeMembersCall((MemberChange("add", number, "127.0.0.1:1", "disk"),))
-        messages.decode_call(msgspec.Raw(calls.encode(change)))
+        messages.decode_call(msgspec.Raw(envelope.encode(change)))
     if number > 2**63 - 1:
         async with running(tmp_path, 1) as cluster:
             leader = await cluster.leader()

@@ -20,10 +20,18 @@ from tests.coordinator.wire.support import ends
 from tests.prove.nodes import Nodes
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
-from undoubt.coordinator.ledger.cluster.messages import BackupCall, Request, SnapshotCall, StatusCall, encode
+from undoubt.coordinator.ledger.cluster.messages import (
+    BackupCall,
+    SnapshotCall,
+    StatusCall,
+)
 from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision
 from undoubt.coordinator.raft import Heartbeat, PreVote
 from undoubt.coordinator.raft import encode as encode_message
+from undoubt.coordinator.rpc.envelope import (
+    Request,
+    encode,
+)
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import VERSIONS, PeerIdentity, PeerRole
 from undoubt.coordinator.wire.frames import header

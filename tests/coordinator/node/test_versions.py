@@ -43,6 +43,7 @@ from undoubt.coordinator.node.settings import NodeSettings
 from undoubt.coordinator.node.storage.contract import DiskIdentity
 from undoubt.coordinator.node.storage.node_storage import create
 from undoubt.coordinator.raft import Entry
+from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.coordinator.wire import (
     VERSIONS,
@@ -174,7 +175,7 @@ async def test_what_is_newer_than_a_connection_ends_it(tmp_path: Path) -> None:
             where, Named(PeerRole.CLIENT), asking, WireSettings(), timeout_s=5.0, versions=V1
         )
         call = messages.calls.OpenSessionCall("shop", 10.0, "0" * 16, bind=True)
-        connection.send(messages.encode([messages.Request(1, call)]))
+        connection.send(envelope.encode([envelope.Request(1, call)]))
         while not connection.closed:
             await asyncio.sleep(0.01)
 

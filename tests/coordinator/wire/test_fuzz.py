@@ -18,10 +18,16 @@ import pytest
 from tests.coordinator.wire.attacks import attack, resealed
 from tests.coordinator.wire.support import CLIENT, ONE, TWO, Side, dialed, ends, listening, warnings
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.cluster.messages import Request, decode_requests, encode
+from undoubt.coordinator.ledger.cluster.messages import (
+    decode_requests,
+)
 from undoubt.coordinator.raft import Heartbeat, RequestVote
 from undoubt.coordinator.raft import decode as decode_message
 from undoubt.coordinator.raft import encode as encode_message
+from undoubt.coordinator.rpc.envelope import (
+    Request,
+    encode,
+)
 from undoubt.coordinator.wire import VERSIONS, Address, PeerIdentity, TlsSettings, WireSettings
 from undoubt.coordinator.wire.frames import HEADER, header
 from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello

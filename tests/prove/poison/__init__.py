@@ -36,7 +36,13 @@ from tests.prove.poison.sender import BESIDE, WINDOW, Answers, Sender, throw
 from tests.prove.poison.targets import Targets, removes_a_member
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
-from undoubt.coordinator.ledger.cluster.messages import Elsewhere, NodeCall
+from undoubt.coordinator.ledger.cluster.messages import (
+    NodeCall,
+)
+from undoubt.coordinator.rpc import envelope
+from undoubt.coordinator.rpc.envelope import (
+    Elsewhere,
+)
 from undoubt.coordinator.wire import Address
 
 CONFIG = "heartbeat_s = 0.1\nelection_timeout_s = 1.0\n"
@@ -198,9 +204,9 @@ class _Run:
             return True
         if isinstance(answer, Elsewhere | None) or isinstance(beside, Elsewhere | None):
             return False
-        if not isinstance(beside, calls.Reply):
+        if not isinstance(beside, envelope.Reply):
             self.disturbed.append(f"{name}: beside {_shown(raw)}: {beside}")
-        self.counts["applied" if isinstance(answer, calls.Reply) else "refused"] += 1
+        self.counts["applied" if isinstance(answer, envelope.Reply) else "refused"] += 1
         return True
 
     async def throw(self) -> None:

@@ -17,8 +17,11 @@ from typing import Any
 import msgspec
 
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.cluster.messages import Request, encode
 from undoubt.coordinator.node.clients import REQUESTS_PER_CONNECTION_MAX
+from undoubt.coordinator.rpc.envelope import (
+    Request,
+    encode,
+)
 from undoubt.coordinator.wire import VERSIONS
 from undoubt.coordinator.wire.frames import FRAME_BYTES_MAX, HEADER, header
 from undoubt.participants.bounds import DURATION_S_MAX

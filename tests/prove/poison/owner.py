@@ -14,9 +14,9 @@ from tests.prove.poison.load import Load
 from tests.prove.poison.sender import BESIDE, WINDOW, OwnerSender, throw
 from tests.prove.poison.targets import Targets
 from tests.prove.processes import ROOT
-from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.sqlite import unix_socket
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
+from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.settings import LedgerSettings
 
 START_S = 30.0
@@ -88,7 +88,7 @@ class _Run:
             sender.close()
         for number, raw in numbered.items():
             beside = answers.by_number.get(number + BESIDE)
-            if number not in answers.by_number or not isinstance(beside, calls.Reply):
+            if number not in answers.by_number or not isinstance(beside, envelope.Reply):
                 shown = f"{raw[:80]!r} ({len(raw)} bytes)"
                 self.disturbed.append(f"owner: {name}: at {shown}: {answers.lost or beside}")
             else:

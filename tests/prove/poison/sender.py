@@ -13,8 +13,15 @@ import msgspec
 
 from tests.prove.poison.frames import beside
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.cluster.messages import Answer, Elsewhere, LeaderHint, Request, decode_answers
 from undoubt.coordinator.ledger.sqlite import unix_socket
+from undoubt.coordinator.rpc import envelope
+from undoubt.coordinator.rpc.envelope import (
+    Answer,
+    Elsewhere,
+    LeaderHint,
+    Request,
+    decode_answers,
+)
 from undoubt.coordinator.wire import (
     VERSIONS,
     Address,
@@ -40,7 +47,7 @@ _me = PeerIdentity(PeerRole.CLIENT, name="poison")
 class Answers:
     """To one window of frames. ``lost``: the node ended the connection."""
 
-    by_number: dict[int, calls.Reply | calls.Failed | Elsewhere] = field(default_factory=dict)
+    by_number: dict[int, envelope.Reply | envelope.Failed | Elsewhere] = field(default_factory=dict)
     lost: str = ""
 
 
@@ -124,11 +131,11 @@ class OwnerSender(Sender):
         return sender
 
     def _answers_in(self, payload: bytes) -> Iterable[Answer]:
-        yield calls.decode_answer(payload)
+        yield envelope.decode_answer(payload)
 
     def _frames(self, number: int, raw: bytes, honest: Request) -> Iterable[bytes]:
-        yield calls.encode([number, msgspec.Raw(raw)])
-        yield calls.encode(honest)
+        yield envelope.encode([number, msgspec.Raw(raw)])
+        yield envelope.encode(honest)
 
 
 def greeting(me: PeerIdentity) -> bytes:
