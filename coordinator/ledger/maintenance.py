@@ -99,6 +99,7 @@ async def migrate(settings: LedgerSettings, *, note: str = "") -> list[str]:
     """Bring the tables to this version; the revisions that were applied, oldest first. Recorded afterwards:
     before, there may be no room for it. Raises ``LedgerLocked`` while any process has a SQLite ledger open,
     ``LedgerMissing`` and ``LedgerUnusable``."""
+    _no_cluster(settings, "brings its nodes up to date by itself")
     if urls.backend_of(settings.url) == urls.POSTGRES:
         applied = await tables.migrate(settings)
     else:
@@ -144,6 +145,11 @@ async def restore(settings: LedgerSettings, file: Path | None, *, note: str = ""
     return await asyncio.to_thread(_alone, path, work, must_exist=file is None)
 
 
+def _no_cluster(settings: LedgerSettings, instead: str) -> None:
+    if urls.backend_of(settings.url) == urls.RAFT:
+        raise UsageError(f"the ledger is a cluster's, which {instead}")
+
+
 def _only_sqlite(settings: LedgerSettings, postgres: str, cluster: str) -> None:
     match urls.backend_of(settings.url):
         case urls.SQLITE:
@@ -158,6 +164,7 @@ async def check(settings: LedgerSettings) -> list[str]:
     """Read the whole of a SQLite ledger and verify every checksum, or look over the rows and the server of a
     PostgreSQL one: what is wrong, empty if nothing is. Changes nothing. Raises ``LedgerLocked`` while any
     process has a SQLite ledger open, ``LedgerMissing`` and ``LedgerUnavailable``."""
+    _no_cluster(settings, "is looked over by `undoubt cluster status` and `undoubt doctor`")
     if urls.backend_of(settings.url) == urls.POSTGRES:
         return await tables.problems(settings)
     return await asyncio.to_thread(_alone, urls.sqlite_file(settings.url), _check)

@@ -136,8 +136,8 @@ def _ended(one: BranchNow) -> Decision | None:
 
 
 async def look(ledger: Ledger, participants: Registry, txid: TxId) -> Whole:
-    """Everything that is known of the transaction. Raises ``LedgerError``, and ``NotPrepared`` if nothing
-    is."""
+    """Everything that is known of the transaction. Raises ``LedgerError``, and ``NotPrepared`` if nothing is,
+    or ``NotAllSeen`` where that is only a guess."""
     seen = await survey(ledger, participants)
     info = await ledger.transaction(txid)
     known = {one.gid.branch: one for one in seen.known if one.gid.txid == txid}
@@ -159,9 +159,11 @@ async def look(ledger: Ledger, participants: Registry, txid: TxId) -> Whole:
     if not branches and info is None:
         false = [one for one in seen.of(txid) if one.standing is BranchStanding.IMPOSTOR]
         told = f"; {impostor_line(false[0])}" if false else ""
-        raise NotPrepared(
-            f"neither the ledger nor any participant that answers knows of transaction {txid}{told}"
-        )
+        nowhere = f"neither the ledger nor any participant that answers knows of transaction {txid}{told}"
+        if seen.unreachable:
+            silent = ", ".join(f"{name} ({error})" for name, error in seen.unreachable.items())
+            raise NotAllSeen(f"{nowhere}; not all could be asked: {silent}")
+        raise NotPrepared(nowhere)
     direction, why = _direction(info, prepared.values())
     whole = Whole(txid, info, tuple(branches), ledger.ledger_id, direction, why, seen)
     if info is not None and info.branches:

@@ -18,7 +18,7 @@ from undoubt.cli.durations import show_duration
 from undoubt.cli.exits import CommandError, Exit, status_of
 from undoubt.cli.names import TxIdParam
 from undoubt.cli.output import printable
-from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.errors import LedgerError, LedgerMisconfigured
 from undoubt.coordinator.ledger.acting import DONE, CameOf, Records, acting, new_act
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UndoubtError
@@ -141,6 +141,8 @@ async def _audited(context: Context) -> AsyncIterator[Any]:
         ledger = None
         try:
             ledger, _ = await stack.enter_async_context(wiring.opened(context.settings()))
+        except LedgerMisconfigured:
+            raise
         except LedgerError as error:
             context.output.note(f"what is done is not recorded, since the ledger does not open: {error}")
         yield ledger

@@ -138,6 +138,8 @@ def snapshot(context: Context, node: int, note: str) -> None:
     else:
         rows = [(str(each["node"]), str(each["index"] or "-"), str(each["error"])) for each in taken]
         context.output.table(("node", "index", "error"), rows)
+    if not taken and not node:
+        raise CommandError(Exit.UNREACHABLE, "no node of the cluster answers")
     if not taken:
         raise CommandError(Exit.NOT_FOUND, f"node {node} does not answer, or is no member")
     if any(each["error"] for each in taken):

@@ -26,6 +26,11 @@ def wire_of(settings: LedgerSettings) -> WireSettings:
 
 def addresses_of(url: str) -> Sequence[Address]:
     """The nodes of a ``raft://`` URL, in its order. Raises ``LedgerMisconfigured``."""
+    if "://" in url and not url.startswith(RAFT):  # its parts may be a password's
+        raise LedgerMisconfigured(
+            f"ledger URL {redact(url)!r} names no cluster; for example"
+            " raft://10.0.0.1:7400,10.0.0.2:7400,10.0.0.3:7400"
+        )
     try:
         return [Address.parse(text, port=PORT) for text in url.removeprefix(RAFT).rstrip("/").split(",")]
     except ValueError as error:
