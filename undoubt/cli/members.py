@@ -237,6 +237,8 @@ def _force(context: Context, folders: tuple[Path, ...], ticket: str, note: str, 
             if left.may_lack
             else "Every acknowledged decision is on one of these disks, and so on the newest"
         )
+        for doubt in left.doubts:
+            context.output.note(f"not all of a disk can be read: {doubt}. What it lacks may be lost")
         context.confirm(
             f"The newest disk is {left.folder}, of node {left.node}: its log ends at entry {left.index} of"
             f" term {left.term}. {left.disks} of {left.voters} voters' disks were given. {lost}. Has every"

@@ -7,6 +7,7 @@ lost, so that a new incarnation begins, as after a restore from a backup."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ from undoubt.coordinator.ledger.acting import DONE, new_act
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.node.bootstrap import restored
 from undoubt.coordinator.node.fsm import NodeStateMachine
-from undoubt.coordinator.node.storage.contract import DiskIdentity, Stored
-from undoubt.coordinator.node.storage.node_storage import NodeStorage, create
+from undoubt.coordinator.node.storage.contract import DiskIdentity, StorageDamaged, Stored
+from undoubt.coordinator.node.storage.node_storage import NodeStorage, create, salvaged
 from undoubt.coordinator.quorum.majority import majority_size
 from undoubt.coordinator.raft import Raft, RaftSettings, RestoredState
 from undoubt.participants.errors import UsageError
@@ -32,7 +33,8 @@ from undoubt.serve.bootstrap import Begun, first_of, new_cluster, refuse_twins
 
 class NewestDisk(msgspec.Struct, frozen=True):
     """The newest disk of some: ``folder``, of ``node``, whose log ends at ``index`` of ``term``. ``disks``
-    were given of the ``voters``. ``may_lack``: an acknowledged decision may be on none of them."""
+    were given of the ``voters``. ``may_lack``: an acknowledged decision may be on none of them. ``doubts``:
+    of each disk that cannot be read whole, why."""
 
     folder: str
     node: int
@@ -41,6 +43,7 @@ class NewestDisk(msgspec.Struct, frozen=True):
     disks: int
     voters: int
     may_lack: bool
+    doubts: tuple[str, ...] = ()
 
 
 class Forced(Begun, frozen=True):
@@ -54,10 +57,12 @@ async def survey_disks(folders: Sequence[Path]) -> tuple[NewestDisk, bytes]:
     """The newest of these disks, and the image of the state machine after all of its log. Raises
     ``UsageError`` for disks of several clusters or of one node, ``LedgerUnusable``, ``LedgerLocked``."""
     found: dict[int, tuple[Path, Stored]] = {}
+    doubts: dict[int, str] = {}
     for folder in folders:
-        storage, stored = await NodeStorage.open(folder)
-        await storage.close()
+        stored, doubt = await _read(folder)
         me = stored.identity
+        if doubt:
+            doubts[me.node] = f"{folder}: {doubt}"
         if me.node in found:
             raise UsageError(f"{folder} and {found[me.node][0]} are both of node {me.node}")
         if (of := {one.identity.cluster for _, one in found.values()} - {me.cluster}) != set():
@@ -67,10 +72,23 @@ async def survey_disks(folders: Sequence[Path]) -> tuple[NewestDisk, bytes]:
     term, index = _end(stored)
     voters = _voters(stored)
     given = len(voters & found.keys())
-    # A decision is on a majority: who has so many disks that no majority lies beside them has it.
-    may_lack = given + majority_size(voters) <= len(voters)
-    left = NewestDisk(str(folder), stored.identity.node, index, term, given, len(voters), may_lack)
+    # A decision is on a majority: who has so many disks that no majority lies beside them has it. A disk
+    # that cannot be read whole may lack what it had.
+    may_lack = len(voters & found.keys() - doubts.keys()) + majority_size(voters) <= len(voters)
+    told = tuple(doubts[node] for node in sorted(doubts))
+    left = NewestDisk(str(folder), stored.identity.node, index, term, given, len(voters), may_lack, told)
     return left, _image(stored)
+
+
+async def _read(folder: Path) -> tuple[Stored, str]:
+    """All of a disk, or what can be read of a damaged one, and then why that may not be all. Raises
+    ``LedgerUnusable``, ``LedgerLocked``."""
+    try:
+        storage, stored = await NodeStorage.open(folder)
+    except StorageDamaged:
+        return await asyncio.to_thread(salvaged, folder)
+    await storage.close()
+    return stored, ""
 
 
 def _end(stored: Stored) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from undoubt.coordinator.ledger.anchor import Anchor
 from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.ledger.disk import StoreFull
 from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
-from undoubt.coordinator.node.storage import carry_over, logged, snapshot_files
+from undoubt.coordinator.node.storage import carry_over, logged, salvage, snapshot_files
 from undoubt.coordinator.node.storage.contract import (
     DiskIdentity,
     DiskWrite,
@@ -274,23 +274,42 @@ def _loaded(
     folder: Path, identity: DiskIdentity, log: SegmentLog, found: RecoveredLog
 ) -> tuple[_Files, Stored]:
     """Raises :class:`Gap`, :class:`Damaged`, ``ValueError``, ``OSError``."""
-    replay = _replayed(found)
-    if replay.snapshot is None:
-        raise Damaged("its log names no snapshot")
-    snapshot = snapshot_files.load(folder, replay.snapshot)
-    stored = Stored(
-        identity,
-        replay.hard_state,
-        snapshot,
-        replay.kept_entries(),
-        dict(replay.disks),
-        replay.acceptor,
-    )
+    replay, stored = _stored(folder, identity, found)
     replay.entries = []  # from here on the core has them
     snapshot_files.remove_others(folder, replay.snapshot)
     files = _Files(folder, log, replay, HistoryFile(folder))
     files.remove_before(replay.first_segment)
     return files, stored
+
+
+def _stored(folder: Path, identity: DiskIdentity, found: RecoveredLog) -> tuple[Replay, Stored]:
+    """Raises :class:`Gap`, :class:`Damaged`, ``ValueError``, ``OSError``."""
+    replay = _replayed(found)
+    if replay.snapshot is None:
+        raise Damaged("its log names no snapshot")
+    snapshot = snapshot_files.load(folder, replay.snapshot)
+    entries = replay.kept_entries()
+    return replay, Stored(identity, replay.hard_state, snapshot, entries, dict(replay.disks), replay.acceptor)
+
+
+def salvaged(folder: Path) -> tuple[Stored, str]:
+    """What can be read of a disk on which no node may run any more, and why that may not be all; empty if it
+    is. For a new cluster that goes on from it: changes nothing. Raises ``LedgerUnusable``,
+    ``LedgerLocked``."""
+    lock = _locked(folder)
+    try:
+        identity = _identity(folder)
+        found, why = salvage.read_log(folder, identity.disk)
+        return _stored(folder, identity, found)[1], why
+    except (StorageDamaged, Damaged, Gap, ValueError) as error:
+        raise LedgerUnusable(
+            f"node data in {folder} is damaged, and nothing can be gone on from: {error}. Name another disk"
+            " that is left, or a backup: `undoubt cluster restore FILE`"
+        ) from error
+    except OSError as error:
+        raise LedgerUnusable(f"node data in {folder} cannot be read: {error}") from error
+    finally:
+        lock.release()
 
 
 def _replayed(found: RecoveredLog) -> Replay:
@@ -321,7 +340,8 @@ def _damage(folder: Path, node: int, what: str) -> str:
         f"node data in {folder} is damaged or was set back: {what}. What is missing may have been"
         f" acknowledged, so it cannot be cut, and {who} must not run on this disk any more. Let it"
         f" rejoin under a new number: `undoubt cluster remove {node or 'NUMBER'}` and then"
-        " `undoubt cluster add`, on an empty folder"
+        " `undoubt cluster add`, on an empty folder. If a majority is gone for good, a new cluster goes"
+        f" on from what can be read: `undoubt cluster restore --force {folder}`, with an empty node.data"
     )
 
 

@@ -102,7 +102,7 @@ class SegmentLog:
     ) -> tuple[SegmentLog, RecoveredLog]:
         """Raises :class:`Damaged`, ``StoreFull``, ``StoreBroken``, ``OSError``."""
         _remove_unnamed(folder)
-        numbers = _newest_run(numbers_in(folder))
+        numbers = newest_run(numbers_in(folder))
         if not numbers:
             raise Damaged("its log is missing")
         payloads, segments, marks, last = _read_all(folder, numbers)
@@ -208,7 +208,7 @@ def _remove_unnamed(folder: Path) -> None:
         left.unlink()
 
 
-def _newest_run(numbers: list[int]) -> list[int]:
+def newest_run(numbers: list[int]) -> list[int]:
     """Those without a gap up to the newest: a crash while old segments were removed may have left some that
     are older. Whether one is missing that is needed, the records say."""
     run: list[int] = []

@@ -1,0 +1,67 @@
+"""What can be read of a log that may not be run on any more: up to its first damage, without its anchor.
+
+A node never runs on that, since what is missing may have been acknowledged. It is for ``cluster restore
+--force``, when this disk is the newest that is left: a new cluster goes on from it, as a new incarnation, and
+what is missing is told.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from undoubt.coordinator.ledger.anchor import Anchor, AnchorUnusable, Mark
+from undoubt.coordinator.node.storage import record
+from undoubt.coordinator.node.storage.record import Tail
+from undoubt.coordinator.node.storage.segment import (
+    HEADER_BYTES,
+    NotASegment,
+    SegmentHeader,
+    numbers_in,
+    path_of,
+)
+from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME, RecoveredLog, newest_run
+
+
+def read_log(folder: Path, owner: str) -> tuple[RecoveredLog, str]:
+    """The sound beginning of the log, and why it may not be all of it; empty if it is. ``owner``: of the
+    anchor. Changes nothing. Raises ``OSError``, ``PermissionError`` among it for an anchor that may not be
+    opened."""
+    payloads: list[bytes] = []
+    segments: list[int] = []
+    last: Mark | None = None
+    chains: dict[int, bytes] = {}
+    why = ""
+    numbers = newest_run(numbers_in(folder))
+    for number in numbers:
+        name = path_of(folder, number).name
+        data = path_of(folder, number).read_bytes()
+        try:
+            header = SegmentHeader.decoded(data)
+        except NotASegment:
+            why = f"{name} is damaged in its header"
+            break
+        if last is not None and header.before != last:
+            why = f"{name} does not follow the records before it"
+            break
+        read = record.read(data, HEADER_BYTES, header.before, header.salt)
+        payloads += read.payloads
+        segments += [number] * len(read.payloads)
+        chains |= {mark.index: mark.chain for mark in (header.before, *read.marks)}
+        last = read.marks[-1] if read.marks else header.before
+        if number == numbers[-1] and read.tail is Tail.DAMAGED:
+            why = f"{name} is damaged at byte {read.end}"
+    log = RecoveredLog(payloads, segments, numbers[0] if numbers else 0)
+    return log, why or _lacks(folder, owner, chains)
+
+
+def _lacks(folder: Path, owner: str, chains: dict[int, bytes]) -> str:
+    try:
+        anchor = Anchor.open(folder / ANCHOR_NAME, owner)
+    except AnchorUnusable as error:
+        if error.denied:
+            raise PermissionError(str(error)) from error
+        return f"{error}, so that nobody can tell whether the end of the log is there"
+    anchor.close()
+    if chains.get(anchor.mark.index) == anchor.mark.chain:
+        return ""
+    return f"its log lacks record {anchor.mark.index}, which was durable"
