@@ -147,6 +147,8 @@ async def test_the_last_disk_is_gone_on_from_as_far_as_it_can_be_read(
     if not told:
         hopeless = await restore(file, *commands[-1][2:], "--yes")
         assert hopeless.status == 1
+        assert "no segment of its log can be read" in hopeless.err
+        assert "--force" not in hopeless.err, "it was tried"
         assert not new.place(1).exists()
         return
     asked = await restore(file, *commands[-1][2:])

@@ -298,12 +298,13 @@ def salvaged(folder: Path) -> tuple[Stored, str]:
     ``LedgerLocked``."""
     lock = _locked(folder)
     try:
-        identity = _identity(folder)
+        identity = _identity(folder, 0)
         found, why = salvage.read_log(folder, identity.disk)
         return _stored(folder, identity, found)[1], why
     except (StorageDamaged, Damaged, Gap, ValueError) as error:
+        cause = "no segment of its log can be read" if isinstance(error, StorageDamaged) else error
         raise LedgerUnusable(
-            f"node data in {folder} is damaged, and nothing can be gone on from: {error}. Name another disk"
+            f"node data in {folder} is damaged, and nothing can be gone on from: {cause}. Name another disk"
             " that is left, or a backup: `undoubt cluster restore FILE`"
         ) from error
     except OSError as error:
