@@ -21,6 +21,7 @@ In the order in which a write passes them:
 :mod:`.history_file`    stores finished decisions in SQLite, for people.
 :mod:`.reserve`         reserves space that is released when the disk is full.
 :mod:`.carry_over`      reads the SQLite file of a node of version 0.1.0.
+:mod:`.salvage`         reads what is left of a damaged log, for ``cluster restore --force``.
 ======================  ======================================================================================
 
 The duties of the caller: send nothing that depends on a write before its future is done; after
