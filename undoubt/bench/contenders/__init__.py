@@ -1,6 +1,6 @@
 """The contenders by name. Each is imported only in its own process.
 
-In the order of the printed table:
+In the order of :data:`CONTENDERS`:
 
 =================  ===========================================================================================
 :mod:`.plain`      commits by hand on asyncpg: two unrelated commits, and two-phase commit without a log.
