@@ -60,5 +60,9 @@ class ParticipantRefused(ParticipantError):
     """The participant answered no, and will until somebody changes its set-up. Nothing happened."""
 
 
+class ParticipantMisconfigured(ParticipantRefused):
+    """Its dsn, or what that leads to, is none: no server was asked."""
+
+
 class BranchFailed(ParticipantError):
     """The branch is over, by its own fault or the application's; it has not committed."""

@@ -23,6 +23,7 @@
     ├── ParticipantError             a database misbehaves or is not there; ``participant`` names it
     │   ├── BranchFailed               the branch cannot go on; its transaction aborts
     │   ├── ParticipantRefused         an answer, and it is no
+    │   │   └── ParticipantMisconfigured   its dsn cannot be used: no server was asked
     │   └── ParticipantUnavailable     no answer
     ├── LedgerError                  the ledger could not do what was asked
     │   ├── BranchListMismatch         a decision is recorded for other branches
@@ -81,6 +82,7 @@ from undoubt.embedded.server import ServerFailed
 from undoubt.participants.errors import (
     BranchFailed,
     ParticipantError,
+    ParticipantMisconfigured,
     ParticipantRefused,
     ParticipantUnavailable,
     UndoubtError,
@@ -119,6 +121,7 @@ __all__ = [
     "OutcomeUnknown",
     "ParticipantError",
     "ParticipantInUse",
+    "ParticipantMisconfigured",
     "ParticipantRefused",
     "ParticipantUnavailable",
     "SelfDeadlock",

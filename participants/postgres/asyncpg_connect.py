@@ -8,7 +8,12 @@ import ssl
 
 import asyncpg
 
-from undoubt.participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
+from undoubt.participants.errors import (
+    ParticipantError,
+    ParticipantMisconfigured,
+    ParticipantRefused,
+    ParticipantUnavailable,
+)
 from undoubt.participants.postgres.asyncpg_dsn import connect_arguments, set_keepalive
 from undoubt.participants.postgres.asyncpg_session import TRANSLATED, AsyncpgSession, translate
 from undoubt.participants.postgres.connecting import Connector
@@ -47,9 +52,9 @@ class AsyncpgConnector(Connector):
         except ssl.SSLError as error:  # before ValueError, which a certificate's error is as well
             raise tls_refusal(self.participant, getattr(error, "verify_message", "") or str(error)) from error
         except asyncpg.ClientConfigurationError as error:
-            raise ParticipantRefused(self.participant, f"its dsn cannot be used: {error}") from error
+            raise ParticipantMisconfigured(self.participant, f"its dsn cannot be used: {error}") from error
         except ValueError:
-            raise ParticipantRefused(self.participant, UNREADABLE) from None
+            raise ParticipantMisconfigured(self.participant, UNREADABLE) from None
         except TRANSLATED as error:
             raise self._connect_error(error) from error
         # Not before it is known that no pooler shares the server with others: see keep_statements.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.errors import ParticipantMisconfigured
 from undoubt.participants.postgres.dsn import Conninfo
 from undoubt.participants.postgres.passfile import password_for
 
@@ -68,8 +68,8 @@ would connect with less safety than was asked for."""
 
 
 def connect_arguments(address: Conninfo, password: str | None) -> dict[str, Any]:
-    """Keyword arguments of ``asyncpg.connect``. Never print them. Reads files. Raises ``ParticipantRefused``
-    if the dsn asks for what asyncpg cannot promise."""
+    """Keyword arguments of ``asyncpg.connect``. Never print them. Reads files. Raises
+    ``ParticipantMisconfigured`` if the dsn asks for what asyncpg cannot promise."""
     given = address.resolved
     for key, value in given.items():
         if key not in _HANDLED | _HARMLESS and value not in _PROMISES.get(key, ()):
@@ -83,7 +83,7 @@ def connect_arguments(address: Conninfo, password: str | None) -> dict[str, Any]
             for name, _, port in hosts
         }
     if len(passwords) > 1:
-        raise ParticipantRefused(
+        raise ParticipantMisconfigured(
             address.participant,
             "the password file has different passwords for its hosts, and the driver asyncpg would offer one"
             " of them to all; the driver psycopg does not",
@@ -117,7 +117,7 @@ def _hosts(address: Conninfo) -> list[tuple[str, str, str]]:
     reached = [place or name or address.default_host for place, name in zip(addresses, names, strict=True)]
     for host in reached:
         if not host:
-            raise ParticipantRefused(
+            raise ParticipantMisconfigured(
                 address.participant,
                 "its dsn names no host, and libpq does not tell its own: write host=/folder/of/the/socket"
                 " or host=localhost",
@@ -156,13 +156,13 @@ def _check_readable(participant: str, key: str, path: str) -> None:
         with Path(path).open("rb"):
             pass
     except OSError as error:
-        raise ParticipantRefused(
+        raise ParticipantMisconfigured(
             participant, f"its {key} {path!r} cannot be read: {error.strerror}"
         ) from error
 
 
-def _refused(address: Conninfo, what: str) -> ParticipantRefused:
-    return ParticipantRefused(
+def _refused(address: Conninfo, what: str) -> ParticipantMisconfigured:
+    return ParticipantMisconfigured(
         address.participant,
         f"its dsn asks for {what}, which the driver asyncpg cannot promise; the driver psycopg can",
     )

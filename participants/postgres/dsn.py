@@ -16,7 +16,7 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import PGconn
 
-from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.errors import ParticipantMisconfigured
 from undoubt.participants.libpq import PORT_MAX, is_connection_string, is_port
 
 UNREADABLE = (
@@ -64,28 +64,28 @@ class Conninfo:
 
 
 def read_dsn(participant: str, dsn: str) -> Conninfo:
-    """Raises ``ParticipantRefused``, without the password, if libpq cannot read ``dsn``."""
+    """Raises ``ParticipantMisconfigured``, without the password, if libpq cannot read ``dsn``."""
     _refuse_other_schemes(participant, dsn)
     try:
         given = {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value is not None}
     except ProgrammingError:
         # libpq quotes the part that it did not understand, which may be a part of the password.
-        raise ParticipantRefused(participant, UNREADABLE) from None
+        raise ParticipantMisconfigured(participant, UNREADABLE) from None
     if not all(_DIGITS.fullmatch(port) for port in given.get("port", "").split(",") if port):
-        raise ParticipantRefused(participant, UNREADABLE)  # "user:a/password@host" has port "a"
+        raise ParticipantMisconfigured(participant, UNREADABLE)  # "user:a/password@host" has port "a"
     wanted = _complete(participant, given, "sslmode").get("target_session_attrs", "any")
     resolved = _complete(participant, given, "target_session_attrs")
     _check_database(participant, resolved.get("dbname", ""))
     _check_ports(participant, resolved)
     hosts = (resolved.get("hostaddr") or resolved["host"]).split(",")
     if any(host.startswith("@") for host in hosts):
-        raise ParticipantRefused(
+        raise ParticipantMisconfigured(
             participant, "its dsn names an abstract socket (host=@…), which neither driver can reach"
         )
     if len(hosts) > 1:
         wanted = "read-write"
     elif wanted not in {"read-write", "primary", "any"}:
-        raise ParticipantRefused(
+        raise ParticipantMisconfigured(
             participant, f"target_session_attrs={wanted!r} asks for a standby; only a primary can prepare"
         )
     given["target_session_attrs"] = resolved["target_session_attrs"] = wanted
@@ -94,7 +94,7 @@ def read_dsn(participant: str, dsn: str) -> Conninfo:
 
 def _check_database(participant: str, name: str) -> None:
     if is_connection_string(name):
-        raise ParticipantRefused(
+        raise ParticipantMisconfigured(
             participant,
             "the dbname of its dsn is a connection string itself, which psql follows, and libpq takes for a"
             " database's name: make that string the dsn",
@@ -105,8 +105,10 @@ def _check_ports(participant: str, resolved: Mapping[str, str]) -> None:
     for port in resolved["port"].split(","):
         if port and not (_DIGITS.fullmatch(port) and is_port(int(port))):
             if "@" in resolved.get("dbname", ""):
-                raise ParticipantRefused(participant, UNREADABLE)  # "user:99/password@host" has port "99"
-            raise ParticipantRefused(
+                raise ParticipantMisconfigured(
+                    participant, UNREADABLE
+                )  # "user:99/password@host" has port "99"
+            raise ParticipantMisconfigured(
                 participant, f"its dsn cannot be used: port {port} is not between 1 and {PORT_MAX}"
             )
 
@@ -126,7 +128,7 @@ def _refuse_other_schemes(participant: str, dsn: str) -> None:
     if other is None or not (other["driver"] or dsn.strip().startswith("jdbc:")):
         return
     drop = other["driver"] or "jdbc:"
-    raise ParticipantRefused(
+    raise ParticipantMisconfigured(
         participant,
         f"its dsn begins with {other[0]!r}, and libpq knows no such URI: drop {drop!r}, and name the driver"
         f" by participants.{participant}.driver",
@@ -143,7 +145,7 @@ def _complete(participant: str, given: Mapping[str, str], but: str) -> dict[str,
     finally:
         refused.finish()
     if f'"{_NO_VALUE}"' not in message:
-        raise ParticipantRefused(participant, f"its dsn cannot be used: {message}")
+        raise ParticipantMisconfigured(participant, f"its dsn cannot be used: {message}")
     told = {
         option.keyword.decode(): (option.val.decode(), option.compiled)
         for option in options

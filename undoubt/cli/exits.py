@@ -26,7 +26,13 @@ from undoubt.coordinator.errors import (
     LedgerMissing,
     LedgerUnavailable,
 )
-from undoubt.participants.errors import ParticipantUnavailable, UndoubtError, UnknownParticipant, UsageError
+from undoubt.participants.errors import (
+    ParticipantMisconfigured,
+    ParticipantUnavailable,
+    UndoubtError,
+    UnknownParticipant,
+    UsageError,
+)
 from undoubt.participants.ids import InvalidName
 from undoubt.recovery.errors import Conflict, NotAllSeen, NotOurs, NotPrepared, StillBusy
 
@@ -58,6 +64,7 @@ _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (NotOurs, Exit.CONFLICT),
     (LedgerMissing, Exit.NOT_FOUND),
     (LedgerMisconfigured, Exit.USAGE),
+    (ParticipantMisconfigured, Exit.USAGE),
     (UsageError, Exit.USAGE),
     (InvalidName, Exit.USAGE),
     (BranchListMismatch, Exit.CONFLICT),

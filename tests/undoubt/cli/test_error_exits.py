@@ -90,6 +90,22 @@ def test_a_ledger_that_cannot_be_used(
     assert "bug of undoubt" not in told
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize(
+    "dsn",
+    ["x", "mysql://x", "postgresql://h:99999/x", "host='a", "service=none", "postgresql://h/x?foo=bar"],
+)
+def test_a_dsn_that_is_none(dsn: str, driver: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong configuration, and no refusal of a server's."""
+    Path("undoubt.toml").write_text(
+        f'[ledger]\nurl = "sqlite:///l.db"\n[participants.orders]\ndsn = "{dsn}"\ndriver = "{driver}"\n'
+    )
+    for words in (("participants", "migrate"), ("participants", "grants", "orders")):
+        ended, told = run(capsys, *words)
+        assert ended == 2, (words, told)
+        assert "participant 'orders': " in told
+
+
 @pytest.mark.parametrize(
     ("words", "status"),
     [
