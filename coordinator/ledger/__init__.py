@@ -14,8 +14,8 @@ The modules and rooms, in the order in which a call passes them:
                               every backend keeps.
 :mod:`.calling`               implements the contract's calls by one function that carries out a message,
                               wherever the ledger is.
-:mod:`.calls`                 defines the messages of the contract: one for each call, its reply, and the
-                              errors.
+:mod:`.calls`                 defines the messages of the contract: one for each call, with the type of its
+                              reply.
 :mod:`.judging`               encodes a call and decodes it with the peer's types before it is queued, and
                               refuses what the peer could not read.
 :mod:`.server`                answers the calls of other processes on the ledger that this process owns.

@@ -1,8 +1,12 @@
-"""One way to call another process: numbered requests, answers in any order, errors as messages.
+"""Calls to another process: numbered requests, answers in any order, errors as messages.
 
-It knows neither the ledger nor the cluster: what a call is, whoever uses it says. From the caller to the one
-who is asked:
+What enters: a call, and what to do with its answer. What leaves: the answer, or the error that the other
+process has raised. This room does not know the ledger or the cluster; its users define the calls.
 
-- :mod:`.client`: who waits for which answer, and the loop that tells them.
-- :mod:`.envelope`: what travels.
+In the order in which a call passes them:
+
+================  ============================================================================================
+:mod:`.client`    numbers requests, and gives each answer to the caller that waits for it.
+:mod:`.envelope`  defines and encodes requests, answers and errors.
+================  ============================================================================================
 """
