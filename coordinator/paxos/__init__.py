@@ -1,4 +1,4 @@
-"""Paxos, and Paxos Commit made of it, without IO, clock, threads or randomness.
+"""Paxos, and Paxos Commit on top of it, without IO, clock, threads or randomness.
 
 What enters: requests and answers (``step``), and the driver's reports that something is stored. What leaves:
 messages, and :class:`PaxosReady`, everything that an acceptor's driver has to do next. The same objects run
@@ -11,17 +11,18 @@ commit.
 
 The coordinator's duties, in this order:
 
-1. Have every branch prepared. As long as one did not, make no :class:`FirstBallot`: without it the
+1. Prepare every branch. As long as one branch is not prepared, make no :class:`FirstBallot`: without it the
    transaction can never commit, and may be rolled back.
-2. Make the ``FirstBallot``, once, and send ``messages`` to all. Repeat them to whoever does not answer.
-3. ``step`` the answers. If it is ``superseded``, or they stay away, ``ask`` now and then. Time decides
-   nothing.
-4. The ``outcome`` is what happened: record it in the ledger, then tell the branches. If it is
-   ``forgotten``, the ledger knows.
+2. Make the ``FirstBallot``, once, and send ``messages`` to all. Repeat them to each acceptor
+   that does not answer.
+3. ``step`` the answers. If the ballot is ``superseded``, or answers are missing, ``ask`` now and then. No
+   timeout decides anything.
+4. Record the ``outcome`` in the ledger, then tell the branches. If it is ``forgotten``, the ledger has the
+   outcome.
 
-Whoever comes after it makes a :class:`Recovery` on the acceptors that the ledger names for the session,
-sends what ``begin`` and ``step`` return, begins again after a while, records the ``outcome`` with the
-``branches`` in the ledger, and touches no branch that is not among these.
+A later leader makes a :class:`Recovery` on the acceptors that the ledger names for the session, sends what
+``begin`` and ``step`` return, begins again after a random pause, records the ``outcome`` with the
+``branches`` in the ledger, and commits or rolls back no other branches.
 
 An acceptor's driver, for every ``ready = acceptor.ready()`` that is not ``empty``:
 
@@ -31,8 +32,8 @@ An acceptor's driver, for every ``ready = acceptor.ready()`` that is not ``empty
 3. After the sync call ``on_persisted(token)`` and send what it returns. Never send ``replies_after_sync``
    yourself.
 
-And besides: let it ``forget`` now and then what the ledger holds; give it after a restart all that it
-stored, under the number that it had; never start one whose disk was lost under its old number. A node
+Besides: call ``forget`` now and then for what the ledger holds; after a restart give the acceptor all that it
+stored, under the same number; never start an acceptor whose disk was lost under its old number. A node
 leaves the cluster only when every transaction of every session that is bound to it is decided, and in the
 ledger.
 

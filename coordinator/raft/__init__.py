@@ -2,8 +2,8 @@
 
 What enters: messages (:meth:`Raft.step`), ticks of time, proposals, reads, and the driver's reports that
 something is stored or applied. What leaves: :class:`Ready`, everything that has to be done next. The same
-object runs in production, in simulation and in tests; what it does follows from what went in and from the
-``Random`` it was given.
+object runs in production, in simulation and in tests. Its output depends only on its inputs and on the
+``Random`` that it was given.
 
 The driver's duties, in this order, for every ``ready = raft.ready()`` that is not ``empty``:
 
@@ -19,7 +19,7 @@ The driver's duties, in this order, for every ``ready = raft.ready()`` that is n
 5. Answer ``read_states`` once that index is applied, ``reads_lost`` with "not the leader".
 6. For each of ``chunks_wanted`` call ``snapshot_chunk`` or ``snapshot_failed``.
 
-And besides: call ``tick`` at a steady pace; ``set_disk_full`` when the disk is full, and when it is not any
+Besides: call ``tick`` at a steady pace; ``set_disk_full`` when the disk is full, and when it is not any
 more; ``step_down`` when the disk is known to be slow, before the core finds out; store a snapshot of the
 state machine with ``snapshot_meta`` now and then and report it to ``compact``; never start a node whose disk
 was lost under its old number; a new cluster's nodes all store :func:`bootstrap` first, a node that joins
