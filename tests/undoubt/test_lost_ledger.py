@@ -128,7 +128,7 @@ async def test_an_operator_sees_what_a_lost_ledger_has_left(
         "command": f"undoubt recover --adopt {LOST}",
     }
     refused = await run(folder, "indoubt", "rollback", "--heuristic", "--yes", str(found))
-    assert refused.status == 2
+    assert refused.status == 5
     assert f"recover --adopt {LOST}" in refused.err
     configured(tmp_path, databases, f'other_ledgers = ["{LOST}"]\n')
     listed = await run(folder, "indoubt", "list", "-o", "json")

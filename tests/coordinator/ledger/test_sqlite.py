@@ -37,6 +37,7 @@ from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.ledger.sqlite.store import SqliteStore
 from undoubt.coordinator.ledger.state import LedgerState
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.bounds import OutOfBounds
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 
@@ -284,7 +285,12 @@ async def test_what_is_no_ledger_is_refused_and_left_alone(path: Path, settings:
         await open_ledger(settings)
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "mysql://x/y", "ledger.db"])
+def test_a_url_without_a_file_is_refused_by_its_key() -> None:
+    with pytest.raises(OutOfBounds, match="url must not be empty"):
+        LedgerSettings(url="sqlite:///")
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://x/y", "ledger.db"])
 async def test_other_urls_are_refused(url: str) -> None:
     """``:memory:`` above all: it would forget its decisions."""
     with pytest.raises(LedgerUnusable, match="sqlite:///"):
