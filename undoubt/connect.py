@@ -18,7 +18,7 @@ from undoubt.recovery.service import RecoveryService
 
 if TYPE_CHECKING:
     from undoubt.metrics import Metrics
-    from undoubt.participants.postgres.drivers import Handles
+    from undoubt.participants.postgres.connecting import Handles
     from undoubt.wiring import OnConnects
 
 

@@ -19,7 +19,7 @@ from undoubt.participants.registry import Registry
 if TYPE_CHECKING:
     from undoubt.config import Settings
     from undoubt.coordinator.ledger.contract import Ledger
-    from undoubt.participants.postgres.drivers import Handles
+    from undoubt.participants.postgres.connecting import Handles
     from undoubt.participants.postgres.on_connect import OnConnect
     from undoubt.recovery.lost import LeftoverBranches
 

@@ -14,7 +14,7 @@ from undoubt.coordinator.rpc.envelope import Answer, Elsewhere, Failed, LeaderHi
 from undoubt.coordinator.wire import RemoteProtocolError
 
 
-class Waiting:
+class PendingCall:
     """Somebody who waits: ``decode`` reads the result (``ValueError`` and ``RecursionError`` say that it
     cannot be read), ``tell`` is called once, with the result or with why there is none."""
 
@@ -25,7 +25,7 @@ class Waiting:
         self.tell = tell
 
 
-W = TypeVar("W", bound=Waiting)
+W = TypeVar("W", bound=PendingCall)
 
 
 class Replies(Generic[W]):
@@ -76,7 +76,7 @@ class Replies(Generic[W]):
             each.tell(why())
 
 
-def _read(waiting: Waiting, result: msgspec.Raw) -> Any:
+def _read(waiting: PendingCall, result: msgspec.Raw) -> Any:
     """One that cannot be read is no answer, to whoever asked for it and to nobody else."""
     try:
         return waiting.decode(result)

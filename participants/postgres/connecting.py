@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 from pathlib import Path
+from typing import Literal
 
 from undoubt.participants.believed import Fault
 from undoubt.participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
@@ -33,6 +34,11 @@ from undoubt.participants.settings import ParticipantSettings
 VERSION_MIN = 130000
 TIMEOUTS = frozenset({"57014", "57P05", "25P03", "25P04"})
 """A statement, an idle session, an idle transaction, a transaction that took the server too long."""
+
+Handles = Literal["async", "sync"]
+"""What a branch's ``connection`` is. ``async``: the driver's asynchronous connection (asyncpg's, or
+psycopg's ``AsyncConnection``). ``sync``: psycopg's ``Connection``, for use in any thread but the event
+loop's; the driver is psycopg then, whatever the settings say, since asyncpg has none."""
 
 
 class Connector(abc.ABC):

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from undoubt.participants.postgres.connecting import Connector
+from undoubt.participants.postgres.connecting import Connector, Handles
 from undoubt.participants.settings import ParticipantSettings
-
-Handles = Literal["async", "sync"]
-"""What a branch's ``connection`` is. ``async``: the driver's asynchronous connection (asyncpg's, or
-psycopg's ``AsyncConnection``). ``sync``: psycopg's ``Connection``, for use in any thread but the event
-loop's; the driver is psycopg then, whatever the settings say, since asyncpg has none."""
 
 
 def new_connector(

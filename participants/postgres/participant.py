@@ -31,9 +31,9 @@ from undoubt.participants.postgres.admin_pool import Management
 from undoubt.participants.postgres.branch import PostgresBranch
 from undoubt.participants.postgres.checkup import Checkup
 from undoubt.participants.postgres.closing import drain_discarded
-from undoubt.participants.postgres.connecting import introduce
+from undoubt.participants.postgres.connecting import Handles, introduce
 from undoubt.participants.postgres.connection_proxy import Handle, Surroundings
-from undoubt.participants.postgres.drivers import Handles, new_connector
+from undoubt.participants.postgres.drivers import new_connector
 from undoubt.participants.postgres.history import draw
 from undoubt.participants.postgres.in_doubt import list_prepared
 from undoubt.participants.postgres.on_connect import Hook, OnConnect
@@ -75,8 +75,8 @@ class PostgresParticipant:
     """``settings.dsn`` names the database, ``ledger_id`` whose branches are its own in the wait graph.
 
     ``handles``: what a branch gives to the application, see
-    :data:`undoubt.participants.postgres.drivers.Handles`. ``on_connect`` is called with each new connection
-    of branches, before the first of them, instead of the settings' ``init``
+    :data:`undoubt.participants.postgres.connecting.Handles`. ``on_connect`` is called with each new
+    connection of branches, before the first of them, instead of the settings' ``init``
     (:mod:`undoubt.participants.postgres.on_connect`). Nothing is connected to before the first call that
     needs it; lost connections are replaced. Raises ``InvalidName``. For one event loop."""
 

@@ -23,9 +23,8 @@ from undoubt.participants.errors import (
     UsageError,
 )
 from undoubt.participants.ids import Gid
-from undoubt.participants.postgres.connecting import Connector
+from undoubt.participants.postgres.connecting import Connector, Handles
 from undoubt.participants.postgres.connection_proxy import Handle
-from undoubt.participants.postgres.drivers import Handles
 from undoubt.participants.postgres.dsn import Conninfo
 from undoubt.participants.postgres.psycopg_connection import (
     AsyncBranchConnection,

@@ -14,7 +14,7 @@ import asyncpg
 from undoubt.participants.contract import Branch, Claim
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.drivers import Handles
+from undoubt.participants.postgres.connecting import Handles
 from undoubt.participants.postgres.on_connect import OnConnect
 from undoubt.participants.settings import ParticipantSettings
 

@@ -17,7 +17,7 @@ from undoubt.coordinator.ledger.cluster.liveness import SILENCE_S, Liveness
 from undoubt.coordinator.ledger.cluster.messages import AcceptorCall
 from undoubt.coordinator.ledger.commands import PAXOS_VERSION
 from undoubt.coordinator.paxos import AcceptorReply, AcceptorRequest
-from undoubt.coordinator.rpc.client import Replies, Waiting
+from undoubt.coordinator.rpc.client import PendingCall, Replies
 from undoubt.coordinator.rpc.envelope import REQUESTS_PER_FRAME_MAX, Request, decode_answers, encode
 from undoubt.coordinator.wire import (
     Address,
@@ -85,7 +85,7 @@ class _Link:
         self._accepted: Connection | None = None
         self._connection: Connection | None = None
         """The same, once it may be used."""
-        self._replies = Replies[Waiting]()
+        self._replies = Replies[PendingCall]()
         self._unsent: list[Request[AcceptorCall]] = []
         self._flushing = False
         self._silence = Liveness()
@@ -97,7 +97,7 @@ class _Link:
         return self
 
     def ask(self, request: AcceptorRequest, answer: ReplyCallback) -> None:
-        number = self._replies.add(Waiting(messages.decode_reply, answer))
+        number = self._replies.add(PendingCall(messages.decode_reply, answer))
         self._unsent.append(Request(number, AcceptorCall(request)))
         self._flush_soon()
 

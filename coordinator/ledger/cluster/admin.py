@@ -40,7 +40,7 @@ from undoubt.coordinator.ledger.cluster.messages import (
 )
 from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
 from undoubt.coordinator.ledger.contract import Act
-from undoubt.coordinator.rpc.client import Replies, Waiting, into
+from undoubt.coordinator.rpc.client import PendingCall, Replies, into
 from undoubt.coordinator.rpc.envelope import Request, decode_answers, encode
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import (
@@ -182,8 +182,8 @@ class _Asking:
 
     def __init__(self, call: NodeCall) -> None:
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._replies = Replies[Waiting]()
-        number = self._replies.add(Waiting(partial(messages.decode_result, call), into(self.answer)))
+        self._replies = Replies[PendingCall]()
+        number = self._replies.add(PendingCall(partial(messages.decode_result, call), into(self.answer)))
         self._asked = encode([Request(number, call)])
 
     def accept(self, connection: Connection) -> _Asking:

@@ -20,7 +20,7 @@ from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster.liveness import SILENCE_S, Liveness
 from undoubt.coordinator.ledger.cluster.messages import NodeCall, decode_call, decode_result, since
 from undoubt.coordinator.ledger.judging import CALL_BYTES_MAX, judged
-from undoubt.coordinator.rpc.client import Replies, Waiting, into
+from undoubt.coordinator.rpc.client import PendingCall, Replies, into
 from undoubt.coordinator.rpc.envelope import (
     REQUESTS_PER_FRAME_MAX,
     Answer,
@@ -46,7 +46,7 @@ PAUSE_S = (0.02, 0.2)
 """Between two looks at all nodes: the shortest, the longest."""
 
 
-class _Pending(Waiting):
+class _Pending(PendingCall):
     __slots__ = ("call", "deadline", "judged")
 
     def __init__(

@@ -11,7 +11,7 @@ from typing import Any
 from undoubt.coordinator.errors import LedgerUnavailable, VersionHeldBack
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.rpc import envelope
-from undoubt.coordinator.rpc.client import Replies, Waiting, into
+from undoubt.coordinator.rpc.client import PendingCall, Replies, into
 from undoubt.coordinator.wire import (
     Connection,
     HandshakeRefused,
@@ -31,7 +31,7 @@ class OwnerConnection:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._replies = Replies[Waiting](strict=True)
+        self._replies = Replies[PendingCall](strict=True)
         self.ledger_id = connection.peer.cluster_id
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -70,6 +70,6 @@ class OwnerConnection:
         if calls.since(call) > self._connection.version:
             raise VersionHeldBack("the process that owns the ledger is of an older version of undoubt")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        number = self._replies.add(Waiting(partial(calls.decode_result, call), into(future)))
+        number = self._replies.add(PendingCall(partial(calls.decode_result, call), into(future)))
         self._connection.send(envelope.encode(envelope.Request(number, call)))
         return await future
