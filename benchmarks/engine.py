@@ -15,7 +15,15 @@ import time
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.coordinator.transaction import Transaction
-from undoubt.participants.contract import Evidence, PrepareResult, Settled, Vote, Work
+from undoubt.participants.contract import (
+    Decision,
+    Evidence,
+    PreparedBranch,
+    PrepareResult,
+    Settled,
+    Vote,
+    Work,
+)
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey
 from undoubt.participants.registry import Registry
 
@@ -64,6 +72,12 @@ class Instant:
     async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Ready:
         await asyncio.sleep(0)
         return Ready(gid)
+
+    async def in_doubt(self) -> list[PreparedBranch]:
+        return []
+
+    async def settle(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
+        return Settled.APPLIED
 
 
 async def measure(transactions: int, rounds: int) -> list[float]:
