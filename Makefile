@@ -1,12 +1,6 @@
 # undoubt's tasks. Each makes its own .venv first, on a machine that has only Python >= 3.11: with uv where it is
 # there, else with venv and pip. Set-up speaks on stderr; with `make -s` stdout is the command's alone.
-#
-#   make demo  [ARGS="--seconds 20 --output json"]      make test [ARGS="-k ledger -x"]      make check
-#   make prove PROOF=crash [ARGS=…]                     make conformance CASES=cases.csv     make build
-#   make models ARGS="--model twophase --rms 3"
-#   make simulate SEED=7 | SEEDS=200 [ARGS=…]           make mutants [ARGS=name]
-#   make faults SECONDS=60 SEED=1 [ARGS=…]
-# `make check` besides formats nothing: `make format` does.
+# `make help` lists them.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,59 +16,61 @@ SEEDS ?= 200
 SECONDS ?= 60
 WORKERS ?= auto
 
-.PHONY: demo test test-slow check format prove models conformance simulate simulate-coverage faults mutants build clean
+.PHONY: help demo test test-slow check format prove models conformance simulate simulate-coverage faults mutants build clean
 .DEFAULT_GOAL := test
 
-demo: $(STAMP)
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 27
+
+demo: $(STAMP) ## a shop on real servers, killed at random: ARGS="--seconds 20 --output json"
 	@$(BIN)/undoubt demo $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) ## all fast tests, in parallel: ARGS="-k ledger -x" WORKERS=4
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) ## proofs, matrices and builds as tests
 	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist worksteal $(ARGS)
 
-check: $(STAMP)
+check: $(STAMP) ## formats, types, layers of imports, rules of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/house $(ARGS)
 
-format: $(STAMP)
+format: $(STAMP) ## what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-prove: $(STAMP)
+prove: $(STAMP) ## a proof: PROOF=crash ARGS=…; without PROOF their names
 	@$(BIN)/python -m tests.prove $(PROOF) $(ARGS)
 
-models: $(STAMP)
+models: $(STAMP) ## protocols checked in every state: ARGS="--model twophase --rms 3"
 	@$(BIN)/python -m tests.models $(ARGS)
 
-conformance: $(STAMP)
+conformance: $(STAMP) ## cases of others: CASES=cases.csv
 	@$(BIN)/python -m tests.conformance $(CASES) $(ARGS)
 
-simulate: $(STAMP)
+simulate: $(STAMP) ## the deterministic simulation: SEED=7 or SEEDS=200
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
 
-simulate-coverage: $(STAMP)
+simulate-coverage: $(STAMP) ## which lines the simulation reaches: SEEDS=200
 	@rm -rf .coverage-simulation && mkdir .coverage-simulation
 	@PYTHONHASHSEED=0 $(BIN)/python -m coverage run --rcfile=tests/simulation/coverage.ini \
 		-m tests.simulation --seeds $(SEEDS) $(ARGS) >&2
 	@$(BIN)/python -m coverage combine -q --rcfile=tests/simulation/coverage.ini .coverage-simulation
 	@$(BIN)/python -m tests.simulation.reached
 
-faults: $(STAMP)
+faults: $(STAMP) ## kills, pauses and partitions under load: SECONDS=60 SEED=1
 	@$(BIN)/python -m tests.faults --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-mutants: $(STAMP)
+mutants: $(STAMP) ## planted bugs, each has to be found: ARGS=name
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-build: $(STAMP)
-	@if command -v uv >/dev/null; then uv build --quiet --wheel --out-dir dist; \
-	else $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .; fi >&2
+build: ## a wheel in dist
+	@sh .ci/build dist >&2
 
-clean:
+clean: ## everything that was made
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(STAMP): pyproject.toml

@@ -25,31 +25,41 @@ from undoubt.participants.scripted import Script, ScriptedParticipant
 from undoubt.participants.settings import ParticipantSettings
 
 NAN = float("nan")
-PROTOCOLS = ("", 0, False, [], {}, b"2pc", "2PC", NAN, object())
-NAMES = (None, 5, b"a", ["a"], {}, "a\0", NAN, object())
+
+
+class Nothing:
+    """Of no type that anything takes."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+NOTHING = Nothing()
+PROTOCOLS = ("", 0, False, [], {}, b"2pc", "2PC", NAN, NOTHING)
+NAMES = (None, 5, b"a", ["a"], {}, "a\0", NAN, NOTHING)
 BAD: dict[str, tuple[Any, ...]] = {
-    "timeout": (0, -1, NAN, float("inf"), 1e300, "5", b"5", True, False, [5], [], object()),
+    "timeout": (0, -1, NAN, float("inf"), 1e300, "5", b"5", True, False, [5], [], NOTHING),
     "protocol": PROTOCOLS,
     "retries": (-1, 1.5, "3", None, True, [], 2**80),
-    "function": (None, 5, "x", [], object()),
+    "function": (None, 5, "x", [], NOTHING),
     "name": NAMES,
     "names": NAMES,
     "txid": (None, 5, "", "zzz", b"a", [], {}, NAN, "1-4f1d0c9a77b2e815.-1", "\0"),
     "cause": (None, "x", 5, ValueError, []),
-    "participant": (None, "alpha", 5, [], object(), ScriptedParticipant),
-    "opener": (None, "alpha", 5, object()),
-    "source": (5, 0, False, b"x", [], (), {1: 2}, {"ledger": 5}, {"ledger": {1: 2}}, "\0", object()),
+    "participant": (None, "alpha", 5, [], NOTHING, ScriptedParticipant),
+    "opener": (None, "alpha", 5, NOTHING),
+    "source": (5, 0, False, b"x", [], (), {1: 2}, {"ledger": 5}, {"ledger": {1: 2}}, "\0", NOTHING),
     "observe": (5, "x", [], False, 0),
     "recover": (None, 0, 1, "no", []),
-    "metrics": (5, "x", [], False, object(), undoubt.UndoubtError),
+    "metrics": (5, "x", [], False, NOTHING, undoubt.UndoubtError),
     "handles": (None, "", "threads", [], 0, b"sync"),
     "on_connect": (5, "x", [], False, {"orders": 5}, {5: print}, {"orders": "x"}),
     "create": (None, 0, 1, 5, "no", []),
-    "ledger": (None, 5, "sqlite:///x", object()),
+    "ledger": (None, 5, "sqlite:///x", NOTHING),
     "settings": (5, {}, "x", undoubt.Settings(), False),
-    "meter": (5, "x", object(), False),
+    "meter": (5, "x", NOTHING, False),
     "opening": (None, 5, "x", {}),
-    "coordinator": (None, 5, "x", object(), Coordinator),
+    "coordinator": (None, 5, "x", NOTHING, Coordinator),
     "participants": (None, 5, [], "x", {"orders": "orders"}, {sa.create_engine("postgresql+psycopg://"): 5}),
     "twophase": (None, 0, 1, "no", True),
 }
