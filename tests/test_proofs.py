@@ -213,6 +213,13 @@ async def test_one_fault_on_the_wire_to_the_databases() -> None:
     assert min(told["control_found"].values()) >= 1
 
 
+async def test_an_application_may_have_packages_of_the_rooms_names() -> None:
+    """Broken if an installed undoubt, in whatever way, hides an application's own ``coordinator``,
+    ``participants`` or ``recovery``, or takes one for its own."""
+    told = await prove("shadowed")
+    assert (told["layouts"], told["failures"]) == (6, [])
+
+
 async def test_sqlalchemys_own_twophase_commits_one_half() -> None:
     """Broken if the reason for this project has gone away (then say so in the README), or if the same program
     commits anything over undoubt's sessions."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.tree import LINKED, ROOMS, ROOT, dotted, modules
+from tests.house.tree import LINKED, LINKS, ROOMS, ROOT, dotted, modules
 
 RUN_BY_NAME = {"undoubt.cli", "undoubt.__main__"}
 """Modules that no other imports: entry points."""
@@ -64,10 +64,10 @@ def test_rooms_are_imported_as_packages_of_undoubt() -> None:
     assert bare == []
 
 
-@pytest.mark.parametrize("room", LINKED)
-def test_the_link_to_a_room_goes_with_the_tree(room: str) -> None:
+@pytest.mark.parametrize("link", LINKS)
+def test_links_go_with_the_tree(link: str) -> None:
     """An absolute one would lead out of every other checkout."""
-    assert (ROOT / "undoubt" / room).readlink() == Path("..") / room
+    assert (ROOT / link).readlink() == Path(LINKS[link])
 
 
 @pytest.mark.parametrize("room", ROOMS)

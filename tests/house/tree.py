@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("undoubt", "recovery", "coordinator", "participants")
 LINKED = ROOMS[1:]
 """Folders of the tree that are packages of ``undoubt``: ``undoubt/<room>`` is a symbolic link to them."""
+LINKS = {f"undoubt/{room}": f"../{room}" for room in LINKED} | {".editable/undoubt": "../undoubt"}
+"""The tree's symbolic links, and what is in them."""
 TEXT = {".py", ".md", ".toml", ".sql", ".yaml", ".yml", ".txt", ".cfg", ".ini", ".mako", ""}
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.house.tree import LINKED, ROOT, files
+from tests.house.tree import LINKS, ROOT, files
 
 HERE = Path(__file__).parent
 SEEDS = 300
@@ -57,8 +57,9 @@ def copy(place: Path) -> None:
         target = place / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    for room in LINKED:
-        (place / "undoubt" / room).symlink_to(f"../{room}")
+    for link, to in LINKS.items():
+        (place / link).parent.mkdir(exist_ok=True)
+        (place / link).symlink_to(to)
 
 
 def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:

@@ -37,6 +37,7 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.damage_node`          does so with a node's disk.
 :mod:`.damaging`             changes files, and reads what is said when they are opened.
 :mod:`.setback`              copies back, clones and loses ledgers and volumes.
+:mod:`.shadowed`             installs undoubt beside an application that has packages of the rooms' names.
 :mod:`.wire`                 strikes every message to the databases with one fault.
 :mod:`.wire_cases`           lists scenes and cases.
 :mod:`.wire_doors`           lists the ways in which an application uses undoubt.

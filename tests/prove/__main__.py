@@ -23,6 +23,7 @@ PROOFS = {
     "partition": "tests.prove.partition",
     "poison": "tests.prove.poison",
     "setback": "tests.prove.setback",
+    "shadowed": "tests.prove.shadowed",
     "sqlalchemy": "tests.prove.sqlalchemy_twophase",
     "wire": "tests.prove.wire",
     "without-ledger": "tests.prove.without_ledger",
