@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import struct
+from collections.abc import Sequence
 
 import msgspec
 
-from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.acting import user_name
 from undoubt.coordinator.ledger.calls import Call, RecordActCall, decode_request, perform
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
-from undoubt.coordinator.rpc.envelope import Reply, Request, decode_unread, encode, failed, unreadable
+from undoubt.coordinator.rpc.envelope import Answer, Failed, Request, decode_unread, encode, unreadable
+from undoubt.coordinator.rpc.server import Requests
 from undoubt.coordinator.wire import (
     Connection,
     Listener,
     PeerIdentity,
     PeerRole,
-    RemoteProtocolError,
     WireSettings,
     serve,
 )
-from undoubt.participants.errors import UndoubtError
-
-log = logging.getLogger(__name__)
 
 REQUESTS_PER_CONNECTION_MAX = 10_000
 """More than that unanswered on one connection is a peer gone wrong."""
@@ -54,49 +50,36 @@ class LedgerServer:
         return _Calls(self._ledger, connection)
 
 
-class _Calls:
+class _Calls(Requests[Call]):
     def __init__(self, ledger: StateMachineLedger, connection: Connection) -> None:
+        super().__init__(connection, requests_max=REQUESTS_PER_CONNECTION_MAX, who="the ledger's owner")
         self._ledger = ledger
-        self._connection = connection
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def lost(self, why: str) -> None:
-        """What was asked goes on: it may be half recorded, and whoever asked will ask again."""
+        """What was asked goes on."""
 
-    def received(self, payload: bytes) -> None:
+    def read(self, payload: bytes) -> tuple[Sequence[Request[Call]], Sequence[Failed]]:
         try:
-            request = decode_request(payload)
+            return [decode_request(payload)], []
         except (ValueError, RecursionError) as error:
             # One caller's mistake: all of the process share this connection.
-            self._connection.send(encode(unreadable(decode_unread(payload).number, error)))
-            return
-        if len(self._tasks) >= REQUESTS_PER_CONNECTION_MAX:
-            raise RemoteProtocolError(f"more than {REQUESTS_PER_CONNECTION_MAX} requests at once")
-        task = asyncio.get_running_loop().create_task(self._answer(request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            return [], [unreadable(decode_unread(payload).number, error)]
+
+    def begin(self, number: int, call: Call) -> None:
+        self.later(number, call, perform(self._ledger, self._signed(call), remote=True))
+
+    def say(self, answer: Answer) -> None:
+        self.connection.send(encode(answer))
 
     def _signed(self, call: Call) -> Call:
         """An act is that of the system user whose process is connected, whatever it says."""
-        if not isinstance(call, RecordActCall) or self._connection.transport is None:
+        if not isinstance(call, RecordActCall) or self.connection.transport is None:
             return call
         act = call.act
-        user = f"{user_name(_credentials(self._connection.transport)[1])}@{socket.gethostname()}"
+        user = f"{user_name(_credentials(self.connection.transport)[1])}@{socket.gethostname()}"
         # Whoever became root with sudo says who it was.
         who = act.who if act.who == user or act.who.startswith(f"{user} ") else user
         return RecordActCall(msgspec.structs.replace(act, who=who, certificate=""))
-
-    async def _answer(self, request: Request[Call]) -> None:
-        try:
-            result = await perform(self._ledger, self._signed(request.call), remote=True)
-            answer = encode(Reply(request.number, msgspec.Raw(encode(result))))
-        except UndoubtError as error:
-            answer = encode(failed(request.number, error))
-        except Exception as error:  # a bug of ours; the caller must hear something, and the owner lives on
-            log.exception("ledger call %s failed", type(request.call).__name__)
-            why = LedgerUnavailable(f"the ledger's owner failed: {type(error).__name__}: {error}")
-            answer = encode(failed(request.number, why))
-        self._connection.send(answer)
 
 
 def _same_user(transport: asyncio.BaseTransport) -> str:
