@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from undoubt.coordinator.errors import HeuristicOutcome, OutcomeUnknown, TransactionAborted
+from undoubt.participants.backoff import limit_s
 
 RETRYABLE_SQLSTATES = frozenset({"40001", "40P01"})
 """serialization_failure and deadlock_detected (PostgreSQL manual, appendix A)."""
@@ -28,4 +29,4 @@ def pause_before_retry(error: BaseException, attempt: int, retries: int) -> floa
     from 0."""
     if attempt >= retries or not retryable(error):
         return None
-    return random.uniform(0, min(0.01 * 2**attempt, 1.0))  # noqa: S311 - jitter
+    return random.uniform(0, limit_s(0.01, 1.0, attempt))  # noqa: S311 - jitter

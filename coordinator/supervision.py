@@ -12,6 +12,8 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+from undoubt.participants.backoff import pauses
+
 log = logging.getLogger(__name__)
 
 PAUSE_S = 1.0
@@ -36,7 +38,7 @@ class Supervised:
         return asyncio.get_running_loop().create_task(self.run(), name=task_name)
 
     async def run(self) -> None:
-        pause_s = self._pause_s
+        waits = pauses(self._pause_s, PAUSE_S_MAX)
         while True:
             began = asyncio.get_running_loop().time()
             try:
@@ -47,6 +49,5 @@ class Supervised:
             else:
                 return
             if asyncio.get_running_loop().time() - began > 2 * PAUSE_S_MAX:
-                pause_s = self._pause_s
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, PAUSE_S_MAX)
+                waits = pauses(self._pause_s, PAUSE_S_MAX)
+            await asyncio.sleep(next(waits))

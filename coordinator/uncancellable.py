@@ -80,7 +80,7 @@ def _release(waiter: asyncio.Future[None]) -> None:
 
 
 async def all_of(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T | BaseException]:
-    """Run them side by side, steadfastly; results or exceptions in the order given.
+    """Run them side by side, whatever is cancelled; results or exceptions in the order given.
 
     If the caller itself is abandoned, so are they, and their ends are awaited.
     """

@@ -25,6 +25,7 @@ In the order in which a branch passes them:
 :mod:`.believed`              finds the roles that could change what a schema of undoubt's means.
 :mod:`.alembic_lock`          runs one Alembic migration at a time, and makes the engine that it uses.
 :mod:`.findings`              defines what a check of a participant reports.
+:mod:`.backoff`               computes the pauses of loops that try again.
 :mod:`.bounds`                refuses durations, counts, texts and paths that are out of bounds.
 :mod:`.libpq`                 tells what libpq accepts as a port, and as a database's name.
 :mod:`.quoting`               quotes SQL strings and identifiers.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.supervision import restarts
+from undoubt.participants.backoff import limit_s
 from undoubt.participants.contract import Participant, Settled
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
@@ -186,8 +187,8 @@ class RecoveryWorker:
         if not self._failures:
             return max(self._settings.interval_s, PAUSE_MIN_S)
         base_s = max(self._settings.interval_s, BACKOFF_BASE_S)
-        limit_s = min(base_s * 2.0 ** min(self._failures, 30), self._settings.backoff_max_s)
-        pause_s = max(self._rng.uniform(0, limit_s), PAUSE_MIN_S)
+        longest_s = limit_s(base_s, self._settings.backoff_max_s, self._failures)
+        pause_s = max(self._rng.uniform(0, longest_s), PAUSE_MIN_S)
         self._retry_at = asyncio.get_running_loop().time() + pause_s
         return pause_s
 

@@ -28,6 +28,7 @@ from undoubt.coordinator.wire import (
     WireSettings,
     connect,
 )
+from undoubt.participants.backoff import pauses_around
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class Peers:
 
     async def reach(self, node: int, link: _Link) -> Connection | None:
         """Connected, however long it takes; None once the node is no member any more."""
-        pause_s = PAUSE_S[0]
+        pauses = pauses_around(*PAUSE_S, self._random)
         last_trouble = ""
         while address := self._addresses().get(node):
             try:
@@ -102,8 +103,7 @@ class Peers:
                 if str(error) != last_trouble:
                     last_trouble = str(error)
                     log.warning("node %d is not reached: %s", node, last_trouble)
-            await asyncio.sleep(pause_s * (0.5 + self._random.random()))
-            pause_s = min(pause_s * 2, PAUSE_S[1])
+            await asyncio.sleep(next(pauses))
         if self._links.get(node) is link:
             del self._links[node]
         return None

@@ -1,7 +1,7 @@
 """What every commit protocol is given, and what the caller of commit waits for.
 
 A protocol is a plain async function of a :class:`CommitContext`. It runs in a task of its own that nobody
-cancels; the caller watches the course and may go away at any time without changing what happens."""
+cancels; the caller watches the context and may go away at any time without changing what happens."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TypeVar
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable
 from undoubt.coordinator.ledger.contract import BranchRecord, Heuristic, Ledger, RecordedDecision, record_of
 from undoubt.coordinator.protocols.steps import Observer
+from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Branch, Decision, Evidence, Participant, Settled, Vote
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.invariant import invariant
@@ -140,13 +141,12 @@ def branch_record(branch: Branch, evidence: Evidence | None) -> BranchRecord:
 
 async def repeat_until_answered(call: Callable[[], Awaitable[T]]) -> T:
     """Repeat ``call`` with growing pauses (10 ms to 1 s) for as long as the ledger gives no answer."""
-    pause_s = 0.01
+    waits = pauses(0.01, 1.0)
     while True:
         try:
             return await call()
         except LedgerUnavailable:
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, 1.0)
+            await asyncio.sleep(next(waits))
 
 
 def worst(kinds: list[Settled], decision: Decision) -> Settled:

@@ -22,6 +22,7 @@ from undoubt.coordinator.protocols.context import (
 from undoubt.coordinator.protocols.first_phase import VoteTally
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.coordinator.uncancellable import Uncancellable, all_of, uncancellable
+from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import HEURISTICS, Branch, CommitNotSent, Decision, Settled
 from undoubt.participants.errors import BranchFailed, ParticipantError, ParticipantRefused
 from undoubt.participants.ids import Gid
@@ -41,10 +42,9 @@ async def apply(context: CommitContext, prepared: Sequence[Branch], readers: Seq
     report_bugs(context, await all_of(_commit_branch(context, branch) for branch in prepared))
     if context.pending:
         context.enter(Phase.APPLIED)  # nobody waits for readers as long as they have to wait
-    pause_s = 0.05
+    waits = pauses(0.05, 5.0)
     while readers and context.pending:
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 2, 5.0)
+        await asyncio.sleep(next(waits))
         await all_of(_commit_branch(context, branch) for branch in list(context.pending.values()))
     await end_readers(context, readers)
 

@@ -41,6 +41,7 @@ from undoubt.coordinator.protocols.steps import ThreePhaseStep
 from undoubt.coordinator.protocols.termination import Round, ask, bury
 from undoubt.coordinator.protocols.termination_rules import CONTRADICTION, Move
 from undoubt.coordinator.uncancellable import all_within
+from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Branch, PrepareResult, Vote
 from undoubt.participants.errors import BranchFailed, ParticipantError
 from undoubt.participants.ids import Gid
@@ -139,7 +140,7 @@ async def _precommit_in_rows(context: CommitContext, rows: _Rows) -> bool:
 async def _terminate(context: CommitContext, rows: _Rows, tally: VoteTally) -> None:
     """Round after round until the outcome is fixed; returns if it is COMMIT. The caller waits until its
     deadline, and is then told that nobody knows yet."""
-    pause_s, longest_s = ROUND_PAUSE_S
+    limits = pauses(*ROUND_PAUSE_S)
     while True:
         ended = await Round(rows.charter, context.find, context.observer).run()
         match ended.move:
@@ -152,8 +153,8 @@ async def _terminate(context: CommitContext, rows: _Rows, tally: VoteTally) -> N
                 raise OutcomeUnknown(context.txid, CONTRADICTION)
             case _:
                 log.info("termination of %s is blocked: %s", context.txid, ended.silent or "by another")
-        await asyncio.sleep(random.uniform(0, pause_s))  # noqa: S311 - two that compete must not do so for ever
-        pause_s = min(pause_s * 2, longest_s)
+        # Two that compete must not do so for ever.
+        await asyncio.sleep(random.uniform(0, next(limits)))  # noqa: S311 - jitter
 
 
 async def _abort(context: CommitContext, rows: _Rows, tally: VoteTally, failure: BaseException) -> NoReturn:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from itertools import islice
 
+from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Evidence, Settled, XactStatus
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.ids import Gid
@@ -64,10 +66,8 @@ class OnePhase:
 
     async def look_up(self, lost: Lost) -> Settled:
         """APPLIED, ABSENT or HEURISTIC_HAZARD."""
-        pause_s = 0.02
-        for _ in range(LOOKS_MAX):
+        for pause_s in islice(pauses(0.02), LOOKS_MAX):
             await asyncio.sleep(pause_s)
-            pause_s *= 2
             try:
                 settled = await self._look(lost)
             except ParticipantError as error:

@@ -36,6 +36,7 @@ from undoubt.coordinator.paxos import (
 )
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.uncancellable import all_done
+from undoubt.participants.backoff import pauses_around
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 
@@ -139,13 +140,12 @@ class ClusterAcceptors:
 
     async def _until_known(self, work: _Work, again: Callable[[], Requests]) -> None:
         loop = asyncio.get_running_loop()
-        end, pause_s = loop.time() + self._timeout_s, PAUSE_S[0]
+        end, pauses = loop.time() + self._timeout_s, pauses_around(*PAUSE_S, self._random)
         while not work.known.done():
             left_s = end - loop.time()
             if left_s <= 0:
                 raise LedgerUnavailable(f"no quorum of acceptors answered in time; last: {work.trouble}")
-            await all_done([work.known], min(left_s, pause_s * (0.5 + self._random.random())))
-            pause_s = min(pause_s * 2, PAUSE_S[1])
+            await all_done([work.known], min(left_s, next(pauses)))
             if not work.known.done():
                 work.send(again())
         work.known.result()

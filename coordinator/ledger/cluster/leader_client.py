@@ -38,6 +38,7 @@ from undoubt.coordinator.wire import (
     WireSettings,
     connect,
 )
+from undoubt.participants.backoff import pauses_around
 
 log = logging.getLogger(__name__)
 
@@ -215,14 +216,13 @@ class LeaderClient:
 
     async def _look(self, pause: bool) -> None:
         """Until somebody leads and is connected to."""
-        pause_s = PAUSE_S[0]
+        pauses = pauses_around(*PAUSE_S, self._random)
         if pause:
             await asyncio.sleep(PAUSE_S[1] * self._random.random())
         while not self._closed and self._link is None and self._replies.waiting:
             if await self._try_all():
                 return
-            await asyncio.sleep(pause_s * (0.5 + self._random.random()))
-            pause_s = min(pause_s * 2, PAUSE_S[1])
+            await asyncio.sleep(next(pauses))
 
     async def _try_all(self) -> bool:
         """One round: where the last leader was said to be, then everybody."""
