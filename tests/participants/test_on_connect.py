@@ -205,23 +205,43 @@ async def test_what_a_branch_changes_is_its_own(database: Database, kind: str) -
     await participant.close()
 
 
-@pytest.mark.parametrize("how", ["raises", "sql", "closes", "is the wrong kind"])
+def test_what_is_no_function_is_refused_at_once(database: Database) -> None:
+    with pytest.raises(UsageError, match="on_connect must be a function"):
+        participant_at(database.dsn, on_connect=7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["raises", "sql", "closes"])
 async def test_its_errors_are_told_as_its_own(database: Database, kind: str, how: str) -> None:
     """Broken if they look like a refusal of the server's, or the half set up connection is lent."""
     steps: dict[str, Callable[[Any], list[Any]]] = {
         "raises": lambda _: [lambda: {}["key"]],
         "sql": lambda _: ["select no_such_column"],
         "closes": lambda connection: [connection.close],
-        "is the wrong kind": lambda _: [],
     }
-    made = kind if how != "is the wrong kind" else "asyncpg"
-    hook = hook_of(made, steps[how]) if kind == "psycopg-sync" or how != "is the wrong kind" else 7
-    participant = participant_at(database.dsn, on_connect=hook)  # type: ignore[arg-type]
+    participant = participant_at(database.dsn, on_connect=hook_of(kind, steps[how]))
     with pytest.raises((ParticipantRefused, ParticipantUnavailable), match="its on_connect") as raised:
         await participant.begin(new_gid(), timeout_s=30)
     told = {"raises": "KeyError: 'key'", "sql": "no_such_column"}.get(how, "on_connect")
     assert told in str(raised.value)
     assert participant._pool.size == 0
+    await participant.close()
+
+
+async def test_a_function_of_the_other_kind(database: Database, kind: str) -> None:
+    """A synchronous one is called everywhere. An asynchronous one would be awaited
+    by nobody in a synchronous participant, and connections lent that nobody has set up."""
+    seen: list[Any] = []
+    other = "asyncpg" if kind == "psycopg-sync" else "psycopg-sync"
+    participant = participant_at(database.dsn, on_connect=hook_of(other, lambda _: [], seen))
+    if kind == "psycopg-sync":
+        with pytest.raises(ParticipantRefused, match="its on_connect"):
+            await participant.begin(new_gid(), timeout_s=30)
+        assert participant._pool.size == 0
+    else:
+        branch = await participant.begin(new_gid(), timeout_s=30)
+        assert len(seen) == 1
+        await branch.rollback()
+        await branch.release()
     await participant.close()
 
 
