@@ -149,7 +149,7 @@ def why_impostor(names: Container[str], branch: PreparedBranch, recorded: Branch
     be prepared again by anybody after its end."""
     gid = branch.gid
     if isinstance(gid, Gid) and gid.participant not in names:
-        return f"it lies in another database than that of participant {gid.participant!r}, which it names"
+        return in_another_database(gid)
     if not branch.owned and not branch.owner_dropped:
         return f"role {branch.owner!r} prepared it, which prepares no branch of ours"
     ids = (None if recorded is None else recorded.xid, branch.xid)
@@ -158,6 +158,11 @@ def why_impostor(names: Container[str], branch: PreparedBranch, recorded: Branch
     if (ids[0] or 0) % _XID_MODULUS != (ids[1] or 0) % _XID_MODULUS:
         return f"its transaction id is {ids[1]}, and the decision was recorded of {ids[0]}"
     return None
+
+
+def in_another_database(gid: Gid) -> str:
+    """For people: why what is prepared under ``gid`` is not the branch of that name."""
+    return f"it lies in another database than that of participant {gid.participant!r}, which it names"
 
 
 def of_lost_ledger(participant: Participant, branch: PreparedBranch) -> bool:

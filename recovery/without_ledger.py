@@ -22,6 +22,7 @@ from undoubt.participants.three_phase import Charter, StateRow
 from undoubt.recovery.holders import finding
 from undoubt.recovery.plan import BranchDone, for_settled
 from undoubt.recovery.report import Report, ReportedBranch
+from undoubt.recovery.scan import in_another_database
 from undoubt.recovery.terminate import DECISIONS, NO_ROW, told
 
 _BY_HAND = "look for the other branches of the transaction, and decide by hand"
@@ -93,32 +94,50 @@ class WithoutLedger:
             for gid, branch in each.prepared.items()
             if gid.txid == txid
         ]
-        rows = {gid: row for each in found.values() for gid, row in each.rows.items() if gid.txid == txid}
+        whys = [self._why_not(name, branch, found[name].rows) for name, branch in prepared]
         lines = [
             _line(name, branch, "report", "nothing", why)
-            for name, branch in prepared
-            if (why := _why_not(branch, rows)) is not None
+            for (name, branch), why in zip(prepared, whys, strict=True)
+            if why is not None
         ]
-        prepared = [(name, branch) for name, branch in prepared if _why_not(branch, rows) is None]
-        if not rows or not prepared:
+        prepared = [one for one, why in zip(prepared, whys, strict=True) if why is None]
+        if not prepared:
             return lines
         if dry_run:
             return lines + [_line(name, branch, "terminate", "would_do") for name, branch in prepared]
-        row = rows[min(rows)]
-        holders = {
-            own.participant: self._participants.get(name)
-            for name, branch in prepared
-            if isinstance(own := branch.gid, Gid)
-        }
-        find = await finding(row.charter, self._participants, holders)
-        ended = await Round(row.charter, find, self._observe).run()
+        rows: dict[Gid, StateRow] = {}
+        holders: dict[str, Participant] = {}
+        for name, branch in prepared:
+            if isinstance(gid := branch.gid, Gid):
+                rows[gid] = found[name].rows[gid]
+                holders[gid.participant] = self._participants.get(name)
+        charter = rows[min(rows)].charter
+        find = await finding(charter, self._participants, holders)
+        ended = await Round(charter, find, self._observe).run()
         decision = DECISIONS.get(ended.move)
         if decision is None:
-            result = "nothing" if _hopeless(ended, row.charter, find) else "look_again"
+            result = "nothing" if _hopeless(ended, charter, find) else "look_again"
             return lines + [
                 _line(name, branch, "terminate", result, told(ended)) for name, branch in prepared
             ]
         return lines + [await self._settle(name, branch, decision) for name, branch in prepared]
+
+    def _why_not(self, name: str, branch: PreparedBranch, rows: Mapping[Gid, StateRow]) -> str | None:
+        """Why a branch that participant ``name`` has listed cannot be ended without its ledger; None if it
+        can. ``rows`` are those of that database: a row vouches for what is prepared beside it, and for
+        nothing elsewhere. Whoever has the right role in another database may prepare the name there."""
+        gid = branch.gid
+        if not isinstance(gid, Gid):
+            return "not undoubt's"
+        if gid.protocol is not Protocol.THREE_PHASE:
+            return NOT_WITHOUT_LEDGER[gid.protocol]
+        if not branch.owned:
+            return f"role {branch.owner!r} prepared it, which prepares no branch of ours"
+        if gid in rows:
+            return None
+        if gid.participant not in self._participants.get(name).names:
+            return in_another_database(gid)
+        return NO_ROW
 
     async def _settle(self, name: str, branch: PreparedBranch, decision: Decision) -> ReportedBranch:
         what = decision.verb
@@ -147,18 +166,6 @@ async def _look(participant: Participant) -> _Found:
                 if row is not None:
                     found.rows[branch.gid] = row
     return found
-
-
-def _why_not(branch: PreparedBranch, rows: Mapping[Gid, StateRow]) -> str | None:
-    """Why that branch cannot be ended without its ledger; None if it can."""
-    gid = branch.gid
-    if not isinstance(gid, Gid):
-        return "not undoubt's"
-    if gid.protocol is not Protocol.THREE_PHASE:
-        return NOT_WITHOUT_LEDGER[gid.protocol]
-    if not branch.owned:
-        return f"role {branch.owner!r} prepared it, which prepares no branch of ours"
-    return None if gid in rows else NO_ROW
 
 
 def _hopeless(ended: Terminated, charter: Charter, find: Find) -> bool:

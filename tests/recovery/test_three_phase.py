@@ -9,7 +9,7 @@ import pytest
 from tests.recovery.world import World, told
 from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision, Verdict
 from undoubt.coordinator.protocols import termination
-from undoubt.participants.contract import Decision, Settled, XactStatus
+from undoubt.participants.contract import Decision, PreparedBranch, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.ids import Gid, Protocol
 from undoubt.participants.registry import Registry
@@ -415,6 +415,40 @@ async def test_what_needs_databases_that_nobody_has_named_is_not_waited_for(worl
     world.databases["stock"].down = None
     await alone(world)
     assert world.orders.fate(gids[0]) is XactStatus.COMMITTED
+
+
+async def test_a_name_that_is_prepared_in_another_database_as_well_splits_nothing(world: World) -> None:
+    """Broken if the row of a branch vouches for what has its name in another database: the row is missing
+    there, which would read as a no, and the others would roll back what has committed in the one that does
+    not answer."""
+    orders, payments, stock = await left(world, 2)
+    world.payments.finish_by_hand(payments, Decision.COMMIT)
+    other = world.databases["stock"]
+    await world.prepare(orders, other)  # by whoever has the application's role there
+    world.payments.down = ParticipantUnavailable("payments", "is down")
+    report = await WithoutLedger(world.registry).run()
+    shown = {(line.participant, line.action, line.result) for line in report.lines if line.gid == str(orders)}
+    assert shown == {("orders", "commit", "done"), ("stock", "report", "nothing")}
+    [why] = [line.why for line in report.lines if line.action == "report"]
+    assert "another database than that of participant 'orders'" in why
+    assert world.orders.fate(orders) is XactStatus.COMMITTED
+    assert other.fates[other.branches[0].xid] is XactStatus.COMMITTED
+    assert list(other.prepared) == [orders]
+    assert list(other.states.rows) == [stock]
+
+
+async def test_a_name_that_another_role_prepared_is_only_shown(world: World) -> None:
+    """Broken if a row vouches for whatever is prepared beside it: everybody can read the name of a branch,
+    and prepare it again after its end."""
+    gids = await left(world, 0)
+    await alone(world)
+    world.orders.calls.clear()
+    world.orders.foreign.append(
+        PreparedBranch(gids[0], "mallory", "orders", 0.0, 1.0, xid=5_000, evidence=None, owned=False)
+    )
+    report = await WithoutLedger(world.registry).run()
+    assert told(report, gids[0]) == ("report", "nothing")
+    assert {call for call, _ in world.orders.calls} == {"read_state"}
 
 
 @pytest.mark.parametrize("protocol", [Protocol.TWO_PHASE, Protocol.PAXOS])
