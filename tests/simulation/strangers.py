@@ -2,8 +2,9 @@
 
 A *stranger* may connect to every database under a role of its own and sees every name that was ever prepared
 there, but knows no key. It makes names up, and prepares again what was prepared before: after its end, or in
-another database, there sometimes as the application's own role. An *insider*, who has the application's own role, comes when all is over and prepares again
-what was committed: then only its transaction id tells it from the branch that had the name.
+another database, there sometimes in the application's own role. An *insider*, who has that role too, comes
+when all is over and prepares again what was committed: then only its transaction id tells it from the branch
+that had the name.
 """
 
 from __future__ import annotations
