@@ -59,9 +59,10 @@ def recover(
     is 4 if a participant or the ledger did not answer, 5 if a branch was found to have ended another way than
     was decided, 1 if one could not be resolved.
 
-    With --without-ledger no ledger is opened. The participants of a three-phase commit know its outcome among
-    themselves. Branches of the other protocols are reported with the reason, and left alone; so is what another
-    role prepared, or what lies in a database without a row of it. It ends once nothing is left that it can end.
+    With --without-ledger no ledger is opened. The participants of a three-phase commit know its outcome
+    among themselves. Branches of the other protocols are reported with the reason, and left alone; so is
+    what another role prepared, or what lies in a database without a row of it. It ends once nothing is
+    left that it can end.
 
     With --adopt ID every prepared branch of the lost ledger ID is shown, by transaction, with what can be
     known of it. --secret proves that the names are that ledger's; then transactions of three-phase commit are
