@@ -185,8 +185,10 @@ class Calls:
 
 class SmallSegments(NodeStorage):
     @classmethod
-    async def open(cls, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> tuple[NodeStorage, Stored]:
-        return await super().open(folder, segment_bytes=segment_bytes)
+    async def open(
+        cls, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, number: int = 0
+    ) -> tuple[NodeStorage, Stored]:
+        return await super().open(folder, segment_bytes=segment_bytes, number=number)
 
 
 def no_room(code: int = errno.ENOSPC) -> Trouble:
