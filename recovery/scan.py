@@ -151,13 +151,18 @@ def why_impostor(names: Container[str], branch: PreparedBranch, recorded: Branch
     if isinstance(gid, Gid) and gid.participant not in names:
         return in_another_database(gid)
     if not branch.owned and not branch.owner_dropped:
-        return f"role {branch.owner!r} prepared it, which prepares no branch of ours"
+        return of_another_role(branch)
     ids = (None if recorded is None else recorded.xid, branch.xid)
     if None in ids:
         return DROPPED if branch.owner_dropped else None
     if (ids[0] or 0) % _XID_MODULUS != (ids[1] or 0) % _XID_MODULUS:
         return f"its transaction id is {ids[1]}, and the decision was recorded of {ids[0]}"
     return None
+
+
+def of_another_role(branch: PreparedBranch) -> str:
+    """For people: why ``branch``, which a role of nobody's participants has prepared, is none of ours."""
+    return f"role {branch.owner!r} prepared it, which prepares no branch of ours"
 
 
 def in_another_database(gid: Gid) -> str:

@@ -22,7 +22,7 @@ from undoubt.participants.three_phase import Charter, StateRow
 from undoubt.recovery.holders import finding
 from undoubt.recovery.plan import BranchDone, for_settled
 from undoubt.recovery.report import Report, ReportedBranch
-from undoubt.recovery.scan import in_another_database
+from undoubt.recovery.scan import in_another_database, of_another_role
 from undoubt.recovery.terminate import DECISIONS, NO_ROW, told
 
 _BY_HAND = "look for the other branches of the transaction, and decide by hand"
@@ -132,7 +132,7 @@ class WithoutLedger:
         if gid.protocol is not Protocol.THREE_PHASE:
             return NOT_WITHOUT_LEDGER[gid.protocol]
         if not branch.owned:
-            return f"role {branch.owner!r} prepared it, which prepares no branch of ours"
+            return of_another_role(branch)
         if gid in rows:
             return None
         if gid.participant not in self._participants.get(name).names:

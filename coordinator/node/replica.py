@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from random import Random
-from typing import Any
 
 import msgspec
 
@@ -46,6 +44,7 @@ from undoubt.coordinator.raft import (
     RestoredState,
     SnapshotChunk,
 )
+from undoubt.coordinator.rpc.client import into
 from undoubt.coordinator.wire import VERSIONS
 from undoubt.participants.errors import UsageError
 
@@ -232,7 +231,7 @@ class Replica:
         except ProposalRefused as error:
             raise self._takes_nothing(error) from None
         applied: asyncio.Future[None] = self._loop.create_future()
-        self._proposed[entry.index] = (entry.term, [partial(_resolve_with, applied)])
+        self._proposed[entry.index] = (entry.term, [into(applied)])
         self.wake()
         await applied
         await self.settled()
@@ -241,7 +240,7 @@ class Replica:
         """Return once no change of the configuration is under way. Raises ``NotLeading``, ``NodeStopped``."""
         while self.raft.state.leads and self.raft.changing:
             applied: asyncio.Future[None] = self._loop.create_future()
-            self._settling.append(partial(_resolve_with, applied))
+            self._settling.append(into(applied))
             await applied
         if not self.raft.state.leads:
             raise NotLeading(self.raft.leader)
@@ -255,7 +254,7 @@ class Replica:
         elif self._snapshots.newest_index == self.raft.applied_index:
             stored.set_result(self._snapshots.newest_index)
         else:
-            self._imaging.append(partial(_resolve_with, stored))
+            self._imaging.append(into(stored))
             if (image := self._snapshots.make()) is not None:
                 self._store_image(image)
                 self.wake()
@@ -545,15 +544,6 @@ def _too_large(size: int) -> ClusterRefused:
 def _tell(answers: Sequence[ResultCallback], result: object) -> None:
     for answer in answers:
         answer(result)
-
-
-def _resolve_with(future: asyncio.Future[Any], result: object) -> None:
-    if future.done():
-        return
-    if isinstance(result, Exception):
-        future.set_exception(result)
-    else:
-        future.set_result(result)
 
 
 def _nothing() -> None:

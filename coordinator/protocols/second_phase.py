@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NoReturn
 
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted
@@ -75,10 +76,10 @@ async def _commit_branch(context: CommitContext, branch: Branch) -> None:
 
 async def _while_busy(call: Callable[[], Awaitable[Settled]]) -> Settled:
     settled = await call()
-    for attempt in range(BUSY_ATTEMPTS_MAX):
+    for pause_s in islice(pauses(0.01), BUSY_ATTEMPTS_MAX):
         if settled is not Settled.BUSY:
             break
-        await asyncio.sleep(0.01 * 2**attempt)
+        await asyncio.sleep(pause_s)
         settled = await call()
     return settled
 
@@ -87,10 +88,10 @@ async def _committed_by_recovery(context: CommitContext, gid: Gid) -> bool:
     """Whether a recovery that found the branch prepared has ended the transaction. After a promotion the
     database does not count its own transaction ids from before as evidence; whoever has committed the branch
     knows all the same."""
-    for attempt in range(HAZARD_LOOKS_MAX):
+    for pause_s in islice(pauses(0.01), HAZARD_LOOKS_MAX):
         if await repeat_until_answered(lambda: applied_elsewhere(context.ledger, gid)):
             return True
-        await asyncio.sleep(0.01 * 2**attempt)
+        await asyncio.sleep(pause_s)
     return False
 
 

@@ -364,10 +364,8 @@ def check(whole: Whole, direction: Decision, *, heuristic: bool, contradict: boo
     direction, and a participant that may have a branch does not answer."""
     if whole.direction is not direction:
         # Of a transaction whose coordinator is alive ABORT can be recorded: that splits nothing.
-        fences = direction is Decision.ABORT and all(
-            one.standing is BranchStanding.ACTIVE for one in whole.prepared
-        )
-        if not heuristic and (whole.direction is not None or not fences):
+        fences = direction is Decision.ABORT and whole.may_be_fenced
+        if not heuristic and not fences:
             raise Conflict(
                 f"{whole.txid}: {whole.why}; nothing was done. To {direction} it all the same, add"
                 " --heuristic"

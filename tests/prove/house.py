@@ -54,26 +54,17 @@ async def main(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     with tempfile.TemporaryDirectory(prefix="undoubt-house-") as folder:
         entered, elsewhere = await commits(Path(folder), given.commits)
     files = sorted({file for file, _ in entered})
-    unlike = unlike_the_map(set(files), {file for file, _ in elsewhere})
-    told: dict[str, Any] = {
-        "commit_files": len(files),
-        "commit_functions": len(entered),
-        "unlike_the_map": len(unlike),
-        "circles": len(circles()),
-        "same_named_public_classes": len(same_named_public_classes()),
-        "reply_loops": len(reply_loops()),
-        "unmapped_modules": len(unmapped_modules()),
-        "dead": len(dead()),
-        "details": {
-            "commit_files": files,
-            "unlike_the_map": unlike,
-            "circles": circles(),
-            "same_named_public_classes": same_named_public_classes(),
-            "reply_loops": reply_loops(),
-            "unmapped_modules": unmapped_modules(),
-            "dead": dead(),
-        },
+    details: dict[str, Any] = {
+        "commit_files": files,
+        "unlike_the_map": unlike_the_map(set(files), {file for file, _ in elsewhere}),
+        "circles": circles(),
+        "same_named_public_classes": same_named_public_classes(),
+        "reply_loops": reply_loops(),
+        "unmapped_modules": unmapped_modules(),
+        "dead": dead(),
     }
+    told: dict[str, Any] = {name: len(found) for name, found in details.items()}
+    told |= {"commit_functions": len(entered), "details": details}
     clean = ("unlike_the_map", "circles", "same_named_public_classes", "unmapped_modules", "dead")
     holds = len(files) <= FILES_MAX and told["reply_loops"] == 1 and not any(told[name] for name in clean)
     return told, holds

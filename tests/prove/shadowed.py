@@ -21,7 +21,7 @@ from typing import Any
 
 import asyncpg
 
-from tests.house.tree import LINKS, ROOT, files
+from tests.mutants.__main__ import copy
 from undoubt.embedded import EmbeddedServer
 
 ROOMS = ("coordinator", "participants", "recovery")
@@ -97,13 +97,8 @@ def _install(way: str, place: Path) -> Path:
     """The Python of a new environment in which undoubt is installed in that way."""
     place.mkdir()
     source = place / "source"
-    for path in files():
-        target = source / path.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    for link, to in LINKS.items():
-        (source / link).parent.mkdir(exist_ok=True)
-        (source / link).symlink_to(to)
+    source.mkdir()
+    copy(source)
     venv.create(place / "venv", with_pip=True)
     python = place / "venv/bin/python"
     match way:

@@ -5,12 +5,10 @@ that would be a lie which Raft does not survive, and no damage."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Iterator
 
 from tests.prove.poison.frames import poisoned
-from tests.prove.poison.sender import ANSWER_S, greeting
+from tests.prove.poison.sender import throw
 from undoubt.coordinator.ledger.cluster.admin import change_members
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
 from undoubt.coordinator.ledger.cluster.status import survey
@@ -116,27 +114,8 @@ class Peer:
 
     async def say(self, address: str, data: bytes) -> bool:
         """Whether the node ends the connection within its time, once it is over on this side."""
-        where = Address.parse(address)
-        reader, writer = await asyncio.open_connection(where.host, where.port)
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                if data[4] == VERSIONS.highest:
-                    writer.write(greeting(self._me))
-                    await reader.read(1)
-                writer.write(data)
-                with contextlib.suppress(OSError):
-                    await writer.drain()
-                    writer.write_eof()
-                    await reader.read()
-        except TimeoutError:
-            return False
-        except OSError:
-            return True
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-        return True
+        me = self._me if data[4] == VERSIONS.highest else None
+        return await throw(Address.parse(address), data, me)
 
     def close(self) -> None:
         if self._listener is not None:
