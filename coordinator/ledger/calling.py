@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 from undoubt.coordinator.errors import VersionHeldBack
 from undoubt.coordinator.ledger import bounds, calls
@@ -28,6 +28,8 @@ from undoubt.coordinator.ledger.pages import behind
 from undoubt.participants.contract import Claim, Decision
 from undoubt.participants.ids import Gid, TxId, new_nonce
 
+R = TypeVar("R")
+
 
 class CallingLedger(abc.ABC):
     """All calls of :class:`~undoubt.coordinator.ledger.contract.Ledger` but for its properties and
@@ -36,8 +38,8 @@ class CallingLedger(abc.ABC):
     acceptors: Acceptors | None = None
 
     @abc.abstractmethod
-    async def _call(self, call: calls.Call) -> Any:
-        """The result of ``call``, in the shape of ``calls.REPLY_TYPES``. Raises what the contract raises."""
+    async def _call(self, call: calls.LedgerCall[R]) -> R:
+        """The result of ``call``. Raises what the contract raises."""
 
     def _request(self) -> str:
         return new_request()
@@ -61,7 +63,7 @@ class CallingLedger(abc.ABC):
         await self._call(calls.CloseSessionCall(session.public))
 
     async def sessions(self) -> Sequence[SessionInfo]:
-        sessions: list[SessionInfo] = await self._call(calls.SessionsCall())
+        sessions: Sequence[SessionInfo] = await self._call(calls.SessionsCall())
         return sessions
 
     async def decide(
@@ -100,7 +102,7 @@ class CallingLedger(abc.ABC):
     async def backends(self, claims: Iterable[Claim]) -> Sequence[TxId | None]:
         asked = tuple(claims)
         try:
-            proved: list[TxId | None] = await self._call(calls.BackendsCall(asked))
+            proved: Sequence[TxId | None] = await self._call(calls.BackendsCall(asked))
         except VersionHeldBack:
             return [None] * len(asked)
         return proved
@@ -124,7 +126,7 @@ class CallingLedger(abc.ABC):
     ) -> Sequence[DecisionRecord]:
         bounds.check_page(limit, after)
         try:
-            records: list[DecisionRecord] = await self._call(calls.UnfinishedCall(limit, after))
+            records: Sequence[DecisionRecord] = await self._call(calls.UnfinishedCall(limit, after))
         except VersionHeldBack:  # version 0.1.0 tells all of them at once, in no order
             return behind(await self._call(calls.UnfinishedCall()), after)
         return records
@@ -139,14 +141,14 @@ class CallingLedger(abc.ABC):
         return bool(await self._call(calls.ForgetHeuristicCall(gid, self._nonce())))
 
     async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]:
-        heuristics: list[Heuristic] = await self._call(calls.HeuristicsCall(include_forgotten))
+        heuristics: Sequence[Heuristic] = await self._call(calls.HeuristicsCall(include_forgotten))
         return heuristics
 
     async def record_act(self, act: Act) -> None:
         await self._call(calls.RecordActCall(act.clipped()))
 
     async def acts(self, *, limit: int) -> Sequence[Act]:
-        acts: list[Act] = await self._call(calls.ActsCall(limit))
+        acts: Sequence[Act] = await self._call(calls.ActsCall(limit))
         return acts
 
     async def transaction(self, txid: TxId) -> TransactionInfo | None:
@@ -154,7 +156,7 @@ class CallingLedger(abc.ABC):
         return info
 
     async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
-        infos: list[TransactionInfo] = await self._call(calls.TransactionsCall(limit, before))
+        infos: Sequence[TransactionInfo] = await self._call(calls.TransactionsCall(limit, before))
         return infos
 
     async def info(self) -> LedgerInfo:

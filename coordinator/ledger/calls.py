@@ -1,15 +1,14 @@
 """The ledger's contract as messages, for callers in other processes.
 
-One message per call of the contract, encoded as tagged msgpack arrays. ``perform`` carries a request out on a
-ledger; ``REPLY_TYPES`` says what its reply decodes to. They travel in the envelope of
-:mod:`undoubt.coordinator.rpc`.
-"""
+One message per call of the contract, encoded as tagged msgpack arrays. Each class declares its arguments, its
+reply, since which version it is known, who may call it, and how a ledger serves it. They travel in the
+envelope of :mod:`undoubt.coordinator.rpc`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, assert_never
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
@@ -27,9 +26,13 @@ from undoubt.coordinator.ledger.contract import (
     Verdict,
 )
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
-from undoubt.coordinator.rpc.envelope import Request
+from undoubt.coordinator.rpc.calls import Call, any_of, kinds, reply_type
+from undoubt.coordinator.rpc.envelope import Request, requests_of
+from undoubt.coordinator.wire.rights import Right
 from undoubt.participants.contract import Claim, Decision
 from undoubt.participants.ids import BRANCH_NUMBER_MAX, Gid, Protocol, TxId
+
+R_co = TypeVar("R_co", covariant=True)
 
 IDS_MAX = 100_000
 _Ids = Annotated[tuple[TxId, ...], msgspec.Meta(max_length=IDS_MAX)]
@@ -39,11 +42,16 @@ _Ids = Annotated[tuple[TxId, ...], msgspec.Meta(max_length=IDS_MAX)]
 _Branches = Annotated[tuple[BranchRecord, ...], msgspec.Meta(max_length=BRANCH_NUMBER_MAX)]
 
 
-class _Call(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
-    pass
+class LedgerCall(Call[R_co], Generic[R_co], frozen=True):
+    """Base of the calls of the ledger."""
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> R_co:
+        """Carry it out. Raises what the contract raises. ``remote``: for another process, which may outlive
+        this one."""
+        raise NotImplementedError
 
 
-class OpenSessionCall(_Call, frozen=True, tag="open"):
+class OpenSessionCall(LedgerCall[Session], frozen=True, tag="open"):
     name: str
     ttl_s: float
     nonce: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{16})?\Z")] = ""
@@ -59,286 +67,246 @@ class OpenSessionCall(_Call, frozen=True, tag="open"):
             f"OpenSessionCall(name={self.name!r}, ttl_s={self.ttl_s}, nonce={self.nonce!r}, bind={self.bind})"
         )
 
+    right: ClassVar[Right] = Right.TRANSACT
 
-class KeepAliveCall(_Call, frozen=True, tag="alive"):
+    def since(self) -> int:
+        return PAXOS_VERSION if self.bind else FIRST_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Session:
+        return await ledger.open_session(
+            self.name,
+            self.ttl_s,
+            remote=remote,
+            request=self.request,
+            nonce=self.nonce,
+            bind=self.bind,
+        )
+
+
+class KeepAliveCall(LedgerCall[None], frozen=True, tag="alive"):
     session: Session
     floor: int
+    right: ClassVar[Right] = Right.TRANSACT
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> None:
+        await ledger.keep_alive(self.session, self.floor)
 
 
-class CloseSessionCall(_Call, frozen=True, tag="close"):
+class CloseSessionCall(LedgerCall[None], frozen=True, tag="close"):
     session: Session
+    right: ClassVar[Right] = Right.TRANSACT
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> None:
+        await ledger.close_session(self.session)
 
 
-class SessionsCall(_Call, frozen=True, tag="sessions"):
-    pass
+class SessionsCall(LedgerCall[Sequence[SessionInfo]], frozen=True, tag="sessions"):
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[SessionInfo]:
+        return await ledger.sessions()
 
 
-class DecideCall(_Call, frozen=True, tag="decide"):
+class DecideCall(LedgerCall[Decision], frozen=True, tag="decide"):
     txid: TxId
     decision: Decision
     branches: _Branches
     protocol: str
     cause: str = ""
+    right: ClassVar[Right] = Right.TRANSACT
+
+    def since(self) -> int:
+        return PAXOS_VERSION if self.protocol == Protocol.PAXOS else FIRST_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Decision:
+        return await ledger.decide(
+            self.txid, self.decision, self.branches, protocol=self.protocol, cause=self.cause
+        )
 
 
-class PrecommitCall(_Call, frozen=True, tag="precommit"):
+class PrecommitCall(LedgerCall[None], frozen=True, tag="precommit"):
     txid: TxId
     branches: _Branches
     protocol: str
+    right: ClassVar[Right] = Right.TRANSACT
+
+    def since(self) -> int:
+        return PAXOS_VERSION if self.protocol == Protocol.PAXOS else FIRST_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> None:
+        await ledger.precommit(self.txid, self.branches, protocol=self.protocol)
 
 
-class OutcomesCall(_Call, frozen=True, tag="outcomes"):
+class OutcomesCall(LedgerCall[Sequence[Verdict]], frozen=True, tag="outcomes"):
     """As version 0.1.0 asks: by transactions, whose names prove nothing."""
 
     txids: _Ids
     protocol: str
 
+    def since(self) -> int:
+        return PAXOS_VERSION if self.protocol == Protocol.PAXOS else FIRST_VERSION
 
-class VerdictsCall(_Call, frozen=True, tag="verdicts"):
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[Verdict]:
+        return await ledger.old_outcomes(self.txids, self.protocol)
+
+
+class VerdictsCall(LedgerCall[Sequence[Verdict]], frozen=True, tag="verdicts"):
     gids: Annotated[tuple[Gid, ...], msgspec.Meta(max_length=IDS_MAX)]
+    version: ClassVar[int] = TAGS_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[Verdict]:
+        verdicts = await ledger.outcomes(self.gids)
+        return [verdicts[gid] for gid in self.gids]
 
 
-class BackendsCall(_Call, frozen=True, tag="backends"):
+class BackendsCall(LedgerCall[Sequence[TxId | None]], frozen=True, tag="backends"):
     claims: Annotated[tuple[Claim, ...], msgspec.Meta(max_length=IDS_MAX)]
+    version: ClassVar[int] = TAGS_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[TxId | None]:
+        return await ledger.backends(self.claims)
 
 
-class DoomCall(_Call, frozen=True, tag="doom"):
+class DoomCall(LedgerCall[None], frozen=True, tag="doom"):
     txid: TxId
     cause: str
+    right: ClassVar[Right] = Right.TRANSACT
+    version: ClassVar[int] = TAGS_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> None:
+        await ledger.doom(self.txid, self.cause)
 
 
-class DoomedCall(_Call, frozen=True, tag="doomed"):
+class DoomedCall(LedgerCall[str | None], frozen=True, tag="doomed"):
     txid: TxId
+    version: ClassVar[int] = TAGS_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> str | None:
+        return await ledger.doomed(self.txid)
 
 
-class RecordsCall(_Call, frozen=True, tag="records"):
+class RecordsCall(LedgerCall[Sequence[RecordedDecision]], frozen=True, tag="records"):
     txids: _Ids
 
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[RecordedDecision]:
+        records = await ledger.records(self.txids)
+        return [records[txid] for txid in self.txids]
 
-class UnfinishedCall(_Call, frozen=True, tag="unfinished"):
+
+class UnfinishedCall(LedgerCall[Sequence[DecisionRecord]], frozen=True, tag="unfinished"):
     """``limit`` 0: all of them, as version 0.1.0 asks."""
 
     limit: int = 0
     after: TxId | None = None
 
+    def since(self) -> int:
+        return TAGS_VERSION if self.limit else FIRST_VERSION
 
-class FinishCall(_Call, frozen=True, tag="finish"):
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[DecisionRecord]:
+        if not self.limit:
+            return await ledger.old_unfinished()
+        return await ledger.unfinished(after=self.after, limit=self.limit)
+
+
+class FinishCall(LedgerCall[None], frozen=True, tag="finish"):
     txids: _Ids
+    right: ClassVar[Right] = Right.TRANSACT
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> None:
+        await ledger.finish(self.txids)
 
 
-class RecordHeuristicCall(_Call, frozen=True, tag="heuristic"):
+class RecordHeuristicCall(LedgerCall[None], frozen=True, tag="heuristic"):
     heuristic: Heuristic
+    right: ClassVar[Right] = Right.TRANSACT
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> None:
+        await ledger.record_heuristic(self.heuristic)
 
 
-class ForgetHeuristicCall(_Call, frozen=True, tag="forget"):
+class ForgetHeuristicCall(LedgerCall[bool], frozen=True, tag="forget"):
     gid: Gid
     request: str = ""
+    right: ClassVar[Right] = Right.OPERATE
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> bool:
+        return await ledger.forget_heuristic(self.gid, request=self.request)
 
 
-class HeuristicsCall(_Call, frozen=True, tag="heuristics"):
+class HeuristicsCall(LedgerCall[Sequence[Heuristic]], frozen=True, tag="heuristics"):
     include_forgotten: bool
 
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[Heuristic]:
+        return await ledger.heuristics(include_forgotten=self.include_forgotten)
 
-class TransactionCall(_Call, frozen=True, tag="tx"):
+
+class TransactionCall(LedgerCall[TransactionInfo | None], frozen=True, tag="tx"):
     txid: TxId
 
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> TransactionInfo | None:
+        return await ledger.transaction(self.txid)
 
-class TransactionsCall(_Call, frozen=True, tag="txs"):
+
+class TransactionsCall(LedgerCall[Sequence[TransactionInfo]], frozen=True, tag="txs"):
     limit: int
     before: TxId | None
 
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[TransactionInfo]:
+        return await ledger.transactions(limit=self.limit, before=self.before)
 
-class InfoCall(_Call, frozen=True, tag="info"):
-    pass
+
+class InfoCall(LedgerCall[LedgerInfo], frozen=True, tag="info"):
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> LedgerInfo:
+        return await ledger.info()
 
 
-class VotersCall(_Call, frozen=True, tag="voters"):
+class VotersCall(LedgerCall[Sequence[int]], frozen=True, tag="voters"):
     """Whom a session is bound to, if it is opened now with ``bind``."""
 
+    version: ClassVar[int] = PAXOS_VERSION
 
-class RecordActCall(_Call, frozen=True, tag="act"):
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[int]:
+        return await ledger.voters()
+
+
+class RecordActCall(LedgerCall[None], frozen=True, tag="act"):
     """Who is asked says who is connected, as far as it knows."""
 
     act: Act
+    right: ClassVar[Right] = Right.OPERATE
+    version: ClassVar[int] = TAGS_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> None:
+        await ledger.record_act(self.act)
 
 
-class ActsCall(_Call, frozen=True, tag="acts"):
+class ActsCall(LedgerCall[Sequence[Act]], frozen=True, tag="acts"):
     limit: int
+    version: ClassVar[int] = TAGS_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> Sequence[Act]:
+        return await ledger.acts(limit=self.limit)
 
 
-class BackupFileCall(_Call, frozen=True, tag="backup file"):
+class BackupFileCall(LedgerCall[int], frozen=True, tag="backup file"):
     """A SQLite ledger's owner writes a backup to the file ``path``, absolute, on its own machine. Only
     processes of its user can ask (the socket refuses others); a node of a cluster refuses."""
 
     path: str
+    right: ClassVar[Right] = Right.OPERATE
+    version: ClassVar[int] = TAGS_VERSION
+
+    async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> int:
+        return await ledger.backup(Path(self.path))
 
 
-Call = (
-    OpenSessionCall
-    | KeepAliveCall
-    | CloseSessionCall
-    | SessionsCall
-    | DecideCall
-    | PrecommitCall
-    | OutcomesCall
-    | RecordsCall
-    | UnfinishedCall
-    | FinishCall
-    | RecordHeuristicCall
-    | ForgetHeuristicCall
-    | HeuristicsCall
-    | TransactionCall
-    | TransactionsCall
-    | InfoCall
-    | VotersCall
-    | VerdictsCall
-    | BackendsCall
-    | DoomCall
-    | DoomedCall
-    | BackupFileCall
-    | RecordActCall
-    | ActsCall
-)
+AnyLedgerCall = LedgerCall[Any]
+_ANY = any_of(LedgerCall)
 
-REPLY_TYPES: dict[type[_Call], Any] = {
-    OpenSessionCall: Session,
-    KeepAliveCall: None,
-    CloseSessionCall: None,
-    SessionsCall: list[SessionInfo],
-    DecideCall: Decision,
-    PrecommitCall: None,
-    OutcomesCall: list[Verdict],
-    RecordsCall: list[RecordedDecision],
-    UnfinishedCall: list[DecisionRecord],
-    FinishCall: None,
-    RecordHeuristicCall: None,
-    ForgetHeuristicCall: bool,
-    HeuristicsCall: list[Heuristic],
-    TransactionCall: TransactionInfo | None,
-    TransactionsCall: list[TransactionInfo],
-    InfoCall: LedgerInfo,
-    VotersCall: list[int],
-    VerdictsCall: list[Verdict],
-    BackendsCall: list[TxId | None],
-    DoomCall: None,
-    DoomedCall: str | None,
-    BackupFileCall: int,
-    RecordActCall: None,
-    ActsCall: list[Act],
-}
-"""What each call's reply decodes to; verdicts and records come in the order of the ids asked about."""
+decode_call: Callable[[bytes], LedgerCall[Any]] = msgspec.msgpack.Decoder(_ANY).decode
+decode_request: Callable[[bytes], Request[LedgerCall[Any]]] = msgspec.msgpack.Decoder(
+    requests_of(_ANY)
+).decode
+_DECODERS = {kind: msgspec.msgpack.Decoder(reply_type(kind)) for kind in kinds(LedgerCall)}
 
 
-def since(call: Call) -> int:
-    """The version that whoever is asked ``call``, as it is filled in, has to speak."""
-    match call:
-        case OpenSessionCall():
-            return PAXOS_VERSION if call.bind else FIRST_VERSION
-        case VotersCall():
-            return PAXOS_VERSION
-        case (
-            VerdictsCall()
-            | BackendsCall()
-            | DoomCall()
-            | DoomedCall()
-            | BackupFileCall()
-            | RecordActCall()
-            | ActsCall()
-        ):
-            return TAGS_VERSION
-        case DecideCall() | PrecommitCall() | OutcomesCall():
-            return PAXOS_VERSION if call.protocol == Protocol.PAXOS else FIRST_VERSION
-        case UnfinishedCall():
-            return TAGS_VERSION if call.limit else FIRST_VERSION
-        case (
-            KeepAliveCall()
-            | CloseSessionCall()
-            | SessionsCall()
-            | RecordsCall()
-            | FinishCall()
-            | RecordHeuristicCall()
-            | ForgetHeuristicCall()
-            | HeuristicsCall()
-            | TransactionCall()
-            | TransactionsCall()
-            | InfoCall()
-        ):
-            return FIRST_VERSION
-        case _:
-            assert_never(call)
-
-
-async def perform(ledger: StateMachineLedger, call: Call, *, remote: bool) -> object:  # noqa: PLR0911, PLR0912 - one line per call
-    """Carry out ``call``; its result in the shape of ``REPLY_TYPES``. Raises what the contract raises.
-    ``remote``: for another process, which may outlive this one."""
-    match call:
-        case OpenSessionCall():
-            return await ledger.open_session(
-                call.name,
-                call.ttl_s,
-                remote=remote,
-                request=call.request,
-                nonce=call.nonce,
-                bind=call.bind,
-            )
-        case KeepAliveCall():
-            await ledger.keep_alive(call.session, call.floor)
-        case CloseSessionCall():
-            await ledger.close_session(call.session)
-        case SessionsCall():
-            return await ledger.sessions()
-        case DecideCall():
-            return await ledger.decide(
-                call.txid, call.decision, call.branches, protocol=call.protocol, cause=call.cause
-            )
-        case PrecommitCall():
-            await ledger.precommit(call.txid, call.branches, protocol=call.protocol)
-        case OutcomesCall():
-            return await ledger.old_outcomes(call.txids, call.protocol)
-        case VerdictsCall():
-            verdicts = await ledger.outcomes(call.gids)
-            return [verdicts[gid] for gid in call.gids]
-        case BackendsCall():
-            return await ledger.backends(call.claims)
-        case DoomCall():
-            await ledger.doom(call.txid, call.cause)
-        case DoomedCall():
-            return await ledger.doomed(call.txid)
-        case RecordsCall():
-            records = await ledger.records(call.txids)
-            return [records[txid] for txid in call.txids]
-        case UnfinishedCall():
-            if not call.limit:
-                return await ledger.old_unfinished()
-            return await ledger.unfinished(after=call.after, limit=call.limit)
-        case FinishCall():
-            await ledger.finish(call.txids)
-        case RecordHeuristicCall():
-            await ledger.record_heuristic(call.heuristic)
-        case ForgetHeuristicCall():
-            return await ledger.forget_heuristic(call.gid, request=call.request)
-        case HeuristicsCall():
-            return await ledger.heuristics(include_forgotten=call.include_forgotten)
-        case TransactionCall():
-            return await ledger.transaction(call.txid)
-        case TransactionsCall():
-            return await ledger.transactions(limit=call.limit, before=call.before)
-        case InfoCall():
-            return await ledger.info()
-        case VotersCall():
-            return await ledger.voters()
-        case RecordActCall():
-            await ledger.record_act(call.act)
-        case ActsCall():
-            return await ledger.acts(limit=call.limit)
-        case BackupFileCall():
-            return await ledger.backup(Path(call.path))
-    return None
-
-
-decode_request: Callable[[bytes], Request[Call]] = msgspec.msgpack.Decoder(Request[Call]).decode
-_DECODERS = {call: msgspec.msgpack.Decoder(type_) for call, type_ in REPLY_TYPES.items()}
-
-
-def decode_result(call: Call, result: msgspec.Raw) -> Any:
+def decode_result(call: LedgerCall[Any], result: msgspec.Raw) -> Any:
     return _DECODERS[type(call)].decode(result)

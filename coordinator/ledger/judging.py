@@ -19,10 +19,10 @@ from undoubt.participants.errors import UsageError
 CALL_BYTES_MAX = FRAME_BYTES_MAX // 2
 """A frame has room for this and for what goes around it."""
 
-_decode_call = msgspec.msgpack.Decoder(calls.Call).decode
 
-
-def judged(call: msgspec.Struct, decode: Callable[[bytes], msgspec.Struct] = _decode_call) -> msgspec.Raw:
+def judged(
+    call: msgspec.Struct, decode: Callable[[bytes], msgspec.Struct] = calls.decode_call
+) -> msgspec.Raw:
     """``call`` as it goes over the wire. Raises ``UsageError`` if ``decode``, which is the peer's, would not
     take it: an id that is not a ``TxId``, a number that no peer can hold, text that is no Unicode."""
     try:

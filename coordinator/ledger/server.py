@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from undoubt.coordinator.ledger.acting import user_name
-from undoubt.coordinator.ledger.calls import Call, RecordActCall, decode_request, perform
+from undoubt.coordinator.ledger.calls import AnyLedgerCall, RecordActCall, decode_request
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
 from undoubt.coordinator.rpc.envelope import Answer, Failed, Request, decode_unread, encode, unreadable
 from undoubt.coordinator.rpc.server import Requests
@@ -50,7 +50,7 @@ class LedgerServer:
         return _Calls(self._ledger, connection)
 
 
-class _Calls(Requests[Call]):
+class _Calls(Requests[AnyLedgerCall]):
     def __init__(self, ledger: StateMachineLedger, connection: Connection) -> None:
         super().__init__(connection, requests_max=REQUESTS_PER_CONNECTION_MAX, who="the ledger's owner")
         self._ledger = ledger
@@ -58,20 +58,20 @@ class _Calls(Requests[Call]):
     def lost(self, why: str) -> None:
         """What was asked goes on."""
 
-    def read(self, payload: bytes) -> tuple[Sequence[Request[Call]], Sequence[Failed]]:
+    def read(self, payload: bytes) -> tuple[Sequence[Request[AnyLedgerCall]], Sequence[Failed]]:
         try:
             return [decode_request(payload)], []
         except (ValueError, RecursionError) as error:
             # One caller's mistake: all of the process share this connection.
             return [], [unreadable(decode_unread(payload).number, error)]
 
-    def begin(self, number: int, call: Call) -> None:
-        self.later(number, call, perform(self._ledger, self._signed(call), remote=True))
+    def begin(self, number: int, call: AnyLedgerCall) -> None:
+        self.later(number, call, self._signed(call).serve(self._ledger, remote=True))
 
     def say(self, answer: Answer) -> None:
         self.connection.send(encode(answer))
 
-    def _signed(self, call: Call) -> Call:
+    def _signed(self, call: AnyLedgerCall) -> AnyLedgerCall:
         """An act is that of the system user whose process is connected, whatever it says."""
         if not isinstance(call, RecordActCall) or self.connection.transport is None:
             return call

@@ -20,7 +20,6 @@ from undoubt.coordinator.ledger.cluster.messages import (
     AcceptorCall,
     BackupCall,
     ChangeMembersCall,
-    NodeCall,
     OperatorCall,
     StatusCall,
     TransferCall,
@@ -31,6 +30,7 @@ from undoubt.coordinator.node.admin import NodeAdmin
 from undoubt.coordinator.node.errors import NodeStopped, NotLeading
 from undoubt.coordinator.node.ledger import NodeLedger
 from undoubt.coordinator.rpc import envelope
+from undoubt.coordinator.rpc.calls import AnyCall
 from undoubt.coordinator.rpc.envelope import Answer, Elsewhere, LeaderHint, Request
 from undoubt.coordinator.rpc.server import Requests
 from undoubt.coordinator.wire import VERSIONS, Connection, RemoteProtocolError, Right
@@ -60,7 +60,7 @@ def _subject(call: ChangeMembersCall | TransferCall | BackupCall) -> str:
     return "node " + " ".join(map(str, nodes))
 
 
-class FromClient(Requests[calls.Call | NodeCall]):
+class FromClient(Requests[AnyCall]):
     """``leader`` tells the leader's address, empty if it is not known."""
 
     def __init__(
@@ -82,9 +82,7 @@ class FromClient(Requests[calls.Call | NodeCall]):
         self._beating: asyncio.TimerHandle | None = None
         self.say(LeaderHint(ledger.ledger_id, ledger.leads, leader()))
 
-    def read(
-        self, payload: bytes
-    ) -> tuple[Sequence[Request[calls.Call | NodeCall]], Sequence[envelope.Failed]]:
+    def read(self, payload: bytes) -> tuple[Sequence[Request[AnyCall]], Sequence[envelope.Failed]]:
         if envelope.size(payload) > REQUESTS_PER_CONNECTION_MAX:
             raise RemoteProtocolError(f"a frame of more than {REQUESTS_PER_CONNECTION_MAX} requests")
         refused: Sequence[envelope.Failed] = ()
@@ -99,7 +97,7 @@ class FromClient(Requests[calls.Call | NodeCall]):
             self._beating = self._loop.call_later(BEAT_S, self._beat)
         return requests, refused
 
-    def begin(self, number: int, call: calls.Call | NodeCall) -> None:
+    def begin(self, number: int, call: AnyCall) -> None:
         if self._right is not Right.OPERATE:
             rights.check(call, self._right, self.connection.certificate)
         if isinstance(call, calls.DecideCall) and self._ledger.leads:
@@ -110,10 +108,10 @@ class FromClient(Requests[calls.Call | NodeCall]):
             self.answer(number, self._operator.status())
         elif isinstance(call, OperatorCall):
             self.later(number, call, self._operated(call))
-        else:
-            self.later(number, call, calls.perform(self._ledger, self._signed(call), remote=True))
+        elif isinstance(call, calls.LedgerCall):
+            self.later(number, call, self._signed(call).serve(self._ledger, remote=True))
 
-    def _signed(self, call: calls.Call) -> calls.Call:
+    def _signed(self, call: calls.AnyLedgerCall) -> calls.AnyLedgerCall:
         """An act is that of whoever holds the certificate, whatever it says."""
         if not isinstance(call, calls.RecordActCall):
             return call
@@ -125,10 +123,10 @@ class FromClient(Requests[calls.Call | NodeCall]):
         )
         self._ledger.submit(command, partial(self.answer, number))
 
-    def _check_versions(self, requests: Sequence[Request[calls.Call | NodeCall]]) -> None:
+    def _check_versions(self, requests: Sequence[Request[AnyCall]]) -> None:
         spoken = self.connection.version
         for request in requests:
-            if messages.since(request.call) > spoken:
+            if request.call.since() > spoken:
                 raise RemoteProtocolError(f"{type(request.call).__name__} is not of version {spoken}")
 
     def lost(self, why: str) -> None:

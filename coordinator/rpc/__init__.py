@@ -7,6 +7,7 @@ In the order in which a call passes them:
 
 ================  ============================================================================================
 :mod:`.client`    numbers requests, and gives each answer to the caller that waits for it.
+:mod:`.calls`     is the base of calls, which declare their reply, version and right.
 :mod:`.envelope`  defines and encodes requests, answers and errors.
 :mod:`.server`    reads requests, has each carried out alone, and answers.
 ================  ============================================================================================

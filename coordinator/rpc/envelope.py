@@ -8,7 +8,7 @@ one for each frame."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -81,6 +81,12 @@ decode_unread: Callable[[bytes], Request[msgspec.Raw]] = msgspec.msgpack.Decoder
 decode_all_unread: Callable[[bytes], list[Request[msgspec.Raw]]] = msgspec.msgpack.Decoder(
     list[Request[msgspec.Raw]]
 ).decode
+
+
+def requests_of(call: Any, *, many: bool = False) -> Any:
+    """The type of a request with a call of type ``call``, or of a list of them, for a decoder."""
+    one = Request[call]
+    return list[one] if many else one
 
 
 def size(payload: bytes) -> int:

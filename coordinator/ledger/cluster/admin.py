@@ -32,7 +32,6 @@ from undoubt.coordinator.ledger.cluster.messages import (
     BackupPiece,
     ChangeMembersCall,
     MemberChange,
-    NodeCall,
     NodeStatus,
     SnapshotCall,
     StatusCall,
@@ -40,6 +39,7 @@ from undoubt.coordinator.ledger.cluster.messages import (
 )
 from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
 from undoubt.coordinator.ledger.contract import Act
+from undoubt.coordinator.rpc.calls import AnyCall
 from undoubt.coordinator.rpc.client import PendingCall, Replies, into
 from undoubt.coordinator.rpc.envelope import Request, decode_answers, encode
 from undoubt.coordinator.settings import LedgerSettings
@@ -160,7 +160,7 @@ async def _route(settings: LedgerSettings) -> AsyncIterator[LeaderClient]:
         await route.close()
 
 
-async def ask(address: str, call: NodeCall, timeout_s: float, wire: WireSettings) -> Any:
+async def ask(address: str, call: AnyCall, timeout_s: float, wire: WireSettings) -> Any:
     """One node's own answer. Raises ``LedgerUnavailable`` and what the node refuses with."""
     asking = _Asking(call)
     me = PeerIdentity(PeerRole.CLIENT, name=f"process {os.getpid()}")
@@ -180,7 +180,7 @@ async def ask(address: str, call: NodeCall, timeout_s: float, wire: WireSettings
 class _Asking:
     """A Receiver that asks one thing."""
 
-    def __init__(self, call: NodeCall) -> None:
+    def __init__(self, call: AnyCall) -> None:
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._replies = Replies[PendingCall]()
         number = self._replies.add(PendingCall(partial(messages.decode_result, call), into(self.answer)))

@@ -18,8 +18,9 @@ import msgspec
 from undoubt.coordinator.errors import LedgerUnavailable, VersionHeldBack
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.cluster.liveness import SILENCE_S, Liveness
-from undoubt.coordinator.ledger.cluster.messages import NodeCall, decode_call, decode_result, since
+from undoubt.coordinator.ledger.cluster.messages import decode_call, decode_result
 from undoubt.coordinator.ledger.judging import CALL_BYTES_MAX, judged
+from undoubt.coordinator.rpc.calls import AnyCall
 from undoubt.coordinator.rpc.client import PendingCall, Replies, into
 from undoubt.coordinator.rpc.envelope import (
     REQUESTS_PER_FRAME_MAX,
@@ -51,7 +52,7 @@ class _Pending(PendingCall):
     __slots__ = ("call", "deadline", "judged")
 
     def __init__(
-        self, call: calls.Call | NodeCall, judged: msgspec.Raw, future: asyncio.Future[Any], deadline: float
+        self, call: AnyCall, judged: msgspec.Raw, future: asyncio.Future[Any], deadline: float
     ) -> None:
         super().__init__(partial(decode_result, call), into(future))
         self.call = call
@@ -85,7 +86,7 @@ class LeaderClient:
         self._last_trouble = "no node was reached yet"
         self._closed = False
 
-    def ask(self, call: calls.Call | NodeCall, timeout_s: float) -> asyncio.Future[Any]:
+    def ask(self, call: AnyCall, timeout_s: float) -> asyncio.Future[Any]:
         """The leader's answer, or ``LedgerUnavailable`` after ``timeout_s`` seconds. Raises ``UsageError``
         for what no node takes: that is never sent."""
         future: asyncio.Future[Any] = self._loop.create_future()
@@ -143,7 +144,7 @@ class LeaderClient:
         """Without what came after the version that is spoken there: that is refused, once it is certain that
         it is asked of the leader."""
         waiting = [number for number in numbers if number in self._replies.waiting]
-        late = {number for number in waiting if since(self._replies.waiting[number].call) > link.version}
+        late = {number for number in waiting if self._replies.waiting[number].call.since() > link.version}
         if late:
             asked = self.ask(calls.RecordsCall(()), SILENCE_S)
             asked.add_done_callback(partial(self._refuse, link, late))
@@ -155,7 +156,9 @@ class LeaderClient:
         for number in late:
             pending = self._replies.waiting.pop(number, None)
             if pending is not None:
-                why = f"{link.name}, which leads, speaks {link.version}, and this needs {since(pending.call)}"
+                why = (
+                    f"{link.name}, which leads, speaks {link.version}, and this needs {pending.call.since()}"
+                )
                 pending.tell(VersionHeldBack(f"the cluster's version is older: {why}"))
 
     def answered(self, link: Link, answers: Sequence[Answer]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from random import Random, SystemRandom
-from typing import Any
+from typing import TypeVar
 
 from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable, WrongProcess
 from undoubt.coordinator.ledger import calls
@@ -20,6 +20,8 @@ from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import PeerIdentity, PeerRole, WireSettings
 from undoubt.participants.ids import TxId
 from undoubt.participants.redact import redact
+
+R = TypeVar("R")
 
 
 class ClusterLedger(CallingLedger):
@@ -100,7 +102,7 @@ class ClusterLedger(CallingLedger):
         return (await self.records([txid]))[txid]
 
     async def _voters(self) -> Sequence[int]:
-        voters: list[int] = await self._call(calls.VotersCall())
+        voters: Sequence[int] = await self._call(calls.VotersCall())
         return voters
 
     async def _address_of(self, node: int) -> str:
@@ -129,12 +131,12 @@ class ClusterLedger(CallingLedger):
     def _nonce(self) -> str:
         return f"{self._random.getrandbits(64):016x}"
 
-    async def _call(self, call: calls.Call) -> Any:
+    async def _call(self, call: calls.LedgerCall[R]) -> R:
         if os.getpid() != self._pid:
             raise WrongProcess(
                 f"this ledger was opened by process {self._pid}; open one of your own after a fork"
             )
-        result = await self._route.ask(call, self.settings.request_timeout_s)
+        result: R = await self._route.ask(call, self.settings.request_timeout_s)
         if self._route.ledger_id != self._ledger_id:
             self._identify()
         return result

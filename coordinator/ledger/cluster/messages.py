@@ -8,7 +8,7 @@ together, and so do the answers. The node speaks first, with its
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -17,8 +17,12 @@ from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
 from undoubt.coordinator.ledger.contract import Act
 from undoubt.coordinator.rpc import envelope
-from undoubt.coordinator.rpc.envelope import Request
+from undoubt.coordinator.rpc.calls import AnyCall, Call, any_of, kinds, reply_type
+from undoubt.coordinator.rpc.envelope import Request, requests_of
+from undoubt.coordinator.wire.rights import Right
 from undoubt.participants.ids import TxId
+
+R_co = TypeVar("R_co", covariant=True)
 
 NODE_NUMBER_MAX = 65_535
 CHANGES_MAX = 1_000
@@ -29,15 +33,8 @@ _Node = Annotated[int, msgspec.Meta(ge=1, le=NODE_NUMBER_MAX)]
 _Short = Annotated[str, msgspec.Meta(max_length=1_000)]
 
 
-class StatusCall(msgspec.Struct, frozen=True, array_like=True, tag="status"):
-    """How is this very node? Answered by whoever is asked, with :class:`NodeStatus`."""
-
-
-class AcceptorCall(msgspec.Struct, frozen=True, array_like=True, tag="acceptor", gc=False):
-    """To this very node as an acceptor of Paxos Commit. Answered with a
-    ``coordinator.paxos.AcceptorReply``."""
-
-    request: paxos.AcceptorRequest
+class NodeCall(Call[R_co], Generic[R_co], frozen=True):
+    """Base of the calls about the nodes rather than the ledger."""
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
@@ -98,38 +95,6 @@ class MemberChange(msgspec.Struct, frozen=True, array_like=True):
     version: Annotated[int, msgspec.Meta(ge=1, le=255)] = FIRST_VERSION
 
 
-class ChangeMembersCall(msgspec.Struct, frozen=True, array_like=True, tag="members"):
-    """For the leader; may be repeated. All changes become one. Answered with :class:`NodeStatus` once the new
-    configuration is in force alone, and refused with ``ClusterNotReady`` while who is promoted is behind."""
-
-    changes: Annotated[tuple[MemberChange, ...], msgspec.Meta(max_length=CHANGES_MAX)]
-    act: Act | None = None
-    """Whose doing it is, for the record; the node adds the certificate."""
-
-
-class TransferCall(msgspec.Struct, frozen=True, array_like=True, tag="transfer"):
-    """For the leader: let ``to`` lead, or whoever is best if that is 0. Answered with :class:`NodeStatus`.
-    ``leaves`` leads when this is first asked: asked again, another one does not leave as well."""
-
-    to: int
-    leaves: int
-    act: Act | None = None
-    """As of :class:`ChangeMembersCall`."""
-
-
-class SnapshotCall(msgspec.Struct, frozen=True, array_like=True, tag="snapshot"):
-    """Store a snapshot now. For whoever is asked, whether or not it leads; answered with the index."""
-
-
-class BackupCall(msgspec.Struct, frozen=True, array_like=True, tag="backup"):
-    """A piece of the state, all of which everybody was told is in, from the leader: at offset 0 an image is
-    made, which this connection keeps until the last piece or its end. Answered with :class:`BackupPiece`."""
-
-    offset: int
-    act: Act | None = None
-    """As of :class:`ChangeMembersCall`; at offset 0."""
-
-
 class BackupPiece(msgspec.Struct, frozen=True, array_like=True):
     """``index`` and ``term`` are the log's up to which the image goes; ``size`` is that of all of it."""
 
@@ -139,55 +104,91 @@ class BackupPiece(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
-class HeldCall(msgspec.Struct, frozen=True, array_like=True, tag="held"):
+class StatusCall(NodeCall[NodeStatus], frozen=True, tag="status"):
+    """How is this very node? Answered by whoever is asked, with :class:`NodeStatus`."""
+
+
+class AcceptorCall(NodeCall[paxos.AcceptorReply], frozen=True, tag="acceptor"):
+    """To this very node as an acceptor of Paxos Commit. Answered with a
+    ``coordinator.paxos.AcceptorReply``."""
+
+    request: paxos.AcceptorRequest
+    right: ClassVar[Right] = Right.TRANSACT
+    version: ClassVar[int] = PAXOS_VERSION
+
+
+class ChangeMembersCall(NodeCall[NodeStatus], frozen=True, tag="members"):
+    """For the leader; may be repeated. All changes become one. Answered with :class:`NodeStatus` once the new
+    configuration is in force alone, and refused with ``ClusterNotReady`` while who is promoted is behind."""
+
+    changes: Annotated[tuple[MemberChange, ...], msgspec.Meta(max_length=CHANGES_MAX)]
+    act: Act | None = None
+    """Whose doing it is, for the record; the node adds the certificate."""
+    right: ClassVar[Right] = Right.OPERATE
+
+    def since(self) -> int:
+        return FIRST_VERSION if self.act is None else TAGS_VERSION
+
+
+class TransferCall(NodeCall[NodeStatus], frozen=True, tag="transfer"):
+    """For the leader: let ``to`` lead, or whoever is best if that is 0. Answered with :class:`NodeStatus`.
+    ``leaves`` leads when this is first asked: asked again, another one does not leave as well."""
+
+    to: int
+    leaves: int
+    act: Act | None = None
+    """As of :class:`ChangeMembersCall`."""
+    right: ClassVar[Right] = Right.OPERATE
+
+    def since(self) -> int:
+        return FIRST_VERSION if self.act is None else TAGS_VERSION
+
+
+class SnapshotCall(NodeCall[int], frozen=True, tag="snapshot"):
+    """Store a snapshot now. For whoever is asked, whether or not it leads; answered with the index."""
+
+    right: ClassVar[Right] = Right.OPERATE
+
+
+class BackupCall(NodeCall[BackupPiece], frozen=True, tag="backup"):
+    """A piece of the state, all of which everybody was told is in, from the leader: at offset 0 an image is
+    made, which this connection keeps until the last piece or its end. Answered with :class:`BackupPiece`."""
+
+    offset: int
+    act: Act | None = None
+    """As of :class:`ChangeMembersCall`; at offset 0."""
+    right: ClassVar[Right] = Right.OPERATE
+
+    def since(self) -> int:
+        return FIRST_VERSION if self.act is None else TAGS_VERSION
+
+
+class HeldCall(NodeCall[list[TxId]], frozen=True, tag="held"):
     """To this very node as an acceptor: what it keeps of ``sessions``, which have ended, and the ledger does
     not hold, as far as it is applied here. Answered with transaction ids in ascending order, the first of
     them if there are many: ask again for those ``after`` the last, until there is none."""
 
     sessions: Annotated[tuple[int, ...], msgspec.Meta(max_length=SESSIONS_MAX)]
     after: TxId | None = None
+    right: ClassVar[Right] = Right.OPERATE
+    version: ClassVar[int] = PAXOS_VERSION
 
 
 OperatorCall = StatusCall | ChangeMembersCall | TransferCall | SnapshotCall | BackupCall | HeldCall
 
-NodeCall = OperatorCall | AcceptorCall
-"""Calls about the nodes rather than the ledger."""
+_ANY = any_of(calls.LedgerCall, NodeCall)
 
-NODE_REPLY_TYPES: dict[type[NodeCall], Any] = {
-    StatusCall: NodeStatus,
-    AcceptorCall: paxos.AcceptorReply,
-    ChangeMembersCall: NodeStatus,
-    TransferCall: NodeStatus,
-    SnapshotCall: int,
-    BackupCall: BackupPiece,
-    HeldCall: list[TxId],
-}
-
-
-def since(call: calls.Call | NodeCall) -> int:
-    """The version that whoever is asked ``call``, as it is filled in, has to speak."""
-    match call:
-        case AcceptorCall() | HeldCall():
-            return PAXOS_VERSION
-        case ChangeMembersCall() | TransferCall() | BackupCall():
-            return FIRST_VERSION if call.act is None else TAGS_VERSION
-        case StatusCall() | SnapshotCall():
-            return FIRST_VERSION
-        case _:
-            return calls.since(call)
-
-
-decode_requests: Callable[[bytes], list[Request[calls.Call | NodeCall]]] = msgspec.msgpack.Decoder(
-    list[Request[calls.Call | NodeCall]]
+decode_requests: Callable[[bytes], list[Request[AnyCall]]] = msgspec.msgpack.Decoder(
+    requests_of(_ANY, many=True)
 ).decode
 """Of a frame whose :func:`~undoubt.coordinator.rpc.envelope.size` was looked at first."""
-decode_call: Callable[[bytes], calls.Call | NodeCall] = msgspec.msgpack.Decoder(calls.Call | NodeCall).decode
+decode_call: Callable[[bytes], AnyCall] = msgspec.msgpack.Decoder(_ANY).decode
 
 
-def decode_each(payload: bytes) -> tuple[list[Request[calls.Call | NodeCall]], list[envelope.Failed]]:
+def decode_each(payload: bytes) -> tuple[list[Request[AnyCall]], list[envelope.Failed]]:
     """As ``decode_requests``, which did not take all of it: what can be read, and a refusal for each request
     that cannot. Raises ``ValueError`` for what is no frame of requests."""
-    read: list[Request[calls.Call | NodeCall]] = []
+    read: list[Request[AnyCall]] = []
     refused: list[envelope.Failed] = []
     for request in envelope.decode_all_unread(payload):
         try:
@@ -198,13 +199,11 @@ def decode_each(payload: bytes) -> tuple[list[Request[calls.Call | NodeCall]], l
 
 
 _DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
-    call: msgspec.msgpack.Decoder(type_)
-    for types in (calls.REPLY_TYPES, NODE_REPLY_TYPES)
-    for call, type_ in types.items()
+    kind: msgspec.msgpack.Decoder(reply_type(kind)) for kind in (*kinds(calls.LedgerCall), *kinds(NodeCall))
 }
 
 
-def decode_result(call: calls.Call | NodeCall, result: msgspec.Raw) -> Any:
+def decode_result(call: AnyCall, result: msgspec.Raw) -> Any:
     return _DECODERS[type(call)].decode(result)
 
 

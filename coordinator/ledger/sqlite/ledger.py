@@ -16,7 +16,7 @@ from typing import Any
 
 from undoubt.coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable, WrongProcess
 from undoubt.coordinator.ledger.calling import CallingLedger
-from undoubt.coordinator.ledger.calls import BackupFileCall, Call, perform
+from undoubt.coordinator.ledger.calls import AnyLedgerCall, BackupFileCall
 from undoubt.coordinator.ledger.contract import Create
 from undoubt.coordinator.ledger.disk import usable
 from undoubt.coordinator.ledger.judging import judged
@@ -112,14 +112,14 @@ class SqliteLedger(CallingLedger):
         size: int = await self._call(BackupFileCall(str(path)))
         return size
 
-    async def _call(self, call: Call) -> Any:
+    async def _call(self, call: AnyLedgerCall) -> Any:
         if os.getpid() != self._pid:
             raise WrongProcess(
                 f"this ledger was opened by process {self._pid}; open one of your own after a fork"
             )
         judged(call)
         if self._owned is not None:
-            return await perform(self._owned, call, remote=False)
+            return await call.serve(self._owned, remote=False)
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
                 return await self._ask(call)
@@ -129,11 +129,11 @@ class SqliteLedger(CallingLedger):
                 f" within {self.settings.request_timeout_s} s"
             ) from None
 
-    async def _ask(self, call: Call) -> Any:
+    async def _ask(self, call: AnyLedgerCall) -> Any:
         while True:
             await self._find_within(self.settings.request_timeout_s)
             if self._owned is not None:
-                return await perform(self._owned, call, remote=False)
+                return await call.serve(self._owned, remote=False)
             if self._connection is None:
                 continue
             try:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from undoubt.coordinator.errors import LedgerUnavailable, VersionHeldBack
 from undoubt.coordinator.ledger import calls
@@ -20,6 +20,8 @@ from undoubt.coordinator.wire import (
     WireSettings,
     connect,
 )
+
+R = TypeVar("R")
 
 
 class ConnectionGone(LedgerUnavailable):
@@ -63,11 +65,11 @@ class OwnerConnection:
         if not self.gone.done():
             self.gone.set_result(None)
 
-    async def request(self, call: calls.Call) -> Any:
+    async def request(self, call: calls.LedgerCall[R]) -> Any:
         """The owner's answer. Raises what the contract raises, and :class:`ConnectionGone`."""
         if self._connection.closed:
             raise ConnectionGone("the connection to the ledger's owner was lost")
-        if calls.since(call) > self._connection.version:
+        if call.since() > self._connection.version:
             raise VersionHeldBack("the process that owns the ledger is of an older version of undoubt")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         number = self._replies.add(PendingCall(partial(calls.decode_result, call), into(future)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 
 from tests.coordinator.ledger.conftest import Backend
@@ -98,11 +97,11 @@ class OldLedger(CallingLedger):
 
     def __init__(self, records: list[DecisionRecord]) -> None:
         self._records = records
-        self.asked: list[calls.Call] = []
+        self.asked: list[calls.AnyLedgerCall] = []
 
-    async def _call(self, call: calls.Call) -> Any:
+    async def _call(self, call: calls.AnyLedgerCall) -> Any:
         self.asked.append(call)
-        if calls.since(call) > 1:
+        if call.since() > 1:
             raise VersionHeldBack("too new")
         return list(self._records)
 
@@ -122,6 +121,6 @@ async def test_an_old_client_is_told_all_at_once() -> None:
     session = await owner.open_session("test", 60.0)
     for seq in range(1, 5):
         await owner.decide(session.txid(seq), Decision.COMMIT, BRANCHES)
-    asked = msgspec.msgpack.decode(b"\x91\xaaunfinished", type=calls.Call)
-    told: Any = await calls.perform(owner, asked, remote=True)
+    asked = calls.decode_call(b"\x91\xaaunfinished")
+    told: Any = await asked.serve(owner, remote=True)
     assert {each.txid.seq for each in told} == {1, 2, 3, 4}

@@ -4,7 +4,6 @@ if an application's certificate could change the members or take a backup, which
 from __future__ import annotations
 
 import contextlib
-import typing
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import CLUSTER, Cluster
 from undoubt.coordinator.errors import ClusterRefused, LedgerError, NotPermitted
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.cluster import admin, messages, rights
+from undoubt.coordinator.ledger.cluster import admin, messages
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, RecordedDecision
+from undoubt.coordinator.rpc.calls import kinds
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import Right, TlsSettings, WireSettings
 from undoubt.participants.contract import Decision
@@ -79,9 +79,13 @@ async def opened(cluster: Cluster, folder: Folder, stem: str) -> AsyncIterator[S
 
 def test_every_call_needs_a_role() -> None:
     """Broken if a call that is added may be asked by nobody, or ends the request of whoever asks it."""
-    kinds = {*typing.get_args(calls.Call), *typing.get_args(messages.NodeCall)}
-    assert set(rights.NEEDS) == kinds
-    assert {right for right in Right if right} == set(rights.NEEDS.values())
+    declared = {kind: kind.right for kind in (*kinds(calls.LedgerCall), *kinds(messages.NodeCall))}
+    assert len(declared) >= 30
+    assert {right for right in Right if right} == set(declared.values())
+    changes = {kind.__name__ for kind, right in declared.items() if right is Right.OBSERVE}
+    assert changes.isdisjoint(
+        {"DecideCall", "PrecommitCall", "FinishCall", "OpenSessionCall", "AcceptorCall"}
+    )
 
 
 async def test_who_observes_decides_nothing(cluster: Cluster, folder: Folder) -> None:

@@ -18,7 +18,6 @@ import re
 import signal
 import sys
 import tempfile
-import typing
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +39,7 @@ from undoubt.coordinator.ledger.cluster.messages import (
     NodeCall,
 )
 from undoubt.coordinator.rpc import envelope
+from undoubt.coordinator.rpc.calls import kinds
 from undoubt.coordinator.rpc.envelope import (
     Elsewhere,
 )
@@ -131,8 +131,8 @@ class _Run:
 
     async def send(self, targets: Targets, only: Sequence[str]) -> None:
         listed = list(targets.all())
-        kinds = {*typing.get_args(calls.Call), *typing.get_args(NodeCall)}
-        for missed in kinds - {type(call) for call, _ in listed}:
+        declared = {*kinds(calls.LedgerCall), *kinds(NodeCall)}
+        for missed in declared - {type(call) for call, _ in listed}:
             self.failures.append(f"{missed.__name__} is not among what is changed")
         for call, long in listed:
             name = type(call).__name__
