@@ -216,4 +216,4 @@ async def test_a_deadlock_across_databases_ends(
         pairs = (("orders", "payments"), ("payments", "orders"))
         async with undoubt.connect(settings) as coordinator:
             await asyncio.gather(*(coordinator.run(update, *pair, timeout=60) for pair in pairs))
-    assert len(calls) == 3
+    assert len(calls) >= 3

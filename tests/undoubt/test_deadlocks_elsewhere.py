@@ -77,7 +77,12 @@ EVERY_LEDGER = pytest.mark.parametrize("elsewhere", ["sqlite", "postgresql", "ra
 @EVERY_LEDGER
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 async def test_run_repeats_it(elsewhere: dict[str, Any], databases: dict[str, str], driver: str) -> None:
-    """Broken if the victim hears of a cancelled statement alone, and ``run`` gives up."""
+    """Broken if the victim hears of a cancelled statement alone, and ``run`` gives up.
+
+    The victim's next run can take the row that its abort has just freed before the one who waited for it,
+    since PostgreSQL grants a row whose last writer aborted to whoever asks first. Then they deadlock again,
+    so the number of runs is at least three.
+    """
     both = asyncio.Barrier(2)
     calls: list[str] = []
 
@@ -90,7 +95,7 @@ async def test_run_repeats_it(elsewhere: dict[str, Any], databases: dict[str, st
 
     async with undoubt.connect(with_driver(elsewhere, driver), recover=False) as coordinator:
         await asyncio.gather(*(coordinator.run(update, *pair, timeout=60) for pair in PAIRS))
-    assert len(calls) == 3
+    assert len(calls) >= 3
     assert await texts(databases) == ["xx", "xx"]
 
 
@@ -143,7 +148,7 @@ async def test_threads(elsewhere: dict[str, Any], databases: dict[str, str]) -> 
         )
     finally:
         await asyncio.to_thread(coordinator.close)
-    assert len(calls) == 3
+    assert len(calls) >= 3
     assert await texts(databases) == ["xx", "xx"]
 
 
@@ -222,7 +227,7 @@ async def test_one_database_ends_its_own_and_run_repeats_it(
     async with undoubt.connect(with_driver(source(tmp_path, databases), driver)) as coordinator:
         pairs = ((1, 2), (2, 1))
         await asyncio.gather(*(coordinator.run(update, *pair, timeout=60) for pair in pairs))
-    assert len(calls) == 3
+    assert len(calls) >= 3
     rows = await run(databases["orders"], "select text from note")
     assert [row["text"] for row in rows] == ["xx", "xx"]
 

@@ -117,7 +117,7 @@ async def test_two_transactions_in_opposite_order(coordinator: undoubt.Coordinat
     await asyncio.gather(
         coordinator.run(work, 1, 2, timeout=TIMEOUT_S), coordinator.run(work, 2, 1, timeout=TIMEOUT_S)
     )
-    assert len(calls) == 3
+    assert len(calls) >= 3
     assert await balances(database) == [102, 102]
 
 

@@ -154,7 +154,7 @@ def test_a_deadlock_across_databases_ends(
     ]
     for thread in threads:
         thread.ended()
-    assert len(calls) == 3
+    assert len(calls) >= 3
     assert len(errors) <= (1 if cancelled == "while it waits" else 0)
     for name in bank.dsns:
         assert bank.ask(name, "select balance from account where id = 2") == 102
