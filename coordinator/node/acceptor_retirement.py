@@ -16,7 +16,7 @@ from undoubt.coordinator.ledger.state import SessionBook
 from undoubt.coordinator.node.ledger import NodeLedger
 from undoubt.coordinator.node.orphaned_votes import Settling
 from undoubt.coordinator.node.replica import Replica
-from undoubt.coordinator.quorum.majority import majority_size
+from undoubt.coordinator.quorum import majority_size
 
 
 class Release:

@@ -29,7 +29,7 @@ from undoubt.coordinator.node.errors import NotLeading
 from undoubt.coordinator.node.fsm import MemberContext
 from undoubt.coordinator.node.replica import Replica
 from undoubt.coordinator.node.storage.contract import Snapshot
-from undoubt.coordinator.quorum.majority import majority_size
+from undoubt.coordinator.quorum import majority_size
 from undoubt.coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused, ConfigTransition
 from undoubt.coordinator.wire import Address
 
@@ -250,7 +250,7 @@ class NodeAdmin:
         loop = asyncio.get_running_loop()
         end = loop.time() + PATIENCE_S
         while True:
-            if led and not self._raft.state.leads:
+            if led and not self._raft.leads:
                 raise NotLeading(self._raft.leader)
             if holds():
                 return True

@@ -16,7 +16,7 @@ from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.messages import NodeStatus, StatusCall
 from undoubt.coordinator.node.replica import Replica
 from undoubt.coordinator.node.status import RELEASE
-from undoubt.coordinator.quorum.majority import majority_size
+from undoubt.coordinator.quorum import majority_size
 from undoubt.coordinator.supervision import Supervised
 from undoubt.coordinator.wire import WireSettings
 

@@ -79,7 +79,7 @@ class Node:
             silence_s=2 * settings.election_timeout_s,
             versions=settings.speaks,
             recognise=self._recognise,
-            log_index=lambda: self.replica.raft.state.log.persisted,
+            log_index=lambda: self.replica.raft.persisted_index,
             set_back=self._set_back,
         )
         self.replica = Replica(

@@ -133,8 +133,7 @@ class Replica:
     @property
     def voters(self) -> tuple[int, ...]:
         """Of the last configuration that is known to be committed."""
-        raft = self.raft
-        return tuple(sorted(raft.state.history.at(raft.commit_index).incoming))
+        return tuple(sorted(self.raft.committed_configuration.incoming))
 
     def start(self) -> None:
         self._ticking = self._loop.call_later(self._tick_s, self._tick)
@@ -166,7 +165,7 @@ class Replica:
             if isinstance(message, Append):
                 self.replicated.judge(message.entries)
             elif isinstance(message, SnapshotChunk) and message.done and self.raft.wants(message):
-                chunks = [*self.raft.state.chunks, message]
+                chunks = [*self.raft.untaken_chunks, message]
                 self.replicated.judge_image(self._snapshots.with_chunks(chunks))
         except ValueError as error:  # msgspec's are
             raise MessageRefused(f"node {message.sender} sent what cannot be read: {error}") from error
@@ -238,11 +237,11 @@ class Replica:
 
     async def settled(self) -> None:
         """Return once no change of the configuration is under way. Raises ``NotLeading``, ``NodeStopped``."""
-        while self.raft.state.leads and self.raft.changing:
+        while self.raft.leads and self.raft.changing:
             applied: asyncio.Future[None] = self._loop.create_future()
             self._settling.append(into(applied))
             await applied
-        if not self.raft.state.leads:
+        if not self.raft.leads:
             raise NotLeading(self.raft.leader)
 
     def snapshot(self) -> asyncio.Future[int]:
@@ -293,9 +292,9 @@ class Replica:
         return self._acknowledged.get(node, 0)
 
     def _note_acknowledged(self) -> None:
-        if self.raft.state.leads:
-            for node, progress in self.raft.state.tracker.progress.items():
-                index = min(progress.match, self.raft.commit_index)
+        if self.raft.leads:
+            for node in self.raft.configuration.nodes:
+                index = min(self.raft.match(node), self.raft.commit_index)
                 self._acknowledged[node] = max(index, self._acknowledged.get(node, 0))
 
     def set_back(self, why: str) -> None:
@@ -470,7 +469,7 @@ class Replica:
     def _follow_role(self) -> None:
         """Answer those who wait for what this node may never learn, once it does not lead any more."""
         raft = self.raft
-        term = raft.term if raft.state.leads else 0
+        term = raft.term if raft.leads else 0
         if term != self._led_term:
             self._led_term = term
             proposed, self._proposed = self._proposed, {}

@@ -15,7 +15,7 @@ RELEASE = metadata.version("undoubt")
 
 def status_of(identity: DiskIdentity, replica: Replica, wire: WireSettings) -> NodeStatus:
     raft = replica.raft
-    state, configuration = raft.state, raft.configuration
+    configuration = raft.configuration
     ledger = replica.replicated.machine.state
     peers = [
         PeerStatus(
@@ -25,7 +25,7 @@ def status_of(identity: DiskIdentity, replica: Replica, wire: WireSettings) -> N
             node == raft.node or progress.active,
             replica.agreement.spoken(node),
         )
-        for node, progress in sorted(state.tracker.progress.items())
+        for node, progress in raft.progress.items()
     ]
     return NodeStatus(
         cluster=identity.cluster,
@@ -38,14 +38,14 @@ def status_of(identity: DiskIdentity, replica: Replica, wire: WireSettings) -> N
         last_index=raft.last_index,
         commit_index=raft.commit_index,
         applied_index=raft.applied_index,
-        snapshot_index=state.log.snapshot.index,
-        disk_full=state.disk_full,
+        snapshot_index=raft.snapshot_index,
+        disk_full=raft.disk_full,
         disk_stalled=raft.disk_stalled,
         voters=tuple(sorted(configuration.incoming)),
         outgoing_voters=tuple(sorted(configuration.outgoing)),
         learners=tuple(sorted(configuration.learners)),
         nodes=dict(sorted(replica.replicated.addresses.items())),
-        peers=tuple(peers) if state.leads else (),
+        peers=tuple(peers) if raft.leads else (),
         unfinished=len(ledger.unfinished),
         sessions=sum(book.state is SessionState.OPEN for book in ledger.sessions.values()),
         version=RELEASE,

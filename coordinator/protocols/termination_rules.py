@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Mapping
 
-from undoubt.coordinator.quorum.majority import majority_size
+from undoubt.coordinator.quorum import majority_size
 from undoubt.participants.three_phase import BranchState, Event, StateRow, Termination
 
 

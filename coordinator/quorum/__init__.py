@@ -13,7 +13,21 @@ Pure functions of sets and mappings; Raft and Paxos use them alike. A voter is a
 
 from __future__ import annotations
 
-from undoubt.coordinator.quorum.joint import Joint
-from undoubt.coordinator.quorum.majority import UNBOUNDED, VoteResult, committed_index, vote_result
+from undoubt.coordinator.quorum.joint import VOTERS_MAX, Joint
+from undoubt.coordinator.quorum.majority import (
+    UNBOUNDED,
+    VoteResult,
+    committed_index,
+    majority_size,
+    vote_result,
+)
 
-__all__ = ["UNBOUNDED", "Joint", "VoteResult", "committed_index", "vote_result"]
+__all__ = [
+    "UNBOUNDED",
+    "VOTERS_MAX",
+    "Joint",
+    "VoteResult",
+    "committed_index",
+    "majority_size",
+    "vote_result",
+]

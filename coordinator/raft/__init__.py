@@ -95,6 +95,7 @@ from undoubt.coordinator.raft.messages import (
     decode_change,
     encode,
 )
+from undoubt.coordinator.raft.progress import Pace, PeerProgress
 from undoubt.coordinator.raft.ready import ChunkWanted, ReadState, Ready
 from undoubt.coordinator.raft.restored import RestoredState, bootstrap
 from undoubt.coordinator.raft.settings import RaftSettings
@@ -118,6 +119,8 @@ __all__ = [
     "Message",
     "MessageRefused",
     "NotLeader",
+    "Pace",
+    "PeerProgress",
     "PreVote",
     "PreVoteReply",
     "ProposalRefused",

@@ -23,6 +23,7 @@ from undoubt.coordinator.raft.messages import (
     SnapshotChunk,
     SnapshotMeta,
 )
+from undoubt.coordinator.raft.progress import PeerProgress
 from undoubt.coordinator.raft.ready import ChunkWanted, Ready, Write
 from undoubt.coordinator.raft.restored import RestoredState
 from undoubt.coordinator.raft.settings import RaftSettings
@@ -54,6 +55,10 @@ class Raft:
         return self._state.role
 
     @property
+    def leads(self) -> bool:
+        return self._state.leads
+
+    @property
     def caught_up(self) -> bool:
         """It leads and has applied an entry of its own term: all that any leader before it had committed."""
         state = self._state
@@ -77,13 +82,33 @@ class Raft:
         return self._state.log.applied
 
     @property
+    def first_index(self) -> int:
+        """Of the log as it is in memory; what is before it is compacted."""
+        return self._state.log.first_index
+
+    @property
     def last_index(self) -> int:
         return self._state.log.last_index
+
+    @property
+    def persisted_index(self) -> int:
+        """Up to which the log is known to be durable here."""
+        return self._state.log.persisted
+
+    @property
+    def snapshot_index(self) -> int:
+        """Of the newest snapshot that is durable here."""
+        return self._state.log.snapshot.index
 
     @property
     def configuration(self) -> Configuration:
         """The one in force, which may be uncommitted."""
         return self._state.history.current
+
+    @property
+    def committed_configuration(self) -> Configuration:
+        """The last one that is known to be committed."""
+        return self._state.history.at(self._state.log.commit)
 
     @property
     def changing(self) -> bool:
@@ -107,6 +132,21 @@ class Raft:
         return 0 if progress is None else progress.match
 
     @property
+    def progress(self) -> dict[int, PeerProgress]:
+        """What a leader knows of each node of the configuration, itself included."""
+        return {node: progress.view for node, progress in sorted(self._state.tracker.progress.items())}
+
+    @property
+    def untaken_chunks(self) -> tuple[SnapshotChunk, ...]:
+        """Chunks of a snapshot that have arrived, and that no ``Ready`` has handed out yet."""
+        return tuple(self._state.chunks)
+
+    @property
+    def disk_full(self) -> bool:
+        """What ``set_disk_full`` was told."""
+        return self._state.disk_full
+
+    @property
     def disk_stalled(self) -> bool:
         """A write has taken for ``disk_stall_ticks``, and is not done."""
         return self._state.stalled
@@ -117,8 +157,8 @@ class Raft:
         return election.successor(self._state) if self._state.leads else 0
 
     @property
-    def state(self) -> RaftState:
-        """Everything, for tests and for showing; to change it is to break it."""
+    def internals(self) -> RaftState:
+        """Everything, for the tests of this room only; to change it is to break it."""
         return self._state
 
     # What goes in. The output of each waits in the next `ready`.

@@ -14,6 +14,8 @@ from __future__ import annotations
 import enum
 from collections import deque
 
+import msgspec
+
 from undoubt.coordinator.raft.messages import SnapshotMeta
 from undoubt.participants.invariant import invariant
 
@@ -22,6 +24,15 @@ class Pace(enum.Enum):
     PROBE = "probe"
     REPLICATE = "replicate"
     SNAPSHOT = "snapshot"
+
+
+class PeerProgress(msgspec.Struct, frozen=True):
+    """What a leader tells of one peer: see the fields of :class:`Progress`."""
+
+    match: int
+    pace: Pace
+    active: bool
+    fit: bool
 
 
 class Stream:
@@ -63,6 +74,10 @@ class Progress:
         """Unacknowledged appends: the last index of each and its bytes, in order."""
         self.inflight_bytes = 0
         self.stream: Stream | None = None
+
+    @property
+    def view(self) -> PeerProgress:
+        return PeerProgress(self.match, self.pace, self.active, self.fit)
 
     def probe(self, next_index: int) -> None:
         self.pace = Pace.PROBE

@@ -111,7 +111,7 @@ class Nemesis:
             return
         members = self.world.cluster.nodes
         hosts = [f"node{number}" for number in sorted(members)]
-        leading = [f"node{node.number}" for node in self.world.cluster.running if node.up.state.leads]
+        leading = [f"node{node.number}" for node in self.world.cluster.running if node.up.leads]
         alone = {self.random.choice(leading or hosts)}
         if len(hosts) > 3 and self.random.random() < 0.5:
             alone.add(self.random.choice(hosts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.simulation.judge import Violation
-from undoubt.coordinator.raft.progress import Pace
+from undoubt.coordinator.raft import Pace
 
 if TYPE_CHECKING:
     from tests.simulation.nodes import SimulatedNode
@@ -64,17 +64,18 @@ class StaleLeaders:
 
     def _could_hand_over(self, leader: SimulatedNode) -> bool:
         raft = leader.up
-        if not raft.state.leads or not raft.state.disk_full or raft.changing:
+        if not raft.leads or not raft.disk_full or raft.changing:
             return False
-        for number, progress in raft.state.peers():
+        for number, progress in raft.progress.items():
             peer = self._world.cluster.nodes.get(number) if self._world.cluster is not None else None
             if (
                 peer is not None
+                and number != leader.number
                 and peer.running is not None
                 and number in raft.configuration.incoming
                 and progress.pace is not Pace.SNAPSHOT
                 and peer.up.leader == leader.number
-                and not peer.up.state.disk_full
+                and not peer.up.disk_full
                 and not peer.drive.full
             ):
                 return True

@@ -322,7 +322,7 @@ class SimulatedCluster:
 
     def changed(self, member: SimulatedNode) -> None:
         raft = member.up
-        if raft.state.leads and (raft.term, member.number) not in self.leaders:
+        if raft.leads and (raft.term, member.number) not in self.leaders:
             self.leaders.add((raft.term, member.number))
             self.world.trace(f"node{member.number}", f"leads in term {raft.term}")
             self.world.counts["leaders"] += 1

@@ -16,10 +16,11 @@ from undoubt.coordinator.paxos import (
     AcceptorRecord,
     Ballot,
     BranchInstance,
+    Known,
     Marks,
     Phase1b,
+    Value,
 )
-from undoubt.coordinator.paxos.messages import Known, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.three_phase import BranchState, Charter, Event, StateRow, Termination

@@ -23,7 +23,7 @@ from undoubt.coordinator.node.bootstrap import restored
 from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.storage.contract import DiskIdentity, StorageDamaged, Stored
 from undoubt.coordinator.node.storage.node_storage import NodeStorage, create, salvaged
-from undoubt.coordinator.quorum.majority import majority_size
+from undoubt.coordinator.quorum import majority_size
 from undoubt.coordinator.raft import Raft, RaftSettings, RestoredState
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import new_nonce

@@ -18,6 +18,7 @@ from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, recor
 from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision, Session, SessionInfo
 from undoubt.coordinator.paxos import (
     FIRST,
+    Accepted,
     Acceptor,
     AcceptorReply,
     AcceptorRequest,
@@ -31,9 +32,8 @@ from undoubt.coordinator.paxos import (
     Refused,
     RestoredAcceptor,
     Value,
+    decode_reply,
 )
-from undoubt.coordinator.paxos.messages import decode_reply
-from undoubt.coordinator.paxos.synod import Accepted
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 

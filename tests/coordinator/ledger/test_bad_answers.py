@@ -30,8 +30,7 @@ from undoubt.coordinator.ledger.cluster.messages import (
 from undoubt.coordinator.ledger.contract import LedgerInfo
 from undoubt.coordinator.ledger.sqlite import unix_socket
 from undoubt.coordinator.ledger.sqlite.owner_client import OwnerConnection
-from undoubt.coordinator.paxos import Ask, Ballot, BranchInstance, Known, Phase2b, Value
-from undoubt.coordinator.paxos.synod import Accepted
+from undoubt.coordinator.paxos import Accepted, Ask, Ballot, BranchInstance, Known, Phase2b, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.rpc.envelope import (

@@ -19,8 +19,7 @@ from undoubt.coordinator.ledger.contract import BranchRecord, LedgerInfo
 from undoubt.coordinator.node.admin import IMAGES_MAX
 from undoubt.coordinator.node.clients import REQUESTS_PER_CONNECTION_MAX, FromClient
 from undoubt.coordinator.paxos import FIRST, Ask, BranchInstance, Phase2a, Value
-from undoubt.coordinator.quorum import Joint
-from undoubt.coordinator.quorum.joint import VOTERS_MAX
+from undoubt.coordinator.quorum import VOTERS_MAX, Joint
 from undoubt.coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRefused
 from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.wire import RemoteProtocolError

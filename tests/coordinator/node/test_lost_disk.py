@@ -21,8 +21,7 @@ from undoubt.coordinator.ledger.contract import BranchRecord
 from undoubt.coordinator.node.bootstrap import beginning
 from undoubt.coordinator.node.storage.contract import DiskIdentity
 from undoubt.coordinator.node.storage.node_storage import create
-from undoubt.coordinator.raft import LogSetBack, Raft, RaftSettings, bootstrap
-from undoubt.coordinator.raft.messages import Heartbeat
+from undoubt.coordinator.raft import Heartbeat, LogSetBack, Raft, RaftSettings, bootstrap
 from undoubt.coordinator.wire import (
     Address,
     HandshakeRefusal,

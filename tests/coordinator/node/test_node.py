@@ -257,11 +257,11 @@ async def test_a_node_that_was_away_for_long_gets_a_snapshot(tmp_path: Path) -> 
             await asyncio.gather(*(ledger.decide(session.txid(one), COMMIT, BRANCHES) for one in many))
             if seq % 3 == 0:
                 await ledger.finish([session.txid(one) for one in many])
-        assert leader.replica.raft.state.log.before_index > 1
+        assert leader.replica.raft.first_index > 2
         await cluster.start(away)
         await cluster.settled()
         assert len(cluster.images()) == 1
-        assert cluster.nodes[away].replica.raft.state.log.snapshot.index > 1
+        assert cluster.nodes[away].replica.raft.snapshot_index > 1
         # It goes on from there, also after a restart.
         await cluster.stop(away)
         await cluster.start(away)
@@ -280,7 +280,7 @@ async def test_no_image_is_made_while_a_leaders_is_being_stored(tmp_path: Path) 
         await cluster.stop(away)
         for seq in range(1, 200):
             await ledger.decide(session.txid(seq), COMMIT, BRANCHES)
-        assert leader.replica.raft.state.log.before_index > 1
+        assert leader.replica.raft.first_index > 2
         await cluster.start(away)
         storage, replica = cluster.storages[away], cluster.nodes[away].replica
         write, asked = storage.write, list[asyncio.Future[int]]()
@@ -293,7 +293,7 @@ async def test_no_image_is_made_while_a_leaders_is_being_stored(tmp_path: Path) 
         storage.write = writing  # type: ignore[method-assign]
         await cluster.settled()
         assert len(asked) == 1
-        assert await asked[0] == replica.raft.state.log.snapshot.index
+        assert await asked[0] == replica.raft.snapshot_index
         await cluster.stop(away)
         await cluster.start(away)
         await cluster.settled()
@@ -311,8 +311,8 @@ async def test_the_log_on_disk_stays_short_and_starts_quickly(tmp_path: Path) ->
         await cluster.stop()
         await cluster.start()
         (node,) = cluster.nodes.values()
-        assert len(node.replica.raft.state.log.entries) < 200
-        assert node.replica.raft.state.log.snapshot.index > 400
+        assert node.replica.raft.last_index - node.replica.raft.first_index < 199
+        assert node.replica.raft.snapshot_index > 400
         await cluster.leader()
         assert cluster.images() == before
         assert len(await ledger.transactions(limit=1000)) == 399
@@ -333,10 +333,10 @@ async def test_a_leader_whose_disk_is_full_hands_over_and_comes_back(
         many = [BranchRecord(branch, f"a-participant-with-quite-a-name-{branch}") for branch in range(1, 40)]
         for seq in range(1, 50):
             assert await ledger.decide(session.txid(seq), COMMIT, many) is COMMIT
-        assert full.replica.raft.state.disk_full
+        assert full.replica.raft.disk_full
         assert not full.leads
         disk.full = False
-        while full.replica.raft.state.disk_full:
+        while full.replica.raft.disk_full:
             await asyncio.sleep(0.01)
         await ledger.decide(session.txid(50), COMMIT, BRANCHES)
         await cluster.settled()
@@ -493,14 +493,15 @@ async def test_forgetting_a_heuristic_twice_by_one_request_is_told_the_same(clus
     assert not await second.ledger.forget_heuristic(gid)
 
 
-async def test_more_than_may_be_uncommitted_waits_at_the_leader(cluster: Cluster) -> None:
+async def test_more_than_may_be_uncommitted_waits_at_the_leader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To send callers away would only make them ask again, all of them at once, when there is the most to
     do."""
-    async with client(cluster) as ledger:
+    monkeypatch.setattr("undoubt.coordinator.node.settings.UNCOMMITTED_BYTES_MAX", 1)
+    async with running(tmp_path) as cluster, client(cluster) as ledger:
         session = await ledger.open_session("test", 60.0)
-        leader = await cluster.leader()
-        state = leader.replica.raft.state
-        state.settings = msgspec.structs.replace(state.settings, uncommitted_bytes_max=1)
+        await cluster.leader()
         link = ledger._route._link
         for turn in range(5):
             decides = [ledger.decide(session.txid(turn * 50 + at), COMMIT, BRANCHES) for at in range(1, 51)]

@@ -81,7 +81,7 @@ class Invariants:
         self.log_matching()
 
     def check_node(self, node: Node) -> None:
-        number, raft, log = node.number, node.up, node.up.state.log
+        number, raft, log = node.number, node.up, node.up.internals.log
         assert raft.term >= self.terms.get(number, 0), f"the term of {number} falls"
         self.terms[number] = raft.term
         assert log.commit >= self.commits.get(number, 0), f"the commit index of {number} falls"
@@ -90,13 +90,13 @@ class Invariants:
         for index in range(max(self.commits.get(number, 0), log.before_index) + 1, log.commit + 1):
             self.commit(index, log.entries[index - log.before_index - 1])
         self.commits[number] = log.commit
-        if raft.state.leads:
+        if raft.leads:
             self.check_leader(node)
         else:
             self.leading.pop(number, None)
 
     def check_leader(self, node: Node) -> None:
-        number, raft, log = node.number, node.up, node.up.state.log
+        number, raft, log = node.number, node.up, node.up.internals.log
         assert self.leader_of.setdefault(raft.term, number) == number, f"two leaders in term {raft.term}"
         assert node.disk.hard_state.term >= raft.term, "a leader whose own vote is not on disk"
         for index, entry in self.committed.items():
@@ -110,7 +110,7 @@ class Invariants:
             assert terms[: len(kept)] == kept, f"leader {number} rewrites its own log"
         padded = (0,) * log.before_index + terms
         self.leading[number] = (raft.term, padded)
-        history = raft.state.history
+        history = raft.internals.history
         uncommitted = [index for index, _ in history._known if index > 1 and index not in self.committed]
         assert len(uncommitted) <= 1, f"uncommitted configurations at {uncommitted}"
 
@@ -138,7 +138,7 @@ class Invariants:
         """Same index and term: same entry, and the same entries before."""
         seen: dict[tuple[int, int], tuple[Entry, int | None]] = {}
         for node in self.cluster.running:
-            log = node.up.state.log
+            log = node.up.internals.log
             before: int | None = log.before_term
             for position, entry in enumerate(log.entries):
                 known = seen.setdefault((entry.index, entry.term), (entry, before))

@@ -200,7 +200,7 @@ class Cluster:
 
     @property
     def leaders(self) -> list[int]:
-        return [node.number for node in self.running if node.up.state.leads]
+        return [node.number for node in self.running if node.up.leads]
 
     @property
     def installed(self) -> int:
@@ -286,13 +286,13 @@ class Cluster:
             if self.leader == number:
                 return
             for node in self.running:
-                if node.number != number and node.up.state.leads:
+                if node.number != number and node.up.leads:
                     node.up.step_down()
                     self.wire = [frame for frame in self.wire if decode(frame).sender != node.number]
                     node.up.ready()
                 if node.number != number:
                     # Nobody holds on to a leader that is gone.
-                    node.up.state.election_elapsed = self.settings.election_ticks
+                    node.up.internals.election_elapsed = self.settings.election_ticks
             self.tick(number)
         raise AssertionError(f"{number} was not elected")
 

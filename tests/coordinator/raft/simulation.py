@@ -189,7 +189,7 @@ class Simulation:
         if configuration.joint:
             self.leave(leader)
             return False
-        if leader not in configuration.voters or raft.state.log.term(raft.commit_index) != raft.term:
+        if leader not in configuration.voters or raft.internals.log.term(raft.commit_index) != raft.term:
             return False
         members = [cluster.nodes[number] for number in sorted(configuration.nodes)]
         applied = {node.disk.applied for node in members}

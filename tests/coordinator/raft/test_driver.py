@@ -176,7 +176,7 @@ def test_entries_before_the_snapshot_are_welcome() -> None:
     """Broken if a restart forgets the entries that were kept for peers that are a little late."""
     disk = RestoredState(HardState(1), SnapshotMeta(5, 1), log(1, 1, 1, 1, 1), 5)
     raft = Raft(1, SETTINGS, Random(1), disk)
-    assert (raft.state.log.first_index, raft.last_index) == (3, 6)
+    assert (raft.internals.log.first_index, raft.last_index) == (3, 6)
 
 
 def test_a_new_cluster_begins_equal_everywhere() -> None:

@@ -101,8 +101,8 @@ def test_a_full_disk_does_not_stand_while_others_can_be_elected(dead: int) -> No
     cluster.crash(dead)
     ticks = cluster.settings.election_ticks
     for _ in range(FULL_DISK_ELECTIONS * ticks):
-        cluster.raft(full).state.timeout_ticks = ticks
-        cluster.raft(healthy).state.timeout_ticks = 2 * ticks - 1
+        cluster.raft(full).internals.timeout_ticks = ticks
+        cluster.raft(healthy).internals.timeout_ticks = 2 * ticks - 1
         cluster.tick()
         assert cluster.leader != full
     assert cluster.leader == healthy
@@ -160,7 +160,7 @@ def test_a_stalled_disk_is_not_handed_leadership_and_does_not_stand() -> None:
     cluster.propose(b"x")
     cluster.tick(count=cluster.settings.disk_stall_ticks + 3)
     assert cluster.raft(2).disk_stalled
-    assert not cluster.raft(1).state.tracker.progress[2].fit
+    assert not cluster.raft(1).internals.tracker.progress[2].fit
     with pytest.raises(ConfigRefused, match="does not answer"):
         cluster.raft(1).transfer(2)
     assert cluster.raft(1).successor == 3
@@ -171,7 +171,7 @@ def test_a_stalled_disk_is_not_handed_leadership_and_does_not_stand() -> None:
     cluster.heal()
     cluster.nodes[2].stalled = False
     beaten(cluster)
-    assert cluster.raft(1).state.tracker.progress[2].fit
+    assert cluster.raft(1).internals.tracker.progress[2].fit
 
 
 def test_a_leader_whose_disk_is_only_slow_goes_on_leading() -> None:

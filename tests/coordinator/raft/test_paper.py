@@ -226,7 +226,7 @@ def test_5_3_figure_7_every_log_becomes_the_leaders(follower: str) -> None:
     leader_terms = (1, 1, 4, 4, 5, 5, 6, 6, 6)
     leader = Bench((1, 2, 3), terms=leader_terms, term=7)
     other = Bench((1, 2, 3), terms=FIGURE_7[follower], term=7)
-    other.raft.state.node = 2
+    other.raft.internals.node = 2
     to_follower = [each for each in leader.lead() if each.to == 2]
     rounds = 0
     while to_follower:
@@ -292,7 +292,7 @@ def test_5_4_2_a_new_leader_commits_what_it_found_through_an_entry_of_its_own() 
     cluster.crash(1)
     cluster.heal()
     cluster.restart(1)
-    cluster.nodes[2].up.state.election_elapsed = cluster.nodes[3].up.state.election_elapsed = 99
+    cluster.nodes[2].up.internals.election_elapsed = cluster.nodes[3].up.internals.election_elapsed = 99
     cluster.elect(1)
     cluster.settle()
     cluster.tick(count=2)

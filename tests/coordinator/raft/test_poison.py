@@ -110,11 +110,12 @@ def sound(term: int, sender: int) -> Iterator[Message]:
 
 
 def seen(raft: Raft) -> object:
-    log = raft.state.log
+    state = raft.internals
+    log = state.log
     return (
-        *(raft.term, raft.state.vote, raft.role, raft.leader, raft.configuration),
-        *(log.commit, log.persisted, tuple(log.entries), raft.state.incoming, tuple(raft.state.chunks)),
-        {node: progress.match for node, progress in raft.state.tracker.progress.items()},
+        *(raft.term, state.vote, raft.role, raft.leader, raft.configuration),
+        *(log.commit, log.persisted, tuple(log.entries), state.incoming, tuple(state.chunks)),
+        {node: progress.match for node, progress in state.tracker.progress.items()},
     )
 
 

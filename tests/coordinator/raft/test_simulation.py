@@ -36,7 +36,7 @@ def test_the_runs_reach_what_they_are_for() -> None:
     assert sum(node.disk.snapshot.index > 1 for node in nodes) > 40
     assert sum(cluster.restarts for cluster in clusters) > 100
     assert sum(cluster.installed for cluster in clusters) > 5
-    assert sum(node.up.state.history.current_index > 1 for node in nodes) > 20
+    assert sum(node.up.internals.history.current_index > 1 for node in nodes) > 20
 
 
 def test_a_seed_replays() -> None:

@@ -200,7 +200,7 @@ def test_9_6_a_pre_vote_promises_nothing() -> None:
     assert (bench.disk.hard_state.term, bench.disk.hard_state.vote) == (1, 0)
     bench.ticks(5)
     bench.step(PreVote(1, 2, 2, 1, 1))
-    assert bench.raft.state.election_elapsed == 5
+    assert bench.raft.internals.election_elapsed == 5
 
 
 def test_9_6_a_grant_for_an_earlier_attempt_does_not_count() -> None:
