@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,8 @@ DECISIONS = 20
 """That have to be answered while the disk is in trouble."""
 CLOSE_ENTRIES = 20
 SMALL = "80m"
+HISTORY_S = 5.0
+"""Little: the load is as fast as the machine, and must not fill the small filesystems by itself."""
 MET = '{"met"'
 MORE = "snapshot_log_bytes = 150000\n"
 MUTANTS = ["raft-disk-stall-keeps-a-leader", "raft-full-disk-keeps-leading", "failed-sync-not-written-again"]
@@ -72,13 +75,18 @@ class DiskNodes(Nodes):
         return self.folder / f"trouble-{number}"
 
     def configuration(self, number: int) -> str:
-        path = super().configuration(number)
-        with Path(path).open("a") as file:
-            file.write(MORE)
-        return path
+        path = Path(super().configuration(number))
+        ledger, node = path.read_text().split("[node]")
+        path.write_text(f"{ledger}history_s = {HISTORY_S}\n[node]{node}{MORE}")
+        return str(path)
 
     def data(self, number: int) -> Path:
         return self.folder / f"node-{number}"
+
+    def mostly_free(self, number: int) -> bool:
+        """Whether its filesystem has room for another snapshot, and for the reserve twice."""
+        room = shutil.disk_usage(self.data(number))
+        return room.free > room.total / 2
 
     def says(self, number: int, words: str) -> int:
         return sum(words in line for line in self.logs[number])
@@ -412,6 +420,9 @@ async def _case(
     try:
         async with asyncio.timeout(CASE_S):
             await nodes.caught_up(victim)
+            crowded = [number for number in nodes.addresses if real and not nodes.mostly_free(number)]
+            if crowded:
+                raise Wrong(f"the load alone fills the disks of nodes {crowded}")
             await load.more(5)
             await TROUBLES[what](Scene(nodes, load, who, victim, real, counts))
             await load.more(5)
