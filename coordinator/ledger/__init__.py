@@ -12,25 +12,20 @@ The modules and rooms, in the order in which a call passes them:
 :mod:`.urls`                  chooses the backend that a ledger's URL names, and opens it.
 :mod:`.contract`              declares the calls, their arguments, results and errors, and the two rules that
                               every backend keeps.
-:mod:`.calling`               implements the contract's calls by one function that carries out a message,
+:mod:`.calls`                 defines one message for each call of the contract, with the type of its reply,
+                              and implements the contract by one function that carries out a message,
                               wherever the ledger is.
-:mod:`.calls`                 defines the messages of the contract: one for each call, with the type of its
-                              reply.
-:mod:`.judging`               encodes a call and decodes it with the peer's types before it is queued, and
-                              refuses what the peer could not read.
 :mod:`.server`                answers the calls of other processes on the ledger that this process owns.
 :mod:`.state_machine_ledger`  implements the contract over a state machine in this process; a backend adds how
                               a command becomes durable.
-:mod:`.names`                 derives the keys of sessions from the ledger's secret, and verifies the tags of
-                              gids.
-:mod:`.commands`              defines every change of the ledger's state as one closed union, and encodes it.
-:mod:`.bounds`                refuses a command with a field that is out of bounds.
+:mod:`.rules`                 computes, for every backend, which names the ledger gave, and what may be
+                              answered from what is recorded.
+:mod:`.commands`              defines every change of the ledger's state as one closed union, encodes it, and
+                              refuses a command with a field that is out of bounds.
 :mod:`.machine`               applies commands to the state, and answers queries about it; without clock, IO
                               or randomness.
-:mod:`.state`                 holds the machine's state, and encodes it as a snapshot.
-:mod:`.ranges`                stores a set of integers as intervals.
-:mod:`.fingerprints`          stores 32 bits for each finished transaction.
-:mod:`.rules`                 computes, for every backend, what may be answered from what is recorded.
+:mod:`.state`                 holds the machine's state, with what is kept of finished transactions, and
+                              encodes it as a snapshot.
 :mod:`.leases`                computes which sessions have expired, by a monotonic clock.
 :mod:`.pages`                 reads all unfinished decisions in pages.
 :mod:`.memory`                implements a ledger without durability, for tests.

@@ -1,19 +1,25 @@
-"""The ledger's contract as messages, for callers in other processes.
+"""The ledger's contract as messages, for callers in other processes; and the contract implemented by them.
 
 One message per call of the contract, encoded as tagged msgpack arrays. Each class declares its arguments, its
 reply, since which version it is known, who may call it, and how a ledger serves it. They travel in the
-envelope of :mod:`undoubt.coordinator.rpc`."""
+envelope of :mod:`undoubt.coordinator.rpc`. :class:`CallingLedger` makes each call of the contract one of
+these messages, and leaves to a backend how the message is carried out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import abc
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
-from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
+from undoubt.coordinator.errors import VersionHeldBack
+from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION, check_page
 from undoubt.coordinator.ledger.contract import (
+    UNFINISHED_MAX,
+    Acceptors,
     Act,
     BranchRecord,
     DecisionRecord,
@@ -25,12 +31,14 @@ from undoubt.coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
+from undoubt.coordinator.ledger.pages import behind
+from undoubt.coordinator.ledger.rules import new_request, nonce_of
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
-from undoubt.coordinator.rpc.calls import Call, any_of, kinds, reply_type
+from undoubt.coordinator.rpc.calls import Call, any_of, reply_decoders
 from undoubt.coordinator.rpc.envelope import Request, requests_of
 from undoubt.coordinator.wire.rights import Right
 from undoubt.participants.contract import Claim, Decision
-from undoubt.participants.ids import BRANCH_NUMBER_MAX, Gid, Protocol, TxId
+from undoubt.participants.ids import BRANCH_NUMBER_MAX, Gid, Protocol, TxId, new_nonce
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -305,8 +313,140 @@ decode_call: Callable[[bytes], LedgerCall[Any]] = msgspec.msgpack.Decoder(_ANY).
 decode_request: Callable[[bytes], Request[LedgerCall[Any]]] = msgspec.msgpack.Decoder(
     requests_of(_ANY)
 ).decode
-_DECODERS = {kind: msgspec.msgpack.Decoder(reply_type(kind)) for kind in kinds(LedgerCall)}
+DECODE_REPLY = reply_decoders(LedgerCall)
+"""By the type of the call."""
+
+R = TypeVar("R")
 
 
-def decode_result(call: LedgerCall[Any], result: msgspec.Raw) -> Any:
-    return _DECODERS[type(call)].decode(result)
+class CallingLedger(abc.ABC):
+    """The contract in terms of one function: carry out this call, wherever the ledger is. All calls of
+    :class:`~undoubt.coordinator.ledger.contract.Ledger` but for its properties and ``close``."""
+
+    acceptors: Acceptors | None = None
+
+    @abc.abstractmethod
+    async def _call(self, call: LedgerCall[R]) -> R:
+        """The result of ``call``. Raises what the contract raises."""
+
+    def _request(self) -> str:
+        return new_request()
+
+    def _nonce(self) -> str:
+        return new_nonce()
+
+    async def open_session(self, name: str, ttl_s: float) -> Session:
+        return await self._open_session(name, ttl_s)
+
+    async def _open_session(self, name: str, ttl_s: float, *, bind: bool = False) -> Session:
+        request = self._request()
+        call = OpenSessionCall(name, ttl_s, nonce_of(request), bind, request)
+        session: Session = await self._call(call)
+        return session
+
+    async def keep_alive(self, session: Session, floor: int) -> None:
+        await self._call(KeepAliveCall(session.public, floor))
+
+    async def close_session(self, session: Session) -> None:
+        await self._call(CloseSessionCall(session.public))
+
+    async def sessions(self) -> Sequence[SessionInfo]:
+        sessions: Sequence[SessionInfo] = await self._call(SessionsCall())
+        return sessions
+
+    async def decide(
+        self,
+        txid: TxId,
+        decision: Decision,
+        branches: Sequence[BranchRecord],
+        *,
+        protocol: str = "2",
+        cause: str = "",
+    ) -> Decision:
+        call = DecideCall(txid, decision, tuple(branches), protocol, cause)
+        decided: Decision = await self._call(call)
+        return decided
+
+    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+        await self._call(PrecommitCall(txid, tuple(branches), protocol))
+
+    async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
+        asked = tuple(gids)
+        try:
+            verdicts = await self._call(VerdictsCall(asked))
+        except VersionHeldBack:  # by a cluster with a member of version 0.1.0, which gives no tags
+            return await self._old_outcomes(asked)
+        return dict(zip(asked, verdicts, strict=True))
+
+    async def _old_outcomes(self, asked: Sequence[Gid]) -> dict[Gid, Verdict]:
+        verdicts: dict[Gid, Verdict] = {}
+        for protocol in sorted({gid.protocol for gid in asked}):
+            txids = tuple(sorted({gid.txid for gid in asked if gid.protocol is protocol}))
+            told = await self._call(OutcomesCall(txids, protocol))
+            by_txid: dict[TxId, Verdict] = dict(zip(txids, told, strict=True))
+            verdicts |= {gid: by_txid[gid.txid] for gid in asked if gid.protocol is protocol}
+        return {gid: Verdict.IMPOSTOR if gid.tag else verdicts[gid] for gid in asked}
+
+    async def backends(self, claims: Iterable[Claim]) -> Sequence[TxId | None]:
+        asked = tuple(claims)
+        try:
+            proved: Sequence[TxId | None] = await self._call(BackendsCall(asked))
+        except VersionHeldBack:
+            return [None] * len(asked)
+        return proved
+
+    async def doom(self, txid: TxId, cause: str) -> None:
+        with contextlib.suppress(VersionHeldBack):
+            await self._call(DoomCall(txid, cause))
+
+    async def doomed(self, txid: TxId) -> str | None:
+        cause: str | None = None
+        with contextlib.suppress(VersionHeldBack):
+            cause = await self._call(DoomedCall(txid))
+        return cause
+
+    async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, RecordedDecision]:
+        asked = tuple(txids)
+        return dict(zip(asked, await self._call(RecordsCall(asked)), strict=True))
+
+    async def unfinished(
+        self, *, after: TxId | None = None, limit: int = UNFINISHED_MAX
+    ) -> Sequence[DecisionRecord]:
+        check_page(limit, after)
+        try:
+            records: Sequence[DecisionRecord] = await self._call(UnfinishedCall(limit, after))
+        except VersionHeldBack:  # version 0.1.0 tells all of them at once, in no order
+            return behind(await self._call(UnfinishedCall()), after)
+        return records
+
+    async def finish(self, txids: Iterable[TxId]) -> None:
+        await self._call(FinishCall(tuple(txids)))
+
+    async def record_heuristic(self, heuristic: Heuristic) -> None:
+        await self._call(RecordHeuristicCall(heuristic))
+
+    async def forget_heuristic(self, gid: Gid) -> bool:
+        return bool(await self._call(ForgetHeuristicCall(gid, self._nonce())))
+
+    async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]:
+        heuristics: Sequence[Heuristic] = await self._call(HeuristicsCall(include_forgotten))
+        return heuristics
+
+    async def record_act(self, act: Act) -> None:
+        await self._call(RecordActCall(act.clipped()))
+
+    async def acts(self, *, limit: int) -> Sequence[Act]:
+        acts: Sequence[Act] = await self._call(ActsCall(limit))
+        return acts
+
+    async def transaction(self, txid: TxId) -> TransactionInfo | None:
+        info: TransactionInfo | None = await self._call(TransactionCall(txid))
+        return info
+
+    async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
+        infos: Sequence[TransactionInfo] = await self._call(TransactionsCall(limit, before))
+        return infos
+
+    async def info(self) -> LedgerInfo:
+        info: LedgerInfo = await self._call(InfoCall())
+        return info

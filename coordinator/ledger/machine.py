@@ -16,7 +16,6 @@ from typing import assert_never
 import msgspec
 
 from undoubt.coordinator.errors import BranchListMismatch, OutcomeUnknown, SessionLost
-from undoubt.coordinator.ledger.bounds import refusal
 from undoubt.coordinator.ledger.commands import (
     AdvanceTime,
     CloseSession,
@@ -34,6 +33,7 @@ from undoubt.coordinator.ledger.commands import (
     RecordAct,
     RecordHeuristic,
     Restore,
+    refusal,
 )
 from undoubt.coordinator.ledger.contract import (
     TERMINATES_BY_ITSELF,

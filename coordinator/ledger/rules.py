@@ -1,15 +1,28 @@
-"""The rules of decisions, pure, for every backend: what may be answered, from what is recorded.
+"""The rules of every backend: which names a ledger has given, and what it may answer, from what is recorded.
 
-``state`` and ``floor`` are of the transaction's session; ``recorded`` is its decision, None without one.
+A session's key is HMAC-SHA256(secret, session id and nonce). It is given to the process that opened the
+session and to nobody else; the ledger derives it again to verify a tag. So the ledger stores one secret and
+no keys, and knows its own names even of sessions that it has dropped.
+
+Of decisions: ``state`` and ``floor`` are of the transaction's session; ``recorded`` is its decision, None
+without one.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import secrets
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from operator import attrgetter
 
+from undoubt.coordinator.errors import Impostor
+from undoubt.coordinator.ledger.commands import SECRET_BYTES
 from undoubt.coordinator.ledger.contract import TERMINATES_BY_ITSELF, BranchRecord, SessionState, Verdict
-from undoubt.participants.contract import Decision
+from undoubt.participants.contract import Claim, Decision
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
 
 _NUMBER = attrgetter("number")
 
@@ -55,3 +68,92 @@ def verdict_of(  # noqa: PLR0911 - one line per rule
             return Verdict.FORGOTTEN
         case SessionState.CLOSED | SessionState.EXPIRED:
             return Verdict.ABORTED
+
+
+# Names.
+
+KEYS_MAX = 4_096
+"""Sessions whose keys are remembered."""
+
+_PROTOCOLS = [str(protocol) for protocol in Protocol]
+
+
+def new_secret() -> bytes:
+    """256 random bits, drawn once per ledger."""
+    return secrets.token_bytes(SECRET_BYTES)
+
+
+def new_request() -> str:
+    """128 random bits in hexadecimal. Whoever opens a session names the request so, and its nonce after it
+    (:func:`nonce_of`): the nonce is public from the first PREPARE on, and the request stays with the
+    opener."""
+    return secrets.token_hex(16)
+
+
+def nonce_of(request: str) -> str:
+    """The nonce of the session that ``request`` opens; nobody finds a request for a given nonce."""
+    return hashlib.sha256(f"nonce\0{request}".encode()).hexdigest()[:16]
+
+
+def _equal(expected: str, given: str) -> bool:
+    """As ``hmac.compare_digest``, which raises for text that is not ASCII; ``given`` may be any."""
+    return hmac.compare_digest(expected.encode(), given.encode(errors="surrogatepass"))
+
+
+class Names:
+    """Those of one ledger. An empty ``secret`` is that of a ledger which gives no tags yet."""
+
+    def __init__(self, ledger_id: str, secret: bytes) -> None:
+        self.ledger_id = ledger_id
+        self.secret = secret
+        self._key = lru_cache(KEYS_MAX)(self._derived)
+
+    def key(self, session: int, nonce: str) -> SessionKey:
+        """Of that session, whether or not it was ever opened."""
+        return self._key(session, nonce)
+
+    def _derived(self, session: int, nonce: str) -> SessionKey:
+        if not self.secret:
+            return NO_KEY
+        return SessionKey(self.key_bytes(session, nonce))
+
+    def key_bytes(self, session: int, nonce: str) -> bytes:
+        """What :class:`~undoubt.participants.ids.SessionKey` is made of; empty without a secret."""
+        if not self.secret:
+            return b""
+        return hmac.digest(self.secret, f"session\0{session}-{nonce}".encode(), hashlib.sha256)
+
+    def gave(self, gid: Gid) -> bool:
+        """Whether its tag is right."""
+        expected = self.key(gid.txid.session, gid.txid.nonce).tag(gid.head)
+        ours = gid.ledger == self.ledger_id
+        return ours and bool(expected) and _equal(expected, gid.tag)
+
+    def proved(self, claim: Claim, nonce: str) -> TxId | None:
+        """The transaction that a database session works in, if it says so itself and can know it. ``nonce``
+        is that of the session that it names."""
+        txid = TxId(claim.session, nonce, claim.seq)
+        expected = self.key(claim.session, nonce).backend(txid, claim.pid)
+        return txid if expected and _equal(expected, claim.proof) else None
+
+    def check(
+        self, txid: TxId, protocol: str, decision: Decision, branches: Sequence[BranchRecord], *, tagged: bool
+    ) -> None:
+        """Raise ``Impostor`` unless these branches may be decided so, ``UsageError`` if ``protocol`` is none.
+        ``tagged``: the gids of their session are.
+
+        For COMMIT every branch has to prove its name. For ABORT one is enough, since terminations may know
+        others only by number. What is wrong is refused all the same."""
+        if protocol not in _PROTOCOLS:
+            raise UsageError(f"not a protocol: {protocol!r} ({', '.join(_PROTOCOLS)})")
+        if not tagged:
+            return
+        proved = 0
+        for branch in branches:
+            if branch.tag or decision is Decision.COMMIT:
+                gid = branch.gid(self.ledger_id, Protocol(protocol), txid)
+                if not self.gave(gid):
+                    raise Impostor(f"this ledger never gave the name {gid}: its tag is wrong or missing")
+                proved += 1
+        if not proved:
+            raise Impostor(f"nothing proves the name of any branch of transaction {txid}: no tag was given")

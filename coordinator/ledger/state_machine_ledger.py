@@ -19,7 +19,6 @@ from typing import Any
 import msgspec
 
 from undoubt.coordinator.errors import LedgerError
-from undoubt.coordinator.ledger import bounds
 from undoubt.coordinator.ledger.commands import (
     RULES,
     TAGS_VERSION,
@@ -39,6 +38,10 @@ from undoubt.coordinator.ledger.commands import (
     RecordAct,
     RecordHeuristic,
     Restore,
+    check_asked,
+    check_command,
+    check_limit,
+    check_page,
 )
 from undoubt.coordinator.ledger.contract import (
     ACTS_MAX,
@@ -60,8 +63,8 @@ from undoubt.coordinator.ledger.contract import (
 )
 from undoubt.coordinator.ledger.leases import Leases
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.ledger.names import Names, new_request, new_secret, nonce_of
 from undoubt.coordinator.ledger.pages import Pages
+from undoubt.coordinator.ledger.rules import Names, new_request, new_secret, nonce_of
 from undoubt.coordinator.ledger.state import PrecommitRecord
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.bounds import seconds
@@ -152,7 +155,7 @@ class StateMachineLedger(abc.ABC):
         """Return once the machine has everything that any caller was told before. Raises ``LedgerError``."""
 
     async def _run(self, command: Command) -> Any:
-        bounds.check(command)
+        check_command(command)
         return await self._run_judged(command)
 
     async def _run_judged(self, command: Command) -> Any:
@@ -243,7 +246,7 @@ class StateMachineLedger(abc.ABC):
         known = self._known(branches)
         cause = cause[:CAUSE_CHARACTERS_MAX] if self._version >= TAGS_VERSION else ""
         command = Decide(txid, protocol, decision, known, self._wall(), cause)
-        bounds.check(command)
+        check_command(command)
         return command
 
     def _check(self, txid: TxId, protocol: str, decision: Decision, branches: Sequence[BranchRecord]) -> None:
@@ -334,7 +337,7 @@ class StateMachineLedger(abc.ABC):
     async def unfinished(
         self, *, after: TxId | None = None, limit: int = UNFINISHED_MAX
     ) -> Sequence[DecisionRecord]:
-        bounds.check_page(limit, after)
+        check_page(limit, after)
         await self._up_to_date()
         return self._pages.page(self.machine.state.unfinished, after, limit)
 
@@ -367,12 +370,12 @@ class StateMachineLedger(abc.ABC):
         await self._run(RecordAct(act.clipped(), ACTS_MAX))
 
     async def acts(self, *, limit: int) -> Sequence[Act]:
-        bounds.check_limit(limit)
+        check_limit(limit)
         await self._up_to_date()
         return self.machine.acts(limit)
 
     async def transaction(self, txid: TxId) -> TransactionInfo | None:
-        bounds.check_asked(txid)
+        check_asked(txid)
         await self._up_to_date()
         record = await self._record_of(txid)
         if record is None and self.machine.record(txid) is RecordedDecision.NOT_RECORDED:
@@ -381,8 +384,8 @@ class StateMachineLedger(abc.ABC):
         return self._told(txid, record)
 
     async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
-        bounds.check_limit(limit)
-        bounds.check_asked(before)
+        check_limit(limit)
+        check_asked(before)
         await self._up_to_date()
         marker = None
         if before is not None:

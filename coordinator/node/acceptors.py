@@ -15,7 +15,7 @@ from undoubt.coordinator.errors import Impostor, LedgerError, LedgerUnavailable
 from undoubt.coordinator.ledger.cluster.acceptors import record_of
 from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.ledger.names import Names
+from undoubt.coordinator.ledger.rules import Names
 from undoubt.coordinator.node.errors import NodeStopped
 from undoubt.coordinator.node.storage.contract import DiskWrite, Promises
 from undoubt.coordinator.node.storage.group_commit import Disk

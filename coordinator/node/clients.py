@@ -15,7 +15,7 @@ import msgspec
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.acting import acting
-from undoubt.coordinator.ledger.cluster import messages, rights
+from undoubt.coordinator.ledger.cluster import messages
 from undoubt.coordinator.ledger.cluster.messages import (
     AcceptorCall,
     BackupCall,
@@ -30,7 +30,7 @@ from undoubt.coordinator.node.admin import NodeAdmin
 from undoubt.coordinator.node.errors import NodeStopped, NotLeading
 from undoubt.coordinator.node.ledger import NodeLedger
 from undoubt.coordinator.rpc import envelope
-from undoubt.coordinator.rpc.calls import AnyCall
+from undoubt.coordinator.rpc.calls import AnyCall, check_right
 from undoubt.coordinator.rpc.envelope import Answer, Elsewhere, LeaderHint, Request
 from undoubt.coordinator.rpc.server import Requests
 from undoubt.coordinator.wire import VERSIONS, Connection, RemoteProtocolError, Right
@@ -99,7 +99,7 @@ class FromClient(Requests[AnyCall]):
 
     def begin(self, number: int, call: AnyCall) -> None:
         if self._right is not Right.OPERATE:
-            rights.check(call, self._right, self.connection.certificate)
+            check_right(call, self._right, self.connection.certificate)
         if isinstance(call, calls.DecideCall) and self._ledger.leads:
             self._decide(number, call)
         elif isinstance(call, AcceptorCall):

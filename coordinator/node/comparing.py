@@ -12,8 +12,8 @@ import logging
 from collections import Counter
 
 from undoubt.coordinator.errors import LedgerError, LedgerUnusable
-from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.messages import NodeStatus, StatusCall
+from undoubt.coordinator.ledger.cluster.status import ask
 from undoubt.coordinator.node.replica import Replica
 from undoubt.coordinator.node.status import RELEASE
 from undoubt.coordinator.quorum import majority_size
@@ -65,7 +65,7 @@ class Comparing:
 
     async def _ask(self, address: str) -> NodeStatus | None:
         try:
-            status: NodeStatus = await admin.ask(address, StatusCall(), ASK_S, self._wire)
+            status: NodeStatus = await ask(address, StatusCall(), ASK_S, self._wire)
         except LedgerError:
             return None
         return status

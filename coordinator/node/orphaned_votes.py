@@ -13,8 +13,8 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from undoubt.coordinator.errors import LedgerError
-from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.messages import SESSIONS_MAX, HeldCall
+from undoubt.coordinator.ledger.cluster.status import ask
 from undoubt.coordinator.ledger.contract import RecordedDecision, SessionState
 from undoubt.coordinator.ledger.state import SessionBook
 from undoubt.coordinator.node.ledger import NodeLedger
@@ -96,7 +96,7 @@ class Settling:
         address = replica.replicated.addresses.get(node)
         if address is None:
             return ()
-        told: list[TxId] = await admin.ask(address, call, ASK_S, self._wire)
+        told: list[TxId] = await ask(address, call, ASK_S, self._wire)
         return told
 
     async def settle(self, txid: TxId) -> None:

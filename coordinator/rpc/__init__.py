@@ -6,9 +6,11 @@ process has raised. This room does not know the ledger or the cluster; its users
 In the order in which a call passes them:
 
 ================  ============================================================================================
-:mod:`.client`    numbers requests, and gives each answer to the caller that waits for it.
 :mod:`.calls`     is the base of calls, which declare their reply, version and right.
-:mod:`.envelope`  defines and encodes requests, answers and errors.
+:mod:`.client`    numbers requests, gives each answer to the caller that waits for it, and measures for how
+                  long a peer has left a question unanswered.
+:mod:`.envelope`  defines and encodes requests, answers and errors; encodes a call and decodes it with the
+                  peer's types before it is queued, and refuses what the peer could not read.
 :mod:`.server`    reads requests, has each carried out alone, and answers.
 ================  ============================================================================================
 """

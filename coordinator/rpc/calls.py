@@ -6,11 +6,12 @@ which version it is known, and what the caller has to be allowed to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Generic, TypeVar, Union, get_args
 
 import msgspec
 
+from undoubt.coordinator.errors import NotPermitted
 from undoubt.coordinator.wire.rights import Right
 
 R_co = TypeVar("R_co", covariant=True)
@@ -31,6 +32,16 @@ class Call(msgspec.Struct, Generic[R_co], frozen=True, array_like=True, tag=True
 AnyCall = Call[Any]
 
 
+def check_right(call: AnyCall, right: Right, holder: str) -> None:
+    """Raises ``NotPermitted`` unless ``right``, which the certificate of ``holder`` gives, is enough for
+    ``call``."""
+    if right < call.right:
+        raise NotPermitted(
+            f"{type(call).__name__} needs a certificate with the role {call.right}; that of {holder}"
+            f" has {right}"
+        )
+
+
 def kinds(of: type[AnyCall]) -> Iterator[type[AnyCall]]:
     """The calls that are declared beneath ``of``."""
     for kind in of.__subclasses__():
@@ -49,3 +60,8 @@ def reply_type(kind: type[AnyCall]) -> Any:
 def any_of(*bases: type[AnyCall]) -> Any:
     """The type of all calls beneath those, for a decoder."""
     return Union[tuple(kind for base in bases for kind in kinds(base))]  # noqa: UP007 - of any number
+
+
+def reply_decoders(*bases: type[AnyCall]) -> dict[type[AnyCall], Callable[[msgspec.Raw], Any]]:
+    """For each kind of call beneath those: how its reply is decoded."""
+    return {kind: msgspec.msgpack.Decoder(reply_type(kind)).decode for base in bases for kind in kinds(base)}

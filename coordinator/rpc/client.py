@@ -1,4 +1,4 @@
-"""Who waits for which answer, and the loop that tells them."""
+"""Who waits for which answer, the loop that tells them, and how long a peer has been silent."""
 
 from __future__ import annotations
 
@@ -96,3 +96,29 @@ def _resolve(future: asyncio.Future[Any], result: Any | Exception) -> None:
         future.set_exception(result)
     else:
         future.set_result(result)
+
+
+SILENCE_S = 1.0
+"""Who says nothing for so long while it is asked something is taken for gone: paused, or cut off."""
+
+
+class Liveness:
+    """For how long a peer that was asked something has said nothing. Times are the loop's, in seconds.
+
+    A node that works says something every moment while it owes an answer
+    (``undoubt.coordinator.node.clients``). Counted is from the first question that it has not followed by
+    anything: not from the last one, or whoever is asked all the time could be silent for ever."""
+
+    def __init__(self) -> None:
+        self._heard_at = self._asked_at = 0.0
+
+    def asked(self, now: float) -> None:
+        if self._asked_at <= self._heard_at:
+            self._asked_at = now
+
+    def heard(self, now: float) -> None:
+        self._heard_at = now
+
+    def seconds(self, now: float) -> float:
+        """As long as nothing is owed it means nothing."""
+        return now - max(self._heard_at, self._asked_at)

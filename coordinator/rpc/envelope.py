@@ -23,10 +23,13 @@ from undoubt.coordinator.errors import (
     SessionLost,
     VersionHeldBack,
 )
+from undoubt.coordinator.wire.settings import FRAME_BYTES_MAX
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.ids import TxId
 
 REQUESTS_PER_FRAME_MAX = 1_000
+CALL_BYTES_MAX = FRAME_BYTES_MAX // 2
+"""A frame has room for this and for what goes around it."""
 
 C = TypeVar("C")
 
@@ -87,6 +90,22 @@ def requests_of(call: Any, *, many: bool = False) -> Any:
     """The type of a request with a call of type ``call``, or of a list of them, for a decoder."""
     one = Request[call]
     return list[one] if many else one
+
+
+def judged(call: msgspec.Struct, decode: Callable[[bytes], msgspec.Struct]) -> msgspec.Raw:
+    """``call`` as it goes over the wire. Raises ``UsageError`` if ``decode``, which is the peer's, would not
+    take it: an id that is not a ``TxId``, a number that no peer can hold, text that is no Unicode.
+
+    A call is judged when it is asked, before it is queued. A message that the peer cannot read would cut the
+    connection that all callers of this process share, and be sent again on the next one."""
+    try:
+        payload = encode(call)
+        decode(payload)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UsageError(f"{type(call).__name__} was given what no ledger takes: {error}") from error
+    if len(payload) > CALL_BYTES_MAX:
+        raise UsageError(f"{type(call).__name__} of {len(payload)} bytes; {CALL_BYTES_MAX} are the most")
+    return msgspec.Raw(payload)
 
 
 def size(payload: bytes) -> int:

@@ -31,8 +31,7 @@ In the order in which a connection passes them:
 :mod:`.handshake`   checks who the peer is, and chooses the version that both sides speak.
 :mod:`.rights`      reads from a client's certificate what its holder may do.
 :mod:`.connection`  runs one connection: the handshake, then frames, with one write for each turn of the event
-                    loop.
-:mod:`.frames`      encodes payloads as frames, and decodes them.
+                    loop; encodes payloads as frames, and decodes them.
 :mod:`.errors`      defines what goes wrong: a fault of the peer's, a fault of ours, a refused handshake.
 ==================  ==========================================================================================
 """

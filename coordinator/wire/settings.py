@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from undoubt.coordinator.wire.frames import FRAME_BYTES_MAX
 from undoubt.coordinator.wire.tls import TlsSettings
 from undoubt.participants.bounds import count, seconds
+
+FRAME_BYTES_MAX = 64 * 1024 * 1024
 
 
 class WireSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from undoubt.coordinator.ledger.names import Names
+from undoubt.coordinator.ledger.rules import Names
 from undoubt.coordinator.protocols.termination import Round
 from undoubt.coordinator.protocols.termination_rules import Move
 from undoubt.participants.contract import HEURISTICS, Decision, Participant, PreparedBranch, Settled

@@ -14,7 +14,7 @@ import pytest_asyncio
 from tests.participants.hands import at, sql_error
 from tests.participants.support import KEY, LEDGER, WRITE, Database, claim, new_gid, participant_at
 from tests.participants.test_waits import edges
-from undoubt.coordinator.ledger.names import Names
+from undoubt.coordinator.ledger.rules import Names
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.contract import Branch, Claim, Decision, Settled, Vote, WaitNode
 from undoubt.participants.ids import NUMBER_MAX, SessionKey

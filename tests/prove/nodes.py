@@ -16,10 +16,9 @@ from typing import Any
 from tests.ports import free_ports
 from tests.prove.processes import ROOT, within
 from tests.prove.trap import Trap
-from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.cluster.messages import SESSIONS_MAX, HeldCall, NodeStatus, StatusCall
-from undoubt.coordinator.ledger.cluster.status import survey
+from undoubt.coordinator.ledger.cluster.status import ask, survey
 from undoubt.coordinator.ledger.cluster.url import wire_of
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.ids import TxId
@@ -215,7 +214,7 @@ class Nodes:
         async with self._opened() as ledger:
             sessions = [session.id for session in await ledger.sessions() if session.acceptors]
         asked = [
-            admin.ask(
+            ask(
                 self.addresses[node],
                 HeldCall(tuple(sessions[first : first + SESSIONS_MAX])),
                 30.0,
@@ -234,9 +233,7 @@ class Nodes:
                 await asyncio.sleep(0.02)
 
     async def _status(self, number: int) -> NodeStatus:
-        status: NodeStatus = await admin.ask(
-            self.addresses[number], StatusCall(), 30.0, wire_of(self._patient)
-        )
+        status: NodeStatus = await ask(self.addresses[number], StatusCall(), 30.0, wire_of(self._patient))
         return status
 
     async def has_unfinished(self) -> bool:

@@ -7,16 +7,13 @@ In the order in which a call passes them:
 
 =======================  =====================================================================================
 :mod:`.url`              reads the addresses and the TLS files of a ``raft://`` URL.
-:mod:`.ledger`           implements the contract: it sends each call to the leader.
-:mod:`.leader_client`    finds the leader, sends it waiting calls in one frame, and sends unanswered calls
-                         again to the next leader.
+:mod:`.ledger`           implements the contract: it finds the leader, sends it waiting calls in one frame,
+                         and sends unanswered calls again to the next leader.
 :mod:`.messages`         defines and encodes what clients and nodes send each other.
-:mod:`.rights`           declares which role each call requires of a client's certificate.
-:mod:`.liveness`         measures for how long a node has left a question unanswered.
 :mod:`.acceptors`        leads Paxos Commit: it asks the acceptors of a session until the outcome of a
                          transaction is known.
 :mod:`.acceptor_client`  sends requests to every acceptor over one connection each.
-:mod:`.status`           asks every node for its status, whether or not one leads.
+:mod:`.status`           asks one node by itself, and every node for its status, whether or not one leads.
 :mod:`.admin`            changes the members and the leader, and fetches snapshots and backups, for an
                          operator.
 =======================  =====================================================================================

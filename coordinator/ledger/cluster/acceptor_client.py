@@ -13,11 +13,10 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.cluster import messages
-from undoubt.coordinator.ledger.cluster.liveness import SILENCE_S, Liveness
 from undoubt.coordinator.ledger.cluster.messages import AcceptorCall
 from undoubt.coordinator.ledger.commands import PAXOS_VERSION
 from undoubt.coordinator.paxos import AcceptorReply, AcceptorRequest
-from undoubt.coordinator.rpc.client import PendingCall, Replies
+from undoubt.coordinator.rpc.client import SILENCE_S, Liveness, PendingCall, Replies
 from undoubt.coordinator.rpc.envelope import REQUESTS_PER_FRAME_MAX, Request, decode_answers, encode
 from undoubt.coordinator.wire import (
     Address,

@@ -10,9 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 from random import SystemRandom
-from typing import Any
 
 import msgspec
 
@@ -25,8 +23,7 @@ from undoubt.coordinator.errors import (
 )
 from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.acting import DONE, new_act
-from undoubt.coordinator.ledger.cluster import messages
-from undoubt.coordinator.ledger.cluster.leader_client import LeaderClient
+from undoubt.coordinator.ledger.cluster.ledger import LeaderClient
 from undoubt.coordinator.ledger.cluster.messages import (
     BackupCall,
     BackupPiece,
@@ -37,20 +34,13 @@ from undoubt.coordinator.ledger.cluster.messages import (
     StatusCall,
     TransferCall,
 )
+from undoubt.coordinator.ledger.cluster.status import ask
 from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
 from undoubt.coordinator.ledger.contract import Act
-from undoubt.coordinator.rpc.calls import AnyCall
-from undoubt.coordinator.rpc.client import PendingCall, Replies, into
-from undoubt.coordinator.rpc.envelope import Request, decode_answers, encode
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import (
-    Address,
-    Connection,
-    HandshakeRefused,
     PeerIdentity,
     PeerRole,
-    WireSettings,
-    connect,
 )
 
 IMAGE_ATTEMPTS_MAX = 5
@@ -158,42 +148,3 @@ async def _route(settings: LedgerSettings) -> AsyncIterator[LeaderClient]:
         yield route
     finally:
         await route.close()
-
-
-async def ask(address: str, call: AnyCall, timeout_s: float, wire: WireSettings) -> Any:
-    """One node's own answer. Raises ``LedgerUnavailable`` and what the node refuses with."""
-    asking = _Asking(call)
-    me = PeerIdentity(PeerRole.CLIENT, name=f"process {os.getpid()}")
-    try:
-        async with asyncio.timeout(timeout_s):
-            connection = await connect(Address.parse(address), me, asking.accept, wire, timeout_s=timeout_s)
-            try:
-                return await asking.answer
-            finally:
-                connection.abort()
-    except TimeoutError:
-        raise LedgerUnavailable(f"no answer from {address} within {timeout_s:g} s") from None
-    except (OSError, HandshakeRefused) as error:
-        raise LedgerUnavailable(str(error)) from error
-
-
-class _Asking:
-    """A Receiver that asks one thing."""
-
-    def __init__(self, call: AnyCall) -> None:
-        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._replies = Replies[PendingCall]()
-        number = self._replies.add(PendingCall(partial(messages.decode_result, call), into(self.answer)))
-        self._asked = encode([Request(number, call)])
-
-    def accept(self, connection: Connection) -> _Asking:
-        connection.send(self._asked)
-        return self
-
-    def received(self, payload: bytes) -> None:
-        self._replies.received(decode_answers(payload))
-
-    def lost(self, why: str) -> None:
-        self._replies.fail(lambda: ConnectionError(why))
-        if self.answer.done() and not self.answer.cancelled():
-            self.answer.exception()  # whoever waited may have been cancelled

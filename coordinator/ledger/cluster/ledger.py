@@ -1,25 +1,64 @@
-"""The ledger's contract on a cluster of nodes, for a process outside of it."""
+"""The ledger's contract on a cluster of nodes, for a process outside of it, and the way to the leader.
+
+:class:`ClusterLedger` gives every call to :class:`LeaderClient`, which has one connection to the leader,
+found again whenever it moves. Everything unanswered is asked again on every new connection. What is asked
+within one turn of the loop leaves in one frame; time-outs are looked after by one timer for all, not one
+each.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from functools import partial
 from random import Random, SystemRandom
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable, WrongProcess
+import msgspec
+
+from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable, VersionHeldBack, WrongProcess
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.calling import CallingLedger
+from undoubt.coordinator.ledger.calls import CallingLedger
 from undoubt.coordinator.ledger.cluster.acceptor_client import AcceptorClient, first_of
 from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, among
-from undoubt.coordinator.ledger.cluster.leader_client import LeaderClient
+from undoubt.coordinator.ledger.cluster.messages import DECODE_REPLY, decode_call
 from undoubt.coordinator.ledger.cluster.status import status
 from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
 from undoubt.coordinator.ledger.contract import RecordedDecision, Session, SessionInfo
+from undoubt.coordinator.rpc.calls import AnyCall
+from undoubt.coordinator.rpc.client import SILENCE_S, Liveness, PendingCall, Replies, into
+from undoubt.coordinator.rpc.envelope import (
+    CALL_BYTES_MAX,
+    REQUESTS_PER_FRAME_MAX,
+    Answer,
+    LeaderHint,
+    Request,
+    decode_answers,
+    encode,
+    judged,
+)
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.coordinator.wire import PeerIdentity, PeerRole, WireSettings
+from undoubt.coordinator.wire import (
+    VERSIONS,
+    Address,
+    Connection,
+    HandshakeRefused,
+    PeerIdentity,
+    PeerRole,
+    WireSettings,
+    connect,
+)
+from undoubt.participants.backoff import pauses_around
 from undoubt.participants.ids import TxId
 from undoubt.participants.redact import redact
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 0.1
+PAUSE_S = (0.02, 0.2)
+"""Between two looks at all nodes: the shortest, the longest."""
 
 R = TypeVar("R")
 
@@ -149,3 +188,282 @@ class ClusterLedger(CallingLedger):
                 f" {self._ledger_id})"
             )
         self._ledger_id = found
+
+
+class _Pending(PendingCall):
+    __slots__ = ("call", "deadline", "judged")
+
+    def __init__(
+        self, call: AnyCall, judged: msgspec.Raw, future: asyncio.Future[Any], deadline: float
+    ) -> None:
+        super().__init__(DECODE_REPLY[type(call)], into(future))
+        self.call = call
+        self.judged = judged
+        self.deadline = deadline
+
+
+class LeaderClient:
+    """``addresses`` are those of the URL; others are learned from nodes that point to the leader."""
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        me: PeerIdentity,
+        settings: WireSettings,
+        random: Random,
+    ) -> None:
+        self.ledger_id = ""
+        """What the last leader said it keeps."""
+        self._addresses = list(addresses)
+        self._me = me
+        self._settings = settings
+        self._random = random
+        self._loop = asyncio.get_running_loop()
+        self._replies = Replies[_Pending](follows=True)
+        self._unsent: list[int] = []
+        self._link: Link | None = None
+        self._hint: Address | None = None
+        self._finding: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._last_trouble = "no node was reached yet"
+        self._closed = False
+
+    def ask(self, call: AnyCall, timeout_s: float) -> asyncio.Future[Any]:
+        """The leader's answer, or ``LedgerUnavailable`` after ``timeout_s`` seconds. Raises ``UsageError``
+        for what no node takes: that is never sent."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self._closed:
+            future.set_exception(LedgerUnavailable("the ledger is closed"))
+            return future
+        read = judged(call, decode_call)
+        number = self._replies.add(_Pending(call, read, future, self._loop.time() + timeout_s))
+        if self._link is not None:
+            self._queue(number)
+        else:
+            self._find()
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
+        return future
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._finding is not None:
+            self._finding.cancel()
+            await asyncio.gather(self._finding, return_exceptions=True)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        self._leave("closed by this side")
+        self._fail(list(self._replies.waiting), "the ledger is closed")
+
+    # Asking.
+
+    def _queue(self, number: int) -> None:
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(number)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if self._link is None:
+            return  # asked again on the next connection, with everything unanswered
+        if self._link.version < VERSIONS.highest:
+            unsent = self._understood(self._link, unsent)
+        frame: list[Request[msgspec.Raw]] = []
+        size = 0
+        for number in unsent:
+            pending = self._replies.waiting.get(number)
+            if pending is None:
+                continue  # its time has passed
+            size += len(memoryview(pending.judged))
+            if frame and (len(frame) >= REQUESTS_PER_FRAME_MAX or size > CALL_BYTES_MAX):
+                self._link.send(encode(frame))
+                frame, size = [], len(memoryview(pending.judged))
+            frame.append(Request(number, pending.judged))
+        if frame:
+            self._link.send(encode(frame))
+
+    def _understood(self, link: Link, numbers: list[int]) -> list[int]:
+        """Without what came after the version that is spoken there: that is refused, once it is certain that
+        it is asked of the leader."""
+        waiting = [number for number in numbers if number in self._replies.waiting]
+        late = {number for number in waiting if self._replies.waiting[number].call.since() > link.version}
+        if late:
+            asked = self.ask(calls.RecordsCall(()), SILENCE_S)
+            asked.add_done_callback(partial(self._refuse, link, late))
+        return [number for number in waiting if number not in late]
+
+    def _refuse(self, link: Link, late: Set[int], asked: asyncio.Future[Any]) -> None:
+        if asked.cancelled() or asked.exception() is not None or link is not self._link:
+            return  # it is asked again of whoever leads now, or its time passes
+        for number in late:
+            pending = self._replies.waiting.pop(number, None)
+            if pending is not None:
+                why = (
+                    f"{link.name}, which leads, speaks {link.version}, and this needs {pending.call.since()}"
+                )
+                pending.tell(VersionHeldBack(f"the cluster's version is older: {why}"))
+
+    def answered(self, link: Link, answers: Sequence[Answer]) -> None:
+        """From whoever is asked; once its standing is known."""
+        if link is not self._link:
+            return
+        elsewhere = self._replies.received(answers)
+        if elsewhere is not None:
+            self._last_trouble = elsewhere.why
+            self._move(elsewhere.leader)
+
+    def lost(self, link: Link, why: str) -> None:
+        if link is self._link:
+            self._last_trouble = why
+            self._link = None
+            if self._replies.waiting and not self._closed:
+                self._find()
+
+    def _move(self, leader: str) -> None:
+        """The node that was asked does not lead (any more)."""
+        told_by = "" if self._link is None else self._link.address
+        self._leave("it does not lead")
+        self._hint = Address.parse(leader) if leader else None
+        self._find(pause=leader in {"", told_by})
+
+    def _leave(self, why: str) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close(why)
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        now = self._loop.time()
+        self._fail([n for n, pending in self._replies.waiting.items() if pending.deadline <= now], "")
+        if not self._replies.waiting:
+            return
+        self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
+        link = self._link
+        if link is not None and link.silence.seconds(now) > SILENCE_S:
+            self._last_trouble = f"{link.name} does not answer"
+            self._leave("it does not answer")
+            self._hint = None
+            self._find()
+
+    def _fail(self, numbers: Sequence[int], why: str) -> None:
+        for number in numbers:
+            self._replies.waiting.pop(number).tell(LedgerUnavailable(why or self._why_unanswered()))
+
+    def _why_unanswered(self) -> str:
+        nodes = ", ".join(str(address) for address in self._addresses)
+        return f"no answer in time from the ledger's cluster ({nodes}); last: {self._last_trouble}"
+
+    # Finding.
+
+    def _find(self, *, pause: bool = False) -> None:
+        if self._finding is None or self._finding.done():
+            self._finding = self._loop.create_task(self._look(pause), name="undoubt-ledger-find")
+
+    async def _look(self, pause: bool) -> None:
+        """Until somebody leads and is connected to."""
+        pauses = pauses_around(*PAUSE_S, self._random)
+        if pause:
+            await asyncio.sleep(PAUSE_S[1] * self._random.random())
+        while not self._closed and self._link is None and self._replies.waiting:
+            if await self._try_all():
+                return
+            await asyncio.sleep(next(pauses))
+
+    async def _try_all(self) -> bool:
+        """One round: where the last leader was said to be, then everybody."""
+        asked: set[Address] = set()
+        waiting = [*self._addresses]
+        self._random.shuffle(waiting)
+        while waiting or self._hint is not None:
+            address, self._hint = self._hint or waiting.pop(), None
+            if address in asked:
+                continue
+            asked.add(address)
+            link = await self._connect(address)
+            if link is not None and link.standing is not None and link.standing.leads:
+                self._adopt(link)
+                return True
+            if link is not None:
+                self._follow(link)
+        return False
+
+    def _follow(self, link: Link) -> None:
+        """To whom this node says leads."""
+        standing = link.standing
+        link.close("it does not lead")
+        if standing is not None and standing.leader:
+            self._hint = Address.parse(standing.leader)
+            self._last_trouble = f"{link.name} says that {standing.leader} leads"
+        else:
+            self._last_trouble = f"{link.name} knows of no leader"
+
+    async def _connect(self, address: Address) -> Link | None:
+        link = Link(self, str(address))
+        try:
+            await connect(address, self._me, link.accept, self._settings, timeout_s=SILENCE_S)
+            async with asyncio.timeout(SILENCE_S):
+                await link.stands
+        except TimeoutError:
+            self._last_trouble = f"node at {address} does not answer"
+            link.close("it does not answer")
+            return None
+        except (OSError, HandshakeRefused) as error:
+            self._last_trouble = str(error)
+            return None
+        return link
+
+    def _adopt(self, link: Link) -> None:
+        if link.standing is not None:
+            self.ledger_id = link.standing.ledger_id
+        self._link = link
+        self._unsent.clear()
+        for number in self._replies.waiting:
+            self._queue(number)
+        link.silence.asked(self._loop.time())
+
+
+class Link:
+    """One connection of a route. ``stands`` is done when the node has said how it stands."""
+
+    def __init__(self, route: LeaderClient, address: str) -> None:
+        self.address = address
+        self.name = f"node at {address}"
+        self.standing: LeaderHint | None = None
+        self.stands: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.silence = Liveness()
+        self._loop = asyncio.get_running_loop()
+        self._route = route
+        self._connection: Connection | None = None
+
+    def accept(self, connection: Connection) -> Link:
+        self._connection = connection
+        return self
+
+    def received(self, payload: bytes) -> None:
+        self.silence.heard(self._loop.time())
+        answers = decode_answers(payload)
+        for answer in answers:
+            if isinstance(answer, LeaderHint) and not self.stands.done():
+                self.standing = answer
+                self.stands.set_result(None)
+        self._route.answered(self, answers)
+
+    def lost(self, why: str) -> None:
+        if not self.stands.done():
+            self.stands.set_exception(ConnectionError(why))
+            self.stands.exception()  # whoever waited may have been cancelled
+        self._route.lost(self, why)
+
+    @property
+    def version(self) -> int:
+        """What is spoken there."""
+        return VERSIONS.lowest if self._connection is None else self._connection.version
+
+    def send(self, payload: bytes) -> None:
+        if self._connection is not None:
+            self.silence.asked(self._loop.time())
+            self._connection.send(payload)
+
+    def close(self, why: str) -> None:
+        if self._connection is not None:
+            self._connection.abort(why)

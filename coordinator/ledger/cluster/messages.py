@@ -8,7 +8,7 @@ together, and so do the answers. The node speaks first, with its
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -17,7 +17,7 @@ from undoubt.coordinator.ledger import calls
 from undoubt.coordinator.ledger.commands import FIRST_VERSION, PAXOS_VERSION, TAGS_VERSION
 from undoubt.coordinator.ledger.contract import Act
 from undoubt.coordinator.rpc import envelope
-from undoubt.coordinator.rpc.calls import AnyCall, Call, any_of, kinds, reply_type
+from undoubt.coordinator.rpc.calls import AnyCall, Call, any_of, reply_decoders
 from undoubt.coordinator.rpc.envelope import Request, requests_of
 from undoubt.coordinator.wire.rights import Right
 from undoubt.participants.ids import TxId
@@ -198,13 +198,6 @@ def decode_each(payload: bytes) -> tuple[list[Request[AnyCall]], list[envelope.F
     return read, refused
 
 
-_DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {
-    kind: msgspec.msgpack.Decoder(reply_type(kind)) for kind in (*kinds(calls.LedgerCall), *kinds(NodeCall))
-}
-
-
-def decode_result(call: AnyCall, result: msgspec.Raw) -> Any:
-    return _DECODERS[type(call)].decode(result)
-
-
-decode_reply: Callable[[msgspec.Raw], paxos.AcceptorReply] = _DECODERS[AcceptorCall].decode
+DECODE_REPLY = reply_decoders(calls.LedgerCall, NodeCall)
+"""By the type of the call."""
+decode_reply: Callable[[msgspec.Raw], paxos.AcceptorReply] = DECODE_REPLY[AcceptorCall]

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from typing import Any
 
 import msgspec
 
-from undoubt.coordinator.errors import LedgerError
-from undoubt.coordinator.ledger.cluster.admin import ask
-from undoubt.coordinator.ledger.cluster.messages import NodeStatus, StatusCall
+from undoubt.coordinator.errors import LedgerError, LedgerUnavailable
+from undoubt.coordinator.ledger.cluster.messages import DECODE_REPLY, NodeStatus, StatusCall
 from undoubt.coordinator.ledger.cluster.url import addresses_of, wire_of
+from undoubt.coordinator.rpc.calls import AnyCall
+from undoubt.coordinator.rpc.client import PendingCall, Replies, into
+from undoubt.coordinator.rpc.envelope import Request, decode_answers, encode
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.coordinator.wire import WireSettings
+from undoubt.coordinator.wire import (
+    Address,
+    Connection,
+    HandshakeRefused,
+    PeerIdentity,
+    PeerRole,
+    WireSettings,
+    connect,
+)
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -82,3 +94,42 @@ async def status(address: str, timeout_s: float, wire: WireSettings) -> Seen:
     except LedgerError as error:
         return Seen(address, None, str(error))
     return Seen(address, told)
+
+
+async def ask(address: str, call: AnyCall, timeout_s: float, wire: WireSettings) -> Any:
+    """One node's own answer. Raises ``LedgerUnavailable`` and what the node refuses with."""
+    asking = _Asking(call)
+    me = PeerIdentity(PeerRole.CLIENT, name=f"process {os.getpid()}")
+    try:
+        async with asyncio.timeout(timeout_s):
+            connection = await connect(Address.parse(address), me, asking.accept, wire, timeout_s=timeout_s)
+            try:
+                return await asking.answer
+            finally:
+                connection.abort()
+    except TimeoutError:
+        raise LedgerUnavailable(f"no answer from {address} within {timeout_s:g} s") from None
+    except (OSError, HandshakeRefused) as error:
+        raise LedgerUnavailable(str(error)) from error
+
+
+class _Asking:
+    """A Receiver that asks one thing."""
+
+    def __init__(self, call: AnyCall) -> None:
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._replies = Replies[PendingCall]()
+        number = self._replies.add(PendingCall(DECODE_REPLY[type(call)], into(self.answer)))
+        self._asked = encode([Request(number, call)])
+
+    def accept(self, connection: Connection) -> _Asking:
+        connection.send(self._asked)
+        return self
+
+    def received(self, payload: bytes) -> None:
+        self._replies.received(decode_answers(payload))
+
+    def lost(self, why: str) -> None:
+        self._replies.fail(lambda: ConnectionError(why))
+        if self.answer.done() and not self.answer.cancelled():
+            self.answer.exception()  # whoever waited may have been cancelled

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from undoubt.coordinator.errors import LedgerUnavailable, SessionLost, WrongProcess
-from undoubt.coordinator.ledger import bounds, schema
+from undoubt.coordinator.ledger import schema
 from undoubt.coordinator.ledger.commands import (
     Command,
     Decide,
@@ -21,6 +21,9 @@ from undoubt.coordinator.ledger.commands import (
     OpenSession,
     Precommit,
     RecordHeuristic,
+    check_given,
+    check_limit,
+    check_page,
 )
 from undoubt.coordinator.ledger.contract import (
     ACTS_MAX,
@@ -39,12 +42,11 @@ from undoubt.coordinator.ledger.contract import (
     TransactionInfo,
     Verdict,
 )
-from undoubt.coordinator.ledger.names import Names
 from undoubt.coordinator.ledger.postgres import codec
 from undoubt.coordinator.ledger.postgres.connections import Connections
 from undoubt.coordinator.ledger.postgres.decisions import Decisions, encode_branches
 from undoubt.coordinator.ledger.postgres.maintenance import Upkeep
-from undoubt.coordinator.ledger.rules import verdict_of
+from undoubt.coordinator.ledger.rules import Names, verdict_of
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.bounds import seconds
 from undoubt.participants.contract import Claim, Decision
@@ -256,7 +258,7 @@ class PostgresLedger:
     async def unfinished(
         self, *, after: TxId | None = None, limit: int = UNFINISHED_MAX
     ) -> Sequence[DecisionRecord]:
-        bounds.check_page(limit, after)
+        check_page(limit, after)
         session, seq = (0, 0) if after is None else (after.session, after.seq)
         found = await self._ask("unfinished", session=session, seq=seq, limit=limit)
         return [codec.decision_record(*row) for row in found if row[0] is not None]
@@ -300,7 +302,7 @@ class PostgresLedger:
         await self._ask("record_act", **told, keep=ACTS_MAX)
 
     async def acts(self, *, limit: int) -> Sequence[Act]:
-        bounds.check_limit(limit)
+        check_limit(limit)
         return [
             Act(*row) for row in await self._ask("acts", limit=min(limit, ACTS_MAX)) if row[0] is not None
         ]
@@ -314,7 +316,7 @@ class PostgresLedger:
         return None if undecided[0] is None else codec.undecided_info(txid, *undecided)
 
     async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
-        bounds.check_limit(limit)
+        check_limit(limit)
         marker = None if before is None else await self.transaction(before)
         if marker is None:
             return await self._transactions(limit=limit)
@@ -364,7 +366,7 @@ def _text(text: str) -> str:
 
 def _judge(command: Command) -> None:
     """By the types and bounds of the other ledgers, before anything is asked. Raises ``UsageError``."""
-    bounds.check_given(command)
+    check_given(command)
     match command:
         case OpenSession():
             texts = [command.name]

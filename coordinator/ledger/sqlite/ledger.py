@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from undoubt.coordinator.errors import LedgerLocked, LedgerUnavailable, LedgerUnusable, WrongProcess
-from undoubt.coordinator.ledger.calling import CallingLedger
-from undoubt.coordinator.ledger.calls import AnyLedgerCall, BackupFileCall
+from undoubt.coordinator.ledger.calls import AnyLedgerCall, BackupFileCall, CallingLedger, decode_call
 from undoubt.coordinator.ledger.contract import Create
 from undoubt.coordinator.ledger.disk import usable
-from undoubt.coordinator.ledger.judging import judged
 from undoubt.coordinator.ledger.server import LedgerServer
 from undoubt.coordinator.ledger.sqlite import unix_socket
 from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
 from undoubt.coordinator.ledger.sqlite.owner import OwnedLedger
 from undoubt.coordinator.ledger.sqlite.owner_client import ConnectionGone, OwnerConnection
+from undoubt.coordinator.rpc.envelope import judged
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
 
@@ -117,7 +116,7 @@ class SqliteLedger(CallingLedger):
             raise WrongProcess(
                 f"this ledger was opened by process {self._pid}; open one of your own after a fork"
             )
-        judged(call)
+        judged(call, decode_call)
         if self._owned is not None:
             return await call.serve(self._owned, remote=False)
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from functools import partial
 from typing import Any, TypeVar
 
 from undoubt.coordinator.errors import LedgerUnavailable, VersionHeldBack
@@ -72,6 +71,6 @@ class OwnerConnection:
         if call.since() > self._connection.version:
             raise VersionHeldBack("the process that owns the ledger is of an older version of undoubt")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        number = self._replies.add(PendingCall(partial(calls.decode_result, call), into(future)))
+        number = self._replies.add(PendingCall(calls.DECODE_REPLY[type(call)], into(future)))
         self._connection.send(envelope.encode(envelope.Request(number, call)))
         return await future

@@ -20,13 +20,13 @@ import pytest
 from tests.prove.poison.frames import poisoned
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.acceptor_client import AcceptorClient
-from undoubt.coordinator.ledger.cluster.leader_client import LeaderClient
+from undoubt.coordinator.ledger.cluster.ledger import LeaderClient
 from undoubt.coordinator.ledger.cluster.messages import (
     SnapshotCall,
     decode_requests,
 )
+from undoubt.coordinator.ledger.cluster.status import ask
 from undoubt.coordinator.ledger.contract import LedgerInfo
 from undoubt.coordinator.ledger.sqlite import unix_socket
 from undoubt.coordinator.ledger.sqlite.owner_client import OwnerConnection
@@ -118,7 +118,7 @@ async def client(stack: AsyncExitStack, folder: Path, answering: Answering) -> A
 
 async def operator(stack: AsyncExitStack, folder: Path, answering: Answering) -> Asking:
     listener = await served(stack, Address("127.0.0.1", 0), answering)
-    return lambda: admin.ask(f"127.0.0.1:{listener.port}", SnapshotCall(), TIMEOUT_S, WireSettings())
+    return lambda: ask(f"127.0.0.1:{listener.port}", SnapshotCall(), TIMEOUT_S, WireSettings())
 
 
 async def leader(stack: AsyncExitStack, folder: Path, answering: Answering) -> Asking:

@@ -14,7 +14,7 @@ from tests.coordinator.ledger.conftest import Backend, Raft, Sqlite, SqliteClien
 from tests.coordinator.stage import Stage
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import LedgerUnusable
-from undoubt.coordinator.ledger.cluster import leader_client
+from undoubt.coordinator.ledger.cluster import ledger as cluster_ledger
 from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.rpc import envelope
@@ -85,7 +85,7 @@ async def test_what_cannot_be_read_is_answered_as_such(
     def unjudged(call: Any, *_: Any) -> msgspec.Raw:
         return msgspec.Raw(envelope.encode(call))
 
-    monkeypatch.setattr(leader_client, "judged", unjudged)
+    monkeypatch.setattr(cluster_ledger, "judged", unjudged)
     monkeypatch.setattr("undoubt.coordinator.ledger.sqlite.ledger.judged", unjudged)
     others = [asyncio.ensure_future(backend.ledger.records([SOME])) for _ in range(3)]
     with pytest.raises(UsageError, match="cannot read"):
@@ -118,7 +118,7 @@ async def test_a_transaction_is_cancelled_by_its_text() -> None:
 
 async def test_a_call_that_is_too_large_is_refused(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if a call that fits into no frame is thrown away in silence, with all that leaves beside it."""
-    monkeypatch.setattr("undoubt.coordinator.ledger.judging.CALL_BYTES_MAX", 1000)
+    monkeypatch.setattr("undoubt.coordinator.rpc.envelope.CALL_BYTES_MAX", 1000)
     with pytest.raises(UsageError, match="are the most"):
         await backend.ledger.records([SOME] * 100)
 

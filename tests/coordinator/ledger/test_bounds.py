@@ -15,12 +15,14 @@ import pytest
 from tests.coordinator.ledger.conftest import Backend, Postgres, Raft, Sqlite, SqliteClient
 from tests.servers import Server
 from undoubt.coordinator.errors import LedgerError, LedgerUnavailable
-from undoubt.coordinator.ledger.bounds import DURATION_MS_MAX, TIME_MS_MAX, CommandRefused, check
 from undoubt.coordinator.ledger.commands import (
+    DURATION_MS_MAX,
     RULES,
+    TIME_MS_MAX,
     AdvanceTime,
     CloseSession,
     Command,
+    CommandRefused,
     Decide,
     Doom,
     DrawSecret,
@@ -33,6 +35,7 @@ from undoubt.coordinator.ledger.commands import (
     Precommit,
     RecordHeuristic,
     Restore,
+    check_command,
     decode,
     encode,
 )
@@ -109,7 +112,7 @@ def test_a_refused_command_changes_nothing(command: Command) -> None:
     assert isinstance(machine.apply(read), CommandRefused)
     assert machine.snapshot() == image
     with pytest.raises(CommandRefused):
-        check(command)
+        check_command(command)
 
 
 def test_counters_stay_within_what_a_snapshot_holds() -> None:

@@ -19,7 +19,7 @@ from undoubt.coordinator.ledger.contract import (
     SessionState,
     Verdict,
 )
-from undoubt.coordinator.ledger.names import Names
+from undoubt.coordinator.ledger.rules import Names
 from undoubt.participants.contract import Claim, Decision, Settled
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
 

@@ -23,7 +23,7 @@ from undoubt.coordinator.errors import BranchListMismatch, OutcomeUnknown, Sessi
 from undoubt.coordinator.ledger import commands as c
 from undoubt.coordinator.ledger.contract import BranchRecord, Heuristic, RecordedDecision, Session, Verdict
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.ledger.ranges import Ranges
+from undoubt.coordinator.ledger.state import Ranges
 from undoubt.participants.contract import Decision, Settled
 from undoubt.participants.ids import Gid, Protocol, TxId
 

@@ -11,8 +11,8 @@ from tests.coordinator.ledger.conftest import Backend
 from tests.coordinator.ledger.signing import TaggingLedger
 from undoubt.coordinator.errors import VersionHeldBack
 from undoubt.coordinator.ledger import calls, pages
-from undoubt.coordinator.ledger.bounds import LIMIT_MAX
-from undoubt.coordinator.ledger.calling import CallingLedger
+from undoubt.coordinator.ledger.calls import CallingLedger
+from undoubt.coordinator.ledger.commands import LIMIT_MAX
 from undoubt.coordinator.ledger.contract import UNFINISHED_MAX, BranchRecord, DecisionRecord, Ledger
 from undoubt.coordinator.ledger.pages import Pages, every_unfinished
 from undoubt.participants.contract import Decision

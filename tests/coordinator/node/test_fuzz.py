@@ -34,7 +34,7 @@ from undoubt.coordinator.rpc.envelope import (
 )
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire import VERSIONS, PeerIdentity, PeerRole
-from undoubt.coordinator.wire.frames import header
+from undoubt.coordinator.wire.connection import header
 from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello
 from undoubt.coordinator.wire.tls import tls_of
 from undoubt.participants.contract import Decision

@@ -12,11 +12,11 @@ from tests.coordinator.node.cluster import CLUSTER, Cluster, client, running
 from tests.coordinator.node.test_members import added
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.cluster.admin import change_members, transfer
-from undoubt.coordinator.ledger.cluster.liveness import SILENCE_S
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
 from undoubt.coordinator.node.clients import FromClient
 from undoubt.coordinator.paxos import Ask, Phase2b
 from undoubt.coordinator.quorum import Joint
+from undoubt.coordinator.rpc.client import SILENCE_S
 
 
 async def test_a_slow_answer_is_waited_for(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from undoubt.coordinator.ledger import backup
 from undoubt.coordinator.ledger.acting import system_user
 from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.messages import MemberChange, NodeStatus
+from undoubt.coordinator.ledger.cluster.status import ask
 from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision, SessionState, Verdict
 from undoubt.coordinator.node.bootstrap import joining, restored
 from undoubt.coordinator.node.storage.contract import DiskIdentity
@@ -339,7 +340,7 @@ async def test_a_backup_of_many_pieces(cluster: Cluster, monkeypatch: pytest.Mon
     assert piece.size == len(image) > 1000
     restored(image, {1: "a:1"})
     with pytest.raises((ClusterRefused, LedgerUnavailable)):
-        await admin.ask(
+        await ask(
             cluster.addresses[(await cluster.leader()).identity.node],
             admin.BackupCall(100), 5.0, cluster.settings.wire,
         )  # fmt: skip

@@ -24,7 +24,7 @@ from tests.coordinator.node.test_versions import agreed, restart
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import Impostor
 from undoubt.coordinator.ledger import calls
-from undoubt.coordinator.ledger.cluster import leader_client
+from undoubt.coordinator.ledger.cluster import ledger as cluster_ledger
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.contract import (
     BranchRecord,
@@ -234,7 +234,7 @@ async def test_a_client_of_the_former_version(tmp_path: Path, monkeypatch: pytes
         await secrets(cluster)
         tagged = await ledger.open_session("new", 600.0)
         assert await ledger.decide(tagged.txid(1), COMMIT, BRANCHES) is COMMIT
-        monkeypatch.setattr(leader_client, "connect", partial(dial, versions=Versions(1, 2)))
+        monkeypatch.setattr(cluster_ledger, "connect", partial(dial, versions=Versions(1, 2)))
         old = await OfVersion2.open(LedgerSettings(url=cluster.settings.url))
         try:
             assert old._route._link is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from undoubt.coordinator.wire.frames import HEADER, header
+from undoubt.coordinator.wire.connection import HEADER, header
 
 KINDS = ("random", "cut", "flipped", "oversized", "empty", "nonsense", "deep", "vast", "text")
 

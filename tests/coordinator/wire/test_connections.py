@@ -24,7 +24,7 @@ from undoubt.coordinator.wire import (
     connect,
     serve,
 )
-from undoubt.coordinator.wire.frames import HEADER, header
+from undoubt.coordinator.wire.connection import HEADER, header
 from undoubt.coordinator.wire.listener import InboundConnection
 
 

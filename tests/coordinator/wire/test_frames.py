@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from undoubt.coordinator.wire.connection import HEADER, FrameReader, header
 from undoubt.coordinator.wire.errors import RemoteProtocolError
-from undoubt.coordinator.wire.frames import HEADER, FrameReader, header
 
 
 def framed(payload: bytes, version: int = 1) -> bytes:

@@ -29,7 +29,7 @@ from undoubt.coordinator.rpc.envelope import (
     encode,
 )
 from undoubt.coordinator.wire import VERSIONS, Address, PeerIdentity, TlsSettings, WireSettings
-from undoubt.coordinator.wire.frames import HEADER, header
+from undoubt.coordinator.wire.connection import HEADER, header
 from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello
 from undoubt.coordinator.wire.tls import tls_of
 from undoubt.serve.certs import Folder

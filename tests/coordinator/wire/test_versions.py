@@ -22,7 +22,7 @@ from undoubt.coordinator.wire import (
     connect,
     serve,
 )
-from undoubt.coordinator.wire.frames import header
+from undoubt.coordinator.wire.connection import header
 from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello
 
 NEXT = Versions(VERSIONS.highest, VERSIONS.highest + 1)

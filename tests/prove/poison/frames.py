@@ -23,7 +23,8 @@ from undoubt.coordinator.rpc.envelope import (
     encode,
 )
 from undoubt.coordinator.wire import VERSIONS
-from undoubt.coordinator.wire.frames import FRAME_BYTES_MAX, HEADER, header
+from undoubt.coordinator.wire.connection import HEADER, header
+from undoubt.coordinator.wire.settings import FRAME_BYTES_MAX
 from undoubt.participants.bounds import DURATION_S_MAX
 
 INTEGERS = (

@@ -45,7 +45,7 @@ from undoubt.coordinator.wire import (
     WireSettings,
     serve,
 )
-from undoubt.coordinator.wire.frames import header
+from undoubt.coordinator.wire.connection import header
 from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, Hello
 
 NUMBER = 4

@@ -31,7 +31,7 @@ from undoubt.coordinator.wire import (
     WireSettings,
     connect,
 )
-from undoubt.coordinator.wire.frames import header
+from undoubt.coordinator.wire.connection import header
 from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION, hello
 from undoubt.participants.ids import TxId
 
