@@ -14,7 +14,7 @@ In the order in which one pass over one participant goes through them:
 :mod:`.scan`            reads the unfinished decisions, lists what is prepared, then asks the ledger for
                         outcomes; in this order only, since a transaction that is decided between question and
                         list would look undecided.
-:mod:`.plan`            computes from what is known what is done; its docstring is the table.
+:mod:`.plan`            computes the action from what is known; its docstring is the table.
 :mod:`.steps`           names the steps at which tests make recovery die.
 :mod:`.resolve`         commits and rolls back prepared branches as planned.
 :mod:`.parallel`        runs the work on several branches at once, up to a number.
@@ -28,7 +28,7 @@ In the order in which one pass over one participant goes through them:
 :mod:`.deadlocks`       finds deadlocks across databases in the joined wait graphs, and aborts one transaction
                         of each.
 :mod:`.report`          defines what a pass and the service report.
-:mod:`.meter`           declares the methods that are told what recovery did.
+:mod:`.meter`           declares the methods that recovery calls for metrics.
 :mod:`.lost`            lists the branches that a former ledger has left, before another ledger is made.
 :mod:`.without_ledger`  ends three-phase commits whose ledger is destroyed, from the participants alone.
 :mod:`.operator`        implements what an operator sees and does.

@@ -1,19 +1,18 @@
-"""Deadlocks across databases, which no single one of them can see.
+"""Deadlocks across databases, which no single database can see.
 
 Two transactions that touch the same rows of two databases in opposite order wait for each other for ever:
-each database sees a plain wait. The detector joins the wait graphs of all participants and looks for a cycle
-that no participant has the whole of.
+each database sees an ordinary wait. The detector joins the wait graphs of all participants and looks for a
+cycle that no participant sees as a whole.
 
-Graphs of several places, read at several moments, can join to a cycle that never existed (phantom deadlock:
-Knapp, *Deadlock Detection in Distributed Databases*, 1987, §1). Here a wait for one and the same lock either
-stands or is over, so an edge counts only if it was seen in two passes with the same ``since``, all of
-the first pass before any of the second: then all of the cycle's edges stood at the moment between the two.
+Wait graphs of several databases, read at different moments, can join to a cycle that never existed (phantom
+deadlock: Knapp, *Deadlock Detection in Distributed Databases*, 1987, §1). A wait for one lock has one
+beginning (``since``). So an edge counts only if two passes saw it with the same ``since``, and the first pass
+ended before the second began: then all edges of the cycle existed at the moment between the two passes.
 
-A transaction with two branches in one database can wait for itself: the one branch wants what the other
-holds, and PostgreSQL sees a session that waits for an idle one. That is a cycle of one edge. It is ended once
-two looks have seen the same wait, since the application may still undo the holder's part by a savepoint, and
-some locks (that by which a table grows) are held for moments only.
-"""
+A transaction with two branches in one database can wait for itself: one branch waits for a lock that the
+other branch holds, and PostgreSQL sees a session that waits for an idle session. That is a cycle of one edge.
+It is ended only after two looks saw the same wait, since the application may still undo the holder's part by
+a savepoint, and some locks (the one that extends a table) are held for a moment only."""
 
 from __future__ import annotations
 
@@ -32,15 +31,16 @@ from undoubt.participants.registry import Registry
 log = logging.getLogger(__name__)
 
 LOOK_TIMEOUT_S = 5.0
-"""A participant that has not told its waits by then is left out of this look."""
+"""A participant that has not answered by then is left out of this look."""
 
 Cancel = Callable[[TxId, BaseException], bool]
-"""``Coordinator.cancel``: aborts an undecided transaction of this process; False if it is not one."""
+"""``Coordinator.cancel``: aborts an undecided transaction of this process; False if it is not of this process
+or is decided."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """``waits`` are the sightings of one edge, by participant."""
+    """One edge of the joined wait graph. ``waits`` has what each participant saw of it."""
 
     waiter: str
     holder: str
@@ -52,17 +52,17 @@ class Edge:
 
 
 class DeadlockDetector:
-    """``look`` once: finds every deadlock there is and ends it."""
+    """Each ``look`` finds all deadlocks across the participants and ends them."""
 
     def __init__(self, ledger: Ledger, participants: Registry, cancel: Cancel | None = None) -> None:
         self._ledger = ledger
         self._participants = participants
         self._cancel = cancel
         self._own: frozenset[Waiting] = frozenset()
-        """Waits of a transaction for itself that the last look has seen."""
+        """Waits of transactions for themselves that the last look saw."""
 
     async def look(self) -> list[DistributedDeadlock]:
-        """The deadlocks found, each with the victim that was told to abort. Raises ``LedgerError``."""
+        """The deadlocks that were found, each with its victim. Raises ``LedgerError``."""
         first = await self._waits()
         second = await self._waits() if any(first.values()) else {}
         proved = await self._proved(lasting(first, second))
@@ -80,14 +80,14 @@ class DeadlockDetector:
         return found
 
     def _lasting(self, edges: list[Edge]) -> list[Edge]:
-        """Without the waits of a transaction for itself that the last look has not seen."""
+        """``edges`` without those waits of a transaction for itself that the last look did not see."""
         before = self._own
         own = {edge: {wait for _, wait in edge.waits} for edge in edges if edge.waiter == edge.holder}
         self._own = frozenset[Waiting]().union(*own.values())
         return [edge for edge in edges if edge not in own or own[edge] & before]
 
     async def _waits(self) -> dict[str, Sequence[Waiting]]:
-        """Of every participant that answers in time."""
+        """The waits of each participant that answers in time."""
         tasks = {
             asyncio.create_task(_told(one), name=f"undoubt-deadlocks {one.name}"): one.name
             for one in self._participants
@@ -103,8 +103,8 @@ class DeadlockDetector:
         return {tasks[task]: task.result() for task in done}
 
     async def _proved(self, waits: Iterable[Waiting]) -> dict[Claim | Gid, TxId]:
-        """The transactions of those ends of ``waits`` that prove which they belong to: every session can put
-        any name into its application_name, and prepare under any gid."""
+        """The transactions of those ends of ``waits`` that have a proof: any session can write any name into
+        its application_name, and can prepare under any gid."""
         ends = {end for waiting in waits for end in (waiting.waiter, waiting.holder)}
         claims = [end for end in ends if isinstance(end, Claim)]
         gids = [end for end in ends if isinstance(end, Gid)]
@@ -118,8 +118,8 @@ class DeadlockDetector:
         return proved
 
     async def _victim(self, cycle: Sequence[Edge]) -> TxId | None:
-        """The youngest of its transactions without a recorded COMMIT; all of a cycle's are waiting. By number
-        of session and transaction, so that every detector chooses the same one."""
+        """The youngest transaction of the cycle that has no recorded COMMIT. "Youngest" is by the numbers of
+        session and transaction, so that all detectors choose the same one."""
         txids = [txid for edge in cycle if (txid := _txid(edge.waiter)) is not None]
         records = await self._ledger.records(txids)
         return max((txid for txid in txids if records[txid] is not RecordedDecision.COMMIT), default=None)
@@ -149,7 +149,8 @@ class DeadlockDetector:
         return deadlock
 
     async def _write_down(self, deadlock: DistributedDeadlock) -> None:
-        """For the victim's coordinator, before its statement is cancelled: that alone says nothing of why."""
+        """Record the cause for the victim's coordinator, before its statement is cancelled: the cancelled
+        statement alone does not say why."""
         try:
             await self._ledger.doom(deadlock.victim, str(deadlock))
         except (LedgerError, OutcomeUnknown) as error:
@@ -160,7 +161,8 @@ async def _told(participant: Participant) -> Sequence[Waiting]:
     try:
         return await participant.waits()
     except ParticipantError as error:
-        # Its worker reports it; a deadlock that runs through a database that is down waits until it is up.
+        # The participant's worker reports it. A deadlock through a database that is down is found once the
+        # database is up.
         log.debug("no waits of participant %r: %s", participant.name, error)
         return ()
 
@@ -168,7 +170,7 @@ async def _told(participant: Participant) -> Sequence[Waiting]:
 def lasting(
     first: Mapping[str, Sequence[Waiting]], second: Mapping[str, Sequence[Waiting]]
 ) -> Iterator[Waiting]:
-    """Those that were seen twice as the very same wait."""
+    """The waits that both passes saw, with the same beginning."""
     for name, waits in second.items():
         before = set(first.get(name, ()))
         yield from (waiting for waiting in waits if waiting in before)
@@ -179,8 +181,8 @@ def standing_edges(
     second: Mapping[str, Sequence[Waiting]],
     proved: Mapping[Claim | Gid, TxId] | None = None,
 ) -> list[Edge]:
-    """Those that were seen twice as the very same wait, in a stable order. An end that proves nothing is a
-    session, or a prepared transaction, of somebody else."""
+    """The edges that both passes saw, in a stable order. An end without a proof counts as a session, or a
+    prepared transaction, that is not of undoubt."""
     sightings: dict[tuple[str, str], list[tuple[str, Waiting]]] = {}
     for name, waits in second.items():
         for waiting in lasting(first, {name: waits}):
@@ -193,14 +195,14 @@ def standing_edges(
 
 
 def _believed(gid: Gid, verdict: Verdict) -> bool:
-    """A gid without a tag is one that a session of version 0.1.0 may have; nothing but the ledger's knowing
-    that session speaks for it."""
+    """Whether ``gid`` names a branch of this ledger. A gid without a tag may come from a session of version
+    0.1.0; then only a session that the ledger still has proves it."""
     return verdict is not Verdict.IMPOSTOR and (bool(gid.tag) or verdict is not Verdict.FORGOTTEN)
 
 
 def _node(end: WaitNode, pid: int | None, participant: str, proved: Mapping[Claim | Gid, TxId]) -> str:
-    """Sessions that prove nothing are told apart by their ``pid``: two of one name, the one waiting for us
-    and the other holding us up, are no cycle."""
+    """The name of ``end`` in the graph. Sessions without a proof are distinguished by their ``pid``: two
+    sessions of one name, of which one waits for us and the other blocks us, are no cycle."""
     if isinstance(end, str):
         return end
     if end in proved:
@@ -213,15 +215,15 @@ def _key(item: tuple[tuple[str, str], object]) -> tuple[str, str]:
 
 
 Chain = tuple[str, int, int | None]
-"""Of a path: a participant that sees all of it as waits of one backend for the next, the first of these
-backends, and the one that the last of them waits for (0: a prepared branch; None: not told)."""
+"""A participant that sees a whole path as waits of one backend for the next: its name, the first backend, and
+the backend that the last one waits for (0: a prepared branch; None: not known)."""
 
 
 def find_cycle(edges: Sequence[Edge]) -> list[Edge] | None:
-    """A cycle that no database sees the whole of, in order; None if there is none.
+    """A cycle that no database sees as a whole, in order; None if there is none.
 
-    Those that one database sees whole, from backend to backend, are its own to end; they are not followed any
-    further. A transaction with two branches in one database is two backends there.
+    A cycle that one database sees as a whole, from backend to backend, is ended by that database, and is not
+    followed here. A transaction with two branches in one database has two backends there.
     """
     outgoing: dict[str, list[Edge]] = {}
     for edge in edges:
@@ -237,9 +239,8 @@ def find_cycle(edges: Sequence[Edge]) -> list[Edge] | None:
 def _path_back(start: Edge, outgoing: dict[str, list[Edge]]) -> list[Edge] | None:
     """A shortest cycle through ``start`` that spans participants.
 
-    Breadth first over pairs of a node and the chains by which participants see the whole path to it: once
-    there is none, any way back closes such a cycle.
-    """
+    The search is breadth first over pairs of a node and the chains by which participants see the whole path
+    to that node: once no chain is left, every path back closes a cycle across participants."""
     chains = frozenset((name, wait.pid, wait.holder_pid) for name, wait in start.waits)
     origin = (start.holder, chains)
     came: dict[tuple[str, frozenset[Chain]], list[Edge]] = {origin: [start]}

@@ -1,14 +1,14 @@
-"""What an operator is told instead of a result.
+"""The errors of an operator's calls.
 
 ::
 
     UndoubtError
     ├── UsageError
-    │   └── NotOurs            a prepared transaction that no undoubt, or another ledger's, may finish
+    │   └── NotOurs            the prepared transaction is not of undoubt, or belongs to another ledger
     ├── NotPrepared            no participant lists such a branch
-    ├── NotAllSeen             it may be there: some participant did not answer
-    ├── Conflict               a recorded decision, or what a database did already, says otherwise
-    └── StillBusy              somebody else is finishing it, for too long
+    ├── NotAllSeen             it may exist: some participant did not answer
+    ├── Conflict               a recorded decision, or the end of another branch, contradicts the call
+    └── StillBusy              another process has been finishing it for too long
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from undoubt.participants.errors import UndoubtError, UsageError
 
 
 class NotOurs(UsageError):
-    """It is a foreign prepared transaction, or another ledger's. Nothing was done."""
+    """The prepared transaction is not of undoubt, or belongs to another ledger. Nothing was done."""
 
 
 class NotPrepared(UndoubtError):
-    """Every participant was asked, and none lists it."""
+    """All participants answered, and none lists it."""
 
 
 class NotAllSeen(UndoubtError):
-    """It was not found, and not every participant answered."""
+    """It was not found, and not all participants answered."""
 
 
 class Conflict(UndoubtError):
-    """What was asked contradicts a decision, or nothing is decided, or it ended another way."""
+    """The call contradicts a decision, or nothing is decided, or the branch ended otherwise."""
 
 
 class StillBusy(UndoubtError):
-    """The branch is being finished by somebody else, or is not yet finishable. Look again."""
+    """Another process is finishing the branch, or it cannot be finished yet. Look again."""

@@ -1,7 +1,7 @@
-"""Remembering that a database did other than what was decided.
+"""Records that a database has ended a branch against the decision.
 
-The ledger records it before the participant is told to forget, so that a crash in between loses nothing. An
-operator sees it (``undoubt indoubt list``) until ``undoubt indoubt forget``.
+The ledger records it before the participant forgets it, so that a crash in between loses nothing. An operator
+sees it (``undoubt indoubt list``) until ``undoubt indoubt forget``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from undoubt.recovery.plan import RecordHeuristicOutcome
 log = logging.getLogger(__name__)
 
 _NOTES = {
-    Settled.HEURISTIC_COMMIT: "the transaction was aborted, and somebody had committed this branch by hand",
+    Settled.HEURISTIC_COMMIT: "the transaction was aborted, and this branch was committed by hand",
     Settled.HEURISTIC_ROLLBACK: "the transaction is committed, and its database proves that this branch was"
     " rolled back, or its prepare lost",
     Settled.HEURISTIC_MIXED: "part of this branch is committed, part is rolled back",
@@ -26,7 +26,8 @@ _NOTES = {
 
 
 async def record(ledger: Ledger, participant: Participant, found: RecordHeuristicOutcome) -> None:
-    """Raises ``LedgerError`` or ``ParticipantError``. May be repeated."""
+    """Record ``found``, then let the participant forget it. May be repeated. Raises ``LedgerError`` or
+    ``ParticipantError``."""
     note = _NOTES[found.kind]
     log.error("%s: %s (%s)", found.kind, found.gid, note)
     await ledger.record_heuristic(Heuristic(found.gid, found.kind, found.decision, time.time(), note))

@@ -1,4 +1,4 @@
-"""Which of today's participants have the rows of a three-phase commit: they may have been renamed since."""
+"""Which participants have the rows of a three-phase commit: they may have been renamed since it began."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from undoubt.participants.three_phase import Charter, StateRow
 
 
 async def finding(charter: Charter, participants: Registry, holders: Mapping[str, Participant]) -> Find:
-    """Participants by the names that they had when the transaction was begun. ``holders``, by
-    those names, have its branches prepared: what has such a name now may be another database. A name that
-    nobody has any more is that of whoever has the row."""
+    """A lookup of participants by the names that they had when the transaction began. ``holders``, by those
+    names, have its branches prepared, and win over a participant that has such a name now and may be another
+    database. A name that no participant has now belongs to the participant with the row."""
     found = dict(holders)
     for member in charter.members:
         known = member.participant in found or participants.find(member.participant) is not None
@@ -25,7 +25,7 @@ async def finding(charter: Charter, participants: Registry, holders: Mapping[str
 
 
 async def _who_has(gid: Gid, participants: Registry) -> Participant | None:
-    """None also if whoever has its row does not answer."""
+    """The participant with the row of ``gid``; None also if that participant does not answer."""
     everyone = list(participants)
     rows = await all_within((_row(participant, gid) for participant in everyone), ANSWER_TIMEOUT_S)
     return next((one for one, row in zip(everyone, rows, strict=True) if isinstance(row, StateRow)), None)

@@ -1,4 +1,4 @@
-"""What a ledger that is not there any more has left prepared: looked for before another one is made in its
+"""The branches that a lost ledger has left prepared: they are looked for before another ledger is made in its
 place."""
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from undoubt.recovery.scan import of_lost_ledger
 
 @dataclass(frozen=True, slots=True)
 class LeftoverBranches:
-    """``branches`` are this installation's but for their ledger, each beside the name of its participant.
-    ``unreachable``: who could not be asked, and why."""
+    """``branches`` have the name, database and owner of this installation's branches and belong to another
+    ledger; each stands beside the name of its participant. ``unreachable`` has the participants that did not
+    answer, and why."""
 
     branches: tuple[tuple[str, Gid], ...]
     unreachable: Mapping[str, ParticipantError]
 
     @property
     def ledgers(self) -> list[str]:
-        """Ids of the ledgers, those with the most branches first."""
+        """Ids of the ledgers; the one with the most branches is first."""
         count: dict[str, int] = {}
         for _, gid in self.branches:
             count[gid.ledger] = count.get(gid.ledger, 0) + 1
         return sorted(count, key=lambda one: (-count[one], one))
 
     def by_participant(self) -> list[tuple[str, int, list[str]]]:
-        """Name, count of branches, ids of their ledgers."""
+        """For each participant its name, the number of its branches, and the ids of their ledgers."""
         names = sorted({name for name, _ in self.branches})
         return [
             (
@@ -42,15 +43,15 @@ class LeftoverBranches:
             for name in names
         ]
 
-    def told(self) -> str:
-        """In words."""
+    def in_words(self) -> str:
+        """One sentence for an operator."""
         names = ", ".join(sorted({name for name, _ in self.branches}))
         ledgers = " and ".join(self.ledgers)
         return f"{len(self.branches)} branches of ledger {ledgers} are prepared in {names}"
 
 
 async def branches_left(participants: Registry) -> LeftoverBranches:
-    """Ask all of them at once. Raises nothing of theirs."""
+    """Ask all participants at once. Their errors are in the result."""
     everyone = list(participants)
     lists = await asyncio.gather(*map(_of_one, everyone))
     found: list[tuple[str, Gid]] = []

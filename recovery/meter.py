@@ -1,4 +1,4 @@
-"""What recovery tells whoever measures it."""
+"""The methods that recovery calls for metrics."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from undoubt.recovery.worker import Passed
 
 
 class RecoveryMeter(Protocol):
-    """Its methods are called in the event loop, return at once and do not fail."""
+    """Its methods are called in the event loop; they return at once and do not raise."""
 
     def passed(self, participant: str, passed: Passed) -> None:
-        """One pass over a participant is over, whether or not it could be completed."""
+        """One pass over a participant has ended, complete or not."""
         ...
 
     def gone(self, participant: str) -> None:
-        """This process no longer looks after that participant: it was removed, or somebody else leads."""
+        """This process has no worker for that participant now: the participant was removed, or another
+        process leads."""
         ...
 
     def deadlocks(self, count: int) -> None:
-        """So many deadlocks across databases were ended."""
+        """``count`` deadlocks across databases were ended."""
         ...

@@ -1,4 +1,4 @@
-"""Several branches at once, but never more than so many."""
+"""Work on several branches at once, up to a limit."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 async def each(items: Iterable[T], work: Callable[[T], Awaitable[None]], *, parallel: int) -> None:
-    """``work`` on every item, ``parallel`` at a time, begun in their order.
+    """Call ``work`` on every item, ``parallel`` at a time, in the order of ``items``.
 
-    The first exception ends it: nothing further is begun, what is under way is cancelled, and that exception
-    is raised. Cancelled itself, it waits until all of it has ended.
+    After the first exception no further item is begun, the running ones are cancelled, and the exception is
+    raised. If this call is cancelled, it waits until all running ones have ended.
     """
     listed = list(items)
     waiting = iter(listed)

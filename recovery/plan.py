@@ -1,12 +1,12 @@
 """What recovery does about one branch: the whole table, and nothing else.
 
 Two questions, each answered by one pure function. A branch that *is* prepared somewhere: what does its
-standing allow (:func:`for_prepared`)? A branch of a recorded decision that is *not* prepared: what do its
-database's own books prove (:func:`for_absent`)? The answers are values of closed unions, which
+standing allow (:func:`for_prepared`)? A branch of a recorded decision that is *not* prepared: what does its
+database's transaction status prove (:func:`for_absent`)? The answers are values of closed unions, which
 :mod:`undoubt.recovery.resolve` and :mod:`undoubt.recovery.unfinished` carry out.
 
 ==============  ==========  ============================  =============================================
-ledger says     prepared?   the database's books          action
+ledger says     prepared?   transaction status            action
 ==============  ==========  ============================  =============================================
 committed       yes                                       :class:`Commit`
 committed       no          committed                     :class:`BranchDone`
@@ -39,7 +39,8 @@ from undoubt.participants.ids import Foreign, Gid
 
 
 class BranchStanding(enum.StrEnum):
-    """Whose a prepared branch is, and what is known of its end. The first six are the ledger's verdicts."""
+    """Which ledger a prepared branch belongs to, and which outcome is known. The first six are the ledger's
+    verdicts."""
 
     COMMITTED = "committed"
     ABORTED = "aborted"
@@ -48,16 +49,16 @@ class BranchStanding(enum.StrEnum):
     FORGOTTEN = "forgotten"
     IMPOSTOR = "impostor"
     LOST_LEDGER = "lost_ledger"
-    """It is one of this installation's in everything but the ledger: that was lost, and another one was made
-    in its place."""
+    """Its name, database and owner are those of this installation's branches, but its ledger is another one:
+    probably one that was lost and replaced."""
     OTHER_LEDGER = "other_ledger"
     FOREIGN = "foreign"
     NOT_KNOWN = "not_known"
-    """The ledger could not be asked. Only lists for people have it."""
+    """The ledger did not answer. This value appears only in lists for operators."""
 
     @property
     def ours(self) -> bool:
-        """It is a branch of this ledger."""
+        """Whether it is a branch of this ledger."""
         return self not in {
             BranchStanding.IMPOSTOR,
             BranchStanding.LOST_LEDGER,
@@ -68,12 +69,12 @@ class BranchStanding(enum.StrEnum):
 
     @property
     def in_doubt(self) -> bool:
-        """It is this installation's to end."""
+        """Whether this installation has to end it."""
         return self.ours or self is BranchStanding.LOST_LEDGER
 
     @property
     def action(self) -> str:
-        """What is safe: ``commit``, ``rollback``, ``wait``, ``decide`` (a person must) or ``none``."""
+        """The safe action: ``commit``, ``rollback``, ``wait``, ``decide`` (by an operator) or ``none``."""
         match self:
             case BranchStanding.COMMITTED:
                 return "commit"
@@ -93,26 +94,26 @@ class BranchStanding(enum.StrEnum):
 
     @property
     def why(self) -> str:
-        """The standing as a reason, for people."""
+        """The standing as a reason, for an operator."""
         return _WHY[self]
 
 
 _WHY = {
     BranchStanding.COMMITTED: "COMMIT is recorded",
-    BranchStanding.ABORTED: "it is aborted: no COMMIT is recorded, and none can be any more",
+    BranchStanding.ABORTED: "it is aborted: no COMMIT is recorded, and none can be recorded from now on",
     BranchStanding.ACTIVE: "its coordinator is alive and may still decide",
-    BranchStanding.ASK_PROTOCOL: "the termination protocol of its own kind decides",
-    BranchStanding.FORGOTTEN: "the ledger knows nothing of its session any more",
-    BranchStanding.IMPOSTOR: "it has the name of a branch of this ledger, and is none",
-    BranchStanding.LOST_LEDGER: "it is of a ledger that is not this one: of one that was lost, it seems",
-    BranchStanding.OTHER_LEDGER: "another ledger's",
-    BranchStanding.FOREIGN: "not undoubt's",
+    BranchStanding.ASK_PROTOCOL: "the termination of its commit protocol decides",
+    BranchStanding.FORGOTTEN: "the ledger no longer has its session",
+    BranchStanding.IMPOSTOR: "it has the name of a branch of this ledger, but is not that branch",
+    BranchStanding.LOST_LEDGER: "it belongs to another ledger, probably to one that was lost",
+    BranchStanding.OTHER_LEDGER: "it belongs to another ledger",
+    BranchStanding.FOREIGN: "it is not a branch of undoubt",
     BranchStanding.NOT_KNOWN: "the ledger does not answer",
 }
 
 
 def standing(gid: Gid | Foreign, ledger_id: str, verdict: Verdict | None) -> BranchStanding:
-    """``verdict`` is the ledger's about a gid of its own; of any other none is asked for."""
+    """``verdict`` is the ledger's answer about a gid of its own, and None for any other gid."""
     if isinstance(gid, Foreign):
         return BranchStanding.FOREIGN
     if gid.ledger != ledger_id or verdict is None:
@@ -136,21 +137,21 @@ class RollBack:
 
 @dataclass(frozen=True, slots=True)
 class LeaveAlone:
-    """Its coordinator lives and may still decide."""
+    """Its coordinator is alive and may still decide."""
 
     gid: Gid
 
 
 @dataclass(frozen=True, slots=True)
 class Terminate:
-    """Its protocol's own termination decides; presuming anything could split the transaction."""
+    """The termination of its commit protocol decides; a presumed outcome could split the transaction."""
 
     gid: Gid
 
 
 @dataclass(frozen=True, slots=True)
 class ReportOnly:
-    """Show it to people, never touch it."""
+    """Show it to operators, and never change it."""
 
     gid: Gid | Foreign
     standing: BranchStanding
@@ -158,21 +159,21 @@ class ReportOnly:
 
 @dataclass(frozen=True, slots=True)
 class BranchDone:
-    """It has applied the decision."""
+    """The branch has applied the decision."""
 
     gid: Gid
 
 
 @dataclass(frozen=True, slots=True)
 class LookAgain:
-    """Nothing is certain yet; the next pass may tell."""
+    """Nothing is certain yet; the next pass looks again."""
 
     gid: Gid
 
 
 @dataclass(frozen=True, slots=True)
 class RecordHeuristicOutcome:
-    """Its database did, or may have done, other than ``decision``."""
+    """Its database has ended, or may have ended, the branch against ``decision``."""
 
     gid: Gid
     kind: Settled
@@ -184,7 +185,7 @@ AbsentAction = BranchDone | LookAgain | RecordHeuristicOutcome
 
 
 def for_prepared(gid: Gid | Foreign, stands: BranchStanding) -> PreparedAction:
-    """About a branch that a participant lists as prepared."""
+    """What to do about a branch that a participant lists as prepared."""
     if isinstance(gid, Foreign):
         return ReportOnly(gid, BranchStanding.FOREIGN)
     match stands:
@@ -210,13 +211,14 @@ def for_prepared(gid: Gid | Foreign, stands: BranchStanding) -> PreparedAction:
 
 
 def for_absent(gid: Gid, decision: Decision, fate: XactStatus) -> AbsentAction:
-    """About a branch of a recorded decision that was not in a list taken after the decision was read."""
+    """What to do about a branch of a recorded decision that is missing from a list taken after the decision
+    was read."""
     return for_settled(gid, decision, judge(decision, fate))
 
 
 def for_settled(gid: Gid, decision: Decision, settled: Settled) -> AbsentAction:
-    """What a participant's answer to the second phase means. A heuristic that agrees with the decision is
-    none: the branch is where it should be."""
+    """What a participant's answer to the second phase means. A heuristic outcome that agrees with the
+    decision needs no record: the branch has ended as decided."""
     agreeing = Settled.HEURISTIC_COMMIT if decision is Decision.COMMIT else Settled.HEURISTIC_ROLLBACK
     match settled:
         case Settled.APPLIED | Settled.ABSENT:

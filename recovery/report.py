@@ -1,4 +1,4 @@
-"""What recovery tells: of one pass (:class:`Report`) and of itself (:class:`Status`). Made to become JSON."""
+"""The report of one pass (:class:`Report`) and the status of the service (:class:`Status`), both for JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import msgspec
 
 
 class ReportedBranch(msgspec.Struct, frozen=True):
-    """One branch. ``standing`` is None for one that is judged by a recorded decision and not prepared.
+    """One branch. ``standing`` is None for a branch that is not prepared and is judged by a recorded
+    decision.
 
     ``action``: ``commit``, ``rollback``, ``wait``, ``terminate``, ``report``, ``finish``, ``look_again``,
     ``heuristic``. ``result``: ``done``, ``would_do`` (dry run), ``nothing`` (not recovery's to do),
@@ -22,8 +23,8 @@ class ReportedBranch(msgspec.Struct, frozen=True):
 
 
 class Unfinished(msgspec.Struct, frozen=True):
-    """A recorded decision that not every branch is known to have applied. ``waits_for`` names the
-    participants concerned, ``unknown`` those of them that are not registered in this process."""
+    """A recorded decision that not all branches are known to have applied. ``waits_for`` names the
+    participants of the others, ``unknown`` those of them that are not registered in this process."""
 
     txid: str
     decision: str
@@ -32,7 +33,7 @@ class Unfinished(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """One pass over all participants. ``errors`` by name of those that could not be dealt with."""
+    """One pass over all participants. ``errors`` has the participants whose pass failed, by name."""
 
     dry_run: bool
     lines: tuple[ReportedBranch, ...]
@@ -41,12 +42,12 @@ class Report(msgspec.Struct, frozen=True):
     errors: dict[str, str]
 
     def of(self, gid: object) -> ReportedBranch | None:
-        """The last line about that gid."""
+        """The last line about ``gid``."""
         return next((line for line in reversed(self.lines) if line.gid == str(gid)), None)
 
 
 class Counters(msgspec.Struct):
-    """Since the service was made. ``seen_active`` counts sightings, one a branch and pass."""
+    """Counts since the service was made. ``seen_active`` counts a branch once for each pass that saw it."""
 
     scans: int = 0
     seen_active: int = 0
@@ -58,7 +59,8 @@ class Counters(msgspec.Struct):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
-    """One participant's worker. ``failures`` in a row; ``retry_in_s`` while it pauses after one."""
+    """One participant's worker: ``failures`` is the number of consecutive failures, ``retry_in_s`` the rest
+    of the pause after a failure."""
 
     participant: str
     failures: int
@@ -66,11 +68,13 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     retry_in_s: float | None
     prepared: int
     reported: tuple[str, ...]
-    """Names of prepared transactions that recovery must not touch: a person, or somebody else, decides."""
+    """Names of prepared transactions that recovery must not change: an operator, or their own transaction
+    manager, decides."""
 
 
 class Status(msgspec.Struct, frozen=True):
-    """``running``: started and not closed; ``leads``: this process is the one to recover."""
+    """``running``: the service was started and not closed; ``leads``: this process is the one that
+    recovers."""
 
     running: bool
     leads: bool
@@ -78,4 +82,4 @@ class Status(msgspec.Struct, frozen=True):
     unfinished: tuple[Unfinished, ...]
     counters: Counters
     last_error: str | None = None
-    """The deadlock detector's, or of keeping the workers."""
+    """The last error of the deadlock detector or of the loop that keeps the workers."""

@@ -1,7 +1,7 @@
-"""The second half of a pass over one participant: act on what :mod:`undoubt.recovery.scan` saw.
+"""The second half of a pass over one participant: it acts on what :mod:`undoubt.recovery.scan` saw.
 
-Everything here may be repeated and may be done by two recoveries at once: a branch that somebody else has
-finished meanwhile answers so, and the database's books tell whether it ended as decided.
+Every action may be repeated, and two recoveries may act at once: a branch that was finished meanwhile answers
+so, and the database's transaction status proves whether it ended as decided.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from undoubt.recovery.unfinished import UnfinishedProgress, ask_books
 log = logging.getLogger(__name__)
 
 UNAVAILABLE_MAX = 3
-"""Branches in a row that get no answer before a pass is given up: one bad branch must not hold up the others,
-and a database that is down must not be asked ten thousand times."""
+"""Number of consecutive branches without an answer after which a pass stops: one bad branch must not hold up
+the others, and a database that is down must not be asked ten thousand times."""
 
 
 @dataclass(slots=True)
 class RecoveryContext:
-    """What every pass of a process shares."""
+    """What all passes of a process share."""
 
     ledger: Ledger
     participants: Registry
@@ -65,7 +65,8 @@ class RecoveryContext:
 
 
 class Resolution:
-    """One pass's acts at one participant; ``lines`` tell of them. Of a dry run, what it would have done."""
+    """The actions of one pass at one participant; ``lines`` reports them. A dry run reports what it would
+    have done."""
 
     def __init__(
         self, tools: RecoveryContext, participant: Participant, scan: Scan, *, dry_run: bool, young_s: float
@@ -79,7 +80,8 @@ class Resolution:
         self._unavailable = 0
 
     async def run(self) -> None:
-        """Raises ``LedgerError``, and ``ParticipantUnavailable`` if it is given up."""
+        """Carry out the plan. Raises ``LedgerError``, and ``ParticipantUnavailable`` if the pass stops
+        early."""
         self._tools.progress.saw(self._participant.name, self._scan.listed)
         todo: list[Commit | RollBack] = []
         undecided: list[Gid] = []
@@ -165,9 +167,9 @@ class Resolution:
         elif settled is Settled.APPLIED:
             tools.counters.rolled_back += 1
         if settled is Settled.HEURISTIC_HAZARD:
-            # It vanished after it was listed. Whether that matters is judged with a list taken after the
-            # decision was read, and by the evidence recorded with it: in the next pass.
-            return "look_again", "it was finished by somebody else meanwhile"
+            # It vanished after it was listed. The next pass judges it, with a list taken after the decision
+            # was read and with the evidence recorded with the decision.
+            return "look_again", "another process finished it meanwhile"
         match for_settled(gid, decision, settled):
             case BranchDone():
                 if settled in HEURISTICS:
@@ -175,7 +177,7 @@ class Resolution:
                 tools.progress.done(gid)
                 return "done", ""
             case LookAgain():
-                return "look_again", "busy: somebody else is at it"
+                return "look_again", "busy: another process is finishing it"
             case RecordHeuristicOutcome() as found:
                 await self._record(found)
                 return "done", str(found.kind)
@@ -234,7 +236,8 @@ class Resolution:
 
 
 async def finish(tools: RecoveryContext, scan: Scan) -> list[str]:
-    """Let the ledger finish what is applied everywhere; the ids of it. Raises ``LedgerError``."""
+    """Finish in the ledger the transactions that are applied everywhere; returns their ids. Raises
+    ``LedgerError``."""
     finished: list[str] = []
     claimed: list[TxId] = []
     try:

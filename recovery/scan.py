@@ -1,10 +1,10 @@
-"""The first half of a pass over one participant: everything is looked at, in the one order that is safe.
+"""The first half of a pass over one participant: it reads everything, in the only order that is safe.
 
-1. The unfinished decisions are read, *before* the list: a branch that is missing from a list taken later has
+1. It reads the unfinished decisions *before* the list: a branch that is missing from a list taken later has
    ended, and is not merely too young to be in it.
-2. The participant lists what is prepared.
-3. The ledger is asked for the outcomes, *after* the list: COMMIT is recorded only when every branch is
-   prepared, so a branch in the list cannot get another answer than its transaction's.
+2. The participant lists what is prepared. 3. It asks the ledger for the outcomes *after* the list: COMMIT is
+recorded only when every branch is prepared,
+   so the answer about a branch in the list is the answer about its transaction.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from undoubt.recovery.plan import BranchStanding, standing
 from undoubt.recovery.steps import RecoveryStep, reach
 
 DROPPED = (
-    "the role that prepared it has been dropped, and no decision was recorded with a transaction id, which"
-    " alone would tell it from a stranger's"
+    "the role that prepared it has been dropped, and no decision was recorded with a transaction id, the only"
+    " proof that it is not another role's"
 )
 OUTCOMES_MAX = 1_000
-"""Branches asked for in one call."""
+"""Number of branches in one call for outcomes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What was seen at ``participant``. ``records`` are all unfinished decisions, read before the list."""
+    """What a scan read at ``participant``. ``records`` are all unfinished decisions, read before the list."""
 
     participant: str
     names: frozenset[str]
-    """Of the participant: its own, and those that it had before."""
+    """The participant's name, and the names that it had before."""
     records: Mapping[TxId, DecisionRecord]
     prepared: Sequence[tuple[PreparedBranch, BranchStanding]]
     listed: Mapping[tuple[TxId, int], Evidence | None] = field(default_factory=dict)
-    """What the list says of each branch of this ledger in it that is no impostor, by transaction and
+    """The evidence in the list for each branch of this ledger that is no impostor, by transaction and branch
     number."""
 
     def evidence(self, gid: Gid) -> Evidence | None:
-        """What was recorded with the decision, unless the list says of a branch that was in it that it is in
-        another history by now: after a promotion only the list's counts."""
+        """The evidence recorded with the decision, unless the list shows the branch in another history: after
+        a promotion only the evidence of the list counts."""
         listed = self.listed.get((gid.txid, gid.branch))
         record = self.records.get(gid.txid)
         for branch in record.branches if record is not None else ():
@@ -52,8 +52,8 @@ class Scan:
         return listed
 
     def absent(self) -> Iterator[tuple[DecisionRecord, BranchRecord]]:
-        """Branches recorded for this participant that it did not list. Nobody else can tell what became of
-        them: even a database of the same server may have another history."""
+        """Branches recorded for this participant that it did not list. Only this participant can say what
+        became of them: another database of the same server may have another history."""
         for record in self.records.values():
             for branch in record.branches:
                 if branch.participant in self.names and (record.txid, branch.number) not in self.listed:
@@ -61,7 +61,7 @@ class Scan:
 
 
 async def unfinished(ledger: Ledger) -> dict[TxId, DecisionRecord]:
-    """Step 1. Raises ``LedgerError``."""
+    """Step 1: the unfinished decisions. Raises ``LedgerError``."""
     return {record.txid: record async for record in every_unfinished(ledger)}
 
 
@@ -71,8 +71,8 @@ async def scan(
     records: Mapping[TxId, DecisionRecord],
     observe: Observer | None = None,
 ) -> Scan:
-    """Steps 2 and 3; ``records`` are of step 1. Raises ``ParticipantError`` or ``LedgerError``. Changes
-    nothing."""
+    """Steps 2 and 3; ``records`` is the result of step 1. Raises ``ParticipantError`` or ``LedgerError``.
+    Changes nothing."""
     await reach(observe, RecoveryStep.BEFORE_SCAN, participant.name)
     listed = await participant.in_doubt()
     await reach(observe, RecoveryStep.AFTER_SCAN, participant.name)
@@ -97,7 +97,7 @@ async def standings(
     listed: Sequence[tuple[Participant, PreparedBranch]],
     records: Mapping[TxId, DecisionRecord] | None = None,
 ) -> list[BranchStanding]:
-    """The standing of each branch, in order, beside the participant that listed it before this is called.
+    """The standing of each branch, in order, beside the participant that listed it before this call.
     ``records`` are unfinished decisions that are known already."""
     gids = [branch.gid for _, branch in listed]
     ours = [gid for gid in gids if isinstance(gid, Gid) and gid.ledger == ledger.ledger_id]
@@ -132,8 +132,8 @@ async def _outcomes(ledger: Ledger, gids: Sequence[Gid]) -> dict[Gid, Verdict]:
 async def _recorded(
     ledger: Ledger, gids: Iterable[Gid], records: Mapping[TxId, DecisionRecord]
 ) -> dict[Gid, BranchRecord]:
-    """What was recorded of branches that are said to be committed, or whose role was dropped: a name may be
-    prepared again after its end."""
+    """What was recorded about branches whose verdict is committed, or whose role was dropped: a name may be
+    prepared again after its branch has ended."""
     found: dict[Gid, BranchRecord] = {}
     for gid in gids:
         known = records.get(gid.txid) or await ledger.transaction(gid.txid)
@@ -144,9 +144,9 @@ async def _recorded(
 
 
 def why_impostor(names: Container[str], branch: PreparedBranch, recorded: BranchRecord | None) -> str | None:
-    """Why ``branch``, listed by the participant that has or had ``names``, is not the one that its gid names,
-    although its tag is right; None if nothing speaks against it. A gid is public from its PREPARE on, and may
-    be prepared again by anybody after its end."""
+    """Why ``branch``, listed by the participant that has or had ``names``, is not the branch that its gid
+    names, although its tag is right; None if it may be that branch. A gid is public from its PREPARE on, and
+    any role that may connect can prepare it again after its branch has ended."""
     gid = branch.gid
     if isinstance(gid, Gid) and gid.participant not in names:
         return in_another_database(gid)
@@ -161,19 +161,19 @@ def why_impostor(names: Container[str], branch: PreparedBranch, recorded: Branch
 
 
 def of_another_role(branch: PreparedBranch) -> str:
-    """For people: why ``branch``, which a role of nobody's participants has prepared, is none of ours."""
-    return f"role {branch.owner!r} prepared it, which prepares no branch of ours"
+    """For an operator: why ``branch``, which was prepared by a role of no participant, is not ours."""
+    return f"role {branch.owner!r} prepared it, and that role prepares no branch of this installation"
 
 
 def in_another_database(gid: Gid) -> str:
-    """For people: why what is prepared under ``gid`` is not the branch of that name."""
-    return f"it lies in another database than that of participant {gid.participant!r}, which it names"
+    """For an operator: why what is prepared under ``gid`` is not the branch of that name."""
+    return f"it names participant {gid.participant!r}, and is prepared in another database"
 
 
 def of_lost_ledger(participant: Participant, branch: PreparedBranch) -> bool:
-    """Whether ``branch``, which ``participant`` listed, is of a ledger other than that of this installation,
-    and this installation's all the same: by its name, its database and its owner. Only its tag cannot be
-    verified any more, except with the secret of that ledger."""
+    """Whether ``branch``, which ``participant`` listed, has the name, database and owner of this
+    installation's branches, but belongs to another ledger. Its tag can be verified only with the secret of
+    that ledger."""
     gid = branch.gid
     if not isinstance(gid, Gid) or gid.ledger in participant.other_ledgers:
         return False
@@ -181,12 +181,12 @@ def of_lost_ledger(participant: Participant, branch: PreparedBranch) -> bool:
 
 
 _XID_MODULUS = 2**32
-"""Of a prepared transaction a database shows the lower half of its id."""
+"""A database shows the lower 32 bits of a prepared transaction's id."""
 
 
 def later(recorded: Evidence, listed: Evidence | None) -> Evidence:
-    """Which of the two the database's books can answer, where ``listed`` was told of the same branch after
-    ``recorded``. Of the same place, the one that has a position."""
+    """Which evidence the database can judge, where ``listed`` was read about the same branch after
+    ``recorded``. If both name the same history, ``recorded``, which has a WAL position."""
     if listed is None or (listed.history is None and None in {listed.system, listed.timeline}):
         return recorded
     if listed.history is None:
@@ -197,7 +197,7 @@ def later(recorded: Evidence, listed: Evidence | None) -> Evidence:
 
 
 def evidence_of(branch: BranchRecord) -> Evidence | None:
-    """None unless a transaction id was recorded."""
+    """The evidence of ``branch``; None unless a transaction id was recorded."""
     if branch.xid is None:
         return None
     return Evidence(branch.xid, branch.system, branch.timeline, branch.history, branch.position)

@@ -1,4 +1,4 @@
-"""The recovery service: a worker for each participant, the deadlock detector, and what they tell."""
+"""The recovery service: a worker for each participant, the deadlock detector, and their status."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from undoubt.recovery.worker import Passed, RecoveryWorker, one_pass
 log = logging.getLogger(__name__)
 
 KEEP_PAUSE_S = (0.02, 1.0)
-"""Shortest and longest pause between two looks at which participants there are, and whether to lead."""
+"""Shortest and longest pause between two looks at the registered participants and at whether this process
+leads."""
 
 
 class RecoveryService:
     """Resolves in-doubt branches in the background, from ``start`` to ``close``.
 
-    It works only while ``ledger.leads`` (``always``: whether or not, for recovery by hand). ``observe`` is
-    told every :class:`~undoubt.recovery.steps.RecoveryStep`. ``cancel`` is the coordinator's of this process,
-    for victims of deadlocks. A hazard is recorded after two looks ``hazard_grace_s`` seconds apart. ``meter``
-    is told what each pass saw and did."""
+    It works only while ``ledger.leads``; with ``always`` it works in any case, for recovery by hand.
+    ``observe`` receives every :class:`~undoubt.recovery.steps.RecoveryStep`. ``cancel`` is the method of this
+    process's coordinator that aborts victims of deadlocks. A hazard is recorded after two looks,
+    ``hazard_grace_s`` seconds apart. ``meter`` receives what each pass saw and did."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class RecoveryService:
         self._last_error: str | None = None
 
     async def start(self) -> RecoveryService:
-        """Begin. Does nothing if it is running."""
+        """Start the workers. Does nothing if they are running."""
         if not self._tasks:
             self._tasks = [Supervised("recovery", self._keep_workers).start("undoubt-recovery")]
             if self._settings.deadlock_interval_s > 0:
@@ -70,7 +71,7 @@ class RecoveryService:
         return self
 
     async def close(self) -> None:
-        """Stop, at once: whatever is left undone is found again by whoever comes next. May be repeated."""
+        """Stop at once. The next recovery, here or elsewhere, finds what is left. May be repeated."""
         tasks, self._tasks = self._tasks, []
         await _end(tasks)
         await self._end_workers(list(self._workers))
@@ -82,10 +83,10 @@ class RecoveryService:
         await self.close()
 
     async def run_once(self, *, dry_run: bool = False) -> Report:
-        """One pass over every participant, all at once, whether or not the ledger leads.
+        """One pass over all participants at once, whether or not the ledger leads.
 
-        Where a hazard needs its second look, the pass is made twice. ``dry_run``: tells what it would do,
-        and acts on nothing. Errors of participants, and of the ledger about them, are in the report.
+        If a hazard needs a second look, the pass is made twice. ``dry_run`` reports what a pass would do, and
+        changes nothing. Errors of participants, and of the ledger about them, are in the report.
         """
         tools = self._tools
         if dry_run:
@@ -113,7 +114,7 @@ class RecoveryService:
         return {participant.name: passed for participant, passed in zip(everyone, passes, strict=True)}
 
     def status(self) -> Status:
-        """What the workers are at. ``unfinished`` is as they last read it."""
+        """The status of the workers. ``unfinished`` is what they read last."""
         return Status(
             bool(self._tasks),
             self._ledger.leads,
@@ -129,7 +130,7 @@ class RecoveryService:
         return self._always or self._ledger.leads
 
     async def _keep_workers(self) -> None:
-        """One worker for each participant there is now; of one that was replaced, a new one."""
+        """Keep one worker for each registered participant; a replaced participant gets a new worker."""
         low, high = KEEP_PAUSE_S
         while True:
             wanted = {one.name: one for one in self._participants} if self._allowed() else {}
@@ -162,7 +163,7 @@ class RecoveryService:
             except LedgerError as error:
                 self._last_error = f"deadlock detector: {error}"
             except Exception as error:
-                # A bug of ours or of a driver's: the next look may succeed, and recovery itself must go on.
+                # A bug of ours or of a driver's must not stop recovery; the next look may succeed.
                 restarts["deadlocks"] += 1
                 log.exception("the deadlock detector failed")
                 self._last_error = f"deadlock detector: unexpected {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""What can be set about recovery. ``undoubt.config`` loads it."""
+"""The settings of recovery. ``undoubt.config`` loads them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RecoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backoff_max_s: float = 30.0
     """Longest pause before a participant that does not answer is tried again."""
     parallel: int = 8
-    """Branches of one participant that are settled at once."""
+    """Number of branches of one participant that are settled at once."""
     deadlock_interval_s: float = 1.0
     """Pause between two looks at the wait graphs of all participants; 0 switches the detector off."""
 

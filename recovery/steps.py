@@ -1,4 +1,4 @@
-"""The named steps of recovery, listed once; the crash matrix is generated from them."""
+"""The named steps of recovery. The crash matrix is generated from this list."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from undoubt.coordinator.protocols.steps import Observer
 
 
 class RecoveryStep(enum.StrEnum):
-    """In the order in which one pass over one participant meets them."""
+    """The steps of one pass over one participant, in order."""
 
     BEFORE_SCAN = "before_scan"
     AFTER_SCAN = "after_scan"
@@ -29,12 +29,13 @@ PER_BRANCH = frozenset(
         RecoveryStep.AFTER_ROLLBACK,
     }
 )
-"""Steps whose subject is a branch's gid; the others name the participant, and finish the transaction."""
+"""Steps whose subject is the gid of a branch. The subject of a finish step is the transaction, that of the
+others is the participant."""
 
 
 async def reach(observe: Observer | None, step: RecoveryStep, subject: object) -> None:
-    """Tell the observer, and wait for it if it wants that."""
+    """Call the observer, and await its result if it returns one."""
     if observe is not None:
-        told = observe(step, str(subject))
-        if told is not None:
-            await told
+        waiting = observe(step, str(subject))
+        if waiting is not None:
+            await waiting

@@ -1,9 +1,8 @@
-"""Rows of three-phase commit that nobody deleted, because their coordinator died, or the database was down.
+"""Rows of three-phase commit that were not deleted, because their coordinator died or the database was down.
 
-A row may go once the ledger says that its transaction is finished: then nobody can want to terminate it any
-more. A transaction that the ledger has no decision for, and whose coordinator is gone, is terminated first,
-although no branch of it need be prepared: so the ledger, too, learns how it ended.
-"""
+A row may be deleted once the ledger says that its transaction is finished: then no termination needs it. A
+transaction without a decision in the ledger, whose coordinator is gone, is terminated first, even if no
+branch of it is prepared, so that its decision is recorded."""
 
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ SWEEP_INTERVAL_S = 60.0
 OLD_S = 60.0
 """A live coordinator deletes its rows within a second."""
 BURIED_S = 86_400.0
-"""Under a tombstone a slow PREPARE may still be on its way. The ledger knows of the abort; but if that is
-lost as well, nothing else does."""
+"""Age at which a tombstone may be deleted. A slow PREPARE may still arrive under it. The ledger has the
+abort, but if the ledger is lost, only the tombstone is left."""
 
 
 async def sweep(
@@ -29,8 +28,8 @@ async def sweep(
     old_s: float = OLD_S,
     buried_s: float = BURIED_S,
 ) -> list[Gid]:
-    """Delete what may go; returns what went. Raises ``LedgerError``, and ``ParticipantError`` except for a
-    database without such tables."""
+    """Delete the rows that may be deleted; returns them. Raises ``LedgerError``, and ``ParticipantError``
+    except for a database without such tables."""
     try:
         rows = [
             gid for gid in await participant.states.stale(old_s, buried_s) if gid.ledger == ledger.ledger_id

@@ -1,9 +1,8 @@
-"""The terminations of three-phase commit and of Paxos Commit, as recovery uses them: find the outcome in the
-participants' rows, or at the acceptors, and record it, so that from then on the transaction is like any
-other.
+"""The terminations of three-phase commit and of Paxos Commit, as recovery uses them: they find the outcome in
+the participants' rows, or at the acceptors, and record it in the ledger like any other decision.
 
-The ledger is asked for one thing first: whether the coordinator is alive. Ending a transaction under its feet
-would be right, and a nuisance. What they come to is the outcome whether or not it can be recorded.
+First the ledger says whether the coordinator is alive. To end a transaction beside its live coordinator would
+be safe, but would abort it without need. The result is the outcome whether or not it can be recorded.
 """
 
 from __future__ import annotations
@@ -28,19 +27,18 @@ from undoubt.recovery.holders import finding
 log = logging.getLogger(__name__)
 
 NO_ACCEPTORS = "this ledger has no acceptors: recover with the cluster that the transaction was begun on"
-NOT_LISTED = "its transaction was voted on without this branch: a person must decide"
-NO_ROW = "its row is missing: somebody has deleted it, and a person must decide"
+NOT_LISTED = "its transaction was voted on without this branch: an operator must decide"
+NO_ROW = "its row is missing: it was deleted, and an operator must decide"
 LATE_S = 5.0
-"""For so long a participant that has let a round wait is not asked in others: many transactions may be
-waiting for it, and each of their rounds would hold up everything else at the participant that is looked
-after."""
+"""For how long a participant that did not answer a round in time is left out of other rounds: many
+transactions may wait for it, and each of their rounds would delay all others."""
 DECISIONS = {Move.COMMIT: Decision.COMMIT, Move.ABORT: Decision.ABORT}
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What a termination came to: ``decision`` None if nothing is fixed yet, and ``why``; ``hopeless`` if
-    looking again will not help."""
+    """The result of a termination: ``decision`` is None if nothing is decided yet, ``why`` says why, and
+    ``hopeless`` that another round will not help."""
 
     decision: Decision | None
     why: str
@@ -48,7 +46,8 @@ class Ended:
 
 
 class Terminator:
-    """Ends transactions whose coordinator is gone. One at a time for each, in this process."""
+    """Ends transactions whose coordinator is gone. In one process, at most one termination of a transaction
+    runs at a time."""
 
     def __init__(self, ledger: Ledger, participants: Registry, observe: Observer | None) -> None:
         self._ledger = ledger
@@ -58,9 +57,8 @@ class Terminator:
         self._late_until: dict[str, float] = {}
 
     async def alive(self) -> Callable[[TxId], bool]:
-        """Whether a transaction's coordinator may still be at it: its session is open, and the transaction
-        not below the floor, where whatever it has left undone it will not do any more. As of now. Raises
-        ``LedgerError``."""
+        """A function that says whether a transaction's coordinator may still work on it: its session is open
+        now, and the transaction is not below the session's floor. Raises ``LedgerError``."""
         sessions = await self._ledger.sessions()
         floors = {(one.id, one.nonce): one.floor for one in sessions if one.state is SessionState.OPEN}
         return lambda txid: txid.seq >= floors.get((txid.session, txid.nonce), math.inf)
@@ -83,12 +81,12 @@ class Terminator:
             decision = DECISIONS.get(ended.move)
             if decision is not None:
                 await self._record(gid, row.charter, decision)
-            return Ended(decision, told(ended), ended.move is Move.CONFLICT)
+            return Ended(decision, in_words(ended), ended.move is Move.CONFLICT)
         finally:
             self._at_work.discard(gid.txid)
 
     def _late(self) -> dict[str, str]:
-        """Participants that have let a round wait a moment ago: others need not wait for them as well."""
+        """Leave out the participants that did not answer another round a moment ago."""
         now_s = asyncio.get_running_loop().time()
         self._late_until = {name: until for name, until in self._late_until.items() if until > now_s}
         return dict.fromkeys(self._late_until, "no answer to others a moment ago")
@@ -100,7 +98,7 @@ class Terminator:
                 self._late_until[member.participant] = until
 
     async def _settle(self, gid: Gid) -> Ended:
-        """By a higher ballot at the acceptors of its session."""
+        """Run a higher ballot at the acceptors of its session."""
         acceptors = self._ledger.acceptors
         if acceptors is None:
             return Ended(None, NO_ACCEPTORS, hopeless=True)
@@ -121,7 +119,8 @@ class Terminator:
         return Ended(found.decision, f"its acceptors chose {found.decision}")
 
     async def _record(self, gid: Gid, charter: Charter, decision: Decision) -> None:
-        """With the evidence that the PRECOMMIT has: it is there before any row can say so."""
+        """Record the decision with the evidence of the PRECOMMIT, which is recorded before any row says
+        precommitted."""
         info = await self._ledger.transaction(gid.txid)
         known = {branch.number: branch for branch in (info.branches if info is not None else ())}
         branches = [known.get(member.branch, record_of(member)) for member in charter.members]
@@ -131,14 +130,14 @@ class Terminator:
             log.warning("that %s is to %s cannot be recorded: %s", gid.txid, decision, error)
 
 
-def told(ended: Terminated) -> str:
-    """For people: what a round came to."""
+def in_words(ended: Terminated) -> str:
+    """For an operator: the result of a round."""
     match ended.move:
         case Move.COMMIT | Move.ABORT:
-            return f"its termination came to {ended.move}"
+            return f"its termination decided {ended.move}"
         case Move.CONFLICT:
-            return f"{CONTRADICTION}: a person must look"
+            return f"{CONTRADICTION}: an operator must look"
         case _ if ended.silent:
             return "blocked: " + "; ".join(ended.silent[number] for number in sorted(ended.silent))
         case _:
-            return "somebody else is ending it"
+            return "another process is ending it"

@@ -1,8 +1,8 @@
 """Recorded decisions: what became of their branches, and when the ledger may forget them.
 
-A branch that is prepared is settled by :mod:`undoubt.recovery.resolve`. One that is not must be asked about:
-its database's books say whether it has applied the decision. Both tell :class:`UnfinishedProgress`; a
-decision all of whose branches are known to have applied it, or are recorded as heuristic, is finished."""
+:mod:`undoubt.recovery.resolve` settles a branch that is prepared. For a branch that is not prepared, the
+database's transaction status proves whether it has applied the decision. :class:`UnfinishedProgress` keeps
+both results. A decision is finished when each of its branches has applied it or is recorded as heuristic."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from undoubt.recovery.report import Unfinished
 from undoubt.recovery.scan import evidence_of
 
 FINISH_MAX = 1_000
-"""Transactions finished in one command."""
+"""Number of transactions finished in one command."""
 
 
 class UnfinishedProgress:
-    """Which branches of unfinished decisions are known to be done. Shared by all workers of a process; lost
-    with it, and then found out again."""
+    """Which branches of unfinished decisions are known to be done. All workers of a process share it. It is
+    not stored: a new process computes it again."""
 
     def __init__(self) -> None:
         self._done: dict[TxId, set[int]] = {}
@@ -36,7 +36,7 @@ class UnfinishedProgress:
         self._records: Mapping[TxId, DecisionRecord] = {}
 
     def read(self, records: Mapping[TxId, DecisionRecord], now_s: float) -> None:
-        """The ledger's unfinished decisions as just read. What is not among them needs no remembering."""
+        """Take the ledger's unfinished decisions as just read, and forget all others."""
         self._records = records
         self._since = {txid: self._since.get(txid, now_s) for txid in records}
         self._done = {txid: done for txid, done in self._done.items() if txid in records}
@@ -44,9 +44,9 @@ class UnfinishedProgress:
         self._doubted = {gid: since for gid, since in self._doubted.items() if gid.txid in records}
 
     def saw(self, participant: str, listed: Mapping[tuple[TxId, int], Evidence | None]) -> None:
-        """What ``participant`` has just listed as prepared, with what proves later what became of it. It is
-        remembered until the transaction is no more among the unfinished decisions; a decision may be recorded
-        only after the list."""
+        """Take what ``participant`` has just listed as prepared, with the evidence that later proves what
+        became of it. An entry stays until its transaction is no longer unfinished; a decision may be recorded
+        only after the list was taken."""
         before = self._listed.get(participant, frozenset())
         kept = {
             key: evidence
@@ -58,16 +58,16 @@ class UnfinishedProgress:
         self._listed[participant] = frozenset(listed)
 
     def seen(self, participant: str, gid: Gid) -> Evidence | None:
-        """What an earlier list of ``participant`` said of a branch that was prepared then."""
+        """The evidence in an earlier list of ``participant`` for a branch that was prepared then."""
         return self._seen.get(participant, {}).get((gid.txid, gid.branch))
 
     def done(self, gid: Gid) -> None:
-        """That branch has applied the decision, or its heuristic is recorded."""
+        """Note that the branch has applied the decision, or that its heuristic outcome is recorded."""
         self._done.setdefault(gid.txid, set()).add(gid.branch)
 
     def known_since(self, txid: TxId) -> float:
-        """When that decision was first read, in seconds of the clock that ``read`` was given; what is not
-        unfinished any more counts as new."""
+        """When that decision was first read, in seconds of the clock that ``read`` was given; infinity for a
+        decision that is not unfinished."""
         return self._since.get(txid, math.inf)
 
     def is_done(self, txid: TxId, number: int) -> bool:
@@ -76,18 +76,18 @@ class UnfinishedProgress:
     def sure(self, gid: Gid, now_s: float, grace_s: float) -> bool:
         """Whether a hazard at ``gid`` was first seen at least ``grace_s`` seconds before ``now_s``.
 
-        Without evidence a branch that was committed a moment ago looks the same as one that is lost. Whoever
-        committed it, its own coordinator or another recovery, will soon finish the transaction.
-        """
+        Without evidence a branch that was committed a moment ago looks the same as one that is lost. The
+        process that committed it (its coordinator, or another recovery) will soon finish the transaction."""
         return now_s - self._doubted.setdefault(gid, now_s) >= grace_s
 
     @property
     def doubts(self) -> bool:
-        """Whether some hazard waits for its second look."""
+        """Whether a hazard waits for its second look."""
         return bool(self._doubted)
 
     def claim(self, records: Iterable[DecisionRecord]) -> list[TxId]:
-        """Decisions that can be finished now, for whoever asks first; at most :data:`FINISH_MAX`."""
+        """Claim the decisions that can be finished now; at most :data:`FINISH_MAX`, and each for one caller
+        only."""
         taken = self._claimed | self._finished
         ready = [
             record.txid
@@ -99,15 +99,15 @@ class UnfinishedProgress:
         return ready
 
     def finished(self, txids: Iterable[TxId]) -> None:
-        """The ledger has finished these; whoever read them before need not do it again."""
+        """Note that the ledger has finished these: no other worker needs to finish them again."""
         self._finished.update(txids)
 
     def release(self, txids: Iterable[TxId]) -> None:
-        """The claimed ones have been finished, or could not be."""
+        """Give back claimed decisions, finished or not."""
         self._claimed.difference_update(txids)
 
     def left(self, participants: Registry) -> tuple[Unfinished, ...]:
-        """What was unfinished when last read, and is not known to be done since."""
+        """Decisions that were unfinished when last read and are not known to be done since."""
         found = []
         for record in self._records.values():
             names = {
@@ -126,16 +126,16 @@ class UnfinishedProgress:
 async def ask_books(
     participant: Participant, gid: Gid, branch: BranchRecord, seen: Evidence | None = None
 ) -> XactStatus:
-    """What the books of the participant that it was recorded for say of a branch that is not prepared.
-    ``seen`` is what a list said of it while it was. Raises ``ParticipantError``."""
+    """The transaction status of a branch that is not prepared, at the participant it was recorded for.
+    ``seen`` is its evidence in a list that was taken while it was prepared. Raises ``ParticipantError``."""
     fate = XactStatus.UNKNOWN
     for evidence in dict.fromkeys((evidence_of(branch), seen)):
         if evidence is not None and fate is XactStatus.UNKNOWN:
             fate = await participant.evidence(evidence)
     if fate is XactStatus.UNKNOWN and gid.protocol is Protocol.THREE_PHASE:
-        # What has committed is noted beside its row. A row without a note, of a branch that is not prepared
-        # any more, has ended otherwise; but one that only a termination has made proves nothing: the database
-        # may be another one than the branch's, or that as it was before.
+        # A commit is noted beside the branch's row. A row without that note, of a branch that is no longer
+        # prepared, was rolled back. A row that only a termination has made proves nothing: this may be
+        # another database than the branch's, or an older state of it.
         row = await participant.states.read(gid)
         if row is not None and row.state is not BranchState.INITIAL:
             return XactStatus.COMMITTED if row.state is BranchState.COMMIT else XactStatus.ABORTED

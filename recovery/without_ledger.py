@@ -1,9 +1,10 @@
-"""The ledger is destroyed: end what three-phase commit has left prepared, from the participants alone.
+"""The ledger is destroyed: end the prepared branches of three-phase commit from the participants alone.
 
-Only three-phase commit can be ended so. Of two-phase commit and of Paxos Commit the decision was in the
-ledger, or with its nodes, and in no database: their branches are reported, with the reason, and left alone.
+This is possible only for three-phase commit. The decisions of two-phase commit and of Paxos Commit were in
+the ledger, or with its nodes, and in no database: their branches are reported, with the reason, and not
+changed.
 
-A coordinator that is still alive somewhere does no harm: its rows take part in elections like any other's.
+A coordinator that is still alive does no harm: its rows take part in elections like all others.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ from undoubt.recovery.holders import finding
 from undoubt.recovery.plan import BranchDone, for_settled
 from undoubt.recovery.report import Report, ReportedBranch
 from undoubt.recovery.scan import in_another_database, of_another_role
-from undoubt.recovery.terminate import DECISIONS, NO_ROW, told
+from undoubt.recovery.terminate import DECISIONS, NO_ROW, in_words
 
-_BY_HAND = "look for the other branches of the transaction, and decide by hand"
+_BY_HAND = "find the other branches of the transaction, and decide by hand"
 NOT_WITHOUT_LEDGER = {
-    Protocol.TWO_PHASE: f"two-phase commit keeps its decision in the ledger alone: {_BY_HAND}",
-    Protocol.PAXOS: f"Paxos Commit keeps its votes with the ledger's nodes alone: {_BY_HAND}",
+    Protocol.TWO_PHASE: f"two-phase commit keeps its decision only in the ledger: {_BY_HAND}",
+    Protocol.PAXOS: f"Paxos Commit keeps its votes only with the ledger's nodes: {_BY_HAND}",
 }
 
 
 class WhichLedger(UsageError):
-    """Branches of several ledgers were found; ``ledgers`` are their ids. Others may be alive."""
+    """Branches of several ledgers were found; ``ledgers`` are their ids. Some of these ledgers may still
+    exist."""
 
     def __init__(self, ledgers: Sequence[str]) -> None:
         super().__init__(
@@ -45,15 +47,15 @@ class WhichLedger(UsageError):
 
 @dataclass(slots=True)
 class _Found:
-    """One participant's prepared branches and rows of the ledger that is gone."""
+    """One participant's prepared branches and rows of the destroyed ledger."""
 
     prepared: dict[Gid, PreparedBranch] = field(default_factory=dict)
     rows: dict[Gid, StateRow] = field(default_factory=dict)
 
 
 class WithoutLedger:
-    """One pass each :meth:`run`; may be repeated, and by several at once. ``ledger_id`` None: whatever is
-    found, if it is one ledger's."""
+    """Each :meth:`run` is one pass; passes may be repeated and may run at once. ``ledger_id`` None: all
+    branches that are found, if they belong to one ledger."""
 
     def __init__(
         self, participants: Registry, ledger_id: str | None = None, *, observe: Observer | None = None
@@ -63,7 +65,7 @@ class WithoutLedger:
         self._observe = observe
 
     async def run(self, *, dry_run: bool = False) -> Report:
-        """Raises :class:`WhichLedger`. Participants that fail are in the report's ``errors``."""
+        """One pass. Raises :class:`WhichLedger`. Participants that fail are in the report's ``errors``."""
         errors: dict[str, str] = {}
         found: dict[str, _Found] = {}
         for participant in self._participants:
@@ -118,17 +120,17 @@ class WithoutLedger:
         if decision is None:
             result = "nothing" if _hopeless(ended, charter, find) else "look_again"
             return lines + [
-                _line(name, branch, "terminate", result, told(ended)) for name, branch in prepared
+                _line(name, branch, "terminate", result, in_words(ended)) for name, branch in prepared
             ]
         return lines + [await self._settle(name, branch, decision) for name, branch in prepared]
 
     def _why_not(self, name: str, branch: PreparedBranch, rows: Mapping[Gid, StateRow]) -> str | None:
         """Why a branch that participant ``name`` has listed cannot be ended without its ledger; None if it
-        can. ``rows`` are those of that database: a row vouches for what is prepared beside it, and for
-        nothing elsewhere. Whoever has the right role in another database may prepare the name there."""
+        can. ``rows`` are those of that database: a row proves a branch that is prepared in the same database,
+        and nothing elsewhere. A role of another database may prepare the same name there."""
         gid = branch.gid
         if not isinstance(gid, Gid):
-            return "not undoubt's"
+            return "not a branch of undoubt"
         if gid.protocol is not Protocol.THREE_PHASE:
             return NOT_WITHOUT_LEDGER[gid.protocol]
         if not branch.owned:
@@ -149,14 +151,14 @@ class WithoutLedger:
         except ParticipantError as error:
             return _line(name, branch, what, "failed", str(error))
         if settled is Settled.BUSY or settled is Settled.HEURISTIC_HAZARD:
-            return _line(name, branch, what, "look_again", "somebody else is at it")
+            return _line(name, branch, what, "look_again", "another process is finishing it")
         if settled in HEURISTICS and not isinstance(for_settled(gid, decision, settled), BranchDone):
             return _line(name, branch, "heuristic", "done", str(settled))
         return _line(name, branch, what, "done")
 
 
 async def _look(participant: Participant) -> _Found:
-    """What is prepared, and the rows of that."""
+    """The prepared branches, and their rows."""
     found = _Found()
     for branch in await participant.in_doubt():
         if isinstance(branch.gid, Gid):
@@ -169,8 +171,8 @@ async def _look(participant: Participant) -> _Found:
 
 
 def _hopeless(ended: Terminated, charter: Charter, find: Find) -> bool:
-    """Looking again will not help: the rows contradict each other, or there are too few of them and all that
-    are configured here have answered."""
+    """Whether another round will not help: the rows contradict each other, or they are too few although all
+    participants that are configured here have answered."""
     if ended.move is Move.CONFLICT:
         return True
     unknown = {member.branch for member in charter.members if find(member.participant) is None}

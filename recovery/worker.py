@@ -1,4 +1,5 @@
-"""One participant's worker: pass after pass, at its own pace, so that one that is down delays no other."""
+"""One participant's worker: it repeats passes at its own pace, so that a participant that is down does not
+delay the others."""
 
 from __future__ import annotations
 
@@ -25,20 +26,20 @@ log = logging.getLogger(__name__)
 PAUSE_MIN_S = 0.01
 BACKOFF_BASE_S = 0.1
 GONE_S = 5.0
-"""What has been unfinished for longer may wait for a participant that a person called gone for good."""
+"""A decision that is unfinished for longer may wait for a participant that an operator declared gone."""
 LOGGED_MAX = 20
-"""Branches in the log of one pass; a missing right may concern thousands."""
+"""Number of branches that one pass logs; a missing right may concern thousands."""
 YOUNG_S = 0.3
-"""A live coordinator finishes its transactions in batches. An older decision was left behind by one, and only
-then are the databases asked what became of its branches; else that would be asked of every transaction."""
+"""A live coordinator finishes its transactions in batches. Only an older decision was left behind by its
+coordinator; only for such a decision are the databases asked what became of its branches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What one pass over one participant saw and did. ``error`` if it could not be completed.
+    """What one pass over one participant saw and did. ``error`` says why it could not be completed.
 
-    ``oldest_s`` is for how long the oldest branch of this ledger had been prepared, 0 if none was.
-    ``owner_gone``: so many of them are of a role that was dropped, so that only a superuser can end them.
+    ``oldest_s`` is how long the oldest branch of this ledger had been prepared, 0 if there was none.
+    ``owner_gone`` counts the branches whose role was dropped: only a superuser can end them.
     """
 
     lines: tuple[ReportedBranch, ...]
@@ -55,9 +56,9 @@ class Passed:
 async def one_pass(
     tools: RecoveryContext, participant: Participant, *, dry_run: bool = False, young_s: float = 0.0
 ) -> Passed:
-    """Look, then act. Whatever goes wrong is in the result, with what was done before it.
+    """Scan, then act. An error is in the result, beside what was done before it.
 
-    Decisions that were first seen less than ``young_s`` seconds ago are not judged yet.
+    A decision that was first seen less than ``young_s`` seconds ago is not judged yet.
     """
     lines: list[ReportedBranch] = []
     tools.counters.scans += 1
@@ -73,7 +74,7 @@ async def one_pass(
     except UndoubtError as error:  # the participant's, the ledger's, or it was closed meanwhile
         return Passed(tuple(lines), error=str(error))
     except Exception as error:
-        # A bug of ours or of a driver's: the other participants, and the next pass, must go on all the same.
+        # A bug of ours or of a driver's must not stop the other participants or the next pass.
         restarts["recovery worker"] += 1
         log.exception(
             "recovery of participant %r failed", participant.name, extra={"participant": participant.name}
@@ -89,8 +90,8 @@ async def one_pass(
 
 
 async def _note_hazards(tools: RecoveryContext, records: Mapping[TxId, DecisionRecord]) -> None:
-    """A branch that a person called gone for good has no participant that could tell of it: its hazard is
-    recorded, and that is all that will ever be known."""
+    """Count as done the branches of a participant that an operator declared gone: their hazard is recorded,
+    and no participant can say more."""
     now_s = asyncio.get_running_loop().time()
     if all(now_s - tools.progress.known_since(txid) < GONE_S for txid in records):
         return
@@ -100,9 +101,9 @@ async def _note_hazards(tools: RecoveryContext, records: Mapping[TxId, DecisionR
 
 
 class RecoveryWorker:
-    """Passes over ``participant`` while ``allowed()``. After a failure it pauses for a random time up to a
-    limit that doubles (full jitter), so that a database that comes back is not met by everybody at once.
-    ``tell`` is told of each pass."""
+    """Repeats passes over ``participant`` while ``allowed()``. After a failure it pauses for a random time up
+    to a limit that doubles (full jitter), so that not all processes return to a restarted database at once.
+    ``tell`` receives each pass."""
 
     def __init__(
         self,
@@ -127,10 +128,10 @@ class RecoveryWorker:
         self._prepared = 0
         self._reported: tuple[str, ...] = ()
         self._refused: dict[str, str] = {}
-        """Of the last pass: why, by gid."""
+        """The branches that the last pass could not end: the reason, by gid."""
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Repeat passes until cancelled."""
         while True:
             if self._allowed():
                 await self._pass()
@@ -154,7 +155,7 @@ class RecoveryWorker:
         self._reported = tuple(line.gid for line in listed if line.action == "report")
 
     def _log(self, failed: dict[str, str]) -> None:
-        """Each branch that cannot be ended, once: it stays so until a person acts."""
+        """Log each branch that cannot be ended, once: it stays so until an operator acts."""
         name = self.participant.name
         new = [gid for gid, why in failed.items() if self._refused.get(gid) != why]
         for gid in new[:LOGGED_MAX]:
@@ -172,7 +173,7 @@ class RecoveryWorker:
             await sweep(self._tools.ledger, self._tools.terminator, self.participant)
         except UndoubtError as error:
             log.info("old rows at %r are left: %s", self.participant.name, error)
-        except Exception:  # a bug of ours or of a driver's: what is in doubt must be resolved all the same
+        except Exception:  # a bug of ours or of a driver's must not stop the resolving of branches
             restarts["recovery worker"] += 1
             log.exception("sweeping old rows at %r failed", self.participant.name)
 

@@ -74,8 +74,8 @@ async def nothing_left(settings: Settings) -> None:
     url = redact(settings.ledger.url)
     if left.branches:
         raise LedgerMissing(
-            f"no ledger at {url}, and there was one: {left.told()}. Nothing was made. Look for the ledger, or"
-            " bring it back from a backup: `undoubt ledger restore BACKUP`. If it is lost:"
+            f"no ledger at {url}, and there was one: {left.in_words()}. Nothing was made. Look for the"
+            " ledger, or bring it back from a backup: `undoubt ledger restore BACKUP`. If it is lost:"
             f" `undoubt ledger init` makes a new one, and `undoubt recover --adopt {left.ledgers[0]}` ends"
             " what it has left"
         )

@@ -27,7 +27,7 @@ from undoubt.recovery.holders import finding
 from undoubt.recovery.plan import BranchDone, for_settled
 from undoubt.recovery.report import ReportedBranch
 from undoubt.recovery.scan import why_impostor
-from undoubt.recovery.terminate import DECISIONS, NO_ROW, told
+from undoubt.recovery.terminate import DECISIONS, NO_ROW, in_words
 from undoubt.recovery.without_ledger import NOT_WITHOUT_LEDGER
 
 BUSY_S = 10.0
@@ -182,8 +182,8 @@ class Adoption:
         find = await finding(found.charter, self._participants, holders)
         ended = await Round(found.charter, find).run()
         if ended.move is Move.CONFLICT:
-            return None, told(ended)
-        return DECISIONS.get(ended.move), told(ended)
+            return None, in_words(ended)
+        return DECISIONS.get(ended.move), in_words(ended)
 
     async def end(
         self, found: LostTransaction, seen: LostBranches, direction: Decision

@@ -1,7 +1,8 @@
-"""One prepared branch, told so that a person can act without fear.
+"""Explains one prepared branch: what is known, the safe action, and the proof that it is safe.
 
-Only what can be known is said: what the ledger recorded, what the databases list now, and what follows from
-the ledger's two rules (:mod:`undoubt.coordinator.ledger.contract`). Where nothing follows, that is said too.
+An explanation states only what is known: what the ledger recorded, what the databases list now, and what
+follows from the ledger's two rules (:mod:`undoubt.coordinator.ledger.contract`). Where nothing follows, it
+says so.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from undoubt.recovery.plan import BranchStanding
 
 @dataclass(frozen=True, slots=True)
 class VoteNow:
-    """One branch of the transaction. ``vote`` is ``prepared`` or ``not_recorded``; ``now``, what its database
-    shows at this moment, is ``prepared``, ``not_prepared`` or ``no_answer``."""
+    """One branch of the transaction. ``vote`` is ``prepared`` or ``not_recorded``. ``now`` is what its
+    database shows at this moment: ``prepared``, ``not_prepared`` or ``no_answer``."""
 
     number: int
     participant: str
@@ -38,9 +39,9 @@ class VoteNow:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """``info`` and ``session`` are the ledger's, None where it has none. ``burden`` is what the branch holds
-    up. ``command`` carries the safe action out; None where no action is provably safe. ``proof`` says in
-    sentences why it is."""
+    """``info`` and ``session`` come from the ledger, None where it has none. ``burden`` is what the branch
+    blocks. ``command`` carries out the safe action, None where no action is proved to be safe. ``proof`` says
+    in sentences why it is safe."""
 
     found: SurveyedBranch
     info: TransactionInfo | None
@@ -52,7 +53,7 @@ class Explanation:
 
 
 async def explain(ledger: Ledger, participants: Registry, found: SurveyedBranch, seen: Survey) -> Explanation:
-    """Everything that is known of ``found``. Raises ``LedgerError``."""
+    """Everything that is known about ``found``. Raises ``LedgerError``."""
     gid = found.branch.gid
     info = session = None
     if isinstance(gid, Gid) and found.standing.ours:
@@ -72,7 +73,7 @@ def _began(session: SessionInfo, gid: Gid) -> bool:
 
 
 def _votes(found: SurveyedBranch, info: TransactionInfo | None, seen: Survey) -> tuple[VoteNow, ...]:
-    """One entry a branch that anybody knows of."""
+    """One entry for each branch that the ledger or a participant knows."""
     gid = found.branch.gid
     if not isinstance(gid, Gid) or not found.standing.ours:
         return ()
@@ -85,8 +86,8 @@ def _votes(found: SurveyedBranch, info: TransactionInfo | None, seen: Survey) ->
         name = here.participant if here is not None else recorded[number].participant
         absent = "no_answer" if name in seen.unreachable else "not_prepared"
         now = "prepared" if here is not None else absent
-        # Every branch recorded with a COMMIT voted for it; of others the votes are not recorded, and being
-        # visible as prepared is no vote.
+        # Each branch recorded with a COMMIT voted for it. Other votes are not recorded, and a branch that is
+        # visible as prepared has not necessarily voted.
         vote = "prepared" if committed and record is not None else "not_recorded"
         xid = here.branch.xid if here is not None else None
         votes.append(VoteNow(number, name, vote, now, record.xid if record is not None else None, xid))
@@ -112,36 +113,38 @@ def _command(found: SurveyedBranch) -> str | None:
 
 _NO_PROOF = {
     BranchStanding.ASK_PROTOCOL: [
-        "No decision is recorded, and for this protocol its absence proves nothing: the protocol's own"
-        " termination, which recovery runs, finds the decision."
+        "No decision is recorded, and for this protocol that proves nothing: the termination of the protocol,"
+        " which recovery runs, finds the decision."
     ],
     BranchStanding.FORGOTTEN: [
-        "There is none. The ledger has no session of that number and nonce: it was dropped after its"
+        "There is no proof. The ledger has no session of that number and nonce: it was dropped after its"
         " retention, or the ledger was restored from a backup.",
         "The transaction may have committed elsewhere. Compare with its other databases and the"
         " application's own records, then commit or roll back with --heuristic and a --note.",
     ],
     BranchStanding.IMPOSTOR: [
-        "It is not the branch that its name says: it was prepared under a name that was made up or that had"
-        " been used, or the database is a copy of another, or was restored. recovery never touches it, and"
-        " no transaction waits for it.",
-        "Whoever prepared it can end it; find out who that is: anybody who may connect can prepare. Once you"
-        " know that nobody needs it, undoubt indoubt rollback ends it, and records nothing.",
+        "It is not the branch that its name says: it was prepared under a forged or used name, or the"
+        " database is a copy of another one, or was restored. Recovery never changes it, and no transaction"
+        " waits for it.",
+        "The program that prepared it can end it; find out which program that is: any role that may connect"
+        " can prepare. Once you know that it is not needed, undoubt indoubt rollback ends it, and records"
+        " nothing.",
     ],
     BranchStanding.LOST_LEDGER: [
-        "There is none. Name, database and owner are those of this installation's branches, and the ledger is"
-        " another one. If that ledger still exists, find its configuration, or restore it: it knows.",
-        "If it is lost, `undoubt recover --adopt` shows what else can be known of the transaction, ends what"
-        " can be ended by its own protocol, and leaves the rest to you. If it is the ledger of another"
+        "There is no proof. Name, database and owner are those of this installation's branches, but the"
+        " ledger is another one. If that ledger still exists, find its configuration, or restore it: it has"
+        " the decision.",
+        "If that ledger is lost, `undoubt recover --adopt` shows what else is known about the transaction,"
+        " ends what its own protocol can end, and leaves the rest to you. If it is the ledger of another"
         " installation that uses this database, name it in the participant's other_ledgers.",
     ],
     BranchStanding.OTHER_LEDGER: [
-        "Its decision is in another ledger, the one its name begins with: only that ledger's recovery may"
+        "Its decision is in another ledger, whose id is in its name: only the recovery of that ledger may"
         " finish it."
     ],
     BranchStanding.NOT_KNOWN: ["The ledger does not answer: look again once it does."],
     BranchStanding.FOREIGN: [
-        "No undoubt wrote this name. Whoever prepared it must finish it; undoubt never touches it."
+        "This name is not of undoubt. The program that prepared it must finish it; undoubt never changes it."
     ],
 }
 
@@ -155,36 +158,36 @@ def _proof(found: SurveyedBranch, info: TransactionInfo | None, session: Session
         case BranchStanding.ACTIVE:
             return _no_proof_while_active(session)
         case BranchStanding.IMPOSTOR:
-            proof = [f"Why it is none of ours: {found.why}.", *_NO_PROOF[BranchStanding.IMPOSTOR]]
+            proof = [f"Why it is not ours: {found.why}.", *_NO_PROOF[BranchStanding.IMPOSTOR]]
             return proof if found.fix is None else [*proof, mending(found)]
         case standing:
             return _NO_PROOF[standing]
 
 
 def sibling_line(one: Heuristic) -> str:
-    """What became of another branch of the transaction, which ended another way than was decided."""
+    """The heuristic outcome of another branch of the transaction, as one line."""
     kind = str(one.kind).replace("_", " ")
     note = f" ({one.note})" if one.note else ""
     return f"Another branch of its transaction has a {kind}: {one.gid}{note}."
 
 
 def mending(found: SurveyedBranch) -> str:
-    """What an operator does about an impostor with a ``fix``, or about a branch whose role is gone."""
+    """What an operator does about an impostor with a ``fix``, or about a branch whose role was dropped."""
     if found.branch.owner_gone:
-        told = found.fix or "COMMIT PREPARED or ROLLBACK PREPARED, once it is decided which"
+        statement = found.fix or "COMMIT PREPARED or ROLLBACK PREPARED, once it is decided which"
         sentence = ROLE_GONE[0].upper() + ROLE_GONE[1:]
-        return f"{sentence}, in database {found.branch.database}: {told}"
+        return f"{sentence}, in database {found.branch.database}: {statement}"
     where = f" in [participants.{found.participant}]" if found.fix and found.fix.startswith("owners") else ""
     return (
         f"Only its owner is wrong. If role {found.branch.owner} does prepare branches of participant"
-        f" {found.participant!r}, say so{where}, and recovery finishes it: {found.fix}"
+        f" {found.participant!r}, configure that{where}, and recovery finishes it: {found.fix}"
     )
 
 
 def _proof_of_commit(found: SurveyedBranch, info: TransactionInfo | None) -> list[str]:
     proof = [
-        "COMMIT is recorded. The first decision recorded for a transaction is the only one: nobody can abort"
-        " it any more, and other databases may have committed already."
+        "COMMIT is recorded. The first decision recorded for a transaction is the only one: it cannot be"
+        " aborted from now on, and other databases may have committed already."
     ]
     if info is None or info.record is not RecordedDecision.COMMIT:
         return proof
@@ -204,21 +207,21 @@ def _proof_of_abort(
     gid = found.branch.gid
     if info is not None and info.record == RecordedDecision(Decision.ABORT):
         return [
-            "ABORT is recorded. The first decision recorded for a transaction is the only one: no"
-            " database has been told to commit it, or ever will be."
+            "ABORT is recorded. The first decision recorded for a transaction is the only one: undoubt has"
+            " sent COMMIT PREPARED to no database, and never will."
         ]
     proof = [
-        "No COMMIT is recorded, so no database has been told to commit it: COMMIT is recorded first, always."
+        "No COMMIT is recorded. undoubt records COMMIT before it sends COMMIT PREPARED, so it has sent none."
     ]
     if session is not None and str(session.state) != "open":
         proof.append(
-            f"None can be recorded any more: session {session.id} ({session.name}) is stored as"
+            f"None can be recorded from now on: session {session.id} ({session.name}) is stored as"
             f" {session.state}."
         )
     elif session is not None and isinstance(gid, Gid):
         proof.append(
-            f"None can be recorded any more: its coordinator has promised so for all below"
-            f" {session.floor}, and this is {gid.txid.seq}."
+            f"None can be recorded from now on: the floor of its session is {session.floor}, and this is"
+            f" number {gid.txid.seq}."
         )
     return proof
 
@@ -227,8 +230,8 @@ def _no_proof_while_active(session: SessionInfo | None) -> list[str]:
     name = f" of {session.name}" if session and session.name else ""
     ttl = f" within {session.ttl_s:g} s of its last renewal" if session else ""
     return [
-        f"The session{name} that began the transaction holds its lease, and may record COMMIT any"
-        " moment. Finishing the branch now could contradict that, so recovery leaves it alone.",
-        f"If the coordinator is dead, the lease ends{ttl}; then the branch is aborted, and safe to"
-        " roll back.",
+        f"The session{name} that began the transaction holds its lease, and may record COMMIT at any moment."
+        " To finish the branch now could contradict that, so recovery does not change it.",
+        f"If the coordinator is dead, the lease ends{ttl}; then the branch is aborted, and it is safe to roll"
+        " it back.",
     ]

@@ -1,4 +1,4 @@
-"""A branch that has ended another way than was decided, told so that a person can put things right."""
+"""Explains a branch that has ended otherwise than was decided, and what to repair."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _REPAIR = {
     " the other branches should have written.",
     Settled.HEURISTIC_MIXED: "Part of what this branch wrote is in its database. Compare, and complete or"
     " undo it by hand.",
-    Settled.HEURISTIC_HAZARD: "Whether what this branch wrote is in its database cannot be proved: look for"
+    Settled.HEURISTIC_HAZARD: "Nothing proves whether what this branch wrote is in its database: look for"
     " it there, and complete it by hand if it is missing.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class HeuristicExplanation:
-    """``info`` is the ledger's, None where it has none; ``repair`` says in sentences what is left to do."""
+    """``info`` comes from the ledger, None where it has none; ``repair`` says in sentences what to do."""
 
     heuristic: Heuristic
     info: TransactionInfo | None
@@ -50,7 +50,7 @@ def _repair(found: Heuristic, info: TransactionInfo | None) -> list[str]:
         timeline = f", on timeline {evidence.timeline}" if evidence.timeline is not None else ""
         said.append(f"Its transaction id there was {evidence.xid}{timeline}.")
     if not found.forgotten:
-        said.append("Once that is done, let undoubt forget it.")
+        said.append("Once that is done, close it with undoubt indoubt forget.")
     return said
 
 
@@ -61,4 +61,4 @@ def _decided(decision: Decision | None) -> str:
         case Decision.ABORT:
             return "ABORT is recorded or certain, and stands: the transaction is rolled back."
         case None:
-            return "No decision was recorded: an operator ended this branch, and nobody knows of the others."
+            return "No decision was recorded: an operator ended this branch; the others are not known."

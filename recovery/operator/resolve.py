@@ -1,13 +1,13 @@
-"""What an operator may do to one prepared branch, and what is recorded of it.
+"""What an operator may do to one prepared branch, and what is recorded about it.
 
-``roll_back`` first records ABORT, so that nobody can commit the transaction any more; ``commit`` needs a
-recorded COMMIT. Anything else is a heuristic decision, as X/Open XA calls it: it is recorded as a hazard
-before it is done, so that a crash in between leaves a trace, and afterwards as what it was. An impostor is no
-branch: ``end_impostor`` rolls it back and records nothing of a transaction.
+``roll_back`` first records ABORT, so that the transaction cannot commit after that; ``commit`` needs a
+recorded COMMIT. Anything else is a heuristic decision (X/Open XA): it is recorded as a hazard before it is
+carried out, so that a crash in between leaves a trace, and afterwards with its result. An impostor is not a
+branch: ``end_impostor`` rolls it back and records nothing about a transaction.
 
-Every call is recorded as an act of this process's system user, before anything is done
-(:mod:`undoubt.coordinator.ledger.acting`). What would end a branch another way than a sibling was ended by
-hand, and is not what is decided, needs ``contradict``."""
+Each call is first recorded as an act of this process's system user
+(:mod:`undoubt.coordinator.ledger.acting`). An order that contradicts both the missing decision and a sibling
+that was ended by hand needs ``contradict``."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ ROLLED_BACK_BY_HAND = "an operator rolled it back (undoubt indoubt rollback)"
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """A person with a ledger and the participants. Every call may be repeated, and raises ``LedgerError``,
-    ``ParticipantError`` and what :mod:`undoubt.recovery.errors` lists."""
+    """The calls of an operator on one branch. Each may be repeated, and raises ``LedgerError``,
+    ``ParticipantError`` and the errors of :mod:`undoubt.recovery.errors`."""
 
     ledger: Ledger
     participants: Registry
@@ -111,7 +111,7 @@ class Operator:
         if found.standing is not BranchStanding.IMPOSTOR:
             raise NotOurs(f"{gid} is no impostor ({found.why}). Nothing was done")
         if _identity(found) != _identity(shown):
-            raise Conflict(f"{gid} is not the one that was shown any more. Nothing was done; look again")
+            raise Conflict(f"{gid} has changed since it was shown. Nothing was done; look again")
         participant = self.participants.get(found.participant)
         settled = await self._until_final(gid, lambda: participant.end_impostor(found.branch))
         if settled is not Settled.APPLIED:
@@ -125,69 +125,71 @@ class Operator:
         )
 
     async def forget(self, gid: Gid, *, note: str = "") -> bool:
-        """An operator has dealt with the heuristic outcome of ``gid``, for good. False if none is open."""
+        """Close the heuristic outcome of ``gid`` for good. False if none is open."""
         async with acting(self.ledger, new_act("indoubt forget", gid, note)) as came_of:
             forgotten = await self.ledger.forget_heuristic(gid)
             if not forgotten:
-                came_of.result = "nothing: no heuristic outcome of it is open"
+                came_of.result = "nothing: it has no open heuristic outcome"
             return forgotten
 
     async def _check_siblings(self, gid: Gid, order: Decision, contradict: bool) -> None:
-        """Raise ``Conflict`` if ``order`` would split the transaction from what was done by hand."""
+        """Raise ``Conflict`` if ``order`` contradicts what was done by hand to another branch."""
         against = contradicted(gid, order, await self.ledger.heuristics(include_forgotten=True))
         if against and not contradict:
-            told = "; ".join(f"{one.gid} has ended as {one.kind}" for one in against)
+            ends = "; ".join(f"{one.gid} has ended as {one.kind}" for one in against)
             raise Conflict(
-                f"to {order.verb} {gid} would split transaction {gid.txid}: {told}. Nothing was done. To"
+                f"to {order.verb} {gid} would split transaction {gid.txid}: {ends}. Nothing was done. To"
                 " split it all the same, add --contradict"
             )
 
     async def _locate(self, gid: Gid | Foreign) -> tuple[SurveyedBranch, Gid]:
-        """The prepared branch of that name, unless undoubt must not touch it."""
+        """The prepared branch of that name, unless undoubt must not change it."""
         found = (await survey(self.ledger, self.participants)).one(gid)
         own = found.branch.gid
         if isinstance(own, Foreign):
-            raise NotOurs(f"{gid} is not a branch of undoubt's: whoever prepared it must finish it")
+            raise NotOurs(f"{gid} is not a branch of undoubt: the program that prepared it must finish it")
         if found.standing is BranchStanding.IMPOSTOR:
             raise NotOurs(
-                f"{gid} is an impostor: {found.why}. Nothing was done; it can only be rolled back, by"
-                " somebody who was told so: undoubt indoubt rollback"
+                f"{gid} is an impostor: {found.why}. Nothing was done; it can only be rolled back, after a"
+                " warning: undoubt indoubt rollback"
             )
         if found.standing is BranchStanding.LOST_LEDGER:
             raise NotOurs(
                 f"{gid} belongs to ledger {own.ledger}, which is not this one ({self.ledger.ledger_id})."
-                f" If it was lost, undoubt recover --adopt {own.ledger} shows what is known, and ends it"
+                f" If that ledger is lost, undoubt recover --adopt {own.ledger} shows what is known, and ends"
+                " it"
             )
         if found.standing is BranchStanding.OTHER_LEDGER:
             raise NotOurs(
-                f"{gid} belongs to another ledger, this one is {self.ledger.ledger_id}:"
+                f"{gid} belongs to another ledger (this one is {self.ledger.ledger_id}):"
                 " use the configuration of the system that began it"
             )
         return found, own
 
     async def _record_abort(self, found: SurveyedBranch, gid: Gid) -> Decision:
-        """The decision that is recorded."""
+        """Record ABORT; returns the decision that is recorded."""
         branch = record_of(gid)
         try:
             return await self.ledger.decide(
                 gid.txid, Decision.ABORT, [branch], protocol=gid.protocol, cause=ROLLED_BACK_BY_HAND
             )
         except OutcomeUnknown:
-            # Of a session from before a restore of the ledger nothing is recorded any more; below its floor
-            # everything is aborted all the same.
+            # For a session from before a restore of the ledger nothing can be recorded; a transaction below
+            # the session's floor is aborted in any case.
             if found.standing is not BranchStanding.ABORTED:
                 raise
             return Decision.ABORT
 
     async def _carry_out(self, found: SurveyedBranch, gid: Gid, decision: Decision) -> None:
-        """What is decided. What turns out to contradict it is recorded before it is told. What nothing proves
-        is left to recovery: whoever has ended the branch meanwhile may be about to finish its transaction."""
+        """Apply the decision. A contradicting end is recorded before it is raised. An end without a proof is
+        left to recovery: the process that ended the branch meanwhile may be about to finish its
+        transaction."""
         settled = await self._settle(found, gid, decision)
         if settled is Settled.HEURISTIC_HAZARD:
             if await applied_elsewhere(self.ledger, gid):
                 return
             raise StillBusy(
-                f"somebody else has ended {gid} meanwhile, and its database proves nothing: recovery finds"
+                f"another process has ended {gid} meanwhile, and its database proves nothing: recovery finds"
                 " out what became of it; look again"
             )
         action = for_settled(gid, decision, settled)
@@ -197,32 +199,34 @@ class Operator:
             await self.participants.get(found.participant).forget(gid)
         if isinstance(action, RecordHeuristicOutcome):
             raise Conflict(
-                f"{gid} was told to {decision.verb}, and ended as {settled}; recorded."
+                f"the order was to {decision.verb} {gid}, and it ended as {settled}; recorded."
                 " See undoubt indoubt list"
             )
 
     async def _against(
         self, found: SurveyedBranch, gid: Gid, order: Decision, note: str, decision: Decision | None = None
     ) -> None:
-        """Against, or without, a decision."""
+        """Carry out an order that no decision covers: a heuristic decision."""
         if decision is None and found.standing is BranchStanding.ABORTED:
             decision = Decision.ABORT
-        told = f"an operator's {order.verb}" + (f": {note}" if note else "")
+        cause = f"an operator's {order.verb}" + (f": {note}" if note else "")
         began = time.time()
-        hazard = Heuristic(gid, Settled.HEURISTIC_HAZARD, decision, began, told)
+        hazard = Heuristic(gid, Settled.HEURISTIC_HAZARD, decision, began, cause)
         await self.ledger.record_heuristic(hazard)
         settled = await self._settle(found, gid, order)
         ended = _ended(order, settled)
         if decision is not None and isinstance(for_settled(gid, decision, ended), BranchDone):
-            await self.ledger.forget_heuristic(gid)  # somebody else was faster, and did what is decided
+            await self.ledger.forget_heuristic(gid)  # another process was faster, and did what is decided
         elif ended is not Settled.HEURISTIC_HAZARD:
-            await self.ledger.record_heuristic(Heuristic(gid, ended, decision, began, told))
+            await self.ledger.record_heuristic(Heuristic(gid, ended, decision, began, cause))
         if settled in HEURISTICS:
             await self.participants.get(found.participant).forget(gid)
-            raise Conflict(f"{gid} was told to {order.verb}, and somebody else had ended it: {settled}")
+            raise Conflict(
+                f"the order was to {order.verb} {gid}, and another process had ended it: {settled}"
+            )
 
     async def _settle(self, found: SurveyedBranch, gid: Gid, order: Decision) -> Settled:
-        """Until the answer is final."""
+        """Repeat the order until its answer is final."""
         participant = self.participants.get(found.participant)
         evidence = await self._evidence(found, gid)
         return await self._until_final(gid, lambda: participant.settle(gid, order, evidence))
@@ -234,7 +238,7 @@ class Operator:
                     await asyncio.sleep(BUSY_PAUSE_S)
         except TimeoutError:
             raise StillBusy(
-                f"{gid} is busy: somebody else has been finishing it for {BUSY_S:.0f} s; look again"
+                f"{gid} is busy: another process has been finishing it for {BUSY_S:.0f} s; look again"
             ) from None
         return settled
 
@@ -248,7 +252,7 @@ class Operator:
 
 
 def contradicted(gid: Gid, order: Decision, known: Iterable[Heuristic]) -> list[Heuristic]:
-    """Heuristic outcomes of other branches of the transaction of ``gid`` that ``order`` would contradict."""
+    """Heuristic outcomes of other branches of the transaction of ``gid`` that ``order`` contradicts."""
     agreeing = Settled.HEURISTIC_COMMIT if order is Decision.COMMIT else Settled.HEURISTIC_ROLLBACK
     return [
         one
@@ -264,13 +268,13 @@ def _verb(verb: str, heuristic: bool, contradict: bool) -> str:
 
 
 def _identity(found: SurveyedBranch) -> tuple[object, ...]:
-    """What tells one prepared transaction from another one of the same name."""
+    """What distinguishes one prepared transaction from another one of the same name."""
     branch = found.branch
     return found.participant, branch.database, branch.owner, branch.xid, branch.prepared_at
 
 
 def _ended(order: Decision, settled: Settled) -> Settled:
-    """What an operator's order has led to, as a heuristic outcome."""
+    """The result of an operator's order, as a heuristic outcome."""
     match settled:
         case Settled.APPLIED | Settled.ABSENT | Settled.BUSY:
             return Settled.HEURISTIC_COMMIT if order is Decision.COMMIT else Settled.HEURISTIC_ROLLBACK

@@ -1,6 +1,6 @@
-"""What is prepared anywhere, and what the ledger says of it: what a person looks at.
+"""Everything that is prepared in any participant, and what the ledger says about it.
 
-First every participant is asked for its list, then the ledger for the outcomes: the other way round, a
+First all participants are asked for their lists, then the ledger for the outcomes: in the opposite order a
 transaction that is decided in between would look undecided.
 """
 
@@ -26,31 +26,31 @@ ROLE_GONE = "its role is gone; only a superuser can finish it"
 
 @dataclass(frozen=True, slots=True)
 class SurveyedBranch:
-    """One prepared branch, the participant whose list it stands in, and its standing."""
+    """One prepared branch, the participant that lists it, and its standing."""
 
     participant: str
     branch: PreparedBranch
     standing: BranchStanding
     why: str
-    """The standing as a reason, for people."""
+    """The standing as a reason, for an operator."""
     fix: str | None = None
-    """What makes an impostor a branch of this ledger: its name and its database are right, and only its owner
-    is none of the participant's roles. A GRANT, or a line of the participant's configuration. Of a decided
-    branch of ours whose role is gone: the statement for a superuser."""
+    """For an impostor whose name and database are right and only whose owner is not a role of the
+    participant: the GRANT, or the line of configuration, that makes it a branch of this ledger. For a decided
+    branch of ours whose role was dropped: the statement for a superuser."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Everything that was found, the oldest first. Where ``unreachable`` is not empty, there may be more."""
+    """Everything that was found, oldest first. If ``unreachable`` is not empty, there may be more."""
 
     found: tuple[SurveyedBranch, ...]
     heuristics: tuple[Heuristic, ...]
-    """The open ones, each with what is decided by now."""
+    """The open heuristic outcomes, each with the decision that is recorded by now."""
     unreachable: dict[str, ParticipantError]
     known: tuple[Heuristic, ...] = ()
-    """Heuristic outcomes with those that were forgotten."""
+    """All heuristic outcomes, also the forgotten ones."""
     ledger_error: str = ""
-    """Why the ledger did not answer: then the standing of none of its branches is known."""
+    """Why the ledger did not answer: then no standing is known."""
 
     def siblings(self, found: SurveyedBranch) -> list[Heuristic]:
         """Heuristic outcomes of other branches of the same transaction."""
@@ -68,22 +68,23 @@ class Survey:
         ]
 
     def one(self, gid: Gid | Foreign) -> SurveyedBranch:
-        """The branch of that name. Raises ``NotPrepared``, or ``NotAllSeen`` where that is only a guess."""
+        """The branch of that name. Raises ``NotPrepared``, or ``NotAllSeen`` if a participant did not
+        answer."""
         if found := self.of(gid):
             return found[0]
         if self.unreachable:
             names = ", ".join(f"{name} ({error})" for name, error in self.unreachable.items())
-            raise NotAllSeen(f"{gid} was not found, but not all could be asked: {names}")
-        told = f"; what the ledger knows of it: undoubt tx show {gid.txid}" if isinstance(gid, Gid) else ""
-        raise NotPrepared(f"no prepared branch {gid} in any participant{told}")
+            raise NotAllSeen(f"{gid} was not found, but not all participants answered: {names}")
+        more = f"; what the ledger knows of it: undoubt tx show {gid.txid}" if isinstance(gid, Gid) else ""
+        raise NotPrepared(f"no prepared branch {gid} in any participant{more}")
 
     def in_doubt(self, older_than_s: float = 0.0) -> list[SurveyedBranch]:
-        """Those of this ledger, or of one that was lost, that have been prepared for at least so long."""
+        """The branches of this ledger, or of a lost one, that have been prepared for at least that long."""
         return [one for one in self.found if one.standing.in_doubt and one.branch.age_s >= older_than_s]
 
 
 async def survey(ledger: Ledger, participants: Registry) -> Survey:
-    """Ask all participants at once, then the ledger. One that fails is named, and hides nobody else's."""
+    """Ask all participants at once, then the ledger. A participant that fails is in ``unreachable``."""
     seen, unreachable = await _prepared(participants)
     stands = await standings(ledger, seen)
     found = [
@@ -97,7 +98,7 @@ async def survey(ledger: Ledger, participants: Registry) -> Survey:
 
 
 async def _with_decision(ledger: Ledger, one: Heuristic) -> Heuristic:
-    """With what was decided after it was recorded."""
+    """``one`` with the decision that was recorded after it."""
     if one.decision is not None:
         return one
     info = await ledger.transaction(one.gid.txid)
@@ -107,7 +108,7 @@ async def _with_decision(ledger: Ledger, one: Heuristic) -> Heuristic:
 
 
 async def survey_alone(participants: Registry, ledger_error: str, *, lost: bool = False) -> Survey:
-    """What is prepared anywhere while the ledger does not answer, or because it is not there (``lost``)."""
+    """What is prepared in any participant, while the ledger does not answer or does not exist (``lost``)."""
     seen, unreachable = await _prepared(participants)
     found = []
     for participant, branch in seen:

@@ -1,11 +1,11 @@
-"""A whole transaction: every branch of it, what is recorded, what its databases prove, and one way to end it.
+"""A whole transaction: all its branches, what is recorded, what its databases prove, and how to end it.
 
-``look`` gathers what is known, ``end`` commits or rolls back every branch that is still prepared, in one
-direction. The direction is the safe one where there is one; where there is none a person chooses, and that is
-a heuristic decision of all branches together, so that it splits nothing by itself.
+``look`` collects what is known. ``end`` commits or rolls back all branches that are still prepared, in one
+direction: the safe one if there is one. If there is none, an operator chooses; that is one heuristic decision
+of all branches together, so that it does not split the transaction.
 
-``gone`` ends a recorded decision about a participant that will never answer again: what became of its
-branches is recorded as a hazard, and the ledger may finish the transaction once the others have applied it.
+``gone`` ends a recorded decision about a participant that will never answer again: a hazard is recorded for
+each of its branches, and the ledger may finish the transaction once the others have applied the decision.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from undoubt.recovery.unfinished import ask_books
 @dataclass(frozen=True, slots=True)
 class BranchNow:
     """One branch. ``now``: ``prepared``, ``not_prepared``, ``no_answer`` (its participant did not answer) or
-    ``not_configured``. ``proved``: what the books of its database prove of one that is not prepared any more,
-    ``unknown`` for nothing. ``fix``: as of :class:`~undoubt.recovery.operator.survey.Found`. ``gid`` is None
-    where the ledger keeps no more than a number and a participant."""
+    ``not_configured``. ``proved``: the transaction status of a branch that is no longer prepared, ``unknown``
+    if there is none. ``fix``: as in :class:`~undoubt.recovery.operator.survey.SurveyedBranch`. ``gid`` is
+    None where the ledger has only a number and a participant."""
 
     number: int
     participant: str
@@ -56,10 +56,10 @@ class BranchNow:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """``direction``: the safe one, None where nothing proves one; ``why`` says so. ``info`` is the ledger's,
-    None where it has none. Where no list of the branches is recorded there may be more of them: ``hidden``
-    are participants that do not answer and may have one, ``gaps`` the numbers below the highest one that
-    nothing tells of, as (first, last)."""
+    """``direction`` is the safe one, None where nothing proves one; ``why`` says why. ``info`` comes from the
+    ledger, None where it has none. If no list of the branches is recorded, there may be more of them:
+    ``hidden`` are participants that do not answer and may have one, ``gaps`` the unknown numbers below the
+    highest known one, as (first, last)."""
 
     txid: TxId
     info: TransactionInfo | None
@@ -71,7 +71,7 @@ class Whole:
     hidden: tuple[str, ...] = ()
     gaps: tuple[tuple[int, int], ...] = ()
     unlisted: bool = False
-    """No list is recorded, nothing proves a direction, and no coordinator is alive."""
+    """No list of branches is recorded, nothing proves a direction, and the coordinator is not alive."""
 
     @property
     def prepared(self) -> list[BranchNow]:
@@ -79,27 +79,27 @@ class Whole:
 
     @property
     def impostors(self) -> list[SurveyedBranch]:
-        """What is prepared under a name of the transaction and is no branch of it."""
+        """What is prepared under a name of the transaction without being a branch of it."""
         return [one for one in self.seen.of(self.txid) if one.standing is BranchStanding.IMPOSTOR]
 
     @property
     def may_be_fenced(self) -> bool:
-        """Whether ABORT can be recorded, which splits nothing: its coordinator is alive, and has not decided
-        yet."""
+        """Whether ABORT can be recorded without splitting the transaction: its coordinator is alive and has
+        not decided."""
         return self.direction is None and all(one.standing is BranchStanding.ACTIVE for one in self.prepared)
 
     @property
     def asks_protocol(self) -> bool:
-        """Whether the termination of its own protocol is what decides it."""
+        """Whether the termination of its commit protocol decides it."""
         return any(one.standing is BranchStanding.ASK_PROTOCOL for one in self.prepared)
 
     def splits(self, direction: Decision) -> list[BranchNow]:
-        """Those that ended, or are proved to have ended, against ``direction``."""
+        """The branches that ended, or are proved to have ended, against ``direction``."""
         return [one for one in self.branches if _ended(one) not in {None, direction}]
 
     @property
     def not_seen(self) -> list[str]:
-        """For people: where there may be branches that nothing tells of."""
+        """For an operator: where there may be unknown branches."""
         lines = [
             f"participant {name!r} does not answer, and may have a branch of it"
             f" ({self.seen.unreachable[name]})"
@@ -115,7 +115,7 @@ class Whole:
 
     @property
     def more_unknown(self) -> str:
-        """For people, of a transaction that is ``unlisted``; else empty."""
+        """For an operator, about a transaction that is ``unlisted``; else empty."""
         if not self.unlisted:
             return ""
         return (
@@ -240,20 +240,20 @@ def _direction(
     if record is RecordedDecision.COMMIT or BranchStanding.COMMITTED in stands:
         return Decision.COMMIT, "COMMIT is recorded: the first decision recorded is the only one"
     if record is RecordedDecision.ABORT or BranchStanding.ABORTED in stands:
-        return Decision.ABORT, "ABORT is recorded, or no COMMIT can be recorded any more"
+        return Decision.ABORT, "ABORT is recorded, or no COMMIT can be recorded from now on"
     if BranchStanding.ACTIVE in stands or (info is not None and info.verdict is Verdict.ACTIVE):
         return None, "its coordinator is alive and may still decide: leave it alone, or choose rollback"
     if info is None and not stands:
-        return None, "nothing is recorded of it, and no branch of it is prepared"
+        return None, "nothing is recorded about it, and no branch of it is prepared"
     if BranchStanding.ASK_PROTOCOL in stands:
-        return None, "the termination of its own protocol decides, and has not come to an end yet"
-    return None, "the ledger knows nothing of its session any more, so no direction is proved to be safe"
+        return None, "the termination of its commit protocol decides, and has not ended yet"
+    return None, "the ledger no longer has its session, so no direction is proved to be safe"
 
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """Ends whole transactions. Every call is recorded as an act, may be repeated, and raises ``LedgerError``
-    and what :mod:`undoubt.recovery.errors` lists."""
+    """Ends whole transactions. Each call is recorded as an act, may be repeated, and raises ``LedgerError``
+    and the errors of :mod:`undoubt.recovery.errors`."""
 
     ledger: Ledger
     participants: Registry
@@ -267,9 +267,10 @@ class Resolver:
         contradict: bool = False,
         note: str = "",
     ) -> list[tuple[BranchNow, str]]:
-        """Commit or roll back every branch that is prepared; what came of each (``done`` or why not). Without
-        ``heuristic``, ``Conflict`` unless that is the direction which is safe, or ABORT can be recorded;
-        without ``contradict``, if a branch has ended the other way already and nothing is decided."""
+        """Commit or roll back all prepared branches; returns the result of each (``done``, or why not).
+        Without ``heuristic`` it raises ``Conflict`` unless that direction is the safe one or ABORT can be
+        recorded; without ``contradict``, if nothing is decided and a branch has ended in the other
+        direction."""
         chosen = "--commit" if direction is Decision.COMMIT else "--rollback"
         words = (chosen, "--heuristic" if heuristic else "", "--contradict" if contradict else "")
         act = new_act(" ".join(("tx resolve", *filter(None, words))), txid, note)
@@ -304,9 +305,9 @@ class Resolver:
         return results
 
     async def terminate(self, txid: TxId, *, note: str = "") -> Whole:
-        """Let recovery find and carry out what the transaction's own protocol decides, as it does by itself;
-        what is known afterwards. It may still ask the protocol: a participant or too many acceptors are
-        silent, or the coordinator is alive."""
+        """Let recovery find and apply the decision of the transaction's commit protocol; returns what is
+        known afterwards. The transaction may still be undecided: a participant or too many acceptors do not
+        answer, or the coordinator is alive."""
         async with acting(self.ledger, new_act("tx resolve (termination)", txid, note)) as came_of:
             await RecoveryService(self.ledger, self.participants).run_once()
             whole = await look(self.ledger, self.participants, txid)
@@ -315,15 +316,15 @@ class Resolver:
             return whole
 
     async def gone(self, txid: TxId, participant: str, *, note: str = "") -> list[Gid]:
-        """``participant`` will never answer again: record what became of its branches of a recorded decision
-        as a hazard, and let the ledger finish the transaction if all others have applied it. The branches.
+        """``participant`` will never answer again: record a hazard for each of its branches of a recorded
+        decision, and finish the transaction if all others have applied the decision. Returns these branches.
         Raises ``Conflict`` if no decision with a branch of that participant is recorded, or the participant
         answers."""
         act = new_act(f"tx resolve --participant-gone {participant}", txid, note)
         async with acting(self.ledger, act) as came_of:
             hazards = await self._gone(txid, participant, note)
             if not hazards:
-                came_of.result = "nothing: no name of a branch there is known"
+                came_of.result = "nothing: no gid of a branch there is known"
             return hazards
 
     async def _gone(self, txid: TxId, participant: str, note: str) -> list[Gid]:
@@ -341,15 +342,15 @@ class Resolver:
                 f"participant {participant!r} answers (branch {answering[0].number} is"
                 f" {answering[0].now.replace('_', ' ')} there): it is not gone; nothing was done"
             )
-        told = f"an operator: participant {participant} is gone for good" + (f": {note}" if note else "")
+        cause = f"an operator: participant {participant} is gone for good" + (f": {note}" if note else "")
         named = [one.gid for one in theirs if one.gid is not None]
         for gid in named:
             await self.ledger.record_heuristic(
-                Heuristic(gid, Settled.HEURISTIC_HAZARD, decision, time.time(), told)
+                Heuristic(gid, Settled.HEURISTIC_HAZARD, decision, time.time(), cause)
             )
         report = await RecoveryService(self.ledger, self.participants).run_once()
         waits = next((set(one.waits_for) for one in report.unfinished if one.txid == str(txid)), set())
-        # What others have not applied yet the recovery that runs applies later, and finishes then.
+        # If other branches have not applied it yet, the running recovery applies and finishes it later.
         if waits == {participant}:
             await self.ledger.finish([txid])
         return named
@@ -360,10 +361,10 @@ def _branches(found: list[BranchNow]) -> str:
 
 
 def check(whole: Whole, direction: Decision, *, heuristic: bool, contradict: bool) -> None:
-    """Raise ``Conflict`` if that needs a flag which is not given; ``NotAllSeen`` if nothing proves a
-    direction, and a participant that may have a branch does not answer."""
+    """Raise ``Conflict`` if ``direction`` needs a flag that is not given; ``NotAllSeen`` if nothing proves a
+    direction and a participant that may have a branch does not answer."""
     if whole.direction is not direction:
-        # Of a transaction whose coordinator is alive ABORT can be recorded: that splits nothing.
+        # While the coordinator is alive, ABORT can be recorded: that does not split the transaction.
         fences = direction is Decision.ABORT and whole.may_be_fenced
         if not heuristic and not fences:
             raise Conflict(
@@ -373,12 +374,12 @@ def check(whole: Whole, direction: Decision, *, heuristic: bool, contradict: boo
         against = whole.splits(direction)
         if whole.direction is None and whole.hidden and not fences and not contradict:
             raise NotAllSeen(
-                f"not everything could be seen of transaction {whole.txid}: {whole.not_seen[0]}; nothing was"
+                f"not all of transaction {whole.txid} is known: {whole.not_seen[0]}; nothing was"
                 f" done. To {direction} the rest all the same, add --contradict"
             )
         if against and not contradict:
-            told = ", ".join(f"branch {one.number} in {one.participant}" for one in against)
+            ended = ", ".join(f"branch {one.number} in {one.participant}" for one in against)
             raise Conflict(
-                f"to {direction} the rest would split transaction {whole.txid}: {told} ended the other way;"
+                f"to {direction} the rest would split transaction {whole.txid}: {ended} ended the other way;"
                 " nothing was done. To split it all the same, add --contradict"
             )

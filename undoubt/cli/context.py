@@ -129,7 +129,7 @@ def ask_about_lost(context: Context, *, yes: bool) -> None:
         context.output.note(f"participant {name!r} was not asked for branches of a lost ledger: {error}")
     if left.branches:
         context.confirm(
-            f"{left.told()}: a ledger that is to be found or restored, or that is lost. Make a new one?"
+            f"{left.in_words()}: a ledger that is to be found or restored, or that is lost. Make a new one?"
             f" It will know nothing of them; `undoubt recover --adopt {left.ledgers[0]}` ends them.",
             yes=yes,
         )
