@@ -242,7 +242,7 @@ async def test_an_operator_who_is_overtaken_records_no_hazard(world: World) -> N
             world.orders.timeline = PROMOTED_AGAIN
 
     world.orders.before = overtaken
-    with pytest.raises(StillBusy, match="somebody else has ended"):
+    with pytest.raises(StillBusy, match="another process has ended"):
         await operator.commit(gids[0])
     assert await world.heuristics() == {}
 

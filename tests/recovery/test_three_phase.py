@@ -430,7 +430,7 @@ async def test_a_name_that_is_prepared_in_another_database_as_well_splits_nothin
     shown = {(line.participant, line.action, line.result) for line in report.lines if line.gid == str(orders)}
     assert shown == {("orders", "commit", "done"), ("stock", "report", "nothing")}
     [why] = [line.why for line in report.lines if line.action == "report"]
-    assert "another database than that of participant 'orders'" in why
+    assert "names participant 'orders', and is prepared in another database" in why
     assert world.orders.fate(orders) is XactStatus.COMMITTED
     assert other.fates[other.branches[0].xid] is XactStatus.COMMITTED
     assert list(other.prepared) == [orders]

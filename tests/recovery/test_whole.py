@@ -177,7 +177,7 @@ async def test_the_record_says_what_did_not_come_of_an_act(
     acts = [act for act in await world.ledger.acts(limit=50) if act.verb != "indoubt commit"]
     again, done, forget, terminated, half = [act.result for act in acts]
     assert (again, done) == ("nothing: no branch of it is prepared", "done")
-    assert forget == "nothing: no heuristic outcome of it is open"
+    assert forget == "nothing: it has no open heuristic outcome"
     assert terminated.startswith("1 of its branches is still prepared: ")
     assert half.startswith("1 of 2 branches not: ")
 

@@ -224,7 +224,7 @@ async def test_a_foreign_orphan_and_whom_it_blocks(shop: Shop) -> None:
     [found] = await shop.findings("--older-than", "0s")
     assert (found["participant"], found["check"], found["severity"]) == ("orders", "prepared", "problem")
     assert found["what"].startswith("it's old has been prepared for ")
-    assert found["what"].endswith("by role postgres: not undoubt's")
+    assert found["what"].endswith("by role postgres: it is not a branch of undoubt")
     assert f"(backend {waiter.get_server_pid()})" in found["why"]
     assert "vacuum held back for" in found["why"]
     shown = await shop.run("indoubt", "explain", "it's old", "-o", "json")
@@ -245,7 +245,7 @@ async def test_another_ledgers_orphan(shop: Shop) -> None:
     dsns = {name: server.dsn("shop", user="rescue") for name, server in shop.servers.items()}
     shop.configure(dsns, lines)
     [found] = [one for one in await shop.findings("--older-than", "0s") if one["check"] == "prepared"]
-    assert found["what"].endswith("another ledger's")
+    assert found["what"].endswith("it belongs to another ledger")
     assert found["fix"] == f"undoubt indoubt explain {gid}"
     await shop.admin["orders"].execute(f"rollback prepared '{gid}'")
 
