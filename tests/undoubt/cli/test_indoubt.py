@@ -469,7 +469,7 @@ def test_explain_an_aborted_branch_proves_it_by_the_session(stage: Stage) -> Non
     assert any("session 1 (shop) is stored as closed" in line for line in shown["proof"])
     stage.ledger.session_list[:] = [SessionInfo(1, NONCE, "shop", SessionState.OPEN, 2, 10.0)]
     proof = stage.json("indoubt", "explain", str(gid))["proof"]
-    assert any("below 2, and this is 1" in line for line in proof)
+    assert any("is 2, and this is number 1" in line for line in proof)
 
 
 def test_explain_promises_nothing_without_proof(stage: Stage) -> None:
@@ -496,7 +496,7 @@ def test_explain_an_active_branch_says_leave_it(stage: Stage) -> None:
     ("kind", "said"),
     [
         (Settled.HEURISTIC_ROLLBACK, "is not in its database"),
-        (Settled.HEURISTIC_HAZARD, "cannot be proved"),
+        (Settled.HEURISTIC_HAZARD, "Nothing proves"),
     ],
 )
 def test_explain_a_heuristic_outcome_says_what_is_left_to_do(stage: Stage, kind: Settled, said: str) -> None:
