@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
 from tests.servers import Server, fresh_database, new_server
 
+MEMORY = Path("/dev/shm")  # noqa: S108 - Linux's filesystem in memory
+MEMORY_BYTES_MIN = 2 << 30
+
 # A shell starts background jobs with SIGINT ignored, and children inherit that: nothing could be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _use_memory() -> None:
+    """Temporary files of the tests, and of the processes that they start, are in memory.
+
+    No test cuts the power, so none can tell it from a disk, and each new database is some 300 files. TMPDIR
+    names another place.
+    """
+    if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK):
+        return
+    found = os.statvfs(MEMORY)
+    if found.f_bavail * found.f_frsize >= MEMORY_BYTES_MIN and not found.f_flag & os.ST_NOEXEC:
+        os.environ["TMPDIR"] = str(MEMORY)
+        tempfile.tempdir = None  # it may have been asked for before
+
+
+_use_memory()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,6 +20,8 @@ from tests.linearizability.check import violations
 from tests.undoubt.cli.harness import REPOSITORY
 
 COMMAND = (sys.executable, "-m", "tests.faults")
+ON_DISK = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+"""It mounts a filesystem of its own over the one in memory, where the tests' temporary files are."""
 
 
 def test_a_seed_gives_one_schedule() -> None:
@@ -98,8 +100,9 @@ async def test_a_short_run(protocol: str) -> None:
     ledger answer what no ledger could."""
     options = ("--seconds", "20", "--seed", "1", "--protocol", protocol, *choice())
     ended = await asyncio.to_thread(
-        subprocess.run, [*COMMAND, *options], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+        subprocess.run, [*COMMAND, *options], cwd=REPOSITORY, env=ON_DISK, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
     assert ended.returncode == 0, (ended.stdout, ended.stderr[-4000:])
     [line] = ended.stdout.splitlines()
     told = json.loads(line)
@@ -119,7 +122,7 @@ async def test_nothing_is_left_of_a_run_that_is_ended(how: signal.Signals) -> No
     leaves ends by itself, but for files: those the next run removes."""
     process = await asyncio.create_subprocess_exec(
         *COMMAND, "--seconds", "600", "--seed", "1", *choice(),
-        cwd=REPOSITORY, stderr=asyncio.subprocess.PIPE,
+        cwd=REPOSITORY, env=ON_DISK, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None
     said = b""
