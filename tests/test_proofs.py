@@ -220,6 +220,15 @@ async def test_an_application_may_have_packages_of_the_rooms_names() -> None:
     assert (told["layouts"], told["failures"]) == (6, [])
 
 
+async def test_upgrades_from_the_last_release() -> None:
+    """Broken if this release cannot open what the last one has stored, or does not work beside it, so that
+    money or a decision is lost in an upgrade."""
+    told = await prove("upgrade")
+    assert told["steps"] >= 6
+    assert (told["failed"], told["failures"]) == (0, [])
+    assert told["control"] == 2
+
+
 async def test_sqlalchemys_own_twophase_commits_one_half() -> None:
     """Broken if the reason for this project has gone away (then say so in the README), or if the same program
     commits anything over undoubt's sessions."""

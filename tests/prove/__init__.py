@@ -38,6 +38,11 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.damaging`             changes files, and reads what is said when they are opened.
 :mod:`.setback`              copies back, clones and loses ledgers and volumes.
 :mod:`.shadowed`             installs undoubt beside an application that has packages of the rooms' names.
+:mod:`.upgrade`              runs the last release and this one beside each other, and one after the other.
+:mod:`.upgrade_app`          is an application of either release.
+:mod:`.upgrade_formats`      compares what the last release encodes with what this one reads.
+:mod:`.upgrade_stage`        runs commands, applications and nodes of either release.
+:mod:`.releases`             holds the last release, as a wheel.
 :mod:`.wire`                 strikes every message to the databases with one fault.
 :mod:`.wire_cases`           lists scenes and cases.
 :mod:`.wire_doors`           lists the ways in which an application uses undoubt.

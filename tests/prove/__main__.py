@@ -25,6 +25,7 @@ PROOFS = {
     "setback": "tests.prove.setback",
     "shadowed": "tests.prove.shadowed",
     "sqlalchemy": "tests.prove.sqlalchemy_twophase",
+    "upgrade": "tests.prove.upgrade",
     "wire": "tests.prove.wire",
     "without-ledger": "tests.prove.without_ledger",
 }

@@ -100,7 +100,7 @@ class Nodes:
     async def run(self, number: int, *arguments: str) -> Any:
         """What ``undoubt … -o json`` prints, with that node's configuration. Raises ``CommandFailed``."""
         process = await asyncio.create_subprocess_exec(
-            *COMMAND, *arguments, "--config", self.configuration(number), "-o", "json",
+            *self.tool(number), *arguments, "--config", self.configuration(number), "-o", "json",
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment(),
         )  # fmt: skip
         async with within(f"the answer of {arguments}"):
@@ -129,6 +129,10 @@ class Nodes:
         for number in numbers:
             async with within(f"node {number} ready"):
                 await self._ready(number)
+
+    def tool(self, number: int) -> tuple[str, ...]:
+        """What runs a command with that node's configuration, before its arguments."""
+        return COMMAND
 
     def command(self, number: int) -> tuple[str, ...]:
         """What runs that node, before the arguments of the command line."""
