@@ -15,7 +15,7 @@ from tests.coordinator.format_samples import lines
 from undoubt.coordinator.ledger import anchor, backup, calls, commands, state
 from undoubt.coordinator.ledger.cluster import acceptors, messages
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, DecisionRecord
-from undoubt.coordinator.ledger.names import Names
+from undoubt.coordinator.ledger.rules import Names
 from undoubt.coordinator.ledger.sqlite import history
 from undoubt.coordinator.node import fsm
 from undoubt.coordinator.node.storage import logged, record, segment
