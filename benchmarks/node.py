@@ -82,7 +82,7 @@ class Nodes:
 
     def _send(self, message: Message) -> None:
         replica, frame = self.replicas[message.to], encode(message)
-        self._loop.call_soon(lambda: replica.step(decode(frame)))
+        self._loop.call_soon(lambda: replica.driver.step(decode(frame)))
 
     async def leader(self) -> Replica:
         for replica in self.replicas.values():
@@ -131,7 +131,7 @@ class Work:
 
 async def propose(leader: Replica, command: Command) -> object:
     answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-    leader.propose(command, answer.set_result)
+    leader.proposals.propose(command, answer.set_result)
     return await answer
 
 

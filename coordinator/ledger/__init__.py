@@ -28,6 +28,7 @@ The modules and rooms, in the order in which a call passes them:
                               encodes it as a snapshot.
 :mod:`.leases`                computes which sessions have expired, by a monotonic clock.
 :mod:`.pages`                 reads all unfinished decisions in pages.
+:mod:`.history`               keeps finished transactions until a store of history has them.
 :mod:`.memory`                implements a ledger without durability, for tests.
 :mod:`.sqlite`                implements a ledger in one file, which one process owns.
 :mod:`.postgres`              implements a ledger in tables of one PostgreSQL database, for any number of

@@ -8,8 +8,9 @@ from typing import Any
 from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.commands import RULES, Command, Judge, decode, encode
 from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.ledger.history import newest
 from undoubt.coordinator.ledger.machine import Machine
-from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger, newest
+from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.ids import TxId, new_ledger_id
 

@@ -12,6 +12,7 @@ import abc
 import asyncio
 import logging
 import time
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ from undoubt.coordinator.ledger.contract import (
     Verdict,
     without_newer,
 )
+from undoubt.coordinator.ledger.history import newest
 from undoubt.coordinator.ledger.leases import Leases
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.pages import Pages
@@ -77,6 +79,20 @@ SESSION_SKIP = 1 << 32
 
 
 log = logging.getLogger(__name__)
+
+
+class Agreed(typing.Protocol):
+    """A version of the protocol, which may rise."""
+
+    version: int
+
+
+class _Newest:
+    version = TAGS_VERSION
+
+
+NEWEST = _Newest()
+"""Where one process alone proposes and applies."""
 
 
 class StateMachineLedger(abc.ABC):
@@ -98,8 +114,11 @@ class StateMachineLedger(abc.ABC):
         *,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        agreed: Agreed = NEWEST,
     ) -> None:
+        """``agreed``: what all who will ever apply a command have agreed to know."""
         self.machine = machine
+        self._agreed = agreed
         self.settings = settings
         self.owner = ""
         self._clock = clock
@@ -116,11 +135,6 @@ class StateMachineLedger(abc.ABC):
         if (self._names.ledger_id, self._names.secret) != (state.ledger_id, state.secret):
             self._names = Names(state.ledger_id, state.secret)
         return self._names
-
-    @property
-    def _version(self) -> int:
-        """What all who will ever apply a command of now have agreed to know."""
-        return TAGS_VERSION
 
     @property
     def ledger_id(self) -> str:
@@ -199,12 +213,12 @@ class StateMachineLedger(abc.ABC):
 
     async def draw_secret(self) -> None:
         """Have a secret from now on, if everybody knows what that is. One of version 0.1.0 has none."""
-        if not self.machine.state.secret and self._version >= TAGS_VERSION:
+        if not self.machine.state.secret and self._agreed.version >= TAGS_VERSION:
             await self._run(DrawSecret(new_secret()))
 
     async def agree_on_rules(self) -> None:
         """Have commands judged when they are applied, from now on, if everybody knows the rules."""
-        if self.machine.state.rules < RULES and self._version >= TAGS_VERSION:
+        if self.machine.state.rules < RULES and self._agreed.version >= TAGS_VERSION:
             await self._run(Judge(RULES))
 
     async def keep_alive(self, session: Session, floor: int) -> None:
@@ -244,7 +258,7 @@ class StateMachineLedger(abc.ABC):
         """Judged, and ready to be proposed. Raises ``Impostor``, ``UsageError``."""
         self._check(txid, protocol, decision, branches)
         known = self._known(branches)
-        cause = cause[:CAUSE_CHARACTERS_MAX] if self._version >= TAGS_VERSION else ""
+        cause = cause[:CAUSE_CHARACTERS_MAX] if self._agreed.version >= TAGS_VERSION else ""
         command = Decide(txid, protocol, decision, known, self._wall(), cause)
         check_command(command)
         return command
@@ -256,7 +270,7 @@ class StateMachineLedger(abc.ABC):
 
     def _known(self, branches: Sequence[BranchRecord]) -> tuple[BranchRecord, ...]:
         """As far as everybody who applies them knows their fields."""
-        if self._version >= TAGS_VERSION:
+        if self._agreed.version >= TAGS_VERSION:
             return tuple(branches)
         return tuple(without_newer(branch) for branch in branches)
 
@@ -323,7 +337,7 @@ class StateMachineLedger(abc.ABC):
         return None if book is None or not book.tagged else self.names.proved(claim, book.nonce)
 
     async def doom(self, txid: TxId, cause: str) -> None:
-        if self._version >= TAGS_VERSION:
+        if self._agreed.version >= TAGS_VERSION:
             await self._run(Doom(txid, cause[:CAUSE_CHARACTERS_MAX]))
 
     async def doomed(self, txid: TxId) -> str | None:
@@ -355,7 +369,7 @@ class StateMachineLedger(abc.ABC):
     # Heuristics.
 
     async def record_heuristic(self, heuristic: Heuristic) -> None:
-        await self._run(RecordHeuristic(heuristic, self._version >= TAGS_VERSION))
+        await self._run(RecordHeuristic(heuristic, self._agreed.version >= TAGS_VERSION))
 
     async def forget_heuristic(self, gid: Gid, *, request: str = "") -> bool:
         return bool(await self._run(ForgetHeuristic(gid, request)))
@@ -502,9 +516,3 @@ class StateMachineLedger(abc.ABC):
         except LedgerError:
             return  # told next time; time that is told late only makes retention longer
         self._time_told_at += elapsed_ms / 1000
-
-
-def newest(record: DecisionRecord) -> tuple[float, TxId]:
-    """Sorts the newest decision first."""
-    txid = record.txid
-    return (-record.decided_at, TxId(-txid.session, txid.nonce, -txid.seq))

@@ -17,23 +17,22 @@ In the order in which a call of a client passes them:
 :mod:`.status`               computes what a node reports about itself.
 :mod:`.ledger`               implements the ledger's contract by proposing commands, and expires sessions
                              while the node leads.
-:mod:`.replica`              drives the consensus core: it proposes a batch, does what each ``Ready`` says,
-                             and applies committed entries.
+:mod:`.replica`              puts the consensus core, its driver, the disk and those who wait together.
+:mod:`.proposals`            makes the commands of one turn an entry, and answers each once it is applied.
 :mod:`.read_index`           holds reads back until the leader has confirmed its term and applied its commit
                              index.
+:mod:`.driver`               drives the consensus core: does what each ``Ready`` says.
 :mod:`.peers`                sends Raft's messages to each other node over one connection, and receives
                              theirs.
 :mod:`.versions`             decides which version of the protocol all members speak; no newer command enters
                              the log.
 :mod:`.storage`              stores log, term, vote, acceptor records and snapshots on the disk.
 :mod:`.fsm`                  applies the entries of the log: the ledger's commands, the nodes' addresses, the
-                             agreed version.
-:mod:`.hashes`               computes a hash of the state at fixed places of the log.
+                             agreed version; computes a hash of the state at fixed places of the log.
 :mod:`.comparing`            compares these hashes with the other nodes', and stops a node whose hash differs
                              from the majority's.
-:mod:`.snapshots`            makes snapshots of the state machine, sends them in chunks, and installs received
-                             ones.
-:mod:`.history`              buffers finished transactions until the storage has them.
+:mod:`.snapshots`            makes snapshots of the state machine, stores them with the history, sends them in
+                             chunks, and installs received ones.
 :mod:`.acceptors`            drives the node's Paxos Commit acceptor, whose records share the log's syncs.
 :mod:`.orphaned_votes`       finds transactions that ended sessions left at the acceptors, and records their
                              outcomes in the ledger.

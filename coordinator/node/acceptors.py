@@ -42,12 +42,15 @@ ReplyCallback = Callable[[AcceptorReply | LedgerError], None]
 
 
 class NodeAcceptors:
-    """``wake`` has :meth:`work` called in the next turn of the loop, before the disk is flushed."""
+    """``wake`` has :meth:`work` called in the next turn of the loop if :attr:`due`, before the disk is
+    flushed."""
 
     def __init__(
         self, node: int, stored: RestoredAcceptor, machine: Machine, disk: Disk, wake: Callable[[], None]
     ) -> None:
         self.acceptor = Acceptor(node, stored)
+        self.due = False
+        """Whether something came in since the last :meth:`work`."""
         self._machine = machine
         self._names = Names(machine.state.ledger_id, machine.state.secret)
         self.disk_full = False
@@ -57,12 +60,12 @@ class NodeAcceptors:
         self._wake = wake
         self._waiting: dict[int, ReplyCallback] = {}
         self._number = 0
-        self._stopped = ""
+        self._stopped: NodeStopped | None = None
 
     def ask(self, request: AcceptorRequest, answer: ReplyCallback) -> None:
         """A leader asks. What could not be stored is refused at once: it means no more than no answer."""
-        if self._stopped:
-            answer(NodeStopped(self._stopped))
+        if self._stopped is not None:
+            answer(self._stopped)
             return
         if self.disk_full:
             answer(LedgerUnavailable(f"node {self.acceptor.node} has no room on its disk"))
@@ -81,6 +84,7 @@ class NodeAcceptors:
             answer(LedgerError(str(error)))
             return
         self._waiting[self._number] = answer
+        self.due = True
         self._wake()
 
     def _why_not(self, request: AcceptorRequest) -> LedgerError | None:
@@ -116,6 +120,7 @@ class NodeAcceptors:
 
     def work(self) -> None:
         """What the acceptor has to do now: the numbered duties in :mod:`undoubt.coordinator.paxos`."""
+        self.due = False
         ready = self.acceptor.ready()
         self._send(ready.replies_now)
         if ready.writes or ready.replies_after_sync:
@@ -154,11 +159,12 @@ class NodeAcceptors:
             if machine.record(txid) is RecordedDecision.NOT_RECORDED:
                 floors[txid.session] = min(floors[txid.session], txid.seq)
         self.acceptor.forget(Marks(machine.state.next_session, tuple(sorted(floors.items()))))
+        self.due = True
         self._wake()
 
-    def stop(self, why: str) -> None:
+    def stop(self, error: NodeStopped) -> None:
         """Nothing is answered any more."""
-        self._stopped = why
+        self._stopped = error
         waiting, self._waiting = self._waiting, {}
         for answer in waiting.values():
-            answer(NodeStopped(why))
+            answer(error)

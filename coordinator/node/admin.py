@@ -86,7 +86,7 @@ class NodeAdmin:
     # Members.
 
     async def _change(self, call: ChangeMembersCall) -> NodeStatus:
-        await self._replica.settled()
+        await self._replica.proposals.settled()
         await self._replica.read()
         since = self._raft.heartbeat_round  # whoever answers it, or a later one, was alive just now
         changes = [change for wish in call.changes if (change := self._missing(wish)) is not None]
@@ -113,7 +113,7 @@ class NodeAdmin:
         if any(change.kind is ChangeKind.ADD_LEARNER for change in changes):
             changes = [*changes, *self._introductions()]
         try:
-            await self._replica.reconfigure(ConfigChange(tuple(changes), transition))
+            await self._replica.proposals.reconfigure(ConfigChange(tuple(changes), transition))
         except ConfigRefused as error:
             raise ClusterRefused(f"the members cannot be changed: {error}") from None
 
@@ -144,7 +144,7 @@ class NodeAdmin:
         best = max(answering, key=self._raft.match, default=0)
         if best and self._raft.match(best):
             self._raft.transfer(best)
-            self._replica.wake()
+            self._replica.turns.wake()
             await self._within(lambda: False)  # raises NotLeading as soon as that is so
 
     def _missing(self, wish: MemberChange) -> Change | None:
@@ -235,7 +235,7 @@ class NodeAdmin:
             raft.transfer(successor)
         except ConfigRefused as error:
             raise ClusterRefused(str(error)) from None
-        self._replica.wake()
+        self._replica.turns.wake()
         if not await self._within(lambda: raft.leader not in {0, raft.node}, led=False):
             raise ClusterNotReady(f"node {successor} did not take over: does it run, and has it caught up?")
         return self.status()
@@ -309,7 +309,7 @@ class BackupTransfer:
         """At offset 0 of a new image. Raises ``NotLeading``, ``ClusterRefused``."""
         if offset == 0:
             await replica.read()
-            self._image = replica.image()
+            self._image = replica.snapshots.image()
         if self._image is None or not 0 <= offset <= len(self._image.image):
             raise ClusterRefused("no backup is under way on this connection; begin again")
         meta, image = self._image.meta, self._image.image

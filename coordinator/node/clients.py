@@ -25,10 +25,10 @@ from undoubt.coordinator.ledger.cluster.messages import (
     TransferCall,
 )
 from undoubt.coordinator.ledger.contract import Act
-from undoubt.coordinator.node.acceptors import NodeAcceptors
 from undoubt.coordinator.node.admin import NodeAdmin
 from undoubt.coordinator.node.errors import NodeStopped, NotLeading
 from undoubt.coordinator.node.ledger import NodeLedger
+from undoubt.coordinator.node.replica import Replica
 from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.rpc.calls import AnyCall, check_right
 from undoubt.coordinator.rpc.envelope import Answer, Elsewhere, LeaderHint, Request
@@ -67,14 +67,14 @@ class FromClient(Requests[AnyCall]):
         self,
         connection: Connection,
         ledger: NodeLedger,
-        acceptors: NodeAcceptors,
+        replica: Replica,
         leader: Callable[[], str],
         operator: NodeAdmin,
     ) -> None:
         super().__init__(connection, requests_max=REQUESTS_PER_CONNECTION_MAX, who="the node")
         self._right = connection.right
         self._ledger = ledger
-        self._acceptors = acceptors
+        self._driver, self._proposals, self._acceptors = replica.driver, replica.proposals, replica.acceptors
         self._leader = leader
         self._operator = operator
         self._backup = operator.backups.begin()
@@ -100,7 +100,7 @@ class FromClient(Requests[AnyCall]):
     def begin(self, number: int, call: AnyCall) -> None:
         if self._right is not Right.OPERATE:
             check_right(call, self._right, self.connection.certificate)
-        if isinstance(call, calls.DecideCall) and self._ledger.leads:
+        if isinstance(call, calls.DecideCall) and self._driver.leads:
             self._decide(number, call)
         elif isinstance(call, AcceptorCall):
             self._acceptors.ask(call.request, partial(self.answer, number))
@@ -121,7 +121,7 @@ class FromClient(Requests[AnyCall]):
         command = self._ledger.decide_command(
             call.txid, call.decision, call.branches, call.protocol, call.cause
         )
-        self._ledger.submit(command, partial(self.answer, number))
+        self._proposals.propose(command, partial(self.answer, number))
 
     def _check_versions(self, requests: Sequence[Request[AnyCall]]) -> None:
         spoken = self.connection.version

@@ -35,7 +35,7 @@ class Comparing:
         self._wire = wire
         self._task: asyncio.Task[None] | None = None
         self._told: set[int] = set()
-        replica.hashes.noted = self._begin
+        replica.replicated.hashes.noted = self._begin
 
     async def close(self) -> None:
         if self._task is not None:
@@ -59,7 +59,7 @@ class Comparing:
         answers = await asyncio.gather(*map(self._ask, asked))
         # Another release may encode the same state otherwise.
         told = [each.state_hashes for each in answers if each is not None and each.version == RELEASE]
-        for index, mine in list(replica.hashes.known.items()):
+        for index, mine in list(replica.replicated.hashes.known.items()):
             others = Counter(each[index] for each in told if index in each)
             self._judge(index, mine, others, majority_size(voters))
 

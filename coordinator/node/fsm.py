@@ -8,19 +8,22 @@ highest number of a node, disks by node, the agreed version.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger.commands import FIRST_VERSION, Command, encode, since
-from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.raft import Change, ChangeKind, Entry, Kind, decode_change
 from undoubt.coordinator.wire import VERSIONS, Versions
 
 IMAGE_FORMAT = 1
+HASH_INTERVAL_ENTRIES = 8_192
+"""All nodes hash their state after each entry whose index is a multiple of it."""
+HASHES_KEPT = 4
 NEWER = "start it with a newer release of undoubt, and without a lower node.version_max"
 
 
@@ -75,6 +78,23 @@ def encode_batch(commands: Sequence[msgspec.Raw]) -> bytes:
     return _encoder.encode(commands)
 
 
+class StateHashes:
+    """Of this node's states at the last places of the log at which all nodes hash theirs:
+    :mod:`.comparing` compares them."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, str] = {}
+        self.noted: Callable[[], None] = lambda: None
+
+    def note(self, index: int, state: bytes) -> None:
+        """``state``, when all up to the entry at ``index``, and no more, is applied; equal states are encoded
+        alike."""
+        self.known[index] = hashlib.sha256(state).hexdigest()
+        while len(self.known) > HASHES_KEPT:
+            del self.known[next(iter(self.known))]
+        self.noted()
+
+
 class NodeStateMachine:
     """Equal on every node that has applied as much. ``addresses`` alone may run ahead: a node can be spoken
     to from the moment its change is in the log."""
@@ -89,6 +109,7 @@ class NodeStateMachine:
     ) -> None:
         """``speaks``: what this node knows."""
         self.machine = machine
+        self.hashes = StateHashes()
         self.speaks = speaks
         self.version = version
         """What all members have agreed to know. It only rises, and never above what this node speaks."""
@@ -103,17 +124,20 @@ class NodeStateMachine:
     def apply(self, entry: Entry) -> list[object]:
         """The results of the entry's commands, in their order; errors are values. Raises what it must not
         go on after: ``LedgerUnusable`` for commands that this version does not know."""
+        results: list[object] = []
         if entry.kind is Kind.CONFIG:
             for change in decode_change(entry.data).changes:
                 self._follow(change)
-            return [None]
-        if entry.kind is not Kind.DATA:
-            return []
-        apply = self.machine.apply
-        return [
-            self._agreed(command) if type(command) is Agree else apply(command)
-            for command in self._decoded(entry)
-        ]
+            results = [None]
+        elif entry.kind is Kind.DATA:
+            apply = self.machine.apply
+            results = [
+                self._agreed(command) if type(command) is Agree else apply(command)
+                for command in self._decoded(entry)
+            ]
+        if not entry.index % HASH_INTERVAL_ENTRIES:
+            self.hashes.note(entry.index, self.machine.snapshot())
+        return results
 
     def _decoded(self, entry: Entry) -> list[Any]:
         try:
@@ -189,10 +213,6 @@ class NodeStateMachine:
                 for change in decode_change(entry.data).changes:
                     if change.kind is not ChangeKind.REMOVE and change.context:
                         self.addresses[change.node] = _decode_member(change.context).address
-
-    def finished(self) -> tuple[DecisionRecord, ...]:
-        """What is to be written into the history since the last call."""
-        return tuple(self.machine.drain_history())
 
     def image(self) -> bytes:
         members, disks = dict(sorted(self.members.items())), dict(sorted(self.disks.items()))

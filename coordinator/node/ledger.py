@@ -27,8 +27,8 @@ from undoubt.coordinator.ledger.contract import (
     Settlement,
 )
 from undoubt.coordinator.ledger.leases import Leases
-from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger, newest
-from undoubt.coordinator.node.replica import Replica, ResultCallback
+from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
+from undoubt.coordinator.node.replica import Replica
 from undoubt.coordinator.node.storage.contract import Storage
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.contract import Decision
@@ -59,7 +59,9 @@ class NodeLedger(StateMachineLedger):
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(replica.replicated.machine, settings, clock=clock, wall=wall)
+        super().__init__(
+            replica.replicated.machine, settings, clock=clock, wall=wall, agreed=replica.replicated
+        )
         self.acceptors: ClusterAcceptors = ClusterAcceptors(
             ask,
             self._open_bound,
@@ -70,6 +72,7 @@ class NodeLedger(StateMachineLedger):
             timeout_s=settings.request_timeout_s,
         )
         self._replica = replica
+        self._driver, self._proposals = replica.driver, replica.proposals
         self._storage = storage
         self.binding = asyncio.Lock()
         """Whoever opens a session that is bound to the members holds it, and whoever changes the members."""
@@ -77,12 +80,8 @@ class NodeLedger(StateMachineLedger):
         self._leaving_until = 0.0
 
     @property
-    def _version(self) -> int:
-        return self._replica.replicated.version
-
-    @property
     def leads(self) -> bool:
-        return self._replica.leads
+        return self._driver.leads
 
     def begin_to_lead(self) -> None:
         """Nobody's silence before counts; and time that another leader told is not told again."""
@@ -117,10 +116,6 @@ class NodeLedger(StateMachineLedger):
         """The wall clock, for people."""
         return self._wall()
 
-    def submit(self, command: Command, answer: ResultCallback) -> None:
-        """As :meth:`Replica.propose`: for callers that have no task to wait in."""
-        self._replica.propose(command, answer)
-
     async def _propose(self, command: Command) -> Any:
         answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
@@ -128,7 +123,7 @@ class NodeLedger(StateMachineLedger):
             if not answer.done():
                 answer.set_result(result)
 
-        self._replica.propose(command, told)
+        self._proposals.propose(command, told)
         return await answer
 
     async def decide(
@@ -191,7 +186,7 @@ class NodeLedger(StateMachineLedger):
         if not bind:
             return await open_session()
         async with self.binding:
-            await self._replica.settled()
+            await self._proposals.settled()
             return await open_session()
 
     async def _open_bound(self, name: str, ttl_s: float) -> Session:
@@ -206,14 +201,7 @@ class NodeLedger(StateMachineLedger):
         return (await self.records([txid]))[txid]
 
     async def _history_of(self, txid: TxId) -> DecisionRecord | None:
-        return self._replica.history.lately().get(txid) or await self._storage.history_of(txid)
+        return self._replica.history.recent().get(txid) or await self._storage.history_of(txid)
 
     async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
-        merged = {
-            txid: record
-            for txid, record in self._replica.history.lately().items()
-            if before is None or newest(before) < newest(record)
-        }
-        for record in await self._storage.history(limit, before):
-            merged[record.txid] = record
-        return sorted(merged.values(), key=newest)[:limit]
+        return await self._replica.history.page(limit, before, self._storage.history)

@@ -28,7 +28,7 @@ from undoubt.coordinator.node.settings import NodeSettings
 from undoubt.coordinator.node.status import status_of
 from undoubt.coordinator.node.storage.contract import Storage, Stored
 from undoubt.coordinator.paxos import AcceptorReply, AcceptorRequest
-from undoubt.coordinator.raft import Message, bootstrap
+from undoubt.coordinator.raft import bootstrap
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.supervision import Supervised
 from undoubt.coordinator.wire import (
@@ -181,7 +181,7 @@ class Node:
         while self.leads and (successor := raft.successor):
             log.info("node %d hands over to node %d", raft.node, successor)
             raft.transfer(successor)
-            self.replica.wake()
+            self.replica.turns.wake()
             self._role_changed.clear()
             left_s = end - asyncio.get_running_loop().time()
             try:
@@ -194,17 +194,11 @@ class Node:
     def _accept(self, connection: Connection) -> Receiver:
         if connection.peer.role is PeerRole.NODE:
             self._recognise(connection)
-            return FromPeer(connection, self._step)
-        return FromClient(
-            connection, self.ledger, self.replica.acceptors, lambda: self.leader_address, self.operator
-        )
+            return FromPeer(connection, self.replica.driver.step)
+        return FromClient(connection, self.ledger, self.replica, lambda: self.leader_address, self.operator)
 
     def _set_back(self, why: str) -> None:
-        self.replica.set_back(why)
-
-    def _step(self, message: Message) -> None:
-        if not self._unmet:
-            self.replica.step(message)
+        self.replica.turns.set_back(why)
 
     def _ask_acceptor(
         self, node: int, request: AcceptorRequest, answer: Callable[[AcceptorReply | Exception], None]

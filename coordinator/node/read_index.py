@@ -18,22 +18,23 @@ _Waiter = asyncio.Future[None]
 
 class ReadQueue:
     def __init__(self) -> None:
-        self._new: list[_Waiter] = []
+        self.new: list[_Waiter] = []
+        """Asked for since the last :meth:`begin`."""
         self._asked: dict[bytes, list[_Waiter]] = {}
-        self._confirmed: deque[tuple[int, list[_Waiter]]] = deque()
+        self.confirmed: deque[tuple[int, list[_Waiter]]] = deque()
         """With the index that has to be applied first, in order."""
         self._number = 0
 
     def ask(self, loop: asyncio.AbstractEventLoop) -> _Waiter:
         future: _Waiter = loop.create_future()
-        self._new.append(future)
+        self.new.append(future)
         return future
 
     def begin(self, raft: Raft) -> None:
         """Ask for all that are new."""
-        if not self._new:
+        if not self.new:
             return
-        waiters, self._new = self._new, []
+        waiters, self.new = self.new, []
         self._number += 1
         context = self._number.to_bytes(8, "big")
         try:
@@ -45,12 +46,12 @@ class ReadQueue:
 
     def answered(self, states: Iterable[ReadState], applied: int) -> None:
         for state in states:
-            self._confirmed.append((state.index, self._asked.pop(state.context)))
+            self.confirmed.append((state.index, self._asked.pop(state.context)))
         self.applied(applied)
 
     def applied(self, index: int) -> None:
-        while self._confirmed and self._confirmed[0][0] <= index:
-            for future in self._confirmed.popleft()[1]:
+        while self.confirmed and self.confirmed[0][0] <= index:
+            for future in self.confirmed.popleft()[1]:
                 if not future.done():
                     future.set_result(None)
 
@@ -60,10 +61,10 @@ class ReadQueue:
 
     def fail(self, error: BaseException) -> None:
         """All of them."""
-        waiters = [*self._new, *(one for asked in self._asked.values() for one in asked)]
-        waiters += [one for _, confirmed in self._confirmed for one in confirmed]
-        self._new, self._asked = [], {}
-        self._confirmed.clear()
+        waiters = [*self.new, *(one for asked in self._asked.values() for one in asked)]
+        waiters += [one for _, confirmed in self.confirmed for one in confirmed]
+        self.new, self._asked = [], {}
+        self.confirmed.clear()
         _fail(waiters, error)
 
 

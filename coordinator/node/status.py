@@ -52,5 +52,5 @@ def status_of(identity: DiskIdentity, replica: Replica, wire: WireSettings) -> N
         certificate_until=tls_of(wire.tls).own.not_after if wire.tls is not None else 0.0,
         agreed_version=replica.replicated.version,
         highest_version=replica.replicated.speaks.highest,
-        state_hashes=dict(replica.hashes.known),
+        state_hashes=dict(replica.replicated.hashes.known),
     )

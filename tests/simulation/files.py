@@ -15,8 +15,8 @@ from tests.simulation.network import FakeSocket
 from tests.simulation.scheduler import Process
 from undoubt.coordinator.ledger.anchor import START, Mark, chained
 from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.ledger.history import newest
 from undoubt.coordinator.ledger.sqlite.store import Loaded
-from undoubt.coordinator.ledger.state_machine_ledger import newest
 from undoubt.participants.ids import TxId, new_ledger_id
 
 

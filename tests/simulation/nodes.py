@@ -17,7 +17,7 @@ from tests.simulation.drive import Drive, Thread
 from tests.simulation.judge import Violation
 from tests.simulation.recorded import RecordedLedger
 from undoubt.coordinator.ledger.contract import DecisionRecord
-from undoubt.coordinator.ledger.state_machine_ledger import newest
+from undoubt.coordinator.ledger.history import newest
 from undoubt.coordinator.node.bootstrap import beginning, joining
 from undoubt.coordinator.node.node import Node
 from undoubt.coordinator.node.settings import NodeSettings
@@ -230,7 +230,7 @@ class SimulatedNode:
         """After each of its turns: check this node, if anything of it has changed."""
         if self.running is None:
             return
-        if self.running.replica.refused:
+        if self.running.replica.driver.refused:
             raise Violation(f"node {self.number} was sent what no sound member would send")
         raft = self.running.replica.raft
         seen = (raft.term, raft.role, raft.commit_index, raft.last_index, raft.applied_index)
@@ -302,10 +302,10 @@ class SimulatedCluster:
 
     def watch(self, member: SimulatedNode, node: Node) -> None:
         """Look at every message before it leaves."""
-        send = node.replica._send
+        send = node.replica.driver.send
 
         def checked(message: Message) -> None:
-            member.disk.staged = b"".join(node.replica._snapshots._arrived)
+            member.disk.staged = b"".join(node.replica.snapshots.arrived)
             self._checking(lambda: self.invariants.sent(member, message))  # type: ignore[arg-type]
             send(message)
 
@@ -316,7 +316,7 @@ class SimulatedCluster:
                 self.world.judge.promises.answers(member.number, each.message)
             answer(outgoing)
 
-        node.replica._send = checked
+        node.replica.driver.send = checked
         node.replica.acceptors._send = answered  # type: ignore[method-assign]
         self.invariants.restarted(member)  # type: ignore[arg-type]
 

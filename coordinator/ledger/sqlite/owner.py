@@ -26,10 +26,11 @@ from undoubt.coordinator.ledger.backup import About, Backup
 from undoubt.coordinator.ledger.commands import Command, ExpireSession, decode, encode
 from undoubt.coordinator.ledger.contract import Create, DecisionRecord, SessionState
 from undoubt.coordinator.ledger.disk import StoreBroken
+from undoubt.coordinator.ledger.history import RecentHistory
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.sqlite import anchored
 from undoubt.coordinator.ledger.sqlite.store import Loaded, SqliteStore
-from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger, newest
+from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.supervision import Supervised
 from undoubt.participants.errors import UsageError
@@ -81,7 +82,7 @@ class OwnedLedger(StateMachineLedger):
         self._broken: LedgerError | None = None
         self._spoiled = False
         """A command was applied in part: nothing more is applied to this state, or answered from it."""
-        self._finished = {record.txid: record for record in self.machine.drain_history()}
+        self._recent = RecentHistory(self.machine)
         """Finished, and in no table yet: what the log holds of it goes there with the next snapshot."""
         self._upkeep: asyncio.Task[None] | None = None
 
@@ -189,8 +190,6 @@ class OwnedLedger(StateMachineLedger):
                 self._apply(proposal)
             elif not proposal.answer.done():
                 proposal.answer.set_exception(self._broken or LedgerUnavailable("the ledger has stopped"))
-        for record in self.machine.drain_history():
-            self._finished[record.txid] = record
 
     def _apply(self, proposal: _Proposal) -> None:
         try:
@@ -218,25 +217,23 @@ class OwnedLedger(StateMachineLedger):
 
     def _snapshot(self) -> None:
         state, index = self.machine.snapshot(), self._last_index
-        finished = dict(self._finished)
+        finished = self._recent.begin()
         now_ms, history_ms = self.machine.state.time_ms, round(self.settings.history_s * 1000)
 
         def replaced(job: ThreadFuture[None]) -> None:
             if (error := job.exception()) is not None:
                 log.warning("the ledger's log could not be shortened: %s", error)
+                self._recent.not_stored(finished)
                 self._snapshot_bytes_min = self._log_bytes + LOG_BYTES_MIN
                 if not isinstance(error, LedgerError) or isinstance(error, StoreBroken):
                     self._fail([], error)
                 return
             self._log_bytes = 0
             self._snapshot_bytes_min = max(LOG_BYTES_MIN, len(state))
-            for txid in finished:
-                del self._finished[txid]
+            self._recent.stored(finished)
 
         self._start(
-            lambda: self._store.replace_log(
-                index, state, list(finished.values()), now_ms=now_ms, history_ms=history_ms
-            ),
+            lambda: self._store.replace_log(index, state, finished, now_ms=now_ms, history_ms=history_ms),
             replaced,
         )
 
@@ -253,17 +250,10 @@ class OwnedLedger(StateMachineLedger):
         return await self._loop.run_in_executor(self._thread, function, *args)
 
     async def _history_of(self, txid: TxId) -> DecisionRecord | None:
-        return self._finished.get(txid) or await self._in_thread(self._store.history_of, txid)
+        return self._recent.recent().get(txid) or await self._in_thread(self._store.history_of, txid)
 
     async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
-        merged = {
-            record.txid: record
-            for record in self._finished.values()
-            if before is None or newest(before) < newest(record)
-        }
-        for record in await self._in_thread(self._store.history, limit, before):
-            merged[record.txid] = record
-        return sorted(merged.values(), key=newest)[:limit]
+        return await self._recent.page(limit, before, partial(self._in_thread, self._store.history))
 
     async def _expire_former_owner(self) -> None:
         """The lock proves that the process which owned the ledger has gone, or has closed it: the sessions

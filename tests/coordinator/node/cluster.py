@@ -90,12 +90,12 @@ class Cluster:
     def cut(self, number: int) -> None:
         """Nothing goes to that node or comes from it; its clients still reach it."""
         replica = self.nodes[number].replica
-        replica._send = lambda _: None
+        replica.driver.send = lambda _: None
         replica.raft.step = lambda _: None  # type: ignore[method-assign]
 
     def heal(self, number: int) -> None:
         node = self.nodes[number]
-        node.replica._send = node.peers.send
+        node.replica.driver.send = node.peers.send
         del node.replica.raft.step  # type: ignore[method-assign]
 
     async def settled(self) -> None:

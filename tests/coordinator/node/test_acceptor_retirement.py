@@ -106,14 +106,14 @@ async def test_no_session_is_bound_to_the_members_of_before(tmp_path: Path) -> N
         leader = await cluster.leader()
         gone = [number for number in (1, 2, 3) if number != leader.identity.node]
         checked, go_on = asyncio.Event(), asyncio.Event()
-        make = leader.replica.reconfigure
+        make = leader.replica.proposals.reconfigure
 
         async def reconfigure(change: ConfigChange) -> None:
             checked.set()
             await go_on.wait()
             await make(change)
 
-        leader.replica.reconfigure = reconfigure  # type: ignore[method-assign]
+        leader.replica.proposals.reconfigure = reconfigure  # type: ignore[method-assign]
         removing = asyncio.create_task(change_members(cluster.settings, remove(*gone), wait_s=30.0))
         await checked.wait()
         opening = asyncio.create_task(ledger.acceptors.open_session("shop", 300.0))

@@ -13,7 +13,7 @@ from tests.coordinator.ledger.signing import Signing
 from tests.coordinator.node.cluster import Cluster, client, running
 from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger.contract import BranchRecord, Session
-from undoubt.coordinator.node import comparing, hashes
+from undoubt.coordinator.node import comparing, fsm
 from undoubt.coordinator.node.node import Node
 from undoubt.participants.contract import Decision
 
@@ -22,7 +22,7 @@ BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
 
 @pytest.fixture
 async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
-    monkeypatch.setattr(hashes, "INTERVAL_ENTRIES", 8)
+    monkeypatch.setattr(fsm, "HASH_INTERVAL_ENTRIES", 8)
     monkeypatch.setattr(comparing, "COMPARE_S", 0.05)
     async with running(tmp_path) as made:
         yield made
@@ -74,7 +74,7 @@ async def test_sound_nodes_go_on(cluster: Cluster) -> None:
             await cluster.start(number)
         await cluster.settled()
         await compared(cluster)
-        known = [node.replica.hashes.known for node in cluster.nodes.values()]
+        known = [node.replica.replicated.hashes.known for node in cluster.nodes.values()]
         assert all(len(each) >= 1 for each in known)
         both = set.intersection(*(set(each) for each in known))
         assert both, known

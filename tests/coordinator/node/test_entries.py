@@ -13,7 +13,7 @@ from tests.coordinator.node.cluster import running
 from undoubt.coordinator.errors import ClusterRefused
 from undoubt.coordinator.ledger.commands import RULES, KeepAlive, OpenSession
 from undoubt.coordinator.ledger.contract import BranchRecord
-from undoubt.coordinator.node.replica import ENTRY_BYTES_MAX
+from undoubt.coordinator.node.proposals import ENTRY_BYTES_MAX
 from undoubt.coordinator.raft import Entry
 from undoubt.coordinator.wire import WireSettings
 from undoubt.participants.contract import Decision
@@ -31,7 +31,7 @@ async def test_many_large_commands_are_several_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken if only their number is bounded."""
-    monkeypatch.setattr("undoubt.coordinator.node.replica.ENTRY_BYTES_MAX", 10_000)
+    monkeypatch.setattr("undoubt.coordinator.node.proposals.ENTRY_BYTES_MAX", 10_000)
     async with running(tmp_path) as cluster:
         leader = await cluster.leader()
         ledger = Signing(leader.ledger)
@@ -56,7 +56,7 @@ async def test_a_command_that_is_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who asked is told; the others, in the same turn, are answered as ever."""
-    monkeypatch.setattr("undoubt.coordinator.node.replica.ENTRY_BYTES_MAX", 10_000)
+    monkeypatch.setattr("undoubt.coordinator.node.proposals.ENTRY_BYTES_MAX", 10_000)
     async with running(tmp_path) as cluster:
         leader = await cluster.leader()
         ledger = Signing(leader.ledger)
@@ -88,7 +88,7 @@ async def test_a_command_that_cannot_be_encoded_is_refused_alone(tmp_path: Path)
             OpenSession("99b2" * 4, "\ud800", 1000),
             KeepAlive(session.id, session.nonce, -(2**70)),
         ):
-            leader.replica.propose(bad, answers.append)
+            leader.replica.proposals.propose(bad, answers.append)
         usual = [BranchRecord(1, "orders"), BranchRecord(2, "payments")]
         assert await ledger.decide(session.txid(1), COMMIT, usual) is COMMIT
         assert [type(answer) for answer in answers] == [UsageError] * 3

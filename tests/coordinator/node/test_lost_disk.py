@@ -123,7 +123,7 @@ async def test_a_node_whose_whole_folder_was_set_back_stops_and_says_so(
         await cluster.start(back)
         await ledger.decide(session.txid(1), COMMIT, BRANCHES)
         await cluster.settled()
-        leader.replica._note_acknowledged()
+        leader.replica.note_acknowledged()
         await cluster.stop(back)
         cluster.place(back).rename(cluster.folder / "taken away")
         copied.rename(cluster.place(back))
@@ -143,7 +143,7 @@ async def test_a_peer_refuses_a_log_that_is_shorter_than_what_it_saw_acknowledge
     await cluster.settled()
     leader = await cluster.leader()
     other = next(number for number in cluster.nodes if number != leader.identity.node)
-    leader.replica._note_acknowledged()
+    leader.replica.note_acknowledged()
     last = leader.replica.acknowledged(other)
     assert last > 1
     await cluster.stop(other)
@@ -151,7 +151,7 @@ async def test_a_peer_refuses_a_log_that_is_shorter_than_what_it_saw_acknowledge
     for led in (True, False):
         if not led:
             leader.replica.raft.step_down()
-            leader.replica.wake()
+            leader.replica.turns.wake()
         address = Address.parse(cluster.addresses[leader.identity.node])
         with pytest.raises(HandshakeRefused, match=f"acknowledgement of entry {last}") as refused:
             await connect(address, replace(me, log_index=last - 1), Side(), WireSettings(), timeout_s=10.0)

@@ -216,14 +216,14 @@ async def test_two_operators_cannot_do_together_what_neither_may(cluster: Cluste
     dead, first, second = sorted({1, 2, 3, 4} - {leader.identity.node})
     await cluster.stop(dead)
     arrived, go_on = asyncio.Event(), asyncio.Event()
-    make = leader.replica.reconfigure
+    make = leader.replica.proposals.reconfigure
 
     async def reconfigure(wanted: ConfigChange) -> None:
         arrived.set()
         await go_on.wait()
         await make(wanted)
 
-    leader.replica.reconfigure = reconfigure  # type: ignore[method-assign]
+    leader.replica.proposals.reconfigure = reconfigure  # type: ignore[method-assign]
     one = asyncio.create_task(change(cluster, MemberChange("remove", first)))
     await arrived.wait()
     other = asyncio.create_task(change(cluster, MemberChange("remove", second), wait_s=0.0))

@@ -420,7 +420,7 @@ async def test_a_command_of_a_newer_version_stops_a_node_that_does_not_know_it(t
         leader = await cluster.leader()
         before = cluster.images()
         leader.replica.raft.propose(msgspec.msgpack.encode([["from-the-future", 1]]))
-        leader.replica.wake()
+        leader.replica.turns.wake()
         assert "from-the-future" in str(await leader.failed)
         assert cluster.images() == before
         with pytest.raises(NodeStopped):
@@ -475,7 +475,7 @@ async def _made_leader(cluster: Cluster, wanted: Node) -> None:
         leader = await cluster.leader()
         if leader is not wanted:
             leader.replica.raft.transfer(wanted.identity.node)
-            leader.replica.wake()
+            leader.replica.turns.wake()
         await asyncio.sleep(0.05)
 
 

@@ -513,10 +513,10 @@ async def test_a_full_disk_takes_no_votes(tmp_path: Path) -> None:
     """Broken if an acceptor without room makes a leader wait instead of asking the others."""
     async with running(tmp_path) as cluster, client(cluster) as ledger:
         session = await ledger.acceptors.open_session("shop", 300.0)
-        cluster.nodes[1].replica._full(True)
+        cluster.nodes[1].replica.note_full(True)
         assert await ledger.acceptors.vote(session.txid(1), BRANCHES) is COMMIT
         assert 1 not in kept(cluster, session.txid(1))
-        cluster.nodes[1].replica._full(False)
+        cluster.nodes[1].replica.note_full(False)
 
 
 async def test_a_leader_that_breaks_the_protocol_is_told(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ from undoubt.coordinator.ledger.contract import (
     is_newer,
 )
 from undoubt.coordinator.ledger.machine import Machine
+from undoubt.coordinator.node.driver import Driver
 from undoubt.coordinator.node.fsm import NodeStateMachine
-from undoubt.coordinator.node.ledger import NodeLedger
 from undoubt.coordinator.raft import Entry
 from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
 from undoubt.coordinator.wire import Versions
@@ -283,7 +283,7 @@ async def test_a_leader_that_has_not_applied_its_log_yet_verifies_nothing(
             books.setdefault(session.id, book)
             await read()
 
-        monkeypatch.setattr(NodeLedger, "leads", property(lambda _: False))
+        monkeypatch.setattr(Driver, "leads", property(lambda _: False, lambda *_: None), raising=False)
         monkeypatch.setattr(node.replica, "read", catching_up)
         txid = session.txid(1)
         for by in (node.ledger, ledger.ledger):

@@ -145,13 +145,13 @@ async def test_what_was_refused_for_want_of_room_is_proposed_again(tmp_path: Pat
         stack.push_async_callback(cluster.stop)
         await cluster.start()
         replica = cluster.nodes[1].replica
-        replica._full(True)
+        replica.note_full(True)
         await cluster.leader()
         replica.keep_versions()
         ledger = await stack.enter_async_context(client(cluster))
         await ledger.info()  # what was proposed is answered by then
         assert replica.replicated.version == 1
-        replica._full(False)
+        replica.note_full(False)
         await agreed(cluster, NEWEST)
 
 

@@ -124,7 +124,7 @@ async def set_back(world: World) -> Told:
     try:
         await disks.told()
         number = await disks.follower()
-        (await disks.cluster.leader()).replica._note_acknowledged()
+        (await disks.cluster.leader()).replica.note_acknowledged()
         await disks.cluster.stop(number)
         disks.set_back(number)
         return await _refused(disks, number, await world.look(disks.settings))
