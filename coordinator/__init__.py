@@ -20,20 +20,20 @@ The modules and rooms, in the order in which a transaction passes them:
 =====================  =======================================================================================
 :mod:`.settings`       holds the settings of the coordinator and of its ledger.
 :mod:`.coordinator`    begins transactions, starts the task that commits each of them, and answers which
-                       outcome a transaction had.
+                       outcome a transaction had. Its ``Finisher`` tells the ledger and the participants, in
+                       batches, which transactions are finished.
 :mod:`.runnable`       checks, before anything begins, that ``run`` was given a function that it can carry
                        out.
-:mod:`.session`        opens, renews and replaces the ledger session, and numbers the transactions that begin
-                       under it.
+:mod:`.session`        opens, renews and replaces the ledger session; its table of states says when
+                       transactions may begin.
 :mod:`.supervision`    starts a background loop again after it has failed.
-:mod:`.transaction`    opens the branches of one transaction, commits it or rolls it back, and enforces its
-                       timeout.
+:mod:`.transaction`    numbers the transactions of one ledger session; opens the branches of one transaction,
+                       commits it or rolls it back, and enforces its timeout.
 :mod:`.cancel_scope`   cancels the body of an ``async with`` block whose transaction can no longer commit.
 :mod:`.uncancellable`  runs a commit in a task that ignores cancellation.
 :mod:`.protocols`      implements the commit protocols over the contracts of ledger and participants; open
                        ``two_phase.py`` first.
 :mod:`.ledger`         records sessions, decisions and heuristic outcomes, durably.
-:mod:`.finisher`       tells the ledger and the participants, in batches, which transactions are finished.
 :mod:`.retries`        decides whether ``run`` repeats a transaction, and after which pause.
 :mod:`.meter`          declares the methods that are told durations and outcomes, and measures one commit.
 :mod:`.errors`         defines the errors of the coordinator and of the ledger.

@@ -8,37 +8,38 @@ import itertools
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from undoubt.coordinator.errors import (
     CoordinatorClosed,
     HeuristicOutcome,
+    LedgerError,
     OutcomeUnknown,
     SessionLost,
     TransactionAborted,
     WrongProcess,
 )
-from undoubt.coordinator.finisher import Finisher
 from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.meter import Stopwatch, TransactionMeter
 from undoubt.coordinator.protocols.causes import why_doomed
-from undoubt.coordinator.protocols.context import CommitContext, Phase
+from undoubt.coordinator.protocols.context import FINISHED, NOTHING_LEFT, CommitContext, Phase
 from undoubt.coordinator.protocols.paxos_commit import paxos_commit
 from undoubt.coordinator.protocols.second_phase import roll_back
-from undoubt.coordinator.protocols.steps import Observer
+from undoubt.coordinator.protocols.steps import Observer, TwoPhaseStep
 from undoubt.coordinator.protocols.three_phase import three_phase_commit
 from undoubt.coordinator.protocols.two_phase import two_phase_commit
 from undoubt.coordinator.retries import pause_before_retry
 from undoubt.coordinator.runnable import check_asynchronous, checked_awaitable
 from undoubt.coordinator.session import SessionKeeper
 from undoubt.coordinator.settings import PROTOCOLS, CoordinatorSettings
-from undoubt.coordinator.transaction import Transaction
+from undoubt.coordinator.supervision import Supervised
+from undoubt.coordinator.transaction import Lease, Transaction
 from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
 from undoubt.participants.bounds import OutOfBounds, choice, count, having, seconds
 from undoubt.participants.contract import Branch, Participant
-from undoubt.participants.errors import UndoubtError, UsageError, WrongLoop
+from undoubt.participants.errors import ParticipantError, UndoubtError, UsageError, WrongLoop
 from undoubt.participants.ids import Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
 from undoubt.participants.invariant import InvariantViolation
@@ -54,6 +55,10 @@ _DRIVERS: dict[str, Callable[[CommitContext], Awaitable[None]]] = {
     GidProtocol.THREE_PHASE: three_phase_commit,
     GidProtocol.PAXOS: paxos_commit,
 }
+
+
+BATCH_DELAY_S = 0.05
+BATCH_TRANSACTIONS_MAX = 1_000
 
 
 class ParticipantInUse(UsageError):
@@ -119,6 +124,7 @@ class Coordinator:
         """Open a session with the ledger; raises ``LedgerError``."""
         self._loop = asyncio.get_running_loop()
         await self._keeper.start()
+        self._finisher.start()
         return self
 
     async def __aenter__(self) -> Coordinator:
@@ -249,7 +255,6 @@ class Coordinator:
         finally:
             if self._background:
                 log.warning("%d transactions are left for recovery to finish", len(self._background))
-                self._keeper.give_up()
                 for task in self._background:
                     task.abandon()
                 await asyncio.wait(set(self._background))
@@ -291,7 +296,7 @@ class Coordinator:
                 " one in each loop (each asyncio.run, each loop that a test gets), and close it there"
             )
 
-    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, SessionKey]:
+    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, Lease]:
         return await self._keeper.begin(timeout_s, bound=protocol is GidProtocol.PAXOS)
 
     async def why_doomed(self, txid: TxId) -> BaseException | None:
@@ -310,10 +315,14 @@ class Coordinator:
             self._meter.ended(transaction.protocol, "aborted" if transaction.doomed else "rolled_back", {})
 
     def _ended(self, transaction: Transaction) -> None:
+        """Nothing of it is undecided here any more, unless the task that was to end it is abandoned: that is
+        left to recovery, and no floor passes it."""
         self._transactions.pop(transaction.id, None)
-        self._keeper.end(transaction.id)
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            transaction.lease.end(transaction.id)
 
-    def new_course(
+    def new_context(
         self,
         txid: TxId,
         branches: tuple[Branch, ...],
@@ -367,7 +376,99 @@ class Coordinator:
         finally:
             await context.release()
             self._ended(transaction)
-            if context.recorded and not context.pending:
+            if context.state in FINISHED:
                 self._finisher.add(context.txid)
-            if context.rows and context.finished:
+            if context.rows and context.state in NOTHING_LEFT:
                 self._finisher.forget(context.rows)
+
+
+class Finisher:
+    """Tells ledger and participants, in batches and after the callers, which transactions are finished. What
+    it cannot deliver, recovery finds unfinished and finishes.
+
+    Rows of three-phase commit are deleted last: as long as the ledger does not say that a transaction is
+    finished, somebody may still want to terminate it.
+    """
+
+    def __init__(self, ledger: Ledger, participants: Registry, observer: Observer | None) -> None:
+        self._ledger = ledger
+        self._participants = participants
+        self._rows: list[Gid] = []
+        self._observer = observer
+        self._waiting: list[TxId] = []
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = Supervised("finish", self._deliver_batches).start("undoubt-finish")
+
+    def add(self, txid: TxId) -> None:
+        self._waiting.append(txid)
+        self._filled.set()
+
+    def forget(self, rows: Iterable[Gid]) -> None:
+        """Delete these rows once everything that was added before is delivered."""
+        self._rows += rows
+        self._filled.set()
+
+    async def flush(self) -> None:
+        """Return once everything that was added so far is delivered, or given up."""
+        while (self._waiting or self._rows) and self._task is not None and not self._task.done():
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    async def close(self) -> None:
+        """Deliver what waits."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._deliver()
+
+    async def _deliver_batches(self) -> None:
+        while True:
+            await self._filled.wait()
+            await asyncio.sleep(BATCH_DELAY_S)
+            await self._deliver()
+            if not (self._waiting or self._rows):
+                self._filled.clear()
+                self._emptied.set()
+
+    async def _deliver(self) -> None:
+        await self._finish()
+        rows = list(self._rows)  # their transactions were added before them, and are finished now
+        await self._forget(rows)
+        del self._rows[: len(rows)]
+
+    async def _forget(self, rows: Sequence[Gid]) -> None:
+        by_participant: dict[str, list[Gid]] = {}
+        for gid in rows:
+            by_participant.setdefault(gid.participant, []).append(gid)
+        for name, gids in by_participant.items():
+            participant = self._participants.find(name)
+            try:
+                if participant is not None:
+                    await participant.states.forget(gids)
+            except ParticipantError as error:
+                log.warning("%d rows of finished transactions are left in %r: %s", len(gids), name, error)
+
+    async def _finish(self) -> None:
+        while self._waiting:
+            batch = self._waiting[:BATCH_TRANSACTIONS_MAX]
+            await self._tell(TwoPhaseStep.BEFORE_FINISH, batch)
+            try:
+                await self._ledger.finish(batch)
+            except LedgerError as error:
+                log.warning("%d transactions are left for recovery to finish: %s", len(batch), error)
+                left = set(batch)
+                self._rows = [gid for gid in self._rows if gid.txid not in left]
+            del self._waiting[: len(batch)]
+            await self._tell(TwoPhaseStep.AFTER_FINISH, batch)
+
+    async def _tell(self, step: TwoPhaseStep, batch: list[TxId]) -> None:
+        if self._observer is None:
+            return
+        for txid in batch:
+            told = self._observer(step, str(txid))
+            if told is not None:
+                await told

@@ -1,18 +1,23 @@
-"""A coordinator's lease on the ledger, and the sequence numbers that it hands out under it.
+"""A coordinator's sessions with the ledger, and the transactions that begin under them.
 
 ``floor`` is the lowest sequence number that is still undecided here: everything below it is over, and the
 ledger may answer for it. It rides along with the renewals of the lease. After so many transactions a lease is
 replaced, so that each stays small and can be dropped as a whole once retention allows. One that is bound to
 acceptors is replaced as well once others are to be bound to: what it has begun ends with the acceptors that
 it was begun with, and then it is closed, which lets these go.
+
+:data:`TRANSITIONS` is the whole automaton of the keeper: whether transactions may begin, and whether another
+session has to be opened. The diagram in ``docs/protocols-background.md`` and the property tests derive from
+it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from undoubt.coordinator.errors import (
     CoordinatorClosed,
@@ -23,42 +28,87 @@ from undoubt.coordinator.errors import (
 )
 from undoubt.coordinator.ledger.contract import Ledger, Session
 from undoubt.coordinator.supervision import Supervised, restarts
-from undoubt.participants.ids import SessionKey, TxId
-from undoubt.participants.invariant import invariant
+from undoubt.coordinator.transaction import Lease
+from undoubt.participants.ids import TxId
+from undoubt.participants.invariant import InvariantViolation
 
 log = logging.getLogger(__name__)
 
 
-class Lease:
-    """One ledger session with the transactions that run under it."""
+class KeeperState(enum.StrEnum):
+    """Whether transactions may begin, and whether another session has to be opened."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.key = SessionKey(session.key) if session.key else SessionKey.drawn()
-        self.lost = False
-        self._last_seq = 0
-        self._active: dict[int, None] = {}  # insertion order is ascending: the first key is the floor
+    NEW = "new"
+    """No session has been opened yet."""
+    READY = "ready"
+    """Transactions begin under the current lease."""
+    HELD_BACK = "held back"
+    """As READY. The current lease is not bound to acceptors, though it should be: not all members of the
+    cluster speak the version of that yet."""
+    REPLACING = "replacing"
+    """Transactions begin under the current lease, and another session is to be opened."""
+    LOST = "lost"
+    """The current lease is gone. No transaction begins until another session is opened."""
+    SHUT = "shut"
+    """No transaction begins any more. Sessions are renewed for those that have begun."""
+    CLOSED = "closed"
+    """Nothing is renewed any more."""
 
-    @property
-    def begun(self) -> int:
-        return self._last_seq
 
-    @property
-    def floor(self) -> int:
-        return next(iter(self._active), self._last_seq + 1)
+class KeeperEvent(enum.StrEnum):
+    """What moves the keeper from one state to another."""
 
-    @property
-    def idle(self) -> bool:
-        return not self._active
+    WANTED = "wanted"
+    """The current lease is full, not bound, or bound to acceptors that are others by now."""
+    OPENED = "opened"
+    """A session was opened, bound to acceptors if it has to be."""
+    REFUSED = "refused"
+    """The cluster cannot bind a session to acceptors yet; a session that is not bound is there."""
+    EXPIRED = "expired"
+    """The ledger does not know the current lease's session any more."""
+    SHUT = "shut"
+    """The coordinator is closing."""
+    CLOSED = "closed"
+    """Every session was closed, as far as the ledger answers."""
 
-    def begin(self) -> TxId:
-        self._last_seq += 1
-        self._active[self._last_seq] = None
-        return self.session.txid(self._last_seq)
 
-    def end(self, txid: TxId) -> None:
-        invariant(txid.session == self.session.id, f"{txid} was not begun under session {self.session.id}")
-        self._active.pop(txid.seq, None)
+_S, _E = KeeperState, KeeperEvent
+
+TRANSITIONS: Mapping[tuple[KeeperState, KeeperEvent], KeeperState] = {
+    (_S.NEW, _E.WANTED): _S.NEW,
+    (_S.NEW, _E.OPENED): _S.READY,
+    (_S.NEW, _E.REFUSED): _S.HELD_BACK,
+    (_S.NEW, _E.SHUT): _S.SHUT,
+    (_S.READY, _E.WANTED): _S.REPLACING,
+    (_S.READY, _E.EXPIRED): _S.LOST,
+    (_S.READY, _E.SHUT): _S.SHUT,
+    (_S.HELD_BACK, _E.WANTED): _S.REPLACING,
+    (_S.HELD_BACK, _E.EXPIRED): _S.LOST,
+    (_S.HELD_BACK, _E.SHUT): _S.SHUT,
+    (_S.REPLACING, _E.WANTED): _S.REPLACING,
+    (_S.REPLACING, _E.OPENED): _S.READY,
+    (_S.REPLACING, _E.REFUSED): _S.HELD_BACK,
+    (_S.REPLACING, _E.EXPIRED): _S.LOST,
+    (_S.REPLACING, _E.SHUT): _S.SHUT,
+    (_S.LOST, _E.WANTED): _S.LOST,
+    (_S.LOST, _E.OPENED): _S.READY,
+    (_S.LOST, _E.REFUSED): _S.HELD_BACK,
+    (_S.LOST, _E.SHUT): _S.SHUT,
+    # What was under way when the coordinator began to close.
+    (_S.SHUT, _E.WANTED): _S.SHUT,
+    (_S.SHUT, _E.OPENED): _S.SHUT,
+    (_S.SHUT, _E.REFUSED): _S.SHUT,
+    (_S.SHUT, _E.EXPIRED): _S.SHUT,
+    (_S.SHUT, _E.CLOSED): _S.CLOSED,
+}
+"""All that can happen to a keeper. Any other event in a state is a bug, and raises."""
+
+TO_OPEN = frozenset({_S.REPLACING, _S.LOST})
+"""Another session has to be opened."""
+BEGINNING = frozenset({_S.READY, _S.HELD_BACK, _S.REPLACING})
+"""Transactions begin under the current lease."""
+OVER = frozenset({_S.SHUT, _S.CLOSED})
+"""No transaction begins any more."""
 
 
 class SessionKeeper:
@@ -83,45 +133,56 @@ class SessionKeeper:
         self._transactions_max = transactions_max
         self._on_lost = on_lost
         self._bind = bind
+        self.state = KeeperState.NEW
+        """Changed by ``_move`` alone."""
         self._current: Lease | None = None
         self._leases: dict[int, Lease] = {}
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._wanted = False
-        """Another lease is."""
         self._opened = asyncio.Event()
-        self._shut = False
-        self._given_up = False
+        """Set when a session was opened, or a bound one refused; cleared before a wait for the next."""
         self._trouble: Exception | None = None
-        """Why there is no other lease yet."""
-        self._held_back: VersionHeldBack | None = None
-        """Why the last lease is not bound, though it should be."""
+        """Why another session could not be opened, or bound, when that was last tried."""
+
+    def _move(self, event: KeeperEvent) -> None:
+        """Raises ``InvariantViolation`` for an event that :data:`TRANSITIONS` does not hold in this state."""
+        after = TRANSITIONS.get((self.state, event))
+        if after is None:
+            raise InvariantViolation(f"the session keeper: event {event!s} in state {self.state!s}")
+        self.state = after
 
     async def start(self) -> None:
         """Open the first session; raises what the ledger raises."""
         await self._open()
         self._task = Supervised("session", self._keep).start("undoubt-session")
 
-    async def begin(self, timeout_s: float, *, bound: bool = False) -> tuple[TxId, SessionKey]:
-        """A new transaction id, and the key of its session. Waits for a session if the last one was lost and
-        none is open yet; raises ``LedgerUnavailable`` if none is within ``timeout_s`` seconds. ``bound``: of
-        a lease that is bound to acceptors, as all are from then on; raises ``VersionHeldBack`` while the
-        cluster has none."""
+    async def begin(self, timeout_s: float, *, bound: bool = False) -> tuple[TxId, Lease]:
+        """A new transaction id, and the lease that it runs under. Waits for a session if the last one was
+        lost and none is open yet; raises ``LedgerUnavailable`` if none is within ``timeout_s`` seconds.
+        ``bound``: of a lease that is bound to acceptors, as all are from then on; raises ``VersionHeldBack``
+        while the cluster has none."""
         self._bind = self._bind or bound
         end = None
-        while (lease := self._current) is None or lease.lost or (bound and not lease.session.acceptors):
-            self._check_open()
+        while (lease := self._beginning(bound)) is None:
             self._opened.clear()
             self._want()
             end = end or asyncio.get_running_loop().time() + timeout_s
             await self._wait_for_another(end, timeout_s)
-            if bound and self._held_back is not None:
-                raise self._held_back
-        self._check_open()
+            if bound and self.state is KeeperState.HELD_BACK and self._trouble is not None:
+                raise self._trouble
         txid = lease.begin()
         if lease.begun >= self._transactions_max:
             self._want()
-        return txid, lease.key
+        return txid, lease
+
+    def _beginning(self, bound: bool) -> Lease | None:
+        """The lease under which a transaction can begin now. Raises ``CoordinatorClosed``."""
+        if self.state in OVER:
+            raise CoordinatorClosed
+        lease = self._current
+        if lease is None or self.state not in BEGINNING or (bound and not lease.session.acceptors):
+            return None
+        return lease
 
     async def _wait_for_another(self, end: float, timeout_s: float) -> None:
         try:
@@ -133,30 +194,12 @@ class SessionKeeper:
 
     def shut(self) -> None:
         """No transaction begins any more; sessions are renewed for those that have."""
-        self._shut = True
+        self._move(KeeperEvent.SHUT)
         self._opened.set()
 
-    def _check_open(self) -> None:
-        if self._shut:
-            raise CoordinatorClosed
-
     def _want(self) -> None:
-        self._wanted = True
+        self._move(KeeperEvent.WANTED)
         self._wake.set()
-
-    def give_up(self) -> None:
-        """What ends from now on is left to recovery: no floor passes it, as if it were recorded."""
-        self._given_up = True
-
-    def end(self, txid: TxId) -> None:
-        """Nothing of ``txid`` is undecided here any more."""
-        if self._given_up:
-            return
-        lease = self._leases.get(txid.session)
-        if lease is not None:
-            lease.end(txid)
-            if lease.idle and lease is not self._current:
-                self._wake.set()
 
     async def close(self) -> None:
         """Stop renewing, and close every session, as far as the ledger answers."""
@@ -169,35 +212,30 @@ class SessionKeeper:
             except LedgerError as error:
                 log.warning("session %d stays open until it expires: %s", lease.session.id, error)
         self._leases.clear()
+        self._move(KeeperEvent.CLOSED)
 
     async def _open(self) -> None:
-        former = self._current
-        session = await self._bound()
-        if session is None and former is not None and self._usable(former):
-            self._opened.set()
-            return
-        lease = Lease(session or await self._ledger.open_session(self._name, self._ttl_s))
-        session = lease.session
-        self._leases[session.id] = lease
-        self._current = lease
-        self._trouble = None
+        former, session, refusal = self._current, None, None
+        try:
+            session = await self._bound()
+        except VersionHeldBack as error:
+            refusal = error
+        if session is not None or former is None or not self._usable(former):
+            lease = Lease(session or await self._ledger.open_session(self._name, self._ttl_s))
+            self._leases[lease.session.id] = self._current = lease
+            if former is not None:
+                former.retire(self._wake)
+        self._trouble = refusal
+        self._move(KeeperEvent.OPENED if refusal is None else KeeperEvent.REFUSED)
         self._opened.set()
-        if former is not None and former.idle:
-            self._wake.set()
 
     def _usable(self, lease: Lease) -> bool:
-        return not lease.lost and lease.begun < self._transactions_max
+        return self.state is not KeeperState.LOST and lease.begun < self._transactions_max
 
     async def _bound(self) -> Session | None:
         """A session that is bound to acceptors; None where there are none, or none is wanted."""
-        acceptors, self._held_back = self._ledger.acceptors if self._bind else None, None
-        if acceptors is None:
-            return None
-        try:
-            return await acceptors.open_session(self._name, self._ttl_s)
-        except VersionHeldBack as error:
-            self._held_back = error
-            return None
+        acceptors = self._ledger.acceptors if self._bind else None
+        return None if acceptors is None else await acceptors.open_session(self._name, self._ttl_s)
 
     async def _moved(self) -> bool:
         """Whether a lease that is opened now would be bound to other acceptors."""
@@ -213,8 +251,9 @@ class SessionKeeper:
             self._wake.clear()
             try:
                 await self._renew_all()
-                if self._wanted or await self._moved():
-                    self._wanted = False
+                if self.state is KeeperState.READY and await self._moved():
+                    self._move(KeeperEvent.WANTED)
+                if self.state in TO_OPEN:
                     await self._open()
             except Exception as error:  # a bug of ours or of a driver's too: without leases nothing goes on
                 if isinstance(error, LedgerError):
@@ -223,12 +262,8 @@ class SessionKeeper:
                     restarts["session"] += 1
                     log.exception("a session could not be renewed or opened")
                 self._trouble = error
-                self._wanted = False
                 await asyncio.sleep(min(self._ttl_s / 10, 1.0))
                 self._wake.set()  # a third of the lifetime may be all that is left
-                lease = self._current
-                if lease is None or lease.lost or (self._bind and not lease.session.acceptors):
-                    self._want()
 
     async def _end(self, lease: Lease) -> None:
         """Acceptors let go what its floor has passed, and nobody moves that once it is closed."""
@@ -250,8 +285,7 @@ class SessionKeeper:
 
     def _lose(self, lease: Lease) -> None:
         log.warning("session %d is gone; its undecided transactions abort", lease.session.id)
-        lease.lost = True
         del self._leases[lease.session.id]
-        self._on_lost(lease.session.id)
         if lease is self._current:
-            self._want()
+            self._move(KeeperEvent.EXPIRED)
+        self._on_lost(lease.session.id)

@@ -1,4 +1,5 @@
-"""One transaction in the hands of the application: branches, commit, rollback.
+"""One transaction in the hands of the application: branches, commit, rollback; and the lease under which it
+runs.
 
 Its life has three states. ACTIVE: branches are opened and used. COMMITTING: a protocol runs in a task of its
 own (:mod:`undoubt.coordinator.protocols.context`), and the caller only watches. ENDED. An ACTIVE transaction
@@ -22,14 +23,21 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from undoubt.coordinator.cancel_scope import CancelScope
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
+from undoubt.coordinator.ledger.contract import Session
 from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation
-from undoubt.coordinator.protocols.context import CommitContext, Phase, known_heuristics
+from undoubt.coordinator.protocols.context import (
+    CERTAIN_BEFORE_THE_LEDGER,
+    CommitContext,
+    Phase,
+    known_heuristics,
+)
 from undoubt.coordinator.uncancellable import Uncancellable, all_done, all_of, uncancellable
 from undoubt.participants.bounds import having, text
 from undoubt.participants.contract import Branch, Decision, Participant
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import BRANCH_NUMBER_MAX, NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
+from undoubt.participants.invariant import invariant
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
@@ -58,6 +66,48 @@ class CommitResult:
     pending: tuple[Gid, ...] = ()
 
 
+class Lease:
+    """One ledger session with the transactions that run under it in this process. Until a transaction ends
+    here, no floor passes it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.key = SessionKey(session.key) if session.key else SessionKey.drawn()
+        self._last_seq = 0
+        self._active: dict[int, None] = {}  # insertion order is ascending: the first key is the floor
+        self._when_idle: asyncio.Event | None = None
+
+    @property
+    def begun(self) -> int:
+        return self._last_seq
+
+    @property
+    def floor(self) -> int:
+        return next(iter(self._active), self._last_seq + 1)
+
+    @property
+    def idle(self) -> bool:
+        return not self._active
+
+    def begin(self) -> TxId:
+        self._last_seq += 1
+        self._active[self._last_seq] = None
+        return self.session.txid(self._last_seq)
+
+    def end(self, txid: TxId) -> None:
+        """Nothing of ``txid`` is undecided here any more."""
+        invariant(txid.session == self.session.id, f"{txid} was not begun under session {self.session.id}")
+        self._active.pop(txid.seq, None)
+        if self._when_idle is not None and not self._active:
+            self._when_idle.set()
+
+    def retire(self, when_idle: asyncio.Event) -> None:
+        """No transaction begins any more. ``when_idle`` is set once none is left."""
+        self._when_idle = when_idle
+        if self.idle:
+            when_idle.set()
+
+
 class Opener(Protocol):
     """What opens a branch of participant ``name``: a :class:`~undoubt.participants.contract.Participant`, or
     less."""
@@ -72,13 +122,13 @@ class Host(Protocol):
 
     ledger_id: str
 
-    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, SessionKey]: ...
+    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, Lease]: ...
     def check_here(self) -> None: ...
     def participant(self, name: str) -> Participant: ...
     def begun(self, transaction: Transaction) -> None: ...
     def rolled_back(self, transaction: Transaction) -> None: ...
     def start_commit(self, transaction: Transaction, context: CommitContext) -> Uncancellable[None]: ...
-    def new_course(
+    def new_context(
         self,
         txid: TxId,
         branches: tuple[Branch, ...],
@@ -101,7 +151,7 @@ class Transaction:
         self._timeout_s = timeout_s
         self._protocol = protocol
         self._txid: TxId | None = None
-        self._key = NO_KEY
+        self._lease: Lease | None = None
         self._state = TransactionState.NEW
         self._branches: dict[str, Branch] = {}
         self._opening: dict[str, asyncio.Task[Branch]] = {}
@@ -127,6 +177,13 @@ class Transaction:
         if self._txid is None:
             raise UsageError("the transaction has not begun: use 'async with', or await start()")
         return self._txid
+
+    @property
+    def lease(self) -> Lease:
+        """The ledger session that it runs under; raises as ``id``."""
+        if self._lease is None:
+            raise UsageError("the transaction has not begun: use 'async with', or await start()")
+        return self._lease
 
     @property
     def participants(self) -> tuple[str, ...]:
@@ -160,7 +217,7 @@ class Transaction:
     @property
     def fixed_elsewhere(self) -> bool:
         """That it commits is certain, and known to others than the ledger, which is being told."""
-        return self._context is not None and self._context.fixed_elsewhere
+        return self._context is not None and self._context.state in CERTAIN_BEFORE_THE_LEDGER
 
     @property
     def may_have_committed(self) -> bool:
@@ -188,7 +245,7 @@ class Transaction:
         if self._state is not TransactionState.NEW:
             raise UsageError("the transaction has begun already")
         self._host.check_here()
-        self._txid, self._key = await self._host.new_txid(self._protocol, self._timeout_s)
+        self._txid, self._lease = await self._host.new_txid(self._protocol, self._timeout_s)
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + self._timeout_s
         self._timer = loop.call_at(self._deadline, self._time_out)
@@ -362,9 +419,11 @@ class Transaction:
             number = len(self._branches) + len(self._opening) + 1
             if number > BRANCH_NUMBER_MAX:
                 raise UsageError(f"transaction {self.id} has {BRANCH_NUMBER_MAX} branches, no more fit")
-            gid = Gid(self._host.ledger_id, self._protocol, self.id, number, name).tagged(self._key)
+            gid = Gid(self._host.ledger_id, self._protocol, self.id, number, name).tagged(self.lease.key)
             remaining_s = self._deadline - asyncio.get_running_loop().time()
-            opening = asyncio.create_task(_begin(opener, gid, self._key, remaining_s), name=f"begin {name}")
+            opening = asyncio.create_task(
+                _begin(opener, gid, self.lease.key, remaining_s), name=f"begin {name}"
+            )
             self._opening[name] = opening
             opening.add_done_callback(lambda task: self._opened(name, task))
         await all_done([opening])  # which goes on if the caller is cancelled
@@ -421,7 +480,7 @@ class Transaction:
 
     def _start_commit(self) -> tuple[CommitContext, Uncancellable[None]]:
         branches = tuple(sorted(self._branches.values(), key=lambda branch: branch.gid.participant))
-        context = self._host.new_course(self.id, branches, self._deadline, self._protocol, self._key)
+        context = self._host.new_context(self.id, branches, self._deadline, self._protocol, self.lease.key)
         self._context = context
         self._stop_timer()
         self._state = TransactionState.COMMITTING
@@ -442,13 +501,13 @@ class Transaction:
         self._state = TransactionState.ENDED
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
             raise error
-        if context.phase is Phase.ABORTED:
+        if context.decision is Decision.ABORT:
             cause = context.cause or TimeoutError("aborted")
             # While others are still being rolled back, what some have done is no longer "in no database".
             raise known_heuristics(context, Decision.ABORT) or TransactionAborted(
-                self.id, cause, context.votes
+                self.id, cause, context.tally.votes
             ) from cause
-        if context.phase < Phase.COMMITTED:
+        if context.decision is None:
             late = "no answer within the timeout; the commit goes on in the background"
             closed = "the coordinator was closed meanwhile; recovery brings it to its end"
             raise OutcomeUnknown(self.id, closed if task.cancelled() else late)

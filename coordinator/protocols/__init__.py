@@ -7,14 +7,14 @@ a return if the transaction has committed, else ``TransactionAborted``, ``Outcom
 In the order in which a commit passes them:
 
 =========================  ===================================================================================
-:mod:`.context`            holds one transaction on its way through commit: its branches, its phase, and what
-                           its caller waits for.
+:mod:`.context`            holds one transaction on its way through commit: its branches, its state, and what
+                           its caller waits for. Its table of transitions is that of every protocol.
 :mod:`.steps`              names the steps at which tests make the process die.
 :mod:`.two_phase`          implements two-phase commit with presumed abort.
 :mod:`.three_phase`        implements three-phase commit.
 :mod:`.paxos_commit`       implements Paxos Commit.
-:mod:`.first_phase`        asks each branch whether it has written, sends PREPARE, and collects the votes; all
-                           protocols use it.
+:mod:`.first_phase`        asks each branch whether it has written, sends PREPARE, collects the votes, and
+                           ends the transaction if no decision is needed; all protocols begin with it.
 :mod:`.causes`             reads from the ledger why an operator or another process has aborted the
                            transaction.
 :mod:`.record_decision`    commits the branches while it records a decision that rows or acceptors have fixed

@@ -1,74 +1,33 @@
-"""The first phase, common to every commit protocol: who wrote, and how does each vote."""
+"""The first phase, common to every commit protocol: who has written, and how does each branch vote."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from undoubt.coordinator.protocols.context import CommitContext, label
+from undoubt.coordinator.protocols.second_phase import (
+    abort_after_votes,
+    commit_in_one_phase,
+    commit_readers_alone,
+    roll_back,
+)
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.coordinator.uncancellable import all_within
 from undoubt.participants.contract import (
     Branch,
-    Evidence,
     HeuristicAtPrepare,
     PrepareResult,
     PrepareUnanswered,
-    Settled,
     Vote,
     Work,
 )
+from undoubt.participants.ids import Gid
 
-
-@dataclass(slots=True)
-class VoteTally:
-    """The votes, sorted. ``failure`` is the first reason to abort, in the order of the branches."""
-
-    prepared: list[tuple[Branch, Evidence | None]] = field(default_factory=list)
-    readers: list[Branch] = field(default_factory=list)
-    heuristic: list[tuple[Branch, Settled]] = field(default_factory=list)
-    failure: BaseException | None = None
-
-
-async def classify(context: CommitContext) -> tuple[list[Branch], list[Branch], BaseException | None]:
-    """Writing branches, reading branches, and the first failure.
-
-    Branches that are known to write are not asked; a transaction's only branch counts as writing, since
-    COMMIT ends it either way.
-    """
-    if len(context.branches) <= 1:
-        return list(context.branches), [], None
-    unsure = [branch for branch in context.branches if not branch.surely_writes]
-    answers = await all_within((branch.poll() for branch in unsure), context.remaining_s())
-    for branch, answer in zip(unsure, answers, strict=True):
-        if isinstance(answer, BaseException):
-            return [], [], _as_timeout(answer, f"no answer from {label(branch)} within the timeout")
-        if answer is Work.READ_ONLY:
-            context.reading.add(branch.gid)
-            context.votes[label(branch)] = Vote.READ_ONLY
-    writers = [branch for branch in context.branches if branch.gid not in context.reading]
-    readers = [branch for branch in context.branches if branch.gid in context.reading]
-    return writers, readers, None
-
-
-async def collect_votes(
-    context: CommitContext, writers: Sequence[Branch], vote: Callable[[Branch], Awaitable[PrepareResult]]
-) -> VoteTally:
-    """Ask all of ``writers`` for their ``vote`` at once and wait for every answer, until the deadline."""
-    tally = VoteTally()
-    context.asked = {branch.gid for branch in writers}
-    answers = await all_within((_awaited(vote(branch)) for branch in writers), context.remaining_s())
-    for branch, answer in zip(writers, answers, strict=True):
-        failure = _count(context, tally, branch, answer)
-        tally.failure = tally.failure or failure
-    if tally.failure is None and context.remaining_s() <= 0:
-        tally.failure = TimeoutError("every branch is prepared, but the transaction's timeout has passed")
-    return tally
-
-
-async def _awaited(vote: Awaitable[PrepareResult]) -> PrepareResult:
-    return await vote
+AskVote = Callable[[CommitContext, Branch], Awaitable[PrepareResult]]
+"""Sends PREPARE, and what a protocol sends before it."""
+Withdraw = Callable[[CommitContext], Awaitable[Collection[Gid]]]
+"""Undoes what a protocol has sent before PREPARE. Returns the branches that only recovery may roll back."""
 
 
 async def prepare(context: CommitContext, branch: Branch) -> PrepareResult:
@@ -79,29 +38,90 @@ async def prepare(context: CommitContext, branch: Branch) -> PrepareResult:
     return result
 
 
+async def withdraw_nothing(_: CommitContext) -> Collection[Gid]:
+    return ()
+
+
+async def first_phase(
+    context: CommitContext, vote: AskVote = prepare, withdraw: Withdraw = withdraw_nothing
+) -> bool:
+    """True if branches are prepared and none votes against: a decision is needed. False if the transaction
+    has committed without one, because at most one branch has written. Raises as :func:`roll_back` if it
+    aborts."""
+    writers, failure = await _classify(context)
+    if failure is not None:
+        await roll_back(context, context.branches, failure)
+    if len(writers) <= 1:
+        await commit_in_one_phase(context, writers)
+        return False
+    await _collect_votes(context, writers, vote)
+    if context.tally.failure is not None:
+        await abort_after_votes(context, context.tally.failure, await withdraw(context))
+    if not context.tally.prepared:
+        await withdraw(context)
+        await commit_readers_alone(context, context.readers)
+        return False
+    return True
+
+
+async def _classify(context: CommitContext) -> tuple[Sequence[Branch], BaseException | None]:
+    """Writing branches, and the first failure.
+
+    Branches that are known to write are not asked; a transaction's only branch counts as writing, since
+    COMMIT ends it either way.
+    """
+    if len(context.branches) <= 1:
+        return context.branches, None
+    unsure = [branch for branch in context.branches if not branch.surely_writes]
+    answers = await all_within((branch.poll() for branch in unsure), context.remaining_s())
+    for branch, answer in zip(unsure, answers, strict=True):
+        if isinstance(answer, BaseException):
+            return [], _as_timeout(answer, f"no answer from {label(branch)} within the timeout")
+        if answer is Work.READ_ONLY:
+            context.tally.reading.add(branch.gid)
+            context.tally.votes[label(branch)] = Vote.READ_ONLY
+    return [branch for branch in context.branches if branch.gid not in context.tally.reading], None
+
+
+async def _collect_votes(context: CommitContext, writers: Sequence[Branch], vote: AskVote) -> None:
+    """Ask all of ``writers`` for their ``vote`` at once and wait for every answer, until the deadline."""
+    tally = context.tally
+    tally.asked = tuple(branch.gid for branch in writers)
+    answers = await all_within((_awaited(vote(context, branch)) for branch in writers), context.remaining_s())
+    for branch, answer in zip(writers, answers, strict=True):
+        failure = _count(context, branch, answer)
+        tally.failure = tally.failure or failure
+    if tally.failure is None and context.remaining_s() <= 0:
+        tally.failure = TimeoutError("every branch is prepared, but the transaction's timeout has passed")
+
+
+async def _awaited(vote: Awaitable[PrepareResult]) -> PrepareResult:
+    return await vote
+
+
 def _count(
-    context: CommitContext, tally: VoteTally, branch: Branch, answer: PrepareResult | BaseException
+    context: CommitContext, branch: Branch, answer: PrepareResult | BaseException
 ) -> BaseException | None:
-    """Sort one answer into ``tally``; return a reason to abort."""
+    """Sort one answer into the tally; return a reason to abort."""
+    tally = context.tally
     match answer:
         case PrepareResult(vote=Vote.PREPARED, evidence=evidence):
             tally.prepared.append((branch, evidence))
         case PrepareResult(vote=Vote.READ_ONLY):
-            tally.readers.append(branch)
-            context.reading.add(branch.gid)
+            tally.reading.add(branch.gid)
         case PrepareResult(reason=reason):
-            context.votes[label(branch)] = Vote.ABORT
+            tally.votes[label(branch)] = Vote.ABORT
             return reason or TimeoutError(f"{label(branch)} votes abort")
         case HeuristicAtPrepare():
             tally.heuristic.append((branch, answer.kind))
             return answer
         case PrepareUnanswered():
-            context.unanswered.add(branch.gid)
+            tally.unanswered.add(branch.gid)
             return answer.cause
         case BaseException():
-            context.unanswered.add(branch.gid)
+            tally.unanswered.add(branch.gid)
             return _as_timeout(answer, f"no vote of {label(branch)} within the timeout")
-    context.votes[label(branch)] = answer.vote
+    tally.votes[label(branch)] = answer.vote
     return None
 
 

@@ -22,16 +22,15 @@ from __future__ import annotations
 from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
 from undoubt.coordinator.ledger.contract import Acceptors
 from undoubt.coordinator.protocols.causes import why_recorded
-from undoubt.coordinator.protocols.context import CommitContext, Phase, branch_record, repeat_until_answered
-from undoubt.coordinator.protocols.first_phase import VoteTally, classify, collect_votes, prepare
-from undoubt.coordinator.protocols.record_decision import apply_and_record
-from undoubt.coordinator.protocols.second_phase import (
-    abort_after_votes,
-    commit_in_one_phase,
-    commit_readers_alone,
-    record_abort,
-    roll_back,
+from undoubt.coordinator.protocols.context import (
+    CommitContext,
+    CommitEvent,
+    branch_record,
+    repeat_until_answered,
 )
+from undoubt.coordinator.protocols.first_phase import first_phase
+from undoubt.coordinator.protocols.record_decision import apply_and_record
+from undoubt.coordinator.protocols.second_phase import record_abort, roll_back
 from undoubt.coordinator.protocols.steps import PaxosStep
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
@@ -39,26 +38,13 @@ from undoubt.participants.errors import UsageError
 
 async def paxos_commit(context: CommitContext) -> None:
     """Bring ``context`` to its end; raises what ``two_phase_commit`` does."""
-    writers, readers, failure = await classify(context)
-    if failure is not None:
-        await roll_back(context, context.branches, failure)
-    if len(writers) <= 1:
-        await commit_in_one_phase(context, writers, readers)
+    if not await first_phase(context):
         return
-    tally = await collect_votes(context, writers, lambda branch: prepare(context, branch))
-    readers = [*readers, *tally.readers]
-    if tally.failure is not None:
-        await abort_after_votes(context, tally, tally.failure)
-    if not tally.prepared:
-        await commit_readers_alone(context, readers)
-        return
-    prepared = [branch for branch, _ in tally.prepared]
-    if await _vote(context, tally, acceptors_of(context)) is Decision.ABORT:
+    if await _vote(context, acceptors_of(context)) is Decision.ABORT:
         # The acceptors hold it until the ledger does.
-        await record_abort(context, prepared)
+        await record_abort(context, [branch for branch, _ in context.tally.prepared])
         await roll_back(context, context.branches, await why_recorded(context.ledger, context.txid))
-    context.enter(Phase.COMMITTED)
-    await apply_and_record(context, tally, readers)
+    await apply_and_record(context)
 
 
 def acceptors_of(context: CommitContext) -> Acceptors:
@@ -69,11 +55,11 @@ def acceptors_of(context: CommitContext) -> Acceptors:
     return acceptors
 
 
-async def _vote(context: CommitContext, tally: VoteTally, acceptors: Acceptors) -> Decision:
+async def _vote(context: CommitContext, acceptors: Acceptors) -> Decision:
     """The commit point. Repeated, with the same votes, until there is an answer."""
-    records = [branch_record(branch, evidence) for branch, evidence in tally.prepared]
+    records = [branch_record(branch, evidence) for branch, evidence in context.tally.prepared]
     await context.reach(PaxosStep.BEFORE_VOTE, context.txid)
-    context.enter(Phase.DECIDING)
+    context.move(CommitEvent.DECIDE_SENT)
     try:
         decision = await repeat_until_answered(lambda: acceptors.vote(context.txid, records))
     except LedgerError as error:

@@ -4,35 +4,38 @@ committed while the ledger gets its copy of the decision, and wait for it no mor
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
-from undoubt.coordinator.protocols.context import CommitContext, branch_record, repeat_until_answered
-from undoubt.coordinator.protocols.first_phase import VoteTally
+from undoubt.coordinator.protocols.context import (
+    CommitContext,
+    CommitEvent,
+    branch_record,
+    repeat_until_answered,
+)
 from undoubt.coordinator.protocols.second_phase import apply, report_bugs
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.coordinator.uncancellable import all_of
-from undoubt.participants.contract import Branch, Decision
+from undoubt.participants.contract import Decision
 
 log = logging.getLogger(__name__)
 
 
-async def apply_and_record(context: CommitContext, tally: VoteTally, readers: Sequence[Branch]) -> None:
+async def apply_and_record(context: CommitContext) -> None:
     """Returns once both are done, or the ledger has refused its copy."""
-    context.fixed_elsewhere = True
+    context.move(CommitEvent.COMMIT_FIXED)
     # In this order: what the caller waits for is sent first.
-    report_bugs(context, await all_of([_apply(context, tally, readers), _record(context, tally)]))
+    report_bugs(context, await all_of([_apply(context), _record(context)]))
 
 
-async def _apply(context: CommitContext, tally: VoteTally, readers: Sequence[Branch]) -> None:
-    await apply(context, [branch for branch, _ in tally.prepared], readers)
+async def _apply(context: CommitContext) -> None:
+    await apply(context)
     # A ledger without a leader for a while must not hold back connections that others could use.
     await context.release()
 
 
-async def _record(context: CommitContext, tally: VoteTally) -> None:
+async def _record(context: CommitContext) -> None:
     """What cannot be recorded is found, by whoever recovers, where it was fixed."""
-    records = [branch_record(branch, evidence) for branch, evidence in tally.prepared]
+    records = [branch_record(branch, evidence) for branch, evidence in context.tally.prepared]
     await context.reach(TwoPhaseStep.BEFORE_DECIDE, context.txid)
     try:
         await repeat_until_answered(
@@ -41,5 +44,5 @@ async def _record(context: CommitContext, tally: VoteTally) -> None:
     except (LedgerError, OutcomeUnknown) as error:
         log.warning("the ledger did not record that %s is committed: %s", context.txid, error)
         return
-    context.recorded = True
+    context.move(CommitEvent.COMMIT_RECORDED)
     await context.reach(TwoPhaseStep.AFTER_DECIDE, context.txid)

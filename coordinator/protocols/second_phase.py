@@ -13,14 +13,14 @@ from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted
 from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation, why_doomed
 from undoubt.coordinator.protocols.context import (
     CommitContext,
-    Phase,
+    CommitEvent,
+    CommitState,
     applied_elsewhere,
     branch_record,
     heuristic_outcome,
     record_heuristic,
     repeat_until_answered,
 )
-from undoubt.coordinator.protocols.first_phase import VoteTally
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.coordinator.uncancellable import Uncancellable, all_of, uncancellable
 from undoubt.participants.backoff import pauses
@@ -35,19 +35,28 @@ BUSY_ATTEMPTS_MAX = 8
 HAZARD_LOOKS_MAX = 8
 """How often the ledger is asked (after 10, 20, 40 … ms) whether a recovery has committed a branch of which
 its database proves nothing, before that is recorded as a hazard."""
+ABORT_DUE = frozenset({CommitState.ABORTING_DUE, CommitState.LEFT_DUE})
 
 
-async def apply(context: CommitContext, prepared: Sequence[Branch], readers: Sequence[Branch]) -> None:
+async def apply(context: CommitContext) -> None:
     """Second phase. Whatever fails here is ``pending``: the transaction is committed all the same."""
-    context.pending = {branch.gid: branch for branch in prepared}
-    report_bugs(context, await all_of(_commit_branch(context, branch) for branch in prepared))
+    readers = context.readers
+    context.pending = {branch.gid: branch for branch, _ in context.tally.prepared}
+    report_bugs(
+        context, await all_of(_commit_branch(context, branch) for branch, _ in context.tally.prepared)
+    )
     if context.pending:
-        context.enter(Phase.APPLIED)  # nobody waits for readers as long as they have to wait
+        context.move(CommitEvent.UNCONFIRMED)  # nobody waits for readers as long as they have to wait
+        if readers:
+            await _repeat_until_confirmed(context)
+    await end_readers(context, readers)
+
+
+async def _repeat_until_confirmed(context: CommitContext) -> None:
     waits = pauses(0.05, 5.0)
-    while readers and context.pending:
+    while context.pending:
         await asyncio.sleep(next(waits))
         await all_of(_commit_branch(context, branch) for branch in list(context.pending.values()))
-    await end_readers(context, readers)
 
 
 def report_bugs(context: CommitContext, results: Sequence[BaseException | None]) -> None:
@@ -75,12 +84,12 @@ async def _commit_branch(context: CommitContext, branch: Branch) -> None:
 
 
 async def _while_busy(call: Callable[[], Awaitable[Settled]]) -> Settled:
-    settled = await call()
+    if (settled := await call()) is not Settled.BUSY:
+        return settled
     for pause_s in islice(pauses(0.01), BUSY_ATTEMPTS_MAX):
-        if settled is not Settled.BUSY:
-            break
         await asyncio.sleep(pause_s)
-        settled = await call()
+        if (settled := await call()) is not Settled.BUSY:
+            break
     return settled
 
 
@@ -106,7 +115,8 @@ async def end_readers(context: CommitContext, readers: Sequence[Branch]) -> None
     for reader, error in [*ends.unsent, *ends.lost]:
         log.warning("read-only branch %s did not end with its transaction: %s", reader.gid, error)
     await _note_lost_writes(context, ends.refused)
-    context.enter(Phase.APPLIED)
+    if not context.pending:
+        context.move(CommitEvent.CONFIRMED)
 
 
 async def commit_readers_alone(context: CommitContext, readers: Sequence[Branch]) -> None:
@@ -119,7 +129,7 @@ async def commit_readers_alone(context: CommitContext, readers: Sequence[Branch]
     """
     if readers and context.remaining_s() <= 0:
         await roll_back(context, readers, TimeoutError("the transaction's timeout has passed"))
-    context.enter(Phase.DECIDING)
+    context.move(CommitEvent.COMMIT_SENT)
     ends = await _commit_readers(context, readers)
     undone = [*ends.refused, *ends.unsent]
     if ends.lost and not (undone and ends.committed):
@@ -129,11 +139,11 @@ async def commit_readers_alone(context: CommitContext, readers: Sequence[Branch]
         ) from ends.lost[0][1]
     if undone and not ends.committed:
         await roll_back(context, (), undone[0][1])
-    context.enter(Phase.COMMITTED)
+    context.move(CommitEvent.BRANCH_COMMITTED)
     await _note_lost_writes(context, undone)
     for reader, error in ends.lost:
         await record_heuristic(context, reader, Settled.HEURISTIC_HAZARD, Decision.COMMIT, note=str(error))
-    context.enter(Phase.APPLIED)
+    context.move(CommitEvent.CONFIRMED)
 
 
 @dataclass(slots=True)
@@ -172,17 +182,16 @@ async def _note_lost_writes(context: CommitContext, refused: Sequence[tuple[Bran
         await record_heuristic(context, reader, Settled.HEURISTIC_ROLLBACK, Decision.COMMIT, note=str(error))
 
 
-async def commit_in_one_phase(
-    context: CommitContext, writers: Sequence[Branch], readers: Sequence[Branch]
-) -> None:
+async def commit_in_one_phase(context: CommitContext, writers: Sequence[Branch]) -> None:
     """At most one branch has anything to commit: its own COMMIT is the decision."""
+    readers = context.readers
     if not writers:
         await commit_readers_alone(context, readers)
         return
     if context.remaining_s() <= 0:
         await roll_back(context, context.branches, TimeoutError("the transaction's timeout has passed"))
     for writer in writers:
-        context.enter(Phase.DECIDING)
+        context.move(CommitEvent.COMMIT_SENT)
         try:
             settled = await writer.commit_one_phase()
         except (BranchFailed, ParticipantRefused) as error:
@@ -191,7 +200,7 @@ async def commit_in_one_phase(
             raise OutcomeUnknown(context.txid, str(error)) from error
         else:
             await _judge_one_phase(context, writer, settled, readers)
-    context.enter(Phase.COMMITTED)
+    context.move(CommitEvent.BRANCH_COMMITTED)
     await end_readers(context, readers)
 
 
@@ -220,12 +229,13 @@ async def _judge_one_phase(
 
 
 async def abort_after_votes(
-    context: CommitContext, tally: VoteTally, failure: BaseException, leave: Collection[Gid] = ()
+    context: CommitContext, failure: BaseException, leave: Collection[Gid] = ()
 ) -> NoReturn:
     """Some branch will not, or may not, have prepared. ``leave``: as of :func:`roll_back`."""
-    for branch, kind in tally.heuristic:
+    heuristic = context.tally.heuristic
+    for branch, kind in heuristic:
         await _note_heuristic_abort(context, branch, kind)
-    ended = {branch.gid for branch, _ in tally.heuristic}
+    ended = {branch.gid for branch, _ in heuristic}
     live = [branch for branch in context.branches if branch.gid not in ended]
     await roll_back(context, live, failure, leave)
 
@@ -240,31 +250,36 @@ async def roll_back(
     the branch does not stay ACTIVE for as long as this coordinator's session lives; so does a PRECOMMIT.
     """
     context.cause = context.interruption or cause
-    context.enter(Phase.ABORTED)
+    context.move(CommitEvent.ABORT_CERTAIN)
     finding_out = _find_out(context)
-    asked = [branch for branch in branches if branch.gid in context.asked]
+    tally, recorded = context.tally, context.state is CommitState.ABORTING_RECORDED
+    asked = [branch for branch in branches if branch.gid in tally.asked]
     context.pending = {branch.gid: branch for branch in branches if branch.gid in leave}
     branches = [branch for branch in branches if branch.gid not in leave]
     results = await all_of(_while_busy(branch.rollback) for branch in branches)
     for branch, result in zip(branches, results, strict=True):
         uncertain = isinstance(result, BaseException) or result is Settled.BUSY
-        if (uncertain and (branch.gid in context.asked or context.recorded)) or (
-            result is Settled.ABSENT and branch.gid in context.unanswered
+        if (uncertain and (branch.gid in tally.asked or recorded)) or (
+            result is Settled.ABSENT and branch.gid in tally.unanswered
         ):
             context.pending[branch.gid] = branch
     cause = await finding_out
-    if (context.pending or context.precommitted) and not context.recorded:
+    if context.pending:
+        context.move(CommitEvent.UNCONFIRMED)
+    if context.state in ABORT_DUE:
         await record_abort(context, asked)
     kinds: list[Settled] = [*context.heuristics.values()]
     for branch, result in zip(branches, results, strict=True):
         if isinstance(result, Settled):
-            if branch.gid not in context.reading or result in HEURISTICS:
+            if branch.gid not in tally.reading or result in HEURISTICS:
                 kinds.append(result)
             if result in HEURISTICS:
                 await _note_heuristic_abort(context, branch, result)
+    if not (context.pending or tally.unanswered):
+        context.move(CommitEvent.CONFIRMED)
     if context.heuristics:
         raise heuristic_outcome(context, kinds, Decision.ABORT) from cause
-    raise TransactionAborted(context.txid, cause, context.votes) from cause
+    raise TransactionAborted(context.txid, cause, tally.votes) from cause
 
 
 def _find_out(context: CommitContext) -> Uncancellable[BaseException]:
@@ -294,4 +309,4 @@ async def record_abort(context: CommitContext, branches: Sequence[Branch]) -> No
     await repeat_until_answered(
         lambda: context.ledger.decide(context.txid, Decision.ABORT, records, protocol=context.protocol)
     )
-    context.recorded = True
+    context.move(CommitEvent.ABORT_RECORDED)

@@ -23,20 +23,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from collections.abc import Collection
 
 from undoubt.coordinator.errors import OutcomeUnknown
 from undoubt.coordinator.protocols.causes import why_recorded
-from undoubt.coordinator.protocols.context import CommitContext, Phase, branch_record, repeat_until_answered
-from undoubt.coordinator.protocols.first_phase import VoteTally, classify, collect_votes, prepare
-from undoubt.coordinator.protocols.record_decision import apply_and_record
-from undoubt.coordinator.protocols.second_phase import (
-    abort_after_votes,
-    commit_in_one_phase,
-    commit_readers_alone,
-    roll_back,
+from undoubt.coordinator.protocols.context import (
+    CommitContext,
+    CommitEvent,
+    branch_record,
+    repeat_until_answered,
 )
+from undoubt.coordinator.protocols.first_phase import first_phase, prepare
+from undoubt.coordinator.protocols.record_decision import apply_and_record
+from undoubt.coordinator.protocols.second_phase import abort_after_votes
 from undoubt.coordinator.protocols.steps import ThreePhaseStep
 from undoubt.coordinator.protocols.termination import Round, ask, bury
 from undoubt.coordinator.protocols.termination_rules import CONTRADICTION, Move
@@ -55,51 +54,34 @@ ROUND_PAUSE_S = (0.05, 2.0)
 """Between two rounds of termination: the first pause at most, and the longest."""
 
 
-class _Rows(NamedTuple):
-    """The transaction's rows: every writing branch by its number, and what stands in all of them."""
-
-    gids: dict[int, Gid]
-    charter: Charter
-
-
 async def three_phase_commit(context: CommitContext) -> None:
     """Bring ``context`` to its end; raises what ``two_phase_commit`` does."""
-    writers, readers, failure = await classify(context)
-    if failure is not None:
-        await roll_back(context, context.branches, failure)
-    if len(writers) <= 1:
-        await commit_in_one_phase(context, writers, readers)
+    if not await first_phase(context, _enlist_and_prepare, _bury):
         return
-    gids = {branch.gid.branch: branch.gid for branch in writers}
-    rows = _Rows(gids, Charter(tuple(gids.values()), context.termination))
-    context.rows = tuple(gids.values())
-
-    async def vote(branch: Branch) -> PrepareResult:
-        return await _enlist_and_prepare(context, rows, branch)
-
-    tally = await collect_votes(context, writers, vote)
-    readers = [*readers, *tally.readers]
-    if tally.failure is not None:
-        await _abort(context, rows, tally, tally.failure)
-    if not tally.prepared:
-        await bury(rows.gids, rows.charter, context.find)  # nothing of it is left to end
-        await commit_readers_alone(context, readers)
-        return
-    await _precommit_in_ledger(context, rows, tally)
-    context.enter(Phase.DECIDING)
-    if not await _precommit_in_rows(context, rows):
-        await _terminate(context, rows, tally)
-    context.enter(Phase.COMMITTED)
-    await apply_and_record(context, tally, readers)
+    await _precommit_in_ledger(context)
+    context.move(CommitEvent.DECIDE_SENT)
+    if not await _precommit_in_rows(context):
+        await _terminate(context)
+    await apply_and_record(context)
 
 
-async def _enlist_and_prepare(context: CommitContext, rows: _Rows, branch: Branch) -> PrepareResult:
+def _charter(context: CommitContext) -> Charter:
+    """What stands in every row of the transaction."""
+    return Charter(context.tally.asked, context.termination)
+
+
+def _gids(context: CommitContext) -> dict[int, Gid]:
+    """Every branch that has a row, by its number."""
+    return {gid.branch: gid for gid in context.tally.asked}
+
+
+async def _enlist_and_prepare(context: CommitContext, branch: Branch) -> PrepareResult:
     """PREPARE only under a row: whoever comes later must find it."""
     participant = context.find(branch.gid.participant)
     try:
         await context.reach(ThreePhaseStep.BEFORE_ENLIST, branch.gid)
-        note = context.key.note(branch.gid)
-        enlisted = participant is not None and await participant.states.enlist(branch.gid, rows.charter, note)
+        note, charter = context.key.note(branch.gid), _charter(context)
+        enlisted = participant is not None and await participant.states.enlist(branch.gid, charter, note)
         await context.reach(ThreePhaseStep.AFTER_ENLIST, branch.gid)
     except ParticipantError as error:
         return PrepareResult(Vote.ABORT, reason=error)
@@ -109,10 +91,10 @@ async def _enlist_and_prepare(context: CommitContext, rows: _Rows, branch: Branc
     return await prepare(context, branch)
 
 
-async def _precommit_in_ledger(context: CommitContext, rows: _Rows, tally: VoteTally) -> None:
-    records = [branch_record(branch, evidence) for branch, evidence in tally.prepared]
+async def _precommit_in_ledger(context: CommitContext) -> None:
+    records = [branch_record(branch, evidence) for branch, evidence in context.tally.prepared]
     await context.reach(ThreePhaseStep.BEFORE_LEDGER_PRECOMMIT, context.txid)
-    context.precommitted = True
+    context.move(CommitEvent.PRECOMMIT_SENT)
     asking = repeat_until_answered(
         lambda: context.ledger.precommit(context.txid, records, protocol=context.protocol)
     )
@@ -120,11 +102,12 @@ async def _precommit_in_ledger(context: CommitContext, rows: _Rows, tally: VoteT
     if isinstance(answer, asyncio.CancelledError):
         answer = TimeoutError("the ledger did not answer within the transaction's timeout")
     if isinstance(answer, BaseException):
-        await _abort(context, rows, tally, answer)
+        # No row was asked to PRECOMMIT yet: nothing but ABORT can come of it.
+        await abort_after_votes(context, answer, await _bury(context))
     await context.reach(ThreePhaseStep.AFTER_LEDGER_PRECOMMIT, context.txid)
 
 
-async def _precommit_in_rows(context: CommitContext, rows: _Rows) -> bool:
+async def _precommit_in_rows(context: CommitContext) -> bool:
     """Whether every row has become PRECOMMIT: then COMMIT is fixed. If not, only a termination can tell."""
 
     async def precommit(states: States, gid: Gid) -> bool:
@@ -133,22 +116,23 @@ async def _precommit_in_rows(context: CommitContext, rows: _Rows) -> bool:
         await context.reach(ThreePhaseStep.AFTER_PRECOMMIT, gid)
         return changed
 
-    answers, _ = await ask(rows.gids, context.find, precommit)
-    return len(answers) == len(rows.gids) and all(answers.values())
+    gids = _gids(context)
+    answers, _ = await ask(gids, context.find, precommit)
+    return len(answers) == len(gids) and all(answers.values())
 
 
-async def _terminate(context: CommitContext, rows: _Rows, tally: VoteTally) -> None:
+async def _terminate(context: CommitContext) -> None:
     """Round after round until the outcome is fixed; returns if it is COMMIT. The caller waits until its
     deadline, and is then told that nobody knows yet."""
-    limits = pauses(*ROUND_PAUSE_S)
+    gids, limits = _gids(context), pauses(*ROUND_PAUSE_S)
     while True:
-        ended = await Round(rows.charter, context.find, context.observer).run()
+        ended = await Round(_charter(context), context.find, context.observer).run()
         match ended.move:
             case Move.COMMIT:
                 return
             case Move.ABORT:
                 why = await why_recorded(context.ledger, context.txid)
-                await _roll_back_buried(context, tally, why, [rows.gids[number] for number in ended.unburied])
+                await abort_after_votes(context, why, [gids[number] for number in ended.unburied])
             case Move.CONFLICT:
                 raise OutcomeUnknown(context.txid, CONTRADICTION)
             case _:
@@ -157,14 +141,8 @@ async def _terminate(context: CommitContext, rows: _Rows, tally: VoteTally) -> N
         await asyncio.sleep(random.uniform(0, next(limits)))  # noqa: S311 - jitter
 
 
-async def _abort(context: CommitContext, rows: _Rows, tally: VoteTally, failure: BaseException) -> NoReturn:
-    """Before any row was asked to PRECOMMIT: nothing but ABORT can come of it."""
-    _, unburied = await bury(rows.gids, rows.charter, context.find, context.observer)
-    await _roll_back_buried(context, tally, failure, [rows.gids[number] for number in unburied])
-
-
-async def _roll_back_buried(
-    context: CommitContext, tally: VoteTally, failure: BaseException, unburied: Sequence[Gid]
-) -> NoReturn:
+async def _bury(context: CommitContext) -> Collection[Gid]:
     """A tombstone comes before the rollback. Branches without one are left to recovery."""
-    await abort_after_votes(context, tally, failure, leave=unburied)
+    gids = _gids(context)
+    _, unburied = await bury(gids, _charter(context), context.find, context.observer)
+    return [gids[number] for number in unburied]

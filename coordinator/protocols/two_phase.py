@@ -21,15 +21,14 @@ from __future__ import annotations
 
 from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
 from undoubt.coordinator.protocols.causes import why_recorded
-from undoubt.coordinator.protocols.context import CommitContext, Phase, branch_record, repeat_until_answered
-from undoubt.coordinator.protocols.first_phase import VoteTally, classify, collect_votes, prepare
-from undoubt.coordinator.protocols.second_phase import (
-    abort_after_votes,
-    apply,
-    commit_in_one_phase,
-    commit_readers_alone,
-    roll_back,
+from undoubt.coordinator.protocols.context import (
+    CommitContext,
+    CommitEvent,
+    branch_record,
+    repeat_until_answered,
 )
+from undoubt.coordinator.protocols.first_phase import first_phase
+from undoubt.coordinator.protocols.second_phase import apply, roll_back
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.participants.contract import Decision
 
@@ -38,38 +37,26 @@ async def two_phase_commit(context: CommitContext) -> None:
     """Bring ``context`` to its end. Raises ``TransactionAborted``, ``OutcomeUnknown`` or, if the transaction
     is aborted but some branch is not, ``HeuristicOutcome``; heuristics of a committed one are in
     ``context.heuristics``."""
-    writers, readers, failure = await classify(context)
-    if failure is not None:
-        await roll_back(context, context.branches, failure)
-    if len(writers) <= 1:
-        await commit_in_one_phase(context, writers, readers)
+    if not await first_phase(context):
         return
-    tally = await collect_votes(context, writers, lambda branch: prepare(context, branch))
-    readers = [*readers, *tally.readers]
-    if tally.failure is not None:
-        await abort_after_votes(context, tally, tally.failure)
-    if not tally.prepared:
-        await commit_readers_alone(context, readers)
-        return
-    decision = await _decide(context, tally)
+    decision = await _decide(context)
     if decision is Decision.ABORT:
         await roll_back(context, context.branches, await why_recorded(context.ledger, context.txid))
-    await apply(context, [branch for branch, _ in tally.prepared], readers)
+    await apply(context)
 
 
-async def _decide(context: CommitContext, tally: VoteTally) -> Decision:
+async def _decide(context: CommitContext) -> Decision:
     """The commit point. Repeated until there is an answer: from here on only the ledger knows."""
-    records = [branch_record(branch, evidence) for branch, evidence in tally.prepared]
+    records = [branch_record(branch, evidence) for branch, evidence in context.tally.prepared]
     await context.reach(TwoPhaseStep.BEFORE_DECIDE, context.txid)
-    context.enter(Phase.DECIDING)
+    context.move(CommitEvent.DECIDE_SENT)
     try:
         decision = await repeat_until_answered(
             lambda: context.ledger.decide(context.txid, Decision.COMMIT, records, protocol=context.protocol)
         )
     except LedgerError as error:
         raise OutcomeUnknown(context.txid, f"the ledger did not take the decision: {error}") from error
-    context.recorded = True
-    if decision is Decision.COMMIT:
-        context.enter(Phase.COMMITTED)
+    committed = decision is Decision.COMMIT
+    context.move(CommitEvent.COMMIT_RECORDED if committed else CommitEvent.ABORT_RECORDED)
     await context.reach(TwoPhaseStep.AFTER_DECIDE, context.txid)
     return decision

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from undoubt.coordinator.ledger.contract import Session
-from undoubt.coordinator.session import Lease
+from undoubt.coordinator.transaction import Lease
 from undoubt.participants.ids import Gid, Protocol, SessionKey
 
 KEY = b"the key of this session"

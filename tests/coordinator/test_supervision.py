@@ -10,7 +10,7 @@ import pytest
 
 from tests.coordinator.node.cluster import running
 from undoubt.coordinator import supervision
-from undoubt.coordinator.finisher import Finisher
+from undoubt.coordinator.coordinator import Finisher
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.settings import LedgerSettings
@@ -96,6 +96,7 @@ async def test_finished_transactions_are_told_after_a_failure() -> None:
     ledger: Any = MemoryLedger()
     ledger.finish = once = Once(ledger.finish)
     finisher = Finisher(ledger, Registry(), None)
+    finisher.start()
     finisher.add(TxId(1, "99b2" * 4, 1))
     async with asyncio.timeout(30):
         await once.again.wait()

@@ -8,6 +8,9 @@ import pytest
 
 from tests.coordinator.costs import Cost, cost
 from tests.docs.pages import ROOT
+from undoubt.coordinator import session
+from undoubt.coordinator.protocols import context
+from undoubt.participants.contract import Decision
 from undoubt.participants.three_phase import TRANSITIONS
 
 PAGE = (ROOT / "docs" / "protocols.md").read_text("utf-8")
@@ -22,6 +25,41 @@ def test_the_diagram_is_the_table() -> None:
         (before or "[*]", after, f"{event} (quorum)" if quorum_only else f"{event}")
         for before, event, after, quorum_only in TRANSITIONS
     ]
+
+
+def drawn_after(mark: str) -> tuple[list[tuple[str, ...]], dict[str, str]]:
+    """The arrows of the diagram behind ``<!-- mark -->``, and the labels of its states."""
+    diagram = BACKGROUND.split(f"<!-- {mark} -->")[1].split("```")[1]
+    arrows = re.findall(r"^    (\S+) --> (\S+): (.+)$", diagram, re.MULTILINE)
+    return arrows, dict(re.findall(r"^    (\w+): (.+)$", diagram, re.MULTILINE))
+
+
+def test_the_states_of_a_commit_are_the_table() -> None:
+    """Broken if what people are shown of a commit, and of what its caller hears, is not the code's."""
+    arrows, labels = drawn_after("commit")
+    assert arrows == [
+        (before.name.lower(), after.name.lower(), event)
+        for (before, event), after in context.TRANSITIONS.items()
+    ]
+    names = {state.name.lower(): str(state) for state in context.CommitState}
+    assert labels == {name: label for name, label in names.items() if name != label}
+    outcomes = {None: "not known yet", Decision.ABORT: "aborted", Decision.COMMIT: "committed"}
+    rows = BACKGROUND.split("<!-- outcomes -->\n")[1].split("\n\n")[0].splitlines()[2:]
+    assert rows == [
+        f"| {state} | {phase.name.lower()} | {outcomes[context.OUTCOMES[phase]]} |"
+        for state in context.CommitState
+        for phase in [context.PHASES[state]]
+    ]
+
+
+def test_the_states_of_a_coordinators_sessions_are_the_table() -> None:
+    arrows, labels = drawn_after("sessions")
+    assert arrows == [
+        (before.name.lower(), after.name.lower(), event)
+        for (before, event), after in session.TRANSITIONS.items()
+    ]
+    names = {state.name.lower(): str(state) for state in session.KeeperState}
+    assert labels == {name: label for name, label in names.items() if name != label}
 
 
 def column(name: str) -> dict[str, str]:
