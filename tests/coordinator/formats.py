@@ -24,7 +24,7 @@ from undoubt.coordinator.paxos import AcceptorRecord, AcceptorReply, AcceptorReq
 from undoubt.coordinator.raft import ConfigChange, Entry, HardState, Kind, Message, SnapshotMeta
 from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.rpc.calls import AnyCall, kinds, reply_type
-from undoubt.coordinator.wire import frames, handshake
+from undoubt.coordinator.wire import connection, handshake
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol, TxId
 
@@ -83,7 +83,7 @@ def _other() -> Iterator[object]:
     data, mark = record.encoded(b"payload", _MARK, b"salt")
     yield data, mark.index, mark.chain
     yield segment.SegmentHeader(3, _MARK, 4096, b"salt of 16 bytes", b"identity").encoded()[:_SHOWN_BYTES]
-    yield frames.header(b"payload", 1)
+    yield connection.header(b"payload", 1)
     yield [Entry.make(5, 2, b"data", kind).crc for kind in Kind]
     finished = DecisionRecord(_TXID, "2", Decision.COMMIT, (_BRANCH,), 1.5, "shop")
     yield history._sealed(finished)
