@@ -17,8 +17,7 @@ from undoubt.coordinator.ledger.contract import RecordedDecision
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.rules import Names
 from undoubt.coordinator.node.errors import NodeStopped
-from undoubt.coordinator.node.storage.contract import DiskWrite, Promises
-from undoubt.coordinator.node.storage.group_commit import Disk
+from undoubt.coordinator.node.storage.contract import Disk, DiskWrite, Promises
 from undoubt.coordinator.paxos import (
     Acceptor,
     AcceptorReply,
@@ -124,8 +123,9 @@ class NodeAcceptors:
         ready = self.acceptor.ready()
         self._send(ready.replies_now)
         if ready.writes or ready.replies_after_sync:
-            promises = Promises(ready.records, ready.dropped, ready.marks) if ready.writes else None
-            self._disk.give(DiskWrite(promises=promises), lambda: self._stored(ready.token))
+            promises = Promises(ready.records, ready.dropped, ready.marks)
+            write = DiskWrite(promises=promises) if ready.writes else None
+            self._disk.give(write, lambda: self._stored(ready.token))
 
     def _stored(self, token: int) -> None:
         self._send(self.acceptor.on_persisted(token))

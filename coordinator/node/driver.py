@@ -23,8 +23,7 @@ from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.proposals import Proposals
 from undoubt.coordinator.node.read_index import ReadQueue
 from undoubt.coordinator.node.snapshots import Snapshots
-from undoubt.coordinator.node.storage.contract import DiskWrite
-from undoubt.coordinator.node.storage.group_commit import Disk
+from undoubt.coordinator.node.storage.contract import NOTHING, Disk, DiskWrite
 from undoubt.coordinator.raft import (
     Append,
     Entry,
@@ -233,7 +232,7 @@ class Driver:
             replaces_log=snapshot is not None,
             entries=ready.entries,
         )
-        self._disk.give(write, stored)
+        self._disk.give(None if write == NOTHING else write, stored)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
         replicated, snapshots = self._replicated, self._snapshots

@@ -21,8 +21,7 @@ from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.proposals import Proposals
 from undoubt.coordinator.node.read_index import ReadQueue
 from undoubt.coordinator.node.snapshots import Snapshots
-from undoubt.coordinator.node.storage.contract import DiskWrite, Storage, Stored
-from undoubt.coordinator.node.storage.group_commit import Disk
+from undoubt.coordinator.node.storage.contract import Disk, DiskWrite, Storage, Stored
 from undoubt.coordinator.node.versions import Agreement
 from undoubt.coordinator.raft import Message, Raft, RaftSettings, RestoredState
 

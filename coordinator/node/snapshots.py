@@ -16,8 +16,7 @@ from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.history import RecentHistory
 from undoubt.coordinator.node.errors import NodeStopped
 from undoubt.coordinator.node.fsm import NodeStateMachine
-from undoubt.coordinator.node.storage.contract import DiskWrite, Finished, Snapshot
-from undoubt.coordinator.node.storage.group_commit import Disk
+from undoubt.coordinator.node.storage.contract import Disk, DiskWrite, Finished, Snapshot
 from undoubt.coordinator.raft import ChunkWanted, Raft, SnapshotChunk, SnapshotMeta
 
 CHUNK_BYTES = 64 * 1024
@@ -97,12 +96,12 @@ class Snapshots:
             self._history.stored(finished.records)
             self._guarded(lambda: self._stored(image))
 
-        def no_room() -> None:
+        def no_room(_: BaseException) -> None:
             self._history.not_stored(finished.records)
             self._making = None  # the next one is made when it is due again
             self._tell(LedgerUnavailable(f"node {self._raft.node} has no room on its disk for a snapshot"))
 
-        self._disk.give(DiskWrite(finished=finished, snapshot=image), stored, no_room=no_room)
+        self._disk.give(DiskWrite(finished=finished, snapshot=image), stored, refused=no_room)
 
     def store_history(self) -> None:
         """Store finished transactions without an image."""
@@ -110,7 +109,7 @@ class Snapshots:
         self._disk.give(
             DiskWrite(finished=finished),
             lambda: self._history.stored(finished.records),
-            no_room=lambda: self._history.not_stored(finished.records),
+            refused=lambda _: self._history.not_stored(finished.records),
         )
 
     def _finished(self) -> Finished:

@@ -6,6 +6,7 @@ nothing; done is durable.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from random import Random
@@ -78,3 +79,17 @@ class Thread(Executor):
 
         scheduler.at(self._free_at, done, self._process)
         return future
+
+
+class Writer:
+    """In place of :class:`undoubt.coordinator.ledger.group_commit.WriterThread`."""
+
+    def __init__(self, drive: Drive) -> None:
+        self.ended = False
+        self._thread = Thread(drive)
+
+    def do(self, job: Callable[[], Any]) -> asyncio.Future[Any]:
+        return asyncio.wrap_future(self._thread.submit(job), loop=asyncio.get_running_loop())
+
+    def end(self) -> None:
+        self.ended = True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import undoubt.coordinator.ledger.sqlite.ledger as ledger_module
 import undoubt.coordinator.ledger.sqlite.owner as owned_module
-from tests.simulation.drive import Drive, Thread
+from tests.simulation.drive import Drive, Writer
 from tests.simulation.network import FakeSocket
 from tests.simulation.scheduler import Process
 from undoubt.coordinator.ledger.anchor import START, Mark, chained
@@ -76,7 +76,7 @@ class FileMachine:
 
         owned_module.SqliteStore = Store  # type: ignore[misc, assignment]
         owned_module.anchored = Anchored  # type: ignore[assignment]
-        owned_module.ThreadPoolExecutor = lambda *_, **__: Thread(machine.drive)  # type: ignore[misc, assignment]
+        owned_module.WriterThread = lambda _: Writer(machine.drive)  # type: ignore[misc, assignment]
 
 
 def _name(process: Process | None) -> str:

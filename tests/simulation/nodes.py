@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tests.coordinator.raft.invariants import Invariants
 from tests.simulation.applications import recovery_settings, registry
-from tests.simulation.drive import Drive, Thread
+from tests.simulation.drive import Drive, Writer
 from tests.simulation.judge import Violation
 from tests.simulation.recorded import RecordedLedger
 from undoubt.coordinator.ledger.contract import DecisionRecord
@@ -104,10 +104,7 @@ class SimulatedStorage:
     def __init__(self, disk: NodeDisk, drive: Drive) -> None:
         self._disk = disk
         self._drive = drive
-        self._thread = Thread(drive)
-
-    def _submit(self, job: Callable[[], Any]) -> asyncio.Future[Any]:
-        return asyncio.wrap_future(self._thread.submit(job), loop=asyncio.get_running_loop())
+        self._submit = Writer(drive).do
 
     def write(self, writes: Sequence[DiskWrite]) -> asyncio.Future[bool]:
         kept = tuple(writes)

@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future as ThreadFuture
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -26,6 +24,7 @@ from undoubt.coordinator.ledger.backup import About, Backup
 from undoubt.coordinator.ledger.commands import Command, ExpireSession, decode, encode
 from undoubt.coordinator.ledger.contract import Create, DecisionRecord, SessionState
 from undoubt.coordinator.ledger.disk import StoreBroken
+from undoubt.coordinator.ledger.group_commit import GroupCommit, WriterThread
 from undoubt.coordinator.ledger.history import RecentHistory
 from undoubt.coordinator.ledger.machine import Machine
 from undoubt.coordinator.ledger.sqlite import anchored
@@ -46,11 +45,41 @@ LOG_BYTES_MIN = 4 * 1024 * 1024
 """A snapshot replaces the log once the log is this long and longer than the last snapshot."""
 
 
-@dataclass(slots=True)
-class _Proposal:
-    command: Command
-    data: bytes
-    answer: asyncio.Future[Any]
+@dataclass(frozen=True, slots=True)
+class _Replace:
+    """A snapshot takes the place of the log up to ``index``."""
+
+    index: int
+    state: bytes
+    finished: Sequence[DecisionRecord]
+    now_ms: int
+    history_ms: int
+
+
+class _Log:
+    """The ledger's file, as the group commit writes to it: one snapshot alone, or commands."""
+
+    def __init__(self, store: SqliteStore, thread: WriterThread, last_index: int) -> None:
+        self.last_index = last_index
+        """Of what is durable and applied."""
+        self._store = store
+        self._thread = thread
+
+    def write(self, writes: Sequence[bytes | _Replace]) -> asyncio.Future[bool]:
+        first_index = self.last_index + 1
+        return self._thread.do(lambda: self._carry_out(first_index, writes))
+
+    def _carry_out(self, first_index: int, writes: Sequence[bytes | _Replace]) -> bool:
+        """Raises ``StoreFull`` or ``StoreBroken``."""
+        commands = [write for write in writes if isinstance(write, bytes)]
+        if commands:
+            self._store.append(first_index, commands)
+        for each in writes:
+            if isinstance(each, _Replace):
+                self._store.replace_log(
+                    each.index, each.state, each.finished, now_ms=each.now_ms, history_ms=each.history_ms
+                )
+        return True
 
 
 class OwnedLedger(StateMachineLedger):
@@ -62,7 +91,7 @@ class OwnedLedger(StateMachineLedger):
     def __init__(
         self,
         store: SqliteStore,
-        thread: ThreadPoolExecutor,
+        thread: WriterThread,
         loaded: Loaded,
         settings: LedgerSettings,
         clock: Callable[[], float],
@@ -72,13 +101,12 @@ class OwnedLedger(StateMachineLedger):
         self._store = store
         self._thread = thread
         self._loop = asyncio.get_running_loop()
-        self._last_index = loaded.last_index  # of what is durable and applied
+        self._log = _Log(store, thread, loaded.last_index)
+        self._commit: GroupCommit[bytes | _Replace] = GroupCommit(
+            self._log, lambda full: None, self._fail, self._go_on
+        )
         self._log_bytes = sum(len(entry) for entry in loaded.entries)
         self._snapshot_bytes_min = max(LOG_BYTES_MIN, len(loaded.snapshot or b""))
-        self._waiting: list[_Proposal] = []
-        self._writing = False
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._broken: LedgerError | None = None
         self._spoiled = False
         """A command was applied in part: nothing more is applied to this state, or answered from it."""
@@ -92,23 +120,21 @@ class OwnedLedger(StateMachineLedger):
     ) -> OwnedLedger:
         """Open the file, or make it if ``create`` allows that. Raises ``LedgerUnusable``,
         ``LedgerUnavailable``."""
-        thread = ThreadPoolExecutor(1, thread_name_prefix="undoubt-ledger")
-        loop = asyncio.get_running_loop()
+        thread = WriterThread("undoubt-ledger")
         store: SqliteStore | None = None
         try:
-            absent = await loop.run_in_executor(thread, anchored.is_absent, path)
+            absent = await thread.do(lambda: anchored.is_absent(path))
             if absent:
                 await anchored.allow(path, create)
-            store = await loop.run_in_executor(thread, SqliteStore.create, path)
-            loaded = await loop.run_in_executor(thread, store.load)
+            store = await thread.do(lambda: SqliteStore.create(path))
+            loaded = await thread.do(store.load)
             if absent:
                 log.info("there was no ledger at %s: a new one was made, %s", path, loaded.ledger_id)
-            anchor = await loop.run_in_executor(thread, anchored.open_anchor, path, loaded)
+            anchor = await thread.do(lambda: anchored.open_anchor(path, loaded))
             set_back = loaded.lacks(anchor.mark)
             lacking = anchor.mark.index
-            await loop.run_in_executor(
-                thread, partial(store.hold, anchor, loaded.last, new=not loaded.anchored or not loaded.place)
-            )
+            new = not loaded.anchored or not loaded.place
+            await thread.do(partial(store.hold, anchor, loaded.last, new=new))
             ledger = cls(store, thread, loaded, settings, clock)
             if set_back:
                 # Before any session of the file is said to be over: it may have gone on.
@@ -118,8 +144,8 @@ class OwnedLedger(StateMachineLedger):
             await ledger.agree_on_rules()
         except BaseException:
             if store is not None:
-                await loop.run_in_executor(thread, store.close)
-            thread.shutdown(wait=False)
+                await thread.do(store.close)
+            thread.end()
             raise
         ledger._upkeep = Supervised("ledger upkeep", ledger._keep_up).start("undoubt-ledger-upkeep")
         return ledger
@@ -132,110 +158,84 @@ class OwnedLedger(StateMachineLedger):
                 await self._upkeep
         if self._broken is None:
             await self.advance_time()
-        await self._idle.wait()
+        await self._commit.drained()
         self._broken = LedgerUnavailable("the ledger is closed")
+        self._commit.close()
         await self._in_thread(self._store.close)
-        self._thread.shutdown(wait=False)
+        self._thread.end()
 
     async def _propose(self, command: Command) -> Any:
         if self._broken is not None:
             raise self._broken
         answer: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.append(_Proposal(command, encode(command), answer))
-        if not self._writing:
-            self._write()
+        data = encode(command)
+        self._commit.give(
+            data,
+            lambda: self._written(command, len(data), answer),
+            refused=lambda error: self._refuse(answer, error),
+        )
+        self._commit.flush()
         return await answer
 
     async def _up_to_date(self) -> None:
         if self._spoiled and self._broken is not None:
             raise self._broken
 
-    def _write(self) -> None:
-        batch, self._waiting = self._waiting, []
-        data = [proposal.data for proposal in batch]
-        self._start(
-            lambda: self._store.append(self._last_index + 1, data), lambda job: self._written(batch, job)
-        )
-
-    def _start(self, job: Callable[[], None], then: Callable[[ThreadFuture[None]], None]) -> None:
-        """One write at a time; ``then`` is called in the loop."""
-        self._writing = True
-        self._idle.clear()
-
-        def done(future: ThreadFuture[None]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed without closing the ledger
-                self._loop.call_soon_threadsafe(self._next, then, future)
-
-        self._thread.submit(job).add_done_callback(done)
-
-    def _next(self, then: Callable[[ThreadFuture[None]], None], job: ThreadFuture[None]) -> None:
-        then(job)
-        self._writing = False
+    def _go_on(self) -> None:
+        """A write has ended: what waits is written next, or the log is shortened first."""
         if self._broken is None and self._log_bytes >= self._snapshot_bytes_min:
             self._snapshot()
-        elif self._waiting:
-            self._write()
-        else:
-            self._idle.set()
+        self._commit.flush()
 
-    def _written(self, batch: list[_Proposal], job: ThreadFuture[None]) -> None:
-        error = job.exception()
-        if error is not None:
-            self._fail(batch, error)
-            return
-        self._last_index += len(batch)
-        self._log_bytes += sum(len(proposal.data) for proposal in batch)
-        for proposal in batch:
-            if not self._spoiled:
-                self._apply(proposal)
-            elif not proposal.answer.done():
-                proposal.answer.set_exception(self._broken or LedgerUnavailable("the ledger has stopped"))
+    def _written(self, command: Command, size_bytes: int, answer: asyncio.Future[Any]) -> None:
+        self._log.last_index += 1
+        self._log_bytes += size_bytes
+        if not self._spoiled:
+            self._apply(command, answer)
+        elif not answer.done():
+            answer.set_exception(self._broken or LedgerUnavailable("the ledger has stopped"))
 
-    def _apply(self, proposal: _Proposal) -> None:
+    def _apply(self, command: Command, answer: asyncio.Future[Any]) -> None:
         try:
-            result = self.machine.apply(proposal.command)
+            result = self.machine.apply(command)
         except Exception as error:  # a bug: nothing may be answered from this state any more
             log.exception("the ledger's state machine failed")
             self._spoiled = True
             self._broken = self._broken or LedgerUnavailable(f"the ledger has stopped: {error}")
-        if proposal.answer.done():  # whoever asked was cancelled
+        if answer.done():  # whoever asked was cancelled
             return
         if self._broken is not None:
-            proposal.answer.set_exception(self._broken)
+            answer.set_exception(self._broken)
         else:
-            proposal.answer.set_result(result)
+            answer.set_result(result)
 
-    def _fail(self, batch: list[_Proposal], error: BaseException) -> None:
+    def _refuse(self, answer: asyncio.Future[Any], error: BaseException) -> None:
+        if not answer.done():
+            answer.set_exception(self._broken or error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Nothing is recorded any more."""
+        log.error("%s", error)
         told = error if isinstance(error, LedgerError) else LedgerUnavailable(f"the ledger failed: {error}")
-        if isinstance(error, StoreBroken) or not isinstance(error, LedgerError):
-            log.error("%s", error)
-            self._broken = told
-            batch, self._waiting = [*batch, *self._waiting], []
-        for proposal in batch:
-            if not proposal.answer.done():
-                proposal.answer.set_exception(told)
+        self._broken = told
 
     def _snapshot(self) -> None:
-        state, index = self.machine.snapshot(), self._last_index
+        state, index = self.machine.snapshot(), self._log.last_index
         finished = self._recent.begin()
         now_ms, history_ms = self.machine.state.time_ms, round(self.settings.history_s * 1000)
 
-        def replaced(job: ThreadFuture[None]) -> None:
-            if (error := job.exception()) is not None:
-                log.warning("the ledger's log could not be shortened: %s", error)
-                self._recent.not_stored(finished)
-                self._snapshot_bytes_min = self._log_bytes + LOG_BYTES_MIN
-                if not isinstance(error, LedgerError) or isinstance(error, StoreBroken):
-                    self._fail([], error)
-                return
+        def replaced() -> None:
             self._log_bytes = 0
             self._snapshot_bytes_min = max(LOG_BYTES_MIN, len(state))
             self._recent.stored(finished)
 
-        self._start(
-            lambda: self._store.replace_log(index, state, finished, now_ms=now_ms, history_ms=history_ms),
-            replaced,
-        )
+        def refused(error: BaseException) -> None:
+            log.warning("the ledger's log could not be shortened: %s", error)
+            self._recent.not_stored(finished)
+            self._snapshot_bytes_min = self._log_bytes + LOG_BYTES_MIN
+
+        write = _Replace(index, state, finished, now_ms, history_ms)
+        self._commit.give(write, replaced, refused=refused, first=True)
 
     async def backup(self, path: Path) -> int:
         """Everything that is durable now. It contains the ledger's secret; mode 0600."""
@@ -243,11 +243,13 @@ class OwnedLedger(StateMachineLedger):
             raise self._broken
         if not path.is_absolute():
             raise UsageError(f"the path of a backup is absolute, and {str(path)[:200]!r} is not")
-        about = About("", self.ledger_id, self._last_index, 0, self._wall(), metadata.version("undoubt"))
+        about = About("", self.ledger_id, self._log.last_index, 0, self._wall(), metadata.version("undoubt"))
         return await self._in_thread(backup.write, path, Backup(about, self.machine.snapshot()))
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
-        return await self._loop.run_in_executor(self._thread, function, *args)
+        if self._thread.ended:
+            raise LedgerUnavailable("the ledger is closed")
+        return await self._thread.do(partial(function, *args))
 
     async def _history_of(self, txid: TxId) -> DecisionRecord | None:
         return self._recent.recent().get(txid) or await self._in_thread(self._store.history_of, txid)
@@ -268,7 +270,10 @@ class OwnedLedger(StateMachineLedger):
             try:
                 await self._in_thread(self._store.check_in_place)
             except LedgerUnusable as error:
-                self._fail([], StoreBroken(str(error)))
+                broken = StoreBroken(str(error))
+                self._fail(broken)
+                self._commit.close()
+                self._commit.refuse_waiting(broken)
 
     async def _keep_up(self) -> None:
         passes = round(TIME_INTERVAL_S / UPKEEP_INTERVAL_S)

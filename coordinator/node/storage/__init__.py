@@ -9,9 +9,8 @@ In the order in which a write passes them:
 ======================  ======================================================================================
 :mod:`.contract`        declares the values, and what every storage promises; the simulation has a storage of
                         its own.
-:mod:`.group_commit`    queues writes while the disk is busy, and gives all that wait to the storage together.
-:mod:`.node_storage`    implements the contract with the files below.
-:mod:`.thread`          runs the storage's work in one thread, in order, and tells the event loop.
+:mod:`.node_storage`    implements the contract with the files below, in one thread
+                        (:mod:`undoubt.coordinator.ledger.group_commit`).
 :mod:`.logged`          defines what one record holds, computes what all records amount to, and makes
                         checkpoints.
 :mod:`.segment_log`     appends records to segments, and tells a torn tail from damage when it opens them.

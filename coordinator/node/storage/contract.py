@@ -16,6 +16,7 @@ import msgspec
 
 from undoubt.coordinator.errors import LedgerUnusable
 from undoubt.coordinator.ledger.contract import DecisionRecord
+from undoubt.coordinator.ledger.group_commit import GroupCommit, Store
 from undoubt.coordinator.paxos import AcceptorRecord, Marks, RestoredAcceptor
 from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
 from undoubt.participants.ids import TxId
@@ -71,6 +72,12 @@ class DiskWrite(msgspec.Struct, frozen=True):
     promises: Promises | None = None
 
 
+NOTHING = DiskWrite()
+
+Disk = GroupCommit[DiskWrite]
+"""A node's disk, as those who store on it see it."""
+
+
 class Stored(msgspec.Struct, frozen=True):
     """What a disk held. ``entries`` are sound and without a gap, and may begin before the snapshot ends."""
 
@@ -86,17 +93,9 @@ class StorageDamaged(LedgerUnusable):
     """What is stored is not what was written. The node must not vote or answer with it any more."""
 
 
-class Storage(Protocol):
-    """All methods belong to the loop that opened it and return at once; the futures are the loop's."""
-
-    def write(self, writes: Sequence[DiskWrite]) -> asyncio.Future[bool]:
-        """Carry out ``writes`` in order, all or none; done once they are durable. One call at a time.
-
-        The result is whether there is room for more. Without it only what cannot wait should be written; an
-        empty call asks again. ``StoreFull``: nothing of it is there, and it may be given again.
-        ``StoreBroken``: nobody knows, and only opening the storage anew helps.
-        """
-        ...
+class Storage(Store[DiskWrite], Protocol):
+    """All methods belong to the loop that opened it and return at once; the futures are the loop's. While
+    there is no room, only what cannot wait should be written."""
 
     def history_of(self, txid: TxId) -> asyncio.Future[DecisionRecord | None]: ...
 

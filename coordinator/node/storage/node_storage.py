@@ -27,6 +27,7 @@ from undoubt.coordinator.ledger import disk
 from undoubt.coordinator.ledger.anchor import Anchor
 from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.ledger.disk import StoreFull
+from undoubt.coordinator.ledger.group_commit import WriterThread
 from undoubt.coordinator.ledger.sqlite.lock import FileLock, holder
 from undoubt.coordinator.node.storage import carry_over, logged, salvage, snapshot_files
 from undoubt.coordinator.node.storage.contract import (
@@ -55,7 +56,6 @@ from undoubt.coordinator.node.storage.segment_log import (
     SegmentLog,
 )
 from undoubt.coordinator.node.storage.segment_log import discard as discard_log
-from undoubt.coordinator.node.storage.thread import Thread
 from undoubt.coordinator.raft import HardState
 from undoubt.participants.ids import TxId
 
@@ -67,7 +67,7 @@ _decode_identity = msgspec.msgpack.Decoder(DiskIdentity).decode
 class NodeStorage:
     """Implements :class:`~undoubt.coordinator.node.storage.contract.Storage`. Made by :meth:`open`."""
 
-    def __init__(self, files: _Files, thread: Thread, lock: FileLock) -> None:
+    def __init__(self, files: _Files, thread: WriterThread, lock: FileLock) -> None:
         self.files = files
         self.in_thread = thread.do
         """Runs a function where the files are used."""
@@ -89,7 +89,7 @@ class NodeStorage:
                 " the cluster and add a new one"
             )
         lock = _locked(folder)
-        thread = Thread("undoubt-node-disk")
+        thread = WriterThread("undoubt-node-disk")
         try:
             files, stored = await thread.do(lambda: _opened_with_room(folder, segment_bytes, number))
         except BaseException:

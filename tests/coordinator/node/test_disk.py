@@ -21,8 +21,7 @@ from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.ledger.disk import StoreBroken, StoreFull
 from undoubt.coordinator.node.settings import NodeSettings
 from undoubt.coordinator.node.storage import segment, snapshot_files
-from undoubt.coordinator.node.storage.contract import DiskWrite, Finished, Snapshot
-from undoubt.coordinator.node.storage.group_commit import Disk
+from undoubt.coordinator.node.storage.contract import Disk, DiskWrite, Finished, Snapshot
 from undoubt.coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
 from undoubt.coordinator.node.storage.reserve import RESERVE_BYTES
 from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME, SEGMENT_BYTES
@@ -116,7 +115,7 @@ async def test_without_room_votes_do_not_wait_behind_history_and_images(
     record = DecisionRecord(txid, "2", Decision.COMMIT, (), 1.0, "me")
     with monkeypatch.context() as patch:
         patch.setattr(snapshot_files.os, "fsync", refusing(errno.ENOSPC))
-        disk.give(SNAPSHOT, lambda: told.append("image"), no_room=lambda: told.append("no image"))
+        disk.give(SNAPSHOT, lambda: told.append("image"), refused=lambda _: told.append("no image"))
         disk.give(DiskWrite(hard_state=HardState(7, 2)), lambda: told.append("vote"))
         disk.flush()
         while "vote" not in told:
@@ -144,7 +143,7 @@ async def test_room_is_looked_for_again_if_everything_was_left_out(
     disk = Disk(storage, full.append, lambda _: None)
     with monkeypatch.context() as patch:
         patch.setattr(snapshot_files.os, "fsync", refusing(errno.ENOSPC))
-        disk.give(SNAPSHOT, lambda: None, no_room=lambda: None)
+        disk.give(SNAPSHOT, lambda: None, refused=lambda _: None)
         disk.flush()
         while not full:
             await asyncio.sleep(0.01)
