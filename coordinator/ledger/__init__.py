@@ -30,6 +30,7 @@ The modules and rooms, in the order in which a call passes them:
 :mod:`.pages`                 reads all unfinished decisions in pages.
 :mod:`.history`               keeps finished transactions until a store of history has them.
 :mod:`.memory`                implements a ledger without durability, for tests.
+:mod:`.group_commit`          stores what waits together, with one sync, in one thread; the states of a disk.
 :mod:`.sqlite`                implements a ledger in one file, which one process owns.
 :mod:`.postgres`              implements a ledger in tables of one PostgreSQL database, for any number of
                               processes.

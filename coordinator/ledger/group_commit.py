@@ -19,7 +19,7 @@ broken     none is begun any more: what the last one       once, why
 
 :data:`TRANSITIONS` holds everything that decides what may happen next. A write is begun only in a state with
 a transition for :attr:`DiskEvent.BEGIN`, and only a write that is stored lets what waits for it go on: so
-nothing that depends on a write (a vote, an acknowledgement, an answer) leaves in another way. """
+nothing that depends on a write (a vote, an acknowledgement, an answer) leaves in another way."""
 
 from __future__ import annotations
 

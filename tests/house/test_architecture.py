@@ -11,6 +11,7 @@ import pytest
 
 from tests.house.architecture import DISKS, PATH, files_named, section
 from tests.house.tree import ROOT, files
+from undoubt.coordinator.ledger.group_commit import TRANSITIONS, DiskEvent, DiskState
 
 GLOSSARY = "Glossary"
 LOOP = "The driver loop of Raft"
@@ -53,6 +54,25 @@ def test_the_driver_loop_is_the_codes() -> None:
     for function in shown:
         rest = iter(code[function.name])
         assert [word for word in _used(function) if word not in rest] == [], function.name
+
+
+def test_the_states_of_a_disk_are_the_codes() -> None:
+    """Broken if the table that people read and the one that decides differ."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section("The states of a disk").splitlines()
+        if line.startswith("| ")
+    ]
+    (_, *events), states = rows[0], rows[1:]
+    assert events == list(DiskEvent)
+    assert [state for state, *_ in states] == list(DiskState)
+    shown = {
+        (DiskState(state), DiskEvent(event)): to
+        for state, *cells in states
+        for event, to in zip(events, cells, strict=True)
+        if to
+    }
+    assert shown == TRANSITIONS
 
 
 def _used(function: ast.AST) -> Iterator[str]:
