@@ -192,6 +192,45 @@ async def test_what_its_coordinator_has_given_up_is_ended_while_that_lives() -> 
     await stage.coordinator.close()
 
 
+async def test_a_rollback_that_is_given_up_leaves_its_rows() -> None:
+    """Broken if tombstones are deleted while a branch under them may still be prepared."""
+    scripts = {"alpha": Script(), "beta": Script(prepare=Vote.ABORT)}
+    stage = Stage(scripts, drain_s=0.05, protocol="3pc")
+    await stage.coordinator.start()
+    arrived = stage.hold("rollback alpha")
+    committing = asyncio.create_task(stage.transfer(timeout=60))
+    await arrived.wait()
+    await stage.coordinator.close()
+    with pytest.raises(TransactionAborted):
+        await committing
+    assert stage.in_doubt() == 1
+    assert len(stage.participants["alpha"].states.rows) == 1
+
+
+async def test_a_rollback_that_is_given_up_is_not_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if the ledger hears that a transaction is finished whose branches are still prepared."""
+    finished: list[TxId] = []
+    stage = await staged("alpha", "beta", drain_s=0.05)
+    arrived = stage.hold("before_decide")
+    committing = asyncio.create_task(stage.transfer(timeout=60))
+    await arrived.wait()
+
+    async def finish(txids: Iterable[TxId]) -> None:
+        finished.extend(txids)
+
+    monkeypatch.setattr(stage.ledger, "finish", finish)
+    (book,) = stage.ledger.machine.state.sessions.values()
+    await stage.ledger.close_session(Session(book.id, book.nonce, book.name, 10.0))
+    arrived = stage.hold("rollback alpha")
+    stage.gates["before_decide"].set()
+    await arrived.wait()
+    await stage.coordinator.close()
+    with pytest.raises(TransactionAborted):
+        await committing
+    assert stage.in_doubt() == 1
+    assert finished == []
+
+
 async def test_a_branch_that_is_known_to_have_committed_is_told_before_the_others_are_undone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
