@@ -29,24 +29,20 @@ In the order in which an input passes them:
 
 ===================  =========================================================================================
 :mod:`.settings`     holds the timeouts, in ticks, and the bounds.
-:mod:`.core`         ``Raft``: takes every input, and gives every output in a ``Ready``.
-:mod:`.judging`      refuses a message that no correct member would send, before it changes anything.
-:mod:`.receive`      compares a message's term with this node's, and passes the message on.
-:mod:`.election`     elects a leader: pre-vote, votes, check-quorum, stepping down.
-:mod:`.transfer`     hands leadership over to a chosen voter.
-:mod:`.replication`  appends proposals, sends them to the peers, takes acknowledgements, and advances the
-                     commit index.
-:mod:`.read_index`   confirms reads by a round of heartbeats, without writing to the log.
+:mod:`.core`         ``Raft``: takes every input, refuses a message that no correct member would send,
+                     compares its term with this node's, and gives every output in a ``Ready``.
+:mod:`.election`     elects a leader: pre-vote, votes, check-quorum, stepping down, and handing over to a
+                     chosen voter.
+:mod:`.replication`  appends proposals, sends them to the peers, takes acknowledgements, advances the commit
+                     index, and confirms reads by a round of heartbeats.
 :mod:`.reconfigure`  carries out a change of the configuration as the leader.
 :mod:`.membership`   computes what a change makes of a configuration, and which configuration is in force.
 :mod:`.snapshots`    sends and receives snapshots in chunks.
 :mod:`.log`          holds the log in memory, and its indexes: snapshot, applied, commit, persisted, last.
-:mod:`.tracker`      holds the configuration, and the progress of all peers.
-:mod:`.progress`     holds what the leader knows of one peer, and computes how much may be sent to it.
-:mod:`.state`        holds the state of one node, and the moves that several modules make.
-:mod:`.restored`     holds what a node starts with: what its disk held, or a new cluster's first
-                     configuration.
-:mod:`.ready`        defines ``Ready``, and keeps the writes that are under way.
+:mod:`.tracker`      holds the configuration, and what the leader knows of each peer; computes how much may be
+                     sent to it.
+:mod:`.state`        holds the state of one node: what it started with, the moves that several modules make,
+                     the writes that are under way, and the fields of a ``Ready``.
 :mod:`.messages`     defines and encodes everything that is sent or stored.
 :mod:`.errors`       defines the refusals: not the leader, proposal refused, message refused, log set back.
 ===================  =========================================================================================
@@ -95,11 +91,9 @@ from undoubt.coordinator.raft.messages import (
     decode_change,
     encode,
 )
-from undoubt.coordinator.raft.progress import Pace, PeerProgress
-from undoubt.coordinator.raft.ready import ChunkWanted, ReadState, Ready
-from undoubt.coordinator.raft.restored import RestoredState, bootstrap
 from undoubt.coordinator.raft.settings import RaftSettings
-from undoubt.coordinator.raft.state import Role
+from undoubt.coordinator.raft.state import ChunkWanted, ReadState, Ready, RestoredState, Role, bootstrap
+from undoubt.coordinator.raft.tracker import Pace, PeerProgress
 
 __all__ = [
     "Append",

@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 from random import Random
+from typing import NoReturn
+
+import msgspec
 
 from undoubt.coordinator.raft import (
     election,
-    read_index,
-    receive,
     reconfigure,
     replication,
     snapshots,
-    transfer,
 )
-from undoubt.coordinator.raft.judging import judge
+from undoubt.coordinator.raft.errors import ConfigRefused, MessageRefused
 from undoubt.coordinator.raft.log import Log
+from undoubt.coordinator.raft.membership import after
 from undoubt.coordinator.raft.messages import (
+    Append,
+    AppendReply,
     ConfigChange,
     Configuration,
     Entry,
+    Heartbeat,
+    HeartbeatReply,
+    Kind,
     Message,
+    PreVote,
+    PreVoteReply,
+    RequestVote,
+    RequestVoteReply,
     SnapshotChunk,
     SnapshotMeta,
+    SnapshotReply,
+    TimeoutNow,
+    decode_change,
 )
-from undoubt.coordinator.raft.progress import PeerProgress
-from undoubt.coordinator.raft.ready import ChunkWanted, Ready, Write
-from undoubt.coordinator.raft.restored import RestoredState
 from undoubt.coordinator.raft.settings import RaftSettings
-from undoubt.coordinator.raft.state import RaftState, Role
+from undoubt.coordinator.raft.state import ChunkWanted, RaftState, Ready, RestoredState, Role, Write
+from undoubt.coordinator.raft.tracker import PeerProgress
 from undoubt.participants.invariant import invariant
 
 NOTHING = Ready(0)
+TERM_JUMP_MAX = 2**32
+"""A term that is further ahead was never reached by elections: one a second would take a hundred years. It
+would bring the terms of all nodes near the highest number that a message can carry."""
 
 
 class Raft:
@@ -169,7 +183,7 @@ class Raft:
         state.writes.tick()
         election.tick(state)
         if state.leads:
-            transfer.tick(state)
+            election.tick_transfer(state)
             snapshots.tick(state)
 
     def wants(self, message: SnapshotChunk) -> bool:
@@ -181,8 +195,8 @@ class Raft:
     def step(self, message: Message) -> None:
         """A message has arrived. Late, repeated and reordered ones are expected; so are lost ones. Raises
         MessageRefused for what no sound member sends, before anything has changed."""
-        judge(self._state, message)
-        receive.step(self._state, message)
+        _judge(self._state, message)
+        _receive(self._state, message)
 
     def propose(self, data: bytes) -> Entry:
         """Append ``data``. It is committed when an entry with this index *and this term* is handed out by
@@ -197,11 +211,11 @@ class Raft:
     def read_index(self, context: bytes) -> None:
         """Ask for a linearizable read. ``context`` comes back in ``read_states`` or in ``reads_lost``.
         Raises NotLeader."""
-        read_index.ask(self._state, context)
+        replication.ask_read(self._state, context)
 
     def transfer(self, to: int) -> None:
         """Hand leadership to the voter ``to``. Raises NotLeader, ConfigRefused."""
-        transfer.begin(self._state, to)
+        election.begin_transfer(self._state, to)
 
     def step_down(self) -> None:
         """Stop leading or standing, now, and do not stand again before what is being written now is
@@ -222,7 +236,8 @@ class Raft:
             messages += write.messages
         if token >= state.stalled_token:
             state.stalled_token = 0
-        election.own_vote_stored(state)
+        if state.role is Role.CANDIDATE:
+            election.own_vote_stored(state)
         return tuple(messages)
 
     def on_applied(self, index: int) -> None:
@@ -329,8 +344,167 @@ class Raft:
         if not state.leads:
             return
         replication.advance_commit(state)
-        if not reconfigure.settle(state):
+        configuration = state.history.current
+        unsettled = configuration.joint or state.node not in configuration.incoming
+        if unsettled and not reconfigure.settle(state):
             return
-        read_index.settle(state)
-        transfer.settle(state)
+        if state.reads.waiting or state.reads.asked:
+            replication.settle_reads(state)
+        if state.transferee or state.disk_full:
+            election.settle_transfer(state)
         replication.flush(state)
+
+
+# A message arrives.
+
+
+def _judge(state: RaftState, message: Message) -> None:
+    """Changes nothing. Raises :class:`MessageRefused` for what no sound member would ever say.
+
+    That is a bug, or damage, at the peer that sent it: it costs that peer its connection, and this node
+    nothing. A peer that lies in sound words is outside of what Raft survives: whoever may send as a member
+    (TLS's certificates say who) is believed.
+    """
+    if message.term > state.term + TERM_JUMP_MAX:
+        _refuse(message, f"its term {message.term} is out of reach from {state.term}")
+    if message.term < state.term or message.to != state.node:
+        return
+    match message:
+        case Append() | Heartbeat() | SnapshotChunk() | TimeoutNow():
+            _judge_leader(state, message)
+        case AppendReply() if state.leads and message.term == state.term and not message.rejected:
+            if message.index > state.log.last_index:
+                _refuse(message, f"it acknowledges entry {message.index}, which was never sent")
+        case HeartbeatReply() if state.leads and message.term == state.term:
+            if message.round > state.reads.round:
+                _refuse(message, f"it answers heartbeats of round {message.round}, which were never sent")
+        case _:
+            pass
+
+
+def _judge_leader(state: RaftState, message: Append | Heartbeat | SnapshotChunk | TimeoutNow) -> None:
+    known = state.node if state.leads else state.leader
+    if message.sender == state.node or (message.term == state.term and known not in (0, message.sender)):
+        _refuse(message, f"node {known} leads in term {state.term}")
+    if isinstance(message, Append):
+        _judge_entries(state, message)
+    elif isinstance(message, SnapshotChunk):
+        meta = message.meta
+        if meta.term > message.term or not meta.configuration.incoming:
+            _refuse(message, "that snapshot stands for no log of this cluster")
+
+
+def _judge_entries(state: RaftState, message: Append) -> None:
+    """What is damaged on its way is none of this: the entry's checksum tells, and it is asked for again."""
+    index, term, log = message.prev_index, message.prev_term, state.log
+    changes = False
+    for entry in message.entries:
+        index += 1
+        here = log.term(index) if index <= log.commit else None
+        if entry.index != index or not term <= entry.term <= message.term or here not in (None, entry.term):
+            if all(each.intact for each in message.entries):
+                _refuse(message, f"its entry {entry.index} of term {entry.term} cannot follow {index - 1}")
+            return
+        term = entry.term
+        changes = changes or entry.kind is Kind.CONFIG
+    if changes and all(each.intact for each in message.entries):
+        _judge_changes(state, message)
+
+
+def _judge_changes(state: RaftState, message: Append) -> None:
+    """Of the configuration; as far as they would be taken into the log."""
+    log = state.log
+    if message.prev_index >= log.commit and not log.matches(message.prev_index, message.prev_term):
+        return
+    new = [
+        entry
+        for entry in message.entries
+        if entry.index > log.commit and not log.matches(entry.index, entry.term)
+    ]
+    if not new:
+        return
+    configuration = state.history.at(new[0].index - 1)
+    for entry in new:
+        if entry.kind is Kind.CONFIG:
+            try:
+                configuration = after(configuration, decode_change(entry.data))
+            except (msgspec.MsgspecError, UnicodeDecodeError, ConfigRefused) as error:
+                _refuse(message, f"its entry {entry.index} is no change of the members: {error}")
+
+
+def _refuse(message: Message, why: str) -> NoReturn:
+    raise MessageRefused(f"node {message.sender} sent {type(message).__name__}: {why}")
+
+
+def _receive(state: RaftState, message: Message) -> None:
+    """What the message's term means (extended paper §5.1), and where the message goes."""
+    if message.to != state.node:
+        return
+    if message.term > state.term:
+        if not _enter_higher_term(state, message):
+            return
+    elif message.term < state.term:
+        _answer_from_higher_term(state, message)
+        return
+    _dispatch(state, message)
+
+
+def _enter_higher_term(state: RaftState, message: Message) -> bool:
+    """Whether the message is to be looked at any further."""
+    if isinstance(message, RequestVote | PreVote):
+        transferred = isinstance(message, RequestVote) and message.transfer
+        if state.in_lease() and not transferred:
+            return False
+        if isinstance(message, PreVote):
+            return True
+    if isinstance(message, PreVoteReply) and message.granted:
+        return True
+    leads = isinstance(message, Append | Heartbeat | SnapshotChunk)
+    state.become_follower(message.term, message.sender if leads else 0)
+    return True
+
+
+def _answer_from_higher_term(state: RaftState, message: Message) -> None:
+    """Let a stale leader or candidate learn of the term. Without this answer a node that came back
+    with a higher term would neither follow (the leader's term is lower) nor ever be elected (pre-votes
+    are refused as long as the others have a leader)."""
+    if isinstance(message, Append | Heartbeat | SnapshotChunk):
+        state.send(AppendReply(message.sender, state.node, state.term, 0, rejected=True))
+    elif isinstance(message, PreVote):
+        state.send(PreVoteReply(message.sender, state.node, state.term, granted=False))
+    elif isinstance(message, RequestVote):
+        state.send(RequestVoteReply(message.sender, state.node, state.term, granted=False))
+
+
+def _follow(state: RaftState, leader: int) -> None:
+    """A message of this term's leader."""
+    invariant(not state.leads, f"{leader} and {state.node} both lead in term {state.term}")
+    invariant(state.leader in (0, leader), f"{leader} and {state.leader} both lead in term {state.term}")
+    if state.role is not Role.FOLLOWER or state.leader != leader:
+        state.become_follower(state.term, leader)
+    state.election_elapsed = 0
+
+
+def _dispatch(state: RaftState, message: Message) -> None:
+    match message:
+        case Append():
+            _follow(state, message.sender)
+            replication.on_append(state, message)
+        case AppendReply():
+            replication.on_append_reply(state, message)
+        case Heartbeat():
+            _follow(state, message.sender)
+            replication.on_heartbeat(state, message)
+        case HeartbeatReply():
+            replication.on_heartbeat_reply(state, message)
+        case SnapshotChunk():
+            _follow(state, message.sender)
+            snapshots.on_chunk(state, message)
+        case SnapshotReply():
+            snapshots.on_reply(state, message)
+        case RequestVote() | PreVote():
+            election.on_vote(state, message)
+        case RequestVoteReply() | PreVoteReply():
+            election.on_vote_reply(state, message)
+        case TimeoutNow():
+            election.on_timeout_now(state)

@@ -102,16 +102,14 @@ class ConfigurationHistory:
     """The configurations that the log holds, oldest first: the snapshot's, and one for each change since."""
 
     def __init__(self, snapshot: SnapshotMeta) -> None:
-        self._known: list[tuple[int, Configuration]] = [(snapshot.index, snapshot.configuration)]
+        self._known: list[tuple[int, Configuration]] = []
+        self._add(snapshot.index, snapshot.configuration)
 
-    @property
-    def current(self) -> Configuration:
-        return self._known[-1][1]
-
-    @property
-    def current_index(self) -> int:
+    def _add(self, index: int, configuration: Configuration) -> None:
+        self._known.append((index, configuration))
+        self.current = configuration
+        self.current_index = index
         """Where the configuration in force stands in the log. Uncommitted: no other may follow yet."""
-        return self._known[-1][0]
 
     def at(self, index: int) -> Configuration:
         """The configuration after the entry at ``index``."""
@@ -135,7 +133,7 @@ class ConfigurationHistory:
         for entry in entries:
             if entry.kind is Kind.CONFIG:
                 change = decode_change(entry.data)
-                self._known.append((entry.index, after(self.current, change)))
+                self._add(entry.index, after(self.current, change))
                 changed = True
         return changed
 
@@ -144,6 +142,7 @@ class ConfigurationHistory:
         count = len(self._known)
         while len(self._known) > 1 and self._known[-1][0] >= index:
             self._known.pop()
+        self.current_index, self.current = self._known[-1]
         return len(self._known) < count
 
     def compact(self, index: int) -> None:

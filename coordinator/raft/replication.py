@@ -1,7 +1,7 @@
-"""How entries get from the leader into every log, and when they are committed.
+"""How entries get from the leader into every log, when they are committed, and how a leader confirms reads.
 
 Extended paper §5.3 and §5.4.2; thesis §10.2.1 (the leader's disk works beside the followers'), §10.2.2
-(batching and pipelining).
+(batching and pipelining), §6.4 (reads).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from undoubt.coordinator.raft.messages import (
     HeartbeatReply,
     Kind,
 )
-from undoubt.coordinator.raft.progress import Pace, Progress
 from undoubt.coordinator.raft.snapshots import want_chunk
-from undoubt.coordinator.raft.state import RaftState
+from undoubt.coordinator.raft.state import RaftState, ReadState
+from undoubt.coordinator.raft.tracker import Pace, Progress
 from undoubt.participants.invariant import InvariantViolation
 
 
@@ -173,3 +173,31 @@ def _append(state: RaftState, node: int, first: int, entries: tuple[Entry, ...])
     if prev_term is None:
         raise InvariantViolation(f"the entry before {first} is compacted")
     state.send(Append(node, state.node, state.term, first - 1, prev_term, entries, log.commit))
+
+
+def ask_read(state: RaftState, context: bytes) -> None:
+    """A linearizable read without writing to the log (thesis §6.4).
+
+    The leader notes its commit index, then lets one round of heartbeats show that nobody has replaced it. All
+    reads that were asked for since the last ``Ready`` share a round. No clock is trusted: a lease (thesis
+    §6.4.1) would turn a paused process into one that reads the past.
+    """
+    if not state.leads:
+        raise NotLeader(state.leader)
+    state.reads.waiting.append(context)
+
+
+def settle_reads(state: RaftState) -> None:
+    """Begin a round for the reads that wait; answer those whose round a quorum has confirmed."""
+    reads, log = state.reads, state.log
+    # Before it has committed an entry of its own term, a leader does not know what is committed.
+    if reads.waiting and log.term(log.commit) == state.term:
+        reads.round += 1
+        reads.asked += [(reads.round, ReadState(context, log.commit)) for context in reads.waiting]
+        reads.waiting = []
+        state.heartbeat_due = True
+    if not reads.asked:
+        return
+    confirmed = state.tracker.confirmed_round(state.node, reads.round)
+    while reads.asked and reads.asked[0][0] <= confirmed:
+        reads.answered.append(reads.asked.pop(0)[1])

@@ -7,9 +7,8 @@ much it holds, so that a lost chunk, a lost answer and a restart of either side 
 from __future__ import annotations
 
 from undoubt.coordinator.raft.messages import AppendReply, SnapshotChunk, SnapshotMeta, SnapshotReply
-from undoubt.coordinator.raft.progress import Pace, Progress
-from undoubt.coordinator.raft.ready import ChunkWanted
-from undoubt.coordinator.raft.state import Incoming, RaftState
+from undoubt.coordinator.raft.state import ChunkWanted, Incoming, RaftState
+from undoubt.coordinator.raft.tracker import Pace, Progress
 
 
 def want_chunk(state: RaftState, node: int, progress: Progress) -> None:

@@ -1,16 +1,24 @@
-"""One node's state, and the few moves that every part of the algorithm makes with it."""
+"""One node's state: what it begins with, what it has for its driver to do, and the few moves that every part
+of the algorithm makes with it."""
 
 from __future__ import annotations
 
 import enum
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
 from random import Random
+
+import msgspec
 
 from undoubt.coordinator.raft.log import Log
 from undoubt.coordinator.raft.membership import ConfigurationHistory
 from undoubt.coordinator.raft.messages import (
     AppendReply,
+    Configuration,
     Entry,
     HardState,
+    Kind,
     Message,
     PreVote,
     PreVoteReply,
@@ -20,14 +28,175 @@ from undoubt.coordinator.raft.messages import (
     SnapshotMeta,
     SnapshotReply,
 )
-from undoubt.coordinator.raft.progress import Progress
-from undoubt.coordinator.raft.ready import ChunkWanted, Outbox, ReadState, Writes
 from undoubt.coordinator.raft.settings import RaftSettings
-from undoubt.coordinator.raft.tracker import Tracker
+from undoubt.coordinator.raft.tracker import Progress, Tracker
 from undoubt.participants.invariant import invariant
 
 FULL_DISK_ELECTIONS = 4
 """Election timeouts that a node whose disk is full waits for longer than it would otherwise."""
+
+
+class RestoredState(msgspec.Struct, frozen=True):
+    """What was found on disk. ``applied`` is what the state machine stored together with its effects.
+
+    Of an empty disk: everything as by default; such a node learns all from a leader, and stands for
+    nothing before it is in a configuration.
+    """
+
+    hard_state: HardState = HardState()
+    snapshot: SnapshotMeta = SnapshotMeta()
+    entries: tuple[Entry, ...] = ()
+    applied: int = 0
+
+
+def bootstrap(voters: Iterable[int], learners: Iterable[int] = ()) -> RestoredState:
+    """What each first node of a new cluster starts from (and stores first): the same for all of them.
+
+    The configuration stands at index 1, so that whoever joins later with an empty log is given it.
+    """
+    configuration = Configuration(incoming=frozenset(voters), learners=frozenset(learners))
+    invariant(bool(configuration.incoming), "a cluster needs a voter")
+    return RestoredState(HardState(term=1), SnapshotMeta(1, 1, configuration), (), 1)
+
+
+class ReadState(msgspec.Struct, frozen=True):
+    """The read ``context`` may be answered by any state machine that has applied ``index``."""
+
+    context: bytes
+    index: int
+
+
+class ChunkWanted(msgspec.Struct, frozen=True):
+    """Give ``Raft.snapshot_chunk`` the bytes from ``offset`` on of the snapshot at ``index`` for ``peer``."""
+
+    peer: int
+    index: int
+    offset: int
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """One step's work. The package's docstring gives the order in which the driver does it."""
+
+    token: int
+    """For ``on_persisted``."""
+    hard_state: HardState | None = None
+    """Store term and vote together, if given."""
+    chunks: tuple[SnapshotChunk, ...] = ()
+    """Store beside the log; one with offset 0 begins anew."""
+    snapshot: SnapshotMeta | None = None
+    """All chunks of it are there: replace state machine, applied index and log by it, in one transaction."""
+    entries: tuple[Entry, ...] = ()
+    """Store; whatever is stored from ``entries[0].index`` on is replaced."""
+    messages_now: tuple[Message, ...] = ()
+    messages_after_sync: tuple[Message, ...] = ()
+    """Depend on what this step stores: ``on_persisted`` returns them when they may be sent."""
+    committed_entries: tuple[Entry, ...] = ()
+    """Apply in order, each with its index in one transaction; then ``on_applied``."""
+    read_states: tuple[ReadState, ...] = ()
+    reads_lost: tuple[bytes, ...] = ()
+    """Contexts of reads that will not be answered: this node leads no more."""
+    chunks_wanted: tuple[ChunkWanted, ...] = ()
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is something to store before ``on_persisted(token)``."""
+        return bool(self.hard_state is not None or self.chunks or self.snapshot is not None or self.entries)
+
+    @property
+    def empty(self) -> bool:
+        return not (
+            self.writes
+            or self.messages_now
+            or self.messages_after_sync
+            or self.committed_entries
+            or self.read_states
+            or self.reads_lost
+            or self.chunks_wanted
+        )
+
+
+@dataclass(slots=True)
+class Write:
+    """One ``Ready`` whose storing has not been reported yet."""
+
+    token: int
+    hard_state: HardState
+    last: int
+    """The log is durable up to here once this is stored; lowered when a later write replaces that tail."""
+    messages: tuple[Message, ...]
+    age_ticks: int = 0
+
+
+class Writes:
+    """Writes in the order in which they were handed out, which is the order in which they must be made."""
+
+    def __init__(self, hard_state: HardState) -> None:
+        self.hard_state = hard_state
+        """What is known to be stored."""
+        self._under_way: deque[Write] = deque()
+        self._token = 0
+
+    @property
+    def idle(self) -> bool:
+        return not self._under_way
+
+    @property
+    def age_ticks(self) -> int:
+        """How long the oldest has taken."""
+        return self._under_way[0].age_ticks if self._under_way else 0
+
+    def tick(self) -> None:
+        if self._under_way:
+            self._under_way[0].age_ticks += 1
+
+    @property
+    def last_token(self) -> int:
+        """Of the newest that is under way; 0 if none is."""
+        return self._under_way[-1].token if self._under_way else 0
+
+    def next_token(self) -> int:
+        self._token += 1
+        return self._token
+
+    def begin(self, write: Write) -> None:
+        self._under_way.append(write)
+
+    def replaced_from(self, index: int) -> None:
+        """The tail from ``index`` on is being replaced: no earlier write makes it durable any more."""
+        for write in self._under_way:
+            write.last = min(write.last, index - 1)
+
+    def done(self, token: int) -> list[Write]:
+        """Everything up to ``token`` is durable. Raises InvariantViolation for a token never handed out."""
+        invariant(token <= self._token, f"{token} was never handed out")
+        finished = []
+        while self._under_way and self._under_way[0].token <= token:
+            write = self._under_way.popleft()
+            self.hard_state = write.hard_state
+            # Each write's time counts from when it is the disk's turn.
+            finished.append(write)
+        return finished
+
+
+class Outbox:
+    """Messages since the last ``Ready``."""
+
+    def __init__(self) -> None:
+        self.now: list[Message] = []
+        self.after_sync: list[Message] = []
+
+    def hold(self, message: Message) -> None:
+        """Send ``message`` after the next sync; one acknowledgement stands for all before it."""
+        if self.after_sync and isinstance(message, AppendReply) and not message.rejected:
+            last = self.after_sync[-1]
+            if (
+                isinstance(last, AppendReply)
+                and not last.rejected
+                and (last.to, last.term) == (message.to, message.term)
+            ):
+                message = message if message.index > last.index else last
+                self.after_sync.pop()
+        self.after_sync.append(message)
 
 
 class Role(enum.Enum):
@@ -207,7 +376,7 @@ class RaftState:
         """A leader's new entry."""
         self.log.append([entry])
         self.uncommitted_bytes += entry.size
-        if self.history.append([entry]):
+        if entry.kind is Kind.CONFIG and self.history.append([entry]):
             self.tracker.configure(self.history.current, self.log.last_index)
 
     def follow_log(self, appended: tuple[Entry, ...], replaced_from: int | None) -> None:

@@ -1,10 +1,139 @@
-"""What a leader knows of all: the configuration, and each peer's progress."""
+"""What a leader knows of its peers: the configuration, and of each peer how fast it may send.
+
+::
+
+    PROBE      one append at a time, until the place is found where the logs agree
+    REPLICATE  appends follow each other without waiting, inside a window of messages and of bytes
+    SNAPSHOT   the entries it needs are compacted: chunks of a snapshot, one at a time
+
+A rejection or a loss leads back to PROBE, an acknowledgement to REPLICATE.
+"""
 
 from __future__ import annotations
 
+import enum
+from collections import deque
+
+import msgspec
+
 from undoubt.coordinator.quorum import VoteResult
-from undoubt.coordinator.raft.messages import Configuration
-from undoubt.coordinator.raft.progress import Progress
+from undoubt.coordinator.raft.messages import Configuration, SnapshotMeta
+from undoubt.participants.invariant import invariant
+
+
+class Pace(enum.Enum):
+    PROBE = "probe"
+    REPLICATE = "replicate"
+    SNAPSHOT = "snapshot"
+
+
+class PeerProgress(msgspec.Struct, frozen=True):
+    """What a leader tells of one peer: see the fields of :class:`Progress`."""
+
+    match: int
+    pace: Pace
+    active: bool
+    fit: bool
+
+
+class Stream:
+    """A snapshot on its way to one peer: the next chunk begins at ``offset``."""
+
+    def __init__(self, meta: SnapshotMeta) -> None:
+        self.meta = meta
+        self.offset = 0
+        self.asked = False
+        """The driver has been asked for the next chunk."""
+        self.sent = False
+        """The next chunk is on its way to the peer."""
+        self.age_ticks = 0
+
+    def again(self, offset: int) -> None:
+        """Continue from ``offset``."""
+        self.offset = offset
+        self.asked = self.sent = False
+        self.age_ticks = 0
+
+
+class Progress:
+    def __init__(self, next_index: int) -> None:
+        self.match = 0
+        """Known to be durable there, and equal to ours. match < next"""
+        self.next = max(next_index, 1)
+        self.pace = Pace.PROBE
+        self.waiting = False
+        """In PROBE: an append is under way, and its answer or the next heartbeat's is to be awaited."""
+        self.nudge = False
+        """In REPLICATE: something seems lost; an empty append will make the peer say what it has."""
+        self.active = False
+        """Heard from since the last check of the quorum."""
+        self.round = 0
+        """The last round of heartbeats it has answered."""
+        self.fit = True
+        """It may lead, as far as it has said: its disk has room and is not stalled."""
+        self.inflight: deque[tuple[int, int]] = deque()
+        """Unacknowledged appends: the last index of each and its bytes, in order."""
+        self.inflight_bytes = 0
+        self.stream: Stream | None = None
+
+    @property
+    def view(self) -> PeerProgress:
+        return PeerProgress(self.match, self.pace, self.active, self.fit)
+
+    def probe(self, next_index: int) -> None:
+        self.pace = Pace.PROBE
+        self.next = max(next_index, self.match + 1)
+        self._reset()
+
+    def replicate(self) -> None:
+        self.pace = Pace.REPLICATE
+        self.next = self.match + 1
+        self._reset()
+
+    def send_snapshot(self, meta: SnapshotMeta) -> None:
+        self.pace = Pace.SNAPSHOT
+        self._reset()
+        self.stream = Stream(meta)
+
+    def _reset(self) -> None:
+        self.waiting = self.nudge = False
+        self.inflight.clear()
+        self.inflight_bytes = 0
+        self.stream = None
+
+    def sent(self, last: int, size: int) -> None:
+        """Entries up to ``last`` are under way in one message."""
+        invariant(self.pace is Pace.REPLICATE, "only a peer whose log is known is sent to without waiting")
+        self.next = last + 1
+        self.inflight.append((last, size))
+        self.inflight_bytes += size
+
+    def full(self, messages_max: int, bytes_max: int) -> bool:
+        return len(self.inflight) >= messages_max or self.inflight_bytes >= bytes_max
+
+    def acknowledge(self, index: int) -> bool:
+        """The peer's durable log equals ours up to ``index``. Whether that is news."""
+        news = index > self.match
+        self.match = max(self.match, index)
+        self.next = max(self.next, index + 1)
+        while self.inflight and self.inflight[0][0] <= index:
+            self.inflight_bytes -= self.inflight.popleft()[1]
+        return news
+
+    def reject(self, index: int, hint: int) -> bool:
+        """The peer has no such entry as ours at ``index``. False if that answer is an old one.
+
+        ``hint`` is where the logs may agree at best.
+        """
+        if self.pace is Pace.REPLICATE:
+            if index <= self.match:
+                return False
+            self.probe(self.match + 1)
+            return True
+        if self.pace is Pace.SNAPSHOT or index != self.next - 1:
+            return False
+        self.probe(min(index, hint + 1))
+        return True
 
 
 class Tracker:
