@@ -1,29 +1,67 @@
-"""The scenario files over scripted participants."""
+"""The scenario files: three-phase and two-phase commit over scripted participants, Raft over a network in
+memory.
+
+Each story of Raft and of two-phase commit names a planted bug that changes its trace: ``Control: NAME`` in
+the file, and the story's test in ``tests/mutants/NAME.patch``. ``make mutants`` plants the bugs.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.scenarios.story import played, read, written
+from tests.coordinator.raft.scenario import RaftScenario
+from tests.house.tree import ROOT
+from tests.scenarios.story import Play, played, read, written
 from tests.scenarios.three_phase import ThreePhase
 from undoubt.participants.scripted import ScriptedParticipant
 
-FILES = sorted(Path(__file__).parent.glob("three_phase_*.txt"))
+HERE = Path(__file__).parent
+MUTANTS = ROOT / "tests/mutants"
+NAMES = ("orders", "payments", "stock")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-async def test_three_phase(path: Path, request: pytest.FixtureRequest) -> None:
+def _three_phase() -> Play:
+    return ThreePhase({name: ScriptedParticipant(name) for name in NAMES}).play
+
+
+PLAYERS: dict[str, Callable[[], Play]] = {
+    "raft": lambda: RaftScenario().play,
+    "three_phase": _three_phase,
+}
+"""By the beginning of a file's name."""
+FILES = {kind: sorted(HERE.glob(f"{kind}_*.txt")) for kind in PLAYERS}
+CONTROLLED = FILES["raft"]
+
+
+@pytest.mark.parametrize(
+    "path", [path for paths in FILES.values() for path in paths], ids=lambda path: path.stem
+)
+async def test_scenario(path: Path, request: pytest.FixtureRequest) -> None:
     """Broken if a story ends otherwise than it was reviewed to."""
-    names = ("orders", "payments", "stock")
-    story = ThreePhase({name: ScriptedParticipant(name) for name in names})
-    told = written(await played(read(path), story.play))
+    (play,) = (begin() for kind, begin in PLAYERS.items() if path in FILES[kind])
+    told = written(await played(read(path), play))
     if request.config.getoption("--rewrite"):
         path.write_text(told, "utf-8")
     assert told == path.read_text("utf-8")
 
 
-def test_there_are_stories() -> None:
+@pytest.mark.parametrize("path", CONTROLLED, ids=lambda path: path.stem)
+def test_every_story_says_what_must_hold_and_has_a_control(path: Path) -> None:
+    """Broken if nobody knows what a story is for, or whether it could find anything."""
+    text = path.read_text("utf-8")
+    assert re.search(r"^# Must hold: \S", text, re.MULTILINE)
+    controls = re.findall(r"^# Control: (\S+)$", text, re.MULTILINE)
+    assert controls
+    for name in controls:
+        planted = (MUTANTS / f"{name}.patch").read_text("utf-8")
+        assert f"\ntest: tests/scenarios/test_scenarios.py::test_scenario[{path.stem}]\n" in planted
+
+
+@pytest.mark.parametrize(("kind", "least"), [("raft", 10), ("three_phase", 3)])
+def test_there_are_stories(kind: str, least: int) -> None:
     """Broken if the files are not found, and so nothing is tested."""
-    assert len(FILES) >= 2
+    assert len(FILES[kind]) >= least
