@@ -28,7 +28,7 @@ In the order in which a branch passes them:
 :mod:`.backoff`               computes the pauses of loops that try again.
 :mod:`.bounds`                refuses durations, counts, texts and paths that are out of bounds.
 :mod:`.libpq`                 tells what libpq accepts as a port, and as a database's name.
-:mod:`.quoting`               quotes SQL strings and identifiers.
+:mod:`.sql`                   holds a room's named statements, and quotes SQL strings and identifiers.
 :mod:`.redact`                removes passwords from connection strings.
 :mod:`.invariant`             raises ``InvariantViolation`` if a condition does not hold, also under ``python
                               -O``.

@@ -12,7 +12,7 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from undoubt.participants.quoting import identifier, literal, names
+from undoubt.participants.sql import identifier, literal, names
 
 
 @dataclass(frozen=True, slots=True)

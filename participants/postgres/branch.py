@@ -8,7 +8,11 @@ PREPARE and COMMIT with ``ROLLBACK``), the marker must still be there (the appli
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from undoubt.participants.contract import (
@@ -22,24 +26,33 @@ from undoubt.participants.contract import (
     Work,
 )
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
-from undoubt.participants.ids import Gid, Protocol, SessionKey
+from undoubt.participants.foreign_ground import ALONE_WRITING
+from undoubt.participants.ids import Foreign, Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
-from undoubt.participants.postgres.connection_proxy import Handle, Surroundings
-from undoubt.participants.postgres.history import columns, evidence_at, place_in, place_of, read_report
-from undoubt.participants.postgres.one_phase import Lost, note_script
+from undoubt.participants.postgres.belief import same_schema
+from undoubt.participants.postgres.connection_proxy import Handle
+from undoubt.participants.postgres.history import Place, columns, evidence_at, place_at, place_in, place_of
 from undoubt.participants.postgres.pool import Slot
-from undoubt.participants.postgres.session import CommandResult, NoAnswer, NotSent, ServerError, ServerSession
+from undoubt.participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
+from undoubt.participants.postgres.session import (
+    AnswerTimedOut,
+    CommandResult,
+    NoAnswer,
+    NotSent,
+    ServerError,
+    ServerParameters,
+    ServerSession,
+)
 from undoubt.participants.postgres.session_setup import (
+    APPLICATION_NAME_BYTES_MAX,
     branch_name,
-    commit_guard,
-    guard_script,
     known_pid,
     marker,
-    report_head,
 )
-from undoubt.participants.postgres.sql import literal, query
+from undoubt.participants.postgres.sql import fill, query
 from undoubt.participants.postgres.sqlstate import (
     ENDED_BY_APPLICATION,
+    IN_USE,
     branch_failure,
     lost,
     participant_error,
@@ -47,11 +60,56 @@ from undoubt.participants.postgres.sqlstate import (
     swallowed,
     unanswered,
 )
+from undoubt.participants.sql import literal
+
+log = logging.getLogger(__name__)
+
+REPORT_BYTES_MAX = 18
+"""``#``, twelve bytes in base64, and a full stop to show that nothing was cut."""
+
+_POOL_USED_UP = (
+    "participant %r: the second phase of %s got no answer within %g s through the pooler; where all servers"
+    " of its pool are taken by branches that wait for this one, only timeouts help: give it more servers than"
+    " connections_max of all processes together, or lower connections_max"
+)
 
 STILL_RUNNING = (
     "a statement of the application is still running in this branch (or a pipeline, stream or COPY is open):"
     " finish it before commit"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A branch whose plain COMMIT was not answered.
+
+    ``session`` is the one that was lost; ``proof`` that of the note which went before COMMIT, empty if none
+    did; ``evidence`` that of the branch if it was known before COMMIT was sent; ``wrote`` if the branch is
+    known to have changed something, and so to have left its note if it committed.
+    """
+
+    session: ServerSession
+    gid: Gid
+    proof: bytes = field(repr=False)
+    evidence: Evidence | None
+    wrote: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a branch needs of its participant."""
+
+    name: str
+    settle: Callable[[Gid, Decision, Evidence | None], Awaitable[Settled]]
+    """Ends a prepared branch where its own session could not."""
+    look_up: Callable[[Lost], Awaitable[Settled]]
+    """What became of a plain COMMIT."""
+    give_back: Callable[[Slot[Any]], None]
+    draw_history: Callable[[], Awaitable[None]]
+    """For the branches to come; never fails."""
+    statement_timeout_s: float
+    owners: tuple[str, ...]
+    """The settings': roles that prepare its branches, besides the obvious ones."""
 
 
 class PostgresBranch:
@@ -73,6 +131,7 @@ class PostgresBranch:
         self._handle = handle
         self._gid = gid
         self._proof = key.proof(gid)
+        self._marker = marker(gid)
         self._name = branch_name(gid, key, known_pid(slot.session))
         self._timeout_s = max(timeout_s, around.statement_timeout_s)
         """Of what runs the application's own triggers and constraints: PREPARE and COMMIT."""
@@ -115,7 +174,7 @@ class PostgresBranch:
             raise self._refused(error) from error
         except (NoAnswer, NotSent) as error:
             raise self._lost("", error) from error
-        if row["marker"] != marker(self._gid):
+        if row["marker"] != self._marker:
             raise self._failed(ENDED_BY_APPLICATION)
         self._xid = None if row["xid"] is None else int(row["xid"])
         if intro.pooled:
@@ -134,9 +193,8 @@ class PostgresBranch:
         head = report_head(self._name, pooler=intro.pooled)
         # The note makes a three-phase branch's commit visible, exactly when it commits.
         note = note_script(self._proof, intro) if self._gid.protocol is Protocol.THREE_PHASE else ""
-        script = guard_script(
-            self._gid, head, intro, self._around.owners, lent=self._slot.timeouts_ms is not None
-        )
+        lent = self._slot.timeouts_ms is not None
+        script = guard_script(self._marker, head, intro, self._around.owners, lent=lent)
         script += f"; {note}prepare transaction {literal(str(self._gid))}"
         before = self._session.application_name
         self._asked = True
@@ -159,7 +217,7 @@ class PostgresBranch:
 
     async def _reported(self, report: str, head: str) -> Evidence | None:
         intro = self._session.intro
-        evidence = read_report(report, head, intro)
+        evidence = read_report(report, head, intro, None if intro.pooled else self._place)
         if evidence is not None and evidence.history is None and intro.tells_history and intro.pooled:
             # Behind the pooler is another server by now, which nobody has connected to directly.
             await self._around.draw_history()
@@ -175,7 +233,7 @@ class PostgresBranch:
         """None if it is prepared; what is wrong, if it is not."""
         if answer.tag != "PREPARE TRANSACTION":
             return self._swallowed(f"PREPARE answered {answer.tag}")
-        if (warning := answer.unconfirmed()) is not None:
+        if (warning := answer.unconfirmed) is not None:
             raise PrepareUnanswered(
                 ParticipantUnavailable(
                     self._around.name,
@@ -187,7 +245,7 @@ class PostgresBranch:
 
     async def commit_one_phase(self) -> Settled:
         self._stop_application()
-        guard = f"{query('guard_deferred')}; {commit_guard(self._gid)}"
+        guard = f"{query('guard_deferred')}; {commit_guard(self._marker)}"
         proof = self._proof if self._session.intro.notes_commits else b""
         script = f"{guard}; {note_script(proof, self._session.intro)}commit"
         try:
@@ -203,7 +261,7 @@ class PostgresBranch:
         if answer.tag != "COMMIT":
             raise self._swallowed(f"COMMIT answered {answer.tag}")
         # Unconfirmed by a standby it is still committed here, and the row of the commit would prove no more.
-        self._over = Settled.APPLIED if answer.unconfirmed() is None else Settled.HEURISTIC_HAZARD
+        self._over = Settled.APPLIED if answer.unconfirmed is None else Settled.HEURISTIC_HAZARD
         return self._over
 
     async def _ask_books(self, proof: bytes, error: ServerError | NoAnswer) -> Settled:
@@ -214,7 +272,7 @@ class PostgresBranch:
             evidence = evidence_at(self._place, self._xid)
         wrote = self._handle.undoubt_wrote or self._xid is not None
         asked = Lost(self._session, self._gid, proof, evidence, wrote)
-        self._over = await self._around.one_phase.look_up(asked)
+        self._over = await self._around.look_up(asked)
         if error.sqlstate is not None and self._over is Settled.ABSENT:
             raise self._lost(" during COMMIT", error) from error
         if error.sqlstate is not None and self._over is Settled.HEURISTIC_HAZARD:
@@ -240,13 +298,19 @@ class PostgresBranch:
 
     async def _settle(self, order: Decision) -> Settled:
         """On its own session first: the one that prepared is there already, and mostly is the owner."""
-        settled = await self._around.settler.quick(self._session, self._gid, order)
-        if settled is None:
-            settled = await self._around.settler.settle(self._gid, order, self._evidence)
-        return settled
+        timeout_s = self._around.statement_timeout_s
+        try:
+            return await end_prepared(self._session, self._gid, order, timeout_s)
+        except ServerError as error:
+            if error.sqlstate == IN_USE:
+                return Settled.BUSY
+        except (NoAnswer, NotSent) as error:
+            if isinstance(error, AnswerTimedOut) and self._session.intro.pooled:
+                log.warning(_POOL_USED_UP, self._around.name, self._gid, timeout_s)
+        return await self._around.settle(self._gid, order, self._evidence)
 
     async def _end_reading(self) -> Settled:
-        script = commit_guard(self._gid) + "; commit"
+        script = commit_guard(self._marker) + "; commit"
         try:
             answer = await self._session.script(script, timeout_s=self._timeout_s)
         except ServerError as error:
@@ -306,3 +370,129 @@ class PostgresBranch:
 
     def _failed(self, message: str) -> BranchFailed:
         return BranchFailed(self._around.name, message)
+
+
+def report_head(name: str, *, pooler: bool) -> str:
+    """What PREPARE's guard writes into application_name before the transaction id that it reports
+    (:func:`read_report`).
+
+    ``name`` is the branch's session's. It stands there where there is room for both, so that a PREPARE that
+    waits for a lock is still known to the detector of deadlocks; behind a pooler the server's history takes
+    the room.
+    """
+    fits = len(name) + REPORT_BYTES_MAX <= APPLICATION_NAME_BYTES_MAX
+    return f"{name}#" if fits and not pooler else "xid#"
+
+
+def guard_script(
+    marked: str, head: str, intro: ServerParameters, owners: tuple[str, ...], *, lent: bool
+) -> str:
+    """What goes before PREPARE TRANSACTION in its round trip; ``marked`` is the branch's marker, ``head`` is
+    :func:`report_head`'s, ``owners`` are the settings'. ``lent``: the session is one of undoubt's own, which
+    is reset before its next use."""
+    script = fill("guard_prepare", marker=marked, report=head)
+    script = _durable(script, local=intro.pooled or not lent)
+    position = query("guard_position" if intro.tells_position else "guard_no_position")
+    script = script.replace("{position}", position).replace("{place}", _place(intro))
+    if intro.pooled and intro.tells_history:
+        script = same_schema(intro) + script
+    may_stray = intro.strays or intro.superuser or intro.version < ADMIN_OF_ITSELF_BEFORE_VERSION
+    if intro.pooled or may_stray:
+        # Any role else that a session can take on was granted to the one that logged in.
+        guard = guard_role(intro.role, owners, pooled=intro.pooled, superuser=intro.superuser)
+        script = f"{guard}; {script}"
+    return f"{query('guard_deferred')}; {script}"
+
+
+def commit_guard(marked: str) -> str:
+    """What goes before a plain COMMIT in its round trip."""
+    return _durable(fill("guard_commit", marker=marked), local=True)
+
+
+def confirm_script() -> str:
+    """What follows COMMIT PREPARED behind a pooler: a commit that waits for the synchronous standbys, and is
+    warned of if they do not confirm it, whatever the database or the role sets."""
+    return f"{ALONE_WRITING}; {_durable(query('confirm'), local=True)}; commit"
+
+
+def _durable(guard: str, *, local: bool) -> str:
+    return guard.replace("{durable}", query("guard_durable").replace("{local}", "true" if local else "false"))
+
+
+def _place(intro: ServerParameters) -> str:
+    """SQL of what is reported of the place of a transaction id: nothing where the session knows it by itself,
+    or where nobody is told. Without the right to ask for the server's identity there is no reason to fail."""
+    if not intro.pooled or (intro.system is None and not intro.tells_history):
+        return "''"
+    return query("guard_place_history" if intro.tells_history else "guard_place_system")
+
+
+def note_script(proof: bytes, intro: ServerParameters) -> str:
+    """What goes before PREPARE or COMMIT in its round trip: nothing without a proof, else the statement that
+    writes the note, unless the schema of its function is another one by now."""
+    if not proof:
+        return ""
+    return same_schema(intro) + fill("note_commit", proof=f"\\x{proof.hex()}") + "; "
+
+
+_REPORT = re.compile(r"([A-Za-z0-9+/]{16})\.(?:((?:[A-Za-z0-9+/]{4}){0,4})\.)?")
+_SYSTEM_AND_TIMELINE_BYTES = 12
+
+
+def read_report(report: str, head: str, intro: ServerParameters, own: Place | None) -> Evidence | None:
+    """What the guard of PREPARE reported through application_name: ``<head><id and position>.[<place>.]``,
+    each in base64. ``id and position`` are six bytes each, the transaction id (xid8) and the place in the WAL
+    divided by 256; ``place`` is a history id, or else eight bytes of the system identifier and four of the
+    timeline.
+
+    Without ``place`` it is ``own``, the session's. None if a pooler has kept the report to itself.
+    """
+    match = _REPORT.fullmatch(report.removeprefix(head)) if report.startswith(head) else None
+    if match is None:
+        return None
+    told = base64.b64decode(match[1])
+    xid, position = int.from_bytes(told[:6]), int.from_bytes(told[6:]) << 8
+    place = own if match[2] is None else _reported_place(match[2], intro)
+    return Evidence(xid) if place is None else Evidence(xid, *place, position or None)
+
+
+def _reported_place(text: str, intro: ServerParameters) -> Place | None:
+    if intro.tells_history:
+        return place_at(intro, None, None, text or None)
+    told = base64.b64decode(text)
+    if len(told) != _SYSTEM_AND_TIMELINE_BYTES:
+        return None
+    return Place(int.from_bytes(told[:8], signed=True), told[8:].hex().upper(), None)
+
+
+async def end_prepared(
+    session: ServerSession, gid: Gid | Foreign, order: Decision, timeout_s: float
+) -> Settled:
+    """COMMIT PREPARED or ROLLBACK PREPARED, by whoever works in the session. Raises what that raises."""
+    verb = "commit" if order is Decision.COMMIT else "rollback"
+    answer = await session.script(f"{verb} prepared {literal(str(gid))}", timeout_s=timeout_s)
+    if order is Decision.ABORT:
+        return Settled.APPLIED
+    warning = answer.unconfirmed
+    why = None if warning is None else warning.message
+    if why is None and session.intro.pooled:
+        why = await _unconfirmed(session, timeout_s)
+    if why is not None:
+        # Committed on this server, and perhaps on no other: not final. Who asks again gets evidence.
+        log.warning("%s is committed, but no synchronous standby confirmed it: %s", gid, why)
+        return Settled.BUSY
+    return Settled.APPLIED
+
+
+async def _unconfirmed(session: ServerSession, timeout_s: float) -> str | None:
+    """Behind a pooler COMMIT PREPARED runs with what the database or the role sets, and cannot share a
+    script with a setting: whether its warning was hidden, or its wait left out, shows by another commit.
+    Why nobody has confirmed it, None if somebody has."""
+    try:
+        answer = await session.script(confirm_script(), timeout_s=timeout_s)
+    except ServerError as error:
+        if not error.fatal:
+            await session.script("rollback", timeout_s=timeout_s)
+        return error.message
+    warning = answer.unconfirmed
+    return None if warning is None else warning.message

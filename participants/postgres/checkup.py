@@ -25,7 +25,7 @@ from undoubt.participants.postgres.roles import (
 )
 from undoubt.participants.postgres.session import NoAnswer, NotSent, Row, ServerError, ServerParameters
 from undoubt.participants.postgres.session_setup import ledger_name
-from undoubt.participants.postgres.sql import identifier, query
+from undoubt.participants.postgres.sql import query
 from undoubt.participants.postgres.sqlstate import (
     CHECK_BY_SQLSTATE,
     NO_RIGHT,
@@ -33,6 +33,7 @@ from undoubt.participants.postgres.sqlstate import (
     pooler_refusal,
 )
 from undoubt.participants.settings import ParticipantSettings
+from undoubt.participants.sql import identifier
 
 FULL = 0.8
 """Of ``max_prepared_transactions``: more in use leaves no room for a burst."""

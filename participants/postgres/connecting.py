@@ -11,6 +11,7 @@ from undoubt.participants.believed import Fault
 from undoubt.participants.errors import ParticipantError, ParticipantRefused, ParticipantUnavailable
 from undoubt.participants.foreign_ground import ALONE, session_settings, startup_timeouts
 from undoubt.participants.postgres.belief import look
+from undoubt.participants.postgres.connection_proxy import LendingSession
 from undoubt.participants.postgres.dsn import Conninfo, read_dsn
 from undoubt.participants.postgres.history import with_history
 from undoubt.participants.postgres.roles import is_owned, owned
@@ -53,7 +54,7 @@ class Connector(abc.ABC):
         self.version = 0
         """Of the server, as it was told when a session was opened; 0 before that."""
 
-    async def connect(self, options: str = "") -> ServerSession:
+    async def connect(self, options: str = "") -> LendingSession:
         """A session to lend, as the server and the role set it up. Raises ``ParticipantRefused`` if the
         answer is no and will stay no (wrong password, unknown database, a standby, a server that is too
         old), else ``ParticipantUnavailable``. ``options`` are sent with the message that opens it."""
@@ -87,8 +88,21 @@ class Connector(abc.ABC):
         return session
 
     @abc.abstractmethod
-    async def open(self, address: Conninfo, password: str | None, options: str) -> ServerSession:
+    async def open(self, address: Conninfo, password: str | None, options: str) -> LendingSession:
         """A session that has not been introduced; sets ``version``. Fails as :meth:`connect` does."""
+
+    def no_answer_in_time(self) -> ParticipantUnavailable:
+        """Why ``open`` failed: nothing answered in time."""
+        seconds = self.settings.connect_timeout_s
+        return ParticipantUnavailable(
+            self.participant, f"no connection within connect_timeout_s = {seconds:g} s"
+        )
+
+    def no_primary(self) -> ParticipantUnavailable:
+        """Why ``open`` failed: all that answered are standbys, or read only."""
+        return ParticipantUnavailable(
+            self.participant, "none of the hosts of its dsn is a primary that takes writes now"
+        )
 
     async def _password(self) -> str | None:
         path = self.settings.password_file

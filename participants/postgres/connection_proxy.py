@@ -1,16 +1,15 @@
-"""What a branch is given: the application's side of its session, and the participant around it."""
+"""The application's side of a session, whatever the driver: what a branch asks of the connection that the
+application holds, and what both drivers' connections have in common."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from undoubt.participants.postgres.one_phase import OnePhase
-from undoubt.participants.postgres.pool import Slot
-from undoubt.participants.postgres.session import ServerError
-from undoubt.participants.postgres.settle import Settler
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.session import ServerError, ServerSession
 
 _BLANK = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
 _OUTLIVES = re.compile(rf"(?:^|;){_BLANK}(?:(?:prepare|load)\b|do\b.*\bload\b)", re.IGNORECASE | re.DOTALL)
@@ -23,6 +22,24 @@ def outlives_reset(statement: str) -> bool:
     False does not say that it leaves nothing. The server tells of prepared statements when the session is
     reset; of a library that a function has loaded nobody tells."""
     return _OUTLIVES.search(statement) is not None
+
+
+_CHANGED = re.compile(r"(?:INSERT \d+|UPDATE|DELETE|MERGE) [1-9]")
+
+LISTEN_REFUSED = "LISTEN belongs on a connection of its own: PostgreSQL cannot prepare a branch with it"
+
+
+def changed_rows(tag: str) -> bool:
+    """Whether ``tag``, a statement's, reports a changed row."""
+    return _CHANGED.match(tag) is not None
+
+
+def after_branch(use: str, gid: Gid | str) -> UsageError:
+    """What ``use`` of the connection raises once its branch has ended."""
+    return UsageError(
+        f"{use} after the end of its branch {gid}:"
+        " a branch's connection serves until commit or rollback is called, and no longer"
+    )
 
 
 class Handle(Protocol):
@@ -61,16 +78,26 @@ class Handle(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a branch needs of its participant."""
+class ApplicationSide:
+    """What a handle has noticed of its application's statements: at first nothing."""
 
-    name: str
-    settler: Settler
-    one_phase: OnePhase
-    give_back: Callable[[Slot[Any]], None]
-    draw_history: Callable[[], Awaitable[None]]
-    """For the branches to come; never fails."""
-    statement_timeout_s: float
-    owners: tuple[str, ...]
-    """The settings': roles that prepare its branches, besides the obvious ones."""
+    undoubt_wrote: bool = False
+    """Some statement reported a changed row. Then there is a transaction id (also if a savepoint undid it),
+    or PREPARE fails (rows of postgres_fdw), or preparing an empty branch does no harm (a view whose INSTEAD
+    OF trigger did nothing)."""
+    undoubt_reusable: bool = True
+    undoubt_stale: bool = False
+    undoubt_failure: ServerError | None = None
+
+
+class LendingSession(ServerSession, Protocol):
+    """A session of undoubt's own, which lends its connection to the applications of branches."""
+
+    async def set_up(self, hook: Callable[[Any], Any]) -> None:
+        """Call the application's hook with the driver's connection, which it may use until it returns. Raises
+        what the hook raises, and ``NotSent`` if it still uses the connection then."""
+        ...
+
+    def handle(self, gid: Gid) -> Handle:
+        """What the application of a branch that has begun in this session works with."""
+        ...

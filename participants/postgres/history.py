@@ -12,8 +12,6 @@ same WAL, and an acknowledged PREPARE is evidence that everything before is as d
 
 from __future__ import annotations
 
-import base64
-import re
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -42,16 +40,16 @@ class Place(NamedTuple):
 def place_of(intro: ServerParameters) -> Place | None:
     """Where a session that no pooler moves is, from beginning to end: a server that is promoted, restored or
     restarted breaks its connections. None if the database does not tell."""
-    return _place(intro, intro.system, intro.timeline, intro.history)
+    return place_at(intro, intro.system, intro.timeline, intro.history)
 
 
 def place_in(row: Row, intro: ServerParameters) -> Place | None:
     """The same from the columns of :func:`columns`."""
     system = None if row["system"] is None else int(row["system"])
-    return _place(intro, system, row["timeline"], row["history"])
+    return place_at(intro, system, row["timeline"], row["history"])
 
 
-def _place(
+def place_at(
     intro: ServerParameters, system: int | None, timeline: str | None, history: str | None
 ) -> Place | None:
     if history is None and (intro.tells_history or system is None or timeline is None):
@@ -61,11 +59,11 @@ def _place(
     return Place(system, timeline, history)
 
 
-def evidence_at(place: Place | None, xid: int, position: int | None = None) -> Evidence:
+def evidence_at(place: Place | None, xid: int) -> Evidence:
     """Of a branch with that transaction id; without a place the id alone is left."""
     if place is None:
         return Evidence(xid)
-    return Evidence(xid, place.system, place.timeline, place.history, position)
+    return Evidence(xid, *place)
 
 
 def columns(intro: ServerParameters) -> str:
@@ -136,38 +134,7 @@ async def draw(session: ServerSession, intro: ServerParameters, timeout_s: float
             raise
         await session.script("rollback", timeout_s=timeout_s)
         return False
-    return answer.unconfirmed() is None
-
-
-_REPORT = re.compile(r"([A-Za-z0-9+/]{16})\.(?:((?:[A-Za-z0-9+/]{4}){0,4})\.)?")
-_SYSTEM_AND_TIMELINE_BYTES = 12
-
-
-def read_report(report: str, head: str, intro: ServerParameters) -> Evidence | None:
-    """What the guard of PREPARE reported through application_name: ``<head><id and position>.[<place>.]``,
-    each in base64. ``id and position`` are six bytes each, the transaction id (xid8) and the place in the WAL
-    divided by 256; ``place`` is a history id, or else eight bytes of the system identifier and four of the
-    timeline.
-
-    Without ``place`` the session's own stands for it. None if a pooler has kept the report to itself.
-    """
-    match = _REPORT.fullmatch(report.removeprefix(head)) if report.startswith(head) else None
-    if match is None:
-        return None
-    told = base64.b64decode(match[1])
-    xid, position = int.from_bytes(told[:6]), int.from_bytes(told[6:]) << 8
-    return evidence_at(_reported_place(match[2], intro), xid, position or None)
-
-
-def _reported_place(text: str | None, intro: ServerParameters) -> Place | None:
-    if text is None:
-        return place_of(intro) if not intro.pooled else None
-    if intro.tells_history:
-        return _place(intro, None, None, text or None)
-    told = base64.b64decode(text)
-    if len(told) != _SYSTEM_AND_TIMELINE_BYTES:
-        return None
-    return Place(int.from_bytes(told[:8], signed=True), told[8:].hex().upper(), None)
+    return answer.unconfirmed is None
 
 
 def lsn(position: int) -> str:

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
-from undoubt.participants.postgres.session import NoAnswer, NotSent, ServerError, ServerSession
-from undoubt.participants.postgres.sql import identifier, query
+from undoubt.participants.postgres.connection_proxy import LendingSession
+from undoubt.participants.postgres.session import NoAnswer, NotSent, ServerError
+from undoubt.participants.postgres.sql import query
+from undoubt.participants.sql import identifier
 
 OnConnect = Callable[[Any], Any]
 """Called with an asyncpg or psycopg connection. A coroutine function is awaited where branches are
@@ -33,7 +35,7 @@ class Hook:
     def __bool__(self) -> bool:
         return self._function is not None or self._init is not None
 
-    async def run(self, session: ServerSession, timeout_s: float) -> None:
+    async def run(self, session: LendingSession, timeout_s: float) -> None:
         """Raises ``ParticipantRefused`` if the hook fails, or leaves the connection in use, and
         ``ParticipantUnavailable`` if it takes too long or the connection is lost; then the session is
         discarded."""
@@ -49,7 +51,7 @@ class Hook:
             if not done:
                 session.discard()
 
-    async def _run(self, session: ServerSession, timeout_s: float) -> None:
+    async def _run(self, session: LendingSession, timeout_s: float) -> None:
         function = self._function or self._load()
         try:
             async with asyncio.timeout(timeout_s) as limit:

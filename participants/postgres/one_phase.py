@@ -13,48 +13,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
 from itertools import islice
 
 from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Evidence, Settled, XactStatus
 from undoubt.participants.errors import ParticipantError
-from undoubt.participants.ids import Gid
 from undoubt.participants.postgres.admin_pool import Management
-from undoubt.participants.postgres.belief import same_schema
+from undoubt.participants.postgres.branch import Lost
 from undoubt.participants.postgres.history import columns, place_in, place_of
-from undoubt.participants.postgres.session import ServerParameters, ServerSession
+from undoubt.participants.postgres.session import ServerSession
 from undoubt.participants.postgres.settle import Settler
-from undoubt.participants.postgres.sql import fill, query
+from undoubt.participants.postgres.sql import query
 
 log = logging.getLogger(__name__)
 
 LOOKS_MAX = 8
 """How often the books are asked (after 20, 40, 80 … ms): COMMIT may still run, a server may be restarting."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A branch whose plain COMMIT was not answered.
-
-    ``session`` is the one that was lost; ``proof`` that of the note which went before COMMIT, empty if none
-    did; ``evidence`` that of the branch if it was known before COMMIT was sent; ``wrote`` if the branch is
-    known to have changed something, and so to have left its note if it committed.
-    """
-
-    session: ServerSession
-    gid: Gid
-    proof: bytes = field(repr=False)
-    evidence: Evidence | None
-    wrote: bool
-
-
-def note_script(proof: bytes, intro: ServerParameters) -> str:
-    """What goes before PREPARE or COMMIT in its round trip: nothing without a proof, else the statement that
-    writes the note, unless the schema of its function is another one by now."""
-    if not proof:
-        return ""
-    return same_schema(intro) + fill("note_commit", proof=f"\\x{proof.hex()}") + "; "
 
 
 class OnePhase:

@@ -28,12 +28,10 @@ from undoubt.participants.errors import (
 from undoubt.participants.findings import Finding
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey, check_ledger_id, check_participant_name
 from undoubt.participants.postgres.admin_pool import Management
-from undoubt.participants.postgres.branch import PostgresBranch
+from undoubt.participants.postgres.branch import PostgresBranch, Surroundings
 from undoubt.participants.postgres.checkup import Checkup
-from undoubt.participants.postgres.closing import drain_discarded
-from undoubt.participants.postgres.connecting import Handles, introduce
-from undoubt.participants.postgres.connection_proxy import Handle, Surroundings
-from undoubt.participants.postgres.drivers import new_connector
+from undoubt.participants.postgres.connecting import Connector, Handles, introduce
+from undoubt.participants.postgres.connection_proxy import Handle, LendingSession
 from undoubt.participants.postgres.history import draw
 from undoubt.participants.postgres.in_doubt import list_prepared
 from undoubt.participants.postgres.on_connect import Hook, OnConnect
@@ -46,6 +44,7 @@ from undoubt.participants.postgres.session import (
     NotSent,
     ServerError,
     ServerSession,
+    drain_discarded,
 )
 from undoubt.participants.postgres.session_setup import (
     begin_script,
@@ -96,13 +95,13 @@ class PostgresParticipant:
         if on_connect is not None:
             having("on_connect", on_connect, "a function of a connection")
         self._settings = settings
-        connector = new_connector(
+        connector = _new_connector(
             name, settings, ledger_name(check_ledger_id(text("ledger_id", ledger_id))), handles
         )
         self._connector = connector
         self._hook = Hook(name, settings.init, on_connect)
         idle_s = settings.connections_idle_s
-        self._pool: Pool[ServerSession] = Pool(
+        self._pool: Pool[LendingSession] = Pool(
             name, self._connect, settings.connections_max, idle_s=idle_s, clean=self._clean
         )
         self._management = Management(
@@ -118,8 +117,8 @@ class PostgresParticipant:
         self.states = PostgresStates(self._management)
         self._around = Surroundings(
             name=name,
-            settler=self._settler,
-            one_phase=OnePhase(self._management, self._settler),
+            settle=self._settler.settle,
+            look_up=OnePhase(self._management, self._settler).look_up,
             give_back=self._pool.release,
             draw_history=self._draw_history,
             statement_timeout_s=settings.statement_timeout_s,
@@ -228,7 +227,7 @@ class PostgresParticipant:
             session.discard()
             raise participant_error(self._name, error) from error
 
-    async def _connect(self) -> ServerSession:
+    async def _connect(self) -> LendingSession:
         session = await self._connector.connect()
         try:
             session.intro = beginning(self._name, session.intro, self._settings.owners)
@@ -241,13 +240,13 @@ class PostgresParticipant:
             await self._hook.run(session, self._settings.connect_timeout_s)
         return session
 
-    async def _clean(self, slot: Slot[ServerSession]) -> None:
+    async def _clean(self, slot: Slot[LendingSession]) -> None:
         patience_s = min(self._settings.statement_timeout_s, PROBE_S)
         await slot.session.script(clean_script(slot), timeout_s=patience_s)
         slot.used = False
 
     async def _begin(
-        self, slot: Slot[ServerSession], gid: Gid, timeout_s: float, key: SessionKey
+        self, slot: Slot[LendingSession], gid: Gid, timeout_s: float, key: SessionKey
     ) -> Exception | None:
         """None, or what was said when the connection turned out to be lost."""
         timeouts = timeouts_ms(timeout_s, slot.session.intro)
@@ -311,3 +310,16 @@ class PostgresParticipant:
         self._management.close()
         await self._pool.drain()
         await drain_discarded()
+
+
+def _new_connector(
+    participant: str, settings: ParticipantSettings, application_name: str, handles: Handles
+) -> Connector:
+    """Of the driver that the settings name, which is imported now. Connects nowhere yet."""
+    if handles == "async" and settings.driver == "asyncpg":
+        from undoubt.participants.postgres.asyncpg.connector import AsyncpgConnector  # noqa: PLC0415
+
+        return AsyncpgConnector(participant, settings, application_name)
+    from undoubt.participants.postgres.psycopg.connector import PsycopgConnector  # noqa: PLC0415
+
+    return PsycopgConnector(participant, settings, application_name, handles)

@@ -10,13 +10,18 @@ are those of the role that logs in, of roles that were granted to it, and of tho
 
 from __future__ import annotations
 
+import functools
+import getpass
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.postgres.dsn import read_dsn
 from undoubt.participants.postgres.session import ServerParameters
-from undoubt.participants.postgres.sql import fill, identifier, literal, query
+from undoubt.participants.postgres.sql import fill, query
+from undoubt.participants.settings import ParticipantSettings
+from undoubt.participants.sql import identifier, literal
 
 SET_OPTION_SINCE_VERSION = 160000
 ADMIN_OF_ITSELF_BEFORE_VERSION = 150000
@@ -69,7 +74,8 @@ def reset_role(database: str | None, login: str | None) -> str:
     return f"ALTER ROLE {identifier(login)}{where} RESET role;"
 
 
-def guard_role(role: str, owners: Iterable[str], *, pooled: bool, superuser: bool) -> str:
+@functools.lru_cache(maxsize=64)
+def guard_role(role: str, owners: tuple[str, ...], *, pooled: bool, superuser: bool) -> str:
     """The statement that fails unless the branch ends in ``role``, that of its session, or in another one
     whose branches can be finished. Behind a pooler only a superuser can finish another role's, without
     becoming it."""
@@ -109,3 +115,27 @@ def beginning(participant: str, intro: ServerParameters, owners: Sequence[str]) 
 def is_owned(owner: str, owners: str) -> str:
     """The condition that ``{owned}`` stands for in :func:`owned`."""
     return query("owned").replace("{owners}", owners).replace("{owner}", owner)
+
+
+def grants(participant: str, settings: ParticipantSettings, *, protocol: str) -> list[str]:
+    """The smallest set of rights with which a role can do undoubt's part in a database: everything else that
+    undoubt asks of a server is given to PUBLIC, and the rights of the application on its own tables are the
+    application's affair. One statement each, for the role that the dsn names, to be run by the owner of
+    database and tables, and by whoever administers the roles; repeated, they change nothing. ``protocol`` is
+    what transactions are committed by. Connects to nothing. Raises ``ParticipantRefused`` if the dsn cannot
+    be read."""
+    resolved = read_dsn(participant, settings.dsn).resolved
+    user = resolved.get("user") or getpass.getuser()
+    role, database = identifier(user), identifier(resolved.get("dbname") or user)
+    statements = [
+        f"GRANT CONNECT ON DATABASE {database} TO {role};",
+        f"GRANT EXECUTE ON FUNCTION undoubt.history() TO {role};",
+    ]
+    if protocol == "3pc":
+        statements += [
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON undoubt.undoubt_branch TO {role};",
+            f"GRANT SELECT ON undoubt.undoubt_note, undoubt.undoubt_commit TO {role};",
+        ]
+    return statements + [
+        f"GRANT {identifier(owner)} TO {role};" for owner in settings.owners if owner != user
+    ]

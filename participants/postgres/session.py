@@ -6,14 +6,13 @@ lost is *broken*: nobody knows what it is doing, so it is closed and never used 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from undoubt.participants.ids import Gid
-    from undoubt.participants.postgres.connection_proxy import Handle
-    from undoubt.participants.postgres.on_connect import OnConnect
+FATAL = frozenset({"FATAL", "PANIC"})
+"""Severities of an error with which its session ends."""
 
 
 class ServerError(Exception):
@@ -84,16 +83,18 @@ def keep(notices: list[Notice], notice: Notice) -> None:
         notices[-1] = notice
 
 
+def standby_warning(notices: Sequence[Notice]) -> Notice | None:
+    """The first of ``notices`` that tells of a synchronous standby."""
+    return next((notice for notice in notices if notice.of_standby), None)
+
+
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """The answer to a script: the last command's tag, and the warnings on the way."""
+    """The answer to a script: the last command's tag, and the warning that a synchronous standby's
+    confirmation was not waited for, if there was one."""
 
     tag: str
-    warnings: tuple[Notice, ...] = ()
-
-    def unconfirmed(self) -> Notice | None:
-        """The warning that a synchronous standby's confirmation was not waited for, if there is one."""
-        return next((warning for warning in self.warnings if warning.of_standby), None)
+    unconfirmed: Notice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +179,27 @@ class ServerSession(Protocol):
         """A server process of its own answers this session: statements may be prepared there under names."""
         ...
 
-    async def set_up(self, hook: OnConnect) -> None:
-        """Call the application's hook with the driver's connection, which it may use until it returns. Raises
-        what the hook raises, and ``NotSent`` if it still uses the connection then."""
-        ...
-
-    def handle(self, gid: Gid) -> Handle:
-        """What the application of a branch that has begun in this session works with."""
-        ...
-
     def discard(self) -> None:
         """Close it, in the background if that needs time. Never fails; may be repeated."""
         ...
+
+
+CLOSE_TIMEOUT_S = 2.0
+"""How long a session that is thrown away may take to cancel what runs in it and to say goodbye."""
+
+_closing: set[asyncio.Task[None]] = set()
+
+
+def close_in_background(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run ``coroutine``, which closes a session and does not raise, in a task of the running loop."""
+    task = asyncio.get_running_loop().create_task(coroutine)
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+
+
+async def drain_discarded() -> None:
+    """Wait until sessions that were thrown away in this event loop are closed."""
+    loop = asyncio.get_running_loop()
+    tasks = [task for task in list(_closing) if task.get_loop() is loop]
+    if tasks:
+        await asyncio.wait(tasks)

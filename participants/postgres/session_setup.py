@@ -7,21 +7,15 @@ transaction it ends is still the one that was begun here.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
 
-from undoubt.participants.foreign_ground import ALONE_WRITING
 from undoubt.participants.ids import Gid, SessionKey
-from undoubt.participants.postgres.belief import same_schema
 from undoubt.participants.postgres.pool import S, Slot
-from undoubt.participants.postgres.roles import ADMIN_OF_ITSELF_BEFORE_VERSION, guard_role
 from undoubt.participants.postgres.session import ServerParameters, ServerSession
-from undoubt.participants.postgres.sql import fill, literal, query
+from undoubt.participants.postgres.sql import query
+from undoubt.participants.sql import literal
 
 APPLICATION_NAME_BYTES_MAX = 63
 """NAMEDATALEN - 1: longer names are cut by the server."""
-
-REPORT_BYTES_MAX = 18
-"""``#``, twelve bytes in base64, and a full stop to show that nothing was cut."""
 
 _BUCKETS_S = (
     1,
@@ -82,62 +76,10 @@ def branch_name(gid: Gid, key: SessionKey, pid: int) -> str:
     return name if len(name) <= APPLICATION_NAME_BYTES_MAX else ledger_name(gid.ledger)
 
 
-def report_head(name: str, *, pooler: bool) -> str:
-    """What PREPARE's guard writes into application_name before the transaction id that it reports
-    (:func:`undoubt.participants.postgres.history.read_report`).
-
-    ``name`` is :func:`branch_name`'s. It stands there where there is room for both, so that a PREPARE that
-    waits for a lock is still known to the detector of deadlocks; behind a pooler the server's history takes
-    the room.
-    """
-    fits = len(name) + REPORT_BYTES_MAX <= APPLICATION_NAME_BYTES_MAX
-    return f"{name}#" if fits and not pooler else "xid#"
-
-
 def marker(gid: Gid) -> str:
     """The value of ``undoubt.tx`` in that branch. The branch's number is part of it: two branches of one
     transaction may share a server."""
     return f"{gid.txid}:{gid.branch}"
-
-
-def guard_script(gid: Gid, head: str, intro: ServerParameters, owners: Iterable[str], *, lent: bool) -> str:
-    """What goes before PREPARE TRANSACTION in its round trip; ``head`` is :func:`report_head`'s, ``owners``
-    are the settings'. ``lent``: the session is one of undoubt's own, which is reset before its next use."""
-    script = fill("guard_prepare", marker=marker(gid), report=head)
-    script = _durable(script, local=intro.pooled or not lent)
-    position = query("guard_position" if intro.tells_position else "guard_no_position")
-    script = script.replace("{position}", position).replace("{place}", _place(intro))
-    if intro.pooled and intro.tells_history:
-        script = same_schema(intro) + script
-    may_stray = intro.strays or intro.superuser or intro.version < ADMIN_OF_ITSELF_BEFORE_VERSION
-    if intro.pooled or may_stray:
-        # Any role else that a session can take on was granted to the one that logged in.
-        guard = guard_role(intro.role, owners, pooled=intro.pooled, superuser=intro.superuser)
-        script = f"{guard}; {script}"
-    return f"{query('guard_deferred')}; {script}"
-
-
-def commit_guard(gid: Gid) -> str:
-    """What goes before a plain COMMIT in its round trip."""
-    return _durable(fill("guard_commit", marker=marker(gid)), local=True)
-
-
-def confirm_script() -> str:
-    """What follows COMMIT PREPARED behind a pooler: a commit that waits for the synchronous standbys, and is
-    warned of if they do not confirm it, whatever the database or the role sets."""
-    return f"{ALONE_WRITING}; {_durable(query('confirm'), local=True)}; commit"
-
-
-def _durable(guard: str, *, local: bool) -> str:
-    return guard.replace("{durable}", query("guard_durable").replace("{local}", "true" if local else "false"))
-
-
-def _place(intro: ServerParameters) -> str:
-    """SQL of what is reported of the place of a transaction id: nothing where the session knows it by itself,
-    or where nobody is told. Without the right to ask for the server's identity there is no reason to fail."""
-    if not intro.pooled or (intro.system is None and not intro.tells_history):
-        return "''"
-    return query("guard_place_history" if intro.tells_history else "guard_place_system")
 
 
 def timeouts_ms(timeout_s: float, intro: ServerParameters) -> tuple[int, int]:

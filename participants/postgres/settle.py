@@ -16,18 +16,17 @@ from undoubt.participants.contract import Decision, Evidence, PreparedBranch, Se
 from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.ids import Foreign, Gid
 from undoubt.participants.postgres.admin_pool import Management, refuse_standby
+from undoubt.participants.postgres.branch import end_prepared
 from undoubt.participants.postgres.history import lsn
 from undoubt.participants.postgres.roles import missing_grant, owned
 from undoubt.participants.postgres.session import (
-    AnswerTimedOut,
     NoAnswer,
     NotSent,
     Row,
     ServerError,
     ServerSession,
 )
-from undoubt.participants.postgres.session_setup import confirm_script
-from undoubt.participants.postgres.sql import identifier, literal, query
+from undoubt.participants.postgres.sql import query
 from undoubt.participants.postgres.sqlstate import (
     FUTURE_XID,
     IN_USE,
@@ -36,15 +35,9 @@ from undoubt.participants.postgres.sqlstate import (
     UNDEFINED_OBJECT,
     participant_error,
 )
+from undoubt.participants.sql import identifier, literal
 
 log = logging.getLogger(__name__)
-
-
-_POOL_USED_UP = (
-    "participant %r: the second phase of %s got no answer within %g s through the pooler; where all servers"
-    " of its pool are taken by branches that wait for this one, only timeouts help: give it more servers than"
-    " connections_max of all processes together, or lower connections_max"
-)
 
 
 class _NoSuchRole(Exception):
@@ -80,17 +73,6 @@ class Settler:
         self._management = management
         self._owners = list(owners)
 
-    async def quick(self, session: ServerSession, gid: Gid, order: Decision) -> Settled | None:
-        """On the session that prepared it, in one round trip. None: it takes :meth:`settle` to know more."""
-        try:
-            return await self._tell(session, gid, order)
-        except ServerError as error:
-            return Settled.BUSY if error.sqlstate == IN_USE else None
-        except (NoAnswer, NotSent) as error:
-            if isinstance(error, AnswerTimedOut) and session.intro.pooled:
-                log.warning(_POOL_USED_UP, self._management.participant, gid, self._management.timeout_s)
-            return None
-
     async def settle(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
         """See :meth:`undoubt.participants.contract.Participant.settle`.
 
@@ -101,7 +83,7 @@ class Settler:
         try:
             async with self._management.session() as session:
                 if not session.intro.superuser:
-                    return await self._tell(session, gid, order)
+                    return await end_prepared(session, gid, order, self._management.timeout_s)
                 settled, final = await self._as_superuser(session, gid, order, evidence)
         except ServerError as error:
             return await self._refused(gid, order, evidence, error)
@@ -139,37 +121,6 @@ class Settler:
 
     async def _absent(self, order: Decision, evidence: Evidence | None) -> Settled:
         return judge(order, XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence))
-
-    async def _tell(self, session: ServerSession, gid: Gid | Foreign, order: Decision) -> Settled:
-        verb = "commit" if order is Decision.COMMIT else "rollback"
-        answer = await session.script(
-            f"{verb} prepared {literal(str(gid))}", timeout_s=self._management.timeout_s
-        )
-        if order is Decision.ABORT:
-            return Settled.APPLIED
-        warning = answer.unconfirmed()
-        why = None if warning is None else warning.message
-        if why is None and session.intro.pooled:
-            why = await self._unconfirmed(session)
-        if why is not None:
-            # Committed on this server, and perhaps on no other: not final. Who asks again gets evidence.
-            log.warning("%s is committed, but no synchronous standby confirmed it: %s", gid, why)
-            return Settled.BUSY
-        return Settled.APPLIED
-
-    async def _unconfirmed(self, session: ServerSession) -> str | None:
-        """Behind a pooler COMMIT PREPARED runs with what the database or the role sets, and cannot share a
-        script with a setting: whether its warning was hidden, or its wait left out, shows by another commit.
-        Why nobody has confirmed it, None if somebody has."""
-        timeout_s = self._management.timeout_s
-        try:
-            answer = await session.script(confirm_script(), timeout_s=timeout_s)
-        except ServerError as error:
-            if not error.fatal:
-                await session.script("rollback", timeout_s=timeout_s)
-            return error.message
-        warning = answer.unconfirmed()
-        return None if warning is None else warning.message
 
     def _who(self, gid: Gid | Foreign) -> tuple[str, str, list[str]]:
         return owned("holder", "p.owner", "$2"), str(gid), self._owners
@@ -234,7 +185,7 @@ class Settler:
                 if error.sqlstate == NO_RIGHT:
                     return Settled.BUSY, True  # another role has it by now: look again
                 raise
-        settled = await self._tell(session, gid, order)
+        settled = await end_prepared(session, gid, order, self._management.timeout_s)
         # Nothing has kept it from being somebody else's by then: what became of ours stands in the books.
         return settled, settled is not Settled.APPLIED
 
@@ -277,7 +228,7 @@ class Settler:
                     raise _NoSuchRole from error
                 raise
             try:
-                return await self._tell(session, gid, order)
+                return await end_prepared(session, gid, order, self._management.timeout_s)
             finally:
                 await session.script("set role none", timeout_s=timeout_s)
                 clean = True
@@ -324,12 +275,12 @@ class Settler:
         if holder is None or not _is_it(holder, branch):
             return Settled.ABSENT
         if holder.owner == holder.me:
-            return await self._tell(session, gid, Decision.ABORT)
+            return await end_prepared(session, gid, Decision.ABORT, self._management.timeout_s)
         if not holder.gone and not holder.superuser and not session.intro.pooled:
             with contextlib.suppress(_NoSuchRole):
                 return await self._with_role(session, holder.owner, gid, Decision.ABORT)
         elif holder.login_is_superuser:
-            return await self._tell(session, gid, Decision.ABORT)
+            return await end_prepared(session, gid, Decision.ABORT, self._management.timeout_s)
         who = "a superuser" if holder.gone else f"role {holder.owner!r} or a superuser"
         raise ParticipantRefused(
             self._management.participant,

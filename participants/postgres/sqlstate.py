@@ -18,7 +18,6 @@ from undoubt.participants.errors import (
     ParticipantUnavailable,
 )
 from undoubt.participants.postgres.session import NoAnswer, NotSent, ServerError
-from undoubt.participants.postgres.session_end import with_setting
 
 MARKER_TEXT = "undoubt marker"
 SCHEMA_TEXT = "undoubt schema"
@@ -34,6 +33,20 @@ NO_STATEMENT = "26000"
 FUTURE_XID = "22023"
 FAILED_TRANSACTION = "25P02"
 READ_ONLY_TRANSACTION = "25006"
+
+IDLE_IN_TRANSACTION = "25P03"
+"""Ends a session that waits for its next statement, and never one that has received it
+(``PostgresMain`` in ``src/backend/tcop/postgres.c``)."""
+
+_SETTINGS = {
+    IDLE_IN_TRANSACTION: ("idle_in_transaction_session_timeout", ""),
+    "25P04": ("transaction_timeout", ""),
+    "57P05": ("idle_session_timeout", ""),
+    "57014": ("statement_timeout", "statement timeout"),
+    "55P03": ("lock_timeout", "lock timeout"),
+}
+"""The setting behind a code, and the words without which the code may mean something else. Where the server
+speaks another language than English these words are missing, and only its own text is told."""
 
 ENDED_BY_APPLICATION = (
     "the branch was ended by the application (a COMMIT, ROLLBACK or PREPARE TRANSACTION of its own), or its"
@@ -98,6 +111,18 @@ CHECK_BY_SQLSTATE = {
     READ_ONLY_TRANSACTION: "standby",
 }
 """The name of the check that fails where a session is refused with that code."""
+
+
+def setting_behind(sqlstate: str | None, message: str) -> str:
+    """The name of the timeout that the server has applied; empty if it was none."""
+    setting, words = _SETTINGS.get(sqlstate or "", ("", ""))
+    return setting if words in message else ""
+
+
+def with_setting(sqlstate: str | None, message: str) -> str:
+    """``message``, and the name of the timeout behind it."""
+    setting = setting_behind(sqlstate, message)
+    return f"{message} ({setting})" if setting else message
 
 
 def branch_failure(participant: str, error: ServerError, failure: ServerError | None = None) -> BranchFailed:

@@ -93,7 +93,7 @@ class PostgresStates:
             raise participant_error(self._management.participant, error) from error
         except ServerError as error:
             raise self._refused(error) from error
-        if (warning := answer.unconfirmed()) is not None:
+        if (warning := answer.unconfirmed) is not None:
             raise ParticipantUnavailable(
                 self._management.participant,
                 f"no synchronous standby confirmed a state of three-phase commit: {warning.message}",

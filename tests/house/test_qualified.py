@@ -31,8 +31,8 @@ _SQL = re.compile(
 )
 
 STATEMENTS = {
-    **{f"participant {name}": text for name, text in participant_sql._QUERIES.items()},
-    **{f"ledger {name}": text for name, text in ledger_sql._QUERIES.items()},
+    **{f"participant {name}": text for name, text in participant_sql.QUERIES.items()},
+    **{f"ledger {name}": text for name, text in ledger_sql.QUERIES.items()},
     "ledger's first rows": tables._FIRST_ROWS,
 }
 

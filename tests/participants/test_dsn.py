@@ -25,9 +25,8 @@ from psycopg.pq import PGconn
 from tests.participants.support import Database, participant_at, run_on
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.errors import ParticipantError, ParticipantRefused
-from undoubt.participants.postgres.asyncpg_dsn import connect_arguments
+from undoubt.participants.postgres.asyncpg.dsn import connect_arguments, password_for
 from undoubt.participants.postgres.dsn import read_dsn
-from undoubt.participants.postgres.passfile import password_for
 
 ODD = 'O\'Brien "x" & ü/?#%'
 

@@ -17,7 +17,7 @@ from undoubt.participants.errors import ParticipantError
 from undoubt.participants.findings import Severity
 from undoubt.participants.ids import Gid, Protocol
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.grants import grants
+from undoubt.participants.postgres.roles import grants
 from undoubt.participants.settings import ParticipantSettings
 from undoubt.participants.three_phase import BranchState, Charter, Event, Termination
 

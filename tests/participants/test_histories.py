@@ -31,15 +31,11 @@ from undoubt.participants.contract import Decision, Evidence, Settled, Vote, Xac
 from undoubt.participants.findings import Finding, Severity
 from undoubt.participants.ids import NO_KEY, TxId
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.history import draw, read_report
+from undoubt.participants.postgres.branch import REPORT_BYTES_MAX, read_report, report_head
+from undoubt.participants.postgres.history import draw, place_of
 from undoubt.participants.postgres.schema import migrate, restored
 from undoubt.participants.postgres.session import ServerParameters
-from undoubt.participants.postgres.session_setup import (
-    APPLICATION_NAME_BYTES_MAX,
-    REPORT_BYTES_MAX,
-    branch_name,
-    report_head,
-)
+from undoubt.participants.postgres.session_setup import APPLICATION_NAME_BYTES_MAX, branch_name
 from undoubt.participants.settings import ParticipantSettings
 
 TABLE = "create table account (id int primary key, balance int); insert into account values (1, 100)"
@@ -150,7 +146,8 @@ _31 = "AAAAAAAfAAAAAAEA"  # transaction 31, position 1 << 16
 def test_what_counts_as_a_report(intro: ServerParameters, report: str, evidence: Evidence | None) -> None:
     """A transaction id that lost its last digit in a name that was cut is another transaction's; and one that
     is of nobody knows which history is evidence of nothing."""
-    assert read_report(report, "xid#", intro) == evidence
+    own = None if intro.pooled else place_of(intro)
+    assert read_report(report, "xid#", intro, own) == evidence
 
 
 def test_a_report_has_room() -> None:

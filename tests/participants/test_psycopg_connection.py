@@ -18,7 +18,7 @@ from undoubt.participants.contract import Branch, Settled, Vote, Work
 from undoubt.participants.errors import BranchFailed, UsageError
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.psycopg_gate import AsyncGate, SyncGate
+from undoubt.participants.postgres.psycopg.gate import AsyncGate, SyncGate
 
 KINDS = ("psycopg", "psycopg-sync")
 

@@ -15,8 +15,9 @@ from undoubt.participants.contract import Branch, PrepareUnanswered, Settled, Vo
 from undoubt.participants.errors import BranchFailed, ParticipantError
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.psycopg_session import PsycopgSession
-from undoubt.participants.postgres.session_end import read_session_end, with_setting
+from undoubt.participants.postgres.asyncpg.session import read_session_end
+from undoubt.participants.postgres.psycopg.session import PsycopgSession
+from undoubt.participants.postgres.sqlstate import with_setting
 
 KINDS = ("asyncpg", "psycopg", "psycopg-sync")
 SHORT = "'150ms'"

@@ -23,7 +23,7 @@ from undoubt.participants.errors import ParticipantRefused
 from undoubt.participants.ids import Foreign, Gid
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.in_doubt import widen
-from undoubt.participants.postgres.sql import identifier, literal
+from undoubt.participants.sql import identifier, literal
 
 
 async def prepared(participant: PostgresParticipant, gid: Gid, statement: str = WRITE) -> Evidence:

@@ -178,7 +178,7 @@ def grants(context: Context, name: str, protocol: str | None) -> None:
     Example:
       undoubt participants grants orders | psql orders
     """
-    from undoubt.participants.postgres.grants import grants as rights  # noqa: PLC0415 - libpq is slow to load
+    from undoubt.participants.postgres.roles import grants as rights  # noqa: PLC0415 - libpq is slow to load
 
     settings = context.settings()
     if name not in settings.participants:

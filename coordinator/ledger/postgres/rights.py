@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from undoubt.coordinator.ledger.postgres.connections import Connections
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.believed import LEDGER
-from undoubt.participants.quoting import identifier
+from undoubt.participants.sql import identifier
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ async def test_for_key_share_would_split_transactions(
     ledger: Signing, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken if the weaker lock has become enough; the other tests of locks would then prove nothing."""
-    monkeypatch.setitem(sql._QUERIES, "decide", sql.query("decide").replace("for share", "for key share"))
+    monkeypatch.setitem(sql.QUERIES, "decide", sql.query("decide").replace("for share", "for key share"))
     session = await ledger.open_session("test", 10)
     async with Held.connect(database) as held:
         await held.decide(session.txid(1), "commit")

@@ -17,7 +17,7 @@ from undoubt.coordinator.errors import LedgerUnavailable, LedgerUnusable, Outcom
 from undoubt.coordinator.ledger import maintenance, open_ledger
 from undoubt.coordinator.ledger.contract import Verdict
 from undoubt.coordinator.ledger.postgres.connections import SESSION_SKIP
-from undoubt.coordinator.ledger.postgres.sql import _QUERIES, query
+from undoubt.coordinator.ledger.postgres.sql import QUERIES, query
 from undoubt.embedded import EmbeddedServer
 from undoubt.embedded.binaries import bin_folder
 from undoubt.embedded.places import give, new_place, server_user
@@ -220,7 +220,7 @@ async def test_what_no_standby_confirmed_is_not_told(server: EmbeddedServer, poo
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in _QUERIES if re.search(r"insert into|update |delete from", _QUERIES[name])]
+    "name", [name for name in QUERIES if re.search(r"insert into|update |delete from", QUERIES[name])]
 )
 def test_every_statement_that_writes_is_durable_and_heard(name: str) -> None:
     """Broken if one that is new relies on what its session is set to, which behind a pooler is anybody's."""

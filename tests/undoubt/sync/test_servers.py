@@ -17,7 +17,7 @@ from tests.undoubt.sync.support import Background, until
 from tests.undoubt.sync.test_ends import interrupt_main_thread, run
 from undoubt.errors import DistributedDeadlock, TransactionAborted
 from undoubt.participants.errors import BranchFailed, UsageError
-from undoubt.participants.postgres import psycopg_closing
+from undoubt.participants.postgres.psycopg import session as psycopg_session
 
 
 class Bank:
@@ -122,14 +122,14 @@ def test_a_deadlock_across_databases_ends(
     calls: list[str] = []
     errors: list[psycopg.Error] = []
     if cancelled == "when it no longer waits":
-        cancel = psycopg_closing._cancel
+        cancel = psycopg_session._cancel
 
         async def late(pgconn: Any) -> None:
             while not one_is_done.is_set():
                 await asyncio.sleep(0.001)
             await cancel(pgconn)
 
-        monkeypatch.setattr(psycopg_closing, "_cancel", late)
+        monkeypatch.setattr(psycopg_session, "_cancel", late)
 
     def work(tx: undoubt.sync.Transaction, first: str, second: str) -> None:
         calls.append(first)

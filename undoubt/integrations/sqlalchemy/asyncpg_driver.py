@@ -8,18 +8,14 @@ from typing import Any, NoReturn
 from undoubt.integrations.sqlalchemy.adopted import AUTOCOMMIT, begin_statement
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid
-from undoubt.participants.postgres.asyncpg_session import AsyncpgSession
-from undoubt.participants.postgres.session import ServerError
+from undoubt.participants.postgres.asyncpg.session import AsyncpgSession
+from undoubt.participants.postgres.connection_proxy import ApplicationSide, after_branch
 
 
-class AsyncpgAdopted:
+class AsyncpgAdopted(ApplicationSide):
     """Over ``adapter``, SQLAlchemy's ``AsyncAdapt_asyncpg_connection``."""
 
     undoubt_used = True
-    undoubt_wrote = False
-    undoubt_reusable = True
-    undoubt_stale = False
-    undoubt_failure: ServerError | None = None
 
     def __init__(self, adapter: Any) -> None:
         if adapter.isolation_level == "autocommit":
@@ -100,7 +96,4 @@ class _Ended:
     def __getattr__(self, name: str) -> NoReturn:
         if (why := self._why()) is not None:
             raise why()
-        raise UsageError(
-            f"connection.{name} was used after the end of its branch {self._gid}: a branch's connection"
-            " serves until commit or rollback is called, and no longer"
-        )
+        raise after_branch(f"connection.{name} was used", self._gid)

@@ -13,19 +13,15 @@ from psycopg.pq import ConnStatus, PGconn, PipelineStatus, TransactionStatus
 from undoubt.integrations.sqlalchemy.adopted import AUTOCOMMIT, begin_statement
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid
-from undoubt.participants.postgres.psycopg_gate import AsyncGate, SyncGate
-from undoubt.participants.postgres.psycopg_session import PsycopgSession
-from undoubt.participants.postgres.session import ServerError
+from undoubt.participants.postgres.connection_proxy import ApplicationSide
+from undoubt.participants.postgres.psycopg.gate import AsyncGate, SyncGate
+from undoubt.participants.postgres.psycopg.session import PsycopgSession
 
 
-class PsycopgAdopted:
+class PsycopgAdopted(ApplicationSide):
     """Over ``driver``, whose lock is a gate for as long."""
 
     undoubt_used = True
-    undoubt_wrote = False
-    undoubt_reusable = True
-    undoubt_stale = False
-    undoubt_failure: ServerError | None = None
 
     def __init__(self, driver: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
         if driver.autocommit:

@@ -18,12 +18,10 @@ from typing import Any
 from undoubt.coordinator.transaction import Transaction
 from undoubt.integrations.sqlalchemy.adopted import Adopted
 from undoubt.participants.errors import UsageError
-from undoubt.participants.postgres.closing import close_in_background
 from undoubt.participants.postgres.pool import Slot
-from undoubt.participants.postgres.session import NoAnswer, NotSent, ServerError
-from undoubt.participants.postgres.session_end import FATAL, with_setting
-from undoubt.participants.postgres.sql import literal
-from undoubt.participants.postgres.sqlstate import lost
+from undoubt.participants.postgres.session import FATAL, NoAnswer, NotSent, ServerError, close_in_background
+from undoubt.participants.postgres.sqlstate import lost, with_setting
+from undoubt.participants.sql import literal
 
 LOST_GRACE_S = 0.5
 """A session that is dropped drops all of its connections; while pools roll them back, nobody interrupts."""

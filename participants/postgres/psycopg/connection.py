@@ -2,12 +2,11 @@
 
 Real subclasses of ``psycopg.AsyncConnection`` and ``psycopg.Connection``, a new one for each branch over the
 session's libpq connection. Whatever a connection, its cursors and pipelines do passes its ``lock``, which is
-a gate here (:mod:`undoubt.participants.postgres.psycopg_gate`). ``transaction()`` is a savepoint by psycopg's
+a gate here (:mod:`undoubt.participants.postgres.psycopg.gate`). ``transaction()`` is a savepoint by psycopg's
 own rules, since a transaction is open already."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,20 +16,22 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.ids import Gid
-from undoubt.participants.postgres.connection_proxy import outlives_reset
-from undoubt.participants.postgres.psycopg_gate import AsyncGate, SyncGate
-from undoubt.participants.postgres.session import ServerError
-from undoubt.participants.postgres.session_end import FATAL
+from undoubt.participants.postgres.connection_proxy import (
+    LISTEN_REFUSED,
+    ApplicationSide,
+    changed_rows,
+    outlives_reset,
+)
+from undoubt.participants.postgres.psycopg.gate import AsyncGate, SyncGate
+from undoubt.participants.postgres.session import FATAL, ServerError
 
 if TYPE_CHECKING:
     from psycopg._preparing import PrepareManager
     from psycopg.pq.abc import PGconn
 
-_WROTE = re.compile(r"(?:INSERT \d+|UPDATE|DELETE|MERGE) [1-9]")
 _COMMIT = "commit the transaction instead"
 _ROLLBACK = "roll back the transaction instead; 'with connection.transaction()' is a savepoint"
 _TPC = "the transaction does it, in every database"
-_LISTEN = "LISTEN belongs on a connection of its own: PostgreSQL cannot prepare a branch with it"
 _BEGUN = (
     "the branch has begun; execute 'set transaction isolation level …', or 'set transaction read only', as"
     " its first statement instead"
@@ -45,8 +46,9 @@ def _refused(name: str, why: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-class _Exits:
-    """What would end or outlive the branch, refused alike in both kinds."""
+class _Exits(ApplicationSide):
+    """What would end or outlive the branch, refused alike in both kinds. What else an application may change
+    of a psycopg connection, it changes of this object alone."""
 
     commit = _refused("commit", _COMMIT)
     rollback = _refused("rollback", _ROLLBACK)
@@ -60,25 +62,15 @@ class _Exits:
     set_isolation_level = _refused("set_isolation_level", _BEGUN)
     set_read_only = _refused("set_read_only", _BEGUN)
     set_deferrable = _refused("set_deferrable", _BEGUN)
-    notifies = _refused("notifies", _LISTEN)
-    add_notify_handler = _refused("add_notify_handler", _LISTEN)
+    notifies = _refused("notifies", LISTEN_REFUSED)
+    add_notify_handler = _refused("add_notify_handler", LISTEN_REFUSED)
     __enter__ = _refused("__enter__", _WITH)
     __aenter__ = _refused("__aenter__", _WITH)
 
     pgconn: PGconn
     lock: Any
-    undoubt_wrote: bool
-    """Some statement reported a changed row, see ``BranchConnection`` of the other driver."""
-    undoubt_reusable: bool
-    """What an application may change of a psycopg connection, it changes of this object alone."""
-    undoubt_stale: bool
-    undoubt_failure: ServerError | None
 
     def _undoubt_begin(self, gid: Gid, prepared: PrepareManager) -> None:
-        self.undoubt_wrote = False
-        self.undoubt_reusable = True
-        self.undoubt_stale = False
-        self.undoubt_failure = None
         self._undoubt_gid = gid
         # Its statements live in the session and so outlive this object; psycopg has no public way to say so.
         self._prepared = prepared
@@ -128,7 +120,7 @@ class _Exits:
         for text in (statement, tag):
             if isinstance(text, str) and outlives_reset(text):
                 self.undoubt_reusable = False
-        if rows > 0 and tag and _WROTE.match(tag):
+        if rows > 0 and tag and changed_rows(tag):
             self.undoubt_wrote = True
 
     @property

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 
 from undoubt.participants.ids import Gid
-from undoubt.participants.postgres.asyncpg_connection import BranchConnection, LentForSetUp, session_end
-from undoubt.participants.postgres.closing import CLOSE_TIMEOUT_S, close_in_background
+from undoubt.participants.postgres.asyncpg.connection import (
+    BranchConnection,
+    LentForSetUp,
+    session_end,
+    severity_of,
+)
 from undoubt.participants.postgres.session import (
+    CLOSE_TIMEOUT_S,
+    FATAL,
     AnswerTimedOut,
     CommandResult,
     NoAnswer,
@@ -20,14 +27,17 @@ from undoubt.participants.postgres.session import (
     Row,
     ServerError,
     ServerParameters,
+    close_in_background,
     keep,
+    standby_warning,
 )
-from undoubt.participants.postgres.session_end import FATAL, Listening
 
 if TYPE_CHECKING:
+    from undoubt.participants.postgres.asyncpg.connection import Connection
     from undoubt.participants.postgres.on_connect import OnConnect
 
-    Connection = asyncpg.Connection[asyncpg.Record]
+_ERROR = b"E"
+_HEADER_BYTES = 5
 
 TRANSLATED = (
     asyncpg.PostgresError,
@@ -83,7 +93,7 @@ class AsyncpgSession:
         if tag is None:
             # What asyncpg answers with if the connection ends in good order while it is being closed.
             raise NoAnswer("the connection was closed")
-        return CommandResult(tag, tuple(self._notices))
+        return CommandResult(tag, standby_warning(self._notices) if self._notices else None)
 
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
         self._check()
@@ -148,7 +158,7 @@ class AsyncpgSession:
         keep(
             self._notices,
             Notice(
-                str(getattr(message, "severity_en", None) or getattr(message, "severity", "")),
+                severity_of(message),
                 str(message.sqlstate or ""),
                 str(message.message or ""),
                 getattr(message, "server_source_filename", None),
@@ -170,13 +180,12 @@ def translate(error: BaseException) -> ServerError | NoAnswer | NotSent:
         case asyncpg.PostgresConnectionError():
             return NoAnswer(str(error) or "the connection was lost")
         case asyncpg.PostgresError():
-            severity = getattr(error, "severity_en", None) or getattr(error, "severity", "")
             return ServerError(
                 str(error.sqlstate or "XX000"),
                 str(error.args[0]) if error.args else "",
                 detail=str(error.detail or ""),
                 hint=str(error.hint or ""),
-                fatal=severity in FATAL,
+                fatal=severity_of(error) in FATAL,
             )
         case asyncpg.InterfaceError():
             # Raised by the client alone, before it sends anything.
@@ -185,3 +194,58 @@ def translate(error: BaseException) -> ServerError | NoAnswer | NotSent:
             return AnswerTimedOut("no answer in time")
         case _:
             return NoAnswer(str(error) or type(error).__name__)
+
+
+class Listening(asyncio.Protocol):
+    """What the transport of an asyncpg connection calls, in the place of asyncpg's own protocol."""
+
+    def __init__(self, connection: Any) -> None:
+        self.end: ServerError | None = None
+        """Why the server has ended the session."""
+        self._transport: asyncio.Transport = connection._transport
+        self._protocol: Any = self._transport.get_protocol()
+        self._transport.set_protocol(self)
+
+    @classmethod
+    def to(cls, connection: Any) -> Listening | None:
+        """The one that is there already, or a new one; None if the connection is closed."""
+        if connection.is_closed():
+            return None
+        there = connection._transport.get_protocol()
+        return there if isinstance(there, Listening) else cls(connection)
+
+    def stop(self) -> None:
+        """The connection is somebody else's again."""
+        if not self._transport.is_closing():
+            self._transport.set_protocol(cast("asyncio.Protocol", self._protocol))
+
+    def data_received(self, data: bytes) -> None:
+        if data[:1] == _ERROR:
+            self.end = read_session_end(data) or self.end
+        self._protocol.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        keep_open: bool | None = self._protocol.eof_received()
+        return keep_open
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+
+def read_session_end(data: bytes) -> ServerError | None:
+    """The error at the head of ``data`` if a session ends with it, else None."""
+    if data[:1] != _ERROR or len(data) < _HEADER_BYTES:
+        return None
+    fields: dict[str, str] = {}
+    for field in data[_HEADER_BYTES : 1 + int.from_bytes(data[1:_HEADER_BYTES])].split(b"\0"):
+        if field:
+            fields[chr(field[0])] = field[1:].decode("utf-8", "replace")
+    if fields.get("V", fields.get("S")) not in FATAL or "C" not in fields:
+        return None
+    return ServerError(fields["C"], fields.get("M", ""), fatal=True)

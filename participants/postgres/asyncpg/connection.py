@@ -5,30 +5,35 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from undoubt.participants.errors import UsageError, WrongLoop
 from undoubt.participants.ids import Gid
-from undoubt.participants.postgres.asyncpg_savepoint import Savepoint
-from undoubt.participants.postgres.connection_proxy import outlives_reset
-from undoubt.participants.postgres.session import ServerError
-from undoubt.participants.postgres.session_end import FATAL
+from undoubt.participants.postgres.connection_proxy import (
+    LISTEN_REFUSED,
+    ApplicationSide,
+    after_branch,
+    changed_rows,
+    outlives_reset,
+)
+from undoubt.participants.postgres.session import FATAL, ServerError
 
 if TYPE_CHECKING:
-    from undoubt.participants.postgres.asyncpg_session import Connection
+    Connection = asyncpg.Connection[asyncpg.Record]
 
-_LISTEN = "LISTEN belongs on a connection of its own: PostgreSQL cannot prepare a branch with it"
 _REFUSED = {
     "close": "commit or roll back the transaction instead",
     "terminate": "roll back the transaction instead",
     "reset": "roll back the transaction instead",
-    "add_listener": _LISTEN,
-    "remove_listener": _LISTEN,
+    "add_listener": LISTEN_REFUSED,
+    "remove_listener": LISTEN_REFUSED,
 }
 _STAYS = frozenset(
     {
@@ -50,11 +55,10 @@ _STALE = (
     asyncpg.InvalidSQLStatementNameError,
 )
 """What the server has prepared, or asyncpg knows of its types, is from before a change of the schema."""
-_WROTE = re.compile(r"(?:INSERT \d+|UPDATE|DELETE|MERGE) [1-9]")
 _WRITES = re.compile(r"\s*(?:insert|update|delete|merge)\b", re.IGNORECASE)
 
 
-class BranchConnection:
+class BranchConnection(ApplicationSide):
     """Everything of ``asyncpg.Connection``, except that ``transaction()`` is a savepoint, that what would end
     or outlive the branch raises ``UsageError``, and so does every call after the branch's end.
     """
@@ -66,18 +70,11 @@ class BranchConnection:
         self._undoubt_connection = connection
         self._undoubt_gid = gid
         self._undoubt_session_end = ended
-        self.undoubt_failure: ServerError | None = None
         self._undoubt_ended = False
         self._undoubt_running = 0
         self.undoubt_why: Callable[[], Exception] | None = None
         self.undoubt_used = False
         """The application has sent something: the session must be reset before its next use."""
-        self.undoubt_wrote = False
-        """Some statement reported a changed row. Then there is a transaction id (also if a savepoint undid
-        it), or PREPARE fails (rows of postgres_fdw), or preparing an empty branch does no harm (a view whose
-        INSTEAD OF trigger did nothing)."""
-        self.undoubt_reusable = True
-        self.undoubt_stale = False
 
     def undoubt_end(self) -> bool:
         """From now on every use raises ``UsageError``, or ``undoubt_why()``; statements and cursors got from
@@ -108,7 +105,7 @@ class BranchConnection:
             tag: str = await self._undoubt_connection.execute(query, *args, timeout=timeout)
         if tag and outlives_reset(tag):
             self.undoubt_reusable = False
-        if not self.undoubt_wrote and tag and _WROTE.match(tag):
+        if not self.undoubt_wrote and tag and changed_rows(tag):
             self.undoubt_wrote = True
         return tag
 
@@ -197,10 +194,7 @@ class BranchConnection:
         if self._undoubt_ended:
             if self.undoubt_why is not None:
                 raise self.undoubt_why()
-            raise UsageError(
-                f"connection.{name}() after the end of its branch {self._undoubt_gid}:"
-                " a branch's connection serves until commit or rollback is called, and no longer"
-            )
+            raise after_branch(f"connection.{name}()", self._undoubt_gid)
         if asyncio._get_running_loop() is not self._undoubt_connection._loop:  # type: ignore[attr-defined]
             raise WrongLoop(
                 f"connection.{name}() in another event loop than that of branch {self._undoubt_gid}"
@@ -211,10 +205,69 @@ class BranchConnection:
             self.undoubt_wrote = True
 
 
+_numbers = itertools.count(1)
+
+
+class Savepoint:
+    """``connection.transaction()``: asyncpg's own refuses to work inside a transaction that was begun by a
+    plain BEGIN. Like asyncpg's ``Transaction``: ``async with``, or ``start`` and ``commit`` or
+    ``rollback``."""
+
+    def __init__(self, connection: BranchConnection) -> None:
+        self._connection = connection
+        self._name = f"undoubt_{next(_numbers)}"
+        self._open = False
+        self._used = False
+
+    async def start(self) -> None:
+        """SAVEPOINT."""
+        if self._used:
+            raise UsageError("this savepoint was used already; call connection.transaction() again")
+        self._used = True
+        await self._connection.execute(f"savepoint {self._name}")
+        self._open = True
+
+    async def commit(self) -> None:
+        """RELEASE SAVEPOINT: what was done since belongs to what is around it."""
+        self._end("commit")
+        await self._connection.execute(f"release savepoint {self._name}")
+
+    async def rollback(self) -> None:
+        """ROLLBACK TO SAVEPOINT: what was done since is undone, also after an SQL error."""
+        self._end("rollback")
+        await self._connection.execute(f"rollback to savepoint {self._name}; release savepoint {self._name}")
+
+    def _end(self, what: str) -> None:
+        if not self._open:
+            raise UsageError(f"{what}() of a savepoint that is not open")
+        self._open = False
+
+    async def __aenter__(self) -> Savepoint:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        connection = self._connection
+        if not self._open or (
+            connection.undoubt_has_ended and (error is not None or not connection.undoubt_why)
+        ):
+            return  # the whole branch has ended, this part with it; the first error is the one to tell
+        if error is None:
+            await self.commit()
+        else:
+            await self.rollback()
+
+
 def failure_told(error: asyncpg.PostgresError) -> ServerError:
     """What a statement of the application was answered, to be told again when its branch fails."""
-    severity = getattr(error, "severity_en", None) or getattr(error, "severity", "")
-    return ServerError(str(error.sqlstate), str(error), fatal=severity in FATAL)
+    return ServerError(str(error.sqlstate), str(error), fatal=severity_of(error) in FATAL)
+
+
+def severity_of(message: Any) -> str:
+    """Of an error or notice: in English, where the server tells that (since version 9.6)."""
+    return str(getattr(message, "severity_en", None) or getattr(message, "severity", ""))
 
 
 def session_end(error: BaseException) -> asyncpg.PostgresError | None:

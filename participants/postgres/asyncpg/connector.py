@@ -14,8 +14,8 @@ from undoubt.participants.errors import (
     ParticipantRefused,
     ParticipantUnavailable,
 )
-from undoubt.participants.postgres.asyncpg_dsn import connect_arguments, set_keepalive
-from undoubt.participants.postgres.asyncpg_session import TRANSLATED, AsyncpgSession, translate
+from undoubt.participants.postgres.asyncpg.dsn import connect_arguments, set_keepalive
+from undoubt.participants.postgres.asyncpg.session import TRANSLATED, AsyncpgSession, translate
 from undoubt.participants.postgres.connecting import Connector
 from undoubt.participants.postgres.dsn import UNREADABLE, Conninfo
 from undoubt.participants.postgres.sqlstate import participant_error, pooler_refusal, tls_refusal
@@ -46,9 +46,7 @@ class AsyncpgConnector(Connector):
                 connection_class=UniqueNames,
             )
         except asyncpg.TargetServerAttributeNotMatched as error:
-            raise ParticipantUnavailable(
-                self.participant, "none of the hosts of its dsn is a primary that takes writes now"
-            ) from error
+            raise self.no_primary() from error
         except ssl.SSLError as error:  # before ValueError, which a certificate's error is as well
             raise tls_refusal(self.participant, getattr(error, "verify_message", "") or str(error)) from error
         except asyncpg.ClientConfigurationError as error:
@@ -68,10 +66,7 @@ class AsyncpgConnector(Connector):
     def _connect_error(self, error: BaseException) -> ParticipantError:  # noqa: PLR0911 - a line per meaning
         match error:
             case TimeoutError():
-                seconds = self.settings.connect_timeout_s
-                return ParticipantUnavailable(
-                    self.participant, f"no connection within connect_timeout_s = {seconds:g} s"
-                )
+                return self.no_answer_in_time()
             case OSError() if "rejected SSL upgrade" in str(error):
                 return tls_refusal(self.participant, "the server does not support SSL")
             case OSError():

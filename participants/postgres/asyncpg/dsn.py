@@ -7,9 +7,13 @@ translated here, or harmless to leave out, or refused by name.
 
 from __future__ import annotations
 
+import logging
+import os
 import random
+import re
 import socket
 import ssl
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,8 @@ from urllib.parse import quote, urlencode
 
 from undoubt.participants.errors import ParticipantMisconfigured
 from undoubt.participants.postgres.dsn import Conninfo
-from undoubt.participants.postgres.passfile import password_for
+
+log = logging.getLogger(__name__)
 
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _TLS = ("sslmode", "sslnegotiation", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version")
@@ -65,6 +70,9 @@ _PROMISES = {
 }
 """What a dsn may ask for that asyncpg cannot give, with the values that ask for nothing. To ignore the others
 would connect with less safety than was asked for."""
+
+_PASSWORD_LINE = re.compile(r"((?:[^\\:]|\\.)*):" * 4 + "(.*)", re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 def connect_arguments(address: Conninfo, password: str | None) -> dict[str, Any]:
@@ -179,3 +187,37 @@ def set_keepalive(door: socket.socket, given: Mapping[str, str]) -> None:
         option = getattr(socket, name, None)
         if option is not None and int(given.get(key) or 0) > 0:
             door.setsockopt(socket.IPPROTO_TCP, option, int(given[key]))
+
+
+def password_for(
+    path: str | None, host: str, port: str, database: str, user: str, *, default_host: str
+) -> str | None:
+    """The password of the first line that fits, as libpq reads password files
+    (https://www.postgresql.org/docs/current/libpq-pgpass.html); None if there is none. ``path`` None:
+    ``PGPASSFILE``, or ``~/.pgpass``. A file that others may read is not read, as by libpq, and that is
+    logged.
+
+    ``default_host`` is where libpq goes if no ``host`` is named: that folder is ``localhost`` in the file,
+    and so is no name; any other folder is itself (passwordFromFile in src/interfaces/libpq/fe-connect.c). In
+    ``/tmp``, say, every local user may listen."""
+    file = Path(path or os.environ.get("PGPASSFILE") or "~/.pgpass").expanduser()
+    try:
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode):
+            return None
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            log.warning("password file %s is not used: others may read it; chmod 0600", file)
+            return None
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    wanted = ["localhost" if host in {"", default_host} else host, port, database, user]
+    for line in lines:
+        match = None if line.startswith("#") else _PASSWORD_LINE.fullmatch(line)
+        if match is not None and all(map(_fits, match.groups(), wanted)):
+            return _ESCAPED.sub(r"\1", match[5])
+    return None
+
+
+def _fits(pattern: str, value: str) -> bool:
+    return pattern == "*" or _ESCAPED.sub(r"\1", pattern) == value

@@ -26,13 +26,13 @@ from undoubt.participants.ids import Gid
 from undoubt.participants.postgres.connecting import Connector, Handles
 from undoubt.participants.postgres.connection_proxy import Handle
 from undoubt.participants.postgres.dsn import Conninfo
-from undoubt.participants.postgres.psycopg_connection import (
+from undoubt.participants.postgres.psycopg.connection import (
     AsyncBranchConnection,
     AsyncConnectionForSetUp,
     BranchConnection,
     ConnectionForSetUp,
 )
-from undoubt.participants.postgres.psycopg_session import PsycopgSession
+from undoubt.participants.postgres.psycopg.session import PsycopgSession
 from undoubt.participants.postgres.session import NotSent, ServerError
 from undoubt.participants.postgres.sqlstate import participant_error, pooler_refusal, tls_refusal
 from undoubt.participants.settings import ParticipantSettings
@@ -67,7 +67,7 @@ class _Opener(psycopg.AsyncConnection[Any]):
         """psycopg's own warns of connections that are open."""
 
 
-class LendingSession(PsycopgSession):
+class PsycopgLendingSession(PsycopgSession):
     """A session of undoubt's own, which lends its libpq connection to the branches' applications."""
 
     def __init__(
@@ -133,7 +133,7 @@ class PsycopgConnector(Connector):
         super().__init__(participant, settings, application_name)
         self._kind = AsyncBranchConnection if handles == "async" else BranchConnection
 
-    async def open(self, address: Conninfo, password: str | None, options: str) -> LendingSession:
+    async def open(self, address: Conninfo, password: str | None, options: str) -> PsycopgLendingSession:
         more = {"application_name": self.application_name, "client_encoding": "UTF8"}
         if password is not None:
             more["password"] = password
@@ -143,20 +143,15 @@ class PsycopgConnector(Connector):
                     address.for_libpq(options=options, **more), autocommit=True
                 )
         except (TimeoutError, psycopg.errors.ConnectionTimeout) as error:
-            seconds = self.settings.connect_timeout_s
-            raise ParticipantUnavailable(
-                self.participant, f"no connection within connect_timeout_s = {seconds:g} s"
-            ) from error
+            raise self.no_answer_in_time() from error
         except psycopg.Error as error:
             raise self._connect_error(" ".join(str(error).split())) from error
         self.version = connection.info.server_version
-        return LendingSession(connection.pgconn, self._kind)
+        return PsycopgLendingSession(connection.pgconn, self._kind)
 
     def _connect_error(self, text: str) -> ParticipantError:
         if _READ_ONLY.search(text):
-            return ParticipantUnavailable(
-                self.participant, "none of the hosts of its dsn is a primary that takes writes now"
-            )
+            return self.no_primary()
         if _PROMISES.search(text):
             return ParticipantRefused(self.participant, f"no connection: {text}")
         if _TLS.search(text):

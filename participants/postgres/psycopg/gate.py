@@ -13,8 +13,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Protocol
 
-from undoubt.participants.errors import UsageError, WrongLoop
+from undoubt.participants.errors import WrongLoop
 from undoubt.participants.ids import Gid
+from undoubt.participants.postgres.connection_proxy import after_branch
 
 
 class Gate(Protocol):
@@ -41,10 +42,7 @@ class Gate(Protocol):
 def _ended(gid: Gid | str, why: Callable[[], Exception] | None) -> Exception:
     if why is not None:
         return why()
-    return UsageError(
-        f"the connection was used after the end of its branch {gid}:"
-        " a branch's connection serves until commit or rollback is called, and no longer"
-    )
+    return after_branch("the connection was used", gid)
 
 
 class AsyncGate(asyncio.Lock):

@@ -2,12 +2,16 @@
 
 Driven in this event loop by psycopg's lowest layer (``psycopg.pq``, ``generators``, ``waiting``), so that the
 application's connection over the same libpq connection may be of either kind. Both never speak at once: the
-application does until its gate is shut (:mod:`undoubt.participants.postgres.psycopg_gate`), then the engine.
+application does until its gate is shut (:mod:`undoubt.participants.postgres.psycopg.gate`), then the engine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +23,10 @@ from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus, 
 from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
 
-from undoubt.participants.ids import Gid
-from undoubt.participants.postgres.closing import close_in_background
-from undoubt.participants.postgres.connection_proxy import Handle
-from undoubt.participants.postgres.psycopg_closing import cancel_and_finish, interrupt
-from undoubt.participants.postgres.psycopg_gate import Gate
+from undoubt.participants.postgres.psycopg.gate import Gate
 from undoubt.participants.postgres.session import (
+    CLOSE_TIMEOUT_S,
+    FATAL,
     AnswerTimedOut,
     CommandResult,
     NoAnswer,
@@ -33,14 +35,15 @@ from undoubt.participants.postgres.session import (
     Row,
     ServerError,
     ServerParameters,
+    close_in_background,
     keep,
+    standby_warning,
 )
-from undoubt.participants.postgres.session_end import FATAL
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
-    from undoubt.participants.postgres.on_connect import OnConnect
+log = logging.getLogger(__name__)
 
 WAKE_S = 1.0
 """psycopg's waiting has to wake up now and then; nothing is done when it does."""
@@ -75,7 +78,7 @@ _OWN = _OwnAdapters()
 
 
 class PsycopgSession:
-    """See the module. How the application's connection is made is for subclasses to say."""
+    """See the module. It serves the engine alone; a subclass lends its connection to applications."""
 
     intro: ServerParameters
 
@@ -108,7 +111,7 @@ class PsycopgSession:
         results = await self._ask(lambda: self.pgconn.send_query(sql.encode()), timeout_s)
         tag = (results[-1].command_status or b"").decode("ascii", "replace")
         self.undone = self.undone or tag.startswith("ROLLBACK")
-        return CommandResult(tag, tuple(self._notices))
+        return CommandResult(tag, standby_warning(self._notices) if self._notices else None)
 
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
         values = Transformer(_OWN).dump_sequence(args, [PyFormat.TEXT] * len(args))
@@ -120,12 +123,6 @@ class PsycopgSession:
 
     def keep_statements(self) -> None:
         """The engine itself prepares nothing under a name."""
-
-    async def set_up(self, hook: OnConnect) -> None:
-        raise NotImplementedError  # for the subclass that lends connections: this one serves undoubt alone
-
-    def handle(self, gid: Gid) -> Handle:
-        raise NotImplementedError  # likewise
 
     def abandon(self) -> None:
         """Send nothing through it any more, and leave the connection open: it is somebody else's."""
@@ -222,8 +219,7 @@ class PsycopgSession:
         keep(
             self._notices,
             Notice(
-                field(result, DiagnosticField.SEVERITY_NONLOCALIZED)
-                or field(result, DiagnosticField.SEVERITY),
+                severity_of(result),
                 field(result, DiagnosticField.SQLSTATE),
                 field(result, DiagnosticField.MESSAGE_PRIMARY),
                 source.rpartition("/")[2] or None,
@@ -236,10 +232,14 @@ def field(result: PGresult, name: DiagnosticField) -> str:
     return (result.error_field(name) or b"").decode("utf-8", "replace")
 
 
+def severity_of(result: PGresult) -> str:
+    """Of an error or notice: in English, where the server tells that (since version 9.6)."""
+    return field(result, DiagnosticField.SEVERITY_NONLOCALIZED) or field(result, DiagnosticField.SEVERITY)
+
+
 def server_error(result: PGresult) -> ServerError | None:
     """None if the connection was lost: an error of libpq's own, or of class 08, which poolers send."""
     sqlstate = field(result, DiagnosticField.SQLSTATE)
-    severity = field(result, DiagnosticField.SEVERITY_NONLOCALIZED) or field(result, DiagnosticField.SEVERITY)
     if not sqlstate or sqlstate.startswith("08"):
         return None
     return ServerError(
@@ -247,5 +247,45 @@ def server_error(result: PGresult) -> ServerError | None:
         field(result, DiagnosticField.MESSAGE_PRIMARY),
         detail=field(result, DiagnosticField.MESSAGE_DETAIL),
         hint=field(result, DiagnosticField.MESSAGE_HINT),
-        fatal=severity in FATAL,
+        fatal=severity_of(result) in FATAL,
     )
+
+
+async def cancel_and_finish(pgconn: PGconn) -> None:
+    """For a statement of the engine's own, whose answer nobody waits for any more."""
+    try:
+        await _cancel(pgconn)
+    finally:
+        pgconn.finish()
+
+
+async def interrupt(pgconn: PGconn) -> None:
+    """For a statement of the application's, in whatever thread: it fails, there and on the server. The
+    connection is not freed: that is for whoever is inside."""
+    door = _duplicate(pgconn)
+    try:
+        await _cancel(pgconn)
+    finally:
+        if door is not None:
+            with door, contextlib.suppress(OSError):
+                door.shutdown(socket.SHUT_RDWR)
+
+
+def _duplicate(pgconn: PGconn) -> socket.socket | None:
+    """Of our own: the connection's may be closed meanwhile, and its number given out again."""
+    try:
+        return socket.socket(fileno=os.dup(pgconn.socket))
+    except (OSError, psycopg.Error):
+        return None  # closed already
+
+
+async def _cancel(pgconn: PGconn) -> None:
+    if pgconn.status != ConnStatus.OK:
+        return
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            cancelling = pgconn.cancel_conn()
+            cancelling.start()
+            await waiting.wait_conn_async(generators.cancel(cancelling), interval=CLOSE_TIMEOUT_S)
+    except (psycopg.Error, OSError, TimeoutError) as error:
+        log.debug("a cancellation was not delivered: %s", error)

@@ -1,0 +1,12 @@
+"""Sessions with psycopg, for asynchronous and for synchronous applications.
+
+In the order in which a branch passes them:
+
+====================  ==================================================================================
+:mod:`.connector`     opens a session, and lends its libpq connection to the applications of branches.
+:mod:`.session`       implements the session over psycopg's libpq connection, and closes it.
+:mod:`.connection`    gives the application a connection of either kind that cannot end the branch.
+:mod:`.gate`          replaces the connection's lock, and keeps the application out after the branch's
+                      end.
+====================  ==================================================================================
+"""

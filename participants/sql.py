@@ -1,0 +1,64 @@
+"""SQL as text: the named statements of a room, and the quoting of what cannot be a parameter.
+
+A room's ``queries.sql`` holds its statements for a DBA to read, each under a line ``-- name: <name>``;
+nothing in it depends on Python."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from importlib import resources
+
+from undoubt.participants.invariant import invariant
+
+_HEAD = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+
+
+class Queries(dict[str, str]):
+    """The statements in ``queries.sql`` of the package ``package``, by name. ``parts`` names those that stand
+    in later ones, as ``{name}``."""
+
+    def __init__(self, package: str, *, parts: Iterable[str] = ()) -> None:
+        super().__init__()
+        texts = _HEAD.split(resources.files(package).joinpath("queries.sql").read_text("utf-8"))
+        for name, body in zip(texts[1::2], texts[2::2], strict=True):
+            lines = [
+                line for line in body.splitlines() if line.strip() and not line.lstrip().startswith("--")
+            ]
+            statement = "\n".join(lines).removesuffix(";")
+            for part in parts:
+                statement = statement.replace(f"{{{part}}}", self.get(part, ""))
+            self[name] = statement
+
+    def text(self, name: str) -> str:
+        """The statement called ``name``."""
+        return self[name]
+
+    def fill(self, name: str, **literals: str) -> str:
+        """The statement called ``name`` with its ``{names}`` replaced by quoted ``literals``."""
+        text = self[name]
+        for key, value in literals.items():
+            place = f"{{{key}}}"
+            invariant(place in text, f"query {name} has no place for {key}")
+            text = text.replace(place, literal(value))
+        return text
+
+
+def literal(text: str) -> str:
+    """``text`` as a string constant, whatever ``standard_conforming_strings`` says."""
+    invariant("\0" not in text, "PostgreSQL takes no zero byte in a string")
+    quoted = text.replace("'", "''")
+    if "\\" in quoted:
+        return " E'" + quoted.replace("\\", "\\\\") + "'"
+    return f"'{quoted}'"
+
+
+def identifier(text: str) -> str:
+    """``text`` as a quoted identifier."""
+    invariant("\0" not in text, "PostgreSQL takes no zero byte in a name")
+    return '"' + text.replace('"', '""') + '"'
+
+
+def names(texts: Iterable[str]) -> str:
+    """An array of names (``name[]``)."""
+    return f"array[{', '.join(map(literal, texts))}]::pg_catalog.name[]"
