@@ -20,6 +20,7 @@ from undoubt.participants.contract import Decision, Evidence, PrepareUnanswered,
 from undoubt.participants.errors import BranchFailed, ParticipantUnavailable
 from undoubt.participants.ids import Gid
 from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.branch import end_prepared
 
 KINDS = ("asyncpg", "psycopg", "psycopg-sync")
 
@@ -245,7 +246,7 @@ async def test_cancelled_management_call(
 
     async def rollback_prepared() -> Settled:
         async with remote._management.session() as session:
-            return await remote._settler._tell(session, gid, Decision.ABORT)
+            return await end_prepared(session, gid, Decision.ABORT, remote.settings.statement_timeout_s)
 
     branch = await remote.begin(gid, timeout_s=30)
     await at(branch).execute(WRITE)

@@ -87,23 +87,26 @@ async def test_lost_answer_with_table(
     assert await noted.balance() == 100
 
 
-async def test_lost_answer_of_a_commit_that_still_runs(noted: Database, gid: Gid) -> None:
+async def test_lost_answer_of_a_commit_that_still_runs(
+    noted: Database, gid: Gid, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The client has lost its connection, the server does not know yet: a missing row is no proof."""
     await noted.admin.execute(_SLOW_TRIGGER)
     await noted.admin.execute("select pg_advisory_lock(4711)")
     async with Proxy(noted.dsn) as proxy:
         participant = participant_at(proxy.dsn)
-        one_phase = participant._around.one_phase
-        look_for_note = one_phase._look_for_note
+        look_for_note = OnePhase._look_for_note
         looks = []
 
-        async def then_let_it_commit(session: ServerSession, proof: bytes, wrote: bool) -> Settled:
-            looks.append(await look_for_note(session, proof, wrote))
+        async def then_let_it_commit(
+            books: OnePhase, session: ServerSession, proof: bytes, wrote: bool
+        ) -> Settled:
+            looks.append(await look_for_note(books, session, proof, wrote))
             if len(looks) == 1:
                 await noted.admin.execute("select pg_advisory_unlock(4711)")
             return looks[-1]
 
-        one_phase._look_for_note = then_let_it_commit  # type: ignore[method-assign]
+        monkeypatch.setattr(OnePhase, "_look_for_note", then_let_it_commit)
         branch = await participant.begin(gid, timeout_s=30, key=KEY)
         await at(branch).execute(WRITE)
         commit = asyncio.create_task(branch.commit_one_phase())

@@ -17,6 +17,8 @@ from tests.pgbouncer import PgBouncer
 from undoubt.participants.contract import Decision, Settled, Vote
 from undoubt.participants.errors import BranchFailed, ParticipantRefused, UsageError
 from undoubt.participants.findings import Severity
+from undoubt.participants.postgres import settle
+from undoubt.participants.postgres.branch import end_prepared
 from undoubt.participants.postgres.session import ServerError
 
 LOGINS = ("app", "postgres")
@@ -276,20 +278,21 @@ async def test_a_superuser_works_as_the_owner(scene: Scene, order: Decision) -> 
     await participant.close()
 
 
-async def test_a_superusers_own_branches_are_proved_by_the_books(scene: Scene) -> None:
+async def test_a_superusers_own_branches_are_proved_by_the_books(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Broken if what a thief prepared meanwhile is committed in the place of a branch that was rolled back,
     and told as done: no role that could be become is kept from it by the server."""
     participant = scene.at("postgres")
     gid = new_gid()
     evidence = await prepare(participant, gid)
-    tell = participant._settler._tell
 
-    async def too_late(*args: object) -> Settled:
+    async def too_late(*given: Any) -> Settled:
         await scene.database.admin.execute(f"rollback prepared '{gid}'")
         await scene.forge(gid)
-        return await tell(*args)  # type: ignore[arg-type]
+        return await end_prepared(*given)
 
-    participant._settler._tell = too_late  # type: ignore[method-assign]
+    monkeypatch.setattr(settle, "end_prepared", too_late)
     assert await participant.settle(gid, Decision.COMMIT, evidence) is Settled.HEURISTIC_ROLLBACK
     await participant.close()
 
@@ -397,14 +400,13 @@ async def test_a_name_that_is_used_again_while_its_impostor_is_ended(
     gid = new_gid()
     await scene.forge(gid)
     [shown] = await participant.in_doubt()
-    tell = participant._settler._tell
 
     async def too_late(*given: Any) -> Settled:
         await scene.thief.execute(f"commit prepared '{gid}'")
         await scene.forge(gid)
-        return await tell(*given)
+        return await end_prepared(*given)
 
-    monkeypatch.setattr(participant._settler, "_tell", too_late)
+    monkeypatch.setattr(settle, "end_prepared", too_late)
     assert await participant.end_impostor(shown) is Settled.ABSENT
     assert "another one of that name was rolled back" in caplog.text
     assert await scene.database.prepared() == []
