@@ -71,7 +71,7 @@ async def main(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="undoubt-shadowed-")))
         server = await stack.enter_async_context(EmbeddedServer(durable=False))
-        application = _application(folder / "application")
+        application = make_application(folder / "application")
         for way in given.only:
             place = folder / way
             python = await asyncio.to_thread(_install, way, place)
@@ -86,7 +86,7 @@ async def main(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     return told, not failures
 
 
-def _application(folder: Path) -> Path:
+def make_application(folder: Path) -> Path:
     for room in ROOMS:
         (folder / room).mkdir(parents=True)
         (folder / room / "__init__.py").write_text('OWNER = "the application"\n')
