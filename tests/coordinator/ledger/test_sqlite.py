@@ -37,6 +37,8 @@ from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.ledger.sqlite.store import SqliteStore
 from undoubt.coordinator.ledger.state import LedgerState
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.wire.connection import HEADER, header
+from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION
 from undoubt.participants.bounds import OutOfBounds
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
@@ -167,6 +169,7 @@ async def test_an_owner_that_was_stopped_itself_expires_nobody_for_that(
 ) -> None:
     """Broken if an owner that could hear nobody for a while, its event loop blocked or its process stopped,
     takes everybody for dead, its own coordinator too."""
+    monkeypatch.setattr(owner_module, "UPKEEP_INTERVAL_S", 0.05)
     now_s, looked = 0.0, asyncio.Event()
     expire_due = owner_module.OwnedLedger.expire_due
 
@@ -420,12 +423,13 @@ async def test_only_its_user_can_reach_it(ledger: SqliteLedger, path: Path) -> N
 @pytest.mark.parametrize(
     "junk",
     [
-        b"\xff\xff\xff\xff\x01",
-        b"\x00\x00\x00\x02\x09\x90",
-        b"\x00\x00\x00\x05\x01oops",
+        HEADER.pack(2**32 - 1, HANDSHAKE_VERSION, 0),
+        header(b"\x90", 9) + b"\x90",
+        HEADER.pack(9, HANDSHAKE_VERSION, 0) + b"oops",
+        header(b"\xc1", HANDSHAKE_VERSION) + b"\xc1",
         b"GET / HTTP/1.1\r\n\r\n",
     ],
-    ids=["too long", "other version", "no msgpack", "http"],
+    ids=["too long", "other version", "other checksum", "no msgpack", "http"],
 )
 async def test_junk_on_the_socket_hurts_nobody(ledger: SqliteLedger, path: Path, junk: bytes) -> None:
     """The connection that sent it is closed; others go on."""
