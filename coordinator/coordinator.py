@@ -108,7 +108,8 @@ class Coordinator:
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        self._transactions: dict[TxId, Transaction] = {}
+        self.live: dict[TxId, Transaction] = {}
+        """The transactions of this process that have not ended."""
         self._background: set[Uncancellable[None]] = set()
         self._finisher = Finisher(ledger, participants, observe)
         self._keeper = SessionKeeper(
@@ -186,7 +187,7 @@ class Coordinator:
         """
         self.check_here()
         txid = TxId.of(txid)
-        transaction = self._transactions.get(txid)
+        transaction = self.live.get(txid)
         if transaction is not None and transaction.fixed_elsewhere:
             return RecordedDecision.COMMIT
         return (await self.ledger.records([txid]))[txid]
@@ -198,7 +199,7 @@ class Coordinator:
         txid = TxId.of(txid)
         if not isinstance(cause, BaseException):
             raise OutOfBounds("cause", f"must be an exception, not of type {type(cause).__name__}")
-        transaction = self._transactions.get(txid)
+        transaction = self.live.get(txid)
         if transaction is None:
             return False
         transaction.explain(cause)
@@ -215,7 +216,7 @@ class Coordinator:
         self.check_here()
         participant = self.participants.get(name)
         # While it is unregistered those that are at work would not find it; afterwards no branch can begin.
-        if live := [str(tx.id) for tx in self._transactions.values() if name in tx.participants]:
+        if live := [str(tx.id) for tx in self.live.values() if name in tx.participants]:
             raise ParticipantInUse(name, live)
         self.participants.remove(name)
         try:
@@ -240,7 +241,7 @@ class Coordinator:
         self.check_here()
         self._closed = True
         self._keeper.shut()
-        for transaction in list(self._transactions.values()):
+        for transaction in list(self.live.values()):
             transaction.doom(CoordinatorClosed("the coordinator was closed"))
         async with contextlib.AsyncExitStack() as stack:  # all of it, also if this is cancelled
             stack.push_async_callback(self._keeper.close)
@@ -275,7 +276,7 @@ class Coordinator:
         return [*prepared, *recorded]
 
     def _session_lost(self, session: int) -> None:
-        for transaction in list(self._transactions.values()):
+        for transaction in list(self.live.values()):
             if transaction.id.session == session:
                 transaction.doom(SessionLost(f"session {session} was closed or has expired"))
 
@@ -307,7 +308,7 @@ class Coordinator:
         return self.participants.get(name)
 
     def begun(self, transaction: Transaction) -> None:
-        self._transactions[transaction.id] = transaction
+        self.live[transaction.id] = transaction
 
     def rolled_back(self, transaction: Transaction) -> None:
         self._ended(transaction)
@@ -317,7 +318,7 @@ class Coordinator:
     def _ended(self, transaction: Transaction) -> None:
         """Nothing of it is undecided here any more, unless the task that was to end it is abandoned: that is
         left to recovery, and no floor passes it."""
-        self._transactions.pop(transaction.id, None)
+        self.live.pop(transaction.id, None)
         task = asyncio.current_task()
         if task is None or not task.cancelling():
             transaction.lease.end(transaction.id)

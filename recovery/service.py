@@ -54,7 +54,7 @@ class RecoveryService:
         self._always = always
         self._meter = meter
         self._rng = rng or random.Random()  # noqa: S311 - jitter
-        self._tools = RecoveryContext(ledger, participants, self._settings.parallel, observe, hazard_grace_s)
+        self.context = RecoveryContext(ledger, participants, self._settings.parallel, observe, hazard_grace_s)
         self._detector = DeadlockDetector(ledger, participants, cancel)
         self._workers: dict[str, tuple[RecoveryWorker, asyncio.Task[None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -88,7 +88,7 @@ class RecoveryService:
         If a hazard needs a second look, the pass is made twice. ``dry_run`` reports what a pass would do, and
         changes nothing. Errors of participants, and of the ledger about them, are in the report.
         """
-        tools = self._tools
+        tools = self.context
         if dry_run:
             tools = RecoveryContext(self._ledger, self._participants, self._settings.parallel)
         passes = await self._pass(tools, dry_run=dry_run)
@@ -119,8 +119,8 @@ class RecoveryService:
             bool(self._tasks),
             self._ledger.leads,
             tuple(worker.status() for _, (worker, _) in sorted(self._workers.items())),
-            self._tools.progress.left(self._participants),
-            self._tools.counters,
+            self.context.progress.left(self._participants),
+            self.context.counters,
             self._last_error,
         )
 
@@ -140,7 +140,7 @@ class RecoveryService:
                 if name not in self._workers:
                     tell = self._meter.passed if self._meter is not None else None
                     worker = RecoveryWorker(
-                        participant, self._tools, self._settings, self._allowed, self._rng, tell=tell
+                        participant, self.context, self._settings, self._allowed, self._rng, tell=tell
                     )
                     task = Supervised("recovery worker", worker.run).start(f"undoubt-recovery {name}")
                     self._workers[name] = (worker, task)
@@ -173,7 +173,7 @@ class RecoveryService:
     async def look_for_deadlocks(self) -> list[DistributedDeadlock]:
         """One look at the wait graphs of all participants; ends the deadlocks it finds, and returns them."""
         found = await self._detector.look()
-        self._tools.counters.deadlocks += len(found)
+        self.context.counters.deadlocks += len(found)
         if self._meter is not None:
             self._meter.deadlocks(len(found))
         return found

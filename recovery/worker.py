@@ -136,7 +136,7 @@ class RecoveryWorker:
             if self._allowed():
                 await self._pass()
                 await self._sweep()
-            await asyncio.sleep(self._pause_s())
+            await asyncio.sleep(self.pause_s())
             self._retry_at = None
 
     async def _pass(self) -> None:
@@ -144,7 +144,7 @@ class RecoveryWorker:
         if self._tell is not None:
             self._tell(self.participant.name, passed)
         if passed.error is not None:
-            self._failed(passed.error)
+            self.failed(passed.error)
             return
         self._failures = 0
         failed = {line.gid: line.why for line in passed.lines if line.result == "failed"}
@@ -177,14 +177,16 @@ class RecoveryWorker:
             restarts["recovery worker"] += 1
             log.exception("sweeping old rows at %r failed", self.participant.name)
 
-    def _failed(self, why: str) -> None:
+    def failed(self, why: str) -> None:
+        """A pass has failed; the next pauses are longer."""
         self._failures += 1
         if why != self._last_error:
             name = self.participant.name
             log.warning("recovery of participant %r: %s", name, why, extra={"participant": name})
         self._last_error = why
 
-    def _pause_s(self) -> float:
+    def pause_s(self) -> float:
+        """How long to wait before the next pass, in seconds; drawn at random after a failure."""
         if not self._failures:
             return max(self._settings.interval_s, PAUSE_MIN_S)
         base_s = max(self._settings.interval_s, BACKOFF_BASE_S)

@@ -42,7 +42,7 @@ class MemoryLedger(StateMachineLedger):
     async def close(self) -> None:
         """Nothing to let go of."""
 
-    async def _propose(self, command: Command) -> Any:
+    async def propose(self, command: Command) -> Any:
         if self.down is not None:
             raise self.down
         durable = decode(encode(command))  # what another backend would read back from its log

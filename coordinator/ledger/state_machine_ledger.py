@@ -1,6 +1,6 @@
 """The ledger's calls over a state machine in this process.
 
-What is missing is how a command becomes durable before it is applied: ``_propose``, which each backend has
+What is missing is how a command becomes durable before it is applied: ``propose``, which each backend has
 its own way for. Queries read the applied state, and a command is applied before its caller is answered, so
 a query sees everything that anybody was told before; where others may have been told more than this process
 has applied, ``_up_to_date`` waits for it first.
@@ -96,7 +96,7 @@ NEWEST = _Newest()
 
 
 class StateMachineLedger(abc.ABC):
-    """Implements :class:`~undoubt.coordinator.ledger.contract.Ledger` but for ``_propose`` and where history
+    """Implements :class:`~undoubt.coordinator.ledger.contract.Ledger` but for ``propose`` and where history
     is kept.
 
     ``owner`` names this process in the sessions that it opens for itself; ``clock`` is monotonic, in seconds;
@@ -145,7 +145,7 @@ class StateMachineLedger(abc.ABC):
         return True
 
     @abc.abstractmethod
-    async def _propose(self, command: Command) -> Any:
+    async def propose(self, command: Command) -> Any:
         """Make ``command`` durable, apply it, return its result. Raises ``LedgerError``."""
 
     @abc.abstractmethod
@@ -174,7 +174,7 @@ class StateMachineLedger(abc.ABC):
 
     async def _run_judged(self, command: Command) -> Any:
         """One that was found within its bounds."""
-        result = await self._propose(command)
+        result = await self.propose(command)
         if isinstance(result, UndoubtError):
             raise result
         return result

@@ -116,7 +116,7 @@ class NodeLedger(StateMachineLedger):
         """The wall clock, for people."""
         return self._wall()
 
-    async def _propose(self, command: Command) -> Any:
+    async def propose(self, command: Command) -> Any:
         answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
         def told(result: object) -> None:

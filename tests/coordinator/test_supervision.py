@@ -75,7 +75,7 @@ async def test_the_upkeep_of_a_sqlite_ledger_goes_on(tmp_path: Path, monkeypatch
     monkeypatch.setattr("undoubt.coordinator.ledger.sqlite.owner.UPKEEP_INTERVAL_S", 0.01)
     path = tmp_path / "ledger.db"
     ledger = await SqliteLedger.open(path, LedgerSettings(url=f"sqlite:///{path}"))
-    owned: Any = ledger._owned
+    owned: Any = ledger.owned
     owned.expire_due = once = Once(owned.expire_due)
     async with asyncio.timeout(30):
         await once.again.wait()

@@ -121,7 +121,7 @@ class LedgerFiles:
 
 async def _checked(ledger: OwnedLedger) -> str:
     """What `undoubt ledger check` says."""
-    return "; ".join(await ledger._in_thread(ledger._store.problems))
+    return "; ".join(await ledger.in_thread(ledger.store.problems))
 
 
 async def _open(folder: Path) -> OwnedLedger:

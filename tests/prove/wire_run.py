@@ -399,7 +399,7 @@ class Trial:
             return
         left: list[str] = []
         while loop.time() < end:
-            quiet = all(wire.settled for wire in self._wires.values()) and not door.engine._transactions
+            quiet = all(wire.settled for wire in self._wires.values()) and not door.engine.live
             if quiet or loop.time() > look_at:
                 look_at = loop.time() + LOOK_S
                 report = await self._bounded("recovery", door.in_loop(service.run_once), problems)
@@ -415,7 +415,7 @@ class Trial:
     async def _not_settled(self, left: list[str], problems: list[str]) -> None:
         self._verdicts.prepared_after += len(left)
         problems.append(
-            f"not settled: prepared {left}, at work {list(map(str, self._door.engine._transactions))}, wires"
+            f"not settled: prepared {left}, at work {list(map(str, self._door.engine.live))}, wires"
             f" {[wire.settled for wire in self._wires.values()]}"
         )
         await self._end_by_hand()

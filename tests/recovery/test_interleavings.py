@@ -376,7 +376,7 @@ async def test_steps_come_in_order_with_their_subjects(world: World) -> None:
     world.registry.add(world.payments)
     world.registry.remove("orders")
     service = world.service(observe=lambda step, subject: seen.append((step, subject)))
-    service._tools.progress.done(gid)
+    service.context.progress.done(gid)
     await service.run_once()
     around = ["before_scan", "after_scan", "after_outcomes"]
     assert seen == [

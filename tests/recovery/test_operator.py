@@ -48,7 +48,7 @@ async def test_rollback_of_what_is_aborted_needs_no_record(world: World) -> None
     of a transaction below the floor of a session from before a restore."""
     gid, _ = await world.left()
     await world.ledger.keep_alive(world.session, gid.txid.seq + 1)
-    await world.ledger._propose(Restore(1_000))
+    await world.ledger.propose(Restore(1_000))
     await operator(world).roll_back(gid)
     assert world.orders.fate(gid) is XactStatus.ABORTED
 

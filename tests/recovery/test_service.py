@@ -239,18 +239,18 @@ async def test_pauses_double_up_to_the_limit_and_are_random(world: World) -> Non
     settings = RecoverySettings(interval_s=1.0, backoff_max_s=5.0)
 
     def worker(rng: random.Random) -> RecoveryWorker:
-        return RecoveryWorker(world.orders, world.service()._tools, settings, lambda: True, rng)
+        return RecoveryWorker(world.orders, world.service().context, settings, lambda: True, rng)
 
     steady = worker(Highest())
-    pauses = [steady._pause_s()]
+    pauses = [steady.pause_s()]
     for _ in range(4):
-        steady._failed("down")
-        pauses.append(steady._pause_s())
+        steady.failed("down")
+        pauses.append(steady.pause_s())
     assert pauses == [1.0, 2.0, 4.0, 5.0, 5.0]
     some = worker(random.Random(1))
     for _ in range(2_000):
-        some._failed("down")
-    drawn = [some._pause_s() for _ in range(200)]
+        some.failed("down")
+    drawn = [some.pause_s() for _ in range(200)]
     assert min(drawn) < 1.0 < 4.0 < max(drawn) <= 5.0
 
 
@@ -264,13 +264,13 @@ async def test_a_worker_that_lost_the_lead_does_nothing_more(world: World) -> No
 
     service = world.service()
     task = asyncio.create_task(
-        RecoveryWorker(world.orders, service._tools, FAST, allowed, random.Random(1)).run()
+        RecoveryWorker(world.orders, service.context, FAST, allowed, random.Random(1)).run()
     )
-    await until(lambda: service._tools.counters.scans > 0)
+    await until(lambda: service.context.counters.scans > 0)
     leads = False
     scans = -1
-    while scans != service._tools.counters.scans:  # the pass that is under way
-        scans = service._tools.counters.scans
+    while scans != service.context.counters.scans:  # the pass that is under way
+        scans = service.context.counters.scans
         asked.clear()
         await asked.wait()
     gids = await world.left(Decision.COMMIT)

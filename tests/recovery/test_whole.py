@@ -34,7 +34,7 @@ def fates(world: World, gids: list[Gid]) -> list[XactStatus]:
 async def forgotten(world: World) -> list[Gid]:
     """Undecided in a session that a restore of the ledger closed: a person must decide."""
     gids = await world.left()
-    await world.ledger._propose(Restore(1_000))
+    await world.ledger.propose(Restore(1_000))
     return gids
 
 

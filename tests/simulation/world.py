@@ -459,7 +459,7 @@ class World:
         if self.cluster is not None:
             running = [node.running for node in self.cluster.running]
             return [node.replica.replicated.machine for node in running if node is not None]
-        owned = [each._owned for process, each in self.ledgers if process.alive]
+        owned = [each.owned for process, each in self.ledgers if process.alive]
         return [each.machine for each in owned if each is not None]
 
     def unsettled(self) -> list[str]:

@@ -67,7 +67,8 @@ class PostgresLedger:
         self.settings = settings
         self._connections = Connections(settings)
         self._decisions = Decisions(self._connections)
-        self._upkeep = Upkeep(self._connections, settings, clock)
+        self.upkeep = Upkeep(self._connections, settings, clock)
+        """What the process that leads does from time to time: sessions expire, and records are let go."""
         self._ledger_id = ""
         self._names = Names("", b"")
         self._tagged: dict[tuple[int, str], bool] = {}
@@ -83,7 +84,7 @@ class PostgresLedger:
         ledger = cls(settings, clock)
         try:
             await ledger._find()
-            await ledger._upkeep.start()
+            await ledger.upkeep.start()
         except BaseException:
             await ledger._connections.close()
             raise
@@ -102,7 +103,7 @@ class PostgresLedger:
 
     @property
     def leads(self) -> bool:
-        return self._upkeep.leads
+        return self.upkeep.leads
 
     @property
     def secret(self) -> bytes:
@@ -114,7 +115,7 @@ class PostgresLedger:
         self._closed = True
         if os.getpid() != self._pid:
             return
-        await self._upkeep.close()
+        await self.upkeep.close()
         await self._decisions.close()
         await self._connections.close()
 

@@ -44,7 +44,8 @@ class SqliteLedger(CallingLedger):
         self._ledger_id = ""
         self._closed = False
         self._lock: FileLock | None = None
-        self._owned: OwnedLedger | None = None
+        self.owned: OwnedLedger | None = None
+        """The ledger itself, while this process is its owner."""
         self._server: LedgerServer | None = None
         self._connection: OwnerConnection | None = None
         self._owning: Uncancellable[None] | None = None
@@ -77,12 +78,12 @@ class SqliteLedger(CallingLedger):
 
     @property
     def leads(self) -> bool:
-        return self._owned is not None
+        return self.owned is not None
 
     @property
     def secret(self) -> bytes:
         """Of the ledger, which only the owner has; else empty."""
-        return b"" if self._owned is None else self._owned.machine.state.secret
+        return b"" if self.owned is None else self.owned.machine.state.secret
 
     async def close(self) -> None:
         """Let go of the ledger; another process may own it from now on."""
@@ -99,11 +100,11 @@ class SqliteLedger(CallingLedger):
             await self._connection.close()
         if self._server is not None:
             await self._server.close()
-        if self._owned is not None:
-            await self._owned.close()
+        if self.owned is not None:
+            await self.owned.close()
         if self._lock is not None:
             self._lock.release()
-        self._connection = self._server = self._owned = self._lock = None
+        self._connection = self._server = self.owned = self._lock = None
 
     async def backup(self, path: Path) -> int:
         """Write everything that is recorded to ``path``, absolute; the size in bytes. Raises
@@ -117,8 +118,8 @@ class SqliteLedger(CallingLedger):
                 f"this ledger was opened by process {self._pid}; open one of your own after a fork"
             )
         judged(call, decode_call)
-        if self._owned is not None:
-            return await call.serve(self._owned, remote=False)
+        if self.owned is not None:
+            return await call.serve(self.owned, remote=False)
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
                 return await self._ask(call)
@@ -131,8 +132,8 @@ class SqliteLedger(CallingLedger):
     async def _ask(self, call: AnyLedgerCall) -> Any:
         while True:
             await self._find_within(self.settings.request_timeout_s)
-            if self._owned is not None:
-                return await call.serve(self._owned, remote=False)
+            if self.owned is not None:
+                return await call.serve(self.owned, remote=False)
             if self._connection is None:
                 continue
             try:
@@ -158,7 +159,7 @@ class SqliteLedger(CallingLedger):
 
     @property
     def _found(self) -> bool:
-        if self._owned is not None:
+        if self.owned is not None:
             return True
         return self._connection is not None and not self._connection.gone.done()
 
@@ -189,7 +190,7 @@ class SqliteLedger(CallingLedger):
         except BaseException:
             lock.release()
             raise
-        self._lock, self._owned, self._server, self._connection = lock, owned, server, None
+        self._lock, self.owned, self._server, self._connection = lock, owned, server, None
         if self._closed:
             await self._let_go()
 

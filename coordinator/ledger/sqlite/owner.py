@@ -98,7 +98,7 @@ class OwnedLedger(StateMachineLedger):
     ) -> None:
         super().__init__(rebuilt(loaded, store.path), settings, clock=clock)
         self.owner = new_nonce()
-        self._store = store
+        self.store = store
         self._thread = thread
         self._loop = asyncio.get_running_loop()
         self._log = _Log(store, thread, loaded.last_index)
@@ -161,10 +161,10 @@ class OwnedLedger(StateMachineLedger):
         await self._commit.drained()
         self._broken = LedgerUnavailable("the ledger is closed")
         self._commit.close()
-        await self._in_thread(self._store.close)
+        await self.in_thread(self.store.close)
         self._thread.end()
 
-    async def _propose(self, command: Command) -> Any:
+    async def propose(self, command: Command) -> Any:
         if self._broken is not None:
             raise self._broken
         answer: asyncio.Future[Any] = self._loop.create_future()
@@ -244,31 +244,32 @@ class OwnedLedger(StateMachineLedger):
         if not path.is_absolute():
             raise UsageError(f"the path of a backup is absolute, and {str(path)[:200]!r} is not")
         about = About("", self.ledger_id, self._log.last_index, 0, self._wall(), metadata.version("undoubt"))
-        return await self._in_thread(backup.write, path, Backup(about, self.machine.snapshot()))
+        return await self.in_thread(backup.write, path, Backup(about, self.machine.snapshot()))
 
-    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
+    async def in_thread(self, function: Callable[..., T], *args: object) -> T:
+        """Run ``function`` in the one thread that uses the store."""
         if self._thread.ended:
             raise LedgerUnavailable("the ledger is closed")
         return await self._thread.do(partial(function, *args))
 
     async def _history_of(self, txid: TxId) -> DecisionRecord | None:
-        return self._recent.recent().get(txid) or await self._in_thread(self._store.history_of, txid)
+        return self._recent.recent().get(txid) or await self.in_thread(self.store.history_of, txid)
 
     async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
-        return await self._recent.page(limit, before, partial(self._in_thread, self._store.history))
+        return await self._recent.page(limit, before, partial(self.in_thread, self.store.history))
 
     async def _expire_former_owner(self) -> None:
         """The lock proves that the process which owned the ledger has gone, or has closed it: the sessions
         that it opened for itself need not be waited for."""
         for book in list(self.machine.state.sessions.values()):
             if book.owner and book.state is SessionState.OPEN:
-                await self._propose(ExpireSession(book.id))
+                await self.propose(ExpireSession(book.id))
 
     async def _look_at_file(self) -> None:
         """What is recorded after the file was taken away would be gone with this process."""
         if self._broken is None:
             try:
-                await self._in_thread(self._store.check_in_place)
+                await self.in_thread(self.store.check_in_place)
             except LedgerUnusable as error:
                 broken = StoreBroken(str(error))
                 self._fail(broken)

@@ -88,7 +88,7 @@ class Sqlite(Backend):
         self.ledger = self.owner
 
     async def elapse(self, seconds: float) -> None:
-        owned = self.owner._owned
+        owned = self.owner.owned
         assert owned is not None
         await owned.expire_due()
         self.now_s += seconds
@@ -96,7 +96,7 @@ class Sqlite(Backend):
         await owned.advance_time()
 
     def secret(self) -> bytes:
-        owned = self.owner._owned
+        owned = self.owner.owned
         assert owned is not None
         return owned.machine.state.secret
 
@@ -165,14 +165,14 @@ class Postgres(Backend):
         self.ledger = self.opened
 
     async def elapse(self, seconds: float) -> None:
-        upkeep = self.opened._upkeep
+        upkeep = self.opened.upkeep
         await upkeep.move(round(seconds * 1000))
         assert upkeep.leads
         await upkeep.expire()
         await upkeep.retire()
 
     def secret(self) -> bytes:
-        return self.opened._names.secret
+        return self.opened.secret
 
     async def remove(self) -> None:
         await self.place.__aexit__(None, None, None)

@@ -182,7 +182,7 @@ async def test_an_exception_of_the_machine_stops_a_sqlite_ledger(
     backend = Sqlite(tmp_path)
     await backend.open()
     session = await backend.ledger.open_session("name", 60.0)
-    owned = backend.owner._owned
+    owned = backend.owner.owned
     assert owned is not None
     applied: list[Command] = []
     apply = owned.machine.apply

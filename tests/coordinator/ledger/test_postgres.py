@@ -52,8 +52,8 @@ async def verdict(ledger: Signing, txid: TxId) -> Verdict:
 
 
 async def expire_all(ledger: Signing) -> list[int]:
-    await ledger._upkeep.move(1_000_000)
-    return await ledger._upkeep.expire()
+    await ledger.upkeep.move(1_000_000)
+    return await ledger.upkeep.expire()
 
 
 async def test_an_advisory_lock_that_somebody_holds(
@@ -93,10 +93,10 @@ async def test_a_decision_waits_for_an_expiry(
     """Broken if a COMMIT is recorded beside an expiry that is already on its way, or refused because of one
     that never happened."""
     session = await ledger.open_session("test", 10)
-    await ledger._upkeep.move(1_000_000)
+    await ledger.upkeep.move(1_000_000)
     async with Held.connect(database) as held:
         await held.run("begin")
-        await held.run(sql.query("expire"), me=ledger._upkeep.me)
+        await held.run(sql.query("expire"), me=ledger.upkeep.me)
         deciding = asyncio.create_task(ledger.decide(session.txid(1), COMMIT, BRANCHES))
         await held.somebody_waits()
         assert await verdict(ledger, session.txid(1)) is Verdict.ACTIVE
@@ -151,16 +151,16 @@ async def test_a_session_that_is_being_dropped_keeps_what_slips_in(ledger: Signi
     """Broken if a decision recorded while its old session is dropped goes with it."""
     session = await ledger.open_session("test", 10)
     await ledger.close_session(session)
-    await ledger._upkeep.move(10**12)
+    await ledger.upkeep.move(10**12)
     async with Held.connect(database) as held:
         await held.decide(session.txid(1), "abort")
-        dropping = asyncio.create_task(ledger._upkeep.retire())
+        dropping = asyncio.create_task(ledger.upkeep.retire())
         await held.somebody_waits()
         await held.run("commit")
         assert await dropping == []
     assert await verdict(ledger, session.txid(1)) is Verdict.ABORTED
     await ledger.finish([session.txid(1)])
-    assert await ledger._upkeep.retire() == [session.id]
+    assert await ledger.upkeep.retire() == [session.id]
 
 
 # Several processes.
@@ -228,7 +228,7 @@ async def test_one_leads_and_leaves_the_lead(ledger: Signing, settings: LedgerSe
     async with opened(settings) as other:
         assert (ledger.leads, other.leads) == (True, False)
         await ledger.close()
-        await other._upkeep.look()
+        await other.upkeep.look()
         assert other.leads
 
 
@@ -237,30 +237,30 @@ async def test_a_leader_that_falls_silent_is_succeeded(ledger: Signing, settings
     not be renewed meanwhile; or if it moves time itself once it is back."""
     clock = Clock()
     session = await ledger.open_session("test", 10)
-    await ledger._upkeep.move(9_000)
+    await ledger.upkeep.move(9_000)
     async with opened(settings, clock) as other:
         clock.now_s += upkeep.LEADER_TIMEOUT_S - 0.1
-        await other._upkeep.look()
+        await other.upkeep.look()
         assert not other.leads
-        await ledger._upkeep.move(0)
+        await ledger.upkeep.move(0)
         clock.now_s += upkeep.LEADER_TIMEOUT_S - 0.1
-        await other._upkeep.look()
+        await other.upkeep.look()
         assert not other.leads, "its leader has moved"
         clock.now_s += 0.2
-        await other._upkeep.look()
+        await other.upkeep.look()
         assert not other.leads
         clock.now_s += upkeep.LEADER_TIMEOUT_S
-        await other._upkeep.look()
+        await other.upkeep.look()
         assert other.leads
-        await other._upkeep.move(9_000)
-        assert await other._upkeep.expire() == [], "a full lifetime from the takeover on"
+        await other.upkeep.move(9_000)
+        assert await other.upkeep.expire() == [], "a full lifetime from the takeover on"
         time_s = (await other.info()).ledger_time_s
-        await ledger._upkeep.move(1_000_000)
+        await ledger.upkeep.move(1_000_000)
         assert not ledger.leads
-        assert await ledger._upkeep.expire() == []
+        assert await ledger.upkeep.expire() == []
         assert (await other.info()).ledger_time_s == time_s
-        await other._upkeep.move(2_000)
-        assert await other._upkeep.expire() == [session.id]
+        await other.upkeep.move(2_000)
+        assert await other.upkeep.expire() == [session.id]
 
 
 async def test_time_stands_still_while_the_leader_is_stopped(settings: LedgerSettings) -> None:
@@ -270,7 +270,7 @@ async def test_time_stands_still_while_the_leader_is_stopped(settings: LedgerSet
     async with opened(settings, clock) as ledger:
         await ledger.open_session("test", 10)
         clock.now_s += 3_600
-        await ledger._upkeep.beat()
+        await ledger.upkeep.beat()
         assert (await ledger.info()).ledger_time_s <= upkeep.BEAT_S_MAX
         assert [info.state for info in await ledger.sessions()] == [SessionState.OPEN]
 
@@ -517,8 +517,8 @@ async def test_history_goes_with_dropped_sessions(settings: LedgerSettings) -> N
         await ledger.decide(session.txid(1), COMMIT, BRANCHES)
         await ledger.finish([session.txid(1)])
         await ledger.close_session(session)
-        await ledger._upkeep.move(50_000)
-        assert await ledger._upkeep.retire() == [session.id]
+        await ledger.upkeep.move(50_000)
+        assert await ledger.upkeep.retire() == [session.id]
         told = await ledger.transaction(session.txid(1))
         assert told is not None
         branches = tuple(ledger.tagged(session.txid(1), BRANCHES, "2"))
@@ -530,7 +530,7 @@ async def test_history_goes_with_dropped_sessions(settings: LedgerSettings) -> N
         assert (await ledger.records([session.txid(1)]))[session.txid(1)] is RecordedDecision.NOT_RECORDED
         with pytest.raises(OutcomeUnknown):
             await ledger.decide(session.txid(1), COMMIT, BRANCHES)
-        await ledger._upkeep.move(51_000)
-        await ledger._upkeep.retire()
+        await ledger.upkeep.move(51_000)
+        await ledger.upkeep.retire()
         assert await ledger.transaction(session.txid(1)) is None
         assert (await ledger.open_session("test", 10)).id > session.id

@@ -92,7 +92,7 @@ class Rows:
                 return await ledger.close_session(Session(command.session, command.nonce, "", 1.0))
             case c.ExpireSession():
                 await self._stage.sql(f"update session set ttl_ms = -1 where id = {command.session}")
-                return await ledger._upkeep.expire()
+                return await ledger.upkeep.expire()
             case c.Decide():
                 return await ledger.decide(
                     command.txid, command.decision, command.branches, protocol=command.protocol
@@ -106,7 +106,7 @@ class Rows:
             case c.ForgetHeuristic():
                 return await ledger.forget_heuristic(command.gid)
             case c.AdvanceTime():
-                upkeep = ledger._upkeep
+                upkeep = ledger.upkeep
                 retention_s = command.retention_ms / 1000
                 upkeep._settings = msgspec.structs.replace(upkeep._settings, retention_s=retention_s)
                 await upkeep.move(command.elapsed_ms)
@@ -114,7 +114,7 @@ class Rows:
             case c.Restore():
                 await self._stage.sql("update ledger set timeline = 'elsewhere'")
                 restored = await ledger.info()
-                await ledger._upkeep.look()
+                await ledger.upkeep.look()
                 return restored.incarnation
             case _:
                 assert_never(command)

@@ -199,10 +199,10 @@ async def test_a_full_disk_refuses_commands_loses_nothing_and_recovers(
 ) -> None:
     """Running on with a decision that is not on the disk would lose it; stopping for good would be rude."""
     session = await ledger.open_session("test", 600)
-    mine = ledger._owned
+    mine = ledger.owned
     assert mine is not None
     pages = sqlite3_pages(path)
-    await mine._in_thread(mine._store.limit_pages, pages)
+    await mine.in_thread(mine.store.limit_pages, pages)
     kept, refused = 0, None
     while refused is None:
         try:
@@ -214,7 +214,7 @@ async def test_a_full_disk_refuses_commands_loses_nothing_and_recovers(
     assert (await ledger.records([session.txid(kept + 1)]))[
         session.txid(kept + 1)
     ] is RecordedDecision.NOT_RECORDED
-    await mine._in_thread(mine._store.limit_pages, pages + 1000)
+    await mine.in_thread(mine.store.limit_pages, pages + 1000)
     assert await ledger.decide(session.txid(kept + 1), COMMIT, BRANCHES) is COMMIT
     await ledger.close()
     again = await SqliteLedger.open(path, ledger.settings)
@@ -231,9 +231,9 @@ async def test_a_failing_disk_stops_commands_but_not_reading(ledger: SqliteLedge
     """After a failed write nobody knows what is on the disk: no later answer may rest on it."""
     session = await ledger.open_session("test", 600)
     await ledger.decide(session.txid(1), COMMIT, BRANCHES)
-    mine = ledger._owned
+    mine = ledger.owned
     assert mine is not None
-    await mine._in_thread(mine._store._connection.execute, "drop table entry")
+    await mine.in_thread(mine.store._connection.execute, "drop table entry")
     for seq in (2, 3):
         with pytest.raises(LedgerUnavailable):
             await ledger.decide(session.txid(seq), COMMIT, BRANCHES)
@@ -390,7 +390,7 @@ async def main():
             print(type(error).__name__, flush=True)
         # What an exit that tidies up would do to the connection. (The loop itself must not be tidied up: its
         # epoll instance is the parent's too.)
-        ledger._owned._store._connection = ledger._owned._store._file.connection = None
+        ledger.owned.store._connection = ledger.owned.store._file.connection = None
         gc.collect()
         os._exit(0)
     os.wait()
@@ -562,7 +562,7 @@ async def test_a_sequence_number_is_no_size(ledger: Signing) -> None:
     assert await ledger.decide(txid, COMMIT, BRANCHES) is COMMIT
     with pytest.raises(BranchListMismatch):
         await ledger.decide(txid, COMMIT, BRANCHES[:1])
-    owned = ledger._owned
+    owned = ledger.owned
     assert owned is not None
     image = owned.machine.snapshot()
     assert len(image) < 100_000

@@ -49,14 +49,14 @@ async def test_who_is_renewed_while_others_expire_is_not_expired(monkeypatch: py
     """Broken if a coordinator that was just told that its session goes on loses it."""
     ledger = MemoryLedger()
     gone, slow = await begin(ledger), await begin(ledger)
-    propose = ledger._propose
+    propose = ledger.propose
 
     async def renew_meanwhile(command: Command) -> Any:
         if command == ExpireSession(gone.id):
             await ledger.keep_alive(slow, 1)
         return await propose(command)
 
-    monkeypatch.setattr(ledger, "_propose", renew_meanwhile)
+    monkeypatch.setattr(ledger, "propose", renew_meanwhile)
     await ledger.elapse(60)
     states = [session.state for session in await ledger.sessions()]
     assert states == [SessionState.EXPIRED, SessionState.OPEN]

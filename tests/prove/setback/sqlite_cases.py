@@ -53,9 +53,9 @@ class Files:
 
     async def _carry_over(self, ledger: Ledger) -> None:
         assert isinstance(ledger, SqliteLedger)
-        assert ledger._owned is not None
-        store = ledger._owned._store
-        await ledger._owned._in_thread(
+        assert ledger.owned is not None
+        store = ledger.owned.store
+        await ledger.owned.in_thread(
             lambda: store._connection.execute("pragma wal_checkpoint(truncate)").fetchall()
         )
 

@@ -45,7 +45,7 @@ async def clean(app: App, world: World) -> None:
     """Once both pools have all of their connections, and no transaction is open anywhere."""
     await collected(app)
     async with asyncio.timeout(30):
-        while app.engine._transactions:
+        while app.engine.live:
             await asyncio.sleep(0.005)
         for name in NAMES:
             while await world.admin[name].fetchval(OPEN):
@@ -104,7 +104,7 @@ async def test_a_session_that_is_dropped_while_another_works(app: App, world: Wo
 async def clean_of_others(app: App) -> None:
     """Once the transactions of dropped sessions have been aborted, and one is left."""
     async with asyncio.timeout(30):
-        while len(app.engine._transactions) > 1:
+        while len(app.engine.live) > 1:
             await asyncio.sleep(0.005)
 
 
@@ -117,7 +117,7 @@ async def test_a_session_that_is_neither_dropped_nor_closed(app: App, world: Wor
         except undoubt.TransactionAborted:
             timeout_s *= 2  # the machine is so busy that it ends before it has written
     async with asyncio.timeout(30):
-        while app.engine._transactions:  # which the databases hear of first
+        while app.engine.live:  # which the databases hear of first
             await asyncio.sleep(0.005)
         for name in NAMES:
             while await world.admin[name].fetchval(OPEN):
