@@ -38,7 +38,6 @@ from undoubt.coordinator.ledger.sqlite.store import SqliteStore
 from undoubt.coordinator.ledger.state import LedgerState
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire.connection import HEADER, header
-from undoubt.coordinator.wire.handshake import HANDSHAKE_VERSION
 from undoubt.participants.bounds import OutOfBounds
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Gid, Protocol, SessionKey, TxId
@@ -201,7 +200,7 @@ async def test_a_full_disk_refuses_commands_loses_nothing_and_recovers(
     session = await ledger.open_session("test", 600)
     mine = ledger.owned
     assert mine is not None
-    pages = sqlite3_pages(path)
+    pages = path.stat().st_size // 4096 + 2
     await mine.in_thread(mine.store.limit_pages, pages)
     kept, refused = 0, None
     while refused is None:
@@ -221,10 +220,6 @@ async def test_a_full_disk_refuses_commands_loses_nothing_and_recovers(
     txids = [session.txid(seq) for seq in range(1, kept + 2)]
     assert set((await again.records(txids)).values()) == {RecordedDecision.COMMIT}
     await again.close()
-
-
-def sqlite3_pages(path: Path) -> int:
-    return path.stat().st_size // 4096 + 2
 
 
 async def test_a_failing_disk_stops_commands_but_not_reading(ledger: SqliteLedger) -> None:
@@ -420,17 +415,16 @@ async def test_only_its_user_can_reach_it(ledger: SqliteLedger, path: Path) -> N
     assert unix_socket.folder(path).stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize(
-    "junk",
-    [
-        HEADER.pack(2**32 - 1, HANDSHAKE_VERSION, 0),
-        header(b"\x90", 9) + b"\x90",
-        HEADER.pack(9, HANDSHAKE_VERSION, 0) + b"oops",
-        header(b"\xc1", HANDSHAKE_VERSION) + b"\xc1",
-        b"GET / HTTP/1.1\r\n\r\n",
-    ],
-    ids=["too long", "other version", "other checksum", "no msgpack", "http"],
-)
+JUNK = {
+    "too long": HEADER.pack(2**32 - 1, 0, 0),
+    "other version": header(b"\x90", 9) + b"\x90",
+    "other checksum": HEADER.pack(9, 0, 0) + b"oops",
+    "no msgpack": header(b"\xc1", 0) + b"\xc1",
+    "http": b"GET / HTTP/1.1\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
 async def test_junk_on_the_socket_hurts_nobody(ledger: SqliteLedger, path: Path, junk: bytes) -> None:
     """The connection that sent it is closed; others go on."""
     client = await open_ledger(ledger.settings)
