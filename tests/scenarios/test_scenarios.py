@@ -15,8 +15,9 @@ import pytest
 
 from tests.coordinator.raft.scenario import RaftScenario
 from tests.house.tree import ROOT
-from tests.scenarios.story import Play, played, read, written
+from tests.scenarios.story import played, read, written
 from tests.scenarios.three_phase import ThreePhase
+from tests.scenarios.two_phase import TwoPhase
 from undoubt.participants.scripted import ScriptedParticipant
 
 HERE = Path(__file__).parent
@@ -24,17 +25,18 @@ MUTANTS = ROOT / "tests/mutants"
 NAMES = ("orders", "payments", "stock")
 
 
-def _three_phase() -> Play:
-    return ThreePhase({name: ScriptedParticipant(name) for name in NAMES}).play
+def _three_phase() -> ThreePhase:
+    return ThreePhase({name: ScriptedParticipant(name) for name in NAMES})
 
 
-PLAYERS: dict[str, Callable[[], Play]] = {
-    "raft": lambda: RaftScenario().play,
+PLAYERS: dict[str, Callable[[], RaftScenario | TwoPhase | ThreePhase]] = {
+    "raft": RaftScenario,
+    "two_phase": TwoPhase,
     "three_phase": _three_phase,
 }
 """By the beginning of a file's name."""
 FILES = {kind: sorted(HERE.glob(f"{kind}_*.txt")) for kind in PLAYERS}
-CONTROLLED = FILES["raft"]
+CONTROLLED = FILES["raft"] + FILES["two_phase"]
 
 
 @pytest.mark.parametrize(
@@ -42,8 +44,12 @@ CONTROLLED = FILES["raft"]
 )
 async def test_scenario(path: Path, request: pytest.FixtureRequest) -> None:
     """Broken if a story ends otherwise than it was reviewed to."""
-    (play,) = (begin() for kind, begin in PLAYERS.items() if path in FILES[kind])
-    told = written(await played(read(path), play))
+    (player,) = (begin() for kind, begin in PLAYERS.items() if path in FILES[kind])
+    try:
+        told = written(await played(read(path), player.play))
+    finally:
+        if isinstance(player, TwoPhase):
+            await player.close()
     if request.config.getoption("--rewrite"):
         path.write_text(told, "utf-8")
     assert told == path.read_text("utf-8")
@@ -61,7 +67,7 @@ def test_every_story_says_what_must_hold_and_has_a_control(path: Path) -> None:
         assert f"\ntest: tests/scenarios/test_scenarios.py::test_scenario[{path.stem}]\n" in planted
 
 
-@pytest.mark.parametrize(("kind", "least"), [("raft", 10), ("three_phase", 3)])
+@pytest.mark.parametrize(("kind", "least"), [("raft", 10), ("two_phase", 10), ("three_phase", 3)])
 def test_there_are_stories(kind: str, least: int) -> None:
     """Broken if the files are not found, and so nothing is tested."""
     assert len(FILES[kind]) >= least
