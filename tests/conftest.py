@@ -76,5 +76,11 @@ async def databases(postgres: Server, other_postgres: Server) -> AsyncIterator[d
         yield {"orders": orders, "payments": payments}
 
 
+@pytest.fixture
+def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hazard is recorded after 0.07 s instead of 2.5 s, where no recovery can have committed the branch."""
+    monkeypatch.setattr("undoubt.coordinator.protocols.second_phase.HAZARD_LOOKS_MAX", 3)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="write the traces of scenario files anew")

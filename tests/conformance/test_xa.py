@@ -12,6 +12,8 @@ from tests.conformance.xa import Case, read, reason_to_skip, run_all, run_case
 CASES = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "xa_outcomes.csv"
 PASSED_MIN = 37
 
+pytestmark = pytest.mark.usefixtures("few_looks")
+
 
 async def test_outside_cases() -> None:
     """Broken if the protocol's answers to mixed votes and outcomes leave X/Open's rules."""

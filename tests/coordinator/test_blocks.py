@@ -253,7 +253,10 @@ async def test_a_commit_that_was_not_waited_for_is_waited_for(stage: Stage) -> N
     await opening
 
 
-async def test_a_commit_whose_outcome_is_unknown_is_not_silent(stage: Stage) -> None:
+async def test_a_commit_whose_outcome_is_unknown_is_not_silent(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("undoubt.coordinator.transaction.VOTING_GRACE_S", 0.05)
     stage.hold("before_decide")
     with pytest.raises(OutcomeUnknown):
         async with stage.coordinator.transaction(timeout=0.1) as tx:

@@ -306,6 +306,7 @@ HEURISTIC_COMMITS = [
 ]
 
 
+@pytest.mark.usefixtures("few_looks")
 @pytest.mark.parametrize(("answers", "kind"), HEURISTIC_COMMITS)
 async def test_heuristics_are_recorded_and_told(
     stages: Any, answers: list[Settled | None], kind: Settled
