@@ -69,7 +69,8 @@ def _run(args: Sequence[str] | None) -> int:
         _say("interrupted")
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output (head, less) has enough. Nothing more may be written, not even at exit.
+        # The reader of our output (head, less) has closed the pipe: nothing more may be written, not even at
+        # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILURE
     except Exception as error:  # noqa: BLE001 - the last frame: whatever it is, a user gets one line and a status
@@ -86,7 +87,7 @@ def _failed(error: Exception, *, debug: bool) -> int:
     else:
         _say(
             printable_lines(f"unexpected {type(error).__name__}: {error}"),
-            "this is a bug of undoubt's, or of a library's; run it again with --debug to see where",
+            "this is a bug of undoubt or of a library; run it again with --debug to see where",
         )
     return Exit.FAILURE if status is None else status
 

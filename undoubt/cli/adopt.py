@@ -32,11 +32,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def adopt_options(command: F) -> F:
-    """Of ``undoubt recover``."""
+    """The flags of ``undoubt recover`` for a lost ledger."""
     txid = TxIdParam()
     for option in (
         click.option(
-            "--terminate", multiple=True, type=txid, metavar="TXID", help="With --adopt: by its own protocol."
+            "--terminate",
+            multiple=True,
+            type=txid,
+            metavar="TXID",
+            help="With --adopt: let its own protocol end it.",
         ),
         click.option(
             "--rollback", multiple=True, type=txid, metavar="TXID", help="With --adopt: roll it back."
@@ -48,7 +52,7 @@ def adopt_options(command: F) -> F:
             help="With --adopt: a backup of that ledger, or what `ledger init --export-secret` has written.",
         ),
         click.option(
-            "--adopt", metavar="ID", help="This ledger is lost: show and end what it has left prepared."
+            "--adopt", metavar="ID", help="This ledger is lost: show and end its prepared branches."
         ),
     ):
         command = option(command)
@@ -57,7 +61,7 @@ def adopt_options(command: F) -> F:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a person has typed. ``chosen``: ``commit``, ``rollback`` or ``terminate`` by transaction."""
+    """The flags as given. ``chosen``: ``commit``, ``rollback`` or ``terminate`` by transaction."""
 
     ledger_id: str
     secret: Path | None
@@ -79,7 +83,7 @@ class Wishes:
         yes: bool,
         note: str,
     ) -> Wishes | None:
-        """None without ``--adopt``. Raises ``UsageError`` of click's, and ``CommandError``."""
+        """None without ``--adopt``. Raises click's ``UsageError``, and ``CommandError``."""
         chosen = _chosen(commit, rollback, terminate)
         if adopt is not None:
             return cls(adopt, secret, chosen, dry_run, yes, note)
@@ -89,12 +93,14 @@ class Wishes:
 
 
 def _chosen(commit: Iterable[TxId], rollback: Iterable[TxId], terminate: Iterable[TxId]) -> dict[TxId, str]:
-    """By transaction. Raises ``CommandError`` if one is to end in two ways."""
+    """The choice by transaction. Raises ``CommandError`` if a transaction has two."""
     found: dict[TxId, str] = {}
     for word, txids in (("commit", commit), ("rollback", rollback), (TERMINATE, terminate)):
         for txid in txids:
             if found.setdefault(txid, word) != word:
-                raise CommandError(Exit.USAGE, f"{txid} is to {found[txid]} and to {word}: choose one")
+                raise CommandError(
+                    Exit.USAGE, f"{txid} is given with both --{found[txid]} and --{word}: choose one"
+                )
     return found
 
 
@@ -122,7 +128,9 @@ async def _adopt(context: Context, wishes: Wishes, secret: bytes) -> None:
         lines: list[ReportedBranch] = []
         refused: UndoubtError | None = None
         if todo and not wishes.dry_run:
-            context.confirm(f"End {len(todo)} of {len(seen.transactions)} transactions so?", yes=wishes.yes)
+            context.confirm(
+                f"End these {len(todo)} of {len(seen.transactions)} transactions as shown?", yes=wishes.yes
+            )
             lines, refused = await _carry_out(ledger, adoption, seen, todo, wishes)
         elif todo:
             lines = [_would(one.txid, seen, word) for one, word in todo]
@@ -136,7 +144,7 @@ async def _adopt(context: Context, wishes: Wishes, secret: bytes) -> None:
 
 @contextlib.asynccontextmanager
 async def _audited(context: Context) -> AsyncIterator[Any]:
-    """The ledger of now, in which acts are recorded; None if there is none yet, or it does not answer."""
+    """The current ledger, in which acts are recorded; None if there is none, or it does not answer."""
     async with contextlib.AsyncExitStack() as stack:
         ledger = None
         try:
@@ -144,12 +152,13 @@ async def _audited(context: Context) -> AsyncIterator[Any]:
         except LedgerMisconfigured:
             raise
         except LedgerError as error:
-            context.output.note(f"what is done is not recorded, since the ledger does not open: {error}")
+            context.output.note(f"what you do is not recorded, since the ledger cannot be opened: {error}")
         yield ledger
 
 
 def _to_do(wishes: Wishes, seen: LostBranches) -> list[tuple[LostTransaction, str]]:
-    """What a person has named, and what its own protocol ends once the secret proves the names."""
+    """The transactions that the operator has named, and those that their own protocol ends because the secret
+    proves their names."""
     return [
         (one, wishes.chosen.get(one.txid, TERMINATE))
         for one in seen.transactions
@@ -164,7 +173,7 @@ async def _carry_out(
     todo: list[tuple[LostTransaction, str]],
     wishes: Wishes,
 ) -> tuple[list[ReportedBranch], UndoubtError | None]:
-    """Each by itself: one that is refused does not keep the others from their end."""
+    """End each transaction by itself: a refusal does not stop the others."""
     lines: list[ReportedBranch] = []
     refused: UndoubtError | None = None
     for found, word in todo:
@@ -191,7 +200,7 @@ async def _carry_out(
 
 
 def came_of_lines(lines: list[ReportedBranch]) -> str:
-    """For the audit: ``done`` if every branch has ended as it was told to, else each other end, once."""
+    """For the audit: ``done`` if all branches have ended as ordered, else each other result once."""
     others = [
         ": ".join(filter(None, (f"{line.action} {line.result.replace('_', ' ')}", line.why)))
         for line in lines
@@ -215,7 +224,7 @@ def _end(
 ) -> None:
     if seen.unreachable:
         told = "; ".join(f"{name}: {error}" for name, error in seen.unreachable.items())
-        raise CommandError(Exit.UNREACHABLE, f"not all were asked: {told}")
+        raise CommandError(Exit.UNREACHABLE, f"not all participants answered: {told}")
     if refused is not None:
         raise CommandError(status_of(refused) or Exit.FAILURE, str(refused))
     if failed := [line for line in lines if line.result == "failed"]:
@@ -225,8 +234,8 @@ def _end(
     if left and not dry_run:
         raise CommandError(
             Exit.IN_DOUBT,
-            f"{len(left)} transactions are left to you: look at what each has done elsewhere, then name it"
-            " with --commit or --rollback",
+            f"{len(left)} transactions are left to you: find out how each has ended in other databases, then"
+            " name it with --commit or --rollback",
         )
 
 
@@ -236,7 +245,7 @@ def _page(
     out = context.output
     words = {one.txid: word for one, word in todo}
     for one in seen.transactions:
-        proof = "its names are proved by the secret" if one.proved else "unproved: no secret was given"
+        proof = "the secret proves its names" if one.proved else "not proved: no secret was given"
         out.heading(f"transaction {one.txid} ({shapes.protocol_name(one.protocol)}), {proof}")
         for branch in one.branches:
             out.line(f"  {branch.gid.branch}:{branch.gid.participant:<16} {_state(branch)}")
@@ -244,7 +253,7 @@ def _page(
         told = {None: "left to you", TERMINATE: "its own termination ends it"}.get(word, f"you chose: {word}")
         out.line(f"  {told}. {_more(one)}")
     for name, gid, why in seen.impostors:
-        out.line(f"never touched: {gid} in {name}: {printable(why)}")
+        out.line(f"not changed: {gid} in {name}: {printable(why)}")
     if not seen.transactions and not seen.impostors:
         out.note(f"no branch of ledger {wishes.ledger_id} is prepared")
 
@@ -258,7 +267,7 @@ def _state(one: LostBranch) -> str:
 
 def _more(one: LostTransaction) -> str:
     if one.committed:
-        return "A branch has committed, by proof: the others can only commit."
+        return "It is proved that a branch has committed: the others can only commit."
     if one.charter is not None:
         return one.why
     return (

@@ -17,11 +17,11 @@ from undoubt.coordinator.ledger.contract import ACTS_MAX, Act
 @common
 @pass_context
 def audit(context: Context, limit: int) -> None:
-    """List what operators did, the newest first.
+    """List what operators did, newest first.
 
-    Each act is in the ledger before it is done, with the system user of the process, over raft:// with the
-    name in its certificate too, and with --note; afterwards with what came of it. `-` as a result: the
-    process ended in between. The newest 5,000 are kept.
+    Each act is recorded before it is carried out, with the process's system user, with the name in its
+    certificate if the ledger is raft://, and with --note. Its result is recorded afterwards; `-` means that
+    the process ended in between. The newest 5,000 acts are kept.
 
     \b
     Example:

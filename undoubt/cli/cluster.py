@@ -23,7 +23,7 @@ CLIENT_ROLES = ("observe", "transact", "operate")
 
 
 SOON_DAYS = 30
-"""A certificate that ends before is told of."""
+"""``cluster status`` reports a certificate that expires within this time."""
 
 
 @click.group()
@@ -46,10 +46,10 @@ def cluster() -> None:
 def init(context: Context, ticket: str, note: str, yes: bool) -> None:
     """Make this node one of the first of a new cluster.
 
-    Run it once on each of the nodes that the ledger's URL names: on one of them, which draws the cluster's id
-    and prints it, then with that --id on the others. Never use it on a node that has lost its disk: it
-    would vote for what it has forgotten. Such a node is removed, and joins again under a new number. The
-    first one asks the participants of its configuration for branches of a cluster that was lost, and you.
+    Run it once on each of the nodes that the ledger's URL names. The first one draws the cluster's id and
+    prints it; give that --id to the others. Never use it on a node that has lost its disk: it could vote
+    twice. Remove such a node, and let it join again under a new number. The first one asks the participants
+    of its configuration for branches of a lost cluster, and asks you if it finds any.
 
     \b
     Example:
@@ -73,9 +73,9 @@ def init(context: Context, ticket: str, note: str, yes: bool) -> None:
 @common
 @pass_context
 def status(context: Context) -> None:
-    """Who leads, who follows, how far, and which version they have agreed on.
+    """Show the leader, the followers, their progress, and the agreed version.
 
-    Asks every node that the ledger's URL names, and every member that they name. Exit status 4 if nobody
+    Asks all nodes that the ledger's URL names, and all members that they name. Exit status 4 if no node
     leads.
 
     \b
@@ -92,7 +92,7 @@ def status(context: Context) -> None:
     else:
         _page(context, found)
     if not found.leader:
-        raise CommandError(Exit.UNREACHABLE, "no node leads: nothing can be decided at present")
+        raise CommandError(Exit.UNREACHABLE, "no node leads: no transaction can be decided now")
 
 
 def _document(found: ClusterStatus) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _page(context: Context, found: ClusterStatus) -> None:
         if (days := (told.certificate_until - time.time()) / 86_400) < SOON_DAYS and told.certificate_until:
             notes.append(f"its certificate ends in {max(days, 0.0):.0f} days")
         if told.node in found.held_up_by:
-            notes.append("a newer version waits for it")
+            notes.append("a newer version is not agreed on until it is upgraded")
         version = str(told.agreed_version)
         if told.highest_version != told.agreed_version:
             version += f" (speaks {told.highest_version})"
@@ -141,7 +141,7 @@ def _page(context: Context, found: ClusterStatus) -> None:
     context.output.table(("node", "address", "role", "term", "committed", "applied", "version", "note"), rows)
     if found.held_up_by:
         context.output.note(
-            f"version {found.highest_version} is not agreed on yet: it waits for node"
+            f"version {found.highest_version} is not agreed on yet; to upgrade: node"
             f" {', '.join(map(str, found.held_up_by))}"
         )
 
@@ -162,7 +162,7 @@ def _page(context: Context, found: ClusterStatus) -> None:
 @click.option(
     "--renew",
     is_flag=True,
-    help="Instead: certificates anew, keys and names kept; all, or these clients'.",
+    help="Instead: renew all certificates, or those of these clients, with the same keys and names.",
 )
 @common
 @pass_context
@@ -177,15 +177,15 @@ def certs(
     days: int,
     renew: bool,
 ) -> None:
-    """Make certificates for a start.
+    """Make a CA and certificates.
 
-    A CA, where the folder has none yet, and certificates for nodes and clients that it signs; nothing that
-    exists is overwritten. Give each node and each client ca.crt and its own two files, for ledger.tls_ca,
-    tls_cert and tls_key, and keep ca.key elsewhere. Hosts are optional: what counts is the node's number.
+    Makes a CA if the folder has none, and certificates that it signs for nodes and clients; no existing file
+    is overwritten. Give each node and each client ca.crt and its own two files, for ledger.tls_ca, tls_cert
+    and tls_key, and keep ca.key elsewhere. Hosts are optional: a node is identified by its number.
 
-    A client with the role observe asks; one with transact decides transactions too, which is what an
-    application needs; one with operate does all that an operator may. With --renew a role replaces the one
-    that the certificates of the named clients have.
+    A client with the role observe can only read; one with transact can also decide transactions, as an
+    application must; one with operate can do everything. With --renew, --role replaces the role in the
+    certificates of the named clients.
 
     \b
     Example:
@@ -220,7 +220,7 @@ def _check_wishes(nodes: Sequence[str], clients: Sequence[str], role: str | None
     if (renew and nodes) or not (renew or nodes or clients):
         raise click.UsageError("either --renew, alone or with --client, or at least one --node or --client")
     if role and not clients:
-        raise click.UsageError("--role is of clients: name them with --client")
+        raise click.UsageError("--role is for clients: name them with --client")
 
 
 def _node_hosts(text: str) -> tuple[int, list[str]]:

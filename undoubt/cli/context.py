@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from undoubt.participants.registry import Registry
 
 NO_LEDGER = "0" * 10
-"""Stands for the id of a ledger that nobody can ask."""
+"""Stands for the id of a ledger that does not answer."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -46,13 +46,11 @@ class Context:
         return asyncio.run(work)
 
     def confirm(self, question: str, *, yes: bool) -> None:
-        """Ask before something is destroyed. Without a terminal and without ``--yes`` it is refused."""
+        """Ask before an irreversible act. Without a terminal and without ``--yes`` it is refused."""
         if yes:
             return
         if not sys.stdin.isatty():
-            raise CommandError(
-                Exit.USAGE, f"{question}\nnobody is there to answer: pass --yes if you mean it"
-            )
+            raise CommandError(Exit.USAGE, f"{question}\nstdin is not a terminal: pass --yes to confirm")
         if not click.confirm(question, err=True):
             raise CommandError(Exit.FAILURE, "nothing was done")
 
@@ -77,8 +75,8 @@ async def opened(context: Context) -> AsyncIterator[OpenedLedger]:
 
 @contextlib.asynccontextmanager
 async def recorded(context: Context, act: Act, *, needed: bool) -> AsyncIterator[CameOf]:
-    """Record an act on participants around the body. Where there is no ledger yet the body runs all the same,
-    and unless ``needed`` also where the ledger does not answer; that nothing is recorded is then said."""
+    """Record an act on participants around the body. The body also runs without a ledger, and, unless
+    ``needed``, with a ledger that does not answer; a note then says that nothing is recorded."""
     from undoubt.coordinator.ledger.acting import CameOf, acting  # noqa: PLC0415 - only who acts needs it
 
     came_of = CameOf()
@@ -95,7 +93,7 @@ async def recorded(context: Context, act: Act, *, needed: bool) -> AsyncIterator
 
 @contextlib.asynccontextmanager
 async def without_ledger(context: Context) -> AsyncIterator[Registry]:
-    """Every participant, for looking while the ledger does not answer."""
+    """All participants, for reading while the ledger does not answer."""
     participants = wiring.registry(context.settings(), NO_LEDGER)
     try:
         yield participants
@@ -104,8 +102,8 @@ async def without_ledger(context: Context) -> AsyncIterator[Registry]:
 
 
 def must_exist(settings: Settings) -> None:
-    """Only ``ledger init`` and applications create a ledger: a command run in the wrong folder would else
-    make an empty one, and call every branch in doubt another ledger's."""
+    """Only ``ledger init`` and applications create a ledger. Otherwise a command in the wrong folder would
+    make an empty ledger, to which every branch in doubt belongs to another ledger."""
     url = settings.ledger.url
     if not url.startswith("sqlite:///"):
         return
@@ -118,19 +116,20 @@ def must_exist(settings: Settings) -> None:
             return
         anchored.check_absent(path)
         where = settings.file or "no configuration file was found: pass --config"
-        raise LedgerMissing(f"no ledger at {url} ({where}); if it is to be a new one: undoubt ledger init")
+        raise LedgerMissing(f"no ledger at {url} ({where}); to make a new one: undoubt ledger init")
 
 
 def ask_about_lost(context: Context, *, yes: bool) -> None:
-    """Before a ledger is made: whoever makes it is told of branches that a ledger before it has left, and of
-    participants that do not answer, and is asked whether it is to be made all the same."""
+    """Before a ledger is made: show the branches that an earlier ledger has left and the participants that do
+    not answer, and ask whether to make the ledger in spite of them."""
     left = context.run(wiring.left_prepared(context.settings()))
     for name, error in left.unreachable.items():
         context.output.note(f"participant {name!r} was not asked for branches of a lost ledger: {error}")
     if left.branches:
         context.confirm(
-            f"{left.in_words()}: a ledger that is to be found or restored, or that is lost. Make a new one?"
-            f" It will know nothing of them; `undoubt recover --adopt {left.ledgers[0]}` ends them.",
+            f"{left.in_words()}. Find or restore that ledger, unless it is lost. Make a new one?"
+            f" It has no decisions about these branches; `undoubt recover --adopt {left.ledgers[0]}` ends"
+            " them.",
             yes=yes,
         )
 
@@ -171,7 +170,7 @@ def yes_option(command: F) -> F:
 
 
 def note_option(command: F) -> F:
-    """For every act of an operator."""
+    """The flag ``--note`` of all acts of an operator."""
     return click.option("--note", default="", metavar="TEXT", help="Why, for the record.")(command)
 
 

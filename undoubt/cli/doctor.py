@@ -1,4 +1,4 @@
-"""``undoubt doctor``: everything at one look."""
+"""``undoubt doctor``: checks everything at once."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _COLOURS = {
 
 
 def older_than_option(command: F) -> F:
-    """From which age a prepared transaction counts as left behind."""
+    """The age from which a prepared transaction counts as left behind."""
     return click.option(
         "--older-than",
         type=Duration(),
         default=300.0,
         show_default="5m",
         metavar="DURATION",
-        help="What has been prepared for less is left to recovery.",
+        help="Younger branches are left to recovery.",
     )(command)
 
 
@@ -46,11 +46,10 @@ def older_than_option(command: F) -> F:
 @common
 @pass_context
 def doctor(context: Context, older_than: float) -> None:
-    """Look everything over: configuration, ledger, databases.
+    """Check configuration, ledger and databases.
 
-    For whatever is wrong it says what follows from it, and the line that mends it. Nothing is changed. Exit
-    status 1 if something needs a hand, 4 if all that is wrong is that something gave no answer; warnings
-    alone are 0.
+    For each problem it prints the consequence, and the line that repairs it. Nothing is changed. Exit status
+    1 if there is a problem, 4 if the only problem is that something did not answer; 0 with warnings only.
 
     \b
     Example:
@@ -61,7 +60,7 @@ def doctor(context: Context, older_than: float) -> None:
 
 
 def report(context: Context, findings: Sequence[Finding]) -> None:
-    """Print them; raises ``CommandError`` where something needs a hand, or gave no answer."""
+    """Print the findings; raises ``CommandError`` if there is a problem, or something did not answer."""
     count = Counter(finding.severity for finding in findings)
     healthy = not count[Severity.PROBLEM] and not count[Severity.UNREACHABLE]
     if context.output.json:
@@ -72,12 +71,12 @@ def report(context: Context, findings: Sequence[Finding]) -> None:
         _page(context.output, findings)
     if healthy:
         warnings = count[Severity.WARNING]
-        context.output.note(f"nothing needs a hand; warnings: {warnings}" if warnings else "all is well")
+        context.output.note(f"no problems; warnings: {warnings}" if warnings else "all is well")
         return
     status = Exit.FAILURE if count[Severity.PROBLEM] else Exit.UNREACHABLE
     raise CommandError(
         status,
-        f"needs a hand: {count[Severity.PROBLEM]}; gave no answer: {count[Severity.UNREACHABLE]};"
+        f"problems: {count[Severity.PROBLEM]}; no answer: {count[Severity.UNREACHABLE]};"
         f" warnings: {count[Severity.WARNING]}",
     )
 

@@ -14,7 +14,8 @@ _WHOLE = re.compile(rf"(?:{_PART.pattern})+")
 
 
 def parse_duration(text: str) -> float:
-    """Seconds, up to ten years; a bare number is seconds too. Raises ``ValueError`` on anything else."""
+    """A duration in seconds, up to ten years; a number without a unit is in seconds. Raises
+    ``ValueError``."""
     cleaned = text.strip().lower().replace(" ", "")
     if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", cleaned):
         seconds = float(cleaned)
@@ -28,7 +29,7 @@ def parse_duration(text: str) -> float:
 
 
 def show_duration(seconds: float) -> str:
-    """For people: the two largest units, ``2h 05m``; under ten seconds with a decimal."""
+    """For output: the two largest units, ``2h 05m``; under ten seconds with a decimal."""
     seconds = max(seconds, 0.0)
     if seconds < 10:
         return f"{seconds:.1f}s"

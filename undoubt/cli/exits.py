@@ -1,13 +1,13 @@
-"""What the command's exit status means, and which error becomes which.
+"""The exit statuses of the command, and the status of each error.
 
 ==== ======================================================================================
 0    ok
 1    failure
-2    usage: a flag, an argument or the configuration is wrong; a prompt nobody could answer
+2    usage: a flag, an argument or the configuration is wrong; a question without a terminal
 3    not found: no such transaction, branch, participant or ledger
-4    no quorum or unreachable: what was asked may or may not have happened, or not all was seen
-5    conflict: a recorded decision, or what a database did already, says otherwise; or what is prepared is
-     none of this ledger's branches
+4    no quorum or unreachable: the act may or may not have happened, or not everything is known
+5    conflict: it contradicts a recorded decision or the end of another branch; or what is prepared is not
+     a branch of this ledger
 6    timeout
 7    in doubt: ``check`` found what it looks for
 130  interrupted
@@ -52,7 +52,7 @@ class Exit(enum.IntEnum):
 
 
 class CommandError(UndoubtError):
-    """A command's own refusal, with the status it exits with."""
+    """A command's own refusal, with its exit status."""
 
     def __init__(self, status: Exit, message: str) -> None:
         super().__init__(message)
@@ -83,7 +83,7 @@ _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
 
 
 def status_of(error: BaseException) -> Exit | None:
-    """The status for an error that a user can be told in one line; None for one that is a bug of ours."""
+    """The status of an error that is printed in one line; None for an error that is a bug of undoubt."""
     if isinstance(error, CommandError):
         return error.status
     return next((status for kind, status in _BY_ERROR if isinstance(error, kind)), None)

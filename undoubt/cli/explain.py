@@ -30,7 +30,7 @@ def document(told: Explanation, siblings: Sequence[Heuristic] = ()) -> dict[str,
 
 
 def heuristic_document(told: HeuristicExplanation) -> dict[str, Any]:
-    """Of a branch that is not prepared any more, and ended another way than was decided."""
+    """For a branch that is no longer prepared and ended otherwise than was decided."""
     gid = told.heuristic.gid
     return {
         "branch": {

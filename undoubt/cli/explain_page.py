@@ -13,7 +13,7 @@ WIDTH = 96
 
 
 def explain_page(out: Output, document: dict[str, Any]) -> None:
-    """``document`` as a page for people."""
+    """Print ``document`` as a page."""
     if document["heuristic"] is not None:
         _heuristic_page(out, document)
         return
@@ -71,7 +71,7 @@ def _blocks_lines(blocks: dict[str, Any]) -> list[str]:
     if blocks["unknown"]:
         return [f"not known: {blocks['unknown']}"]
     if not blocks["sessions"]:
-        return ["no session waits for it now; it keeps its row locks all the same"]
+        return ["no session waits for it now; it still holds its row locks"]
     return [f"{one['waiter']} waits for it (backend {one['pid']})" for one in blocks["sessions"]]
 
 
@@ -84,18 +84,18 @@ def _vacuum_line(vacuum: dict[str, Any]) -> str:
 
 
 def _action_line(action: str, branch: dict[str, Any]) -> str:
-    """What stands before the command, where there is one."""
+    """The line before the command, if there is one."""
     match action:
         case "commit" | "rollback" as name if branch["owner_gone"]:
             return (
                 f"{name}; its role is gone; only a superuser can finish it, in database {branch['database']}:"
             )
         case "commit" | "rollback" as name:
-            return f"{name}; recovery does it by itself (undoubt recover --once), or:"
+            return f"{name}; recovery does this (undoubt recover --once), or:"
         case "wait":
             return "leave it alone:"
         case "decide":
-            return "none that undoubt can prove; see below"
+            return "none is proved; see below"
         case _:
             return "none by undoubt"
 

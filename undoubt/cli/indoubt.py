@@ -1,4 +1,4 @@
-"""``undoubt indoubt``: see, explain and resolve what is prepared and not finished."""
+"""``undoubt indoubt``: lists, explains and ends prepared branches."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ heuristic_option = click.option(
     "--heuristic", is_flag=True, help="Do it against or without a recorded decision; this is recorded."
 )
 contradict_option = click.option(
-    "--contradict", is_flag=True, help="Do it although a branch has ended the other way: this splits it."
+    "--contradict",
+    is_flag=True,
+    help="Do it although another branch has ended the other way: this splits the transaction.",
 )
 
 
@@ -52,9 +54,9 @@ contradict_option = click.option(
 def indoubt() -> None:
     """See, explain and resolve branches in doubt.
 
-    A branch is in doubt while it is prepared in a database that cannot know the decision. It holds its
-    locks, and vacuum, until it is finished. Recovery finishes it by itself; these commands are for looking,
-    and for what recovery must leave to a person.
+    A branch is in doubt while it is prepared in a database that cannot know the decision. Until it is
+    finished it holds its locks and holds back vacuum. Recovery finishes it; these commands show branches, and
+    end those that recovery must leave to an operator.
 
     \b
     Example:
@@ -67,12 +69,12 @@ def indoubt() -> None:
 @common
 @pass_context
 def list_(context: Context) -> None:
-    """List everything prepared, and open heuristics.
+    """List everything that is prepared, and open heuristic outcomes.
 
-    All participants are asked, then the ledger. Foreign prepared transactions are listed too, and so are
-    impostors, with what is wrong with each; neither is ever touched. Exit status 4 if a participant did not
-    answer; the others are listed all the same. While the ledger does not answer, what the databases have
-    prepared is listed, without what is decided, and the exit status is 4 too.
+    All participants are asked, then the ledger. Foreign prepared transactions and impostors are listed too,
+    with what is wrong with each; undoubt changes neither. If a participant does not answer, the others are
+    listed, with exit status 4. If the ledger does not answer, prepared branches are listed without decisions,
+    with exit status 4.
 
     \b
     Example:
@@ -96,10 +98,10 @@ def list_(context: Context) -> None:
 def explain(context: Context, name: Gid | Foreign | TxId) -> None:
     """Explain one prepared branch, or a whole transaction.
 
-    The decision and why, who voted, which sessions it blocks, how long it has held back vacuum, the safe
-    action, and the proof that it is safe. Of a branch with a heuristic outcome: what became of it, and what
-    is left to do by hand. Of a transaction, and of a branch whose database does not answer: what the ledger
-    and the other databases know; exit status 4 if not everything could be seen.
+    Shows the decision and its reason, the votes, the sessions that the branch blocks, how long it has held
+    back vacuum, the safe action, and the proof that it is safe. For a branch with a heuristic outcome: what
+    became of it, and what to repair by hand. For a transaction, and for a branch whose database does not
+    answer: what the ledger and the other databases know; exit status 4 if not everything is known.
 
     \b
     Example:
@@ -131,9 +133,9 @@ def commit(
 ) -> None:
     """Commit a branch whose COMMIT is recorded.
 
-    Without a recorded COMMIT it is refused with exit status 5, unless --heuristic is given: then the database
-    does what you say, whatever the other participants did, and it is recorded as your decision. Where another
-    branch was rolled back by hand it needs --contradict as well. `tx resolve` ends all branches together.
+    Without a recorded COMMIT it is refused with exit status 5, unless --heuristic is given: then the branch
+    is committed whatever the other participants did, and that is recorded as your decision. If another branch
+    was rolled back by hand, --contradict is needed too. `tx resolve` ends all branches together.
 
     \b
     Example:
@@ -163,12 +165,12 @@ def rollback(
 ) -> None:
     """Record ABORT, then roll the branch back.
 
-    What the branch wrote is lost. Where COMMIT is recorded it is refused with exit status 5, unless
-    --heuristic is given, and you are told before you are asked. Where another branch was committed by hand it
-    needs --contradict. Recovery rolls back the other branches of the transaction.
+    What the branch wrote is lost. If COMMIT is recorded, it is refused with exit status 5, unless --heuristic
+    is given; then the recorded COMMIT is shown before you are asked. If another branch was committed by hand,
+    --contradict is needed too. Recovery rolls back the other branches of the transaction.
 
-    Of an impostor you are told first why it is one; then just the prepared transaction that you were shown is
-    rolled back, and nothing is recorded but that you did it.
+    For an impostor it first shows why it is one. Then it rolls back exactly the prepared transaction that was
+    shown, and records only your act.
 
     \b
     Example:
@@ -199,15 +201,17 @@ def rollback(
 def forget(context: Context, gid: Gid | Foreign, note: str, yes: bool) -> None:
     """Forget a heuristic outcome you have dealt with.
 
-    For good: it is no longer listed, and no longer makes `check` fail; `tx show` still tells of it. Exit
-    status 3 if none is open for GID.
+    This cannot be undone: it is no longer listed, and no longer makes `check` fail; `tx show` still shows it.
+    Exit status 3 if none is open for GID.
 
     \b
     Example:
       undoubt indoubt forget GID
     """
     if not isinstance(gid, Gid):
-        raise CommandError(Exit.NOT_FOUND, f"no heuristic outcome is recorded for {gid}: it is not undoubt's")
+        raise CommandError(
+            Exit.NOT_FOUND, f"no heuristic outcome is recorded for {gid}: it is not a branch of undoubt"
+        )
     context.confirm(f"Forget the heuristic outcome of {gid}?", yes=yes)
     if not context.run(_forget(context, gid, note)):
         raise CommandError(Exit.NOT_FOUND, f"no heuristic outcome is open for {gid}")
@@ -229,8 +233,8 @@ def forget(context: Context, gid: Gid | Foreign, note: str, yes: bool) -> None:
 def wait(context: Context, name: Gid | Foreign | TxId | None, timeout: float) -> None:
     """Wait until nothing is in doubt.
 
-    With a gid or a transaction id, until that branch, or all branches of that transaction, are finished.
-    It only looks; recovery must run somewhere. Exit status 6 when the time is over.
+    With a gid or a transaction id, wait until that branch, or all branches of that transaction, are finished.
+    It ends nothing; recovery must run somewhere. Exit status 6 after the timeout.
 
     \b
     Example:
@@ -251,16 +255,16 @@ def wait(context: Context, name: Gid | Foreign | TxId | None, timeout: float) ->
     default=0.0,
     show_default="0s",
     metavar="DURATION",
-    help="Count only what has been so for at least so long.",
+    help="Count only what is at least this old.",
 )
 @common
 @pass_context
 def check(context: Context, older_than: float) -> None:
     """Fail if something is in doubt, for monitoring.
 
-    Exit status 7 if a branch of this ledger is prepared, or a heuristic outcome open, for at least
-    --older-than; else 4 if a participant did not answer; else 0. Under live traffic branches are prepared
-    all the time, for milliseconds: give --older-than.
+    Exit status 7 if a branch of this ledger has been prepared, or a heuristic outcome open, for at least
+    --older-than; else 4 if a participant did not answer; else 0. Live traffic prepares branches for
+    milliseconds all the time: give --older-than.
 
     \b
     Example:
@@ -294,7 +298,7 @@ async def _survey(context: Context) -> Survey:
 
 
 async def _survey_anyhow(context: Context) -> Survey:
-    """Also while the ledger does not answer."""
+    """A survey, also while the ledger does not answer."""
     try:
         return await _survey(context)
     except LedgerMisconfigured:
@@ -326,7 +330,7 @@ async def _explain(context: Context, gid: Gid | Foreign | TxId) -> dict[str, Any
 
 
 async def _others_not_seen(tools: OpenedLedger, one: SurveyedBranch) -> list[str]:
-    """Of a branch that a person has to decide: what is not known of its siblings."""
+    """For a branch that an operator has to decide: what is not known about its siblings."""
     gid = one.branch.gid
     if not isinstance(gid, Gid) or one.standing is not BranchStanding.FORGOTTEN:
         return []
@@ -335,8 +339,8 @@ async def _others_not_seen(tools: OpenedLedger, one: SurveyedBranch) -> list[str
 
 @dataclass(frozen=True)
 class _Before:
-    """What is known of a branch before it is ended by hand. ``splits``: what was done by hand to its siblings
-    that the order contradicts; ``siblings``: all of it; ``not_seen``: what is not known of them."""
+    """What is known before a branch is ended by hand. ``siblings``: what was done by hand to its siblings;
+    ``splits``: the part that the order contradicts; ``not_seen``: what is not known about the siblings."""
 
     found: SurveyedBranch
     splits: list[Heuristic]
@@ -360,9 +364,11 @@ async def _before(context: Context, gid: Gid | Foreign, order: Decision) -> _Bef
 
 def _warn(context: Context, before: _Before) -> None:
     if before.order is Decision.ABORT and before.standing is BranchStanding.COMMITTED:
-        context.output.note("COMMIT IS RECORDED: other branches of the transaction have applied it, or will.")
+        context.output.note(
+            "COMMIT IS RECORDED: the other branches of the transaction have committed, or will commit."
+        )
     if before.order is Decision.COMMIT and before.standing is BranchStanding.ABORTED:
-        context.output.note("IT IS ABORTED: other branches of the transaction are rolled back, or will be.")
+        context.output.note("ABORTED: the other branches of the transaction are rolled back, or will be.")
     for one in before.siblings:
         context.output.note(sibling_line(one))
     if before.splits:
@@ -494,8 +500,8 @@ def _end_unless_all_answered(seen: Survey) -> None:
     if seen.ledger_error:
         raise CommandError(
             Exit.UNREACHABLE,
-            f"the ledger does not answer, so what is decided is not known: {seen.ledger_error}",
+            f"the ledger does not answer, so decisions are not known: {seen.ledger_error}",
         )
     if seen.unreachable:
         told = "; ".join(str(error) for error in seen.unreachable.values())
-        raise CommandError(Exit.UNREACHABLE, f"not everything could be seen: {told}")
+        raise CommandError(Exit.UNREACHABLE, f"not everything is known: {told}")

@@ -1,4 +1,4 @@
-"""``undoubt ledger``: create it, bring it up to date, look it over, back it up, bring it back."""
+"""``undoubt ledger``: creates, migrates, checks, backs up and restores a ledger."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ledger() -> None:
 @click.option(
     "--former-lost",
     is_flag=True,
-    help="The former SQLite ledger is lost, without a backup: put aside what is left of it.",
+    help="The former SQLite ledger is lost, without a backup: move its remaining files aside.",
 )
 @note_option
 @yes_option
@@ -49,10 +49,10 @@ def ledger() -> None:
 def init(context: Context, export_secret: Path | None, *, former_lost: bool, note: str, yes: bool) -> None:
     """Create the ledger of the configuration.
 
-    An existing one is left as it is. Its identity and size are shown. Where there is none, the participants
-    are asked first: if they have branches of a ledger that was lost, you are told, and asked. Where files of
-    a SQLite ledger lie whose main file is lost, none is made, unless --former-lost is given: they are kept
-    under another name, and `recover --adopt` ends what that ledger has left.
+    An existing ledger is not changed; its identity and size are shown. If there is none, the participants are
+    asked first: if they have branches of a lost ledger, you see them and are asked. If files of a SQLite
+    ledger exist whose main file is lost, no ledger is made, unless --former-lost is given: then these files
+    are kept under another name, and `recover --adopt` ends the branches of that ledger.
 
     \b
     Example:
@@ -68,13 +68,13 @@ def init(context: Context, export_secret: Path | None, *, former_lost: bool, not
     settings = context.settings().ledger
     missing = context.run(is_missing(settings))
     if former_lost and not missing:
-        raise click.UsageError("--former-lost: there is a ledger, and it can be opened; nothing was changed")
+        raise click.UsageError("--former-lost: the ledger exists and can be opened; nothing was changed")
     if missing:
         ask_about_lost(context, yes=yes)
     verb = "ledger init"
     if former_lost:
         verb = "ledger init --former-lost"
-        context.confirm("Give up the former ledger, and put aside what is left of it?", yes=yes)
+        context.confirm("Give up the former ledger, and move its remaining files aside?", yes=yes)
         if (kept := context.run(put_aside(settings))) is not None:
             context.output.note(f"what was left of the former ledger is kept as {kept}")
     shown = msgspec.to_builtins(context.run(create(settings, note=note, verb=verb)))
@@ -92,9 +92,9 @@ def init(context: Context, export_secret: Path | None, *, former_lost: bool, not
 @common
 @pass_context
 def migrate(context: Context, note: str) -> None:
-    """Bring the ledger's schema up to this version.
+    """Migrate the ledger's schema to this version.
 
-    Stop everything that uses it, and take a backup, before. A newer ledger is refused.
+    First stop everything that uses the ledger, and take a backup. A newer ledger is refused.
 
     \b
     Example:
@@ -117,10 +117,10 @@ def migrate(context: Context, note: str) -> None:
 @common
 @pass_context
 def check(context: Context) -> None:
-    """Look the ledger over.
+    """Check the ledger.
 
-    Changes nothing. A SQLite ledger is read whole, and must not be in use; of a PostgreSQL one the rows and
-    the server's settings are looked over. Exit status 1 if anything is wrong.
+    Changes nothing. A SQLite ledger is read as a whole, and must not be in use; of a PostgreSQL ledger the
+    rows and the server's settings are checked. Exit status 1 if there is a problem.
 
     \b
     Example:
@@ -148,8 +148,8 @@ def check(context: Context) -> None:
 def backup(context: Context, file: Path, note: str) -> None:
     """Write a backup of a SQLite ledger to FILE.
 
-    Also while it is in use. FILE holds the ledger's secret: keep it as you keep passwords. Details of
-    finished transactions are not in it.
+    The ledger may be in use. FILE contains the ledger's secret: protect it like a password. It does not
+    contain the details of finished transactions.
 
     \b
     Example:
@@ -172,12 +172,12 @@ def backup(context: Context, file: Path, note: str) -> None:
 @common
 @pass_context
 def restore(context: Context, file: Path | None, note: str, yes: bool) -> None:
-    """Make a SQLite ledger anew from the backup FILE; without FILE, believe the ledger's file as it is.
+    """Restore a SQLite ledger from the backup FILE; without FILE, accept the ledger's file as it is.
 
-    For a file that is damaged, was lost, was copied from elsewhere or set back. Nobody may use the ledger
-    meanwhile. A new incarnation begins: what was decided after the backup is not known to it, so recovery
-    touches no branch of before that is undecided there, and shows them to you (`undoubt indoubt list`). All
-    that was there before is kept under another name.
+    For a file that is damaged, lost, copied from elsewhere or set back. Nothing may use the ledger meanwhile.
+    A new incarnation begins: it lacks the decisions made after the backup, so recovery changes no older
+    branch without a decision in it, and `undoubt indoubt list` shows these branches. The former files are
+    kept under another name.
 
     \b
     Example:
@@ -186,8 +186,8 @@ def restore(context: Context, file: Path | None, note: str, yes: bool) -> None:
     from undoubt.coordinator.ledger.maintenance import restore as bring_back  # noqa: PLC0415 - as above
 
     settings = context.settings().ledger
-    what = f"Make {settings.url} anew from {file}?" if file else f"Believe {settings.url} as it is?"
-    context.confirm(f"{what} What it has forgotten is left to you to decide.", yes=yes)
+    what = f"Restore {settings.url} from {file}?" if file else f"Accept {settings.url} as it is?"
+    context.confirm(f"{what} You decide the branches whose decision it lacks.", yes=yes)
     restored = context.run(bring_back(settings, file, note=note))
     shown = msgspec.to_builtins(restored)
     if context.output.json:
@@ -196,4 +196,4 @@ def restore(context: Context, file: Path | None, note: str, yes: bool) -> None:
     for key, value in shown.items():
         if value is not None:
             context.output.line(f"{key.replace('_', ' '):<16} {value}")
-    context.output.note("now look at what is in doubt: undoubt indoubt list")
+    context.output.note("next, list what is in doubt: undoubt indoubt list")

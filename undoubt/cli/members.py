@@ -1,4 +1,4 @@
-"""``undoubt cluster add|promote|remove|transfer|snapshot|backup|restore``: what is done to a cluster."""
+"""``undoubt cluster add|promote|remove|transfer|snapshot|backup|restore``: changes a cluster."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from undoubt.coordinator.ledger.cluster.messages import NodeStatus
     from undoubt.coordinator.settings import LedgerSettings
 
-# Commands import what they do where they do it: the wire comes with it, which --help can do without.
+# Commands import late: --help does not need the wire.
 
 NODE = click.IntRange(min=1)
 
 
 @click.command()
 @click.option(
-    "--address", metavar="HOST:PORT", default="", help="Where others find it; else where it listens."
+    "--address", metavar="HOST:PORT", default="", help="Where others reach it [default: where it listens]."
 )
 @note_option
 @common
@@ -36,8 +36,8 @@ def add(context: Context, note: str, address: str) -> None:
     """Let this node join the cluster, as a learner.
 
     Run it on the new machine, with node.number set to a number that no node has had, an empty node.data, and
-    node.listen. Then start the node there: it is brought up to date. Then promote it. A node that has lost
-    its disk joins in this way too, under a new number; the old one is removed.
+    node.listen. Then start the node there: it receives the log. Then promote it. A node that has lost its
+    disk joins in the same way, under a new number; remove the old one.
 
     \b
     Example:
@@ -87,9 +87,9 @@ def promote(context: Context, note: str, nodes: tuple[int, ...], wait_s: float) 
 def remove(context: Context, note: str, nodes: tuple[int, ...], wait_s: float, yes: bool) -> None:
     """Remove nodes for good: their numbers are never used again.
 
-    Several at once are one step. It is refused if those who are left could not go on, or not end what is
-    undecided. Replace a dead node by adding a new one, promoting it and removing the dead one, in this order
-    where you can. End a node that is alive after it was removed, not before.
+    Several nodes at once are one change. It is refused if the remaining nodes would have no responsive
+    majority, or could not end undecided transactions. To replace a dead node, add a new one, promote it, then
+    remove the dead one, in this order if possible. Stop a live node after it was removed, not before.
 
     \b
     Example:
@@ -106,7 +106,7 @@ def remove(context: Context, note: str, nodes: tuple[int, ...], wait_s: float, y
 @common
 @pass_context
 def transfer(context: Context, note: str, node: int) -> None:
-    """Let another node lead: this one, or whoever is best.
+    """Transfer leadership to this node, or to the best candidate.
 
     \b
     Example:
@@ -124,9 +124,9 @@ def transfer(context: Context, note: str, node: int) -> None:
 @common
 @pass_context
 def snapshot(context: Context, node: int, note: str) -> None:
-    """Have a node, or all of them, store a snapshot now.
+    """Make a node, or all nodes, store a snapshot now.
 
-    They do so by themselves as their logs grow. A snapshot makes a restart quicker and the log shorter.
+    Nodes also do this as their logs grow. A snapshot makes a restart quicker and the log shorter.
 
     \b
     Example:
@@ -143,7 +143,7 @@ def snapshot(context: Context, node: int, note: str) -> None:
     if not taken:
         raise CommandError(Exit.NOT_FOUND, f"node {node} does not answer, or is no member")
     if any(each["error"] for each in taken):
-        raise CommandError(Exit.UNREACHABLE, "not every node has stored a snapshot")
+        raise CommandError(Exit.UNREACHABLE, "not all nodes have stored a snapshot")
 
 
 @click.command()
@@ -154,8 +154,8 @@ def snapshot(context: Context, node: int, note: str) -> None:
 def backup(context: Context, file: Path, note: str) -> None:
     """Write the ledger, as the cluster agrees on it now, into one file.
 
-    It can be taken at any time. Nothing is overwritten. Details of finished transactions are not part of it;
-    the ledger's secret is, so that who took it is recorded.
+    It can be taken at any time. No file is overwritten. It contains the ledger's secret, so the act is
+    recorded; it does not contain the details of finished transactions.
 
     \b
     Example:
@@ -182,15 +182,15 @@ def backup(context: Context, file: Path, note: str) -> None:
 def restore(
     context: Context, /, *, files: tuple[Path, ...], ticket: str, force: bool, note: str, yes: bool
 ) -> None:
-    """Make this node one of the first of a new cluster, which goes on with the ledger of a backup.
+    """Make this node one of the first of a new cluster with the ledger of a backup.
 
-    As `init`: once on each of the nodes, on the others with the --id that the first one printed. Every node
-    of the former cluster must have ended for good. All sessions are closed; what was undecided when the
-    backup was made is nobody's to presume: it is shown by `indoubt list`, and an operator decides it.
+    Run it like `init`: once on each of the nodes, on the others with the --id that the first one printed. All
+    nodes of the former cluster must have stopped for good. All sessions are closed. What was undecided when
+    the backup was made is never presumed aborted: `indoubt list` shows it, and an operator decides it.
 
-    --force is for a majority that is gone for good, with no backup as new as a disk that is left: name the
-    node.data folders (or copies) of all nodes that are left. The newest is taken, with all of its log. You
-    are told what may be lost, and asked.
+    --force is for a majority that is gone for good, if a remaining disk is newer than every backup: name the
+    node.data folders (or copies) of all remaining nodes. The newest is taken, with its whole log. It says
+    what may be lost, and asks.
 
     \b
     Example:
@@ -207,7 +207,7 @@ def restore(
         raise click.UsageError("one backup; several FILEs go with --force")
     (file,) = files
     if not ticket:
-        context.confirm("Has every node of the former cluster ended, for good?", yes=yes)
+        context.confirm("Have all nodes of the former cluster stopped for good?", yes=yes)
     restored = context.run(bootstrap.restore(context.settings(), file, ticket, note))
     if context.output.json:
         context.output.document(msgspec.to_builtins(restored))
@@ -232,17 +232,17 @@ def _force(context: Context, folders: tuple[Path, ...], ticket: str, note: str, 
     left, image = context.run(survey_disks(folders))
     if not ticket:
         lost = (
-            "Decisions that were acknowledged after that, and are on no disk that is left, are lost: their"
-            " branches that are still prepared are left to you, and what has committed stays"
+            "Decisions that were acknowledged after that, and are on no remaining disk, are lost: you decide"
+            " their branches that are still prepared; committed branches stay committed"
             if left.may_lack
             else "Every acknowledged decision is on one of these disks, and so on the newest"
         )
         for doubt in left.doubts:
-            context.output.note(f"not all of a disk can be read: {doubt}. What it lacks may be lost")
+            context.output.note(f"a disk can be read only in part: {doubt}. The rest may be lost")
         context.confirm(
             f"The newest disk is {left.folder}, of node {left.node}: its log ends at entry {left.index} of"
-            f" term {left.term}. {left.disks} of {left.voters} voters' disks were given. {lost}. Has every"
-            " node of the former cluster ended, for good?",
+            f" term {left.term}. {left.disks} of {left.voters} voters' disks were given. {lost}. Have all"
+            " nodes of the former cluster stopped for good?",
             yes=yes,
         )
     made = context.run(force(context.settings(), left, image, ticket, note))
@@ -310,7 +310,7 @@ async def _snapshots(settings: LedgerSettings, node: int, note: str) -> list[dic
 
     wanted = [number for number in sorted(members) if node in {0, number}]
     subject = f"node {' '.join(map(str, wanted))}"
-    # Nothing that is recorded changes by it, and nodes without a leader can store one as well.
+    # It changes no record, and nodes without a leader can store a snapshot too.
     async with acting(admin.Acts(settings), new_act("cluster snapshot", subject, note), needed=False) as came:
         taken = list(await asyncio.gather(*map(one, wanted)))
         if failed := [each for each in taken if each["error"]]:

@@ -1,4 +1,4 @@
-"""Names on the command line: a transaction may be given by its own id or by any of its branches' gids."""
+"""Names on the command line: a transaction is named by its id or by the gid of any of its branches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TxIdParam(click.ParamType[TxId]):
 
 
 class GidParam(click.ParamType[Gid | Foreign]):
-    """Any prepared transaction's name; one that is not ours is a value too."""
+    """The name of any prepared transaction; a foreign name is a value too."""
 
     name = "gid"
 

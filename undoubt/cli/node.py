@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="What it writes on stderr while it runs: lines of text, or of JSON.",
+    help="The format of its log on stderr: lines of text, or of JSON.",
 )
 @common
 @pass_context
 def node(context: Context, insecure: bool, log_format: str) -> None:
-    """Be a node of the ledger's cluster, until interrupted.
+    """Run a node of the ledger's cluster until interrupted.
 
-    The first nodes of a cluster are made by `undoubt cluster init`. While it leads, the node also resolves
-    what is in doubt in the participants of its configuration. SIGTERM and SIGINT end it in an orderly way:
-    a leader hands over first.
+    `undoubt cluster init` makes the first nodes of a cluster. While it leads, the node also resolves what is
+    in doubt in the participants of its configuration. SIGTERM and SIGINT stop it in order: a leader first
+    transfers leadership.
 
     \b
     Example:
@@ -45,7 +45,7 @@ def node(context: Context, insecure: bool, log_format: str) -> None:
 
 
 async def _run(context: Context, insecure: bool, say: Callable[[str], None]) -> None:
-    # SQLite, the wire and recovery come with it, which `undoubt node --help` can do without.
+    # A late import: `undoubt node --help` does not need SQLite, the wire and recovery.
     from undoubt.serve.node import run  # noqa: PLC0415
 
     stop = asyncio.Event()

@@ -28,18 +28,19 @@ def iso(seconds: float | None) -> str | None:
 
 
 def printable(value: object) -> str:
-    """``value`` as text without control characters: a foreign gid could else move the cursor or lie."""
+    """``value`` as text without control characters: a foreign gid could otherwise move the cursor or hide
+    text."""
     text = "" if value is None else str(value)
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def styled() -> bool:
-    """True where stdout is a terminal whose user has not asked for plain text."""
+    """Whether stdout is a terminal whose user has not asked for plain text."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class Output:
-    """Where a command's results go. ``format`` is ``table`` or ``json``."""
+    """Prints the results of a command. ``format`` is ``table`` or ``json``."""
 
     def __init__(self, form: str = TABLE) -> None:
         self.form = form
@@ -54,15 +55,16 @@ class Output:
         click.echo(encoded.decode())
 
     def note(self, text: str) -> None:
-        """A remark for people, on stderr."""
+        """Print a remark on stderr."""
         click.echo(printable_lines(text), err=True)
 
     def line(self, text: str = "") -> None:
-        """A line of a page for people, on stdout."""
+        """Print a line of a page on stdout."""
         click.echo(printable_lines(text))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """One line a row. Plain tables are never cut: cells are as wide as their longest value."""
+        """Print one line for each row. Plain tables are never cut: a column is as wide as its longest
+        value."""
         cells = [[printable(cell) for cell in row] for row in rows]
         if styled():
             _rich_table(columns, cells)

@@ -30,7 +30,7 @@ def participants() -> None:
 def list_(context: Context) -> None:
     """List the participants.
 
-    They are those of the configuration. Passwords are not shown; nothing is connected to.
+    They are the participants of the configuration. Passwords are not shown; no connection is made.
 
     \b
     Example:
@@ -68,11 +68,11 @@ def list_(context: Context) -> None:
 @common
 @pass_context
 def check(context: Context, names: tuple[str, ...], older_than: float) -> None:
-    """Look the databases over.
+    """Check the databases.
 
-    Is each reachable, is it set up for prepared transactions, may its role finish what others prepared, has
-    anything been prepared for too long, and what does that hold up? Without names: every participant. Nothing
-    is changed. Exit status 1 if something needs a hand, 4 if all that is wrong is that one gave no answer.
+    Is each reachable, is it set up for prepared transactions, may its role finish branches of other roles,
+    has anything been prepared for too long, and what does that block? Without names: all participants.
+    Nothing is changed. Exit status 1 if there is a problem, 4 if the only problem is that one did not answer.
 
     \b
     Example:
@@ -88,16 +88,16 @@ def check(context: Context, names: tuple[str, ...], older_than: float) -> None:
 
 @participants.command()
 @click.argument("names", nargs=-1, metavar="[NAME]…")
-@click.option("--sql", is_flag=True, help="Print the tables as SQL for a DBA, and connect to nothing.")
+@click.option("--sql", is_flag=True, help="Print the tables as SQL for a DBA, without connecting.")
 @note_option
 @common
 @pass_context
 def migrate(context: Context, names: tuple[str, ...], sql: bool, note: str) -> None:
     """Create or upgrade undoubt's own tables in the databases.
 
-    Three-phase commit needs them. To two-phase commit they are optional: with them, a one-phase COMMIT whose
-    answer was lost can be proved to have happened; it costs one small insert per transaction with a single
-    writing database. Without names: every participant. The user of the dsn must be allowed to create a
+    Three-phase commit needs them. For two-phase commit they are optional: with them, undoubt can prove that a
+    one-phase COMMIT whose answer was lost has happened; that costs one small insert per transaction with a
+    single writing database. Without names: all participants. The role of the dsn must be allowed to create a
     schema; where another role made the tables, three-phase commit needs select, insert, update and delete on
     undoubt.undoubt_branch, and select on undoubt.undoubt_note and undoubt.undoubt_commit, granted to it.
 
@@ -142,7 +142,7 @@ def migrate(context: Context, names: tuple[str, ...], sql: bool, note: str) -> N
 def prune(context: Context, older_than: float, note: str) -> None:
     """Delete old notes of one-phase commits from the tables that `migrate` made.
 
-    A caller asks within seconds after its answer was lost, so that a day is plenty.
+    A caller asks within seconds after its answer was lost, so one day is enough.
 
     \b
     Example:
@@ -163,16 +163,16 @@ def prune(context: Context, older_than: float, note: str) -> None:
     "--protocol",
     type=click.Choice([*PROTOCOLS]),
     metavar="PROTOCOL",
-    help="What transactions are committed by.  [default: coordinator.protocol]",
+    help="The commit protocol.  [default: coordinator.protocol]",
 )
 @common
 @pass_context
 def grants(context: Context, name: str, protocol: str | None) -> None:
     """Print the rights that undoubt's role needs, as SQL.
 
-    They are the smallest set for transactions, recovery, deadlock detection and doctor, for the role that the
-    dsn names, after `undoubt participants migrate` by whoever owns the tables. The rights of the application
-    on its own tables are not among them. Nothing is connected to.
+    They are the smallest set for transactions, recovery, deadlock detection and doctor, for the role of the
+    dsn, after the owner of the tables has run `undoubt participants migrate`. The rights of the application
+    on its own tables are not included. No connection is made.
 
     \b
     Example:
@@ -198,12 +198,12 @@ def grants(context: Context, name: str, protocol: str | None) -> None:
 @common
 @pass_context
 def restored(context: Context, name: str, note: str) -> None:
-    """Say that a server was cloned, or that its disk was set back.
+    """Declare that a server was cloned, or that its disk was set back.
 
-    What undoubt knows of the branches of a database counts for one history of it. A promotion, and a restore
-    that replays the log, begin another by themselves. A clone, and a snapshot of the disk that was put back,
-    do not show: run this once that server is up, before applications use it. What became of branches that
-    were prepared before, and are not there, is unknown from then on. Needs the owner of undoubt's tables.
+    What undoubt knows about the branches of a database is valid for one history of it. A promotion, and a
+    restore that replays the WAL, begin another history by themselves. A clone, and a disk snapshot that was
+    put back, cannot be detected: run this once that server is up, before applications use it. What became of
+    branches that were prepared before and are missing is then unknown. Needs the owner of undoubt's tables.
 
     \b
     Example:
@@ -216,15 +216,15 @@ def restored(context: Context, name: str, note: str) -> None:
     if context.output.json:
         context.output.document({"participant": name, "history": drawn})
     else:
-        context.output.line(f"{name} is in a new history: {drawn}")
-        context.output.note("applications that were connected before keep the old one: restart them")
+        context.output.line(f"{name} has a new history: {drawn}")
+        context.output.note("applications that were connected before use the old history: restart them")
 
 
 async def _migrate(context: Context, names: tuple[str, ...], note: str) -> dict[str, list[str]]:
     """The revisions that were applied, by participant."""
     from undoubt.participants.postgres import schema  # noqa: PLC0415 - SQLAlchemy is slow to import
 
-    # Often the first thing that is done, before any ledger runs; it adds tables and ends nothing.
+    # Often the first command, before any ledger runs; it adds tables and ends no branch.
     applied: dict[str, list[str]] = {}
     act = new_act("participants migrate", " ".join(names), note)
     async with recorded(context, act, needed=False) as came_of:

@@ -21,19 +21,19 @@ from undoubt.recovery.service import RecoveryService
 from undoubt.recovery.without_ledger import WithoutLedger
 
 ENDING = {"commit", "rollback", "terminate", "heuristic"}
-"""What recovery does about a branch that leaves something behind: it is ended, or recorded."""
+"""The actions of recovery that leave a trace: a branch is ended, or recorded."""
 PAUSE_S = 1.0
-"""Between two passes without a ledger."""
+"""Pause between two passes without a ledger."""
 
 
 @click.command()
 @click.option("--once", is_flag=True, help="One pass over every participant, then end.")
-@click.option("--dry-run", is_flag=True, help="Tell what one pass would do, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what one pass would do, and change nothing.")
 @click.option(
-    "--without-ledger", is_flag=True, help="The ledger is destroyed: end what three-phase commit left behind."
+    "--without-ledger", is_flag=True, help="The ledger is destroyed: end the branches of three-phase commit."
 )
 @click.option(
-    "--ledger-id", metavar="ID", help="With --without-ledger: whose branches, if there are several."
+    "--ledger-id", metavar="ID", help="With --without-ledger: the ledger, if there are branches of several."
 )
 @adopt_options
 @note_option
@@ -54,22 +54,22 @@ def recover(
 ) -> None:
     """Resolve what is in doubt.
 
-    Without --once it stays, and resolves whatever appears, until it is interrupted. Several at once are
-    harmless. Branches whose coordinator is alive are left alone. With --once or --dry-run the exit status
-    is 4 if a participant or the ledger did not answer, 5 if a branch was found to have ended another way than
-    was decided, 1 if one could not be resolved.
+    Without --once it resolves branches until it is interrupted. Several recoveries may run at once. Branches
+    whose coordinator is alive are not changed. With --once or --dry-run the exit status is 4 if a participant
+    or the ledger did not answer, 5 if a branch had ended otherwise than was decided, 1 if a branch could not
+    be resolved.
 
-    With --without-ledger no ledger is opened. The participants of a three-phase commit know its outcome
-    among themselves. Branches of the other protocols are reported with the reason, and left alone; so is
-    what another role prepared, or what lies in a database without a row of it. It ends once nothing is
-    left that it can end.
+    With --without-ledger no ledger is opened. The participants of a three-phase commit hold its outcome.
+    Branches of the other protocols are reported with the reason, and not changed; nor is a branch that
+    another role prepared, or that has no row in its database. It ends once there is nothing left that it can
+    end.
 
-    With --adopt ID every prepared branch of the lost ledger ID is shown, by transaction, with what can be
-    known of it. --secret proves that the names are that ledger's; then transactions of three-phase commit are
-    ended by their own termination, after one question. Of the other protocols nothing is guessed: name the
-    transaction with --commit or --rollback. Without --secret only what you name is ended, of three-phase
-    commit with --terminate. Exit status 7 if something is left to you, 5 if what you chose contradicts what
-    is proved.
+    With --adopt ID it shows all prepared branches of the lost ledger ID, by transaction, with what is known
+    about each. --secret proves that the names are from that ledger; then three-phase commits are ended by
+    their own termination, after one question. The outcome of the other protocols is never guessed: name the
+    transaction with --commit or --rollback. Without --secret only the transactions that you name are ended,
+    three-phase commits with --terminate. Exit status 7 if something is left to you, 5 if your choice
+    contradicts a proof.
 
     \b
     Example:
@@ -82,7 +82,7 @@ def recover(
         raise click.UsageError("--ledger-id goes with --without-ledger")
     if (wishes := Wishes.read(**adopting, dry_run=dry_run, yes=yes, note=note)) is not None:
         if once or without_ledger:
-            raise click.UsageError("--adopt is a pass of its own: without --once and --without-ledger")
+            raise click.UsageError("--adopt does not go with --once or --without-ledger")
         adopt(context, wishes)
     elif without_ledger:
         _tell(context, context.run(_without_ledger(context, ledger_id, once=once, dry_run=dry_run)))
@@ -104,7 +104,7 @@ def _tell(context: Context, report: Report) -> None:
     if found and not report.dry_run:
         raise CommandError(
             Exit.CONFLICT,
-            f"branches that ended another way than was decided: {len({line.gid for line in found})};"
+            f"branches that ended otherwise than was decided: {len({line.gid for line in found})};"
             " undoubt indoubt list",
         )
     if failed := [line for line in report.lines if line.result == "failed"]:
@@ -112,8 +112,8 @@ def _tell(context: Context, report: Report) -> None:
 
 
 async def _once(context: Context, dry_run: bool, note: str) -> Report:
-    """A pass that ended something is recorded afterwards: it does what is recorded already, and one that
-    runs every minute and finds nothing would push everything else out of the audit."""
+    """A pass that ended something is recorded afterwards: it applies recorded decisions, and a pass that runs
+    each minute and finds nothing would push all other acts out of the audit."""
     async with opened(context) as tools:
         service = RecoveryService(tools.ledger, tools.participants, tools.settings.recovery)
         report = await service.run_once(dry_run=dry_run)
@@ -125,12 +125,12 @@ async def _once(context: Context, dry_run: bool, note: str) -> Report:
             try:
                 await tools.ledger.record_act(new_act("recover --once", "what was left", note, result=result))
             except LedgerError as error:
-                context.output.note(f"that you did this is not recorded: {error}")
+                context.output.note(f"this act is not recorded: {error}")
         return report
 
 
 async def _without_ledger(context: Context, ledger_id: str | None, *, once: bool, dry_run: bool) -> Report:
-    """Pass after pass, until one leaves nothing that another could do; the lines of all of them."""
+    """Repeat passes until another pass could do nothing; returns the lines of all."""
     lines: list[ReportedBranch] = []
     participants = wiring.registry(context.settings(), ledger_id or NO_LEDGER)
     try:

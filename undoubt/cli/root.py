@@ -13,7 +13,7 @@ from undoubt.cli.context import common
 
 
 class LazyCommand(NamedTuple):
-    """Where a command is, and its line in ``undoubt --help``, which imports none of them."""
+    """The place of a command, and its line in ``undoubt --help``, which imports no command."""
 
     module: str
     attribute: str
@@ -27,17 +27,17 @@ COMMANDS: dict[str, LazyCommand] = {
     "indoubt": LazyCommand("undoubt.cli.indoubt", "indoubt", "See, explain and resolve branches in doubt."),
     "tx": LazyCommand("undoubt.cli.tx", "tx", "Look up transactions."),
     "audit": LazyCommand("undoubt.cli.audit", "audit", "What operators did: who, when, why."),
-    "recover": LazyCommand("undoubt.cli.recover", "recover", "Resolve what is in doubt, now or from now on."),
-    "participants": LazyCommand("undoubt.cli.participants", "participants", "The databases taking part."),
+    "recover": LazyCommand(
+        "undoubt.cli.recover", "recover", "Resolve what is in doubt, once or continuously."
+    ),
+    "participants": LazyCommand(
+        "undoubt.cli.participants", "participants", "List, check and migrate the databases."
+    ),
     "ledger": LazyCommand("undoubt.cli.ledger", "ledger", "Create, migrate and check the ledger."),
-    "doctor": LazyCommand("undoubt.cli.doctor", "doctor", "Look everything over, and say what mends it."),
-    "cluster": LazyCommand(
-        "undoubt.cli.cluster", "cluster", "The nodes that keep the ledger: begin, look after."
-    ),
-    "node": LazyCommand("undoubt.cli.node", "node", "Be a node of the ledger's cluster."),
-    "bench": LazyCommand(
-        "undoubt.bench.command", "bench", "What a commit costs, beside what people write by hand."
-    ),
+    "doctor": LazyCommand("undoubt.cli.doctor", "doctor", "Check everything, and print the repairs."),
+    "cluster": LazyCommand("undoubt.cli.cluster", "cluster", "Make and manage the nodes of the ledger."),
+    "node": LazyCommand("undoubt.cli.node", "node", "Run a node of the ledger's cluster."),
+    "bench": LazyCommand("undoubt.bench.command", "bench", "Measure commits against hand-written scripts."),
     "completion": LazyCommand(
         "undoubt.cli.completion", "completion", "Print the completion script of a shell."
     ),

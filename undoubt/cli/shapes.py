@@ -23,13 +23,13 @@ def age(seconds: float | None) -> float | None:
 
 
 def protocol_name(letter: str) -> str:
-    """``2pc`` for ``2``; what is not known stays as it is."""
+    """``2pc`` for ``2``; an unknown letter is returned as it is."""
     return PROTOCOL_NAMES[Protocol(letter)] if letter in set(Protocol) else letter
 
 
 def transaction(info: TransactionInfo, ledger_id: str) -> dict[str, Any]:
-    """One transaction as ``tx list`` and ``tx show`` print it; ``protocol`` is null where it is not known any
-    more."""
+    """One transaction as ``tx list`` and ``tx show`` print it; ``protocol`` is null where it is no longer
+    known."""
     return {
         "txid": str(info.txid),
         "decision": str(info.record),
@@ -65,7 +65,7 @@ def branch(record: BranchRecord, info: TransactionInfo, ledger_id: str) -> dict[
 
 
 def heuristic(found: Heuristic) -> dict[str, Any]:
-    """A branch whose database did other than what was decided."""
+    """A branch that its database has ended otherwise than was decided."""
     return {
         "gid": str(found.gid),
         "kind": str(found.kind),
@@ -78,9 +78,9 @@ def heuristic(found: Heuristic) -> dict[str, Any]:
 
 
 def prepared(one: SurveyedBranch, siblings: Sequence[Heuristic] = ()) -> dict[str, Any]:
-    """One prepared branch as ``indoubt list`` prints it; ``txid`` and ``protocol`` are null for a foreign
-    one; ``fix`` is what makes an impostor ours, whose owner alone is wrong, or what a superuser has to run
-    where ``owner_gone``, else null."""
+    """One prepared branch as ``indoubt list`` prints it. ``txid`` and ``protocol`` are null for a foreign
+    one. ``fix`` makes an impostor whose only fault is its owner a branch of ours, or is the statement for a
+    superuser where ``owner_gone``; else it is null."""
     gid = one.branch.gid
     return {
         "gid": str(gid),
@@ -104,7 +104,7 @@ def prepared(one: SurveyedBranch, siblings: Sequence[Heuristic] = ()) -> dict[st
 def whole(told: Whole) -> dict[str, Any]:
     """A whole transaction as ``tx resolve`` and ``explain TXID`` print it; ``direction`` is the safe one,
     null where none is proved to be. ``hidden``: participants that do not answer and may have a branch of it;
-    ``not_known``: numbers of branches that nothing tells of, as [first, last]."""
+    ``not_known``: numbers of unknown branches, as [first, last]."""
     return {
         "txid": str(told.txid),
         "transaction": None if told.info is None else transaction(told.info, told.ledger_id),
@@ -131,7 +131,7 @@ def whole(told: Whole) -> dict[str, Any]:
 
 
 def act(one: Act) -> dict[str, Any]:
-    """What an operator did; ``result`` is null where what came of it was never told."""
+    """One act of an operator; ``result`` is null if it was never recorded."""
     return {
         "at": iso(one.at),
         "who": one.who or None,
@@ -150,7 +150,7 @@ def blocks(told: Burden) -> dict[str, Any]:
 
 
 def vacuum(told: Burden) -> dict[str, Any]:
-    """For how long a prepared branch has held vacuum back, at least."""
+    """The time for which a prepared branch has at least held back vacuum."""
     return {"held_back_s": round(told.held_back_s, 3), "held_back_xids": told.held_back_xids}
 
 
@@ -167,7 +167,7 @@ def finding(one: Finding) -> dict[str, Any]:
 
 
 def survey(seen: Survey) -> dict[str, Any]:
-    """All that is prepared and heuristic, and who did not answer."""
+    """All prepared branches and heuristic outcomes, and the participants that did not answer."""
     return {
         "branches": [prepared(one, seen.siblings(one)) for one in seen.found],
         "heuristics": [heuristic(one) for one in seen.heuristics],

@@ -1,4 +1,4 @@
-"""``undoubt tx``: what the ledger knows of transactions, and one verb that ends one."""
+"""``undoubt tx``: shows what the ledger knows about transactions, and ends one."""
 
 from __future__ import annotations
 
@@ -31,16 +31,15 @@ def tx() -> None:
     "-n", "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many."
 )
 @click.option(
-    "--before", type=TxIdParam(), metavar="TXID", help="Those decided before this one: the next page."
+    "--before", type=TxIdParam(), metavar="TXID", help="The decisions before this one: the next page."
 )
 @common
 @pass_context
 def list_(context: Context, limit: int, before: TxId | None) -> None:
     """List the newest decisions.
 
-    They are listed for as long as the ledger's history goes back, the newest first. Transactions that were
-    read-only, changed one database only or were rolled back before a decision
-    leave no record, and are not listed.
+    They are listed as far back as the ledger's history goes, newest first. Transactions that were read-only,
+    changed one database only, or were rolled back before a decision leave no record, and are not listed.
 
     \b
     Example:
@@ -79,9 +78,8 @@ tx.add_command(resolve)
 def show(context: Context, txid: TxId) -> None:
     """Show one transaction.
 
-    Its decision, its branches, and whether all of them have applied it. TXID is a transaction's id, or the
-    gid of one of its branches. Exit status 3 if the ledger has no
-    record of it.
+    Shows its decision, its branches, and whether all have applied the decision. TXID is a transaction's id,
+    or the gid of one of its branches. Exit status 3 if the ledger has no record of it.
 
     \b
     Example:
@@ -91,7 +89,7 @@ def show(context: Context, txid: TxId) -> None:
     if info is None:
         raise CommandError(
             Exit.NOT_FOUND,
-            f"the ledger has no record of transaction {txid}: it never was one of this ledger, or left no"
+            f"the ledger has no record of transaction {txid}: it is not of this ledger, or left no"
             " record (read-only, one database only, rolled back), or is older than the history kept",
         )
     if context.output.json:
@@ -101,7 +99,8 @@ def show(context: Context, txid: TxId) -> None:
 
 
 def state(info: TransactionInfo) -> str:
-    """In words; no decision is never called aborted, for it may have committed in one phase."""
+    """The outcome in words; a transaction without a decision may have committed in one phase, so it is never
+    called aborted."""
     if open_ones := [found for found in info.heuristics if not found.forgotten]:
         return str(open_ones[0].kind).replace("_", " ")
     match info.record:
@@ -125,7 +124,7 @@ async def _show(context: Context, txid: TxId) -> tuple[TransactionInfo | None, s
 
 
 async def _ended_by_hand(ledger: Ledger, txid: TxId) -> TransactionInfo | None:
-    """Of an undecided transaction some branch of which an operator has ended."""
+    """For an undecided transaction with a branch that an operator has ended."""
     known = [one for one in await ledger.heuristics(include_forgotten=True) if one.gid.txid == txid]
     if not known:
         return None

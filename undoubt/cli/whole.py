@@ -1,4 +1,4 @@
-"""``undoubt tx resolve``: one verb for a whole transaction; and its page, which ``explain`` has too."""
+"""``undoubt tx resolve``: ends a whole transaction; also the page that ``explain`` prints for one."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from undoubt.recovery.operator.whole import BranchNow, Resolver, Whole, check, i
 
 @click.command()
 @click.argument("txid", type=TxIdParam())
-@click.option("--commit", is_flag=True, help="Commit every branch that is prepared.")
-@click.option("--rollback", is_flag=True, help="Roll every prepared branch back.")
+@click.option("--commit", is_flag=True, help="Commit all prepared branches.")
+@click.option("--rollback", is_flag=True, help="Roll back all prepared branches.")
 @click.option(
     "--heuristic", is_flag=True, help="Do it against or without a recorded decision; this is recorded."
 )
 @click.option(
     "--contradict",
     is_flag=True,
-    help="Do it although a branch has ended the other way, or may have: this splits it.",
+    help="Do it although a branch has ended, or may have ended, the other way: this splits the transaction.",
 )
 @click.option(
     "--participant-gone",
     "gone",
     metavar="NAME",
-    help="This participant will never answer again: record a hazard for its branches, and wait no more.",
+    help="This participant will never answer again: record a hazard for its branches, and stop waiting.",
 )
 @note_option
 @yes_option
@@ -52,14 +52,14 @@ def resolve(
     note: str,
     yes: bool,
 ) -> None:
-    """End a whole transaction, every branch the same way.
+    """End all branches of a transaction in the same direction.
 
-    Shows every branch, what is recorded, and what the databases prove; asks once; then commits or rolls back
-    every branch that is prepared, in the one direction that is safe. Of three-phase commit and Paxos Commit
-    without a decision the protocol's own termination decides. Where no direction is proved to be safe, choose
-    --commit or --rollback with --heuristic. TXID is a transaction's id, or the gid of one of its branches.
-    Exit status 5 if a flag is missing for what you ask, or a branch is found to have ended the other way; 4
-    if not every participant answered, or no list of the branches is recorded and one of them is not known.
+    Shows all branches, what is recorded, and what the databases prove; asks once; then commits or rolls back
+    all prepared branches in the safe direction. An undecided three-phase commit or Paxos Commit is decided by
+    the termination of its protocol. If no direction is proved to be safe, choose --commit or --rollback with
+    --heuristic. TXID is a transaction's id, or the gid of one of its branches. Exit status 5 if a needed flag
+    is missing, or a branch had ended the other way; 4 if a participant did not answer, or no list of the
+    branches is recorded and a branch is not known.
 
     \b
     Example:
@@ -68,7 +68,7 @@ def resolve(
       undoubt tx resolve 3-4f1d0c9a77b2e815.42 --participant-gone payments
     """
     if gone is not None and (commit or rollback or heuristic or contradict):
-        raise click.UsageError("--participant-gone ends no branch: give it without flags of how to end one")
+        raise click.UsageError("--participant-gone ends no branch: give it without the flags that end one")
     chosen = _direction(commit=commit, rollback=rollback)
     found = context.run(_looked(context, txid))
     if not context.output.json:
@@ -84,20 +84,20 @@ def resolve(
         return
     if _allowed(found, chosen, heuristic=heuristic, contradict=contradict):
         _ask(context, found, chosen, yes=yes)
-    # What is not allowed is refused there as well, and recorded.
+    # The resolver also refuses what is not allowed, and records that.
     results = context.run(_end(context, txid, chosen, heuristic=heuristic, contradict=contradict, note=note))
     _report(context, found, chosen, results)
 
 
 def _direction(*, commit: bool, rollback: bool) -> Decision | None:
-    """None if the safe one is wanted."""
+    """The chosen direction; None for the safe one."""
     if commit and rollback:
         raise click.UsageError("--commit and --rollback contradict each other: give one of them")
     return Decision.COMMIT if commit else Decision.ABORT if rollback else None
 
 
 def _let_it_terminate(context: Context, txid: TxId, note: str, *, yes: bool) -> Whole:
-    context.confirm(f"Let the termination of its own protocol decide and end {txid}?", yes=yes)
+    context.confirm(f"Let the termination of its protocol decide and end {txid}?", yes=yes)
     found = context.run(_terminated(context, txid, note))
     if not context.output.json:
         page(context.output, found)
@@ -113,19 +113,19 @@ def _ask(context: Context, found: Whole, chosen: Decision, *, yes: bool) -> None
 
 
 def warnings(found: Whole, chosen: Decision) -> list[str]:
-    """What somebody should know before it is done."""
+    """The warnings that are shown before the question."""
     lines = []
     recorded = None if found.info is None else str(found.info.record)
     if chosen is Decision.ABORT and (recorded == "commit" or found.direction is Decision.COMMIT):
-        lines.append("COMMIT IS RECORDED: other branches have applied it, or will.")
+        lines.append("COMMIT IS RECORDED: the other branches have committed, or will commit.")
     if chosen is Decision.COMMIT and found.direction is Decision.ABORT:
-        lines.append("IT IS ABORTED: other branches are rolled back, or will be.")
+        lines.append("ABORTED: the other branches are rolled back, or will be.")
     lines += [
         f"Branch {one.number} in {one.participant} has ended the other way: this splits the transaction."
         for one in found.splits(chosen)
     ]
     lines += [
-        f"Branch {one.number} in {one.participant} cannot be looked at: {one.why or 'it is not configured'}."
+        f"Branch {one.number} in {one.participant} is not known: {one.why or 'it is not configured'}."
         for one in found.branches
         if one.now in {"no_answer", "not_configured"}
     ]
@@ -133,7 +133,7 @@ def warnings(found: Whole, chosen: Decision) -> list[str]:
 
 
 def not_seen(found: Whole) -> list[str]:
-    """That there may be other branches, which nothing tells of."""
+    """The warning that there may be other, unknown branches."""
     lines = [*found.not_seen, *filter(None, [found.more_unknown])]
     return [f"{line[0].upper()}{line[1:]}." for line in lines]
 
@@ -172,16 +172,18 @@ def page(out: Output, found: Whole) -> None:
 
 
 def end_unless_all_seen(found: Whole) -> None:
-    """Raise ``NotAllSeen`` if a branch could not be looked at, or there may be one that nothing tells of."""
+    """Raise ``NotAllSeen`` if the state of a branch is not known, or there may be an unknown branch."""
     if hidden := [one for one in found.branches if one.now in {"no_answer", "not_configured"}]:
         told = ", ".join(f"branch {one.number} in {one.participant}" for one in hidden)
-        raise NotAllSeen(f"not everything could be seen: {told}; {hidden[0].why or 'it is not configured'}")
+        raise NotAllSeen(
+            f"not everything is known: {told}; {hidden[0].why or 'the participant is not configured'}"
+        )
     if found.not_seen:
-        raise NotAllSeen(f"not everything could be seen: {'; '.join(found.not_seen)}")
+        raise NotAllSeen(f"not everything is known: {'; '.join(found.not_seen)}")
 
 
 def _allowed(found: Whole, chosen: Decision, *, heuristic: bool, contradict: bool) -> bool:
-    """Whether there is anything to ask; what would be refused is not asked."""
+    """Whether there is a question to ask; what would be refused is refused without a question."""
     try:
         check(found, chosen, heuristic=heuristic, contradict=contradict)
     except (Conflict, NotAllSeen):
@@ -199,7 +201,10 @@ def _nothing_to_do(context: Context, found: Whole, note: str, chosen: Decision |
     if found.prepared:
         choice = "Choose --commit or --rollback, with --heuristic"
         if found.may_be_fenced:
-            choice = "To end it before that: --rollback, which records ABORT first, so that nothing is split"
+            choice = (
+                "To end it before that: --rollback, which records ABORT first, so that the transaction is not"
+                " split"
+            )
         raise Conflict(f"{found.why}; nothing was done. {choice}")
     end_unless_all_seen(found)
     context.output.note("no branch of it is prepared: there is nothing to end")
@@ -211,8 +216,8 @@ def _nothing_to_do(context: Context, found: Whole, note: str, chosen: Decision |
 
 def _gone(context: Context, found: Whole, name: str, note: str, *, yes: bool) -> None:
     context.confirm(
-        f"Will participant {name} never answer again? What became of its branch will be a hazard, and nobody"
-        " will wait for it.",
+        f"Will participant {name} never answer again? Its branch is recorded as a hazard, and recovery stops"
+        " waiting for it.",
         yes=yes,
     )
     gids = context.run(_end_gone(context, found.txid, name, note))

@@ -109,7 +109,7 @@ def test_of_a_forgotten_transaction_a_silent_participant_may_have_a_branch(
     assert told in asked.out.lower()
     if words == ("indoubt", "explain"):
         assert asked.status == 4
-        assert f"not everything could be seen: {told}" in asked.err
+        assert f"not everything is known: {told}" in asked.err
         shown = stage.run(*words, str(one.txid), "-o", "json").json
         assert (shown["hidden"], shown["not_known"]) == (["orders"], [[1, 1]])
         assert told in stage.run(*words, str(other)).out.lower().replace("\n", " ").replace("  ", " ")
@@ -199,7 +199,7 @@ def test_a_rollback_against_a_recorded_commit_is_told_before_it_is_asked(stage: 
     gid, _ = stage.prepare(1, Decision.COMMIT)
     plain = stage.run("indoubt", "rollback", str(gid))
     assert plain.status == 5, "refused without a question"
-    assert "nobody is there to answer" not in plain.err
+    assert "stdin is not a terminal" not in plain.err
     asked = stage.run("indoubt", "rollback", str(gid), "--heuristic")
     assert asked.status == 2
     assert asked.err.index("COMMIT IS RECORDED") < asked.err.index("Roll back")

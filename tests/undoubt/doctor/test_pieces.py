@@ -204,12 +204,12 @@ def test_warnings_alone_are_no_failure(stage: Stage) -> None:
     """Exit status 1 is for what needs a hand: a monitor that calls people must not cry wolf."""
     stage.orders.findings.append(Finding("orders", "pooler", Severity.WARNING, "one in the way", "why", "do"))
     ran = stage.run("participants", "check")
-    assert (ran.status, ran.err) == (0, "nothing needs a hand; warnings: 1\n")
+    assert (ran.status, ran.err) == (0, "no problems; warnings: 1\n")
     assert "    do" in ran.out.splitlines()
     stage.orders.findings.append(Finding("orders", "roles", Severity.PROBLEM, "bad", "", None))
     ran = stage.run("participants", "check")
     assert ran.status == 1
-    assert ran.err == "undoubt: needs a hand: 1; gave no answer: 0; warnings: 1\n"
+    assert ran.err == "undoubt: problems: 1; no answer: 0; warnings: 1\n"
 
 
 def test_the_configuration_cannot_be_read(stage: Stage, tmp_path: Path) -> None:
