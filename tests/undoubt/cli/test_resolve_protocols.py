@@ -125,7 +125,7 @@ async def test_its_own_termination_decides(  # noqa: PLR0917 - the cases
     txid = str(gids[0].txid)
     asked = await cli("tx", "resolve", txid)
     assert asked.status == 2
-    assert "Let the termination of its own protocol decide" in asked.err or "Commit 2 branches" in asked.err
+    assert "Let the termination of its protocol decide" in asked.err or "Commit 2 branches" in asked.err
     async with asyncio.timeout(60):
         while (ran := await cli("tx", "resolve", txid, "--yes", "--note", "why")).status != 0:
             assert ran.status == 5, ran.err
