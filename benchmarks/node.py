@@ -26,6 +26,7 @@ from undoubt.coordinator.paxos import BranchInstance, FirstBallot, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.raft import Message, decode, encode
 from undoubt.participants.contract import Decision
+from undoubt.participants.ids import Protocol
 from undoubt.serve.loop import fastest_loop
 
 CLUSTER = "abcdefghij"
@@ -107,7 +108,9 @@ class Work:
         self._txid = session.txid
 
     async def decide(self, number: int) -> None:
-        await propose(self._leader, Decide(self._txid(number), "2", Decision.COMMIT, BRANCHES, 1.0))
+        await propose(
+            self._leader, Decide(self._txid(number), Protocol.TWO_PHASE, Decision.COMMIT, BRANCHES, 1.0)
+        )
 
     async def finish(self, numbers: range) -> None:
         for first in range(numbers.start, numbers.stop, FINISH_AT_ONCE):

@@ -24,6 +24,8 @@ from undoubt.participants.three_phase import Termination
 PROTOCOLS = {"2pc": Protocol.TWO_PHASE, "3pc": Protocol.THREE_PHASE, "paxos": Protocol.PAXOS}
 """The protocols by the names that users choose."""
 
+PROTOCOL_NAMES = {protocol: name for name, protocol in PROTOCOLS.items()}
+
 
 _SQLITE = "sqlite:///"
 _SQLITE_NAME_BYTES_MAX = 200

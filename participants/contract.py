@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from undoubt.participants.errors import ParticipantError
 from undoubt.participants.findings import Finding
 from undoubt.participants.ids import NO_KEY, Foreign, Gid, SessionKey
+from undoubt.participants.ids import Protocol as GidProtocol
 from undoubt.participants.three_phase import States
 
 
@@ -368,7 +369,7 @@ class Participant(Protocol):
         True if a cancel was sent. Fails; may be repeated."""
         ...
 
-    async def check(self, *, protocol: str = "2pc") -> Sequence[Finding]:
+    async def check(self, *, protocol: GidProtocol = GidProtocol.TWO_PHASE) -> Sequence[Finding]:
         """Everything that was looked at to learn whether this participant can do its part in transactions
         that are committed by ``protocol``, in a stable order. Changes nothing; never fails, since what does
         not answer is a finding; may be repeated."""

@@ -27,7 +27,7 @@ from undoubt.participants.contract import (
 )
 from undoubt.participants.errors import BranchFailed, UsageError
 from undoubt.participants.findings import Finding, Severity
-from undoubt.participants.ids import NO_KEY, Gid, SessionKey
+from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey
 from undoubt.participants.invariant import invariant
 from undoubt.participants.scripted_three_phase import MemoryStates
 
@@ -177,7 +177,7 @@ class ScriptedParticipant:
         self.cancelled.append(waiting)
         return True
 
-    async def check(self, *, protocol: str = "2pc") -> Sequence[Finding]:
+    async def check(self, *, protocol: Protocol = Protocol.TWO_PHASE) -> Sequence[Finding]:
         if self.down is not None:
             return [Finding(self.name, "reach", Severity.UNREACHABLE, str(self.down))]
         return [*self.findings, Finding(self.name, "reach", Severity.OK, "scripted")]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from undoubt.coordinator import supervision
 from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.coordinator.settings import PROTOCOL_NAMES
 from undoubt.participants.contract import Settled
 from undoubt.participants.ids import Gid, Protocol
 from undoubt.recovery.plan import BranchStanding
@@ -45,7 +46,6 @@ LEDGER_CALLS = (
     "finish",
     "record_heuristic",
 )
-PROTOCOLS = {Protocol.TWO_PHASE: "2pc", Protocol.THREE_PHASE: "3pc", Protocol.PAXOS: "paxos"}
 
 IN_DOUBT = tuple(standing for standing in BranchStanding if standing is not BranchStanding.IMPOSTOR)
 """Those that prepared branches are counted by: nobody's forged names fill the graphs of what is in doubt."""
@@ -145,10 +145,10 @@ class Metrics:
     # coordinator.meter.Meter
 
     def phase(self, protocol: Protocol, phase: str, seconds: float) -> None:
-        self._phases.labels(PROTOCOLS[protocol], phase).observe(seconds)
+        self._phases.labels(PROTOCOL_NAMES[protocol], phase).observe(seconds)
 
     def ended(self, protocol: Protocol, outcome: str, heuristics: Mapping[Gid, Settled]) -> None:
-        self._transactions.labels(PROTOCOLS[protocol], outcome).inc()
+        self._transactions.labels(PROTOCOL_NAMES[protocol], outcome).inc()
         for gid, kind in heuristics.items():
             self._heuristics.labels(gid.participant, str(kind)).inc()
 

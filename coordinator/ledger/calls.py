@@ -117,7 +117,7 @@ class DecideCall(LedgerCall[Decision], frozen=True, tag="decide"):
     txid: TxId
     decision: Decision
     branches: _Branches
-    protocol: str
+    protocol: Protocol
     cause: str = ""
     right: ClassVar[Right] = Right.TRANSACT
 
@@ -133,7 +133,7 @@ class DecideCall(LedgerCall[Decision], frozen=True, tag="decide"):
 class PrecommitCall(LedgerCall[None], frozen=True, tag="precommit"):
     txid: TxId
     branches: _Branches
-    protocol: str
+    protocol: Protocol
     right: ClassVar[Right] = Right.TRANSACT
 
     def since(self) -> int:
@@ -147,7 +147,7 @@ class OutcomesCall(LedgerCall[Sequence[Verdict]], frozen=True, tag="outcomes"):
     """As version 0.1.0 asks: by transactions, whose names prove nothing."""
 
     txids: _Ids
-    protocol: str
+    protocol: Protocol
 
     def since(self) -> int:
         return PAXOS_VERSION if self.protocol == Protocol.PAXOS else FIRST_VERSION
@@ -360,14 +360,16 @@ class CallingLedger(abc.ABC):
         decision: Decision,
         branches: Sequence[BranchRecord],
         *,
-        protocol: str = "2",
+        protocol: Protocol = Protocol.TWO_PHASE,
         cause: str = "",
     ) -> Decision:
         call = DecideCall(txid, decision, tuple(branches), protocol, cause)
         decided: Decision = await self._call(call)
         return decided
 
-    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+    async def precommit(
+        self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: Protocol = Protocol.THREE_PHASE
+    ) -> None:
         await self._call(PrecommitCall(txid, tuple(branches), protocol))
 
     async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:

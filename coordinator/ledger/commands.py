@@ -73,7 +73,7 @@ class ExpireSession(_Command, frozen=True, tag="expire"):
 
 class Decide(_Command, frozen=True, tag="decide"):
     txid: TxId
-    protocol: str
+    protocol: Protocol
     decision: Decision
     branches: tuple[BranchRecord, ...]
     at: float
@@ -86,7 +86,7 @@ class Precommit(_Command, frozen=True, tag="precommit"):
     """Three-phase commit: every branch has voted PREPARED. Decides nothing."""
 
     txid: TxId
-    protocol: str
+    protocol: Protocol
     branches: tuple[BranchRecord, ...]
     at: float
     """As of :class:`Decide`."""

@@ -25,9 +25,9 @@ from typing import Protocol
 
 import msgspec
 
-from undoubt.participants import ids
 from undoubt.participants.contract import Claim, Decision, Evidence, Settled
 from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.ids import Protocol as GidProtocol
 
 Create = bool | Callable[[], Awaitable[None]]
 """Whether a ledger may be made where there is none, when it is opened; a function raises ``LedgerMissing`` if
@@ -60,8 +60,8 @@ ACTS_MAX = 5_000
 """Acts of operators that a ledger keeps; the oldest go first."""
 ACT_CHARACTERS_MAX = 1_000
 
-TERMINATES_BY_ITSELF = frozenset({"3", "p"})
-"""Protocols, by their letter in a gid, whose undecided transactions are never presumed aborted."""
+TERMINATES_BY_ITSELF = frozenset({GidProtocol.THREE_PHASE, GidProtocol.PAXOS})
+"""Protocols whose undecided transactions are never presumed aborted."""
 
 
 class RecordedDecision(enum.StrEnum):
@@ -87,9 +87,9 @@ class BranchRecord(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
     history: str | None = None
     position: int | None = None
 
-    def gid(self, ledger_id: str, protocol: str, txid: TxId) -> Gid:
+    def gid(self, ledger_id: str, protocol: GidProtocol, txid: TxId) -> Gid:
         """The name that it was prepared under."""
-        return Gid(ledger_id, ids.Protocol(protocol), txid, self.number, self.participant, self.tag)
+        return Gid(ledger_id, protocol, txid, self.number, self.participant, self.tag)
 
 
 def record_of(gid: Gid, evidence: Evidence | None = None) -> BranchRecord:
@@ -127,7 +127,7 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     """
 
     txid: TxId
-    protocol: str
+    protocol: GidProtocol
     decision: Decision
     branches: tuple[BranchRecord, ...]
     decided_at: float
@@ -232,13 +232,14 @@ class Act(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TransactionInfo(msgspec.Struct, frozen=True):
-    """What the ledger can tell about one transaction, for as long as history says. ``protocol`` is its letter
-    in a gid; empty, as ``branches`` is, where nothing but the decision is known any more."""
+    """What the ledger can tell about one transaction, for as long as history says. ``protocol`` is None,
+    and ``branches`` are empty, where nothing but the decision is known any more."""
 
     txid: TxId
     record: RecordedDecision
     verdict: Verdict
-    protocol: str
+    letter: str = msgspec.field(name="protocol")
+    """Of ``protocol``, as it is sent: empty for None."""
     branches: tuple[BranchRecord, ...]
     decided_at: float | None
     coordinator: str
@@ -248,6 +249,10 @@ class TransactionInfo(msgspec.Struct, frozen=True):
     """Not decided yet, and every branch had voted PREPARED (three-phase commit)."""
     cause: str = ""
     """Why ABORT was recorded, for people; empty where nobody said so."""
+
+    @property
+    def protocol(self) -> GidProtocol | None:
+        return GidProtocol(self.letter) if self.letter else None
 
 
 class LedgerInfo(msgspec.Struct, frozen=True):
@@ -342,7 +347,7 @@ class Ledger(Protocol):
         decision: Decision,
         branches: Sequence[BranchRecord],
         *,
-        protocol: str = "2",
+        protocol: GidProtocol = GidProtocol.TWO_PHASE,
         cause: str = "",
     ) -> Decision:
         """Record a decision and return the one that is recorded, durably; the first writer wins.
@@ -363,7 +368,13 @@ class Ledger(Protocol):
         """
         ...
 
-    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+    async def precommit(
+        self,
+        txid: TxId,
+        branches: Sequence[BranchRecord],
+        *,
+        protocol: GidProtocol = GidProtocol.THREE_PHASE,
+    ) -> None:
         """Remember that every branch of an undecided transaction has voted PREPARED, so that its session is
         kept for as long as it is not decided. Decides nothing: its protocol's own termination does. Raises
         ``SessionLost`` if the session is gone or the transaction below its floor: tell no branch then."""

@@ -50,7 +50,7 @@ from undoubt.coordinator.ledger.contract import (
 from undoubt.coordinator.ledger.rules import agrees, labels, sorted_branches, verdict_of
 from undoubt.coordinator.ledger.state import LedgerState, PrecommitRecord, SessionBook
 from undoubt.participants.contract import Decision, Settled
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Protocol, TxId
 from undoubt.participants.invariant import invariant
 
 
@@ -304,7 +304,7 @@ class Machine:
 
     # Queries.
 
-    def verdict(self, txid: TxId, protocol: str) -> Verdict:
+    def verdict(self, txid: TxId, protocol: Protocol | None) -> Verdict:
         """For recovery, about a transaction with a prepared branch."""
         book = self._book(txid.session, txid.nonce)
         if book is None:

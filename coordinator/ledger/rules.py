@@ -48,7 +48,7 @@ def agrees(asked: Decision, given: Sequence[str], recorded: Decision, known: Seq
 
 
 def verdict_of(  # noqa: PLR0911 - one line per rule
-    recorded: Decision | None, state: SessionState | None, floor: int, seq: int, protocol: str
+    recorded: Decision | None, state: SessionState | None, floor: int, seq: int, protocol: Protocol | None
 ) -> Verdict:
     """For recovery, about a transaction with a prepared branch. ``state`` is None for a session that is not
     there (any more), or has another nonce."""
@@ -75,7 +75,7 @@ def verdict_of(  # noqa: PLR0911 - one line per rule
 KEYS_MAX = 4_096
 """Sessions whose keys are remembered."""
 
-_PROTOCOLS = [str(protocol) for protocol in Protocol]
+_PROTOCOLS = list(Protocol)
 
 
 def new_secret() -> bytes:
@@ -137,7 +137,13 @@ class Names:
         return txid if expected and _equal(expected, claim.proof) else None
 
     def check(
-        self, txid: TxId, protocol: str, decision: Decision, branches: Sequence[BranchRecord], *, tagged: bool
+        self,
+        txid: TxId,
+        protocol: Protocol,
+        decision: Decision,
+        branches: Sequence[BranchRecord],
+        *,
+        tagged: bool,
     ) -> None:
         """Raise ``Impostor`` unless these branches may be decided so, ``UsageError`` if ``protocol`` is none.
         ``tagged``: the gids of their session are.
@@ -151,7 +157,7 @@ class Names:
         proved = 0
         for branch in branches:
             if branch.tag or decision is Decision.COMMIT:
-                gid = branch.gid(self.ledger_id, Protocol(protocol), txid)
+                gid = branch.gid(self.ledger_id, protocol, txid)
                 if not self.gave(gid):
                     raise Impostor(f"this ledger never gave the name {gid}: its tag is wrong or missing")
                 proved += 1

@@ -19,7 +19,7 @@ from undoubt.coordinator.ledger.contract import (
     SessionState,
 )
 from undoubt.participants.contract import Decision
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Protocol, TxId
 
 SNAPSHOT_FORMAT = 1
 
@@ -186,7 +186,7 @@ class PrecommitRecord(msgspec.Struct, frozen=True):
     """An undecided transaction of three-phase commit all of whose branches have voted PREPARED."""
 
     txid: TxId
-    protocol: str
+    protocol: Protocol
     branches: tuple[BranchRecord, ...]
     at: float
     coordinator: str

@@ -72,7 +72,7 @@ from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.bounds import seconds
 from undoubt.participants.contract import Claim, Decision
 from undoubt.participants.errors import UndoubtError, UsageError
-from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.ids import Gid, Protocol, TxId
 
 SESSION_SKIP = 1 << 32
 """More sessions than any ledger has opened since its backup was made: no number is issued twice."""
@@ -245,7 +245,7 @@ class StateMachineLedger(abc.ABC):
         decision: Decision,
         branches: Sequence[BranchRecord],
         *,
-        protocol: str = "2",
+        protocol: Protocol = Protocol.TWO_PHASE,
         cause: str = "",
     ) -> Decision:
         command = self.decide_command(txid, decision, branches, protocol, cause)
@@ -253,7 +253,7 @@ class StateMachineLedger(abc.ABC):
         return decided
 
     def decide_command(
-        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], protocol: str, cause: str
+        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], protocol: Protocol, cause: str
     ) -> Decide:
         """Judged, and ready to be proposed. Raises ``Impostor``, ``UsageError``."""
         self._check(txid, protocol, decision, branches)
@@ -263,7 +263,9 @@ class StateMachineLedger(abc.ABC):
         check_command(command)
         return command
 
-    def _check(self, txid: TxId, protocol: str, decision: Decision, branches: Sequence[BranchRecord]) -> None:
+    def _check(
+        self, txid: TxId, protocol: Protocol, decision: Decision, branches: Sequence[BranchRecord]
+    ) -> None:
         book = self.machine.state.sessions.get(txid.session)
         tagged = book is not None and book.nonce == txid.nonce and book.tagged
         self.names.check(txid, protocol, decision, branches, tagged=tagged)
@@ -274,7 +276,9 @@ class StateMachineLedger(abc.ABC):
             return tuple(branches)
         return tuple(without_newer(branch) for branch in branches)
 
-    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+    async def precommit(
+        self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: Protocol = Protocol.THREE_PHASE
+    ) -> None:
         self._check(txid, protocol, Decision.COMMIT, branches)
         await self._run(Precommit(txid, protocol, self._known(branches), self._wall()))
 
@@ -316,7 +320,7 @@ class StateMachineLedger(abc.ABC):
             ours = ours or not self.machine.state.secret
         return self.machine.verdict(gid.txid, gid.protocol) if ours else Verdict.IMPOSTOR
 
-    async def old_outcomes(self, txids: Iterable[TxId], protocol: str) -> list[Verdict]:
+    async def old_outcomes(self, txids: Iterable[TxId], protocol: Protocol) -> list[Verdict]:
         """For a recovery of version 0.1.0, which asks by transaction. Of a session with tags it is told
         nothing that it would act on: it takes such names as foreign."""
         await self._up_to_date()
@@ -427,7 +431,7 @@ class StateMachineLedger(abc.ABC):
             for heuristic in self.machine.heuristics(include_forgotten=True)
             if heuristic.gid.txid == txid
         ]
-        protocol = "" if record is None else record.protocol
+        protocol = None if record is None else record.protocol
         recorded = self.machine.record(txid)
         if record is not None and recorded is RecordedDecision.NOT_RECORDED:
             recorded = RecordedDecision(
@@ -437,7 +441,7 @@ class StateMachineLedger(abc.ABC):
             txid,
             recorded,
             self.machine.verdict(txid, protocol),
-            protocol,
+            protocol or "",
             () if record is None else record.branches,
             None if record is None else record.decided_at,
             "" if record is None else record.coordinator,

@@ -132,7 +132,7 @@ class NodeLedger(StateMachineLedger):
         decision: Decision,
         branches: Sequence[BranchRecord],
         *,
-        protocol: str = "2",
+        protocol: Protocol = Protocol.TWO_PHASE,
         cause: str = "",
     ) -> Decision:
         await self._caught_up()
@@ -146,7 +146,9 @@ class NodeLedger(StateMachineLedger):
         branches = self._known(chosen.branches)
         await self._run(Decide(txid, Protocol.PAXOS, chosen.decision, branches, self._wall()))
 
-    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+    async def precommit(
+        self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: Protocol = Protocol.THREE_PHASE
+    ) -> None:
         await self._caught_up()
         await super().precommit(txid, branches, protocol=protocol)
 

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from undoubt.participants.believed import PARTICIPANT, Fault, mends
 from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
 from undoubt.participants.findings import Finding, Severity
+from undoubt.participants.ids import Protocol
 from undoubt.participants.postgres.admin_pool import SESSIONS_MAX, Management
 from undoubt.participants.postgres.roles import (
     membership,
@@ -49,7 +50,7 @@ class Checkup:
         self._settings = settings
         self._ledger_id = ledger_id
 
-    async def findings(self, protocol: str) -> Sequence[Finding]:
+    async def findings(self, protocol: Protocol) -> Sequence[Finding]:
         """See :meth:`undoubt.participants.contract.Participant.check`."""
         try:
             [row] = await self._management.read(query("health"))  # first: it replaces what was lost
@@ -368,20 +369,20 @@ class Checkup:
             signal_grant(row["login"], intro.version),
         )
 
-    def _tables(self, row: Row, protocol: str) -> Iterator[Finding]:
+    def _tables(self, row: Row, protocol: Protocol) -> Iterator[Finding]:
         """Three-phase commit keeps its states in the participant, and cannot begin without tables. The other
         protocols use what is there."""
         name = self._management.participant
         if row["old_tables"]:
             yield self._found(
                 "tables",
-                Severity.PROBLEM if protocol == "3pc" else Severity.WARNING,
+                Severity.PROBLEM if protocol is Protocol.THREE_PHASE else Severity.WARNING,
                 "undoubt's tables in its database are those of version 0.1.0",
                 "notes of commits that anybody could forge are not written any more: a COMMIT of a single"
                 " database whose answer is lost stays unknown, and three-phase commit cannot begin",
                 f"undoubt participants migrate {name}",
             )
-        elif protocol == "3pc":
+        elif protocol is Protocol.THREE_PHASE:
             yield self._states(row)
 
     def _states(self, row: Row) -> Finding:

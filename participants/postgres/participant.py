@@ -26,7 +26,14 @@ from undoubt.participants.errors import (
     UsageError,
 )
 from undoubt.participants.findings import Finding
-from undoubt.participants.ids import NO_KEY, Gid, SessionKey, check_ledger_id, check_participant_name
+from undoubt.participants.ids import (
+    NO_KEY,
+    Gid,
+    Protocol,
+    SessionKey,
+    check_ledger_id,
+    check_participant_name,
+)
 from undoubt.participants.postgres.admin_pool import Management
 from undoubt.participants.postgres.branch import PostgresBranch, Surroundings
 from undoubt.participants.postgres.checkup import Checkup
@@ -302,7 +309,7 @@ class PostgresParticipant:
     async def cancel_waiter(self, waiting: Waiting) -> bool:
         return await self._waits.cancel(waiting)
 
-    async def check(self, *, protocol: str = "2pc") -> Sequence[Finding]:
+    async def check(self, *, protocol: Protocol = Protocol.TWO_PHASE) -> Sequence[Finding]:
         return await self._checkup.findings(protocol)
 
     async def close(self) -> None:

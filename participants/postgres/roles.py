@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from undoubt.participants.errors import ParticipantRefused
+from undoubt.participants.ids import Protocol
 from undoubt.participants.postgres.dsn import read_dsn
 from undoubt.participants.postgres.session import ServerParameters
 from undoubt.participants.postgres.sql import fill, query
@@ -117,7 +118,7 @@ def is_owned(owner: str, owners: str) -> str:
     return query("owned").replace("{owners}", owners).replace("{owner}", owner)
 
 
-def grants(participant: str, settings: ParticipantSettings, *, protocol: str) -> list[str]:
+def grants(participant: str, settings: ParticipantSettings, *, protocol: Protocol) -> list[str]:
     """The smallest set of rights with which a role can do undoubt's part in a database: everything else that
     undoubt asks of a server is given to PUBLIC, and the rights of the application on its own tables are the
     application's affair. One statement each, for the role that the dsn names, to be run by the owner of
@@ -131,7 +132,7 @@ def grants(participant: str, settings: ParticipantSettings, *, protocol: str) ->
         f"GRANT CONNECT ON DATABASE {database} TO {role};",
         f"GRANT EXECUTE ON FUNCTION undoubt.history() TO {role};",
     ]
-    if protocol == "3pc":
+    if protocol is Protocol.THREE_PHASE:
         statements += [
             f"GRANT SELECT, INSERT, UPDATE, DELETE ON undoubt.undoubt_branch TO {role};",
             f"GRANT SELECT ON undoubt.undoubt_note, undoubt.undoubt_commit TO {role};",

@@ -9,7 +9,7 @@ from typing import Any
 from tests.linearizability.history import Call, History
 from undoubt.coordinator.ledger.contract import BranchRecord, Ledger, RecordedDecision, Session, Verdict
 from undoubt.participants.contract import Decision
-from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.ids import Gid, Protocol, TxId
 
 
 class Recorder:
@@ -45,7 +45,7 @@ class Recorder:
         decision: Decision,
         branches: Sequence[BranchRecord],
         *,
-        protocol: str = "2",
+        protocol: Protocol = Protocol.TWO_PHASE,
         cause: str = "",
     ) -> Decision:
         of = {"session": txid.session, "seq": txid.seq, "asked": str(decision), "protocol": str(protocol)}

@@ -13,6 +13,7 @@ from tests.participants.test_servers import standby_of
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.contract import Decision, Evidence, Settled, Vote, XactStatus
 from undoubt.participants.findings import Finding, Severity
+from undoubt.participants.ids import Protocol
 from undoubt.participants.postgres.schema import migrate
 from undoubt.participants.settings import ParticipantSettings
 
@@ -237,7 +238,9 @@ async def test_three_phase_commit_needs_tables(database: Database, server: Embed
     participant = participant_at(server.dsn(database.name, user="app"))
 
     async def tables() -> Finding:
-        [found] = [one for one in await participant.check(protocol="3pc") if one.check == "tables"]
+        [found] = [
+            one for one in await participant.check(protocol=Protocol.THREE_PHASE) if one.check == "tables"
+        ]
         return found
 
     try:

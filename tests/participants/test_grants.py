@@ -37,7 +37,7 @@ async def hardened(noted: Database) -> AsyncIterator[Database]:
     await noted.admin.execute("drop owned by app, bookkeeper; drop role app, bookkeeper")
 
 
-def printed(server: EmbeddedServer, database: Database, protocol: str) -> list[str]:
+def printed(server: EmbeddedServer, database: Database, protocol: Protocol) -> list[str]:
     dsn = server.dsn(database.name, user="app")
     return grants("p", ParticipantSettings(dsn=dsn, owners=("bookkeeper",)), protocol=protocol)
 
@@ -47,11 +47,11 @@ async def give(database: Database, statements: Sequence[str]) -> None:
         await database.admin.execute(statement)
 
 
-async def works(participant: PostgresParticipant, protocol: str) -> bool:
+async def works(participant: PostgresParticipant, protocol: Protocol) -> bool:
     """Everything that undoubt does there, or what it says of itself if it cannot."""
     await two_phase(participant)
     await recovery(participant)
-    if protocol == "3pc":
+    if protocol is Protocol.THREE_PHASE:
         await three_phase(participant)
     assert list(await participant.waits()) == []
     found = await participant.check(protocol=protocol)
@@ -121,8 +121,8 @@ async def of_the_bookkeeper(database: Database) -> None:
     )
 
 
-@pytest.mark.parametrize("protocol", ["2pc", "3pc"])
-async def test_they_are_enough(hardened: Database, server: EmbeddedServer, protocol: str) -> None:
+@pytest.mark.parametrize("protocol", [Protocol.TWO_PHASE, Protocol.THREE_PHASE])
+async def test_they_are_enough(hardened: Database, server: EmbeddedServer, protocol: Protocol) -> None:
     """Broken if somebody who follows the advice is refused something later, in the middle of a night."""
     statements = printed(server, hardened, protocol)
     await give(hardened, statements)
@@ -137,7 +137,7 @@ async def test_they_are_enough(hardened: Database, server: EmbeddedServer, proto
 @pytest.mark.parametrize("left_out", range(5))
 async def test_none_can_be_left_out(hardened: Database, server: EmbeddedServer, left_out: int) -> None:
     """Broken if more is asked for than is needed."""
-    statements = printed(server, hardened, "3pc")
+    statements = printed(server, hardened, Protocol.THREE_PHASE)
     assert len(statements) == 5
     del statements[left_out]
     await give(hardened, statements)
@@ -147,7 +147,7 @@ async def test_none_can_be_left_out(hardened: Database, server: EmbeddedServer, 
     participant = participant_at(server.dsn(hardened.name, user="app"), owners=("bookkeeper",))
     try:
         async with asyncio.timeout(60):
-            enough = await works(participant, "3pc")
+            enough = await works(participant, Protocol.THREE_PHASE)
     except (ParticipantError, AssertionError):
         enough = False
     finally:
@@ -158,7 +158,7 @@ async def test_none_can_be_left_out(hardened: Database, server: EmbeddedServer, 
 def test_names_are_quoted() -> None:
     """The lines are meant to be piped into psql."""
     settings = ParticipantSettings(dsn="""host=h user='a"b' dbname=Shop""", owners=("c d", 'a"b'))
-    assert grants("p", settings, protocol="2pc") == [
+    assert grants("p", settings, protocol=Protocol.TWO_PHASE) == [
         'GRANT CONNECT ON DATABASE "Shop" TO "a""b";',
         'GRANT EXECUTE ON FUNCTION undoubt.history() TO "a""b";',
         'GRANT "c d" TO "a""b";',

@@ -27,7 +27,7 @@ from undoubt.coordinator.node.fsm import NodeStateMachine
 from undoubt.coordinator.node.storage.contract import DiskIdentity, Snapshot
 from undoubt.coordinator.node.storage.node_storage import create
 from undoubt.participants.contract import Decision
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Protocol, TxId
 
 BRANCHES = (
     BranchRecord(1, "orders", 2**40, 2**62, "00000001"),
@@ -181,7 +181,7 @@ def _large(nodes: Processes, finished: int) -> None:
     if isinstance(session, Session):
         for seq in range(1, 10_001):
             txid = session.txid(finished // SESSIONS + seq)
-            machine.apply(Decide(txid, "2", Decision.COMMIT, BRANCHES, 1.0))
+            machine.apply(Decide(txid, Protocol.TWO_PHASE, Decision.COMMIT, BRANCHES, 1.0))
     addresses = {1: f"127.0.0.1:{nodes.ports[0]}"}
     hard_state, first = beginning("abcdefghij", addresses)
     meta = msgspec.structs.replace(first.meta, index=2 * finished)
@@ -192,5 +192,5 @@ def _large(nodes: Processes, finished: int) -> None:
 def _finished(machine: Machine, session: object, seq: int) -> None:
     if isinstance(session, Session):
         txid = session.txid(seq)
-        machine.apply(Decide(txid, "2", Decision.COMMIT, BRANCHES, 1.0))
+        machine.apply(Decide(txid, Protocol.TWO_PHASE, Decision.COMMIT, BRANCHES, 1.0))
         machine.apply(Finish((txid,)))

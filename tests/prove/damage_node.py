@@ -25,7 +25,7 @@ from undoubt.coordinator.paxos import Accepted, AcceptorRecord, Ballot, BranchIn
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
 from undoubt.participants.contract import Decision
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Protocol, TxId
 
 SEGMENT_BYTES = 2048
 LAST_INDEX = 60
@@ -140,7 +140,9 @@ async def _read(folder: Path) -> tuple[Stored, list[DecisionRecord] | None]:
 
 def _finished(seq: int) -> DecisionRecord:
     branches = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
-    return DecisionRecord(TxId(1, "0" * 16, seq), "2", Decision.COMMIT, branches, float(seq), "me")
+    return DecisionRecord(
+        TxId(1, "0" * 16, seq), Protocol.TWO_PHASE, Decision.COMMIT, branches, float(seq), "me"
+    )
 
 
 def _promised(seq: int) -> AcceptorRecord:

@@ -12,7 +12,7 @@ from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.contract import Verdict
 from undoubt.participants.contract import Decision, Settled, XactStatus
 from undoubt.participants.errors import ParticipantRefused, ParticipantUnavailable
-from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.scripted import ScriptedParticipant
 from undoubt.recovery.report import Counters
 from undoubt.recovery.settings import RecoverySettings
@@ -32,7 +32,7 @@ async def test_the_ledger_is_asked_after_the_list(world: World) -> None:
 
     async def listed_then_decided_then_gone() -> Any:
         found = await listing()
-        if world.ledger.machine.verdict(gids[0].txid, "2") is Verdict.ACTIVE:
+        if world.ledger.machine.verdict(gids[0].txid, Protocol.TWO_PHASE) is Verdict.ACTIVE:
             await world.decide(Decision.COMMIT, evidence)
             await world.end_session()
         return found

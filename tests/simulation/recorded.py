@@ -18,7 +18,7 @@ from undoubt.coordinator.ledger.contract import (
     Verdict,
 )
 from undoubt.participants.contract import Decision
-from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.ids import Gid, Protocol, TxId
 
 
 class RecordedLedger(Recorder):
@@ -34,7 +34,7 @@ class RecordedLedger(Recorder):
         decision: Decision,
         branches: Sequence[BranchRecord],
         *,
-        protocol: str = "2",
+        protocol: Protocol = Protocol.TWO_PHASE,
         cause: str = "",
     ) -> Decision:
         decided = await super().decide(txid, decision, branches, protocol=protocol, cause=cause)

@@ -183,7 +183,7 @@ def grants(context: Context, name: str, protocol: str | None) -> None:
     settings = context.settings()
     if name not in settings.participants:
         raise UnknownParticipant(name, list(settings.participants))
-    chosen = protocol or settings.coordinator.protocol
+    chosen = PROTOCOLS[protocol or settings.coordinator.protocol]
     statements = rights(name, settings.participants[name], protocol=chosen)
     if context.output.json:
         context.output.document(statements)

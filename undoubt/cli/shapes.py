@@ -8,13 +8,12 @@ from typing import Any
 
 from undoubt.cli.output import iso
 from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, TransactionInfo
+from undoubt.coordinator.settings import PROTOCOL_NAMES
 from undoubt.participants.findings import Finding
 from undoubt.participants.ids import Gid, Protocol
 from undoubt.recovery.operator.burden import Burden
 from undoubt.recovery.operator.survey import Survey, SurveyedBranch
 from undoubt.recovery.operator.whole import Whole
-
-PROTOCOL_NAMES = {Protocol.TWO_PHASE: "2pc", Protocol.THREE_PHASE: "3pc", Protocol.PAXOS: "paxos"}
 
 
 def age(seconds: float | None) -> float | None:
@@ -22,31 +21,33 @@ def age(seconds: float | None) -> float | None:
     return None if seconds is None else round(max(time.time() - seconds, 0.0), 3)
 
 
-def protocol_name(letter: str) -> str:
-    """``2pc`` for ``2``; an unknown letter is returned as it is."""
-    return PROTOCOL_NAMES[Protocol(letter)] if letter in set(Protocol) else letter
+def protocol_name(protocol: Protocol | None) -> str | None:
+    """As the configuration spells it."""
+    return None if protocol is None else PROTOCOL_NAMES[protocol]
 
 
 def transaction(info: TransactionInfo, ledger_id: str) -> dict[str, Any]:
     """One transaction as ``tx list`` and ``tx show`` print it; ``protocol`` is null where it is no longer
     known."""
+    branches = []
+    if info.protocol is not None:
+        branches = [branch(one, one.gid(ledger_id, info.protocol, info.txid)) for one in info.branches]
     return {
         "txid": str(info.txid),
         "decision": str(info.record),
         "verdict": str(info.verdict),
         "finished": info.finished,
-        "protocol": protocol_name(info.protocol) or None,
+        "protocol": protocol_name(info.protocol),
         "coordinator": info.coordinator,
         "decided_at": iso(info.decided_at),
         "age_s": age(info.decided_at),
-        "branches": [branch(record, info, ledger_id) for record in info.branches],
+        "branches": branches,
         "heuristics": [heuristic(found) for found in info.heuristics],
     }
 
 
-def branch(record: BranchRecord, info: TransactionInfo, ledger_id: str) -> dict[str, Any]:
+def branch(record: BranchRecord, gid: Gid) -> dict[str, Any]:
     """One branch as recorded with a decision; ``evidence`` is null where none was recorded."""
-    gid = record.gid(ledger_id, info.protocol, info.txid)
     evidence = (
         None
         if record.xid is None

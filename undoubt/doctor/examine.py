@@ -11,12 +11,13 @@ from msgspec.structs import replace
 from undoubt import wiring
 from undoubt.config import Settings
 from undoubt.coordinator.errors import LedgerError
+from undoubt.coordinator.settings import PROTOCOLS
 from undoubt.doctor.cluster import look_at_nodes
 from undoubt.doctor.configuration import look_at_configuration
 from undoubt.doctor.ledger import look_at_ledger, missing, not_opened, room_beside
 from undoubt.doctor.orphans import look_at_left, look_at_prepared
 from undoubt.participants.findings import Finding
-from undoubt.participants.ids import new_ledger_id
+from undoubt.participants.ids import Protocol, new_ledger_id
 from undoubt.participants.registry import Registry
 from undoubt.recovery.lost import branches_left
 from undoubt.recovery.operator.survey import SurveyedBranch, survey
@@ -45,7 +46,7 @@ async def examine(
             ledger, participants = await stack.enter_async_context(wiring.opened(settings))
             chosen = _chosen(participants, only)
             # Side by side: each of the two waits for one that does not answer.
-            protocol = settings.coordinator.protocol
+            protocol = PROTOCOLS[settings.coordinator.protocol]
             checked, seen = await asyncio.gather(_checks(chosen, protocol), survey(ledger, chosen))
             if only is None:
                 findings += await look_at_ledger(ledger, settings, older_than_s)
@@ -76,7 +77,7 @@ async def _without_ledger(settings: Settings, only: Collection[str] | None) -> l
     participants = wiring.registry(settings, new_ledger_id())
     try:
         chosen = _chosen(participants, only)
-        checked = await _checks(chosen, settings.coordinator.protocol)
+        checked = await _checks(chosen, PROTOCOLS[settings.coordinator.protocol])
         left = await branches_left(chosen)
     finally:
         await participants.close()
@@ -94,7 +95,7 @@ def _chosen(participants: Registry, only: Collection[str] | None) -> Registry:
     return chosen
 
 
-async def _checks(participants: Registry, protocol: str) -> dict[str, list[Finding]]:
+async def _checks(participants: Registry, protocol: Protocol) -> dict[str, list[Finding]]:
     everyone = list(participants)
     checked = await asyncio.gather(*(one.check(protocol=protocol) for one in everyone))
     return {one.name: list(found) for one, found in zip(everyone, checked, strict=True)}

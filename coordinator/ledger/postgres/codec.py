@@ -15,7 +15,7 @@ from undoubt.coordinator.ledger.contract import (
 from undoubt.coordinator.ledger.postgres.decisions import decode_branches
 from undoubt.coordinator.ledger.rules import verdict_of
 from undoubt.participants.contract import Decision, Settled
-from undoubt.participants.ids import Gid, TxId
+from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.invariant import InvariantViolation
 
 
@@ -32,7 +32,7 @@ def decision_record(  # noqa: PLR0917 - columns, in order
 ) -> DecisionRecord:
     return DecisionRecord(
         TxId(session, nonce, seq),
-        protocol,
+        Protocol(protocol),
         Decision(decision),
         decode_branches(branches),
         at,
@@ -81,7 +81,7 @@ def undecided_info(  # noqa: PLR0917 - columns, in order
     return TransactionInfo(
         txid,
         RecordedDecision.NOT_RECORDED,
-        verdict_of(None, _state(state), floor or 0, txid.seq, protocol),
+        verdict_of(None, _state(state), floor or 0, txid.seq, Protocol(protocol)),
         protocol,
         decode_branches(branches),
         None,

@@ -51,7 +51,7 @@ from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.bounds import seconds
 from undoubt.participants.contract import Claim, Decision
 from undoubt.participants.errors import UsageError
-from undoubt.participants.ids import Gid, TxId, new_nonce
+from undoubt.participants.ids import Gid, Protocol, TxId, new_nonce
 
 SESSIONS_MAX = 1_000
 """Of which it is remembered whether their gids carry tags."""
@@ -161,7 +161,7 @@ class PostgresLedger:
         decision: Decision,
         branches: Sequence[BranchRecord],
         *,
-        protocol: str = "2",
+        protocol: Protocol = Protocol.TWO_PHASE,
         cause: str = "",
     ) -> Decision:
         self._check_open()
@@ -173,7 +173,7 @@ class PostgresLedger:
         return await self._decisions.decide(command)
 
     async def _check(
-        self, txid: TxId, protocol: str, decision: Decision, branches: Sequence[BranchRecord]
+        self, txid: TxId, protocol: Protocol, decision: Decision, branches: Sequence[BranchRecord]
     ) -> None:
         key = (txid.session, txid.nonce)
         if key not in self._tagged:
@@ -188,7 +188,9 @@ class PostgresLedger:
             del self._tagged[next(iter(self._tagged))]
         self._tagged[session, nonce] = tagged
 
-    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+    async def precommit(
+        self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: Protocol = Protocol.THREE_PHASE
+    ) -> None:
         _judge(Precommit(txid, protocol, tuple(branches), time.time()))
         await self._check(txid, protocol, Decision.COMMIT, branches)
         given = encode_branches(branches)

@@ -53,27 +53,37 @@ class Signing:
         decision: Decision,
         branches: Sequence[BranchRecord],
         *,
-        protocol: str = "2",
+        protocol: Protocol = Protocol.TWO_PHASE,
         cause: str = "",
     ) -> Decision:
         tagged = self.tagged(txid, branches, protocol)
         return await self.ledger.decide(txid, decision, tagged, protocol=protocol, cause=cause)
 
-    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+    async def precommit(
+        self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: Protocol = Protocol.THREE_PHASE
+    ) -> None:
         await self.ledger.precommit(txid, self.tagged(txid, branches, protocol), protocol=protocol)
 
-    async def outcomes(self, asked: Iterable[Named], *, protocol: str = "2") -> dict[Named, Verdict]:
+    async def outcomes(
+        self, asked: Iterable[Named], *, protocol: Protocol = Protocol.TWO_PHASE
+    ) -> dict[Named, Verdict]:
         """By transaction, or by gid as the ledger's own."""
         gids = {one: one if isinstance(one, Gid) else self.gid(one, protocol) for one in asked}
         verdicts = await self.ledger.outcomes(gids.values())
         return {one: verdicts[gid] for one, gid in gids.items()}
 
-    def gid(self, txid: TxId, protocol: str = "2", number: int = 1, participant: str = PARTICIPANT) -> Gid:
+    def gid(
+        self,
+        txid: TxId,
+        protocol: Protocol = Protocol.TWO_PHASE,
+        number: int = 1,
+        participant: str = PARTICIPANT,
+    ) -> Gid:
         """The name of a branch, with the tag that its coordinator would give it."""
         named = Gid(self.ledger.ledger_id, Protocol(protocol), txid, number, participant)
         return named.tagged(self._keys.get((txid.session, txid.nonce), NO_KEY))
 
-    def tagged(self, txid: TxId, branches: Sequence[BranchRecord], protocol: str) -> list[BranchRecord]:
+    def tagged(self, txid: TxId, branches: Sequence[BranchRecord], protocol: Protocol) -> list[BranchRecord]:
         if not isinstance(txid, TxId):
             return list(branches)  # a test of what callers get wrong
         return [
@@ -100,21 +110,23 @@ class _SigningAcceptors:
         return session
 
     async def vote(self, txid: TxId, branches: Sequence[BranchRecord]) -> Decision:
-        return await self._acceptors.vote(txid, self._signing.tagged(txid, branches, "p"))
+        return await self._acceptors.vote(txid, self._signing.tagged(txid, branches, Protocol.PAXOS))
 
 
 class TaggingLedger(MemoryLedger):
     """Knows its own secret, and so the tags that its callers leave out."""
 
     def decide_command(
-        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], protocol: str, cause: str
+        self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], protocol: Protocol, cause: str
     ) -> Decide:
         return super().decide_command(txid, decision, self.tagged(txid, branches, protocol), protocol, cause)
 
-    async def precommit(self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: str = "3") -> None:
+    async def precommit(
+        self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: Protocol = Protocol.THREE_PHASE
+    ) -> None:
         await super().precommit(txid, self.tagged(txid, branches, protocol), protocol=protocol)
 
-    def tagged(self, txid: TxId, branches: Sequence[BranchRecord], protocol: str) -> list[BranchRecord]:
+    def tagged(self, txid: TxId, branches: Sequence[BranchRecord], protocol: Protocol) -> list[BranchRecord]:
         key = self.names.key(txid.session, txid.nonce)
         return [
             msgspec.structs.replace(

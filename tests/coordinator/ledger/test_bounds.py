@@ -74,17 +74,17 @@ REFUSED: list[Command] = [
     CloseSession(LARGE, NONCE),
     ExpireSession(0),
     *(
-        kind(bad, "2", *given)
+        kind(bad, Protocol.TWO_PHASE, *given)
         for bad in (of(seq=LARGE), of(session=LARGE), of(seq=0), of(seq=-1))
         for kind, given in ((Decide, (Decision.ABORT, (BRANCH,), 0.0)), (Precommit, ((BRANCH,), 0.0)))
     ),
-    Decide(TX, "2", Decision.COMMIT, (BranchRecord(0, "orders"),), 0.0),
-    Decide(TX, "2", Decision.COMMIT, (BranchRecord(10_000, "orders"),), 0.0),
-    Decide(TX, "2", Decision.COMMIT, (BRANCH, BranchRecord(2, "orders", xid=-1)), 0.0),
-    Decide(TX, "2", Decision.ABORT, (BRANCH,), NAN),
-    Decide(TX, "2", Decision.ABORT, (BRANCH,), INF),
-    Decide(TX, "2", Decision.ABORT, (BRANCH,), 0.0, "c" * 10_001),
-    Precommit(TX, "3", (BRANCH,), NAN),
+    Decide(TX, Protocol.TWO_PHASE, Decision.COMMIT, (BranchRecord(0, "orders"),), 0.0),
+    Decide(TX, Protocol.TWO_PHASE, Decision.COMMIT, (BranchRecord(10_000, "orders"),), 0.0),
+    Decide(TX, Protocol.TWO_PHASE, Decision.COMMIT, (BRANCH, BranchRecord(2, "orders", xid=-1)), 0.0),
+    Decide(TX, Protocol.TWO_PHASE, Decision.ABORT, (BRANCH,), NAN),
+    Decide(TX, Protocol.TWO_PHASE, Decision.ABORT, (BRANCH,), INF),
+    Decide(TX, Protocol.TWO_PHASE, Decision.ABORT, (BRANCH,), 0.0, "c" * 10_001),
+    Precommit(TX, Protocol.THREE_PHASE, (BRANCH,), NAN),
     Finish((TX, of(seq=LARGE))),
     RecordHeuristic(heuristic(found_at=NAN)),
     RecordHeuristic(heuristic(note="n" * 10_001)),

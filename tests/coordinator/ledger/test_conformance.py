@@ -33,7 +33,7 @@ BRANCHES = (
 )
 
 
-async def verdict(ledger: Signing, txid: TxId, protocol: str = "2") -> Verdict:
+async def verdict(ledger: Signing, txid: TxId, protocol: Protocol = Protocol.TWO_PHASE) -> Verdict:
     return (await ledger.outcomes([txid], protocol=protocol))[txid]
 
 
@@ -186,8 +186,8 @@ async def test_floors_only_rise(ledger: Signing) -> None:
     assert info.floor == 5
 
 
-@pytest.mark.parametrize("protocol", ["3", "p"])
-async def test_other_protocols_are_never_presumed_aborted(ledger: Signing, protocol: str) -> None:
+@pytest.mark.parametrize("protocol", [Protocol.THREE_PHASE, Protocol.PAXOS])
+async def test_other_protocols_are_never_presumed_aborted(ledger: Signing, protocol: Protocol) -> None:
     """Their own termination may have committed without the ledger."""
     session = await opened(ledger)
     decided, open_one = session.txid(1), session.txid(2)
@@ -233,16 +233,16 @@ async def test_what_a_forged_name_asks_for_is_not_recorded(ledger: Signing) -> N
     """Otherwise a name with another protocol's letter turns ABORTED, which was answered, into COMMIT."""
     session = await opened(ledger)
     txid = session.txid(1)
-    tagged = ledger.tagged(txid, BRANCHES, "2")
+    tagged = ledger.tagged(txid, BRANCHES, Protocol.TWO_PHASE)
     forged = [
-        (COMMIT, BRANCHES, "2"),
-        (COMMIT, [tagged[0], BRANCHES[1]], "2"),
-        (COMMIT, tagged, "3"),
-        (COMMIT, tagged, "p"),
-        (COMMIT, [msgspec.structs.replace(each, tag="0" * 20) for each in BRANCHES], "2"),
-        (ABORT, BRANCHES, "2"),
-        (ABORT, [], "p"),
-        (ABORT, tagged[:1], "p"),
+        (COMMIT, BRANCHES, Protocol.TWO_PHASE),
+        (COMMIT, [tagged[0], BRANCHES[1]], Protocol.TWO_PHASE),
+        (COMMIT, tagged, Protocol.THREE_PHASE),
+        (COMMIT, tagged, Protocol.PAXOS),
+        (COMMIT, [msgspec.structs.replace(each, tag="0" * 20) for each in BRANCHES], Protocol.TWO_PHASE),
+        (ABORT, BRANCHES, Protocol.TWO_PHASE),
+        (ABORT, [], Protocol.PAXOS),
+        (ABORT, tagged[:1], Protocol.PAXOS),
     ]
     for decision, branches, protocol in forged:
         with pytest.raises(Impostor):
@@ -343,8 +343,8 @@ async def test_unfinished_tells_branches_with_their_evidence(ledger: Signing) ->
     await ledger.decide(session.txid(1), COMMIT, BRANCHES)
     (left,) = await ledger.unfinished()
     assert (left.txid, left.decision) == (session.txid(1), COMMIT)
-    assert left.branches == tuple(ledger.tagged(session.txid(1), BRANCHES, "2"))
-    assert (left.protocol, left.coordinator) == ("2", "test")
+    assert left.branches == tuple(ledger.tagged(session.txid(1), BRANCHES, Protocol.TWO_PHASE))
+    assert (left.protocol, left.coordinator) == (Protocol.TWO_PHASE, "test")
 
 
 async def test_retention_drops_old_sessions_and_their_answers_become_forgotten(backend: Backend) -> None:
@@ -464,7 +464,7 @@ async def test_transaction_tells_what_is_recorded(ledger: Signing) -> None:
     assert finished is not None
     assert (open_one.finished, finished.finished) == (False, True)
     assert open_one.branches == finished.branches
-    assert open_one.branches == tuple(ledger.tagged(session.txid(1), BRANCHES, "2"))
+    assert open_one.branches == tuple(ledger.tagged(session.txid(1), BRANCHES, Protocol.TWO_PHASE))
     assert finished.record is RecordedDecision.COMMIT
     assert finished.coordinator == "test"
     assert len(finished.heuristics) == 1

@@ -119,7 +119,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     def decide(self, session: Session, seq: int, commit: bool, branches: tuple[BranchRecord, ...]) -> None:
         txid = session.txid(seq)
         asked = Decision.COMMIT if commit else Decision.ABORT
-        answer = self.run(c.Decide(txid, "2", asked, branches, 0.0))
+        answer = self.run(c.Decide(txid, Protocol.TWO_PHASE, asked, branches, 0.0))
         known, decided = self.model.known(txid), self.model.decided.get(txid)
         names = [f"{branch.number}:{branch.participant}" for branch in branches]
         if known is None or (decided is None and known.restored):
@@ -211,9 +211,9 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         for number, known in self.model.sessions.items():
             for seq in range(1, 8):
                 txid = TxId(number, known.nonce, seq)
-                assert self.machine.verdict(txid, "2") is self.expected(txid, known)
+                assert self.machine.verdict(txid, Protocol.TWO_PHASE) is self.expected(txid, known)
                 stranger = TxId(number, "e" * 16, seq)
-                assert self.machine.verdict(stranger, "2") is Verdict.FORGOTTEN
+                assert self.machine.verdict(stranger, Protocol.TWO_PHASE) is Verdict.FORGOTTEN
                 assert self.machine.record(stranger) is RecordedDecision.NOT_RECORDED
 
     def expected(self, txid: TxId, known: ModelSession) -> Verdict:

@@ -17,7 +17,7 @@ from undoubt.coordinator.ledger.contract import UNFINISHED_MAX, BranchRecord, De
 from undoubt.coordinator.ledger.pages import Pages, every_unfinished
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Protocol, TxId
 
 NONCE = "99b2" * 4
 BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
@@ -25,7 +25,7 @@ BRANCHES = (BranchRecord(1, "orders"), BranchRecord(2, "payments"))
 
 def record(session: int, seq: int, branches: int = 2) -> DecisionRecord:
     listed = tuple(BranchRecord(number, "orders") for number in range(1, branches + 1))
-    return DecisionRecord(TxId(session, NONCE, seq), "2", Decision.COMMIT, listed, 0.0, "test")
+    return DecisionRecord(TxId(session, NONCE, seq), Protocol.TWO_PHASE, Decision.COMMIT, listed, 0.0, "test")
 
 
 def kept(*records: DecisionRecord) -> dict[TxId, DecisionRecord]:

@@ -30,7 +30,7 @@ from undoubt.coordinator.ledger.postgres import maintenance as upkeep
 from undoubt.coordinator.ledger.postgres import sql, tables
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.contract import Decision
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Protocol, TxId
 
 COMMIT, ABORT = Decision.COMMIT, Decision.ABORT
 
@@ -521,7 +521,7 @@ async def test_history_goes_with_dropped_sessions(settings: LedgerSettings) -> N
         assert await ledger.upkeep.retire() == [session.id]
         told = await ledger.transaction(session.txid(1))
         assert told is not None
-        branches = tuple(ledger.tagged(session.txid(1), BRANCHES, "2"))
+        branches = tuple(ledger.tagged(session.txid(1), BRANCHES, Protocol.TWO_PHASE))
         assert (told.record, told.branches, told.verdict) == (
             RecordedDecision.COMMIT,
             branches,

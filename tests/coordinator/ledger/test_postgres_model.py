@@ -144,8 +144,8 @@ class Rows:
         records = self._stage.run(self._ledger.records(txids))
         self._known = {txid: (verdicts[gids[txid]], records[txid]) for txid in txids}
 
-    def verdict(self, txid: TxId, protocol: str) -> Verdict:
-        assert protocol == "2"
+    def verdict(self, txid: TxId, protocol: Protocol) -> Verdict:
+        assert protocol is Protocol.TWO_PHASE
         return self._known[txid][0]
 
     def record(self, txid: TxId) -> RecordedDecision:

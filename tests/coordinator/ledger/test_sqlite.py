@@ -522,7 +522,7 @@ async def test_a_ledger_of_the_first_version_opens_and_its_sessions_end_as_such(
     store.load()
     nonce = "0" * 16
     txid = TxId(1, nonce, 1)
-    old = [OpenSession(nonce, "old", 600_000), Decide(txid, "2", COMMIT, BRANCHES, 1.0)]
+    old = [OpenSession(nonce, "old", 600_000), Decide(txid, Protocol.TWO_PHASE, COMMIT, BRANCHES, 1.0)]
     store.append(1, [encode(command) for command in old])
     store.close()
     ledger = await SqliteLedger.open(path, settings)

@@ -20,7 +20,7 @@ from undoubt.coordinator.ledger.contract import (
 )
 from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.participants.contract import Decision
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Protocol, TxId
 
 
 class SlowHistory(TaggingLedger):
@@ -88,13 +88,17 @@ async def test_a_decision_that_comes_while_history_is_read_is_told_whole(finishe
     txid = (await begin(ledger)).txid(1)
     asking = asyncio.create_task(ledger.transaction(txid))
     await ledger.asked.wait()
-    await ledger.decide(txid, Decision.COMMIT, [BranchRecord(1, "orders")], protocol="3")
+    await ledger.decide(txid, Decision.COMMIT, [BranchRecord(1, "orders")], protocol=Protocol.THREE_PHASE)
     if finished:
         await ledger.finish([txid])
     ledger.go_on.set()
     info = await asking
     assert info is not None
-    assert (info.record, info.protocol, info.finished) == (RecordedDecision.COMMIT, "3", finished)
+    assert (info.record, info.protocol, info.finished) == (
+        RecordedDecision.COMMIT,
+        Protocol.THREE_PHASE,
+        finished,
+    )
 
 
 async def test_what_is_finished_while_history_is_read_is_listed_once() -> None:
@@ -123,10 +127,10 @@ async def test_what_is_not_known_any_more_is_not_made_up() -> None:
     """Broken if the protocol of a transaction of which only the decision is left were guessed."""
     ledger = LostHistory()
     txid = (await begin(ledger)).txid(1)
-    await ledger.decide(txid, Decision.COMMIT, [BranchRecord(1, "orders")], protocol="p")
+    await ledger.decide(txid, Decision.COMMIT, [BranchRecord(1, "orders")], protocol=Protocol.PAXOS)
     assert (told := await ledger.transaction(txid)) is not None
-    assert told.protocol == "p"
+    assert told.protocol is Protocol.PAXOS
     await ledger.finish([txid])
     assert (told := await ledger.transaction(txid)) is not None
     assert (told.record, told.verdict, told.finished) == (RecordedDecision.COMMIT, Verdict.COMMITTED, True)
-    assert (told.protocol, told.branches) == ("", ())
+    assert (told.protocol, told.branches) == (None, ())

@@ -25,7 +25,7 @@ from undoubt.coordinator.rpc import envelope
 from undoubt.coordinator.wire import RemoteProtocolError
 from undoubt.participants.contract import Decision
 from undoubt.participants.errors import UsageError
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Protocol, TxId
 
 NOBODY = Joint()
 BRANCHES = (BranchRecord(1, "orders"),)
@@ -61,8 +61,10 @@ def test_a_frame_of_too_many_requests_is_not_decoded(monkeypatch: pytest.MonkeyP
     [
         calls.RecordsCall((TxId(1, NONCE, 1),) * (calls.IDS_MAX + 1)),
         calls.FinishCall((TxId(1, NONCE, 1),) * (calls.IDS_MAX + 1)),
-        calls.OutcomesCall((TxId(1, NONCE, 1),) * (calls.IDS_MAX + 1), "2"),
-        calls.DecideCall(TxId(1, NONCE, 1), Decision.ABORT, (BranchRecord(1, "a"),) * 10_000, "2"),
+        calls.OutcomesCall((TxId(1, NONCE, 1),) * (calls.IDS_MAX + 1), Protocol.TWO_PHASE),
+        calls.DecideCall(
+            TxId(1, NONCE, 1), Decision.ABORT, (BranchRecord(1, "a"),) * 10_000, Protocol.TWO_PHASE
+        ),
         AcceptorCall(Phase2a(TxId(1, NONCE, 1), NOBODY, FIRST, (BranchInstance(1, "a"),) * 10_000)),
         AcceptorCall(Phase2a(TxId(1, NONCE, 1), NOBODY, FIRST, (), (None,) * 10_000)),
         AcceptorCall(Phase2a(TxId(1, NONCE, 1), NOBODY, FIRST, (), (Value(True, b"e" * 10_001),))),

@@ -27,7 +27,7 @@ from undoubt.coordinator.node.storage.reserve import RESERVE_BYTES
 from undoubt.coordinator.node.storage.segment_log import ANCHOR_NAME, SEGMENT_BYTES
 from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
 from undoubt.participants.contract import Decision
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Protocol, TxId
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ async def test_without_room_votes_do_not_wait_behind_history_and_images(
     failed: list[BaseException] = []
     disk = Disk(storage, lambda full: told.append(f"full {full}"), failed.append)
     txid = TxId(1, "0" * 16, 1)
-    record = DecisionRecord(txid, "2", Decision.COMMIT, (), 1.0, "me")
+    record = DecisionRecord(txid, Protocol.TWO_PHASE, Decision.COMMIT, (), 1.0, "me")
     with monkeypatch.context() as patch:
         patch.setattr(snapshot_files.os, "fsync", refusing(errno.ENOSPC))
         disk.give(SNAPSHOT, lambda: told.append("image"), refused=lambda _: told.append("no image"))

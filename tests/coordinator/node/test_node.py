@@ -239,7 +239,10 @@ async def test_everything_is_there_after_all_were_stopped(cluster: Cluster) -> N
     async with client(cluster) as ledger:
         told = await ledger.transaction(session.txid(3))
         assert told is not None
-        assert (told.finished, list(told.branches)) == (True, ledger.tagged(told.txid, BRANCHES, "2"))
+        assert (told.finished, list(told.branches)) == (
+            True,
+            ledger.tagged(told.txid, BRANCHES, Protocol.TWO_PHASE),
+        )
 
 
 SNAPSHOTS = msgspec.structs.replace(QUICK, snapshot_log_bytes=4_000, trailing_entries=5)
@@ -522,5 +525,8 @@ async def test_history_can_be_read_with_a_full_disk(tmp_path: Path) -> None:
         (storage,) = cluster.storages.values()
         storage.write = lambda _: asyncio.get_running_loop().create_future()  # type: ignore[method-assign]
         (told,) = await ledger.transactions(limit=10)
-        assert (told.finished, list(told.branches)) == (True, ledger.tagged(told.txid, BRANCHES, "2"))
+        assert (told.finished, list(told.branches)) == (
+            True,
+            ledger.tagged(told.txid, BRANCHES, Protocol.TWO_PHASE),
+        )
         assert await ledger.transaction(session.txid(1)) == told

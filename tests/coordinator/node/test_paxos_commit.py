@@ -33,7 +33,7 @@ from undoubt.coordinator.protocols.steps import PaxosStep, TwoPhaseStep
 from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.participants.contract import Decision, XactStatus
 from undoubt.participants.errors import UsageError
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Protocol, TxId
 from undoubt.participants.registry import Registry
 from undoubt.participants.scripted import ScriptedParticipant
 from undoubt.recovery.service import RecoveryService
@@ -131,7 +131,7 @@ async def test_it_commits_and_is_finished(tmp_path: Path, nodes: int) -> None:
         assert len(kept(stage.cluster, txid)) > nodes // 2
         while (told := await stage.ledger.transaction(txid)) is None or not told.finished:
             await asyncio.sleep(0.01)
-        assert (told.protocol, told.record) == ("p", RecordedDecision.COMMIT)
+        assert (told.protocol, told.record) == (Protocol.PAXOS, RecordedDecision.COMMIT)
         xids = [branch.xid for database in stage.databases.values() for branch in database.branches]
         assert [branch.xid for branch in told.branches] == xids
 
@@ -179,8 +179,8 @@ async def test_a_vote_under_a_name_that_was_never_given(tmp_path: Path, wrong: s
         txid = session.txid(1)
         votes = {
             "without tags": BRANCHES,
-            "with another tag": stage.ledger.tagged(session.txid(2), BRANCHES, "p"),
-            "one without a tag": [stage.ledger.tagged(txid, BRANCHES, "p")[0], BRANCHES[1]],
+            "with another tag": stage.ledger.tagged(session.txid(2), BRANCHES, Protocol.PAXOS),
+            "one without a tag": [stage.ledger.tagged(txid, BRANCHES, Protocol.PAXOS)[0], BRANCHES[1]],
         }
         with pytest.raises(LedgerUnavailable, match="never gave"):
             await stage.ledger.ledger.acceptors.vote(txid, votes[wrong])
@@ -248,7 +248,7 @@ async def test_members_that_a_session_is_bound_to_stay(tmp_path: Path) -> None:
             await change_members(cluster.settings, remove, wait_s=0.0)
         await change_members(cluster.settings, remove[:1])
         assert await ledger.acceptors.vote(session.txid(1), BRANCHES) is COMMIT
-        await ledger.decide(session.txid(1), COMMIT, BRANCHES, protocol="p")
+        await ledger.decide(session.txid(1), COMMIT, BRANCHES, protocol=Protocol.PAXOS)
         await ledger.close_session(session)
         await change_members(cluster.settings, remove[1:])
 
@@ -328,7 +328,7 @@ async def test_several_recoveries_at_once_agree(tmp_path: Path) -> None:
         for txid in txids:
             settling = [each.settle(txid) for each in [*nodes, stage.ledger.acceptors] * 2]
             found = await asyncio.gather(*settling)
-            branches = tuple(stage.ledger.tagged(txid, BRANCHES, "p"))
+            branches = tuple(stage.ledger.tagged(txid, BRANCHES, Protocol.PAXOS))
             wanted = (COMMIT, branches) if txid in txids[:4] else (ABORT, ())
             assert {(each.decision, each.branches) for each in found} == {wanted}
 
@@ -372,7 +372,7 @@ async def test_what_ended_sessions_left_unrecorded_is_recorded(tmp_path: Path) -
         await cluster.settled()
         leader = await cluster.leader()
         leader.replica.acceptors.disk_full = True
-        branches = ledger.tagged(committed, BRANCHES, "p")
+        branches = ledger.tagged(committed, BRANCHES, Protocol.PAXOS)
         assert await ledger.acceptors.vote(committed, branches) is COMMIT
         assert leader.identity.node not in kept(cluster, committed)
         leader.replica.acceptors.disk_full = False
@@ -388,7 +388,7 @@ async def test_what_ended_sessions_left_unrecorded_is_recorded(tmp_path: Path) -
             pass
         assert found == {committed: RecordedDecision.COMMIT, aborted: RecordedDecision.ABORT}
         (record,) = (one for one in await ledger.unfinished() if one.txid == committed)
-        assert (record.branches, record.protocol) == (tuple(branches), "p")
+        assert (record.branches, record.protocol) == (tuple(branches), Protocol.PAXOS)
 
 
 # What is on the disks.
@@ -435,7 +435,7 @@ async def test_what_was_voted_on_survives_the_whole_cluster(tmp_path: Path) -> N
         assert len(kept(cluster, session.txid(1))) >= 2
         async with client(cluster) as ledger:
             found = await ledger.acceptors.settle(session.txid(1))
-            branches = ledger.tagged(session.txid(1), BRANCHES, "p")
+            branches = ledger.tagged(session.txid(1), BRANCHES, Protocol.PAXOS)
             assert (found.decision, list(found.branches)) == (COMMIT, branches)
             assert await ledger.acceptors.vote(session.txid(2), BRANCHES) is ABORT
 
@@ -447,7 +447,7 @@ async def test_what_is_recorded_and_below_the_floor_is_forgotten(tmp_path: Path)
         for seq in (1, 2, 3):
             assert await ledger.acceptors.vote(session.txid(seq), BRANCHES) is COMMIT
         for seq in (1, 3):
-            await ledger.decide(session.txid(seq), COMMIT, BRANCHES, protocol="p")
+            await ledger.decide(session.txid(seq), COMMIT, BRANCHES, protocol=Protocol.PAXOS)
         await ledger.keep_alive(session, 3)
         await wait_until(cluster, lambda acceptor: acceptor.record(session.txid(1)) is None)
         for node in cluster.nodes.values():

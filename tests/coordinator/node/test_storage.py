@@ -44,7 +44,7 @@ from undoubt.coordinator.paxos import (
 from undoubt.coordinator.quorum import Joint
 from undoubt.coordinator.raft import Entry, HardState, SnapshotMeta
 from undoubt.participants.contract import Decision
-from undoubt.participants.ids import TxId
+from undoubt.participants.ids import Protocol, TxId
 
 IDENTITY = DiskIdentity("abcdefghij", 2, "disk-2")
 FIRST = beginning("abcdefghij", {1: "a:1", 2: "b:2", 3: "c:3"})
@@ -469,7 +469,9 @@ async def test_one_process_at_a_time(folder: Path) -> None:
 
 def record(seq: int) -> DecisionRecord:
     txid = TxId(1, "0" * 16, seq)
-    return DecisionRecord(txid, "2", Decision.COMMIT, (BranchRecord(1, "a"),), float(seq), "me")
+    return DecisionRecord(
+        txid, Protocol.TWO_PHASE, Decision.COMMIT, (BranchRecord(1, "a"),), float(seq), "me"
+    )
 
 
 async def test_history_is_kept_once_and_for_its_time(folder: Path) -> None:

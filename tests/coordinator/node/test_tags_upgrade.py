@@ -103,7 +103,7 @@ async def secrets(cluster: Cluster) -> set[bytes]:
         await asyncio.sleep(0.01)
 
 
-def named(txid: TxId, protocol: str = "2") -> Gid:
+def named(txid: TxId, protocol: Protocol = Protocol.TWO_PHASE) -> Gid:
     """Without a tag."""
     return Gid(CLUSTER, Protocol(protocol), txid, 1, "orders")
 
@@ -191,7 +191,7 @@ async def test_what_began_before_there_was_a_secret_ends_as_it_began(tmp_path: P
         assert await ledger.decide(before.txid(3), COMMIT, BRANCHES) is COMMIT
         told = [await verdict(ledger, named(before.txid(seq))) for seq in (1, 2, 3, 4)]
         assert told == [Verdict.COMMITTED, Verdict.ABORTED, Verdict.COMMITTED, Verdict.ACTIVE]
-        assert await verdict(ledger, named(before.txid(4), "3")) is Verdict.ASK_PROTOCOL
+        assert await verdict(ledger, named(before.txid(4), Protocol.THREE_PHASE)) is Verdict.ASK_PROTOCOL
         assert await verdict(ledger, named(ended.txid(1))) is Verdict.ABORTED
         assert await verdict(ledger, named(TxId(9, "0" * 16, 1))) is Verdict.IMPOSTOR
         assert await verdict(ledger, named(TxId(before.id, "0" * 16, 1))) is Verdict.IMPOSTOR
@@ -247,7 +247,7 @@ async def test_a_client_of_the_former_version(tmp_path: Path, monkeypatch: pytes
             assert await old.acceptors.vote(bound.txid(1), BRANCHES) is COMMIT
             await old.keep_alive(session, 2)
             asked = (session.txid(1), session.txid(2), tagged.txid(1), tagged.txid(2))
-            assert await old._call(calls.OutcomesCall(asked, "2")) == [
+            assert await old._call(calls.OutcomesCall(asked, Protocol.TWO_PHASE)) == [
                 Verdict.COMMITTED, Verdict.ACTIVE, Verdict.ACTIVE, Verdict.ACTIVE,
             ]  # fmt: skip
             assert {each.id for each in await old.sessions()} == {session.id, bound.id, tagged.id}
@@ -304,7 +304,7 @@ async def test_what_is_no_protocol_is_refused_to_its_caller_alone(tmp_path: Path
     async with running(tmp_path, 1) as cluster, client(cluster) as ledger:
         session = await ledger.open_session("shop", 600.0)
         link = ledger.ledger._route._link
-        with pytest.raises(UsageError, match="not a protocol: 'x'"):
+        with pytest.raises(UsageError, match="Invalid enum value 'x'"):
             await ledger.ledger.decide(session.txid(1), COMMIT, BRANCHES, protocol="x")
         assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
         assert ledger.ledger._route._link is link
@@ -320,7 +320,7 @@ async def test_what_the_acceptors_have_aborted_is_recorded(tmp_path: Path, voted
         leader = await cluster.leader()
         assert (await leader.ledger.acceptors.settle(txid)).decision is ABORT
         if voted:
-            gids = [ledger.gid(txid, "p", one.number, one.participant) for one in BRANCHES]
+            gids = [ledger.gid(txid, Protocol.PAXOS, one.number, one.participant) for one in BRANCHES]
             late = [BranchRecord(gid.branch, gid.participant, tag=gid.tag) for gid in gids]
             assert await ledger.acceptors.vote(txid, late) is ABORT
         await ledger.close_session(session)
@@ -352,7 +352,7 @@ def test_a_snapshot_and_a_log_of_the_release_before() -> None:
     shop, machine = "0000000000000007", found.machine
     assert (found.version, machine.state.ledger_id, machine.state.secret) == (2, CLUSTER, b"")
     found.apply(Entry.make(9, 1, base64.b85decode(ENTRY)))
-    told = [machine.verdict(TxId(1, shop, seq), "2") for seq in range(1, 7)]
+    told = [machine.verdict(TxId(1, shop, seq), Protocol.TWO_PHASE) for seq in range(1, 7)]
     assert told == [
         Verdict.COMMITTED, Verdict.ABORTED, Verdict.COMMITTED,
         Verdict.ACTIVE, Verdict.COMMITTED, Verdict.ACTIVE,

@@ -162,7 +162,7 @@ async def test_a_leader_of_the_former_version_is_asked_nothing_new(tmp_path: Pat
             await ledger.acceptors.open_session("shop", 300.0)
         txid = TxId(1, "0" * 16, 1)
         with pytest.raises(VersionHeldBack):
-            await ledger.outcomes([txid], protocol="p")
+            await ledger.outcomes([txid], protocol=Protocol.PAXOS)
         await decided(ledger, 5)
 
 
@@ -321,14 +321,14 @@ SEEN = Heuristic(
 )
 NEW: list[tuple[int, LogCommand]] = [
     (2, OpenSession("0" * 16, "shop", 1000, "", (1, 2, 3))),
-    (2, Decide(SOME, "p", Decision.COMMIT, BRANCHES, 0.0)),
+    (2, Decide(SOME, Protocol.PAXOS, Decision.COMMIT, BRANCHES, 0.0)),
     (2, Agree(2)),
     (3, DrawSecret(b"secret")),
     (3, OpenSession("0" * 16, "shop", 1000, tagged=True)),
-    (3, Decide(SOME, "2", Decision.COMMIT, TAGGED, 0.0)),
-    (3, Decide(SOME, "2", Decision.COMMIT, WITH_A_HISTORY, 0.0)),
-    (3, Decide(SOME, "2", Decision.ABORT, BRANCHES, 0.0, "because")),
-    (3, Precommit(SOME, "3", TAGGED, 0.0)),
+    (3, Decide(SOME, Protocol.TWO_PHASE, Decision.COMMIT, TAGGED, 0.0)),
+    (3, Decide(SOME, Protocol.TWO_PHASE, Decision.COMMIT, WITH_A_HISTORY, 0.0)),
+    (3, Decide(SOME, Protocol.TWO_PHASE, Decision.ABORT, BRANCHES, 0.0, "because")),
+    (3, Precommit(SOME, Protocol.THREE_PHASE, TAGGED, 0.0)),
     (3, Doom(SOME, "because")),
     (3, Restore(1, 7)),
     (3, RecordAct(Act("1", "indoubt commit", "some", 0.0, "eve"), 10)),

@@ -17,7 +17,7 @@ from undoubt.coordinator.ledger.contract import Act, BranchRecord, Heuristic, Se
 from undoubt.coordinator.paxos import FIRST, Ask, Ballot, BranchInstance, Phase1a, Phase2a, Value
 from undoubt.coordinator.quorum import Joint
 from undoubt.participants.contract import Claim, Decision, Settled
-from undoubt.participants.ids import Gid, TxId, new_nonce
+from undoubt.participants.ids import Gid, Protocol, TxId, new_nonce
 
 BRANCHES = (
     BranchRecord(1, "orders", 2**40, 2**62, "00000001"),
@@ -68,7 +68,7 @@ class Targets:
         for call in (
             calls.RecordsCall(ids),
             calls.FinishCall(ids),
-            calls.OutcomesCall(ids, "2"),
+            calls.OutcomesCall(ids, Protocol.TWO_PHASE),
             calls.VerdictsCall((gid,)),
             calls.BackendsCall((Claim(gid.txid.session, 1, 1, "12345678"),)),
         ):
@@ -78,7 +78,7 @@ class Targets:
         self._seq += 1
         return self._sessions[use].txid(self._seq)
 
-    def _gid(self, use: str, protocol: str = "2") -> Gid:
+    def _gid(self, use: str, protocol: Protocol = Protocol.TWO_PHASE) -> Gid:
         return self._ledger.gid(self._txid(use), protocol)
 
     def _on_sessions(self) -> Iterator[msgspec.Struct]:
@@ -90,7 +90,12 @@ class Targets:
         yield calls.VotersCall()
 
     def _on_transactions(self) -> Iterator[msgspec.Struct]:
-        for use, protocol in (("tagged", "2"), ("untagged", "2"), ("untagged", "3"), ("bound", "p")):
+        for use, protocol in (
+            ("tagged", Protocol.TWO_PHASE),
+            ("untagged", Protocol.TWO_PHASE),
+            ("untagged", Protocol.THREE_PHASE),
+            ("bound", Protocol.PAXOS),
+        ):
             txid = self._txid(use)
             tagged = tuple(self._ledger.tagged(txid, BRANCHES, protocol)) if use == "tagged" else BRANCHES
             yield calls.DecideCall(txid, Decision.COMMIT, tagged, protocol)
@@ -105,12 +110,15 @@ class Targets:
         for seq in (0, -1, 2**31, 2**63 - 1, 2**63, 2**64 - 1):
             txid = self._sessions["tagged"].txid(seq)
             yield calls.DecideCall(
-                txid, Decision.COMMIT, tuple(self._ledger.tagged(txid, BRANCHES, "2")), "2"
+                txid,
+                Decision.COMMIT,
+                tuple(self._ledger.tagged(txid, BRANCHES, Protocol.TWO_PHASE)),
+                Protocol.TWO_PHASE,
             )
         for number in (0, -1, 9_999, 10_000, 2**63, 2**64 - 1):
             txid = self._txid("tagged")
-            branches = self._ledger.tagged(txid, [BranchRecord(number, "orders")], "2")
-            yield calls.DecideCall(txid, Decision.COMMIT, tuple(branches), "2")
+            branches = self._ledger.tagged(txid, [BranchRecord(number, "orders")], Protocol.TWO_PHASE)
+            yield calls.DecideCall(txid, Decision.COMMIT, tuple(branches), Protocol.TWO_PHASE)
 
     def _on_people(self) -> Iterator[msgspec.Struct]:
         gid = self._gid("untagged")

@@ -68,7 +68,7 @@ class StageLedger:
         decision: Decision,
         branches: Sequence[BranchRecord],
         *,
-        protocol: str = "2",
+        protocol: Protocol = Protocol.TWO_PHASE,
         cause: str = "",
     ) -> Decision:
         if txid not in self.decisions:

@@ -70,7 +70,7 @@ def test_show_makes_up_no_protocol(stage: Stage) -> None:
     """Only the decision is left of it."""
     gid, _ = stage.prepare(1, Decision.COMMIT)
     known = stage.ledger.decisions[gid.txid]
-    stage.ledger.decisions[gid.txid] = msgspec.structs.replace(known, protocol="", branches=())
+    stage.ledger.decisions[gid.txid] = msgspec.structs.replace(known, letter="", branches=())
     assert stage.json("tx", "show", str(gid.txid))["protocol"] is None
     assert stage.json("tx", "list")[0]["protocol"] is None
     assert "protocol     -" in stage.run("tx", "show", str(gid.txid)).out
