@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord, Ledger
 from undoubt.coordinator.protocols.context import applied_elsewhere
-from undoubt.coordinator.protocols.steps import Observer
+from undoubt.coordinator.protocols.steps import Observer, reach
 from undoubt.participants.contract import HEURISTICS, Decision, Participant, Settled
 from undoubt.participants.errors import ParticipantError, ParticipantUnavailable
 from undoubt.participants.ids import Gid, TxId
@@ -36,7 +36,7 @@ from undoubt.recovery.plan import (
 )
 from undoubt.recovery.report import Counters, ReportedBranch
 from undoubt.recovery.scan import Scan
-from undoubt.recovery.steps import RecoveryStep, reach
+from undoubt.recovery.steps import RecoveryStep
 from undoubt.recovery.terminate import Terminator
 from undoubt.recovery.unfinished import UnfinishedProgress, ask_books
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord, Ledger, Verdict
 from undoubt.coordinator.ledger.pages import every_unfinished
-from undoubt.coordinator.protocols.steps import Observer
+from undoubt.coordinator.protocols.steps import Observer, reach
 from undoubt.participants.contract import Evidence, Participant, PreparedBranch
 from undoubt.participants.ids import Gid, TxId
 from undoubt.recovery.plan import BranchStanding, standing
-from undoubt.recovery.steps import RecoveryStep, reach
+from undoubt.recovery.steps import RecoveryStep
 
 DROPPED = (
     "the role that prepared it has been dropped, and no decision was recorded with a transaction id, the only"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import enum
 
-from undoubt.coordinator.protocols.steps import Observer
-
 
 class RecoveryStep(enum.StrEnum):
     """The steps of one pass over one participant, in order."""
@@ -31,11 +29,3 @@ PER_BRANCH = frozenset(
 )
 """Steps whose subject is the gid of a branch. The subject of a finish step is the transaction, that of the
 others is the participant."""
-
-
-async def reach(observe: Observer | None, step: RecoveryStep, subject: object) -> None:
-    """Call the observer, and await its result if it returns one."""
-    if observe is not None:
-        waiting = observe(step, str(subject))
-        if waiting is not None:
-            await waiting

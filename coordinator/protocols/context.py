@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable
 from undoubt.coordinator.ledger.contract import BranchRecord, Heuristic, Ledger, RecordedDecision, record_of
-from undoubt.coordinator.protocols.steps import Observer
+from undoubt.coordinator.protocols.steps import Observer, reach
 from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Branch, Decision, Evidence, Participant, Settled, Vote
 from undoubt.participants.ids import NO_KEY, Gid, Protocol, SessionKey, TxId
@@ -308,9 +308,7 @@ class CommitContext:
     async def reach(self, step: enum.StrEnum, subject: Gid | TxId) -> None:
         """Tell the observer, if there is one."""
         if self.observer is not None:
-            told = self.observer(step, str(subject))
-            if told is not None:
-                await told
+            await reach(self.observer, step, subject)
 
 
 def label(branch: Branch) -> str:

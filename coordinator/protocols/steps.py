@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Awaitable, Callable
 
+from undoubt.participants.ids import Protocol
+
 
 class TwoPhaseStep(enum.StrEnum):
     """In the order in which one transaction passes them."""
@@ -67,9 +69,9 @@ PER_BRANCH = frozenset(
 )
 """Steps passed once for each branch; their subject is the branch's gid, else the transaction's id."""
 
-STEPS: dict[str, tuple[enum.StrEnum, ...]] = {
-    "2": tuple(TwoPhaseStep),
-    "3": (
+STEPS: dict[Protocol, tuple[enum.StrEnum, ...]] = {
+    Protocol.TWO_PHASE: tuple(TwoPhaseStep),
+    Protocol.THREE_PHASE: (
         ThreePhaseStep.BEFORE_ENLIST,
         ThreePhaseStep.AFTER_ENLIST,
         TwoPhaseStep.BEFORE_PREPARE,
@@ -85,7 +87,7 @@ STEPS: dict[str, tuple[enum.StrEnum, ...]] = {
         TwoPhaseStep.BEFORE_FINISH,
         TwoPhaseStep.AFTER_FINISH,
     ),
-    "p": (
+    Protocol.PAXOS: (
         TwoPhaseStep.BEFORE_PREPARE,
         TwoPhaseStep.AFTER_PREPARE,
         PaxosStep.BEFORE_VOTE,
@@ -98,7 +100,15 @@ STEPS: dict[str, tuple[enum.StrEnum, ...]] = {
         TwoPhaseStep.AFTER_FINISH,
     ),
 }
-"""All steps of a protocol, by its letter in a gid."""
+"""All steps of a protocol."""
 
 Observer = Callable[[enum.StrEnum, str], Awaitable[None] | None]
-"""Told the step and its subject: ``str(gid)`` or ``str(txid)``."""
+"""Told the step and its subject: ``str(gid)`` or ``str(txid)``, or, by recovery, a participant's name."""
+
+
+async def reach(observer: Observer | None, step: enum.StrEnum, subject: object) -> None:
+    """Tell the observer, if there is one, and wait for it if it wants that."""
+    if observer is not None:
+        told = observer(step, str(subject))
+        if told is not None:
+            await told

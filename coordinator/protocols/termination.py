@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from undoubt.coordinator.protocols import termination_rules as rules
-from undoubt.coordinator.protocols.steps import Observer, TerminationStep
+from undoubt.coordinator.protocols.steps import Observer, TerminationStep, reach
 from undoubt.coordinator.protocols.termination_rules import Move
 from undoubt.coordinator.uncancellable import all_within
 from undoubt.participants.contract import Participant
@@ -188,11 +188,3 @@ async def ask(
 
 async def _awaited(awaitable: Awaitable[T]) -> T:
     return await awaitable
-
-
-async def reach(observer: Observer | None, step: TerminationStep, gid: Gid) -> None:
-    """Tell the observer, and wait for it if it wants that."""
-    if observer is not None:
-        told = observer(step, str(gid))
-        if told is not None:
-            await told
