@@ -2,7 +2,8 @@
 
 Upkeep of a ledger, renewal of sessions, recovery and the like run for as long as their process does, and
 nobody waits for them: one that ended by an exception would be missed hours later. :class:`Supervised` begins
-it again after a pause, logs the traceback, and counts it in :data:`restarts`.
+it again after a pause, logs the traceback, and counts it in :data:`restarts`. :class:`Upkeep` is such a loop
+with a fixed interval.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+from undoubt.coordinator.errors import LedgerError
 from undoubt.participants.backoff import pauses
 
 log = logging.getLogger(__name__)
@@ -51,3 +53,44 @@ class Supervised:
             if asyncio.get_running_loop().time() - began > 2 * PAUSE_S_MAX:
                 waits = pauses(self._pause_s, PAUSE_S_MAX)
             await asyncio.sleep(next(waits))
+
+
+class Upkeep:
+    """``turn()`` is carried out again and again, each time after a pause of ``interval_s`` seconds. A ledger
+    that does not answer ends a turn, and not the loop: ``undone`` says in the log what is not done then."""
+
+    def __init__(
+        self,
+        name: str,
+        turn: Callable[[], Awaitable[None]],
+        interval_s: float,
+        *,
+        undone: str,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """``name``: as of :class:`Supervised`. ``pause``: sleeps for so many seconds."""
+        self._supervised = Supervised(name, self._loop)
+        self._turn = turn
+        self._interval_s = interval_s
+        self._undone = undone
+        self._pause = pause
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, task_name: str) -> None:
+        """Once; more changes nothing."""
+        if self._task is None:
+            self._task = self._supervised.start(task_name)
+
+    async def stop(self) -> None:
+        """Return once nothing of it runs. May be repeated, and called before :meth:`start`."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _loop(self) -> None:
+        while True:
+            await self._pause(self._interval_s)
+            try:
+                await self._turn()
+            except LedgerError as error:
+                log.warning("%s: %s", self._undone, error)

@@ -69,11 +69,15 @@ from undoubt.coordinator.ledger.pages import Pages
 from undoubt.coordinator.ledger.rules import Names, new_request, new_secret, nonce_of
 from undoubt.coordinator.ledger.state import PrecommitRecord
 from undoubt.coordinator.settings import LedgerSettings
+from undoubt.coordinator.supervision import Upkeep
 from undoubt.participants.bounds import seconds
 from undoubt.participants.contract import Claim, Decision
 from undoubt.participants.errors import UndoubtError, UsageError
 from undoubt.participants.ids import Gid, Protocol, TxId
 
+UPKEEP_INTERVAL_S = 0.5
+TURNS_PER_TIME = 120
+"""Of upkeep: the ledger is told how much time has passed once a minute."""
 SESSION_SKIP = 1 << 32
 """More sessions than any ledger has opened since its backup was made: no number is issued twice."""
 
@@ -126,6 +130,7 @@ class StateMachineLedger(abc.ABC):
         self._leases = Leases()
         self._pages = Pages()
         self._time_told_at = clock()
+        self._turns = 0
         self._names = Names(machine.state.ledger_id, machine.state.secret)
 
     @property
@@ -490,6 +495,23 @@ class StateMachineLedger(abc.ABC):
         )
 
     # Upkeep, by whoever owns or leads the ledger.
+
+    def upkeep(self, name: str) -> Upkeep:
+        """The loop that whoever owns or leads the ledger has to start. ``name``: as of ``Supervised``."""
+        undone = "sessions cannot be expired now"
+        return Upkeep(name, self._keep_up, UPKEEP_INTERVAL_S, undone=undone, pause=self._pause)
+
+    async def _keep_up(self) -> None:
+        """One turn: expire sessions, and now and then tell the ledger how much time has passed."""
+        self._turns += 1
+        try:
+            await self._look_after()
+        finally:
+            if self._turns % TURNS_PER_TIME == 0 and self.leads:
+                await self.advance_time()
+
+    async def _look_after(self) -> None:
+        await self.expire_due()
 
     async def _pause(self, seconds: float) -> None:
         """Sleep. If that takes far longer than asked for (a stopped process, a machine without breath),

@@ -17,7 +17,7 @@ from undoubt.coordinator.ledger.cluster.status import ask
 from undoubt.coordinator.node.replica import Replica
 from undoubt.coordinator.node.status import RELEASE
 from undoubt.coordinator.quorum import majority_size
-from undoubt.coordinator.supervision import Supervised
+from undoubt.coordinator.supervision import Upkeep
 from undoubt.coordinator.wire import WireSettings
 
 log = logging.getLogger(__name__)
@@ -33,22 +33,20 @@ class Comparing:
     def __init__(self, replica: Replica, wire: WireSettings) -> None:
         self._replica = replica
         self._wire = wire
-        self._task: asyncio.Task[None] | None = None
+        self._upkeep = Upkeep(
+            "node comparing", self._keep_up, COMPARE_S, undone="hashes cannot be compared now"
+        )
         self._told: set[int] = set()
         replica.replicated.hashes.noted = self._begin
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._upkeep.stop()
 
     def _begin(self) -> None:
-        if self._task is None:
-            self._task = Supervised("node comparing", self._keep_up).start("undoubt-node-comparing")
+        self._upkeep.start("undoubt-node-comparing")
 
     async def _keep_up(self) -> None:
-        while not self._replica.failed.done():
-            await asyncio.sleep(COMPARE_S)
+        if not self._replica.failed.done():
             await self.look()
 
     async def look(self) -> None:

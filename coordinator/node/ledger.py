@@ -15,7 +15,6 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.cluster.acceptors import ClusterAcceptors, SendRequest, among
 from undoubt.coordinator.ledger.commands import Command, Decide
 from undoubt.coordinator.ledger.contract import (
@@ -36,8 +35,6 @@ from undoubt.participants.ids import Protocol, TxId
 
 log = logging.getLogger(__name__)
 
-UPKEEP_INTERVAL_S = 0.5
-TIME_INTERVAL_S = 60.0
 LEAVING_S = 60.0
 """Whoever wants nodes to leave asks again, or has given up."""
 
@@ -88,26 +85,13 @@ class NodeLedger(StateMachineLedger):
         self._leases = Leases()
         self._time_told_at = self._clock()
 
-    async def keep_up(self) -> None:
-        """What the leader has to do now and then, for as long as it runs."""
-        passes = round(TIME_INTERVAL_S / UPKEEP_INTERVAL_S)
-        while True:
-            for _ in range(passes):
-                await self._pause(UPKEEP_INTERVAL_S)
-                self._replica.acceptors.forget()
-                self._replica.keep_versions()
-                if self.leads:
-                    await self._look_after()
-            if self.leads:
-                await self.advance_time()
-
     async def _look_after(self) -> None:
-        try:
+        self._replica.acceptors.forget()
+        self._replica.keep_versions()
+        if self.leads:
             await self.draw_secret()
             await self.agree_on_rules()
             await self.expire_due()
-        except LedgerError as error:
-            log.warning("sessions cannot be expired now: %s", error)
 
     async def close(self) -> None:
         """The node is closed, not its ledger."""

@@ -30,7 +30,6 @@ from undoubt.coordinator.node.storage.contract import Storage, Stored
 from undoubt.coordinator.paxos import AcceptorReply, AcceptorRequest
 from undoubt.coordinator.raft import bootstrap
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.coordinator.supervision import Supervised
 from undoubt.coordinator.wire import (
     Address,
     Connection,
@@ -118,7 +117,8 @@ class Node:
         self._unmet, self._all_met = _to_meet(stored), asyncio.Event()
         self._wire = wire
         self._listener: Listener | None = None
-        self._upkeep: list[asyncio.Task[None]] = []
+        self._upkeep = self.ledger.upkeep("node upkeep")
+        self._meeting: asyncio.Task[None] | None = None
         self._role_changed = asyncio.Event()
         self._hints: dict[int, str] = {}
         """Where to answer those whom it does not know yet: it joined, or slept while members changed."""
@@ -140,7 +140,7 @@ class Node:
         )
         if self._unmet:
             self.peers.meet(self._unmet)
-            self._upkeep = [asyncio.create_task(self._begin_once_met(), name="undoubt-node-first-meeting")]
+            self._meeting = asyncio.create_task(self._begin_once_met(), name="undoubt-node-first-meeting")
         else:
             self._begin()
 
@@ -154,19 +154,19 @@ class Node:
 
     def _begin(self) -> None:
         self.replica.start()
-        self._upkeep += [
-            Supervised("node upkeep", self.ledger.keep_up).start("undoubt-node-upkeep"),
-            Supervised("node settling", self._settling.keep_up).start("undoubt-node-settling"),
-        ]
+        self._upkeep.start("undoubt-node-upkeep")
+        self._settling.upkeep.start("undoubt-node-settling")
 
     async def stop(self) -> None:
         """End, at once. May be repeated."""
         if self._stopped:
             return
         self._stopped = True
-        for task in self._upkeep:
-            task.cancel()
-        await asyncio.gather(*self._upkeep, return_exceptions=True)
+        if self._meeting is not None:
+            self._meeting.cancel()
+            await asyncio.gather(self._meeting, return_exceptions=True)
+        await self._settling.upkeep.stop()
+        await self._upkeep.stop()
         await self._comparing.close()
         if self._listener is not None:
             self._listener.close()

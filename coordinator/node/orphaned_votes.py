@@ -19,6 +19,7 @@ from undoubt.coordinator.ledger.contract import RecordedDecision, SessionState
 from undoubt.coordinator.ledger.state import SessionBook
 from undoubt.coordinator.node.ledger import NodeLedger
 from undoubt.coordinator.node.replica import Replica
+from undoubt.coordinator.supervision import Upkeep
 from undoubt.coordinator.wire import WireSettings
 from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import TxId
@@ -39,13 +40,16 @@ class Settling:
         self._replica = replica
         self._ledger = ledger
         self._wire = wire
+        self.upkeep = Upkeep(
+            "node settling",
+            self._keep_up,
+            INTERVAL_S,
+            undone="what acceptors decided is not recorded now",
+        )
 
-    async def keep_up(self) -> None:
-        """For as long as the node runs."""
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            if self._ledger.leads:
-                await self.settle_all()
+    async def _keep_up(self) -> None:
+        if self._ledger.leads:
+            await self.settle_all()
 
     async def settle_all(self) -> None:
         """One look. What cannot be settled now is tried again at the next."""

@@ -72,7 +72,7 @@ class Once:
 
 async def test_the_upkeep_of_a_sqlite_ledger_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if no session ever expires again."""
-    monkeypatch.setattr("undoubt.coordinator.ledger.sqlite.owner.UPKEEP_INTERVAL_S", 0.01)
+    monkeypatch.setattr("undoubt.coordinator.ledger.state_machine_ledger.UPKEEP_INTERVAL_S", 0.01)
     path = tmp_path / "ledger.db"
     ledger = await SqliteLedger.open(path, LedgerSettings(url=f"sqlite:///{path}"))
     owned: Any = ledger.owned

@@ -45,7 +45,7 @@ from undoubt.coordinator.ledger.contract import (
 from undoubt.coordinator.ledger.postgres import codec
 from undoubt.coordinator.ledger.postgres.connections import Connections
 from undoubt.coordinator.ledger.postgres.decisions import Decisions, encode_branches
-from undoubt.coordinator.ledger.postgres.maintenance import Upkeep
+from undoubt.coordinator.ledger.postgres.maintenance import Leadership
 from undoubt.coordinator.ledger.rules import Names, verdict_of
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.participants.bounds import seconds
@@ -67,7 +67,7 @@ class PostgresLedger:
         self.settings = settings
         self._connections = Connections(settings)
         self._decisions = Decisions(self._connections)
-        self.upkeep = Upkeep(self._connections, settings, clock)
+        self.upkeep = Leadership(self._connections, settings, clock)
         """What the process that leads does from time to time: sessions expire, and records are let go."""
         self._ledger_id = ""
         self._names = Names("", b"")

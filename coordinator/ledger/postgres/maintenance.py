@@ -11,8 +11,6 @@ Two that believe to lead do no harm: only the one in the row moves anything.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +19,7 @@ from undoubt.coordinator.errors import LedgerError
 from undoubt.coordinator.ledger.postgres.connections import Connections, LedgerConnection
 from undoubt.coordinator.ledger.postgres.sql import query
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.coordinator.supervision import Supervised
+from undoubt.coordinator.supervision import Upkeep
 from undoubt.participants.ids import new_nonce
 
 log = logging.getLogger(__name__)
@@ -33,7 +31,7 @@ LEADER_TIMEOUT_S = 3.0
 RETENTION_INTERVAL_S = 60.0
 
 
-class Upkeep:
+class Leadership:
     """``clock`` is monotonic, in seconds. ``leads`` may change at any time."""
 
     def __init__(
@@ -47,19 +45,19 @@ class Upkeep:
         self._seen: tuple[str | None, int] | None = None
         self._seen_at = 0.0
         self._moved_at = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._retired_at = clock()
+        self.loop = Upkeep(
+            "ledger upkeep", self._keep_up, BEAT_INTERVAL_S, undone="nobody can be expired now"
+        )
 
     async def start(self) -> None:
         """Lead if nobody does, and go on in the background. Raises ``LedgerError``."""
         await self.look()
-        self._task = Supervised("ledger upkeep", self._keep_up).start("undoubt-ledger-upkeep")
+        self.loop.start("undoubt-ledger-upkeep")
 
     async def close(self) -> None:
         """Stop, and leave the lead to others at once."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self.loop.stop()
         if self.leads:
             self.leads = False
             try:
@@ -110,20 +108,17 @@ class Upkeep:
         return dropped
 
     async def _keep_up(self) -> None:
-        retired_at = self._clock()
-        while True:
-            await asyncio.sleep(BEAT_INTERVAL_S)
-            try:
-                if not self.leads:
-                    await self.look()
-                    continue
-                await self.beat()
-                if self._clock() - retired_at >= RETENTION_INTERVAL_S:
-                    retired_at = self._clock()
-                    await self.retire()
-            except LedgerError as error:
-                log.warning("nobody can be expired now: %s", error)
-                self.leads = False
+        try:
+            if not self.leads:
+                await self.look()
+                return
+            await self.beat()
+            if self._clock() - self._retired_at >= RETENTION_INTERVAL_S:
+                self._retired_at = self._clock()
+                await self.retire()
+        except LedgerError:
+            self.leads = False
+            raise
 
 
 async def _drop(line: LedgerConnection, left_s: float, retention_ms: int) -> list[int]:

@@ -31,7 +31,6 @@ from undoubt.coordinator.ledger.sqlite import anchored
 from undoubt.coordinator.ledger.sqlite.store import Loaded, SqliteStore
 from undoubt.coordinator.ledger.state_machine_ledger import StateMachineLedger
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.coordinator.supervision import Supervised
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId, new_nonce
 
@@ -39,8 +38,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-UPKEEP_INTERVAL_S = 0.5
-TIME_INTERVAL_S = 60.0
 LOG_BYTES_MIN = 4 * 1024 * 1024
 """A snapshot replaces the log once the log is this long and longer than the last snapshot."""
 
@@ -112,7 +109,7 @@ class OwnedLedger(StateMachineLedger):
         """A command was applied in part: nothing more is applied to this state, or answered from it."""
         self._recent = RecentHistory(self.machine)
         """Finished, and in no table yet: what the log holds of it goes there with the next snapshot."""
-        self._upkeep: asyncio.Task[None] | None = None
+        self._upkeep = self.upkeep("ledger upkeep")
 
     @classmethod
     async def open(
@@ -147,15 +144,12 @@ class OwnedLedger(StateMachineLedger):
                 await thread.do(store.close)
             thread.end()
             raise
-        ledger._upkeep = Supervised("ledger upkeep", ledger._keep_up).start("undoubt-ledger-upkeep")
+        ledger._upkeep.start("undoubt-ledger-upkeep")
         return ledger
 
     async def close(self) -> None:
         """Write what waits, close the file."""
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._upkeep
+        await self._upkeep.stop()
         if self._broken is None:
             await self.advance_time()
         await self._commit.drained()
@@ -276,17 +270,9 @@ class OwnedLedger(StateMachineLedger):
                 self._commit.close()
                 self._commit.refuse_waiting(broken)
 
-    async def _keep_up(self) -> None:
-        passes = round(TIME_INTERVAL_S / UPKEEP_INTERVAL_S)
-        while True:
-            for _ in range(passes):
-                await self._pause(UPKEEP_INTERVAL_S)
-                await self._look_at_file()
-                try:
-                    await self.expire_due()
-                except LedgerError as error:
-                    log.warning("sessions cannot be expired now: %s", error)
-            await self.advance_time()
+    async def _look_after(self) -> None:
+        await self._look_at_file()
+        await self.expire_due()
 
 
 def rebuilt(loaded: Loaded, path: Path) -> Machine:

@@ -41,12 +41,7 @@ async def opened(
     """Without ``upkeep`` nothing happens in the background: the test moves time itself."""
     ledger = await PostgresLedger.open(settings, clock=clock or Clock())
     if not upkeep:
-        task = ledger.upkeep._task
-        assert task is not None
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        ledger.upkeep._task = None
+        await ledger.upkeep.loop.stop()
     try:
         yield Signing(ledger)
     finally:

@@ -36,6 +36,7 @@ from undoubt.coordinator.ledger.sqlite import unix_socket
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.ledger.sqlite.store import SqliteStore
 from undoubt.coordinator.ledger.state import LedgerState
+from undoubt.coordinator.ledger.state_machine_ledger import UPKEEP_INTERVAL_S
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire.connection import HEADER, header
 from undoubt.participants.bounds import OutOfBounds
@@ -181,8 +182,8 @@ async def test_an_owner_that_was_stopped_itself_expires_nobody_for_that(
     ledger = await SqliteLedger.open(path, settings, clock=lambda: now_s)
     await ledger.open_session("shop", 10)
     monkeypatch.setattr(owner_module.OwnedLedger, "expire_due", look)
-    time.sleep(3 * owner_module.UPKEEP_INTERVAL_S)  # noqa: ASYNC251 - this is the fault
-    now_s = 10 + owner_module.UPKEEP_INTERVAL_S
+    time.sleep(3 * UPKEEP_INTERVAL_S)  # noqa: ASYNC251 - this is the fault
+    now_s = 10 + UPKEEP_INTERVAL_S
     looked.clear()
     await looked.wait()
     assert [session.state for session in await ledger.sessions()] == [SessionState.OPEN]
