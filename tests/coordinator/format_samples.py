@@ -17,6 +17,8 @@ from msgspec import inspect
 
 Path = tuple[str, ...]
 HEX = "0123456789abcdef"
+PROTOCOLS = ["2", "3", "p"]
+"""What every release writes where the last one took any text."""
 
 
 def samples(root: Any) -> list[bytes]:
@@ -76,6 +78,8 @@ class _Sampler:
                 return min(number, kind.le if kind.le is not None else number)
             case inspect.FloatType():
                 return number + 0.5
+            case inspect.StrType() if name == "protocol":
+                return self._choose(path, PROTOCOLS)
             case inspect.StrType():
                 return _text(kind.pattern, name)
             case inspect.BytesType():

@@ -85,7 +85,7 @@ def _other() -> Iterator[object]:
     yield segment.SegmentHeader(3, _MARK, 4096, b"salt of 16 bytes", b"identity").encoded()[:_SHOWN_BYTES]
     yield connection.header(b"payload", 1)
     yield [Entry.make(5, 2, b"data", kind).crc for kind in Kind]
-    finished = DecisionRecord(_TXID, "2", Decision.COMMIT, (_BRANCH,), 1.5, "shop")
+    finished = DecisionRecord(_TXID, Protocol.TWO_PHASE, Decision.COMMIT, (_BRANCH,), 1.5, "shop")
     yield history._sealed(finished)
 
 
