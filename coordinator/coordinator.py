@@ -27,7 +27,7 @@ from undoubt.coordinator.protocols.causes import why_doomed
 from undoubt.coordinator.protocols.context import FINISHED, NOTHING_LEFT, CommitContext, Phase
 from undoubt.coordinator.protocols.paxos_commit import paxos_commit
 from undoubt.coordinator.protocols.second_phase import roll_back
-from undoubt.coordinator.protocols.steps import Observer, TwoPhaseStep
+from undoubt.coordinator.protocols.steps import Observer, TwoPhaseStep, reach
 from undoubt.coordinator.protocols.three_phase import three_phase_commit
 from undoubt.coordinator.protocols.two_phase import two_phase_commit
 from undoubt.coordinator.retries import pause_before_retry
@@ -467,9 +467,5 @@ class Finisher:
             await self._tell(TwoPhaseStep.AFTER_FINISH, batch)
 
     async def _tell(self, step: TwoPhaseStep, batch: list[TxId]) -> None:
-        if self._observer is None:
-            return
         for txid in batch:
-            told = self._observer(step, str(txid))
-            if told is not None:
-                await told
+            await reach(self._observer, step, txid)
