@@ -112,10 +112,9 @@ class Node:
             Release(self.replica, self.ledger, self._settling),
             lambda: self._disks | {me.number: me.disk},
         )
-        self._me = me
+        self._me, self._wire = me, wire
         self._disks, self._met = dict(stored.disks), set(stored.disks)
         self._unmet, self._all_met = _to_meet(stored), asyncio.Event()
-        self._wire = wire
         self._listener: Listener | None = None
         self._upkeep = self.ledger.upkeep("node upkeep")
         self._meeting: asyncio.Task[None] | None = None

@@ -7,7 +7,6 @@ of them (group commit). The file has one connection, in one thread; the event lo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
