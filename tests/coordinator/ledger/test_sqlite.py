@@ -20,7 +20,7 @@ from alembic.script import ScriptDirectory
 from tests.coordinator.ledger.signing import Signing
 from undoubt.coordinator import ledger as ledgers
 from undoubt.coordinator.errors import BranchListMismatch, LedgerLocked, LedgerUnavailable, LedgerUnusable
-from undoubt.coordinator.ledger import maintenance, schema
+from undoubt.coordinator.ledger import maintenance, schema, state_machine_ledger
 from undoubt.coordinator.ledger.acting import system_user
 from undoubt.coordinator.ledger.commands import Decide, OpenSession, encode
 from undoubt.coordinator.ledger.contract import (
@@ -36,7 +36,6 @@ from undoubt.coordinator.ledger.sqlite import unix_socket
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
 from undoubt.coordinator.ledger.sqlite.store import SqliteStore
 from undoubt.coordinator.ledger.state import LedgerState
-from undoubt.coordinator.ledger.state_machine_ledger import UPKEEP_INTERVAL_S
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire.connection import HEADER, header
 from undoubt.participants.bounds import OutOfBounds
@@ -169,7 +168,7 @@ async def test_an_owner_that_was_stopped_itself_expires_nobody_for_that(
 ) -> None:
     """Broken if an owner that could hear nobody for a while, its event loop blocked or its process stopped,
     takes everybody for dead, its own coordinator too."""
-    monkeypatch.setattr(owner_module, "UPKEEP_INTERVAL_S", 0.05)
+    monkeypatch.setattr(state_machine_ledger, "UPKEEP_INTERVAL_S", 0.05)
     now_s, looked = 0.0, asyncio.Event()
     expire_due = owner_module.OwnedLedger.expire_due
 
@@ -182,8 +181,8 @@ async def test_an_owner_that_was_stopped_itself_expires_nobody_for_that(
     ledger = await SqliteLedger.open(path, settings, clock=lambda: now_s)
     await ledger.open_session("shop", 10)
     monkeypatch.setattr(owner_module.OwnedLedger, "expire_due", look)
-    time.sleep(3 * UPKEEP_INTERVAL_S)  # noqa: ASYNC251 - this is the fault
-    now_s = 10 + UPKEEP_INTERVAL_S
+    time.sleep(3 * 0.05)  # noqa: ASYNC251 - this is the fault
+    now_s = 10 + 0.05
     looked.clear()
     await looked.wait()
     assert [session.state for session in await ledger.sessions()] == [SessionState.OPEN]
