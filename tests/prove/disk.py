@@ -50,7 +50,7 @@ LOOK_S = 0.05
 DECISIONS = 20
 """That have to be answered while the disk is in trouble."""
 CLOSE_ENTRIES = 20
-SMALL = "80m"
+SMALL = "160m"
 HISTORY_S = 5.0
 """Little: the load is as fast as the machine, and must not fill the small filesystems by itself."""
 MET = '{"met"'
