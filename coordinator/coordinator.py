@@ -37,7 +37,7 @@ from undoubt.coordinator.settings import PROTOCOLS, CoordinatorSettings
 from undoubt.coordinator.supervision import Supervised
 from undoubt.coordinator.transaction import Lease, Transaction
 from undoubt.coordinator.uncancellable import Uncancellable, uncancellable
-from undoubt.participants.bounds import OutOfBounds, choice, count, having, seconds
+from undoubt.participants.bounds import OutOfBounds, choice, count, flag, having, seconds
 from undoubt.participants.contract import Branch, Participant
 from undoubt.participants.errors import ParticipantError, UndoubtError, UsageError, WrongLoop
 from undoubt.participants.ids import Gid, SessionKey, TxId
@@ -134,9 +134,13 @@ class Coordinator:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def transaction(self, *, timeout: float | None = None, protocol: str | None = None) -> Transaction:
+    def transaction(
+        self, *, timeout: float | None = None, protocol: str | None = None, prepares_all: bool = False
+    ) -> Transaction:
         """A new transaction, for ``async with``. Not decided after ``timeout`` seconds, it is aborted.
-        ``protocol``: ``2pc``, ``3pc`` or ``paxos``, else the configuration's."""
+        ``protocol``: ``2pc``, ``3pc`` or ``paxos``, else the configuration's. ``prepares_all``: every branch
+        is prepared and every commit is recorded, also where one branch alone has written, so that the ledger
+        tells the outcome to somebody who was not there."""
         self.check_here()
         if self._closed:
             raise CoordinatorClosed
@@ -147,7 +151,8 @@ class Coordinator:
                 " raft://…; with any other ledger use 2pc or 3pc"
             )
         timeout_s = self.settings.timeout_s if timeout is None else seconds("timeout", timeout, zero=False)
-        return Transaction(self, timeout_s=timeout_s, protocol=PROTOCOLS[named])
+        flag("prepares_all", prepares_all)
+        return Transaction(self, timeout_s=timeout_s, protocol=PROTOCOLS[named], prepares_all=prepares_all)
 
     async def run(
         self,
@@ -330,6 +335,8 @@ class Coordinator:
         deadline: float,
         protocol: GidProtocol,
         key: SessionKey,
+        *,
+        prepares_all: bool,
     ) -> CommitContext:
         return CommitContext(
             txid,
@@ -341,6 +348,7 @@ class Coordinator:
             termination=self.settings.termination,
             find=self.participants.find,
             key=key,
+            prepares_all=prepares_all,
         )
 
     def start_commit(self, transaction: Transaction, context: CommitContext) -> Uncancellable[None]:
@@ -377,10 +385,24 @@ class Coordinator:
         finally:
             await context.release()
             self._ended(transaction)
-            if context.state in FINISHED:
-                self._finisher.add(context.txid)
-            if context.rows and context.state in NOTHING_LEFT:
-                self._finisher.forget(context.rows)
+            self._finish(context)
+
+    async def roll_back(self, context: CommitContext, cause: BaseException) -> None:
+        """Of a transaction that was never voted on, some branch of which others may have prepared. Raises
+        ``HeuristicOutcome`` if one of these has committed."""
+        try:
+            await roll_back(context, context.branches, cause)
+        except TransactionAborted as error:
+            log.debug("rollback %s: %s", context.txid, error)
+        finally:
+            await context.release()
+            self._finish(context)
+
+    def _finish(self, context: CommitContext) -> None:
+        if context.state in FINISHED:
+            self._finisher.add(context.txid)
+        if context.rows and context.state in NOTHING_LEFT:
+            self._finisher.forget(context.rows)
 
 
 class Finisher:

@@ -33,7 +33,7 @@ from undoubt.coordinator.protocols.context import (
 )
 from undoubt.coordinator.uncancellable import Uncancellable, all_done, all_of, uncancellable
 from undoubt.participants.bounds import having, text
-from undoubt.participants.contract import Branch, Decision, Participant
+from undoubt.participants.contract import Branch, Decision, Participant, Settled
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import BRANCH_NUMBER_MAX, NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
@@ -135,7 +135,10 @@ class Host(Protocol):
         deadline: float,
         protocol: GidProtocol,
         key: SessionKey,
+        *,
+        prepares_all: bool,
     ) -> CommitContext: ...
+    async def roll_back(self, context: CommitContext, cause: BaseException) -> None: ...
     def in_background(self, task: Uncancellable[None]) -> None: ...
     async def why_doomed(self, txid: TxId) -> BaseException | None: ...
 
@@ -146,14 +149,22 @@ class Transaction:
     Not for use by several tasks at once, except that different branches may be used by different tasks.
     """
 
-    def __init__(self, host: Host, *, timeout_s: float, protocol: GidProtocol) -> None:
+    def __init__(
+        self, host: Host, *, timeout_s: float, protocol: GidProtocol, prepares_all: bool = False
+    ) -> None:
         self._host = host
         self._timeout_s = timeout_s
         self._protocol = protocol
+        self._prepares_all = prepares_all
         self._txid: TxId | None = None
         self._lease: Lease | None = None
         self._state = TransactionState.NEW
         self._branches: dict[str, Branch] = {}
+        """By the participant's name; of announced ones with ``/`` and the branch's number behind it."""
+        self._announced: set[Gid] = set()
+        """Branches that others prepare: they may be prepared whatever this process has done."""
+        self._numbered = 0
+        """Branch numbers that were given out."""
         self._opening: dict[str, asyncio.Task[Branch]] = {}
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -188,7 +199,12 @@ class Transaction:
     @property
     def participants(self) -> tuple[str, ...]:
         """Names of the participants in which it has a branch."""
-        return tuple(sorted({*self._branches, *self._opening}))
+        return tuple(sorted({key.partition("/")[0] for key in (*self._branches, *self._opening)}))
+
+    @property
+    def gids(self) -> tuple[Gid, ...]:
+        """Of its branches."""
+        return tuple(branch.gid for branch in self._branches.values())
 
     @property
     def deadline(self) -> float:
@@ -281,6 +297,44 @@ class Transaction:
             raise UsageError(f"transaction {self.id} has a branch in participant {opener.name!r} already")
         return await self._open(opener.name, opener)
 
+    async def announce(self, opener: Opener) -> Branch:
+        """A branch that somebody else runs and prepares, under the gid of what ``opener.begin`` gives.
+
+        Any number of them in one participant. Its vote is what is found in the participant when ``commit`` is
+        called. However the transaction ends, the branch ends likewise, also if it is prepared only later: an
+        abort that finds nothing to roll back is recorded. Raises what :meth:`adopt` does, and ``UsageError``
+        in a transaction of three-phase commit, whose rows have to be there before PREPARE.
+        """
+        self._check_active()
+        if self._doom is not None:
+            self._raise_aborted(self._doom)
+        having("opener", opener, "what opens a branch", "begin")
+        if self._protocol is GidProtocol.THREE_PHASE:
+            raise UsageError(
+                "a branch that others prepare cannot take part in three-phase commit: its row has to be in"
+                " the participant before PREPARE; use 2pc or paxos"
+            )
+        branch = await self._open(f"{opener.name}/{self._numbered + 1}", opener)
+        self._announced.add(branch.gid)
+        return branch
+
+    async def withdraw(self, gid: Gid) -> Settled:
+        """Take one branch out of the transaction again, rolled back. Of an announced one only what its
+        participant says is known: ``APPLIED``, it was prepared and is rolled back; ``ABSENT``, it is not
+        prepared. If it is later, recovery rolls it back, as a branch that no decision names. Raises what
+        :meth:`adopt` does and, with the branch still in the transaction, what the rollback raises."""
+        self._check_active()
+        if self._doom is not None:
+            self._raise_aborted(self._doom)
+        key = next((key for key, branch in self._branches.items() if branch.gid == gid), None)
+        if key is None:
+            raise UsageError(f"transaction {self.id} has no branch {gid}")
+        settled = await self._branches[key].rollback()
+        if settled in {Settled.APPLIED, Settled.ABSENT} and (branch := self._branches.pop(key, None)):
+            self._announced.discard(gid)
+            await branch.release()
+        return settled
+
     async def commit(self) -> CommitResult:
         """Commit everywhere or nowhere.
 
@@ -299,6 +353,13 @@ class Transaction:
             await self._undo()
             self._raise_aborted(self._doom)
         return await self._watch(*self._start_commit())
+
+    async def committed(self) -> CommitResult:
+        """What is known by now of a commit that was begun; returns and raises as that does."""
+        self._host.check_here()
+        if self._context is None or self._commit is None:
+            raise UsageError("its commit has not begun")
+        return await self._watch(self._context, self._commit)
 
     async def rollback(self) -> None:
         """Undo everything. Does nothing on a transaction that was rolled back already."""
@@ -322,7 +383,7 @@ class Transaction:
         elif self._context is not None and self._commit is not None:
             # Its outcome again, which the body may have swallowed; or the first time, if commit() was
             # cancelled.
-            await self._watch(self._context, self._commit)
+            await self.committed()
 
     def doom(self, cause: BaseException) -> bool:
         """Make sure that it aborts, with ``cause``, and begin to undo it. False if it is too late, or not
@@ -413,13 +474,17 @@ class Transaction:
             raise TransactionEnded(f"transaction {self.id} is over: nothing more can be done in it")
 
     async def _open(self, name: str, opener: Opener | None = None) -> Branch:
+        """``name`` is the key among the branches."""
         opener = opener or self._host.participant(name)
         opening = self._opening.get(name)
         if opening is None:
-            number = len(self._branches) + len(self._opening) + 1
+            number = self._numbered + 1
             if number > BRANCH_NUMBER_MAX:
                 raise UsageError(f"transaction {self.id} has {BRANCH_NUMBER_MAX} branches, no more fit")
-            gid = Gid(self._host.ledger_id, self._protocol, self.id, number, name).tagged(self.lease.key)
+            self._numbered = number
+            participant = name.partition("/")[0]
+            gid = Gid(self._host.ledger_id, self._protocol, self.id, number, participant)
+            gid = gid.tagged(self.lease.key)
             remaining_s = self._deadline - asyncio.get_running_loop().time()
             opening = asyncio.create_task(
                 _begin(opener, gid, self.lease.key, remaining_s), name=f"begin {name}"
@@ -462,7 +527,8 @@ class Transaction:
             await all_done([self._undoing])
 
     async def _roll_back_branches(self) -> None:
-        """Nothing is prepared, so nothing can stay in doubt: a server that does not answer rolls back too."""
+        """This process has prepared nothing, so that nothing of its own can stay in doubt: a server that does
+        not answer rolls back too."""
         if self._left is not None:
             # The driver ends the statement that was cancelled, and the session can be used again.
             await all_done([self._left], LEAVING_GRACE_S)
@@ -470,18 +536,37 @@ class Transaction:
             opening.cancel()
         await all_done(list(self._opening.values()))
         try:
-            await all_of(branch.rollback() for branch in self._branches.values())
-            await all_of(branch.release() for branch in self._branches.values())
+            if self._announced:
+                await self._roll_back_announced()
+            else:
+                await all_of(branch.rollback() for branch in self._branches.values())
+                await all_of(branch.release() for branch in self._branches.values())
             if self._may_be_doomed and (found := await self._host.why_doomed(self.id)) is not None:
                 self._doom = self._doom or found
                 self._interrupted = self._unasked = True
         finally:
             self._host.rolled_back(self)
 
+    async def _roll_back_announced(self) -> None:
+        """What others prepare may be prepared by now, or later: as after a PREPARE without an answer."""
+        context = self._new_context()
+        context.tally.asked = tuple(self._announced)
+        context.tally.unanswered |= self._announced
+        await self._host.roll_back(context, self._doom or UsageError("the transaction was rolled back"))
+
+    def _new_context(self) -> CommitContext:
+        branches = sorted(self._branches.values(), key=lambda each: (each.gid.participant, each.gid.branch))
+        return self._host.new_context(
+            self.id,
+            tuple(branches),
+            self._deadline,
+            self._protocol,
+            self.lease.key,
+            prepares_all=self._prepares_all,
+        )
+
     def _start_commit(self) -> tuple[CommitContext, Uncancellable[None]]:
-        branches = tuple(sorted(self._branches.values(), key=lambda branch: branch.gid.participant))
-        context = self._host.new_context(self.id, branches, self._deadline, self._protocol, self.lease.key)
-        self._context = context
+        self._context = context = self._new_context()
         self._stop_timer()
         self._state = TransactionState.COMMITTING
         self._commit = task = self._host.start_commit(self, context)

@@ -237,6 +237,9 @@ class CommitContext:
     """A participant by name; None if this process knows none of that name any more."""
     key: SessionKey = NO_KEY
     """Of the transaction's session: it proves which names and notes are this coordinator's."""
+    prepares_all: bool = False
+    """Every branch is prepared, whether or not it has written, and every commit is recorded: whoever asks the
+    ledger later learns the outcome from there alone."""
     on_phase: Callable[[Phase], None] | None = None
     """Told each phase that is left, by whoever measures."""
 

@@ -51,7 +51,7 @@ async def first_phase(
     writers, failure = await _classify(context)
     if failure is not None:
         await roll_back(context, context.branches, failure)
-    if len(writers) <= 1:
+    if len(writers) <= 1 and not context.prepares_all:
         await commit_in_one_phase(context, writers)
         return False
     await _collect_votes(context, writers, vote)
@@ -68,9 +68,9 @@ async def _classify(context: CommitContext) -> tuple[Sequence[Branch], BaseExcep
     """Writing branches, and the first failure.
 
     Branches that are known to write are not asked; a transaction's only branch counts as writing, since
-    COMMIT ends it either way.
+    COMMIT ends it either way, and so does each of a transaction that prepares all.
     """
-    if len(context.branches) <= 1:
+    if len(context.branches) <= 1 or context.prepares_all:
         return context.branches, None
     unsure = [branch for branch in context.branches if not branch.surely_writes]
     answers = await all_within((branch.poll() for branch in unsure), context.remaining_s())

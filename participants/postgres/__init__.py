@@ -30,6 +30,7 @@ name
 common. :mod:`.branch`            implements ``Branch``: poll, prepare, commit in one phase, commit, roll
 back; builds
                           these round trips, and reads their answers.
+:mod:`.announced`         implements ``Branch`` for one that somebody else runs and prepares.
 :mod:`.roles`             computes who may finish whose branches, and the rights that undoubt's role needs.
 :mod:`.history`           identifies the history of a database in which a transaction id is valid.
 :mod:`.settle`            ends a prepared branch where its own session cannot: after a crash, as another role;

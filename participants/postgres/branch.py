@@ -412,7 +412,13 @@ def commit_guard(marked: str) -> str:
 def confirm_script() -> str:
     """What follows COMMIT PREPARED behind a pooler: a commit that waits for the synchronous standbys, and is
     warned of if they do not confirm it, whatever the database or the role sets."""
-    return f"{ALONE_WRITING}; {_durable(query('confirm'), local=True)}; commit"
+    return f"{ALONE_WRITING}; {confirmation()}; commit"
+
+
+def confirmation() -> str:
+    """The statement of such a transaction: what is before it in the WAL has reached the standbys as well,
+    once its COMMIT is confirmed."""
+    return _durable(query("confirm"), local=True)
 
 
 def _durable(guard: str, *, local: bool) -> str:

@@ -35,6 +35,7 @@ from undoubt.participants.ids import (
     check_participant_name,
 )
 from undoubt.participants.postgres.admin_pool import Management
+from undoubt.participants.postgres.announced import AnnouncedBranch, scripts_of
 from undoubt.participants.postgres.branch import PostgresBranch, Surroundings
 from undoubt.participants.postgres.checkup import Checkup
 from undoubt.participants.postgres.connecting import Connector, Handles, introduce
@@ -189,6 +190,19 @@ class PostgresParticipant:
             raise participant_error(self._name, error) from error
         return PostgresBranch(
             replace(self._around, give_back=give_back), slot, handle, gid, timeout_s, key=key
+        )
+
+    async def announce(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> AnnouncedBranch:
+        """A branch that somebody else runs and prepares within ``timeout_s`` seconds. Fails as ``begin``
+        does; nothing is left open."""
+        intro = await self._management.who()
+        return AnnouncedBranch(
+            self._management,
+            self._settler,
+            self._settings.owners,
+            gid,
+            scripts_of(gid, key, timeout_s, intro),
+            name=branch_name(gid, key, 0),
         )
 
     async def introduce(self, session: ServerSession) -> None:

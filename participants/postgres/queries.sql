@@ -283,6 +283,33 @@ select pg_catalog.pg_is_in_recovery() as standby, current_user::pg_catalog.text 
   from (select) as one
   left join pg_catalog.pg_prepared_xacts as p on p.gid operator(pg_catalog.=) $1
 
+-- name: announced
+-- $1 gid, $2 settings' owners: the transaction that is prepared under it, and where, all of one moment. {position} is a
+-- place that the WAL has reached on disk.
+select pg_catalog.pg_is_in_recovery() as standby, {whereabouts}, {position} as position,
+       pg_catalog.current_setting('synchronous_standby_names') operator(pg_catalog.<>) '' as synchronous,
+       pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text as next_xid,
+       p.gid, coalesce(p.owner::pg_catalog.text, '(dropped)') as owner,
+       p.owner is not null and {owned} as owned,
+       p.transaction::pg_catalog.text as xid, p.database::pg_catalog.text as database,
+       pg_catalog.current_database()::pg_catalog.text as here
+  from (select) as one
+  left join pg_catalog.pg_prepared_xacts as p on p.gid operator(pg_catalog.=) $1
+
+-- name: flushed_position
+case when not pg_catalog.pg_is_in_recovery()
+     then pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), '0/0'::pg_catalog.pg_lsn)
+          ::pg_catalog.text end
+
+-- name: untold_position
+null::pg_catalog.text
+
+-- name: in_branch
+-- $1 application_name of a branch: whether a session of this database shows it.
+select exists (select from pg_catalog.pg_stat_activity as a
+                where a.datname operator(pg_catalog.=) pg_catalog.current_database()
+                  and a.application_name operator(pg_catalog.=) $1) as there
+
 -- name: prepares
 -- $1 a role, $2 settings' owners: whether it prepares branches of ours.
 select {owned} as owned, session_user::pg_catalog.text as login,

@@ -125,8 +125,14 @@ def local_script(
 ) -> str:
     """The same without a trace in the session: for one that others use as well. ``begin`` is empty where a
     transaction has begun already."""
-    settings = _settings(intro, timeouts, "set local")
-    return "; ".join([*([begin] if begin else []), *_marks(gid, name), *settings])
+    return "; ".join([*([begin] if begin else []), *local_statements(gid, name, intro, timeouts)])
+
+
+def local_statements(
+    gid: Gid, name: str, intro: ServerParameters, timeouts: tuple[int, int]
+) -> list[str]:
+    """What sets up a branch in a transaction that has begun, and is gone with it."""
+    return [*_marks(gid, name), *_settings(intro, timeouts, "set local")]
 
 
 def _marks(gid: Gid, name: str) -> list[str]:

@@ -94,6 +94,21 @@ class Settler:
             return settled
         return await self._in_the_books(settled, order, evidence)
 
+    async def settle_alone(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
+        """The same of a branch that somebody else has prepared, and who may end it and prepare another
+        transaction under its name at any time: only what has the ``evidence``'s transaction id is the branch,
+        or, while none is known, what a role of ours has prepared in this database.
+
+        PostgreSQL takes COMMIT PREPARED alone in its transaction, so that another one may have the name
+        between the look and the end. Afterwards the books tell which one was ended."""
+        holder = _holder(self._management.participant, await self._management.read(*self._who(gid)))
+        if holder is None or not _is_branch(holder, evidence):
+            return await self._absent(order, evidence)
+        settled = await self.settle(gid, order, evidence)
+        if settled is not Settled.APPLIED:
+            return settled
+        return await self._in_the_books(settled, order, evidence)
+
     async def _in_the_books(self, settled: Settled, order: Decision, evidence: Evidence | None) -> Settled:
         """What became of a branch that is not there, or that could have been somebody else's when it was
         ended."""
@@ -357,6 +372,12 @@ def _holder(participant: str, rows: Sequence[Row]) -> _Holder | None:
         login_is_superuser=row["login_is_superuser"],
         version=row["version"],
     )
+
+
+def _is_branch(holder: _Holder, evidence: Evidence | None) -> bool:
+    if holder.database != holder.here:
+        return False
+    return holder.owned if evidence is None else evidence.xid % _XID_MODULUS == holder.xid
 
 
 def _is_it(holder: _Holder, branch: PreparedBranch) -> bool:
