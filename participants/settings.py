@@ -26,6 +26,14 @@ DSN_BYTES_MAX = 100_000
 _INIT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
+class SidecarAccess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ``undoubt sidecar`` does in a participant for its clients, besides looking at branches that they
+    run themselves."""
+
+    sql: bool = False
+    """It runs their statements, as the role of the participant's dsn."""
+
+
 class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One PostgreSQL database.
 
@@ -55,6 +63,8 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     any other role has prepared is no branch of ours, whatever its name."""
     was: tuple[str, ...] = ()
     """Names that this participant had before: branches that name one of them are its own."""
+    sidecar: SidecarAccess = SidecarAccess()
+    """For clients of ``undoubt sidecar``."""
     other_ledgers: tuple[str, ...] = ()
     """Ids of ledgers of other installations that prepare branches in its database under its name and by its
     roles. Any other ledger's branches of that kind are those of a ledger that was lost."""

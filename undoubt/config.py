@@ -45,6 +45,7 @@ from undoubt.participants.ids import InvalidName, check_participant_name
 from undoubt.participants.redact import redact
 from undoubt.participants.settings import ParticipantSettings
 from undoubt.recovery.settings import RecoverySettings
+from undoubt.serve.sidecar.settings import SidecarSettings
 
 __all__ = ["CONFIG_FILE", "ConfigurationError", "Settings", "load", "redact"]
 
@@ -62,8 +63,13 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "coordinator": CoordinatorSettings,
     "recovery": RecoverySettings,
     "node": NodeSettings,
+    "sidecar": SidecarSettings,
 }
-_PATHS = {("node", "data"), ("ledger", "tls_ca"), ("ledger", "tls_cert"), ("ledger", "tls_key")}
+_PATHS = {
+    ("node", "data"),
+    *((section, name) for section in ("ledger", "sidecar") for name in ("tls_ca", "tls_cert", "tls_key")),
+    ("sidecar", "socket"),
+}
 _PARTICIPANTS = "participants"
 
 KeyPath = tuple[str, ...]
@@ -85,6 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     coordinator: CoordinatorSettings = CoordinatorSettings()
     recovery: RecoverySettings = RecoverySettings()
     node: NodeSettings = NodeSettings()
+    sidecar: SidecarSettings = SidecarSettings()
     participants: dict[str, ParticipantSettings] = {}
     file: str | None = None
 
@@ -215,8 +222,12 @@ def _from_environment(env: Mapping[str, str], participants: Iterable[str]) -> di
         if not variable.startswith(ENV_PREFIX) or _ENV_OTHERS.fullmatch(variable):
             continue
         section, *levels = variable.removeprefix(ENV_PREFIX).lower().split("__")
+        given: Any = value
         path: KeyPath = (section, *levels)
         if section == _PARTICIPANTS and len(levels) >= 2:
+            if levels[-2:] == ["sidecar", "sql"]:  # the one key of a participant that is a table
+                levels.pop()
+                given = {"sql": value}
             name = "__".join(levels[:-1])
             path = (section, as_written.get(name, name), levels[-1])
         origin = f"environment variable {variable}"
@@ -224,7 +235,7 @@ def _from_environment(env: Mapping[str, str], participants: Iterable[str]) -> di
         if section not in {*_SECTIONS, _PARTICIPANTS} or len(path) != depth:
             raise _unknown_variable(variable)
         _check_known(path, origin)
-        found[path] = _Given(value, origin, here, text=True)
+        found[path] = _Given(given, origin, here, text=True)
     return found
 
 
@@ -241,6 +252,7 @@ def _build(given: Mapping[KeyPath, _Given], file: Path | None) -> Settings:
     base = file.parent if file is not None else _here()
     tables["ledger",].setdefault("url", _absolute_url(LedgerSettings().url, base))
     tables["node",].setdefault("data", str(base / NodeSettings().data))
+    tables["sidecar",].setdefault("socket", str(base / SidecarSettings().socket))
     sections: dict[str, Any] = {}
     participants: dict[str, ParticipantSettings] = {}
     for path, table in tables.items():

@@ -1,0 +1,77 @@
+"""Every request is named, measured, and written into the access log; traces go through.
+
+A line of the log has no token, no capability, no SQL and no value. ``traceparent`` (W3C Trace Context) joins
+the request to its caller's trace: its id is in the log and, where OpenTelemetry is installed, in a span.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+log = logging.getLogger("undoubt.sidecar.access")
+
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?"
+)
+
+
+@dataclass(slots=True)
+class Access:
+    """What becomes of one request, for its line."""
+
+    method: str
+    operation: str
+    """The path with the names of its parts: no id is a label of anything."""
+    trace: str = ""
+    client: str = ""
+    transaction: str = ""
+    status: int = 0
+    replayed: bool = False
+    problem: str = ""
+    sent_bytes: int = 0
+    began_s: float = field(default_factory=time.perf_counter)
+
+    def write(self) -> None:
+        """The line."""
+        took_ms = (time.perf_counter() - self.began_s) * 1000
+        extra: dict[str, object] = {
+            "method": self.method,
+            "operation": self.operation,
+            "status": self.status,
+            "took_ms": round(took_ms, 3),
+            "sent_bytes": self.sent_bytes,
+        }
+        for name in ("client", "transaction", "trace", "problem"):
+            if value := getattr(self, name):
+                extra[name] = value
+        if self.replayed:
+            extra["replayed"] = True
+        log.info("%s %s %d", self.method, self.operation, self.status, extra=extra)
+
+
+def trace_of(header: str | None) -> str:
+    """The trace's id in a ``traceparent``; empty if it has none (https://www.w3.org/TR/trace-context/)."""
+    match = None if header is None else _TRACEPARENT.fullmatch(header.strip())
+    return "" if match is None else match[1]
+
+
+@contextlib.contextmanager
+def span(operation: str, headers: dict[str, str]) -> Iterator[None]:
+    """Of OpenTelemetry, within the caller's trace; nothing where that is not installed."""
+    if importlib.util.find_spec("opentelemetry") is None:
+        yield
+        return
+    trace: Any = importlib.import_module("opentelemetry.trace")
+    propagate: Any = importlib.import_module("opentelemetry.propagate")
+    tracer = trace.get_tracer("undoubt.sidecar")
+    parent = propagate.extract(headers)
+    with tracer.start_as_current_span(operation, context=parent, kind=trace.SpanKind.SERVER):
+        yield

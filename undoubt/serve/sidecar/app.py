@@ -1,0 +1,233 @@
+"""The way of a request: bounds, caller, body, key, operation, answer.
+
+Starlette finds the operation; everything that is judged is judged here, in this order, so that what comes
+first says nothing about what comes later: a request that is not allowed does not learn whether its body was
+good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from undoubt.serve.sidecar.access import Access, span, trace_of
+from undoubt.serve.sidecar.connection import PEER, Peer
+from undoubt.serve.sidecar.handlers import Request, Sidecar
+from undoubt.serve.sidecar.idempotency import Answer, KeyedAnswers, fingerprint, key_of
+from undoubt.serve.sidecar.operations import OPERATIONS, Operation
+from undoubt.serve.sidecar.problems import MEDIA_TYPE, Refusal, busy, refusal_of
+from undoubt.serve.sidecar.tokens import Client, Doorkeeper
+from undoubt.serve.sidecar.types import StatementRequest
+
+ACCESS = "undoubt.access"
+NOBODY = Client("", frozenset(), frozenset())
+"""Who asks where no client has to be known."""
+QUERY_MAX = 4096
+_WAIT = re.compile(r"(?:^|[,;]\s*)wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:[,;]|$)", re.IGNORECASE)
+_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+class _Parameters(msgspec.Struct):
+    """Of a statement's body, as they were written: a number keeps its digits."""
+
+    params: tuple[msgspec.Raw, ...] = ()
+
+
+class Door:
+    """The whole application, for uvicorn: what is done around every request, also one without a route."""
+
+    def __init__(self, sidecar: Sidecar, doorkeeper: Doorkeeper) -> None:
+        self._sidecar = sidecar
+        self._doorkeeper = doorkeeper
+        self._keyed = KeyedAnswers(sidecar.settings)
+        self._working = 0
+        routes = [
+            Route(operation.path, self._endpoint(operation), methods=[operation.method])
+            for operation in OPERATIONS
+        ]
+        self._app: ASGIApp = Starlette(
+            routes=routes, exception_handlers={HTTPException: _no_route, Refusal: _refused}
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"nothing but HTTP is served here, not {scope['type']}")
+        access = Access(scope["method"], "", trace=trace_of(_header(scope, b"traceparent")))
+        scope[ACCESS] = access
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                access.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            elif message["type"] == "http.response.body":
+                access.sent_bytes += len(message.get("body", b""))
+            await send(message)
+
+        self._working += 1
+        try:
+            await self._serve(scope, receive, sent)
+        finally:
+            self._working -= 1
+            access.write()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """``/livez`` answers however much there is to do: it is asked whether to kill this process."""
+        try:
+            if self._working > self._sidecar.settings.requests_max and scope["path"] != "/livez":
+                raise busy("TooManyRequests", "too many requests are being worked on")
+            if len(scope["query_string"]) > QUERY_MAX:
+                raise Refusal(414, "QueryTooLong")
+            self._doorkeeper.check_host(_peer(scope), HttpRequest(scope).headers)
+            await self._app(scope, receive, send)
+        except Refusal as refusal:
+            await _problem(scope, refusal)(scope, receive, send)
+
+    def _endpoint(self, operation: Operation) -> Callable[[HttpRequest], Awaitable[Response]]:
+        async def endpoint(request: HttpRequest) -> Response:
+            access: Access = request.scope[ACCESS]
+            access.operation = operation.path
+            access.transaction = request.path_params.get("id", "")[:100]
+            with span(f"{operation.method} {operation.path}", dict(request.headers)):
+                try:
+                    answer = await self._work(operation, request, access)
+                except ClientDisconnect:
+                    return Response(status_code=400)  # nobody reads it
+                except Exception as error:  # whatever it is becomes an answer; a bug of ours one of 500
+                    return _problem(request.scope, refusal_of(error))
+            return Response(answer.body, answer.status, answer.headers)
+
+        return endpoint
+
+    async def _work(self, operation: Operation, http: HttpRequest, access: Access) -> Answer:
+        client = self._client(operation, http)
+        access.client = client.name
+        body = await self._body(http)
+        key = key_of(http.headers.get("idempotency-key")) if operation.keyed else None
+
+        async def work() -> Answer:
+            try:
+                request = self._request(operation, http, client, body, access.trace)
+                return await operation.handle(self._sidecar, request)
+            except Exception as error:  # as above: an answer, which may have to be given again
+                refusal = refusal_of(error)
+                access.problem = refusal.problem.name
+                headers = {"content-type": MEDIA_TYPE, **_lower(refusal.headers)}
+                return Answer(refusal.status, refusal.body(), headers)
+
+        if key is None:
+            return await work()
+        print_ = fingerprint(operation.method, http.url.path, body)
+        answer, access.replayed = await self._keyed.once(client.name, key, print_, work)
+        return answer
+
+    def _client(self, operation: Operation, http: HttpRequest) -> Client:
+        try:
+            return self._doorkeeper.client(_peer(http.scope), http.headers)
+        except Refusal:
+            if operation.guarded:
+                raise
+            return NOBODY
+
+    async def _body(self, http: HttpRequest) -> bytes:
+        settings = self._sidecar.settings
+        announced = http.headers.get("content-length", "0")
+        if not announced.isdecimal() or int(announced[:18]) > settings.body_bytes_max:
+            raise _too_large(settings.body_bytes_max)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(settings.body_timeout_s):
+                async for part in http.stream():
+                    size += len(part)
+                    if size > settings.body_bytes_max:
+                        raise _too_large(settings.body_bytes_max)
+                    parts.append(part)
+        except TimeoutError:
+            raise Refusal(408, "BodyTooSlow", headers={"Connection": "close"}) from None
+        return b"".join(parts)
+
+    def _request(
+        self, operation: Operation, http: HttpRequest, client: Client, body: bytes, trace: str
+    ) -> Request:
+        raw: tuple[msgspec.Raw, ...] = ()
+        decoded = None
+        if operation.takes is not None:
+            decoded = _decoded(operation, http, body)
+            if operation.takes is StatementRequest:
+                raw = msgspec.json.decode(body, type=_Parameters).params
+        elif body.strip() not in {b"", b"{}"}:
+            raise Refusal(422, "UsageError", "this request takes no body")
+        wait_s = 0.0
+        if operation.waits and (match := _WAIT.search(http.headers.get("prefer", ""))) is not None:
+            wait_s = min(float(match[1]), self._sidecar.settings.wait_max_s)
+        return Request(client, dict(http.path_params), dict(http.query_params), decoded, raw, wait_s, trace)
+
+
+def _decoded(operation: Operation, http: HttpRequest, body: bytes) -> msgspec.Struct:
+    if operation.takes is None:
+        raise TypeError(operation.name)
+    if not body.strip() and operation.may_be_empty:
+        return msgspec.convert({}, operation.takes)
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refusal(415, "NotJson", "send Content-Type: application/json (curl --json)")
+    try:
+        decoded: msgspec.Struct = msgspec.json.decode(body, type=operation.takes)
+    except msgspec.ValidationError as error:
+        raise Refusal(422, "UsageError", str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refusal(400, "NotJson", str(error)) from None
+    return decoded
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(
+        413, "BodyTooLarge", f"at most {most} bytes (sidecar.body_bytes_max)", headers={"Connection": "close"}
+    )
+
+
+def _peer(scope: Scope) -> Peer:
+    peer: Peer = scope.get(PEER) or Peer()
+    return peer
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    found = next((value for key, value in scope["headers"] if key == name), None)
+    return None if found is None else found.decode("latin-1")
+
+
+def _lower(headers: dict[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _problem(scope: Scope, refusal: Refusal) -> Response:
+    access: Access = scope[ACCESS]
+    access.problem = refusal.problem.name
+    return Response(refusal.body(), refusal.status, refusal.headers, media_type=MEDIA_TYPE)
+
+
+async def _no_route(request: HttpRequest, error: Exception) -> Response:
+    """Starlette's own refusals: no such path, no such method."""
+    if not isinstance(error, HTTPException):
+        raise error
+    name = {404: "NoSuchPath", 405: "NoSuchMethod"}.get(error.status_code, "Refused")
+    return _problem(request.scope, Refusal(error.status_code, name, headers=error.headers))
+
+
+async def _refused(request: HttpRequest, error: Exception) -> Response:
+    if not isinstance(error, Refusal):
+        raise error
+    return _problem(request.scope, error)

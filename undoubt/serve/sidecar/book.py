@@ -1,0 +1,329 @@
+"""The transactions that were begun here, and what became of each.
+
+A transaction stands in the book from its beginning until some time after its end. What ends it (its commit,
+a rollback, its deadline) runs once, whatever becomes of the request that asked for it; whoever asks again gets
+what came of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.errors import HeuristicOutcome, LedgerError, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.supervision import Supervised
+from undoubt.coordinator.transaction import CommitResult, Opener, Transaction
+from undoubt.participants.backoff import pauses
+from undoubt.participants.contract import Branch
+from undoubt.participants.errors import UndoubtError
+from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.announced import AnnouncedBranch
+from undoubt.serve.sidecar.lookup import look_up
+from undoubt.serve.sidecar.problems import Refusal, busy, reason_of
+from undoubt.serve.sidecar.settings import SidecarSettings
+from undoubt.serve.sidecar.types import BranchInfo, ProtocolName, State, TransactionInfo
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 1.0
+LOOK_S = 0.02
+"""Between two looks at a transaction for whose end somebody waits."""
+ROLLBACK_S = 5.0
+"""How long a rollback waits to be confirmed; that the transaction is aborted is certain before."""
+_NAMES: dict[str, ProtocolName] = {"2": "2pc", "3": "3pc", "p": "paxos"}
+
+Outcome = CommitResult | TransactionAborted | HeuristicOutcome | OutcomeUnknown
+
+
+@dataclass(frozen=True, slots=True)
+class Announcer:
+    """Announces a branch of ``participant``, as :class:`undoubt.coordinator.transaction.Opener`."""
+
+    participant: PostgresParticipant
+
+    @property
+    def name(self) -> str:
+        return self.participant.name
+
+    async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
+        return await self.participant.announce(gid, timeout_s=timeout_s, key=key)
+
+
+@dataclass(slots=True)
+class OpenTransaction:
+    """One entry. ``owner`` is the name of the client that began it."""
+
+    transaction: Transaction
+    owner: str
+    expires_at: datetime
+    trace: str = ""
+    """The trace in which it was begun."""
+    announced: dict[int, AnnouncedBranch] = field(default_factory=dict)
+    branches: dict[int, BranchInfo] = field(default_factory=dict)
+    running: dict[str, asyncio.Lock] = field(default_factory=dict)
+    """Of participants in which statements run: one at a time."""
+    ending: asyncio.Task[Outcome] | None = None
+    found: Outcome | None = None
+    """What the ledger said later of a commit that had got no answer."""
+    ended_s: float | None = None
+    """When its outcome was known, of the event loop's clock."""
+
+    @property
+    def id(self) -> str:
+        return str(self.transaction.id)
+
+    @property
+    def protocol(self) -> ProtocolName:
+        return _NAMES[str(self.transaction.protocol)]
+
+    @property
+    def active(self) -> bool:
+        return self.transaction.active and self.ending is None
+
+    def check_active(self) -> None:
+        """Raises what its end was."""
+        if self.active:
+            return
+        outcome = self.outcome
+        if isinstance(outcome, UndoubtError) and not isinstance(outcome, OutcomeUnknown):
+            raise outcome
+        raise Refusal(
+            409,
+            "TransactionEnded",
+            "its commit has begun: nothing more can be done in it",
+            transaction=self.id,
+            outcome="committed" if isinstance(outcome, CommitResult) else "",
+        )
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What is known of its end; None while it is active, or its commit waits for an answer."""
+        if self.found is not None:
+            return self.found
+        if self.ending is not None:
+            return self.ending.result() if self.ending.done() and not self.ending.cancelled() else None
+        if self.transaction.active:
+            return None
+        why = self.transaction.interruption or "it was rolled back by its client"
+        return TransactionAborted(self.transaction.id, why)
+
+    @property
+    def final(self) -> bool:
+        return self.outcome is not None and not isinstance(self.outcome, OutcomeUnknown)
+
+    def info(self) -> TransactionInfo:
+        outcome = self.outcome
+        state: State = "active" if self.active else "committing"
+        reason = ""
+        pending: tuple[str, ...] = ()
+        heuristics: dict[str, str] = {}
+        match outcome:
+            case CommitResult():
+                state, pending = "committed", tuple(map(str, outcome.pending))
+            case TransactionAborted():
+                state, reason = "aborted", reason_of(outcome.cause)
+            case OutcomeUnknown():
+                state, reason = "unknown", outcome.why
+            case HeuristicOutcome():
+                state, reason = "heuristic", str(outcome.kind)
+                heuristics = {str(gid): str(kind) for gid, kind in outcome.branches.items()}
+            case None:
+                pass
+        return TransactionInfo(
+            self.id,
+            state,
+            self.protocol,
+            instant(self.expires_at),
+            tuple(self.branches[n] for n in sorted(self.branches)),
+            reason,
+            pending,
+            heuristics,
+        )
+
+
+def instant(moment: datetime) -> str:
+    """RFC 3339, in UTC, to the millisecond."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Book:
+    """See the module."""
+
+    def __init__(self, coordinator: Coordinator, settings: SidecarSettings) -> None:
+        self.coordinator = coordinator
+        self._settings = settings
+        self._entries: dict[str, OpenTransaction] = {}
+        self._beginning = 0
+        self._draining = False
+        self._sweeping = Supervised("sidecar", self._keep_sweeping).start("undoubt-sidecar-sweep")
+        self._following: set[asyncio.Task[None]] = set()
+
+    @property
+    def draining(self) -> bool:
+        """It takes no more transactions."""
+        return self._draining
+
+    @property
+    def open(self) -> int:
+        """Transactions that have not ended."""
+        return self._beginning + sum(not entry.final for entry in self._entries.values())
+
+    def __iter__(self) -> Iterator[OpenTransaction]:
+        return iter(list(self._entries.values()))
+
+    def find(self, id_: str) -> OpenTransaction | None:
+        return self._entries.get(id_)
+
+    async def begin(
+        self, owner: str, timeout_s: float | None, protocol: str | None, trace: str
+    ) -> OpenTransaction:
+        """Raises :class:`Refusal` if there is no room, and what ``Transaction.start`` raises."""
+        if self._draining:
+            raise busy("Draining", "this sidecar is about to end: use another one", status=503)
+        if self.open >= self._settings.transactions_max:
+            raise busy("TooManyTransactions", f"{self.open} transactions are open")
+        chosen = self.coordinator.settings.timeout_s if timeout_s is None else timeout_s
+        chosen = min(chosen, self._settings.timeout_max_s)
+        self._beginning += 1
+        try:
+            transaction = self.coordinator.transaction(timeout=chosen, protocol=protocol, prepares_all=True)
+            await transaction.start()
+        finally:
+            self._beginning -= 1
+        entry = OpenTransaction(transaction, owner, datetime.now(UTC) + timedelta(seconds=chosen), trace)
+        self._entries[entry.id] = entry
+        return entry
+
+    async def announce(self, entry: OpenTransaction, participant: PostgresParticipant) -> AnnouncedBranch:
+        """Raises what ``Transaction.announce`` raises."""
+        self._check_branches(entry)
+        opener: Opener = Announcer(participant)
+        branch = await entry.transaction.announce(opener)
+        if not isinstance(branch, AnnouncedBranch):
+            raise TypeError(type(branch))
+        entry.announced[branch.gid.branch] = branch
+        self._note(entry, branch.gid, by_caller=True)
+        return branch
+
+    async def connection(self, entry: OpenTransaction, participant: str) -> object:
+        """The connection of the branch that the sidecar runs there, begun with the first statement."""
+        known = {each.participant for each in entry.branches.values() if each.run_by == "sidecar"}
+        if participant not in known:
+            self._check_branches(entry)
+        connection = await entry.transaction.branch(participant)
+        if participant not in known:
+            for gid in entry.transaction.gids:
+                if gid.participant == participant and gid.branch not in entry.branches:
+                    self._note(entry, gid, by_caller=False)
+        return connection
+
+    def _check_branches(self, entry: OpenTransaction) -> None:
+        if len(entry.branches) >= self._settings.branches_max:
+            raise Refusal(422, "TooManyBranches", f"a transaction has at most {self._settings.branches_max}")
+
+    def _note(self, entry: OpenTransaction, gid: Gid, *, by_caller: bool) -> None:
+        info = BranchInfo(gid.branch, gid.participant, str(gid), "caller" if by_caller else "sidecar")
+        entry.branches[gid.branch] = info
+
+    async def commit(self, entry: OpenTransaction) -> Outcome:
+        """Once; later calls get the same, or more if that was unknown."""
+        if entry.ending is None:
+            if not entry.active:
+                return entry.outcome or OutcomeUnknown(entry.transaction.id, "it has ended")
+            entry.ending = asyncio.create_task(_outcome(entry.transaction, begin=True))
+            entry.ending.add_done_callback(lambda _: self._committed(entry))
+        await asyncio.wait([entry.ending])
+        return entry.outcome or OutcomeUnknown(entry.transaction.id, "the sidecar ends")
+
+    def _committed(self, entry: OpenTransaction) -> None:
+        """Whoever was told that nobody knows may ask again."""
+        if isinstance(entry.outcome, OutcomeUnknown):
+            task = asyncio.create_task(self._follow(entry))
+            self._following.add(task)
+            task.add_done_callback(self._following.discard)
+
+    async def _follow(self, entry: OpenTransaction) -> None:
+        txid = entry.transaction.id
+        for pause_s in pauses(0.05, 1.0):
+            await asyncio.sleep(pause_s)
+            known = await _outcome(entry.transaction, begin=False)
+            if isinstance(known, OutcomeUnknown):
+                known = await self._recorded(txid) or known
+            if not isinstance(known, OutcomeUnknown):
+                entry.found = known
+                return
+
+    async def _recorded(self, txid: TxId) -> Outcome | None:
+        try:
+            told = await look_up(self.coordinator.ledger, txid)
+        except LedgerError as error:
+            log.info("the outcome of %s is still unknown: %s", txid, error)
+            return None
+        if told is not None and told.state == "committed":
+            return CommitResult(txid)
+        if told is not None and told.state == "aborted":
+            return TransactionAborted(txid, told.reason)
+        return None
+
+    async def roll_back(self, entry: OpenTransaction) -> None:
+        """Raises :class:`Refusal` if its commit has begun. Once this returns, it can never commit."""
+        if entry.ending is not None:
+            entry.check_active()
+        undoing = asyncio.create_task(_rolled_back(entry.transaction))
+        await asyncio.wait([undoing], timeout=ROLLBACK_S)
+        if undoing.done():
+            undoing.result()
+
+    async def wait_for_end(self, entry: OpenTransaction, seconds: float) -> None:
+        """Until its outcome is known, but no longer."""
+        end = asyncio.get_running_loop().time() + seconds
+        while not entry.final and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(LOOK_S)
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more, and wait until none is open, but no longer."""
+        self._draining = True
+        end = asyncio.get_running_loop().time() + seconds
+        while self.open and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(LOOK_S)
+
+    async def close(self) -> None:
+        """The coordinator ends what is still open."""
+        self._draining = True
+        tasks = [self._sweeping, *self._following]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            await asyncio.sleep(min(SWEEP_S, max(self._settings.kept_s, LOOK_S)))
+            now_s = asyncio.get_running_loop().time()
+            for id_, entry in list(self._entries.items()):
+                if entry.ended_s is None:
+                    entry.ended_s = now_s if entry.final else None
+                elif entry.ended_s + self._settings.kept_s <= now_s:
+                    del self._entries[id_]
+
+
+async def _outcome(transaction: Transaction, *, begin: bool) -> Outcome:
+    """What ``commit`` gives or raises. Without ``begin``: what is known by now of one that was begun."""
+    try:
+        return await (transaction.commit() if begin else transaction.committed())
+    except (TransactionAborted, HeuristicOutcome, OutcomeUnknown) as error:
+        return error
+    except Exception as error:  # a bug of ours, or a driver's: nobody knows what has become of it
+        log.exception("the commit of %s failed unexpectedly", transaction.id)
+        return OutcomeUnknown(transaction.id, f"{type(error).__name__}: {error}")
+
+
+async def _rolled_back(transaction: Transaction) -> None:
+    try:
+        await transaction.rollback()
+    except TransactionAborted:
+        log.debug("%s was aborted already", transaction.id)

@@ -1,0 +1,110 @@
+"""The HTTP protocol of one connection: uvicorn's, which also tells who is at the other end.
+
+And which does not wait without end: a head that is late, or too large, ends the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_BYTES_MAX = 32 * 1024
+PEER = "undoubt.peer"
+"""Where a request's ASGI scope holds its :class:`Peer`."""
+
+_UCRED = struct.Struct("iII")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The other end. ``uid`` of a unix socket's, None over TCP; ``certificate``: the names in a verified TLS
+    certificate."""
+
+    uid: int | None = None
+    certificate: tuple[str, ...] = ()
+
+
+class SidecarProtocol(HttpToolsProtocol):
+    """See the module. ``head_timeout_s`` is set on a subclass by who runs the server."""
+
+    head_timeout_s = 10.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._peer = peer_of(transport)
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        cycle: Any = self.cycle  # None before the first request
+        if self._head_timer is None and (cycle is None or cycle.response_complete):
+            self._expect_head()
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
+        scope[PEER] = self._peer
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._head_arrived()
+        super().on_headers_complete()
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > HEAD_BYTES_MAX:
+            raise ValueError("the head of the request is too large")  # uvicorn answers 400, and closes
+
+    def _expect_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_slow)
+
+    def _head_arrived(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        self.transport.abort()
+
+
+def peer_of(transport: asyncio.Transport) -> Peer:
+    """Who has connected."""
+    door = transport.get_extra_info("socket")
+    if door is not None and door.family == socket.AF_UNIX:
+        _, uid, _ = _UCRED.unpack(door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return Peer(uid=uid)
+    shown: Mapping[str, Any] = {}
+    with contextlib.suppress(ValueError):  # no certificate was verified
+        shown = transport.get_extra_info("peercert") or {}
+    return Peer(certificate=names_in(shown))
+
+
+def names_in(certificate: Mapping[str, Any]) -> tuple[str, ...]:
+    """Common names and DNS names of ``ssl.SSLSocket.getpeercert()``."""
+    common = [
+        value for group in certificate.get("subject", ()) for key, value in group if key == "commonName"
+    ]
+    dns = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
+    return (*common, *dns)

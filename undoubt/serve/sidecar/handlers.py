@@ -1,0 +1,336 @@
+"""One function for each operation: from a judged request to an answer.
+
+Each raises :class:`~undoubt.serve.sidecar.problems.Refusal`, or an error of undoubt that becomes one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from undoubt.coordinator.errors import OutcomeUnknown
+from undoubt.coordinator.ledger.pages import every_unfinished
+from undoubt.coordinator.transaction import CommitResult
+from undoubt.participants.contract import Settled
+from undoubt.participants.ids import InvalidName, TxId
+from undoubt.participants.postgres import PostgresParticipant
+from undoubt.participants.postgres.psycopg_connection import AsyncBranchConnection
+from undoubt.serve.sidecar import health, statements
+from undoubt.serve.sidecar.book import Book, OpenTransaction, instant
+from undoubt.serve.sidecar.health import METRICS_TYPE, SidecarHealth
+from undoubt.serve.sidecar.idempotency import Answer
+from undoubt.serve.sidecar.lookup import look_up
+from undoubt.serve.sidecar.problems import RETRY_AFTER_S, Refusal
+from undoubt.serve.sidecar.settings import SidecarSettings
+from undoubt.serve.sidecar.sql_values import Parameter, parameter
+from undoubt.serve.sidecar.tokens import Client
+from undoubt.serve.sidecar.types import (
+    Announced,
+    BeginRequest,
+    Begun,
+    BranchRequest,
+    Committed,
+    Health,
+    Leading,
+    NotKnownYet,
+    ParticipantInfo,
+    ParticipantList,
+    RolledBack,
+    StatementRequest,
+    TransactionInfo,
+    TransactionList,
+    Withdrawn,
+)
+
+JSON = "application/json"
+LISTED_MAX = 1000
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: within its bounds, of a known client, its body decoded."""
+
+    client: Client
+    path: dict[str, str]
+    query: dict[str, str]
+    body: msgspec.Struct | None
+    params: tuple[msgspec.Raw, ...] = ()
+    """Of a statement, as they were written."""
+    wait_s: float = 0.0
+    """Of ``Prefer: wait``."""
+    trace: str = ""
+
+    def given(self, kind: type[T]) -> T:
+        """The body."""
+        if not isinstance(self.body, kind):
+            raise TypeError(type(self.body))
+        return self.body
+
+
+@dataclass(slots=True)
+class Sidecar:
+    """What all requests share."""
+
+    settings: SidecarSettings
+    book: Book
+    health: SidecarHealth
+    description: bytes = b""
+    """The OpenAPI document."""
+    own_sql: frozenset[str] = field(default_factory=frozenset)
+    """Participants in which it runs statements."""
+
+    @property
+    def ledger(self) -> Any:
+        return self.book.coordinator.ledger
+
+    def participant(self, client: Client, name: str) -> PostgresParticipant:
+        """One that the client may use. Raises ``UnknownParticipant``, :class:`Refusal`."""
+        if not client.may_use(name):
+            raise Refusal(403, "NotAllowed", f"client {client.name!r} may not use participant {name!r}")
+        found = self.book.coordinator.participants.get(name)
+        if not isinstance(found, PostgresParticipant):
+            raise TypeError(type(found))
+        return found
+
+    def own(self, request: Request) -> OpenTransaction:
+        """The transaction of the path, which the client has begun. Raises :class:`Refusal`."""
+        entry = self.book.find(request.path["id"])
+        if entry is None or entry.owner != request.client.name:
+            # Whether it exists is nobody else's to know.
+            raise _no_such(request.path["id"])
+        return entry
+
+
+def answer(body: msgspec.Struct, status: int = 200, **headers: str) -> Answer:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status, msgspec.json.encode(body), {"content-type": JSON, **named})
+
+
+def _no_such(id_: str) -> Refusal:
+    return Refusal(404, "NoSuchTransaction", f"no transaction {id_[:200]!r} of yours is known here")
+
+
+async def begin(sidecar: Sidecar, request: Request) -> Answer:
+    request.client.needs("transact")
+    wanted = request.given(BeginRequest)
+    timeout_s = None if wanted.timeout_ms is None else wanted.timeout_ms / 1000
+    entry = await sidecar.book.begin(request.client.name, timeout_s, wanted.protocol, request.trace)
+    begun = Begun(entry.id, instant(entry.expires_at), entry.protocol)
+    return answer(begun, 201, location=f"/v1/transactions/{entry.id}")
+
+
+async def announce(sidecar: Sidecar, request: Request) -> Answer:
+    request.client.needs("transact")
+    entry = sidecar.own(request)
+    entry.check_active()
+    participant = sidecar.participant(request.client, request.given(BranchRequest).participant)
+    branch = await sidecar.book.announce(entry, participant)
+    scripts = branch.scripts
+    body = Announced(
+        branch.gid.branch,
+        str(branch.gid),
+        "; ".join(scripts.begin),
+        "; ".join(scripts.prepare),
+        scripts.begin,
+        scripts.prepare,
+    )
+    return answer(body, 201, location=f"/v1/transactions/{entry.id}/branches/{branch.gid.branch}")
+
+
+async def withdraw(sidecar: Sidecar, request: Request) -> Answer:
+    """Only once nobody is in it: what is prepared under its name afterwards would end as the transaction
+    does."""
+    request.client.needs("transact")
+    entry = sidecar.own(request)
+    entry.check_active()
+    number = int(request.path["n"]) if request.path["n"].isdecimal() and len(request.path["n"]) < 5 else 0
+    branch = entry.announced.get(number)
+    if branch is None:
+        raise Refusal(404, "NoSuchBranch", f"you have announced no branch {request.path['n'][:20]!r}")
+    if await branch.has_session():
+        raise Refusal(
+            409,
+            "BranchInUse",
+            f"a session of participant {branch.gid.participant!r} is still in it: roll it back there first",
+            participant=branch.gid.participant,
+        )
+    settled = await entry.transaction.withdraw(branch.gid)
+    if settled not in {Settled.APPLIED, Settled.ABSENT}:
+        raise Refusal(409, "BranchBusy", "it is being prepared or ended: ask again", transaction=entry.id)
+    del entry.announced[number], entry.branches[number]
+    return answer(Withdrawn(number, settled is Settled.APPLIED))
+
+
+async def execute(sidecar: Sidecar, request: Request) -> Answer:
+    request.client.needs("transact")
+    entry = sidecar.own(request)
+    entry.check_active()
+    wanted = request.given(StatementRequest)
+    name = sidecar.participant(request.client, wanted.participant).name
+    if name not in sidecar.own_sql:
+        raise Refusal(
+            403, "NoSqlHere", f"participants.{name}.sidecar.sql is not set: run the branch yourself"
+        )
+    values: list[Parameter] = [
+        parameter(bytes(raw), f"params[{place}]") for place, raw in enumerate(request.params)
+    ]
+    async with entry.running.setdefault(name, asyncio.Lock()):
+        entry.check_active()
+        connection = await sidecar.book.connection(entry, name)
+        if not isinstance(connection, AsyncBranchConnection):
+            raise TypeError(type(connection))
+        try:
+            rows = await statements.run(connection, name, wanted.sql, values, sidecar.settings)
+        except statements.TooMuch as error:
+            entry.transaction.doom(error)
+            entry.check_active()
+            raise
+    return answer(rows)
+
+
+async def commit(sidecar: Sidecar, request: Request) -> Answer:
+    request.client.needs("transact")
+    entry = sidecar.book.find(request.path["id"])
+    if entry is None or entry.owner != request.client.name:
+        return await _commit_of_others(sidecar, request)
+    if entry.active and not entry.branches:
+        raise Refusal(422, "NothingToCommit", "the transaction has no branch: roll it back")
+    outcome = await sidecar.book.commit(entry)
+    if isinstance(outcome, CommitResult):
+        return answer(Committed(entry.id, pending=tuple(map(str, outcome.pending))))
+    if isinstance(outcome, OutcomeUnknown):
+        return _not_known_yet(entry.id, outcome.why)
+    raise outcome
+
+
+async def _commit_of_others(sidecar: Sidecar, request: Request) -> Answer:
+    """One that is not in the book: what became of it, as far as the ledger tells."""
+    told = await _recorded(sidecar, request)
+    match told.state:
+        case "committed":
+            return answer(Committed(told.id))
+        case "unknown":
+            return _not_known_yet(told.id, told.reason)
+        case _:
+            raise Refusal(
+                409,
+                "TransactionAborted" if told.state == "aborted" else "HeuristicOutcome",
+                told.reason,
+                outcome=told.state,
+                reason=told.reason,
+                transaction=told.id,
+                branches=told.heuristics,
+            )
+
+
+def _not_known_yet(id_: str, why: str) -> Answer:
+    body = NotKnownYet(id_, reason=why)
+    return answer(body, 202, location=f"/v1/transactions/{id_}", retry_after=str(RETRY_AFTER_S))
+
+
+async def roll_back(sidecar: Sidecar, request: Request) -> Answer:
+    request.client.needs("transact", "operate")
+    entry = sidecar.book.find(request.path["id"])
+    if entry is None or (entry.owner != request.client.name and "operate" not in request.client.roles):
+        told = await _recorded(sidecar, request)
+        if told.state == "aborted":
+            return answer(RolledBack(told.id))
+        raise Refusal(409, "TransactionEnded", told.reason, outcome=told.state, transaction=told.id)
+    if not (entry.final and entry.info().state == "aborted"):
+        await sidecar.book.roll_back(entry)
+    return answer(RolledBack(entry.id))
+
+
+async def show(sidecar: Sidecar, request: Request) -> Answer:
+    entry = sidecar.book.find(request.path["id"])
+    if entry is None:
+        return answer(await _recorded(sidecar, request))
+    if not request.client.sees(entry.owner):
+        raise _no_such(request.path["id"])
+    if request.wait_s:
+        await sidecar.book.wait_for_end(entry, request.wait_s)
+    shown = answer(entry.info())
+    if request.wait_s:
+        shown.headers["preference-applied"] = f"wait={request.wait_s:g}"
+    return shown
+
+
+async def _recorded(sidecar: Sidecar, request: Request) -> TransactionInfo:
+    """What the ledger says. Raises :class:`Refusal`, also if the book has it as another client's."""
+    entry = sidecar.book.find(request.path["id"])
+    if entry is not None and not request.client.sees(entry.owner):
+        raise _no_such(request.path["id"])
+    try:
+        txid = TxId.parse(request.path["id"])
+    except InvalidName:
+        raise _no_such(request.path["id"]) from None
+    end_s = asyncio.get_running_loop().time() + request.wait_s
+    while True:
+        told = await look_up(sidecar.ledger, txid)
+        if told is None:
+            raise _no_such(request.path["id"])
+        if told.state != "unknown" or asyncio.get_running_loop().time() >= end_s:
+            return told
+        await asyncio.sleep(0.1)
+
+
+async def list_transactions(sidecar: Sidecar, request: Request) -> Answer:
+    """Of this sidecar, those that the client may see; ``in_doubt`` also what the ledger has unfinished."""
+    request.client.needs("transact", "observe", "operate")
+    wanted = request.query.get("state", "")
+    if wanted not in {"", "active", "committing", "committed", "aborted", "unknown", "heuristic", "in_doubt"}:
+        raise Refusal(422, "UsageError", "state is not one of those that a transaction can have")
+    found: dict[str, TransactionInfo] = {}
+    for entry in sidecar.book:
+        info = entry.info()
+        in_doubt = info.state in {"committing", "unknown"} or bool(info.pending)
+        if request.client.sees(entry.owner) and (
+            in_doubt if wanted == "in_doubt" else wanted in {"", info.state}
+        ):
+            found[info.id] = info
+    if wanted == "in_doubt" and not request.client.roles.isdisjoint({"observe", "operate"}):
+        async for record in every_unfinished(sidecar.ledger):
+            if len(found) >= LISTED_MAX:
+                break
+            found.setdefault(str(record.txid), TransactionInfo(str(record.txid), _state_of(record.decision)))
+    return answer(TransactionList(tuple(found.values())[:LISTED_MAX]))
+
+
+def _state_of(decision: str) -> Any:
+    return "committed" if decision == "commit" else "aborted"
+
+
+async def list_participants(sidecar: Sidecar, request: Request) -> Answer:
+    names = [name for name in sidecar.book.coordinator.participants.names() if request.client.may_use(name)]
+    return answer(ParticipantList(tuple(ParticipantInfo(name, name in sidecar.own_sql) for name in names)))
+
+
+async def live(sidecar: Sidecar, request: Request) -> Answer:
+    return answer(Health(ok=True))
+
+
+async def ready(sidecar: Sidecar, request: Request) -> Answer:
+    """The names of participants are not for everybody: ``verbose`` needs a client."""
+    if "verbose" in request.query:
+        request.client.needs("transact", "observe", "operate")
+    told = await health.ready(sidecar.book, verbose="verbose" in request.query)
+    return answer(told, 200 if told.ok else 503)
+
+
+async def leader(sidecar: Sidecar, request: Request) -> Answer:
+    leads = bool(sidecar.ledger.leads)
+    return answer(Leading(leads), 200 if leads else 503)
+
+
+async def metrics(sidecar: Sidecar, request: Request) -> Answer:
+    request.client.needs("observe", "operate")
+    return Answer(200, sidecar.health.text(), {"content-type": METRICS_TYPE})
+
+
+async def description(sidecar: Sidecar, request: Request) -> Answer:
+    return Answer(200, sidecar.description, {"content-type": JSON})

@@ -1,0 +1,67 @@
+"""Whether the sidecar lives, is ready, and leads; and its metrics."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from undoubt.coordinator.errors import LedgerError
+from undoubt.metrics import Metrics
+from undoubt.participants.contract import Participant
+from undoubt.participants.errors import ParticipantError
+from undoubt.serve.sidecar.book import Book
+from undoubt.serve.sidecar.types import Check, Health
+
+ASK_S = 1.0
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class SidecarHealth:
+    """Of one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry)
+        self._open = Gauge(
+            "undoubt_sidecar_open_transactions", "Transactions that have not ended.", registry=self.registry
+        )
+
+    def watch(self, book: Book) -> None:
+        """Measure that book too."""
+        self._open.set_function(lambda: float(book.open))
+
+    def text(self) -> bytes:
+        """For Prometheus."""
+        return generate_latest(self.registry)
+
+
+async def ready(book: Book, *, verbose: bool) -> Health:
+    """Ready: it takes transactions, and the ledger answers. ``verbose`` asks every participant too, which
+    changes nothing about that: transactions without that participant go on."""
+    checks = [Check("draining", not book.draining, "it is about to end" if book.draining else "")]
+    needed = [*checks, await _ledger(book)]
+    if verbose:
+        registry = book.coordinator.participants
+        asked = await asyncio.gather(*(_participant(participant) for participant in registry))
+        return Health(all(check.ok for check in needed), (*needed, *asked))
+    return Health(all(check.ok for check in needed), tuple(check for check in needed if not check.ok))
+
+
+async def _ledger(book: Book) -> Check:
+    try:
+        async with asyncio.timeout(ASK_S):
+            await book.coordinator.ledger.info()
+    except (LedgerError, TimeoutError) as error:
+        return Check("ledger", ok=False, why=type(error).__name__)
+    return Check("ledger", ok=True)
+
+
+async def _participant(participant: Participant) -> Check:
+    name = f"participant {participant.name}"
+    try:
+        async with asyncio.timeout(ASK_S):
+            await participant.in_doubt()
+    except (ParticipantError, TimeoutError) as error:
+        return Check(name, ok=False, why=type(error).__name__)
+    return Check(name, ok=True)

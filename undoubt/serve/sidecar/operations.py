@@ -1,0 +1,159 @@
+"""The table of operations, from which both the routes and the description are made."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from undoubt.serve.sidecar import handlers
+from undoubt.serve.sidecar.handlers import Request, Sidecar
+from undoubt.serve.sidecar.idempotency import Answer
+from undoubt.serve.sidecar.types import (
+    Announced,
+    BeginRequest,
+    Begun,
+    BranchRequest,
+    Committed,
+    Health,
+    Leading,
+    NotKnownYet,
+    ParticipantList,
+    RolledBack,
+    Rows,
+    StatementRequest,
+    TransactionInfo,
+    TransactionList,
+    Withdrawn,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path. ``takes`` is the type of its body, ``gives`` those of its answers by status."""
+
+    name: str
+    method: str
+    path: str
+    handle: Callable[[Sidecar, Request], Awaitable[Answer]]
+    summary: str
+    gives: dict[int, type | None]
+    takes: type | None = None
+    may_be_empty: bool = False
+    """The body may be left out."""
+    guarded: bool = True
+    """A client has to be known."""
+    waits: bool = False
+    """``Prefer: wait`` counts."""
+    query: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def keyed(self) -> bool:
+        """``Idempotency-Key`` counts."""
+        return self.method == "POST"
+
+
+_TRANSACTION = "/v1/transactions/{id}"
+_STATES = ("active", "committing", "committed", "aborted", "unknown", "heuristic", "in_doubt")
+
+OPERATIONS = (
+    Operation(
+        "begin",
+        "POST",
+        "/v1/transactions",
+        handlers.begin,
+        "Begin a transaction.",
+        {201: Begun},
+        takes=BeginRequest,
+        may_be_empty=True,
+    ),
+    Operation(
+        "listTransactions",
+        "GET",
+        "/v1/transactions",
+        handlers.list_transactions,
+        "Transactions that were begun here; in_doubt: those that are not finished.",
+        {200: TransactionList},
+        query={"state": {"type": "string", "enum": list(_STATES)}},
+    ),
+    Operation(
+        "show",
+        "GET",
+        _TRANSACTION,
+        handlers.show,
+        "What has become of a transaction.",
+        {200: TransactionInfo},
+        waits=True,
+    ),
+    Operation(
+        "announce",
+        "POST",
+        f"{_TRANSACTION}/branches",
+        handlers.announce,
+        "Announce a branch that you run and prepare yourself.",
+        {201: Announced},
+        takes=BranchRequest,
+    ),
+    Operation(
+        "withdraw",
+        "DELETE",
+        f"{_TRANSACTION}/branches/{{n}}",
+        handlers.withdraw,
+        "Take an announced branch back; it is rolled back.",
+        {200: Withdrawn},
+    ),
+    Operation(
+        "execute",
+        "POST",
+        f"{_TRANSACTION}/statements",
+        handlers.execute,
+        "Run a statement in a branch that the sidecar runs.",
+        {200: Rows},
+        takes=StatementRequest,
+    ),
+    Operation(
+        "commit",
+        "POST",
+        f"{_TRANSACTION}/commit",
+        handlers.commit,
+        "Commit everywhere or nowhere.",
+        {200: Committed, 202: NotKnownYet},
+    ),
+    Operation(
+        "rollBack",
+        "POST",
+        f"{_TRANSACTION}/rollback",
+        handlers.roll_back,
+        "Undo everything.",
+        {200: RolledBack},
+    ),
+    Operation(
+        "listParticipants",
+        "GET",
+        "/v1/participants",
+        handlers.list_participants,
+        "The participants that you may use.",
+        {200: ParticipantList},
+    ),
+    Operation("live", "GET", "/livez", handlers.live, "It lives.", {200: Health}, guarded=False),
+    Operation(
+        "ready",
+        "GET",
+        "/readyz",
+        handlers.ready,
+        "It takes transactions; verbose tells every check.",
+        {200: Health, 503: Health},
+        guarded=False,
+        query={"verbose": {"type": "string", "maxLength": 10}},
+    ),
+    Operation(
+        "leader",
+        "GET",
+        "/leader",
+        handlers.leader,
+        "Whether recovery runs in this process.",
+        {200: Leading, 503: Leading},
+    ),
+    Operation("metrics", "GET", "/metrics", handlers.metrics, "Metrics for Prometheus.", {200: None}),
+    Operation("description", "GET", "/openapi.json", handlers.description, "This document.", {200: None}),
+)

@@ -1,0 +1,152 @@
+"""Refusals, and what each error of undoubt is in HTTP: problem documents of RFC 9457.
+
+``name`` is the error's class, as a Python application would see it; those that only HTTP knows have names of
+their own. An unexpected error is logged, and told without its text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import msgspec
+
+from undoubt.coordinator.errors import (
+    CoordinatorClosed,
+    DistributedDeadlock,
+    HeuristicOutcome,
+    LedgerError,
+    LedgerUnavailable,
+    NotPermitted,
+    OutcomeUnknown,
+    TransactionAborted,
+    TransactionEnded,
+)
+from undoubt.participants.errors import (
+    BranchFailed,
+    ParticipantError,
+    ParticipantUnavailable,
+    UndoubtError,
+    UnknownParticipant,
+    UsageError,
+)
+from undoubt.participants.redact import redact
+from undoubt.serve.sidecar.types import Problem
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+
+_STATUS: tuple[tuple[type[BaseException], int], ...] = (
+    (UnknownParticipant, 404),
+    (TransactionAborted, 409),
+    (TransactionEnded, 409),
+    (HeuristicOutcome, 409),
+    (OutcomeUnknown, 503),
+    (CoordinatorClosed, 503),
+    (LedgerUnavailable, 503),
+    (NotPermitted, 502),
+    (LedgerError, 503),
+    (ParticipantUnavailable, 503),
+    (BranchFailed, 409),
+    (ParticipantError, 502),
+    (TimeoutError, 503),
+    (UsageError, 422),
+    (UndoubtError, 500),
+)
+"""First match wins: narrower errors stand above wider ones."""
+
+
+class Refusal(Exception):
+    """An answer that is a problem. ``headers`` go with it."""
+
+    def __init__(
+        self,
+        status: int,
+        name: str,
+        detail: str = "",
+        *,
+        headers: Mapping[str, str] | None = None,
+        **members: object,
+    ) -> None:
+        super().__init__(detail or name)
+        self.problem = Problem(
+            type=f"urn:undoubt:problem:{name}",
+            title=HTTPStatus(status).phrase,
+            status=status,
+            name=name,
+            detail=detail,
+            **members,  # type: ignore[arg-type]
+        )
+        self.headers = {**(headers or {})}
+
+    @property
+    def status(self) -> int:
+        return self.problem.status
+
+    def body(self) -> bytes:
+        return msgspec.json.encode(self.problem)
+
+
+def busy(name: str, detail: str, *, status: int = 429) -> Refusal:
+    """To be asked again soon."""
+    return Refusal(status, name, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """The answer to a request that ended with ``error``."""
+    if isinstance(error, Refusal):
+        return error
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), None)
+    if status is None:
+        log.error("a request failed unexpectedly", exc_info=error)
+        return Refusal(500, "InternalError", "unexpected: the sidecar's log has the error")
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
+    return Refusal(status, type(error).__name__, redact(str(error)), headers=headers, **members_of(error))
+
+
+def members_of(error: BaseException) -> dict[str, object]:
+    """What an error of undoubt says besides its text."""
+    found: dict[str, object] = {}
+    match error:
+        case TransactionAborted():
+            found = {
+                "outcome": "aborted",
+                "reason": reason_of(error.cause),
+                "transaction": str(error.txid),
+                "votes": {label: str(vote) for label, vote in error.votes.items()},
+            }
+            found |= {name: value for name, value in _of_cause(error.cause).items() if value}
+        case HeuristicOutcome():
+            found = {
+                "outcome": str(error.kind),
+                "transaction": str(error.txid),
+                "branches": {str(gid): str(kind) for gid, kind in error.branches.items()},
+            }
+        case OutcomeUnknown():
+            found = {"outcome": "unknown", "reason": error.why, "transaction": str(error.txid)}
+        case ParticipantError():
+            found = _of_cause(error)
+        case _:
+            pass
+    return found
+
+
+def reason_of(cause: BaseException | str) -> str:
+    """Why a transaction is aborted, with the name of the error first."""
+    if isinstance(cause, BaseException):
+        return redact(f"{type(cause).__name__}: {cause}")
+    return redact(cause)
+
+
+def may_be_run_again(cause: BaseException | str) -> bool:
+    """Whether the same transaction, begun anew, may succeed."""
+    return isinstance(cause, DistributedDeadlock) and cause.retryable
+
+
+def _of_cause(cause: BaseException | str) -> dict[str, object]:
+    if isinstance(cause, ParticipantError):
+        return {"participant": cause.participant, "sqlstate": cause.sqlstate or ""}
+    return {}

@@ -1,0 +1,275 @@
+"""``undoubt sidecar``: the process. Its sockets, its TLS, its signals, and its end.
+
+SIGTERM and SIGINT end it: first no transaction begins any more, then open ones have some time, then what has
+not begun to commit is aborted, and commits that are under way are finished. SIGHUP reads the tokens anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import uvicorn
+
+from undoubt import wiring
+from undoubt.config import Settings
+from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.ledger import open_ledger
+from undoubt.coordinator.protocols.steps import Observer
+from undoubt.coordinator.settings import CoordinatorSettings
+from undoubt.participants.errors import UndoubtError, UsageError
+from undoubt.recovery.service import RecoveryService
+from undoubt.serve.notify import notify
+from undoubt.serve.sidecar.app import Door
+from undoubt.serve.sidecar.book import Book
+from undoubt.serve.sidecar.connection import SidecarProtocol
+from undoubt.serve.sidecar.handlers import Sidecar
+from undoubt.serve.sidecar.health import SidecarHealth
+from undoubt.serve.sidecar.lookup import SESSION_NAME
+from undoubt.serve.sidecar.openapi import describe
+from undoubt.serve.sidecar.operations import OPERATIONS
+from undoubt.serve.sidecar.settings import SidecarSettings
+from undoubt.serve.sidecar.tokens import Doorkeeper
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+CLOSE_S = 5
+"""How long requests that are still being answered at the end may take."""
+
+
+async def run(
+    load: Callable[[], Settings],
+    stop: asyncio.Event,
+    reload: asyncio.Event,
+    say: Callable[[str], None],
+    *,
+    observe: Observer | None = None,
+) -> None:
+    """Serve until ``stop`` is set; ``reload``: read the tokens anew with ``load``. ``say`` is told once it
+    serves, in one line. Raises ``UsageError``, ``LedgerError``."""
+    settings = load()
+    check(settings.sidecar)
+    async with opened(settings, observe) as sidecar:
+        doorkeeper = Doorkeeper(settings.sidecar)
+        reloading = asyncio.create_task(_keep_reloading(load, reload, doorkeeper))
+        try:
+            async with listening(Door(sidecar, doorkeeper), settings.sidecar) as places:
+                say(f"the sidecar serves {' and '.join(places)}")
+                notify("READY=1", f"STATUS=serving {' and '.join(places)}")
+                await stop.wait()
+                notify("STOPPING=1")
+                await sidecar.book.drain(settings.sidecar.drain_s)
+        finally:
+            reloading.cancel()
+            await asyncio.gather(reloading, return_exceptions=True)
+
+
+def check(settings: SidecarSettings) -> None:
+    """Raises ``UsageError`` if these settings would let in whoever comes."""
+    if not settings.socket and not settings.listen:
+        raise UsageError("the sidecar listens nowhere: set sidecar.socket or sidecar.listen")
+    if settings.listen:
+        host, _ = settings.address
+        if not settings.tokens:
+            raise UsageError(
+                "sidecar.listen without sidecar.tokens: TCP does not say who connects. Draw a token:"
+                " undoubt sidecar --new-token NAME"
+            )
+        if not _is_loopback(host) and not settings.tls_cert:
+            raise UsageError(
+                f"sidecar.listen = {settings.listen!r} is open to other machines: it needs sidecar.tls_cert"
+                " and tls_key"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings, observe: Observer | None = None) -> AsyncIterator[Sidecar]:
+    """The coordinator, recovery where this process owns the ledger, and the book. Raises ``LedgerError``."""
+    health = SidecarHealth()
+    async with contextlib.AsyncExitStack() as stack:
+        ledger = await open_ledger(settings.ledger, create=lambda: wiring.nothing_left(settings))
+        stack.push_async_callback(ledger.close)
+        ledger = health.metrics.timed(ledger)
+        participants = wiring.registry(with_psycopg(settings), ledger.ledger_id)
+        stack.push_async_callback(participants.close)
+        coordinator = Coordinator(
+            ledger, participants, named(settings), observe=observe, meter=health.metrics
+        )
+        service = RecoveryService(
+            ledger,
+            participants,
+            settings.recovery,
+            observe=observe,
+            cancel=coordinator.cancel,
+            meter=health.metrics,
+        )
+        await service.start()
+        stack.push_async_callback(service.close)
+        await stack.enter_async_context(coordinator)
+        book = Book(coordinator, settings.sidecar)
+        stack.push_async_callback(book.close)
+        health.watch(book)
+        own_sql = frozenset(name for name, each in settings.participants.items() if each.sidecar.sql)
+        document = msgspec.json.encode(describe(OPERATIONS))
+        yield Sidecar(settings.sidecar, book, health, document, own_sql)
+
+
+def with_psycopg(settings: Settings) -> Settings:
+    """Statements of clients are sent by psycopg, whatever the application's driver: it gives values as the
+    server has written them."""
+    participants = {
+        name: msgspec.structs.replace(each, driver="psycopg") for name, each in settings.participants.items()
+    }
+    return msgspec.structs.replace(settings, participants=participants)
+
+
+def named(settings: Settings) -> CoordinatorSettings:
+    """With a session name by which others see that nothing of it commits without a record."""
+    own = settings.coordinator.name or f"{socket.gethostname()}:{os.getpid()}"
+    return msgspec.structs.replace(settings.coordinator, name=f"{SESSION_NAME}{own}")
+
+
+async def _keep_reloading(
+    load: Callable[[], Settings], reload: asyncio.Event, doorkeeper: Doorkeeper
+) -> None:
+    while True:
+        await reload.wait()
+        reload.clear()
+        try:
+            settings = await asyncio.to_thread(load)
+            doorkeeper.reload(settings.sidecar)
+        except UndoubtError as error:
+            log.error("the tokens stay as they were: %s", error)
+        else:
+            log.info("%d tokens were read anew", len(settings.sidecar.tokens))
+
+
+# Sockets.
+
+
+@contextlib.asynccontextmanager
+async def listening(door: Door, settings: SidecarSettings) -> AsyncIterator[list[str]]:
+    """Serve at every place of the settings; where, for people."""
+    async with contextlib.AsyncExitStack() as stack:
+        places = []
+        if settings.socket:
+            path = _free_socket(Path(settings.socket))
+            config = _config(door, settings, uds=str(path))
+            await stack.enter_async_context(_serving(config, f"unix socket {path}"))
+            path.chmod(0o600)
+            stack.callback(path.unlink, missing_ok=True)
+            places.append(f"unix:{path}")
+        if settings.listen:
+            host, port = settings.address
+            config = _config(door, settings, host=host, port=port)
+            if settings.tls_cert:
+                config.ssl = _tls(settings)
+            bound = await stack.enter_async_context(_serving(config, settings.listen))
+            shown = f"[{host}]" if ":" in host else host
+            places.append(f"{'https' if settings.tls_cert else 'http'}://{shown}:{bound or port}")
+        yield places
+
+
+def _config(door: Door, settings: SidecarSettings, **where: object) -> uvicorn.Config:
+    class Timed(SidecarProtocol):
+        head_timeout_s = settings.body_timeout_s
+
+    config = uvicorn.Config(
+        door,
+        http=Timed,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=CLOSE_S,
+        **where,  # type: ignore[arg-type]
+    )
+    config.load()
+    return config
+
+
+def _tls(settings: SidecarSettings) -> ssl.SSLContext:
+    """Raises ``UsageError``."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+        if settings.tls_ca:
+            context.load_verify_locations(settings.tls_ca)
+            context.verify_mode = ssl.CERT_OPTIONAL  # who has none shows a token
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"sidecar.tls_cert, tls_key or tls_ca cannot be used: {error}") from error
+    return context
+
+
+def _free_socket(path: Path) -> Path:
+    """In a folder that nobody else can enter; what an earlier process left there is removed. Raises
+    ``UsageError``, also if another process serves it."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.parent.stat().st_uid != os.getuid():
+            raise UsageError(f"the folder of sidecar.socket, {path.parent}, belongs to another user")
+        path.parent.chmod(0o700)
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                path.unlink(missing_ok=True)
+            else:
+                raise UsageError(f"another process serves {path}")
+    except OSError as error:
+        raise UsageError(f"cannot listen at {path}: {error.strerror or error}") from error
+    return path
+
+
+@contextlib.asynccontextmanager
+async def _serving(config: uvicorn.Config, where: str) -> AsyncIterator[int | None]:
+    """The port, of TCP."""
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    try:
+        # uvicorn ends the process where it cannot bind: so that is done here.
+        await server.startup(sockets=None if config.uds else [_bound(config.host, config.port)])
+    except OSError as error:
+        raise UsageError(f"cannot listen at {where}: {error.strerror or error}") from error
+    port = None if config.uds else server.servers[0].sockets[0].getsockname()[1]
+    ticking = asyncio.create_task(server.main_loop())
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        await ticking
+        await server.shutdown()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    door = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind((host, port))
+    except BaseException:
+        door.close()
+        raise
+    return door

@@ -1,0 +1,136 @@
+"""What can be set about the sidecar. ``undoubt.config`` loads it."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+import msgspec
+
+from undoubt.participants.bounds import SERVER_TIMEOUT_S_MAX, OutOfBounds, count, path, seconds, text, texts
+from undoubt.participants.ids import InvalidName, check_participant_name
+
+ROLES = ("transact", "observe", "operate")
+"""``transact``: begin transactions, and end one's own. ``observe``: see all of them, and metrics. ``operate``:
+roll back others'."""
+EVERYTHING = "*"
+"""In the place of participants' names: all of them."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,63}")
+_LISTEN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(?P<port>[0-9]{1,5})")
+
+
+class TokenSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One client: what it shows, and what it may. Without ``sha256`` and ``certificate`` nobody is it."""
+
+    name: str
+    """Of the client, in the access log."""
+    sha256: str = ""
+    """SHA-256 of its bearer token, as 64 hexadecimal digits: the token itself is in no file of the
+    sidecar's."""
+    certificate: str = ""
+    """The common name, or a DNS name, of its TLS certificate."""
+    roles: tuple[str, ...] = ("transact",)
+    participants: tuple[str, ...] = ()
+    """Those in which it may have branches; ``*``: all."""
+    expires: datetime | None = None
+    """From then on it is refused."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(text("name", self.name)):
+            raise OutOfBounds("name", f"must be letters, digits, '_', '.' or '-', not {self.name!r}")
+        if not self.sha256 and not self.certificate:
+            raise OutOfBounds("sha256", f"or certificate is needed for {self.name!r}")
+        if self.sha256 and not _SHA256.fullmatch(text("sha256", self.sha256)):
+            raise OutOfBounds("sha256", f"of {self.name!r} must be 64 hexadecimal digits in lower case")
+        text("certificate", self.certificate)
+        for role in texts("roles", self.roles):
+            if role not in ROLES:
+                raise OutOfBounds("roles", f"of {self.name!r}: {role!r} is not one of: {', '.join(ROLES)}")
+        for name in texts("participants", self.participants):
+            try:
+                check_participant_name("p" if name == EVERYTHING else name)
+            except InvalidName as error:
+                raise OutOfBounds("participants", f"of {self.name!r}: {error}") from None
+        if "transact" in self.roles and not self.participants:
+            raise OutOfBounds("participants", f'of {self.name!r} must name some, or be ["{EVERYTHING}"]')
+        if self.expires is not None and self.expires.tzinfo is None:
+            raise OutOfBounds("expires", f"of {self.name!r} must have a time zone: 2027-01-31T00:00:00Z")
+
+    def __repr__(self) -> str:
+        return f"TokenSettings(name={self.name!r}, roles={self.roles}, participants={self.participants})"
+
+
+class SidecarSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The HTTP API. Times are in seconds, sizes in bytes."""
+
+    socket: str = "undoubt-sidecar.run/http.sock"
+    """Path of its unix socket, in a folder of its own, which only this user can enter; empty: none. Who
+    connects there needs no token."""
+    listen: str = ""
+    """``host:port`` of TCP; empty: none. Needs tokens; for another address than a loopback one, TLS too."""
+    tls_cert: str = ""
+    """PEM files of the certificate that clients see, and its key."""
+    tls_key: str = ""
+    tls_ca: str = ""
+    """PEM file of the CAs that sign clients' certificates; empty: none is asked for."""
+    hosts: tuple[str, ...] = ()
+    """Names that requests may call this server by (``Host``), besides the address that it listens on."""
+    tokens: tuple[TokenSettings, ...] = ()
+    timeout_max_s: float = 3600.0
+    """The longest timeout that a caller may choose for a transaction."""
+    wait_max_s: float = 60.0
+    """The longest that a request may wait for an outcome (``Prefer: wait``)."""
+    kept_s: float = 600.0
+    """For how long what became of a transaction, and the answers to keyed requests, are kept in memory."""
+    transactions_max: int = 1000
+    """Transactions that are open at once."""
+    branches_max: int = 64
+    """Branches of one transaction."""
+    requests_max: int = 256
+    """Requests that are worked on at once."""
+    keys_max: int = 20_000
+    """Answers to keyed requests that are kept."""
+    keys_bytes_max: int = 64 * 1024 * 1024
+    """Bytes of all of them together."""
+    body_bytes_max: int = 1024 * 1024
+    """Of a request."""
+    body_timeout_s: float = 10.0
+    """How long a request's head may take to arrive, and then its body."""
+    rows_max: int = 10_000
+    """Rows in the answer to a statement; more abort the transaction."""
+    rows_bytes_max: int = 8 * 1024 * 1024
+    """Bytes of values in it, likewise."""
+    drain_s: float = 10.0
+    """How long it waits at its end for transactions that are open."""
+
+    def __post_init__(self) -> None:
+        for name in ("socket", "tls_cert", "tls_key", "tls_ca"):
+            path(name, getattr(self, name), empty=True)
+        if self.listen:
+            self.address  # noqa: B018 - raises
+        texts("hosts", self.hosts)
+        for name in ("timeout_max_s", "body_timeout_s"):
+            seconds(name, getattr(self, name), zero=False, most=SERVER_TIMEOUT_S_MAX)
+        for name in ("wait_max_s", "kept_s", "drain_s"):
+            seconds(name, getattr(self, name))
+        for name in ("transactions_max", "branches_max", "requests_max", "keys_max", "rows_max"):
+            count(name, getattr(self, name), least=1)
+        for name in ("body_bytes_max", "rows_bytes_max", "keys_bytes_max"):
+            count(name, getattr(self, name), least=1024)
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("TLS needs both tls_cert and tls_key")
+        if self.tls_ca and not self.tls_cert:
+            raise ValueError("tls_ca needs tls_cert and tls_key")
+        names = [token.name for token in self.tokens]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise OutOfBounds("tokens", f"has two of the name {doubled[0]!r}")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of ``listen``."""
+        match = _LISTEN.fullmatch(text("listen", self.listen))
+        if match is None or int(match["port"]) > 65_535:
+            raise OutOfBounds("listen", f"must be host:port, not {self.listen!r}")
+        return match["host"].strip("[]"), int(match["port"])

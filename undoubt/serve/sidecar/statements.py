@@ -1,0 +1,145 @@
+"""SQL through the sidecar: one statement, its parameters, its rows.
+
+The statement goes to the server as it is, by the extended protocol: one statement at a time, and values apart
+from it. Values have PostgreSQL's text format in both directions (:mod:`undoubt.serve.sidecar.sql_values`). An
+answer that would be too large is not cut: the transaction is aborted, and the caller told to ask for less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg import capabilities, generators
+from psycopg.pq import ExecStatus, Format
+
+from undoubt.participants.bounds import text
+from undoubt.participants.errors import ParticipantUnavailable, UsageError
+from undoubt.participants.postgres.psycopg_connection import AsyncBranchConnection, failure_told
+from undoubt.serve.sidecar.problems import Refusal
+from undoubt.serve.sidecar.settings import SidecarSettings
+from undoubt.serve.sidecar.sql_values import Parameter, type_name, value
+from undoubt.serve.sidecar.types import Column, Rows
+
+CHUNK_ROWS = 100
+ROLLBACK_CLASS = "40"
+"""Class 40, transaction rollback: the same transaction, begun anew, may succeed."""
+PARAMETERS_MAX = 65_535
+"""Of the protocol's Bind message (PostgreSQL manual, "Message Formats")."""
+
+_ROWS = frozenset({ExecStatus.SINGLE_TUPLE, ExecStatus.TUPLES_OK, ExecStatus.TUPLES_CHUNK})
+_DONE = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY})
+_COPY = frozenset({ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH})
+
+
+class StatementFailed(Refusal):
+    """The database has refused the statement. The branch can only be rolled back, as after any failed
+    statement; ``sqlstate`` is PostgreSQL's code."""
+
+    def __init__(self, participant: str, error: psycopg.Error) -> None:
+        state = error.sqlstate or ""
+        super().__init__(
+            409 if state.startswith(ROLLBACK_CLASS) else 422,
+            "StatementFailed",
+            error.diag.message_primary or str(error),
+            participant=participant,
+            sqlstate=state,
+        )
+
+
+class TooMuch(Exception):
+    """The answer to a statement is larger than the bounds of the sidecar, or no rows (COPY)."""
+
+
+async def run(
+    connection: AsyncBranchConnection,
+    participant: str,
+    sql: str,
+    parameters: Sequence[Parameter],
+    settings: SidecarSettings,
+) -> Rows:
+    """Raises :class:`StatementFailed`; :class:`TooMuch`, after which the connection is in the middle of its
+    answer, so that the transaction has to be aborted; and what a branch's connection raises."""
+    statement = text("sql", sql, most=settings.body_bytes_max, empty=False)
+    if len(parameters) > PARAMETERS_MAX:
+        raise UsageError(f"a statement has at most {PARAMETERS_MAX} parameters")
+    reading = _Reading(settings)
+    try:
+        async with connection.lock:
+            await _ask(connection, statement, parameters, reading)
+    except psycopg.Error as error:
+        raise ParticipantUnavailable(participant, str(error), sqlstate=error.sqlstate) from error
+    connection.undoubt_note(statement, reading.tag, reading.affected)
+    if reading.error is not None:
+        refused = psycopg.errors.error_from_result(reading.error, encoding="utf-8")
+        connection.undoubt_failure = failure_told(refused)
+        raise StatementFailed(participant, refused) from refused
+    return Rows(tuple(reading.columns), reading.rows, reading.tag)
+
+
+async def _ask(
+    connection: AsyncBranchConnection, sql: str, parameters: Sequence[Parameter], reading: _Reading
+) -> None:
+    pgconn = connection.pgconn
+    pgconn.send_query_params(
+        sql.encode(),
+        [parameter.text for parameter in parameters],
+        param_types=[parameter.oid for parameter in parameters],
+        result_format=Format.TEXT,
+    )
+    if capabilities.has_stream_chunked():
+        pgconn.set_chunked_rows_mode(CHUNK_ROWS)
+    else:
+        pgconn.set_single_row_mode()
+    while (result := await connection.wait(generators.fetch(pgconn))) is not None:
+        reading.take(result)
+
+
+class _Reading:
+    """The results of one statement, as they come."""
+
+    def __init__(self, settings: SidecarSettings) -> None:
+        self.columns: list[Column] = []
+        self.rows: list[list[Any]] = []
+        self.tag = ""
+        self.affected = 0
+        self.error: Any = None
+        self._settings = settings
+        self._bytes = 0
+
+    def take(self, result: Any) -> None:
+        status = ExecStatus(result.status)
+        if status in _COPY:
+            raise TooMuch("COPY moves data past the statement's answer: use INSERT and SELECT")
+        if status not in _ROWS and status not in _DONE:
+            self.error = self.error or result
+            return
+        if status in _ROWS:
+            self._take_rows(result)
+        if status in _DONE:
+            self.tag = (result.command_status or b"").decode()
+            self.affected = result.command_tuples or 0
+
+    def _take_rows(self, result: Any) -> None:
+        if not self.columns:
+            self.columns = [
+                Column((result.fname(number) or b"").decode(), type_name(result.ftype(number)))
+                for number in range(result.nfields)
+            ]
+        if len(self.rows) + result.ntuples > self._settings.rows_max:
+            raise TooMuch(
+                f"the statement gives more than {self._settings.rows_max} rows (sidecar.rows_max): use LIMIT,"
+                " or DECLARE a cursor and FETCH from it"
+            )
+        for row in range(result.ntuples):
+            texts = [result.get_value(row, number) for number in range(result.nfields)]
+            self._bytes += sum(len(each) for each in texts if each is not None)
+            self.rows.append(
+                [value(each, column.type) for each, column in zip(texts, self.columns, strict=True)]
+            )
+        if self._bytes > self._settings.rows_bytes_max:
+            raise TooMuch(
+                f"the statement gives more than {self._settings.rows_bytes_max} bytes"
+                " (sidecar.rows_bytes_max): select less at a time"
+            )

@@ -1,0 +1,164 @@
+"""The bodies of requests and answers. :mod:`undoubt.serve.sidecar.openapi` is made from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+ProtocolName = Literal["2pc", "3pc", "paxos"]
+Name = Annotated[
+    str,
+    Meta(min_length=1, max_length=63, pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="A participant."),
+]
+TransactionId = Annotated[str, Meta(description="<session>-<nonce>.<seq>", examples=["1-0123456789abcdef.7"])]
+
+
+class BeginRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of it may be left out."""
+
+    timeout_ms: Annotated[int, Meta(ge=1, le=2_073_600_000)] | None = None
+    """Not decided by then, the transaction is aborted; coordinator.timeout_s unless given."""
+    protocol: ProtocolName | None = None
+    """coordinator.protocol unless given."""
+
+
+class BranchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    participant: Name
+
+
+class StatementRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One statement; ``$1`` and so on stand for ``params``."""
+
+    participant: Name
+    sql: Annotated[str, Meta(min_length=1)]
+    params: tuple[Any, ...] = ()
+    """null, true, numbers, strings, lists (arrays), or {"type": …, "value": …}."""
+
+
+class Begun(msgspec.Struct, frozen=True):
+    id: TransactionId
+    expires_at: str
+    """RFC 3339, in UTC."""
+    protocol: ProtocolName
+
+
+class Announced(msgspec.Struct, frozen=True):
+    """Run ``begin``, your own statements, and ``prepare``, in one session of the participant's database."""
+
+    n: int
+    gid: str
+    begin: str
+    prepare: str
+    begin_statements: tuple[str, ...]
+    """The same one by one, for drivers that send one statement at a time."""
+    prepare_statements: tuple[str, ...]
+
+
+class Column(msgspec.Struct, frozen=True):
+    name: str
+    type: str
+
+
+class Rows(msgspec.Struct, frozen=True):
+    columns: tuple[Column, ...]
+    rows: list[list[Any]]
+    tag: str
+    """The command's, as PostgreSQL says it: "UPDATE 3"."""
+
+
+class Committed(msgspec.Struct, frozen=True):
+    id: TransactionId
+    outcome: Literal["committed"] = "committed"
+    pending: tuple[str, ...] = ()
+    """gids of branches that have not confirmed yet: recovery commits them."""
+
+
+class RolledBack(msgspec.Struct, frozen=True):
+    id: TransactionId
+    outcome: Literal["aborted"] = "aborted"
+
+
+class NotKnownYet(msgspec.Struct, frozen=True):
+    """Committed or aborted, and nobody can tell now which: ask again, and never take it for aborted."""
+
+    id: TransactionId
+    outcome: Literal["unknown"] = "unknown"
+    reason: str = ""
+
+
+class Withdrawn(msgspec.Struct, frozen=True):
+    n: int
+    was_prepared: bool
+
+
+class BranchInfo(msgspec.Struct, frozen=True):
+    n: int
+    participant: str
+    gid: str
+    run_by: Literal["caller", "sidecar"]
+
+
+State = Literal["active", "committing", "committed", "aborted", "unknown", "heuristic"]
+
+
+class TransactionInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``unknown``: its outcome is not known yet. ``heuristic``: a participant did other than was decided."""
+
+    id: TransactionId
+    state: State
+    protocol: str = ""
+    expires_at: str = ""
+    branches: tuple[BranchInfo, ...] = ()
+    reason: str = ""
+    pending: tuple[str, ...] = ()
+    heuristics: dict[str, str] = {}
+
+
+class TransactionList(msgspec.Struct, frozen=True):
+    transactions: tuple[TransactionInfo, ...]
+
+
+class ParticipantInfo(msgspec.Struct, frozen=True):
+    name: str
+    sql: bool
+    """Whether the sidecar runs statements in it."""
+
+
+class ParticipantList(msgspec.Struct, frozen=True):
+    participants: tuple[ParticipantInfo, ...]
+
+
+class Check(msgspec.Struct, frozen=True):
+    name: str
+    ok: bool
+    why: str = ""
+
+
+class Health(msgspec.Struct, frozen=True, omit_defaults=True):
+    ok: bool
+    checks: tuple[Check, ...] = ()
+
+
+class Leading(msgspec.Struct, frozen=True):
+    leads: bool
+    """Whether recovery runs in this process."""
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """RFC 9457. ``name`` is that of an error of undoubt, or of the sidecar's own."""
+
+    type: str
+    title: str
+    status: int
+    name: str
+    detail: str = ""
+    outcome: str = ""
+    """Where the request was to end a transaction: what became of it."""
+    reason: str = ""
+    transaction: str = ""
+    participant: str = ""
+    sqlstate: str = ""
+    votes: dict[str, str] = {}
+    branches: dict[str, str] = {}
