@@ -6,16 +6,16 @@ transactions, as in a Python application, with two differences: every branch is 
 recorded, so that the ledger tells each outcome to callers who were not answered; and a branch may be run by
 the caller, with a driver of its own.
 
-Duties, in this order: a request is within its bounds; its caller is known and may do this; a repeated key gets
-the first answer; only then the transaction is looked for. An answer says what is known, and ``unknown`` is
-never given as ``aborted``.
+Duties, in this order: a request is within its bounds; its caller is known and may do this; a repeated key
+gets the first answer; only then the transaction is looked for. An answer says what is known, and ``unknown``
+is never given as ``aborted``.
 
 In the order in which a request passes them:
 
 ======================  ======================================================================================
 :mod:`.settings`        what can be set: where it listens, who may, how much.
 :mod:`.server`          runs the process: sockets, TLS, signals, drain.
-:mod:`.connection`      the HTTP protocol of one connection: who is at its other end, and how long a head takes.
+:mod:`.connection`      the HTTP protocol of one connection: who is at its other end.
 :mod:`.access`          names each request, measures it, and writes the access log; traces.
 :mod:`.app`             takes a request through the modules below.
 :mod:`.problems`        refusals, and what each error of undoubt is in HTTP.

@@ -32,7 +32,6 @@ from undoubt.serve.sidecar.types import StatementRequest
 ACCESS = "undoubt.access"
 NOBODY = Client("", frozenset(), frozenset())
 """Who asks where no client has to be known."""
-QUERY_MAX = 4096
 _WAIT = re.compile(r"(?:^|[,;]\s*)wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:[,;]|$)", re.IGNORECASE)
 _HEADERS = (
     (b"cache-control", b"no-store"),
@@ -88,8 +87,6 @@ class Door:
         try:
             if self._working > self._sidecar.settings.requests_max and scope["path"] != "/livez":
                 raise busy("TooManyRequests", "too many requests are being worked on")
-            if len(scope["query_string"]) > QUERY_MAX:
-                raise Refusal(414, "QueryTooLong")
             self._doorkeeper.check_host(_peer(scope), HttpRequest(scope).headers)
             await self._app(scope, receive, send)
         except Refusal as refusal:
@@ -105,7 +102,7 @@ class Door:
                     answer = await self._work(operation, request, access)
                 except ClientDisconnect:
                     return Response(status_code=400)  # nobody reads it
-                except Exception as error:  # whatever it is becomes an answer; a bug of ours one of 500
+                except Exception as error:  # noqa: BLE001 - whatever it is becomes an answer; a bug one of 500
                     return _problem(request.scope, refusal_of(error))
             return Response(answer.body, answer.status, answer.headers)
 
@@ -121,7 +118,7 @@ class Door:
             try:
                 request = self._request(operation, http, client, body, access.trace)
                 return await operation.handle(self._sidecar, request)
-            except Exception as error:  # as above: an answer, which may have to be given again
+            except Exception as error:  # noqa: BLE001 - as above: an answer, maybe to be given again
                 refusal = refusal_of(error)
                 access.problem = refusal.problem.name
                 headers = {"content-type": MEDIA_TYPE, **_lower(refusal.headers)}

@@ -1,8 +1,8 @@
 """The transactions that were begun here, and what became of each.
 
 A transaction stands in the book from its beginning until some time after its end. What ends it (its commit,
-a rollback, its deadline) runs once, whatever becomes of the request that asked for it; whoever asks again gets
-what came of it.
+a rollback, its deadline) runs once, whatever becomes of the request that asked for it; whoever asks again
+gets what came of it.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ async def _keep_reloading(
             settings = await asyncio.to_thread(load)
             doorkeeper.reload(settings.sidecar)
         except UndoubtError as error:
-            log.error("the tokens stay as they were: %s", error)
+            log.warning("the tokens stay as they were: %s", error)
         else:
             log.info("%d tokens were read anew", len(settings.sidecar.tokens))
 

@@ -11,8 +11,8 @@ from undoubt.participants.bounds import SERVER_TIMEOUT_S_MAX, OutOfBounds, count
 from undoubt.participants.ids import InvalidName, check_participant_name
 
 ROLES = ("transact", "observe", "operate")
-"""``transact``: begin transactions, and end one's own. ``observe``: see all of them, and metrics. ``operate``:
-roll back others'."""
+"""``transact``: begin transactions, and end one's own. ``observe``: see all of them, and metrics.
+``operate``: roll back others'."""
 EVERYTHING = "*"
 """In the place of participants' names: all of them."""
 

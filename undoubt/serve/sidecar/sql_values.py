@@ -18,7 +18,7 @@ NULL                         ``null``
 ``bytea``                    string, ``"\\\\x00ff"``
 arrays                       list, of lists where it has several    with explicit lower bounds: the text
                              dimensions
-everything else              string                                 timestamps, uuid, intervals, ranges, enums …
+everything else              string                                 timestamps, uuid, ranges, enums …
 ===========================  =====================================  ==========================================
 
 A parameter is any of these; the server takes its text for a value of the type that the statement needs there.
@@ -178,26 +178,26 @@ def _scalar(text: str, type_: str) -> Any:
 def _elements(text: str, type_: str) -> list[Any]:
     """Of an array's text. An element that is quoted is never NULL."""
     stack: list[list[Any]] = []
-    for token, quoted in _tokens(text):
+    for part, quoted in _parts(text):
         if quoted:
-            stack[-1].append(_scalar(token, type_))
-        elif token == "{":
+            stack[-1].append(_scalar(part, type_))
+        elif part == "{":
             inner: list[Any] = []
             if stack:
                 stack[-1].append(inner)
             stack.append(inner)
-        elif token == "}":
+        elif part == "}":
             done = stack.pop()
             if not stack:
                 return done
-        elif token == "NULL":
+        elif part == "NULL":
             stack[-1].append(None)
         else:
-            stack[-1].append(_scalar(token, type_))
+            stack[-1].append(_scalar(part, type_))
     raise ValueError(f"not the text of an array: {text[:80]!r}")
 
 
-def _tokens(text: str) -> Iterator[tuple[str, bool]]:
+def _parts(text: str) -> Iterator[tuple[str, bool]]:
     """Braces and elements, and whether they are quoted."""
     place = 0
     while place < len(text):
@@ -206,8 +206,8 @@ def _tokens(text: str) -> Iterator[tuple[str, bool]]:
             yield letter, False
             place += 1
         elif letter == '"':
-            token, place = _unquoted(text, place + 1)
-            yield token, True
+            part, place = _unquoted(text, place + 1)
+            yield part, True
         elif letter == ",":
             place += 1
         else:

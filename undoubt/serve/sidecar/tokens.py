@@ -1,12 +1,12 @@
 """Who may: bearer tokens, certificates, and the unix socket.
 
 A TCP connection says nothing of its user, so that every request over TCP shows a token, or comes with a
-certificate that a CA of ours has signed. The configuration holds hashes of tokens, each with a name, roles and
-participants. On the unix socket the kernel tells the user of the other process (``SO_PEERCRED``, unix(7)):
-that of the sidecar needs nothing else.
+certificate that a CA of ours has signed. The configuration holds hashes of tokens, each with a name, roles
+and participants. On the unix socket the kernel tells the user of the other process (``SO_PEERCRED``,
+unix(7)): that of the sidecar needs nothing else.
 
-A browser on the same machine reaches TCP too. A page of a stranger's whose name resolves to this address sends
-that name as Host (DNS rebinding), and every other page sends its Origin: both are refused.
+A browser on the same machine reaches TCP too. A page of a stranger's whose name resolves to this address
+sends that name as Host (DNS rebinding), and every other page sends its Origin: both are refused.
 """
 
 from __future__ import annotations
