@@ -68,7 +68,7 @@ def scripts_of(gid: Gid, key: SessionKey, timeout_s: float, intro: ServerParamet
     begin = ["begin", *local_statements(gid, name, intro, timeouts_ms(timeout_s, intro))]
     prepare = [
         query("guard_deferred"),
-        commit_guard(gid),
+        " ".join(commit_guard(gid).split()),
         f"prepare transaction {literal(str(gid))}",
     ]
     return BranchScripts(tuple(begin), tuple(prepare))

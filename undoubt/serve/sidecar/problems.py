@@ -14,7 +14,6 @@ import msgspec
 
 from undoubt.coordinator.errors import (
     CoordinatorClosed,
-    DistributedDeadlock,
     HeuristicOutcome,
     LedgerError,
     LedgerUnavailable,
@@ -139,11 +138,6 @@ def reason_of(cause: BaseException | str) -> str:
     if isinstance(cause, BaseException):
         return redact(f"{type(cause).__name__}: {cause}")
     return redact(cause)
-
-
-def may_be_run_again(cause: BaseException | str) -> bool:
-    """Whether the same transaction, begun anew, may succeed."""
-    return isinstance(cause, DistributedDeadlock) and cause.retryable
 
 
 def _of_cause(cause: BaseException | str) -> dict[str, object]:

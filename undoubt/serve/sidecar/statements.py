@@ -117,8 +117,8 @@ class _Reading:
             return
         if status in _ROWS:
             self._take_rows(result)
-        if status in _DONE:
-            self.tag = (result.command_status or b"").decode()
+        if told := result.command_status:  # of the last result, or of the last that has rows
+            self.tag = told.decode()
             self.affected = result.command_tuples or 0
 
     def _take_rows(self, result: Any) -> None:

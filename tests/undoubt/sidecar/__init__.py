@@ -1,0 +1,1 @@
+"""The sidecar as its clients meet it: a process, over its unix socket and TCP, with real databases."""

@@ -1,0 +1,59 @@
+"""One sidecar on a SQLite ledger for the whole room, with a row of money in each database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from tests.servers import Server
+from tests.undoubt.sidecar.stage import Stage, eventually_none_prepared, staged
+
+TABLES = (
+    "create table account (id int primary key, balance int not null);"
+    "insert into account select id, 100 from generate_series(1, 1000) as id"
+)
+
+
+def made(server: Server, name: str) -> str:
+    """The DSN of a new database."""
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(f"drop database if exists {name} with (force)".encode())
+        admin.execute(f"create database {name}".encode())
+    dsn = server.dsn(name)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(TABLES)
+    return dsn
+
+
+@pytest.fixture(scope="package")
+def shops(postgres: Server, other_postgres: Server) -> dict[str, str]:
+    """Two databases on two servers."""
+    return {"orders": made(postgres, "sidecar_orders"), "payments": made(other_postgres, "sidecar_payments")}
+
+
+@pytest.fixture(scope="package")
+def stage(shops: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with staged(
+        tmp_path_factory.mktemp("sidecar"),
+        shops,
+        transactions_max=20,
+        branches_max=5,
+        rows_max=1000,
+        rows_bytes_max=100_000,
+        body_bytes_max=100_000,
+        body_timeout_s=2.0,
+        kept_s=60.0,
+    ) as made_:
+        yield made_
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A branch that stays prepared would hold its locks for ever."""
+    yield
+    if "stage" in request.fixturenames:
+        stage: Stage = request.getfixturevalue("stage")
+        for dsn in stage.databases.values():
+            eventually_none_prepared(dsn)
