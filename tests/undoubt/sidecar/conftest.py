@@ -45,6 +45,7 @@ def stage(shops: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> It
         body_bytes_max=100_000,
         body_timeout_s=2.0,
         kept_s=60.0,
+        wait_max_s=5.0,
     ) as made_:
         yield made_
 
