@@ -19,6 +19,7 @@ from undoubt.coordinator.node.settings import NodeSettings
 from undoubt.coordinator.settings import CoordinatorSettings, LedgerSettings
 from undoubt.participants.settings import ParticipantSettings
 from undoubt.recovery.settings import RecoverySettings
+from undoubt.serve.sidecar.settings import SidecarSettings, TokenSettings
 
 ALL = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/README.md"]
 
@@ -65,6 +66,9 @@ def fields(prefix: str, kind: type[msgspec.Struct]) -> dict[str, str]:
     found = {}
     for field in msgspec.structs.fields(kind):
         default: Any = field.default
+        if isinstance(default, msgspec.Struct):
+            found |= fields(f"{prefix}.{field.name}", type(default))
+            continue
         absent = default is msgspec.NODEFAULT or default is None
         found[f"{prefix}.{field.name}"] = "" if absent else msgspec.json.encode(default).decode()
     return found
@@ -77,6 +81,8 @@ def test_every_key_is_documented_with_its_default() -> None:
         "coordinator": CoordinatorSettings,
         "recovery": RecoverySettings,
         "node": NodeSettings,
+        "sidecar": SidecarSettings,
+        "sidecar.tokens": TokenSettings,
         "participants.NAME": ParticipantSettings,
     }
     expected: dict[str, str] = {}

@@ -35,9 +35,15 @@ HOOKS = {
     "two_phase_sync",
     # The standard library reads it of a context (ssl.SSLContext.num_tickets).
     "num_tickets",
-    # Fields of what ``-o json`` shows as it is.
+    # Fields of what ``-o json``, or the sidecar, shows as it is.
+    "begin_statements",
     "evidence_xid",
     "lacks_entry",
+    "prepare_statements",
+    "was_prepared",
+    # uvicorn reads them of its server.
+    "lifespan",
+    "should_exit",
     # Of a protocol that types alone refer to.
     "__getitem__",
 }

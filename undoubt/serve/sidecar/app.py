@@ -22,10 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from undoubt.serve.sidecar.access import Access, span, trace_of
 from undoubt.serve.sidecar.connection import PEER, Peer
-from undoubt.serve.sidecar.handlers import Request, Sidecar
+from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar
 from undoubt.serve.sidecar.idempotency import Answer, KeyedAnswers, fingerprint, key_of
 from undoubt.serve.sidecar.operations import OPERATIONS, Operation
-from undoubt.serve.sidecar.problems import MEDIA_TYPE, Refusal, busy, refusal_of
+from undoubt.serve.sidecar.problems import MEDIA_TYPE, RequestRefused, busy, refusal_of
 from undoubt.serve.sidecar.tokens import Client, Doorkeeper
 from undoubt.serve.sidecar.types import StatementRequest
 
@@ -58,7 +58,7 @@ class Door:
             for operation in OPERATIONS
         ]
         self._app: ASGIApp = Starlette(
-            routes=routes, exception_handlers={HTTPException: _no_route, Refusal: _refused}
+            routes=routes, exception_handlers={HTTPException: _no_route, RequestRefused: _refused}
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +89,7 @@ class Door:
                 raise busy("TooManyRequests", "too many requests are being worked on")
             self._doorkeeper.check_host(_peer(scope), HttpRequest(scope).headers)
             await self._app(scope, receive, send)
-        except Refusal as refusal:
+        except RequestRefused as refusal:
             await _problem(scope, refusal)(scope, receive, send)
 
     def _endpoint(self, operation: Operation) -> Callable[[HttpRequest], Awaitable[Response]]:
@@ -133,7 +133,7 @@ class Door:
     def _client(self, operation: Operation, http: HttpRequest) -> Client:
         try:
             return self._doorkeeper.client(_peer(http.scope), http.headers)
-        except Refusal:
+        except RequestRefused:
             if operation.guarded:
                 raise
             return NOBODY
@@ -153,12 +153,12 @@ class Door:
                         raise _too_large(settings.body_bytes_max)
                     parts.append(part)
         except TimeoutError:
-            raise Refusal(408, "BodyTooSlow", headers={"Connection": "close"}) from None
+            raise RequestRefused(408, "BodyTooSlow", headers={"Connection": "close"}) from None
         return b"".join(parts)
 
     def _request(
         self, operation: Operation, http: HttpRequest, client: Client, body: bytes, trace: str
-    ) -> Request:
+    ) -> JudgedRequest:
         raw: tuple[msgspec.Raw, ...] = ()
         decoded = None
         if operation.takes is not None:
@@ -166,11 +166,13 @@ class Door:
             if operation.takes is StatementRequest:
                 raw = msgspec.json.decode(body, type=_Parameters).params
         elif body.strip() not in {b"", b"{}"}:
-            raise Refusal(422, "UsageError", "this request takes no body")
+            raise RequestRefused(422, "UsageError", "this request takes no body")
         wait_s = 0.0
         if operation.waits and (match := _WAIT.search(http.headers.get("prefer", ""))) is not None:
             wait_s = min(float(match[1]), self._sidecar.settings.wait_max_s)
-        return Request(client, dict(http.path_params), dict(http.query_params), decoded, raw, wait_s, trace)
+        return JudgedRequest(
+            client, dict(http.path_params), dict(http.query_params), decoded, raw, wait_s, trace
+        )
 
 
 def _decoded(operation: Operation, http: HttpRequest, body: bytes) -> msgspec.Struct:
@@ -180,18 +182,18 @@ def _decoded(operation: Operation, http: HttpRequest, body: bytes) -> msgspec.St
         return msgspec.convert({}, operation.takes)
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise Refusal(415, "NotJson", "send Content-Type: application/json (curl --json)")
+        raise RequestRefused(415, "NotJson", "send Content-Type: application/json (curl --json)")
     try:
         decoded: msgspec.Struct = msgspec.json.decode(body, type=operation.takes)
     except msgspec.ValidationError as error:
-        raise Refusal(422, "UsageError", str(error)) from None
+        raise RequestRefused(422, "UsageError", str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal(400, "NotJson", str(error)) from None
+        raise RequestRefused(400, "NotJson", str(error)) from None
     return decoded
 
 
-def _too_large(most: int) -> Refusal:
-    return Refusal(
+def _too_large(most: int) -> RequestRefused:
+    return RequestRefused(
         413, "BodyTooLarge", f"at most {most} bytes (sidecar.body_bytes_max)", headers={"Connection": "close"}
     )
 
@@ -210,7 +212,7 @@ def _lower(headers: dict[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-def _problem(scope: Scope, refusal: Refusal) -> Response:
+def _problem(scope: Scope, refusal: RequestRefused) -> Response:
     access: Access = scope[ACCESS]
     access.problem = refusal.problem.name
     return Response(refusal.body(), refusal.status, refusal.headers, media_type=MEDIA_TYPE)
@@ -221,10 +223,10 @@ async def _no_route(request: HttpRequest, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     name = {404: "NoSuchPath", 405: "NoSuchMethod"}.get(error.status_code, "Refused")
-    return _problem(request.scope, Refusal(error.status_code, name, headers=error.headers))
+    return _problem(request.scope, RequestRefused(error.status_code, name, headers=error.headers))
 
 
 async def _refused(request: HttpRequest, error: Exception) -> Response:
-    if not isinstance(error, Refusal):
+    if not isinstance(error, RequestRefused):
         raise error
     return _problem(request.scope, error)

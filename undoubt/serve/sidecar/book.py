@@ -24,9 +24,9 @@ from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.announced import AnnouncedBranch
 from undoubt.serve.sidecar.lookup import look_up
-from undoubt.serve.sidecar.problems import Refusal, busy, reason_of
+from undoubt.serve.sidecar.problems import RequestRefused, busy, reason_of
 from undoubt.serve.sidecar.settings import SidecarSettings
-from undoubt.serve.sidecar.types import BranchInfo, ProtocolName, State, TransactionInfo
+from undoubt.serve.sidecar.types import BranchInfo, ProtocolName, State, TransactionShown
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class OpenTransaction:
         outcome = self.outcome
         if isinstance(outcome, UndoubtError) and not isinstance(outcome, OutcomeUnknown):
             raise outcome
-        raise Refusal(
+        raise RequestRefused(
             409,
             "TransactionEnded",
             "its commit has begun: nothing more can be done in it",
@@ -116,7 +116,7 @@ class OpenTransaction:
     def final(self) -> bool:
         return self.outcome is not None and not isinstance(self.outcome, OutcomeUnknown)
 
-    def info(self) -> TransactionInfo:
+    def info(self) -> TransactionShown:
         outcome = self.outcome
         state: State = "active" if self.active else "committing"
         reason = ""
@@ -134,7 +134,7 @@ class OpenTransaction:
                 heuristics = {str(gid): str(kind) for gid, kind in outcome.branches.items()}
             case None:
                 pass
-        return TransactionInfo(
+        return TransactionShown(
             self.id,
             state,
             self.protocol,
@@ -182,7 +182,7 @@ class Book:
     async def begin(
         self, owner: str, timeout_s: float | None, protocol: str | None, trace: str
     ) -> OpenTransaction:
-        """Raises :class:`Refusal` if there is no room, and what ``Transaction.start`` raises."""
+        """Raises :class:`RequestRefused` if there is no room, and what ``Transaction.start`` raises."""
         if self._draining:
             raise busy("Draining", "this sidecar is about to end: use another one", status=503)
         if self.open >= self._settings.transactions_max:
@@ -224,7 +224,9 @@ class Book:
 
     def _check_branches(self, entry: OpenTransaction) -> None:
         if len(entry.branches) >= self._settings.branches_max:
-            raise Refusal(422, "TooManyBranches", f"a transaction has at most {self._settings.branches_max}")
+            raise RequestRefused(
+                422, "TooManyBranches", f"a transaction has at most {self._settings.branches_max}"
+            )
 
     def _note(self, entry: OpenTransaction, gid: Gid, *, by_caller: bool) -> None:
         info = BranchInfo(gid.branch, gid.participant, str(gid), "caller" if by_caller else "sidecar")
@@ -271,7 +273,7 @@ class Book:
         return None
 
     async def roll_back(self, entry: OpenTransaction) -> None:
-        """Raises :class:`Refusal` if its commit has begun. Once this returns, it can never commit."""
+        """Raises :class:`RequestRefused` if its commit has begun. Once this returns, it can never commit."""
         if entry.ending is not None:
             entry.check_active()
         undoing = asyncio.create_task(_rolled_back(entry.transaction))

@@ -1,6 +1,6 @@
 """One function for each operation: from a judged request to an answer.
 
-Each raises :class:`~undoubt.serve.sidecar.problems.Refusal`, or an error of undoubt that becomes one.
+Each raises :class:`~undoubt.serve.sidecar.problems.RequestRefused`, or an error of undoubt that becomes one.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from undoubt.serve.sidecar.book import Book, OpenTransaction, instant
 from undoubt.serve.sidecar.health import METRICS_TYPE, SidecarHealth
 from undoubt.serve.sidecar.idempotency import Answer
 from undoubt.serve.sidecar.lookup import look_up
-from undoubt.serve.sidecar.problems import RETRY_AFTER_S, Refusal
+from undoubt.serve.sidecar.problems import RETRY_AFTER_S, RequestRefused
 from undoubt.serve.sidecar.settings import SidecarSettings
 from undoubt.serve.sidecar.sql_values import Parameter, parameter
 from undoubt.serve.sidecar.tokens import Client
 from undoubt.serve.sidecar.types import (
     Announced,
     BeginRequest,
-    Begun,
+    BegunTransaction,
     BranchRequest,
     Committed,
     Health,
@@ -40,8 +40,8 @@ from undoubt.serve.sidecar.types import (
     ParticipantList,
     RolledBack,
     StatementRequest,
-    TransactionInfo,
     TransactionList,
+    TransactionShown,
     Withdrawn,
 )
 
@@ -52,7 +52,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class JudgedRequest:
     """One request: within its bounds, of a known client, its body decoded."""
 
     client: Client
@@ -89,16 +89,18 @@ class Sidecar:
         return self.book.coordinator.ledger
 
     def participant(self, client: Client, name: str) -> PostgresParticipant:
-        """One that the client may use. Raises ``UnknownParticipant``, :class:`Refusal`."""
+        """One that the client may use. Raises ``UnknownParticipant``, :class:`RequestRefused`."""
         if not client.may_use(name):
-            raise Refusal(403, "NotAllowed", f"client {client.name!r} may not use participant {name!r}")
+            raise RequestRefused(
+                403, "NotAllowed", f"client {client.name!r} may not use participant {name!r}"
+            )
         found = self.book.coordinator.participants.get(name)
         if not isinstance(found, PostgresParticipant):
             raise TypeError(type(found))
         return found
 
-    def own(self, request: Request) -> OpenTransaction:
-        """The transaction of the path, which the client has begun. Raises :class:`Refusal`."""
+    def own(self, request: JudgedRequest) -> OpenTransaction:
+        """The transaction of the path, which the client has begun. Raises :class:`RequestRefused`."""
         entry = self.book.find(request.path["id"])
         if entry is None or entry.owner != request.client.name:
             # Whether it exists is nobody else's to know.
@@ -111,20 +113,20 @@ def answer(body: msgspec.Struct, status: int = 200, **headers: str) -> Answer:
     return Answer(status, msgspec.json.encode(body), {"content-type": JSON, **named})
 
 
-def _no_such(id_: str) -> Refusal:
-    return Refusal(404, "NoSuchTransaction", f"no transaction {id_[:200]!r} of yours is known here")
+def _no_such(id_: str) -> RequestRefused:
+    return RequestRefused(404, "NoSuchTransaction", f"no transaction {id_[:200]!r} of yours is known here")
 
 
-async def begin(sidecar: Sidecar, request: Request) -> Answer:
+async def begin(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("transact")
     wanted = request.given(BeginRequest)
     timeout_s = None if wanted.timeout_ms is None else wanted.timeout_ms / 1000
     entry = await sidecar.book.begin(request.client.name, timeout_s, wanted.protocol, request.trace)
-    begun = Begun(entry.id, instant(entry.expires_at), entry.protocol)
+    begun = BegunTransaction(entry.id, instant(entry.expires_at), entry.protocol)
     return answer(begun, 201, location=f"/v1/transactions/{entry.id}")
 
 
-async def announce(sidecar: Sidecar, request: Request) -> Answer:
+async def announce(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("transact")
     entry = sidecar.own(request)
     entry.check_active()
@@ -142,7 +144,7 @@ async def announce(sidecar: Sidecar, request: Request) -> Answer:
     return answer(body, 201, location=f"/v1/transactions/{entry.id}/branches/{branch.gid.branch}")
 
 
-async def withdraw(sidecar: Sidecar, request: Request) -> Answer:
+async def withdraw(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     """Only once nobody is in it: what is prepared under its name afterwards would end as the transaction
     does."""
     request.client.needs("transact")
@@ -151,9 +153,9 @@ async def withdraw(sidecar: Sidecar, request: Request) -> Answer:
     number = int(request.path["n"]) if request.path["n"].isdecimal() and len(request.path["n"]) < 5 else 0
     branch = entry.announced.get(number)
     if branch is None:
-        raise Refusal(404, "NoSuchBranch", f"you have announced no branch {request.path['n'][:20]!r}")
+        raise RequestRefused(404, "NoSuchBranch", f"you have announced no branch {request.path['n'][:20]!r}")
     if await branch.has_session():
-        raise Refusal(
+        raise RequestRefused(
             409,
             "BranchInUse",
             f"a session of participant {branch.gid.participant!r} is still in it: roll it back there first",
@@ -161,19 +163,21 @@ async def withdraw(sidecar: Sidecar, request: Request) -> Answer:
         )
     settled = await entry.transaction.withdraw(branch.gid)
     if settled not in {Settled.APPLIED, Settled.ABSENT}:
-        raise Refusal(409, "BranchBusy", "it is being prepared or ended: ask again", transaction=entry.id)
+        raise RequestRefused(
+            409, "BranchBusy", "it is being prepared or ended: ask again", transaction=entry.id
+        )
     del entry.announced[number], entry.branches[number]
     return answer(Withdrawn(number, settled is Settled.APPLIED))
 
 
-async def execute(sidecar: Sidecar, request: Request) -> Answer:
+async def execute(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("transact")
     entry = sidecar.own(request)
     entry.check_active()
     wanted = request.given(StatementRequest)
     name = sidecar.participant(request.client, wanted.participant).name
     if name not in sidecar.own_sql:
-        raise Refusal(
+        raise RequestRefused(
             403, "NoSqlHere", f"participants.{name}.sidecar.sql is not set: run the branch yourself"
         )
     values: list[Parameter] = [
@@ -193,13 +197,13 @@ async def execute(sidecar: Sidecar, request: Request) -> Answer:
     return answer(rows)
 
 
-async def commit(sidecar: Sidecar, request: Request) -> Answer:
+async def commit(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("transact")
     entry = sidecar.book.find(request.path["id"])
     if entry is None or entry.owner != request.client.name:
         return await _commit_of_others(sidecar, request)
     if entry.active and not entry.branches:
-        raise Refusal(422, "NothingToCommit", "the transaction has no branch: roll it back")
+        raise RequestRefused(422, "NothingToCommit", "the transaction has no branch: roll it back")
     outcome = await sidecar.book.commit(entry)
     if isinstance(outcome, CommitResult):
         return answer(Committed(entry.id, pending=tuple(map(str, outcome.pending))))
@@ -208,7 +212,7 @@ async def commit(sidecar: Sidecar, request: Request) -> Answer:
     raise outcome
 
 
-async def _commit_of_others(sidecar: Sidecar, request: Request) -> Answer:
+async def _commit_of_others(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     """One that is not in the book: what became of it, as far as the ledger tells."""
     told = await _recorded(sidecar, request)
     match told.state:
@@ -217,7 +221,7 @@ async def _commit_of_others(sidecar: Sidecar, request: Request) -> Answer:
         case "unknown":
             return _not_known_yet(told.id, told.reason)
         case _:
-            raise Refusal(
+            raise RequestRefused(
                 409,
                 "TransactionAborted" if told.state == "aborted" else "HeuristicOutcome",
                 told.reason,
@@ -233,20 +237,20 @@ def _not_known_yet(id_: str, why: str) -> Answer:
     return answer(body, 202, location=f"/v1/transactions/{id_}", retry_after=str(RETRY_AFTER_S))
 
 
-async def roll_back(sidecar: Sidecar, request: Request) -> Answer:
+async def roll_back(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("transact", "operate")
     entry = sidecar.book.find(request.path["id"])
     if entry is None or (entry.owner != request.client.name and "operate" not in request.client.roles):
         told = await _recorded(sidecar, request)
         if told.state == "aborted":
             return answer(RolledBack(told.id))
-        raise Refusal(409, "TransactionEnded", told.reason, outcome=told.state, transaction=told.id)
+        raise RequestRefused(409, "TransactionEnded", told.reason, outcome=told.state, transaction=told.id)
     if not (entry.final and entry.info().state == "aborted"):
         await sidecar.book.roll_back(entry)
     return answer(RolledBack(entry.id))
 
 
-async def show(sidecar: Sidecar, request: Request) -> Answer:
+async def show(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     entry = sidecar.book.find(request.path["id"])
     if entry is None:
         return answer(await _recorded(sidecar, request))
@@ -260,8 +264,8 @@ async def show(sidecar: Sidecar, request: Request) -> Answer:
     return shown
 
 
-async def _recorded(sidecar: Sidecar, request: Request) -> TransactionInfo:
-    """What the ledger says. Raises :class:`Refusal`, also if the book has it as another client's."""
+async def _recorded(sidecar: Sidecar, request: JudgedRequest) -> TransactionShown:
+    """What the ledger says. Raises :class:`RequestRefused`, also if the book has it as another client's."""
     entry = sidecar.book.find(request.path["id"])
     if entry is not None and not request.client.sees(entry.owner):
         raise _no_such(request.path["id"])
@@ -279,13 +283,13 @@ async def _recorded(sidecar: Sidecar, request: Request) -> TransactionInfo:
         await asyncio.sleep(0.1)
 
 
-async def list_transactions(sidecar: Sidecar, request: Request) -> Answer:
+async def list_transactions(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     """Of this sidecar, those that the client may see; ``in_doubt`` also what the ledger has unfinished."""
     request.client.needs("transact", "observe", "operate")
     wanted = request.query.get("state", "")
     if wanted not in {"", "active", "committing", "committed", "aborted", "unknown", "heuristic", "in_doubt"}:
-        raise Refusal(422, "UsageError", "state is not one of those that a transaction can have")
-    found: dict[str, TransactionInfo] = {}
+        raise RequestRefused(422, "UsageError", "state is not one of those that a transaction can have")
+    found: dict[str, TransactionShown] = {}
     for entry in sidecar.book:
         info = entry.info()
         in_doubt = info.state in {"committing", "unknown"} or bool(info.pending)
@@ -297,7 +301,7 @@ async def list_transactions(sidecar: Sidecar, request: Request) -> Answer:
         async for record in every_unfinished(sidecar.ledger):
             if len(found) >= LISTED_MAX:
                 break
-            found.setdefault(str(record.txid), TransactionInfo(str(record.txid), _state_of(record.decision)))
+            found.setdefault(str(record.txid), TransactionShown(str(record.txid), _state_of(record.decision)))
     return answer(TransactionList(tuple(found.values())[:LISTED_MAX]))
 
 
@@ -305,16 +309,16 @@ def _state_of(decision: str) -> Any:
     return "committed" if decision == "commit" else "aborted"
 
 
-async def list_participants(sidecar: Sidecar, request: Request) -> Answer:
+async def list_participants(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     names = [name for name in sidecar.book.coordinator.participants.names() if request.client.may_use(name)]
     return answer(ParticipantList(tuple(ParticipantInfo(name, name in sidecar.own_sql) for name in names)))
 
 
-async def live(sidecar: Sidecar, request: Request) -> Answer:
+async def live(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     return answer(Health(ok=True))
 
 
-async def ready(sidecar: Sidecar, request: Request) -> Answer:
+async def ready(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     """The names of participants are not for everybody: ``verbose`` needs a client."""
     if "verbose" in request.query:
         request.client.needs("transact", "observe", "operate")
@@ -322,15 +326,15 @@ async def ready(sidecar: Sidecar, request: Request) -> Answer:
     return answer(told, 200 if told.ok else 503)
 
 
-async def leader(sidecar: Sidecar, request: Request) -> Answer:
+async def leader(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     leads = bool(sidecar.ledger.leads)
     return answer(Leading(leads), 200 if leads else 503)
 
 
-async def metrics(sidecar: Sidecar, request: Request) -> Answer:
+async def metrics(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("observe", "operate")
     return Answer(200, sidecar.health.text(), {"content-type": METRICS_TYPE})
 
 
-async def description(sidecar: Sidecar, request: Request) -> Answer:
+async def description(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     return Answer(200, sidecar.description, {"content-type": JSON})

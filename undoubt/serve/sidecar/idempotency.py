@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from undoubt.serve.sidecar.problems import Refusal, busy
+from undoubt.serve.sidecar.problems import RequestRefused, busy
 from undoubt.serve.sidecar.settings import SidecarSettings
 
 KEY_CHARACTERS_MAX = 255
@@ -50,14 +50,14 @@ class _Entry:
 
 def key_of(header: str | None) -> str | None:
     """The key in a request's header: a string of structured fields (RFC 9651), or its bare characters. Raises
-    :class:`Refusal`."""
+    :class:`RequestRefused`."""
     if header is None:
         return None
     if (quoted := _QUOTED.fullmatch(header.strip())) is not None:
         return re.sub(r"\\(.)", r"\1", quoted[1])
     if _KEY.fullmatch(header.strip()) is not None and '"' not in header:
         return header.strip()
-    raise Refusal(
+    raise RequestRefused(
         400, "BadIdempotencyKey", f"Idempotency-Key must be 1 to {KEY_CHARACTERS_MAX} printable characters"
     )
 
@@ -79,15 +79,15 @@ class KeyedAnswers:
         self, client: str, key: str, print_: bytes, work: Callable[[], Awaitable[Answer]]
     ) -> tuple[Answer, bool]:
         """The answer of ``work``, or the one that is kept, and then True. ``work`` fails with nothing but
-        :class:`Refusal`, and a refusal is no answer to be kept unless it says what the request did."""
+        :class:`RequestRefused`, and a refusal is no answer to be kept unless it says what the request did."""
         self._sweep()
         name = (client, key)
         entry = self._entries.get(name)
         if entry is not None:
             if entry.fingerprint != print_:
-                raise Refusal(422, "IdempotencyKeyReused", "that key was used for another request")
+                raise RequestRefused(422, "IdempotencyKeyReused", "that key was used for another request")
             if entry.answer is None:
-                raise Refusal(409, "StillWorking", "the first request of that key is being worked on")
+                raise RequestRefused(409, "StillWorking", "the first request of that key is being worked on")
             return entry.answer, True
         if len(self._entries) >= self._settings.keys_max or self._bytes >= self._settings.keys_bytes_max:
             raise busy("TooManyKeys", "too many answers to keyed requests are kept")

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, SessionInfo, SessionState
 from undoubt.participants.ids import TxId
-from undoubt.serve.sidecar.types import State, TransactionInfo
+from undoubt.serve.sidecar.types import State, TransactionShown
 
 SESSION_NAME = "sidecar "
 """How the names of sidecars' sessions begin."""
 
 
-async def look_up(ledger: Ledger, txid: TxId) -> TransactionInfo | None:
+async def look_up(ledger: Ledger, txid: TxId) -> TransactionShown | None:
     """None if the ledger knows nothing of it, which says nothing about its outcome. Raises
     ``LedgerError``."""
     known = await ledger.transaction(txid)
@@ -23,7 +23,7 @@ async def look_up(ledger: Ledger, txid: TxId) -> TransactionInfo | None:
         heuristics = {str(each.gid): str(each.kind) for each in known.heuristics}
         committed = known.record is RecordedDecision.COMMIT
         state: State = "committed" if committed else "aborted"
-        return TransactionInfo(
+        return TransactionShown(
             str(txid), "heuristic" if heuristics else state, reason=known.cause, heuristics=heuristics
         )
     session = await _session_of(ledger, txid)
@@ -31,13 +31,13 @@ async def look_up(ledger: Ledger, txid: TxId) -> TransactionInfo | None:
         return None
     # The session was read after the record: what was decided before its end would have been seen.
     if session.state is SessionState.OPEN and txid.seq >= session.floor:
-        return TransactionInfo(str(txid), "unknown", reason="the sidecar that began it may still decide")
+        return TransactionShown(str(txid), "unknown", reason="the sidecar that began it may still decide")
     if session.state is SessionState.RESTORED and txid.seq >= session.floor:
         return None
     recorded = (await ledger.records([txid]))[txid]
     if recorded is not RecordedDecision.NOT_RECORDED:
-        return TransactionInfo(str(txid), "committed" if recorded is RecordedDecision.COMMIT else "aborted")
-    return TransactionInfo(str(txid), "aborted", reason="it was not decided, and its session has ended")
+        return TransactionShown(str(txid), "committed" if recorded is RecordedDecision.COMMIT else "aborted")
+    return TransactionShown(str(txid), "aborted", reason="it was not decided, and its session has ended")
 
 
 async def _session_of(ledger: Ledger, txid: TxId) -> SessionInfo | None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from undoubt.serve.sidecar import handlers
-from undoubt.serve.sidecar.handlers import Request, Sidecar
+from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar
 from undoubt.serve.sidecar.idempotency import Answer
 from undoubt.serve.sidecar.types import (
     Announced,
     BeginRequest,
-    Begun,
+    BegunTransaction,
     BranchRequest,
     Committed,
     Health,
@@ -22,8 +22,8 @@ from undoubt.serve.sidecar.types import (
     RolledBack,
     Rows,
     StatementRequest,
-    TransactionInfo,
     TransactionList,
+    TransactionShown,
     Withdrawn,
 )
 
@@ -35,7 +35,7 @@ class Operation:
     name: str
     method: str
     path: str
-    handle: Callable[[Sidecar, Request], Awaitable[Answer]]
+    handle: Callable[[Sidecar, JudgedRequest], Awaitable[Answer]]
     summary: str
     gives: dict[int, type | None]
     takes: type | None = None
@@ -63,7 +63,7 @@ OPERATIONS = (
         "/v1/transactions",
         handlers.begin,
         "Begin a transaction.",
-        {201: Begun},
+        {201: BegunTransaction},
         takes=BeginRequest,
         may_be_empty=True,
     ),
@@ -82,7 +82,7 @@ OPERATIONS = (
         _TRANSACTION,
         handlers.show,
         "What has become of a transaction.",
-        {200: TransactionInfo},
+        {200: TransactionShown},
         waits=True,
     ),
     Operation(

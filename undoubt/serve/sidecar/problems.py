@@ -58,7 +58,7 @@ _STATUS: tuple[tuple[type[BaseException], int], ...] = (
 """First match wins: narrower errors stand above wider ones."""
 
 
-class Refusal(Exception):
+class RequestRefused(Exception):
     """An answer that is a problem. ``headers`` go with it."""
 
     def __init__(
@@ -89,21 +89,23 @@ class Refusal(Exception):
         return msgspec.json.encode(self.problem)
 
 
-def busy(name: str, detail: str, *, status: int = 429) -> Refusal:
+def busy(name: str, detail: str, *, status: int = 429) -> RequestRefused:
     """To be asked again soon."""
-    return Refusal(status, name, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+    return RequestRefused(status, name, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
-def refusal_of(error: BaseException) -> Refusal:
+def refusal_of(error: BaseException) -> RequestRefused:
     """The answer to a request that ended with ``error``."""
-    if isinstance(error, Refusal):
+    if isinstance(error, RequestRefused):
         return error
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), None)
     if status is None:
         log.error("a request failed unexpectedly", exc_info=error)
-        return Refusal(500, "InternalError", "unexpected: the sidecar's log has the error")
+        return RequestRefused(500, "InternalError", "unexpected: the sidecar's log has the error")
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
-    return Refusal(status, type(error).__name__, redact(str(error)), headers=headers, **members_of(error))
+    return RequestRefused(
+        status, type(error).__name__, redact(str(error)), headers=headers, **members_of(error)
+    )
 
 
 def members_of(error: BaseException) -> dict[str, object]:

@@ -17,7 +17,7 @@ from psycopg.pq import ExecStatus, Format
 from undoubt.participants.bounds import text
 from undoubt.participants.errors import ParticipantUnavailable, UsageError
 from undoubt.participants.postgres.psycopg_connection import AsyncBranchConnection, failure_told
-from undoubt.serve.sidecar.problems import Refusal
+from undoubt.serve.sidecar.problems import RequestRefused
 from undoubt.serve.sidecar.settings import SidecarSettings
 from undoubt.serve.sidecar.sql_values import Parameter, type_name, value
 from undoubt.serve.sidecar.types import Column, Rows
@@ -33,7 +33,7 @@ _DONE = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY
 _COPY = frozenset({ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH})
 
 
-class StatementFailed(Refusal):
+class StatementFailed(RequestRefused):
     """The database has refused the statement. The branch can only be rolled back, as after any failed
     statement; ``sqlstate`` is PostgreSQL's code."""
 

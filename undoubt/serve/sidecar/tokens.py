@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from undoubt.serve.sidecar.connection import Peer
-from undoubt.serve.sidecar.problems import Refusal
+from undoubt.serve.sidecar.problems import RequestRefused
 from undoubt.serve.sidecar.settings import EVERYTHING, ROLES, SidecarSettings, TokenSettings
 
 TOKEN_PREFIX = "undoubt_"  # noqa: S105 - what every token begins with
@@ -37,9 +37,9 @@ class Client:
     participants: frozenset[str]
 
     def needs(self, *roles: str) -> None:
-        """Raises :class:`Refusal` unless it has one of ``roles``."""
+        """Raises :class:`RequestRefused` unless it has one of ``roles``."""
         if not self.roles.intersection(roles):
-            raise Refusal(
+            raise RequestRefused(
                 403, "NotAllowed", f"client {self.name!r} has none of the roles: {', '.join(roles)}"
             )
 
@@ -76,19 +76,21 @@ class Doorkeeper:
         self._tokens = settings.tokens
 
     def check_host(self, peer: Peer, headers: Mapping[str, str]) -> None:
-        """Raises :class:`Refusal`."""
+        """Raises :class:`RequestRefused`."""
         if peer.uid is not None:
             return  # no browser connects to a unix socket
         host = headers.get("host", "")
         name = _host_name(host)
         if name not in self._hosts:
-            raise Refusal(421, "WrongHost", "this server is not called that; sidecar.hosts lists its names")
+            raise RequestRefused(
+                421, "WrongHost", "this server is not called that; sidecar.hosts lists its names"
+            )
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            raise Refusal(403, "CrossOrigin", "requests from pages of other servers are refused")
+            raise RequestRefused(403, "CrossOrigin", "requests from pages of other servers are refused")
 
     def client(self, peer: Peer, headers: Mapping[str, str]) -> Client:
-        """Raises :class:`Refusal`."""
+        """Raises :class:`RequestRefused`."""
         shown = headers.get("authorization")
         if shown is not None:
             return self._of_token(shown)
@@ -96,29 +98,31 @@ class Doorkeeper:
             return OWN_USER
         if peer.certificate:
             return self._of_certificate(peer.certificate)
-        raise Refusal(401, "TokenNeeded", "send Authorization: Bearer <token>", headers=_CHALLENGE)
+        raise RequestRefused(401, "TokenNeeded", "send Authorization: Bearer <token>", headers=_CHALLENGE)
 
     def _of_token(self, shown: str) -> Client:
         scheme, _, token = shown.partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
-            raise Refusal(401, "TokenNeeded", "send Authorization: Bearer <token>", headers=_CHALLENGE)
+            raise RequestRefused(401, "TokenNeeded", "send Authorization: Bearer <token>", headers=_CHALLENGE)
         digest = hash_of(token.strip())
         for known in self._tokens:
             if known.sha256 and hmac.compare_digest(known.sha256, digest):
                 return _client(known)
-        raise Refusal(401, "TokenUnknown", "no client has that token", headers=_CHALLENGE)
+        raise RequestRefused(401, "TokenUnknown", "no client has that token", headers=_CHALLENGE)
 
     def _of_certificate(self, names: Iterable[str]) -> Client:
         shown = frozenset(names)
         for known in self._tokens:
             if known.certificate and known.certificate in shown:
                 return _client(known)
-        raise Refusal(401, "CertificateUnknown", "no client has that certificate", headers=_CHALLENGE)
+        raise RequestRefused(401, "CertificateUnknown", "no client has that certificate", headers=_CHALLENGE)
 
 
 def _client(known: TokenSettings) -> Client:
     if known.expires is not None and datetime.now(UTC) >= known.expires:
-        raise Refusal(401, "TokenExpired", f"the token of {known.name!r} has expired", headers=_CHALLENGE)
+        raise RequestRefused(
+            401, "TokenExpired", f"the token of {known.name!r} has expired", headers=_CHALLENGE
+        )
     return Client(known.name, frozenset(known.roles), frozenset(known.participants))
 
 

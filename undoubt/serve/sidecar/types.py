@@ -37,7 +37,7 @@ class StatementRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """null, true, numbers, strings, lists (arrays), or {"type": …, "value": …}."""
 
 
-class Begun(msgspec.Struct, frozen=True):
+class BegunTransaction(msgspec.Struct, frozen=True):
     id: TransactionId
     expires_at: str
     """RFC 3339, in UTC."""
@@ -103,7 +103,7 @@ class BranchInfo(msgspec.Struct, frozen=True):
 State = Literal["active", "committing", "committed", "aborted", "unknown", "heuristic"]
 
 
-class TransactionInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+class TransactionShown(msgspec.Struct, frozen=True, omit_defaults=True):
     """``unknown``: its outcome is not known yet. ``heuristic``: a participant did other than was decided."""
 
     id: TransactionId
@@ -117,7 +117,7 @@ class TransactionInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TransactionList(msgspec.Struct, frozen=True):
-    transactions: tuple[TransactionInfo, ...]
+    transactions: tuple[TransactionShown, ...]
 
 
 class ParticipantInfo(msgspec.Struct, frozen=True):
