@@ -12,10 +12,17 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord, Ledger, Verdict
+from undoubt.coordinator.ledger.contract import (
+    BranchRecord,
+    DecisionRecord,
+    Ledger,
+    RecordedDecision,
+    TransactionInfo,
+    Verdict,
+)
 from undoubt.coordinator.ledger.pages import every_unfinished
 from undoubt.coordinator.protocols.steps import Observer, reach
-from undoubt.participants.contract import Evidence, Participant, PreparedBranch
+from undoubt.participants.contract import Decision, Evidence, Participant, PreparedBranch
 from undoubt.participants.ids import Gid, TxId
 from undoubt.recovery.plan import BranchStanding, standing
 from undoubt.recovery.steps import RecoveryStep
@@ -108,7 +115,7 @@ async def standings(
         for gid, verdict in verdicts.items()
         if verdict is Verdict.COMMITTED or (gid in dropped and verdict is not Verdict.IMPOSTOR)
     ]
-    recorded = await _recorded(ledger, asked, records or {})
+    recorded, left_out = await _recorded(ledger, asked, records or {})
     stands = []
     for participant, branch in listed:
         gid = branch.gid
@@ -117,6 +124,8 @@ async def standings(
             stands.append(BranchStanding.LOST_LEDGER if lost else standing(gid, ledger.ledger_id, None))
         elif why_impostor(participant.names, branch, recorded.get(gid)) is not None:
             stands.append(BranchStanding.IMPOSTOR)
+        elif gid in left_out:
+            stands.append(BranchStanding.ABORTED)
         else:
             stands.append(standing(gid, ledger.ledger_id, verdicts[gid]))
     return stands
@@ -131,16 +140,27 @@ async def _outcomes(ledger: Ledger, gids: Sequence[Gid]) -> dict[Gid, Verdict]:
 
 async def _recorded(
     ledger: Ledger, gids: Iterable[Gid], records: Mapping[TxId, DecisionRecord]
-) -> dict[Gid, BranchRecord]:
+) -> tuple[dict[Gid, BranchRecord], set[Gid]]:
     """What was recorded about branches whose verdict is committed, or whose role was dropped: a name may be
-    prepared again after its branch has ended."""
+    prepared again after its branch has ended. And those of a committed transaction that are not among its
+    recorded branches: all that were prepared for the decision are, so that these were withdrawn from the
+    transaction before, and no COMMIT is about them."""
     found: dict[Gid, BranchRecord] = {}
+    left_out: set[Gid] = set()
     for gid in gids:
         known = records.get(gid.txid) or await ledger.transaction(gid.txid)
         for branch in known.branches if known is not None else ():
             if branch.number == gid.branch:
                 found[gid] = branch
-    return found
+        if gid not in found and known is not None and known.branches and _is_commit(known):
+            left_out.add(gid)
+    return found, left_out
+
+
+def _is_commit(known: DecisionRecord | TransactionInfo) -> bool:
+    if isinstance(known, DecisionRecord):
+        return known.decision is Decision.COMMIT
+    return known.record is RecordedDecision.COMMIT
 
 
 def why_impostor(names: Container[str], branch: PreparedBranch, recorded: BranchRecord | None) -> str | None:
