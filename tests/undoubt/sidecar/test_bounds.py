@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 
+import psycopg
 import pytest
 
 from tests.undoubt.sidecar.stage import Stage, token
@@ -210,22 +212,27 @@ def test_bad_keys(stage: Stage, key: str) -> None:
 
 
 def test_a_key_whose_request_is_being_worked_on(stage: Stage) -> None:
-    work = stage.tcp().begin()
-    body = {"participant": "orders", "sql": "select pg_sleep(1)"}
-    answers: list[int] = []
+    work = stage.tcp().begin(timeout_ms=120_000)
+    body = {"participant": "orders", "sql": "select pg_advisory_xact_lock(77)"}
     path = f"{work.path}/statements"
-    slow = threading.Thread(
-        target=lambda: answers.append(stage.tcp().post(path, body, Idempotency_Key="slow").status_code)
-    )
-    slow.start()
-    while slow.is_alive():
-        answer = stage.tcp().post(path, body, Idempotency_Key="slow")
-        if answer.status_code == 409:
-            assert answer.json()["name"] == "StillWorking"
-            break
-    slow.join()
-    assert answer.status_code == 409
-    assert stage.tcp().post(path, body, Idempotency_Key="slow").status_code == 200
+    answers: list[int] = []
+
+    def ask() -> None:
+        answers.append(stage.tcp().post(path, body, Idempotency_Key="held").status_code)
+
+    with psycopg.connect(stage.databases["orders"], autocommit=True) as holder:
+        holder.execute("select pg_advisory_lock(77)")
+        both = [threading.Thread(target=ask) for _ in range(2)]
+        for each in both:
+            each.start()
+        while not answers:  # one of them waits for the lock, and the other is told so
+            time.sleep(0.01)
+        assert answers == [409]
+    for each in both:
+        each.join()
+    assert answers == [409, 200]
+    ask()
+    assert answers == [409, 200, 200]
     assert work.rollback().status_code == 200
 
 

@@ -148,6 +148,9 @@ def test_a_branch_may_be_withdrawn(stage: Stage, account: int) -> None:
     answer = work.client.delete(f"{work.path}/branches/{other['n']}")
     assert answer.json()["was_prepared"] is True
     assert work.commit().status_code == 200
+    for late in (branch, other):  # a COMMIT is about the branches that are recorded with it
+        prepare(stage.databases["payments"], late, GIVE.format(account))
+    eventually_none_prepared(stage.databases["payments"])
     assert balances(stage, account) == (90, 100)
 
 

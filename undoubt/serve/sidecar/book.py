@@ -30,7 +30,9 @@ from undoubt.serve.sidecar.types import BranchInfo, ProtocolName, State, Transac
 
 log = logging.getLogger(__name__)
 
-SWEEP_S = 1.0
+SWEEP_S = 0.5
+ENDED_MAX = 20_000
+"""Transactions that have ended and are kept; of older ones the ledger tells the outcome."""
 LOOK_S = 0.02
 """Between two looks at a transaction for whose end somebody waits."""
 ROLLBACK_S = 5.0
@@ -70,7 +72,7 @@ class OpenTransaction:
     ending: asyncio.Task[Outcome] | None = None
     found: Outcome | None = None
     """What the ledger said later of a commit that had got no answer."""
-    ended_s: float | None = None
+    ended_s: float = 0.0
     """When its outcome was known, of the event loop's clock."""
 
     @property
@@ -157,7 +159,9 @@ class Book:
     def __init__(self, coordinator: Coordinator, settings: SidecarSettings) -> None:
         self.coordinator = coordinator
         self._settings = settings
-        self._entries: dict[str, OpenTransaction] = {}
+        self._live: dict[str, OpenTransaction] = {}
+        self._ended: dict[str, OpenTransaction] = {}
+        """In the order in which they have ended."""
         self._beginning = 0
         self._draining = False
         self._sweeping = Supervised("sidecar", self._keep_sweeping).start("undoubt-sidecar-sweep")
@@ -171,13 +175,13 @@ class Book:
     @property
     def open(self) -> int:
         """Transactions that have not ended."""
-        return self._beginning + sum(not entry.final for entry in self._entries.values())
+        return self._beginning + len(self._live)
 
     def __iter__(self) -> Iterator[OpenTransaction]:
-        return iter(list(self._entries.values()))
+        return iter([*self._live.values(), *self._ended.values()])
 
     def find(self, id_: str) -> OpenTransaction | None:
-        return self._entries.get(id_)
+        return self._live.get(id_) or self._ended.get(id_)
 
     async def begin(
         self, owner: str, timeout_s: float | None, protocol: str | None, trace: str
@@ -196,7 +200,7 @@ class Book:
         finally:
             self._beginning -= 1
         entry = OpenTransaction(transaction, owner, datetime.now(UTC) + timedelta(seconds=chosen), trace)
-        self._entries[entry.id] = entry
+        self._live[entry.id] = entry
         return entry
 
     async def announce(self, entry: OpenTransaction, participant: PostgresParticipant) -> AnnouncedBranch:
@@ -244,6 +248,7 @@ class Book:
 
     def _committed(self, entry: OpenTransaction) -> None:
         """Whoever was told that nobody knows may ask again."""
+        self._retire(entry)
         if isinstance(entry.outcome, OutcomeUnknown):
             task = asyncio.create_task(self._follow(entry))
             self._following.add(task)
@@ -280,6 +285,7 @@ class Book:
         await asyncio.wait([undoing], timeout=ROLLBACK_S)
         if undoing.done():
             undoing.result()
+        self._retire(entry)
 
     async def wait_for_end(self, entry: OpenTransaction, seconds: float) -> None:
         """Until its outcome is known, but no longer."""
@@ -305,12 +311,20 @@ class Book:
     async def _keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(min(SWEEP_S, max(self._settings.kept_s, LOOK_S)))
-            now_s = asyncio.get_running_loop().time()
-            for id_, entry in list(self._entries.items()):
-                if entry.ended_s is None:
-                    entry.ended_s = now_s if entry.final else None
-                elif entry.ended_s + self._settings.kept_s <= now_s:
-                    del self._entries[id_]
+            for entry in list(self._live.values()):
+                self._retire(entry)
+            too_old_s = asyncio.get_running_loop().time() - self._settings.kept_s
+            while self._ended:
+                oldest = next(iter(self._ended.values()))
+                if oldest.ended_s > too_old_s and len(self._ended) <= ENDED_MAX:
+                    break
+                del self._ended[oldest.id]
+
+    def _retire(self, entry: OpenTransaction) -> None:
+        """If its outcome is known."""
+        if entry.final and self._live.pop(entry.id, None) is not None:
+            entry.ended_s = asyncio.get_running_loop().time()
+            self._ended[entry.id] = entry
 
 
 async def _outcome(transaction: Transaction, *, begin: bool) -> Outcome:

@@ -145,8 +145,7 @@ async def announce(sidecar: Sidecar, request: JudgedRequest) -> Answer:
 
 
 async def withdraw(sidecar: Sidecar, request: JudgedRequest) -> Answer:
-    """Only once nobody is in it: what is prepared under its name afterwards would end as the transaction
-    does."""
+    """Only once nobody is in it: whoever still works in it would not learn that it is in vain."""
     request.client.needs("transact")
     entry = sidecar.own(request)
     entry.check_active()

@@ -82,7 +82,7 @@ class SidecarSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """The longest timeout that a caller may choose for a transaction."""
     wait_max_s: float = 60.0
     """The longest that a request may wait for an outcome (``Prefer: wait``)."""
-    kept_s: float = 600.0
+    kept_s: float = 300.0
     """For how long what became of a transaction, and the answers to keyed requests, are kept in memory."""
     transactions_max: int = 1000
     """Transactions that are open at once."""
@@ -90,9 +90,9 @@ class SidecarSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Branches of one transaction."""
     requests_max: int = 256
     """Requests that are worked on at once."""
-    keys_max: int = 20_000
+    keys_max: int = 100_000
     """Answers to keyed requests that are kept."""
-    keys_bytes_max: int = 64 * 1024 * 1024
+    keys_bytes_max: int = 128 * 1024 * 1024
     """Bytes of all of them together."""
     body_bytes_max: int = 1024 * 1024
     """Of a request."""
