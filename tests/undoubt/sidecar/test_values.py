@@ -181,7 +181,7 @@ def test_one_statement_at_a_time(work: Any) -> None:
 def test_what_is_no_parameter(work: Any, wrong: Any) -> None:
     """Refused before anything is sent: the transaction goes on."""
     answer = work.sql("select $1::text", wrong)
-    assert (answer.status_code, answer.json()["name"]) == (422, "OutOfBounds")
+    assert (answer.status_code, answer.json()["name"]) == (422, "UsageError")
     assert work.run("select 1")["rows"] == [[1]]
 
 

@@ -102,9 +102,9 @@ def peer_of(transport: asyncio.Transport) -> Peer:
 
 
 def names_in(certificate: Mapping[str, Any]) -> tuple[str, ...]:
-    """Common names and DNS names of ``ssl.SSLSocket.getpeercert()``."""
+    """Common names, DNS names and URIs of ``ssl.SSLSocket.getpeercert()``."""
     common = [
         value for group in certificate.get("subject", ()) for key, value in group if key == "commonName"
     ]
-    dns = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
-    return (*common, *dns)
+    other = [value for kind, value in certificate.get("subjectAltName", ()) if kind in {"DNS", "URI"}]
+    return (*common, *other)

@@ -83,6 +83,8 @@ class Sidecar:
     """The OpenAPI document."""
     own_sql: frozenset[str] = field(default_factory=frozenset)
     """Participants in which it runs statements."""
+    waiting: int = 0
+    """Requests that wait for an end: they leave room for those that bring one about."""
 
     @property
     def ledger(self) -> Any:
@@ -255,8 +257,12 @@ async def show(sidecar: Sidecar, request: JudgedRequest) -> Answer:
         return answer(await _recorded(sidecar, request))
     if not request.client.sees(entry.owner):
         raise _no_such(request.path["id"])
-    if request.wait_s:
-        await sidecar.book.wait_for_end(entry, request.wait_s)
+    if request.wait_s and sidecar.waiting < sidecar.settings.requests_max // 2:
+        sidecar.waiting += 1
+        try:
+            await sidecar.book.wait_for_end(entry, request.wait_s)
+        finally:
+            sidecar.waiting -= 1
     shown = answer(entry.info())
     if request.wait_s:
         shown.headers["preference-applied"] = f"wait={request.wait_s:g}"

@@ -12,6 +12,7 @@ from http import HTTPStatus
 
 import msgspec
 
+from undoubt import errors
 from undoubt.coordinator.errors import (
     CoordinatorClosed,
     HeuristicOutcome,
@@ -103,9 +104,13 @@ def refusal_of(error: BaseException) -> RequestRefused:
         log.error("a request failed unexpectedly", exc_info=error)
         return RequestRefused(500, "InternalError", "unexpected: the sidecar's log has the error")
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
-    return RequestRefused(
-        status, type(error).__name__, redact(str(error)), headers=headers, **members_of(error)
-    )
+    return RequestRefused(status, name_of(error), redact(str(error)), headers=headers, **members_of(error))
+
+
+def name_of(error: BaseException) -> str:
+    """Its class, or the nearest above it that applications know."""
+    known = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in errors.__all__)
+    return next(known, type(error).__name__)
 
 
 def members_of(error: BaseException) -> dict[str, object]:
@@ -138,7 +143,7 @@ def members_of(error: BaseException) -> dict[str, object]:
 def reason_of(cause: BaseException | str) -> str:
     """Why a transaction is aborted, with the name of the error first."""
     if isinstance(cause, BaseException):
-        return redact(f"{type(cause).__name__}: {cause}")
+        return redact(f"{name_of(cause)}: {cause}")
     return redact(cause)
 
 

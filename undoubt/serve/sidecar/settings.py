@@ -30,7 +30,7 @@ class TokenSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """SHA-256 of its bearer token, as 64 hexadecimal digits: the token itself is in no file of the
     sidecar's."""
     certificate: str = ""
-    """The common name, or a DNS name, of its TLS certificate."""
+    """The common name, a DNS name or a URI in its TLS certificate."""
     roles: tuple[str, ...] = ("transact",)
     participants: tuple[str, ...] = ()
     """Those in which it may have branches; ``*``: all."""
