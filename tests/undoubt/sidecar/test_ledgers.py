@@ -92,6 +92,55 @@ def test_commit_abort_and_kill(on_ledger: Stage) -> None:
     assert balances(stage, 3) == [100, 100]
 
 
+async def test_while_the_ledger_is_silent_the_outcome_is_unknown(
+    tmp_path: Path, databases: dict[str, str]
+) -> None:
+    """COMMIT may have been recorded: who is told that it is aborted would do its work again."""
+    for dsn in databases.values():
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(TABLES)
+    async with processes(tmp_path) as nodes:
+        with staged(tmp_path, databases, nodes.settings.url) as stage:
+            work = stage.tcp().begin(timeout_ms=4000)
+            work.run(TAKE.format(1))
+            prepare(databases["payments"], work.announce("payments"), GIVE.format(1))
+            for number in nodes.numbers:
+                nodes.signal(number, signal.SIGSTOP)
+            answer = work.commit()
+            assert (answer.status_code, answer.json()["outcome"]) == (202, "unknown")
+            assert answer.headers["location"] == work.path
+            assert work.show()["state"] == "unknown"
+            assert work.rollback().status_code == 409
+            listed = stage.tcp().get("/v1/transactions?state=in_doubt").json()["transactions"]
+            assert [each["id"] for each in listed] == [work.id]
+            assert stage.tcp(None).get("/readyz").status_code == 503
+            for number in nodes.numbers:
+                nodes.signal(number, signal.SIGCONT)
+            while (told := work.show(wait_s=5))["state"] == "unknown":
+                pass
+            money = [100, 100] if told["state"] == "aborted" else [90, 110]
+            assert told["state"] in {"committed", "aborted"}
+            assert work.commit().json()["outcome"] == told["state"]
+            while balances(stage, 1) != money:
+                time.sleep(0.05)
+            for dsn in databases.values():
+                with psycopg.connect(dsn, autocommit=True) as connection:
+                    left = connection.execute("select gid from pg_prepared_xacts").fetchall()
+                assert left == [] or told["state"] == "aborted"
+            for dsn in databases.values():
+                end_by_hand(dsn, told["state"])
+
+
+def end_by_hand(dsn: str, state: str) -> None:
+    """No recovery runs there: these nodes have no participants."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for [gid] in connection.execute(
+            "select gid from pg_prepared_xacts where database = current_database()"
+        ).fetchall():
+            assert state == "aborted"
+            connection.execute(f"rollback prepared '{gid}'".encode())
+
+
 def test_the_end_is_orderly(shops: dict[str, str], tmp_path: Path) -> None:
     """SIGTERM: what is open may be committed for a while, nothing begins, and what stays open is undone."""
     with staged(tmp_path, shops, drain_s=5.0) as stage:

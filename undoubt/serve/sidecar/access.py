@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 log = logging.getLogger("undoubt.sidecar.access")
@@ -63,10 +64,16 @@ def trace_of(header: str | None) -> str:
     return "" if match is None else match[1]
 
 
+@cache
+def traces() -> bool:
+    """Whether OpenTelemetry is installed."""
+    return importlib.util.find_spec("opentelemetry") is not None
+
+
 @contextlib.contextmanager
 def span(operation: str, headers: dict[str, str]) -> Iterator[None]:
     """Of OpenTelemetry, within the caller's trace; nothing where that is not installed."""
-    if importlib.util.find_spec("opentelemetry") is None:
+    if not traces():
         yield
         return
     trace: Any = importlib.import_module("opentelemetry.trace")
