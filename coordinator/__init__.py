@@ -29,6 +29,7 @@ The modules and rooms, in the order in which a transaction passes them:
 :mod:`.supervision`    starts a background loop again after it has failed.
 :mod:`.transaction`    numbers the transactions of one ledger session; opens the branches of one transaction,
                        commits it or rolls it back, and enforces its timeout.
+:mod:`.host`           declares what a transaction needs of its coordinator, and of what opens a branch.
 :mod:`.cancel_scope`   cancels the body of an ``async with`` block whose transaction can no longer commit.
 :mod:`.uncancellable`  runs a commit in a task that ignores cancellation.
 :mod:`.protocols`      implements the commit protocols over the contracts of ledger and participants; open

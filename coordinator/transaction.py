@@ -19,10 +19,11 @@ import enum
 import sys
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from undoubt.coordinator.cancel_scope import CancelScope
 from undoubt.coordinator.errors import OutcomeUnknown, TransactionAborted, TransactionEnded
+from undoubt.coordinator.host import Host, Opener
 from undoubt.coordinator.ledger.contract import Session
 from undoubt.coordinator.protocols.causes import may_come_of_a_cancellation
 from undoubt.coordinator.protocols.context import (
@@ -33,9 +34,9 @@ from undoubt.coordinator.protocols.context import (
 )
 from undoubt.coordinator.uncancellable import Uncancellable, all_done, all_of, uncancellable
 from undoubt.participants.bounds import having, text
-from undoubt.participants.contract import Branch, Decision, Participant, Settled
+from undoubt.participants.contract import Branch, Decision, Settled
 from undoubt.participants.errors import UsageError
-from undoubt.participants.ids import BRANCH_NUMBER_MAX, NO_KEY, Gid, SessionKey, TxId
+from undoubt.participants.ids import BRANCH_NUMBER_MAX, Gid, SessionKey, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
 from undoubt.participants.invariant import invariant
 
@@ -106,41 +107,6 @@ class Lease:
         self._when_idle = when_idle
         if self.idle:
             when_idle.set()
-
-
-class Opener(Protocol):
-    """What opens a branch of participant ``name``: a :class:`~undoubt.participants.contract.Participant`, or
-    less."""
-
-    @property
-    def name(self) -> str: ...
-    async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch: ...
-
-
-class Host(Protocol):
-    """What a transaction needs of its coordinator."""
-
-    ledger_id: str
-
-    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, Lease]: ...
-    def check_here(self) -> None: ...
-    def participant(self, name: str) -> Participant: ...
-    def begun(self, transaction: Transaction) -> None: ...
-    def rolled_back(self, transaction: Transaction) -> None: ...
-    def start_commit(self, transaction: Transaction, context: CommitContext) -> Uncancellable[None]: ...
-    def new_context(
-        self,
-        txid: TxId,
-        branches: tuple[Branch, ...],
-        deadline: float,
-        protocol: GidProtocol,
-        key: SessionKey,
-        *,
-        prepares_all: bool,
-    ) -> CommitContext: ...
-    async def roll_back(self, context: CommitContext, cause: BaseException) -> None: ...
-    def in_background(self, task: Uncancellable[None]) -> None: ...
-    async def why_doomed(self, txid: TxId) -> BaseException | None: ...
 
 
 class Transaction:

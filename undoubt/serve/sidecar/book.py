@@ -15,8 +15,9 @@ from datetime import UTC, datetime, timedelta
 
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerError, OutcomeUnknown, TransactionAborted
+from undoubt.coordinator.host import Opener
 from undoubt.coordinator.supervision import Supervised
-from undoubt.coordinator.transaction import CommitResult, Opener, Transaction
+from undoubt.coordinator.transaction import CommitResult, Transaction
 from undoubt.participants.backoff import pauses
 from undoubt.participants.contract import Branch
 from undoubt.participants.errors import UndoubtError

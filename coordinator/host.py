@@ -1,0 +1,49 @@
+"""What a transaction needs of others: its coordinator, and what opens a branch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from undoubt.participants.contract import Branch, Participant
+from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
+from undoubt.participants.ids import Protocol as GidProtocol
+
+if TYPE_CHECKING:
+    from undoubt.coordinator.protocols.context import CommitContext
+    from undoubt.coordinator.transaction import Lease, Transaction
+    from undoubt.coordinator.uncancellable import Uncancellable
+
+
+class Opener(Protocol):
+    """What opens a branch of participant ``name``: a :class:`~undoubt.participants.contract.Participant`, or
+    less."""
+
+    @property
+    def name(self) -> str: ...
+    async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch: ...
+
+
+class Host(Protocol):
+    """What a transaction needs of its coordinator."""
+
+    ledger_id: str
+
+    async def new_txid(self, protocol: GidProtocol, timeout_s: float) -> tuple[TxId, Lease]: ...
+    def check_here(self) -> None: ...
+    def participant(self, name: str) -> Participant: ...
+    def begun(self, transaction: Transaction) -> None: ...
+    def rolled_back(self, transaction: Transaction) -> None: ...
+    def start_commit(self, transaction: Transaction, context: CommitContext) -> Uncancellable[None]: ...
+    def new_context(
+        self,
+        txid: TxId,
+        branches: tuple[Branch, ...],
+        deadline: float,
+        protocol: GidProtocol,
+        key: SessionKey,
+        *,
+        prepares_all: bool,
+    ) -> CommitContext: ...
+    async def roll_back(self, context: CommitContext, cause: BaseException) -> None: ...
+    def in_background(self, task: Uncancellable[None]) -> None: ...
+    async def why_doomed(self, txid: TxId) -> BaseException | None: ...
