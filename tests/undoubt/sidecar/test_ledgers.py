@@ -66,6 +66,13 @@ def test_commit_abort_and_kill(on_ledger: Stage) -> None:
     assert done.commit().json()["outcome"] == "committed"
     assert balances(stage, 1) == [90, 110]
 
+    if stage.ledger.startswith("raft://"):
+        voted = stage.tcp().begin(protocol="paxos")
+        voted.run(TAKE.format(4))
+        prepare(payments, voted.announce("payments"), GIVE.format(4))
+        assert voted.commit().json()["outcome"] == "committed"
+        assert balances(stage, 4) == [90, 110]
+
     missing = stage.tcp().begin()
     missing.run(TAKE.format(2))
     branch = missing.announce("payments")
