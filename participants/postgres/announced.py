@@ -36,20 +36,16 @@ from undoubt.participants.foreign_ground import ALONE_WRITING
 from undoubt.participants.ids import Gid, SessionKey
 from undoubt.participants.invariant import InvariantViolation
 from undoubt.participants.postgres.admin_pool import Management, refuse_standby
-from undoubt.participants.postgres.history import columns, evidence_at, place_in
+from undoubt.participants.postgres.branch import commit_guard, confirmation
+from undoubt.participants.postgres.history import columns, place_in
 from undoubt.participants.postgres.in_doubt import widen
 from undoubt.participants.postgres.roles import owned
 from undoubt.participants.postgres.session import NoAnswer, NotSent, Row, ServerError, ServerParameters
-from undoubt.participants.postgres.session_setup import (
-    branch_name,
-    commit_guard,
-    confirmation,
-    local_statements,
-    timeouts_ms,
-)
+from undoubt.participants.postgres.session_setup import branch_name, local_statements, marker, timeouts_ms
 from undoubt.participants.postgres.settle import Settler
-from undoubt.participants.postgres.sql import literal, query
+from undoubt.participants.postgres.sql import query
 from undoubt.participants.postgres.sqlstate import participant_error
+from undoubt.participants.sql import literal
 
 
 class BranchScripts(NamedTuple):
@@ -68,7 +64,7 @@ def scripts_of(gid: Gid, key: SessionKey, timeout_s: float, intro: ServerParamet
     begin = ["begin", *local_statements(gid, name, intro, timeouts_ms(timeout_s, intro))]
     prepare = [
         query("guard_deferred"),
-        " ".join(commit_guard(gid).split()),
+        " ".join(commit_guard(marker(gid)).split()),
         f"prepare transaction {literal(str(gid))}",
     ]
     return BranchScripts(tuple(begin), tuple(prepare))
@@ -130,7 +126,8 @@ class AnnouncedBranch:
         intro = await self._management.who()
         xid = widen(int(row["xid"]), int(row["next_xid"]))
         position = None if row["position"] is None else int(row["position"])
-        self._evidence = evidence_at(place_in(row, intro), xid, position)
+        place = place_in(row, intro)
+        self._evidence = Evidence(xid) if place is None else Evidence(xid, *place, position)
         return PrepareResult(Vote.PREPARED, self._evidence)
 
     def _judge(self, row: Row) -> BranchFailed | None:
@@ -184,7 +181,7 @@ class AnnouncedBranch:
         except (ServerError, NoAnswer, NotSent) as error:
             raise participant_error(self._management.participant, error) from error
         refuse_standby(self._management.participant, row)
-        if (warning := answer.unconfirmed()) is not None:
+        if (warning := answer.unconfirmed) is not None:
             raise ParticipantUnavailable(
                 self._management.participant,
                 f"branch {self._label} is prepared, but no synchronous standby confirmed it:"

@@ -128,9 +128,7 @@ def local_script(
     return "; ".join([*([begin] if begin else []), *local_statements(gid, name, intro, timeouts)])
 
 
-def local_statements(
-    gid: Gid, name: str, intro: ServerParameters, timeouts: tuple[int, int]
-) -> list[str]:
+def local_statements(gid: Gid, name: str, intro: ServerParameters, timeouts: tuple[int, int]) -> list[str]:
     """What sets up a branch in a transaction that has begun, and is gone with it."""
     return [*_marks(gid, name), *_settings(intro, timeouts, "set local")]
 

@@ -17,7 +17,7 @@ from undoubt.coordinator.transaction import CommitResult
 from undoubt.participants.contract import Settled
 from undoubt.participants.ids import InvalidName, TxId
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.psycopg_connection import AsyncBranchConnection
+from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection
 from undoubt.serve.sidecar import health, statements
 from undoubt.serve.sidecar.book import Book, OpenTransaction, instant
 from undoubt.serve.sidecar.health import METRICS_TYPE, SidecarHealth

@@ -16,7 +16,7 @@ from psycopg.pq import ExecStatus, Format
 
 from undoubt.participants.bounds import text
 from undoubt.participants.errors import ParticipantUnavailable, UsageError
-from undoubt.participants.postgres.psycopg_connection import AsyncBranchConnection, failure_told
+from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection, failure_told
 from undoubt.serve.sidecar.problems import RequestRefused
 from undoubt.serve.sidecar.settings import SidecarSettings
 from undoubt.serve.sidecar.sql_values import Parameter, type_name, value
