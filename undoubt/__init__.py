@@ -12,29 +12,30 @@
             await payments.execute("update accounts ...")
         # here it is committed in both, or TransactionAborted was raised and it is in neither
 
-``connect`` gives a :class:`Coordinator`; ``coordinator.transaction()`` a :class:`Transaction`;
-``tx.branch(name)`` a connection to one database inside it. The rooms :mod:`undoubt.coordinator`,
-:mod:`undoubt.participants` and :mod:`undoubt.recovery` are public too, for programs that assemble their own.
+``connect`` returns a :class:`Coordinator`; ``coordinator.transaction()`` returns a :class:`Transaction`;
+``tx.branch(name)`` returns a connection to one database inside that transaction. The rooms
+:mod:`undoubt.coordinator`, :mod:`undoubt.participants` and :mod:`undoubt.recovery` are public too, for
+programs that assemble a coordinator themselves.
 
-The modules and rooms, in the order in which an application meets them:
+The modules and rooms, in the order in which an application uses them:
 
 ====================  ========================================================================================
 :mod:`.config`        reads the settings from ``undoubt.toml``, the environment and flags.
 :mod:`.connect`       ``connect``: opens ledger, participants and coordinator, and starts recovery.
 :mod:`.wiring`        makes the ledger and the participants that the settings name.
 :mod:`.coordinator`   drives each transaction to its end.
-:mod:`.participants`  implements what a transaction asks of a database.
-:mod:`.recovery`      finishes what a coordinator has left prepared.
+:mod:`.participants`  implements the calls that a transaction makes to a database.
+:mod:`.recovery`      finishes the branches that a coordinator has left prepared.
 :mod:`.sync`          offers the same API without ``await``, for threads.
 :mod:`.integrations`  offers the same commit inside other libraries: SQLAlchemy.
 :mod:`.errors`        lists every error, as one tree.
 :mod:`.logs`          formats log records as JSON, with the transaction as a field.
 :mod:`.metrics`       exports metrics to Prometheus.
 :mod:`.cli`           implements the command ``undoubt``.
-:mod:`.doctor`        checks settings, ledger and databases, and says what to do.
-:mod:`.serve`         runs a node of the ledger's cluster, and makes what it starts with.
+:mod:`.doctor`        checks settings, ledger and databases, and proposes repairs.
+:mod:`.serve`         runs a node of the ledger's cluster, and makes its disk and certificates.
 :mod:`.demo`          runs real databases and real crashes, and checks the money afterwards.
-:mod:`.bench`         measures what a commit costs beside what people write by hand.
+:mod:`.bench`         measures the cost of a commit beside that of hand-written two-phase commit.
 :mod:`.embedded`      starts PostgreSQL servers for the demo, the tests and experiments.
 ====================  ========================================================================================
 """

@@ -1,4 +1,4 @@
-"""``python -m undoubt``: the command, where its script is not on the path."""
+"""``python -m undoubt``: the command ``undoubt``, if its script is not on the path."""
 
 from undoubt.cli import main
 

@@ -1,7 +1,7 @@
-"""Settings from ``undoubt.toml``, the environment and flags; each wins over the one before it.
+"""Settings from ``undoubt.toml``, the environment and flags. A later source overrides an earlier one.
 
-The file is the one named by ``--config``, else by ``UNDOUBT_CONFIG``, else ``undoubt.toml`` in the current
-directory; without any, the defaults hold::
+The file is the one that ``--config`` names, else the one that ``UNDOUBT_CONFIG`` names, else
+``undoubt.toml`` in the current directory; if there is no file, the defaults apply::
 
     [ledger]
     url = "sqlite:///undoubt.db"
@@ -12,15 +12,15 @@ directory; without any, the defaults hold::
 **Environment.** ``UNDOUBT_`` and the key's path in capitals, its levels joined by *two* underscores:
 ``UNDOUBT_LEDGER__URL`` is ``ledger.url``, ``UNDOUBT_PARTICIPANTS__ORDERS__DSN`` is
 ``participants.orders.dsn``. A participant's name is lower-cased, unless the file has it in another case.
-Not keys, and left alone: ``UNDOUBT_CONFIG``, ``UNDOUBT_POSTGRES_BIN``, ``UNDOUBT_TEST_*``, and the
-``UNDOUBT_…_SERVICE_HOST`` and ``UNDOUBT_…_PORT…`` that Kubernetes puts into every container beside a
+These variables are no keys and are ignored: ``UNDOUBT_CONFIG``, ``UNDOUBT_POSTGRES_BIN``, ``UNDOUBT_TEST_*``,
+and the ``UNDOUBT_…_SERVICE_HOST`` and ``UNDOUBT_…_PORT…`` that Kubernetes puts into every container beside a
 service of that name (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 
 **Relative paths** (``sqlite:///undoubt.db``, ``node.data``, ``tls_ca``, ``password_file``) in a file, and the
 defaults of a configuration that has a file, are relative to the file's folder; from the environment, from
-flags and from code, to the current directory. Either way they become absolute at once.
+flags and from code, to the current directory. ``load`` makes all of them absolute.
 
-Unknown keys and wrong types are :class:`ConfigurationError`, which names the key by its whole path.
+Unknown keys and wrong types raise :class:`ConfigurationError`, which names the key by its whole path.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ KeyPath = tuple[str, ...]
 
 class ConfigurationError(UsageError):
     """A setting is missing, unknown or of the wrong type, or the file cannot be read. ``key`` is the
-    setting's whole path (``participants.orders.dsn``) where one is at fault."""
+    setting's whole path (``participants.orders.dsn``), None if the error is not about one setting."""
 
     def __init__(self, message: str, *, key: str | None = None) -> None:
         super().__init__(message)
@@ -85,7 +85,7 @@ class ConfigurationError(UsageError):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be set. ``file`` is where it came from, None without a file."""
+    """All settings. ``file`` is the path of the file that they were read from, None without a file."""
 
     ledger: LedgerSettings = LedgerSettings()
     coordinator: CoordinatorSettings = CoordinatorSettings()
@@ -98,8 +98,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """One value and who gave it. ``origin`` is for messages; ``text``: it came as a string, whatever its
-    type; ``folder`` is what relative paths are relative to."""
+    """One value with its source. ``origin`` names the source in messages. ``text``: the value was given as a
+    string, whatever the type of its key. ``folder`` is the folder that relative paths are relative to."""
 
     value: Any
     origin: str
@@ -113,9 +113,10 @@ def load(
     env: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Settings for this process. ``source`` is a file's path; None looks for one as the module says. A
-    mapping, nested like the file, is explicit and all there is: neither a file nor the environment is
-    looked at. ``env`` is ``os.environ`` unless given; ``overrides`` is nested likewise and wins over all.
+    """The settings for this process. ``source`` is a file's path; if it is None, the file is found as the
+    module's docstring describes. If ``source`` is a mapping, nested like the file, neither a file nor the
+    environment is read. ``env`` is ``os.environ`` by default. ``overrides`` is nested like the file and
+    overrides all other sources.
 
     Raises :class:`ConfigurationError`.
     """
@@ -176,8 +177,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _flatten(data: Mapping[str, Any], *, origin: str, folder: Path) -> dict[KeyPath, _Given]:
-    """Every key by its path, two levels deep in sections, three in participants; and each participant's own
-    path, so that one whose table is empty is known."""
+    """Each value of ``data`` by the path of its key: two levels in sections, three in participants. Each
+    participant's own path is included, so that a participant with an empty table is not lost."""
     found: dict[KeyPath, _Given] = {}
     for section, content in _named(data, "the configuration", origin).items():
         if section not in _SECTIONS and section != _PARTICIPANTS:
@@ -197,10 +198,11 @@ def _flatten(data: Mapping[str, Any], *, origin: str, folder: Path) -> dict[KeyP
 
 
 def _named(table: Mapping[str, Any], where: str, origin: str) -> Mapping[str, Any]:
-    """``table``, whose keys are text: one that is given in code may have others."""
+    """``table``, if all its keys are strings: a mapping that is given in code may have keys of other
+    types."""
     for key in table:
         if not isinstance(key, str):
-            raise ConfigurationError(f"{where} has a key that is no text: {key!r:.80} ({origin})")
+            raise ConfigurationError(f"{where} has a key that is not a string: {key!r:.80} ({origin})")
     return table
 
 
@@ -266,7 +268,8 @@ def _build(given: Mapping[KeyPath, _Given], file: Path | None) -> Settings:
 
 
 def _check_former_names(participants: Mapping[str, ParticipantSettings]) -> None:
-    """A branch belongs to the one participant that it names, by the name of now or one of before."""
+    """Refuse a name that belongs to two participants: a branch names its participant by its present name or a
+    former one, and must lead to one participant."""
     by_name = {name: name for name in participants}
     for name, settings in participants.items():
         for former in settings.was:
@@ -298,12 +301,13 @@ def _struct(path: KeyPath, table: dict[str, Any], kind: type[msgspec.Struct], or
     except OutOfBounds as error:
         key = _dotted((*path, error.name))
         raise ConfigurationError(f"{key} {error.why} ({origin})", key=key) from None
-    except ValueError as error:  # from __post_init__, which names the key's last part itself
+    except ValueError as error:  # from __post_init__, whose message has the last part of the key
         raise ConfigurationError(f"{_dotted(path)}: {error} ({origin})", key=_dotted(path)) from None
 
 
 def _leaf(path: KeyPath, given: _Given) -> Any:
-    """The value in its own type. The message of a failure shows the value only where it is no text."""
+    """The value of ``given`` in the type of its key. The error message shows the value only if it is from the
+    environment, where a key of type string, which may hold a password, cannot fail."""
     kind = _fields(path)[path[-1]]
     found = given.value
     if given.text and kind == tuple[str, ...]:
@@ -321,7 +325,7 @@ def _leaf(path: KeyPath, given: _Given) -> Any:
     if path in _PATHS or (path[-1] == "password_file" and value is not None):
         try:
             return str(given.folder / Path(value).expanduser()) if value else value
-        except RuntimeError:  # no such user, or this one has no home
+        except RuntimeError:  # there is no such user, or the user has no home directory
             raise ConfigurationError(
                 f"{_dotted(path)}: there is no home directory for {value!r} ({given.origin})",
                 key=_dotted(path),

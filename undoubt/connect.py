@@ -1,4 +1,4 @@
-"""``undoubt.connect``: everything that an application needs, put together."""
+"""``undoubt.connect``: opens ledger, participants, recovery and coordinator for an application."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def _judge(
     on_connect: object,
     create: object,
 ) -> None:
-    """What ``connect`` was given, before anything is opened. Raises ``UsageError``, which names it."""
+    """Check the arguments of ``connect``, before anything is opened. Raises ``UsageError``, which names the
+    argument."""
     if observe is not None:
         having("observe", observe, "a function of a step and its subject")
     flag("recover", recover)
@@ -42,7 +43,7 @@ def _judge(
     for name, hook in hooks:
         text("a name in on_connect", name)
         if hook is not None:
-            having("on_connect", hook, "a function of a connection, or a mapping from names to such")
+            having("on_connect", hook, "a function of a connection, or a mapping from names to functions")
     flag("create", create)
 
 
@@ -59,23 +60,23 @@ async def connect(
 ) -> AsyncIterator[Coordinator]:
     """A running coordinator, for ``async with``.
 
-    ``source`` is the path of an ``undoubt.toml``, the same as a mapping, or ready settings; None takes the
-    file that ``UNDOUBT_CONFIG`` names, or ``./undoubt.toml``, or the environment alone. Opens the ledger and,
-    unless ``recover`` is False, resolves in-doubt branches in the background for as long as this process owns
-    the ledger. Databases are connected to when they are first used. ``observe`` is told every step of
-    protocols and of recovery, ``metrics`` (an :class:`undoubt.metrics.Metrics`) what a Prometheus server
-    wants to know. ``handles`` is for :mod:`undoubt.sync`, whose branches are synchronous connections.
-    ``on_connect`` is called with each new connection of branches before it is used
+    ``source`` is the path of an ``undoubt.toml``, a mapping with the same content, or ready settings; None
+    takes the file that ``UNDOUBT_CONFIG`` names, or ``./undoubt.toml``, or the environment alone. ``connect``
+    opens the ledger and, unless ``recover`` is False, resolves in-doubt branches in the background for as
+    long as this process owns the ledger. A database is connected to when it is first used. ``observe`` is
+    called with each step of protocols and of recovery; ``metrics`` (an :class:`undoubt.metrics.Metrics`)
+    counts and times for Prometheus. ``handles`` is for :mod:`undoubt.sync`, whose branches are synchronous
+    connections. ``on_connect`` is called with each new connection of branches before it is used
     (:mod:`undoubt.participants.postgres.on_connect`): one function for all participants, or a mapping from
-    their names; it goes before their ``init``.
+    their names; it runs before the participant's ``init``.
 
-    A ``sqlite:///`` ledger that is not there is made if nothing shows that it was there before, and every
-    participant answers and has no branch prepared under the name of a ledger that would be this one;
+    A missing ``sqlite:///`` ledger is made if nothing shows that it existed before, and every participant
+    answers and has no branch that is prepared under the name of a ledger of this installation;
     ``create=True`` makes it without asking the participants. Otherwise ``LedgerMissing`` says what to do.
 
-    On exit, transactions that have not begun to commit are aborted, commits that are under way are finished.
-    Raises ``ConfigurationError`` or ``LedgerError``, and ``WrongLoop`` if it is left in another event loop
-    than it was entered in.
+    On exit, transactions that have not begun to commit are aborted, and commits that are under way are
+    finished. Raises ``ConfigurationError`` or ``LedgerError``, and ``WrongLoop`` if the block is left in
+    another event loop than it was entered in.
     """
     _judge(
         observe=observe,
@@ -112,6 +113,6 @@ async def connect(
             try:
                 coordinator.check_here()
             except WrongLoop:
-                # What is open belongs to the other loop: nothing of it can be closed here.
+                # The open connections belong to the other loop: they cannot be closed in this one.
                 stack.pop_all()
                 raise

@@ -3,50 +3,50 @@
 ::
 
     UndoubtError
-    ├── UsageError                   the caller's mistake: nothing happened, the call was refused
-    │   ├── ConfigurationError         a setting is missing, unknown or of the wrong type; the key is named
-    │   ├── CoordinatorClosed          nothing begins any more; what was under way may have had an effect
-    │   ├── InvalidName                no transaction's id, participant's name or ledger's id
-    │   ├── NotOurs                    a prepared transaction that is not this ledger's to finish
-    │   ├── ParticipantInUse           it cannot be removed: branches of it are unresolved
-    │   ├── TransactionEnded           a branch or a commit after the transaction's end
+    ├── UsageError                   the caller made a mistake: the call was refused and had no effect
+    │   ├── ConfigurationError         a setting is missing, unknown or of the wrong type; its key is named
+    │   ├── CoordinatorClosed          the coordinator is closed; a call that was running may have an effect
+    │   ├── InvalidName                the text is no transaction id, participant's name or ledger id
+    │   ├── NotOurs                    the prepared transaction is not of undoubt, or is of another ledger
+    │   ├── ParticipantInUse           the participant cannot be removed: it has unresolved branches
+    │   ├── TransactionEnded           the transaction, or the branch, has ended already
     │   ├── UnknownParticipant         no participant of that name is registered
-    │   ├── WhichLedger                branches of several ledgers are left: which ones are meant?
-    │   ├── WrongLoop                  a coordinator used in another event loop than its own
-    │   └── WrongProcess               a coordinator used in a fork of its process
-    ├── TransactionAborted           it is in no database, for certain; ``cause`` says why
-    ├── OutcomeUnknown               it may or may not be committed; ask later, never guess
-    ├── HeuristicOutcome             some database did other than what was decided
+    │   ├── WhichLedger                branches of several ledgers are left: the call must name one ledger
+    │   ├── WrongLoop                  a coordinator was used in another event loop than its own
+    │   └── WrongProcess               a coordinator was used in a fork of its process
+    ├── TransactionAborted           the transaction is in no database, for certain; ``cause`` says why
+    ├── OutcomeUnknown               it may or may not be committed: ask later, do not assume either
+    ├── HeuristicOutcome             a database did, or may have done, something else than was decided
     ├── AbortedByOthers              a cause: an operator, or a recovery, has aborted the transaction
     ├── DistributedDeadlock          a cause: chosen to end a deadlock across databases; may be run again
-    │   └── SelfDeadlock               two of its own branches wait for each other: not to be run again
-    ├── ParticipantError             a database misbehaves or is not there; ``participant`` names it
+    │   └── SelfDeadlock               two branches of it wait for each other: it must not be run again
+    ├── ParticipantError             a database fails or cannot be reached; ``participant`` names it
     │   ├── BranchFailed               the branch cannot go on; its transaction aborts
-    │   ├── ParticipantRefused         an answer, and it is no
-    │   │   └── ParticipantMisconfigured   its dsn cannot be used: no server was asked
-    │   └── ParticipantUnavailable     no answer
+    │   ├── ParticipantRefused         the database answered that it does not do what was asked
+    │   │   └── ParticipantMisconfigured   the participant's dsn cannot be used: no server was asked
+    │   └── ParticipantUnavailable     the database did not answer
     ├── LedgerError                  the ledger could not do what was asked
-    │   ├── BranchListMismatch         a decision is recorded for other branches
-    │   ├── ClusterRefused             an operation on the cluster that cannot be, or would stop it
-    │   │   └── ClusterNotReady          or would, but for nodes that are silent or behind
-    │   ├── Impostor                   a name that this ledger never gave
-    │   ├── LedgerLocked               another process owns it and does not answer
-    │   ├── LedgerUnavailable          no answer, or no room
-    │   ├── LedgerUnusable             it cannot be opened until somebody acts
-    │   │   ├── LedgerMisconfigured      its URL, or a TLS file that the settings name, is none
-    │   │   └── LedgerMissing            there is none: ``undoubt ledger init``
-    │   ├── NotPermitted               the certificate of this client has another role than the call needs
-    │   ├── SessionLost                the lease is gone: nothing of it can commit any more
-    │   └── VersionHeldBack            the cluster has members of an older version, which do not know this yet
-    ├── NotPrepared                  an operator's: no participant lists such a branch
-    ├── NotAllSeen                   an operator's: it may be there, some participant did not answer
-    ├── Conflict                     an operator's: a recorded decision, or a database, says otherwise
-    ├── StillBusy                    an operator's: somebody else is finishing it, for too long
+    │   ├── BranchListMismatch         the recorded decision has another list of branches
+    │   ├── ClusterRefused             the operation on the cluster is impossible, or would stop the cluster
+    │   │   └── ClusterNotReady          a node that it needs does not answer, or is behind: repeat it later
+    │   ├── Impostor                   this ledger did not make that name
+    │   ├── LedgerLocked               another process owns the ledger and does not answer
+    │   ├── LedgerUnavailable          the ledger does not answer, or has no room
+    │   ├── LedgerUnusable             the ledger cannot be opened until an operator acts
+    │   │   ├── LedgerMisconfigured      the ledger's URL, or a TLS file of the settings, cannot be used
+    │   │   └── LedgerMissing            there is no ledger: ``undoubt ledger init`` makes one
+    │   ├── NotPermitted               the client's certificate does not have the role that the call needs
+    │   ├── SessionLost                the session has ended: its transactions can no longer commit
+    │   └── VersionHeldBack            the call is of a newer version than some members of the cluster have
+    ├── NotPrepared                  operators' calls: no participant lists the branch
+    ├── NotAllSeen                   operators' calls: it may exist, some participant did not answer
+    ├── Conflict                     operators' calls: a recorded decision, or a database, contradicts it
+    ├── StillBusy                    operators' calls: another process has been finishing it for too long
     ├── BinariesMissing              ``undoubt.embedded``: no PostgreSQL was found
-    └── ServerFailed                 ``undoubt.embedded``: the server does not start, or has ended
+    └── ServerFailed                 ``undoubt.embedded``: the server did not start or stop, or is not running
 
-A cause is what ``TransactionAborted.cause`` may be, besides an error of a participant, of the ledger or of a
-driver, ``TimeoutError`` or ``UsageError``.
+"A cause" is a value of ``TransactionAborted.cause``. Other causes are an error of a participant, of the
+ledger or of a driver, ``TimeoutError`` and ``UsageError``.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Log records as one line of JSON each, in which whose transaction it is about is a field.
+"""Formats each log record as one line of JSON, with the record's transaction as a field.
 
 For the standard library's ``logging``, for example by its ``dictConfig``::
 
     "formatters": {"json": {"()": "undoubt.logs.JsonFormatter"}}
 
-Fields: ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``; ``error`` with a traceback, where there
-is one; what the caller gave as ``extra``; and, where the record is about one, ``transaction``, ``gid`` and
-``participant``. These are found in its arguments and its error, and in the errors that caused those, so that
-an application's own records have them too: ``log.warning("not paid: %s", error)``.
+Fields: ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``; ``error`` with a traceback, if the
+record has an error; the caller's ``extra``; and ``transaction``, ``gid`` and ``participant``, if the record
+is about one. These three are taken from the record's arguments and error, and from the causes of these
+errors, so that an application's own records have them too: ``log.warning("not paid: %s", error)``.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ TEXT = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def to_stderr(*, json_lines: bool, level: int) -> None:
-    """All records of this process go there from now on: for commands that stay."""
+    """Write all records of this process to stderr from now on: for commands that keep running."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if json_lines else TEXT)
     logging.basicConfig(level=level, handlers=[handler])
 
 
 class JsonFormatter(logging.Formatter):
-    """See the module. What JSON has no type for becomes its ``str``."""
+    """Formats a record as the module's docstring describes. A value without a JSON type becomes its
+    ``str``."""
 
     def format(self, record: logging.LogRecord) -> str:
         given = {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
@@ -58,7 +59,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def fields(subject: object) -> Iterator[tuple[str, str]]:
-    """What ``subject`` says of whose transaction it is about, the nearest first."""
+    """The fields ``transaction``, ``gid`` and ``participant`` of ``subject``: those of an error before those
+    of its causes."""
     match subject:
         case TxId():
             yield "transaction", str(subject)

@@ -1,8 +1,8 @@
-"""Metrics for Prometheus, for whoever asks: ``undoubt.connect(…, metrics=Metrics())``.
+"""Exports metrics to Prometheus: ``undoubt.connect(…, metrics=Metrics())``.
 
-Needs the extra ``metrics`` (prometheus_client). :class:`Metrics` is what the rooms beneath tell
-(:mod:`undoubt.coordinator.meter`, :mod:`undoubt.recovery.meter`); a ledger's calls are timed by going through
-:class:`TimedLedger`. No transaction id is ever a label: each would be a time series of its own, for ever
+Needs the extra ``metrics`` (prometheus_client). The coordinator and recovery call the methods of
+:class:`Metrics` (:mod:`undoubt.coordinator.meter`, :mod:`undoubt.recovery.meter`); :class:`TimedLedger`
+times a ledger's calls. A transaction id is never a label: each id would add a time series for ever
 (https://prometheus.io/docs/practices/naming/#labels).
 """
 
@@ -48,14 +48,15 @@ LEDGER_CALLS = (
 )
 
 IN_DOUBT = tuple(standing for standing in BranchStanding if standing is not BranchStanding.IMPOSTOR)
-"""Those that prepared branches are counted by: nobody's forged names fill the graphs of what is in doubt."""
+"""The standings by which prepared branches are counted. Impostors have a metric of their own, so that forged
+names do not count as in doubt."""
 
 
 class Metrics:
-    """Everything that a process tells. One is enough for any number of coordinators; a registry takes one.
+    """All metrics of a process. One object serves any number of coordinators; a registry accepts only one.
 
-    ``registry`` is prometheus_client's own unless given. How it is exposed is the application's choice:
-    ``prometheus_client.start_http_server(9187)``, or a route of its own.
+    ``registry`` is prometheus_client's global registry by default. The application exposes it:
+    ``prometheus_client.start_http_server(9187)``, or a route of its web framework.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -77,7 +78,7 @@ class Metrics:
         )
         self._ledger = Histogram(
             "undoubt_ledger_request_seconds",
-            "Time until the ledger answered, or did not.",
+            "Time until the ledger answered, or the request failed.",
             ["request"],
             buckets=SECONDS,
             registry=to,
@@ -90,7 +91,7 @@ class Metrics:
         )
         self._heuristics = Counter(
             "undoubt_heuristics",
-            "Branches that did, or may have done, other than what was decided.",
+            "Branches that did, or may have done, something else than was decided.",
             ["participant", "kind"],
             registry=to,
         )
@@ -98,25 +99,25 @@ class Metrics:
     def _of_recovery(self, to: CollectorRegistry) -> None:
         self._in_doubt = Gauge(
             "undoubt_in_doubt_branches",
-            "Prepared branches at the last pass of recovery, by what the ledger says of them.",
+            "Prepared branches at the last pass of recovery, by what the ledger says about them.",
             ["participant", "standing"],
             registry=to,
         )
         self._impostors = Gauge(
             "undoubt_impostor_branches",
-            "Prepared at the last pass under names of this ledger's, and no branches of its own.",
+            "Prepared transactions at the last pass under names of this ledger that are not its branches.",
             ["participant"],
             registry=to,
         )
         self._ownerless = Gauge(
             "undoubt_ownerless_branches",
-            "Prepared at the last pass by a role that was dropped since: only a superuser can finish them.",
+            "Branches at the last pass whose role was dropped: only a superuser can finish them.",
             ["participant"],
             registry=to,
         )
         self._oldest = Gauge(
             "undoubt_in_doubt_oldest_age_seconds",
-            "For how long the oldest prepared branch of this ledger has been prepared, 0 without any.",
+            "Age of the oldest prepared branch of this ledger, 0 if there is none.",
             ["participant"],
             registry=to,
         )
@@ -134,7 +135,7 @@ class Metrics:
         )
         self._actions = Counter(
             "undoubt_recovery_actions",
-            "Branches that recovery brought to their end.",
+            "Branches that recovery has finished.",
             ["participant", "action"],
             registry=to,
         )
@@ -162,7 +163,7 @@ class Metrics:
                 self._actions.labels(participant, line.action).inc()
         self._passes.labels(participant, "done" if passed.error is None else "failed").inc()
         if passed.error is not None:
-            return  # what was not seen stays as it was last seen, and grows older
+            return  # the gauges keep the state of the last complete pass, and its ages grow
         self._last_pass.labels(participant).set(time.time())
         listed = Count(line.standing for line in passed.lines if line.standing is not None)
         for standing in IN_DOUBT:
@@ -183,7 +184,7 @@ class Metrics:
         self._deadlocks.inc(count)
 
     def timed(self, ledger: Ledger) -> Ledger:
-        """``ledger`` itself, its calls timed."""
+        """A ledger that makes the calls of ``ledger`` and times them."""
         return cast("Ledger", TimedLedger(ledger, self._answered))
 
     def _answered(self, request: str, seconds: float, failed: bool) -> None:
@@ -193,12 +194,12 @@ class Metrics:
 
 
 class _Restarts:
-    """A collector: background tasks count for the whole process, whoever measures it."""
+    """A collector of the restarts of background tasks, which are counted for the whole process."""
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(
             "undoubt_task_restarts",
-            "Background tasks that failed by an unexpected exception and were begun again.",
+            "Background tasks that failed with an unexpected exception and were restarted.",
             labels=["task"],
         )
         for task, count in sorted(supervision.restarts.items()):
@@ -207,13 +208,13 @@ class _Restarts:
 
 
 def _remove(gauge: Gauge, *labels: str) -> None:
-    with contextlib.suppress(KeyError):  # there was none: some versions say so
+    with contextlib.suppress(KeyError):  # the label does not exist: some versions raise then
         gauge.remove(*labels)
 
 
 def _aging(seconds: float) -> Callable[[], float]:
-    """So many seconds, and what has passed since; 0 stays 0. A database that cannot be asked any more may
-    well have its branches still."""
+    """A function that returns ``seconds`` plus the time since this call; 0 stays 0. The age must grow while a
+    database does not answer, since its branches may still be prepared."""
     if seconds <= 0:
         return lambda: 0.0
     then = time.monotonic() - seconds
@@ -221,7 +222,7 @@ def _aging(seconds: float) -> Callable[[], float]:
 
 
 class TimedLedger:
-    """A :class:`~undoubt.coordinator.ledger.contract.Ledger` in front of another."""
+    """A proxy of a :class:`~undoubt.coordinator.ledger.contract.Ledger` that times its calls."""
 
     def __init__(self, ledger: Ledger, answered: Callable[[str, float, bool], None]) -> None:
         self._ledger = ledger

@@ -1,7 +1,7 @@
-"""Where settings become things: the ledger and the participants of one process.
+"""Makes the ledger and the participants of one process from its settings.
 
-``undoubt.connect`` and the command line build on it. Drivers and SQLAlchemy are imported here, when they are
-first needed, and nowhere above.
+``undoubt.connect`` and the command line use it. Drivers and SQLAlchemy are imported here, when they are first
+needed; the modules that use this one do not import them.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ def registry(
     handles: Handles = "async",
     on_connect: OnConnects | None = None,
 ) -> Registry:
-    """The participants of the settings, not yet connected to. Close it when done. ``handles``: what their
-    branches give to the application, asynchronous or synchronous connections. ``on_connect``: a hook for new
-    connections, or several by participant. Raises ``UnknownParticipant`` if one is for none of them."""
-    # A driver is needed by nobody who has no participant.
+    """The participants of the settings, not yet connected to. The caller closes the registry. ``handles``:
+    whether branches give the application asynchronous or synchronous connections. ``on_connect``: a hook for
+    new connections, or a mapping from participants' names to hooks. Raises ``UnknownParticipant`` if a hook
+    is for an unknown name."""
+    # Imported here: a process without participants needs no driver.
     from undoubt.participants.postgres import PostgresParticipant  # noqa: PLC0415
 
     hooks: dict[str, OnConnect | None] = dict.fromkeys(settings.participants)
@@ -57,8 +58,8 @@ def registry(
 
 
 async def left_prepared(settings: Settings) -> LeftoverBranches:
-    """What a ledger that is not there any more has left in the participants of the settings."""
-    from undoubt.recovery.lost import branches_left  # noqa: PLC0415 - what it imports is needed where a ledger is missing
+    """The branches that a lost ledger has left in the participants of the settings."""
+    from undoubt.recovery.lost import branches_left  # noqa: PLC0415 - its imports are needed only if a ledger is missing
 
     participants = registry(settings, new_ledger_id())
     try:
@@ -68,22 +69,22 @@ async def left_prepared(settings: Settings) -> LeftoverBranches:
 
 
 async def nothing_left(settings: Settings) -> None:
-    """Before a ledger is made that nobody has asked for: every participant of the settings answers, and none
-    has a branch that is this installation's. Raises ``LedgerMissing``."""
+    """Check before a ledger is made without an operator's command: every participant of the settings answers,
+    and has no branch of this installation. Raises ``LedgerMissing``."""
     left = await left_prepared(settings)
     url = redact(settings.ledger.url)
     if left.branches:
         raise LedgerMissing(
-            f"no ledger at {url}, and there was one: {left.in_words()}. Nothing was made. Look for the"
-            " ledger, or bring it back from a backup: `undoubt ledger restore BACKUP`. If it is lost:"
+            f"no ledger at {url}, but there was one: {left.in_words()}. No ledger was made. Look for the"
+            " former ledger, or restore it from a backup: `undoubt ledger restore BACKUP`. If it is lost:"
             f" `undoubt ledger init` makes a new one, and `undoubt recover --adopt {left.ledgers[0]}` ends"
-            " what it has left"
+            " the branches that it has left"
         )
     if left.unreachable:
         names = "; ".join(f"{name} does not answer ({error})" for name, error in left.unreachable.items())
         raise LedgerMissing(
-            f"no ledger at {url}, and nobody can tell whether there was one: {names}. Nothing was made."
-            " If it is to be a new one: `undoubt ledger init`"
+            f"no ledger at {url}, and it is not known whether there was one: {names}. No ledger was made."
+            " To make a new ledger: `undoubt ledger init`"
         )
 
 
