@@ -155,12 +155,12 @@ class FromClient(Requests[AnyCall]):
         async with acting(self._ledger, act, needed=not isinstance(call, BackupCall)):
             return await self._operator.perform(call, self._backup)
 
-    def told(self, number: int, result: object) -> Answer:
+    def as_message(self, number: int, result: object) -> Answer:
         if isinstance(result, Decision):
             return envelope.Reply(number, _DECISIONS[result])
         if isinstance(result, NotLeading | NodeStopped):
             return Elsewhere(number, self._leader(), str(result))
-        return super().told(number, result)
+        return super().as_message(number, result)
 
     def say(self, answer: Answer) -> None:
         if not self._answers:

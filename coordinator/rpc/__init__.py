@@ -1,16 +1,16 @@
 """Calls to another process: numbered requests, answers in any order, errors as messages.
 
-What enters: a call, and what to do with its answer. What leaves: the answer, or the error that the other
+What enters: a call, and a callback for its answer. What leaves: the answer, or the error that the other
 process has raised. This room does not know the ledger or the cluster; its users define the calls.
 
 In the order in which a call passes them:
 
 ================  ============================================================================================
-:mod:`.calls`     is the base of calls, which declare their reply, version and right.
-:mod:`.client`    numbers requests, gives each answer to the caller that waits for it, and measures for how
-                  long a peer has left a question unanswered.
+:mod:`.calls`     defines the base class of calls, which declare their reply, version and right.
+:mod:`.client`    numbers requests, passes each answer to the caller that waits for it, and measures for how
+                  long a peer has sent nothing while it owes an answer.
 :mod:`.envelope`  defines and encodes requests, answers and errors; encodes a call and decodes it with the
                   peer's types before it is queued, and refuses what the peer could not read.
-:mod:`.server`    reads requests, has each carried out alone, and answers.
+:mod:`.server`    reads requests, carries out each independently of the others, and answers.
 ================  ============================================================================================
 """

@@ -1,4 +1,5 @@
-"""Who waits for which answer, the loop that tells them, and how long a peer has been silent."""
+"""Callers that wait for answers, the loop that passes the answers to them, and how long a peer has sent
+nothing."""
 
 from __future__ import annotations
 
@@ -15,23 +16,27 @@ from undoubt.coordinator.wire import RemoteProtocolError
 
 
 class PendingCall:
-    """Somebody who waits: ``decode`` reads the result (``ValueError`` and ``RecursionError`` say that it
-    cannot be read), ``tell`` is called once, with the result or with why there is none."""
+    """One caller that waits for an answer. ``decode`` decodes the result, and raises ``ValueError`` or
+    ``RecursionError`` if it cannot. ``resolve`` is called once, with the result or with the exception."""
 
-    __slots__ = ("decode", "tell")
+    __slots__ = ("decode", "resolve")
 
-    def __init__(self, decode: Callable[[msgspec.Raw], Any], tell: Callable[[Any | Exception], None]) -> None:
+    def __init__(
+        self, decode: Callable[[msgspec.Raw], Any], resolve: Callable[[Any | Exception], None]
+    ) -> None:
         self.decode = decode
-        self.tell = tell
+        self.resolve = resolve
 
 
 W = TypeVar("W", bound=PendingCall)
 
 
 class Replies(Generic[W]):
-    """By the numbers of their requests, those who wait. ``follows``: an :class:`.Elsewhere` is for whoever
-    keeps the connection, and ends the frame; else its asker is told that there is no answer. ``strict``:
-    whoever waits stays until it is told, so a number that nobody waits for is a fault of the peer's."""
+    """The waiting callers, by the numbers of their requests.
+
+    ``follows``: an :class:`.Elsewhere` is returned to the owner of the connection, and the rest of its frame
+    is not read; otherwise its caller gets ``LedgerUnavailable``. ``strict``: callers are never removed before
+    they are resolved, so an answer with a number that no caller waits for is an error of the peer."""
 
     def __init__(self, *, follows: bool = False, strict: bool = False) -> None:
         self.waiting: dict[int, W] = {}
@@ -40,44 +45,45 @@ class Replies(Generic[W]):
         self._number = 0
 
     def add(self, waiting: W) -> int:
-        """The number of its request."""
+        """Add a caller; returns the number of its request."""
         self._number += 1
         self.waiting[self._number] = waiting
         return self._number
 
     def received(self, answers: Iterable[Answer]) -> Elsewhere | None:
-        """Tell everybody whose answer is among these. Raises ``RemoteProtocolError`` if ``strict``."""
+        """Resolve the callers of ``answers``. Raises ``RemoteProtocolError`` if ``strict`` and no caller
+        waits for one of the numbers. Returns an ``Elsewhere`` if ``follows``."""
         for answer in answers:
             match answer:
                 case Reply(number=number, result=result):
                     if (waiting := self._take(number)) is not None:
-                        waiting.tell(_read(waiting, result))
+                        waiting.resolve(_read(waiting, result))
                 case Failed():
                     if (waiting := self._take(answer.number)) is not None:
-                        waiting.tell(raised(answer))
+                        waiting.resolve(raised(answer))
                 case Elsewhere():
                     if self._follows:
                         return answer
                     if (waiting := self._take(answer.number)) is not None:
-                        waiting.tell(LedgerUnavailable(answer.why))
+                        waiting.resolve(LedgerUnavailable(answer.why))
                 case LeaderHint():
                     pass
         return None
 
     def _take(self, number: int) -> W | None:
         if self._strict and number not in self.waiting:
-            raise RemoteProtocolError(f"an answer to request {number}, which was not asked")
+            raise RemoteProtocolError(f"an answer to request {number}, which was not sent")
         return self.waiting.pop(number, None)
 
     def fail(self, why: Callable[[], Exception]) -> None:
-        """Tell everybody who still waits."""
+        """Resolve all waiting callers with the exception that ``why`` makes, a new one for each."""
         waiting, self.waiting = self.waiting, {}
         for each in waiting.values():
-            each.tell(why())
+            each.resolve(why())
 
 
 def _read(waiting: PendingCall, result: msgspec.Raw) -> Any:
-    """One that cannot be read is no answer, to whoever asked for it and to nobody else."""
+    """The decoded result. A result that cannot be decoded is an error of this one call only."""
     try:
         return waiting.decode(result)
     except (ValueError, RecursionError) as error:
@@ -85,7 +91,8 @@ def _read(waiting: PendingCall, result: msgspec.Raw) -> Any:
 
 
 def into(future: asyncio.Future[Any]) -> Callable[[Any | Exception], None]:
-    """``tell`` of whoever awaits ``future``, and may have gone away."""
+    """A ``resolve`` that sets ``future``. If the future is done already, the result is dropped: its caller
+    may have been cancelled."""
     return partial(_resolve, future)
 
 
@@ -99,26 +106,27 @@ def _resolve(future: asyncio.Future[Any], result: Any | Exception) -> None:
 
 
 SILENCE_S = 1.0
-"""Who says nothing for so long while it is asked something is taken for gone: paused, or cut off."""
+"""A peer that sends nothing for so long while it owes an answer counts as gone: paused or cut off."""
 
 
 class Liveness:
-    """For how long a peer that was asked something has said nothing. Times are the loop's, in seconds.
+    """For how long a peer that owes an answer has sent nothing. Times are the loop's, in seconds.
 
-    A node that works says something every moment while it owes an answer
-    (``undoubt.coordinator.node.clients``). Counted is from the first question that it has not followed by
-    anything: not from the last one, or whoever is asked all the time could be silent for ever."""
+    A node that works sends something at short intervals while it owes an answer
+    (``undoubt.coordinator.node.clients``). The time is counted from the first request after which the peer
+    has sent nothing. If it were counted from the last request, a peer that gets requests all the time could
+    stay silent for ever."""
 
     def __init__(self) -> None:
-        self._heard_at = self._asked_at = 0.0
+        self._received_at = self._asked_at = 0.0
 
     def asked(self, now: float) -> None:
-        if self._asked_at <= self._heard_at:
+        if self._asked_at <= self._received_at:
             self._asked_at = now
 
-    def heard(self, now: float) -> None:
-        self._heard_at = now
+    def received(self, now: float) -> None:
+        self._received_at = now
 
     def seconds(self, now: float) -> float:
-        """As long as nothing is owed it means nothing."""
-        return now - max(self._heard_at, self._asked_at)
+        """The length of the silence. Without meaning while the peer owes no answer."""
+        return now - max(self._received_at, self._asked_at)

@@ -1,9 +1,9 @@
-"""What travels between a caller and the process that it asks, as msgpack arrays.
+"""The messages between a caller and the process that it calls, as msgpack arrays.
 
-A caller numbers its requests; the answers have the same numbers and may come in any order. An error travels
-as :class:`Failed`, and is raised again on the other side as what it was. Between the nodes of a cluster and
-their clients a frame is a list of requests or of answers; the owner of a SQLite ledger is sent, and sends,
-one for each frame."""
+A caller numbers its requests; the answers have the same numbers and may come in any order. An error is sent
+as :class:`Failed`, and the caller raises it again with the same class. Between the nodes of a cluster and
+their clients a frame is a list of requests or of answers; between the owner of a SQLite ledger and its
+clients a frame is one request or one answer."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from undoubt.participants.ids import TxId
 
 REQUESTS_PER_FRAME_MAX = 1_000
 CALL_BYTES_MAX = FRAME_BYTES_MAX // 2
-"""A frame has room for this and for what goes around it."""
+"""The largest encoded call, in bytes. A frame has room for such a call and the fields around it."""
 
 C = TypeVar("C")
 
 
 class Request(msgspec.Struct, Generic[C], frozen=True, array_like=True, gc=False):
-    """``number`` comes back with the answer. ``call`` is of a type that the one who is asked knows, or
-    ``msgspec.Raw``: encoded already, or not read yet."""
+    """One numbered call. The answer has the same ``number``. ``call`` is of a type that the server defines,
+    or ``msgspec.Raw`` if it is encoded already or not decoded yet."""
 
     number: int
     call: C
@@ -48,7 +48,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, tag="ok", gc=False):
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
-    """``kind`` is the name of the error's class."""
+    """The error that a call raised. ``kind`` is the name of its class."""
 
     number: int
     kind: str
@@ -59,8 +59,9 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
 
 
 class LeaderHint(msgspec.Struct, frozen=True, array_like=True, tag="standing"):
-    """A node of a cluster says it once, before anything is asked. ``leader`` is an address, empty where
-    nobody is known to lead. ``ledger_id`` is empty on a node that has not learned of it yet."""
+    """The first message of a cluster's node on each connection, sent before any request is read. ``leader``
+    is an address, empty if the node knows no leader. ``ledger_id`` is empty on a node that does not know it
+    yet."""
 
     ledger_id: str
     leads: bool
@@ -68,7 +69,8 @@ class LeaderHint(msgspec.Struct, frozen=True, array_like=True, tag="standing"):
 
 
 class Elsewhere(msgspec.Struct, frozen=True, array_like=True, tag="elsewhere"):
-    """Ask the node at ``leader``, or find it if that is empty. It may have been recorded nevertheless."""
+    """The caller has to ask the node at ``leader``, or to find the leader if ``leader`` is empty. The command
+    may nevertheless have been recorded."""
 
     number: int
     leader: str
@@ -93,30 +95,31 @@ def requests_of(call: Any, *, many: bool = False) -> Any:
 
 
 def judged(call: msgspec.Struct, decode: Callable[[bytes], msgspec.Struct]) -> msgspec.Raw:
-    """``call`` as it goes over the wire. Raises ``UsageError`` if ``decode``, which is the peer's, would not
-    take it: an id that is not a ``TxId``, a number that no peer can hold, text that is no Unicode.
+    """``call`` in its encoded form. Raises ``UsageError`` if ``decode``, the peer's decoder, refuses it: an
+    id that is not a ``TxId``, a number out of range, text that is not valid Unicode; or if it is too large.
 
-    A call is judged when it is asked, before it is queued. A message that the peer cannot read would cut the
-    connection that all callers of this process share, and be sent again on the next one."""
+    A call is checked when it is made, before it is queued. A message that the peer cannot decode would end
+    the connection that all callers of this process share, and would be sent again on the next connection."""
     try:
         payload = encode(call)
         decode(payload)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UsageError(f"{type(call).__name__} was given what no ledger takes: {error}") from error
+        raise UsageError(f"{type(call).__name__} has an argument that no ledger accepts: {error}") from error
     if len(payload) > CALL_BYTES_MAX:
-        raise UsageError(f"{type(call).__name__} of {len(payload)} bytes; {CALL_BYTES_MAX} are the most")
+        raise UsageError(f"{type(call).__name__} of {len(payload)} bytes; the limit is {CALL_BYTES_MAX}")
     return msgspec.Raw(payload)
 
 
 def size(payload: bytes) -> int:
-    """How many messages a frame says that it holds, from its first bytes: each becomes many times as large
-    when it is decoded. Raises ``ValueError`` for what is no frame of messages."""
+    """The number of messages in a frame, as its first bytes declare it. It is checked before the frame is
+    decoded, since a decoded message is many times larger. Raises ``ValueError`` if the frame is not a list of
+    messages."""
     first = payload[0] if payload else 0
     if first & 0xF0 == 0x90:  # msgpack's array formats (specification, "array format family")
         return first & 0x0F
     if first in {0xDC, 0xDD}:
         return int.from_bytes(payload[1 : 3 if first == 0xDC else 5])
-    raise ValueError("no list of messages")
+    raise ValueError("not a list of messages")
 
 
 _RAISED = (
@@ -140,7 +143,7 @@ def failed(number: int, error: UndoubtError) -> Failed:
 
 
 def _kind(error: UndoubtError) -> str:
-    """The nearest class of ``error`` that :func:`raised` makes again."""
+    """The name of the nearest class of ``error`` that :func:`raised` can make."""
     names = [each.__name__ for each in type(error).__mro__]
     known = {BranchListMismatch.__name__, OutcomeUnknown.__name__, *(kind.__name__ for kind in _RAISED)}
     return next((name for name in names if name in known), names[0])
@@ -159,10 +162,10 @@ def raised(message: Failed) -> UndoubtError:
 
 
 def unreadable(number: int, error: Exception) -> Failed:
-    """The answer to a request whose call cannot be read: it concerns that request alone."""
-    return failed(number, UsageError(f"the ledger cannot read what it was asked: {error}"))
+    """The answer to a request whose call cannot be decoded. Other requests of the frame are not affected."""
+    return failed(number, UsageError(f"the ledger cannot decode the call: {error}"))
 
 
 def illegible(error: Exception) -> LedgerUnavailable:
-    """What a caller is told whose answer cannot be read. It was carried out, or was not."""
-    return LedgerUnavailable(f"the ledger's answer cannot be read: {error}")
+    """The error of a caller whose answer cannot be decoded. Whether the call was carried out is unknown."""
+    return LedgerUnavailable(f"the ledger's answer cannot be decoded: {error}")

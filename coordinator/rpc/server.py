@@ -1,4 +1,5 @@
-"""Requests in, each carried out alone, answers out."""
+"""Reads the requests of one connection, carries out each independently of the others, and sends the
+answers."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ C = TypeVar("C")
 
 
 class Requests(abc.ABC, Generic[C]):
-    """A Receiver of one connection. What is asked goes on when the connection is lost: it may be half
-    recorded, and whoever asked asks again.
+    """A Receiver that serves the requests of one connection. A call that has begun continues if the
+    connection is lost: it may be partly recorded, and its caller repeats it.
 
-    ``requests_max``: a peer with more than that unanswered has gone wrong, and loses its connection. ``who``
-    is told in answers that a bug of ours leads to."""
+    ``requests_max``: a peer with more unanswered requests is faulty, and its connection is closed. ``who``
+    names this process in answers to calls that fail because of a bug."""
 
     def __init__(self, connection: Connection, *, requests_max: int, who: str) -> None:
         self.connection = connection
@@ -37,16 +38,17 @@ class Requests(abc.ABC, Generic[C]):
 
     @abc.abstractmethod
     def read(self, payload: bytes) -> tuple[Sequence[Request[C]], Sequence[Failed]]:
-        """The frame's requests, and refusals of those that cannot be read: they concern nobody else. Raises
-        ``ValueError`` or ``RemoteProtocolError`` for what is no frame of requests."""
+        """Decode a frame: its requests, and the answers to requests whose call cannot be decoded. Raises
+        ``ValueError`` or ``RemoteProtocolError`` if the payload is not a frame of requests."""
 
     @abc.abstractmethod
     def begin(self, number: int, call: C) -> None:
-        """Carry it out, now or later, and :meth:`answer` once. An exception is its answer."""
+        """Carry out ``call``, now or later, and call :meth:`answer` once. A raised exception becomes the
+        answer."""
 
     @abc.abstractmethod
     def say(self, answer: Answer) -> None:
-        """Send it, now or with others of this turn of the loop."""
+        """Send ``answer``, immediately or together with the other answers of this turn of the loop."""
 
     @abc.abstractmethod
     def lost(self, why: str) -> None: ...
@@ -57,15 +59,15 @@ class Requests(abc.ABC, Generic[C]):
             self.say(answer)
         self.unanswered += len(requests)
         if self.unanswered > self._requests_max:
-            raise RemoteProtocolError(f"more than {self._requests_max} requests at once")
+            raise RemoteProtocolError(f"more than {self._requests_max} unanswered requests")
         for request in requests:
             try:
                 self.begin(request.number, request.call)
-            except Exception as error:  # noqa: BLE001 - told to whoever asked, and logged if it is a bug
-                self.answer(request.number, self._told(request.call, error))
+            except Exception as error:  # noqa: BLE001 - answered to the caller, and logged if it is a bug
+                self.answer(request.number, self._error_of(request.call, error))
 
     def later(self, number: int, call: C, work: Coroutine[Any, Any, object]) -> None:
-        """:meth:`answer` with the result of ``work``, which carries out ``call``."""
+        """Run ``work``, which carries out ``call``, in a task, and :meth:`answer` with its result."""
         task = self._loop.create_task(self._carry_out(number, call, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -74,22 +76,24 @@ class Requests(abc.ABC, Generic[C]):
         try:
             result = await work
         except Exception as error:  # noqa: BLE001 - as above
-            result = self._told(call, error)
+            result = self._error_of(call, error)
         self.answer(number, result)
 
-    def _told(self, call: C, error: Exception) -> UndoubtError:
-        """The caller has to hear something, and the connection's other callers hear theirs."""
+    def _error_of(self, call: C, error: Exception) -> UndoubtError:
+        """The error to answer. An exception that is a bug is logged, and answered as ``LedgerUnavailable``:
+        its caller needs an answer, and the other callers of the connection are not affected."""
         if isinstance(error, UndoubtError):
             return error
         log.error("call %s failed", type(call).__name__, exc_info=error)
         return LedgerUnavailable(f"{self._who} failed: {type(error).__name__}: {error}")
 
     def answer(self, number: int, result: object) -> None:
-        """A result as the call declares it, or an ``UndoubtError``."""
+        """Answer a request with ``result``: the call's declared reply, or an ``UndoubtError``."""
         self.unanswered -= 1
-        self.say(self.told(number, result))
+        self.say(self.as_message(number, result))
 
-    def told(self, number: int, result: object) -> Answer:
+    def as_message(self, number: int, result: object) -> Answer:
+        """``result`` as the answer to request ``number``."""
         if isinstance(result, UndoubtError):
             return failed(number, result)
         return Reply(number, msgspec.Raw(encode(result)))

@@ -1,8 +1,9 @@
 """The wire: authenticated, bounded connections between processes.
 
 What enters: a :class:`PeerIdentity`, and an ``accept`` function. What leaves: a :class:`Connection`, whose
-peer is known, whose version both sides speak, and which carries payloads (bytes, usually msgpack) in frames.
-Both sides use it alike; everything runs in callbacks of the event loop, and all time is the loop's::
+peer is known, whose version both sides support, and which carries payloads (bytes, usually msgpack) in
+frames. Both sides use it in the same way; everything runs in callbacks of the event loop, and all times are
+the loop's::
 
     class Calls:                                              # a Receiver
         def __init__(self, connection): self.connection = connection
@@ -14,9 +15,9 @@ Both sides use it alike; everything runs in callbacks of the event loop, and all
     listener = await serve(Address("127.0.0.1", 7400), node, Calls, bounds)
     connection = await connect(Address("127.0.0.1", 7400), client, Calls, bounds, timeout_s=5)
 
-The caller's duties, in order: decode with msgspec in ``received`` and let its errors out, so that
-the connection is closed; send what came with version N only where ``connection.version`` is at least N;
-look at ``unsent_bytes`` before sending much; after ``lost`` connect again, and ask again only what may be
+The caller's duties, in order: decode with msgspec in ``received`` and let its errors propagate, so that
+the connection is closed; send a message of version N only if ``connection.version`` is at least N;
+check ``unsent_bytes`` before sending much; after ``lost`` connect again, and repeat only calls that may be
 repeated.
 
 In the order in which a connection passes them:
@@ -26,13 +27,13 @@ In the order in which a connection passes them:
 :mod:`.address`     reads host and port, and refuses an exposed address without TLS.
 :mod:`.listener`    ``serve``: accepts connections on a port or a unix socket, up to a number.
 :mod:`.dialing`     ``connect``: opens a connection, and completes its handshake.
-:mod:`.tls`         makes TLS contexts from files, and reads whom a certificate names.
+:mod:`.tls`         makes TLS contexts from files, and reads the names in a certificate.
 :mod:`.secure`      runs TLS over the bytes of one connection.
-:mod:`.handshake`   checks who the peer is, and chooses the version that both sides speak.
-:mod:`.rights`      reads from a client's certificate what its holder may do.
+:mod:`.handshake`   checks the identity of the peer, and chooses the version that both sides support.
+:mod:`.rights`      reads from a client's certificate which right its holder has.
 :mod:`.connection`  runs one connection: the handshake, then frames, with one write for each turn of the event
                     loop; encodes payloads as frames, and decodes them.
-:mod:`.errors`      defines what goes wrong: a fault of the peer's, a fault of ours, a refused handshake.
+:mod:`.errors`      defines the errors: an error of the peer, an error of this side, a refused handshake.
 ==================  ==========================================================================================
 """
 

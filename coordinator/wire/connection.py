@@ -1,10 +1,9 @@
 """One connection: a handshake, then frames.
 
-A frame is four bytes of length (big-endian, of what follows), a version byte, a CRC-32, and what it is of.
-Length and version are checked as soon as the header is there: nothing is kept for a frame that will be
-refused. The checksum is for wires without TLS: TCP's own has sixteen bits, and a single one is what tells
-COMMIT from ABORT.
-"""
+A frame is four bytes of length (big-endian, of all that follows), a version byte, a CRC-32 of the payload,
+and the payload. Length and version are checked as soon as the header is complete: no bytes are buffered for a
+frame that will be refused. The checksum is for connections without TLS: TCP's own has only sixteen bits, and
+one wrong bit can make COMMIT of ABORT."""
 
 from __future__ import annotations
 
@@ -28,33 +27,35 @@ log = logging.getLogger(__name__)
 
 HEADER = struct.Struct("!IBI")
 _BEHIND = HEADER.size - 4
-"""Bytes of the header that the length counts."""
+"""The bytes of the header that the length includes."""
 
 _FOREIGN = {
-    b"\x16\x03": "it speaks TLS, and this port does not",
-    b"GET ": "it speaks HTTP",
-    b"POST": "it speaks HTTP",
-    b"HEAD": "it speaks HTTP",
+    b"\x16\x03": "it uses TLS, and this port does not",
+    b"GET ": "it sends HTTP",
+    b"POST": "it sends HTTP",
+    b"HEAD": "it sends HTTP",
 }
-"""How other protocols begin, for a message that helps whoever mistook the port."""
+"""The first bytes of other protocols, for a message that helps if the port is the wrong one."""
 
 
 class FrameReader:
-    """Bytes in, payloads out. ``version`` and ``bytes_max`` may be changed between two payloads."""
+    """Splits received bytes into payloads. ``version`` and ``bytes_max`` may be changed between two
+    payloads."""
 
     def __init__(self, version: int, bytes_max: int = FRAME_BYTES_MAX) -> None:
         self.version = version
         self.bytes_max = bytes_max
         self._kept = bytearray()  # less than one frame
-        self._wanted = 0  # bytes without which looking at ``_kept`` again is of no use
+        self._wanted = 0  # with fewer bytes than this ``_kept`` has no complete header or frame
 
     @property
     def within(self) -> bool:
-        """Whether a frame has begun and not ended."""
+        """Whether a part of a frame has been received."""
         return bool(self._kept)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The payloads that are complete now. Raises :class:`RemoteProtocolError`; of no more use then."""
+        """The payloads that ``data`` completes. Raises :class:`RemoteProtocolError`; the reader is unusable
+        afterwards."""
         if self._kept:
             self._kept += data
             if len(self._kept) < self._wanted:
@@ -73,7 +74,7 @@ class FrameReader:
                 break
             payload = data[start + HEADER.size : end]
             if crc32(payload) != checksum:
-                raise RemoteProtocolError(f"a frame of {length} bytes that does not match its checksum")
+                raise RemoteProtocolError(f"a frame of {length} bytes does not match its checksum")
             yield payload
             start = end
         if start < size:
@@ -84,39 +85,41 @@ class FrameReader:
             if begin.startswith(foreign):
                 return why
         if not _BEHIND <= length <= self.bytes_max:
-            return f"a frame of {length} bytes, from {_BEHIND} to {self.bytes_max} are taken"
-        return f"a frame of version {version}, {self.version} is spoken here"
+            return f"a frame of {length} bytes; {_BEHIND} to {self.bytes_max} are allowed"
+        return f"a frame of version {version}; this connection uses version {self.version}"
 
 
 def header(payload: bytes, version: int) -> bytes:
-    """What goes before a payload."""
+    """The header of a frame with ``payload``."""
     return HEADER.pack(_BEHIND + len(payload), version, crc32(payload))
 
 
 class Receiver(Protocol):
-    """What a connection is used by, from the end of its handshake on. Called in the loop, never at once."""
+    """The user of a connection after its handshake. Called in the event loop, one call at a time."""
 
     def received(self, payload: bytes) -> None:
-        """One frame. May raise :class:`RemoteProtocolError` or ``ValueError``, which msgspec's are: the
-        connection is closed then."""
+        """Handle the payload of one frame. The connection is closed if this raises
+        :class:`RemoteProtocolError` or ``ValueError`` (the base of msgspec's errors)."""
 
     def lost(self, why: str) -> None:
-        """Once, however it ended. Nothing is received afterwards."""
+        """Called once, at the end of the connection, whatever the reason. Nothing is received afterwards."""
 
 
 Accept = Callable[["Connection"], Receiver]
-"""Called when the handshake is done, before any frame arrives: ``connection.peer`` and ``version`` are known,
-and ``send`` works. May raise :class:`HandshakeRefused`: the peer is told, and the connection closed."""
+"""Called after the handshake, before any frame is received: ``connection.peer`` and ``version`` are set, and
+``send`` works. May raise :class:`HandshakeRefused`: the peer gets the reason, and the connection is
+closed."""
 
 
 class Connection(asyncio.Protocol, abc.ABC):
-    """What is sent within one turn of the loop leaves in one write.
+    """One connection of either side. Payloads that are sent within one turn of the loop are written together.
 
-    Of a connection that was lost ``send`` drops what it is given: ask again elsewhere after ``lost``.
+    On a connection that was lost, ``send`` drops the payload: after ``lost``, repeat the call on another
+    connection.
     """
 
     peer: PeerIdentity
-    """Who is there; from the end of the handshake on."""
+    """The identity of the peer. Set from the end of the handshake."""
 
     def __init__(self, me: PeerIdentity, accept: Accept, settings: WireSettings, versions: Versions) -> None:
         self.me = me
@@ -138,9 +141,9 @@ class Connection(asyncio.Protocol, abc.ABC):
         self.certificate = ""
         """The name in the certificate of a client, checked; empty without TLS."""
         self.right = Right.OPERATE
-        """What a client's certificate lets it do; all of it without TLS."""
+        """The right that the client's certificate gives; ``OPERATE`` without TLS."""
 
-    # What asyncio calls.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -160,7 +163,7 @@ class Connection(asyncio.Protocol, abc.ABC):
                 else:
                     self._receiver.received(payload)
         except (RemoteProtocolError, ValueError, RecursionError) as error:
-            self._break_off(f"it does not speak our protocol: {error}")
+            self._break_off(f"it does not follow the protocol: {error}")
             return
         if self.secured is not None and self.secured.ended and self.transport is not None:
             self.transport.close()
@@ -169,9 +172,9 @@ class Connection(asyncio.Protocol, abc.ABC):
         if self._deadline is not None:
             self._deadline.cancel()
         if not self.closed and self._reader.within:
-            self._tell("it ended in the middle of a frame")
+            self._log_closing("it ended in the middle of a frame")
         elif not self.closed and self.secured is not None and self.secured.shaking:
-            self._tell("it ended in the middle of TLS's handshake")
+            self._log_closing("it ended in the middle of TLS's handshake")
         self.closed = True
         self.transport = None
         self._outgoing.clear()
@@ -184,14 +187,14 @@ class Connection(asyncio.Protocol, abc.ABC):
 
     @abc.abstractmethod
     def _begin(self) -> None:
-        """The transport is there."""
+        """Called once the transport is connected."""
 
     @abc.abstractmethod
     def _established(self) -> None:
-        """TLS is there."""
+        """Called once TLS is established, or immediately if the connection has no TLS."""
 
     def _secure(self, context: ssl.SSLContext, *, server_side: bool) -> None:
-        """Nothing is read or sent from now on but through TLS."""
+        """Start TLS: from now on everything is read and sent through it."""
         self.secured = Secured(context, server_side=server_side)
         self.secured.shake()
         self._write(self.secured.take())
@@ -201,7 +204,7 @@ class Connection(asyncio.Protocol, abc.ABC):
             return b""
         established = secured.established
         try:
-            said = secured.received(data)
+            plain = secured.received(data)
         except ssl.SSLError as error:
             self._write(secured.take())
             self._break_off(reason_of(error))
@@ -209,7 +212,7 @@ class Connection(asyncio.Protocol, abc.ABC):
         self._write(secured.take())
         if secured.established and not established:
             self._established()
-        return said
+        return plain
 
     def _write(self, data: bytes) -> None:
         if data and self.transport is not None:
@@ -217,22 +220,23 @@ class Connection(asyncio.Protocol, abc.ABC):
 
     @abc.abstractmethod
     def _shake(self, payload: bytes) -> None:
-        """One frame of the handshake. Raises what ``received`` may."""
+        """Handle one frame of the handshake. Raises what ``Receiver.received`` may raise."""
 
     @abc.abstractmethod
     def _lost(self, receiver: Receiver | None, why: str) -> None:
-        """The end. Without a receiver: the handshake was not done."""
+        """Called at the end of the connection. ``receiver`` is None if the handshake was not completed."""
 
     @abc.abstractmethod
-    def _tell(self, why: str) -> None:
-        """This side ends the connection because of what the other one does."""
+    def _log_closing(self, why: str) -> None:
+        """Log that this side ends the connection because of an error of the peer."""
 
     def _check_certificate(self, peer: PeerIdentity, cluster: str) -> str:
-        """The name in it; empty without TLS. Raises :class:`HandshakeRefused`."""
+        """The name in the peer's certificate; empty without TLS. Raises :class:`HandshakeRefused` if the
+        certificate does not belong to ``peer``."""
         return "" if self.secured is None else check_names(names_in(self.secured.shown), peer, cluster)
 
     def _opened(self, peer: PeerIdentity, version: int) -> None:
-        """From now on frames of that version. Raises :class:`HandshakeRefused`."""
+        """End the handshake: from now on frames have ``version``. Raises :class:`HandshakeRefused`."""
         self.peer, self.version = peer, version
         self._reader.version = version
         self._reader.bytes_max = self._settings.frame_bytes_max
@@ -245,16 +249,16 @@ class Connection(asyncio.Protocol, abc.ABC):
 
     def _break_off(self, why: str) -> None:
         if not self.closed:
-            self._tell(why)
+            self._log_closing(why)
             self.abort(why)
 
-    # What its user calls.
+    # Called by the user of the connection.
 
     def send(self, payload: bytes) -> None:
-        """Queue one payload. Raises :class:`LocalProtocolError` if the peer would not take its size."""
+        """Queue one payload. Raises :class:`LocalProtocolError` if it is too large for a frame."""
         if len(payload) > self._settings.frame_bytes_max - HEADER.size:
             raise LocalProtocolError(
-                f"a frame of {len(payload)} bytes; {self._settings.frame_bytes_max} are the most"
+                f"a frame of {len(payload)} bytes; the limit is {self._settings.frame_bytes_max}"
             )
         if self.closed:
             return
@@ -266,7 +270,8 @@ class Connection(asyncio.Protocol, abc.ABC):
 
     @property
     def unsent_bytes(self) -> int:
-        """What the peer, or the way to it, has not taken yet. Who has much to send looks at it first."""
+        """The bytes that are queued here and not yet given to the operating system. Check before sending
+        much."""
         buffered = self.transport.get_write_buffer_size() if self.transport is not None else 0
         return self._outgoing_bytes + buffered
 
@@ -283,7 +288,8 @@ class Connection(asyncio.Protocol, abc.ABC):
         self._outgoing_bytes = 0
 
     def close(self, why: str = "closed by this side") -> None:
-        """Send what is queued, read nothing more, then close. A peer that does not take it is cut off."""
+        """Send what is queued, read nothing more, then close. If the peer does not read the queued bytes
+        within ``handshake_s``, the connection is aborted."""
         if self.closed or self.transport is None:
             return
         self._flush()
@@ -294,7 +300,7 @@ class Connection(asyncio.Protocol, abc.ABC):
         self.transport.close()
 
     def abort(self, why: str = "closed by this side") -> None:
-        """Close at once; nothing more is read or sent."""
+        """Close immediately; nothing more is read or sent."""
         if self.transport is None:
             return
         if not self.closed:
@@ -303,7 +309,7 @@ class Connection(asyncio.Protocol, abc.ABC):
 
 
 def address_of(transport: asyncio.BaseTransport) -> str:
-    """The other end, for messages."""
+    """The address of the peer, for messages."""
     peer = transport.get_extra_info("peername")
     if isinstance(peer, tuple) and len(peer) >= 2:
         return f"[{peer[0]}]:{peer[1]}" if ":" in str(peer[0]) else f"{peer[0]}:{peer[1]}"

@@ -1,4 +1,4 @@
-"""The side that connects."""
+"""``connect``: opens a connection and completes its handshake."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ async def connect(
     for_number: int = 0,
     versions: Versions = VERSIONS,
 ) -> Connection:
-    """A connection whose handshake is done. ``where`` may be a connected unix socket; ``for_number`` is the
-    node that is expected there, 0 if any will do. Raises :class:`HandshakeRefused`, by this side or in the
-    other side's words, ``OSError`` if nobody is there who speaks our protocol, and :class:`TlsUnusable`."""
+    """A connection whose handshake is complete. ``where`` may be a connected unix socket; ``for_number`` is
+    the node that is expected there, 0 for any node. Raises :class:`HandshakeRefused` if this side refuses the
+    peer, or with the peer's reason if the peer refuses; ``OSError`` if there is no peer that follows the
+    protocol; and :class:`TlsUnusable`."""
     loop = asyncio.get_running_loop()
     unix = isinstance(where, socket.socket)
     context = tls_of(settings.tls).dialing if settings.tls is not None and not unix else None
@@ -45,7 +46,7 @@ async def connect(
     except TimeoutError:
         raise ConnectionError(f"no answer from {_named(where)} within {timeout_s:g} s") from None
     except OSError as error:
-        raise ConnectionError(f"cannot speak with {_named(where)}: {reason_of(error)}") from error
+        raise ConnectionError(f"cannot connect to {_named(where)}: {reason_of(error)}") from error
     finally:
         if dialed.transport is not None and not dialed.ready:
             dialed.abort()
@@ -57,8 +58,8 @@ def _named(where: Address | socket.socket) -> str:
 
 
 class Dialed(Connection):
-    """The side that connected. ``opened`` is done when the handshake is: raises :class:`HandshakeRefused`,
-    or ``ConnectionError`` if nobody answers in our protocol."""
+    """A connection that this side has opened. ``opened`` is done when the handshake is complete. It raises
+    :class:`HandshakeRefused`, or ``ConnectionError`` if the peer does not follow the protocol."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Dialed(Connection):
             receiver.lost(why)
         self._end(ConnectionError(why))
 
-    def _tell(self, why: str) -> None:
+    def _log_closing(self, why: str) -> None:
         if self._receiver is not None:
             log.warning("closing the connection to %s at %s: %s", self.peer, self.address, why)
 
@@ -115,4 +116,4 @@ class Dialed(Connection):
             self.opened.set_result(None)
         else:
             self.opened.set_exception(error)
-            self.opened.exception()  # whoever waited may have been cancelled
+            self.opened.exception()  # marks it as retrieved: the waiting caller may have been cancelled

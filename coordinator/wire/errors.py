@@ -1,4 +1,4 @@
-"""What can go wrong between two processes: their fault, ours, or a disagreement that both are told of."""
+"""The errors of connections: an error of the peer, an error of this side, a refused handshake."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ import enum
 
 
 class RemoteProtocolError(Exception):
-    """The peer sent what cannot be a frame, or not one of this protocol."""
+    """The peer sent bytes that are not a frame, or not a valid message of this protocol."""
 
 
 class LocalProtocolError(Exception):
-    """This side was about to send what the peer would not take: a bug, or a batch that grew too large."""
+    """This side was about to send a frame that the peer would refuse: a bug, or a batch that grew too
+    large."""
 
 
 class TlsUnusable(Exception):
-    """Certificates or keys of this side are of no use; the message names the file."""
+    """A certificate or key of this side cannot be used; the message names the file."""
 
 
 class HandshakeRefusal(enum.StrEnum):
-    """Why a handshake was refused. A peer of another version may know more of them."""
+    """Why a handshake was refused. A peer of a newer version may send other values."""
 
-    CLUSTER = "cluster"  # another cluster's
-    ROLE = "role"  # such peers are not served here
-    NUMBER = "number"  # not the node that was meant, or no node's number
-    VERSION = "version"  # no version that both speak
-    SET_BACK = "set_back"  # it has acknowledged more than its log holds
-    REMOVED = "removed"  # it was a member, and is none any more
-    CERTIFICATE = "certificate"  # it names somebody else
+    CLUSTER = "cluster"  # the peer belongs to another cluster
+    ROLE = "role"  # peers of this role are not served here
+    NUMBER = "number"  # not the expected node, or not a valid number of a node
+    VERSION = "version"  # no version that both support
+    SET_BACK = "set_back"  # the node has acknowledged more than its log holds
+    REMOVED = "removed"  # the node was a member, and no longer is
+    CERTIFICATE = "certificate"  # the certificate does not belong to the peer
     BUSY = "busy"  # too many connections
-    OTHER = "other"  # the reason says it
+    OTHER = "other"  # only the reason text says it
 
 
 class HandshakeRefused(Exception):
-    """One side does not want to speak with the other. ``reason`` is for people, and was sent across."""
+    """One side refused the handshake. ``reason`` is a text for operators; both sides have it."""
 
     def __init__(self, refusal: HandshakeRefusal, reason: str) -> None:
         super().__init__(reason)

@@ -1,4 +1,4 @@
-"""Who is there, and which version is spoken: pure.
+"""The handshake: the identities of both sides, and the version that they use. Without IO.
 
 ::
 
@@ -12,9 +12,9 @@
       │◄───────────────────────────────────┤   or Refused: kind, reason; then the connection closes
       │  frames of that version …          │
 
-Frames of the handshake carry version 0, which never changes but by fields added at the end: both sides can
-read it, however far apart they are. The version spoken is the lower of the two highest ones.
-"""
+Frames of the handshake have version 0, which changes only by fields that are added at the end, so both sides
+can decode it, however different their releases are. The version of all later frames is the lower one of the
+two highest supported versions."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ TEXT_MAX = 128
 
 
 class PeerRole(enum.StrEnum):
-    """What a peer is here for. Either side of a connection has one."""
+    """The role of a process on a connection. Each side has one."""
 
     NODE = "node"
     CLIENT = "client"
 
 
 class Versions(msgspec.Struct, frozen=True, array_like=True):
-    """What a side can speak, from ``lowest`` to ``highest``; from 1 to 255."""
+    """The versions that one side supports, from ``lowest`` to ``highest``; each from 1 to 255."""
 
     lowest: int
     highest: int
@@ -47,28 +47,29 @@ class Versions(msgspec.Struct, frozen=True, array_like=True):
 
 
 VERSIONS = Versions(1, 3)
-"""Of this release. A new version N may add fields at the end of messages, and kinds of messages, which are
-sent only on connections whose version is N or higher. A release speaks the version before its own too.
+"""The versions that this release supports. A new version N may add fields at the end of messages, and kinds
+of messages, which are sent only on connections whose version is N or higher. A release also supports the
+version before its own.
 
-2 adds Paxos Commit: sessions that are bound to acceptors, and what acceptors are asked."""
+Version 2 adds Paxos Commit: sessions that are bound to acceptors, and the calls to acceptors."""
 
 
 class PeerIdentity(msgspec.Struct, frozen=True):
-    """Who a side says it is."""
+    """The identity that a side declares in the handshake."""
 
     role: PeerRole
     cluster_id: str = ""
-    """A ledger's id; empty for a client that does not know yet what it will find."""
+    """A ledger's id; empty for a client that does not know the id yet."""
     number: int = 0
-    """A node's, from 1; 0 for a client."""
+    """The number of a node, from 1; 0 for a client."""
     name: str = ""
-    """For people and logs."""
+    """A name for operators and logs."""
     address: str = ""
-    """Where a node is to be dialed, for one that does not know it yet."""
+    """The address of a node, for peers that do not know it yet."""
     disk: str = ""
-    """A node's disk; the same number on another disk is another node."""
+    """The id of a node's disk; the same number with another disk is another node."""
     log_index: int = -1
-    """The last entry of its log that is on a node's disk when it dials; -1 if it does not say."""
+    """The index of the last log entry on a node's disk when it connects; -1 if the node does not send it."""
 
     def __str__(self) -> str:
         if self.role is PeerRole.NODE:
@@ -77,8 +78,8 @@ class PeerIdentity(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="undoubt"):
-    """``role`` is text, so that one that is not known here can be named in the refusal. ``for_number`` is
-    the node that the dialer believes to have reached, 0 if any will do."""
+    """The first frame of the side that connects. ``role`` is text, so that the refusal of an unknown role can
+    name the role. ``for_number`` is the node that the dialer expects to have reached, 0 for any node."""
 
     cluster_id: str
     role: str
@@ -137,8 +138,8 @@ def refused(error: HandshakeRefused) -> bytes:
 def check_hello(
     payload: bytes, me: PeerIdentity, versions: Versions, roles: frozenset[PeerRole]
 ) -> tuple[PeerIdentity, int]:
-    """Who dialed, and the version to speak with it. Raises :class:`HandshakeRefused` for what the dialer
-    should hear of, :class:`RemoteProtocolError` or ``ValueError`` for what is no Hello."""
+    """The identity of the dialer, and the version of the connection. Raises :class:`HandshakeRefused` with a
+    reason that is sent to the dialer, :class:`RemoteProtocolError` or ``ValueError`` for an invalid Hello."""
     said = _decode_hello(payload)
     _check_text(said.cluster_id, said.name, said.address, said.disk)
     if said.role not in roles:
@@ -152,7 +153,7 @@ def check_hello(
     if peer.cluster_id != me.cluster_id and not (peer.role is PeerRole.CLIENT and peer.cluster_id == ""):
         raise HandshakeRefused(
             HandshakeRefusal.CLUSTER,
-            f"{me} is of cluster {me.cluster_id}, {peer} asks for {peer.cluster_id or 'none'}",
+            f"{me} belongs to cluster {me.cluster_id}, {peer} asks for {peer.cluster_id or 'none'}",
         )
     if said.for_number not in {0, me.number}:
         raise HandshakeRefused(
@@ -166,7 +167,8 @@ def check_hello(
     if version < max(versions.lowest, said.versions.lowest):
         raise HandshakeRefused(
             HandshakeRefusal.VERSION,
-            f"{me} speaks wire version {versions}, {peer} {said.versions}; upgrade one of them step by step",
+            f"{me} supports wire version {versions}, {peer} {said.versions}; upgrade one of them step by"
+            " step",
         )
     return peer, version
 
@@ -174,8 +176,9 @@ def check_hello(
 def check_answer(
     payload: bytes, me: PeerIdentity, versions: Versions, for_number: int
 ) -> tuple[PeerIdentity, int]:
-    """Who answered, and the version to speak with it. Raises :class:`HandshakeRefused`, also in the words of
-    the other side, and :class:`RemoteProtocolError` or ``ValueError`` for what is no answer."""
+    """The identity of the node that answered, and the version of the connection. Raises
+    :class:`HandshakeRefused`, with the peer's reason if the peer refused, and :class:`RemoteProtocolError` or
+    ``ValueError`` for an invalid answer."""
     answer = _decode_answer(payload)
     if isinstance(answer, RefusedReply):
         known = (
@@ -190,22 +193,25 @@ def check_answer(
     )
     if me.cluster_id not in {"", peer.cluster_id}:
         raise HandshakeRefused(
-            HandshakeRefusal.CLUSTER, f"{peer} is of cluster {peer.cluster_id}, {me} of {me.cluster_id}"
+            HandshakeRefusal.CLUSTER, f"{peer} belongs to cluster {peer.cluster_id}, {me} to {me.cluster_id}"
         )
     if for_number not in {0, peer.number}:
         raise HandshakeRefused(
             HandshakeRefusal.NUMBER, f"reached {peer} where node {for_number} was expected"
         )
     if not versions.lowest <= answer.version <= versions.highest:
-        raise RemoteProtocolError(f"{peer} chose wire version {answer.version}, {versions} was offered")
+        raise RemoteProtocolError(
+            f"{peer} chose wire version {answer.version}; version {versions} was offered"
+        )
     return peer, answer.version
 
 
 def _check_text(*texts: str) -> None:
-    """Names go into logs: no forged lines there."""
+    """Raises ``RemoteProtocolError`` for texts that are too long or not printable: they are logged, and must
+    not forge log lines."""
     for text in texts:
         if len(text) > TEXT_MAX or not text.isprintable():
-            raise RemoteProtocolError(f"a name that is not printable or too long: {text[:20]!r}")
+            raise RemoteProtocolError(f"a name is not printable or too long: {text[:20]!r}")
 
 
 def _printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The side that is connected to: many connections on one port, bounded."""
+"""``serve``: accepts connections on one port or unix socket, up to a number."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from undoubt.coordinator.wire.tls import names_in, tls_of
 log = logging.getLogger(__name__)
 
 PAUSE_READING_BYTES = 1024 * 1024
-"""A client that leaves so much unread is not read from until it catches up: its requests are answers to come.
-Two nodes that did so to each other would wait for ever, so between nodes nothing is paused."""
+"""If a client leaves so many bytes unread, its requests are not read until it has read the answers.
+Connections between nodes are never paused: two nodes that paused each other would wait for ever."""
 
 
 async def serve(
@@ -35,16 +35,17 @@ async def serve(
     admits: Callable[[asyncio.BaseTransport], str] | None = None,
     versions: Versions = VERSIONS,
 ) -> Listener:
-    """Listen there; ``where`` may be a bound unix socket. ``accept`` is called for each peer whose handshake
-    is done and whose role is among ``roles``; ``admits`` answers why somebody may not even say who it is, or
-    nothing. Raises ``OSError`` if the place cannot be listened on, :class:`TlsUnusable`."""
+    """Listen at ``where``, which may be a bound unix socket. ``accept`` is called for each peer whose
+    handshake is complete and whose role is among ``roles``. ``admits`` is called before the handshake; it
+    returns why the connection is refused, or an empty text. Raises ``OSError`` if ``where`` cannot be
+    listened on, and :class:`TlsUnusable`."""
     listener = Listener(me, accept, settings, versions=versions, roles=roles, admits=admits)
     await listener.start(where)
     return listener
 
 
 class Listener:
-    """Made by :func:`serve`."""
+    """A listening socket and its connections. Made by :func:`serve`."""
 
     def __init__(
         self,
@@ -63,7 +64,9 @@ class Listener:
         self.admits = admits
         self.tls = tls_of(settings.tls) if settings.tls is not None else None
         self.closed = False
-        self.strangers: dict[InboundConnection, None] = {}  # in the order of their coming
+        self.strangers: dict[
+            InboundConnection, None
+        ] = {}  # connections before their handshake, the oldest first
         self.clients: set[InboundConnection] = set()
         self.nodes: set[InboundConnection] = set()
         self._accept = accept
@@ -83,28 +86,28 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The one that it listens on, also if 0 was asked for."""
+        """The port that the listener is bound to, also if port 0 was given; 0 for a unix socket."""
         sockets = getattr(self._server, "sockets", ())
         return int(sockets[0].getsockname()[1]) if sockets else 0
 
     def check_room(self, peer: PeerIdentity) -> None:
-        """Raises :class:`HandshakeRefused` where there is none."""
+        """Raises :class:`HandshakeRefused` if there are ``clients_max`` clients already."""
         if peer.role is PeerRole.CLIENT and len(self.clients) >= self.settings.clients_max:
             raise HandshakeRefused(
                 HandshakeRefusal.BUSY, f"{self.me} serves {len(self.clients)} clients already"
             )
 
     def close(self) -> None:
-        """Stop listening and drop every connection, also those that are being accepted at this moment."""
+        """Stop listening, and abort all connections, also those that are being accepted now."""
         self.closed = True
         if self._server is not None:
             self._server.close()
         for connection in [*self.strangers, *self.clients, *self.nodes]:
-            connection.abort("the other side is shutting down")
+            connection.abort("this side is shutting down")
 
 
 class InboundConnection(Connection):
-    """One connection that somebody made to this port."""
+    """A connection that a peer has opened to this port."""
 
     def __init__(self, listener: Listener, accept: Accept) -> None:
         super().__init__(listener.me, accept, listener.settings, listener.versions)
@@ -115,10 +118,10 @@ class InboundConnection(Connection):
         strangers[self] = None
         super().connection_made(transport)
         if self._listener.closed:
-            self.abort("the other side is shutting down")
+            self.abort("this side is shutting down")
             return
         if len(strangers) > self._settings.strangers_max:
-            next(iter(strangers))._break_off("too many connections that did not say who they are")
+            next(iter(strangers))._break_off("too many connections without a handshake")
 
     def _begin(self) -> None:
         transport, admits = self.transport, self._listener.admits
@@ -128,7 +131,7 @@ class InboundConnection(Connection):
             self._secure(self._listener.tls.listening, server_side=True)
 
     def _established(self) -> None:
-        """Who dials speaks first."""
+        """Nothing to do: the dialer sends the first frame."""
 
     def _shake(self, payload: bytes) -> None:
         try:
@@ -143,7 +146,7 @@ class InboundConnection(Connection):
             self.send(handshake.welcome(self.me, version))
             self._opened(peer, version)
         except HandshakeRefused as error:
-            self._tell(error.reason)
+            self._log_closing(error.reason)
             self._outgoing.clear()
             self.version = HANDSHAKE_VERSION
             self.send(handshake.refused(error))
@@ -164,7 +167,7 @@ class InboundConnection(Connection):
         if receiver is not None:
             receiver.lost(why)
 
-    def _tell(self, why: str) -> None:
+    def _log_closing(self, why: str) -> None:
         who = f"{self.peer} at {self.address}" if self._receiver is not None else self.address
         log.warning("closing the connection from %s: %s", who, why)
 

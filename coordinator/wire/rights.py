@@ -1,7 +1,8 @@
-"""What the holder of a client's certificate may do.
+"""The right that a client's certificate gives to its holder.
 
-A certificate says so with a URI of its own among its alternative names: ``undoubt://CLUSTER/may/observe``.
-One that names no role is of version 0.1.0, or of somebody's own PKI, and may do all; so does a node's."""
+A certificate names the role by a URI among its alternative names: ``undoubt://CLUSTER/may/observe``. A
+certificate without a role (made by version 0.1.0, or by another PKI) gives all rights; so does a certificate
+of a node."""
 
 from __future__ import annotations
 
@@ -13,23 +14,23 @@ _KIND = "may"
 
 
 class Right(enum.IntEnum):
-    """Each holds all before it."""
+    """The rights of a client. Each includes all rights before it."""
 
     NOTHING = 0
-    """Of a role that this release does not know."""
+    """No right: the certificate has only a role that this release does not know."""
     OBSERVE = 1
-    """Ask what the ledger and the nodes know."""
+    """Read the state of the ledger and of the nodes."""
     TRANSACT = 2
-    """Open sessions, decide their transactions, and vote on them: an application."""
+    """Open sessions, decide their transactions, and vote on them: what an application needs."""
     OPERATE = 3
-    """Act as an operator: members, leaders, snapshots, backups, what was done otherwise than decided."""
+    """Act as an operator: members, leaders, snapshots, backups, heuristic outcomes."""
 
     def __str__(self) -> str:
         return self.name.lower()
 
 
 ROLES = tuple(str(right) for right in Right if right is not Right.NOTHING)
-"""As a certificate spells them."""
+"""The names of the roles in certificates."""
 
 
 def uri_of(cluster: str, right: Right) -> str:
@@ -37,7 +38,7 @@ def uri_of(cluster: str, right: Right) -> str:
 
 
 def named_right(names: Iterable[str], cluster: str) -> Right | None:
-    """Of the ``names`` of a client's certificate: the highest role that one gives; None if none is named."""
+    """The highest role among the ``names`` of a client's certificate; None if it names no role."""
     prefix = f"{SCHEME}{cluster}/{_KIND}/"
     roles = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     if not roles:
@@ -46,7 +47,7 @@ def named_right(names: Iterable[str], cluster: str) -> Right | None:
 
 
 def right_of(names: Iterable[str], cluster: str) -> Right:
-    """Of the holder of a certificate with these ``names``."""
+    """The right of the holder of a certificate with these ``names``."""
     listed = list(names)
     if any(name.startswith(f"{SCHEME}{cluster}/node/") for name in listed):
         return Right.OPERATE

@@ -1,9 +1,8 @@
 """TLS over the bytes of one connection: bytes in, bytes out.
 
-The event loops' own TLS is not used: asyncio's says nothing of handshakes that fail at a server, and calls
-one that was cut off a success; upgrading a connection races with its first bytes on uvloop. Here it is the
-same on every loop, for both sides, and within the one deadline of the handshake.
-"""
+The TLS of the event loops is not used: asyncio does not report handshakes that fail at a server, and reports
+a handshake that was cut off as a success; with uvloop, upgrading a connection races with its first bytes.
+This module behaves the same on every loop, on both sides, and within the one deadline of the handshake."""
 
 from __future__ import annotations
 
@@ -15,8 +14,9 @@ READ_BYTES = 256 * 1024
 
 
 class Secured:
-    """After each call there may be something to :meth:`take` for the other side. Errors are ``ssl.SSLError``:
-    the connection is of no use then, but for what is to be taken, which tells the other side why."""
+    """One side of a TLS connection. After each call there may be bytes to :meth:`take` and send to the peer.
+    Errors are ``ssl.SSLError``; the connection is then unusable, but the bytes to take still have to be sent:
+    they contain the reason for the peer."""
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -24,15 +24,15 @@ class Secured:
         self._begun = False
         self.established = False
         self.ended = False
-        """The other side has said that it says nothing more."""
+        """Whether the peer has ended its direction of TLS (close_notify)."""
 
     @property
     def shaking(self) -> bool:
-        """Whether the other side has begun the handshake, and not ended it."""
+        """Whether the peer has begun the handshake, and not completed it."""
         return self._begun and not self.established
 
     def shake(self) -> None:
-        """Go on with the handshake, as far as what has come allows."""
+        """Continue the handshake as far as the received bytes allow."""
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -40,12 +40,12 @@ class Secured:
         self.established = True
 
     def received(self, data: bytes) -> bytes:
-        """What the other side said with it; nothing before the handshake is done."""
+        """The plain bytes in ``data``; empty before the handshake is complete."""
         self._begun = True
         self._incoming.write(data)
         if not self.established:
             self.shake()
-        said = []
+        plain = []
         while self.established:
             try:
                 piece = self._tls.read(READ_BYTES)
@@ -54,8 +54,8 @@ class Secured:
             if not piece:
                 self.ended = True
                 break
-            said.append(piece)
-        return said[0] if len(said) == 1 else b"".join(said)
+            plain.append(piece)
+        return plain[0] if len(plain) == 1 else b"".join(plain)
 
     def send(self, data: bytes) -> None:
         with memoryview(data) as rest:
@@ -64,10 +64,10 @@ class Secured:
                 sent += self._tls.write(rest[sent:])
 
     def take(self) -> bytes:
-        """For the other side."""
+        """The encrypted bytes to send to the peer."""
         return self._outgoing.read()
 
     @property
     def shown(self) -> Mapping[str, Any]:
-        """The other side's certificate, as :meth:`ssl.SSLSocket.getpeercert` has it."""
+        """The peer's certificate, in the form of :meth:`ssl.SSLSocket.getpeercert`."""
         return self._tls.getpeercert() or {}

@@ -1,4 +1,4 @@
-"""What can be set about connections. ``undoubt.config`` loads it."""
+"""The settings of connections. ``undoubt.config`` loads them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ FRAME_BYTES_MAX = 64 * 1024 * 1024
 
 
 class WireSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Bounds on what a peer can make this process keep, and for how long. Times are in seconds."""
+    """Bounds on the memory and time that a peer can use in this process. Times are in seconds."""
 
     handshake_s: float = 5.0
-    """A peer that has not said who it is by then is cut off."""
+    """A connection whose handshake takes longer is closed."""
     frame_bytes_max: int = FRAME_BYTES_MAX
     unsent_bytes_max: int = 2 * FRAME_BYTES_MAX
-    """A peer that leaves more than that unread is cut off."""
+    """A connection whose peer leaves more bytes unread is closed."""
     clients_max: int = 4096
-    """Connections of clients to one port; the others are refused."""
+    """Most connections of clients to one port; further ones are refused."""
     tls: TlsSettings | None = None
-    """Without it everybody who reaches the port is believed."""
+    """Without TLS any process that reaches the port is believed."""
     strangers_max: int = 256
-    """Connections to one port that have not said who they are; the oldest makes room for the newest."""
+    """Most connections to one port before their handshake; a further one closes the oldest."""
 
     def __post_init__(self) -> None:
         seconds("handshake_s", self.handshake_s, zero=False)

@@ -1,9 +1,9 @@
-"""TLS on both sides, from three files; who a certificate names.
+"""TLS for both sides from three files, and the names in a certificate.
 
-A certificate says who its holder is by URIs among its alternative names (RFC 5280 §4.2.1.6), as SPIFFE does:
-``undoubt://CLUSTER/node/2``, ``undoubt://CLUSTER/client/NAME``; what a client may do by another
-(:mod:`undoubt.coordinator.wire.rights`). Host names are not looked at: addresses of
-nodes change, who they are does not. Both sides show a certificate, signed by a CA of the same file.
+A certificate identifies its holder by URIs among its alternative names (RFC 5280 §4.2.1.6), as SPIFFE does:
+``undoubt://CLUSTER/node/2``, ``undoubt://CLUSTER/client/NAME``; another URI gives the right of a client
+(:mod:`undoubt.coordinator.wire.rights`). Host names are not checked: addresses of nodes change, their
+identities do not. Both sides show a certificate, signed by a CA of the same file.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Certificate(msgspec.Struct, frozen=True):
-    """What a certificate says. ``not_after`` is in seconds since 1970."""
+    """The names in a certificate and its expiry. ``not_after`` is in seconds since 1970."""
 
     names: tuple[str, ...]
     not_after: float
 
 
 class Tls:
-    """Contexts for connections to come. They are made anew when a file has changed; if the new ones are of no
-    use, the former ones stay. Made by :func:`tls_of`."""
+    """TLS contexts for new connections. They are made again if a file has changed; if the changed files
+    cannot be used, the former contexts stay. Made by :func:`tls_of`."""
 
     def __init__(self, settings: TlsSettings) -> None:
         """Raises :class:`TlsUnusable`."""
@@ -63,12 +63,13 @@ class Tls:
 
     @property
     def own(self) -> Certificate:
-        """What this side shows."""
+        """The certificate that this side shows."""
         self._refresh()
         return self._own
 
     def check_own(self, me: PeerIdentity) -> None:
-        """Raises :class:`TlsUnusable` if peers would not believe that this is ``me``."""
+        """Raises :class:`TlsUnusable` if this side's certificate does not name ``me``: peers would refuse
+        it."""
         try:
             check_names(self.own.names, me, me.cluster_id)
         except HandshakeRefused as error:
@@ -82,10 +83,10 @@ class Tls:
         try:
             self._listening, self._dialing, self._own = _load(self.settings)
         except TlsUnusable as error:
-            log.warning("the changed certificate is not taken, the former one is kept: %s", error)
+            log.warning("the changed certificate is not used, the former one is kept: %s", error)
         else:
             until = time.strftime("%Y-%m-%d", time.gmtime(self._own.not_after))
-            log.info("the certificate in %s was read anew; it is valid until %s", self.settings.cert, until)
+            log.info("the certificate in %s was reloaded; it is valid until %s", self.settings.cert, until)
 
     def _look(self) -> list[tuple[int, int, int] | None]:
         looks: list[tuple[int, int, int] | None] = []
@@ -101,7 +102,8 @@ class Tls:
 
 @functools.lru_cache(maxsize=64)
 def tls_of(settings: TlsSettings) -> Tls:
-    """One for all connections of the process with these files. Raises :class:`TlsUnusable`."""
+    """The :class:`Tls` that all connections of the process with these files share. Raises
+    :class:`TlsUnusable`."""
     return Tls(settings)
 
 
@@ -115,7 +117,7 @@ def _load(settings: TlsSettings) -> tuple[ssl.SSLContext, ssl.SSLContext, Certif
         _read(context, settings)
         contexts.append(context)
     listening, dialing = contexts
-    listening.num_tickets = 0  # nothing is resumed: each connection shows its certificate
+    listening.num_tickets = 0  # no session is resumed: the peer shows its certificate on each connection
     return listening, dialing, _shown(listening, dialing, settings)
 
 
@@ -132,12 +134,12 @@ def _read(context: ssl.SSLContext, settings: TlsSettings) -> None:
 
 
 def _no_password() -> str:
-    raise TlsUnusable("the key is encrypted; a process that restarts by itself needs one that is not")
+    raise TlsUnusable("the key is encrypted; a process that restarts unattended needs an unencrypted key")
 
 
 def _shown(listening: ssl.SSLContext, dialing: ssl.SSLContext, settings: TlsSettings) -> Certificate:
-    """This side's own certificate, as a peer would see it: it shakes hands with itself, so that what peers
-    would refuse (expired, of another CA) is found out here."""
+    """This side's own certificate, as a peer would see it. Both contexts complete a handshake with each
+    other, so that a certificate that peers would refuse (expired, from another CA) is found here."""
     dials, listens = Secured(dialing, server_side=False), Secured(listening, server_side=True)
     try:
         dials.shake()
@@ -145,13 +147,13 @@ def _shown(listening: ssl.SSLContext, dialing: ssl.SSLContext, settings: TlsSett
             listens.received(dials.take())
             dials.received(listens.take())
     except ssl.SSLError as error:
-        raise TlsUnusable(f"{settings.cert} is of no use: {reason_of(error)}") from None
+        raise TlsUnusable(f"{settings.cert} cannot be used: {reason_of(error)}") from None
     shown = dials.shown
     return Certificate(names_in(shown), float(ssl.cert_time_to_seconds(str(shown["notAfter"]))))
 
 
 def names_in(certificate: Mapping[str, Any]) -> tuple[str, ...]:
-    """Whom a certificate names, in undoubt's way; as ``getpeercert`` has it."""
+    """The ``undoubt://`` URIs in a certificate, which is in the form of ``getpeercert``."""
     return tuple(
         value
         for kind, value in certificate.get("subjectAltName", ())
@@ -164,8 +166,9 @@ def name_of(cluster: str, role: PeerRole, name: str) -> str:
 
 
 def check_names(names: Iterable[str], peer: PeerIdentity, cluster: str) -> str:
-    """Which of a certificate's names lets ``peer`` be who it says, in that cluster. A node may also be a
-    client: it can do more than any. Raises :class:`HandshakeRefused`."""
+    """The name in a certificate that proves the identity of ``peer`` in ``cluster``. A node's certificate is
+    also valid for a client, since a node may do more than any client. Raises :class:`HandshakeRefused` if the
+    certificate has no such name."""
     listed = list(names)
     for name in listed:
         owner, _, rest = name.removeprefix(SCHEME).partition("/")
@@ -177,15 +180,15 @@ def check_names(names: Iterable[str], peer: PeerIdentity, cluster: str) -> str:
         if peer.role is PeerRole.NODE and (role, who) == (PeerRole.NODE, str(peer.number)):
             return who
     wanted = name_of(cluster, peer.role, str(peer.number or "…"))
-    told = ", ".join(listed) or "nobody in undoubt's way"
+    named = ", ".join(listed) or "no undoubt:// URI"
     raise HandshakeRefused(
         HandshakeRefusal.CERTIFICATE,
-        f"the certificate does not make it {peer}: it names {told}, not {wanted}",
+        f"the certificate is not valid for {peer}: it names {named}, not {wanted}",
     )
 
 
 def reason_of(error: BaseException) -> str:
-    """A TLS failure in words."""
+    """The reason of a TLS failure, as text."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and error.reason:
@@ -194,13 +197,13 @@ def reason_of(error: BaseException) -> str:
 
 
 _REASONS = {
-    "WRONG_VERSION_NUMBER": "the other side does not speak TLS",
-    "HTTP_REQUEST": "the other side speaks HTTP without TLS",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the other side shows no certificate",
-    "TLSV1_ALERT_UNKNOWN_CA": "the other side does not know the CA of our certificate",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the other side wants a certificate",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the other side says that our certificate has expired",
-    "UNSUPPORTED_PROTOCOL": "the other side speaks no TLS 1.3",
+    "WRONG_VERSION_NUMBER": "the peer does not use TLS",
+    "HTTP_REQUEST": "the peer sends HTTP without TLS",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer shows no certificate",
+    "TLSV1_ALERT_UNKNOWN_CA": "the peer does not know the CA of our certificate",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer requires a certificate",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the peer reports that our certificate has expired",
+    "UNSUPPORTED_PROTOCOL": "the peer does not support TLS 1.3",
     "KEY_VALUES_MISMATCH": "the key does not belong to the certificate",
-    "NO_CERTIFICATE_OR_CRL_FOUND": "no certificate is in it",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "the file contains no certificate",
 }

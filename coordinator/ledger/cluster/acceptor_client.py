@@ -139,7 +139,7 @@ class _Link:
             self._flush_soon()
 
     def received(self, payload: bytes) -> None:
-        self._silence.heard(self._loop.time())
+        self._silence.received(self._loop.time())
         self._replies.received(decode_answers(payload))
 
     def lost(self, why: str) -> None:

@@ -301,7 +301,7 @@ class LeaderClient:
                 why = (
                     f"{link.name}, which leads, speaks {link.version}, and this needs {pending.call.since()}"
                 )
-                pending.tell(VersionHeldBack(f"the cluster's version is older: {why}"))
+                pending.resolve(VersionHeldBack(f"the cluster's version is older: {why}"))
 
     def answered(self, link: Link, answers: Sequence[Answer]) -> None:
         """From whoever is asked; once its standing is known."""
@@ -347,7 +347,7 @@ class LeaderClient:
 
     def _fail(self, numbers: Sequence[int], why: str) -> None:
         for number in numbers:
-            self._replies.waiting.pop(number).tell(LedgerUnavailable(why or self._why_unanswered()))
+            self._replies.waiting.pop(number).resolve(LedgerUnavailable(why or self._why_unanswered()))
 
     def _why_unanswered(self) -> str:
         nodes = ", ".join(str(address) for address in self._addresses)
@@ -440,7 +440,7 @@ class Link:
         return self
 
     def received(self, payload: bytes) -> None:
-        self.silence.heard(self._loop.time())
+        self.silence.received(self._loop.time())
         answers = decode_answers(payload)
         for answer in answers:
             if isinstance(answer, LeaderHint) and not self.stands.done():

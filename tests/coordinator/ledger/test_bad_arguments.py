@@ -88,7 +88,7 @@ async def test_what_cannot_be_read_is_answered_as_such(
     monkeypatch.setattr(cluster_ledger, "judged", unjudged)
     monkeypatch.setattr("undoubt.coordinator.ledger.sqlite.ledger.judged", unjudged)
     others = [asyncio.ensure_future(backend.ledger.records([SOME])) for _ in range(3)]
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(UsageError, match="cannot decode"):
         await backend.ledger.records([str(SOME)])  # type: ignore[list-item]
     for other in others:
         assert (await other)[SOME] is RecordedDecision.NOT_RECORDED
@@ -119,7 +119,7 @@ async def test_a_transaction_is_cancelled_by_its_text() -> None:
 async def test_a_call_that_is_too_large_is_refused(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if a call that fits into no frame is thrown away in silence, with all that leaves beside it."""
     monkeypatch.setattr("undoubt.coordinator.rpc.envelope.CALL_BYTES_MAX", 1000)
-    with pytest.raises(UsageError, match="are the most"):
+    with pytest.raises(UsageError, match="the limit is"):
         await backend.ledger.records([SOME] * 100)
 
 

@@ -69,7 +69,7 @@ async def test_nobody_is_believed_to_be_another(
     """A client's certificate makes no node, a node's no other node."""
     here = Side()
     async with listening(here, settings=files(folder, "node-1")) as (_, where):
-        with pytest.raises(HandshakeRefused, match="does not make it") as refused:
+        with pytest.raises(HandshakeRefused, match="is not valid for") as refused:
             await dialed(where, me, settings=files(folder, stem))
     assert refused.value.refusal is HandshakeRefusal.CERTIFICATE
     assert here.boxes.empty()
@@ -128,7 +128,7 @@ async def test_strangers_get_no_further_than_tls(
     lines = warnings(caplog)
     assert len(lines) == 5, lines
     assert any("shows no certificate" in line for line in lines)
-    assert any("does not speak TLS" in line for line in lines)
+    assert any("does not use TLS" in line for line in lines)
 
 
 async def test_a_tls_dialer_at_a_plain_port_is_told(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
@@ -137,7 +137,7 @@ async def test_a_tls_dialer_at_a_plain_port_is_told(folder: Folder, caplog: pyte
         with pytest.raises(ConnectionError):
             await dialed(where, TWO, settings=files(folder, "node-2"))
     (line,) = warnings(caplog)
-    assert "it speaks TLS, and this port does not" in line
+    assert "it uses TLS, and this port does not" in line
 
 
 @pytest.mark.parametrize("says", [b"", b"\x16\x03\x01\x02\x00"])

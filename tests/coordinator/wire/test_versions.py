@@ -197,4 +197,4 @@ async def test_a_frame_of_another_version_than_agreed_ends_the_connection(
     await ends(reader, writer)
     listener.close()
     (line,) = warnings(caplog)
-    assert f"a frame of version {NEXT.highest}, {VERSIONS.highest} is spoken here" in line
+    assert f"a frame of version {NEXT.highest}; this connection uses version {VERSIONS.highest}" in line

@@ -252,7 +252,10 @@ def test_a_cluster_of_processes_behind_tls(tmp_path: Path) -> None:
             assert ran.status == 0, (asked, ran.err)
         refused = undoubt("cluster", "transfer", "--config", sees)
         assert refused.status == 1
-        assert "needs a certificate with the role operate; that of dashboard has observe" in refused.err
+        assert (
+            "needs a certificate with the role operate; the certificate of dashboard has observe"
+            in refused.err
+        )
         undoubt("cluster", "certs", "--renew", "--days", "7", cwd=tmp_path)
         assert "its certificate ends in 7 days" in undoubt("cluster", "status", "--config", client).out
         bare = undoubt("cluster", "status", "--config", str(configuration(tmp_path, addresses, 0, "")))
