@@ -39,7 +39,7 @@ def test_the_size_of_a_frame_is_read_from_its_head(count: int) -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"\x01", b"\x81\x01\x01", b"\xc0"])
 def test_what_is_no_list_has_no_size(payload: bytes) -> None:
-    with pytest.raises(ValueError, match="no list"):
+    with pytest.raises(ValueError, match="not a list"):
         envelope.size(payload)
 
 
