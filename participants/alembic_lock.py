@@ -1,7 +1,7 @@
-"""Making tables: Alembic, one migration at a time, and the engine that it works with.
+"""Runs one Alembic migration at a time, and makes the SQLAlchemy engine that it uses.
 
-Alembic keeps the migration that is running in globals of its own modules
-(``alembic.util.langhelpers.ModuleClsProxy``), so that two threads would destroy each other's.
+Alembic keeps the running migration in globals of its modules (``alembic.util.langhelpers.ModuleClsProxy``),
+so that migrations in two threads would destroy each other.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 ALONE = threading.Lock()
-"""To be held around every command of Alembic's."""
+"""The lock that must be held around every Alembic command."""
 
 
 def engine_over(
     connect: Callable[[str], psycopg.Connection[Any]],
     look: Callable[[psycopg.Connection[Any]], None] = lambda _: None,
 ) -> Engine:
-    """An engine for what is done by hand: no transaction of it, the first questions of SQLAlchemy among
-    them, runs under what the database's owner has set (:mod:`undoubt.participants.foreign_ground`).
+    """An engine for migrations and for commands of an operator: none of its transactions, and none of
+    SQLAlchemy's first queries, runs under settings of the database's owner
+    (:mod:`undoubt.participants.foreign_ground`).
 
-    ``connect`` is given options for the message that opens the session; ``look`` is given each connection,
-    in autocommit, and may raise.
+    ``connect`` is called with options for the startup message of the session. ``look`` is called with each
+    connection, in autocommit mode, and may raise.
     """
     from psycopg import Error  # noqa: PLC0415
     from psycopg.pq import TransactionStatus  # noqa: PLC0415
@@ -41,7 +42,7 @@ def engine_over(
         try:
             return set_up(connection)
         except Error as error:
-            # A timeout that the database's owner has set may have ended it before it set that.
+            # A timeout that the database's owner has set may have ended the session before our settings did.
             try:
                 return set_up(connect(startup_timeouts(version)))
             except Error:
@@ -52,7 +53,7 @@ def engine_over(
             connection.autocommit = True
             look(connection)
             connection.autocommit = False
-            # SQLAlchemy asks this and that before it begins, in a transaction that begins here.
+            # SQLAlchemy sends queries before its "begin" event; their transaction begins here.
             connection.execute(transaction_settings(connection.info.server_version))
         except BaseException:
             connection.close()
@@ -65,12 +66,12 @@ def engine_over(
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        """For each transaction by itself: behind a pooler a session belongs to others as well."""
+        """Set each transaction up separately: behind a pooler other clients use the session as well."""
         driver = connection.connection.driver_connection
         if driver is not None and driver.info.transaction_status == TransactionStatus.IDLE:
             try:
                 driver.execute(transaction_settings(driver.info.server_version))
-            except Error as error:  # as SQLAlchemy raises everything else
+            except Error as error:  # the class that SQLAlchemy raises for other errors
                 raise DBAPIError("begin", None, error) from error
 
     return engine

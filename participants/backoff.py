@@ -1,8 +1,7 @@
-"""Pauses between attempts, for every loop that tries again: each twice as long as the last, up to a limit.
+"""The pauses between the attempts of a loop that retries: each is twice as long as the last, up to a limit.
 
-Loops that may fail together draw their pauses at random, so that they do not try again together (M. Brooker,
-"Exponential backoff and jitter", AWS Architecture Blog, 2015).
-"""
+Loops that may fail together draw their pauses at random, so that they do not retry simultaneously (M.
+Brooker, "Exponential backoff and jitter", AWS Architecture Blog, 2015)."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ def limit_s(least_s: float, most_s: float, attempt: int) -> float:
 
 
 def pauses(least_s: float, most_s: float = math.inf) -> Iterator[float]:
-    """One after the other, without end."""
+    """The pauses one after another, in seconds, without end."""
     attempt = 0
     while True:
         yield limit_s(least_s, most_s, attempt)
@@ -25,6 +24,6 @@ def pauses(least_s: float, most_s: float = math.inf) -> Iterator[float]:
 
 
 def pauses_around(least_s: float, most_s: float, random: Random) -> Iterator[float]:
-    """Each between half of its length and one and a half."""
+    """The pauses of :func:`pauses`, each multiplied by a random factor from 0.5 to 1.5."""
     for pause_s in pauses(least_s, most_s):
         yield pause_s * (0.5 + random.random())

@@ -1,9 +1,10 @@
-"""Whether a schema of ours is to be believed: who could change what its tables and functions mean.
+"""Finds the roles that could change the meaning of the tables and functions in a schema of undoubt.
 
-The owner of a database may make a schema ``undoubt`` before undoubt does, with a view in the place of a table
-or a function that does something else: a session that reads and calls them runs that with its own rights.
-So nothing in a schema is used unless its owner, and the owners of what is in it, are trusted, and nobody else
-can create there or put a trigger on its tables. https://www.postgresql.org/docs/current/ddl-priv.html.
+The owner of a database can create a schema ``undoubt`` before undoubt does, with a view in place of a table,
+or a function that does something else: a session that reads or calls them runs foreign code with its own
+rights. So a schema is believed, and used, only if its owner and the owners of its objects are trusted, and no
+other role can create objects there or put a trigger on its tables.
+https://www.postgresql.org/docs/current/ddl-priv.html.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from undoubt.participants.sql import identifier, literal, names
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A schema of ours, and what in it our statements use."""
+    """A schema of undoubt, with those of its objects that statements of undoubt use."""
 
     name: str
     tables: tuple[str, ...]
     functions: tuple[str, ...] = ()
     precious: bool = False
-    """What is in it is nowhere else: nobody is told to drop it."""
+    """Its data exists nowhere else: an operator is never advised to drop it."""
 
 
 PARTICIPANT = Schema(
@@ -120,8 +121,9 @@ select 'shape', held.name, ''
 
 
 def faults_query(schema: Schema, owners: Sequence[str]) -> str:
-    """Who else could change what ``schema`` means: one row each (kind, name, role), none if it is to be
-    believed or not there. Trusted are superusers, the role that has logged in, and ``owners``."""
+    """A query for the untrusted roles that could change the meaning of ``schema``: one row each (kind, name,
+    role), no row if the schema is to be believed or does not exist. Trusted are superusers, the login role of
+    the session, and ``owners``."""
     return (
         _FAULTS.replace("{schema}", literal(schema.name))
         .replace("{tables}", names(schema.tables))
@@ -132,33 +134,33 @@ def faults_query(schema: Schema, owners: Sequence[str]) -> str:
 
 
 class Power(enum.StrEnum):
-    """Over a schema, or over something in it."""
+    """A power over a schema, or over an object in it."""
 
     OWNER = "owner"
     OBJECT = "object"
-    """Owns a table or a function in it."""
+    """The role owns a table or a function in it."""
     CREATE = "create"
     TRIGGER = "trigger"
     REFERENCE = "reference"
-    """May put foreign keys on a table in it. Each value is looked up with the rights of that table's owner,
-    and an implicit cast from a type of the role's own runs with them
+    """The role may create foreign keys that refer to a table in it. The server looks up each value with the
+    rights of that table's owner, and an implicit cast from a type of the role runs with these rights
     (src/backend/utils/adt/ri_triggers.c)."""
     REFERENCED = "referenced"
-    """Owns a table with such a foreign key."""
+    """The role owns a table with such a foreign key."""
     TRIGGERED = "triggered"
-    """Owns the function of a trigger that is there."""
+    """The role owns the function of a trigger on a table in it."""
     SHAPE = "shape"
-    """Nobody's: a view or a rule stands where a table should."""
+    """No role's power: a view is in place of a table, or a table has a rule."""
 
 
 OWNING = frozenset({Power.OWNER, Power.OBJECT, Power.TRIGGERED})
 OF_OWNERS = frozenset({Power.CREATE, Power.TRIGGER, Power.REFERENCE})
-"""What an owner may do anyway."""
+"""Powers that an owner has anyway."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One reason not to believe a schema: ``role`` (PUBLIC: everybody) has that power over ``name``."""
+    """One reason not to believe a schema: ``role`` (PUBLIC: every role) has ``power`` over ``name``."""
 
     power: Power
     name: str
@@ -166,7 +168,7 @@ class Fault:
 
     @property
     def what(self) -> str:  # noqa: PLR0911 - a line per power
-        who = "everybody" if self.role == "PUBLIC" else f"role {self.role}"
+        who = "every role" if self.role == "PUBLIC" else f"role {self.role}"
         match self.power:
             case Power.OWNER:
                 return f"schema {self.name} belongs to {who}"
@@ -183,12 +185,13 @@ class Fault:
             case Power.TRIGGERED:
                 return f"{self.name} has a trigger whose function belongs to {who}"
             case Power.SHAPE:
-                return f"{self.name} is no plain table, or has rules"
+                return f"{self.name} is not a plain table, or has rules"
 
 
 def faults_of(rows: Iterable[tuple[str, str, str]]) -> tuple[Fault, ...]:
-    """The answer to :func:`faults_query`, the schema's owner first. What follows from owning is left out: an
-    owner may create, put triggers and foreign keys, and may have granted that to itself."""
+    """The faults from the rows of :func:`faults_query`, those of the schema's owner first. Powers that follow
+    from ownership are left out: an owner may create objects, triggers and foreign keys, and may have granted
+    these rights to itself."""
     found = [Fault(Power(kind), name, role) for kind, name, role in rows]
     owning = {(fault.name, fault.role) for fault in found if fault.power in {Power.OWNER, Power.OBJECT}}
     left = [
@@ -199,7 +202,7 @@ def faults_of(rows: Iterable[tuple[str, str, str]]) -> tuple[Fault, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Mend:
-    """What is wrong with a schema, what to do about it, and the line that does it, if one does."""
+    """What is wrong with a schema, what to do about it, and the line that does it; empty if no line does."""
 
     what: str
     how: str
@@ -207,7 +210,8 @@ class Mend:
 
 
 def mends(schema: Schema, faults: Sequence[Fault], owners: Sequence[str], setting: str) -> list[Mend]:
-    """``setting`` is the key of the configuration that ``owners`` come from."""
+    """What an operator has to do about each of ``faults``. ``setting`` is the configuration key of
+    ``owners``."""
     drop = f"DROP SCHEMA {schema.name} CASCADE;"
     found = []
     anew = (
@@ -218,8 +222,8 @@ def mends(schema: Schema, faults: Sequence[Fault], owners: Sequence[str], settin
     if owning := [fault for fault in faults if fault.power in OWNING]:
         roles = sorted({*owners, *(fault.role for fault in owning)})
         how = (
-            "put the line into the configuration if it is the role that migrates; if you do not know it, look"
-            f" at what it has made there, {anew}"
+            "put the line into the configuration if this role runs the migrations; if you do not know the"
+            f" role, look at what it has created there, {anew}"
         )
         line = f"{setting} = [{', '.join(map(_quoted, roles))}]"
         found.append(Mend("; ".join(fault.what for fault in owning), how, line))
@@ -235,20 +239,20 @@ def mends(schema: Schema, faults: Sequence[Fault], owners: Sequence[str], settin
             line = f"REVOKE REFERENCES ON {fault.name} FROM {grantee};"
             found.append(Mend(fault.what, "take that right away", line))
         elif fault.power is Power.REFERENCED:
-            found.append(Mend(fault.what, "undoubt made no such thing: look at it, and drop it", ""))
+            found.append(Mend(fault.what, "undoubt did not create it: look at it, and drop it", ""))
         elif fault.power is Power.SHAPE:
             line = "" if schema.precious else drop
             then = anew if schema.precious else "then drop and migrate"
-            found.append(Mend(fault.what, f"undoubt made no such thing: look at it, {then}", line))
+            found.append(Mend(fault.what, f"undoubt did not create it: look at it, {then}", line))
     return found
 
 
 def refusal(schema: Schema, faults: Sequence[Fault]) -> str:
-    """For the message of an error."""
-    more = f", and {len(faults) - 1} reasons more" if len(faults) > 1 else ""
+    """The message of an error: the first of ``faults``, and the number of the others."""
+    more = f", and {len(faults) - 1} more reasons" if len(faults) > 1 else ""
     return (
-        f"schema {schema.name} is not to be believed there: {faults[0].what}{more}; what is in it would run"
-        " with undoubt's rights"
+        f"schema {schema.name} is not trusted: {faults[0].what}{more}; its code would run with undoubt's"
+        " rights"
     )
 
 

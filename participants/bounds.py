@@ -1,7 +1,8 @@
-"""Bounds of what people and other processes give: durations in seconds, counts, texts, paths of files.
+"""Bounds of values that come from users and other processes: durations in seconds, counts, texts, paths of
+files.
 
-Whatever takes such a value judges it here when it is given. What passed ``float`` alone (NaN, infinity,
-10**300) would fail later, in a background task or in a message that others share.
+Every function that takes such a value checks it here first. A value that passed only ``float`` (NaN,
+infinity, 10**300) would fail later, in a background task or in a message that other requests share.
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ from collections.abc import Iterable
 from undoubt.participants.errors import UsageError
 
 DURATION_S_MAX = 3_650 * 86_400.0
-"""Ten years: in milliseconds it fits every integer of the wire, of the SQL ledgers and of timers."""
+"""Ten years: in milliseconds this fits the integers of the wire protocol, of the SQL ledgers and of
+timers."""
 SERVER_TIMEOUT_S_MAX = 24 * 86_400.0
 """PostgreSQL keeps its timeouts in milliseconds, in 32 bits (``src/backend/utils/misc/guc_tables.c``)."""
 COUNT_MAX = 2**31 - 1
 TEXT_BYTES_MAX = 1_000
 ROLE_BYTES_MAX = 63
-"""PostgreSQL cuts longer names of roles (``NAMEDATALEN`` in ``src/include/pg_config_manual.h``): a longer one
-is no role's."""
+"""PostgreSQL cuts longer names of roles (``NAMEDATALEN`` in ``src/include/pg_config_manual.h``): no role has
+a longer name."""
 PATH_BYTES_MAX, FILE_NAME_BYTES_MAX = 4_095, 255
-"""Of Linux, without the closing NUL (``PATH_MAX``, ``NAME_MAX`` in ``include/uapi/linux/limits.h``)."""
+"""The limits of Linux, without the terminating NUL (``PATH_MAX``, ``NAME_MAX`` in
+``include/uapi/linux/limits.h``)."""
 
 
 class OutOfBounds(UsageError, ValueError):
-    """A value is of the wrong type or not within its bounds. ``name`` is the argument's or the setting's,
+    """A value has the wrong type or is out of bounds. ``name`` is the name of the argument or setting,
     ``why`` the rest of the message."""
 
     def __init__(self, name: str, why: str) -> None:
@@ -36,11 +39,12 @@ class OutOfBounds(UsageError, ValueError):
 def seconds(
     name: str, value: object, *, least: float = 0.0, most: float = DURATION_S_MAX, zero: bool = True
 ) -> float:
-    """``value`` if it is a number of seconds from ``least`` to ``most``; ``zero``: 0 itself may be given too.
-    Raises :class:`OutOfBounds`: for text, a truth value, NaN and infinity as well."""
+    """``value`` if it is a number of seconds from ``least`` to ``most``; ``zero``: 0 is allowed. Raises
+    :class:`OutOfBounds`, also for text, a boolean, NaN and infinity."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise OutOfBounds(name, f"must be a number of seconds, not {_shown(value)}")
-    # Integers are compared as they are: a large one fits into no float. NaN is within nothing.
+    # Integers are compared without conversion: a large integer does not fit into a float. NaN fails every
+    # comparison.
     if not least <= value <= most or not (zero or value):
         low = f"{least:g}" if zero or least else "more than 0"
         raise OutOfBounds(name, f"must be {low} to {most:g} seconds, not {_shown(value)}")
@@ -57,8 +61,8 @@ def count(name: str, value: object, *, least: int = 0, most: int = COUNT_MAX) ->
 
 
 def text(name: str, value: object, *, most: int = TEXT_BYTES_MAX, empty: bool = True) -> str:
-    """``value`` if it is text of at most ``most`` bytes as UTF-8 and without NUL; ``empty``: may be so.
-    Raises :class:`OutOfBounds`, which never shows the value: it may hold a password."""
+    """``value`` if it is text of at most ``most`` bytes as UTF-8 and without NUL; ``empty``: it may be empty.
+    Raises :class:`OutOfBounds`, which never shows the value: the value may contain a password."""
     if not isinstance(value, str):
         raise OutOfBounds(name, f"must be text, not of type {type(value).__name__}")
     if not value and not empty:
@@ -96,7 +100,7 @@ def path(name: str, value: object, *, empty: bool = False, last_most: int = FILE
 
 
 def flag(name: str, value: object) -> bool:
-    """``value`` if it is a truth value, and not merely true or false as a condition."""
+    """``value`` if it is True or False. Raises :class:`OutOfBounds` for any other value."""
     if not isinstance(value, bool):
         raise OutOfBounds(name, f"must be True or False, not {_shown(value)}")
     return value
@@ -111,8 +115,8 @@ def choice(name: str, value: object, known: Iterable[str]) -> str:
 
 
 def having(name: str, value: object, what: str, *calls: str) -> None:
-    """Raise :class:`OutOfBounds` unless ``value`` can be called, or has all ``calls``; ``what`` it must be,
-    for people."""
+    """Raise :class:`OutOfBounds` unless ``value`` is callable or, if ``calls`` are given, is an object with
+    all these methods. ``what`` describes the wanted value in the message."""
     lacks = [call for call in calls if not callable(getattr(value, call, None))]
     if lacks or (not callable(value) if not calls else isinstance(value, type)):
         raise OutOfBounds(name, f"must be {what}, not {_shown(value)}")

@@ -2,13 +2,13 @@
 
 A :class:`Participant` is one database. The coordinator calls ``begin`` to open a :class:`Branch`,
 ``poll`` to learn what the application did in it, then either ``commit_one_phase`` or ``prepare``
-followed by ``commit`` or ``rollback``. Whoever comes after a crash has no :class:`Branch` any more:
-it calls ``in_doubt``, ``settle`` and ``evidence`` of the participant, which need only the gid.
+followed by ``commit`` or ``rollback``. After a crash no process has the :class:`Branch`: recovery calls
+``in_doubt``, ``settle`` and ``evidence`` of the participant, which need only the gid.
 
-Three questions are answered for each call, in this order: may it fail, may it be repeated, may it be called
-after a restart of the caller. "Fails" means one of :mod:`undoubt.participants.errors`; whatever a driver
-raises is translated. Cancelling any of these calls leaves the participant usable; what the cancelled call
-asked for may or may not have happened."""
+Each call's docstring says, in this order: may it fail, may it be repeated, may it be called after a restart
+of the caller. "Fails" means that it raises an error of :mod:`undoubt.participants.errors`; errors of a driver
+are translated. Cancelling any of these calls leaves the participant usable; the action of the cancelled call
+may or may not have happened."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from undoubt.participants.three_phase import States
 
 
 class Work(enum.StrEnum):
-    """What a branch has done so far, in its participant's own view."""
+    """Whether a branch has written so far, as its participant sees it."""
 
     WRITES = "writes"
-    """It has a transaction id, or it must be prepared whatever it did (SERIALIZABLE)."""
+    """The branch has a transaction id, or must be prepared whatever it did (SERIALIZABLE)."""
     READ_ONLY = "read_only"
-    """Nothing to make durable. It stays open until its transaction is decided: it may hold locks."""
+    """The branch has nothing to make durable. It stays open until its transaction is decided, since it may
+    hold locks."""
 
 
 class Vote(enum.StrEnum):
@@ -42,39 +43,40 @@ class Vote(enum.StrEnum):
 
 
 class Decision(enum.StrEnum):
-    """What is decided about a transaction, once and for all: the ledger holds it, and the second phase of its
-    branches carries it out."""
+    """The final decision about a transaction: the ledger records it, and the second phase of the branches
+    carries it out."""
 
     COMMIT = "commit"
     ABORT = "abort"
 
     @property
     def verb(self) -> str:
-        """``commit`` or ``rollback``: what a prepared branch is told."""
+        """``commit`` or ``rollback``: the command for a prepared branch."""
         return "commit" if self is Decision.COMMIT else "rollback"
 
 
 class Settled(enum.StrEnum):
-    """What became of a branch that was told to commit or roll back."""
+    """The result of a COMMIT or ROLLBACK of one branch."""
 
     APPLIED = "applied"
-    """It has done what was asked, now or before. Final."""
+    """The branch has done what was asked, now or before. Final."""
     ABSENT = "absent"
-    """Only in answer to ROLLBACK: no prepared branch of that gid, and nothing shows that it ever committed.
+    """Only in answer to ROLLBACK: no branch is prepared under that gid, and nothing shows that it committed.
 
-    Final if its PREPARE is known to have been answered, or never sent; otherwise the branch may still
+    Final if its PREPARE is known to have been answered, or never sent. Otherwise the branch may still
     appear (a PREPARE behind a slow deferred trigger), and the caller must record ABORT.
     """
     BUSY = "busy"
-    """Somebody else is at it (55000), or its transaction is still running: look again. Not final."""
+    """Another session is ending the branch (55000), or its transaction is still running: try again. Not
+    final."""
     HEURISTIC_COMMIT = "heuristic_commit"
-    """ROLLBACK was asked, and somebody had committed it."""
+    """ROLLBACK was asked, but the branch had been committed."""
     HEURISTIC_ROLLBACK = "heuristic_rollback"
-    """COMMIT was asked, and it is proved that somebody rolled it back, or that its prepare was lost."""
+    """COMMIT was asked, but it is proved that the branch was rolled back, or that its prepare was lost."""
     HEURISTIC_MIXED = "heuristic_mixed"
-    """Part of the branch did one, part the other (participants that are themselves composed)."""
+    """Part of the branch committed and part rolled back (in participants that consist of several)."""
     HEURISTIC_HAZARD = "heuristic_hazard"
-    """COMMIT was asked, no such branch exists, and what became of it cannot be known."""
+    """COMMIT was asked, no such branch exists, and its outcome cannot be known."""
 
 
 HEURISTICS = frozenset(
@@ -88,35 +90,36 @@ HEURISTICS = frozenset(
 
 
 class XactStatus(enum.StrEnum):
-    """What a participant's own books say about a transaction id (``pg_xact_status``)."""
+    """What a participant's database reports about a transaction id (``pg_xact_status``)."""
 
     COMMITTED = "committed"
     ABORTED = "aborted"
-    """Rolled back, by whomever."""
+    """Rolled back, by any session."""
     IN_PROGRESS = "in_progress"
-    """Open, or prepared: list again."""
+    """Open, or prepared: read the list of prepared transactions again."""
     NEVER_ASSIGNED = "never_assigned"
-    """An id of the future (22023): the server forgot the branch, its prepare was lost."""
+    """An id that the server has not assigned yet (22023): the server lost the prepared branch."""
     UNKNOWN = "unknown"
     """No evidence was given, another system or timeline answers, or the id is too old."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Where to look, later, for what became of a branch whose PREPARE was acknowledged.
+    """What is needed to look up later the outcome of a branch whose PREPARE was acknowledged.
 
     ``xid`` is PostgreSQL's 64-bit transaction id (xid8), ``system`` the system identifier of
     ``pg_control_system()``, ``timeline`` the eight hexadecimal digits at the head of the current WAL
-    file's name: the one thing about the timeline that does not lag behind a promotion.
+    file's name: nothing else about the timeline is up to date immediately after a promotion.
 
-    System and timeline do not name a history: two standbys that were promoted apart share both, and so do
-    clones. So ``history`` is a random id that the database draws for itself (``undoubt.history()``); evidence
-    that has one counts only under it. ``position`` is a place in the WAL, in bytes, before the record of the
-    PREPARE: a server of the same history that has not come as far was set back.
+    System and timeline do not identify a history: two standbys that were promoted independently share both,
+    and so do clones. So ``history`` is a random id that the database draws for itself
+    (``undoubt.history()``); evidence with a history counts only in that history. ``position`` is a position
+    in the WAL, in bytes, before the record of the PREPARE: a server of the same history whose WAL does not
+    reach that position was set back.
 
-    All but ``xid`` are None where the database does not tell them. With neither a history nor both system and
-    timeline it is never known whose books could be asked; the id still tells one prepared branch from
-    another of the same name."""
+    All fields but ``xid`` are None where the database does not report them. Without a history, and without
+    both system and timeline, it is not known which server could be asked; the id still distinguishes one
+    prepared branch from another branch of the same name."""
 
     xid: int
     system: int | None = None
@@ -127,10 +130,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class PrepareResult:
-    """A vote and what comes with it.
+    """A vote, with its evidence or its reason.
 
-    ``evidence`` only with PREPARED (None from participants that keep no books); ``reason`` only with
-    ABORT: the error that the application should see as the cause.
+    ``evidence`` is set only with PREPARED (None from participants that keep no record of outcomes);
+    ``reason`` is set only with ABORT: the error that the application gets as the cause.
     """
 
     vote: Vote
@@ -139,9 +142,9 @@ class PrepareResult:
 
 
 class PrepareUnanswered(Exception):
-    """PREPARE was sent and nothing came back: it may have happened, or may yet happen.
+    """PREPARE was sent and no answer came: it may have happened, or may still happen.
 
-    Control flow between a participant and a protocol, never shown to users: ``cause`` is.
+    Control flow between a participant and a protocol; users are shown ``cause``, never this exception.
     """
 
     def __init__(self, cause: BaseException) -> None:
@@ -152,7 +155,7 @@ class PrepareUnanswered(Exception):
 class CommitNotSent(Exception):
     """COMMIT of a branch that only read was never sent, so the branch has rolled back, or will.
 
-    Control flow between a participant and a protocol, never shown to users: ``cause`` is.
+    Control flow between a participant and a protocol; users are shown ``cause``, never this exception.
     """
 
     def __init__(self, cause: ParticipantError) -> None:
@@ -161,7 +164,7 @@ class CommitNotSent(Exception):
 
 
 class HeuristicAtPrepare(Exception):
-    """The branch ended by itself while it was asked to prepare; ``kind`` is one of HEURISTICS."""
+    """The participant ended the branch by its own decision during prepare; ``kind`` is one of HEURISTICS."""
 
     def __init__(self, kind: Settled) -> None:
         super().__init__(str(kind))
@@ -170,17 +173,19 @@ class HeuristicAtPrepare(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PreparedBranch:
-    """One row of a participant's list of prepared transactions, of its own database.
+    """One row of a participant's list of the prepared transactions in its database.
 
-    ``prepared_at`` is the participant's wall clock in seconds since 1970 and for people only; ``age_s`` is by
-    how much its own clock has gone on since, ``age_xids`` how many transaction ids it has given out since
-    that of the branch. ``evidence`` tells later what became of it, None from participants that keep no books.
-    ``owned``: ``owner`` is a role that this participant's branches are prepared by (its login role, a role
-    that was granted to that, or one that its settings name). Whoever else prepared it, it is no branch of
-    ours. ``owner_fix``: the statement, or the line of the settings, after which ``owner`` is one of those
-    roles; None if it is one, or nothing would help. ``owner_dropped``: its role has been dropped, so that
-    only a recorded transaction id can tell whose it is; ``owner_gone``: so it is, and this participant's role
-    is no superuser, so that it cannot be ended from here."""
+    ``prepared_at`` is the time of the participant's wall clock in seconds since 1970, for display only;
+    ``age_s`` is the time since then by the same clock, ``age_xids`` the number of transaction ids that the
+    server has assigned since that of the branch. ``evidence`` is what is needed to look up the outcome later;
+    None from participants that keep no record of outcomes.
+
+    ``owned``: ``owner`` is a role that prepares this participant's branches (its login role, a role that was
+    granted to the login role, or a role that the settings name). A branch that another role prepared is not
+    ours. ``owner_fix``: the statement, or the line of the settings, that makes ``owner`` one of those roles;
+    None if it is one already, or if nothing would help. ``owner_dropped``: the owner's role has been dropped,
+    so that only a recorded transaction id can show whose branch it is. ``owner_gone``: the role has been
+    dropped and this participant's role is no superuser, so that this participant cannot end the branch."""
 
     gid: Gid | Foreign
     owner: str
@@ -197,11 +202,12 @@ class PreparedBranch:
 
 
 class Claim(NamedTuple):
-    """What a database session says of itself: that it works in transaction ``seq`` of session ``session``.
+    """The claim of a database session that it works in transaction ``seq`` of session ``session``.
 
-    Every session may say so. It is believed once the ledger has verified ``proof``, which is
-    :meth:`~undoubt.participants.ids.SessionKey.backend` for that transaction and ``pid``; ``pid`` is 0 behind
-    a pooler, and then the participant gives a claim only of sessions of the roles that prepare its branches.
+    Every session can make this claim. The claim is believed after the ledger has verified ``proof``, which is
+    :meth:`~undoubt.participants.ids.SessionKey.backend` for that transaction and ``pid``. Behind a pooler
+    ``pid`` is 0, and the participant returns claims only from sessions of the roles that prepare its
+    branches.
     """
 
     session: int
@@ -210,25 +216,25 @@ class Claim(NamedTuple):
     proof: str
 
     def __str__(self) -> str:
-        """For people; no transaction's id."""
+        """A text for messages; it is not the id of a transaction."""
         return f"{self.session}.{self.seq}"
 
 
 WaitNode = Claim | Gid | str
-"""One end of a wait: a claim; a prepared branch that lies where its gid says and is ``owned``; a gid without
-a tag, of branch 1, for a session that names its transaction without proof, as those of version 0.1.0 do; or a
-name for which the participant vouches, ``str(txid)`` of a transaction and ``"<participant>/<pid>"`` or
-``"<participant>/<gid>"`` of anything else."""
+"""One end of a wait: a claim; the gid of a prepared branch that is in the database that its gid names and is
+``owned``; a gid without a tag, of branch 1, for a session that names its transaction without proof, as
+sessions of version 0.1.0 do; or a name that the participant has verified, ``str(txid)`` for a transaction and
+``"<participant>/<pid>"`` or ``"<participant>/<gid>"`` for anything else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """One edge of a participant's wait graph: ``waiter`` waits for a lock that ``holder`` has or wants first.
+    """One edge of a participant's wait graph: ``waiter`` waits for a lock that ``holder`` has, or
+    is queued for ahead of ``waiter``.
 
-    ``since`` is an opaque token that stays equal as long as the waiter has been waiting for
-    one and the same lock. ``pid`` and ``xid`` are the waiting backend's; ``xid`` None while it has none.
-    ``holder_pid`` is the holding backend's, 0 for a prepared branch, None where it is not told.
-    """
+    ``since`` is an opaque token that stays equal while the waiter waits for the same lock. ``pid`` and
+    ``xid`` are those of the waiting backend; ``xid`` is None while the backend has none. ``holder_pid`` is
+    the process id of the holding backend, 0 for a prepared branch, None where it is not known."""
 
     waiter: WaitNode
     holder: WaitNode
@@ -249,130 +255,135 @@ class Branch(Protocol):
 
     @property
     def connection(self) -> Any:
-        """What the application works with. Any use after the branch ended raises ``UsageError``."""
+        """The connection for the application. Any use after the end of the branch raises ``UsageError``."""
         ...
 
     @property
     def surely_writes(self) -> bool:
-        """True only if ``poll`` is known to answer WRITES or to fail; spares its round trip."""
+        """True only if ``poll`` would certainly return WRITES or fail; the caller then saves its round
+        trip."""
         ...
 
     def break_off(self, why: Callable[[], Exception]) -> None:
-        """The transaction is aborted while the application works: every use of ``connection`` raises
-        ``why()`` from now on, also a statement that is running, as far as it can be told so. Does not wait,
-        and never fails; ``rollback`` follows."""
+        """End the application's use of the branch, because the transaction is aborted: from now on every use
+        of ``connection`` raises ``why()``, also a running statement if its driver can be interrupted. Does
+        not wait, and never fails; ``rollback`` follows."""
         ...
 
     async def poll(self) -> Work:
-        """What the application did. Fails with ``BranchFailed`` if the branch is broken or was ended by
-        the application. May be repeated."""
+        """Whether the application has written. Fails with ``BranchFailed`` if the branch is broken or the
+        application has ended it. May be repeated."""
         ...
 
     async def prepare(self) -> PrepareResult:
         """Vote. After PREPARED the branch no longer needs its connection. After ABORT it has rolled back,
-        or will have once ``rollback`` is called. Once only. Raises :class:`PrepareUnanswered` if no answer
-        came, :class:`HeuristicAtPrepare` from participants that end branches by themselves; nothing else:
-        errors that say "no" are ABORT votes."""
+        or will when ``rollback`` is called. Call it once only. Raises :class:`PrepareUnanswered` if no
+        answer came, :class:`HeuristicAtPrepare` if the participant ended the branch by its own decision, and
+        nothing else: a refusal is an ABORT vote."""
         ...
 
     async def commit_one_phase(self) -> Settled:
-        """Plain COMMIT of an unprepared branch, then nothing is left of it. Once only.
+        """Plain COMMIT of a branch that is not prepared. Call it once only.
 
-        APPLIED: it is committed. ABSENT: it is rolled back, for certain. HEURISTIC_HAZARD: the answer
-        was lost and evidence does not tell. Raises ``BranchFailed`` if it was rolled back with a reason, and
-        ``ParticipantUnavailable``, for a hazard as well, where the participant said why it gave no answer.
+        APPLIED: the branch is committed. ABSENT: the branch is certainly rolled back. HEURISTIC_HAZARD: the
+        answer was lost, and evidence does not decide. Raises ``BranchFailed`` if the branch was rolled back
+        for a known reason. Raises ``ParticipantUnavailable``, which also means a hazard, if the participant
+        reported why it gave no answer.
         """
         ...
 
     async def commit(self) -> Settled:
-        """COMMIT PREPARED after PREPARED; or ends a READ_ONLY branch, whose locks and notifications go out
-        with it. May be repeated until the answer is final. Of a READ_ONLY branch ``BranchFailed`` says that
-        its COMMIT was answered with no: then what it did in places that the participant does not see is
-        lost. Raises :class:`CommitNotSent` if it cannot have committed because nobody asked it to; any other
-        error leaves open whether it has."""
+        """COMMIT PREPARED after PREPARED; or COMMIT of a READ_ONLY branch, which releases its locks and sends
+        its notifications. May be repeated until the answer is final. For a READ_ONLY branch ``BranchFailed``
+        says that its COMMIT was refused: then its effects in places that the participant does not see are
+        lost. Raises :class:`CommitNotSent` if the branch cannot have committed because no COMMIT was sent;
+        after any other error the branch may or may not have committed."""
         ...
 
     async def rollback(self) -> Settled:
-        """Undo the branch in whatever state it is: open, failed, prepared, or its PREPARE unanswered. Called
-        for every branch of an aborted transaction, also for one that voted ABORT (which then answers
-        APPLIED without a round trip). May be repeated until the answer is final."""
+        """Undo the branch in any state: open, failed, prepared, or with an unanswered PREPARE. Called for
+        every branch of an aborted transaction, also for a branch that voted ABORT (which then returns APPLIED
+        without a round trip). May be repeated until the answer is final."""
         ...
 
     async def forget(self) -> None:
-        """The heuristic outcome that this branch reported has been recorded. May be repeated."""
+        """Drop the heuristic outcome that this branch reported: the ledger has recorded it. May be
+        repeated."""
         ...
 
     async def release(self) -> None:
-        """Give the connection back, or close it if anything is open in it. Never fails; may be repeated.
-        Whatever is prepared stays prepared."""
+        """Return the connection to the pool, or close it if a transaction is open in it. Never fails; may be
+        repeated. A prepared branch stays prepared."""
         ...
 
 
 class Participant(Protocol):
-    """One database, by name. All of it may be called after a restart, at any time, by several processes."""
+    """One database, by name. All calls may be made after a restart, at any time, by several processes."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def names(self) -> frozenset[str]:
-        """The names whose branches are this database's: its own, and those that it had before."""
+        """The participant names in the gids of this database's branches: the current name and all former
+        names."""
         ...
 
     @property
     def other_ledgers(self) -> frozenset[str]:
-        """Ids of other ledgers whose branches may have one of ``names`` and be ``owned``."""
+        """Ids of other ledgers whose branches may have a name of ``names`` and be ``owned``."""
         ...
 
     @property
     def states(self) -> States:
-        """The rows of three-phase commit; its calls fail with ``ParticipantRefused`` where a database has no
-        tables for them."""
+        """The rows of three-phase commit; all calls fail with ``ParticipantRefused`` where the database has
+        no tables for them."""
         ...
 
     async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
-        """Open a branch that is meant to end within ``timeout_s`` seconds. ``key`` is that of the gid's
-        session. Fails; on failure nothing is left open. Not to be repeated with the same gid."""
+        """Open a branch that should end within ``timeout_s`` seconds. ``key`` is the key of the gid's
+        session. Fails; on failure nothing is left open. Must not be repeated with the same gid."""
         ...
 
     async def in_doubt(self) -> Sequence[PreparedBranch]:
-        """All prepared transactions of this database, ours and foreign ones alike. Fails, in particular
-        with ``ParticipantRefused`` on a standby, whose list is always empty. May be repeated."""
+        """All prepared transactions of this database, also foreign ones. Fails, in particular with
+        ``ParticipantRefused`` on a standby, whose list is always empty. May be repeated."""
         ...
 
     async def settle(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
-        """COMMIT PREPARED or ROLLBACK PREPARED of whoever's branch, as its owner. Fails; may be repeated
-        until the answer is final. ``evidence`` decides what "does not exist" means."""
+        """COMMIT PREPARED or ROLLBACK PREPARED of the branch ``gid`` of any process, as the role that owns
+        the branch. Fails; may be repeated until the answer is final. If no such branch exists, ``evidence``
+        decides what that means."""
         ...
 
     async def end_impostor(self, branch: PreparedBranch) -> Settled:
-        """ROLLBACK PREPARED of what this participant listed as ``branch``, for a person who has looked at it:
-        as its owner, and only if owner, database and transaction id are still those. ``APPLIED``; ``ABSENT``
-        if it has ended, whatever has its name now; or ``BUSY``. Fails, in particular with
-        ``ParticipantRefused`` where this participant's role may not; may be repeated."""
+        """ROLLBACK PREPARED of ``branch`` as this participant listed it, by order of an operator: as its
+        owner, and only if owner, database and transaction id are unchanged. Returns ``APPLIED``; ``ABSENT``
+        if the branch has ended, even if another branch has its name now; or ``BUSY``. Fails, in particular
+        with ``ParticipantRefused`` where this participant's role has no right to do it; may be repeated."""
         ...
 
     async def evidence(self, evidence: Evidence) -> XactStatus:
-        """What became of a *prepared* branch with that evidence. Fails; may be repeated."""
+        """The outcome of the *prepared* branch with that evidence. Fails; may be repeated."""
         ...
 
     async def forget(self, gid: Gid) -> None:
-        """The heuristic outcome of that branch has been recorded. May be repeated."""
+        """Drop the heuristic outcome of that branch: the ledger has recorded it. May be repeated."""
         ...
 
     async def waits(self) -> Sequence[Waiting]:
-        """Who waits for whom in this database now. Fails; may be repeated."""
+        """The edges of this database's wait graph at this moment. Fails; may be repeated."""
         ...
 
     async def cancel_waiter(self, waiting: Waiting) -> bool:
-        """Cancel the statement that waits there, if that very backend still runs that very transaction.
-        True if a cancel was sent. Fails; may be repeated."""
+        """Cancel the waiting statement, if the same backend still runs the same transaction. True if a cancel
+        was sent. Fails; may be repeated."""
         ...
 
     async def check(self, *, protocol: GidProtocol = GidProtocol.TWO_PHASE) -> Sequence[Finding]:
-        """Everything that was looked at to learn whether this participant can do its part in transactions
-        that are committed by ``protocol``, in a stable order. Changes nothing; never fails, since what does
-        not answer is a finding; may be repeated."""
+        """The findings of all checks whether this participant can take part in transactions that are
+        committed by ``protocol``, in a stable order. Changes nothing; never fails, since a missing answer is
+        a finding; may be repeated."""
         ...
 
     async def close(self) -> None:
@@ -381,10 +392,10 @@ class Participant(Protocol):
 
 
 def judge(order: Decision, fate: XactStatus) -> Settled:
-    """What "no such prepared branch" means, given the participant's own books.
+    """The result of ``order`` if no such prepared branch exists, given the status of its transaction id.
 
-    For COMMIT only proof counts: committed is done, aborted or never assigned is a heuristic rollback,
-    no proof is a hazard. For ROLLBACK, only a proved commit is news.
+    For COMMIT only proof counts: committed means applied, aborted or never assigned is a heuristic rollback,
+    no proof is a hazard. For ROLLBACK only a proved commit is a heuristic outcome.
     """
     if fate is XactStatus.IN_PROGRESS:
         return Settled.BUSY

@@ -1,24 +1,24 @@
-"""The errors of the ground floor, and the root of the whole tree.
+"""The errors of participants, and the root of all errors of undoubt.
 
 ::
 
     UndoubtError
-    ├── UsageError                 the caller's mistake: nothing happened, the call was refused
+    ├── UsageError                 a mistake of the caller: the call was refused and had no effect
     │   ├── UnknownParticipant
-    │   └── WrongLoop              used in another event loop than that in which it was opened
-    └── ParticipantError           a database misbehaves or is not there; ``participant`` names it
-        ├── ParticipantUnavailable   no answer: down, unreachable, connection lost, busy for too long
-        ├── ParticipantRefused       an answer, and it is no: wrong password, not set up, a standby, no right
-        └── BranchFailed             this branch can not go on; its transaction aborts
+    │   └── WrongLoop              used in an event loop other than the one that opened it
+    └── ParticipantError           an error of one database; ``participant`` names it
+        ├── ParticipantUnavailable   no answer: down, unreachable, connection lost, too slow
+        ├── ParticipantRefused       a refusal: wrong password, not set up, a standby, no right
+        └── BranchFailed             this branch cannot continue; its transaction aborts
 
-``undoubt.errors`` draws the whole tree with what the other rooms add.
+``undoubt.errors`` draws the whole tree with the errors of the other rooms.
 """
 
 from __future__ import annotations
 
 
 class UndoubtError(Exception):
-    """Everything that undoubt raises on purpose."""
+    """The base class of all errors that undoubt raises on purpose."""
 
 
 class UsageError(UndoubtError):
@@ -26,8 +26,8 @@ class UsageError(UndoubtError):
 
 
 class WrongLoop(UsageError):
-    """A coordinator, a transaction or a branch was used in another event loop than its own. The call had no
-    effect; open a coordinator in each loop."""
+    """A coordinator, a transaction or a branch was used in an event loop other than its own. The call had
+    no effect; open a coordinator in each loop."""
 
 
 class UnknownParticipant(UsageError):
@@ -44,7 +44,7 @@ class UnknownParticipant(UsageError):
 
 
 class ParticipantError(UndoubtError):
-    """Something about one participant. ``sqlstate`` is PostgreSQL's code where it gave one."""
+    """An error of one participant. ``sqlstate`` is PostgreSQL's code where the server sent one."""
 
     def __init__(self, participant: str, message: str, *, sqlstate: str | None = None) -> None:
         super().__init__(f"participant {participant!r}: {message}")
@@ -53,16 +53,16 @@ class ParticipantError(UndoubtError):
 
 
 class ParticipantUnavailable(ParticipantError):
-    """The participant gave no answer. Whatever was asked may or may not have happened."""
+    """The participant gave no answer. The requested action may or may not have happened."""
 
 
 class ParticipantRefused(ParticipantError):
-    """The participant answered no, and will until somebody changes its set-up. Nothing happened."""
+    """The participant refused, and will refuse until its configuration is changed. Nothing happened."""
 
 
 class ParticipantMisconfigured(ParticipantRefused):
-    """Its dsn, or what that leads to, is none: no server was asked."""
+    """The dsn, or a file or value that the dsn refers to, is invalid: no server was asked."""
 
 
 class BranchFailed(ParticipantError):
-    """The branch is over, by its own fault or the application's; it has not committed."""
+    """The branch cannot continue, because of its own error or the application's; it has not committed."""

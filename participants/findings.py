@@ -1,4 +1,5 @@
-"""What a look at a participant finds: everything that keeps it, or could keep it, from doing its part."""
+"""The findings of a check of a participant: what keeps it, or could keep it, from taking part in
+transactions."""
 
 from __future__ import annotations
 
@@ -8,24 +9,25 @@ import msgspec
 
 
 class Severity(enum.StrEnum):
-    """From the least to the most that somebody has to do about it."""
+    """How urgent a finding is, from the least to the most urgent."""
 
     OK = "ok"
     WARNING = "warning"
-    """It works, and should be changed all the same."""
+    """It works, but should be changed."""
     UNREACHABLE = "unreachable"
-    """It gave no answer: nothing else about it could be looked at."""
+    """It gave no answer: nothing else about it could be checked."""
     PROBLEM = "problem"
-    """It needs a hand."""
+    """An operator must act."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at.
+    """The result of one check.
 
-    ``participant`` is None where it is about none of them; ``check`` names what was looked at, the same word
-    whatever was found. ``what`` is the state, ``why`` what follows from it and what to do, empty where all
-    is well; ``fix`` is the line to copy, None where there is no one line. ``unproved``: it trusts a role for
-    which only names speak that anybody may take; who can have the ledger verify them keeps it, or not.
+    ``participant`` is None if the finding is not about a participant. ``check`` is the name of the check, the
+    same for every result. ``what`` is the state; ``why`` says what follows from it and what to do, empty if
+    all is well; ``fix`` is the line to copy, None if no single line helps. ``unproved``: the finding advises
+    to trust a role only because of names that any role can forge; a caller that can verify these names with
+    the ledger keeps or drops the finding.
     """
 
     participant: str | None

@@ -1,17 +1,17 @@
-"""The names of things: transactions and their branches.
+"""The names of transactions and their branches.
 
 ``TxId`` names a transaction, ``Gid`` one branch of it as PostgreSQL knows it: the string given to
 ``PREPARE TRANSACTION`` (under 200 bytes, https://www.postgresql.org/docs/current/sql-prepare-transaction.html)::
 
     undoubt:<ledger id>:<protocol 2|3|p>:<session>-<nonce>.<seq>:<branch number>:<participant>:<tag>
 
-A database may hold prepared transactions of anybody, so parsing never raises: a string that is not
-ours is a :class:`Foreign`, a value like any other.
+A database may hold prepared transactions of any program, so parsing never raises: a string that is not a gid
+of undoubt is a :class:`Foreign`.
 
-A gid that parses proves nothing: whoever may connect to a database can prepare a transaction under any name,
-and a gid is public from its PREPARE on. The tag is a keyed hash of everything before it. :class:`SessionKey`
-makes tags; the key is given to the process that opened the session, and the ledger, which can derive it
-again, verifies them."""
+A gid that parses proves nothing: every role that may connect to a database can prepare a transaction under
+any name, and a gid is public from its PREPARE on. The tag is a keyed hash of everything before it.
+:class:`SessionKey` makes tags; the process that opened the session has the key, and the ledger, which can
+derive the key again, verifies the tags."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GID_BYTES_MAX = 199
 """Longest gid in bytes: PostgreSQL's GIDSIZE is 200 with its terminating zero (src/include/access/xact.h)."""
 
 PARTICIPANT_NAME_BYTES_MAX = 63
-"""Longest participant name in bytes; together with the widest numbers a gid still fits."""
+"""Longest participant name in bytes; a gid with this name and the widest numbers still fits."""
 
 NUMBER_MAX = 2**63 - 1
 BRANCH_NUMBER_MAX = 9_999
@@ -43,7 +43,7 @@ _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,62})"
 _TAG = r"[0-9a-f]{20}"
 
 TAG_BYTES = 10
-"""Of a tag: 80 bits, which nobody guesses by preparing transactions."""
+"""The size of a tag: 80 bits cannot be guessed by preparing transactions."""
 
 _LEDGER_ID_RE = re.compile(_LEDGER_ID)
 _TXID_RE = re.compile(rf"({_NUMBER})-({_NONCE})\.({_NUMBER})")
@@ -55,7 +55,7 @@ _GID_RE = re.compile(
 
 
 class Protocol(enum.StrEnum):
-    """How a transaction ends; the value is its letter in a gid."""
+    """The commit protocol of a transaction; the value is its letter in a gid."""
 
     TWO_PHASE = "2"
     THREE_PHASE = "3"
@@ -63,7 +63,8 @@ class Protocol(enum.StrEnum):
 
 
 class InvalidName(UsageError, ValueError):
-    """A string that cannot be a ledger id, a transaction id or a participant's name; says which and why."""
+    """A string cannot be a ledger id, a transaction id or a participant's name; the message says which and
+    why."""
 
 
 def new_ledger_id() -> str:
@@ -87,8 +88,8 @@ def check_ledger_id(text: str) -> str:
 def check_participant_name(text: str) -> str:
     """Return ``text`` if it can name a participant, else raise :class:`InvalidName`.
 
-    Letters, digits, ``_``, ``.`` and ``-``, beginning with a letter, digit or ``_``; at most
-    :data:`PARTICIPANT_NAME_BYTES_MAX` bytes, so that every gid made of it fits PostgreSQL's limit.
+    Allowed are letters, digits, ``_``, ``.`` and ``-``, beginning with a letter, digit or ``_``; at most
+    :data:`PARTICIPANT_NAME_BYTES_MAX` bytes, so that every gid with the name fits PostgreSQL's limit.
     """
     if len(text.encode()) > PARTICIPANT_NAME_BYTES_MAX:
         raise InvalidName(
@@ -104,10 +105,10 @@ def check_participant_name(text: str) -> str:
 
 
 class TxId(msgspec.Struct, frozen=True, order=True, gc=False):
-    """A transaction: the session that began it and its sequence number there.
+    """The id of a transaction: the session that began it, and its sequence number in that session.
 
-    ``session`` and ``seq`` count from 1. ``nonce`` is the session's and random, so that neither a
-    restored ledger nor a forked process nor a cloned machine can speak for another's transaction.
+    ``session`` and ``seq`` count from 1. ``nonce`` is random for each session, so that a restored ledger, a
+    forked process or a cloned machine never uses the id of another transaction.
     """
 
     session: int
@@ -119,8 +120,8 @@ class TxId(msgspec.Struct, frozen=True, order=True, gc=False):
 
     @classmethod
     def of(cls, given: TxId | str) -> TxId:
-        """``given`` itself, or the transaction that it is the text of. Raises :class:`InvalidName` on
-        anything else: what takes an id of an application asks here first."""
+        """``given`` itself, or the id that ``given`` is the text of. Raises :class:`InvalidName` on anything
+        else. Functions that receive an id from an application call this first."""
         if isinstance(given, TxId):
             return given
         if not isinstance(given, str):
@@ -129,7 +130,7 @@ class TxId(msgspec.Struct, frozen=True, order=True, gc=False):
 
     @classmethod
     def parse(cls, text: str) -> TxId:
-        """The inverse of ``str()``; raises :class:`InvalidName` on anything else."""
+        """The id whose ``str()`` is ``text``; raises :class:`InvalidName` if there is none."""
         match = _TXID_RE.fullmatch(text)
         if match is None or int(match[1]) > NUMBER_MAX or int(match[3]) > NUMBER_MAX:
             raise InvalidName(f"not a transaction id: {text!r} (<session>-<nonce>.<seq>)")
@@ -138,7 +139,7 @@ class TxId(msgspec.Struct, frozen=True, order=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A prepared transaction's name that no undoubt wrote. ``text`` is the whole of it."""
+    """The name of a prepared transaction that is not a gid of undoubt. ``text`` is the whole name."""
 
     text: str
 
@@ -148,7 +149,7 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Gid:
-    """One branch. ``branch`` counts from 1 within its transaction.
+    """The name of one branch. ``branch`` counts from 1 within its transaction.
 
     ``tag`` is empty in sessions of a ledger that gives no keys (see :class:`SessionKey`).
     """
@@ -165,16 +166,16 @@ class Gid:
 
     @property
     def head(self) -> str:
-        """Everything before the tag: what the tag is made of."""
+        """The gid without its tag; the tag is a hash of this text."""
         return f"undoubt:{self.ledger}:{self.protocol}:{self.txid}:{self.branch}:{self.participant}"
 
     def tagged(self, key: SessionKey) -> Gid:
-        """The same name with the tag that ``key`` gives it; without a tag if the key is empty."""
+        """This gid with the tag that ``key`` makes for it; without a tag if the key makes none."""
         return replace(self, tag=key.tag(self.head))
 
     @staticmethod
     def parse(text: str) -> Gid | Foreign:
-        """A :class:`Gid` if ``text`` is exactly what ``str()`` of one gives, else :class:`Foreign`."""
+        """A :class:`Gid` if ``text`` is the ``str()`` of a gid, else a :class:`Foreign`."""
         match = _GID_RE.fullmatch(text)
         if match is None or len(text) > GID_BYTES_MAX:
             return Foreign(text)
@@ -186,12 +187,11 @@ class Gid:
 
 
 class SessionKey:
-    """The secret of one ledger session, with which its coordinator proves that a name is its own.
+    """The secret of one ledger session, with which its coordinator proves that a gid is its own.
 
-    Every use hashes another word in front of its text (HMAC-SHA256), so that no hash serves for two uses. The
-    hashes of the empty key (:data:`NO_KEY`) are empty. A session whose ledger gives no key has one that was
-    :meth:`drawn`.
-    """
+    Every use puts a different word before the text that is hashed (HMAC-SHA256), so that no hash serves two
+    uses. The hashes of the empty key (:data:`NO_KEY`) are empty. A session whose ledger gives no key has a
+    key that was :meth:`drawn`."""
 
     __slots__ = ("_given", "_key")
 
@@ -201,34 +201,35 @@ class SessionKey:
 
     @classmethod
     def drawn(cls) -> SessionKey:
-        """For the coordinator of a session whose ledger gives no key. It proves commits, since no other
-        process has to make the same proof; it makes no tags, since no ledger could verify them."""
+        """A random key for the coordinator of a session whose ledger gives no key. The key makes proofs of
+        commits, since no other process has to make the same proof; it makes no tags, since no ledger could
+        verify them."""
         return cls(secrets.token_bytes(32), given=False)
 
     def __bool__(self) -> bool:
-        """Whether the ledger can derive it, and so verify what it makes."""
+        """Whether the ledger can derive the key, and so can verify the tags that the key makes."""
         return self._given
 
     def __repr__(self) -> str:
         return "SessionKey(…)" if self._key else "NO_KEY"
 
     def tag(self, head: str) -> str:
-        """The tag of a gid that begins with ``head``: 20 hexadecimal digits. Empty without a key of the
-        ledger's."""
+        """The tag of a gid that begins with ``head``: 20 hexadecimal digits. Empty if the ledger gave no
+        key."""
         return self._hash("tag", head)[:TAG_BYTES].hex() if self._given else ""
 
     def proof(self, gid: Gid) -> bytes:
-        """32 bytes that only the coordinator of ``gid`` knows: a database that stores their hash inside the
-        branch proves that this very branch has committed. Empty without a key."""
+        """32 bytes that only the coordinator of ``gid`` knows. If their hash was stored inside the branch and
+        is visible, this branch has committed. Empty without a key."""
         return self._hash("commit", str(gid)) if self._key else b""
 
     def note(self, gid: Gid) -> bytes:
-        """SHA-256 of :meth:`proof`: what may be seen of it. Empty without a key."""
+        """SHA-256 of :meth:`proof`, which may be public. Empty without a key."""
         return hashlib.sha256(self.proof(gid)).digest() if self._key else b""
 
     def backend(self, txid: TxId, pid: int) -> str:
-        """Eight characters by which the database session ``pid`` shows that it works in ``txid``; ``pid`` 0
-        where a pooler hides the process. Empty without a key of the ledger's."""
+        """Eight characters that prove that the database session with process id ``pid`` works in ``txid``;
+        ``pid`` is 0 where a pooler hides the process. Empty if the ledger gave no key."""
         if not self._given:
             return ""
         return base64.urlsafe_b64encode(self._hash("backend", f"{pid} {txid}")[:6]).decode()
@@ -238,4 +239,4 @@ class SessionKey:
 
 
 NO_KEY = SessionKey(b"")
-"""Where there is no session: nothing is proved."""
+"""The key where there is no session: its hashes are empty and prove nothing."""

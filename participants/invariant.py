@@ -1,10 +1,10 @@
-"""Invariants that stay on in production: ``assert`` vanishes under ``python -O``, these do not."""
+"""Invariants that stay on in production: ``python -O`` removes ``assert``, but not these."""
 
 from __future__ import annotations
 
 
 class InvariantViolation(AssertionError):
-    """The program is wrong. Nothing may be done on the strength of the state that was found."""
+    """The program has a bug. The state that was found must not be used."""
 
 
 def invariant(condition: bool, message: str) -> None:

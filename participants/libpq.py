@@ -1,4 +1,4 @@
-"""What libpq understands by a port and by a database's name, for whoever connects through it or beside it."""
+"""Checks which ports and database names libpq accepts, for sessions that connect with or without libpq."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def is_port(port: int) -> bool:
 
 
 def is_connection_string(database: str) -> bool:
-    """Whether psql would connect by it (``expand_dbname``:
-    https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PQCONNECTDBPARAMS) rather than to a
-    database of that name. One with a ``=`` in it that libpq cannot read is a name."""
+    """Whether psql would read ``database`` as a connection string (``expand_dbname``:
+    https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PQCONNECTDBPARAMS), not as the name of a
+    database. A text that has a ``=`` but that libpq cannot parse is a name."""
     if database.startswith(("postgresql://", "postgres://")):
         return True
     try:

@@ -1,4 +1,4 @@
-"""Connection strings without their passwords, for everything that is printed, logged or raised."""
+"""Removes passwords from connection strings, for everything that is printed, logged or raised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.:-]*://")
 _URI = re.compile(r"(?P<head>\s*[A-Za-z][A-Za-z0-9+.:-]*://[^:@/?#]*):.*@(?P<rest>[^@]*)", re.DOTALL)
 _SECRET = re.compile(r"passw(?:or)?d|secret", re.IGNORECASE)
 _INSIDE = re.compile(
-    # A keyword string, options of the server, or a URI with a password, in the place of a value.
+    # A keyword string, options for the server, or a URI with a password, as a value.
     r"(?:passw(?:or)?d|secret)['\"\s\\]*=|://[^@/?#]*:.*@",
     re.IGNORECASE | re.DOTALL,
 )
@@ -20,16 +20,16 @@ _KEYWORD = re.compile(
 )
 _NESTED = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.:-]*://[^:@/?#\s']*):[^\s']*@")
 _ENCODINGS_MAX = 8
-"""What is percent-encoded may hold what is percent-encoded: a URI as a value of a URI."""
+"""How often a value is percent-decoded: a URI can be a value of another URI, and so on."""
 
 
 def redact(dsn: str) -> str:
     """``dsn`` with every password in it replaced by ``***``: libpq URIs, keyword strings, SQLAlchemy URLs,
-    and each of them as a value of another, percent-encoded or not.
+    and each of these as a value of another, percent-encoded or not.
 
-    Never raises. Everything up to a URI's last ``@`` counts as password, so that one with a raw ``@``,
-    ``/`` or ``?`` in it is not shown in part; where a query has an ``@``, the host is hidden as well. A value
-    with a password somewhere in it is hidden whole.
+    Never raises. Everything up to a URI's last ``@`` counts as the password, so that a password with a raw
+    ``@``, ``/`` or ``?`` is not shown in part; if a query has an ``@``, the host is hidden as well. A value
+    that contains a password is hidden completely.
     """
     if not _SCHEME.match(dsn):
         return _NESTED.sub(rf"\g<head>:{HIDDEN}@", _KEYWORD.sub(_keyword, dsn))
@@ -41,27 +41,28 @@ def redact(dsn: str) -> str:
 
 
 def _path(place: str) -> str:
-    """The authority and the path of a URI, or its end; the path is a database's name."""
+    """The authority and path of a URI, or the end of them, with secrets hidden; the path is a database's
+    name."""
     scheme, slashes, rest = place.rpartition("://") if _SCHEME.match(place) else ("", "", place)
     host, slash, name = rest.partition("/")
-    return scheme + slashes + host + slash + (HIDDEN if _tells(name) else name)
+    return scheme + slashes + host + slash + (HIDDEN if _has_password(name) else name)
 
 
 def _parameter(text: str) -> str:
     name, is_, value = text.partition("=")
-    if not is_ or _tells(name):
-        # The rest of a value with a raw "&", maybe: no library reads a parameter without a value.
+    if not is_ or _has_password(name):
+        # This may be the rest of a value with a raw "&": no library reads a parameter without a value.
         return HIDDEN if text else ""
-    return f"{name}={HIDDEN}" if _SECRET.search(_decoded(name)) or _tells(value) else text
+    return f"{name}={HIDDEN}" if _SECRET.search(_decoded(name)) or _has_password(value) else text
 
 
 def _keyword(match: re.Match[str]) -> str:
-    hidden = _SECRET.search(match["name"]) or _tells(match["value"])
+    hidden = _SECRET.search(match["name"]) or _has_password(match["value"])
     return f"{match['name']}{match['is']}{HIDDEN}" if hidden else match[0]
 
 
-def _tells(value: str) -> bool:
-    """Whether a password is somewhere in ``value``."""
+def _has_password(value: str) -> bool:
+    """Whether ``value`` contains a password."""
     return _INSIDE.search(_decoded(value)) is not None
 
 

@@ -1,4 +1,4 @@
-"""Participants by name, added and removed while the system runs."""
+"""The participants of a process by name; they can be added and removed at any time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from undoubt.participants.ids import check_participant_name
 
 
 class Registry:
-    """The participants that this process knows. Iterating gives them by name, in a stable order."""
+    """The participants that this process knows. Iteration is in the order of their names."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, Participant] = {}
 
     def add(self, participant: Participant) -> None:
-        """Register ``participant`` under its name; a name that is taken, or that another participant had
-        before, raises ``UsageError``: each branch has to be one database's; so does what is none."""
+        """Register ``participant`` under its name. Raises ``UsageError`` if another participant has or had
+        one of its names, since each branch must belong to one database, and if ``participant`` is not a
+        participant."""
         having("participant", participant, "a participant", "begin", "in_doubt", "settle")
         name = check_participant_name(participant.name)
         if name in self._by_name:
@@ -27,19 +28,20 @@ class Registry:
             if shared := sorted(participant.names & other.names):
                 raise UsageError(
                     f"participants {name!r} and {other.name!r} both are, or were, called {shared[0]!r}:"
-                    " nobody could tell whose a branch of that name is"
+                    " a branch of that name would belong to both"
                 )
         self._by_name[name] = participant
 
     def remove(self, name: str) -> Participant:
-        """Unregister and return it, still open. Whoever calls has made sure nothing of it is unresolved."""
+        """Unregister the participant and return it, still open. The caller must make sure that none of its
+        branches is in doubt."""
         participant = self.get(name)
         del self._by_name[name]
         return participant
 
     def get(self, name: str) -> Participant:
-        """Raises :class:`~undoubt.participants.errors.UnknownParticipant`, and ``UsageError`` for what is no
-        text."""
+        """The participant called ``name``. Raises :class:`~undoubt.participants.errors.UnknownParticipant`,
+        and ``UsageError`` if ``name`` is not text."""
         text("name", name)
         try:
             return self._by_name[name]

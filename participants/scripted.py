@@ -1,8 +1,10 @@
-"""A participant that answers as told, for tests of protocols and recovery, here and in applications.
+"""A participant in memory with scripted answers, for tests of protocols and recovery, here and in
+applications.
 
-Left alone it is an honest little resource manager in memory: it prepares, commits, rolls back, lists what is
-prepared, keeps books. A :class:`Script` replaces single answers, so that a test can make it refuse, lie,
-or not answer at all. ``calls`` is the trace; ``before`` is awaited before every call takes effect.
+Without a script it is a correct small resource manager: it prepares, commits, rolls back, lists its prepared
+branches, and records outcomes. A :class:`Script` replaces single answers, so that a test can make the
+participant refuse, give a wrong answer, or give none. ``calls`` is the trace; ``before`` is awaited before
+every call takes effect.
 """
 
 from __future__ import annotations
@@ -32,23 +34,24 @@ from undoubt.participants.invariant import invariant
 from undoubt.participants.scripted_three_phase import MemoryStates
 
 ScriptedAnswer = Settled | BaseException | None
-"""None: the honest one."""
+"""None: the correct answer."""
 
 
 @dataclass(slots=True)
 class Script:
-    """Answers in place of honest ones. A list is used up from its head; its last element stays."""
+    """The answers that replace the correct ones. A list is used from its head; its last element stays."""
 
     work: Work | BaseException = Work.WRITES
     begin: BaseException | None = None
     prepare: Vote | Settled | BaseException | None = None
-    """A heuristic ``Settled``: the branch ended by itself. An exception: no answer came, nothing happened."""
+    """A heuristic ``Settled``: the participant ended the branch by its own decision. An exception: no answer
+    came, nothing happened."""
     one_phase: ScriptedAnswer = None
     commit: list[ScriptedAnswer] = field(default_factory=list)
     rollback: list[ScriptedAnswer] = field(default_factory=list)
     surely_writes: bool = False
     end_reading: BaseException | None = None
-    """In answer to the COMMIT of a branch that only read."""
+    """The error that the COMMIT of a branch that only read raises."""
 
 
 def _next(answers: list[ScriptedAnswer]) -> ScriptedAnswer:
@@ -61,7 +64,8 @@ Before = Callable[[str, Gid], Awaitable[None]]
 
 
 class ScriptedParticipant:
-    """See the module. ``system`` and ``timeline`` are what its evidence says; change them to be another."""
+    """A participant in memory, see the module. ``system`` and ``timeline`` are those of its evidence; change
+    them to simulate another server."""
 
     def __init__(self, name: str, script: Script | None = None, *, before: Before | None = None) -> None:
         self.name = name
@@ -74,14 +78,14 @@ class ScriptedParticipant:
         self.fates: dict[int, XactStatus] = {}
         self.foreign: list[PreparedBranch] = []
         self.ended: list[PreparedBranch] = []
-        """Of ``foreign``, by a person."""
+        """The branches of ``foreign`` that ``end_impostor`` has rolled back."""
         self.waiting: list[Waiting] = []
         self.cancelled: list[Waiting] = []
         self.findings: list[Finding] = []
         self.system = 7_000_000_000_000_000_001
         self.timeline = "00000001"
         self.down: BaseException | None = None
-        """Raised by every call while set."""
+        """The error that every call raises while this is set."""
         self.branches: list[ScriptedBranch] = []
         self._next_xid = 1_000
         self.states = MemoryStates(lambda gid: self.fate(gid) is XactStatus.COMMITTED, self.record)
@@ -94,7 +98,7 @@ class ScriptedParticipant:
         self.calls.append((call, gid))
 
     def trace(self, gid: Gid | None = None) -> list[str]:
-        """Names of the calls, of one branch or of all, in order."""
+        """The names of the calls for ``gid``, or for all branches if None, in order."""
         return [call for call, of in self.calls if gid is None or of == gid]
 
     async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> ScriptedBranch:
@@ -186,12 +190,12 @@ class ScriptedParticipant:
         self.down = UsageError(f"participant {self.name!r} is closed")
 
     def finish_by_hand(self, gid: Gid, order: Decision) -> None:
-        """What a DBA does at the prompt."""
+        """End a prepared branch as an operator does in psql."""
         xid = self.prepared.pop(gid)
         self.fates[xid] = XactStatus.COMMITTED if order is Decision.COMMIT else XactStatus.ABORTED
 
     def fate(self, gid: Gid) -> XactStatus:
-        """What became of the branch that was begun with ``gid``."""
+        """The outcome of the branch that was begun with ``gid``."""
         for branch in self.branches:
             if branch.gid == gid:
                 return self.fates[branch.xid]
@@ -220,7 +224,7 @@ class ScriptedBranch:
         return self.participant.script.surely_writes
 
     def break_off(self, why: Callable[[], Exception]) -> None:
-        """There is no application that uses its connection."""
+        """Does nothing: no application uses the connection."""
 
     async def poll(self) -> Work:
         await self.participant.record("poll", self.gid)
@@ -248,7 +252,7 @@ class ScriptedBranch:
                 return PrepareResult(Vote.READ_ONLY)
             case Vote.ABORT:
                 self.participant.fates[self.xid] = XactStatus.ABORTED
-                reason = BranchFailed(self.participant.name, "votes abort, as told")
+                reason = BranchFailed(self.participant.name, "votes abort, as scripted")
                 return PrepareResult(Vote.ABORT, reason=reason)
 
     async def commit_one_phase(self) -> Settled:

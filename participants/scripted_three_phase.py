@@ -1,4 +1,4 @@
-"""Three-phase commit's rows in memory: a scripted participant's, honest ones."""
+"""The rows of three-phase commit in memory, for a scripted participant; their answers are always correct."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Reached = Callable[[str, Gid], Awaitable[None]]
 class MemoryStates:
     """:class:`undoubt.participants.three_phase.States` in a dictionary.
 
-    ``committed`` tells of a branch whether it has; ``reach`` is awaited before each call takes effect, and
-    may raise. One call takes effect at once, as a transaction of a single row does.
+    ``committed`` returns whether a branch has committed; ``reach`` is awaited before each call takes effect,
+    and may raise. Each call takes effect atomically, as a transaction on one row does.
     """
 
     def __init__(self, committed: Callable[[Gid], bool], reach: Reached) -> None:

@@ -1,4 +1,4 @@
-"""What can be set about a participant. ``undoubt.config`` loads it; nothing here reads files."""
+"""The settings of one participant. ``undoubt.config`` loads them; nothing here reads files."""
 
 from __future__ import annotations
 
@@ -27,47 +27,48 @@ _INIT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class SidecarAccess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``undoubt sidecar`` does in a participant for its clients, besides looking at branches that they
-    run themselves."""
+    """What ``undoubt sidecar`` may do in a participant for its clients, besides looking up branches that the
+    clients run themselves."""
 
     sql: bool = False
-    """It runs their statements, as the role of the participant's dsn."""
+    """Whether the sidecar runs SQL statements of its clients, as the role of the participant's dsn."""
 
 
 class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One PostgreSQL database.
+    """The settings of one PostgreSQL database.
 
-    ``dsn`` is a libpq URI or keyword string; a password may be left out of it (environment, ``.pgpass``,
-    or ``password_file``, whose first line it is). Times are in seconds.
+    ``dsn`` is a libpq URI or keyword string; it need not have a password (then the password comes from
+    the environment, ``.pgpass``, or the first line of ``password_file``). Times are in seconds.
     """
 
     dsn: str
     driver: str = "asyncpg"
-    """What its sessions are opened with: one of :data:`DRIVERS`."""
+    """The driver that opens its sessions: one of :data:`DRIVERS`."""
     password_file: str | None = None
     connections_max: int = 64
-    """Connections of the application's branches at once; recovery uses one more of its own."""
+    """The most connections of the application's branches at one time; undoubt opens a few more for itself."""
     connections_idle_s: float = 300.0
-    """A connection that nobody has used for so long is closed; 0: never."""
+    """A connection that was not used for this time is closed; 0: never."""
     init: str | None = None
-    """``module:function``, called with each new connection of branches, before the first of them."""
+    """``module:function``, called with each new connection of branches before its first branch."""
     connect_timeout_s: float = 10.0
     statement_timeout_s: float = 10.0
     """How long one of undoubt's own statements (begin, prepare, second phase, lists) may take to answer."""
     schema_owners: tuple[str, ...] = ()
-    """Roles that may own schema ``undoubt`` in its database besides superusers and the role that logs in."""
+    """Roles that may own schema ``undoubt`` in its database, besides superusers and the login role."""
     pooler: bool = False
-    """A transaction pooler (PgBouncer) stands before the database: rely on no session-level setting."""
+    """A transaction pooler (PgBouncer) is between undoubt and the database: do not rely on session-level
+    settings."""
     owners: tuple[str, ...] = ()
-    """Roles that prepare branches there, besides the one that logs in and those that were granted to it. What
-    any other role has prepared is no branch of ours, whatever its name."""
+    """Roles that prepare branches there, besides the login role and the roles that were granted to it. A
+    transaction that any other role has prepared is not a branch of ours, whatever its name."""
     was: tuple[str, ...] = ()
-    """Names that this participant had before: branches that name one of them are its own."""
+    """Former names of this participant: branches with a former name in their gid belong to it."""
     sidecar: SidecarAccess = SidecarAccess()
-    """For clients of ``undoubt sidecar``."""
+    """What ``undoubt sidecar`` may do in this participant for its clients."""
     other_ledgers: tuple[str, ...] = ()
-    """Ids of ledgers of other installations that prepare branches in its database under its name and by its
-    roles. Any other ledger's branches of that kind are those of a ledger that was lost."""
+    """Ids of the ledgers of other installations that prepare branches in its database under its name and by
+    its roles. Such branches of any other ledger are taken for branches of a lost ledger."""
 
     def __post_init__(self) -> None:
         text("dsn", self.dsn, most=DSN_BYTES_MAX)
@@ -78,7 +79,7 @@ class ParticipantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         count("connections_max", self.connections_max, least=1)
         seconds("connections_idle_s", self.connections_idle_s)
         seconds("connect_timeout_s", self.connect_timeout_s, zero=False)
-        # It becomes a lock_timeout as well.
+        # The value is also used as a lock_timeout.
         seconds("statement_timeout_s", self.statement_timeout_s, zero=False, most=SERVER_TIMEOUT_S_MAX)
         if self.init is not None and not _INIT.fullmatch(text("init", self.init)):
             raise OutOfBounds("init", f"must name a function as 'module:function', not {self.init!r}")

@@ -1,4 +1,4 @@
-"""SQL as text: the named statements of a room, and the quoting of what cannot be a parameter.
+"""SQL as text: the named statements of a room, and the quoting of values that cannot be parameters.
 
 A room's ``queries.sql`` holds its statements for a DBA to read, each under a line ``-- name: <name>``;
 nothing in it depends on Python."""
@@ -15,8 +15,8 @@ _HEAD = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 class Queries(dict[str, str]):
-    """The statements in ``queries.sql`` of the package ``package``, by name. ``parts`` names those that stand
-    in later ones, as ``{name}``."""
+    """The statements in ``queries.sql`` of the package ``package``, by name. ``parts`` has the names of
+    statements that later statements contain as ``{name}``."""
 
     def __init__(self, package: str, *, parts: Iterable[str] = ()) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Queries(dict[str, str]):
 
 
 def literal(text: str) -> str:
-    """``text`` as a string constant, whatever ``standard_conforming_strings`` says."""
+    """``text`` as a string constant that is correct with both values of ``standard_conforming_strings``."""
     invariant("\0" not in text, "PostgreSQL takes no zero byte in a string")
     quoted = text.replace("'", "''")
     if "\\" in quoted:
@@ -60,5 +60,5 @@ def identifier(text: str) -> str:
 
 
 def names(texts: Iterable[str]) -> str:
-    """An array of names (``name[]``)."""
+    """``texts`` as an SQL array of type ``name[]``."""
     return f"array[{', '.join(map(literal, texts))}]::pg_catalog.name[]"

@@ -1,16 +1,16 @@
-"""Three-phase commit's states, and what it asks of a participant besides the contract.
+"""The states of three-phase commit, and the calls to a participant that only three-phase commit makes.
 
-Two-phase commit keeps its decision in the ledger alone. Three-phase commit also keeps a row in every
-participant that survives the ledger and the coordinator, so that the participants can find out the outcome
-among themselves (Skeen, *Nonblocking Commit Protocols*, 1981, §4; Keidar and Dolev, *Increasing the
-Resilience of Distributed and Replicated Database Systems*, 1998, §4, "E3PC").
+Two-phase commit records its decision only in the ledger. Three-phase commit also keeps a row in every
+participant. These rows survive the loss of the ledger and of the coordinator, so that the outcome can be
+found from the participants alone (Skeen, *Nonblocking Commit Protocols*, 1981, §4; Keidar and Dolev,
+*Increasing the Resilience of Distributed and Replicated Database Systems*, 1998, §4, "E3PC").
 
-The row is a passive register: whoever terminates a transaction changes it by compare-and-set, each change a
-committed transaction of its own. A prepared branch's own changes can be neither read nor altered until it
-ends, so the row is never written inside the branch; only *committed* is, as a row of another table that
-becomes visible exactly when the branch commits.
+The row is a passive register: the coordinator and the termination change it by compare-and-set, and each
+change is a separate committed transaction. The changes of a prepared branch can be neither read nor altered
+until the branch ends, so the row is never written inside the branch. Only the state *committed* is: it is a
+row of another table that becomes visible exactly when the branch commits.
 
-:data:`TRANSITIONS` is the whole automaton; protocol, termination, diagrams and tests derive from it.
+:data:`TRANSITIONS` is the complete automaton; the protocol, termination, diagrams and tests derive from it.
 """
 
 from __future__ import annotations
@@ -24,40 +24,42 @@ from undoubt.participants.ids import Gid, InvalidName
 
 
 class BranchState(enum.StrEnum):
-    """Skeen's states of one site, as one letter each."""
+    """Skeen's states of one site; each value is one letter."""
 
     INITIAL = "q"
-    """It was never enlisted, and never can be any more: it has no vote, so nothing can commit."""
+    """The branch was never enlisted, and can no longer be: it has no vote, so the transaction cannot
+    commit."""
     WAIT = "w"
-    """Enlisted: its PREPARE may have been sent. With ``last_attempt`` above 0: asked to abort in that
-    attempt (Keidar and Dolev's *pre-abort*)."""
+    """The branch is enlisted, and its PREPARE may have been sent. With ``last_attempt`` above 0: the row was
+    changed by an attempt to abort in that election (Keidar and Dolev's *pre-abort*)."""
     PRECOMMIT = "p"
-    """All branches have voted PREPARED, and this one was told so."""
+    """All branches have voted PREPARED, and this row records it."""
     ABORT = "a"
-    """A tombstone: whatever is prepared under it, now or later, is rolled back."""
+    """A tombstone: a branch that is prepared under this gid, now or later, is rolled back."""
     COMMIT = "c"
     """The branch has committed."""
 
 
 class Event(enum.StrEnum):
-    """What moves a row."""
+    """An event that changes a row."""
 
     ENLIST = "enlist"
-    """By the coordinator, before PREPARE."""
+    """The coordinator makes the row, before PREPARE."""
     EXCLUDE = "exclude"
-    """By termination, which found no row."""
+    """Termination found no row, and makes it."""
     TRY_COMMIT = "try commit"
-    """By the coordinator when all have voted PREPARED; by termination in an election's attempt."""
+    """The coordinator, when all have voted PREPARED, or termination in the attempt of an election."""
     TRY_ABORT = "try abort"
-    """By termination with a quorum, in an election's attempt."""
+    """Termination with a quorum, in the attempt of an election."""
     COMMIT = "commit"
-    """COMMIT PREPARED, once the outcome is fixed."""
+    """COMMIT PREPARED, after the outcome is fixed."""
     ABORT = "abort"
-    """The tombstone, once the outcome is fixed."""
+    """The tombstone is set, after the outcome is fixed."""
 
 
 class Transition(NamedTuple):
-    """``before`` None: there was no row. ``quorum_only``: never made by Skeen's own termination."""
+    """One permitted change of a row. ``before`` None: there was no row. ``quorum_only``: Skeen's termination
+    never makes it."""
 
     before: BranchState | None
     event: Event
@@ -91,7 +93,7 @@ def sources(event: Event) -> frozenset[BranchState]:
 
 
 class Termination(enum.StrEnum):
-    """The rules by which an interrupted transaction can end, by the names that users choose
+    """The rules by which an interrupted transaction can end; the values are the names in the settings
     (:mod:`undoubt.coordinator.protocols.termination_rules`)."""
 
     QUORUM = "quorum"
@@ -100,20 +102,20 @@ class Termination(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Charter:
-    """What is fixed when a transaction is enlisted and stands in every row: all of its branches, by number,
-    and the rule by which whoever comes later has to end it."""
+    """The data that is fixed when a transaction is enlisted, and is in every row: all of its branches, by
+    number, and the rule by which an interrupted transaction has to end."""
 
     members: tuple[Gid, ...]
     rule: Termination
 
 
 def write_members(members: Sequence[Gid]) -> str:
-    """The list as it stands in a row: full gids, since nobody else can make up their tags."""
+    """The text of ``members`` in a row: complete gids, since a reader of the row cannot make their tags."""
     return " ".join(map(str, members))
 
 
 def read_members(text: str, gid: Gid) -> tuple[Gid, ...]:
-    """The inverse of :func:`write_members`, in the row of ``gid``. Rows of version 0.1.0 have
+    """The members from the text of :func:`write_members` in the row of ``gid``. Rows of version 0.1.0 have
     ``<branch number>:<participant>`` in place of a gid. Raises ``InvalidName``."""
     return tuple(_read_member(part, gid) for part in text.split(" "))
 
@@ -132,9 +134,9 @@ def _read_member(text: str, gid: Gid) -> Gid:
 class StateRow:
     """One participant's record of one transaction.
 
-    ``last_elected`` is the greatest election that this row has taken part in; the transaction's own
-    coordinator is election 1. ``last_attempt`` is the election in whose attempt ``state`` was last set, 0 if
-    in none. Invariant: ``last_attempt <= last_elected``.
+    ``last_elected`` is the greatest election that this row has taken part in; the coordinator of the
+    transaction is election 1. ``last_attempt`` is the election whose attempt last set ``state``, 0 if no
+    attempt did. Invariant: ``last_attempt <= last_elected``.
     """
 
     state: BranchState
@@ -144,30 +146,33 @@ class StateRow:
 
 
 class States(Protocol):
-    """The rows of one participant. Each call is durable before it answers, may be called after a restart, by
-    several processes at once, and fails with :class:`~undoubt.participants.errors.ParticipantError`; then it
-    may or may not have happened. All may be repeated unless they say otherwise."""
+    """The rows of one participant. The effect of each call is durable before it returns. All may be called
+    after a restart, and by several processes simultaneously. If a call fails with
+    :class:`~undoubt.participants.errors.ParticipantError`, its effect may or may not have happened. All may
+    be repeated unless their docstring says otherwise."""
 
     async def enlist(self, gid: Gid, charter: Charter, note: bytes = b"") -> bool:
         """Make the row, in WAIT, before the branch is asked to prepare. ``note`` is
-        :meth:`~undoubt.participants.ids.SessionKey.note` of the branch: a commit is believed only beside it.
-        False if there is a row already: termination was here first, or an earlier call whose answer was lost;
-        the branch must not be prepared then. Once only."""
+        :meth:`~undoubt.participants.ids.SessionKey.note` of the branch: the commit of the branch is believed
+        only with this note. False if there is a row already, from termination or from an earlier call whose
+        answer was lost; then the branch must not be prepared. Call it once only."""
         ...
 
     async def read(self, gid: Gid) -> StateRow | None:
-        """The row; None if there is none. COMMIT if the branch is seen to have committed, whatever the row
-        says."""
+        """The row; None if there is none. Its state is COMMIT if the branch is known to have committed,
+        whatever the stored state is."""
         ...
 
     async def elect(self, gid: Gid, election: int, charter: Charter) -> StateRow | None:
-        """Take part in ``election``: no attempt of a lower one changes this row any more. The row as it is
-        then; made, in INITIAL, if there was none. None if it took part in one as high or higher."""
+        """Take part in ``election``: from now on no attempt of a lower election changes this row. Returns the
+        row after that; it is made, in INITIAL, if there was none. None if the row has taken part in this
+        election, or a higher one, already."""
         ...
 
     async def attempt(self, gid: Gid, election: int, event: Event) -> bool:
-        """TRY_COMMIT or TRY_ABORT in ``election``. False if the row did not change: it takes part in another
-        election by now, or is past all attempts. Repeated with True, it changes nothing more."""
+        """Apply TRY_COMMIT or TRY_ABORT in ``election``. False if the row did not change, because it takes
+        part in another election now, or its state permits no attempt. Repeating a call that returned True
+        changes nothing."""
         ...
 
     async def bury(self, gid: Gid, charter: Charter) -> bool:
@@ -175,15 +180,15 @@ class States(Protocol):
         ...
 
     async def unfinished(self) -> Sequence[tuple[Gid, StateRow]]:
-        """Rows whose branch has neither committed nor been buried."""
+        """The rows whose branch has not committed and that have no tombstone."""
         ...
 
     async def stale(self, older_than_s: float, buried_s: float) -> Sequence[Gid]:
-        """Rows that have not changed for so many seconds of the participant's own clock; tombstones for
-        ``buried_s``."""
+        """The rows that have not changed for ``older_than_s`` seconds by the participant's clock, and the
+        tombstones that have not changed for ``buried_s`` seconds."""
         ...
 
     async def forget(self, gids: Sequence[Gid]) -> None:
-        """Delete the rows of transactions that every participant has finished: a row that is missed by a
-        termination reads as INITIAL, so nothing else may be forgotten."""
+        """Delete the rows of transactions that every participant has finished. No other row may be deleted,
+        since termination reads a missing row as INITIAL."""
         ...

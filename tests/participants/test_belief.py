@@ -173,7 +173,7 @@ FAULTS = [
         "undoubt.note_commit belongs to role landlord",
     ),
     ("grant create on schema undoubt to landlord", "role landlord may create in schema undoubt"),
-    ("grant create on schema undoubt to public", "everybody may create in schema undoubt"),
+    ("grant create on schema undoubt to public", "every role may create in schema undoubt"),
     (
         "grant trigger on undoubt.undoubt_note to landlord",
         "role landlord may put triggers on undoubt.undoubt_note",
@@ -184,7 +184,7 @@ FAULTS = [
     ),
     (
         "grant references (gid), references (txid) on undoubt.undoubt_branch to public",
-        "everybody may put foreign keys on undoubt.undoubt_branch",
+        "every role may put foreign keys on undoubt.undoubt_branch",
     ),
     (
         "create table referring (gid text references undoubt.undoubt_branch (gid));"
@@ -199,12 +199,12 @@ FAULTS = [
     ),
     (
         "create rule r as on delete to undoubt.undoubt_note do also select 1",
-        "undoubt.undoubt_note is no plain table, or has rules",
+        "undoubt.undoubt_note is not a plain table, or has rules",
     ),
     (
         "drop table undoubt.undoubt_history cascade;"
         "create view undoubt.undoubt_history as select 'a' as id, 1::bigint as system, '1' as timeline",
-        "undoubt.undoubt_history is no plain table, or has rules",
+        "undoubt.undoubt_history is not a plain table, or has rules",
     ),
 ]
 

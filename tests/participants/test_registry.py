@@ -30,5 +30,5 @@ def test_no_name_is_that_of_two(other: ScriptedParticipant) -> None:
     """Broken if two databases both say what became of one branch."""
     registry = Registry()
     registry.add(named("sales", "orders"))
-    with pytest.raises(UsageError, match="nobody could tell"):
+    with pytest.raises(UsageError, match="would belong to both"):
         registry.add(other)

@@ -163,7 +163,7 @@ FAULTS = [
         "alter table undoubt_ledger.decision owner to ledger_landlord",
         "undoubt_ledger.decision belongs to role ledger_landlord",
     ),
-    ("grant create on schema undoubt_ledger to public", "everybody may create in schema undoubt_ledger"),
+    ("grant create on schema undoubt_ledger to public", "every role may create in schema undoubt_ledger"),
     (
         "grant trigger on undoubt_ledger.session to ledger_landlord",
         "role ledger_landlord may put triggers on undoubt_ledger.session",
@@ -180,7 +180,7 @@ FAULTS = [
     ),
     (
         "create rule r as on delete to undoubt_ledger.unfinished do also select 1",
-        "undoubt_ledger.unfinished is no plain table, or has rules",
+        "undoubt_ledger.unfinished is not a plain table, or has rules",
     ),
 ]
 
@@ -220,7 +220,7 @@ async def test_behind_a_pooler(ground: Ground, database: str) -> None:
             assert await cursor.fetchall() == [('"$user", public',)], "it is the neighbour's as well"
             await ledger.close_session(session)
         await ground.admin.execute("grant create on schema undoubt_ledger to public")
-        with pytest.raises(LedgerUnusable, match="everybody may create"):
+        with pytest.raises(LedgerUnusable, match="every role may create"):
             await open_ledger(settings_for(dsn))
 
 
@@ -242,7 +242,7 @@ async def test_the_schema_is_judged_again(
         assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT, "it is believed for a while"
         monkeypatch.setattr("undoubt.coordinator.ledger.postgres.connections.JUDGED_S", 0.0)
         for _ in range(2):  # by the connection that is there, and by a new one
-            with pytest.raises(LedgerUnusable, match="everybody may create"):
+            with pytest.raises(LedgerUnusable, match="every role may create"):
                 await ledger.decide(session.txid(2), COMMIT, BRANCHES)
         await ground.admin.execute("revoke create on schema undoubt_ledger from public")
         assert await ledger.decide(session.txid(2), COMMIT, BRANCHES) is COMMIT
