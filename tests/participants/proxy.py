@@ -14,10 +14,12 @@ class Proxy:
     lets it through; ``forget`` lets nothing through any more, in either direction, on the connections that
     there are, and closes none, as a firewall does that has forgotten them, and new ones work; ``cut`` closes
     all connections, to the client at once, to the server as a lost client's; ``end`` says goodbye to the
-    clients, as a server does that goes down in good order.
+    clients, as a server does that goes down in good order. What the server says arrives ``late_s`` seconds
+    late, as over a network.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, late_s: float = 0.0) -> None:
+        self._late_s = late_s
         parts = urlsplit(dsn)
         self._host, self._port = parts.hostname or "", parts.port or 0
         self._parts = parts
@@ -89,6 +91,8 @@ class Proxy:
     ) -> None:
         try:
             while data := await reader.read(65536):
+                if holding and self._late_s:
+                    await asyncio.sleep(self._late_s)
                 if holding and not self._open.is_set():
                     self.held.set()
                     await self._open.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.participants.hands import at
+from tests.participants.proxy import Proxy
 from tests.participants.support import WRITE, Database, new_gid, participant_at
 from undoubt.participants.contract import Decision, Settled, Vote
 from undoubt.participants.postgres import schema
@@ -18,6 +19,8 @@ TIMEOUTS = {
     "transaction_timeout": 170000,
 }
 """With the server's version since which they are known."""
+LATE_S = 0.02
+"""The servers' answers take longer than these timeouts, so that each session is ended in its first pause."""
 
 
 async def hasten(database: Database) -> None:
@@ -38,18 +41,20 @@ async def test_recovery_goes_on(database: Database, options: str) -> None:
     assert (await branch.prepare()).vote is Vote.PREPARED
     await application.close()
     await hasten(database)
-    participant = participant_at(database.dsn + options)
-    [listed] = await participant.in_doubt()
-    assert listed.gid == gid
-    assert await participant.settle(gid, Decision.COMMIT, None) is Settled.APPLIED
-    await participant.close()
+    async with Proxy(database.dsn, LATE_S) as proxy:
+        participant = participant_at(proxy.dsn + options)
+        [listed] = await participant.in_doubt()
+        assert listed.gid == gid
+        assert await participant.settle(gid, Decision.COMMIT, None) is Settled.APPLIED
+        await participant.close()
     assert await database.balance() == 90
 
 
 async def test_tables_are_made(database: Database) -> None:
     """Broken if the tables of a participant cannot be made there."""
     await hasten(database)
-    settings = ParticipantSettings(dsn=database.dsn)
-    await schema.migrate("p", settings)
-    assert await schema.prune("p", settings, older_than_s=1.0) == 0
+    async with Proxy(database.dsn, LATE_S) as proxy:
+        settings = ParticipantSettings(dsn=proxy.dsn)
+        await schema.migrate("p", settings)
+        assert await schema.prune("p", settings, older_than_s=1.0) == 0
     assert await database.admin.fetchval("select to_regclass('undoubt.undoubt_branch')") is not None
