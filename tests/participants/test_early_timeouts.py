@@ -19,7 +19,7 @@ TIMEOUTS = {
     "transaction_timeout": 170000,
 }
 """With the server's version since which they are known."""
-LATE_S = 0.02
+LATE_S = 0.005
 """The servers' answers take longer than these timeouts, so that each session is ended in its first pause."""
 
 
