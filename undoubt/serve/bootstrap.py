@@ -1,5 +1,7 @@
-"""How a node comes to be: one of the first of a new cluster, from nothing or from a backup; or added to a
-cluster that runs."""
+"""Makes the disk of a node.
+
+The node is one of the first of a new cluster, which starts empty or from a backup, or it joins a running
+cluster."""
 
 from __future__ import annotations
 
@@ -27,11 +29,12 @@ from undoubt.participants.ids import InvalidName, check_ledger_id, new_ledger_id
 from undoubt.serve import pending_acts
 
 LOOK_S = 1.0
-"""For an answer of a machine that may not be there, and of a node, which waits for its caller to begin."""
+"""How long a connection to a machine that may not exist may take; and how long a listener must keep the
+connection open: a node waits for its caller to send first."""
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """A node of a new cluster. ``ticket`` is what the other first nodes are to be made with."""
+    """A first node of a new cluster. The other first nodes have to be made with the same ``ticket``."""
 
     cluster: str
     node: int
@@ -39,14 +42,15 @@ class Begun(msgspec.Struct, frozen=True):
 
 
 class RestoredCluster(Begun, frozen=True):
-    """``backup_at`` is when the backup was made, seconds since 1970."""
+    """A first node of a cluster that was made from a backup. ``backup_at``: when the backup was made, in
+    seconds since 1970."""
 
     ledger_id: str
     backup_at: float
 
 
 class Joined(msgspec.Struct, frozen=True):
-    """A node that was added, and where others look for it."""
+    """A node that was added to a cluster, and the address at which the other nodes connect to it."""
 
     cluster: str
     node: int
@@ -54,8 +58,8 @@ class Joined(msgspec.Struct, frozen=True):
 
 
 def init(settings: Settings, ticket: str = "", note: str = "") -> Begun:
-    """Make this node one of the first of a new cluster, whose id is drawn unless there is a ``ticket``. That
-    is recorded, with ``note``, once the cluster runs. Raises ``UsageError``, ``LedgerUnusable``."""
+    """Make this node one of the first of a new cluster, whose id is drawn unless there is a ``ticket``. The
+    act is recorded, with ``note``, once the cluster runs. Raises ``UsageError``, ``LedgerUnusable``."""
     number, addresses = first_of(settings)
     version = settings.node.speaks.highest
     cluster, digest = new_cluster(ticket, addresses, f"version {version}")
@@ -67,9 +71,9 @@ def init(settings: Settings, ticket: str = "", note: str = "") -> Begun:
 
 
 async def restore(settings: Settings, path: Path, ticket: str = "", note: str = "") -> RestoredCluster:
-    """Make this node one of the first of a cluster that goes on with the ledger of a backup. The cluster is a
-    new one: no node of the former one can ever mix with it. Recorded as by :func:`init`. Raises
-    ``UsageError``, ``LedgerUnusable``."""
+    """Make this node one of the first of a new cluster that goes on with the ledger of a backup. The cluster
+    gets a new id, so no node of the former cluster can join it. The act is recorded as by :func:`init`.
+    Raises ``UsageError``, ``LedgerUnusable``."""
     number, addresses = first_of(settings)
     kept = backup.read(path)
     cluster, digest = new_cluster(ticket, addresses, kept.digest)
@@ -83,19 +87,20 @@ async def restore(settings: Settings, path: Path, ticket: str = "", note: str = 
 
 
 async def refuse_twins(settings: Settings, ledger_id: str) -> None:
-    """Two clusters that decide for one ledger would decide differently."""
+    """Check that no node of ledger ``ledger_id`` runs: two clusters of one ledger would decide differently.
+    Raises ``LedgerUnusable``."""
     try:
         nodes = (await survey(settings.ledger)).nodes
     except LedgerMisconfigured as error:
         if settings.ledger.wire.tls is None:
             raise
-        # They are made with the id that is drawn here.
+        # The TLS files are made with the id that is drawn here.
         await _refuse_listeners(settings, ledger_id, str(error))
         return
     for seen in nodes:
         if seen.status is not None and seen.status.ledger_id == ledger_id:
             raise LedgerUnusable(
-                f"a node of ledger {ledger_id} runs at {seen.address}: end all of them first, for good;"
+                f"a node of ledger {ledger_id} runs at {seen.address}: end all of its nodes first, for good;"
                 " two clusters of one ledger would decide differently"
             )
 
@@ -104,14 +109,15 @@ async def _refuse_listeners(settings: Settings, ledger_id: str, why: str) -> Non
     for address in first_nodes(settings):
         if await _listens(address):
             raise LedgerUnusable(
-                f"something listens at {address}, and cannot be asked whether it is a node of ledger"
+                f"a process listens at {address}, and cannot be asked whether it is a node of ledger"
                 f" {ledger_id} ({why}): end all nodes of the former cluster first, for good; two clusters of"
                 " one ledger would decide differently"
             )
 
 
 async def _listens(address: Address) -> bool:
-    """Whether it takes a connection and keeps it. A forwarder of ports with nothing behind it closes it."""
+    """Whether a process at ``address`` accepts a connection and keeps it open. A port forwarder without a
+    process behind it closes the connection."""
     try:
         async with asyncio.timeout(LOOK_S):
             reader, writer = await asyncio.open_connection(address.host, address.port)
@@ -129,12 +135,13 @@ async def _listens(address: Address) -> bool:
 
 
 async def join(settings: Settings, address: str = "", note: str = "") -> Joined:
-    """Make this node a learner of the cluster of ``ledger.url``; others find it at ``address``, by default
-    where it listens. May be repeated. Raises ``UsageError``, ``ClusterRefused``, ``LedgerError``."""
+    """Make this node a learner of the cluster of ``ledger.url``. The other nodes connect to ``address``, by
+    default the address at which this node listens. May be repeated. Raises ``UsageError``,
+    ``ClusterRefused``, ``LedgerError``."""
     number, folder = number_of(settings), Path(settings.node.data)
     where = parsed(address) if address else listen_address(settings)
     if where.host in {"0.0.0.0", "::"}:  # noqa: S104 - refused
-        raise UsageError(f"others cannot reach {where}: pass --address with a host that they can")
+        raise UsageError(f"other nodes cannot reach {where}: pass --address with a host that they can reach")
     cluster = (await survey(settings.ledger)).cluster
     if not cluster:
         raise LedgerUnavailable(f"no node of the cluster answers: {settings.ledger.url}")
@@ -146,7 +153,7 @@ async def join(settings: Settings, address: str = "", note: str = "") -> Joined:
     me = stored.identity
     if (me.cluster, me.node) != (cluster, number):
         raise LedgerUnusable(
-            f"in {folder} lives node {me.node} of cluster {me.cluster}, not {number} of {cluster}"
+            f"{folder} is the disk of node {me.node} of cluster {me.cluster}, not {number} of {cluster}"
         )
     try:
         added = MemberChange("add", number, str(where), me.disk, settings.node.speaks.highest)
@@ -165,20 +172,21 @@ def first_of(settings: Settings) -> tuple[int, dict[int, str]]:
     if number > len(first):
         raise UsageError(
             f"node.number is {number}, but the first nodes are {len(first)}: {', '.join(map(str, first))};"
-            " further ones join a cluster that runs, with `undoubt cluster add`"
+            " further nodes join a running cluster, with `undoubt cluster add`"
         )
     return number, {count: str(address) for count, address in enumerate(first, 1)}
 
 
 def new_cluster(ticket: str, addresses: Mapping[int, str], origin: str) -> tuple[str, str]:
-    """The cluster's id, drawn unless there is a ``ticket``, and the digest of the ticket. ``origin``: what
-    else all first nodes begin with. Raises ``UsageError``."""
+    """The cluster's id, drawn unless there is a ``ticket``, and the digest of the ticket. ``origin`` names
+    what all first nodes have in common besides their addresses. Raises ``UsageError``."""
     digest = _digest(addresses, origin)
     return (_cluster_of(ticket, addresses, digest) if ticket else new_ledger_id()), digest
 
 
 def _cluster_of(ticket: str, addresses: Mapping[int, str], digest: str) -> str:
-    """First nodes that do not agree on who they are could form two majorities: the ticket tells."""
+    """The cluster's id in ``ticket``, if the ticket is for these addresses: first nodes that disagree about
+    the first nodes could form two majorities. Raises ``UsageError``."""
     cluster, _, given = ticket.partition("-")
     try:
         check_ledger_id(cluster)
@@ -187,15 +195,15 @@ def _cluster_of(ticket: str, addresses: Mapping[int, str], digest: str) -> str:
     if given != digest:
         listed = ", ".join(f"{number}={address}" for number, address in addresses.items())
         raise UsageError(
-            f"--id {ticket!r} was made for other nodes than those here ({listed}), of another backup, or by"
+            f"--id {ticket!r} was made for other nodes than those here ({listed}), from another backup, or by"
             " another release (or node.version_max); ledger.url (or node.peers) must be the same, in the same"
-            " order, on all of them"
+            " order, on all first nodes"
         )
     return cluster
 
 
 def _digest(addresses: Mapping[int, str], origin: str) -> str:
-    """``origin``: what else all of them begin with."""
+    """A checksum of what all first nodes must have in common: their addresses and ``origin``."""
     return f"{zlib.crc32(f'{sorted(addresses.items())!r}{origin}'.encode()):08x}"
 
 

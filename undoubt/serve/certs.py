@@ -1,15 +1,15 @@
-"""A CA and certificates for a start: what ``undoubt cluster certs`` writes into a folder.
+"""Makes a CA and certificates, which ``undoubt cluster certs`` writes into a folder.
 
 ::
 
-    ca.crt  ca.key                        the CA, for ten years; its key only signs, and belongs near no node
+    ca.crt  ca.key                        the CA, for ten years; its key only signs: keep it off the nodes
     node-1.crt  node-1.key  …             for a node: undoubt://CLUSTER/node/1, and its hosts
     client-NAME.crt  client-NAME.key  …   for a client: undoubt://CLUSTER/client/NAME, and its role:
                                           undoubt://CLUSTER/may/transact
 
-Whoever has a PKI issues the same names with it. Keys are ECDSA P-256, readable by their owner only. Nothing
-is overwritten but by a renewal, which replaces each certificate in one step and keeps its key, so that at no
-moment the two do not belong together; processes read it anew.
+An operator who has a PKI issues certificates with the same names with it. Keys are ECDSA P-256, readable by
+their owner only. Only a renewal overwrites files: it replaces each certificate in one step and keeps its key,
+so that certificate and key match at every moment. Processes load the new certificate while they run.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ from undoubt.participants.errors import UsageError
 CA_DAYS = 3650
 DAYS = 365
 _EARLIER = datetime.timedelta(minutes=5)
-"""Certificates are valid a little before they are made: other machines' clocks are late."""
+"""Certificates are valid from a little before the moment they are made, since other machines' clocks may be
+late."""
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def right_of_role(role: str) -> Right:
-    """``role`` as the command line spells it."""
+    """The right of ``role``, which is spelled as on the command line."""
     return Right[role.upper()]
 
 
 class Issued(msgspec.Struct, frozen=True):
-    """A certificate that was written. ``until`` is a date, UTC; ``role`` is a client's, empty where the
-    certificate names none; ``hosts`` are for people and for other tools:
-    undoubt itself looks at the name."""
+    """A certificate that was written. ``until`` is a date, UTC. ``role`` is a client's role, empty if the
+    certificate names no role. ``hosts`` are for operators and for other tools: undoubt itself checks
+    ``name``."""
 
     cert: str
     key: str
@@ -59,14 +60,14 @@ class Issued(msgspec.Struct, frozen=True):
 
 
 class Folder:
-    """Where CA and certificates are kept."""
+    """The folder that holds the CA and the certificates."""
 
     def __init__(self, place: Path, cluster: str, days: int = DAYS) -> None:
-        """Opens the CA there, or makes one. ``cluster`` may be empty where there is a CA: it knows. Raises
-        ``UsageError``."""
+        """Opens the CA in ``place``, or makes a CA. ``cluster`` may be empty if there is a CA, which names
+        its cluster. Raises ``UsageError``."""
         self.place = place
         self.validity = datetime.timedelta(days=days)
-        with _told(place):
+        with _as_usage_error(place):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (place / "ca.crt").exists():
                 _make_ca(place, cluster)
@@ -74,14 +75,14 @@ class Folder:
             key = serialization.load_pem_private_key((place / "ca.key").read_bytes(), password=None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise UsageError(
-                f"{place / 'ca.key'} is no key of this command's making; issue with your own tool"
+                f"{place / 'ca.key'} was not made by this command; issue certificates with your own tool"
             )
         self._ca_key = key
         self.cluster = _cluster_of(self._ca)
         if cluster not in {"", self.cluster}:
             raise UsageError(
-                f"the CA in {place} is of cluster {self.cluster}, not {cluster}: keep those of another"
-                " cluster in a folder of their own, with --dir FOLDER"
+                f"the CA in {place} is of cluster {self.cluster}, not {cluster}: keep the certificates of"
+                " another cluster in another folder, with --dir FOLDER"
             )
 
     def issue(
@@ -90,8 +91,8 @@ class Folder:
         clients: Sequence[str],
         right: Right | None = Right.OPERATE,
     ) -> list[Issued]:
-        """New certificates; ``right`` is the role of the clients, None for certificates that name none.
-        Raises ``UsageError``, before anything is written, if one is there already."""
+        """Write new certificates. ``right`` is the role of the clients, None for certificates without a role.
+        Raises ``UsageError``, before anything is written, if one of the files exists already."""
         wanted: list[tuple[str, str, tuple[str, ...], Right | None]] = []
         for number, hosts in nodes.items():
             if number < 1:
@@ -102,7 +103,9 @@ class Folder:
             wanted.append((f"node-{number}", name, tuple(hosts), None))
         for client in clients:
             if not _CLIENT_NAME.fullmatch(client):
-                raise UsageError(f"--client {client!r}: letters, digits and . _ - make a client's name")
+                raise UsageError(
+                    f"--client {client!r}: a client's name consists of letters, digits and . _ -"
+                )
             wanted.append((f"client-{client}", name_of(self.cluster, PeerRole.CLIENT, client), (), right))
         there = [f"{stem}{end}" for stem, *_ in wanted for end in (".crt", ".key") if self._has(stem + end)]
         if there:
@@ -112,16 +115,16 @@ class Folder:
         issued = []
         for stem, name, hosts, role in wanted:
             key = ec.generate_private_key(ec.SECP256R1())
-            with _told(self.place):
+            with _as_usage_error(self.place):
                 _put(self.place / f"{stem}.key", _pem(key))
             issued.append(self._sign(stem, name, hosts, role, key.public_key()))
         return issued
 
     def renew(self, clients: Sequence[str] = (), right: Right | None = None) -> list[Issued]:
-        """Every certificate in the folder anew, or those of ``clients``, with the key and the names it has;
-        with another role if ``right`` is given. Raises ``UsageError``."""
+        """Write every certificate in the folder, or those of ``clients``, anew, with its present key and
+        names, and with another role if ``right`` is given. Raises ``UsageError``."""
         issued = []
-        with _told(self.place):
+        with _as_usage_error(self.place):
             paths = sorted([*self.place.glob("node-*.crt"), *self.place.glob("client-*.crt")])
             if clients:
                 paths = [self.place / f"client-{client}.crt" for client in clients]
@@ -129,7 +132,7 @@ class Folder:
                 former = x509.load_pem_x509_certificate(path.read_bytes())
                 key = former.public_key()
                 if not isinstance(key, ec.EllipticCurvePublicKey):
-                    raise UsageError(f"{path} is not of this command's making; renew it with your own tool")
+                    raise UsageError(f"{path} was not made by this command; renew it with your own tool")
                 name, hosts, role = _names_of(former, self.cluster)
                 issued.append(self._sign(path.stem, name, hosts, right or role, key))
         return issued
@@ -171,7 +174,7 @@ class Folder:
             .sign(self._ca_key, hashes.SHA256())
         )
         cert_path, key_path = self.place / f"{stem}.crt", self.place / f"{stem}.key"
-        with _told(self.place):
+        with _as_usage_error(self.place):
             _put(cert_path, certificate.public_bytes(serialization.Encoding.PEM))
         role = "" if right is None else str(right)
         return Issued(str(cert_path), str(key_path), name, hosts, f"{until:%Y-%m-%d}", role)
@@ -240,7 +243,7 @@ def _general_name(host: str) -> x509.GeneralName:
     try:
         return x509.DNSName(host.encode("idna").decode("ascii"))
     except ValueError as error:
-        raise UsageError(f"{host!r} is no host name: {error}") from None
+        raise UsageError(f"{host!r} is not a host name: {error}") from None
 
 
 def _cluster_of(ca: x509.Certificate) -> str:
@@ -249,7 +252,7 @@ def _cluster_of(ca: x509.Certificate) -> str:
             if isinstance(name, x509.UniformResourceIdentifier) and name.value.startswith(SCHEME):
                 return name.value.removeprefix(SCHEME)
     raise UsageError(
-        "ca.crt is no CA of this command's making: it names no cluster; issue with your own tool"
+        "ca.crt was not made by this command: it names no cluster; issue certificates with your own tool"
     )
 
 
@@ -269,7 +272,7 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _put(path: Path, content: bytes) -> None:
-    """Whole or not at all, and never readable by others, not even for a moment."""
+    """Write ``content`` to ``path`` completely or not at all. Other users can at no moment read the file."""
     fresh = path.with_name(path.name + ".new")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
@@ -281,10 +284,10 @@ def _put(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _told(place: Path) -> Iterator[None]:
+def _as_usage_error(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise UsageError(f"cannot write certificates in {place}: {error.strerror or error}") from error
     except (ValueError, x509.ExtensionNotFound) as error:
-        raise UsageError(f"{place} holds what this command cannot read: {error}") from error
+        raise UsageError(f"{place} has a file that this command cannot read: {error}") from error

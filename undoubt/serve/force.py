@@ -1,9 +1,10 @@
-"""``undoubt cluster restore --force``: a cluster goes on from the newest disk that is left, when the majority
-is gone for good.
+"""``undoubt cluster restore --force``: makes a new cluster after the majority of the old one is lost.
 
-Every entry of that disk's log counts, whether or not it was known to be committed there: a leader that the
-old cluster might still have elected would have kept it. What was acknowledged and is on none of the disks is
-lost, so that a new incarnation begins, as after a restore from a backup."""
+The new cluster is made from the newest disk that is left.
+
+Every entry of that disk's log counts, whether or not the disk knows it to be committed: a leader that the old
+cluster might still have elected would have kept it. An acknowledged decision that is on none of the disks is
+lost; therefore a new incarnation begins, as after a restore from a backup."""
 
 from __future__ import annotations
 
@@ -32,9 +33,9 @@ from undoubt.serve.bootstrap import Begun, first_of, new_cluster, refuse_twins
 
 
 class NewestDisk(msgspec.Struct, frozen=True):
-    """The newest disk of some: ``folder``, of ``node``, whose log ends at ``index`` of ``term``. ``disks``
-    were given of the ``voters``. ``may_lack``: an acknowledged decision may be on none of them. ``doubts``:
-    of each disk that cannot be read whole, why."""
+    """The newest of the given disks: ``folder``, of ``node``, whose log ends at ``index`` of ``term``.
+    ``disks`` of the ``voters`` were given. ``may_lack``: an acknowledged decision may be on none of the given
+    disks. ``doubts``: for each disk that cannot be read completely, the reason."""
 
     folder: str
     node: int
@@ -47,15 +48,16 @@ class NewestDisk(msgspec.Struct, frozen=True):
 
 
 class Forced(Begun, frozen=True):
-    """A node of the cluster that goes on."""
+    """A first node of the new cluster. ``left`` is the disk that the cluster was made from."""
 
     ledger_id: str
     left: NewestDisk
 
 
 async def survey_disks(folders: Sequence[Path]) -> tuple[NewestDisk, bytes]:
-    """The newest of these disks, and the image of the state machine after all of its log. Raises
-    ``UsageError`` for disks of several clusters or of one node, ``LedgerUnusable``, ``LedgerLocked``."""
+    """The newest of these disks, and the image of the state machine after its whole log. Raises
+    ``UsageError`` for disks of several clusters and for two disks of one node, ``LedgerUnusable``,
+    ``LedgerLocked``."""
     found: dict[int, tuple[Path, Stored]] = {}
     doubts: dict[int, str] = {}
     for folder in folders:
@@ -66,23 +68,23 @@ async def survey_disks(folders: Sequence[Path]) -> tuple[NewestDisk, bytes]:
         if me.node in found:
             raise UsageError(f"{folder} and {found[me.node][0]} are both of node {me.node}")
         if (of := {one.identity.cluster for _, one in found.values()} - {me.cluster}) != set():
-            raise UsageError(f"{folder} is of cluster {me.cluster}, others are of {of.pop()}")
+            raise UsageError(f"{folder} is of cluster {me.cluster}, other disks are of {of.pop()}")
         found[me.node] = (folder, stored)
     folder, stored = max(found.values(), key=lambda one: _end(one[1]))
     term, index = _end(stored)
     voters = _voters(stored)
     given = len(voters & found.keys())
-    # A decision is on a majority: who has so many disks that no majority lies beside them has it. A disk
-    # that cannot be read whole may lack what it had.
+    # A decision is on the disks of a majority. If the missing voters are fewer than a majority, one of the
+    # given disks has it. A disk that cannot be read completely counts as missing.
     may_lack = len(voters & found.keys() - doubts.keys()) + majority_size(voters) <= len(voters)
-    told = tuple(doubts[node] for node in sorted(doubts))
-    left = NewestDisk(str(folder), stored.identity.node, index, term, given, len(voters), may_lack, told)
+    reasons = tuple(doubts[node] for node in sorted(doubts))
+    left = NewestDisk(str(folder), stored.identity.node, index, term, given, len(voters), may_lack, reasons)
     return left, _image(stored)
 
 
 async def _read(folder: Path) -> tuple[Stored, str]:
-    """All of a disk, or what can be read of a damaged one, and then why that may not be all. Raises
-    ``LedgerUnusable``, ``LedgerLocked``."""
+    """The content of a disk, and an empty text; or what can be read of a damaged disk, and the reason why
+    that may be incomplete. Raises ``LedgerUnusable``, ``LedgerLocked``."""
     try:
         storage, stored = await NodeStorage.open(folder)
     except StorageDamaged:
@@ -92,16 +94,16 @@ async def _read(folder: Path) -> tuple[Stored, str]:
 
 
 def _end(stored: Stored) -> tuple[int, int]:
-    """Term and index of its last entry."""
+    """Term and index of the last entry of the log."""
     last = stored.entries[-1] if stored.entries else stored.snapshot.meta
     return last.term, last.index
 
 
 def _voters(stored: Stored) -> frozenset[int]:
-    """By the last change of the members that is in its log."""
+    """The voters after the last configuration change in the log."""
     meta = stored.snapshot.meta
     restored_log = RestoredState(stored.hard_state, meta, stored.entries, meta.index)
-    raft = Raft(stored.identity.node, RaftSettings(), Random(0), restored_log)  # noqa: S311 - it draws nothing
+    raft = Raft(stored.identity.node, RaftSettings(), Random(0), restored_log)  # noqa: S311 - no number is drawn
     return raft.configuration.incoming
 
 
@@ -109,15 +111,17 @@ def _image(stored: Stored) -> bytes:
     replicated = NodeStateMachine(Machine(""), {})
     try:
         replicated.restore(stored.snapshot.image)
-    except ValueError as error:  # msgspec's are
+    except ValueError as error:  # the base of msgspec's errors
         raise LedgerUnusable(
-            f"its snapshot cannot be read ({error}); was it written by a newer one?"
+            f"the snapshot of that disk cannot be read ({error}); was it written by a newer release?"
         ) from error
     for entry in stored.entries:
         if entry.index > stored.snapshot.meta.index:
             replicated.apply(entry)
     if not replicated.machine.state.ledger_id:
-        raise LedgerUnusable("that node had joined and was told nothing yet: there is nothing to go on from")
+        raise LedgerUnusable(
+            "that node had joined, but had received nothing from a leader yet: its disk has no ledger"
+        )
     return replicated.image()
 
 

@@ -1,4 +1,4 @@
-"""The event loop of a process that is ours alone."""
+"""Chooses the event loop of a process that runs no application."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 
 def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """For ``asyncio.Runner``: uvloop's where it is installed. One decision at a time takes half of the time
-    with it."""
+    """A loop factory for ``asyncio.Runner``: uvloop's if it is installed, else None. With uvloop, decisions
+    one after another take half of the time."""
     if importlib.util.find_spec("uvloop") is None:
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop

@@ -1,7 +1,7 @@
-"""``undoubt node``: a member of the ledger's cluster, and recovery for as long as it leads.
+"""``undoubt node``: runs a member of the ledger's cluster, and recovery while that member leads.
 
-A node knows nothing of recovery. Here it is given what to run: a recovery service over the participants of
-its configuration, which works while the node leads.
+The node itself (:mod:`undoubt.coordinator.node`) does not depend on recovery. This module runs a recovery
+service over the participants of the node's configuration, which works while the node leads.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from undoubt.serve.notify import notify
 log = logging.getLogger(__name__)
 
 HAND_OVER_S = 5.0
-"""How long a leader that is told to stop waits for another one to take over."""
+"""How long a leader that has to stop waits until another node has taken over."""
 LOOK_S = 0.2
 
 
 async def run(
     settings: Settings, stop: asyncio.Event, say: Callable[[str], None], *, insecure: bool = False
 ) -> None:
-    """Be a node until ``stop`` is set; ``say`` is told once it is ready, in one line. Raises ``UsageError``,
-    ``LedgerError`` also when the node has stopped by itself."""
+    """Run a node until ``stop`` is set. ``say`` is called with one line once the node is ready. Raises
+    ``UsageError``, and ``LedgerError``, also if the node has stopped by itself."""
     async with node(settings, insecure=insecure) as running:
         me = running.identity
-        _spare_the_collector()
+        _tune_garbage_collector()
         say(f"node {me.node} of cluster {me.cluster} is ready at {listen_address(settings)}")
         notify("READY=1", f"STATUS=node {me.node} of cluster {me.cluster}")
         stopping = asyncio.create_task(stop.wait())
@@ -58,7 +58,7 @@ async def run(
 
 @contextlib.asynccontextmanager
 async def node(settings: Settings, *, insecure: bool = False) -> AsyncIterator[Node]:
-    """A running node of these settings, with recovery while it leads. Stopped on exit."""
+    """A running node of these settings, with recovery while the node leads. The exit stops it."""
     listen = listen_address(settings)
     refuse_exposed(
         listen,
@@ -75,10 +75,10 @@ async def node(settings: Settings, *, insecure: bool = False) -> AsyncIterator[N
             raise UsageError(f"cannot listen on {listen}: {error.strerror or error}") from error
         recovering = Supervised("node recovery", lambda: _recover(made, settings))
         tasks.append(recovering.start("undoubt-node-recovery"))
-        telling = Supervised(
-            "node acts", lambda: pending_acts.tell(Path(settings.node.data), settings.ledger)
+        recording = Supervised(
+            "node acts", lambda: pending_acts.record(Path(settings.node.data), settings.ledger)
         )
-        tasks.append(telling.start("undoubt-node-acts"))
+        tasks.append(recording.start("undoubt-node-acts"))
         yield made
     finally:
         for task in tasks:
@@ -87,9 +87,9 @@ async def node(settings: Settings, *, insecure: bool = False) -> AsyncIterator[N
         await made.stop()
 
 
-def _spare_the_collector() -> None:
-    """What is there stays, and hardly anything that comes has cycles: looking through all of it again and
-    again would only make heartbeats late."""
+def _tune_garbage_collector() -> None:
+    """Make collections rare: the present objects stay, and new objects rarely have cycles. Frequent
+    collections would only delay heartbeats."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
@@ -110,11 +110,12 @@ async def _open(settings: Settings) -> Node:
 
 def _check_number(identity: DiskIdentity, number: int, folder: str) -> None:
     if identity.node != number:
-        raise LedgerUnusable(f"in {folder} lives node {identity.node}, but node.number is {number}")
+        raise LedgerUnusable(f"{folder} is the disk of node {identity.node}, but node.number is {number}")
 
 
 def _check_certificate(wire: WireSettings, identity: DiskIdentity) -> None:
-    """Else every peer would refuse this node, and it could only say that nobody is reached."""
+    """Check that this node's certificate names this node. Otherwise every peer would refuse it, and it could
+    only report that it reaches no peer. Raises ``LedgerUnusable``."""
     if wire.tls is not None:
         try:
             tls_of(wire.tls).check_own(PeerIdentity(PeerRole.NODE, identity.cluster, identity.node))
@@ -123,7 +124,7 @@ def _check_certificate(wire: WireSettings, identity: DiskIdentity) -> None:
 
 
 async def _recover(made: Node, settings: Settings) -> None:
-    """A node that has just joined does not know yet whose ledger it keeps; one that leads does."""
+    """Run recovery once the node leads: a node that has just joined does not have the ledger's id yet."""
     while not made.ledger.leads:
         await asyncio.sleep(LOOK_S)
     participants = wiring.registry(settings, made.ledger.ledger_id)

@@ -1,4 +1,4 @@
-"""Tells the service manager how this process is, where there is one (systemd's sd_notify(3) protocol)."""
+"""Reports the state of this process to the service manager, by systemd's sd_notify(3) protocol."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import socket
 
 
 def notify(*lines: str) -> None:
-    """``READY=1``, ``STOPPING=1``, ``STATUS=…``; does nothing where nobody asked for it."""
+    """Send ``lines`` (``READY=1``, ``STOPPING=1``, ``STATUS=…``); does nothing if the service manager has not
+    set ``NOTIFY_SOCKET``."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return

@@ -1,7 +1,8 @@
-"""Acts of operators on a node that does not run yet: kept beside its data, recorded once the cluster answers.
+"""Keeps the acts of operators on a node that does not run yet beside its disk, and records them later.
 
-``cluster init`` and ``cluster restore`` make a cluster that nobody can be told in. Each first node tells of
-its own when it is started: in its log at once, and in the ledger once there is a leader."""
+``cluster init`` and ``cluster restore`` make a cluster that does not run yet, so they cannot record their act
+in the ledger. Each first node records its act when it is started: in its log immediately, and in the ledger
+once there is a leader."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ PAUSE_S = 1.0
 
 
 def keep(folder: Path, act: Act) -> None:
-    """Until :func:`tell`. Durable when it returns."""
+    """Write ``act`` to a file in ``folder``, for :func:`record`. The file is durable on return."""
     with (folder / FILE_NAME).open("wb") as file:
         file.write(msgspec.json.encode(act.clipped()))
         file.flush()
@@ -33,15 +34,15 @@ def keep(folder: Path, act: Act) -> None:
     sync_folder(folder)
 
 
-async def tell(folder: Path, settings: LedgerSettings) -> None:
-    """Record what :func:`keep` kept there, if anything; tries again for as long as it takes."""
+async def record(folder: Path, settings: LedgerSettings) -> None:
+    """Record the act that :func:`keep` has written to ``folder``, if any; repeats until it succeeds."""
     path = folder / FILE_NAME
     if (act := _kept(path)) is None:
         return
     log.warning("%s of %s by %s%s", act.verb, act.subject, act.who, f": {act.note}" if act.note else "")
     while True:
         try:
-            await _record(act, settings)
+            await _record_in_ledger(act, settings)
             path.unlink(missing_ok=True)
         except (LedgerError, OSError) as error:
             log.info("%s of %s is not recorded yet: %s", act.verb, act.subject, error)
@@ -56,11 +57,11 @@ def _kept(path: Path) -> Act | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:
-        log.warning("who made this node is not recorded: %s: %s", path, error)
+        log.warning("the operator who made this node is not recorded: %s: %s", path, error)
         return None
 
 
-async def _record(act: Act, settings: LedgerSettings) -> None:
+async def _record_in_ledger(act: Act, settings: LedgerSettings) -> None:
     ledger = await ClusterLedger.open(settings)
     try:
         await ledger.record_act(act)

@@ -1,4 +1,4 @@
-"""The secret of a ledger that is lost: from a file of its own, or from a backup of a ledger or a cluster."""
+"""Reads the secret of a lost ledger from a secret file, or from a backup of a ledger or a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from undoubt.participants.errors import UsageError
 
 
 def read_secret(path: Path, ledger_id: str) -> bytes:
-    """Raises ``LedgerUnusable``, and ``UsageError`` if it is another ledger's."""
+    """The secret of ledger ``ledger_id`` in the file ``path``. Raises ``LedgerUnusable``, and ``UsageError``
+    if the file is of another ledger."""
     found = secret_file.read(path)
     if found is None:
         found = _of_backup(path)
@@ -20,7 +21,7 @@ def read_secret(path: Path, ledger_id: str) -> bytes:
     if whose != ledger_id:
         raise UsageError(f"{path} is of ledger {whose}, not of {ledger_id}")
     if not secret:
-        raise LedgerUnusable(f"{path} holds no secret: it was written before the ledger had one")
+        raise LedgerUnusable(f"{path} has no secret: it was written before the ledger had a secret")
     return secret
 
 
