@@ -1,5 +1,7 @@
-"""The nodes of a replicated ledger: who answers, how many more may fail, whose disk is full, which version is
-waited for."""
+"""Checks the nodes of a replicated ledger.
+
+The findings say which nodes answer, how many more may fail, which disks are full or stalled, which nodes hold
+back a version, and which role the client's certificate has."""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ RAFT = "raft://"
 
 
 async def look_at_nodes(settings: LedgerSettings) -> list[Finding]:
-    """Nothing of a ledger that is no cluster, or whose URL cannot be used: opening it says why."""
+    """The findings about the nodes. Empty if the ledger is not a cluster, or its URL cannot be used: opening
+    the ledger reports that."""
     if not settings.url.startswith(RAFT):
         return []
     try:
@@ -48,7 +51,7 @@ def _answering(found: ClusterStatus) -> Finding:
         "ledger_nodes",
         Severity.WARNING,
         what,
-        f"{spare} more may fail before nothing can be decided: start what is down, or replace it. {silent}",
+        f"{spare} more may fail before nothing can be decided: start or replace what is down. {silent}",
         "undoubt cluster status",
     )
 
@@ -59,18 +62,18 @@ def _disks(found: ClusterStatus) -> Iterator[Finding]:
             continue
         disk = f"the disk of node {status.node} ({seen.address})"
         if status.disk_full:
-            fix = "it takes no part in decisions until there is room: make some"
+            fix = "the node takes no part in decisions until there is room: make room"
             yield Finding(None, "ledger_disk", Severity.PROBLEM, f"{disk} is full", fix)
         if status.disk_stalled:
             fix = (
-                "it takes no part in decisions and does not lead until it does: look at the disk and at what"
-                " else uses it"
+                "the node takes no part in decisions and does not lead until the write is finished: look at"
+                " the disk and at other programs that use it"
             )
             yield Finding(None, "ledger_disk", Severity.PROBLEM, f"{disk} does not finish a write", fix)
 
 
 def _role(settings: LedgerSettings) -> Iterator[Finding]:
-    """What the certificate of these settings lets its holder do; nothing of a node's."""
+    """The role of the client's certificate of these settings. No finding about a node's certificate."""
     tls = settings.wire.tls
     names = tls_of(tls).own.names if tls is not None else ()
     clients = [name.removeprefix(SCHEME).split("/") for name in names if "/client/" in name]
@@ -83,8 +86,8 @@ def _role(settings: LedgerSettings) -> Iterator[Finding]:
             None,
             "ledger_role",
             Severity.WARNING,
-            f"the certificate of client {who} names no role: its holder may do all that operators may",
-            "give it the role that it needs: an application needs transact, who only looks observe",
+            f"the certificate of client {who} names no role: its holder may do what operators may do",
+            "give it the role that it needs: transact for an application, observe for reading only",
             f"undoubt cluster certs --renew --client {who} --role transact",
         )
     else:
@@ -100,10 +103,10 @@ def _versions(found: ClusterStatus) -> Iterator[Finding]:
             None,
             "ledger_version",
             Severity.WARNING,
-            f"the cluster keeps to version {leading.agreed_version}, and has nodes that speak"
+            f"the cluster works with version {leading.agreed_version}, and has nodes that support"
             f" {found.highest_version}",
-            f"what came with it is refused until node {nodes} speaks it too: upgrade it, take away a lower"
-            " node.version_max there, or start it",
+            f"the functions of that version are refused until node {nodes} supports it too: upgrade it,"
+            " remove a lower node.version_max there, or start it",
             "undoubt cluster status",
         )
 

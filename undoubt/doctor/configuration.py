@@ -1,4 +1,4 @@
-"""What the settings alone show. What cannot be read at all has been refused before this."""
+"""Checks the settings alone. Settings that cannot be read have been refused before."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def _participants(settings: Settings, where: str) -> Finding:
         "configuration",
         Severity.WARNING,
         f"no participant is configured in {where}",
-        "there is no database that could take part: add a table for each",
+        "there is no database that could take part: add a table for each database",
         '[participants.orders]\ndsn = "postgresql://app@host/orders"',
     )
 
 
 def _secrets(settings: Settings) -> Iterator[Finding]:
-    """A password in a file that others of this machine can read."""
+    """Whether other users of this machine can read a file that contains passwords."""
     if settings.file is None:
         return
     hidden = [name for name, one in settings.participants.items() if redact(one.dsn) != one.dsn]
@@ -53,7 +53,7 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
             None,
             "secrets",
             Severity.WARNING,
-            f"passwords ({', '.join(sorted(hidden))}) stand in {settings.file}, mode {mode:04o}",
+            f"passwords ({', '.join(sorted(hidden))}) are in {settings.file}, mode {mode:04o}",
             "other users of this machine can read them",
             f"chmod 600 {settings.file}",
         )
@@ -66,10 +66,10 @@ def _retention(seconds: float) -> Finding:
     if seconds < RETENTION_MIN_S:
         why = (
             "a database that is restored to a moment before that, or that was down for longer, has branches"
-            " that the ledger has forgotten; a person must then decide each of them"
+            " that the ledger has forgotten; an operator must then decide each of them"
         )
     elif seconds > RETENTION_MAX_S:
-        why = "longer than any database will be set back: the ledger only grows by it"
+        why = "no database is restored to a moment so long ago: the ledger only grows by it"
     else:
         return Finding(None, "retention", Severity.OK, what)
     return Finding(None, "retention", Severity.WARNING, what, why, f"retention_s = {7 * DAY_S:.0f}")

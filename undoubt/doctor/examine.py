@@ -1,4 +1,4 @@
-"""Everything is looked at, whatever fails on the way."""
+"""Runs all checks, also after one has failed, and collects their findings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from undoubt.recovery.lost import branches_left
 from undoubt.recovery.operator.survey import SurveyedBranch, survey
 
 _NO_LINE = (
-    "No branch of that role has a name that the ledger gave, so no line is printed: if the role is one of"
+    "The ledger made none of the names of that role's branches, so no line is printed: if the role is one of"
     " yours, put it into owners, and undoubt participants grants prints the rest"
 )
 
@@ -31,10 +31,11 @@ _NO_LINE = (
 async def examine(
     settings: Settings, *, older_than_s: float, only: Collection[str] | None = None
 ) -> list[Finding]:
-    """The findings, by participant in the order of their names; first those about none of them.
+    """The findings: first those that are about no participant, then those of each participant, in the order
+    of the participants' names.
 
-    ``only`` names participants: then nothing else is told, but for a ledger that cannot be opened. What has
-    been prepared for ``older_than_s`` seconds counts as left behind.
+    ``only`` names participants: then the findings are about these alone, except for a ledger that cannot be
+    opened. A branch that has been prepared for ``older_than_s`` seconds counts as left behind.
     """
     findings: list[Finding] = []
     if only is None:
@@ -45,7 +46,7 @@ async def examine(
         try:
             ledger, participants = await stack.enter_async_context(wiring.opened(settings))
             chosen = _chosen(participants, only)
-            # Side by side: each of the two waits for one that does not answer.
+            # Concurrently: each of the two waits for participants that do not answer.
             protocol = PROTOCOLS[settings.coordinator.protocol]
             checked, seen = await asyncio.gather(_checks(chosen, protocol), survey(ledger, chosen))
             if only is None:
@@ -61,8 +62,8 @@ async def examine(
 
 
 def vouched(findings: Sequence[Finding], seen: Sequence[SurveyedBranch]) -> list[Finding]:
-    """Without the lines that would make the branches of a role ours for which no name speaks that the ledger
-    gave: whoever may connect prepares what he likes, and calls his sessions what he likes."""
+    """``findings`` without the ``fix`` of those that would trust a role none of whose branches has a name
+    that the ledger made: any role that may connect can prepare under any gid and use any application_name."""
     lines = {(found.participant, found.fix) for found in seen}
     return [
         replace(finding, fix=None, why=f"{finding.why}. {_NO_LINE}")
@@ -73,7 +74,8 @@ def vouched(findings: Sequence[Finding], seen: Sequence[SurveyedBranch]) -> list
 
 
 async def _without_ledger(settings: Settings, only: Collection[str] | None) -> list[Finding]:
-    """What is prepared waits for a ledger; everything else about the participants can be judged."""
+    """The findings about the participants if there is no ledger. The outcome of prepared branches is not
+    known then; all other checks run."""
     participants = wiring.registry(settings, new_ledger_id())
     try:
         chosen = _chosen(participants, only)
@@ -96,6 +98,6 @@ def _chosen(participants: Registry, only: Collection[str] | None) -> Registry:
 
 
 async def _checks(participants: Registry, protocol: Protocol) -> dict[str, list[Finding]]:
-    everyone = list(participants)
-    checked = await asyncio.gather(*(one.check(protocol=protocol) for one in everyone))
-    return {one.name: list(found) for one, found in zip(everyone, checked, strict=True)}
+    chosen = list(participants)
+    checked = await asyncio.gather(*(one.check(protocol=protocol) for one in chosen))
+    return {one.name: list(found) for one, found in zip(chosen, checked, strict=True)}

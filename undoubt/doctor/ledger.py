@@ -1,4 +1,4 @@
-"""The ledger: can it be opened, who has it, is there room, and what in it waits for a person."""
+"""Checks the ledger: whether it can be opened, its owner, its free space, and what waits for an operator."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ NETWORK_FILE_SYSTEMS = frozenset({"9p", "afs", "ceph", "cifs", "fuse.sshfs", "nf
 
 
 def missing(settings: LedgerSettings) -> Finding | None:
-    """Looking must not create one: in the wrong folder it would call every branch another ledger's."""
+    """A finding if a SQLite ledger does not exist, else None. The check must not create a ledger: a new one
+    in the wrong folder would report every branch as another ledger's."""
     if not settings.url.startswith(SQLITE):
         return None
     path = Path(settings.url.removeprefix(SQLITE))
@@ -48,7 +49,7 @@ def missing(settings: LedgerSettings) -> Finding | None:
             "ledger",
             Severity.PROBLEM,
             str(error),
-            "nothing can be decided before there is one, and what is prepared waits",
+            "nothing can be decided without a ledger, and prepared branches wait",
             "undoubt ledger restore BACKUP",
         )
     except LedgerError as error:
@@ -59,16 +60,16 @@ def missing(settings: LedgerSettings) -> Finding | None:
         Severity.PROBLEM,
         f"no ledger at {settings.url}",
         "applications create it when they first connect, if all databases answer and none has a branch of a"
-        " former one; if there has been one, look for the right configuration before a new one is made",
+        " former one; if there has been a ledger, look for the right configuration before a new one is made",
         "undoubt ledger init",
     )
 
 
 def not_opened(error: LedgerError) -> list[Finding]:
-    """``error`` says what to do."""
-    why = "nothing can be decided while that is so, and what is prepared waits"
+    """The findings about a ledger that cannot be opened; the text of ``error`` says what to do."""
+    why = "nothing can be decided until that is repaired, and prepared branches wait"
     if isinstance(error, LedgerUnusable) and error.mends:
-        rights = "what is put into it would run with the ledger's rights"
+        rights = "objects that are put into the schema would run with the ledger's rights"
         return [
             Finding(
                 None,
@@ -85,17 +86,17 @@ def not_opened(error: LedgerError) -> list[Finding]:
 
 
 def room_beside(settings: LedgerSettings) -> list[Finding]:
-    """Of a SQLite ledger that cannot be opened: whether that is for want of room."""
+    """The free space beside a SQLite ledger that cannot be opened, since a full disk may be the cause."""
     if not settings.url.startswith(SQLITE):
         return []
     try:
         return [_room(Path(settings.url.removeprefix(SQLITE)).resolve())]
-    except OSError:  # no such folder, which is told already
+    except OSError:  # there is no such folder: reported by the other finding
         return []
 
 
 async def look_at_ledger(ledger: Ledger, settings: Settings, older_than_s: float) -> list[Finding]:
-    """Raises ``LedgerError``."""
+    """The findings about an open ledger. Raises ``LedgerError``."""
     info = await ledger.info()
     return [
         _identity(info),
@@ -116,7 +117,7 @@ def _place(settings: LedgerSettings, ledger: Ledger) -> Iterator[Finding]:
         return
     path = Path(os.path.realpath(settings.url.removeprefix(SQLITE)))
     owner = (
-        "no other process has it open: unless one is started, nobody recovers"
+        "no other process has it open: recovery runs only once such a process is started"
         if ledger.leads
         else f"process {holder(path)} owns it, answers, and recovers"
     )
@@ -129,16 +130,16 @@ def _place(settings: LedgerSettings, ledger: Ledger) -> Iterator[Finding]:
             "ledger_file_system",
             Severity.PROBLEM,
             f"{path} is on a network file system ({kind})",
-            "its locks cannot be relied on: two processes could own the ledger at once, and break what it"
-            " decided. Stop what uses it and move the file to a local disk",
+            "its locks cannot be relied on: two processes could own the ledger at the same time, and violate"
+            " decisions. Stop the processes that use it and move the file to a local disk",
         )
 
 
 async def _rights(settings: LedgerSettings) -> list[Finding]:
-    """Of a PostgreSQL ledger, which others may enter. That its schema is believed is known: it is open."""
+    """The rights of other roles in a PostgreSQL ledger. Its schema is trusted, since the ledger is open."""
     if not settings.url.startswith(POSTGRES):
         return []
-    from undoubt.coordinator.ledger.postgres.rights import rights  # noqa: PLC0415 - with SQLAlchemy, of no use elsewhere
+    from undoubt.coordinator.ledger.postgres.rights import rights  # noqa: PLC0415 - imports SQLAlchemy, which other ledgers do not need
 
     schema = Finding(
         None, "ledger_schema", Severity.OK, "schema undoubt_ledger belongs to roles that are trusted"
@@ -149,9 +150,9 @@ async def _rights(settings: LedgerSettings) -> list[Finding]:
             "ledger_secret",
             Severity.PROBLEM,
             str(right),
-            "whoever reads the secret can give names that pass for the ledger's own, and whoever can write"
-            " decides transactions. Take the right away, or name the role in ledger.schema_owners if it is"
-            " one of undoubt's, or makes the backups",
+            "a role that reads the secret can forge names of the ledger's branches, and a role that writes"
+            " decides transactions. Revoke the right, or name the role in ledger.schema_owners if it is a"
+            " role of undoubt or makes the backups",
             right.line,
         )
         for right in await rights(settings)
@@ -168,11 +169,11 @@ def _room(path: Path) -> Finding:
     if free_bytes >= FREE_BYTES_WARNING:
         return Finding(None, "ledger_disk", Severity.OK, what)
     severity = Severity.PROBLEM if free_bytes < FREE_BYTES_PROBLEM else Severity.WARNING
-    return Finding(None, "ledger_disk", severity, what, "without room nothing can be decided: make some")
+    return Finding(None, "ledger_disk", severity, what, "without room nothing can be decided: make room")
 
 
 def file_system(path: Path, mounts: str | None = None) -> str:
-    """The type of the file system that ``path`` is on, as Linux names it; empty where that is not known.
+    """The type of the file system that ``path`` is on, as Linux names it; empty if that is not known.
     https://man7.org/linux/man-pages/man5/proc_pid_mounts.5.html"""
     if mounts is None:
         try:
@@ -191,7 +192,8 @@ def file_system(path: Path, mounts: str | None = None) -> str:
 def _unfinished(
     records: Sequence[DecisionRecord], settings: Settings, older_than_s: float
 ) -> Iterator[Finding]:
-    """Decisions that some branch has not applied. The moment is a wall clock's: good enough to be told."""
+    """Decisions that some branch has not applied. Their age is measured by wall clocks, which is exact enough
+    for a report."""
     waiting = Counter(branch.participant for record in records for branch in record.branches)
     for name in sorted(waiting.keys() - settings.participants.keys()):
         yield Finding(
@@ -199,11 +201,11 @@ def _unfinished(
             "unfinished",
             Severity.PROBLEM,
             f"{waiting[name]} decisions have a branch in participant {name!r}, which is not configured here",
-            "they stay unfinished until that database is looked at, under whatever name",
+            "they stay unfinished until that database is configured, under this or another name",
             f'[participants.{name}]\ndsn = "postgresql://app@host/{name}"',
         )
     old = [record for record in records if time.time() - record.decided_at >= older_than_s]
-    what = f"{len(records)} decisions are not yet known to be applied everywhere, {len(old)} of them for long"
+    what = f"{len(records)} decisions are not yet known to be applied everywhere, {len(old)} of them are old"
     if not old:
         yield Finding(None, "unfinished", Severity.OK, what)
         return
@@ -212,20 +214,20 @@ def _unfinished(
         "unfinished",
         Severity.PROBLEM,
         what,
-        "recovery finishes them: see that it runs, and what it says",
+        "recovery finishes them: check that it runs, and read its log",
         "undoubt recover --once",
     )
 
 
 def _heuristics(count: int) -> Finding:
     if not count:
-        return Finding(None, "heuristics", Severity.OK, "no database did other than what was decided")
+        return Finding(None, "heuristics", Severity.OK, "no database did something else than was decided")
     return Finding(
         None,
         "heuristics",
         Severity.PROBLEM,
         f"{count} branches ended otherwise than decided, or may have",
-        "the data of their databases may contradict each other: explain says what to put right, forget that"
-        " it is done",
+        "the data of their databases may contradict each other: `explain` says what to repair, `forget`"
+        " records that it is repaired",
         "undoubt indoubt list",
     )

@@ -1,4 +1,4 @@
-"""What has been prepared for too long: whose it is, what it holds up, and who must do what."""
+"""Lists branches that have been prepared for too long, with what they block and what to do."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from undoubt.recovery.plan import BranchStanding
 
 CHECK = "prepared"
 SHOWN_MAX = 20
-"""Findings of their own; a database that was down for an hour may hold thousands."""
+"""Limit of findings for single branches; a database that was down for an hour may have thousands."""
 
 
 async def look_at_prepared(participant: Participant, seen: Survey, older_than_s: float) -> list[Finding]:
-    """Nothing about one that did not answer: its own check says so."""
+    """The findings about prepared branches of a participant. Empty if it did not answer, which its own check
+    reports."""
     name = participant.name
     if name in seen.unreachable:
         return []
     here = [found for found in seen.found if found.participant == name]
-    # What only a person can end does not become better with age.
-    old = [found for found in here if found.branch.age_s >= older_than_s or _for_a_person(found)]
+    # A branch that only an operator can end is reported at any age.
+    old = [found for found in here if found.branch.age_s >= older_than_s or _needs_operator(found)]
     if not old:
         return [_none(name, len(here), older_than_s)]
     waits = await waits_of(participant)
@@ -38,21 +39,21 @@ async def look_at_prepared(participant: Participant, seen: Survey, older_than_s:
 
 
 def look_at_left(left: LeftoverBranches) -> list[Finding]:
-    """What is prepared while there is no ledger that could be asked."""
+    """The findings about prepared branches if there is no ledger."""
     return [
         Finding(
             name,
             CHECK,
             Severity.PROBLEM,
-            f"{count} branches are prepared there for ledger {' and '.join(ledgers)}",
-            "they hold their locks until that ledger is there again. If it is lost, adopt them",
+            f"{count} branches are prepared for ledger {' and '.join(ledgers)}",
+            "they hold their locks until that ledger is available again. If it is lost, adopt them",
             f"undoubt recover --adopt {ledgers[0]}",
         )
         for name, count, ledgers in left.by_participant()
     ]
 
 
-def _for_a_person(found: SurveyedBranch) -> bool:
+def _needs_operator(found: SurveyedBranch) -> bool:
     return found.standing.action == "decide" or (found.branch.owner_gone and found.standing.ours)
 
 
@@ -88,7 +89,7 @@ def _to_do(found: SurveyedBranch) -> str:
 
 def _cost(weighs: Burden) -> str:
     if weighs.blocks_unknown is not None:
-        waiting = f"who waits for it is not known ({weighs.blocks_unknown})"
+        waiting = f"it is not known which sessions wait for it ({weighs.blocks_unknown})"
     elif weighs.blocks:
         waiting = "waiting for it: " + ", ".join(f"{one.waiter} (backend {one.pid})" for one in weighs.blocks)
     else:
@@ -98,17 +99,17 @@ def _cost(weighs: Burden) -> str:
 
 
 _TO_DO = {
-    BranchStanding.COMMITTED: "Recovery finishes it: see that it runs, and what it says",
-    BranchStanding.ABORTED: "Recovery finishes it: see that it runs, and what it says",
-    BranchStanding.ASK_PROTOCOL: "Recovery finishes it: see that it runs, and what it says",
-    BranchStanding.ACTIVE: "See what its application does; indoubt rollback ends it, if that must be",
-    BranchStanding.FORGOTTEN: "A person must decide: explain says what can be known",
-    BranchStanding.IMPOSTOR: "Find out who prepared it: it is not ours. indoubt rollback can end it",
-    BranchStanding.LOST_LEDGER: "If that ledger is lost, a person decides: recover --adopt says what can be"
+    BranchStanding.COMMITTED: "Recovery finishes it: check that it runs, and read its log",
+    BranchStanding.ABORTED: "Recovery finishes it: check that it runs, and read its log",
+    BranchStanding.ASK_PROTOCOL: "Recovery finishes it: check that it runs, and read its log",
+    BranchStanding.ACTIVE: "Check what its application does; indoubt rollback ends it, if necessary",
+    BranchStanding.FORGOTTEN: "An operator must decide: explain reports what is known",
+    BranchStanding.IMPOSTOR: "Find out what prepared it: it is not ours. indoubt rollback can end it",
+    BranchStanding.LOST_LEDGER: "If that ledger is lost, an operator decides: recover --adopt reports what is"
     " known. If it is another installation's, name it in the participant's other_ledgers",
     BranchStanding.OTHER_LEDGER: "Only recovery with that ledger's configuration may finish it",
     BranchStanding.NOT_KNOWN: "Look again once the ledger answers",
-    BranchStanding.FOREIGN: "Whoever prepared it must finish it; undoubt never does",
+    BranchStanding.FOREIGN: "The program that prepared it must finish it; undoubt never does",
 }
 _FIX = {
     BranchStanding.COMMITTED: "undoubt recover --once",
