@@ -67,7 +67,7 @@ async def test_the_newest_disk_that_is_left_is_gone_on_from(tmp_path: Path) -> N
     assert asked.status == 2
     assert f"its log ends at entry {last}" in asked.err
     assert "1 of 3 voters' disks were given" in asked.err
-    assert "on no disk that is left, are lost" in asked.err
+    assert "on no remaining disk, are lost" in asked.err
     both = await restore(files[1], "--force", str(old.place(behind)), str(old.place(3)))
     assert f"The newest disk is {old.place(3)}, of node 3" in both.err
     assert "Every acknowledged decision is on one of these disks" in both.err
@@ -153,7 +153,7 @@ async def test_the_last_disk_is_gone_on_from_as_far_as_it_can_be_read(
         return
     asked = await restore(file, *commands[-1][2:])
     assert asked.status == 2
-    assert asked.err.index(told) < asked.err.index("Has every node")
+    assert asked.err.index(told) < asked.err.index("Have all nodes")
     assert "are lost" in asked.err
     every = [str(old.place(number)) for number in (1, 2)]
     assert "Every acknowledged decision" in (await restore(file, "--force", *every, str(disk))).err

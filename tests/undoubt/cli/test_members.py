@@ -131,7 +131,7 @@ async def test_backup_and_restore(tmp_path: Path) -> None:
         other = Nodes(tmp_path / "new", 3)
         other.url = nodes.url
         status, told = await refused(other, 1, "cluster", "restore", file, "--yes")
-        assert (status, "end all of them first" in told) == (1, True)
+        assert (status, "end all of its nodes first" in told) == (1, True)
     other.url = ",".join(other.addresses.values())
     await other.begin("cluster", "restore", file, "--yes")
     await other.start(1, 2, 3)

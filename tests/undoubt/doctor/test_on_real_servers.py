@@ -168,7 +168,7 @@ async def test_the_owners_that_doctor_prints_let_recovery_finish(shop: Shop) -> 
     assert lines == dict.fromkeys(NAMES, 'owners = ["app"]')
     told = await shop.run("indoubt", "explain", str(gids[0]), "-o", "json")
     assert told.json["branch"]["fix"] == lines["orders"]
-    assert "say so in [participants.orders]" in told.json["proof"][-1]
+    assert "configure that in [participants.orders]" in told.json["proof"][-1]
     shop.configure(dsns, more=lines)
     ran = await shop.run("recover", "--once")
     assert ran.status == 0, ran.err
