@@ -4,7 +4,7 @@ What enters: the calls of :mod:`.contract`. What leaves: answers that are linear
 error.
 
 A backend's duties, in order: draw nonces and read clocks before the command is logged; log the command; sync;
-apply it; answer only then.
+apply the command; answer only then.
 
 The modules and rooms, in the order in which a call passes them:
 
@@ -13,30 +13,29 @@ The modules and rooms, in the order in which a call passes them:
 :mod:`.contract`              declares the calls, their arguments, results and errors, and the two rules that
                               every backend keeps.
 :mod:`.calls`                 defines one message for each call of the contract, with the type of its reply,
-                              and implements the contract by one function that carries out a message,
-                              wherever the ledger is.
+                              and implements the contract by one function that carries out a message, in
+                              this process or in another.
 :mod:`.server`                answers the calls of other processes on the ledger that this process owns.
 :mod:`.state_machine_ledger`  implements the contract over a state machine in this process; a backend adds how
                               a command becomes durable.
-:mod:`.rules`                 computes, for every backend, which names the ledger gave, and what may be
-                              answered from what is recorded.
-:mod:`.commands`              defines every change of the ledger's state as one closed union, encodes it, and
+:mod:`.rules`                 computes, for all backends, which names the ledger gave, and the answers that
+                              follow from the records.
+:mod:`.commands`              defines all changes of the ledger's state as one closed union, encodes them, and
                               refuses a command with a field that is out of bounds.
 :mod:`.machine`               applies commands to the state, and answers queries about it; without clock, IO
                               or randomness.
-:mod:`.state`                 holds the machine's state, with what is kept of finished transactions, and
-                              encodes it as a snapshot.
-:mod:`.leases`                computes which sessions have expired, by a monotonic clock.
-:mod:`.pages`                 reads all unfinished decisions in pages.
-:mod:`.history`               keeps finished transactions until a store of history has them.
-:mod:`.memory`                implements a ledger without durability, for tests.
-:mod:`.group_commit`          stores what waits together, with one sync, in one thread; the states of a disk.
-:mod:`.sqlite`                implements a ledger in one file, which one process owns.
-:mod:`.postgres`              implements a ledger in tables of one PostgreSQL database, for any number of
+:mod:`.state`                 holds the machine's state, with the rest of finished transactions, and encodes
+                              it as a snapshot.
+:mod:`.leases`                computes which sessions have expired, by a monotonic clock. :mod:`.pages`
+reads all unfinished decisions in pages. :mod:`.history`               keeps finished transactions until the
+store of history has them. :mod:`.memory`                implements a ledger without durability, for tests.
+:mod:`.group_commit`          stores waiting writes together, with one sync, in one thread; the states of a
+disk. :mod:`.sqlite`                implements a ledger in one file, which one process owns. :mod:`.postgres`
+implements a ledger in tables of one PostgreSQL database, for any number of
                               processes.
 :mod:`.cluster`               implements a client of a ledger that a cluster of nodes keeps.
 :mod:`.durable`               writes files, and syncs their folders.
-:mod:`.disk`                  classifies a failed write: no room, or unknown what was written.
+:mod:`.disk`                  classifies a failed write: no room, or it is unknown what was written.
 :mod:`.anchor`                stores the last durable record of a log in a second file, by which a log that
                               was set back is recognized.
 :mod:`.schema`                finds the revision of the SQL ledgers' tables, and upgrades them with Alembic.

@@ -1,8 +1,8 @@
-"""Who acts as an operator: the system user of this process, and a record of each act in the ledger.
+"""Acts of operators: the system user of this process, and a record of each act in the ledger.
 
-``acting`` is a context: the act is in the ledger before its body runs, and what came of it afterwards. A
-ledger that cannot be told raises before anything is done. Only a cluster with members of an older version,
-which know no acts, lets the act pass: it is logged then."""
+``acting`` is a context manager: it records the act in the ledger before its body runs, and the result
+afterwards. If the act cannot be recorded, it raises before the body runs. The one exception is a cluster with
+a member of an older version, which cannot record acts: then the body runs, and the act is logged."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 DONE = "done"
 RESULT_S = 5.0
-"""For so long the ledger is told what came of an act that was cut off."""
+"""The time limit for recording the result of an act that was cancelled."""
 
 
 def user_name(uid: int) -> str:
-    """Of a system user; the number where it has no name."""
+    """The name of a system user, or the number if the user has no name."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -39,36 +39,38 @@ def user_name(uid: int) -> str:
 
 
 def system_user() -> str:
-    """``user@machine`` of this process. The environment does not change it; it only tells who became another
-    user with sudo."""
+    """``user@machine`` of this process. The user is the effective one, whatever the environment contains;
+    from the environment comes only the name of the user who ran sudo."""
     who = f"{user_name(os.geteuid())}@{socket.gethostname()}"
     sudo = os.environ.get("SUDO_USER")
     return f"{who} (sudo by {sudo})" if sudo else who
 
 
 def new_act(verb: str, subject: object, note: str = "", *, result: str = "") -> Act:
-    """Of this process, now."""
+    """An act of this process, at the present time."""
     return Act(new_nonce(), verb, str(subject), time.time(), system_user(), note, result)
 
 
 class Records(Protocol):
-    """What of a ledger this needs."""
+    """The part of a ledger that this module uses."""
 
     async def record_act(self, act: Act) -> None: ...
 
 
 @dataclass(slots=True)
 class CameOf:
-    """What came of an act whose body raised nothing. A body that did nothing, or not all of it, says so."""
+    """The result of an act whose body raised nothing. A body that did nothing, or only a part, sets
+    ``result``."""
 
     result: str = DONE
 
 
 @contextlib.asynccontextmanager
 async def acting(ledger: Records, act: Act, *, needed: bool = True) -> AsyncIterator[CameOf]:
-    """Record an act around its body. Raises ``LedgerError`` before the body runs; what the body raises is
-    recorded as the result, else what it says of itself in what it is given. An act that is not ``needed`` to
-    be recorded, since it changes nothing, is logged where that cannot be."""
+    """Record an act around its body. Raises ``LedgerError`` before the body runs if the act cannot be
+    recorded. The recorded result is the exception that the body raises, otherwise the ``result`` of the
+    yielded object. With ``needed`` False (an act that changes nothing) the body also runs if the act cannot
+    be recorded; the act is then logged."""
     try:
         await _record(ledger, act)
     except LedgerError as error:
@@ -97,8 +99,9 @@ async def _record(ledger: Records, act: Act) -> None:
 
 
 async def _record_result(ledger: Records, act: Act, result: str) -> None:
-    """That it was begun is recorded; what was done stays done."""
+    """Record the result. If that fails it is only logged: the act has been carried out, and its beginning is
+    recorded."""
     try:
         await _record(ledger, msgspec.structs.replace(act, result=result))
     except LedgerError as error:
-        log.warning("what came of %s of %s is not recorded (%s): %s", act.verb, act.subject, error, result)
+        log.warning("the result of %s of %s is not recorded (%s): %s", act.verb, act.subject, error, result)

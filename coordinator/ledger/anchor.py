@@ -1,21 +1,22 @@
-"""A small file beside a store, which tells that the store was set back: ``Anchor``.
+"""A small file beside a store, which shows whether the store was set back: ``Anchor``.
 
-A store that is copied back from yesterday is sound in itself: every checksum in it is right. What it lacks is
-what was acknowledged since. So the index of the last durable record, and the hash that chains all records up
-to it, are written to a second file after each batch. A store that does not hold the record that its anchor
-names was set back, or has lost the end of its log; both look like a tail that a crash left half written.
+A store that is restored from yesterday's copy is consistent: all its checksums are right. But the records
+that were acknowledged since the copy are missing. So the index of the last durable record, and the hash that
+chains all records up to it, are written to a second file after each batch. A store without the record that
+its anchor names was set back, or has lost the end of its log. Without the anchor both would look like the end
+of a log that a crash left half written.
 
-The anchor's file is made once, synced, and from then on overwritten in place, without a sync: one sector, so
-that no crash leaves half of it. It is written after the batch is durable, so after a power failure it may be
-older than the store, never newer. Device, inode and times of a file prove nothing: ``cp`` over a file keeps
-the inode, and a volume that is attached again has another device.
+The anchor's file is made once, synced, and from then on overwritten in place, without a sync: it is one
+sector, so no crash leaves half of it. It is written after the batch is durable, so after a power failure it
+may be older than the store, never newer. Device, inode and times of a file prove nothing: ``cp`` over a file
+keeps the inode, and a volume that is attached again has another device.
 
 ::
 
     0    magic, 16 bytes
     16   index of the last durable record, 8 bytes, big endian
     24   hash that chains all records up to it, 16 bytes
-    40   whose store this is: length (1 byte), ASCII
+    40   id of the store: length (1 byte), ASCII
     508  CRC-32 over everything before
 """
 
@@ -57,8 +58,8 @@ def chained(chain: bytes, data: bytes) -> bytes:
 
 
 class AnchorUnusable(LedgerUnusable):
-    """There is no anchor (``missing``), the process may not use it (``denied``: that says nothing of what is
-    in it), or it is damaged, or another store's."""
+    """The anchor is missing (``missing``), the process has no permission to open it (``denied``: its content
+    is not known), it is damaged, or it belongs to another store."""
 
     def __init__(self, message: str, *, missing: bool = False, denied: bool = False) -> None:
         super().__init__(message)
@@ -67,7 +68,8 @@ class AnchorUnusable(LedgerUnusable):
 
 
 class Anchor:
-    """Made by :meth:`create` or :meth:`open`; keeps its file open. For one thread."""
+    """The open anchor of one store. Made by :meth:`create` or :meth:`open`; keeps its file open. Not
+    thread-safe."""
 
     def __init__(self, descriptor: int, path: Path, owner: str, mark: Mark) -> None:
         self.path = path
@@ -93,7 +95,7 @@ class Anchor:
 
     @classmethod
     def open(cls, path: Path, owner: str) -> Anchor:
-        """Raises :class:`AnchorUnusable`."""
+        """Open the anchor at ``path``, of store ``owner``. Raises :class:`AnchorUnusable`."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -111,7 +113,7 @@ class Anchor:
 
     @property
     def astray(self) -> bool:
-        """Whether the file that is open is not the one that lies there any more."""
+        """Whether the open file is no longer the file at ``path``."""
         try:
             there, held = self.path.stat(), os.fstat(self._descriptor)
         except OSError:
@@ -119,25 +121,25 @@ class Anchor:
         return (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino)
 
     def put_back(self) -> None:
-        """Make the file anew where it lay. Raises ``OSError``."""
+        """Make the file again at ``path``, with the current mark. Raises ``OSError``."""
         fresh = Anchor.create(self.path, self._owner, self.mark)
         os.close(self._descriptor)
         self._descriptor = fresh._descriptor
 
     @staticmethod
     def used(path: Path) -> bool:
-        """Whether there is an anchor, of whatever store, that was moved since it was made: records were
-        acknowledged."""
+        """Whether there is an anchor, of any store, that was moved since it was made: then records were
+        acknowledged. True if the file cannot be read."""
         try:
             return path.read_bytes()[:SIZE_BYTES][16:_OWNER_AT] != bytes(_OWNER_AT - 16)
         except FileNotFoundError:
             return False
-        except OSError:  # something is there, and who may not read it cannot tell what
+        except OSError:  # the file exists, and its content is not known
             return True
 
     @staticmethod
     def owner_of(path: Path) -> str:
-        """The id of the store whose anchor this is; empty if that cannot be read."""
+        """The id of the store that the anchor at ``path`` belongs to; empty if it cannot be read."""
         try:
             data = path.read_bytes()
         except OSError:
@@ -148,12 +150,13 @@ class Anchor:
         return body[_OWNER_AT + 1 : _OWNER_AT + 1 + body[_OWNER_AT]].decode("ascii", "replace")
 
     def move(self, mark: Mark) -> None:
-        """``mark`` is durable in the store. Raises ``OSError``."""
+        """Write ``mark``, which is durable in the store. Raises ``OSError``."""
         os.pwrite(self._descriptor, _encoded(self._owner, mark), 0)
         self.mark = mark
 
     def sync(self) -> None:
-        """Before records up to the mark are dropped from the store. Raises ``OSError``."""
+        """Sync the file. To be called before records up to the mark are dropped from the store. Raises
+        ``OSError``."""
         os.fdatasync(self._descriptor)
 
     def close(self) -> None:

@@ -2,10 +2,10 @@
 
 ::
 
-    undoubt-backup 1\n    SHA-256 of what follows    msgpack: About, image
+    undoubt-backup 1\n    SHA-256 of the rest    msgpack: About, image
 
-It holds what the nodes agree on: sessions, decisions, heuristic outcomes. Details of finished transactions
-are each node's own and not part of it.
+The file holds the state that the nodes agree on: sessions, decisions, heuristic outcomes. Details of finished
+transactions are kept by each node for itself and are not part of the backup.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ MAGIC = b"undoubt-backup 1\n"
 
 
 class About(msgspec.Struct, frozen=True):
-    """``index`` and ``term`` are the log's up to which it goes; ``at`` is wall clock, seconds since 1970."""
+    """The origin of a backup. ``index`` and ``term`` are those of the last log entry in the backup; ``at`` is
+    the wall clock, in seconds since 1970."""
 
     cluster: str
     ledger_id: str
@@ -35,7 +36,8 @@ class About(msgspec.Struct, frozen=True):
 
 
 NOT_IN_BACKUP = "not in this backup, which was made before the act had ended"
-"""What a restored ledger knows of the end of an act that was under way: that of making the backup is one."""
+"""The result, in a restored ledger, of acts that had not ended when the backup was made. The act of making
+the backup is always one of them."""
 
 
 class Backup(msgspec.Struct, frozen=True, array_like=True):
@@ -44,13 +46,13 @@ class Backup(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def digest(self) -> str:
-        """Equal for equal files."""
+        """The SHA-256 of the encoded backup, in hexadecimal: equal for equal files."""
         return hashlib.sha256(msgspec.msgpack.encode(self)).hexdigest()
 
 
 def write(path: Path, backup: Backup) -> int:
-    """Durable, whole, under its name or not at all; its size in bytes. Raises ``LedgerUnusable`` if there is
-    such a file, or no room."""
+    """Write ``backup`` to ``path``, durably and atomically; returns the size in bytes. Raises
+    ``LedgerUnusable`` if the file exists, or cannot be written."""
     content = msgspec.msgpack.encode(backup)
     whole = MAGIC + hashlib.sha256(content).digest() + content
     write_new(path, whole, "a backup")
@@ -59,18 +61,19 @@ def write(path: Path, backup: Backup) -> int:
 
 @contextlib.contextmanager
 def reading_image(what: object) -> Iterator[None]:
-    """Around restoring a backup's image. Raises ``LedgerUnusable``, naming ``what``, if the image is none
-    that this version can read."""
+    """A context around the restoring of a backup's image. Raises ``LedgerUnusable``, naming ``what``, if this
+    version cannot read the image."""
     try:
         yield
-    except ValueError as error:  # msgspec's are
+    except ValueError as error:  # the base of msgspec's errors
         raise LedgerUnusable(
             f"{what} cannot be read ({error}); was it written by a newer version?"
         ) from error
 
 
 def read(path: Path) -> Backup:
-    """Raises ``LedgerUnusable`` if it cannot be read, or is not what was written."""
+    """The backup in the file ``path``. Raises ``LedgerUnusable`` if the file cannot be read, is no backup, or
+    is damaged."""
     try:
         content = path.read_bytes()
     except OSError as error:

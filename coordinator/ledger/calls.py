@@ -1,9 +1,10 @@
-"""The ledger's contract as messages, for callers in other processes; and the contract implemented by them.
+"""The ledger's contract as messages for other processes, and the contract implemented by these messages.
 
-One message per call of the contract, encoded as tagged msgpack arrays. Each class declares its arguments, its
-reply, since which version it is known, who may call it, and how a ledger serves it. They travel in the
-envelope of :mod:`undoubt.coordinator.rpc`. :class:`CallingLedger` makes each call of the contract one of
-these messages, and leaves to a backend how the message is carried out."""
+There is one message for each call of the contract, encoded as a tagged msgpack array. Each class declares the
+arguments, the reply, the version that introduced the call, the right that the caller needs, and how a ledger
+serves the call. The messages are sent in the envelope of :mod:`undoubt.coordinator.rpc`.
+:class:`CallingLedger` implements each call of the contract by one of these messages; a backend defines how a
+message is carried out."""
 
 from __future__ import annotations
 
@@ -44,18 +45,18 @@ R_co = TypeVar("R_co", covariant=True)
 
 IDS_MAX = 100_000
 _Ids = Annotated[tuple[TxId, ...], msgspec.Meta(max_length=IDS_MAX)]
-"""Bounded before any is decoded."""
+"""The decoder refuses a longer tuple before it decodes the ids."""
 
 
 _Branches = Annotated[tuple[BranchRecord, ...], msgspec.Meta(max_length=BRANCH_NUMBER_MAX)]
 
 
 class LedgerCall(Call[R_co], Generic[R_co], frozen=True):
-    """Base of the calls of the ledger."""
+    """Base of all calls of the ledger."""
 
     async def serve(self, ledger: StateMachineLedger, *, remote: bool) -> R_co:
-        """Carry it out. Raises what the contract raises. ``remote``: for another process, which may outlive
-        this one."""
+        """Carry out this call on ``ledger``. Raises what the contract raises. ``remote``: the caller is
+        another process, which may outlive this one."""
         raise NotImplementedError
 
 
@@ -63,12 +64,12 @@ class OpenSessionCall(LedgerCall[Session], frozen=True, tag="open"):
     name: str
     ttl_s: float
     nonce: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{16})?\Z")] = ""
-    """Drawn by the caller: asked again with the same one, the call opens no other session."""
+    """Drawn by the caller. A repeated call with the same nonce opens no second session."""
     bind: bool = False
-    """To the voters of now, as acceptors."""
+    """Whether the session is bound to the present voters, as acceptors."""
     request: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
-    """What the nonce was made of. Whoever knows it is the opener, and gets the session's key; empty from a
-    process of version 0.1.0, which knows no keys."""
+    """The random text from which the nonce is derived. A caller that knows it is the opener, and gets the
+    session's key; empty from a process of version 0.1.0, which has no keys."""
 
     def __repr__(self) -> str:
         return (
@@ -144,7 +145,7 @@ class PrecommitCall(LedgerCall[None], frozen=True, tag="precommit"):
 
 
 class OutcomesCall(LedgerCall[Sequence[Verdict]], frozen=True, tag="outcomes"):
-    """As version 0.1.0 asks: by transactions, whose names prove nothing."""
+    """The call of version 0.1.0 for outcomes, by transaction; without tags, so names are not proved."""
 
     txids: _Ids
     protocol: Protocol
@@ -200,7 +201,7 @@ class RecordsCall(LedgerCall[Sequence[RecordedDecision]], frozen=True, tag="reco
 
 
 class UnfinishedCall(LedgerCall[Sequence[DecisionRecord]], frozen=True, tag="unfinished"):
-    """``limit`` 0: all of them, as version 0.1.0 asks."""
+    """A page of unfinished decisions. ``limit`` 0: all of them, as version 0.1.0 asks."""
 
     limit: int = 0
     after: TxId | None = None
@@ -267,7 +268,7 @@ class InfoCall(LedgerCall[LedgerInfo], frozen=True, tag="info"):
 
 
 class VotersCall(LedgerCall[Sequence[int]], frozen=True, tag="voters"):
-    """Whom a session is bound to, if it is opened now with ``bind``."""
+    """The nodes to which a session is bound if it is opened now with ``bind``."""
 
     version: ClassVar[int] = PAXOS_VERSION
 
@@ -276,7 +277,8 @@ class VotersCall(LedgerCall[Sequence[int]], frozen=True, tag="voters"):
 
 
 class RecordActCall(LedgerCall[None], frozen=True, tag="act"):
-    """Who is asked says who is connected, as far as it knows."""
+    """Record an act. The server sets what it knows from the connection: the owner of a SQLite ledger sets
+    ``who``, a node of a cluster ``certificate``."""
 
     act: Act
     right: ClassVar[Right] = Right.OPERATE
@@ -296,7 +298,8 @@ class ActsCall(LedgerCall[Sequence[Act]], frozen=True, tag="acts"):
 
 class BackupFileCall(LedgerCall[int], frozen=True, tag="backup file"):
     """A SQLite ledger's owner writes a backup to the file ``path``, absolute, on its own machine. Only
-    processes of its user can ask (the socket refuses others); a node of a cluster refuses."""
+    processes of the owner's user, or of root, can send it (the socket refuses others); a node of a cluster
+    refuses it."""
 
     path: str
     right: ClassVar[Right] = Right.OPERATE
@@ -314,14 +317,15 @@ decode_request: Callable[[bytes], Request[LedgerCall[Any]]] = msgspec.msgpack.De
     requests_of(_ANY)
 ).decode
 DECODE_REPLY = reply_decoders(LedgerCall)
-"""By the type of the call."""
+"""The decoders of replies, by the class of the call."""
 
 R = TypeVar("R")
 
 
 class CallingLedger(abc.ABC):
-    """The contract in terms of one function: carry out this call, wherever the ledger is. All calls of
-    :class:`~undoubt.coordinator.ledger.contract.Ledger` but for its properties and ``close``."""
+    """The contract in terms of one function, which carries out a call in this process or in another.
+    Implements all of :class:`~undoubt.coordinator.ledger.contract.Ledger` except its properties and
+    ``close``."""
 
     acceptors: Acceptors | None = None
 
@@ -376,7 +380,7 @@ class CallingLedger(abc.ABC):
         asked = tuple(gids)
         try:
             verdicts = await self._call(VerdictsCall(asked))
-        except VersionHeldBack:  # by a cluster with a member of version 0.1.0, which gives no tags
+        except VersionHeldBack:  # a cluster with a member of version 0.1.0 gives no tags
             return await self._old_outcomes(asked)
         return dict(zip(asked, verdicts, strict=True))
 
@@ -384,8 +388,8 @@ class CallingLedger(abc.ABC):
         verdicts: dict[Gid, Verdict] = {}
         for protocol in sorted({gid.protocol for gid in asked}):
             txids = tuple(sorted({gid.txid for gid in asked if gid.protocol is protocol}))
-            told = await self._call(OutcomesCall(txids, protocol))
-            by_txid: dict[TxId, Verdict] = dict(zip(txids, told, strict=True))
+            found = await self._call(OutcomesCall(txids, protocol))
+            by_txid: dict[TxId, Verdict] = dict(zip(txids, found, strict=True))
             verdicts |= {gid: by_txid[gid.txid] for gid in asked if gid.protocol is protocol}
         return {gid: Verdict.IMPOSTOR if gid.tag else verdicts[gid] for gid in asked}
 
@@ -417,7 +421,7 @@ class CallingLedger(abc.ABC):
         check_page(limit, after)
         try:
             records: Sequence[DecisionRecord] = await self._call(UnfinishedCall(limit, after))
-        except VersionHeldBack:  # version 0.1.0 tells all of them at once, in no order
+        except VersionHeldBack:  # version 0.1.0 returns all records in one answer, in no order
             return behind(await self._call(UnfinishedCall()), after)
         return records
 

@@ -1,14 +1,14 @@
-"""Every change of the ledger's state, as one closed union of values.
+"""All changes of the ledger's state, as one closed union of values.
 
-Whatever is not deterministic is inside the command: nonces are drawn, clocks are read, before it is logged.
-Encoded they are msgpack arrays with a tag, so fields may be added at the end only, with a default. What is
-added, a command or a field, gets its version in :func:`since`: a cluster's log holds nothing that is newer
-than what all of its members have agreed to know.
+All values that are not deterministic are part of the command: nonces are drawn and clocks are read before the
+command is logged. A command is encoded as a tagged msgpack array, so fields may be added only at the end,
+with a default. A new command or field gets its version in :func:`since`: a cluster's log never contains a
+command of a newer version than its members have agreed on.
 
-A command is judged whole, before it changes anything: what is out of its bounds is refused. Who proposes a
-command and everybody who applies it judge alike. The machine judges by the rules that its own log has agreed
-on (:class:`Judge`): what an older release has applied is applied again as it was.
-"""
+A command is checked as a whole before it changes anything, and refused if a field is out of bounds. The
+process that proposes a command and all processes that apply it make the same checks. The machine checks by
+the rules that its own log has agreed on (:class:`Judge`), so a command that an older release has applied is
+applied again with the same result."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ from undoubt.participants.ids import (
 
 
 class _Command(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
-    """Frozen values hold no cycles: the collector need not look at the many that are alive."""
+    """Base of all commands. ``gc=False``: frozen values have no cycles, so the garbage collector need not
+    visit them."""
 
 
 class OpenSession(_Command, frozen=True, tag="open"):
@@ -49,11 +50,12 @@ class OpenSession(_Command, frozen=True, tag="open"):
     name: str
     ttl_ms: int
     owner: str = ""
-    """The process that owns the ledger and opened it for itself, or empty for one that must be renewed."""
+    """The process that owns the ledger, if it opened the session for itself; empty for another process, which
+    must renew the session."""
     acceptors: tuple[int, ...] = ()
-    """The cluster's voters, as far as that is committed, if it is to be bound to them."""
+    """The voters of the cluster's committed configuration, if the session is bound to acceptors."""
     tagged: bool = False
-    """Its opener gets a key, and every gid of the session carries a tag."""
+    """Whether the opener gets a key and all gids of the session have a tag."""
 
 
 class KeepAlive(_Command, frozen=True, tag="alive"):
@@ -77,19 +79,19 @@ class Decide(_Command, frozen=True, tag="decide"):
     decision: Decision
     branches: tuple[BranchRecord, ...]
     at: float
-    """Wall clock of who proposes, seconds since 1970; for people only."""
+    """The wall clock of the proposing process, in seconds since 1970; for operators only."""
     cause: str = ""
-    """Of ABORT: why, for people."""
+    """The reason of an ABORT, as text for operators."""
 
 
 class Precommit(_Command, frozen=True, tag="precommit"):
-    """Three-phase commit: every branch has voted PREPARED. Decides nothing."""
+    """Three-phase commit: all branches have voted PREPARED. Decides nothing."""
 
     txid: TxId
     protocol: Protocol
     branches: tuple[BranchRecord, ...]
     at: float
-    """As of :class:`Decide`."""
+    """As in :class:`Decide`."""
 
 
 class Finish(_Command, frozen=True, tag="finish"):
@@ -99,32 +101,33 @@ class Finish(_Command, frozen=True, tag="finish"):
 class RecordHeuristic(_Command, frozen=True, tag="heuristic"):
     heuristic: Heuristic
     final: bool = False
-    """One that was forgotten stays so, whatever more is found of it."""
+    """Whether a forgotten heuristic stays forgotten if more becomes known about it."""
 
 
 class ForgetHeuristic(_Command, frozen=True, tag="forget"):
     gid: Gid
     request: str = ""
-    """Names the request: asked again, because an answer was lost, it is answered the same."""
+    """An id of the request: if it is repeated because its answer was lost, the result is the same."""
 
 
 class AdvanceTime(_Command, frozen=True, tag="time"):
-    """Ledger time goes on by what a monotonic clock measured; sessions that are old enough are dropped."""
+    """Ledger time advances by the time that a monotonic clock measured; sessions that were closed longer than
+    the retention ago are dropped."""
 
     elapsed_ms: int
     retention_ms: int
 
 
 class Restore(_Command, frozen=True, tag="restore"):
-    """The state comes from a backup: a new incarnation begins. Counters are raised past anything that may
-    have been issued since, and past session ``issued``, which is known to have been."""
+    """The state comes from a backup: a new incarnation begins. The counter of sessions is raised above all
+    numbers that may have been issued since the backup, and above session ``issued``, which was issued."""
 
     session_skip: int
     issued: int = 0
 
 
 class DrawSecret(_Command, frozen=True, tag="secret"):
-    """The ledger's secret, from which the keys of its sessions are derived. The first one stays."""
+    """The ledger's secret, from which the keys of its sessions are derived. A second secret is ignored."""
 
     secret: bytes
 
@@ -133,21 +136,22 @@ class DrawSecret(_Command, frozen=True, tag="secret"):
 
 
 class Doom(_Command, frozen=True, tag="doom"):
-    """An undecided transaction was chosen to abort. Decides nothing: its coordinator learns ``cause``."""
+    """An undecided transaction was chosen to abort. Decides nothing: ``cause`` is for its coordinator."""
 
     txid: TxId
     cause: str
 
 
 class RecordAct(_Command, frozen=True, tag="act"):
-    """What an operator does, or what came of it. Of all acts the newest ``keep`` are kept."""
+    """An act of an operator, or the result of an act. Only the newest ``keep`` acts are kept."""
 
     act: Act
     keep: int
 
 
 class Judge(_Command, frozen=True, tag="judge"):
-    """From here on commands are judged by rules ``rules`` (:func:`refusal`), 1 so far."""
+    """From this entry on commands are checked by version ``rules`` of the rules (:func:`refusal`). There is
+    only version 1."""
 
     rules: int
 
@@ -172,16 +176,17 @@ Command = (
 
 FIRST_VERSION = 1
 PAXOS_VERSION = 2
-"""Paxos Commit: sessions that are bound to acceptors, outcomes that these have chosen."""
+"""Paxos Commit: sessions that are bound to acceptors, and outcomes that acceptors have chosen."""
 TAGS_VERSION = 3
 """The ledger's secret, tagged names, evidence that names a history, causes of aborts, acts of operators,
-judged commands."""
+checked commands."""
 RULES = 1
-"""By which commands are judged when they are applied, from the first :class:`Judge` in the log on."""
+"""The version of the rules by which commands are checked when they are applied, after the first
+:class:`Judge` in the log."""
 
 
 def since(command: Command) -> int:  # noqa: PLR0911 - one line per kind of command
-    """The version that whoever applies ``command``, as it is filled in, has to know."""
+    """The lowest version in which a process can apply ``command`` with these fields."""
     match command:
         case DrawSecret() | Doom() | RecordAct() | Judge():
             return TAGS_VERSION
@@ -208,16 +213,17 @@ _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 
 
 def encode(command: Command) -> bytes:
-    """Raises ``UsageError`` for what cannot be encoded: a number of more than 64 bits, text that is no
-    Unicode."""
+    """``command`` as msgpack. Raises ``UsageError`` if it cannot be encoded: a number of more than 64 bits,
+    text that is not valid Unicode."""
     try:
         return _encoder.encode(command)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UsageError(f"{type(command).__name__} holds what cannot be recorded: {error}") from error
+        raise UsageError(f"{type(command).__name__} has a field that cannot be recorded: {error}") from error
 
 
 def decode(data: bytes) -> Command:
-    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` on anything that is no command."""
+    """The command in ``data``. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` if there is
+    none."""
     return _decoder.decode(data)
 
 
@@ -225,7 +231,7 @@ def decode(data: bytes) -> Command:
 
 DURATION_MS_MAX = round(DURATION_S_MAX * 1000)
 TIME_MS_MAX = 2**62
-"""Of ledger time: with a retention added it fits the integers of a snapshot, and of SQLite."""
+"""The bound of ledger time: with a retention added it fits the integers of a snapshot and of SQLite."""
 NAME_CHARACTERS_MAX = 1_000
 NOTE_CHARACTERS_MAX = 10_000
 EVIDENCE_CHARACTERS_MAX = 100
@@ -235,44 +241,47 @@ UNSIGNED_MAX = 2**64 - 1
 
 
 class CommandRefused(UsageError):
-    """A command is not within its bounds. It has changed nothing, on any node."""
+    """A field of a command is out of bounds. The command has changed nothing on any node."""
 
 
 def refusal(command: Command, state: LedgerState | None) -> CommandRefused | None:
-    """Why ``command`` is refused; None if it is within its bounds. ``state`` None: as far as can be told
-    without one."""
+    """The error for ``command``; None if it is within its bounds. With ``state`` None, bounds that depend on
+    the state are not checked."""
     why = _wrong(command) or (_wrong_in(command, state) if state is not None else "")
     return CommandRefused(f"{type(command).__name__} was refused: {why}") if why else None
 
 
 def check_command(command: Command) -> None:
-    """Before ``command`` is queued. Raises :class:`CommandRefused`."""
+    """Check ``command`` before it is queued. Raises :class:`CommandRefused`."""
     if (refused := refusal(command, None)) is not None:
         raise refused
 
 
 def check_given(command: Command) -> None:
-    """The same of one whose fields come from a caller as they are: types too. Raises ``UsageError``."""
+    """Check a command whose fields come unchecked from a caller: bounds and types. Raises ``UsageError``."""
     try:
         decode(encode(command))
     except msgspec.MsgspecError as error:
-        raise CommandRefused(f"{type(command).__name__} holds what no ledger takes: {error}") from error
+        raise CommandRefused(
+            f"{type(command).__name__} has a field that no ledger accepts: {error}"
+        ) from error
     check_command(command)
 
 
 def check_asked(txid: TxId | None) -> None:
-    """Of a question that a file's or a database's integers have to hold. Raises :class:`CommandRefused`."""
+    """Check a ``txid`` in a query: its numbers have to fit the integers of SQLite and PostgreSQL. Raises
+    :class:`CommandRefused`."""
     if txid is not None and (why := _transaction(txid)):
         raise CommandRefused(f"no ledger has such a transaction: {why}")
 
 
 def check_limit(limit: int) -> None:
-    """Of records in one answer. Raises ``UsageError``."""
+    """Check the number of records in one answer. Raises ``UsageError``."""
     count("limit", limit, most=LIMIT_MAX)
 
 
 def check_page(limit: int, after: TxId | None) -> None:
-    """Raises ``UsageError``."""
+    """Check the arguments for one page. Raises ``UsageError``."""
     count("limit", limit, least=1, most=LIMIT_MAX)
     check_asked(after)
 
@@ -316,7 +325,7 @@ def _wrong(command: Command) -> str:  # noqa: PLR0911, PLR0912 - one line per ki
             return skip or _number("issued", command.issued, least=0)
         case DrawSecret():
             size = len(command.secret)
-            return "" if size == SECRET_BYTES else f"a secret of {size} bytes, {SECRET_BYTES} are needed"
+            return "" if size == SECRET_BYTES else f"a secret of {size} bytes; it must have {SECRET_BYTES}"
         case Judge():
             return _number("rules", command.rules)
         case RecordAct():
@@ -328,7 +337,7 @@ def _wrong(command: Command) -> str:  # noqa: PLR0911, PLR0912 - one line per ki
 
 
 def _wrong_in(command: Command, state: LedgerState) -> str:
-    """Counters stay within what a snapshot holds."""
+    """Why ``command`` would raise a counter above what a snapshot can store; empty if it would not."""
     if isinstance(command, AdvanceTime) and state.time_ms + command.elapsed_ms > TIME_MS_MAX:
         return f"ledger time would pass {TIME_MS_MAX} ms"
     if isinstance(command, OpenSession) and state.next_session >= NUMBER_MAX:
@@ -347,7 +356,7 @@ def _act(act: Act) -> str:
 
 
 def _gid(gid: Gid) -> str:
-    return _transaction(gid.txid) or ("" if Gid.parse(str(gid)) == gid else "a gid that none can be")
+    return _transaction(gid.txid) or ("" if Gid.parse(str(gid)) == gid else "not a valid gid")
 
 
 def _transaction(txid: TxId) -> str:
@@ -378,4 +387,4 @@ def _moment(at: float) -> str:
 
 
 def _text(name: str, text: str, most: int) -> str:
-    return "" if len(text) <= most else f"{name} of {len(text)} characters, {most} are the most"
+    return "" if len(text) <= most else f"{name} of {len(text)} characters; the limit is {most}"

@@ -1,18 +1,17 @@
 """The contract of the ledger: the durable record of sessions, decisions and heuristic outcomes.
 
-Everything rests on two rules:
+All guarantees depend on two rules:
 
 1. **The first decision recorded for a transaction is the only one.**
-2. **A session that has been closed or has expired can record no COMMIT any more.**
+2. **A session that was closed or has expired can no longer record a COMMIT.**
 
-With them a transaction of two-phase commit needs no record to be aborted: no decision and session gone
-means aborted, for ever (presumed abort: Mohan, Lindsay and Obermarck, *Transaction Management in the R\\*
+With them an abort in two-phase commit needs no record: a transaction without a decision whose session is gone
+is aborted, for ever (presumed abort: Mohan, Lindsay and Obermarck, *Transaction Management in the R\\*
 Distributed Database Management System*, 1986, §3).
 
 All calls are linearizable. Each may fail with :class:`~undoubt.coordinator.errors.LedgerError`: then a
-command may or may not have been recorded, and all of them may be repeated; ``open_session`` repeated by its
-caller opens another one. All of them but those that name a session of the caller's make sense after a
-restart.
+command may or may not have been recorded. All calls may be repeated; a repeated ``open_session`` opens
+another session. All calls except those that name a session of the caller may be made after a restart.
 
 Order for recovery: *first* list prepared branches at a participant, *then* ask ``outcomes``, *then* act.
 """
@@ -30,8 +29,8 @@ from undoubt.participants.ids import Gid, TxId
 from undoubt.participants.ids import Protocol as GidProtocol
 
 Create = bool | Callable[[], Awaitable[None]]
-"""Whether a ledger may be made where there is none, when it is opened; a function raises ``LedgerMissing`` if
-it may not."""
+"""Whether opening a ledger that does not exist may create it. A function is called before the ledger is
+created, and raises ``LedgerMissing`` if it must not be."""
 
 
 class Verdict(enum.StrEnum):
@@ -39,25 +38,25 @@ class Verdict(enum.StrEnum):
 
     COMMITTED = "committed"
     ABORTED = "aborted"
-    """ABORT is recorded, or it never can be anything else: its session is stored as gone, or its seq is
-    below the session's floor."""
+    """ABORT is recorded, or no other decision is possible: the session is stored as closed or expired, or the
+    sequence number is below the session's floor."""
     ACTIVE = "active"
-    """Its session lives and may still decide: leave it alone."""
+    """The session is open and may still decide: the branch must not be changed."""
     ASK_PROTOCOL = "ask_protocol"
-    """No decision, and its protocol has a termination of its own; never presumed."""
+    """No decision is recorded, and the protocol has its own termination; an abort is never presumed."""
     FORGOTTEN = "forgotten"
-    """The ledger gave that name, and knows nothing of such a session any more (dropped, or restored from a
-    backup): an operator decides."""
+    """The ledger gave that name, and no longer has the session (dropped, or lost by a restore from a backup):
+    an operator decides."""
     IMPOSTOR = "impostor"
-    """The ledger did not give that name: whoever prepared the branch made it up. Never touched."""
+    """The ledger did not give that name: another process has prepared the branch. It is never changed."""
 
 
 CAUSE_CHARACTERS_MAX = 2_000
 UNFINISHED_MAX = 1_000
-"""Records in a page of :meth:`Ledger.unfinished`, unless its caller wants others."""
+"""The default number of records in a page of :meth:`Ledger.unfinished`."""
 
 ACTS_MAX = 5_000
-"""Acts of operators that a ledger keeps; the oldest go first."""
+"""Most acts of operators that a ledger keeps; the oldest are dropped first."""
 ACT_CHARACTERS_MAX = 1_000
 
 TERMINATES_BY_ITSELF = frozenset({GidProtocol.THREE_PHASE, GidProtocol.PAXOS})
@@ -65,18 +64,19 @@ TERMINATES_BY_ITSELF = frozenset({GidProtocol.THREE_PHASE, GidProtocol.PAXOS})
 
 
 class RecordedDecision(enum.StrEnum):
-    """The answer to callers, who may ask about a transaction that left no record."""
+    """The answer to callers, which may ask about a transaction that has no record."""
 
     COMMIT = "commit"
     ABORT = "abort"
     NOT_RECORDED = "not_recorded"
-    """No decision: it is running, or aborted, or it committed in one phase. Never read this as aborted."""
+    """No decision is recorded: the transaction is running, or aborted, or it committed in one phase. It must
+    not be taken for aborted."""
 
 
 class BranchRecord(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
-    """One prepared branch as recorded with a decision: what its gid has beside the transaction's protocol and
-    id, and its evidence (:class:`undoubt.participants.contract.Evidence`), of which each field may be
-    None."""
+    """One prepared branch as recorded with a decision: the parts of its gid other than the transaction's
+    protocol and id, and its evidence (:class:`undoubt.participants.contract.Evidence`), of which each field
+    may be None."""
 
     number: int
     participant: str
@@ -88,12 +88,13 @@ class BranchRecord(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
     position: int | None = None
 
     def gid(self, ledger_id: str, protocol: GidProtocol, txid: TxId) -> Gid:
-        """The name that it was prepared under."""
+        """The gid under which the branch was prepared."""
         return Gid(ledger_id, protocol, txid, self.number, self.participant, self.tag)
 
 
 def record_of(gid: Gid, evidence: Evidence | None = None) -> BranchRecord:
-    """A branch as it is recorded. Without a tag as version 0.1.0 knows it: there may be members of it."""
+    """The record of one branch. For a gid without a tag it has only the fields of version 0.1.0, since the
+    cluster may have members of that version."""
     if evidence is None:
         return BranchRecord(gid.branch, gid.participant, tag=gid.tag)
     if not gid.tag:
@@ -111,20 +112,20 @@ def record_of(gid: Gid, evidence: Evidence | None = None) -> BranchRecord:
 
 
 def is_newer(branch: BranchRecord) -> bool:
-    """Whether it has fields that version 0.1.0 does not know."""
+    """Whether ``branch`` has fields that version 0.1.0 does not have."""
     return bool(branch.tag) or branch.history is not None or branch.position is not None
 
 
 def without_newer(branch: BranchRecord) -> BranchRecord:
-    """As version 0.1.0 knows it."""
+    """``branch`` with only the fields of version 0.1.0."""
     return BranchRecord(branch.number, branch.participant, branch.xid, branch.system, branch.timeline)
 
 
 class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     """A recorded decision that is not finished.
 
-    ``decided_at`` is the wall clock of whoever recorded it, in seconds since 1970, for people only.
-    """
+    ``decided_at`` is the wall clock of the process that recorded it, in seconds since 1970, for operators
+    only."""
 
     txid: TxId
     protocol: GidProtocol
@@ -133,7 +134,7 @@ class DecisionRecord(msgspec.Struct, frozen=True, gc=False):
     decided_at: float
     coordinator: str
     cause: str = ""
-    """Of ABORT: why, for people."""
+    """The reason of an ABORT, as text for operators."""
 
 
 class SessionState(enum.StrEnum):
@@ -141,29 +142,30 @@ class SessionState(enum.StrEnum):
     CLOSED = "closed"
     EXPIRED = "expired"
     RESTORED = "restored"
-    """Closed by a restore: what it had undecided is FORGOTTEN."""
+    """Closed by a restore: its undecided transactions are FORGOTTEN."""
 
 
 class Session(msgspec.Struct, frozen=True):
-    """A lease on the ledger. ``id`` counts up; ``ttl_s`` is in seconds of the ledger's own clock."""
+    """A lease on the ledger. Each new session gets a higher ``id``; ``ttl_s`` is in seconds of the ledger's
+    own clock."""
 
     id: int
     nonce: str
     name: str
     ttl_s: float
     acceptors: tuple[int, ...] = ()
-    """The nodes that decide its transactions of Paxos Commit, for good, whoever becomes a member later. Empty
-    unless :meth:`Acceptors.open_session` opened it."""
+    """The nodes that decide the session's transactions of Paxos Commit. They stay the same if the members of
+    the cluster change later. Empty unless :meth:`Acceptors.open_session` opened the session."""
     key: bytes = b""
-    """Of :class:`~undoubt.participants.ids.SessionKey`, for the process that opened the session and for
-    nobody else. Empty where the ledger gives none."""
+    """The bytes of :class:`~undoubt.participants.ids.SessionKey`. Only the process that opened the session
+    has them. Empty if the ledger gives no keys."""
 
     def __repr__(self) -> str:
         return f"Session(id={self.id}, nonce={self.nonce!r}, name={self.name!r}, acceptors={self.acceptors})"
 
     @property
     def public(self) -> Session:
-        """The same without the key."""
+        """The session without its key."""
         return msgspec.structs.replace(self, key=b"")
 
     def txid(self, seq: int) -> TxId:
@@ -171,7 +173,7 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class SessionInfo(msgspec.Struct, frozen=True):
-    """A session as the ledger sees it. ``floor``: below it nothing is undecided any more."""
+    """The state of a session. No transaction with a number below ``floor`` is undecided."""
 
     id: int
     nonce: str
@@ -183,11 +185,10 @@ class SessionInfo(msgspec.Struct, frozen=True):
 
 
 class Heuristic(msgspec.Struct, frozen=True):
-    """A branch whose database did other than what was decided, or may have.
+    """A branch whose database did something else than was decided, or may have.
 
-    ``decision`` is what the ledger held, None where it held none (then an operator acted, and says so in
-    ``note``). ``found_at`` is a wall clock, seconds since 1970.
-    """
+    ``decision`` is the recorded decision, None if none was recorded (then an operator acted, and ``note``
+    says so). ``found_at`` is a wall clock, in seconds since 1970."""
 
     gid: Gid
     kind: Settled
@@ -196,16 +197,17 @@ class Heuristic(msgspec.Struct, frozen=True):
     note: str = ""
     forgotten: bool = False
     forgotten_by: str = ""
-    """The request that did so, where it named itself."""
+    """The id of the request that forgot it; empty if the request had none."""
 
 
 class Act(msgspec.Struct, frozen=True, array_like=True):
-    """What an operator did, or tried. It is recorded before it is done, with an empty ``result``, and again
-    with what came of it; an act whose process died in between keeps the empty one.
+    """What an operator did, or tried. An act is recorded before it is carried out, with an empty ``result``,
+    and again with its result. If the process ends in between, ``result`` stays empty.
 
-    ``id`` is drawn by whoever acts and names the act. ``at`` is a wall clock, seconds since 1970. ``who`` is
-    the system user of the process and its machine, as far as the ledger can know it; ``certificate`` the name
-    in the certificate of the connection over which a cluster was told, empty where there is none."""
+    ``id`` is drawn by the acting process and identifies the act. ``at`` is a wall clock, in seconds since
+    1970. ``who`` is the system user of the process and its machine, as far as the ledger can know it.
+    ``certificate`` is the name in the certificate of the connection over which a cluster received the act,
+    empty if there is none."""
 
     id: str
     verb: str
@@ -217,7 +219,7 @@ class Act(msgspec.Struct, frozen=True, array_like=True):
     certificate: str = ""
 
     def clipped(self) -> Act:
-        """With texts of at most :data:`ACT_CHARACTERS_MAX` characters each."""
+        """The act with all texts cut to at most :data:`ACT_CHARACTERS_MAX` characters."""
         most = ACT_CHARACTERS_MAX
         return Act(
             self.id[:64],
@@ -232,23 +234,23 @@ class Act(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TransactionInfo(msgspec.Struct, frozen=True):
-    """What the ledger can tell about one transaction, for as long as history says. ``protocol`` is None,
-    and ``branches`` are empty, where nothing but the decision is known any more."""
+    """What the ledger knows about one transaction, as long as its history is kept. If only the decision is
+    still known, ``protocol`` is None and ``branches`` is empty."""
 
     txid: TxId
     record: RecordedDecision
     verdict: Verdict
     letter: str = msgspec.field(name="protocol")
-    """Of ``protocol``, as it is sent: empty for None."""
+    """The letter of ``protocol``, as it is sent; empty for None."""
     branches: tuple[BranchRecord, ...]
     decided_at: float | None
     coordinator: str
     finished: bool
     heuristics: tuple[Heuristic, ...]
     precommitted: bool = False
-    """Not decided yet, and every branch had voted PREPARED (three-phase commit)."""
+    """Whether the transaction is undecided and all its branches have voted PREPARED (three-phase commit)."""
     cause: str = ""
-    """Why ABORT was recorded, for people; empty where nobody said so."""
+    """Why ABORT was recorded, as text for operators; empty if no reason was given."""
 
     @property
     def protocol(self) -> GidProtocol | None:
@@ -256,7 +258,8 @@ class TransactionInfo(msgspec.Struct, frozen=True):
 
 
 class LedgerInfo(msgspec.Struct, frozen=True):
-    """Identity and size. ``ledger_time_s`` counts while the ledger runs; no wall clock moves it."""
+    """Identity and size of a ledger. ``ledger_time_s`` advances while the ledger runs, independent of wall
+    clocks."""
 
     ledger_id: str
     incarnation: int
@@ -272,73 +275,74 @@ class LedgerInfo(msgspec.Struct, frozen=True):
 
 
 class Settlement(msgspec.Struct, frozen=True):
-    """What the acceptors have chosen. ``branches`` with their evidence; empty if nobody can know them, which
-    only happens to an ABORT."""
+    """The outcome that the acceptors have chosen. ``branches`` contains their evidence; it is empty if the
+    branches cannot be known, which is possible only for an ABORT."""
 
     decision: Decision
     branches: tuple[BranchRecord, ...]
 
 
 class Acceptors(Protocol):
-    """Who decides the transactions of Paxos Commit: :mod:`undoubt.coordinator.paxos` over the nodes of a
-    cluster.
+    """The acceptors that decide the transactions of Paxos Commit: :mod:`undoubt.coordinator.paxos` over the
+    nodes of a cluster.
 
-    Both calls raise ``LedgerUnavailable`` if no quorum answers in time, which decides nothing: ask again. And
-    ``OutcomeUnknown`` if the acceptors have let the transaction go, or are not known: then the ledger holds
-    the outcome, or nobody does.
-    """
+    ``vote`` and ``settle`` raise ``LedgerUnavailable`` if no quorum answers in time; this decides nothing,
+    and the call may be repeated. They raise ``OutcomeUnknown`` if the acceptors have dropped the transaction,
+    or are not known: then the ledger has the outcome, or it is lost."""
 
     async def open_session(self, name: str, ttl_s: float) -> Session:
-        """As the ledger's, and bound to the acceptors of now: only its transactions may be voted on. Nodes
-        that it needs are not let go from the cluster while it is open. Raises ``VersionHeldBack`` while a
-        member of the cluster is too old for it."""
+        """As :meth:`Ledger.open_session`, with the session bound to the present acceptors: only transactions
+        of such a session may be voted on. While the session is open, the nodes that it needs cannot be
+        removed from the cluster. Raises ``VersionHeldBack`` if a member of the cluster is too old for it."""
         ...
 
     async def current(self) -> Sequence[int]:
-        """The acceptors of now: what a session that was opened at this moment would be bound to."""
+        """The present acceptors: those to which a session would be bound if it was opened now."""
         ...
 
     async def vote(self, txid: TxId, branches: Sequence[BranchRecord]) -> Decision:
-        """Every one of ``branches`` is prepared, and there are no others: have that accepted, in the one
-        ballot that is the coordinator's. From the first call on only the answer tells what became of the
-        transaction. May be repeated, with the same branches, by the same coordinator; not after a restart.
-        """
+        """Have the acceptors accept that all of ``branches`` are prepared and that there are no other
+        branches, in the coordinator's own ballot (0). After the first call only the answer says how the
+        transaction ended. May be repeated by the same coordinator with the same branches, but not after a
+        restart."""
         ...
 
     async def settle(self, txid: TxId) -> Settlement:
-        """For recovery: find the outcome, and bring it about if there is none yet. By anybody, at any time;
-        several at once agree."""
+        """For recovery: find the outcome, and have one chosen if there is none yet. Any process may call it,
+        at any time; concurrent calls return the same outcome."""
         ...
 
 
 class Ledger(Protocol):
-    """See the module. Implementations: ``coordinator.ledger.open_ledger(url)``."""
+    """The contract that all ledgers implement; the module describes its rules.
+    ``coordinator.ledger.open_ledger`` opens an implementation."""
 
     @property
     def ledger_id(self) -> str: ...
 
     @property
     def leads(self) -> bool:
-        """Whether background recovery belongs in this process now (it owns the ledger, or leads the
-        cluster). Two processes that both believe so do no harm. May change at any time."""
+        """Whether this process should run background recovery now (it owns the ledger, or leads the cluster).
+        It is harmless if this is True in two processes. May change at any time."""
         ...
 
     @property
     def acceptors(self) -> Acceptors | None:
-        """None where there are none: only a cluster of nodes (``raft://``) can do Paxos Commit."""
+        """The acceptors of Paxos Commit. None unless the ledger is a cluster of nodes (``raft://``)."""
         ...
 
     async def open_session(self, name: str, ttl_s: float) -> Session:
-        """A new lease. ``name`` is for people: whose it is."""
+        """Open a new session. ``name`` tells operators which process opened it."""
         ...
 
     async def keep_alive(self, session: Session, floor: int) -> None:
-        """Renew the lease, and promise that nothing below ``floor`` will be decided COMMIT any more.
-        Raises ``SessionLost`` if the session is gone. Floors only rise."""
+        """Renew the lease, and promise that from now on no transaction below ``floor`` is decided COMMIT.
+        Raises ``SessionLost`` if the session is gone. A lower floor than before has no effect."""
         ...
 
     async def close_session(self, session: Session) -> None:
-        """End the lease; undecided transactions of it are aborted. Closing a gone session is no error."""
+        """End the lease; undecided transactions of the session are aborted. Closing a session that is gone is
+        no error."""
         ...
 
     async def decide(
@@ -350,21 +354,22 @@ class Ledger(Protocol):
         protocol: GidProtocol = GidProtocol.TWO_PHASE,
         cause: str = "",
     ) -> Decision:
-        """Record a decision and return the one that is recorded, durably; the first writer wins.
+        """Record a decision, and return the decision that is durably recorded; the first one recorded stays.
 
-        ``branches`` with ``txid`` and ``protocol`` spell gids, and these are verified: in a session whose
-        gids carry tags, a wrong tag raises ``Impostor``, and so does a COMMIT that lacks one, or an ABORT
-        that lacks all. So nobody can record a decision of another protocol than the names'. ``cause`` is kept
-        with an ABORT.
+        ``branches`` with ``txid`` and ``protocol`` form gids, and these are verified: in a session whose gids
+        have tags, a wrong tag raises ``Impostor``, and so does a COMMIT in which one tag is missing, or an
+        ABORT in which all are missing. So no decision can be recorded under another protocol than that of the
+        gids. ``cause`` is kept with an ABORT.
 
-        A recorded decision is looked for first; then ``branches`` is compared, by number and participant:
-        another list raises ``BranchListMismatch`` and is never answered COMMIT. (For ABORT by recovery or
-        an operator, who may know only some branches, a subset of the recorded list is no mismatch.)
-        COMMIT for a session that is gone, or below its floor, records and returns ABORT. For a dropped or
-        unknown session, or another nonce, it raises ``OutcomeUnknown``. ABORT may come from anybody.
+        If a decision is recorded already, ``branches`` is compared with the recorded list, by number and
+        participant: another list raises ``BranchListMismatch`` and is never answered COMMIT. (For ABORT by
+        recovery or an operator, which may know only some branches, a subset of the recorded list is no
+        mismatch.) COMMIT in a session that is gone, or below its floor, records and returns ABORT. For a
+        dropped or unknown session, or another nonce, the call raises ``OutcomeUnknown``. Any process may
+        record ABORT.
 
-        Of a ``protocol`` in :data:`TERMINATES_BY_ITSELF` the outcome is fixed elsewhere before it is
-        recorded here: it is recorded as given, whatever has become of the session.
+        The outcome of a ``protocol`` in :data:`TERMINATES_BY_ITSELF` is fixed elsewhere before it is recorded
+        here: it is recorded as given, in whatever state the session is.
         """
         ...
 
@@ -375,84 +380,87 @@ class Ledger(Protocol):
         *,
         protocol: GidProtocol = GidProtocol.THREE_PHASE,
     ) -> None:
-        """Remember that every branch of an undecided transaction has voted PREPARED, so that its session is
-        kept for as long as it is not decided. Decides nothing: its protocol's own termination does. Raises
-        ``SessionLost`` if the session is gone or the transaction below its floor: tell no branch then."""
+        """Record that all branches of an undecided transaction have voted PREPARED, so that its session is
+        kept until the transaction is decided. Decides nothing: the protocol's own termination does. Raises
+        ``SessionLost`` if the session is gone or the transaction below its floor: then precommit must be sent
+        to no branch."""
         ...
 
     async def outcomes(self, gids: Iterable[Gid]) -> Mapping[Gid, Verdict]:
-        """For recovery. ABORTED is answered only once what makes it final is stored. A gid with a right tag
-        whose session number was never issued proves that the ledger was set back: a new incarnation
-        begins."""
+        """The verdicts for recovery. ABORTED is answered only after the record that makes it final is stored.
+        A gid with a right tag whose session number was never issued proves that the ledger was set back: then
+        a new incarnation begins."""
         ...
 
     async def backends(self, claims: Iterable[Claim]) -> Sequence[TxId | None]:
-        """The transactions that database sessions say they work in; None for each claim that is not
+        """The transactions that database sessions claim to work in; None for each claim that is not
         proved."""
         ...
 
     async def doom(self, txid: TxId, cause: str) -> None:
-        """Remember why an undecided transaction is being aborted from outside, for its coordinator; at most
-        :data:`CAUSE_CHARACTERS_MAX` characters. Decides nothing, and does nothing for one that is not
-        undecided."""
+        """Record, for its coordinator, why an undecided transaction is being aborted from outside; at most
+        :data:`CAUSE_CHARACTERS_MAX` characters. Decides nothing, and has no effect on a transaction that is
+        decided."""
         ...
 
     async def doomed(self, txid: TxId) -> str | None:
-        """The ``cause`` that :meth:`doom` was given, for as long as the transaction is undecided and its
-        session open; None if there is none."""
+        """The ``cause`` that :meth:`doom` has recorded, as long as the transaction is undecided and its
+        session open; otherwise None."""
         ...
 
     async def records(self, txids: Iterable[TxId]) -> Mapping[TxId, RecordedDecision]:
-        """For callers."""
+        """The recorded decisions, for callers."""
         ...
 
     async def unfinished(
         self, *, after: TxId | None = None, limit: int = UNFINISHED_MAX
     ) -> Sequence[DecisionRecord]:
-        """A page of the recorded decisions some branch of which may not have applied them yet: in ascending
-        order of their ids, those behind ``after``, at most ``limit``, fewer where they are large. An empty
-        page is the end. All of them: :func:`undoubt.coordinator.ledger.pages.every_unfinished`."""
+        """A page of the recorded decisions that some branch may not have applied yet: in ascending order of
+        their ids, those after ``after``, at most ``limit``, fewer if the records are large. An empty page is
+        the end. :func:`undoubt.coordinator.ledger.pages.every_unfinished` reads all pages."""
         ...
 
     async def finish(self, txids: Iterable[TxId]) -> None:
-        """Every branch of these has applied the decision (or its heuristic is recorded): details go to
-        history. The decision itself stays answerable until the whole session is dropped. Never an
-        error for what is unknown or already finished."""
+        """Mark transactions as finished: all their branches have applied the decision, or a heuristic is
+        recorded for them. Details move to history; the decision itself can be read until the session is
+        dropped. A transaction that is unknown or already finished is no error."""
         ...
 
     async def record_heuristic(self, heuristic: Heuristic) -> None:
-        """Remember it until forgotten. Repeating one for the same gid keeps the first unless the first
-        was a hazard and this one knows more. One that was forgotten stays so, whatever is found of it."""
+        """Record a heuristic outcome, to be kept until it is forgotten. A second one for the same gid is
+        ignored, unless the first is a hazard and the second is not. A forgotten one stays forgotten, whatever
+        is recorded later."""
         ...
 
     async def forget_heuristic(self, gid: Gid) -> bool:
-        """An operator has seen it. False if there was none open."""
+        """Mark the heuristic of ``gid`` as seen by an operator. False if there was none that was not
+        forgotten."""
         ...
 
     async def heuristics(self, *, include_forgotten: bool = False) -> Sequence[Heuristic]: ...
 
     async def record_act(self, act: Act) -> None:
-        """Remember what an operator does. Again with the same ``id``: what came of it, of which the last one
-        counts. The newest :data:`ACTS_MAX` are kept. Raises ``VersionHeldBack`` while a member of a cluster
-        is too old for it."""
+        """Record an act of an operator. A second call with the same ``id`` records its result; the last
+        result counts. The newest :data:`ACTS_MAX` acts are kept. Raises ``VersionHeldBack`` if a member of a
+        cluster is too old for it."""
         ...
 
     async def acts(self, *, limit: int) -> Sequence[Act]:
-        """The newest first, in the order in which they were begun."""
+        """The acts, the one that was begun last first."""
         ...
 
     async def sessions(self) -> Sequence[SessionInfo]: ...
 
     async def transaction(self, txid: TxId) -> TransactionInfo | None:
-        """None if the ledger has no record of it at all."""
+        """What the ledger knows about one transaction. None if the ledger has no record of it."""
         ...
 
     async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
-        """The newest decided transactions first, by time of decision."""
+        """Decided transactions, newest first, by time of decision."""
         ...
 
     async def info(self) -> LedgerInfo: ...
 
     async def close(self) -> None:
-        """Let go of the ledger. Sessions stay as they are; close them first."""
+        """Release the ledger. Does not close sessions: the caller closes them first."""
         ...

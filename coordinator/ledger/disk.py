@@ -1,21 +1,20 @@
-"""What it means when a disk does not take a write: :func:`failed` is the one place that tells.
+"""Classifies a failed write to a disk: :func:`failed` is the only place that decides.
 
 ===============  =============================================  ==========================================
 error            what is known                                  what is done
 ===============  =============================================  ==========================================
-``StoreFull``    nothing of the write counts                    it may be given again; freeing space is
-                                                                enough
-``StoreBroken``  nobody knows what of the write is on the disk  nothing is written any more; the process
-                                                                ends, or stays readable, until a restart
+``StoreFull``    no part of the write counts                    the write may be repeated; it is enough to
+                                                                free space
+``StoreBroken``  which part of the write is on the disk is      no further write; until a restart the
+                 unknown                                        process ends, or only reads
 ===============  =============================================  ==========================================
 
-A synchronisation that failed is never repeated: Linux marks the pages as clean although they are not on the
-disk, so the next one succeeds without having written them
-(https://wiki.postgresql.org/wiki/Fsync_Errors, "fsyncgate"; Rebello et al., "Can Applications Recover from
-fsync Failures?", USENIX ATC 2020). What was written is written once more, all of it, when the store is opened
-again.
+An fsync that failed is never repeated: Linux marks the pages as clean although they are not on the disk, so
+the next fsync succeeds without having written them (https://wiki.postgresql.org/wiki/Fsync_Errors,
+"fsyncgate"; Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020). When the store
+is opened again, everything in it is written once more.
 
-:func:`usable` is for files that cannot be looked at, opened, made or moved at all.
+:func:`usable` is for files that cannot be examined, opened, made or moved at all.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from pathlib import Path
 from undoubt.coordinator.errors import LedgerError, LedgerUnavailable, LedgerUnusable
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""No space on the filesystem; the user's or the project's quota is spent."""
+"""No space on the filesystem; the quota of the user or project is used up."""
 _MAYBE_NO_ROOM = frozenset(
     {
         sqlite3.SQLITE_IOERR_WRITE,
@@ -41,26 +40,26 @@ _MAYBE_NO_ROOM = frozenset(
         sqlite3.SQLITE_CANTOPEN,
     }
 )
-"""What SQLite says where a file cannot be made or does not grow, for whatever reason."""
+"""SQLite's codes for a file that cannot be made or extended, whatever the reason."""
 _PROBE_BYTES = 64 * 1024
 
 
 class StoreBroken(LedgerUnavailable):
-    """A write failed and nobody knows what of it is on the disk. The file has to be opened again."""
+    """A write failed, and which part of it is on the disk is unknown. The file has to be opened again."""
 
 
 class StoreFull(LedgerUnavailable):
-    """No room: nothing of the last write is there."""
+    """There is no room: no part of the last write is on the disk."""
 
 
 @contextlib.contextmanager
 def usable(ledger: Path) -> Iterator[None]:
-    """Around work with the files of the SQLite ledger at ``ledger``: what the system or SQLite refuses is
-    raised with the file that it is about and the cause, as ``LedgerUnusable``, or as ``LedgerUnavailable``
-    where there is no room."""
+    """A context around work with the files of the SQLite ledger at ``ledger``. Errors of the system and of
+    SQLite are raised as ``LedgerUnusable``, or as ``LedgerUnavailable`` if there is no room, with the file
+    and the cause."""
     try:
         yield
-    except TimeoutError:  # an OSError of the event loop's, of no file
+    except TimeoutError:  # an OSError of the event loop, about no file
         raise
     except OSError as error:
         raise _refused(ledger, error) from error
@@ -73,20 +72,20 @@ def usable(ledger: Path) -> Iterator[None]:
 def _refused(ledger: Path, error: OSError) -> LedgerError:
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     named = f"{' to '.join(names)}: " if names else ""
-    told = f"ledger {ledger} cannot be used: {named}{error.strerror or error}"
+    message = f"ledger {ledger} cannot be used: {named}{error.strerror or error}"
     if error.errno in _NO_ROOM:
-        return StoreFull(f"{told}. Free some space on that disk")
+        return StoreFull(f"{message}. Free some space on that disk")
     if isinstance(error, PermissionError):
-        told += ". That file, and its folder, must belong to the user of this process"
-    return LedgerUnusable(told)
+        message += ". That file, and its folder, must belong to the user of this process"
+    return LedgerUnusable(message)
 
 
 def no_room(error: BaseException, folder: Path) -> bool:
-    """Whether ``error``, of a write to a file in ``folder``, says that there is no room.
+    """Whether ``error``, raised by a write to a file in ``folder``, means that there is no room.
 
-    SQLite reports ENOSPC as SQLITE_FULL where it writes pages, and as an error like any other where a quota
-    is spent, or the WAL's index cannot be made (``unixWrite``, ``unixShmMap`` in its os_unix.c); then a file
-    of a few pages in the same folder tells."""
+    SQLite reports ENOSPC as SQLITE_FULL if it writes pages. If a quota is used up, or the WAL's index cannot
+    be made, it reports a general IO error (``unixWrite``, ``unixShmMap`` in its os_unix.c); then a test file
+    of a few pages in the same folder shows whether there is room."""
     if isinstance(error, OSError):
         return error.errno in _NO_ROOM
     code = getattr(error, "sqlite_errorcode", 0)
@@ -94,25 +93,25 @@ def no_room(error: BaseException, folder: Path) -> bool:
 
 
 def not_opened(error: BaseException, folder: Path, ledger: str, why: str) -> LedgerError:
-    """What to raise for ``error`` where ``ledger`` cannot be read or made: no room is no damage. ``why``:
-    what is said of everything else."""
+    """The error to raise if ``ledger`` cannot be read or made because of ``error``. A lack of room is not
+    reported as damage; ``why`` is the message for every other error."""
     if no_room(error, folder):
         return failed(error, folder, ledger)
     return LedgerUnusable(why)
 
 
 def failed(error: BaseException, folder: Path, what: str) -> StoreFull | StoreBroken:
-    """What to raise for ``error``. ``what`` is what was written to, for people."""
+    """The error to raise if a write failed with ``error``. ``what`` names the file in the message."""
     if no_room(error, folder):
         return StoreFull(f"no room for {what}: nothing was recorded. Free some space on that disk")
     return broken(error, what)
 
 
 def broken(error: BaseException, what: str) -> StoreBroken:
-    """As :func:`failed`, where a part was written already."""
+    """The error to raise if a write failed after a part of it was written."""
     return StoreBroken(
-        f"writing to {what} failed ({error}), and what of it is on the disk is not known. Once the disk is"
-        " mended, start this process again"
+        f"writing to {what} failed ({error}), and which part of it is on the disk is unknown. Repair the"
+        " disk, then start this process again"
     )
 
 
@@ -123,7 +122,7 @@ def _spent(folder: Path) -> bool:
         descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.write(descriptor, bytes(_PROBE_BYTES))
-            os.write(descriptor, bytes(1))  # the first may be cut short without an error
+            os.write(descriptor, bytes(1))  # the first write may be shortened without an error
         finally:
             os.close(descriptor)
             probe.unlink()

@@ -1,4 +1,4 @@
-"""Files and names that are on the disk when the function returns."""
+"""Writes files and names durably: they are on the disk when the function returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from undoubt.coordinator.errors import LedgerUnusable
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names durable that were given, changed or removed in ``folder`` (fsync(2), on directories)."""
+    """Make names durable that were added, changed or removed in ``folder`` (fsync(2), on directories)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -19,12 +19,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_new(path: Path, content: bytes, what: str) -> None:
-    """A file of mode 0600: whole, under its name or not at all. Raises ``LedgerUnusable`` if there is such a
-    file, or it cannot be written; ``what`` it is, for that message."""
+    """Write a new file of mode 0600, durably and atomically. Raises ``LedgerUnusable`` if the file exists or
+    cannot be written; ``what`` names the kind of file in that message."""
     try:
         fresh = path.with_name(path.name + f".{os.getpid()}.new")
-        fresh.unlink(missing_ok=True)  # of a process that was killed here, and had the same number
-    except (OSError, ValueError) as error:  # no name of a file, or one that is too long
+        fresh.unlink(missing_ok=True)  # left by a killed process with the same id
+    except (OSError, ValueError) as error:  # not a valid name of a file, or too long
         raise LedgerUnusable(f"cannot write {str(path)[:200]!r}: {error}") from None
     try:
         with fresh.open("xb") as file:
@@ -33,12 +33,12 @@ def write_new(path: Path, content: bytes, what: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         try:
-            path.hardlink_to(fresh)  # unlike a rename it overwrites nothing
+            path.hardlink_to(fresh)  # unlike a rename, this overwrites nothing
         finally:
             fresh.unlink()
         sync_folder(path.parent)
     except FileExistsError:
-        raise LedgerUnusable(f"{path} is there already; {what} overwrites nothing") from None
+        raise LedgerUnusable(f"{path} exists already; {what} overwrites no file") from None
     except OSError as error:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)

@@ -1,25 +1,27 @@
-"""Group commit: writes that come in while the disk is busy wait, and are then stored together, with one sync.
+"""Group commit: writes that arrive while the disk is busy wait, and are then stored together, with one sync.
 
-Nodes and SQLite ledgers store through :class:`GroupCommit`; the work itself is done in a
-:class:`WriterThread`. At each moment the disk is in one :class:`DiskState`:
+Nodes and SQLite ledgers store through :class:`GroupCommit`; a :class:`WriterThread` does the work. The disk
+is always in one :class:`DiskState`:
 
 =========  ==============================================  ==========================================
-state      a write                                         a caller is told
+state      writes                                          reported to the user
 =========  ==============================================  ==========================================
 idle       none is under way                               there is room
-writing    is under way                                    there is room
-full       none is under way; the store is asked again     there is no room
-trying     is under way, or the question for room is       there is no room
-refused    found no room, and is given again               there is no room
-closing    is under way; none is begun any more
-closed     none is begun any more
-broken     none is begun any more: what the last one       once, why
-           has left on the disk is not known
+writing    one is under way                                there is room
+full       none is under way; after a pause an empty       there is no room
+           write asks the store for room
+trying     one is under way, perhaps the empty one         there is no room
+refused    one found no room; it is repeated after a       there is no room
+           pause
+closing    one is under way; no other is begun
+closed     none is begun
+broken     none is begun; which part of the last one is    the error, once
+           on the disk is unknown
 =========  ==============================================  ==========================================
 
 :data:`TRANSITIONS` holds everything that decides what may happen next. A write is begun only in a state with
-a transition for :attr:`DiskEvent.BEGIN`, and only a write that is stored lets what waits for it go on: so
-nothing that depends on a write (a vote, an acknowledgement, an answer) leaves in another way."""
+a transition for :attr:`DiskEvent.BEGIN`, and the callback of a write is called only after it is stored. So
+nothing that depends on a write (a vote, an acknowledgement, an answer) is sent before."""
 
 from __future__ import annotations
 
@@ -55,17 +57,17 @@ class DiskState(enum.StrEnum):
 
 class DiskEvent(enum.StrEnum):
     BEGIN = "begin"
-    """A write, or the question for room, is given to the store."""
+    """A write, perhaps the empty one that asks for room, is given to the store."""
     STORED = "stored"
-    """It is durable, and there is room for more."""
+    """The write is durable, and there is room for more."""
     STORED_LAST = "stored last"
-    """It is durable, and there is no room for more."""
+    """The write is durable, and there is no room for more."""
     REFUSE = "refuse"
-    """There was no room: nothing of it is there."""
+    """There was no room: no part of the write is on the disk."""
     FAIL = "fail"
-    """Nobody knows what of it is there."""
+    """The write failed; which part of it is on the disk is unknown."""
     RETRY = "retry"
-    """It is time to give a refused write again."""
+    """The pause is over, and a refused write is to be repeated."""
     CLOSE = "close"
 
 
@@ -96,26 +98,25 @@ TRANSITIONS: Mapping[tuple[DiskState, DiskEvent], DiskState] = {
     (_S.CLOSED, _E.CLOSE): _S.CLOSED,
     (_S.BROKEN, _E.CLOSE): _S.BROKEN,
 }
-"""An event that has no transition in a state cannot happen in it."""
+"""The transitions. An event without a transition in a state cannot happen in that state."""
 
 WITHOUT_ROOM = frozenset({_S.FULL, _S.TRYING, _S.REFUSED})
 WITH_ROOM = frozenset({_S.IDLE, _S.WRITING})
 
 
 def after(state: DiskState, event: DiskEvent) -> DiskState:
-    """Raises InvariantViolation for an event that cannot happen in ``state``."""
+    """The state after ``event`` in ``state``. Raises InvariantViolation if the event cannot happen there."""
     invariant((state, event) in TRANSITIONS, f"a disk that is {state} cannot {event}")
     return TRANSITIONS[state, event]
 
 
 class Store(Protocol[W_contra]):
     def write(self, writes: Sequence[W_contra]) -> asyncio.Future[bool]:
-        """Carry out ``writes`` in order, all or none; done once they are durable. One call at a time.
+        """Carry out ``writes`` in order, all or none. Done once they are durable. One call at a time.
 
-        The result is whether there is room for more; an empty call asks again. ``StoreFull``: nothing of it
-        is there, and it may be given again. Any other error: nobody knows, and only opening the store anew
-        helps.
-        """
+        The result is whether there is room for more; a call without writes only asks for it. ``StoreFull``:
+        no part of the writes is on the disk, and the call may be repeated. Any other error: which part is on
+        the disk is unknown, and the store has to be opened again."""
         ...
 
 
@@ -128,9 +129,11 @@ class _Job(Generic[W]):
 
 
 class GroupCommit(Generic[W]):
-    """``on_full`` is told True when there is no room any more, False when there is some again; ``on_broken``
-    once, after which nothing is written. ``on_stored`` is called after each batch, when all that waited for
-    it has been called."""
+    """Stores writes in batches.
+
+    ``on_full`` is called with True when there is no longer room, with False when there is room again.
+    ``on_broken`` is called once with the error; nothing is written afterwards. ``on_stored`` is called after
+    each batch, after the callbacks of its writes."""
 
     def __init__(
         self,
@@ -147,7 +150,7 @@ class GroupCommit(Generic[W]):
         self._loop = asyncio.get_running_loop()
         self._waiting: list[_Job[W]] = []
         self._timer: asyncio.TimerHandle | None = None
-        """Ends the time in ``full`` or ``refused``."""
+        """Ends the pause in ``full`` or ``refused``."""
 
     @property
     def full(self) -> bool:
@@ -161,17 +164,18 @@ class GroupCommit(Generic[W]):
         refused: Callable[[BaseException], None] | None = None,
         first: bool = False,
     ) -> None:
-        """``then`` is called once ``write`` and all before it are durable; None writes nothing. Begun by the
-        next :meth:`flush`.
+        """Queue ``write``; :meth:`flush` begins it. ``then`` is called once ``write`` and all writes before
+        it are durable; with ``write`` None nothing is written for it.
 
-        With ``refused``, nothing that is given later depends on ``write``: if there is no room it is left
-        out, and ``refused`` called instead; also if the disk breaks. Without it, it is given to the store
-        again until there is room. ``first``: before all that waits, and in no batch with other writes."""
+        ``refused`` may be given if no later write depends on ``write``. If there is no room, ``write`` is
+        then left out and ``refused`` called instead of ``then``; so also if the disk breaks. Without
+        ``refused`` the write is repeated until there is room. ``first``: before all waiting writes, in a
+        batch of its own (without other writes)."""
         job = _Job(write, then, refused, first)
         self._waiting.insert(0 if first else len(self._waiting), job)
 
     def flush(self) -> None:
-        """Begin to store what waits, if that can be begun now."""
+        """Begin to store the waiting writes, if the state allows it."""
         if self._waiting and (self.state, DiskEvent.BEGIN) in TRANSITIONS:
             batch = self._next()
             writes = [job.write for job in batch if job.write is not None]
@@ -181,7 +185,7 @@ class GroupCommit(Generic[W]):
                 self._call(batch)
 
     def _next(self) -> list[_Job[W]]:
-        """What is stored together: all that waits, or the write that is to be stored alone."""
+        """The next batch: all waiting writes, or the one that is to be stored alone."""
         end = 1 if self._waiting[0].first else len(self._waiting)
         batch, self._waiting = self._waiting[:end], self._waiting[end:]
         return batch
@@ -191,7 +195,7 @@ class GroupCommit(Generic[W]):
         self._store.write(writes).add_done_callback(lambda future: self._ended(batch, future))
 
     def _ended(self, batch: list[_Job[W]], future: asyncio.Future[bool]) -> None:
-        if future.cancelled():  # the loop is ending
+        if future.cancelled():  # the event loop is ending
             return
         error = future.exception()
         if isinstance(error, StoreFull):
@@ -210,7 +214,8 @@ class GroupCommit(Generic[W]):
         self._on_stored()
 
     def _leave_out(self, batch: list[_Job[W]], error: StoreFull) -> None:
-        """There was no room for ``batch``: without what can be left out it is tried at once, else later."""
+        """Handle a lack of room for ``batch``. Writes with ``refused`` are left out. If there are such
+        writes, the rest is repeated immediately, otherwise after a pause."""
         left = [job for job in batch if job.refused is None]
         self._waiting = [*left, *self._waiting]
         self._enter(DiskEvent.REFUSE, retry_s=0 if len(left) < len(batch) else RETRY_S)
@@ -219,14 +224,14 @@ class GroupCommit(Generic[W]):
                 job.refused(error)
 
     def refuse_waiting(self, error: BaseException, first: Sequence[_Job[W]] = ()) -> None:
-        """Nothing that waits is stored any more: those who can be told are told ``error``."""
+        """Drop all waiting writes, and call their ``refused``, if they have one, with ``error``."""
         jobs, self._waiting = [*first, *self._waiting], []
         for job in jobs:
             if job.refused is not None:
                 job.refused(error)
 
     def _retry(self) -> None:
-        """Give a refused write again; else ask whether there is room."""
+        """Repeat a refused write; in state ``full`` ask for room by an empty write."""
         self._timer = None
         if self.state is DiskState.REFUSED:
             self._enter(DiskEvent.RETRY)
@@ -235,8 +240,8 @@ class GroupCommit(Generic[W]):
             self._begin([], ())
 
     async def drained(self) -> None:
-        """Return once all that was given is stored or refused."""
-        if self.state not in WITH_ROOM | WITHOUT_ROOM:  # nothing more is stored
+        """Return once all queued writes are stored or refused."""
+        if self.state not in WITH_ROOM | WITHOUT_ROOM:  # no write is stored in these states
             return
         reached: asyncio.Future[None] = self._loop.create_future()
         self.give(None, lambda: reached.set_result(None), refused=lambda _: reached.set_result(None))
@@ -244,7 +249,7 @@ class GroupCommit(Generic[W]):
         await reached
 
     def close(self) -> None:
-        """Begin nothing any more. What is under way is ended. May be repeated."""
+        """Begin no further write. A write that is under way ends. May be repeated."""
         self._enter(DiskEvent.CLOSE)
 
     def _enter(self, event: DiskEvent, *, retry_s: float = RETRY_S) -> None:
@@ -261,26 +266,26 @@ class GroupCommit(Generic[W]):
 
 
 class WriterThread:
-    """One thread that does what it is given, in order, and tells the event loop in which it was made.
+    """One thread that runs jobs in order and reports their results to the event loop that made it.
 
-    As ``ThreadPoolExecutor(1)``, with less on the way there and back: one decision at a time waits for it."""
+    Like ``ThreadPoolExecutor(1)``, with less overhead per job: each decision waits for one."""
 
     def __init__(self, name: str) -> None:
         self.ended = False
-        """Whether it is given nothing any more."""
+        """Whether :meth:`end` was called: no further jobs are accepted."""
         self._loop = asyncio.get_running_loop()
         self._jobs: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
         # A daemon: a disk that hangs for ever must not keep the process from ending.
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def do(self, job: Callable[[], T]) -> asyncio.Future[T]:
-        """The result of ``job``, or what it raised."""
+        """Run ``job`` in the thread. The future has its result or its exception."""
         answer: asyncio.Future[T] = self._loop.create_future()
         self._jobs.put((job, answer))
         return answer
 
     def end(self) -> None:
-        """After all that was given."""
+        """End the thread after all queued jobs."""
         self.ended = True
         self._jobs.put(None)
 
@@ -291,15 +296,15 @@ class WriterThread:
             error: BaseException | None = None
             try:
                 result = job()
-            except BaseException as raised:  # noqa: BLE001 - whatever it is belongs to who waits for it
+            except BaseException as raised:  # noqa: BLE001 - passed on to the waiting caller
                 error = raised
-            with contextlib.suppress(RuntimeError):  # the loop was closed without waiting for this
-                self._loop.call_soon_threadsafe(_tell, answer, result, error)
+            with contextlib.suppress(RuntimeError):  # the event loop was closed before the job ended
+                self._loop.call_soon_threadsafe(_resolve, answer, result, error)
             del given, job, answer, result, error
 
 
-def _tell(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if answer.done():  # whoever waited was cancelled
+def _resolve(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if answer.done():  # the waiting caller was cancelled
         return
     if error is not None:
         answer.set_exception(error)

@@ -1,9 +1,9 @@
-"""Finished transactions on their way from the state machine into the store of history, and what a reader of
-history sees meanwhile.
+"""Finished transactions that have left the state machine and are not yet in the store of history, and the
+view of history that readers have meanwhile.
 
-A record is in the machine until it is finished, then here, and then in the store. It leaves this place after
-it is stored: a reader that looks here first and in the store then finds it once or twice, and never not at
-all."""
+A record is in the machine until the transaction is finished, then here, and then in the store. It is removed
+from here only after it is stored. So a reader that looks here first and then in the store finds it once or
+twice, and never misses it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from undoubt.coordinator.ledger.machine import Machine
 from undoubt.participants.ids import TxId
 
 ReadPage = Callable[[int, DecisionRecord | None], Awaitable[Sequence[DecisionRecord]]]
-"""Of the store: so many records, the newest first, older than that one."""
+"""Reads the store: at most so many records, newest first, older than the given record."""
 
 
 class RecentHistory:
-    """What ``machine`` has finished, and the store may not have yet."""
+    """The transactions that ``machine`` has finished and the store may not have yet."""
 
     def __init__(self, machine: Machine) -> None:
         self.unwritten: dict[TxId, DecisionRecord] = {}
-        """Taken from the machine, and not given to the store."""
+        """Records that were taken from the machine and not yet given to the store."""
         self._machine = machine
         self._being_written: dict[TxId, DecisionRecord] = {}
 
@@ -31,7 +31,7 @@ class RecentHistory:
         return self.unwritten | self._being_written
 
     def begin(self) -> tuple[DecisionRecord, ...]:
-        """All that is to be stored now; afterwards :meth:`stored` or :meth:`not_stored`."""
+        """The records to store now. The caller then calls :meth:`stored` or :meth:`not_stored`."""
         self._collect()
         records, self.unwritten = self.unwritten, {}
         self._being_written |= records
@@ -42,14 +42,14 @@ class RecentHistory:
             self._being_written.pop(record.txid, None)
 
     def not_stored(self, records: Iterable[DecisionRecord]) -> None:
-        """The store had no room for them."""
+        """Take back ``records``, for which the store had no room."""
         for record in records:
             self.unwritten[record.txid] = self._being_written.pop(record.txid, record)
 
     async def page(
         self, limit: int, before: DecisionRecord | None, stored: ReadPage
     ) -> Sequence[DecisionRecord]:
-        """As the store's page, with what it may not have yet."""
+        """A page of the store, merged with the records that the store may not have yet."""
         merged = {
             txid: record
             for txid, record in self.recent().items()

@@ -1,9 +1,9 @@
-"""When sessions run out, by the monotonic clock of whoever may say so.
+"""Computes when sessions expire, by the monotonic clock of the process that owns or leads the ledger.
 
-Not part of the ledger's state: a clock decides nothing there. The one process that owns or leads the ledger
-keeps this beside the machine, and turns what is due into ``ExpireSession`` commands. Whoever takes over
-starts with a full lifetime for every session (Gray and Cheriton, *Leases*, 1989, §2).
-"""
+Deadlines are not part of the ledger's state, in which no clock may decide anything. The one process that owns
+or leads the ledger keeps them beside the machine, and proposes an ``ExpireSession`` command for each session
+that is due. A new owner or leader begins with a full lifetime for each session (Gray and Cheriton, *Leases*,
+1989, §2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from undoubt.coordinator.ledger.contract import SessionInfo, SessionState
 
 
 class Leases:
-    """Deadlines of open sessions. Times are seconds of one monotonic clock."""
+    """The deadlines of open sessions. Times are in seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self._deadlines: dict[int, float] = {}
@@ -22,12 +22,14 @@ class Leases:
         self._deadlines[session] = now + ttl_s
 
     def postpone(self, seconds: float) -> None:
-        """Whoever keeps this has slept for so long: renewals may have come in that it has not seen."""
+        """Move all deadlines by ``seconds``, after this process was stopped for so long: renewals may have
+        arrived that it has not read."""
         for session in self._deadlines:
             self._deadlines[session] += seconds
 
     def due(self, sessions: Iterable[SessionInfo], now: float) -> list[int]:
-        """Open sessions that were not renewed in time. One never seen before begins its lifetime now."""
+        """The open sessions that were not renewed in time. The lifetime of a session that is new here begins
+        now."""
         open_now = {session.id: session for session in sessions if session.state is SessionState.OPEN}
         for gone in self._deadlines.keys() - open_now.keys():
             del self._deadlines[gone]
@@ -36,6 +38,6 @@ class Leases:
         return sorted(number for number in self._deadlines if self.is_due(number, now))
 
     def is_due(self, session: int, now: float) -> bool:
-        """It was not renewed in time, nor since."""
+        """Whether ``session`` was not renewed before its deadline, nor since."""
         deadline = self._deadlines.get(session)
         return deadline is not None and deadline < now

@@ -1,10 +1,12 @@
-"""The ledger's state machine: commands in, results out; equal commands give equal states on every machine.
+"""The ledger's state machine: it applies commands and returns results. Equal commands give equal states on
+all machines.
 
-No clock, no random, no IO. ``apply`` changes the state and returns what the caller gets, an exception as a
-value where the answer is an error. The queries only read. ``snapshot`` and ``restore`` move the whole state.
+It has no clock, no randomness and no IO. ``apply`` changes the state and returns the result for the caller;
+an error is returned as an exception object. Queries only read. ``snapshot`` and ``restore`` encode and decode
+the whole state.
 
-Finished decisions shrink to a range of sequence numbers and four bytes each, so that a million of them cost
-a few megabytes; their details leave through ``drain_history``.
+Of a finished decision the state keeps a sequence number in a range, and four bytes, so that a million of them
+take a few megabytes; their details leave through ``drain_history``.
 """
 
 from __future__ import annotations
@@ -55,13 +57,13 @@ from undoubt.participants.invariant import invariant
 
 
 def fingerprint(branches: Iterable[BranchRecord]) -> int:
-    """32 bits of a list of branches, by number and participant; never 0."""
+    """A 32-bit hash of a list of branches, of their numbers and participants; never 0."""
     text = "\n".join(f"{branch.number}:{branch.participant}" for branch in sorted_branches(branches))
     return zlib.crc32(text.encode()) or 1
 
 
 class Machine:
-    """See the module."""
+    """The state of one ledger, with the commands that change it and the queries that read it."""
 
     def __init__(self, ledger_id: str) -> None:
         self.state = LedgerState(ledger_id=ledger_id)
@@ -72,8 +74,9 @@ class Machine:
     def apply(self, command: Command) -> object:  # noqa: PLR0911, PLR0912 - one line per kind of command
         """Carry out one command. Returns its result; an exception is returned, not raised.
 
-        All of the command is judged first, by the rules that the log has agreed on: what is refused has
-        changed nothing. An exception that is raised is a bug, and nothing may be answered from this state."""
+        The whole command is checked first, by the rules that the log has agreed on: a refused command has
+        changed nothing. An exception that is raised is a bug; afterwards nothing may be answered from this
+        state."""
         if self.state.rules and (refused := refusal(command, self.state)) is not None:
             return refused
         match command:
@@ -112,7 +115,8 @@ class Machine:
         return None
 
     def _open(self, command: OpenSession) -> Session:
-        """The nonce names the request as well: asked again, because an answer was lost, it opens no other."""
+        """Open a session. The nonce also identifies the request: if it is repeated because an answer was
+        lost, no second session is opened."""
         for book in reversed(self.state.sessions.values()):
             if book.nonce == command.nonce:
                 return book.session()
@@ -135,7 +139,7 @@ class Machine:
         if book is None or book.state is not SessionState.OPEN:
             return SessionLost(f"session {command.session} was closed or has expired")
         book.floor = max(book.floor, command.floor)
-        self._pardon(book)
+        self._drop_doomed(book)
         return None
 
     def _close(self, session: int, nonce: str | None, state: SessionState) -> bool:
@@ -144,7 +148,7 @@ class Machine:
             return False
         book.state = state
         book.closed_ms = self.state.time_ms
-        self._pardon(book)
+        self._drop_doomed(book)
         return True
 
     def _doom(self, command: Doom) -> None:
@@ -154,8 +158,8 @@ class Machine:
         if book is not None and undecided and self._recorded(book, txid) is None:
             self.state.doomed.setdefault(txid, command.cause)
 
-    def _pardon(self, book: SessionBook) -> None:
-        """Nobody asks any more why a transaction that is over was aborted."""
+    def _drop_doomed(self, book: SessionBook) -> None:
+        """Drop the causes of transactions that can no longer be undecided."""
         if self.state.doomed:
             over = book.state is not SessionState.OPEN
             self.state.doomed = {
@@ -168,7 +172,7 @@ class Machine:
         txid = command.txid
         book = self._book(txid.session, txid.nonce)
         if book is None:
-            return OutcomeUnknown(txid, "the ledger does not know its session (any more)")
+            return OutcomeUnknown(txid, "the ledger does not know its session, or has dropped it")
         recorded = self._recorded(book, txid)
         if recorded is not None:
             return self._compare(book, command, recorded)
@@ -213,7 +217,7 @@ class Machine:
         given = labels(command.branches)
         known = ["finished"] if record is None else labels(record.branches)
         if record is None and book.fingerprint(command.txid.seq) == fingerprint(command.branches):
-            known = given  # all that is left of a finished one's list
+            known = given  # the fingerprint is all that is kept of a finished transaction's list
         same = agrees(command.decision, given, recorded, known)
         return recorded if same else BranchListMismatch(command.txid, known, given)
 
@@ -223,7 +227,7 @@ class Machine:
             if record is None:
                 continue
             book = self.state.sessions.get(txid.session)
-            invariant(book is not None, f"{txid} is unfinished, and its session is not there")
+            invariant(book is not None, f"{txid} is unfinished, and its session is missing")
             if book is not None:
                 book.finish(txid.seq, record.decision, fingerprint(record.branches))
             self._history.append(record)
@@ -251,8 +255,8 @@ class Machine:
             del acts[next(iter(acts))]
 
     def cut_off_acts(self, result: str) -> None:
-        """Say of every act that has not ended what is known of its end. While the state is made, before it
-        is anybody's: no command does it."""
+        """Set ``result`` for all acts that have none. Only for a state that is being made from a backup and
+        is not in use yet: the change is not a command."""
         for act in self.state.acts.values():
             if not act.result:
                 self.state.acts[act.id] = msgspec.structs.replace(act, result=result)
@@ -268,7 +272,7 @@ class Machine:
         return True
 
     def _advance(self, command: AdvanceTime) -> list[int]:
-        """Returns the numbers of the sessions that were dropped."""
+        """Advance ledger time, and drop old sessions; returns the numbers of the dropped sessions."""
         self.state.time_ms += max(command.elapsed_ms, 0)
         held = {txid.session for txid in (*self.state.unfinished, *self.state.precommitted)}
         held |= {
@@ -295,24 +299,24 @@ class Machine:
         self.state.incarnation += 1
         self.state.next_session = max(self.state.next_session, command.issued + 1) + command.session_skip
         for book in self.state.sessions.values():
-            book.acceptors = ()  # what these had accepted is not part of a backup: nobody can speak for them
+            book.acceptors = ()  # a backup does not contain what the acceptors had accepted
             if book.state is SessionState.OPEN:
                 book.state = SessionState.RESTORED
                 book.closed_ms = self.state.time_ms
-                self._pardon(book)
+                self._drop_doomed(book)
         return self.state.incarnation
 
     # Queries.
 
     def verdict(self, txid: TxId, protocol: Protocol | None) -> Verdict:
-        """For recovery, about a transaction with a prepared branch."""
+        """The verdict for recovery on a transaction with a prepared branch."""
         book = self._book(txid.session, txid.nonce)
         if book is None:
             return verdict_of(None, None, 0, txid.seq, protocol)
         return verdict_of(self._recorded(book, txid), book.state, book.floor, txid.seq, protocol)
 
     def record(self, txid: TxId) -> RecordedDecision:
-        """For callers: only what is written down."""
+        """The answer for callers: only a recorded decision."""
         book = self._book(txid.session, txid.nonce)
         recorded = None if book is None else self._recorded(book, txid)
         return RecordedDecision.NOT_RECORDED if recorded is None else RecordedDecision(str(recorded))
@@ -321,7 +325,8 @@ class Machine:
         return list(self.state.unfinished.values())
 
     def precommitted(self, txid: TxId) -> PrecommitRecord | None:
-        """What is known of an undecided transaction all of whose branches had voted PREPARED."""
+        """The record of an undecided transaction all of whose branches have voted PREPARED; None if there is
+        none."""
         return self.state.precommitted.get(txid)
 
     def heuristics(self, *, include_forgotten: bool) -> list[Heuristic]:
@@ -329,7 +334,7 @@ class Machine:
         return [heuristic for heuristic in known if include_forgotten or not heuristic.forgotten]
 
     def acts(self, limit: int) -> list[Act]:
-        """The newest first."""
+        """At most ``limit`` acts, newest first."""
         return list(reversed(self.state.acts.values()))[:limit]
 
     def session_infos(self) -> list[SessionInfo]:
@@ -337,11 +342,11 @@ class Machine:
 
     @property
     def history_waiting(self) -> int:
-        """Records that :meth:`drain_history` would give."""
+        """The number of records that :meth:`drain_history` would return."""
         return len(self._history)
 
     def drain_history(self) -> Sequence[DecisionRecord]:
-        """Finished records since the last call, for a store outside of the snapshot."""
+        """The records that were finished since the last call, for a store outside the snapshot."""
         drained, self._history = self._history, []
         return drained
 

@@ -1,4 +1,6 @@
-"""What an operator does with a ledger: create, upgrade, check. A SQLite one must not be in use meanwhile."""
+"""The maintenance of a ledger by an operator: create, upgrade, check, back up, restore, export the secret.
+
+A SQLite ledger must not be in use while it is upgraded, checked or restored."""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ T = TypeVar("T")
 
 
 async def init(settings: LedgerSettings, *, note: str = "", verb: str = "ledger init") -> LedgerInfo:
-    """Create the ledger, or find it created; what it is. That it was created is recorded, as ``verb``. Raises
-    ``LedgerError``, ``LedgerMissing`` where something shows that there was one."""
+    """Create the ledger if it does not exist; returns its description. The creation is recorded as an act
+    with ``verb``. Raises ``LedgerError``, and ``LedgerMissing`` if something shows that a ledger was there
+    before."""
     made = False
     match urls.backend_of(settings.url):
         case urls.POSTGRES:
@@ -37,7 +40,7 @@ async def init(settings: LedgerSettings, *, note: str = "", verb: str = "ledger 
             with usable(path):
                 made = former.is_empty(path)
         case _:
-            pass  # `undoubt cluster init` made it
+            pass  # made by `undoubt cluster init`
     ledger = await urls.open_ledger(settings, create=True)
     try:
         if made:
@@ -48,9 +51,9 @@ async def init(settings: LedgerSettings, *, note: str = "", verb: str = "ledger 
 
 
 async def put_aside(settings: LedgerSettings) -> str | None:
-    """Rename what is left of a SQLite ledger whose file is gone or has no tables, so that a new one can be
-    made there; under which name it is kept. Raises ``UsageError`` where a ledger is, ``LedgerLocked``,
-    ``LedgerUnusable``."""
+    """Rename the remaining files of a SQLite ledger whose file is missing or has no tables, so that a new
+    ledger can be made there. Returns the new name, if there was a file to keep. Raises ``UsageError`` if
+    there is a ledger, ``LedgerLocked``, ``LedgerUnusable``."""
     _only_sqlite(settings, "is made in its database", "`undoubt cluster init`")
     return await asyncio.to_thread(
         _alone, urls.sqlite_path(settings.url).resolve(), _put_aside, must_exist=False
@@ -66,8 +69,8 @@ def _put_aside(path: Path) -> str | None:
 
 
 async def export_secret(settings: LedgerSettings, path: Path, *, note: str = "") -> None:
-    """Write the secret of a ledger to ``path``, for the day on which the ledger is lost; recorded. Raises
-    ``UsageError``, ``LedgerLocked`` while another process owns a SQLite ledger, ``LedgerError``."""
+    """Write the secret of a ledger to ``path``, for use if the ledger is lost; recorded as an act. Raises
+    ``UsageError``, ``LedgerLocked`` if another process owns the SQLite ledger, ``LedgerError``."""
     ledger = await urls.open_ledger(settings)
     try:
         match ledger:
@@ -86,7 +89,7 @@ async def export_secret(settings: LedgerSettings, path: Path, *, note: str = "")
 
 
 async def is_missing(settings: LedgerSettings) -> bool:
-    """Whether there is no ledger at that URL. Raises ``LedgerError`` if one cannot be opened."""
+    """Whether there is no ledger at the URL. Raises ``LedgerError`` if there is one that cannot be opened."""
     try:
         ledger = await urls.open_ledger(settings)
     except LedgerMissing:
@@ -96,9 +99,9 @@ async def is_missing(settings: LedgerSettings) -> bool:
 
 
 async def migrate(settings: LedgerSettings, *, note: str = "") -> list[str]:
-    """Bring the tables to this version; the revisions that were applied, oldest first. Recorded afterwards:
-    before, there may be no room for it. Raises ``LedgerLocked`` while any process has a SQLite ledger open,
-    ``LedgerMissing`` and ``LedgerUnusable``."""
+    """Bring the tables to this version; returns the applied revisions, oldest first. The act is recorded
+    afterwards: older tables may have no column or table for it. Raises ``LedgerLocked`` if any process has
+    the SQLite ledger open, ``LedgerMissing`` and ``LedgerUnusable``."""
     _no_cluster(settings, "brings its nodes up to date by itself")
     if urls.backend_of(settings.url) == urls.POSTGRES:
         applied = await tables.migrate(settings)
@@ -118,8 +121,8 @@ async def _record(settings: LedgerSettings, act: Act) -> None:
 
 
 async def backup(settings: LedgerSettings, path: Path, *, note: str = "") -> int:
-    """Write everything that is recorded to ``path``, absolute, also while the ledger is in use; the size in
-    bytes. A SQLite ledger only. Raises ``UsageError``, ``LedgerError``."""
+    """Write a backup of a SQLite ledger to the absolute ``path``, also while the ledger is in use; returns
+    its size in bytes. Raises ``UsageError``, also for other ledgers, and ``LedgerError``."""
     _only_sqlite(
         settings, "is backed up with its database, by pg_dump or a base backup", "`undoubt cluster backup`"
     )
@@ -132,10 +135,10 @@ async def backup(settings: LedgerSettings, path: Path, *, note: str = "") -> int
 
 
 async def restore(settings: LedgerSettings, file: Path | None, *, note: str = "") -> RestoredLedger:
-    """Make a SQLite ledger anew from the backup ``file``, or believe its file as it is; a new incarnation
-    begins. Raises ``UsageError``, ``LedgerLocked`` while any process has it open, ``LedgerUnusable``,
-    ``LedgerMissing``."""
-    _only_sqlite(settings, "notices by itself that it was restored", "`undoubt cluster restore`")
+    """Restore a SQLite ledger from the backup ``file``, or, with None, accept the ledger's file as it is; a
+    new incarnation begins. Raises ``UsageError``, ``LedgerLocked`` if any process has the ledger open,
+    ``LedgerUnusable``, ``LedgerMissing``."""
+    _only_sqlite(settings, "detects by itself that it was restored", "`undoubt cluster restore`")
     path = urls.sqlite_file(settings.url)
     act = new_act("ledger restore", file or "the file as it is", note, result=DONE)
 
@@ -147,7 +150,7 @@ async def restore(settings: LedgerSettings, file: Path | None, *, note: str = ""
 
 def _no_cluster(settings: LedgerSettings, instead: str) -> None:
     if urls.backend_of(settings.url) == urls.RAFT:
-        raise UsageError(f"the ledger is a cluster's, which {instead}")
+        raise UsageError(f"the ledger is kept by a cluster, which {instead}")
 
 
 def _only_sqlite(settings: LedgerSettings, postgres: str, cluster: str) -> None:
@@ -157,14 +160,14 @@ def _only_sqlite(settings: LedgerSettings, postgres: str, cluster: str) -> None:
         case urls.POSTGRES:
             raise UsageError(f"a PostgreSQL ledger {postgres}")
         case _:
-            raise UsageError(f"the ledger is a cluster's: {cluster}")
+            raise UsageError(f"the ledger is kept by a cluster: {cluster}")
 
 
 async def check(settings: LedgerSettings) -> list[str]:
-    """Read the whole of a SQLite ledger and verify every checksum, or look over the rows and the server of a
-    PostgreSQL one: what is wrong, empty if nothing is. Changes nothing. Raises ``LedgerLocked`` while any
-    process has a SQLite ledger open, ``LedgerMissing`` and ``LedgerUnavailable``."""
-    _no_cluster(settings, "is looked over by `undoubt cluster status` and `undoubt doctor`")
+    """Read a whole SQLite ledger and verify all checksums, or check the rows and the server of a PostgreSQL
+    ledger. Returns the problems found. Changes nothing. Raises ``LedgerLocked`` if any process has the SQLite
+    ledger open, ``LedgerMissing`` and ``LedgerUnavailable``."""
+    _no_cluster(settings, "is checked by `undoubt cluster status` and `undoubt doctor`")
     if urls.backend_of(settings.url) == urls.POSTGRES:
         return await tables.problems(settings)
     return await asyncio.to_thread(_alone, urls.sqlite_file(settings.url), _check)

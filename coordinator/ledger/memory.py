@@ -1,4 +1,4 @@
-"""A ledger that forgets everything with its process: for tests of what stands on a ledger."""
+"""A ledger that is lost with its process: for tests of code that uses a ledger."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from undoubt.participants.ids import TxId, new_ledger_id
 
 
 class MemoryLedger(StateMachineLedger):
-    """Time stands still unless ``elapse`` moves it. ``down``: while set, commands raise it."""
+    """A ledger in memory. Its time advances only by ``elapse``. If ``down`` is set, commands raise it."""
 
     backend = "memory"
 
@@ -33,19 +33,19 @@ class MemoryLedger(StateMachineLedger):
         self.machine.apply(Judge(RULES))
 
     async def elapse(self, seconds: float) -> None:
-        """Let time pass: sessions that are not renewed expire, old ones are dropped."""
+        """Advance time by ``seconds``: sessions that are not renewed expire, old sessions are dropped."""
         self._leases.due(self.machine.session_infos(), self.now_s)
         self.now_s += seconds
         await self.expire_due()
         await self.advance_time()
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to release."""
 
     async def propose(self, command: Command) -> Any:
         if self.down is not None:
             raise self.down
-        durable = decode(encode(command))  # what another backend would read back from its log
+        durable = decode(encode(command))  # the command as another backend would read it from its log
         self.commands.append(durable)
         result = self.machine.apply(durable)
         for record in self.machine.drain_history():

@@ -1,4 +1,4 @@
-"""Pages of unfinished decisions: what is asked in pieces, so that no answer is as large as a ledger.
+"""Pages of unfinished decisions: they are read in parts, so that no answer is as large as the ledger.
 
 ::
 
@@ -15,13 +15,13 @@ from undoubt.coordinator.ledger.contract import DecisionRecord, Ledger
 from undoubt.participants.ids import TxId
 
 BRANCHES_MAX = 10_000
-"""A page ends behind the record with which its branches are as many: however large its records are, it fits
-into a frame."""
+"""A page ends after the record with which it has so many branches: it fits into a frame, however large its
+records are."""
 
 
 async def every_unfinished(ledger: Ledger) -> AsyncIterator[DecisionRecord]:
-    """All that was unfinished when the first page was read, and is when its own page is. Raises
-    ``LedgerError``."""
+    """The records that were unfinished when the first page was read and still are when their own page is
+    read. Raises ``LedgerError``."""
     after: TxId | None = None
     while page := await ledger.unfinished(after=after):
         for record in page:
@@ -30,7 +30,7 @@ async def every_unfinished(ledger: Ledger) -> AsyncIterator[DecisionRecord]:
 
 
 class Pages:
-    """Of what one process keeps. The ids are sorted once for a reader that begins, not for every page."""
+    """Computes pages of records in memory. The ids are sorted once for each new reader, not for each page."""
 
     def __init__(self) -> None:
         self._sorted: list[TxId] = []
@@ -38,9 +38,9 @@ class Pages:
     def page(
         self, unfinished: Mapping[TxId, DecisionRecord], after: TxId | None, limit: int
     ) -> list[DecisionRecord]:
-        """Of ``unfinished``, in ascending order, at most ``limit`` behind ``after``. Several readers share
-        the ids: one that began earlier meets those of one that began later, which lack only what is
-        finished."""
+        """At most ``limit`` records of ``unfinished`` after ``after``, in ascending order. Concurrent readers
+        share the sorted ids: an earlier reader may get the ids of a later one, from which only finished
+        transactions are missing."""
         if after is None or not self._sorted:
             self._sorted = sorted(unfinished)
         found: list[DecisionRecord] = []
@@ -59,7 +59,8 @@ class Pages:
 
 
 def behind(records: Sequence[DecisionRecord], after: TxId | None) -> list[DecisionRecord]:
-    """Of all unfinished ones, as a process of version 0.1.0 tells them."""
+    """The records after ``after``, sorted by id. ``records`` are all unfinished ones, as a process of version
+    0.1.0 returns them."""
     return sorted(
         (record for record in records if after is None or record.txid > after), key=lambda record: record.txid
     )

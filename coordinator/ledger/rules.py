@@ -1,11 +1,11 @@
-"""The rules of every backend: which names a ledger has given, and what it may answer, from what is recorded.
+"""The rules of all backends: which names a ledger has given, and the answers that follow from the records.
 
-A session's key is HMAC-SHA256(secret, session id and nonce). It is given to the process that opened the
-session and to nobody else; the ledger derives it again to verify a tag. So the ledger stores one secret and
-no keys, and knows its own names even of sessions that it has dropped.
+A session's key is HMAC-SHA256(secret, session id and nonce). Only the process that opened the session gets
+it; the ledger derives it again to verify a tag. So the ledger stores one secret and no keys, and recognizes
+its own names even of sessions that it has dropped.
 
-Of decisions: ``state`` and ``floor`` are of the transaction's session; ``recorded`` is its decision, None
-without one.
+Arguments: ``state`` and ``floor`` are those of the transaction's session; ``recorded`` is the transaction's
+decision, None if there is none.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ def sorted_branches(branches: Iterable[BranchRecord]) -> list[BranchRecord]:
 
 
 def labels(branches: Iterable[BranchRecord]) -> list[str]:
-    """A list of branches as it is compared: by number and participant."""
+    """A list of branches in the form in which lists are compared: number and participant."""
     return [f"{branch.number}:{branch.participant}" for branch in sorted_branches(branches)]
 
 
 def agrees(asked: Decision, given: Sequence[str], recorded: Decision, known: Sequence[str]) -> bool:
-    """Whether ``recorded``, with the branches ``known``, answers who asks with the branches ``given``.
+    """Whether ``recorded``, with the branches ``known``, may be answered to a caller with the branches
+    ``given``.
 
-    ABORT is answered whatever list is given: whoever recorded it may have known only some branches, and it
-    can never mislead into a commit. Who asks for ABORT may know only some.
+    A recorded ABORT is answered for any list: it may have been recorded by a process that knew only some
+    branches, and it can never cause a commit. A caller that asks for ABORT may know only some branches.
     """
     if recorded is Decision.ABORT:
         return True
@@ -50,8 +51,8 @@ def agrees(asked: Decision, given: Sequence[str], recorded: Decision, known: Seq
 def verdict_of(  # noqa: PLR0911 - one line per rule
     recorded: Decision | None, state: SessionState | None, floor: int, seq: int, protocol: Protocol | None
 ) -> Verdict:
-    """For recovery, about a transaction with a prepared branch. ``state`` is None for a session that is not
-    there (any more), or has another nonce."""
+    """The verdict for recovery on a transaction with a prepared branch. ``state`` is None if the session does
+    not exist, was dropped, or has another nonce."""
     if state is None:
         return Verdict.ASK_PROTOCOL if protocol in TERMINATES_BY_ITSELF else Verdict.FORGOTTEN
     if recorded is not None:
@@ -59,7 +60,8 @@ def verdict_of(  # noqa: PLR0911 - one line per rule
     if protocol in TERMINATES_BY_ITSELF:
         return Verdict.ASK_PROTOCOL
     if seq < floor:
-        # Of a restored session too: nothing there was undecided at the backup, nor can it have been since.
+        # Also for a restored session: below the floor nothing was undecided at the backup, nor has been
+        # since.
         return Verdict.ABORTED
     match state:
         case SessionState.OPEN:
@@ -73,7 +75,7 @@ def verdict_of(  # noqa: PLR0911 - one line per rule
 # Names.
 
 KEYS_MAX = 4_096
-"""Sessions whose keys are remembered."""
+"""Most sessions whose derived keys are cached."""
 
 _PROTOCOLS = list(Protocol)
 
@@ -84,24 +86,24 @@ def new_secret() -> bytes:
 
 
 def new_request() -> str:
-    """128 random bits in hexadecimal. Whoever opens a session names the request so, and its nonce after it
-    (:func:`nonce_of`): the nonce is public from the first PREPARE on, and the request stays with the
-    opener."""
+    """128 random bits in hexadecimal: the secret id of a request to open a session. The session's nonce is
+    derived from it (:func:`nonce_of`). The nonce is public from the first PREPARE on; only the opener and the
+    ledger see the request."""
     return secrets.token_hex(16)
 
 
 def nonce_of(request: str) -> str:
-    """The nonce of the session that ``request`` opens; nobody finds a request for a given nonce."""
+    """The nonce of the session that ``request`` opens. A request cannot be found from a nonce."""
     return hashlib.sha256(f"nonce\0{request}".encode()).hexdigest()[:16]
 
 
 def _equal(expected: str, given: str) -> bool:
-    """As ``hmac.compare_digest``, which raises for text that is not ASCII; ``given`` may be any."""
+    """As ``hmac.compare_digest``, which raises for text that is not ASCII; ``given`` may be any text."""
     return hmac.compare_digest(expected.encode(), given.encode(errors="surrogatepass"))
 
 
 class Names:
-    """Those of one ledger. An empty ``secret`` is that of a ledger which gives no tags yet."""
+    """The names that one ledger gives. ``secret`` is empty if the ledger gives no tags yet."""
 
     def __init__(self, ledger_id: str, secret: bytes) -> None:
         self.ledger_id = ledger_id
@@ -109,7 +111,7 @@ class Names:
         self._key = lru_cache(KEYS_MAX)(self._derived)
 
     def key(self, session: int, nonce: str) -> SessionKey:
-        """Of that session, whether or not it was ever opened."""
+        """The key of a session, whether or not the session was ever opened."""
         return self._key(session, nonce)
 
     def _derived(self, session: int, nonce: str) -> SessionKey:
@@ -118,20 +120,21 @@ class Names:
         return SessionKey(self.key_bytes(session, nonce))
 
     def key_bytes(self, session: int, nonce: str) -> bytes:
-        """What :class:`~undoubt.participants.ids.SessionKey` is made of; empty without a secret."""
+        """The bytes of the session's :class:`~undoubt.participants.ids.SessionKey`; empty without a
+        secret."""
         if not self.secret:
             return b""
         return hmac.digest(self.secret, f"session\0{session}-{nonce}".encode(), hashlib.sha256)
 
     def gave(self, gid: Gid) -> bool:
-        """Whether its tag is right."""
+        """Whether this ledger gave the name ``gid``: the ledger id is its own, and the tag is right."""
         expected = self.key(gid.txid.session, gid.txid.nonce).tag(gid.head)
         ours = gid.ledger == self.ledger_id
         return ours and bool(expected) and _equal(expected, gid.tag)
 
     def proved(self, claim: Claim, nonce: str) -> TxId | None:
-        """The transaction that a database session works in, if it says so itself and can know it. ``nonce``
-        is that of the session that it names."""
+        """The transaction of ``claim`` if its proof is right, otherwise None. ``nonce`` is the nonce of the
+        session that the claim names."""
         txid = TxId(claim.session, nonce, claim.seq)
         expected = self.key(claim.session, nonce).backend(txid, claim.pid)
         return txid if expected and _equal(expected, claim.proof) else None
@@ -145,11 +148,11 @@ class Names:
         *,
         tagged: bool,
     ) -> None:
-        """Raise ``Impostor`` unless these branches may be decided so, ``UsageError`` if ``protocol`` is none.
-        ``tagged``: the gids of their session are.
+        """Raise ``Impostor`` unless ``decision`` may be recorded for these branches, ``UsageError`` if
+        ``protocol`` is not a protocol. ``tagged``: whether the gids of the session have tags.
 
-        For COMMIT every branch has to prove its name. For ABORT one is enough, since terminations may know
-        others only by number. What is wrong is refused all the same."""
+        For COMMIT all branches need a right tag. For ABORT one right tag is enough, since a termination may
+        know other branches only by number; but a wrong tag is refused."""
         if protocol not in _PROTOCOLS:
             raise UsageError(f"not a protocol: {protocol!r} ({', '.join(_PROTOCOLS)})")
         if not tagged:

@@ -1,8 +1,9 @@
-"""The SQL ledgers' tables: which revision is there, and Alembic to bring it to the newest.
+"""The tables of the SQL ledgers: the revision that a database has, and its upgrade to the newest with
+Alembic.
 
-Each backend has a tree of revisions of its own, in ``migrations/`` of a checkout and in
+Each backend has its own tree of revisions, in ``migrations/`` of a checkout and in
 ``undoubt/migrations/`` of an installed wheel. SQLAlchemy and Alembic take a third of a second to import; a
-SQLite ledger that is at the newest revision is opened without them.
+SQLite ledger at the newest revision is opened without them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """``name`` is the folder's; ``revisions`` are all of them, oldest first, up to Alembic's head."""
+    """The revisions of one backend. ``name`` is the name of the folder; ``revisions`` are all of them, oldest
+    first, up to Alembic's head."""
 
     name: str
     revisions: tuple[str, ...]
@@ -31,7 +33,7 @@ class Tree:
         return self.revisions[-1]
 
     def folder(self) -> Path:
-        """Where the revisions are. Raises ``LedgerUnusable`` if this installation has lost them."""
+        """The folder of the revisions. Raises ``LedgerUnusable`` if it is missing in this installation."""
         root = Path(__file__).resolve().parents[2]
         for candidate in (root / "migrations" / self.name, root / "undoubt" / "migrations" / self.name):
             if (candidate / "env.py").exists():
@@ -39,22 +41,23 @@ class Tree:
         raise LedgerUnusable(f"the ledger's migrations are missing beneath {root}; install undoubt again")
 
     def check(self, found: str | None, where: str) -> None:
-        """Raise ``LedgerUnusable`` unless a ledger at revision ``found`` can be worked with."""
+        """Raise ``LedgerUnusable`` unless ``found`` is the newest revision. ``where`` names the ledger in the
+        message."""
         if found == self.newest:
             return
         if found in self.revisions:
             raise LedgerUnusable(
-                f"{where} has the tables of an older version ({found}, this one needs {self.newest});"
-                " stop everything that uses it, then run: undoubt ledger migrate"
+                f"{where} has the tables of an older version ({found}; this version needs {self.newest});"
+                " stop all processes that use it, then run: undoubt ledger migrate"
             )
         raise LedgerUnusable(
-            f"{where} was written by a newer version of undoubt (tables {found}, this one knows"
-            f" {self.newest}); upgrade undoubt"
+            f"{where} was written by a newer version of undoubt (tables {found}; this version"
+            f" has {self.newest}); upgrade undoubt"
         )
 
     def missing(self, found: str | None, where: str) -> list[str]:
-        """The revisions that one at ``found`` (None: without tables) lacks, oldest first. Raises
-        ``LedgerUnusable`` if it is of a newer version."""
+        """The revisions that a ledger at ``found`` (None: without tables) lacks, oldest first. Raises
+        ``LedgerUnusable`` if the ledger has the tables of a newer version."""
         if found is None:
             return list(self.revisions)
         if found not in self.revisions:
@@ -62,7 +65,7 @@ class Tree:
         return list(self.revisions[self.revisions.index(found) + 1 :])
 
     def upgrade(self, connection: sqlalchemy.Connection) -> None:
-        """Bring the tables to the newest revision, in the connection's transaction."""
+        """Upgrade the tables to the newest revision, in the transaction of ``connection``."""
         from alembic import command  # noqa: PLC0415 - see the module
 
         config = self.alembic_config()

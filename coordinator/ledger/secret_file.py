@@ -1,11 +1,11 @@
-"""A ledger's secret in a file of its own: what is needed to know its names once the ledger is lost.
+"""A file with a ledger's secret, which is needed to verify the ledger's names after the ledger is lost.
 
 ::
 
     undoubt-secret 1\n    ledger id    space    secret in hexadecimal    \n
 
-Every backup of a ledger holds the secret too; this file is for a ledger that is backed up in another way, or
-not at all. Whoever has it can make names of the ledger: keep it as you keep passwords."""
+Each backup of a ledger contains the secret too; this file is for a ledger that is backed up otherwise, or not
+at all. A process that has the secret can forge names of the ledger: protect the file like passwords."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ HEAD = "undoubt-secret 1"
 
 
 def write(path: Path, ledger_id: str, secret: bytes) -> None:
-    """Durable, mode 0600. Raises ``LedgerUnusable`` if there is such a file, or it cannot be written."""
+    """Write the file durably, with mode 0600. Raises ``LedgerUnusable`` if it exists or cannot be written."""
     write_new(path, f"{HEAD}\n{ledger_id} {secret.hex()}\n".encode("ascii"), "a secret")
 
 
 def read(path: Path) -> tuple[str, bytes] | None:
-    """The ledger's id and its secret; None if the file is none of this kind. Raises ``LedgerUnusable`` if it
-    cannot be read, or is damaged."""
+    """The id of the ledger and its secret; None if the file is not such a file. Raises ``LedgerUnusable`` if
+    it cannot be read or is damaged."""
     try:
         content = path.read_bytes()
     except OSError as error:

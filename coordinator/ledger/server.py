@@ -1,4 +1,4 @@
-"""Answers other processes' calls on the ledger that this process owns."""
+"""Answers the calls of other processes on the SQLite ledger that this process owns."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from undoubt.coordinator.wire import (
 )
 
 REQUESTS_PER_CONNECTION_MAX = 10_000
-"""More than that unanswered on one connection is a peer gone wrong."""
+"""Most unanswered requests on one connection; a peer with more is faulty."""
 
 
 class LedgerServer:
@@ -42,7 +42,7 @@ class LedgerServer:
         )
 
     async def close(self) -> None:
-        """Stop listening and drop every connection; their callers ask whoever owns the ledger next."""
+        """Stop listening and close all connections; their callers repeat their calls at the next owner."""
         if self._listener is not None:
             self._listener.close()
 
@@ -56,13 +56,13 @@ class _Calls(Requests[AnyLedgerCall]):
         self._ledger = ledger
 
     def lost(self, why: str) -> None:
-        """What was asked goes on."""
+        """Nothing to do: calls that have begun continue."""
 
     def read(self, payload: bytes) -> tuple[Sequence[Request[AnyLedgerCall]], Sequence[Failed]]:
         try:
             return [decode_request(payload)], []
         except (ValueError, RecursionError) as error:
-            # One caller's mistake: all of the process share this connection.
+            # Only this call is answered with the error: all callers of the peer share this connection.
             return [], [unreadable(decode_unread(payload).number, error)]
 
     def begin(self, number: int, call: AnyLedgerCall) -> None:
@@ -72,19 +72,19 @@ class _Calls(Requests[AnyLedgerCall]):
         self.connection.send(encode(answer))
 
     def _signed(self, call: AnyLedgerCall) -> AnyLedgerCall:
-        """An act is that of the system user whose process is connected, whatever it says."""
+        """``call``; the ``who`` of an act is replaced by the system user of the connected process."""
         if not isinstance(call, RecordActCall) or self.connection.transport is None:
             return call
         act = call.act
         user = f"{user_name(_credentials(self.connection.transport)[1])}@{socket.gethostname()}"
-        # Whoever became root with sudo says who it was.
+        # The same user with a note on sudo is kept: it names the user who ran sudo.
         who = act.who if act.who == user or act.who.startswith(f"{user} ") else user
         return RecordActCall(msgspec.structs.replace(act, who=who, certificate=""))
 
 
 def _same_user(transport: asyncio.BaseTransport) -> str:
-    """Why the peer's process may not use the ledger: it must belong to this process's user or to root
-    (unix(7), SO_PEERCRED)."""
+    """Why the peer's process may not use the ledger; empty if it may. It must belong to this process's user
+    or to root (unix(7), SO_PEERCRED)."""
     _, uid, _ = _credentials(transport)
     if uid in {0, os.geteuid()}:
         return ""
@@ -92,7 +92,7 @@ def _same_user(transport: asyncio.BaseTransport) -> str:
 
 
 def _credentials(transport: asyncio.BaseTransport) -> tuple[int, int, int]:
-    """Process, user and group of the peer."""
+    """The ids of the peer's process, user and group."""
     peer = transport.get_extra_info("socket")
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     process, user, group = struct.unpack("3i", credentials)

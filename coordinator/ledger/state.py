@@ -24,14 +24,14 @@ from undoubt.participants.ids import Protocol, TxId
 SNAPSHOT_FORMAT = 1
 
 CHUNK = 1024
-"""Sequence numbers of one array. A number is a key, not a size: who finishes number 9e18 makes one array."""
+"""The sequence numbers in one array. A number is a key, not a size: finishing number 9e18 makes one array."""
 
 DENSE_CHUNKS = 4096
-"""Chunks below this number are stored one behind the other, which is how version 0.1.0 reads all of them."""
+"""Chunks below this number are stored one after another. Version 0.1.0 reads only this form."""
 
 
 class Ranges:
-    """A set of positive integers, which are mostly runs, as sorted, disjoint, non-adjacent closed intervals.
+    """A set of positive integers, mostly consecutive, as sorted, disjoint, non-adjacent closed intervals.
 
     Invariant: ``starts`` and ``ends`` have one length, ``starts[i] <= ends[i] < starts[i + 1] - 1``.
     """
@@ -88,14 +88,14 @@ class Fingerprints:
         chunk[place] = fingerprint
 
     def __getitem__(self, seq: int) -> int:
-        """0 where none was set."""
+        """The fingerprint of ``seq``, 0 if none was set."""
         number, place = divmod(seq - 1, CHUNK)
         chunk = self._chunks.get(number)
         return 0 if chunk is None else chunk[place]
 
     def dense(self) -> bytes:
-        """Those of the chunks below :data:`DENSE_CHUNKS`, four bytes each, little endian, up to the last that
-        is set."""
+        """The fingerprints of the chunks below :data:`DENSE_CHUNKS`, four bytes each, little endian, up to
+        the last one that is set."""
         last = max((number for number in self._chunks if number < DENSE_CHUNKS), default=-1)
         empty = bytes(4 * CHUNK)
         found = b"".join(
@@ -142,10 +142,10 @@ def _swapped(chunk: array[int]) -> array[int]:
 
 @dataclass(slots=True)
 class SessionBook:
-    """One session and everything that was finished under it.
+    """One session and its finished transactions.
 
-    ``committed`` and ``aborted`` are disjoint. ``prints`` has a fingerprint of the branch list of each.
-    """
+    ``committed`` and ``aborted`` are disjoint. ``prints`` has the fingerprint of the branch list of each
+    number in them."""
 
     id: int
     nonce: str
@@ -160,7 +160,7 @@ class SessionBook:
     prints: Fingerprints = field(default_factory=Fingerprints)
     acceptors: tuple[int, ...] = ()
     tagged: bool = False
-    """Its gids carry tags."""
+    """Whether the gids of the session have tags."""
 
     def finish(self, seq: int, decision: Decision, fingerprint: int) -> None:
         (self.committed if decision is Decision.COMMIT else self.aborted).add(seq)
@@ -227,9 +227,9 @@ class _StoredState(msgspec.Struct, array_like=True):
 
 @dataclass(slots=True)
 class LedgerState:
-    """All of it. Invariants: the session of every unfinished or precommitted transaction is in ``sessions``;
-    no transaction is both; a doomed one is neither decided nor below the floor of its session, which is
-    open."""
+    """The whole state of a ledger. Invariants: the session of each unfinished or precommitted transaction is
+    in ``sessions``; no transaction is both; a doomed transaction is neither decided nor below the floor of
+    its session, and its session is open."""
 
     ledger_id: str
     incarnation: int = 1
@@ -242,12 +242,13 @@ class LedgerState:
     secret: bytes = field(default=b"", repr=False)
     doomed: dict[TxId, str] = field(default_factory=dict)
     acts: dict[str, Act] = field(default_factory=dict)
-    """By id, in the order in which they were begun."""
+    """The acts by id, in the order in which they were begun."""
     rules: int = 0
-    """Commands are judged by these; 0: by none, as version 0.1.0 did."""
+    """The version of the rules by which commands are checked; 0: commands are not checked, as in version
+    0.1.0."""
 
     def encode(self) -> bytes:
-        """Equal states give equal bytes."""
+        """The state as msgpack. Equal states give equal bytes."""
         stored = _StoredState(
             SNAPSHOT_FORMAT,
             self.ledger_id,
@@ -267,10 +268,13 @@ class LedgerState:
 
     @classmethod
     def decode(cls, data: bytes) -> LedgerState:
-        """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` on what is no encoded state."""
+        """The state in ``data``. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` if there is
+        none."""
         stored = msgspec.msgpack.decode(data, type=_StoredState)
         if stored.format != SNAPSHOT_FORMAT:
-            raise msgspec.ValidationError(f"snapshot format {stored.format}, known is {SNAPSHOT_FORMAT}")
+            raise msgspec.ValidationError(
+                f"snapshot format {stored.format}; this version reads {SNAPSHOT_FORMAT}"
+            )
         return cls(
             stored.ledger_id,
             stored.incarnation,

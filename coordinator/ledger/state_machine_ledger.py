@@ -1,10 +1,9 @@
-"""The ledger's calls over a state machine in this process.
+"""The contract of the ledger over a state machine in this process.
 
-What is missing is how a command becomes durable before it is applied: ``propose``, which each backend has
-its own way for. Queries read the applied state, and a command is applied before its caller is answered, so
-a query sees everything that anybody was told before; where others may have been told more than this process
-has applied, ``_up_to_date`` waits for it first.
-"""
+Each backend adds ``propose``, which makes a command durable before it is applied. Queries read the applied
+state. A command is applied before its caller is answered, so a query sees all changes that were answered
+before. If another process may have answered changes that this process has not applied yet, ``_up_to_date``
+waits for them first."""
 
 from __future__ import annotations
 
@@ -77,16 +76,16 @@ from undoubt.participants.ids import Gid, Protocol, TxId
 
 UPKEEP_INTERVAL_S = 0.5
 TURNS_PER_TIME = 120
-"""Of upkeep: the ledger is told how much time has passed once a minute."""
+"""Ledger time is advanced once in so many turns of upkeep: once a minute."""
 SESSION_SKIP = 1 << 32
-"""More sessions than any ledger has opened since its backup was made: no number is issued twice."""
+"""More sessions than any ledger can open after its backup, so that no number is issued twice."""
 
 
 log = logging.getLogger(__name__)
 
 
 class Agreed(typing.Protocol):
-    """A version of the protocol, which may rise."""
+    """The version that all processes of the ledger have agreed on. It may rise."""
 
     version: int
 
@@ -96,15 +95,15 @@ class _Newest:
 
 
 NEWEST = _Newest()
-"""Where one process alone proposes and applies."""
+"""The version of a ledger in which only one process proposes and applies commands."""
 
 
 class StateMachineLedger(abc.ABC):
-    """Implements :class:`~undoubt.coordinator.ledger.contract.Ledger` but for ``propose`` and where history
-    is kept.
+    """Implements :class:`~undoubt.coordinator.ledger.contract.Ledger`; a backend adds ``propose`` and the
+    store of history.
 
-    ``owner`` names this process in the sessions that it opens for itself; ``clock`` is monotonic, in seconds;
-    ``wall`` gives seconds since 1970, for people only.
+    ``owner`` names this process in the sessions that it opens for itself. ``clock`` is monotonic, in seconds;
+    ``wall`` returns seconds since 1970, for operators only.
     """
 
     backend = "local"
@@ -120,7 +119,7 @@ class StateMachineLedger(abc.ABC):
         wall: Callable[[], float] = time.time,
         agreed: Agreed = NEWEST,
     ) -> None:
-        """``agreed``: what all who will ever apply a command have agreed to know."""
+        """``agreed``: the version that all processes that may apply a command have agreed on."""
         self.machine = machine
         self._agreed = agreed
         self.settings = settings
@@ -129,13 +128,13 @@ class StateMachineLedger(abc.ABC):
         self._wall = wall
         self._leases = Leases()
         self._pages = Pages()
-        self._time_told_at = clock()
+        self._time_advanced_at = clock()
         self._turns = 0
         self._names = Names(machine.state.ledger_id, machine.state.secret)
 
     @property
     def names(self) -> Names:
-        """Those that this ledger gives, as far as is applied here."""
+        """The names that this ledger gives, by the state that is applied here."""
         state = self.machine.state
         if (self._names.ledger_id, self._names.secret) != (state.ledger_id, state.secret):
             self._names = Names(state.ledger_id, state.secret)
@@ -155,30 +154,32 @@ class StateMachineLedger(abc.ABC):
 
     @abc.abstractmethod
     async def _history_of(self, txid: TxId) -> DecisionRecord | None:
-        """A finished record that is kept outside of the machine."""
+        """The record of a finished transaction, which is kept outside of the machine; None if there is
+        none."""
 
     @abc.abstractmethod
     async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
         """The newest finished records, by time of decision and then id, older than ``before``."""
 
     def _voters(self) -> tuple[int, ...]:
-        """Numbers of the nodes that a new session is bound to."""
+        """The numbers of the nodes to which a new session is bound."""
         return ()
 
     async def voters(self) -> Sequence[int]:
-        """What a session that is opened now, and to be bound, is bound to."""
+        """The nodes to which a session is bound if it is opened now with ``bind``."""
         await self._up_to_date()
         return self._voters()
 
-    async def _up_to_date(self) -> None:  # noqa: B027 - nothing to wait for, where nobody else tells
-        """Return once the machine has everything that any caller was told before. Raises ``LedgerError``."""
+    async def _up_to_date(self) -> None:  # noqa: B027 - nothing to wait for if no other process answers
+        """Return once the machine has applied all changes that any caller was answered before. Raises
+        ``LedgerError``."""
 
     async def _run(self, command: Command) -> Any:
         check_command(command)
-        return await self._run_judged(command)
+        return await self._run_checked(command)
 
-    async def _run_judged(self, command: Command) -> Any:
-        """One that was found within its bounds."""
+    async def _run_checked(self, command: Command) -> Any:
+        """Propose a command that was checked already."""
         result = await self.propose(command)
         if isinstance(result, UndoubtError):
             raise result
@@ -196,8 +197,9 @@ class StateMachineLedger(abc.ABC):
         nonce: str = "",
         bind: bool = False,
     ) -> Session:
-        """``remote``: for another process, which outlives this one, and has drawn the ``request``, or, if it
-        is of version 0.1.0 and knows no tags, the ``nonce``. ``bind``: to the nodes that vote now."""
+        """Open a session. ``remote``: the opener is another process, which may outlive this one and has drawn
+        the ``request``, or, if it is of version 0.1.0, which has no tags, the ``nonce``. ``bind``: whether
+        the session is bound to the present voters."""
         ttl_s = seconds("ttl_s", ttl_s, least=0.001)
         owner = "" if remote else self.owner
         if not nonce:
@@ -217,12 +219,13 @@ class StateMachineLedger(abc.ABC):
         return session
 
     async def draw_secret(self) -> None:
-        """Have a secret from now on, if everybody knows what that is. One of version 0.1.0 has none."""
+        """Draw the ledger's secret if there is none and the agreed version has secrets. A ledger of version
+        0.1.0 has none."""
         if not self.machine.state.secret and self._agreed.version >= TAGS_VERSION:
             await self._run(DrawSecret(new_secret()))
 
     async def agree_on_rules(self) -> None:
-        """Have commands judged when they are applied, from now on, if everybody knows the rules."""
+        """Have commands checked when they are applied, from now on, if the agreed version has the rules."""
         if self.machine.state.rules < RULES and self._agreed.version >= TAGS_VERSION:
             await self._run(Judge(RULES))
 
@@ -232,7 +235,7 @@ class StateMachineLedger(abc.ABC):
         alive = book is not None and book.nonce == session.nonce and book.state is SessionState.OPEN
         if book is None or not alive or floor > book.floor:
             await self._run(KeepAlive(session.id, session.nonce, floor))
-        if book is not None:  # by the lifetime that is recorded, whatever the caller says of it
+        if book is not None:  # by the recorded lifetime, whatever lifetime the caller sends
             self._leases.renew(session.id, book.ttl_ms / 1000, self._clock())
 
     async def close_session(self, session: Session) -> None:
@@ -254,13 +257,13 @@ class StateMachineLedger(abc.ABC):
         cause: str = "",
     ) -> Decision:
         command = self.decide_command(txid, decision, branches, protocol, cause)
-        decided: Decision = await self._run_judged(command)
+        decided: Decision = await self._run_checked(command)
         return decided
 
     def decide_command(
         self, txid: TxId, decision: Decision, branches: Sequence[BranchRecord], protocol: Protocol, cause: str
     ) -> Decide:
-        """Judged, and ready to be proposed. Raises ``Impostor``, ``UsageError``."""
+        """A checked command, ready to be proposed. Raises ``Impostor``, ``UsageError``."""
         self._check(txid, protocol, decision, branches)
         known = self._known(branches)
         cause = cause[:CAUSE_CHARACTERS_MAX] if self._agreed.version >= TAGS_VERSION else ""
@@ -276,7 +279,7 @@ class StateMachineLedger(abc.ABC):
         self.names.check(txid, protocol, decision, branches, tagged=tagged)
 
     def _known(self, branches: Sequence[BranchRecord]) -> tuple[BranchRecord, ...]:
-        """As far as everybody who applies them knows their fields."""
+        """``branches`` with only the fields of the agreed version."""
         if self._agreed.version >= TAGS_VERSION:
             return tuple(branches)
         return tuple(without_newer(branch) for branch in branches)
@@ -293,23 +296,25 @@ class StateMachineLedger(abc.ABC):
         issued = max((gid.txid.session for gid in asked if self._never_issued(gid)), default=0)
         if issued >= self.machine.state.next_session:
             await self.begin_incarnation(
-                f"it has given names in session {issued}, and knows of no session from"
-                f" {self.machine.state.next_session} on",
+                f"it has given names in session {issued}, and its records end before session"
+                f" {self.machine.state.next_session}",
                 issued,
             )
         return {gid: self._verdict(gid) for gid in asked}
 
     async def begin_incarnation(self, why: str, issued: int = 0) -> None:
-        """The ledger was set back: it has forgotten what it did since, up to session ``issued`` at least."""
+        """Begin a new incarnation, because the ledger was set back: records were lost, up to session
+        ``issued`` at least. ``why`` is logged."""
         log.error(
-            "the ledger was set back: %s. A new incarnation begins; what was undecided is for an operator to"
-            " decide",
+            "the ledger was set back: %s. A new incarnation begins; an operator has to decide the undecided"
+            " transactions",
             why,
         )
         await self._run(Restore(SESSION_SKIP, issued))
 
     def _never_issued(self, gid: Gid) -> bool:
-        """The ledger gave that name in a session of the future: it has forgotten what it did."""
+        """Whether the ledger gave the name ``gid`` in a session that its records do not contain yet: it was
+        set back."""
         return gid.txid.session >= self.machine.state.next_session and self.names.gave(gid)
 
     def _verdict(self, gid: Gid) -> Verdict:
@@ -318,16 +323,16 @@ class StateMachineLedger(abc.ABC):
         if gid.tag:
             ours = self.names.gave(gid)
         else:
-            # Names of version 0.1.0 prove nothing; they are those of its sessions, as long as these are
-            # known.
+            # Names of version 0.1.0 have no proof; they count as given by this ledger as long as their
+            # session is known.
             book = self.machine.state.sessions.get(gid.txid.session)
             ours = book is not None and book.nonce == gid.txid.nonce and not book.tagged
             ours = ours or not self.machine.state.secret
         return self.machine.verdict(gid.txid, gid.protocol) if ours else Verdict.IMPOSTOR
 
     async def old_outcomes(self, txids: Iterable[TxId], protocol: Protocol) -> list[Verdict]:
-        """For a recovery of version 0.1.0, which asks by transaction. Of a session with tags it is told
-        nothing that it would act on: it takes such names as foreign."""
+        """The verdicts for a recovery of version 0.1.0, which asks by transaction. For a session with tags
+        the answer is ACTIVE, on which that recovery does not act: it treats such names as foreign."""
         await self._up_to_date()
         sessions = self.machine.state.sessions
         return [
@@ -365,7 +370,7 @@ class StateMachineLedger(abc.ABC):
         return self._pages.page(self.machine.state.unfinished, after, limit)
 
     async def old_unfinished(self) -> Sequence[DecisionRecord]:
-        """For a process of version 0.1.0, which asks for all at once."""
+        """All unfinished decisions in one answer, for a process of version 0.1.0."""
         await self._up_to_date()
         return self.machine.unfinished()
 
@@ -387,7 +392,7 @@ class StateMachineLedger(abc.ABC):
         await self._up_to_date()
         return self.machine.heuristics(include_forgotten=include_forgotten)
 
-    # For people.
+    # For operators.
 
     async def record_act(self, act: Act) -> None:
         await self._run(RecordAct(act.clipped(), ACTS_MAX))
@@ -403,8 +408,8 @@ class StateMachineLedger(abc.ABC):
         record = await self._record_of(txid)
         if record is None and self.machine.record(txid) is RecordedDecision.NOT_RECORDED:
             undecided = self.machine.precommitted(txid)
-            return None if undecided is None else self._told_undecided(undecided)
-        return self._told(txid, record)
+            return None if undecided is None else self._undecided_info(undecided)
+        return self._info(txid, record)
 
     async def transactions(self, *, limit: int, before: TxId | None = None) -> Sequence[TransactionInfo]:
         check_limit(limit)
@@ -418,19 +423,20 @@ class StateMachineLedger(abc.ABC):
             for record in self.machine.unfinished()
             if marker is None or newest(marker) < newest(record)
         }
-        # In this order: what is finished meanwhile is found twice, and not missed.
+        # In this order: a transaction that is finished meanwhile is found twice, and not missed.
         found |= {record.txid: record for record in await self._history(limit, marker)}
-        return [self._told(record.txid, record) for record in sorted(found.values(), key=newest)[:limit]]
+        return [self._info(record.txid, record) for record in sorted(found.values(), key=newest)[:limit]]
 
     async def _record_of(self, txid: TxId) -> DecisionRecord | None:
-        """As of one moment, although history is waited for: it may be decided, and finished, meanwhile."""
+        """The record at one moment, although reading history takes time: the transaction may be decided and
+        finished meanwhile."""
         while True:
             recorded = self.machine.record(txid)
             record = self.machine.state.unfinished.get(txid) or await self._history_of(txid)
             if record is not None or self.machine.record(txid) is recorded:
                 return record
 
-    def _told(self, txid: TxId, record: DecisionRecord | None) -> TransactionInfo:
+    def _info(self, txid: TxId, record: DecisionRecord | None) -> TransactionInfo:
         heuristics = [
             heuristic
             for heuristic in self.machine.heuristics(include_forgotten=True)
@@ -439,9 +445,8 @@ class StateMachineLedger(abc.ABC):
         protocol = None if record is None else record.protocol
         recorded = self.machine.record(txid)
         if record is not None and recorded is RecordedDecision.NOT_RECORDED:
-            recorded = RecordedDecision(
-                str(record.decision)
-            )  # the session is dropped, history is kept for longer
+            # The session was dropped; history is kept for longer.
+            recorded = RecordedDecision(str(record.decision))
         return TransactionInfo(
             txid,
             recorded,
@@ -455,7 +460,7 @@ class StateMachineLedger(abc.ABC):
             cause="" if record is None else record.cause,
         )
 
-    def _told_undecided(self, record: PrecommitRecord) -> TransactionInfo:
+    def _undecided_info(self, record: PrecommitRecord) -> TransactionInfo:
         return TransactionInfo(
             record.txid,
             RecordedDecision.NOT_RECORDED,
@@ -470,9 +475,10 @@ class StateMachineLedger(abc.ABC):
         )
 
     async def backup(self, path: Path) -> int:
-        """Write a backup to ``path``; its size in bytes. Raises ``UsageError``, ``LedgerError``."""
+        """Write a backup to ``path``; returns its size in bytes. Raises ``UsageError``, ``LedgerError``."""
         raise UsageError(
-            f"a {self.backend} ledger writes no such backup to {path}: of a cluster, `undoubt cluster backup`"
+            f"a {self.backend} ledger cannot write a backup to {path}; for a cluster use `undoubt cluster"
+            " backup`"
         )
 
     async def info(self) -> LedgerInfo:
@@ -494,15 +500,16 @@ class StateMachineLedger(abc.ABC):
             heuristics_open=len(self.machine.heuristics(include_forgotten=False)),
         )
 
-    # Upkeep, by whoever owns or leads the ledger.
+    # Upkeep, in the process that owns or leads the ledger.
 
     def upkeep(self, name: str) -> Upkeep:
-        """The loop that whoever owns or leads the ledger has to start. ``name``: as of ``Supervised``."""
+        """The loop that the process that owns or leads the ledger has to start. ``name``: as in
+        ``Supervised``."""
         undone = "sessions cannot be expired now"
         return Upkeep(name, self._keep_up, UPKEEP_INTERVAL_S, undone=undone, pause=self._pause)
 
     async def _keep_up(self) -> None:
-        """One turn: expire sessions, and now and then tell the ledger how much time has passed."""
+        """One turn: expire sessions, and once in :data:`TURNS_PER_TIME` turns advance ledger time."""
         self._turns += 1
         try:
             await self._look_after()
@@ -514,8 +521,8 @@ class StateMachineLedger(abc.ABC):
         await self.expire_due()
 
     async def _pause(self, seconds: float) -> None:
-        """Sleep. If that takes far longer than asked for (a stopped process, a machine without breath),
-        renewals may be waiting to be read: nobody is expired for that."""
+        """Sleep for ``seconds``. If it takes far longer (a stopped process, an overloaded machine), renewals
+        may be waiting to be read: then all deadlines are postponed."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         await asyncio.sleep(seconds)
@@ -524,21 +531,21 @@ class StateMachineLedger(abc.ABC):
             self._leases.postpone(late_s)
 
     async def expire_due(self) -> list[int]:
-        """Expire the sessions that were not renewed in time; their numbers."""
+        """Expire the sessions that were not renewed in time; returns their numbers."""
         expired = []
         for number in self._leases.due(self.machine.session_infos(), self._clock()):
-            # Meanwhile it may have been renewed, and its coordinator told so.
+            # It may have been renewed meanwhile, and its coordinator answered.
             if self._leases.is_due(number, self._clock()):
                 await self._run(ExpireSession(number))
                 expired.append(number)
         return expired
 
     async def advance_time(self) -> None:
-        """Tell the ledger how much time has passed, and drop the sessions that retention lets go."""
+        """Advance ledger time by the elapsed time, and drop sessions that are older than the retention."""
         now = self._clock()
-        elapsed_ms = int((now - self._time_told_at) * 1000)
+        elapsed_ms = int((now - self._time_advanced_at) * 1000)
         try:
             await self._run(AdvanceTime(elapsed_ms, round(self.settings.retention_s * 1000)))
         except LedgerError:
-            return  # told next time; time that is told late only makes retention longer
-        self._time_told_at += elapsed_ms / 1000
+            return  # the next call adds it; a delay only makes retention longer
+        self._time_advanced_at += elapsed_ms / 1000

@@ -1,4 +1,4 @@
-"""Which backend a ledger's URL names."""
+"""Chooses the backend that a ledger's URL names, and opens the ledger."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ RAFT = "raft"
 
 
 async def open_ledger(settings: LedgerSettings, *, create: Create = False) -> Ledger:
-    """Open the ledger that ``settings.url`` names. ``create``: whether an embedded one that is not there may
-    be made, if nothing shows that it was there before.
+    """Open the ledger that ``settings.url`` names. ``create``: whether a SQLite ledger that does not exist
+    may be made, if nothing shows that it existed before.
 
-    Raises ``LedgerMisconfigured``, ``LedgerUnusable`` (``LedgerMissing`` among it), ``LedgerLocked`` and
-    ``LedgerUnavailable``, which say what to do.
+    Raises ``LedgerMisconfigured``, ``LedgerUnusable`` (including ``LedgerMissing``), ``LedgerLocked`` and
+    ``LedgerUnavailable``; the messages say what to do.
     """
     return await _OPENERS[backend_of(settings.url)](settings, create)
 
@@ -62,8 +62,8 @@ def backend_of(url: str) -> str:
 
 
 def sqlite_path(url: str) -> Path:
-    """The file of a ``sqlite:///`` URL; three slashes begin a relative path, four an absolute one, as in
-    SQLAlchemy's. Raises ``LedgerMisconfigured`` for any other URL."""
+    """The file of a ``sqlite:///`` URL; three slashes begin a relative path, four an absolute path, as in
+    SQLAlchemy. Raises ``LedgerMisconfigured`` for any other URL."""
     head = f"{SQLITE}:///"
     if not url.startswith(head) or len(url) == len(head) or ":memory:" in url:
         raise _unsupported(url)
@@ -71,7 +71,8 @@ def sqlite_path(url: str) -> Path:
 
 
 def sqlite_file(url: str) -> Path:
-    """The same without links: where its lock, its anchor and its WAL lie. A circle of links stays in it."""
+    """The file of a ``sqlite:///`` URL with symbolic links resolved: the lock, the anchor and the WAL are
+    beside it. A circle of links is not resolved."""
     return Path(os.path.realpath(sqlite_path(url)))
 
 

@@ -83,7 +83,7 @@ class NodeLedger(StateMachineLedger):
     def begin_to_lead(self) -> None:
         """Nobody's silence before counts; and time that another leader told is not told again."""
         self._leases = Leases()
-        self._time_told_at = self._clock()
+        self._time_advanced_at = self._clock()
 
     async def _look_after(self) -> None:
         self._replica.acceptors.forget()

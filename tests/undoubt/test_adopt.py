@@ -227,4 +227,4 @@ async def test_a_secret_is_written_once_for_its_owner_alone(lost: Lost) -> None:
         undoubt, "ledger", "init", "--yes", "--export-secret", str(lost.secret), cwd=lost.folder
     )
     assert again.status == 1
-    assert "overwrites nothing" in again.err
+    assert "overwrites no file" in again.err

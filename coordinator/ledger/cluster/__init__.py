@@ -7,18 +7,19 @@ In the order in which a call passes them:
 
 =======================  =====================================================================================
 :mod:`.url`              reads the addresses and the TLS files of a ``raft://`` URL.
-:mod:`.ledger`           implements the contract: it finds the leader, sends it waiting calls in one frame,
+:mod:`.ledger`           implements the contract: it finds the leader, sends the waiting calls in one frame,
                          and sends unanswered calls again to the next leader.
-:mod:`.messages`         defines and encodes what clients and nodes send each other.
+:mod:`.messages`         defines and encodes the messages between clients and nodes.
 :mod:`.acceptors`        leads Paxos Commit: it asks the acceptors of a session until the outcome of a
                          transaction is known.
-:mod:`.acceptor_client`  sends requests to every acceptor over one connection each.
-:mod:`.status`           asks one node by itself, and every node for its status, whether or not one leads.
+:mod:`.acceptor_client`  sends requests to acceptors, over one connection to each.
+:mod:`.status`           sends a call to one given node, and asks all nodes for their status, whether or not
+                         one leads.
 :mod:`.admin`            changes the members and the leader, and fetches snapshots and backups, for an
                          operator.
 =======================  =====================================================================================
 
-A call is repeated until its deadline, at the node that leads then. All calls may be repeated
+A call is repeated until its deadline, at the node that leads at that time. All calls may be repeated
 (``open_session`` is recognized by its nonce). After the deadline the caller gets ``LedgerUnavailable``: the
 call may have been recorded.
 """

@@ -1,9 +1,8 @@
-"""To each acceptor one connection, opened when it is first asked something.
+"""Sends requests to acceptors, over one connection to each, which is opened by the first request.
 
-Nothing is asked again here: what got no answer is reported as an error, and whoever asked knows better what
-to ask next. A node that falls silent is left, and connected to anew by the next question. What is asked
-within one turn of the loop leaves in one frame.
-"""
+Requests are not repeated here: a request without an answer is reported as an error, and the caller decides
+what to send next. The connection to a node that sends nothing is closed; the next request opens another. All
+requests within one turn of the loop are sent in one frame."""
 
 from __future__ import annotations
 
@@ -33,10 +32,12 @@ CONNECT_S = 1.0
 
 ReplyCallback = Callable[[AcceptorReply | Exception], None]
 AddressOf = Callable[[int], Awaitable[str]]
-"""A node's address, by its number, as far as anybody can be asked. Raises ``LedgerUnavailable``."""
+"""Finds the address of a node by its number. Raises ``LedgerUnavailable``."""
 
 
 class AcceptorClient:
+    """The connections of this process to the acceptors."""
+
     def __init__(self, me: PeerIdentity, settings: WireSettings, address_of: AddressOf) -> None:
         self._me = me
         self._settings = settings
@@ -44,11 +45,11 @@ class AcceptorClient:
         self._links: dict[int, _Link] = {}
 
     def ask(self, node: int, request: AcceptorRequest, answer: ReplyCallback) -> None:
-        """``answer`` is told once: the reply, or why there is none (yet)."""
+        """Send ``request`` to ``node``. ``answer`` is called once, with the reply or with the error."""
         self.to(node).ask(request, answer)
 
     def to(self, node: int) -> _Link:
-        """Begins to connect, if it is not connected."""
+        """The connection to ``node``; begins to connect if there is none."""
         link = self._links.get(node)
         if link is None or link.gone:
             link = self._links[node] = _Link(self, node)
@@ -64,8 +65,8 @@ class AcceptorClient:
             for_number=node,
         )
         if connection.version < PAXOS_VERSION:
-            connection.abort("it is too old")
-            raise ConnectionError(f"node {node} speaks version {connection.version}, and has no acceptor")
+            connection.abort("its version is too old")
+            raise ConnectionError(f"node {node} uses version {connection.version}, which has no acceptors")
         return connection
 
     async def close(self) -> None:
@@ -75,7 +76,7 @@ class AcceptorClient:
 
 
 class _Link:
-    """One node's. A Receiver."""
+    """The connection to one acceptor. A Receiver."""
 
     def __init__(self, links: AcceptorClient, node: int) -> None:
         self.gone = False
@@ -83,12 +84,12 @@ class _Link:
         self._loop = asyncio.get_running_loop()
         self._accepted: Connection | None = None
         self._connection: Connection | None = None
-        """The same, once it may be used."""
+        """The accepted connection, once its handshake and version are checked."""
         self._replies = Replies[PendingCall]()
         self._unsent: list[Request[AcceptorCall]] = []
         self._flushing = False
         self._silence = Liveness()
-        self._listening: asyncio.TimerHandle | None = None
+        self._silence_timer: asyncio.TimerHandle | None = None
         self._connecting = self._loop.create_task(self._connect(links), name=f"undoubt-acceptor-{node}")
 
     def accept(self, connection: Connection) -> _Link:
@@ -112,18 +113,18 @@ class _Link:
             for first in range(0, len(unsent), REQUESTS_PER_FRAME_MAX):
                 self._connection.send(encode(unsent[first : first + REQUESTS_PER_FRAME_MAX]))
             self._silence.asked(self._loop.time())
-            if self._listening is None:
-                self._listening = self._loop.call_later(SILENCE_S, self._listen)
+            if self._silence_timer is None:
+                self._silence_timer = self._loop.call_later(SILENCE_S, self._check_silence)
 
-    def _listen(self) -> None:
-        """Does it still say something? For as long as it is to."""
-        self._listening = None
+    def _check_silence(self) -> None:
+        """Close the connection if the node has sent nothing for :data:`SILENCE_S` while it owes an answer."""
+        self._silence_timer = None
         connection = self._connection
         if connection is None or not self._replies.waiting:
             return
         left_s = SILENCE_S - self._silence.seconds(self._loop.time())
         if left_s > 0:
-            self._listening = self._loop.call_later(left_s, self._listen)
+            self._silence_timer = self._loop.call_later(left_s, self._check_silence)
         else:
             self.lost("it does not answer")
             connection.abort("it does not answer")
@@ -145,8 +146,8 @@ class _Link:
     def lost(self, why: str) -> None:
         self.gone = True
         self._connection = None
-        if self._listening is not None:
-            self._listening.cancel()
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
         self._replies.fail(lambda: LedgerUnavailable(f"node {self._node}: {why}"))
 
     async def close(self) -> None:
@@ -158,7 +159,7 @@ class _Link:
 
 
 async def first_of(answers: Sequence[Awaitable[str]]) -> str:
-    """What whoever knows it first says. Raises the last ``LedgerUnavailable`` if nobody does."""
+    """The first result of ``answers``. Raises the last ``LedgerUnavailable`` if all of them fail."""
     tasks = [asyncio.ensure_future(answer) for answer in answers]
     trouble: Exception = LedgerUnavailable("the cluster has no addresses")
     try:

@@ -1,8 +1,8 @@
-"""Paxos Commit's leaders at work: they ask the acceptors that a transaction's session is bound to, and ask
-again, until the outcome is known.
+"""Leads Paxos Commit: it asks the acceptors to which a transaction's session is bound, and asks again, until
+the outcome is known.
 
-The rules are in :mod:`undoubt.coordinator.paxos`; here are only time and patience. Nothing that time does
-decides anything: when it is up, nobody knows."""
+The rules are in :mod:`undoubt.coordinator.paxos`; this module adds only the repetition and its time limit.
+The end of the time limit decides nothing: the outcome is then unknown."""
 
 from __future__ import annotations
 
@@ -43,17 +43,18 @@ from undoubt.participants.ids import TxId
 log = logging.getLogger(__name__)
 
 PAUSE_S = (0.1, 1.0)
-"""Before those who did not answer are asked again: the first time, the longest."""
+"""The pauses before acceptors without an answer are asked again, in seconds: the first and the longest."""
 SESSIONS_MAX = 1_000
-"""Whose acceptors are remembered."""
+"""Most sessions whose acceptors are cached."""
 
 Requests = Iterable[tuple[int, AcceptorRequest]]
 SendRequest = Callable[[int, AcceptorRequest, Callable[[AcceptorReply | Exception], None]], None]
-"""Ask an acceptor, by its number; told once what it says, or why nothing."""
+"""Sends a request to the acceptor with a number; the callback is called once, with the reply or the error."""
 
 
 class _Evidence(msgspec.Struct, frozen=True, array_like=True):
-    """What a vote carries of a branch, as in :class:`~undoubt.coordinator.ledger.contract.BranchRecord`."""
+    """The evidence of a branch in a vote, as in
+    :class:`~undoubt.coordinator.ledger.contract.BranchRecord`."""
 
     xid: int | None
     system: int | None
@@ -68,9 +69,9 @@ _decode = msgspec.msgpack.Decoder(_Evidence).decode
 
 
 class ClusterAcceptors:
-    """Implements :class:`~undoubt.coordinator.ledger.contract.Acceptors`. ``open_session`` opens one that is
-    bound, to what ``voters`` says; ``session_of`` and ``record`` are the ledger's own, ``random`` draws the
-    numbers of recoveries and their pauses."""
+    """Implements :class:`~undoubt.coordinator.ledger.contract.Acceptors`. ``open_session`` opens a session
+    that is bound to the present ``voters``; ``session_of`` and ``record`` ask the ledger; ``random`` draws
+    the ballots of recoveries and the pauses."""
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class ClusterAcceptors:
         return await self._voters()
 
     def _bind(self, session: Session | SessionInfo) -> Joint:
-        """Remember whom its transactions are decided by."""
+        """Cache the acceptors that decide the transactions of ``session``."""
         while len(self._bound) >= SESSIONS_MAX:
             del self._bound[next(iter(self._bound))]
         bound = self._bound[session.id, session.nonce] = Joint(frozenset(session.acceptors))
@@ -151,23 +152,24 @@ class ClusterAcceptors:
         work.known.result()
 
     async def _decided(self, leader: FirstBallot | Recovery) -> Decision:
-        """The outcome, or, where the acceptors have let it go, what the ledger holds."""
+        """The outcome of ``leader``, or the ledger's record if the acceptors have dropped the transaction."""
         if leader.outcome is not None:
             return leader.outcome
         recorded = await self._record(leader.txid)
         if recorded is RecordedDecision.NOT_RECORDED:
-            raise OutcomeUnknown(leader.txid, "its acceptors have let it go, and no outcome is recorded")
+            raise OutcomeUnknown(leader.txid, "its acceptors have dropped it, and no outcome is recorded")
         return Decision(str(recorded))
 
 
 class _Work:
-    """One leader, and what it has asked. ``known`` is done when there is nothing more to learn."""
+    """One leader and its requests. ``known`` is done once the outcome is known, or an acceptor has dropped
+    the transaction."""
 
     def __init__(
         self, leader: FirstBallot | Recovery, step: Callable[[AcceptorReply], Requests], ask: SendRequest
     ) -> None:
         self.known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.trouble = "nobody answered yet"
+        self.trouble = "no acceptor has answered yet"
         self._leader = leader
         self._step = step
         self._ask = ask
@@ -188,8 +190,8 @@ class _Work:
             self.trouble = str(answer)
             return
         if (answer.txid, answer.acceptor) != (self._leader.txid, by) or self._unasked(answer):
-            # As good as none: others may be a quorum without it.
-            self.trouble = f"node {by} answers what it was not asked"
+            # Counts as no answer: the other acceptors may be a quorum without it.
+            self.trouble = f"node {by} sent an answer to a request that it did not get"
             log.warning("%s: %s", self._leader.txid, self.trouble)
             return
         try:
@@ -205,7 +207,7 @@ class _Work:
 
 
 def among(sessions: Iterable[SessionInfo], txid: TxId) -> SessionInfo | None:
-    """The transaction's."""
+    """The session of ``txid`` among ``sessions``; None if it is not among them."""
     return next((one for one in sessions if (one.id, one.nonce) == (txid.session, txid.nonce)), None)
 
 
@@ -214,8 +216,9 @@ def _only(requests: Requests, acceptors: Sequence[int]) -> list[tuple[int, Accep
 
 
 def _prepared(branch: BranchRecord) -> Value:
-    """Its evidence and its tag travel with the vote: whoever finds the outcome can record it. Without a tag
-    this is what version 0.1.0 reads: transaction id, system, timeline."""
+    """The vote PREPARED for ``branch``. It contains the evidence and the tag, so that the process that finds
+    the outcome can record them. Without a tag it has the form that version 0.1.0 reads: transaction id,
+    system, timeline."""
     if not is_newer(branch):
         if branch.xid is None or branch.system is None or branch.timeline is None:
             return Value(True)
@@ -227,19 +230,23 @@ def _prepared(branch: BranchRecord) -> Value:
 
 
 def record_of(branch: BranchInstance, value: Value | None) -> BranchRecord:
+    """The record of ``branch`` with the evidence in its chosen ``value``."""
     if value is None or not value.evidence:
         return BranchRecord(branch.number, branch.participant)
     try:
-        told = _decode(value.evidence)
-    except (ValueError, RecursionError):  # whoever voted made it; the vote counts, and proves nothing more
+        evidence = _decode(value.evidence)
+    except (
+        ValueError,
+        RecursionError,
+    ):  # written by the voting coordinator; the vote counts without evidence
         return BranchRecord(branch.number, branch.participant)
     return BranchRecord(
         branch.number,
         branch.participant,
-        told.xid,
-        told.system,
-        told.timeline,
-        told.tag,
-        told.history,
-        told.position,
+        evidence.xid,
+        evidence.system,
+        evidence.timeline,
+        evidence.tag,
+        evidence.history,
+        evidence.position,
     )

@@ -1,8 +1,7 @@
-"""What an operator does with a running cluster: other members, another leader, snapshots, a backup.
+"""Changes a running cluster for an operator: its members, its leader, snapshots, a backup.
 
-All of it may be repeated. Calls raise ``ClusterRefused`` with the reason, ``LedgerUnavailable`` if nobody who
-could answers in time, ``LedgerUnusable`` for a URL or TLS files that are of no use.
-"""
+All calls may be repeated. They raise ``ClusterRefused`` with the reason, ``LedgerUnavailable`` if no node
+that can carry them out answers in time, and ``LedgerMisconfigured`` for an invalid URL or TLS files."""
 
 from __future__ import annotations
 
@@ -50,8 +49,9 @@ WAIT_S = 5.0
 async def change_members(
     settings: LedgerSettings, changes: Sequence[MemberChange], *, wait_s: float = WAIT_S, note: str = ""
 ) -> NodeStatus:
-    """Make all ``changes`` in one step; the leader's status afterwards. For as long as ``wait_s`` seconds it
-    is tried again while a node that has to take part is silent or behind. ``note``: why, for the record."""
+    """Make all ``changes`` in one step; returns the leader's status afterwards. As long as a node that has to
+    take part does not answer or is behind, the call is repeated for up to ``wait_s`` seconds. ``note``: the
+    reason, for the record of the act."""
     verb = "cluster " + " ".join(sorted({change.kind for change in changes}))
     act = new_act(verb, "node " + " ".join(str(change.node) for change in changes), note)
     return await _until_ready(settings, ChangeMembersCall(tuple(changes), act), wait_s)
@@ -60,11 +60,11 @@ async def change_members(
 async def transfer(
     settings: LedgerSettings, to: int = 0, *, wait_s: float = WAIT_S, note: str = ""
 ) -> NodeStatus:
-    """Let ``to`` lead, or whoever is best; the status of the node that led. ``note`` is for the
-    record."""
+    """Transfer the leadership to node ``to``, or with 0 to the most suitable node; returns the status of the
+    node that led. ``note`` is for the record of the act."""
     async with _route(settings) as route:
         status: NodeStatus = await route.ask(StatusCall(), settings.request_timeout_s)
-    act = new_act("cluster transfer", f"node {to}" if to else "whoever is best", note)
+    act = new_act("cluster transfer", f"node {to}" if to else "the most suitable node", note)
     return await _until_ready(settings, TransferCall(to, status.node, act), wait_s)
 
 
@@ -85,12 +85,12 @@ async def _until_ready(
                     raise
                 call = msgspec.structs.replace(call, act=None)  # older nodes keep no record of acts
             else:
-                await _tell_done(route, call.act, settings.request_timeout_s)
+                await _record_done(route, call.act, settings.request_timeout_s)
                 return status
 
 
-async def _tell_done(route: LeaderClient, act: Act | None, timeout_s: float) -> None:
-    """Whoever led may have gone with it, and could not record that it is done."""
+async def _record_done(route: LeaderClient, act: Act | None, timeout_s: float) -> None:
+    """Record the result of ``act``: the node that carried it out may no longer lead or exist."""
     if act is not None:
         with contextlib.suppress(LedgerError):
             done = msgspec.structs.replace(act, result=DONE)
@@ -98,26 +98,26 @@ async def _tell_done(route: LeaderClient, act: Act | None, timeout_s: float) -> 
 
 
 async def snapshot(settings: LedgerSettings, address: str) -> int:
-    """Have the node there store a snapshot; the index up to which it goes."""
+    """Have the node at ``address`` store a snapshot; returns the index of its last entry."""
     index: int = await ask(address, SnapshotCall(), settings.request_timeout_s, wire_of(settings))
     return index
 
 
 class Acts:
-    """Where acts are recorded of which no node knows by itself."""
+    """Records acts that are not calls to a node."""
 
     def __init__(self, settings: LedgerSettings) -> None:
         self._settings = settings
 
     async def record_act(self, act: Act) -> None:
-        """By whoever leads. Raises ``LedgerError``."""
+        """Record ``act`` at the leader. Raises ``LedgerError``."""
         async with _route(self._settings) as route:
             await route.ask(calls.RecordActCall(act.clipped()), self._settings.request_timeout_s)
 
 
 async def image(settings: LedgerSettings, *, note: str = "") -> tuple[NodeStatus, BackupPiece, bytes]:
-    """All of the replicated state as it is now: who told it, its last piece, the whole of its bytes. That it
-    was given out is recorded, with ``note``."""
+    """The whole replicated state as it is now: the status of the node that sent it, the last piece, and all
+    its bytes. The act is recorded, with ``note``."""
     act: Act | None = new_act("cluster backup", "the ledger", note)
     async with _route(settings) as route:
         status: NodeStatus = await route.ask(StatusCall(), settings.request_timeout_s)
@@ -132,12 +132,12 @@ async def image(settings: LedgerSettings, *, note: str = "") -> tuple[NodeStatus
                     if offset + len(piece.data) == piece.size:
                         return status, piece, b"".join(pieces)
             except ClusterRefused:
-                continue  # another leader, or connection: it knows of no image
+                continue  # another leader or connection, which has no image
             except VersionHeldBack:
                 if act is None:
                     raise
                 act = None  # older nodes keep no record of acts
-    raise LedgerUnavailable("leaders change too often to give a backup; try again")
+    raise LedgerUnavailable("the leader changed too often during the backup; try again")
 
 
 @contextlib.asynccontextmanager

@@ -1,10 +1,8 @@
-"""The ledger's contract on a cluster of nodes, for a process outside of it, and the way to the leader.
+"""The contract of the ledger for a client of a cluster, and the connection to the leader.
 
-:class:`ClusterLedger` gives every call to :class:`LeaderClient`, which has one connection to the leader,
-found again whenever it moves. Everything unanswered is asked again on every new connection. What is asked
-within one turn of the loop leaves in one frame; time-outs are looked after by one timer for all, not one
-each.
-"""
+:class:`ClusterLedger` passes each call to :class:`LeaderClient`, which has one connection, to the leader. If
+another node leads, it finds that node. All unanswered calls are sent again on each new connection. The calls
+of one turn of the loop are sent in one frame. One timer checks the time limits of all calls."""
 
 from __future__ import annotations
 
@@ -58,13 +56,14 @@ log = logging.getLogger(__name__)
 
 SWEEP_S = 0.1
 PAUSE_S = (0.02, 0.2)
-"""Between two looks at all nodes: the shortest, the longest."""
+"""The pauses between two rounds over all nodes, in seconds: the shortest and the longest."""
 
 R = TypeVar("R")
 
 
 class ClusterLedger(CallingLedger):
-    """Made by :meth:`open`. Belongs to the event loop and the process in which it was opened."""
+    """The client of a cluster's ledger. Made by :meth:`open`. May be used only in the event loop and the
+    process in which it was opened."""
 
     acceptors: ClusterAcceptors
 
@@ -102,8 +101,8 @@ class ClusterLedger(CallingLedger):
         random: Random | None = None,
         name: str = "",
     ) -> ClusterLedger:
-        """Find the cluster's leader. ``random`` draws nonces and pauses. Raises ``LedgerUnusable`` for a URL
-        that is none and for TLS files of no use, ``LedgerUnavailable`` if nobody leads within
+        """Find the cluster's leader. ``random`` draws nonces and pauses. Raises ``LedgerMisconfigured`` for
+        an invalid URL or TLS files, ``LedgerUnavailable`` if no leader answers within
         ``request_timeout_s``."""
         random = random or SystemRandom()
         me = PeerIdentity(PeerRole.CLIENT, name=name or f"process {os.getpid()}")
@@ -123,7 +122,7 @@ class ClusterLedger(CallingLedger):
 
     @property
     def leads(self) -> bool:
-        """Recovery runs where a node leads, not in its clients."""
+        """False: recovery runs in the node that leads, not in clients."""
         return False
 
     async def close(self) -> None:
@@ -145,23 +144,23 @@ class ClusterLedger(CallingLedger):
         return voters
 
     async def _address_of(self, node: int) -> str:
-        """Asked of any node, since the leader may be the one that is gone; of all, since one may have slept,
-        or been removed, while others joined."""
+        """The address of ``node``. All nodes are asked, and the first that knows it answers: the leader may
+        be the node that is gone, and any other may have been stopped or removed while others joined."""
 
-        async def told_by(address: str) -> str:
+        async def answer_of(address: str) -> str:
             members = await self._members(address)
             if node not in members:
-                raise LedgerUnavailable(f"node at {address} has not heard of node {node}")
+                raise LedgerUnavailable(f"node at {address} does not know node {node}")
             return members[node]
 
-        return await first_of([told_by(str(one)) for one in addresses_of(self.settings.url)])
+        return await first_of([answer_of(str(one)) for one in addresses_of(self.settings.url)])
 
     async def _members(self, address: str) -> Mapping[int, str]:
         seen = await status(address, self.settings.request_timeout_s, self._wire)
         if seen.status is None:
             raise LedgerUnavailable(f"node at {address}: {seen.error}")
         if not seen.status.nodes:
-            raise LedgerUnavailable(f"node at {address} has joined, and has nothing yet")
+            raise LedgerUnavailable(f"node at {address} has joined, and has no state yet")
         return seen.status.nodes
 
     def _request(self) -> str:
@@ -173,7 +172,7 @@ class ClusterLedger(CallingLedger):
     async def _call(self, call: calls.LedgerCall[R]) -> R:
         if os.getpid() != self._pid:
             raise WrongProcess(
-                f"this ledger was opened by process {self._pid}; open one of your own after a fork"
+                f"this ledger was opened by process {self._pid}; after a fork, open the ledger again"
             )
         result: R = await self._route.ask(call, self.settings.request_timeout_s)
         if self._route.ledger_id != self._ledger_id:
@@ -203,7 +202,8 @@ class _Pending(PendingCall):
 
 
 class LeaderClient:
-    """``addresses`` are those of the URL; others are learned from nodes that point to the leader."""
+    """The connection to the leader. ``addresses`` are those of the URL; nodes may return another address of
+    the leader."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class LeaderClient:
         random: Random,
     ) -> None:
         self.ledger_id = ""
-        """What the last leader said it keeps."""
+        """The id of the ledger, as the last leader reported it."""
         self._addresses = list(addresses)
         self._me = me
         self._settings = settings
@@ -229,8 +229,8 @@ class LeaderClient:
         self._closed = False
 
     def ask(self, call: AnyCall, timeout_s: float) -> asyncio.Future[Any]:
-        """The leader's answer, or ``LedgerUnavailable`` after ``timeout_s`` seconds. Raises ``UsageError``
-        for what no node takes: that is never sent."""
+        """Send ``call``. The future has the leader's answer, or ``LedgerUnavailable`` after ``timeout_s``
+        seconds. Raises ``UsageError`` for a call that no node accepts; such a call is not sent."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._closed:
             future.set_exception(LedgerUnavailable("the ledger is closed"))
@@ -255,7 +255,7 @@ class LeaderClient:
         self._leave("closed by this side")
         self._fail(list(self._replies.waiting), "the ledger is closed")
 
-    # Asking.
+    # Sending calls.
 
     def _queue(self, number: int) -> None:
         if not self._unsent:
@@ -265,7 +265,7 @@ class LeaderClient:
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
         if self._link is None:
-            return  # asked again on the next connection, with everything unanswered
+            return  # sent on the next connection, with all unanswered calls
         if self._link.version < VERSIONS.highest:
             unsent = self._understood(self._link, unsent)
         frame: list[Request[msgspec.Raw]] = []
@@ -273,7 +273,7 @@ class LeaderClient:
         for number in unsent:
             pending = self._replies.waiting.get(number)
             if pending is None:
-                continue  # its time has passed
+                continue  # its time limit has passed
             size += len(memoryview(pending.judged))
             if frame and (len(frame) >= REQUESTS_PER_FRAME_MAX or size > CALL_BYTES_MAX):
                 self._link.send(encode(frame))
@@ -283,8 +283,8 @@ class LeaderClient:
             self._link.send(encode(frame))
 
     def _understood(self, link: Link, numbers: list[int]) -> list[int]:
-        """Without what came after the version that is spoken there: that is refused, once it is certain that
-        it is asked of the leader."""
+        """``numbers`` without the calls that need a newer version than that of the connection. Those are
+        refused after it is confirmed, by another call, that the node leads."""
         waiting = [number for number in numbers if number in self._replies.waiting]
         late = {number for number in waiting if self._replies.waiting[number].call.since() > link.version}
         if late:
@@ -294,17 +294,18 @@ class LeaderClient:
 
     def _refuse(self, link: Link, late: Set[int], asked: asyncio.Future[Any]) -> None:
         if asked.cancelled() or asked.exception() is not None or link is not self._link:
-            return  # it is asked again of whoever leads now, or its time passes
+            return  # the calls are sent to the next leader, or their time limit passes
         for number in late:
             pending = self._replies.waiting.pop(number, None)
             if pending is not None:
                 why = (
-                    f"{link.name}, which leads, speaks {link.version}, and this needs {pending.call.since()}"
+                    f"{link.name}, which leads, uses version {link.version}, and this needs"
+                    f" {pending.call.since()}"
                 )
                 pending.resolve(VersionHeldBack(f"the cluster's version is older: {why}"))
 
     def answered(self, link: Link, answers: Sequence[Answer]) -> None:
-        """From whoever is asked; once its standing is known."""
+        """Handle the answers of the node that is used as the leader; answers of other nodes are ignored."""
         if link is not self._link:
             return
         elsewhere = self._replies.received(answers)
@@ -320,11 +321,12 @@ class LeaderClient:
                 self._find()
 
     def _move(self, leader: str) -> None:
-        """The node that was asked does not lead (any more)."""
-        told_by = "" if self._link is None else self._link.address
+        """Look for the leader: the present node does not lead, or no longer. ``leader``: the address that it
+        reported."""
+        former = "" if self._link is None else self._link.address
         self._leave("it does not lead")
         self._hint = Address.parse(leader) if leader else None
-        self._find(pause=leader in {"", told_by})
+        self._find(pause=leader in {"", former})
 
     def _leave(self, why: str) -> None:
         link, self._link = self._link, None
@@ -353,14 +355,14 @@ class LeaderClient:
         nodes = ", ".join(str(address) for address in self._addresses)
         return f"no answer in time from the ledger's cluster ({nodes}); last: {self._last_trouble}"
 
-    # Finding.
+    # Finding the leader.
 
     def _find(self, *, pause: bool = False) -> None:
         if self._finding is None or self._finding.done():
             self._finding = self._loop.create_task(self._look(pause), name="undoubt-ledger-find")
 
     async def _look(self, pause: bool) -> None:
-        """Until somebody leads and is connected to."""
+        """Try all nodes in rounds, until the leader is connected or no call waits."""
         pauses = pauses_around(*PAUSE_S, self._random)
         if pause:
             await asyncio.sleep(PAUSE_S[1] * self._random.random())
@@ -370,7 +372,7 @@ class LeaderClient:
             await asyncio.sleep(next(pauses))
 
     async def _try_all(self) -> bool:
-        """One round: where the last leader was said to be, then everybody."""
+        """One round: the reported address of the leader, then all nodes. True if the leader is connected."""
         asked: set[Address] = set()
         waiting = [*self._addresses]
         self._random.shuffle(waiting)
@@ -388,14 +390,15 @@ class LeaderClient:
         return False
 
     def _follow(self, link: Link) -> None:
-        """To whom this node says leads."""
+        """Close ``link``, whose node does not lead, and keep the leader that it reported as the next
+        address."""
         standing = link.standing
         link.close("it does not lead")
         if standing is not None and standing.leader:
             self._hint = Address.parse(standing.leader)
-            self._last_trouble = f"{link.name} says that {standing.leader} leads"
+            self._last_trouble = f"{link.name} reports {standing.leader} as the leader"
         else:
-            self._last_trouble = f"{link.name} knows of no leader"
+            self._last_trouble = f"{link.name} knows no leader"
 
     async def _connect(self, address: Address) -> Link | None:
         link = Link(self, str(address))
@@ -423,7 +426,8 @@ class LeaderClient:
 
 
 class Link:
-    """One connection of a route. ``stands`` is done when the node has said how it stands."""
+    """One connection of a :class:`LeaderClient`. ``stands`` is done once the node has sent its
+    :class:`.LeaderHint`."""
 
     def __init__(self, route: LeaderClient, address: str) -> None:
         self.address = address
@@ -451,12 +455,12 @@ class Link:
     def lost(self, why: str) -> None:
         if not self.stands.done():
             self.stands.set_exception(ConnectionError(why))
-            self.stands.exception()  # whoever waited may have been cancelled
+            self.stands.exception()  # marks it as retrieved: the waiting caller may have been cancelled
         self._route.lost(self, why)
 
     @property
     def version(self) -> int:
-        """What is spoken there."""
+        """The version of the connection."""
         return VERSIONS.lowest if self._connection is None else self._connection.version
 
     def send(self, payload: bytes) -> None:

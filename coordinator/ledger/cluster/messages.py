@@ -1,9 +1,8 @@
-"""What clients and nodes say to each other: frames of many requests, frames of many answers.
+"""The messages between clients and nodes: frames of many requests, frames of many answers.
 
-A frame is a msgpack array: what all callers of a process ask for within one turn of its loop travels
-together, and so do the answers. The node speaks first, with its
-:class:`~undoubt.coordinator.rpc.envelope.LeaderHint`.
-"""
+A frame is a msgpack array: the calls of all callers of a process in one turn of its loop are sent together,
+and so are the answers. The first message on a connection is the node's
+:class:`~undoubt.coordinator.rpc.envelope.LeaderHint`."""
 
 from __future__ import annotations
 
@@ -27,20 +26,20 @@ R_co = TypeVar("R_co", covariant=True)
 NODE_NUMBER_MAX = 65_535
 CHANGES_MAX = 1_000
 SESSIONS_MAX = 100_000
-"""In one :class:`HeldCall`."""
+"""Most sessions in one :class:`HeldCall`."""
 
 _Node = Annotated[int, msgspec.Meta(ge=1, le=NODE_NUMBER_MAX)]
 _Short = Annotated[str, msgspec.Meta(max_length=1_000)]
 
 
 class NodeCall(Call[R_co], Generic[R_co], frozen=True):
-    """Base of the calls about the nodes rather than the ledger."""
+    """Base of the calls that concern nodes rather than the ledger."""
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
-    """A member as the leader sees it: ``match`` is the index up to which its disk is known to equal the
-    leader's, ``pace`` how it is being fed, ``version`` what it speaks with the leader, 0 while it is not
-    connected."""
+    """A member as the leader sees it: ``match`` is the index up to which its log is known to equal the
+    leader's, ``pace`` is how the leader sends to it, ``version`` is the version of its connection to the
+    leader, 0 if it is not connected."""
 
     node: int
     match: int
@@ -50,7 +49,8 @@ class PeerStatus(msgspec.Struct, frozen=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """``nodes`` maps members to addresses. ``leader`` 0: unknown. ``peers`` is empty unless it leads."""
+    """The status of one node. ``nodes`` maps members to addresses. ``leader`` 0: unknown. ``peers`` is empty
+    unless the node leads."""
 
     cluster: str
     ledger_id: str
@@ -73,20 +73,21 @@ class NodeStatus(msgspec.Struct, frozen=True):
     sessions: int
     version: str
     certificate_until: float = 0.0
-    """When the certificate that it shows ends, in seconds since 1970; 0 without TLS."""
+    """When the node's certificate expires, in seconds since 1970; 0 without TLS."""
     agreed_version: int = FIRST_VERSION
-    """What all members have agreed to know, as far as this node has applied it."""
+    """The version that all members have agreed on, as far as this node has applied it."""
     highest_version: int = FIRST_VERSION
-    """What this node speaks at most."""
+    """The highest version that this node supports."""
     disk_stalled: bool = False
-    """A write takes longer than an election timeout, and is not done."""
+    """Whether a write has been under way for longer than an election timeout."""
     state_hashes: dict[int, str] = {}
-    """SHA-256 of its state, by index of the log: the last places at which all nodes hash theirs."""
+    """SHA-256 of the node's state, by index of the log, for the last indexes at which all nodes hash their
+    states."""
 
 
 class MemberChange(msgspec.Struct, frozen=True, array_like=True):
-    """One node of :class:`ChangeMembersCall`. ``address``, ``disk`` and ``version``, the highest that it
-    speaks, are of one that is added."""
+    """One node of :class:`ChangeMembersCall`. ``address``, ``disk`` and ``version`` (the highest
+    supported) are set for a node that is added."""
 
     kind: Literal["add", "promote", "remove"]
     node: _Node
@@ -96,7 +97,8 @@ class MemberChange(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BackupPiece(msgspec.Struct, frozen=True, array_like=True):
-    """``index`` and ``term`` are the log's up to which the image goes; ``size`` is that of all of it."""
+    """One piece of an image. ``index`` and ``term`` are those of the last log entry in the image; ``size`` is
+    the size of the whole image in bytes."""
 
     index: int
     term: int
@@ -105,11 +107,11 @@ class BackupPiece(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StatusCall(NodeCall[NodeStatus], frozen=True, tag="status"):
-    """How is this very node? Answered by whoever is asked, with :class:`NodeStatus`."""
+    """Returns the status of the node that receives it, whether or not it leads, as :class:`NodeStatus`."""
 
 
 class AcceptorCall(NodeCall[paxos.AcceptorReply], frozen=True, tag="acceptor"):
-    """To this very node as an acceptor of Paxos Commit. Answered with a
+    """A request to the receiving node as an acceptor of Paxos Commit. Answered with a
     ``coordinator.paxos.AcceptorReply``."""
 
     request: paxos.AcceptorRequest
@@ -118,12 +120,13 @@ class AcceptorCall(NodeCall[paxos.AcceptorReply], frozen=True, tag="acceptor"):
 
 
 class ChangeMembersCall(NodeCall[NodeStatus], frozen=True, tag="members"):
-    """For the leader; may be repeated. All changes become one. Answered with :class:`NodeStatus` once the new
-    configuration is in force alone, and refused with ``ClusterNotReady`` while who is promoted is behind."""
+    """Changes the members, in one step; for the leader; may be repeated. Answered with :class:`NodeStatus`
+    once only the new configuration is in force. Refused with ``ClusterNotReady`` as long as a promoted node
+    is behind."""
 
     changes: Annotated[tuple[MemberChange, ...], msgspec.Meta(max_length=CHANGES_MAX)]
     act: Act | None = None
-    """Whose doing it is, for the record; the node adds the certificate."""
+    """The act to record; the node adds the name in the certificate."""
     right: ClassVar[Right] = Right.OPERATE
 
     def since(self) -> int:
@@ -131,13 +134,14 @@ class ChangeMembersCall(NodeCall[NodeStatus], frozen=True, tag="members"):
 
 
 class TransferCall(NodeCall[NodeStatus], frozen=True, tag="transfer"):
-    """For the leader: let ``to`` lead, or whoever is best if that is 0. Answered with :class:`NodeStatus`.
-    ``leaves`` leads when this is first asked: asked again, another one does not leave as well."""
+    """Transfers the leadership to ``to``, or to the most suitable node if ``to`` is 0; for the leader.
+    Answered with :class:`NodeStatus`. ``leaves`` is the node that led when the call was first sent: if the
+    call is repeated at another leader, that leader does not give up the leadership as well."""
 
     to: int
     leaves: int
     act: Act | None = None
-    """As of :class:`ChangeMembersCall`."""
+    """As in :class:`ChangeMembersCall`."""
     right: ClassVar[Right] = Right.OPERATE
 
     def since(self) -> int:
@@ -145,18 +149,19 @@ class TransferCall(NodeCall[NodeStatus], frozen=True, tag="transfer"):
 
 
 class SnapshotCall(NodeCall[int], frozen=True, tag="snapshot"):
-    """Store a snapshot now. For whoever is asked, whether or not it leads; answered with the index."""
+    """Has the receiving node, whether or not it leads, store a snapshot now. Answered with its index."""
 
     right: ClassVar[Right] = Right.OPERATE
 
 
 class BackupCall(NodeCall[BackupPiece], frozen=True, tag="backup"):
-    """A piece of the state, all of which everybody was told is in, from the leader: at offset 0 an image is
-    made, which this connection keeps until the last piece or its end. Answered with :class:`BackupPiece`."""
+    """Reads a piece of the state from the leader. At offset 0 the leader makes an image that contains all
+    changes that were answered before; it is kept for this connection until the last piece is read or the
+    connection ends. Answered with :class:`BackupPiece`."""
 
     offset: int
     act: Act | None = None
-    """As of :class:`ChangeMembersCall`; at offset 0."""
+    """As in :class:`ChangeMembersCall`; only at offset 0."""
     right: ClassVar[Right] = Right.OPERATE
 
     def since(self) -> int:
@@ -164,9 +169,10 @@ class BackupCall(NodeCall[BackupPiece], frozen=True, tag="backup"):
 
 
 class HeldCall(NodeCall[list[TxId]], frozen=True, tag="held"):
-    """To this very node as an acceptor: what it keeps of ``sessions``, which have ended, and the ledger does
-    not hold, as far as it is applied here. Answered with transaction ids in ascending order, the first of
-    them if there are many: ask again for those ``after`` the last, until there is none."""
+    """Lists the transactions of ``sessions``, which have ended, that the receiving node keeps as an acceptor
+    and that are not in the ledger as far as that node has applied it. Answered with transaction ids in
+    ascending order, only the first ones if there are many: the caller repeats the call with ``after`` set to
+    the last id, until the answer is empty."""
 
     sessions: Annotated[tuple[int, ...], msgspec.Meta(max_length=SESSIONS_MAX)]
     after: TxId | None = None
@@ -181,13 +187,13 @@ _ANY = any_of(calls.LedgerCall, NodeCall)
 decode_requests: Callable[[bytes], list[Request[AnyCall]]] = msgspec.msgpack.Decoder(
     requests_of(_ANY, many=True)
 ).decode
-"""Of a frame whose :func:`~undoubt.coordinator.rpc.envelope.size` was looked at first."""
+"""Decodes a frame whose :func:`~undoubt.coordinator.rpc.envelope.size` was checked before."""
 decode_call: Callable[[bytes], AnyCall] = msgspec.msgpack.Decoder(_ANY).decode
 
 
 def decode_each(payload: bytes) -> tuple[list[Request[AnyCall]], list[envelope.Failed]]:
-    """As ``decode_requests``, which did not take all of it: what can be read, and a refusal for each request
-    that cannot. Raises ``ValueError`` for what is no frame of requests."""
+    """Decode a frame that ``decode_requests`` refused: the requests that can be decoded, and an error for
+    each of the others. Raises ``ValueError`` if the payload is not a frame of requests."""
     read: list[Request[AnyCall]] = []
     refused: list[envelope.Failed] = []
     for request in envelope.decode_all_unread(payload):
@@ -199,5 +205,5 @@ def decode_each(payload: bytes) -> tuple[list[Request[AnyCall]], list[envelope.F
 
 
 DECODE_REPLY = reply_decoders(calls.LedgerCall, NodeCall)
-"""By the type of the call."""
+"""The decoders of replies, by the class of the call."""
 decode_reply: Callable[[msgspec.Raw], paxos.AcceptorReply] = DECODE_REPLY[AcceptorCall]

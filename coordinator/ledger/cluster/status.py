@@ -1,4 +1,4 @@
-"""How the cluster is: every node asked for itself, whether or not anybody leads."""
+"""Sends a call to one given node, and asks all nodes for their status, whether or not one leads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from undoubt.coordinator.wire import (
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """One node. ``error`` says why there is no ``status``."""
+    """The status of one node. ``error`` says why there is no ``status``."""
 
     address: str
     status: NodeStatus | None
@@ -35,7 +35,8 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class ClusterStatus(msgspec.Struct, frozen=True):
-    """``leader`` is the node that leads in the highest term, 0 if nobody says so of itself."""
+    """The status of all nodes. ``leader`` is the node that leads in the highest term, 0 if no node reports
+    that it leads."""
 
     cluster: str
     leader: int
@@ -43,29 +44,29 @@ class ClusterStatus(msgspec.Struct, frozen=True):
 
     @property
     def leading(self) -> NodeStatus | None:
-        """What the leader says."""
-        told = [seen.status for seen in self.nodes if seen.status is not None]
-        return next((one for one in told if one.node == self.leader), None)
+        """The status of the leader; None if there is none."""
+        found = [seen.status for seen in self.nodes if seen.status is not None]
+        return next((one for one in found if one.node == self.leader), None)
 
     @property
     def highest_version(self) -> int:
-        """That any node speaks; 0 if none answers."""
+        """The highest version that any node supports; 0 if no node answers."""
         return max((seen.status.highest_version for seen in self.nodes if seen.status), default=0)
 
     @property
     def held_up_by(self) -> tuple[int, ...]:
-        """Members without which that version would be agreed on: they are older, or do not answer. None if it
-        is, and while nobody leads."""
+        """The members because of which :attr:`highest_version` is not agreed on: they are older, or do not
+        answer. Empty if it is agreed on, or if no node leads."""
         leading, highest = self.leading, self.highest_version
         if leading is None or leading.agreed_version == highest:
             return ()
-        speak = {seen.status.node: seen.status.highest_version for seen in self.nodes if seen.status}
-        return tuple(node for node in sorted(leading.nodes) if speak.get(node, 0) < highest)
+        highest_of = {seen.status.node: seen.status.highest_version for seen in self.nodes if seen.status}
+        return tuple(node for node in sorted(leading.nodes) if highest_of.get(node, 0) < highest)
 
 
 async def survey(settings: LedgerSettings, wire: WireSettings | None = None) -> ClusterStatus:
-    """Ask the nodes of the URL, then the members that they name. Raises ``LedgerUnusable`` for a URL that
-    names no cluster and for TLS files of no use."""
+    """Ask the nodes of the URL for their status, then the members that they name. Raises
+    ``LedgerMisconfigured`` for an invalid URL or TLS files."""
     seen: dict[str, Seen] = {}
     wire = wire or wire_of(settings)
     wanted = {str(address) for address in addresses_of(settings.url)}
@@ -77,27 +78,28 @@ async def survey(settings: LedgerSettings, wire: WireSettings | None = None) -> 
             seen[one.address] = one
             if one.status is not None:
                 wanted |= set(one.status.nodes.values())
-    told = [one.status for one in seen.values() if one.status is not None]
-    leading = [one for one in told if one.leader == one.node]
+    found = [one.status for one in seen.values() if one.status is not None]
+    leading = [one for one in found if one.leader == one.node]
     order = sorted(seen.values(), key=lambda one: (one.status.node if one.status else 2**31, one.address))
     return ClusterStatus(
-        told[0].cluster if told else "",
+        found[0].cluster if found else "",
         max(leading, key=lambda one: one.term).node if leading else 0,
         tuple(order),
     )
 
 
 async def status(address: str, timeout_s: float, wire: WireSettings) -> Seen:
-    """One node's own words."""
+    """The status of the node at ``address``, or why it is not known."""
     try:
-        told: NodeStatus = await ask(address, StatusCall(), timeout_s, wire)
+        found: NodeStatus = await ask(address, StatusCall(), timeout_s, wire)
     except LedgerError as error:
         return Seen(address, None, str(error))
-    return Seen(address, told)
+    return Seen(address, found)
 
 
 async def ask(address: str, call: AnyCall, timeout_s: float, wire: WireSettings) -> Any:
-    """One node's own answer. Raises ``LedgerUnavailable`` and what the node refuses with."""
+    """Send ``call`` to the node at ``address``; returns its answer. Raises ``LedgerUnavailable``, and the
+    error that the node answers."""
     asking = _Asking(call)
     me = PeerIdentity(PeerRole.CLIENT, name=f"process {os.getpid()}")
     try:
@@ -114,7 +116,7 @@ async def ask(address: str, call: AnyCall, timeout_s: float, wire: WireSettings)
 
 
 class _Asking:
-    """A Receiver that asks one thing."""
+    """A Receiver for one call."""
 
     def __init__(self, call: AnyCall) -> None:
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -132,4 +134,4 @@ class _Asking:
     def lost(self, why: str) -> None:
         self._replies.fail(lambda: ConnectionError(why))
         if self.answer.done() and not self.answer.cancelled():
-            self.answer.exception()  # whoever waited may have been cancelled
+            self.answer.exception()  # marks it as retrieved: the waiting caller may have been cancelled

@@ -1,4 +1,4 @@
-"""What a ``raft://`` URL and its settings say about how to reach the cluster."""
+"""Reads the addresses and the TLS files of a ``raft://`` URL and its settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ PORT = 7400
 
 
 def wire_of(settings: LedgerSettings) -> WireSettings:
-    """How to speak with the cluster. Raises ``LedgerMisconfigured`` if the TLS files are of no use."""
+    """The settings of connections to the cluster. Raises ``LedgerMisconfigured`` if the TLS files cannot be
+    used."""
     wire = settings.wire
     if wire.tls is not None:
         try:
@@ -26,7 +27,7 @@ def wire_of(settings: LedgerSettings) -> WireSettings:
 
 def addresses_of(url: str) -> Sequence[Address]:
     """The nodes of a ``raft://`` URL, in its order. Raises ``LedgerMisconfigured``."""
-    if "://" in url and not url.startswith(RAFT):  # its parts may be a password's
+    if "://" in url and not url.startswith(RAFT):  # parts of the URL may be a password
         raise LedgerMisconfigured(
             f"ledger URL {redact(url)!r} names no cluster; for example"
             " raft://10.0.0.1:7400,10.0.0.2:7400,10.0.0.3:7400"

@@ -133,7 +133,7 @@ class Decisions:
         for command in commands:
             state, decision = told[command.txid]
             if state is None:
-                why = "the ledger does not know its session (any more)"
+                why = "the ledger does not know its session, or has dropped it"
                 answers[command.txid] = OutcomeUnknown(command.txid, why)
             elif decision is not None:
                 answers[command.txid] = Decision(decision)

@@ -1,11 +1,11 @@
-"""The anchor of a SQLite ledger: where it lies, and what is done without it.
+"""The anchor of a SQLite ledger: its path, and what happens if it is missing or does not match.
 
-A file whose anchor names an entry that the file lacks was set back, or has lost the end of its WAL: the owner
-begins a new incarnation. A file that has no anchor any more, or another ledger's, is not opened: nobody can
-tell what it lacks. A file of version 0.1.0 gets its anchor when it is first opened.
+If the anchor names an entry that the file does not contain, the file was set back, or has lost the end of its
+WAL: the owner begins a new incarnation. A file whose anchor was lost, or belongs to another ledger, is not
+opened: what it lacks is not known. A file of version 0.1.0 gets its anchor when it is first opened.
 
-Where neither a file, nor an anchor, nor a WAL is, a ledger is made only if whoever opens it allows that: a
-folder that was lost looks like one that was never used."""
+If there is no file, no anchor and no WAL, a ledger is made only if the caller allows it: a folder that was
+lost looks like one that was never used."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ def path_of(ledger: Path) -> Path:
 
 
 def check_absent(ledger: Path) -> None:
-    """Before a ledger is made at ``ledger``, where no file is, or one without tables. Raises
-    ``LedgerMissing`` if there was a ledger before."""
+    """Check, before a ledger is made at ``ledger`` (there is no file, or one without tables), that there was
+    none before. Raises ``LedgerMissing`` if there was."""
     if found := former.traces(ledger):
         what = "has no tables" if ledger.exists() else "is missing"
-        say = "say" if len(found) > 1 else "says"
+        show = "show" if len(found) > 1 else "shows"
         raise LedgerMissing(
-            f"ledger {ledger} {what}, and {' and '.join(found)} beside it {say} that there was one."
+            f"ledger {ledger} {what}, and {' and '.join(found)} beside it {show} that there was one."
             f" Nothing was made. {former.ways_out(ledger)}"
         )
 
 
 def is_absent(ledger: Path) -> bool:
-    """Whether a ledger would have to be made at ``ledger``: there is no file, or one without tables, and no
-    anchor or WAL of one that was. Raises ``LedgerMissing`` if there was a ledger, and ``LedgerUnusable``."""
+    """Whether there is no ledger at ``ledger``, nor was one before: no file, or one without tables, and no
+    anchor or WAL of a former ledger. Raises ``LedgerMissing`` if there was a ledger, and
+    ``LedgerUnusable``."""
     if revision(ledger) is not None:
         return False
     check_absent(ledger)
@@ -45,15 +46,16 @@ def is_absent(ledger: Path) -> bool:
 
 
 def missing(ledger: Path) -> LedgerMissing:
-    """What is raised where a ledger may not be made."""
+    """The error to raise if there is no ledger and none may be made."""
     return LedgerMissing(
-        f"no ledger at {ledger}. If there was one, look for it, or bring it back from a backup:"
-        " `undoubt ledger restore BACKUP`. If it is to be a new one: `undoubt ledger init`"
+        f"no ledger at {ledger}. If there was one, find its file, or restore it from a backup:"
+        " `undoubt ledger restore BACKUP`. To make a new one: `undoubt ledger init`"
     )
 
 
 async def allow(ledger: Path, create: Create) -> None:
-    """Before a ledger is made at ``ledger``. Raises ``LedgerMissing`` unless ``create`` allows that."""
+    """Check, before a ledger is made at ``ledger``, that ``create`` allows it. Raises ``LedgerMissing`` if
+    not."""
     if create is False:
         raise missing(ledger)
     if create is not True:
@@ -61,13 +63,14 @@ async def allow(ledger: Path, create: Create) -> None:
 
 
 def _check_place(ledger: Path, loaded: Loaded) -> None:
-    """A folder that was copied as a whole is sound in itself, and whoever opens the copy would end what the
-    original has under way. Raises ``LedgerUnusable``."""
+    """Raises ``LedgerUnusable`` if the ledger was last opened at another path. A folder that was copied as a
+    whole is consistent, and a process that opens the copy would abort the running transactions of the
+    original."""
     if loaded.place and loaded.place != str(ledger):
         raise LedgerUnusable(
             f"ledger {ledger} was last opened at {loaded.place}: it is a copy, or it was moved. A copy must"
             " never be used beside the original: both would decide the same transactions. Nothing was"
-            " changed. If it was moved, `undoubt ledger restore` believes it as it is; or move it back"
+            " changed. If it was moved, `undoubt ledger restore` accepts it as it is; or move it back"
         )
 
 
@@ -81,7 +84,7 @@ def open_anchor(ledger: Path, loaded: Loaded) -> Anchor:
         if error.denied:
             raise not_allowed(ledger, error) from error
         raise LedgerUnusable(
-            f"ledger {ledger} cannot be trusted: {error}, and without its anchor nobody can tell whether the"
+            f"ledger {ledger} cannot be trusted: {error}, and without its anchor it is unknown whether the"
             f" file was set back, or copied from elsewhere. Nothing was changed. {WAYS_OUT}"
         ) from error
     try:
@@ -93,12 +96,13 @@ def open_anchor(ledger: Path, loaded: Loaded) -> Anchor:
 
 
 def not_allowed(ledger: Path, error: AnchorUnusable) -> LedgerUnusable:
-    """What is raised for an anchor that this process may not use: nothing says that the ledger lacks
-    anything, and to believe it without its anchor would forget what is undecided."""
+    """The error to raise if this process may not read and write the anchor. Nothing shows that the ledger
+    lacks records, so it must not be accepted without its anchor: that would begin a new incarnation, in which
+    undecided transactions are forgotten."""
     anchor = path_of(ledger)
     return LedgerUnusable(
         f"ledger {ledger} is not opened: {error}. Nothing was changed, and nothing is known to be lost. The"
-        f" user of this process (uid {os.geteuid()}) has to read and write it, as the ledger's file:"
+        f" user of this process (uid {os.geteuid()}) must be able to read and write it, as the ledger's file:"
         f" chown --reference={ledger} {anchor} && chmod u+rw {anchor}"
     )
 
@@ -113,7 +117,7 @@ def check_allowed(ledger: Path) -> None:
 
 
 def lacking(ledger: Path, loaded: Loaded) -> int:
-    """The index of an entry that was durable and is not there; 0 if none is known."""
+    """The index of an entry that was durable and is missing; 0 if none is known."""
     try:
         return _lacking(_marked(ledger, loaded), loaded)
     except AnchorUnusable:
@@ -121,7 +125,7 @@ def lacking(ledger: Path, loaded: Loaded) -> int:
 
 
 def problems(ledger: Path, loaded: Loaded) -> list[str]:
-    """What is wrong between the file and its anchor; empty if nothing is."""
+    """The differences between the file and its anchor; empty if there are none."""
     try:
         index = _lacking(_marked(ledger, loaded), loaded)
     except AnchorUnusable as error:
@@ -132,13 +136,13 @@ def problems(ledger: Path, loaded: Loaded) -> list[str]:
         return []
     return [
         f"it lacks entry {index}, which was durable (the last is {loaded.last_index}): it was set back, or"
-        " the end of its WAL is damaged. When it is opened, a new incarnation begins: what was undecided is"
-        " left to an operator"
+        " the end of its WAL is damaged. When it is opened, a new incarnation begins: an operator has to"
+        " decide the undecided transactions"
     ]
 
 
 def _marked(ledger: Path, loaded: Loaded) -> Mark:
-    """Raises ``AnchorUnusable``."""
+    """The mark in the anchor. Raises ``AnchorUnusable``."""
     anchor = Anchor.open(path_of(ledger), loaded.ledger_id)
     anchor.close()
     return anchor.mark

@@ -1,11 +1,10 @@
-"""One SQLite file that one connection of one thread writes, durably: WAL, ``synchronous=FULL``, exclusive.
+"""One SQLite file, written durably by one connection in one thread: WAL, ``synchronous=FULL``, exclusive.
 
-What is committed has reached the disk (https://www.sqlite.org/pragma.html#pragma_synchronous). The lock mode
-is EXCLUSIVE: nobody else can open the file meanwhile, and SQLite needs no shared memory for its WAL index
-(https://www.sqlite.org/wal.html#use_of_wal_without_shared_memory). A WAL's frames carry checksums: what a
-crash left half written at its end is cut when the file is opened
-(https://www.sqlite.org/fileformat2.html#walformat).
-"""
+A committed transaction is on the disk (https://www.sqlite.org/pragma.html#pragma_synchronous). The lock mode
+is EXCLUSIVE: no other connection can use the file meanwhile, and SQLite needs no shared memory for its WAL
+index (https://www.sqlite.org/wal.html#use_of_wal_without_shared_memory). The frames of a WAL have checksums:
+frames that a crash left half written at its end are cut when the file is opened
+(https://www.sqlite.org/fileformat2.html#walformat)."""
 
 from __future__ import annotations
 
@@ -22,10 +21,10 @@ from undoubt.coordinator.ledger import disk
 
 
 class SqliteFile:
-    """``what`` is the file's name in messages. Open one only while holding a lock on it."""
+    """The open file. ``what`` names it in messages. The caller must hold the ledger's lock."""
 
     def __init__(self, path: Path, what: str) -> None:
-        """Raises ``LedgerUnusable``, ``StoreFull``."""
+        """Open or make the file. Raises ``LedgerUnusable``, ``StoreFull``."""
         self.path = path
         self.what = what
         try:
@@ -36,12 +35,13 @@ class SqliteFile:
         except sqlite3.Error as error:
             raise disk.not_opened(error, path.parent, what, f"cannot open {what}: {error}") from error
         if mode != "wal":
-            raise LedgerUnusable(f"{what} lies on a filesystem where SQLite cannot use a WAL (mode {mode})")
+            raise LedgerUnusable(f"{what} is on a filesystem on which SQLite cannot use a WAL (mode {mode})")
         _open_files.add(self)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """One transaction, durable at its end, all or nothing. Raises ``StoreFull`` or ``StoreBroken``."""
+        """A context for one transaction, atomic and durable at its end. Raises ``StoreFull`` or
+        ``StoreBroken``."""
         try:
             self.connection.execute("begin immediate")
             yield
@@ -51,10 +51,10 @@ class SqliteFile:
 
     @contextlib.contextmanager
     def writing_once(self) -> Iterator[None]:
-        """The same for a single statement, which is a transaction by itself
-        (https://www.sqlite.org/lang_transaction.html#implicit_versus_explicit_transactions): what one
-        decision at a time waits for is then one call, and not three with the interpreter's lock to be had
-        anew after each."""
+        """As :meth:`writing`, for a single statement, which is a transaction by itself
+        (https://www.sqlite.org/lang_transaction.html#implicit_versus_explicit_transactions). A single
+        decision then waits for one call instead of three, after each of which the thread has to get the
+        interpreter's lock again."""
         try:
             yield
         except sqlite3.Error as error:
@@ -69,12 +69,12 @@ class SqliteFile:
         raise disk.failed(error, self.path.parent, self.what) from error
 
     def problems(self) -> list[str]:
-        """What SQLite's own check of the file finds; empty if it is sound."""
+        """The problems that SQLite's own check of the file finds; empty if it finds none."""
         found = [str(row[0]) for row in self.connection.execute("pragma integrity_check")]
         return [] if found == ["ok"] else found
 
     def limit_pages(self, pages: int) -> None:
-        """Behave as if the disk were full beyond so many pages (https://www.sqlite.org/pragma.html#pragma_max_page_count)."""
+        """Behave as if the disk was full beyond so many pages (https://www.sqlite.org/pragma.html#pragma_max_page_count)."""
         self.connection.execute(f"pragma max_page_count = {int(pages)}")
 
     def close(self) -> None:
@@ -85,8 +85,9 @@ _open_files: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
 
 
 def _leak_in_child() -> None:
-    """A forked child must never close its parent's connection, not even as it exits: SQLite would tidy up the
-    WAL under the parent's feet (https://www.sqlite.org/howtocorrupt.html, §2.6). So it keeps it for ever."""
+    """Keep the parent's connections open for ever in a forked child. If the child closed them, even when it
+    exits, SQLite would remove the WAL while the parent uses it (https://www.sqlite.org/howtocorrupt.html,
+    §2.6)."""
     for file in _open_files:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(file.connection))
 

@@ -1,7 +1,7 @@
-"""What belongs to a SQLite ledger beside its file, and how a former ledger is put aside.
+"""The files that belong to a SQLite ledger, and the renaming of those of a former ledger.
 
-A part that stays beside a new file is worse than lost: SQLite replays a ``-wal``, and rolls back a
-``-journal``, into whatever file of that name it finds (https://www.sqlite.org/howtocorrupt.html, §1.4).
+A file of a former ledger must not stay beside a new one: SQLite replays a ``-wal``, and rolls back a
+``-journal``, into any file of that name (https://www.sqlite.org/howtocorrupt.html, §1.4).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from undoubt.coordinator.ledger.durable import sync_folder
 
 ANCHOR = ".anchor"
 PARTS = ("-wal", "-shm", "-journal", ANCHOR, "")
-"""The file itself comes last: while it is there, nothing takes the place for one that was never used."""
+"""The suffixes of the files. The ledger's own file comes last: as long as it exists, its place does not look
+unused."""
 
 _COPY_BYTES = 1024 * 1024
 
@@ -28,7 +29,7 @@ def part(ledger: Path, suffix: str) -> Path:
 
 def is_empty(ledger: Path) -> bool:
     """Whether there is no file at ``ledger``, or one of 0 bytes. SQLite deletes the ``-wal`` of such a file
-    when it opens it, so that is looked for first."""
+    when it opens the file, so this is checked first."""
     try:
         return ledger.stat().st_size == 0
     except FileNotFoundError:
@@ -36,7 +37,7 @@ def is_empty(ledger: Path) -> bool:
 
 
 def traces(ledger: Path) -> list[str]:
-    """The names of what says that a ledger was at ``ledger``, where no file is, or an empty one."""
+    """The names of files that show that there was a ledger at ``ledger``, if its file is missing or empty."""
     found = []
     if Anchor.used(part(ledger, ANCHOR)):
         found.append(part(ledger, ANCHOR).name)
@@ -47,19 +48,19 @@ def traces(ledger: Path) -> list[str]:
 
 
 def ways_out(ledger: Path) -> str:
-    """What an operator can do whose ledger's file is gone, or empty."""
+    """What an operator can do if the ledger's file is missing or empty."""
     lost = Anchor.owner_of(part(ledger, ANCHOR)) or "LEDGER-ID"
     return (
-        "Put the file back if it is somewhere, with what belongs to it; or `undoubt ledger restore BACKUP`"
-        " makes it anew from a backup. If there is no backup, `undoubt ledger init --former-lost` puts aside"
-        f" what is left, and makes a new ledger; `undoubt recover --adopt {lost}` then ends what the lost one"
-        " has left prepared. Until then leave the prepared transactions of its participants alone"
+        "Put the file back if you find it, with the files that belong to it; or `undoubt ledger restore"
+        " BACKUP` makes it again from a backup. If there is no backup, `undoubt ledger init --former-lost`"
+        f" renames the remaining files and makes a new ledger; `undoubt recover --adopt {lost}` then ends the"
+        " prepared branches of the lost one. Until then do not end prepared transactions of its participants"
     )
 
 
 def move_aside(ledger: Path) -> str | None:
-    """Rename all that is left of a former ledger; how its file is called now, or a part of it where there was
-    no file. None if nothing was there."""
+    """Rename the remaining files of a former ledger. Returns the new name of its file, or of another of its
+    files if that is missing; None if there were no files."""
     there = _there(ledger)
     if not there:
         return None
@@ -67,8 +68,8 @@ def move_aside(ledger: Path) -> str | None:
     for suffix in there:
         old, new = part(ledger, suffix), part(kept, suffix)
         if suffix == ANCHOR and old.is_file():
-            # It stays until the new one takes its place: a crash in between must not leave a place that
-            # looks as if no ledger had ever been there.
+            # The old anchor stays until the new one replaces it: a crash in between must not leave a folder
+            # that looks as if it never had a ledger.
             new.hardlink_to(old)
         else:
             old.rename(new)
@@ -77,9 +78,9 @@ def move_aside(ledger: Path) -> str | None:
 
 
 def copy_aside(ledger: Path) -> str | None:
-    """As :func:`move_aside`, by copies: SQLite cuts what it cannot read. Raises ``LedgerUnusable``,
-    ``StoreFull`` if there is no room for the copies."""
-    there = [suffix for suffix in _there(ledger) if suffix != "-shm"]  # an index, which is made anew
+    """As :func:`move_aside`, but copies the files: SQLite will cut from them what it cannot read. Raises
+    ``LedgerUnusable``, ``StoreFull`` if there is no room for the copies."""
+    there = [suffix for suffix in _there(ledger) if suffix != "-shm"]  # an index, which SQLite makes again
     if not there:
         return None
     kept = _free_name(ledger, "before-restore")
@@ -92,7 +93,7 @@ def copy_aside(ledger: Path) -> str | None:
     except OSError as error:
         for each in made:
             each.unlink(missing_ok=True)
-        what = f"a copy of ledger {ledger}, which is kept before it is cut"
+        what = f"a copy of ledger {ledger}, which is needed before the file is cut"
         if disk.no_room(error, ledger.parent):
             raise disk.failed(error, ledger.parent, what) from error
         raise LedgerUnusable(f"cannot make {what}: {error}. Nothing was changed") from error
@@ -104,7 +105,7 @@ def _there(ledger: Path) -> list[str]:
 
 
 def _free_name(ledger: Path, why: str) -> Path:
-    """For all parts: nothing that was kept before is overwritten."""
+    """A name under which all files can be kept without overwriting any."""
     stem = ledger.name + time.strftime(f".{why}-%Y%m%dT%H%M%SZ", time.gmtime())
     number, name = 1, ledger.with_name(stem)
     while _there(name):
@@ -114,7 +115,7 @@ def _free_name(ledger: Path, why: str) -> Path:
 
 
 def _copy(old: Path, new: Path) -> None:
-    """Mode 0600, since the ledger's secret is in it; synced. Raises ``OSError``."""
+    """Copy and sync a file, with mode 0600, since it contains the ledger's secret. Raises ``OSError``."""
     with old.open("rb") as source, new.open("xb") as target:
         os.fchmod(target.fileno(), 0o600)
         while data := source.read(_COPY_BYTES):

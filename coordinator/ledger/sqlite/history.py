@@ -1,12 +1,12 @@
-"""The table of finished decisions: for people, outside of the state machine and of its snapshots.
+"""The table of finished decisions, for operators; outside of the state machine and of its snapshots.
 
 ::
 
     history(session, seq, nonce, decided_at, finished_ms, record)     primary key (session, seq)
 
-``finished_ms`` is ledger time. Writing a record again changes nothing, so that a log may be replayed over it.
-SQLite keeps no checksums of its pages, so each record carries one: the byte C1, which no msgpack value begins
-with, then CRC-32 of the rest (4 bytes, big endian). Version 0.1.0 wrote records without.
+``finished_ms`` is ledger time. Writing a record again changes nothing, so that a log may be replayed.
+SQLite keeps no checksums of its pages, so each record has its own: the byte C1, with which no msgpack value
+begins, then the CRC-32 of the rest (4 bytes, big endian). Version 0.1.0 wrote records without a checksum.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CRC_BYTES = 4
 
 
 def insert(connection: sqlite3.Connection, records: Iterable[DecisionRecord], *, now_ms: int) -> None:
-    """Within the caller's transaction."""
+    """Insert ``records``, within the caller's transaction."""
     connection.executemany(
         "insert or replace into history (session, seq, nonce, decided_at, finished_ms, record)"
         " values (?, ?, ?, ?, ?, ?)",
@@ -39,12 +39,13 @@ def insert(connection: sqlite3.Connection, records: Iterable[DecisionRecord], *,
 
 
 def prune(connection: sqlite3.Connection, *, before_ms: int) -> None:
-    """Forget what was finished before that ledger time; within the caller's transaction."""
+    """Delete records that were finished before that ledger time, within the caller's transaction."""
     connection.execute("delete from history where finished_ms < ?", (before_ms,))
 
 
 def one(connection: sqlite3.Connection, txid: TxId) -> DecisionRecord | None:
-    """Raises ``sqlite3.Error``, ``ValueError`` for what is damaged; as :func:`page`."""
+    """The record of ``txid``, None if there is none. Raises ``sqlite3.Error``, ``ValueError`` for a damaged
+    record."""
     row = connection.execute(
         "select record from history where session = ? and seq = ? and nonce = ?",
         (*_key(txid), txid.nonce),
@@ -53,7 +54,8 @@ def one(connection: sqlite3.Connection, txid: TxId) -> DecisionRecord | None:
 
 
 def page(connection: sqlite3.Connection, limit: int, before: DecisionRecord | None) -> list[DecisionRecord]:
-    """Newest first by (time of decision, session, seq), older than ``before``."""
+    """At most ``limit`` records older than ``before``, newest first by (time of decision, session, seq).
+    Raises as :func:`one`."""
     where = "" if before is None else "where (decided_at, session, seq) < (?, ?, ?)"
     given = () if before is None else (before.decided_at, *_key(before.txid))
     rows = connection.execute(

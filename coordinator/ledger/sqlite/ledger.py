@@ -1,9 +1,8 @@
-"""``sqlite:///path``: one file, owned by one process at a time, used by many.
+"""``sqlite:///path``: one file, owned by one process at a time and used by many.
 
-Whoever takes the lock owns the file. Everybody else asks the owner through its socket; when it goes, one of
-them becomes the owner. All calls may be repeated, so a call whose answer was lost with the owner is simply
-asked again.
-"""
+The process that has taken the lock owns the file. All other processes send their calls to the owner through
+its socket; when the owner ends, one of them becomes the owner. All calls may be repeated, so a call whose
+answer was lost with the owner is sent again."""
 
 from __future__ import annotations
 
@@ -31,12 +30,13 @@ RETRY_S = 0.02
 
 
 class SqliteLedger(CallingLedger):
-    """Made by :meth:`open`. Belongs to the event loop and the process in which it was opened."""
+    """A SQLite ledger, owned by this process or by another. Made by :meth:`open`. May be used only in the
+    event loop and the process in which it was opened."""
 
     def __init__(
         self, path: Path, settings: LedgerSettings, clock: Callable[[], float], create: Create = False
     ) -> None:
-        self.path = Path(os.path.realpath(path))  # unlike resolve() it passes a circle of links on
+        self.path = Path(os.path.realpath(path))  # unlike resolve() it does not raise for a circle of links
         self._create = create
         self.settings = settings
         self._clock = clock
@@ -45,7 +45,7 @@ class SqliteLedger(CallingLedger):
         self._closed = False
         self._lock: FileLock | None = None
         self.owned: OwnedLedger | None = None
-        """The ledger itself, while this process is its owner."""
+        """The ledger itself, if this process is its owner; otherwise None."""
         self._server: LedgerServer | None = None
         self._connection: OwnerConnection | None = None
         self._owning: Uncancellable[None] | None = None
@@ -60,10 +60,10 @@ class SqliteLedger(CallingLedger):
         clock: Callable[[], float] = time.monotonic,
         create: Create = True,
     ) -> SqliteLedger:
-        """Own the file, or connect to its owner. ``clock`` is monotonic, in seconds, and used while this
-        one is the owner. ``create``: whether a ledger may be made now, if there is none; never later, when a
-        former owner has gone and the file is not there any more. Raises ``LedgerUnusable`` (``LedgerMissing``
-        among it) or ``LedgerLocked``."""
+        """Become the owner of the file, or connect to its owner. ``clock`` is monotonic, in seconds, and used
+        while this process is the owner. ``create``: whether a ledger may be made now if there is none. It is
+        never made later, when a former owner has ended and the file is missing. Raises ``LedgerUnusable``
+        (including ``LedgerMissing``) or ``LedgerLocked``."""
         ledger = cls(path, settings, clock, create)
         try:
             await ledger._find_within(settings.request_timeout_s)
@@ -82,20 +82,20 @@ class SqliteLedger(CallingLedger):
 
     @property
     def secret(self) -> bytes:
-        """Of the ledger, which only the owner has; else empty."""
+        """The secret of the ledger; empty unless this process is the owner."""
         return b"" if self.owned is None else self.owned.machine.state.secret
 
     async def close(self) -> None:
-        """Let go of the ledger; another process may own it from now on."""
+        """Release the ledger; another process may own it from now on."""
         self._closed = True
         if os.getpid() != self._pid:
             return
         async with self._finding:
             if self._owning is not None:
                 await asyncio.wait([self._owning])
-            await self._let_go()
+            await self._release()
 
-    async def _let_go(self) -> None:
+    async def _release(self) -> None:
         if self._connection is not None:
             await self._connection.close()
         if self._server is not None:
@@ -107,15 +107,14 @@ class SqliteLedger(CallingLedger):
         self._connection = self._server = self.owned = self._lock = None
 
     async def backup(self, path: Path) -> int:
-        """Write everything that is recorded to ``path``, absolute; the size in bytes. Raises
-        ``LedgerError``."""
+        """Write a backup to the absolute ``path``; returns its size in bytes. Raises ``LedgerError``."""
         size: int = await self._call(BackupFileCall(str(path)))
         return size
 
     async def _call(self, call: AnyLedgerCall) -> Any:
         if os.getpid() != self._pid:
             raise WrongProcess(
-                f"this ledger was opened by process {self._pid}; open one of your own after a fork"
+                f"this ledger was opened by process {self._pid}; after a fork, open the ledger again"
             )
         judged(call, decode_call)
         if self.owned is not None:
@@ -142,7 +141,8 @@ class SqliteLedger(CallingLedger):
                 await asyncio.sleep(0)
 
     async def _find_within(self, seconds: float) -> None:
-        """Own the ledger or be connected to its owner; raises what the last attempt met."""
+        """Return once this process owns the ledger or is connected to its owner. Raises the error of the last
+        attempt after ``seconds``."""
         end = asyncio.get_running_loop().time() + seconds
         async with self._finding:
             while True:
@@ -173,8 +173,9 @@ class SqliteLedger(CallingLedger):
         await asyncio.shield(self._owning)
 
     async def _own(self, lock: FileLock) -> None:
-        """The lock is taken: open the file, then the door. It goes on when nobody waits for it any more: a
-        disk may need longer than any caller has, and half way there would be a lock with nobody behind it."""
+        """Open the file, whose lock is taken, then the socket. This continues even if no caller waits for it:
+        a disk may need longer than any caller waits, and stopping half way would leave a lock without an
+        owner that answers."""
         try:
             create = False if self._ledger_id else self._create
             with usable(self.path):
@@ -192,7 +193,7 @@ class SqliteLedger(CallingLedger):
             raise
         self._lock, self.owned, self._server, self._connection = lock, owned, server, None
         if self._closed:
-            await self._let_go()
+            await self._release()
 
     async def _connect(self) -> None:
         try:
@@ -208,6 +209,6 @@ class SqliteLedger(CallingLedger):
     def _identify(self, ledger_id: str) -> None:
         if self._ledger_id not in {"", ledger_id}:
             raise LedgerUnusable(
-                f"ledger {self.path} was replaced by another one ({ledger_id}, it was {self._ledger_id})"
+                f"ledger {self.path} was replaced by another ledger ({ledger_id}; it was {self._ledger_id})"
             )
         self._ledger_id = ledger_id

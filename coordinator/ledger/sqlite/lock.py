@@ -1,7 +1,7 @@
-"""Who owns a SQLite ledger: an exclusive lock beside the file, and the folder of the owner's socket.
+"""The lock of a SQLite ledger: the process that holds it owns the ledger.
 
-The lock is ``flock(2)``: it ends with its process however that ends. A forked child closes its copy at once,
-so that a child that outlives its parent does not keep the ledger from everybody.
+The lock is a ``flock(2)`` on a file beside the ledger: it ends with its process, however the process ends. A
+forked child closes its copy immediately, so that a child that outlives its parent does not keep the lock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from undoubt.coordinator.errors import LedgerUnusable
 
 
 class FileLock:
-    """Held from a successful :meth:`take` until ``release``."""
+    """The lock, held from a successful :meth:`take` until ``release``."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -24,8 +24,8 @@ class FileLock:
 
     @classmethod
     def take(cls, ledger: Path) -> FileLock | None:
-        """The lock of the ledger at that path, or None if another process (or another ledger object of this
-        one) has it. Raises ``LedgerUnusable`` if there is no place for a lock file."""
+        """Take the lock of ``ledger``. None if another process (or another ledger object of this process) has
+        it. Raises ``LedgerUnusable`` if the lock file cannot be made or locked."""
         path = ledger.with_name(ledger.name + ".lock")
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -41,7 +41,7 @@ class FileLock:
         except OSError as error:
             os.close(descriptor)
             raise LedgerUnusable(f"cannot lock {path}: {error.strerror}") from error
-        with contextlib.suppress(OSError):  # a full disk: the number is for messages
+        with contextlib.suppress(OSError):  # the disk may be full; the number is only for messages
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return cls(descriptor)
@@ -53,7 +53,7 @@ class FileLock:
 
 
 def holder(ledger: Path) -> str:
-    """For messages: the process that last took the lock."""
+    """The id of the process that last took the lock, for messages."""
     try:
         return ledger.with_name(ledger.name + ".lock").read_text(errors="replace").strip() or "unknown"
     except OSError:

@@ -1,7 +1,7 @@
-"""A SQLite ledger in the process that owns it: log first, then apply.
+"""A SQLite ledger in the process that owns it: a command is logged first, then applied.
 
-Commands that arrive while the disk is busy wait and are written together: one transaction, one sync, for all
-of them (group commit). The file has one connection, in one thread; the event loop never waits for a disk.
+Commands that arrive while the disk is busy wait and are written together, with one transaction and one sync
+(group commit). The file has one connection, in one thread; the event loop never waits for the disk.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LOG_BYTES_MIN = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class _Replace:
-    """A snapshot takes the place of the log up to ``index``."""
+    """A write that replaces the log up to ``index`` by a snapshot."""
 
     index: int
     state: bytes
@@ -53,11 +53,11 @@ class _Replace:
 
 
 class _Log:
-    """The ledger's file, as the group commit writes to it: one snapshot alone, or commands."""
+    """The ledger's file as the store of the group commit. A call writes one snapshot alone, or commands."""
 
     def __init__(self, store: SqliteStore, thread: WriterThread, last_index: int) -> None:
         self.last_index = last_index
-        """Of what is durable and applied."""
+        """The index of the last entry that is durable and applied."""
         self._store = store
         self._thread = thread
 
@@ -66,7 +66,7 @@ class _Log:
         return self._thread.do(lambda: self._carry_out(first_index, writes))
 
     def _carry_out(self, first_index: int, writes: Sequence[bytes | _Replace]) -> bool:
-        """Raises ``StoreFull`` or ``StoreBroken``."""
+        """Write in the thread. Raises ``StoreFull`` or ``StoreBroken``."""
         commands = [write for write in writes if isinstance(write, bytes)]
         if commands:
             self._store.append(first_index, commands)
@@ -79,7 +79,7 @@ class _Log:
 
 
 class OwnedLedger(StateMachineLedger):
-    """Open one only while holding the lock. Made by :meth:`open`."""
+    """The ledger in its owner. Made by :meth:`open`; the caller must hold the ledger's lock."""
 
     backend = "sqlite"
     schema = schema.SQLITE.newest
@@ -99,15 +99,17 @@ class OwnedLedger(StateMachineLedger):
         self._loop = asyncio.get_running_loop()
         self._log = _Log(store, thread, loaded.last_index)
         self._commit: GroupCommit[bytes | _Replace] = GroupCommit(
-            self._log, lambda full: None, self._fail, self._go_on
+            self._log, lambda full: None, self._fail, self._write_next
         )
         self._log_bytes = sum(len(entry) for entry in loaded.entries)
         self._snapshot_bytes_min = max(LOG_BYTES_MIN, len(loaded.snapshot or b""))
         self._broken: LedgerError | None = None
         self._spoiled = False
-        """A command was applied in part: nothing more is applied to this state, or answered from it."""
+        """Whether a command was applied only in part: then no command is applied to this state, and nothing
+        is answered from it."""
         self._recent = RecentHistory(self.machine)
-        """Finished, and in no table yet: what the log holds of it goes there with the next snapshot."""
+        """Finished transactions that are in the log and not yet in the table: the next snapshot stores
+        them."""
         self._upkeep = self.upkeep("ledger upkeep")
 
     @classmethod
@@ -133,7 +135,8 @@ class OwnedLedger(StateMachineLedger):
             await thread.do(partial(store.hold, anchor, loaded.last, new=new))
             ledger = cls(store, thread, loaded, settings, clock)
             if set_back:
-                # Before any session of the file is said to be over: it may have gone on.
+                # Before any session of the file is expired: the session may have continued after the lost
+                # entry.
                 await ledger.begin_incarnation(f"{path} lacks entry {lacking}, which was durable")
             await ledger._expire_former_owner()
             await ledger.draw_secret()
@@ -147,7 +150,7 @@ class OwnedLedger(StateMachineLedger):
         return ledger
 
     async def close(self) -> None:
-        """Write what waits, close the file."""
+        """Write the waiting commands, then close the file."""
         await self._upkeep.stop()
         if self._broken is None:
             await self.advance_time()
@@ -174,8 +177,8 @@ class OwnedLedger(StateMachineLedger):
         if self._spoiled and self._broken is not None:
             raise self._broken
 
-    def _go_on(self) -> None:
-        """A write has ended: what waits is written next, or the log is shortened first."""
+    def _write_next(self) -> None:
+        """After a write: begin the waiting writes, with a snapshot first if the log is long enough."""
         if self._broken is None and self._log_bytes >= self._snapshot_bytes_min:
             self._snapshot()
         self._commit.flush()
@@ -191,11 +194,11 @@ class OwnedLedger(StateMachineLedger):
     def _apply(self, command: Command, answer: asyncio.Future[Any]) -> None:
         try:
             result = self.machine.apply(command)
-        except Exception as error:  # a bug: nothing may be answered from this state any more
+        except Exception as error:  # a bug: nothing may be answered from this state
             log.exception("the ledger's state machine failed")
             self._spoiled = True
             self._broken = self._broken or LedgerUnavailable(f"the ledger has stopped: {error}")
-        if answer.done():  # whoever asked was cancelled
+        if answer.done():  # the waiting caller was cancelled
             return
         if self._broken is not None:
             answer.set_exception(self._broken)
@@ -207,10 +210,10 @@ class OwnedLedger(StateMachineLedger):
             answer.set_exception(self._broken or error)
 
     def _fail(self, error: BaseException) -> None:
-        """Nothing is recorded any more."""
+        """Record nothing from now on, because of ``error``."""
         log.error("%s", error)
-        told = error if isinstance(error, LedgerError) else LedgerUnavailable(f"the ledger failed: {error}")
-        self._broken = told
+        failed = LedgerUnavailable(f"the ledger failed: {error}")
+        self._broken = error if isinstance(error, LedgerError) else failed
 
     def _snapshot(self) -> None:
         state, index = self.machine.snapshot(), self._log.last_index
@@ -231,11 +234,12 @@ class OwnedLedger(StateMachineLedger):
         self._commit.give(write, replaced, refused=refused, first=True)
 
     async def backup(self, path: Path) -> int:
-        """Everything that is durable now. It contains the ledger's secret; mode 0600."""
+        """Write a backup of all that is durable now, in a file of mode 0600: it contains the ledger's
+        secret."""
         if self._broken is not None:
             raise self._broken
         if not path.is_absolute():
-            raise UsageError(f"the path of a backup is absolute, and {str(path)[:200]!r} is not")
+            raise UsageError(f"the path of a backup must be absolute: {str(path)[:200]!r}")
         about = About("", self.ledger_id, self._log.last_index, 0, self._wall(), metadata.version("undoubt"))
         return await self.in_thread(backup.write, path, Backup(about, self.machine.snapshot()))
 
@@ -252,14 +256,14 @@ class OwnedLedger(StateMachineLedger):
         return await self._recent.page(limit, before, partial(self.in_thread, self.store.history))
 
     async def _expire_former_owner(self) -> None:
-        """The lock proves that the process which owned the ledger has gone, or has closed it: the sessions
-        that it opened for itself need not be waited for."""
+        """Expire the sessions that a former owner opened for itself. The lock proves that the former owner
+        has ended, or has closed the ledger, so their lifetimes need not be waited for."""
         for book in list(self.machine.state.sessions.values()):
             if book.owner and book.state is SessionState.OPEN:
                 await self.propose(ExpireSession(book.id))
 
     async def _look_at_file(self) -> None:
-        """What is recorded after the file was taken away would be gone with this process."""
+        """Stop recording if the ledger's file was removed: later records would be lost with this process."""
         if self._broken is None:
             try:
                 await self.in_thread(self.store.check_in_place)
@@ -275,7 +279,7 @@ class OwnedLedger(StateMachineLedger):
 
 
 def rebuilt(loaded: Loaded, path: Path) -> Machine:
-    """The state after all that was loaded. Raises ``LedgerUnusable``."""
+    """The state machine with the loaded snapshot and entries. Raises ``LedgerUnusable``."""
     machine = Machine(loaded.ledger_id)
     try:
         if loaded.snapshot is not None:
@@ -284,7 +288,7 @@ def rebuilt(loaded: Loaded, path: Path) -> Machine:
             machine.apply(decode(entry))
     except msgspec.MsgspecError as error:
         raise LedgerUnusable(
-            f"ledger {path} holds what this version of undoubt cannot read ({error});"
-            " was it written by a newer one?"
+            f"ledger {path} contains data that this version of undoubt cannot read ({error});"
+            " was it written by a newer version?"
         ) from error
     return machine

@@ -1,4 +1,4 @@
-"""One connection to the process that owns the ledger."""
+"""Sends calls to the process that owns the ledger, over one connection."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ R = TypeVar("R")
 
 
 class ConnectionGone(LedgerUnavailable):
-    """The connection ended with this call unanswered. Asking whoever owns the ledger now is safe."""
+    """The connection ended before this call was answered. The call may be repeated at the present owner."""
 
 
 class OwnerConnection:
-    """See the module. Made by :meth:`connect`; of no more use once ``gone`` is done."""
+    """The client side of one connection. Made by :meth:`connect`; unusable once ``gone`` is done."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -38,7 +38,7 @@ class OwnerConnection:
 
     @classmethod
     async def connect(cls, connected: socket.socket, *, timeout_s: float) -> OwnerConnection:
-        """Speak over a connected unix socket. Raises :class:`ConnectionGone`."""
+        """Complete the handshake over a connected unix socket. Raises :class:`ConnectionGone`."""
         made: list[OwnerConnection] = []
 
         def accept(connection: Connection) -> OwnerConnection:
@@ -65,11 +65,12 @@ class OwnerConnection:
             self.gone.set_result(None)
 
     async def request(self, call: calls.LedgerCall[R]) -> Any:
-        """The owner's answer. Raises what the contract raises, and :class:`ConnectionGone`."""
+        """Send ``call``; returns the owner's answer. Raises what the contract raises, and
+        :class:`ConnectionGone`."""
         if self._connection.closed:
             raise ConnectionGone("the connection to the ledger's owner was lost")
         if call.since() > self._connection.version:
-            raise VersionHeldBack("the process that owns the ledger is of an older version of undoubt")
+            raise VersionHeldBack("the process that owns the ledger runs an older version of undoubt")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         number = self._replies.add(PendingCall(calls.DECODE_REPLY[type(call)], into(future)))
         self._connection.send(envelope.encode(envelope.Request(number, call)))

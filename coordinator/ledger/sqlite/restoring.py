@@ -1,9 +1,9 @@
-"""Bringing a SQLite ledger back: from a backup, or as its file is. Nobody may have it open.
+"""Restores a SQLite ledger from a backup, or accepts its file as it is. No process may have the ledger open.
 
-Either way a new incarnation begins (:class:`~undoubt.coordinator.ledger.commands.Restore`): what was decided
-after the backup, or after the file was copied, is not known. So nothing that was undecided may be presumed
-aborted, and no session number may be given twice. All that was there before is kept beside, under another
-name: moved there, or copied before SQLite cuts what it cannot read."""
+In both cases a new incarnation begins (:class:`~undoubt.coordinator.ledger.commands.Restore`): the decisions
+after the backup, or after the file was copied, are unknown. So no undecided transaction may be presumed
+aborted, and no session number may be issued twice. The former files are kept beside the ledger under other
+names: they are renamed, or copied before SQLite cuts from them what it cannot read."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from undoubt.coordinator.ledger.state_machine_ledger import SESSION_SKIP
 
 
 class RestoredLedger(msgspec.Struct, frozen=True):
-    """``backup_at``: seconds since 1970, None if the file was taken as it is. ``kept_as``: where the former
-    file is, or a copy of it as it was found; None if there was nothing. ``lacks_entry``: which entry is known
-    to be missing, 0 for none."""
+    """The result of a restore. ``backup_at``: the time of the backup in seconds since 1970, None if the file
+    was accepted as it is. ``kept_as``: the name of the former file or of its copy, None if there was none.
+    ``lacks_entry``: the index of an entry that is known to be missing, 0 for none."""
 
     ledger_id: str
     incarnation: int
@@ -38,7 +38,7 @@ class RestoredLedger(msgspec.Struct, frozen=True):
 
 
 def as_it_is(path: Path, act: Act) -> RestoredLedger:
-    """Believe the file, up to where it can be read. Raises ``LedgerUnusable``."""
+    """Accept the file as far as it can be read. Raises ``LedgerUnusable``."""
     check_tables(path, None if former.is_empty(path) else "")
     anchored.check_allowed(path)
     kept = former.copy_aside(path)
@@ -60,7 +60,7 @@ def as_it_is(path: Path, act: Act) -> RestoredLedger:
 
 
 def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
-    """Make the ledger anew from a backup; ``act`` is who does it. Raises ``LedgerUnusable``."""
+    """Make the ledger again from the backup ``file``, and record ``act``. Raises ``LedgerUnusable``."""
     kept = backup.read(file)
     if kept.about.cluster:
         raise LedgerUnusable(f"{file} is the backup of a cluster: `undoubt cluster restore`")
@@ -78,7 +78,7 @@ def from_backup(path: Path, file: Path, act: Act) -> RestoredLedger:
     try:
         make(new, kept.about.ledger_id, machine.snapshot(), base)
     except BaseException:
-        _remove(new)  # on a full disk it takes what room there is
+        _remove(new)  # on a full disk the unfinished file would use up the room
         raise
     moved = former.move_aside(path)
     Anchor.create(anchored.path_of(path), kept.about.ledger_id, base).close()

@@ -1,6 +1,6 @@
-"""The file of a SQLite ledger: log entries, one snapshot, history. Synchronous; for one thread.
+"""The tables of a SQLite ledger: log entries, one snapshot, history. Synchronous; not thread-safe.
 
-A command is durable when the transaction that holds its entry has committed (:mod:`.file`).
+A command is durable once the transaction that contains its entry has committed (:mod:`.file`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from undoubt.participants.ids import TxId, new_ledger_id
 log = logging.getLogger(__name__)
 
 WAYS_OUT = (
-    "`undoubt ledger restore BACKUP` makes it anew from a backup, `undoubt ledger restore` believes the file"
-    " as it is; until then leave the prepared transactions of its participants alone"
+    "`undoubt ledger restore BACKUP` makes it again from a backup, `undoubt ledger restore` accepts the file"
+    " as it is; until then do not end prepared transactions of its participants"
 )
 
 _INSERT = "insert into entry (idx, crc, command) values (?, ?, ?)"
@@ -33,18 +33,18 @@ _INSERT = "insert into entry (idx, crc, command) values (?, ?, ?)"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a file held when it was opened. ``entries`` follow the snapshot, in order."""
+    """The content of a file when it was opened. ``entries`` follow the snapshot, in order."""
 
     ledger_id: str
     snapshot: bytes | None
     snapshot_index: int
     entries: list[bytes]
     marks: list[Mark]
-    """Of the snapshot, then of each entry."""
+    """The mark of the snapshot, then of each entry."""
     anchored: bool
-    """An anchor was made for this file."""
+    """Whether an anchor was made for this file."""
     place: str = ""
-    """The path at which it was opened last; empty for a file that has not noted it yet."""
+    """The path at which the file was opened last; empty if the file does not contain it yet."""
 
     @property
     def last_index(self) -> int:
@@ -55,38 +55,38 @@ class Loaded:
         return self.marks[-1]
 
     def lacks(self, mark: Mark) -> bool:
-        """Whether ``mark``, which was durable, is not there. One from before the snapshot cannot be compared
-        any more: what came after it is there."""
+        """Whether the record of ``mark``, which was durable, is missing. A mark from before the snapshot
+        cannot be compared, and is not missing: later records are there."""
         at = mark.index - self.snapshot_index
         return at >= len(self.marks) or (at >= 0 and self.marks[at] != mark)
 
 
 class SqliteStore:
-    """Open one only while holding the ledger's lock."""
+    """The open file of a ledger. The caller must hold the ledger's lock."""
 
     def __init__(self, path: Path, *, cut: bool = False) -> None:
-        """``cut``: leave out what stands behind damage in the WAL, as SQLite does. Raises
+        """Open an existing file. ``cut``: let SQLite cut the WAL after a damaged frame. Raises
         ``LedgerUnusable``."""
         check_tables(path, found := revision(path, cut=cut))
         schema.SQLITE.check(found, f"ledger {path}")
         self.path = path
         self._anchor: Anchor | None = None
         self._last = START
-        """Of what is durable."""
+        """The mark of the last durable record."""
         self._file = SqliteFile(path, f"ledger {path}")
         self._places: dict[Path, tuple[int, int] | None] = {}
         self._connection = self._file.connection
 
     @classmethod
     def create(cls, path: Path) -> SqliteStore:
-        """Make the tables if the file has none, then open it."""
+        """Make the tables if the file has none, then open the file."""
         if revision(path) is None:
             upgrade(path)
             path.chmod(0o600)
         return cls(path)
 
     def load(self) -> Loaded:
-        """Read everything and check it. Raises ``LedgerUnusable`` on anything that is damaged."""
+        """Read and check the whole file except history. Raises ``LedgerUnusable`` if any part is damaged."""
         try:
             return self._load()
         except (sqlite3.Error, TypeError, ValueError) as error:  # a column of another type, text for a hash
@@ -110,7 +110,7 @@ class SqliteStore:
             "select idx, crc, command from entry order by idx"
         ):
             expected = index + len(entries) + 1
-            self._check(number == expected, f"entry {expected}, in whose place stands {number}")
+            self._check(number == expected, f"entry {expected}, in whose place is entry {number}")
             self._check(_checksum(number, command) == crc, f"entry {number}")
             entries.append(command)
             marks.append(Mark(number, chained(marks[-1].chain, command)))
@@ -118,18 +118,18 @@ class SqliteStore:
         return Loaded(ledger_id, state, index, entries, marks, "anchored" in known, known.get("place", ""))
 
     def _base(self, index: int, state: bytes | None, written: str | None) -> Mark:
-        """The chain up to the snapshot. Version 0.1.0 wrote none: a hash of the snapshot takes its place."""
+        """The mark of the snapshot. Version 0.1.0 stored no chain: a hash of the snapshot is used instead."""
         if state is None:
             return START
         if written is None:
             return Mark(index, chained(START.chain, state))
         number, _, chain = written.partition(":")
-        self._check(number == str(index), f"its chain, which is that of entry {number} and not of {index}")
+        self._check(number == str(index), f"its chain, which belongs to entry {number} and not to {index}")
         return Mark(index, bytes.fromhex(chain))
 
     def hold(self, anchor: Anchor, last: Mark, *, new: bool) -> None:
-        """Move ``anchor`` from now on, beginning at ``last``. ``new``: note in the file that it has one, and
-        where it lies."""
+        """Move ``anchor`` with each write from now on, beginning at ``last``. ``new``: record in the file
+        that it has an anchor, and the path of the file."""
         self._anchor, self._last = anchor, last
         if new:
             with self._file.writing():
@@ -137,7 +137,7 @@ class SqliteStore:
                     "insert or replace into meta (key, value) values (?, ?)",
                     [("anchored", "1"), ("place", str(self.path))],
                 )
-        # A process that was killed in a sync leaves a WAL that can be read and is not on the disk yet.
+        # A process that was killed during a sync leaves a WAL that can be read but is not on the disk yet.
         self._connection.execute("pragma wal_checkpoint(full)").fetchone()
         anchor.move(last)
         self._places = {each: _place(each) for each in (self.path, former.part(self.path, "-wal"))}
@@ -146,7 +146,7 @@ class SqliteStore:
         row = self._connection.execute("select value from meta where key = 'ledger_id'").fetchone()
         if row is not None:
             return str(row[0])
-        self._check(new, "its identity, which is missing")
+        self._check(new, "its ledger id, which is missing")
         ledger_id = new_ledger_id()
         with self._file.writing():
             self._connection.execute("insert into meta (key, value) values ('ledger_id', ?)", (ledger_id,))
@@ -157,7 +157,7 @@ class SqliteStore:
             raise LedgerUnusable(f"ledger {self.path} is damaged at {what}. Nothing was changed. {WAYS_OUT}")
 
     def append(self, first_index: int, commands: Sequence[bytes]) -> None:
-        """Write log entries, durably, all or none. Raises ``StoreFull`` or ``StoreBroken``."""
+        """Write log entries durably, all or none. Raises ``StoreFull`` or ``StoreBroken``."""
         rows = [
             (number, _checksum(number, command), command)
             for number, command in enumerate(commands, first_index)
@@ -178,8 +178,8 @@ class SqliteStore:
     def replace_log(
         self, index: int, state: bytes, finished: Sequence[DecisionRecord], *, now_ms: int, history_ms: int
     ) -> None:
-        """Write a snapshot of the state after entry ``index`` in place of the entries up to there, together
-        with the finished records that only those entries held. Raises ``StoreFull`` or ``StoreBroken``."""
+        """Replace the entries up to ``index`` by a snapshot of the state after entry ``index``, and store the
+        finished records that only those entries contained. Raises ``StoreFull`` or ``StoreBroken``."""
         if self._anchor is not None:
             self._anchor.sync()
         with self._file.writing():
@@ -196,12 +196,14 @@ class SqliteStore:
             history.prune(self._connection, before_ms=now_ms - history_ms)
 
     def history_of(self, txid: TxId) -> DecisionRecord | None:
-        """Raises ``LedgerUnavailable`` for history that is damaged; as :meth:`history`."""
+        """The finished record of ``txid``, None if there is none. Raises ``LedgerUnavailable`` if history is
+        damaged."""
         with self._reading_history():
             return history.one(self._connection, txid)
 
     def history(self, limit: int, before: DecisionRecord | None) -> list[DecisionRecord]:
-        """Newest first by (time of decision, session, seq), older than ``before``."""
+        """At most ``limit`` finished records older than ``before``, newest first by (time of decision,
+        session, seq). Raises as :meth:`history_of`."""
         with self._reading_history():
             return history.page(self._connection, limit, before)
 
@@ -212,16 +214,16 @@ class SqliteStore:
         except (sqlite3.Error, ValueError) as error:
             raise LedgerUnavailable(
                 f"the history of finished transactions in ledger {self.path} cannot be read ({error});"
-                " decisions are not affected, and `undoubt ledger check` looks at all of the file"
+                " decisions are not affected; `undoubt ledger check` checks the whole file"
             ) from error
 
     def problems(self) -> list[str]:
-        """What SQLite's own check of the file finds; empty if it is sound."""
+        """The problems that SQLite's own check of the file finds; empty if it finds none."""
         return self._file.problems()
 
     def check_in_place(self) -> None:
-        """While it is open: that its files are still those that were opened. What is written to another one,
-        or to none, is gone with this process. Raises ``LedgerUnusable``."""
+        """Check that the open files are still those at their paths. Raises ``LedgerUnusable`` if not: what is
+        written to a file without a name is lost when this process ends."""
         for path, place in self._places.items():
             if place is None or _place(path) == place:
                 continue
@@ -232,26 +234,26 @@ class SqliteStore:
             else:
                 what_to_do = self._saved_from_wal()
             raise LedgerUnusable(
-                f"{path} was removed or replaced while it was in use: nothing more is recorded in the ledger."
+                f"{path} was removed or replaced while it was in use: the ledger records nothing from now on."
                 f" {what_to_do}"
             )
         if self._anchor is not None and self._anchor.astray:
-            log.error("%s was removed while the ledger was in use, and is made anew", self._anchor.path)
+            log.error("%s was removed while the ledger was in use, and is made again", self._anchor.path)
             try:
                 self._anchor.put_back()
             except OSError as error:
                 log.warning("%s cannot be made: %s", self._anchor.path, error)
 
     def _saved_from_wal(self) -> str:
-        """Get into the file what the WAL holds, which has no name any more. What to do, for people."""
+        """Copy the content of the removed WAL into the file. Returns what to do, for operators."""
         try:
             self._connection.execute("pragma wal_checkpoint(full)").fetchone()
         except sqlite3.Error as error:
-            return f"What it held cannot be written to the file ({error}). {WAYS_OUT}"
-        return "What was recorded until now is in the file: start this process again"
+            return f"Its content cannot be written to the file ({error}). {WAYS_OUT}"
+        return "All records until now are in the file: start this process again"
 
     def limit_pages(self, pages: int) -> None:
-        """Behave as if the disk were full beyond so many pages."""
+        """Behave as if the disk was full beyond so many pages."""
         self._file.limit_pages(pages)
 
     def close(self) -> None:
@@ -261,7 +263,7 @@ class SqliteStore:
 
 
 def _place(path: Path) -> tuple[int, int] | None:
-    """What a path leads to; None if it leads nowhere."""
+    """Device and inode of the file at ``path``; None if there is none."""
     try:
         found = path.stat()
     except OSError:
@@ -270,8 +272,7 @@ def _place(path: Path) -> tuple[int, int] | None:
 
 
 def check_tables(path: Path, found: str | None) -> None:
-    """Raises ``LedgerUnusable`` if the file has no tables (``found`` is None): there is nothing to
-    believe."""
+    """Raises ``LedgerUnusable`` if the file has no tables (``found`` is None)."""
     if found is None:
         raise LedgerUnusable(
             f"ledger {path} is empty: it has no tables. Nothing was changed. {former.ways_out(path)}"
@@ -279,7 +280,7 @@ def check_tables(path: Path, found: str | None) -> None:
 
 
 def make(path: Path, ledger_id: str, state: bytes, base: Mark) -> None:
-    """A new file that begins with a snapshot. Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
+    """Make a new file that begins with a snapshot. Raises ``LedgerUnusable``, ``LedgerUnavailable``."""
     store = SqliteStore.create(path)
     try:
         with store._file.writing():
@@ -294,11 +295,11 @@ def make(path: Path, ledger_id: str, state: bytes, base: Mark) -> None:
 
 
 def revision(path: Path, *, cut: bool = False) -> str | None:
-    """The revision of the tables in that file, None for a file without tables or none at all.
+    """The revision of the tables in a file; None if the file has no tables or does not exist.
 
-    SQLite cuts a WAL that is damaged, and removes it, when the file is opened and closed: so that is looked
-    for first, unless ``cut``. Raises ``LedgerUnusable`` for that, and if it is something else than a ledger.
-    Never creates it. Only while holding the ledger's lock.
+    SQLite cuts a damaged WAL when it opens the file, and removes it when it closes the file. So the WAL is
+    checked first, unless ``cut``. Raises ``LedgerUnusable`` if the WAL is damaged, or if the file is not a
+    ledger. Never creates the file. The caller must hold the ledger's lock.
     """
     if former.is_empty(path):
         return None
@@ -306,7 +307,7 @@ def revision(path: Path, *, cut: bool = False) -> str | None:
         raise LedgerUnusable(f"ledger {path} is damaged: {damage}. Nothing was changed. {WAYS_OUT}")
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
-            # Else SQLite makes a -shm, for which a full disk has no room.
+            # Otherwise SQLite makes a -shm file, for which a full disk has no room.
             connection.execute("pragma locking_mode = exclusive")
             tables = {
                 row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")
@@ -323,7 +324,7 @@ def revision(path: Path, *, cut: bool = False) -> str | None:
 
 
 def upgrade(path: Path) -> None:
-    """Bring its tables to the newest revision, or make them. Raises ``LedgerUnusable``."""
+    """Upgrade the tables to the newest revision, or make them. Raises ``LedgerUnusable``."""
     import sqlalchemy  # noqa: PLC0415 - see coordinator.ledger.schema
 
     try:
@@ -340,5 +341,5 @@ def upgrade(path: Path) -> None:
 
 
 def _checksum(number: int, command: bytes) -> int:
-    """CRC-32 over the command and its place, so that neither can be another's."""
+    """The CRC-32 of the command and its index, so that an entry at a wrong index is detected."""
     return zlib.crc32(command, zlib.crc32(number.to_bytes(8, "big")))

@@ -1,7 +1,7 @@
-"""The owner's unix socket, in a folder beside the ledger that only its user can enter.
+"""The owner's unix socket, in a folder beside the ledger that only the ledger's user can enter.
 
-Addresses of unix sockets are short (107 bytes, unix(7)), paths of ledgers need not be: the address goes
-through the folder's open descriptor in ``/proc/self/fd``.
+The address of a unix socket has at most 107 bytes (unix(7)), and the path of a ledger may be longer: so the
+address goes through the open descriptor of the folder in ``/proc/self/fd``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def folder(ledger: Path) -> Path:
 
 
 def listen(ledger: Path) -> socket.socket:
-    """A bound, not yet listening socket in place of what a former owner left. Raises ``LedgerUnusable``."""
+    """A bound socket that does not listen yet; it replaces the socket of a former owner. Raises
+    ``LedgerUnusable``."""
     place = folder(ledger)
     try:
         place.mkdir(mode=0o700, exist_ok=True)
@@ -30,25 +31,25 @@ def listen(ledger: Path) -> socket.socket:
         with _address(place) as address:
             with contextlib.suppress(FileNotFoundError):
                 (place / SOCKET_NAME).unlink()
-            door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            door.bind(address)
+            bound_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            bound_socket.bind(address)
         (place / SOCKET_NAME).chmod(0o600)
     except OSError as error:
         raise LedgerUnusable(f"cannot listen in {place}: {error.strerror}") from error
-    return door
+    return bound_socket
 
 
 def connect(ledger: Path) -> socket.socket:
     """A socket connected to the owner. Raises ``OSError``."""
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _address(folder(ledger)) as address:
-            door.connect(address)
-        door.setblocking(False)
+            connected.connect(address)
+        connected.setblocking(False)
     except BaseException:
-        door.close()
+        connected.close()
         raise
-    return door
+    return connected
 
 
 @contextlib.contextmanager

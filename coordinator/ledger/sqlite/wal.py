@@ -1,13 +1,13 @@
-"""Whether the WAL beside a SQLite file was damaged, or only has a tail that a crash left half written.
+"""Finds damage in the WAL beside a SQLite file, which is not just an end that a crash left half written.
 
-SQLite reads a WAL up to the first frame whose checksum is wrong, and takes all behind it for a torn tail
-(https://www.sqlite.org/fileformat2.html#walformat). So one flipped bit takes back everything that was
-committed after it. But a transaction is written only after the one before it was synced
-(``synchronous=FULL``): a frame behind the commit of the transaction with the broken frame proves damage.
-Frames are recognized behind a broken one because the checksum of each continues the one that is *stored* in
-the frame before it.
+SQLite reads a WAL up to the first frame whose checksum is wrong, and ignores all frames after it as half
+written (https://www.sqlite.org/fileformat2.html#walformat). So one flipped bit undoes all transactions that
+were committed after it. But a transaction is written only after the transaction before it was synced
+(``synchronous=FULL``). So a valid frame after the commit of the transaction with the broken frame proves
+damage. Frames after a broken frame can be recognized because the checksum of each frame continues the
+checksum that is *stored* in the frame before it.
 
-The last transaction of a WAL has nothing behind it. That it is damaged, the anchor tells
+No frames follow the last transaction of a WAL. Damage to it is found by the anchor
 (:mod:`undoubt.coordinator.ledger.anchor`).
 """
 
@@ -25,8 +25,9 @@ _PAGE_BYTES = frozenset(1 << power for power in range(9, 17))
 
 
 def damage(path: Path) -> str:
-    """What is damaged in the WAL of the SQLite file at ``path``, for people; empty if nothing is. Reads the
-    file; call it before SQLite opens the database, while the lock on it is held. Raises ``OSError``."""
+    """A description of the damage in the WAL of the SQLite file at ``path``, for operators; empty if there is
+    none. It must be called before SQLite opens the database, by the holder of the ledger's lock. Raises
+    ``OSError``."""
     wal = path.with_name(path.name + "-wal")
     try:
         data = wal.read_bytes()
@@ -39,8 +40,8 @@ def damage(path: Path) -> str:
     if broken is None or not found.goes_on_behind(broken):
         return ""
     if broken < 0:
-        return f"the header of {wal.name}, behind which whole transactions stand"
-    return f"frame {broken + 1} of {wal.name}, behind which whole transactions stand"
+        return f"the header of {wal.name}, which is followed by whole transactions"
+    return f"frame {broken + 1} of {wal.name}, which is followed by whole transactions"
 
 
 class _Frames:
@@ -61,7 +62,7 @@ class _Frames:
             self._salt1, self._salt2 = self._words(0)[2:4]
 
     def first_broken(self) -> int | None:
-        """The first that SQLite would not read; None if it reads all."""
+        """The first frame that SQLite would not read; None if SQLite reads all frames."""
         if not self._header_sound:
             return -1
         before: tuple[int, int] = struct.unpack_from(">2I", self._data, _HEADER_BYTES - 8)
@@ -72,8 +73,8 @@ class _Frames:
         return None
 
     def goes_on_behind(self, broken: int) -> bool:
-        """Whether a transaction that was begun after the one with the broken frame is there: a commit at or
-        behind the broken frame, and right behind the commit a frame that continues its checksum."""
+        """Whether the WAL contains a transaction that was begun after the one with the broken frame: a commit
+        at or after the broken frame, and directly after the commit a frame that continues its checksum."""
         if broken >= 0 and self._goes_on_from_computed(broken):
             return True
         for number in range(max(broken, 0), self._count - 1):
@@ -83,8 +84,8 @@ class _Frames:
         return False
 
     def _goes_on_from_computed(self, broken: int) -> bool:
-        """The frame behind continues the checksum that the broken one should have stored: that field is what
-        is broken."""
+        """Whether the next frame continues the checksum that the broken frame should contain: then only the
+        stored checksum is broken."""
         at = self._at(broken) - self._page_bytes - _FRAME_BYTES + 16 if broken else _HEADER_BYTES - 8
         before: tuple[int, int] = struct.unpack_from(">2I", self._data, at)
         return broken + 1 < self._count and self._follows(broken + 1, self._computed(broken, before))
@@ -110,8 +111,8 @@ class _Frames:
         return _HEADER_BYTES + number * (_FRAME_BYTES + self._page_bytes)
 
     def _sum(self, data: bytes, first: int, second: int) -> tuple[int, int]:
-        """The checksum of the WAL format: over pairs of words, in the order of bytes that the magic number
-        names."""
+        """The checksum of the WAL format: over pairs of words, in the byte order that the magic number
+        gives."""
         count = len(data) // 4
         words = struct.unpack(f"{self._order}{count}I", data)
         of_first, of_second = _factors(count)
@@ -123,10 +124,10 @@ class _Frames:
 
 @functools.cache
 def _factors(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """By what both sums and each word are multiplied in the two sums after ``count`` words.
+    """The factors of both initial sums and of each word in the two sums after ``count`` words.
 
-    The checksum adds, for each pair of words, ``first += even + second`` and ``second += odd + first``. That
-    is linear, so it is one product of vectors, which takes a quarter of the time of a loop."""
+    The checksum adds, for each pair of words, ``first += even + second`` and ``second += odd + first``. This
+    is linear, so each sum is one product of vectors, which takes a quarter of the time of a loop."""
     first, second = [0] * (count + 2), [0] * (count + 2)
     first[0] = second[1] = 1
     for even in range(2, count + 2, 2):
@@ -138,7 +139,8 @@ def _factors(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _guessed_page(data: bytes) -> int:
-    """SQLite's default page, unless the second frame's salts say otherwise."""
+    """The page size at which the second frame has the salts of the first; SQLite's default size if there is
+    none."""
     first = data[_HEADER_BYTES + 8 : _HEADER_BYTES + 16]
     for size in sorted(_PAGE_BYTES):
         at = _HEADER_BYTES + _FRAME_BYTES + size + 8

@@ -158,7 +158,7 @@ async def test_what_was_refused_for_want_of_room_is_proposed_again(tmp_path: Pat
 async def test_a_leader_of_the_former_version_is_asked_nothing_new(tmp_path: Path) -> None:
     """It would cut the client off, again and again."""
     async with mixed(tmp_path, 1, 2, 3) as cluster, client(cluster) as ledger:
-        with pytest.raises(VersionHeldBack, match="which leads, speaks 1"):
+        with pytest.raises(VersionHeldBack, match="which leads, uses version 1"):
             await ledger.acceptors.open_session("shop", 300.0)
         txid = TxId(1, "0" * 16, 1)
         with pytest.raises(VersionHeldBack):
