@@ -351,7 +351,7 @@ async def test_a_damaged_backup_is_not_restored(cluster: Cluster, tmp_path: Path
     path = tmp_path / "backup"
     kept = await taken(cluster, path)
     assert backup.read(path) == kept
-    with pytest.raises(LedgerUnusable, match="there already"):
+    with pytest.raises(LedgerUnusable, match="exists already"):
         backup.write(path, kept)
     whole = path.read_bytes()
     assert path.stat().st_mode & 0o777 == 0o600
