@@ -20,6 +20,8 @@ from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.scripted import Script
 
 VICTIM = TimeoutError("victim of a deadlock, says the test")
+TIMEOUT_S = 0.3
+"""Long enough for a busy machine to open a branch first."""
 
 
 @pytest.fixture
@@ -112,17 +114,17 @@ async def test_an_error_of_the_application_passes(stage: Stage) -> None:
 
 @contextlib.asynccontextmanager
 async def wrapped(stage: Stage) -> AsyncIterator[Transaction]:
-    async with stage.coordinator.transaction(timeout=0.05) as tx:
+    async with stage.coordinator.transaction(timeout=TIMEOUT_S) as tx:
         yield tx
 
 
 async def yielded(stage: Stage) -> AsyncIterator[Transaction]:
-    async with stage.coordinator.transaction(timeout=0.05) as tx:
+    async with stage.coordinator.transaction(timeout=TIMEOUT_S) as tx:
         yield tx
 
 
 async def through_a_block(stage: Stage, body: Callable[[Transaction], Awaitable[None]]) -> None:
-    async with stage.coordinator.transaction(timeout=0.05) as tx:
+    async with stage.coordinator.transaction(timeout=TIMEOUT_S) as tx:
         await body(tx)
 
 
@@ -150,7 +152,7 @@ async def through_a_generator(stage: Stage, body: Callable[[Transaction], Awaita
 
 
 async def started(stage: Stage, body: Callable[[Transaction], Awaitable[None]]) -> None:
-    tx = await stage.coordinator.transaction(timeout=0.05).start()
+    tx = await stage.coordinator.transaction(timeout=TIMEOUT_S).start()
     await body(tx)
     await tx.commit()
 
@@ -199,7 +201,7 @@ async def test_a_block_that_is_left_late_holds_nothing(stage: Stage) -> None:
     """Broken if a body that swallows its cancellation keeps the locks of a transaction that is over."""
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(pytest.raises(TransactionAborted, match="timeout"))
-        async with stage.coordinator.transaction(timeout=0.05) as tx:
+        async with stage.coordinator.transaction(timeout=TIMEOUT_S) as tx:
             await tx.branch("alpha")
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(60)
@@ -211,7 +213,7 @@ async def test_the_deadline_holds_after_a_branch_that_failed(stage: Stage) -> No
     """Broken if a branch that could not be opened, and whose error was swallowed, disarms the timeout."""
     down = ParticipantUnavailable("beta", "it is down, as told")
     stage.participants["beta"].script.begin = down
-    tx = await stage.coordinator.transaction(timeout=0.05).start()
+    tx = await stage.coordinator.transaction(timeout=TIMEOUT_S).start()
     await tx.branch("alpha")
     with pytest.raises(ParticipantUnavailable):
         await tx.branch("beta")

@@ -95,7 +95,7 @@ async def test_readers_stay_open_while_a_writer_is_down(stages: Any) -> None:
     """Broken if readers end while a committed branch is still pending somewhere."""
     down = ParticipantUnavailable("beta", "down")
     stage = await stages(
-        Script(), Script(commit=[down, down, None]), Script(work=Work.READ_ONLY), timeout_s=5.0
+        Script(), Script(commit=[down, down, None]), Script(work=Work.READ_ONLY), timeout_s=5.0, drain_s=60.0
     )
     result = await stage.transfer()
     assert [gid.participant for gid in result.pending] == ["beta"]

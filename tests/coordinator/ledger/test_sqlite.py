@@ -458,7 +458,7 @@ async def test_cancelling_the_opening_leaves_nothing_open(path: Path, settings: 
             await asyncio.sleep(0)
         task.cancel()
         (result,) = await asyncio.gather(task, return_exceptions=True)
-        if isinstance(result, SqliteLedger):
+        if not isinstance(result, BaseException):
             await result.close()
     ledger = await open_ledger(settings)
     assert ledger.leads

@@ -125,7 +125,7 @@ async def test_everything_that_shows_it_says_who_can_end_it(orphan: Orphan) -> N
     for command, page in pages.items():
         assert SAID in page, command
         assert orphan.statement in page, command
-        assert "does it by itself" not in page, command
+        assert "undoubt recover" not in page, command
     explained = json.loads((await orphan.cli("indoubt", "explain", str(orphan.gid), "-o", "json")).out)
     assert explained["branch"]["owner_gone"]
     assert explained["safe_action"]["command"] == orphan.statement
