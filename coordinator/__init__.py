@@ -11,7 +11,7 @@ A coordinator's duties, in order:
 3. Prepare every branch that has written.
 4. Record COMMIT in the ledger before COMMIT PREPARED is sent to any branch.
 5. Commit every branch.
-6. Tell the ledger that the transaction is finished.
+6. Report to the ledger that the transaction is finished.
 
 :mod:`undoubt.recovery` completes what a coordinator leaves undone.
 
@@ -20,25 +20,24 @@ The modules and rooms, in the order in which a transaction passes them:
 =====================  =======================================================================================
 :mod:`.settings`       holds the settings of the coordinator and of its ledger.
 :mod:`.coordinator`    begins transactions, starts the task that commits each of them, and answers which
-                       outcome a transaction had. Its ``Finisher`` tells the ledger and the participants, in
-                       batches, which transactions are finished.
-:mod:`.runnable`       checks, before anything begins, that ``run`` was given a function that it can carry
-                       out.
+                       outcome a transaction had. Its ``Finisher`` reports the finished transactions to the
+                       ledger and the participants, in batches.
+:mod:`.runnable`       checks, before anything begins, that ``run`` was given a function that it can run.
 :mod:`.session`        opens, renews and replaces the ledger session; its table of states says when
                        transactions may begin.
 :mod:`.supervision`    starts a background loop again after it has failed.
 :mod:`.transaction`    numbers the transactions of one ledger session; opens the branches of one transaction,
                        commits it or rolls it back, and enforces its timeout.
-:mod:`.host`           declares what a transaction needs of its coordinator, and of what opens a branch.
+:mod:`.host`           declares the methods that a transaction calls: of its coordinator, and of an opener.
 :mod:`.cancel_scope`   cancels the body of an ``async with`` block whose transaction can no longer commit.
 :mod:`.uncancellable`  runs a commit in a task that ignores cancellation.
 :mod:`.protocols`      implements the commit protocols over the contracts of ledger and participants; open
                        ``two_phase.py`` first.
 :mod:`.ledger`         records sessions, decisions and heuristic outcomes, durably.
 :mod:`.retries`        decides whether ``run`` repeats a transaction, and after which pause.
-:mod:`.meter`          declares the methods that are told durations and outcomes, and measures one commit.
+:mod:`.meter`          declares the methods that receive durations and outcomes, and measures one commit.
 :mod:`.errors`         defines the errors of the coordinator and of the ledger.
-:mod:`.rpc`            numbers requests to another process, and tells who asked what came back.
+:mod:`.rpc`            numbers requests to another process, and gives each answer to its caller.
 :mod:`.wire`           authenticates connections between processes, and frames what they carry.
 :mod:`.node`           runs one member of the cluster that keeps a replicated ledger.
 :mod:`.raft`           replicates a log to a majority of nodes, without IO or clock.

@@ -1,11 +1,11 @@
-"""Whether, and how, the task inside an ``async with`` block is cancelled so that the block itself hears of
-it.
+"""Cancels the task inside an ``async with`` block, if the cancellation passes the block.
 
-``task.cancel()`` is right only if the ``CancelledError`` passes the ``__aexit__`` of the block, which takes
-it back and tells the reason. It does where a coroutine that the task runs stands in the block. It does not
-where an async generator yielded inside the block, or a fixture or an exit stack entered it: the error would
-then hit code that is outside, as if somebody else had cancelled that task (PEP 789 describes these cases).
-There is no scope in these cases, and the block's owner has to tell the reason by other means.
+``task.cancel()`` is right only if the ``CancelledError`` passes the block's ``__aexit__``, which takes the
+request back and raises the reason instead. It passes if a coroutine that the task runs contains the block. It
+does not pass if an async generator yielded inside the block, or if a fixture or an exit stack entered the
+block: the error would then reach code outside the block, which would take it for a cancellation by its own
+caller (PEP 789 describes these cases). No scope is made in these cases, and the owner of the block has to
+report the reason by other means.
 """
 
 from __future__ import annotations
@@ -18,43 +18,47 @@ from functools import lru_cache
 from types import CodeType, FrameType
 
 _WRAPPER = contextlib._AsyncGeneratorContextManager.__aenter__.__code__
-"""Of ``@contextlib.asynccontextmanager``: its block throws into the generator what is raised in it."""
+"""The code of ``__aenter__`` of ``@contextlib.asynccontextmanager``, whose block throws into the generator
+what is raised inside the block."""
 
 _FROM_ASYNC_WITH = 1
-"""The argument of GET_AWAITABLE for what ``__aenter__`` of an ``async with`` returned (CPython's
-documentation of ``dis``, since 3.11)."""
+"""The argument of GET_AWAITABLE if the awaitable was returned by ``__aenter__`` of an ``async with``
+(CPython's documentation of ``dis``, since 3.11)."""
 
 
 class CancelScope:
-    """One block and the task in it. ``cancel`` at most once, then ``leave`` from the block's
+    """One block and the task inside it. Call ``cancel`` at most once, then ``leave`` from the block's
     ``__aexit__``."""
 
     def __init__(self, task: asyncio.Task[object]) -> None:
         self._task = task
         self._before = task.cancelling()
-        """Requests that the task has not taken back: of these the block must not speak."""
+        """The number of earlier requests that the task has not taken back; the block must not take these
+        back."""
         self._requested = False
 
     @classmethod
     def entered_from(cls, frame: FrameType | None) -> CancelScope | None:
-        """For ``__aenter__``, before its first ``await``; ``frame`` is the one that awaits it. None where a
-        cancellation might miss the block."""
+        """Return a scope for the current task; call it in ``__aenter__``, before its first ``await``.
+        ``frame`` is the frame that awaits ``__aenter__``. None if a cancellation might not pass the block."""
         task = asyncio.current_task()
         return cls(task) if task is not None and _in_a_coroutines_block(frame) else None
 
     def cancel(self) -> bool:
-        """Cancel the task. False if it has ended, or cannot be cancelled."""
+        """Cancel the task. Returns False if the task has ended or cannot be cancelled."""
         self._requested = self._task.cancel()
         return self._requested
 
     async def leave(self, error: BaseException | None) -> bool:
-        """Take the request back; ``error`` is what the block raised. True if a ``CancelledError`` has to
-        leave the block all the same: somebody else has cancelled the task, and nothing else will tell it."""
+        """Take the request back; ``error`` is what the block raised. Returns True if a ``CancelledError`` has
+        to leave the block nevertheless: the task was cancelled by other code too, and would not be cancelled
+        again."""
         delivered = isinstance(error, asyncio.CancelledError)
         if not self._requested:
             return delivered
         if not delivered:
-            # Not delivered yet, or swallowed in the block. What still comes must not hit the code behind it.
+            # The request is not delivered yet, or was swallowed in the block. A request that is still pending
+            # must not reach the code after the block.
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
@@ -66,7 +70,7 @@ def _in_a_coroutines_block(frame: FrameType | None) -> bool:
     while frame is not None and _awaits_aenter(frame):
         if frame.f_code.co_flags & inspect.CO_COROUTINE:
             return True
-        # A generator: what counts is the block around it, if one is there.
+        # A generator: look at the block around the generator, if there is one.
         frame = frame.f_back
         if frame is None or frame.f_code is not _WRAPPER:
             return False
@@ -80,7 +84,8 @@ def _awaits_aenter(frame: FrameType) -> bool:
 
 @lru_cache(maxsize=1024)
 def _awaited_aenters(code: CodeType) -> tuple[tuple[int, int], ...]:
-    """Where in ``code`` an ``async with`` awaits its ``__aenter__``: first offset, and the one behind."""
+    """The ranges of bytecode in which ``code`` awaits the ``__aenter__`` of an ``async with``: first offset,
+    and the offset after the last."""
     found = []
     first: int | None = None
     sent = False

@@ -1,4 +1,5 @@
-"""The coordinator: begins transactions, drives their commits to the end, and outlives impatient callers."""
+"""The coordinator: begins transactions, and drives each commit to its end, also if the caller is
+cancelled."""
 
 from __future__ import annotations
 
@@ -62,7 +63,7 @@ BATCH_TRANSACTIONS_MAX = 1_000
 
 
 class ParticipantInUse(UsageError):
-    """The participant has unresolved branches; ``gids`` lists them."""
+    """The participant cannot be removed, because it has unresolved branches; ``gids`` lists them."""
 
     def __init__(self, name: str, gids: list[str]) -> None:
         shown = ", ".join(gids[:5]) + (f" and {len(gids) - 5} more" if len(gids) > 5 else "")
@@ -74,12 +75,12 @@ class ParticipantInUse(UsageError):
 
 
 class Coordinator:
-    """See the package. ``observe`` is told every protocol step; it is how tests crash at each of them.
-    ``meter`` is told outcomes and durations.
+    """Begins transactions and drives them to their end; the package's docstring lists its duties. ``observe``
+    is called at each protocol step, so that tests can crash there. ``meter`` receives outcomes and durations.
 
-    Belongs to the event loop and the process in which it was started: another loop that uses it gets
-    ``WrongLoop``, a fork ``WrongProcess``. The ledger and the participants stay open; whoever opened them
-    closes them.
+    A coordinator belongs to the event loop and the process in which it was started: use in another loop
+    raises ``WrongLoop``, use in a fork ``WrongProcess``. ``close`` does not close the ledger and the
+    participants; the code that opened them has to.
     """
 
     def __init__(
@@ -137,10 +138,10 @@ class Coordinator:
     def transaction(
         self, *, timeout: float | None = None, protocol: str | None = None, prepares_all: bool = False
     ) -> Transaction:
-        """A new transaction, for ``async with``. Not decided after ``timeout`` seconds, it is aborted.
-        ``protocol``: ``2pc``, ``3pc`` or ``paxos``, else the configuration's. ``prepares_all``: every branch
-        is prepared and every commit is recorded, also where one branch alone has written, so that the ledger
-        tells the outcome to somebody who was not there."""
+        """Return a new transaction, for ``async with``. If it is not decided after ``timeout`` seconds, it is
+        aborted. ``protocol``: ``2pc``, ``3pc`` or ``paxos``; None: the one in the settings. ``prepares_all``:
+        every branch is prepared and every commit is recorded, also if only one branch has written, so that
+        another process can read the outcome from the ledger later."""
         self.check_here()
         if self._closed:
             raise CoordinatorClosed
@@ -162,13 +163,14 @@ class Coordinator:
         timeout: float | None = None,
         protocol: str | None = None,
     ) -> T:
-        """``await function(tx, *args)`` in a transaction of its own; returns its result once committed.
+        """Run ``await function(tx, *args)`` in a new transaction; returns its result once that is committed.
 
-        ``timeout`` and ``protocol`` are those of :meth:`transaction`, for each attempt. Repeated up to
-        ``retries`` times, after growing random pauses, where the cause was a deadlock or a serialization
-        failure. Everything else is raised at once, ``OutcomeUnknown`` above all, and whatever ``function``
-        raises after a commit of its own. Raises ``UsageError``, and commits nothing, if ``function`` is
-        no coroutine function or an argument is not within its bounds.
+        ``timeout`` and ``protocol`` are those of :meth:`transaction`, for each attempt. The transaction is
+        repeated up to ``retries`` times, after growing random pauses, if the cause of its abort was a
+        deadlock or a serialization failure. Every other error is raised immediately: above all
+        ``OutcomeUnknown``, and any error that ``function`` raises after it has called ``tx.commit()``. Raises
+        ``UsageError``, and commits nothing, if ``function`` is not a coroutine function or an argument is not
+        within its bounds.
         """
         count("retries", retries)
         check_asynchronous(function)
@@ -177,7 +179,9 @@ class Coordinator:
             try:
                 async with tx:
                     return await checked_awaitable(function, function(tx, *args))
-            except Exception as error:  # whatever the application raises passes through, unless retryable
+            except (
+                Exception
+            ) as error:  # every error of the application passes through, unless it is retryable
                 pause_s = pause_before_retry(error, attempt, retries)
                 if pause_s is None or tx.may_have_committed:
                     raise
@@ -185,10 +189,10 @@ class Coordinator:
         raise InvariantViolation("unreachable")
 
     async def outcome(self, txid: TxId | str) -> RecordedDecision:
-        """What the ledger has recorded. NOT_RECORDED never means aborted.
+        """Return the decision that the ledger has recorded. NOT_RECORDED never means aborted.
 
-        COMMIT also while a commit that is certain is only on its way into the ledger. ``txid`` may be the
-        text of the id; raises ``UsageError`` for a text that is none.
+        Returns COMMIT also if COMMIT is certain and is not in the ledger yet. ``txid`` may be the text of the
+        id; raises ``UsageError`` if the text is not one.
         """
         self.check_here()
         txid = TxId.of(txid)
@@ -198,8 +202,9 @@ class Coordinator:
         return (await self.ledger.records([txid]))[txid]
 
     def cancel(self, txid: TxId | str, cause: BaseException) -> bool:
-        """Abort a transaction of this coordinator with ``cause``. False if it is none, or its commit has
-        begun: then whoever asks cancels what it waits for, and ``cause`` is told if it aborts."""
+        """Abort a transaction of this coordinator with ``cause``. Returns False if the transaction is not of
+        this coordinator, or its commit has begun. In the second case the caller has to cancel the statement
+        for which the transaction waits; if the transaction aborts then, ``cause`` is the reported cause."""
         self.check_here()
         txid = TxId.of(txid)
         if not isinstance(cause, BaseException):
@@ -211,16 +216,17 @@ class Coordinator:
         return transaction.doom(cause)
 
     def add_participant(self, participant: Participant) -> None:
-        """Register one more, at once usable. Raises ``UsageError`` if the name is taken."""
+        """Register ``participant``, which can be used immediately. Raises ``UsageError`` if the name is
+        taken."""
         self.check_here()
         self.participants.add(participant)
 
     async def remove_participant(self, name: str) -> None:
-        """Unregister and close one. Raises ``ParticipantInUse`` while any branch of it is unresolved, and
-        ``ParticipantUnavailable`` if it cannot be asked."""
+        """Unregister and close a participant. Raises ``ParticipantInUse`` while any branch of it is
+        unresolved, and ``ParticipantUnavailable`` if it does not answer."""
         self.check_here()
         participant = self.participants.get(name)
-        # While it is unregistered those that are at work would not find it; afterwards no branch can begin.
+        # Running transactions need the registration; once it is removed, no branch can begin.
         if live := [str(tx.id) for tx in self.live.values() if name in tx.participants]:
             raise ParticipantInUse(name, live)
         self.participants.remove(name)
@@ -236,10 +242,11 @@ class Coordinator:
         await participant.close()
 
     async def close(self) -> None:
-        """Abort what has not begun to commit, wait up to ``drain_s`` for what has, end the session.
+        """Abort the transactions whose commit has not begun, wait up to ``drain_s`` for the others, end the
+        session.
 
-        What is still going on after that, or if this is cancelled, is left to recovery; it loses nothing but
-        time.
+        Commits that are still running after that, or when this is cancelled, are left to recovery: they end
+        later, and nothing is lost.
         """
         if self._closed or os.getpid() != self._pid:
             return
@@ -248,7 +255,7 @@ class Coordinator:
         self._keeper.shut()
         for transaction in list(self.live.values()):
             transaction.doom(CoordinatorClosed("the coordinator was closed"))
-        async with contextlib.AsyncExitStack() as stack:  # all of it, also if this is cancelled
+        async with contextlib.AsyncExitStack() as stack:  # each step is done, also if this is cancelled
             stack.push_async_callback(self._keeper.close)
             stack.push_async_callback(self._finisher.close)
             await self._drain()
@@ -285,11 +292,11 @@ class Coordinator:
             if transaction.id.session == session:
                 transaction.doom(SessionLost(f"session {session} was closed or has expired"))
 
-    # What a transaction needs of its coordinator (coordinator.transaction.Host).
+    # The methods that a transaction calls (undoubt.coordinator.transaction.Host).
 
     def check_here(self) -> None:
-        """Raise ``WrongProcess`` in a fork: the session, and so the transaction ids, are the parent's. Raise
-        ``WrongLoop`` in another event loop than that of ``start``."""
+        """Raise ``WrongProcess`` in a fork: the session, and so the transaction ids, belong to the parent
+        process. Raise ``WrongLoop`` in an event loop in which ``start`` was not called."""
         if os.getpid() != self._pid:
             raise WrongProcess(
                 f"this coordinator belongs to process {self._pid}, not {os.getpid()}; open one after the fork"
@@ -306,7 +313,7 @@ class Coordinator:
         return await self._keeper.begin(timeout_s, bound=protocol is GidProtocol.PAXOS)
 
     async def why_doomed(self, txid: TxId) -> BaseException | None:
-        """What another process has written down that aborts it."""
+        """The cause that another process has recorded for aborting the transaction; None if there is none."""
         return await why_doomed(self.ledger, txid)
 
     def participant(self, name: str) -> Participant:
@@ -321,8 +328,8 @@ class Coordinator:
             self._meter.ended(transaction.protocol, "aborted" if transaction.doomed else "rolled_back", {})
 
     def _ended(self, transaction: Transaction) -> None:
-        """Nothing of it is undecided here any more, unless the task that was to end it is abandoned: that is
-        left to recovery, and no floor passes it."""
+        """The transaction has ended in this process. If the task that had to end it was abandoned, the
+        transaction is left to recovery, and stays in its lease, so that no floor passes it."""
         self.live.pop(transaction.id, None)
         task = asyncio.current_task()
         if task is None or not task.cancelling():
@@ -367,16 +374,16 @@ class Coordinator:
     def _left_background(self, task: Uncancellable[None]) -> None:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            told = isinstance(error, TransactionAborted | HeuristicOutcome)
-            log.log(logging.DEBUG if told else logging.WARNING, "%s: %s", task.get_name(), error)
+            raised = isinstance(error, TransactionAborted | HeuristicOutcome)  # to the caller
+            log.log(logging.DEBUG if raised else logging.WARNING, "%s: %s", task.get_name(), error)
 
     async def _drive(self, transaction: Transaction, context: CommitContext) -> None:
-        """The protocol from beginning to end, whatever becomes of the caller."""
+        """Run the commit protocol from beginning to end, independently of the caller."""
         try:
             await _DRIVERS[context.protocol](context)
         except UndoubtError:
             raise
-        except Exception as error:  # a bug, ours or a driver's: what may be told of it depends on the phase
+        except Exception as error:  # a bug of undoubt or of a driver: what is raised depends on the phase
             log.exception("transaction %s failed in phase %s", context.txid, context.phase.name)
             if context.phase is Phase.VOTING:
                 await roll_back(context, context.branches, error)
@@ -388,8 +395,8 @@ class Coordinator:
             self._finish(context)
 
     async def roll_back(self, context: CommitContext, cause: BaseException) -> None:
-        """Of a transaction that was never voted on, some branch of which others may have prepared. Raises
-        ``HeuristicOutcome`` if one of these has committed."""
+        """Roll back a transaction whose first phase has not begun, and of which other processes may have
+        prepared a branch. Raises ``HeuristicOutcome`` if such a branch has committed."""
         try:
             await roll_back(context, context.branches, cause)
         except TransactionAborted as error:
@@ -406,11 +413,11 @@ class Coordinator:
 
 
 class Finisher:
-    """Tells ledger and participants, in batches and after the callers, which transactions are finished. What
-    it cannot deliver, recovery finds unfinished and finishes.
+    """Reports the finished transactions to ledger and participants, in batches, after the callers have their
+    results. A transaction that cannot be reported stays unfinished in the ledger, and recovery finishes it.
 
-    Rows of three-phase commit are deleted last: as long as the ledger does not say that a transaction is
-    finished, somebody may still want to terminate it.
+    Rows of three-phase commit are deleted last: until the ledger says that a transaction is finished, a
+    recovery may still terminate the transaction from its rows.
     """
 
     def __init__(self, ledger: Ledger, participants: Registry, observer: Observer | None) -> None:
@@ -436,13 +443,13 @@ class Finisher:
         self._filled.set()
 
     async def flush(self) -> None:
-        """Return once everything that was added so far is delivered, or given up."""
+        """Return once everything that was added so far is delivered, or left to recovery."""
         while (self._waiting or self._rows) and self._task is not None and not self._task.done():
             self._emptied.clear()
             await self._emptied.wait()
 
     async def close(self) -> None:
-        """Deliver what waits."""
+        """Stop the background task, and deliver everything that was added."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -478,7 +485,7 @@ class Finisher:
     async def _finish(self) -> None:
         while self._waiting:
             batch = self._waiting[:BATCH_TRANSACTIONS_MAX]
-            await self._tell(TwoPhaseStep.BEFORE_FINISH, batch)
+            await self._reach(TwoPhaseStep.BEFORE_FINISH, batch)
             try:
                 await self._ledger.finish(batch)
             except LedgerError as error:
@@ -486,8 +493,8 @@ class Finisher:
                 left = set(batch)
                 self._rows = [gid for gid in self._rows if gid.txid not in left]
             del self._waiting[: len(batch)]
-            await self._tell(TwoPhaseStep.AFTER_FINISH, batch)
+            await self._reach(TwoPhaseStep.AFTER_FINISH, batch)
 
-    async def _tell(self, step: TwoPhaseStep, batch: list[TxId]) -> None:
+    async def _reach(self, step: TwoPhaseStep, batch: list[TxId]) -> None:
         for txid in batch:
             await reach(self._observer, step, txid)

@@ -4,27 +4,27 @@
 
     UndoubtError
     ├── UsageError
-    │   ├── CoordinatorClosed      nothing begins any more
+    │   ├── CoordinatorClosed      the coordinator is closed: no transaction begins
     │   ├── TransactionEnded       a branch or a commit after the transaction's end
     │   └── WrongProcess           a coordinator used in a fork of the process that opened it
-    ├── TransactionAborted         it is in no database, for certain; ``cause`` says why
-    ├── OutcomeUnknown             it may or may not be committed; ask later, never guess
-    ├── HeuristicOutcome           some database did other than what was decided
+    ├── TransactionAborted         it is certainly in no database; ``cause`` says why
+    ├── OutcomeUnknown             it may or may not be committed; ask for the outcome later
+    ├── HeuristicOutcome           some database did something else than was decided
     ├── AbortedByOthers            a cause: an operator or a recovery has aborted the transaction
     ├── DistributedDeadlock        a cause: chosen to end a deadlock across databases; may be run again
     │   └── SelfDeadlock           two of its own branches wait for each other; running it again does not help
     └── LedgerError
-        ├── LedgerUnavailable      no answer, or no room; what was asked may or may not have happened
+        ├── LedgerUnavailable      no answer, or no room; the call may or may not have had an effect
         ├── LedgerUnusable         it cannot be opened: unreadable, damaged, a newer version, not a ledger
-        │   ├── LedgerMisconfigured    its URL, or a file that the settings name, is none
-        │   └── LedgerMissing      there is none, and only ``undoubt ledger init`` makes one there
+        │   ├── LedgerMisconfigured    its URL is invalid, or a file that the settings name is of no use
+        │   └── LedgerMissing      there is no ledger; only ``undoubt ledger init`` makes one there
         ├── LedgerLocked           another process owns it and does not answer
-        ├── ClusterRefused         an operation on the cluster that cannot be, or would stop it
-        │   └── ClusterNotReady    or would, but for nodes that are silent or behind
+        ├── ClusterRefused         an operation that is impossible, or would stop the cluster
+        │   └── ClusterNotReady    nodes that have to take part do not answer, or are behind
         ├── NotPermitted           the certificate of this client has another role than the call needs
-        ├── VersionHeldBack        the cluster has members of an older version, which do not know this yet
-        ├── SessionLost            the lease is gone: nothing of it can commit any more
-        ├── BranchListMismatch     a decision is recorded for other branches than those given
+        ├── VersionHeldBack        the cluster has members of an older version, which do not support the call
+        ├── SessionLost            the session has ended: none of its transactions can commit
+        ├── BranchListMismatch     a decision is recorded with another list of branches
         └── Impostor               a name that the ledger never gave
 """
 
@@ -44,25 +44,26 @@ _SELF_DEADLOCK = re.compile(r"two branches of transaction \S+ wait for each othe
 
 
 class CoordinatorClosed(UsageError):
-    """The coordinator was closed. A call that was under way may have had an effect."""
+    """The coordinator is closed. A call that was running may have had an effect."""
 
     def __init__(self, message: str = "the coordinator is closed") -> None:
         super().__init__(message)
 
 
 class TransactionEnded(UsageError):
-    """The transaction is over, or its branch is: nothing more can be done in it."""
+    """The transaction or the branch has ended: it accepts no further calls."""
 
 
 class WrongProcess(UsageError):
-    """A forked process used its parent's coordinator. Open one of its own after the fork."""
+    """A forked process used the coordinator of its parent process. Open another coordinator after the
+    fork."""
 
 
 class TransactionAborted(UndoubtError):
-    """The transaction is in no participant, and never will be.
+    """The transaction is not committed in any participant, and never will be.
 
-    ``cause`` is the first reason; ``votes`` tells what each participant answered, by name of branch
-    (``"1:orders"``), for as far as they were asked.
+    ``cause`` is the first reason; ``votes`` has the votes that were received, by name of branch
+    (``"1:orders"``).
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class TransactionAborted(UndoubtError):
 
 
 class OutcomeUnknown(UndoubtError):
-    """Nobody can say now whether the transaction committed. Ask again with ``coordinator.outcome(txid)``
-    or ``undoubt tx show``; never treat it as aborted, and never simply run it again."""
+    """It is not known yet whether the transaction has committed. Ask again with ``coordinator.outcome(txid)``
+    or ``undoubt tx show``; never treat the transaction as aborted, and never run it again without asking."""
 
     def __init__(self, txid: TxId, why: str) -> None:
         super().__init__(f"outcome of transaction {txid} is unknown: {why}")
@@ -85,8 +86,9 @@ class OutcomeUnknown(UndoubtError):
 
 
 class HeuristicOutcome(UndoubtError):
-    """A participant ended its branch on its own. ``kind`` is the worst of ``branches``, which maps each
-    such branch to what happened there. It is recorded; see ``undoubt indoubt list``."""
+    """A participant has ended its branch without, or against, the decision. ``kind`` is the worst of
+    ``branches``, which maps each such branch to its outcome. The outcomes are recorded; see ``undoubt indoubt
+    list``."""
 
     def __init__(self, txid: TxId, kind: Settled, branches: Mapping[Gid, Settled]) -> None:
         listed = ", ".join(f"{gid.participant}: {what}" for gid, what in branches.items())
@@ -97,15 +99,15 @@ class HeuristicOutcome(UndoubtError):
 
 
 class AbortedByOthers(UndoubtError):
-    """Neither the application nor its coordinator has aborted the transaction. The message says who did, and
-    why, as far as that is recorded."""
+    """The transaction was aborted, but not by the application or its coordinator. The message says by what,
+    and why, as far as that is recorded."""
 
 
 class DistributedDeadlock(UndoubtError):
     """The transaction was chosen to end a deadlock across databases. Running it again may succeed.
 
-    ``cycle`` names who waited for whom, beginning with the victim: transactions, and sessions of the
-    databases as ``"<participant>/<pid>"``.
+    ``cycle`` names the waiting transactions and sessions, each followed by the one that it waits for,
+    beginning with the victim. A session of a database is named ``"<participant>/<pid>"``.
     """
 
     retryable = True
@@ -120,14 +122,15 @@ class DistributedDeadlock(UndoubtError):
 
     @staticmethod
     def parse(victim: TxId, text: str) -> DistributedDeadlock | None:
-        """The deadlock that ``text``, which was ``str()`` of one and may have been cut, tells of; None if it
-        tells of something else. So the victim's own process can raise what another one has found."""
-        if (told := _SELF_DEADLOCK.match(text)) is not None:
-            return SelfDeadlock(victim, re.findall(r"'([^']*)'", told[1]))
-        if (told := _DEADLOCK.match(text)) is not None:
-            chain = told[2].split(_ARROW)
+        """Return the deadlock that ``text`` describes; None if ``text`` describes something else. ``text``
+        was ``str()`` of a deadlock, and may have been cut. With this the victim's process raises what another
+        process has found."""
+        if (found := _SELF_DEADLOCK.match(text)) is not None:
+            return SelfDeadlock(victim, re.findall(r"'([^']*)'", found[1]))
+        if (found := _DEADLOCK.match(text)) is not None:
+            chain = found[2].split(_ARROW)
             cycle = chain[:-1] if len(chain) > 1 and chain[0] == chain[-1] else chain
-            return DistributedDeadlock(victim, cycle, told[1].split(", "), text)
+            return DistributedDeadlock(victim, cycle, found[1].split(", "), text)
         return None
 
 
@@ -139,35 +142,35 @@ class SelfDeadlock(DistributedDeadlock):
 
     def __init__(self, victim: TxId, participants: Iterable[str]) -> None:
         names = sorted(participants)
-        told = (
+        message = (
             f"two branches of transaction {victim} wait for each other in one database"
             f" ({' and '.join(map(repr, names))}): one of them wants a lock that the other holds until the"
             " transaction ends; use one participant for one database"
         )
-        super().__init__(victim, [str(victim)], names, told)
+        super().__init__(victim, [str(victim)], names, message)
 
 
 class LedgerError(UndoubtError):
-    """The ledger could not do what was asked."""
+    """The base of all errors of a ledger: a call of the ledger failed."""
 
 
 class LedgerUnavailable(LedgerError):
-    """No answer, or no room to write. May be repeated."""
+    """The ledger did not answer, or has no room to write. The call may be repeated."""
 
 
 class LedgerUnusable(LedgerError):
-    """The ledger cannot be opened and will not be until somebody acts; the message says how. ``mends``: what
-    is wrong with a PostgreSQL ledger's schema, and the lines that mend it."""
+    """The ledger cannot be opened until an operator acts; the message says how. ``mends``: the faults of a
+    PostgreSQL ledger's schema, and the statements that mend them."""
 
     mends: tuple[Mend, ...] = ()
 
 
 class LedgerMisconfigured(LedgerUnusable):
-    """What the settings say of the ledger cannot be: its URL is none, or a TLS file is of no use."""
+    """The settings of the ledger are invalid: its URL, or a TLS file that they name."""
 
 
 class LedgerMissing(LedgerUnusable):
-    """There is no ledger at that URL."""
+    """There is no ledger at the URL of the settings."""
 
 
 class LedgerLocked(LedgerError):
@@ -175,12 +178,12 @@ class LedgerLocked(LedgerError):
 
 
 class ClusterRefused(LedgerError):
-    """The cluster does not do that; nothing was changed. The message says why, and what to do instead."""
+    """The cluster refused an operation; nothing was changed. The message says why, and what to do instead."""
 
 
 class ClusterNotReady(ClusterRefused):
-    """A node that has to take part is silent, or behind. Asking again helps once it runs and has caught
-    up."""
+    """A node that has to take part does not answer, or is behind. The operation may be repeated once that
+    node runs and has caught up."""
 
 
 class NotPermitted(LedgerError):
@@ -188,12 +191,12 @@ class NotPermitted(LedgerError):
 
 
 class VersionHeldBack(LedgerError):
-    """What was asked came with a version that not all members of the cluster speak. The message names those
-    that hold it up; nothing was recorded."""
+    """The call needs a protocol version that not all members of the cluster support. The message names the
+    members that do not; nothing was recorded."""
 
 
 class SessionLost(LedgerError):
-    """The session was closed or has expired: no transaction of it can commit any more."""
+    """The session was closed or has expired: no transaction of it can commit from then on."""
 
 
 class BranchListMismatch(LedgerError):
@@ -207,5 +210,5 @@ class BranchListMismatch(LedgerError):
 
 
 class Impostor(LedgerError):
-    """The ledger never gave that name: its tag is wrong, or is missing where there has to be one. Nothing was
-    recorded."""
+    """The ledger never gave the name of a branch: its tag is wrong, or is missing where a tag is required.
+    Nothing was recorded."""

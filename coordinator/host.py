@@ -1,4 +1,4 @@
-"""What a transaction needs of others: its coordinator, and what opens a branch."""
+"""The protocols of the objects that a transaction calls: its coordinator, and an opener of branches."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 class Opener(Protocol):
-    """What opens a branch of participant ``name``: a :class:`~undoubt.participants.contract.Participant`, or
-    less."""
+    """Opens a branch of participant ``name``; :class:`~undoubt.participants.contract.Participant` has more
+    methods than this."""
 
     @property
     def name(self) -> str: ...
@@ -24,7 +24,7 @@ class Opener(Protocol):
 
 
 class Host(Protocol):
-    """What a transaction needs of its coordinator."""
+    """The methods of the coordinator that a transaction calls."""
 
     ledger_id: str
 

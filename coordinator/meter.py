@@ -1,4 +1,5 @@
-"""What a coordinator tells whoever measures it. Where nobody does, none of this costs anything."""
+"""The methods that a coordinator calls for metrics, and the measurement of one commit. Without a meter,
+nothing here runs."""
 
 from __future__ import annotations
 
@@ -19,19 +20,22 @@ PHASES = {
     Phase.ABORTED: "undo",
     Phase.COMMITTED: "apply",
 }
-"""What is going on in a phase, as metrics name it. Before them all comes ``work``, the application's own."""
+"""The metric's name of each phase. The first phase of a transaction is ``work``, the application's own
+work."""
 
 
 class TransactionMeter(Protocol):
-    """Its methods are called in the event loop, return at once and do not fail."""
+    """Receives durations and outcomes. Its methods are called in the event loop, return immediately and do
+    not raise."""
 
     def phase(self, protocol: GidProtocol, phase: str, seconds: float) -> None:
         """A transaction has left ``phase``: ``work`` or one of :data:`PHASES`."""
         ...
 
     def ended(self, protocol: GidProtocol, outcome: str, heuristics: Mapping[Gid, Settled]) -> None:
-        """``outcome`` is what became of it, whatever its caller was told: ``committed``, ``aborted``,
-        ``rolled_back`` (by the application), ``unknown``, or a heuristic :class:`Settled`."""
+        """The transaction has ended with ``outcome``, which may differ from what its caller has received:
+        ``committed``, ``aborted``, ``rolled_back`` (by the application), ``unknown``, or a heuristic
+        :class:`Settled`."""
         ...
 
 
@@ -49,7 +53,7 @@ class Stopwatch:
         context.on_phase = self._left
 
     async def measure(self, driving: Awaitable[None]) -> None:
-        """Until the commit has ended; raises what it raises."""
+        """Await ``driving``, which is the commit, and report its outcome; raises what ``driving`` raises."""
         outcome = "unknown"
         try:
             await driving

@@ -1,4 +1,4 @@
-"""Whether, and when, a transaction is run again."""
+"""Decides whether and when a transaction is run again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ RETRYABLE_SQLSTATES = frozenset({"40001", "40P01"})
 
 
 def retryable(error: BaseException) -> bool:
-    """Whether running the transaction again may help, and can do no harm.
+    """Whether running the transaction again may succeed, and is safe.
 
     True for a deadlock or a serialization failure, of one database or across several (an error with a true
-    attribute ``retryable``), also as the cause of ``TransactionAborted``; never where the outcome is unknown.
+    attribute ``retryable``), also if that is the cause of ``TransactionAborted``; always False if the outcome
+    is unknown.
     """
     if isinstance(error, OutcomeUnknown | HeuristicOutcome):
         return False
@@ -25,8 +26,8 @@ def retryable(error: BaseException) -> bool:
 
 
 def pause_before_retry(error: BaseException, attempt: int, retries: int) -> float | None:
-    """Seconds to wait before trying again, random under a growing limit; None: give up. ``attempt`` counts
-    from 0."""
+    """Seconds to wait before the next attempt, random up to a growing limit; None if there is none.
+    ``attempt`` counts from 0."""
     if attempt >= retries or not retryable(error):
         return None
     return random.uniform(0, limit_s(0.01, 1.0, attempt))  # noqa: S311 - jitter

@@ -1,7 +1,7 @@
-"""What ``run`` may be given: a function of the kind that it can carry out.
+"""Checks that ``run`` was given a function of the kind that it can run.
 
-A coroutine function that is called and not awaited does nothing, and so does a generator that nobody
-iterates over: the transaction would commit without a word of it.
+A coroutine function that is called and not awaited does nothing, and neither does a generator that is not
+iterated over: the transaction would commit without having done any work, and without an error.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ T = TypeVar("T")
 
 
 def check_asynchronous(function: object) -> None:
-    """Before anything is begun. Raises ``UsageError`` for what cannot be awaited, as far as that can be seen;
-    :func:`checked_awaitable` sees the rest."""
+    """Check ``function`` before anything is begun. Raises ``UsageError`` if its result certainly cannot be
+    awaited; :func:`checked_awaitable` finds the other cases."""
     if not callable(function) or _is(function, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
         raise UsageError(f"run() takes a coroutine function, not {_named(function)}")
 
 
 def checked_awaitable(function: object, made: Awaitable[T]) -> Awaitable[T]:
-    """What the function returned, if it can be awaited. Raises ``UsageError``: nothing may commit then."""
+    """Return ``made``, the result of ``function``, if it can be awaited. Otherwise raises ``UsageError``: the
+    transaction must not commit then."""
     if not inspect.isawaitable(made):
         raise UsageError(
             f"run() awaits what its function returns, and {_named(function)} is a synchronous function: write"
@@ -34,7 +35,7 @@ def checked_awaitable(function: object, made: Awaitable[T]) -> Awaitable[T]:
 
 
 def check_synchronous(function: object) -> None:
-    """Before anything is begun. Raises ``UsageError`` for what would do nothing when it is called."""
+    """Check ``function`` before anything is begun. Raises ``UsageError`` if a call of it would do nothing."""
     if _is(function, inspect.iscoroutinefunction, inspect.isasyncgenfunction):
         raise UsageError(
             f"run() calls its function, and {_named(function)} is a coroutine function, which would do"
@@ -45,11 +46,11 @@ def check_synchronous(function: object) -> None:
 
 
 def checked_result(function: object, result: T) -> T:
-    """What the function returned, if it has done its work. Raises ``UsageError`` for what is to be awaited:
-    nothing may commit then."""
+    """Return ``result``, the result of ``function``, if the function has done its work. Raises ``UsageError``
+    if the result has to be awaited: the transaction must not commit then."""
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
-            result.close()  # else Python warns that it was never awaited
+            result.close()  # otherwise Python warns that the coroutine was never awaited
         raise UsageError(
             f"run() calls its function, and {_named(function)} returned what has to be awaited: use"
             " undoubt.connect"

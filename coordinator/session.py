@@ -1,14 +1,16 @@
-"""A coordinator's sessions with the ledger, and the transactions that begin under them.
+"""Opens, renews and replaces a coordinator's sessions with the ledger.
 
-``floor`` is the lowest sequence number that is still undecided here: everything below it is over, and the
-ledger may answer for it. It rides along with the renewals of the lease. After so many transactions a lease is
-replaced, so that each stays small and can be dropped as a whole once retention allows. One that is bound to
-acceptors is replaced as well once others are to be bound to: what it has begun ends with the acceptors that
-it was begun with, and then it is closed, which lets these go.
+A lease is a session with the transactions that run under it
+(:class:`~undoubt.coordinator.transaction.Lease`). Its ``floor`` is its lowest sequence number that is still
+undecided in this process: all transactions below it have ended, and the ledger may answer for them. Each
+renewal of the session carries the floor. A lease is replaced after a fixed number of transactions, so that
+each session stays small and the ledger can drop it as a whole after the retention time. A lease that is bound
+to acceptors is also replaced once new sessions would be bound to other acceptors: its running transactions
+finish on the old acceptors; the old session is then closed, which allows the old acceptors to be removed.
 
-:data:`TRANSITIONS` is the whole automaton of the keeper: whether transactions may begin, and whether another
-session has to be opened. The diagram in ``docs/protocols-background.md`` and the property tests derive from
-it.
+The table :data:`TRANSITIONS` is the whole state machine of the keeper: it decides whether transactions may
+begin, and whether another session has to be opened. The diagram in ``docs/protocols-background.md`` and the
+property tests derive from it.
 """
 
 from __future__ import annotations
@@ -43,33 +45,34 @@ class KeeperState(enum.StrEnum):
     READY = "ready"
     """Transactions begin under the current lease."""
     HELD_BACK = "held back"
-    """As READY. The current lease is not bound to acceptors, though it should be: not all members of the
-    cluster speak the version of that yet."""
+    """The same as READY, but the current lease is not bound to acceptors although the keeper needs a bound
+    lease: not all members of the cluster support the required version yet."""
     REPLACING = "replacing"
-    """Transactions begin under the current lease, and another session is to be opened."""
+    """Transactions begin under the current lease, and another session has to be opened."""
     LOST = "lost"
-    """The current lease is gone. No transaction begins until another session is opened."""
+    """The session of the current lease has ended. No transaction begins until another session is opened."""
     SHUT = "shut"
-    """No transaction begins any more. Sessions are renewed for those that have begun."""
+    """No transaction begins. Sessions are renewed for the transactions that have begun."""
     CLOSED = "closed"
-    """Nothing is renewed any more."""
+    """No transaction begins, and no session is renewed."""
 
 
 class KeeperEvent(enum.StrEnum):
     """What moves the keeper from one state to another."""
 
     WANTED = "wanted"
-    """The current lease is full, not bound, or bound to acceptors that are others by now."""
+    """The current lease is full, lost, not bound, or bound to acceptors that are no longer the current
+    ones."""
     OPENED = "opened"
     """A session was opened, bound to acceptors if it has to be."""
     REFUSED = "refused"
-    """The cluster cannot bind a session to acceptors yet; a session that is not bound is there."""
+    """The cluster cannot bind a session to acceptors yet; a session that is not bound is open."""
     EXPIRED = "expired"
-    """The ledger does not know the current lease's session any more."""
+    """The ledger no longer has the session of the current lease."""
     SHUT = "shut"
     """The coordinator is closing."""
     CLOSED = "closed"
-    """Every session was closed, as far as the ledger answers."""
+    """Every session was closed, as far as the ledger has answered."""
 
 
 _S, _E = KeeperState, KeeperEvent
@@ -94,27 +97,27 @@ TRANSITIONS: Mapping[tuple[KeeperState, KeeperEvent], KeeperState] = {
     (_S.LOST, _E.OPENED): _S.READY,
     (_S.LOST, _E.REFUSED): _S.HELD_BACK,
     (_S.LOST, _E.SHUT): _S.SHUT,
-    # What was under way when the coordinator began to close.
+    # Events of calls that were running when the coordinator began to close.
     (_S.SHUT, _E.WANTED): _S.SHUT,
     (_S.SHUT, _E.OPENED): _S.SHUT,
     (_S.SHUT, _E.REFUSED): _S.SHUT,
     (_S.SHUT, _E.EXPIRED): _S.SHUT,
     (_S.SHUT, _E.CLOSED): _S.CLOSED,
 }
-"""All that can happen to a keeper. Any other event in a state is a bug, and raises."""
+"""The state after each event. An event that a state does not have here is a bug, and raises."""
 
 TO_OPEN = frozenset({_S.REPLACING, _S.LOST})
-"""Another session has to be opened."""
+"""The states in which another session has to be opened."""
 BEGINNING = frozenset({_S.READY, _S.HELD_BACK, _S.REPLACING})
-"""Transactions begin under the current lease."""
+"""The states in which transactions begin under the current lease."""
 OVER = frozenset({_S.SHUT, _S.CLOSED})
-"""No transaction begins any more."""
+"""The states in which the coordinator is closing or closed: no transaction begins."""
 
 
 class SessionKeeper:
-    """Keeps one lease current: opens it, renews it three times per lifetime, replaces it when it is full,
-    lost, or bound to acceptors that are others by now. ``on_lost`` is told the session number of a lease that
-    is gone with transactions in it."""
+    """Keeps one lease current: opens it, renews it three times per lifetime, and replaces it when it is full,
+    lost, or bound to acceptors that are no longer the current ones. ``on_lost`` is called with the session
+    number of a lease whose session has ended unexpectedly: its undecided transactions have to abort."""
 
     def __init__(
         self,
@@ -126,7 +129,7 @@ class SessionKeeper:
         on_lost: Callable[[int], None],
         bind: bool = False,
     ) -> None:
-        """``bind``: to acceptors of Paxos Commit, from the first lease on."""
+        """``bind``: bind leases to acceptors of Paxos Commit, from the first lease on."""
         self._ledger = ledger
         self._name = name
         self._ttl_s = ttl_s
@@ -134,33 +137,35 @@ class SessionKeeper:
         self._on_lost = on_lost
         self._bind = bind
         self.state = KeeperState.NEW
-        """Changed by ``_move`` alone."""
+        """Changed only by ``_move``."""
         self._current: Lease | None = None
         self._leases: dict[int, Lease] = {}
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._opened = asyncio.Event()
-        """Set when a session was opened, or a bound one refused; cleared before a wait for the next."""
+        """Set when a session was opened, or a bound session was refused; cleared before a wait for the next
+        session."""
         self._trouble: Exception | None = None
-        """Why another session could not be opened, or bound, when that was last tried."""
+        """Why the last attempt to open or bind another session failed; None if it did not."""
 
     def _move(self, event: KeeperEvent) -> None:
-        """Raises ``InvariantViolation`` for an event that :data:`TRANSITIONS` does not hold in this state."""
+        """Change the state as :data:`TRANSITIONS` says. Raises ``InvariantViolation`` for an event that is
+        not in the table for the current state."""
         after = TRANSITIONS.get((self.state, event))
         if after is None:
             raise InvariantViolation(f"the session keeper: event {event!s} in state {self.state!s}")
         self.state = after
 
     async def start(self) -> None:
-        """Open the first session; raises what the ledger raises."""
+        """Open the first session; raises the errors of the ledger."""
         await self._open()
         self._task = Supervised("session", self._keep).start("undoubt-session")
 
     async def begin(self, timeout_s: float, *, bound: bool = False) -> tuple[TxId, Lease]:
-        """A new transaction id, and the lease that it runs under. Waits for a session if the last one was
-        lost and none is open yet; raises ``LedgerUnavailable`` if none is within ``timeout_s`` seconds.
-        ``bound``: of a lease that is bound to acceptors, as all are from then on; raises ``VersionHeldBack``
-        while the cluster has none."""
+        """Return a new transaction id, and the lease under which it runs. Waits for a session if the last one
+        was lost and none is open yet; raises ``LedgerUnavailable`` if none is opened within ``timeout_s``
+        seconds. ``bound``: the lease has to be bound to acceptors, and all later leases too; raises
+        ``VersionHeldBack`` while the cluster cannot bind sessions."""
         self._bind = self._bind or bound
         end = None
         while (lease := self._beginning(bound)) is None:
@@ -193,7 +198,8 @@ class SessionKeeper:
             raise LedgerUnavailable(f"no session with the ledger within {timeout_s:g} s: {why}") from None
 
     def shut(self) -> None:
-        """No transaction begins any more; sessions are renewed for those that have."""
+        """Let no further transaction begin; sessions are still renewed for the transactions that have
+        begun."""
         self._move(KeeperEvent.SHUT)
         self._opened.set()
 
@@ -202,7 +208,7 @@ class SessionKeeper:
         self._wake.set()
 
     async def close(self) -> None:
-        """Stop renewing, and close every session, as far as the ledger answers."""
+        """Stop the renewals, and close every session, as far as the ledger answers."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -233,7 +239,8 @@ class SessionKeeper:
         return self.state is not KeeperState.LOST and lease.begun < self._transactions_max
 
     async def _bound(self) -> Session | None:
-        """A session that is bound to acceptors; None where there are none, or none is wanted."""
+        """Open a session that is bound to acceptors; None if the ledger has no acceptors, or no bound session
+        is needed."""
         acceptors = self._ledger.acceptors if self._bind else None
         return None if acceptors is None else await acceptors.open_session(self._name, self._ttl_s)
 
@@ -255,7 +262,9 @@ class SessionKeeper:
                     self._move(KeeperEvent.WANTED)
                 if self.state in TO_OPEN:
                     await self._open()
-            except Exception as error:  # a bug of ours or of a driver's too: without leases nothing goes on
+            except (
+                Exception
+            ) as error:  # also a bug of undoubt or of a driver: without a session no transaction can commit
                 if isinstance(error, LedgerError):
                     log.warning("the ledger does not answer: %s", error)
                 else:
@@ -266,7 +275,8 @@ class SessionKeeper:
                 self._wake.set()  # a third of the lifetime may be all that is left
 
     async def _end(self, lease: Lease) -> None:
-        """Acceptors let go what its floor has passed, and nobody moves that once it is closed."""
+        """Close the session of ``lease``. The last floor is sent first: acceptors forget the transactions
+        below the floor, and the floor of a closed session no longer changes."""
         if lease.session.acceptors:
             with contextlib.suppress(SessionLost):
                 await self._ledger.keep_alive(lease.session, lease.floor)
@@ -284,7 +294,9 @@ class SessionKeeper:
                 self._lose(lease)
 
     def _lose(self, lease: Lease) -> None:
-        log.warning("session %d is gone; its undecided transactions abort", lease.session.id)
+        log.warning(
+            "session %d was closed or has expired; its undecided transactions abort", lease.session.id
+        )
         del self._leases[lease.session.id]
         if lease is self._current:
             self._move(KeeperEvent.EXPIRED)

@@ -1,4 +1,4 @@
-"""What can be set about the coordinator and its ledger. ``undoubt.config`` loads it."""
+"""The settings of the coordinator and of its ledger. ``undoubt.config`` loads them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ from undoubt.participants.redact import redact
 from undoubt.participants.three_phase import Termination
 
 PROTOCOLS = {"2pc": Protocol.TWO_PHASE, "3pc": Protocol.THREE_PHASE, "paxos": Protocol.PAXOS}
-"""The protocols by the names that users choose."""
+"""The protocols by the names in the settings."""
 
 PROTOCOL_NAMES = {protocol: name for name, protocol in PROTOCOLS.items()}
 
 
 _SQLITE = "sqlite:///"
 _SQLITE_NAME_BYTES_MAX = 200
-"""The files beside a ledger have longer names than its own."""
+"""Below the file system's limit, because the files beside a ledger have longer names than the ledger's
+file."""
 
 
 class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the ledger is and for how long it keeps what. Times are in seconds.
+    """Where the ledger is, and for how long it keeps its records. Times are in seconds.
 
-    ``retention_s`` must be longer than any participant may be set back by a restore or a failover.
+    ``retention_s`` must be longer than the time by which a restore or a failover may set any participant
+    back.
     """
 
     url: str = "sqlite:///undoubt.db"
@@ -43,8 +45,8 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     history_s: float = 7 * 86_400.0
     request_timeout_s: float = 5.0
     schema_owners: tuple[str, ...] = ()
-    """Roles that may own a PostgreSQL ledger's schema and what is in it, besides superusers and the role that
-    logs in; they may read its secret."""
+    """Roles that may own the schema of a PostgreSQL ledger and the objects in it, besides superusers and the
+    role that logs in; these roles may read the ledger's secret."""
     tls_ca: str = ""
     """PEM files of the ``raft://`` cluster's connections, for its nodes and its clients: the CAs that are
     trusted, this side's certificate, and its key. All three, or none."""
@@ -79,10 +81,10 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a coordinator works. Times are in seconds."""
+    """The settings of a coordinator. Times are in seconds."""
 
     timeout_s: float = 30.0
-    """A transaction that is not decided by then is aborted."""
+    """A transaction that is not decided within this time is aborted."""
     protocol: str = "2pc"
     termination: Termination = Termination.QUORUM
     """How an interrupted three-phase commit ends: ``quorum``, or ``skeen``, which a partition can split."""
@@ -93,7 +95,7 @@ class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     drain_s: float = 10.0
     """How long ``close`` waits for second phases that are still running; recovery does the rest."""
     name: str = ""
-    """For people: who this coordinator is. Empty: host name and process id."""
+    """The name of this coordinator, shown to operators. Empty: host name and process id."""
 
     def __post_init__(self) -> None:
         seconds("timeout_s", self.timeout_s, zero=False)

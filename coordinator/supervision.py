@@ -1,9 +1,9 @@
-"""Background loops that outlive their own bugs.
+"""Background loops that are started again after a bug.
 
-Upkeep of a ledger, renewal of sessions, recovery and the like run for as long as their process does, and
-nobody waits for them: one that ended by an exception would be missed hours later. :class:`Supervised` begins
-it again after a pause, logs the traceback, and counts it in :data:`restarts`. :class:`Upkeep` is such a loop
-with a fixed interval.
+The maintenance of a ledger, the renewal of sessions, recovery and the like run for as long as their process,
+and no code awaits their end: a loop that ended with an exception would be missed only hours later.
+:class:`Supervised` starts the loop again after a pause, logs the traceback, and counts the restart in
+:data:`restarts`. :class:`Upkeep` is such a loop with a fixed interval.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ PAUSE_S = 1.0
 PAUSE_S_MAX = 30.0
 
 restarts: Counter[str] = Counter()
-"""Of this process, by the task's name. ``undoubt.metrics`` shows them as ``undoubt_task_restarts_total``."""
+"""The restarts in this process, by the name of the task. ``undoubt.metrics`` shows them as
+``undoubt_task_restarts_total``."""
 
 
 class Supervised:
-    """``loop()`` is carried out until it returns or this is cancelled. ``name`` is the metric's label: one
-    for all tasks of a kind."""
+    """Runs ``loop()`` until it returns or the task is cancelled. ``name`` is the label in the metric; all
+    tasks of one kind have the same."""
 
     def __init__(self, name: str, loop: Callable[[], Awaitable[None]], *, pause_s: float = PAUSE_S) -> None:
-        """``pause_s``: before the first restart; doubled with each that follows soon."""
+        """``pause_s``: the pause before the first restart; doubled with each restart that follows soon."""
         self.name = name
         self._loop = loop
         self._pause_s = pause_s
 
     def start(self, task_name: str) -> asyncio.Task[None]:
-        """In a task of its own, which its owner cancels."""
+        """Run the loop in a new task, which the caller has to cancel."""
         return asyncio.get_running_loop().create_task(self.run(), name=task_name)
 
     async def run(self) -> None:
@@ -45,9 +46,9 @@ class Supervised:
             began = asyncio.get_running_loop().time()
             try:
                 await self._loop()
-            except Exception:  # a bug of ours or of a driver's: everything else relies on this task
+            except Exception:  # a bug of undoubt or of a driver: everything else relies on this task
                 restarts[self.name] += 1
-                log.exception("task %r failed; it is begun again", self.name)
+                log.exception("task %r failed; it is started again", self.name)
             else:
                 return
             if asyncio.get_running_loop().time() - began > 2 * PAUSE_S_MAX:
@@ -56,8 +57,9 @@ class Supervised:
 
 
 class Upkeep:
-    """``turn()`` is carried out again and again, each time after a pause of ``interval_s`` seconds. A ledger
-    that does not answer ends a turn, and not the loop: ``undone`` says in the log what is not done then."""
+    """Runs ``turn()`` repeatedly, with a pause of ``interval_s`` seconds before each run. A ledger that does
+    not answer ends the turn, and not the loop; the log line then begins with ``undone``, which says what was
+    not done."""
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class Upkeep:
         undone: str,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """``name``: as of :class:`Supervised`. ``pause``: sleeps for so many seconds."""
+        """``name``: as in :class:`Supervised`. ``pause`` sleeps for the given number of seconds."""
         self._supervised = Supervised(name, self._loop)
         self._turn = turn
         self._interval_s = interval_s
@@ -77,12 +79,12 @@ class Upkeep:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, task_name: str) -> None:
-        """Once; more changes nothing."""
+        """Start the loop; further calls change nothing."""
         if self._task is None:
             self._task = self._supervised.start(task_name)
 
     async def stop(self) -> None:
-        """Return once nothing of it runs. May be repeated, and called before :meth:`start`."""
+        """Cancel the loop and return once it has ended. May be repeated, and called before :meth:`start`."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

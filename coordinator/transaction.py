@@ -1,15 +1,13 @@
-"""One transaction in the hands of the application: branches, commit, rollback; and the lease under which it
-runs.
+"""A transaction as the application uses it: branches, commit, rollback; and the lease under which it runs.
 
-Its life has three states. ACTIVE: branches are opened and used. COMMITTING: a protocol runs in a task of its
-own (:mod:`undoubt.coordinator.protocols.context`), and the caller only watches. ENDED. An ACTIVE transaction
-can be doomed, by its timeout, by a deadlock's resolution or by a lost session: it is rolled back at once,
-every later use raises ``TransactionAborted``, which tells why, and so does the end of an ``async with``
-block. The body of the block is cancelled where the cancellation can only reach the block
-(:mod:`undoubt.coordinator.cancel_scope`).
+A transaction that has begun is in one of three states. ACTIVE: branches are opened and used. COMMITTING: a
+protocol runs in a separate task (:mod:`undoubt.coordinator.protocols.context`), and the caller only waits.
+ENDED. An ACTIVE transaction can be doomed: by its timeout, by the resolution of a deadlock, by a lost session
+or by a closing coordinator. It is then rolled back immediately, and each later use raises
+``TransactionAborted`` with the reason, and so does the end of an ``async with`` block. The body of the block
+is cancelled if the cancellation can reach only the block (:mod:`undoubt.coordinator.cancel_scope`).
 
-A block ends without an error only if the transaction has committed, or the application itself has rolled it
-back.
+A block ends without an error only if the transaction has committed, or the application has rolled it back.
 """
 
 from __future__ import annotations
@@ -44,11 +42,12 @@ if TYPE_CHECKING:
     from asyncpg import Connection, Record
 
 ROLLBACK_GRACE_S = 1.0
-"""How much longer than its timeout ``commit`` waits for rollbacks to be confirmed."""
+"""How much longer than the timeout ``commit`` waits until the rollbacks are confirmed."""
 LEAVING_GRACE_S = 1.0
-"""How long the rollback of a transaction whose block is cancelled waits until the block is left."""
+"""How long a rollback waits until the cancelled block of the transaction is left."""
 VOTING_GRACE_S = 5.0
-"""How much longer it waits for participants to notice that their PREPARE was cancelled."""
+"""How much longer than the timeout ``commit`` waits until participants have noticed that their PREPARE was
+cancelled."""
 
 
 class TransactionState(enum.Enum):
@@ -60,16 +59,16 @@ class TransactionState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """The transaction is committed. ``pending``: branches whose participant has not confirmed yet; it is
-    down or slow, holds them prepared, and recovery will commit them."""
+    """The transaction is committed. ``pending``: branches whose participant has not confirmed COMMIT yet,
+    because it is down or slow; they are still prepared, and recovery will commit them."""
 
     txid: TxId
     pending: tuple[Gid, ...] = ()
 
 
 class Lease:
-    """One ledger session with the transactions that run under it in this process. Until a transaction ends
-    here, no floor passes it."""
+    """One ledger session with the transactions that run under it in this process. The floor does not pass a
+    transaction before the transaction has ended in this process."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -96,14 +95,15 @@ class Lease:
         return self.session.txid(self._last_seq)
 
     def end(self, txid: TxId) -> None:
-        """Nothing of ``txid`` is undecided here any more."""
+        """Remove ``txid``, which has ended in this process."""
         invariant(txid.session == self.session.id, f"{txid} was not begun under session {self.session.id}")
         self._active.pop(txid.seq, None)
         if self._when_idle is not None and not self._active:
             self._when_idle.set()
 
     def retire(self, when_idle: asyncio.Event) -> None:
-        """No transaction begins any more. ``when_idle`` is set once none is left."""
+        """Mark the lease as replaced: no transaction begins under it. ``when_idle`` is set once no
+        transaction is left."""
         self._when_idle = when_idle
         if self.idle:
             when_idle.set()
@@ -112,7 +112,8 @@ class Lease:
 class Transaction:
     """``async with coordinator.transaction() as tx``: commits at the block's end, rolls back if it raises.
 
-    Not for use by several tasks at once, except that different branches may be used by different tasks.
+    Different tasks may use different branches at the same time; otherwise only one task may use a
+    transaction.
     """
 
     def __init__(
@@ -126,26 +127,26 @@ class Transaction:
         self._lease: Lease | None = None
         self._state = TransactionState.NEW
         self._branches: dict[str, Branch] = {}
-        """By the participant's name; of announced ones with ``/`` and the branch's number behind it."""
+        """Branches by the participant's name; an announced branch has ``/`` and its number after the name."""
         self._announced: set[Gid] = set()
-        """Branches that others prepare: they may be prepared whatever this process has done."""
+        """Branches that other processes prepare, whatever this process has done."""
         self._numbered = 0
-        """Branch numbers that were given out."""
+        """The number of branch numbers that were given out."""
         self._opening: dict[str, asyncio.Task[Branch]] = {}
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._scope: CancelScope | None = None
-        """Of the block around it, as long as it is entered."""
+        """The scope of the ``async with`` block of the transaction, while the block is entered."""
         self._left: asyncio.Future[None] | None = None
-        """Of a block whose task was cancelled: done once the block is left."""
+        """Made when the task in the block is cancelled; done once the block is left."""
         self._doom: BaseException | None = None
         self._interrupted = False
         self._may_be_doomed = False
         self._context: CommitContext | None = None
         self._commit: Uncancellable[None] | None = None
         self._unasked = False
-        """It was rolled back, and not because the application asked for that: the end of the block tells
-        it."""
+        """The transaction was rolled back without a call of ``rollback`` by the application: the end of the
+        block has to raise ``TransactionAborted``."""
         self._undoing: Uncancellable[None] | None = None
 
     @property
@@ -157,24 +158,24 @@ class Transaction:
 
     @property
     def lease(self) -> Lease:
-        """The ledger session that it runs under; raises as ``id``."""
+        """The lease under which the transaction runs; raises the same as ``id``."""
         if self._lease is None:
             raise UsageError("the transaction has not begun: use 'async with', or await start()")
         return self._lease
 
     @property
     def participants(self) -> tuple[str, ...]:
-        """Names of the participants in which it has a branch."""
+        """Names of the participants in which the transaction has a branch."""
         return tuple(sorted({key.partition("/")[0] for key in (*self._branches, *self._opening)}))
 
     @property
     def gids(self) -> tuple[Gid, ...]:
-        """Of its branches."""
+        """The gids of the transaction's branches."""
         return tuple(branch.gid for branch in self._branches.values())
 
     @property
     def deadline(self) -> float:
-        """When it is aborted, in seconds of the event loop's clock."""
+        """The time at which an undecided transaction is aborted, in seconds of the event loop's clock."""
         return self._deadline
 
     @property
@@ -183,12 +184,12 @@ class Transaction:
 
     @property
     def began_at(self) -> float:
-        """In seconds of the event loop's clock."""
+        """The time of ``start``, in seconds of the event loop's clock."""
         return self._deadline - self._timeout_s
 
     @property
     def active(self) -> bool:
-        """True until commit or rollback is called."""
+        """True from ``start`` until commit or rollback begins."""
         return self._state is TransactionState.ACTIVE
 
     @property
@@ -198,31 +199,33 @@ class Transaction:
 
     @property
     def fixed_elsewhere(self) -> bool:
-        """That it commits is certain, and known to others than the ledger, which is being told."""
+        """True if COMMIT is certain (fixed in participants or acceptors) and is still being recorded in the
+        ledger."""
         return self._context is not None and self._context.state in CERTAIN_BEFORE_THE_LEDGER
 
     @property
     def may_have_committed(self) -> bool:
-        """False until its commit begins, and once it is certain that it has not committed. A commit whose
-        branches are still being prepared goes on whatever becomes of the task that began it."""
+        """False until the commit begins, and once it is certain that the transaction has not committed. A
+        commit whose branches are still being prepared goes on, whatever happens to the task that began it."""
         return self._context is not None and self._context.phase is not Phase.ABORTED
 
     @property
     def doomed(self) -> bool:
-        """True if it could only abort: it was interrupted, or a branch could not be opened."""
+        """True if the transaction can only abort: it was interrupted, or a branch could not be opened."""
         return self._doom is not None
 
     @property
     def interruption(self) -> BaseException | None:
-        """Why it was aborted from outside: its timeout, a deadlock's resolution, a lost session, a closed
-        coordinator. None if it was not."""
+        """Why the transaction was interrupted: its timeout, the resolution of a deadlock, a lost session, a
+        closed coordinator. None if it was not interrupted."""
         return self._doom if self._interrupted else None
 
     async def start(self) -> Transaction:
-        """Begin without ``async with``; then ``commit`` or ``rollback`` has to be called.
+        """Begin the transaction without ``async with``; then ``commit`` or ``rollback`` has to be called.
 
-        Raises ``LedgerUnavailable`` if the coordinator has lost its session, and gets no other within the
-        transaction's timeout, which begins to count once this one has begun.
+        Raises ``LedgerUnavailable`` if the coordinator has lost its session and no new session is opened
+        within the transaction's timeout. The timeout of the transaction itself is counted from the moment
+        when it has begun.
         """
         if self._state is not TransactionState.NEW:
             raise UsageError("the transaction has begun already")
@@ -236,10 +239,11 @@ class Transaction:
         return self
 
     async def branch(self, name: str) -> Connection[Record]:
-        """The connection to participant ``name`` inside this transaction; the same one each time.
+        """Return the connection to participant ``name`` inside this transaction; the same connection each
+        time.
 
         Raises ``UnknownParticipant``; ``ParticipantUnavailable`` or ``ParticipantRefused`` if the branch
-        cannot be opened, and then the whole transaction can only be rolled back; ``TransactionEnded``.
+        cannot be opened: the whole transaction can then only be rolled back; ``TransactionEnded``.
         """
         self._check_active()
         if self._doom is not None:
@@ -251,9 +255,9 @@ class Transaction:
         return cast("Connection[Record]", branch.connection)
 
     async def adopt(self, opener: Opener) -> Branch:
-        """Open a branch as ``opener`` does it, on a connection that the application brings along.
+        """Open a branch by ``opener``, which may use a connection of the application.
 
-        One branch per name. Raises what :meth:`branch` does, and what ``opener.begin`` raises.
+        There is one branch for each name. Raises the errors of :meth:`branch` and of ``opener.begin``.
         """
         self._check_active()
         if self._doom is not None:
@@ -264,12 +268,13 @@ class Transaction:
         return await self._open(opener.name, opener)
 
     async def announce(self, opener: Opener) -> Branch:
-        """A branch that somebody else runs and prepares, under the gid of what ``opener.begin`` gives.
+        """Add a branch that another process runs and prepares, under the gid of the branch that
+        ``opener.begin`` returns.
 
-        Any number of them in one participant. Its vote is what is found in the participant when ``commit`` is
-        called. However the transaction ends, the branch ends likewise, also if it is prepared only later: an
-        abort that finds nothing to roll back is recorded. Raises what :meth:`adopt` does, and ``UsageError``
-        in a transaction of three-phase commit, whose rows have to be there before PREPARE.
+        One participant may have any number of such branches. The vote of the branch is what is found in the
+        participant when ``commit`` is called. The branch ends as the transaction does, also if it is prepared
+        only later: an abort that finds nothing to roll back is recorded. Raises the errors of :meth:`adopt`,
+        and ``UsageError`` in a transaction of three-phase commit, whose rows have to exist before PREPARE.
         """
         self._check_active()
         if self._doom is not None:
@@ -277,18 +282,19 @@ class Transaction:
         having("opener", opener, "what opens a branch", "begin")
         if self._protocol is GidProtocol.THREE_PHASE:
             raise UsageError(
-                "a branch that others prepare cannot take part in three-phase commit: its row has to be in"
-                " the participant before PREPARE; use 2pc or paxos"
+                "a branch that another process prepares cannot take part in three-phase commit: its row has"
+                " to be in the participant before PREPARE; use 2pc or paxos"
             )
         branch = await self._open(f"{opener.name}/{self._numbered + 1}", opener)
         self._announced.add(branch.gid)
         return branch
 
     async def withdraw(self, gid: Gid) -> Settled:
-        """Take one branch out of the transaction again, rolled back. Of an announced one only what its
-        participant says is known: ``APPLIED``, it was prepared and is rolled back; ``ABSENT``, it is not
-        prepared. If it is later, recovery rolls it back, as a branch that no decision names. Raises what
-        :meth:`adopt` does and, with the branch still in the transaction, what the rollback raises."""
+        """Roll back one branch and remove it from the transaction. For an announced branch the result is the
+        answer of its participant: ``APPLIED``, it was prepared and is rolled back; ``ABSENT``, it is not
+        prepared. If it is prepared later, recovery rolls it back, as a branch that no decision names. Raises
+        the errors of :meth:`adopt`, and the errors of the rollback; then the branch stays in the
+        transaction."""
         self._check_active()
         if self._doom is not None:
             self._raise_aborted(self._doom)
@@ -302,12 +308,13 @@ class Transaction:
         return settled
 
     async def commit(self) -> CommitResult:
-        """Commit everywhere or nowhere.
+        """Commit the transaction in all participants, or in none.
 
-        Returns once COMMIT is certain (recorded in the ledger; in three-phase commit, in every participant)
-        and every participant was told. Raises ``TransactionAborted`` (it is
-        nowhere), ``OutcomeUnknown`` (no answer within the timeout: it goes on in the background), or
-        ``HeuristicOutcome``. Cancelling the caller after PREPARE was sent does not stop it.
+        Returns once COMMIT is certain (recorded in the ledger; in three-phase commit, in every participant;
+        in Paxos Commit, by the acceptors) and was sent to every participant. Raises ``TransactionAborted``
+        (no participant has committed), ``OutcomeUnknown`` (no answer within the timeout: the commit goes on
+        in the background), or ``HeuristicOutcome``. Cancelling the caller after PREPARE was sent does not
+        stop the commit.
         """
         self._host.check_here()
         await self._undone()
@@ -321,14 +328,14 @@ class Transaction:
         return await self._watch(*self._start_commit())
 
     async def committed(self) -> CommitResult:
-        """What is known by now of a commit that was begun; returns and raises as that does."""
+        """Wait for the outcome of a commit that was begun; returns or raises the same as ``commit``."""
         self._host.check_here()
         if self._context is None or self._commit is None:
-            raise UsageError("its commit has not begun")
+            raise UsageError(f"the commit of transaction {self.id} has not begun")
         return await self._watch(self._context, self._commit)
 
     async def rollback(self) -> None:
-        """Undo everything. Does nothing on a transaction that was rolled back already."""
+        """Roll back all branches. Does nothing if the transaction was rolled back already."""
         self._host.check_here()
         if self._state is TransactionState.ENDED:
             await self._undone()
@@ -337,9 +344,9 @@ class Transaction:
         await self._undo()
 
     async def end_block(self) -> None:
-        """What the end of a ``with`` block does whose body raised nothing: returns if the transaction is
-        committed, by this call or before it, or was rolled back by the application. Raises what ``commit``
-        raises, or has raised."""
+        """End a ``with`` block whose body raised no error. Returns if the transaction is committed, by this
+        call or before, or was rolled back by the application. Raises the errors of ``commit``, also those of
+        an earlier call."""
         self._host.check_here()
         if self._state is TransactionState.ACTIVE:
             await self.commit()
@@ -347,13 +354,13 @@ class Transaction:
             await self._undone()
             self._raise_aborted(self._reason)
         elif self._context is not None and self._commit is not None:
-            # Its outcome again, which the body may have swallowed; or the first time, if commit() was
-            # cancelled.
+            # Report the outcome again, since the body may have swallowed it; or for the first time, if
+            # commit() was cancelled.
             await self.committed()
 
     def doom(self, cause: BaseException) -> bool:
-        """Make sure that it aborts, with ``cause``, and begin to undo it. False if it is too late, or not
-        begun."""
+        """Abort the transaction with ``cause``, and begin its rollback. Returns False if the transaction has
+        not begun, or its commit or rollback has."""
         if self._state is not TransactionState.ACTIVE:
             return False
         self._doom = self._doom or cause
@@ -366,8 +373,8 @@ class Transaction:
         return True
 
     def explain(self, cause: BaseException) -> None:
-        """What its branches wait for in the first phase of its commit is about to be cancelled, for
-        ``cause``: if it aborts, that is why."""
+        """Note ``cause``, for which a statement that a branch waits for in the first phase is about to be
+        cancelled: if the transaction aborts, ``cause`` is the reported cause."""
         if self._context is not None and self._context.phase is Phase.VOTING:
             self._context.interruption = cause
 
@@ -391,25 +398,27 @@ class Transaction:
             if self._interrupted:
                 self._raise_aborted(self._reason)
         elif self.committing:
-            self.tell_that_it_goes_on(error)
+            self.note_ongoing_commit(error)
 
-    def tell_that_it_goes_on(self, error: BaseException) -> None:
-        """Note on what leaves the block while a commit is under way, unless that can only abort."""
-        note = f"the commit of transaction {self.id} goes on; coordinator.outcome tells how it ends"
+    def note_ongoing_commit(self, error: BaseException) -> None:
+        """Add a note to ``error``, which leaves the block while a commit is running, unless that commit can
+        only abort."""
+        note = f"the commit of transaction {self.id} goes on; coordinator.outcome returns its outcome"
         if self.may_have_committed and note not in getattr(error, "__notes__", ()):
             error.add_note(note)
 
     async def undo_after(self, error: BaseException) -> None:
-        """What the end of a ``with`` block does whose body raised ``error``. If a statement was cancelled
-        because the transaction was chosen to end a deadlock, ``interruption`` tells it afterwards."""
+        """End a ``with`` block whose body raised ``error``: roll back. If a statement was cancelled because
+        the transaction was chosen to end a deadlock, ``interruption`` is the deadlock afterwards."""
         self._host.check_here()
         self._check_active()
         self._may_be_doomed = may_come_of_a_cancellation(error)
         await self._undo()
 
     async def find_out(self, error: BaseException) -> BaseException | None:
-        """Why the transaction is aborted from outside, if ``error``, which a branch has raised, may come of
-        that; then it is aborted now, if it was not yet."""
+        """Return why the transaction was interrupted, if ``error``, which a branch has raised, may be a
+        consequence of that; None if it is not. A cause that another process has recorded aborts the
+        transaction now."""
         self._host.check_here()
         if self._interrupted:
             return self._reason
@@ -419,7 +428,8 @@ class Transaction:
         return found if found is not None and self.doom(found) else None
 
     async def _leave(self, scope: CancelScope | None, error: BaseException | None) -> None:
-        """The transaction was doomed. Returns where ``error`` is what the application has to hear."""
+        """End the block of a doomed transaction. Returns if ``error`` has to leave the block; otherwise
+        raises the error that has to."""
         is_cancellation = isinstance(error, asyncio.CancelledError)
         cancelled = is_cancellation if scope is None else await scope.leave(error)
         if self._left is not None and not self._left.done():
@@ -440,13 +450,15 @@ class Transaction:
             raise TransactionEnded(f"transaction {self.id} is over: nothing more can be done in it")
 
     async def _open(self, name: str, opener: Opener | None = None) -> Branch:
-        """``name`` is the key among the branches."""
+        """Open a branch. ``name`` is its key in ``_branches``."""
         opener = opener or self._host.participant(name)
         opening = self._opening.get(name)
         if opening is None:
             number = self._numbered + 1
             if number > BRANCH_NUMBER_MAX:
-                raise UsageError(f"transaction {self.id} has {BRANCH_NUMBER_MAX} branches, no more fit")
+                raise UsageError(
+                    f"transaction {self.id} has {BRANCH_NUMBER_MAX} branches already, which is the limit"
+                )
             self._numbered = number
             participant = name.partition("/")[0]
             gid = Gid(self._host.ledger_id, self._protocol, self.id, number, participant)
@@ -457,10 +469,10 @@ class Transaction:
             )
             self._opening[name] = opening
             opening.add_done_callback(lambda task: self._opened(name, task))
-        await all_done([opening])  # which goes on if the caller is cancelled
+        await all_done([opening])  # the opening goes on if the caller is cancelled
         self._opened(name, opening)  # an eager task may be done before its callbacks are called
         if opening.cancelled() or (self._interrupted and opening.exception() is None):
-            # The transaction was doomed meanwhile; nobody has cancelled the caller.
+            # The transaction was doomed in the meantime; the caller was not cancelled.
             self._raise_aborted(self._doom or TimeoutError(f"opening branch {name!r} was cancelled"))
         return opening.result()
 
@@ -488,15 +500,15 @@ class Transaction:
         await self._undone()
 
     async def _undone(self) -> None:
-        """Wait until the rollback that was begun, if one was, is done: then no branch holds any lock."""
+        """Wait until the rollback, if one was begun, is done: then no branch holds any lock."""
         if self._undoing is not None:
             await all_done([self._undoing])
 
     async def _roll_back_branches(self) -> None:
-        """This process has prepared nothing, so that nothing of its own can stay in doubt: a server that does
-        not answer rolls back too."""
+        """Roll back and release all branches. This process has prepared nothing, so none of its own branches
+        can stay in doubt: a server that does not answer rolls back too."""
         if self._left is not None:
-            # The driver ends the statement that was cancelled, and the session can be used again.
+            # Until then the driver ends the cancelled statement, after which the session can be used again.
             await all_done([self._left], LEAVING_GRACE_S)
         for opening in list(self._opening.values()):
             opening.cancel()
@@ -514,7 +526,8 @@ class Transaction:
             self._host.rolled_back(self)
 
     async def _roll_back_announced(self) -> None:
-        """What others prepare may be prepared by now, or later: as after a PREPARE without an answer."""
+        """Roll back a transaction with announced branches, which may be prepared now or later, as after a
+        PREPARE without an answer."""
         context = self._new_context()
         context.tally.asked = tuple(self._announced)
         context.tally.unanswered |= self._announced
@@ -536,16 +549,16 @@ class Transaction:
         self._stop_timer()
         self._state = TransactionState.COMMITTING
         self._commit = task = self._host.start_commit(self, context)
-        task.add_done_callback(lambda _: context.tell())
+        task.add_done_callback(lambda _: context.set_answer_ready())
         return context, task
 
     async def _watch(self, context: CommitContext, task: Uncancellable[None]) -> CommitResult:
-        """Until there is something true to tell, or the deadline has passed."""
-        await all_done([context.told], max(context.remaining_s(), 0))
+        """Wait until the outcome is known or the deadline has passed; return or raise the outcome."""
+        await all_done([context.answer_ready], max(context.remaining_s(), 0))
         if not task.done() and context.phase is Phase.VOTING:
-            await all_done([context.told], VOTING_GRACE_S)
+            await all_done([context.answer_ready], VOTING_GRACE_S)
         if not task.done() and context.phase is Phase.ABORTED:
-            await all_done([context.told], ROLLBACK_GRACE_S)
+            await all_done([context.answer_ready], ROLLBACK_GRACE_S)
         return self._result(context, task)
 
     def _result(self, context: CommitContext, task: Uncancellable[None]) -> CommitResult:
@@ -554,13 +567,14 @@ class Transaction:
             raise error
         if context.decision is Decision.ABORT:
             cause = context.cause or TimeoutError("aborted")
-            # While others are still being rolled back, what some have done is no longer "in no database".
+            # A branch may have a heuristic outcome already, while others are still being rolled back; then
+            # "aborted" would be wrong.
             raise known_heuristics(context, Decision.ABORT) or TransactionAborted(
                 self.id, cause, context.tally.votes
             ) from cause
         if context.decision is None:
             late = "no answer within the timeout; the commit goes on in the background"
-            closed = "the coordinator was closed meanwhile; recovery brings it to its end"
+            closed = "the coordinator was closed in the meantime; recovery finishes the transaction"
             raise OutcomeUnknown(self.id, closed if task.cancelled() else late)
         if (otherwise := known_heuristics(context, Decision.COMMIT)) is not None:
             raise otherwise from context.heuristic_cause

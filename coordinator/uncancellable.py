@@ -1,12 +1,12 @@
 """Tasks that cancelling does not stop.
 
-Once PREPARE has been sent a commit must go to its end whatever becomes of the caller: an impatient
-``wait_for``, a closed request, ``asyncio.run`` that cancels every task of its loop on the way out. A task of
-this kind ignores ``cancel()``; the loop's shutdown then waits for it, which drains it. Only
-:meth:`Uncancellable.abandon` stops it, and the coordinator does that when its drain time is over.
+Once PREPARE has been sent, a commit must run to its end, whatever happens to its caller: a ``wait_for`` that
+times out, a request that is closed, ``asyncio.run``, which cancels all tasks of its loop before it returns. A
+task of this kind ignores ``cancel()``; the shutdown of the loop then waits for the task. Only
+:meth:`Uncancellable.abandon` stops it, and the coordinator calls that once its drain time is over.
 
 ``asyncio.timeout`` works by cancelling its own task. Drivers and clients use it inside such a task, and it
-has to work there, or a server that is silent would be waited for without end.
+has to work there; otherwise a server that does not answer would be waited for without limit.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Uncancellable(asyncio.Task[T]):
 
     def cancel(self, msg: Any | None = None) -> bool:
         caller = sys._getframe(1)
-        # That of whoever awaits this task comes here too, on behalf of its own task.
+        # A timeout of another task, which awaits this one, calls this too, with its own task as ``_task``.
         if caller.f_code is _ON_TIMEOUT and caller.f_locals["self"]._task is self:
             return super().cancel(msg)
         return False
 
     def abandon(self) -> None:
-        """Cancel it after all."""
+        """Cancel the task nevertheless."""
         super().cancel()
 
 
@@ -43,9 +43,10 @@ def uncancellable(coroutine: Coroutine[Any, Any, T], *, name: str | None = None)
 
 
 async def all_done(futures: Sequence[asyncio.Future[Any]], timeout_s: float | None = None) -> None:
-    """Return once all of them are done, or the time is over. Cancels none, also if the caller is cancelled.
+    """Return once all ``futures`` are done, or the time is over. Cancels none of them, also if the caller is
+    cancelled.
 
-    ``asyncio.wait`` with less work: this is on every transaction's way, several times.
+    The same as ``asyncio.wait`` with less work: every transaction calls this several times.
     """
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
@@ -80,9 +81,10 @@ def _release(waiter: asyncio.Future[None]) -> None:
 
 
 async def all_of(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T | BaseException]:
-    """Run them side by side, whatever is cancelled; results or exceptions in the order given.
+    """Run ``coroutines`` concurrently, and ignore cancellation; returns results or exceptions in the given
+    order.
 
-    If the caller itself is abandoned, so are they, and their ends are awaited.
+    If the caller itself is abandoned, the coroutines are abandoned too, and their ends are awaited.
     """
     return await _ends([uncancellable(coroutine) for coroutine in coroutines], None)
 
@@ -90,8 +92,8 @@ async def all_of(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T | BaseE
 async def all_within(
     coroutines: Iterable[Coroutine[Any, Any, T]], timeout_s: float
 ) -> list[T | BaseException]:
-    """Like :func:`all_of`, but those not done after ``timeout_s`` seconds are cancelled, and give
-    whatever they make of that (``CancelledError`` unless they say otherwise)."""
+    """Like :func:`all_of`, but the coroutines that are not done after ``timeout_s`` seconds are cancelled.
+    Their results are what they return or raise then: usually ``CancelledError``."""
     return await _ends([uncancellable(coroutine) for coroutine in coroutines], max(timeout_s, 0))
 
 
@@ -103,13 +105,13 @@ async def _ends(tasks: Sequence[Uncancellable[T]], timeout_s: float | None) -> l
     except asyncio.CancelledError:
         await _abandoned(tasks)
         for task in tasks:
-            _result(task)  # nobody will ask: without this the loop would log what failed as forgotten
+            _result(task)  # otherwise the loop would log the exception as never retrieved
         raise
     return [_result(task) for task in tasks]
 
 
 async def _abandoned(tasks: Sequence[Uncancellable[T]]) -> None:
-    """Those that are not done are cancelled, and waited for."""
+    """Cancel the tasks that are not done, and wait for their ends."""
     late = [task for task in tasks if not task.done()]
     for task in late:
         task.abandon()

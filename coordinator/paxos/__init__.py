@@ -1,24 +1,24 @@
 """Paxos, and Paxos Commit on top of it, without IO, clock, threads or randomness.
 
 What enters: requests and answers (``step``), and the driver's reports that something is stored. What leaves:
-messages, and :class:`PaxosReady`, everything that an acceptor's driver has to do next. The same objects run
-in production, in simulation and in the search of ``tests/models``.
+messages, and :class:`PaxosReady`, which contains everything that an acceptor's driver has to do next. The
+same classes run in production, in simulation and in the search of ``tests/models``.
 
-Each branch of a transaction votes *prepared* or *aborted*, and each vote is decided by one instance of
-Paxos: all chosen *prepared* is committed, one chosen *aborted* is aborted. The acceptors are the nodes of
-one configuration, which the transaction's session is bound to for good. With one acceptor this is two-phase
-commit.
+Each branch of a transaction votes *prepared* or *aborted*, and one instance of Paxos decides each vote. If
+all instances choose *prepared*, the transaction is committed; if one chooses *aborted*, it is aborted. The
+acceptors are the nodes of one configuration, to which the transaction's session is bound permanently. With
+one acceptor this is two-phase commit.
 
 The coordinator's duties, in this order:
 
 1. Prepare every branch. As long as one branch is not prepared, make no :class:`FirstBallot`: without it the
    transaction can never commit, and may be rolled back.
-2. Make the ``FirstBallot``, once, and send ``messages`` to all. Repeat them to each acceptor
+2. Make the ``FirstBallot``, once, and send ``messages`` to all acceptors. Repeat them to each acceptor
    that does not answer.
-3. ``step`` the answers. If the ballot is ``superseded``, or answers are missing, ``ask`` now and then. No
-   timeout decides anything.
-4. Record the ``outcome`` in the ledger, then tell the branches. If it is ``forgotten``, the ledger has the
-   outcome.
+3. Give the answers to ``step``. If the ballot is ``superseded``, or answers are missing, send ``ask``
+   repeatedly. No timeout decides anything.
+4. Record the ``outcome`` in the ledger, then send it to the branches. If it is ``forgotten``, the ledger
+   has the outcome.
 
 A later leader makes a :class:`Recovery` on the acceptors that the ledger names for the session, sends what
 ``begin`` and ``step`` return, begins again after a random pause, records the ``outcome`` with the
@@ -26,16 +26,16 @@ A later leader makes a :class:`Recovery` on the acceptors that the ledger names 
 
 An acceptor's driver, for every ``ready = acceptor.ready()`` that is not ``empty``:
 
-1. Send ``replies_now``: nothing in them depends on what is not stored yet.
+1. Send ``replies_now``: they do not depend on anything that is not stored yet.
 2. Store ``records``, delete ``dropped``, store ``marks``, in one transaction, in the order of the calls to
-   ``ready``; then sync. Several ``PaxosReady`` may share a sync, with each other and with the log's.
+   ``ready``; then sync. Several ``PaxosReady`` may share a sync, with each other and with the log.
 3. After the sync call ``on_persisted(token)`` and send what it returns. Never send ``replies_after_sync``
-   yourself.
+   directly.
 
-Besides: call ``forget`` now and then for what the ledger holds; after a restart give the acceptor all that it
-stored, under the same number; never start an acceptor whose disk was lost under its old number. A node
-leaves the cluster only when every transaction of every session that is bound to it is decided, and in the
-ledger.
+Other duties: call ``forget`` regularly for the transactions whose outcome the ledger has; after a restart
+give the acceptor everything that it has stored, under the same number; never start an acceptor whose disk was
+lost under its old number. A node leaves the cluster only when every transaction of every session that is
+bound to it is decided and recorded in the ledger.
 
 In the order in which a vote passes them:
 
@@ -44,11 +44,11 @@ In the order in which a vote passes them:
 :mod:`.messages`      defines and encodes everything that leaders and acceptors send each other.
 :mod:`.acceptor`      ``Acceptor``: takes requests for many transactions, and gives every output in a
                       ``PaxosReady``.
-:mod:`.record`        holds what an acceptor has promised and accepted for one transaction.
-:mod:`.synod`         implements one decision by Paxos: acceptance, proposal, tally.
-:mod:`.marks`         holds which transactions were forgotten, so that none of them begins again.
-:mod:`.ready`         defines ``PaxosReady``, and keeps the writes that are under way.
-:mod:`.learner`       computes from acceptances what is chosen, and the outcome.
+:mod:`.record`        holds the promise and the acceptances of one acceptor for one transaction.
+:mod:`.synod`         implements one instance of Paxos: acceptance, proposal, tally.
+:mod:`.marks`         holds which transactions were forgotten, so that none of them is decided again.
+:mod:`.ready`         defines ``PaxosReady``, and keeps the unfinished writes.
+:mod:`.learner`       computes the chosen values and the outcome from acceptances.
 :mod:`.recovery`      ``Recovery``: finds the outcome with a higher ballot, for any later leader.
 :mod:`.errors`        defines ``PeerMisbehaved``.
 ====================  ========================================================================================

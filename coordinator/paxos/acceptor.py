@@ -1,4 +1,4 @@
-"""An acceptor: one node's part in the decisions of many transactions."""
+"""The acceptor of one node, which takes part in the decisions of many transactions."""
 
 from __future__ import annotations
 
@@ -29,25 +29,26 @@ NOTHING = PaxosReady(0)
 
 
 class RestoredAcceptor(msgspec.Struct, frozen=True, array_like=True):
-    """All that an acceptor has stored, or of a new node nothing. Equal contents have equal encodings."""
+    """Everything that an acceptor has stored; empty for a new node. Equal contents have equal encodings."""
 
     marks: Marks = Marks()
     records: tuple[AcceptorRecord, ...] = ()
 
 
 class Acceptor:
-    """Not for use by several threads at once."""
+    """Takes requests for many transactions, and returns its outputs from :meth:`ready`. Only one thread at a
+    time may use it."""
 
     def __init__(self, node: int, restored: RestoredAcceptor) -> None:
-        """``node`` is the number under which it promised whatever is in ``restored``; one whose disk was lost
-        comes back under another number, never under the old one."""
-        invariant(node > 0, "0 is nobody")
+        """``node`` is the number under which the promises in ``restored`` were made. A node whose disk was
+        lost must get another number, and never use the old one again."""
+        invariant(node > 0, "an acceptor's number is positive")
         self.node = node
         self._marks = restored.marks
         self._floors = restored.marks.below()
         self._records: dict[TxId, AcceptorRecord] = {}
         self._of_session: dict[int, dict[TxId, None]] = {}
-        """The keys of ``_records``, so that forgetting a few does not look at all."""
+        """The keys of ``_records`` by session, so that forgetting a few does not search all."""
         for record in restored.records:
             self._put(record)
         self._changed: dict[TxId, None] = {}
@@ -56,18 +57,19 @@ class Acceptor:
         self._replies: list[Outgoing] = []
         self._writes = PaxosWrites()
 
-    # What one may look at.
+    # Properties for callers.
 
     @property
     def count(self) -> int:
-        """Transactions of which something is kept."""
+        """The number of transactions that have a record."""
         return len(self._records)
 
     def record(self, txid: TxId) -> AcceptorRecord | None:
         return self._records.get(txid)
 
     def below(self, floors: Mapping[int, int]) -> list[TxId]:
-        """What is kept of the sessions in ``floors``, below the sequence number that is given there."""
+        """Return the transactions that have a record, of the sessions in ``floors``, below the sequence
+        number that is given there."""
         return [
             txid
             for session, floor in floors.items()
@@ -76,16 +78,19 @@ class Acceptor:
         ]
 
     def kept(self) -> RestoredAcceptor:
-        """Everything, with what has not been stored yet: for a copy of the whole, and for tests."""
+        """Return the whole contents, including what is not stored yet: for a copy of the acceptor, and for
+        tests."""
         return RestoredAcceptor(self._marks, tuple(self._records[txid] for txid in sorted(self._records)))
 
-    # What goes in.
+    # Inputs.
 
     def step(self, sender: int, request: AcceptorRequest) -> None:
-        """A request has arrived; its answer waits in a later ``ready``. Late, repeated and reordered ones are
-        expected. ``sender`` comes back with the answer. Raises PeerMisbehaved; nothing is answered then."""
+        """Process a received request; the answer is in a later ``ready``, with ``sender``. Requests may be
+        late, repeated or reordered. Raises PeerMisbehaved; then there is no answer."""
         if self.node not in request.acceptors.voters:
-            raise PeerMisbehaved(f"node {self.node} is no acceptor of {request.txid}: {request.acceptors}")
+            raise PeerMisbehaved(
+                f"node {self.node} is not an acceptor of {request.txid}: {request.acceptors}"
+            )
         self._replies.append(Outgoing(sender, self._answer(request)))
 
     def _answer(self, request: AcceptorRequest) -> AcceptorReply:
@@ -122,11 +127,12 @@ class Acceptor:
         self._of_session.setdefault(record.txid.session, {})[record.txid] = None
 
     def forget(self, marks: Marks) -> None:
-        """The ledger holds the outcome of everything below ``marks``, or nothing below can ever have been
-        accepted anywhere: let it go. May be repeated, and reported in any order.
+        """Forget the transactions below ``marks``: the ledger has their outcomes, or no acceptor can ever
+        have accepted anything for them. May be repeated, and called in any order.
 
-        Without a record of it there is nothing to let go, and no mark to be stored: a quorum that chose
-        anything has records, and marks where these were, in every other quorum's way.
+        Without a record below ``marks`` nothing is deleted and no mark is stored. That is safe: every
+        acceptor of a quorum that has chosen a value has a record, or a mark in its place, and any other
+        quorum contains one of these acceptors.
         """
         joined = self._marks.joined(marks)
         floors = joined.below()
@@ -153,14 +159,15 @@ class Acceptor:
         self._dropped[txid] = None
 
     def on_persisted(self, token: int) -> tuple[Outgoing, ...]:
-        """All of the ``PaxosReady`` of ``token``, and of those before it, is durable. What may be sent
-        now."""
+        """Report that the ``PaxosReady`` of ``token``, and all earlier ones, are durable. Returns the replies
+        that may be sent now."""
         return tuple(self._writes.done(token))
 
-    # What comes out.
+    # Output.
 
     def ready(self) -> PaxosReady:
-        """Everything to be done since the last call. The driver's duties: see the package."""
+        """Return everything that has to be done since the last call. The package's docstring lists the
+        driver's duties."""
         if not (self._replies or self._changed or self._dropped or self._marks_changed):
             return NOTHING
         token = self._writes.next_token()
@@ -168,7 +175,7 @@ class Acceptor:
         dropped = tuple(self._dropped)
         marks = self._marks if self._marks_changed else None
         replies = tuple(self._replies)
-        # A repetition changes nothing, but what it is about may still be on its way to the disk.
+        # A repeated request changes nothing, but the write that the first one caused may be unfinished.
         waits = bool(records or dropped or marks is not None or not self._writes.idle)
         if waits:
             self._writes.begin(token, replies)

@@ -1,9 +1,9 @@
-"""What goes wrong in Paxos.
+"""The error of Paxos.
 
 ::
 
     UndoubtError
-    └── PeerMisbehaved   another process broke the protocol; nothing was done on its word
+    └── PeerMisbehaved   another process broke the protocol; nothing was changed
 """
 
 from __future__ import annotations
@@ -12,5 +12,6 @@ from undoubt.participants.errors import UndoubtError
 
 
 class PeerMisbehaved(UndoubtError):
-    """What was received cannot come from a process that follows the protocol: a ballot used for two values,
-    another list of branches, another set of acceptors. Nothing was changed. Log it and cut the peer off."""
+    """A message was received that cannot come from a process that follows the protocol: a ballot used for two
+    values, another list of branches, another set of acceptors. Nothing was changed. The caller has to log the
+    error and close the connection of the peer."""

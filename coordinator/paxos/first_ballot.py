@@ -1,4 +1,4 @@
-"""The coordinator's part: the one use of ballot 0, and after that nothing but learning."""
+"""Proposes the votes in ballot 0, for the coordinator, and then learns the outcome."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from undoubt.participants.invariant import invariant
 
 
 class FirstBallot(Learner):
-    """Made once per transaction, when every branch has voted: from here on only the acceptors know. There
-    is no way to take a vote back, to vote again, or to give up: whoever waits too long may ask, not
-    decide."""
+    """The first ballot of one transaction. The coordinator makes it once, when every branch has voted; from
+    then on only the acceptors have the outcome. A vote cannot be taken back or repeated with another value. A
+    coordinator that has waited too long may ask the acceptors, but must not decide."""
 
     def __init__(self, txid: TxId, acceptors: Joint, votes: Mapping[BranchInstance, Value]) -> None:
         super().__init__(txid, acceptors)
@@ -35,22 +35,23 @@ class FirstBallot(Learner):
         self._accepted: dict[int, bool] = {}
 
     def messages(self) -> tuple[tuple[int, AcceptorRequest], ...]:
-        """The votes, all in one bundle, for every acceptor. Asked for again it is the same bundle: send it to
-        whoever did not answer."""
+        """Return the votes, all in one bundle, for every acceptor. Further calls return the same bundle, to
+        be sent again to acceptors that did not answer."""
         return self.to_all(self._bundle)
 
     @property
     def superseded(self) -> bool:
-        """No quorum can accept the first ballot any more: somebody else is finding the outcome. ``ask``."""
+        """True if no quorum can accept the first ballot, because another leader is finding the outcome; then
+        ``ask``."""
         return self.acceptors.vote_result(self._accepted) is VoteResult.LOST
 
     @property
     def unheard(self) -> tuple[int, ...]:
-        """Acceptors that have not answered at all."""
+        """The acceptors that have not answered yet."""
         return tuple(sorted(self.acceptors.voters - self._accepted.keys()))
 
     def step(self, reply: AcceptorReply) -> None:
-        """An acceptor has answered. Raises PeerMisbehaved if it contradicts what is known."""
+        """Process an acceptor's answer. Raises PeerMisbehaved if the answer contradicts what is known."""
         if not self.learn(reply):
             return
         match reply:

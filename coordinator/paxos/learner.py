@@ -1,4 +1,4 @@
-"""What has become of a transaction, from what its acceptors have accepted."""
+"""Computes the outcome of a transaction from what its acceptors have accepted."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from undoubt.participants.invariant import invariant
 
 
 class Learner:
-    """Listens to the acceptors of one transaction. It proposes nothing: :class:`.FirstBallot` and
-    :class:`.Recovery` do, and learn besides."""
+    """Learns the outcome of one transaction from its acceptors' answers. It proposes nothing; its subclasses
+    :class:`.FirstBallot` and :class:`.Recovery` do."""
 
     def __init__(self, txid: TxId, acceptors: Joint) -> None:
-        """``acceptors`` are those that the transaction's session is bound to, whoever is a member now."""
+        """``acceptors`` are the nodes to which the transaction's session is bound, whatever the cluster's
+        members are now."""
         self.txid = txid
         self.acceptors = acceptors
         self.branches: tuple[BranchInstance, ...] = ()
-        """All of the transaction's, or empty as long as no acceptor that answered knows."""
+        """All branches of the transaction; empty until an acceptor that knows them has answered."""
         self._forgotten: set[int] = set()
         self._named: list[Tally[Value]] = []
         self._unnamed = Tally[Value](acceptors)
 
     @property
     def outcome(self) -> Decision | None:
-        """COMMIT if all instances chose *prepared*, ABORT if one chose *aborted*; either is for ever.
-        None: not known yet, which is never to be taken for aborted."""
+        """COMMIT if all instances have chosen *prepared*, ABORT if one has chosen *aborted*; both never
+        change. None: the outcome is not known yet, which must never be treated as aborted."""
         if self._unnamed.chosen is not None or any(tally.chosen == ABORTED for tally in self._named):
             return Decision.ABORT
         if self._named and all(tally.chosen is not None for tally in self._named):
@@ -46,25 +47,26 @@ class Learner:
 
     @property
     def forgotten(self) -> bool:
-        """So many acceptors have let it go that no quorum of the others is left: the ledger holds the
-        outcome. One that has counts as one that is silent: a quorum that still knows can be believed."""
+        """True if so many acceptors have forgotten the transaction that no quorum of the others is left: the
+        ledger has the outcome. An acceptor that has forgotten counts like one that does not answer, so a
+        quorum of the others still proves an outcome."""
         return self.acceptors.vote_result(dict.fromkeys(self._forgotten, False)) is VoteResult.LOST
 
     @property
     def chosen(self) -> tuple[Value | None, ...]:
-        """One value for each of ``branches``, None where none is known to be chosen."""
+        """One value for each of ``branches``; None where no value is known to be chosen."""
         return tuple(tally.chosen for tally in self._named)
 
     def ask(self) -> tuple[tuple[int, AcceptorRequest], ...]:
-        """What each acceptor is to be asked, by whoever only wants to know."""
+        """Return a question for each acceptor, which changes nothing there."""
         return self.to_all(Ask(self.txid, self.acceptors))
 
     def to_all(self, request: AcceptorRequest) -> tuple[tuple[int, AcceptorRequest], ...]:
         return tuple((acceptor, request) for acceptor in sorted(self.acceptors.voters))
 
     def learn(self, reply: AcceptorReply) -> bool:
-        """An acceptor has answered. False: it is none of this transaction's, and was not listened to. Raises
-        PeerMisbehaved if it contradicts what is known."""
+        """Process an acceptor's answer. Returns False for an answer from a node that is not an acceptor of
+        this transaction, which is ignored. Raises PeerMisbehaved if the answer contradicts what is known."""
         invariant(reply.txid == self.txid, f"an answer about {reply.txid}, expected was {self.txid}")
         if reply.acceptor not in self.acceptors.voters:
             return False
@@ -83,7 +85,8 @@ class Learner:
                 tally.accepted(acceptor, accepted)
 
     def name(self, branches: tuple[BranchInstance, ...]) -> None:
-        """Somebody knows the list."""
+        """Set the list of branches; an empty list is ignored. Raises PeerMisbehaved if another list is
+        known."""
         if not branches:
             return
         if not self.branches:

@@ -1,9 +1,9 @@
-"""What an acceptor has forgotten: it deletes records, and must never begin anew where one was.
+"""The marks of an acceptor, below which its records are deleted and must never be made again.
 
 An acceptor without a record would accept the first ballot. If a transaction's records are deleted and a
-message of its coordinator is still under way, that acceptance could make a decision which contradicts the
-one that was made. So with the records goes a mark, in the same transaction on disk, and below the mark
-nothing is answered but "forgotten".
+message of its coordinator arrives later, that acceptance could make a decision that contradicts the first
+decision. So a mark is stored in the same transaction on disk in which the records are deleted, and the only
+answer for transactions below the mark is ``Forgotten``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from undoubt.participants.ids import TxId
 
 
 class Marks(msgspec.Struct, frozen=True, array_like=True):
-    """Of each session below ``next_session`` that is in ``floors``: forgotten below that sequence number. Of
-    those that are not there: forgotten as a whole. From ``next_session`` on: nothing is.
+    """Which transactions are forgotten. Of a session below ``next_session`` that is in ``floors``: those
+    below that sequence number. Of a session below ``next_session`` that is not in ``floors``: all. Of
+    sessions from ``next_session`` on: none.
 
     ``floors`` are pairs (session, floor) in ascending order.
     """
@@ -30,7 +31,8 @@ class Marks(msgspec.Struct, frozen=True, array_like=True):
         return dict(self.floors)
 
     def joined(self, other: Marks) -> Marks:
-        """What is forgotten by either: marks only rise, in whatever order they are reported."""
+        """Return the marks of everything that either has forgotten. Marks only increase, in whatever order
+        they are reported."""
         mine, others = self.below(), other.below()
         floors = dict[int, int]()
         for session in mine.keys() | others.keys():
@@ -45,6 +47,6 @@ class Marks(msgspec.Struct, frozen=True, array_like=True):
 
 
 def forgotten(txid: TxId, next_session: int, floors: Mapping[int, int]) -> bool:
-    """``floors`` as from :meth:`Marks.below`."""
+    """Whether ``txid`` is below the marks; ``floors`` as from :meth:`Marks.below`."""
     floor = floors.get(txid.session)
     return txid.session < next_session if floor is None else txid.seq < floor

@@ -1,7 +1,8 @@
-"""Everything about one transaction that travels between its leaders and its acceptors, or is kept.
+"""Everything about one transaction that its leaders and acceptors send each other, or store.
 
 Frozen values that msgpack can carry (``encode``, ``decode``). An acceptor is a node's number, a positive
-integer. Fields may be added at the end with a default: an older node skips them, a newer one fills them in.
+integer. Fields may be added at the end with a default: an older node ignores them, and a newer node uses the
+default if they are missing.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class BranchInstance(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True):
-    """What an instance chooses: *prepared* or *aborted*. ``evidence`` goes with a prepared branch; it is the
-    caller's, and comes back to whoever learns the outcome."""
+    """The value of an instance: *prepared* or *aborted*. ``evidence`` comes with a prepared branch from the
+    caller, and is returned with the outcome."""
 
     prepared: bool
     evidence: Annotated[bytes, msgspec.Meta(max_length=EVIDENCE_BYTES_MAX)] = b""
@@ -41,18 +42,18 @@ ABORTED = Value(False)
 
 _Branches = Annotated[tuple[BranchInstance, ...], msgspec.Meta(max_length=BRANCH_NUMBER_MAX)]
 _Values = Annotated[tuple[Value | None, ...], msgspec.Meta(max_length=BRANCH_NUMBER_MAX)]
-"""Bounded before any is decoded."""
+"""Lists whose length is checked before their elements are decoded."""
 
 REST = -1
 """The position of every instance whose branch is not in the list."""
 
 
 class Known(msgspec.Struct, frozen=True, array_like=True):
-    """What one acceptor has accepted of one transaction.
+    """What one acceptor has accepted for one transaction.
 
     ``branches`` is the full list of the transaction's branches, by number, or empty if the acceptor has not
     learned it. ``accepted`` has one element for each of them, None where nothing was accepted. ``unnamed``:
-    the highest ballot in which it accepted *aborted* for every instance there is, named or not.
+    the highest ballot in which the acceptor has accepted *aborted* for all instances, in the list or not.
     """
 
     branches: tuple[BranchInstance, ...] = ()
@@ -61,33 +62,36 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def sound(self) -> bool:
-        """Whether an acceptor can have got there: a list in order of number, and a place for each of it."""
+        """Whether this is valid: the list is in order of number, and ``accepted`` has an element for each
+        branch."""
         numbers = [branch.number for branch in self.branches]
         ordered = all(before < after for before, after in pairwise(numbers))
         return ordered and len(self.accepted) == len(self.branches)
 
     def instance(self, position: int) -> Accepted[Value] | None:
-        """What was accepted for ``branches[position]``, or for :data:`REST`."""
+        """The acceptance for ``branches[position]``, or for :data:`REST`; None if nothing was accepted."""
         if 0 <= position < len(self.accepted):
             return self.accepted[position]
         return None if self.unnamed is None else Accepted(self.unnamed, ABORTED)
 
 
 class PaxosMessage(msgspec.Struct, frozen=True, array_like=True):
-    """Of every message: the transaction."""
+    """The field of every message: the transaction."""
 
     txid: TxId
 
 
 class Phase1a(PaxosMessage, frozen=True, array_like=True, tag=1):
-    """Take part in ``ballot``, for every instance of the transaction; ``acceptors`` are all who are asked."""
+    """Asks an acceptor to take part in ``ballot``, for every instance of the transaction. ``acceptors`` are
+    all acceptors of the transaction."""
 
     acceptors: Joint
     ballot: Ballot
 
 
 class Phase1b(PaxosMessage, frozen=True, array_like=True, tag=2):
-    """``acceptor`` takes part in no ballot lower than ``ballot``, and has accepted what is ``known``."""
+    """The promise of ``acceptor`` to take part in no ballot lower than ``ballot``; it has accepted
+    ``known``."""
 
     acceptor: Positive
     ballot: Ballot
@@ -95,10 +99,11 @@ class Phase1b(PaxosMessage, frozen=True, array_like=True, tag=2):
 
 
 class Phase2a(PaxosMessage, frozen=True, array_like=True, tag=3):
-    """Accept ``values`` in ``ballot``: one for each of ``branches``, None for an instance that is not meant.
+    """Asks an acceptor to accept ``values`` in ``ballot``: one for each of ``branches``, None for an instance
+    that does not change.
 
-    ``branches`` is the full list. Only a leader who cannot know it leaves it empty: then *aborted* is asked
-    for in every instance there is.
+    ``branches`` is the full list. Only a leader that cannot know the list leaves it empty: then the message
+    asks for *aborted* in all instances.
     """
 
     acceptors: Joint
@@ -108,14 +113,14 @@ class Phase2a(PaxosMessage, frozen=True, array_like=True, tag=3):
 
 
 class Phase2b(PaxosMessage, frozen=True, array_like=True, tag=4):
-    """``acceptor`` has accepted what is ``known``. Also the answer to :class:`Ask`."""
+    """Reports that ``acceptor`` has accepted ``known``. Also the answer to :class:`Ask`."""
 
     acceptor: Positive
     known: Known
 
 
 class Refused(PaxosMessage, frozen=True, array_like=True, tag=5):
-    """``acceptor`` has promised ``promised``, which is higher than the ballot it was asked for."""
+    """Reports that ``acceptor`` has promised ``promised``, which is higher than the ballot of the request."""
 
     acceptor: Positive
     promised: Ballot
@@ -123,14 +128,14 @@ class Refused(PaxosMessage, frozen=True, array_like=True, tag=5):
 
 
 class Ask(PaxosMessage, frozen=True, array_like=True, tag=6):
-    """What have you accepted? Promises nothing and changes nothing."""
+    """Asks an acceptor what it has accepted, without changing anything."""
 
     acceptors: Joint
 
 
 class Forgotten(PaxosMessage, frozen=True, array_like=True, tag=7):
-    """The transaction is below the forgotten mark: its outcome is in the ledger, and nothing of it will
-    ever be promised or accepted here again."""
+    """Reports that the transaction is below the mark of ``acceptor``: the ledger has its outcome if there is
+    one, and this acceptor will never promise or accept anything for it."""
 
     acceptor: Positive
 
@@ -148,10 +153,12 @@ def encode(message: AcceptorRequest | AcceptorReply) -> bytes:
 
 
 def decode_request(frame: bytes) -> AcceptorRequest:
-    """Raises a ``ValueError`` for anything else: ``msgspec.DecodeError``, or ``UnicodeDecodeError``."""
+    """Decode a request. Raises a ``ValueError`` if ``frame`` is not one: ``msgspec.DecodeError``, or
+    ``UnicodeDecodeError``."""
     return _requests.decode(frame)
 
 
 def decode_reply(frame: bytes) -> AcceptorReply:
-    """Raises a ``ValueError`` for anything else: ``msgspec.DecodeError``, or ``UnicodeDecodeError``."""
+    """Decode a reply. Raises a ``ValueError`` if ``frame`` is not one: ``msgspec.DecodeError``, or
+    ``UnicodeDecodeError``."""
     return _replies.decode(frame)

@@ -1,4 +1,4 @@
-"""What an acceptor's driver must do next, in one value."""
+"""Defines ``PaxosReady``, which contains everything that an acceptor's driver has to do next."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from undoubt.participants.invariant import invariant
 
 
 class Outgoing(msgspec.Struct, frozen=True):
-    """``to`` is whatever the driver gave as the request's sender."""
+    """One reply. ``to`` is the number that the driver gave as the sender of the request."""
 
     to: int
     message: AcceptorReply
 
 
 class PaxosReady(msgspec.Struct, frozen=True):
-    """One step's work. The package's docstring gives the order in which the driver does it."""
+    """The work that the driver has to do next; the package's docstring gives its order."""
 
     token: int
-    """For ``on_persisted``."""
+    """The argument for ``on_persisted``."""
     records: tuple[AcceptorRecord, ...] = ()
-    """Store, each in place of what is stored of its transaction."""
+    """Records to store; each replaces the stored record of its transaction."""
     dropped: tuple[TxId, ...] = ()
-    """Delete; after ``records``, and together with ``marks``."""
+    """Transactions whose records have to be deleted, after ``records`` and together with ``marks``."""
     marks: Marks | None = None
-    """Store, if given."""
+    """Marks to store; None if they have not changed."""
     replies_now: tuple[Outgoing, ...] = ()
     replies_after_sync: tuple[Outgoing, ...] = ()
-    """Depend on what is being stored: ``on_persisted`` returns them when they may be sent."""
+    """Replies that depend on what is being stored: ``on_persisted`` returns them once they may be sent."""
 
     @property
     def writes(self) -> bool:
@@ -46,7 +46,8 @@ class PaxosReady(msgspec.Struct, frozen=True):
 
 
 class PaxosWrites:
-    """Writes under way, in the order in which they were handed out, and what waits for each."""
+    """The unfinished writes in the order in which they were handed out, each with the replies that wait for
+    it."""
 
     def __init__(self) -> None:
         self._under_way: deque[tuple[int, tuple[Outgoing, ...]]] = deque()
@@ -64,7 +65,8 @@ class PaxosWrites:
         self._under_way.append((token, replies))
 
     def done(self, token: int) -> list[Outgoing]:
-        """Everything up to ``token`` is durable. Raises InvariantViolation for a token never handed out."""
+        """Remove the writes up to ``token``, which are durable, and return their replies. Raises
+        InvariantViolation for a token that was never handed out."""
         invariant(token <= self._token, f"{token} was never handed out")
         free = list[Outgoing]()
         while self._under_way and self._under_way[0][0] <= token:

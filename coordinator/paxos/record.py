@@ -1,8 +1,8 @@
-"""What an acceptor keeps of one transaction, and how a request changes it.
+"""The record of an acceptor for one transaction, and how a request changes it.
 
-Every instance of a transaction is a decision of its own (:mod:`.synod`). A phase 1a is for all of them at
-once (Gray and Lamport, "Consensus on Transaction Commit", 2006, §4.2), so one promise stands for all: to
-promise more than was asked is always safe.
+Each instance of a transaction is decided separately (:mod:`.synod`). One phase 1a is for all instances (Gray
+and Lamport, "Consensus on Transaction Commit", 2006, §4.2), so the record has one promise for all instances:
+a promise for more instances than were asked for is always safe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from undoubt.participants.ids import TxId
 
 
 class AcceptorRecord(msgspec.Struct, frozen=True, array_like=True):
-    """``promised`` never falls. ``acceptors`` never change: another set could choose otherwise."""
+    """The promise and acceptances for one transaction. ``promised`` never decreases. ``acceptors`` never
+    changes, because another set of acceptors could choose another value."""
 
     txid: TxId
     acceptors: Joint
@@ -25,19 +26,19 @@ class AcceptorRecord(msgspec.Struct, frozen=True, array_like=True):
     known: Known = Known()
 
     def instance(self, position: int) -> Acceptance[Value]:
-        """The one decision at ``position``, as the synod knows it."""
+        """The state of the instance at ``position``."""
         return Acceptance(self.promised, self.known.instance(position))
 
     def on_1a(self, request: Phase1a) -> AcceptorRecord | None:
-        """The record after the promise; None: refused."""
+        """Return the record after the promise; None if the request is refused."""
         answer = self.instance(REST).on_1a(request.ballot)
         return msgspec.structs.replace(self, promised=answer.state.promised) if answer.granted else None
 
     def on_2a(self, request: Phase2a) -> AcceptorRecord | None:
-        """The record after the acceptance of the whole bundle; None: refused, all of it.
+        """Return the record after the acceptance of the whole bundle; None if the whole bundle is refused.
 
-        Raises PeerMisbehaved for a bundle that no leader sends: without a list in the first ballot, with
-        another list than before, or with another value in a ballot that was used.
+        Raises PeerMisbehaved for a bundle that no correct leader sends: without a list in the first ballot,
+        with another list than before, or with another value in a ballot that was used already.
         """
         check_bundle(request)
         branches = self.known.branches or request.branches
@@ -66,7 +67,7 @@ class AcceptorRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 def check_bundle(request: Phase2a) -> None:
-    """Raises PeerMisbehaved unless its parts fit together."""
+    """Raise PeerMisbehaved if the parts of ``request`` are inconsistent."""
     numbers = [branch.number for branch in request.branches]
     if numbers != sorted(set(numbers)):
         raise PeerMisbehaved(

@@ -1,4 +1,4 @@
-"""Finding the outcome of a transaction whose coordinator does not answer, by a higher ballot."""
+"""Finds, by a higher ballot, the outcome of a transaction whose coordinator does not answer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from undoubt.participants.invariant import invariant
 
 
 class Recovery(Learner):
-    """One leader of a transaction. Several at once do no harm, but may keep each other from coming to an end:
-    wait a random while before each ``begin`` after the first."""
+    """One later leader of a transaction. Several leaders at the same time are safe, but may prevent each
+    other from finishing: wait a random time before each ``begin`` after the first."""
 
     def __init__(self, txid: TxId, acceptors: Joint, proposer: int) -> None:
-        """``proposer`` is a number that no other leader of this transaction ever uses, in this life of the
-        process or another: 63 random bits."""
+        """``proposer`` is a number that no other leader of this transaction ever uses, also not after a
+        restart of the process: 63 random bits."""
         super().__init__(txid, acceptors)
-        invariant(proposer > 0, "0 is the coordinator, which does not recover")
+        invariant(proposer > 0, "proposer 0 is the coordinator, which does not recover")
         self.ballot = Ballot(0, proposer)
         self._highest = FIRST
         """The highest ballot that an acceptor is known to have promised."""
@@ -37,7 +37,8 @@ class Recovery(Learner):
         self._bundle: Phase2a | None = None
 
     def begin(self) -> tuple[tuple[int, AcceptorRequest], ...]:
-        """Phase 1a of a new ballot, higher than any that is known. Nothing once the outcome is known."""
+        """Begin a new ballot, higher than all known ballots, and return its phase 1a. Returns no message once
+        the outcome is known."""
         if self.outcome is not None or self.forgotten:
             return ()
         self.ballot = Ballot(max(self._highest.round, self.ballot.round) + 1, self.ballot.proposer)
@@ -45,17 +46,17 @@ class Recovery(Learner):
         return self.again()
 
     def again(self) -> tuple[tuple[int, AcceptorRequest], ...]:
-        """The current ballot's requests, for whoever did not answer."""
+        """Return the requests of the current ballot again, for acceptors that did not answer."""
         return self.to_all(self._bundle or Phase1a(self.txid, self.acceptors, self.ballot))
 
     @property
     def preempted(self) -> bool:
-        """Another leader has a higher ballot: this one may come to nothing."""
+        """True if another leader has a higher ballot, so that this ballot may fail."""
         return self._highest > self.ballot
 
     def step(self, reply: AcceptorReply) -> tuple[tuple[int, AcceptorRequest], ...]:
-        """An acceptor has answered; what to send now. Raises PeerMisbehaved if it contradicts what is
-        known."""
+        """Process an acceptor's answer, and return the messages to send now. Raises PeerMisbehaved if the
+        answer contradicts what is known."""
         if not self.learn(reply) or self.outcome is not None or self.forgotten:
             return ()
         match reply:
@@ -71,16 +72,18 @@ class Recovery(Learner):
         return ()
 
     def _propose(self) -> Phase2a:
-        """Phase 2a, for all instances: in each the value of the highest ballot, else *aborted*.
+        """Return phase 2a for all instances: for each, the value of the highest ballot, or *aborted* if there
+        is none.
 
-        If no acceptor of a quorum has ever heard of the first ballot, it never was nor will be accepted by
-        one; then nobody knows the list, and *aborted* is asked for in every instance there is.
+        If no acceptor of a quorum has received the first ballot, no quorum has accepted it or ever will. Then
+        no acceptor of the quorum has the list of branches, and the message asks for *aborted* in all
+        instances.
         """
         values = tuple(self._value(position) for position in range(len(self.branches)))
         return Phase2a(self.txid, self.acceptors, self.ballot, self.branches, values)
 
     def _value(self, position: int) -> Value | None:
-        """What to ask for in that instance; None: not enough have promised."""
+        """Return the value to propose in that instance; None if too few acceptors have promised."""
         proposal = Proposal(self.ballot, self.acceptors, ABORTED)
         for acceptor, known in self._promises.items():
             proposal.promised(acceptor, known.instance(position))

@@ -1,23 +1,24 @@
-"""One decision by Paxos: acceptors, a proposer's ballot, and what is chosen.
+"""One instance of Paxos: the acceptor's state, the proposer's ballot, and the tally of the chosen value.
 
-A *ballot* is one attempt to have a value chosen. Ballots are ordered; each belongs to one proposer, who
-asks for at most one value in it. A value is *chosen* once a quorum has accepted it in one and the same
-ballot.
+A *ballot* is one attempt to have a value chosen. Ballots are ordered; each belongs to one proposer, which
+asks for at most one value in it. A value is *chosen* once a quorum has accepted it in the same ballot.
 
 1. (a) A proposer asks the acceptors to take part in its ballot. (b) An acceptor that has promised no higher
-   one promises to take part in no lower one, and says what it has accepted last.
-2. (a) With the promises of a quorum the proposer asks for a value: the one accepted in the highest ballot
-   that was reported, if any was, else its own. (b) An acceptor that has promised no higher ballot accepts
-   it.
+   ballot promises to take part in no lower ballot, and reports what it has accepted last.
+2. (a) With the promises of a quorum the proposer asks for a value: the value accepted in the highest
+   reported ballot, or its own value if no acceptance was reported. (b) An acceptor that has promised no
+   higher ballot accepts the value.
 
-No promise and no acceptance leaves an acceptor before it is durable: :class:`AcceptorAnswer` has what must be
-stored first. An acceptor that has lost what it stored must never answer again under its name.
+An acceptor sends a promise or an acceptance only once that is durable: :class:`AcceptorAnswer` contains the
+state that must be stored first. An acceptor that has lost what it stored must never answer again under its
+number.
 
-The first ballot of all, :data:`FIRST`, needs no promises, since nothing can have been accepted below it; it
-belongs to one proposer, who uses it once.
+The lowest ballot, :data:`FIRST`, needs no promises, since nothing can have been accepted in a lower ballot;
+it belongs to one proposer, which uses it once.
 
 Lamport, "The Part-Time Parliament", 1998, §2.3 (the basic protocol); "Paxos Made Simple", 2001, §2.2 to 2.3.
-Values are compared by ``==``. Nothing here knows what they mean, or how anything travels or is stored.
+Values are compared by ``==``. This module does not depend on their meaning, or on how messages are sent and
+state is stored.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Ballot(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """Ordered by round, then by proposer. No two proposers ever share a ``proposer``, not even two lives of
-    one process, so that nobody asks for two values in one ballot."""
+    """The number of a ballot, ordered by round, then by proposer. No two proposers ever share a ``proposer``,
+    also not before and after a restart of one process, so that no two values are asked for in one ballot."""
 
     round: Natural = 0
     proposer: Natural = 0
@@ -48,31 +49,31 @@ FIRST = Ballot()
 
 
 class Accepted(msgspec.Struct, Generic[V], frozen=True, array_like=True):
-    """An acceptor accepted ``value`` in ``ballot``. True for ever, once it is durable."""
+    """An acceptor has accepted ``value`` in ``ballot``; once durable, this never changes."""
 
     ballot: Ballot
     value: V
 
 
 class Acceptance(msgspec.Struct, Generic[V], frozen=True, array_like=True):
-    """All that an acceptor must remember of one decision.
+    """The state that an acceptor must keep for one instance.
 
-    ``promised`` never falls; it is at least the ballot of ``accepted``.
+    ``promised`` never decreases; it is at least the ballot of ``accepted``.
     """
 
     promised: Ballot = FIRST
     accepted: Accepted[V] | None = None
 
     def on_1a(self, ballot: Ballot) -> AcceptorAnswer[V]:
-        """Promise to take part in no ballot lower than ``ballot``. Repeated, it is answered again."""
+        """Promise to take part in no ballot lower than ``ballot``. A repeated request is answered again."""
         if ballot < self.promised:
             return AcceptorAnswer(self, granted=False)
         return AcceptorAnswer(Acceptance(ballot, self.accepted), granted=True)
 
     def on_2a(self, ballot: Ballot, value: V) -> AcceptorAnswer[V]:
-        """Accept ``value`` in ``ballot``. Repeated, it is answered again.
+        """Accept ``value`` in ``ballot``. A repeated request is answered again.
 
-        Raises PeerMisbehaved if another value has been accepted in that very ballot.
+        Raises PeerMisbehaved if another value was accepted in the same ballot.
         """
         if ballot < self.promised:
             return AcceptorAnswer(self, granted=False)
@@ -82,9 +83,10 @@ class Acceptance(msgspec.Struct, Generic[V], frozen=True, array_like=True):
 
 
 class AcceptorAnswer(msgspec.Struct, Generic[V], frozen=True):
-    """What an acceptor answers: phase 1b or 2b if ``granted``, else that ``state.promised`` is higher.
+    """An acceptor's answer: phase 1b or 2b if ``granted``, otherwise a refusal, because ``state.promised`` is
+    higher.
 
-    ``state`` must be durable before the answer leaves. It is also what the answer is about.
+    ``state`` must be durable before the answer is sent; the answer contains it.
     """
 
     state: Acceptance[V]
@@ -92,7 +94,8 @@ class AcceptorAnswer(msgspec.Struct, Generic[V], frozen=True):
 
 
 def value_for(promises: Iterable[Accepted[V] | None], own: V) -> V:
-    """Phase 2a: what a proposer must ask for, given what each acceptor of a quorum has reported."""
+    """Return the value that a proposer must ask for in phase 2a, given the reports of a quorum of
+    acceptors."""
     highest: Accepted[V] | None = None
     for accepted in promises:
         if accepted is not None and (highest is None or accepted.ballot > highest.ballot):
@@ -101,9 +104,9 @@ def value_for(promises: Iterable[Accepted[V] | None], own: V) -> V:
 
 
 class Proposal(Generic[V]):
-    """One ballot of a proposer who would like ``own`` to be chosen.
+    """One ballot of a proposer, which proposes ``own`` if no other value was reported.
 
-    Ask for promises; then, once ``promised`` returns a value, ask for that one, and never for another.
+    Ask for promises; once ``promised`` returns a value, ask for that value, and never for another.
     """
 
     def __init__(self, ballot: Ballot, quorum: Joint, own: V) -> None:
@@ -113,11 +116,11 @@ class Proposal(Generic[V]):
         self._own = own
         self._promises: dict[int, Accepted[V] | None] = {}
         self.value: V | None = None
-        """Settled with the quorum's last promise."""
+        """The value to ask for, set with the promise that completes the quorum; None before."""
 
     def promised(self, acceptor: int, accepted: Accepted[V] | None) -> V | None:
-        """``acceptor`` has promised this ballot and reported ``accepted``. The value to ask for, once there
-        is one; later promises change nothing."""
+        """Note that ``acceptor`` has promised this ballot and reported ``accepted``. Returns the value to ask
+        for, or None before a quorum has promised; later promises change nothing."""
         if self.value is None:
             self._promises[acceptor] = accepted
             if agreed(self._quorum, self._promises):
@@ -126,9 +129,9 @@ class Proposal(Generic[V]):
 
 
 class Tally(Generic[V]):
-    """Who has accepted what: a learner of one decision.
+    """Counts the acceptances of one instance, and finds the chosen value.
 
-    May be told anything true, in any order and repeatedly: what is chosen stays chosen.
+    Acceptances may be reported in any order and repeatedly; a chosen value stays chosen.
     """
 
     def __init__(self, quorum: Joint) -> None:
@@ -139,7 +142,8 @@ class Tally(Generic[V]):
         self.chosen: V | None = None
 
     def accepted(self, acceptor: int, accepted: Accepted[V]) -> None:
-        """``acceptor`` has accepted it, durably. Raises PeerMisbehaved if that contradicts what is known."""
+        """Note that ``acceptor`` has durably accepted ``accepted``. Raises PeerMisbehaved if that contradicts
+        what is known."""
         ballot, value = accepted.ballot, accepted.value
         if self._values.setdefault(ballot, value) != value:
             raise PeerMisbehaved(f"ballot {ballot} was used for {self._values[ballot]} and for {value}")
@@ -153,5 +157,5 @@ class Tally(Generic[V]):
 
 
 def agreed(quorum: Joint, acceptors: Iterable[int]) -> bool:
-    """Whether ``acceptors`` are a quorum, or more."""
+    """Whether ``acceptors`` contain a quorum."""
     return quorum.vote_result(dict.fromkeys(acceptors, True)) is VoteResult.WON

@@ -1,8 +1,8 @@
-"""Why a transaction is aborted that somebody else has aborted, as far as the ledger was told.
+"""Reads from the ledger why a transaction was aborted by another process or an operator.
 
-A detector of deadlocks in another process can only cancel the statement that a victim waits for, and an
-operator can only record ABORT: both write down why. The victim's coordinator finds it there, and its
-application hears the true cause. Asking is bounded in time: the outcome is certain without it.
+A deadlock detector in another process can only cancel the statement for which a victim waits, and an operator
+can only record ABORT; both record the cause in the ledger. The victim's coordinator reads the cause there and
+raises it in the application. The time for reading is limited: the outcome is certain without the cause.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from undoubt.participants.ids import TxId
 T = TypeVar("T")
 
 ASK_S = 1.0
+"""How long a question to the ledger may take, in seconds."""
 CANCELLED = frozenset({"57014", "25P02"})
-"""query_canceled, and in_failed_sql_transaction, in which a statement whose cancellation was swallowed leaves
-its branch (PostgreSQL manual, appendix A)."""
+"""query_canceled, and in_failed_sql_transaction: the state of a branch in which the application has swallowed
+the error of a cancelled statement (PostgreSQL manual, appendix A)."""
 
 
 def may_come_of_a_cancellation(error: BaseException) -> bool:
-    """Whether ``error``, or what it was raised from or while handling, says that somebody has cancelled a
-    statement."""
+    """Whether ``error``, its cause or its context says that a statement was cancelled."""
     seen: set[int] = set()
     todo: list[object] = [error]
     while todo:
@@ -49,26 +49,26 @@ def may_come_of_a_cancellation(error: BaseException) -> bool:
 
 
 async def why_doomed(ledger: Ledger, txid: TxId) -> UndoubtError | None:
-    """Why an undecided transaction is being aborted from outside. None if nobody has said so, or the ledger
-    does not answer at once."""
-    text = await _at_once(ledger.doomed(txid))
+    """Return the recorded cause for aborting an undecided transaction. None if no cause is recorded, or the
+    ledger does not answer within ``ASK_S`` seconds."""
+    text = await _soon(ledger.doomed(txid))
     if text is None:
         return None
     return DistributedDeadlock.parse(txid, text) or AbortedByOthers(text)
 
 
 async def why_recorded(ledger: Ledger, txid: TxId) -> UndoubtError:
-    """Why the ledger holds ABORT, and not the COMMIT that was to be recorded."""
-    info = await _at_once(ledger.transaction(txid))
+    """Return why the ledger has ABORT for ``txid``, and not the COMMIT that this process wanted to record."""
+    info = await _soon(ledger.transaction(txid))
     if info is not None and info.cause:
         return AbortedByOthers(info.cause)
-    for session in await _at_once(ledger.sessions()) or ():
+    for session in await _soon(ledger.sessions()) or ():
         if (session.id, session.nonce) == (txid.session, txid.nonce) and session.state is SessionState.OPEN:
             return AbortedByOthers("a recovery, or an operator, recorded ABORT before the decision")
     return SessionLost("the coordinator's session ended before the decision")
 
 
-async def _at_once(asking: Awaitable[T]) -> T | None:
+async def _soon(asking: Awaitable[T]) -> T | None:
     [answer] = await all_within([_awaited(asking)], ASK_S)
     if isinstance(answer, LedgerError | OutcomeUnknown | asyncio.CancelledError):
         return None

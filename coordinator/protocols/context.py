@@ -1,11 +1,13 @@
-"""What every commit protocol is given, and what the caller of commit waits for.
+"""The state of one commit, which the protocol changes and the caller of ``commit`` watches.
 
-A protocol is a plain async function of a :class:`CommitContext`. It runs in a task of its own that nobody
-cancels; the caller watches the context and may go away at any time without changing what happens.
+A protocol is an async function of a :class:`CommitContext`. It runs in a separate task that ignores
+cancellation; the caller watches the context, and may be cancelled at any time without an effect on the
+commit.
 
-:data:`TRANSITIONS` is the whole automaton of a commit, of every protocol: what has been decided, what the
-ledger holds, and whether the branches have ended. Everything that decides what may happen next is in it; the
-diagram in ``docs/protocols-background.md`` and the property tests derive from it."""
+The table :data:`TRANSITIONS` is the whole state machine of a commit, for all protocols: what has been
+decided, what the ledger holds, and whether the branches have ended. Everything that decides what may happen
+next is in the table; the diagram in ``docs/protocols-background.md`` and the property tests derive from
+it."""
 
 from __future__ import annotations
 
@@ -29,30 +31,32 @@ T = TypeVar("T")
 
 
 class Phase(enum.IntEnum):
-    """How far a commit has come, as users and metrics see it; only ever rises."""
+    """How far a commit has come, as users and metrics see it; a phase never decreases."""
 
     VOTING = 1
-    """Nothing is decided; it will be aborted if anything goes wrong, or time runs out."""
+    """Nothing is decided; an error or the timeout aborts the transaction."""
     DECIDING = 2
-    """COMMIT may have become certain: no branch may be rolled back unless ABORT is known to be."""
+    """COMMIT may be certain: no branch may be rolled back unless ABORT is known to be certain."""
     ABORTED = 3
-    """It can never commit. Branches are being rolled back."""
+    """ABORT is certain. Branches are being rolled back."""
     COMMITTED = 4
     """COMMIT is certain."""
     APPLIED = 5
-    """Every branch was told at least once; ``pending`` lists those that have not confirmed."""
+    """COMMIT was sent at least once to every branch; ``pending`` lists the branches that have not
+    confirmed."""
 
 
 class CommitState(enum.StrEnum):
-    """Where one commit is: what is decided, what the ledger holds of it, and whether all branches ended."""
+    """The state of one commit: what is decided, what the ledger holds, and whether all branches have
+    ended."""
 
     VOTING = "voting"
     """Nothing is decided, and the ledger holds nothing."""
     PRECOMMITTING = "precommitting"
-    """Three-phase commit: all have voted PREPARED; the ledger may hold PRECOMMIT, no participant was told."""
+    """Three-phase commit: all have voted PREPARED. The ledger may hold PRECOMMIT; no participant does."""
 
     ONE_PHASE = "one phase"
-    """The branches have been told COMMIT without a vote: their answers are the decision."""
+    """COMMIT was sent to the branches without a vote: their answers are the decision."""
     DECIDING = "deciding"
     """The ledger, or the acceptors, have been asked to decide on COMMIT."""
     PRECOMMITTED = "precommitted"
@@ -67,30 +71,33 @@ class CommitState(enum.StrEnum):
     ABORTING_RECORDED = "aborting, recorded"
     """Branches are being rolled back, and the ledger holds ABORT."""
     LEFT_DUE = "left, record due"
-    """A branch may still be prepared, or become so. ABORT has to be recorded, so that recovery ends it."""
+    """A branch may still be prepared, or become prepared. ABORT has to be recorded, so that recovery ends
+    it."""
     LEFT = "left"
     """The ledger holds ABORT, and recovery ends the branches that are left."""
     ABORTED = "aborted"
     """Every branch is rolled back, and the ledger holds nothing."""
     ABORTED_RECORDED = "aborted, recorded"
-    """Every branch is rolled back. The ledger holds ABORT, and may hear that the transaction is finished."""
+    """Every branch is rolled back. The ledger holds ABORT, and the transaction can be reported as
+    finished."""
 
     COMMITTED = "committed"
     """The only writing branch has committed, and the ledger holds nothing."""
     FIXED = "fixed"
-    """COMMIT is fixed in participants or acceptors. The ledger is being told, and branches are."""
+    """COMMIT is fixed in participants or acceptors. It is being recorded in the ledger and sent to the
+    branches."""
     RECORDED = "recorded"
-    """The ledger holds COMMIT. Branches are being told."""
+    """The ledger holds COMMIT, which is being sent to the branches."""
     FIXED_TOLD = "fixed, told"
-    """As FIXED; every branch was told, and some have not confirmed."""
+    """The same as FIXED, but COMMIT was sent to every branch, and some branches have not confirmed."""
     RECORDED_TOLD = "recorded, told"
-    """As RECORDED; every branch was told, and some have not confirmed."""
+    """The same as RECORDED, but COMMIT was sent to every branch, and some branches have not confirmed."""
     FIXED_APPLIED = "fixed, applied"
-    """Every branch has ended. The ledger is being told of COMMIT."""
+    """Every branch has ended. COMMIT is being recorded in the ledger."""
     APPLIED = "applied"
     """Every branch has ended, and the ledger holds nothing."""
     APPLIED_RECORDED = "applied, recorded"
-    """Every branch has ended. The ledger holds COMMIT, and may hear that the transaction is finished."""
+    """Every branch has ended. The ledger holds COMMIT, and the transaction can be reported as finished."""
 
 
 class CommitEvent(enum.StrEnum):
@@ -101,21 +108,23 @@ class CommitEvent(enum.StrEnum):
     COMMIT_SENT = "commit sent"
     """COMMIT without a vote is about to be sent to the branches."""
     DECIDE_SENT = "decide sent"
-    """Those who decide are about to be asked: the ledger, the acceptors, or the participants' rows."""
+    """The request that decides is about to be sent: to the ledger, the acceptors, or the participants'
+    rows."""
     BRANCH_COMMITTED = "branch committed"
-    """A branch that was told COMMIT without a vote has committed."""
+    """A branch to which COMMIT was sent without a vote has committed."""
     COMMIT_FIXED = "commit fixed"
-    """The acceptors have chosen COMMIT, or every participant's row says PRECOMMIT."""
+    """The acceptors have chosen COMMIT; or the participants' rows have fixed it: every row says PRECOMMIT, or
+    a termination has succeeded."""
     COMMIT_RECORDED = "commit recorded"
     """The ledger holds COMMIT."""
     ABORT_RECORDED = "abort recorded"
     """The ledger holds ABORT."""
     ABORT_CERTAIN = "abort certain"
-    """It can never commit, and why is known: the rollback of the branches begins."""
+    """ABORT is certain and its cause is known: the rollback of the branches begins."""
     CONFIRMED = "confirmed"
-    """Every branch is known to have ended as decided, and none can appear any more."""
+    """Every branch has ended, and no further branch can become prepared."""
     UNCONFIRMED = "unconfirmed"
-    """Every branch was told, and not all have confirmed."""
+    """The decision was sent to every branch, and not all branches have confirmed."""
 
 
 _S, _E = CommitState, CommitEvent
@@ -127,7 +136,7 @@ TRANSITIONS: Mapping[tuple[CommitState, CommitEvent], CommitState] = {
     (_S.VOTING, _E.PRECOMMIT_SENT): _S.PRECOMMITTING,
     (_S.PRECOMMITTING, _E.ABORT_CERTAIN): _S.ABORTING_DUE,
     (_S.PRECOMMITTING, _E.DECIDE_SENT): _S.PRECOMMITTED,
-    # Who decides.
+    # The decision.
     (_S.ONE_PHASE, _E.BRANCH_COMMITTED): _S.COMMITTED,
     (_S.ONE_PHASE, _E.ABORT_CERTAIN): _S.ABORTING,
     (_S.DECIDING, _E.COMMIT_RECORDED): _S.RECORDED,
@@ -136,7 +145,7 @@ TRANSITIONS: Mapping[tuple[CommitState, CommitEvent], CommitState] = {
     (_S.PRECOMMITTED, _E.COMMIT_FIXED): _S.FIXED,
     (_S.PRECOMMITTED, _E.ABORT_CERTAIN): _S.ABORTING_DUE,
     (_S.REFUSED, _E.ABORT_CERTAIN): _S.ABORTING_RECORDED,
-    # The way back.
+    # The rollback.
     (_S.ABORTING, _E.CONFIRMED): _S.ABORTED,
     (_S.ABORTING, _E.UNCONFIRMED): _S.LEFT_DUE,
     (_S.ABORTING_DUE, _E.ABORT_RECORDED): _S.ABORTING_RECORDED,
@@ -156,7 +165,7 @@ TRANSITIONS: Mapping[tuple[CommitState, CommitEvent], CommitState] = {
     (_S.RECORDED, _E.UNCONFIRMED): _S.RECORDED_TOLD,
     (_S.RECORDED_TOLD, _E.CONFIRMED): _S.APPLIED_RECORDED,
 }
-"""All that can happen to a commit. Any other event in a state is a bug, and raises."""
+"""The state after each event. An event that a state does not have here is a bug, and raises."""
 
 PHASES: Mapping[CommitState, Phase] = {
     _S.VOTING: Phase.VOTING,
@@ -189,14 +198,17 @@ OUTCOMES: Mapping[Phase, Decision | None] = {
     Phase.COMMITTED: Decision.COMMIT,
     Phase.APPLIED: Decision.COMMIT,
 }
-"""What a caller may be told. None: the outcome is not known yet, whatever time has passed."""
+"""The outcome that a caller may get in each phase. None: the outcome is not known yet, however much time has
+passed."""
 
 CERTAIN_BEFORE_THE_LEDGER = frozenset({_S.FIXED, _S.FIXED_TOLD, _S.FIXED_APPLIED})
-"""COMMIT is certain, and the ledger may not know it yet."""
+"""The states in which COMMIT is certain, and the ledger may not have it yet."""
 FINISHED = frozenset({_S.ABORTED_RECORDED, _S.APPLIED_RECORDED})
-"""Every branch has ended, and the ledger keeps a record until it hears that."""
+"""The states in which every branch has ended, and the ledger keeps a record until the transaction is reported
+as finished."""
 NOTHING_LEFT = FINISHED | {_S.ABORTED, _S.APPLIED}
-"""Every branch has ended, and nobody will ask the participants' rows for the outcome."""
+"""The states in which every branch has ended, and no process will need the participants' rows for the
+outcome."""
 
 
 @dataclass(slots=True)
@@ -207,19 +219,20 @@ class VoteTally:
     asked: tuple[Gid, ...] = ()
     """Branches to which PREPARE may have been sent."""
     unanswered: set[Gid] = field(default_factory=set)
-    """Those of them whose answer is missing: a prepared branch may still appear there."""
+    """The branches of ``asked`` whose answer is missing: such a branch may still become prepared."""
     reading: set[Gid] = field(default_factory=set)
-    """Branches that are not known to have written: ended as told, they say nothing about the outcome."""
+    """Branches that are not known to have written: their end, in either direction, does not show the
+    outcome."""
     prepared: list[tuple[Branch, Evidence | None]] = field(default_factory=list)
     heuristic: list[tuple[Branch, Settled]] = field(default_factory=list)
     failure: BaseException | None = None
     votes: dict[str, Vote] = field(default_factory=dict)
-    """As users see them, by :func:`label`."""
+    """The votes as users see them, by :func:`label`."""
 
 
 @dataclass(slots=True)
 class CommitContext:
-    """One transaction on its way through commit.
+    """One transaction during its commit.
 
     ``branches`` are in the stable order of their participants' names, so that no two commits prepare in
     opposite order. ``deadline`` is in seconds of the event loop's clock.
@@ -232,39 +245,43 @@ class CommitContext:
     observer: Observer | None = None
     protocol: Protocol = Protocol.TWO_PHASE
     termination: Termination = Termination.QUORUM
-    """Of three-phase commit: the rule by which whoever comes later has to end it."""
+    """For three-phase commit: the rule by which a termination has to end the transaction."""
     find: Callable[[str], Participant | None] = lambda _: None
-    """A participant by name; None if this process knows none of that name any more."""
+    """Returns a participant by name; None if this process has no participant of that name now."""
     key: SessionKey = NO_KEY
-    """Of the transaction's session: it proves which names and notes are this coordinator's."""
+    """The key of the transaction's session, which proves the gids and notes of this coordinator."""
     prepares_all: bool = False
-    """Every branch is prepared, whether or not it has written, and every commit is recorded: whoever asks the
-    ledger later learns the outcome from there alone."""
+    """Whether every branch is prepared, even if it has not written, and every commit is recorded, so that the
+    outcome can be read from the ledger alone."""
     on_phase: Callable[[Phase], None] | None = None
-    """Told each phase that is left, by whoever measures."""
+    """Called by :meth:`move` with each phase that ends; set for metrics."""
 
     state: CommitState = CommitState.VOTING
-    """Changed by :meth:`move` alone: what may happen next depends on nothing else."""
+    """Changed only by :meth:`move`: what may happen next depends on nothing else."""
     tally: VoteTally = field(default_factory=VoteTally)
     cause: BaseException | None = None
-    """Why it is aborted, from the moment that is certain."""
+    """Why the transaction is aborted; set once ABORT is certain."""
     interruption: BaseException | None = None
-    """Why somebody cancels what a branch waits for in the first phase: then that is the cause of an abort."""
+    """Why a statement of a branch is cancelled from outside during the first phase; if the transaction aborts
+    then, this is the cause."""
     pending: dict[Gid, Branch] = field(default_factory=dict)
-    """Branches that have not confirmed the decision; recovery goes on with them."""
+    """Branches that have not confirmed the decision; recovery finishes them."""
     heuristics: dict[Gid, Settled] = field(default_factory=dict)
     heuristic_cause: BaseException | None = None
-    """What a branch said that ended otherwise than decided, if it said anything."""
+    """The error of a branch that ended otherwise than decided; None if there was no error."""
     held: tuple[Branch, ...] = field(init=False)
-    """Branches whose connections have not been given back."""
-    told: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    """Done once the caller can be told the outcome."""
+    """Branches whose connections have not been released."""
+    answer_ready: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    """Done once the caller can get the outcome, or the commit task has ended."""
 
     def __post_init__(self) -> None:
         self.held = self.branches
 
     def move(self, event: CommitEvent) -> None:
-        """Raises ``InvariantViolation`` for an event that :data:`TRANSITIONS` does not hold in this state."""
+        """Change the state as :data:`TRANSITIONS` says. Raises ``InvariantViolation`` for an event that is
+        not in the table for the current state."""
         before, after = self.state, TRANSITIONS.get((self.state, event))
         if after is None:
             raise InvariantViolation(f"{self.txid}: event {event!s} in state {before!s}")
@@ -273,7 +290,7 @@ class CommitContext:
             if self.on_phase is not None:
                 self.on_phase(PHASES[before])
             if PHASES[after] is Phase.APPLIED:
-                self.tell()
+                self.set_answer_ready()
 
     @property
     def phase(self) -> Phase:
@@ -281,16 +298,17 @@ class CommitContext:
 
     @property
     def decision(self) -> Decision | None:
-        """What the caller may be told; None as long as the outcome is not certain."""
+        """The outcome that the caller may get; None as long as the outcome is not certain."""
         return OUTCOMES[self.phase]
 
-    def tell(self) -> None:
-        """Let the caller look: there is something true to tell, or nothing more will come."""
-        if not self.told.done():
-            self.told.set_result(None)
+    def set_answer_ready(self) -> None:
+        """Wake the caller: the outcome is known, or nothing more will become known in this process."""
+        if not self.answer_ready.done():
+            self.answer_ready.set_result(None)
 
     async def release(self) -> None:
-        """Give the branches' connections back; once, since afterwards they may be somebody else's."""
+        """Release the connections of the branches; only once, since another transaction may use them
+        afterwards."""
         held, self.held = self.held, ()
         for branch in held:
             await branch.release()
@@ -302,20 +320,20 @@ class CommitContext:
 
     @property
     def rows(self) -> tuple[Gid, ...]:
-        """Of three-phase commit: branches that have a row, to be deleted once the transaction is finished."""
+        """For three-phase commit: branches whose rows have to be deleted once the transaction is finished."""
         return self.tally.asked if self.protocol is Protocol.THREE_PHASE else ()
 
     def remaining_s(self) -> float:
         return self.deadline - asyncio.get_running_loop().time()
 
     async def reach(self, step: enum.StrEnum, subject: Gid | TxId) -> None:
-        """Tell the observer, if there is one."""
+        """Call the observer, if there is one."""
         if self.observer is not None:
             await reach(self.observer, step, subject)
 
 
 def label(branch: Branch) -> str:
-    """``"1:orders"``: a branch as users see it in votes."""
+    """Return the name of a branch in votes, as users see it: ``"1:orders"``."""
     return f"{branch.gid.branch}:{branch.gid.participant}"
 
 
@@ -324,7 +342,8 @@ def branch_record(branch: Branch, evidence: Evidence | None) -> BranchRecord:
 
 
 async def repeat_until_answered(call: Callable[[], Awaitable[T]]) -> T:
-    """Repeat ``call`` with growing pauses (10 ms to 1 s) for as long as the ledger gives no answer."""
+    """Repeat ``call`` with growing pauses (10 ms to 1 s) while the ledger gives no answer; return its
+    result."""
     waits = None
     while True:
         try:
@@ -335,10 +354,10 @@ async def repeat_until_answered(call: Callable[[], Awaitable[T]]) -> T:
 
 
 def worst(kinds: list[Settled], decision: Decision) -> Settled:
-    """The one word for several branches, of which ``kinds`` are the heuristic and the applied ones.
+    """Return one outcome for several branches, of which ``kinds`` are the heuristic and the applied ones.
 
-    Mixed if it is certain that some committed and some rolled back; else a hazard if any is unknown; else
-    they all did the same against the decision (X/Open XA, heuristic decisions).
+    Mixed if it is certain that some committed and some rolled back; otherwise a hazard if any is unknown;
+    otherwise all ended against the decision, in the same direction (X/Open XA, heuristic decisions).
     """
     distinct = set(kinds)
     if decision is Decision.COMMIT:
@@ -357,7 +376,8 @@ def worst(kinds: list[Settled], decision: Decision) -> Settled:
 async def record_heuristic(
     context: CommitContext, branch: Branch, kind: Settled, decision: Decision, note: str = ""
 ) -> None:
-    """Remember it in the ledger for as long as an operator wants to see it, then let the branch forget."""
+    """Record the heuristic outcome of ``branch`` in the ledger, where it stays until an operator forgets it;
+    then let the branch forget it."""
     context.heuristics[branch.gid] = kind
     found = Heuristic(branch.gid, kind, decision, found_at=time.time(), note=note)
     await repeat_until_answered(lambda: context.ledger.record_heuristic(found))
@@ -366,8 +386,8 @@ async def record_heuristic(
 
 async def applied_elsewhere(ledger: Ledger, gid: Gid) -> bool:
     """Whether the ledger proves that the branch ``gid`` of a committed transaction has committed: the
-    transaction is finished, and nothing else is recorded of this branch. Only who knows that every branch has
-    applied the decision, or has recorded what it did instead, finishes a transaction. Raises
+    transaction is finished, and no heuristic outcome of this branch is recorded. A transaction is finished
+    only after every branch has applied the decision, or its heuristic outcome is recorded. Raises
     ``LedgerError``."""
     info = await ledger.transaction(gid.txid)
     if info is None or not info.finished or info.record is not RecordedDecision.COMMIT:
@@ -380,8 +400,8 @@ def heuristic_outcome(context: CommitContext, kinds: list[Settled], decision: De
 
 
 def known_heuristics(context: CommitContext, decision: Decision) -> HeuristicOutcome | None:
-    """What to tell of a transaction with that outcome some branch of which did otherwise, or may have, for as
-    far as that is known. None if all did as decided, or will."""
+    """Return the error for a transaction with the outcome ``decision`` of which some branch is known to have
+    ended otherwise, or may have. None if there is no such branch."""
     if not context.heuristics:
         return None
     silent = context.tally.reading | context.heuristics.keys()

@@ -1,4 +1,4 @@
-"""The first phase, common to every commit protocol: who has written, and how does each branch vote."""
+"""The first phase of every commit protocol: finds out which branches have written, and collects the votes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from undoubt.participants.contract import (
 from undoubt.participants.ids import Gid
 
 AskVote = Callable[[CommitContext, Branch], Awaitable[PrepareResult]]
-"""Sends PREPARE, and what a protocol sends before it."""
+"""Sends PREPARE, and before it what the protocol requires; returns the vote."""
 Withdraw = Callable[[CommitContext], Awaitable[Collection[Gid]]]
-"""Undoes what a protocol has sent before PREPARE. Returns the branches that only recovery may roll back."""
+"""Undoes what the protocol has sent before PREPARE. Returns the branches that only recovery may roll back."""
 
 
 async def prepare(context: CommitContext, branch: Branch) -> PrepareResult:
-    """Send PREPARE, and wait for the vote."""
+    """Send PREPARE, and return the vote."""
     await context.reach(TwoPhaseStep.BEFORE_PREPARE, branch.gid)
     result = await branch.prepare()
     await context.reach(TwoPhaseStep.AFTER_PREPARE, branch.gid)
@@ -45,9 +45,9 @@ async def withdraw_nothing(_: CommitContext) -> Collection[Gid]:
 async def first_phase(
     context: CommitContext, vote: AskVote = prepare, withdraw: Withdraw = withdraw_nothing
 ) -> bool:
-    """True if branches are prepared and none votes against: a decision is needed. False if the transaction
-    has committed without one, because at most one branch has written. Raises as :func:`roll_back` if it
-    aborts."""
+    """Run the first phase. Returns True if branches are prepared and none has voted ABORT: a decision is
+    needed. Returns False if the transaction has committed without a decision, because at most one branch has
+    written. If the transaction aborts, raises the errors of :func:`roll_back`."""
     writers, failure = await _classify(context)
     if failure is not None:
         await roll_back(context, context.branches, failure)
@@ -65,10 +65,10 @@ async def first_phase(
 
 
 async def _classify(context: CommitContext) -> tuple[Sequence[Branch], BaseException | None]:
-    """Writing branches, and the first failure.
+    """Return the branches that have written, and the first failure.
 
-    Branches that are known to write are not asked; a transaction's only branch counts as writing, since
-    COMMIT ends it either way, and so does each of a transaction that prepares all.
+    Branches that are known to write are not asked; the only branch of a transaction counts as writing, since
+    COMMIT ends it in any case, and so does every branch of a transaction with ``prepares_all``.
     """
     if len(context.branches) <= 1 or context.prepares_all:
         return context.branches, None
@@ -84,7 +84,7 @@ async def _classify(context: CommitContext) -> tuple[Sequence[Branch], BaseExcep
 
 
 async def _collect_votes(context: CommitContext, writers: Sequence[Branch], vote: AskVote) -> None:
-    """Ask all of ``writers`` for their ``vote`` at once and wait for every answer, until the deadline."""
+    """Ask all ``writers`` concurrently for their ``vote``, and wait for all answers, until the deadline."""
     tally = context.tally
     tally.asked = tuple(branch.gid for branch in writers)
     answers = await all_within((_awaited(vote(context, branch)) for branch in writers), context.remaining_s())
@@ -102,7 +102,7 @@ async def _awaited(vote: Awaitable[PrepareResult]) -> PrepareResult:
 def _count(
     context: CommitContext, branch: Branch, answer: PrepareResult | BaseException
 ) -> BaseException | None:
-    """Sort one answer into the tally; return a reason to abort."""
+    """Add one answer to the tally; return a reason to abort, or None."""
     tally = context.tally
     match answer:
         case PrepareResult(vote=Vote.PREPARED, evidence=evidence):
@@ -126,5 +126,6 @@ def _count(
 
 
 def _as_timeout(error: BaseException, message: str) -> BaseException:
-    """Only the deadline cancels a call of ours; whoever reads the cause should see that."""
+    """Replace a cancellation by ``TimeoutError(message)``: only the deadline cancels these calls, and the
+    cause should say so."""
     return TimeoutError(message) if isinstance(error, asyncio.CancelledError) else error

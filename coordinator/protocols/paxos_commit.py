@@ -1,20 +1,20 @@
-"""Paxos Commit: no single process knows the outcome alone, so none can keep the others waiting.
+"""Paxos Commit: a quorum of acceptors stores the votes, so no single process can block the transaction.
 
 ::
 
     prepare all branches ─→ vote: every acceptor stores all votes ─→ COMMIT PREPARED all, and
               │                        │                              decide(COMMIT) in the ledger ─→ finish
-              │                        └── a recovery was faster: whatever the acceptors chose
-              └── any no, any doubt: not voted, roll back all
+              │                        └── a recovery was faster: the decision that the acceptors chose
+              └── a no, or no answer: nothing is voted, roll back all
 
-Gray and Lamport, *Consensus on Transaction Commit*, 2006. The rules, and what each process owes to them:
-:mod:`undoubt.coordinator.paxos`; who asks the acceptors: ``context.ledger.acceptors``.
+Gray and Lamport, *Consensus on Transaction Commit*, 2006. The rules and the duties of each process:
+:mod:`undoubt.coordinator.paxos`. The object that calls the acceptors is ``context.ledger.acceptors``.
 
-The moment that counts is when a quorum of acceptors has stored the votes: nobody leads it, so neither a dead
-leader of the ledger nor an election holds it up. A transaction that is not voted on can never commit, and may
-be rolled back by this process alone. From the first vote on only the acceptors' answer tells what became of
-it: no time that passes makes it aborted. What the ledger records afterwards is a copy, after which the
-acceptors may forget.
+The commit point is the moment when a quorum of acceptors has stored the votes: that needs no leader, so
+neither a dead leader of the ledger nor an election delays it. A transaction whose votes were not sent to the
+acceptors can never commit, and may be rolled back by this process alone. Once the votes are sent, only the
+answer of the acceptors decides: no timeout makes the transaction aborted. The ledger records a copy of the
+decision afterwards; then the acceptors may forget the transaction.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from undoubt.participants.errors import UsageError
 
 
 async def paxos_commit(context: CommitContext) -> None:
-    """Bring ``context`` to its end; raises what ``two_phase_commit`` does."""
+    """Bring ``context`` to its end; raises the same errors as ``two_phase_commit``."""
     if not await first_phase(context):
         return
     if await _vote(context, acceptors_of(context)) is Decision.ABORT:
-        # The acceptors hold it until the ledger does.
+        # The acceptors keep ABORT until the ledger has recorded it.
         await record_abort(context, [branch for branch, _ in context.tally.prepared])
         await roll_back(context, context.branches, await why_recorded(context.ledger, context.txid))
     await apply_and_record(context)
 
 
 def acceptors_of(context: CommitContext) -> Acceptors:
-    """Raises ``UsageError`` where the ledger has none."""
+    """Return the acceptors of the ledger. Raises ``UsageError`` if the ledger has none."""
     acceptors = context.ledger.acceptors
     if acceptors is None:
         raise UsageError("Paxos Commit needs the nodes of a cluster as acceptors (ledger.url = raft://…)")
@@ -56,13 +56,13 @@ def acceptors_of(context: CommitContext) -> Acceptors:
 
 
 async def _vote(context: CommitContext, acceptors: Acceptors) -> Decision:
-    """The commit point. Repeated, with the same votes, until there is an answer."""
+    """Pass the commit point: send the votes, repeatedly until there is an answer, and return the decision."""
     records = [branch_record(branch, evidence) for branch, evidence in context.tally.prepared]
     await context.reach(PaxosStep.BEFORE_VOTE, context.txid)
     context.move(CommitEvent.DECIDE_SENT)
     try:
         decision = await repeat_until_answered(lambda: acceptors.vote(context.txid, records))
     except LedgerError as error:
-        raise OutcomeUnknown(context.txid, f"the acceptors did not tell the outcome: {error}") from error
+        raise OutcomeUnknown(context.txid, f"the acceptors did not report the outcome: {error}") from error
     await context.reach(PaxosStep.AFTER_VOTE, context.txid)
     return decision

@@ -1,5 +1,5 @@
-"""The end of a commit that others than the ledger have fixed (participants, or acceptors): branches are
-committed while the ledger gets its copy of the decision, and wait for it no more than the caller does."""
+"""Ends a commit that participants or acceptors have fixed: the branches are committed while the ledger
+records its copy of the decision. Neither the branches nor the caller wait for the ledger."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ log = logging.getLogger(__name__)
 
 
 async def apply_and_record(context: CommitContext) -> None:
-    """Returns once both are done, or the ledger has refused its copy."""
+    """Commit the branches and record COMMIT; returns once both are done, or the ledger has refused the
+    record."""
     context.move(CommitEvent.COMMIT_FIXED)
-    # In this order: what the caller waits for is sent first.
+    # In this order: the caller waits for COMMIT PREPARED, so that is sent first.
     report_bugs(context, await all_of([_apply(context), _record(context)]))
 
 
 async def _apply(context: CommitContext) -> None:
     await apply(context)
-    # A ledger without a leader for a while must not hold back connections that others could use.
+    # A ledger that has no leader for a while must not delay the release of connections.
     await context.release()
 
 
 async def _record(context: CommitContext) -> None:
-    """What cannot be recorded is found, by whoever recovers, where it was fixed."""
+    """Record COMMIT. If that fails, recovery finds the decision in the participants or acceptors that have
+    fixed it."""
     records = [branch_record(branch, evidence) for branch, evidence in context.tally.prepared]
     await context.reach(TwoPhaseStep.BEFORE_DECIDE, context.txid)
     try:

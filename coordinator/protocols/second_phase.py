@@ -1,4 +1,4 @@
-"""The second phase and the way back, common to every commit protocol that prepares."""
+"""The second phase and the rollback, which all commit protocols use."""
 
 from __future__ import annotations
 
@@ -31,22 +31,24 @@ from undoubt.participants.ids import Gid
 log = logging.getLogger(__name__)
 
 BUSY_ATTEMPTS_MAX = 8
-"""How often a branch that answers BUSY is asked again (after 10, 20, 40 … ms) before recovery takes over."""
+"""How often a call is repeated to a branch that answers BUSY (after 10, 20, 40 … ms) before it is left to
+recovery."""
 HAZARD_LOOKS_MAX = 8
-"""How often the ledger is asked (after 10, 20, 40 … ms) whether a recovery has committed a branch of which
-its database proves nothing, before that is recorded as a hazard."""
+"""How often the ledger is asked (after 10, 20, 40 … ms) whether a recovery has committed a branch, if the
+branch's database has no proof, before a hazard is recorded."""
 ABORT_DUE = frozenset({CommitState.ABORTING_DUE, CommitState.LEFT_DUE})
 
 
 async def apply(context: CommitContext) -> None:
-    """Second phase. Whatever fails here is ``pending``: the transaction is committed all the same."""
+    """Run the second phase: commit every branch. A branch whose COMMIT PREPARED fails is ``pending``: the
+    transaction is committed nevertheless."""
     readers = context.readers
     context.pending = {branch.gid: branch for branch, _ in context.tally.prepared}
     report_bugs(
         context, await all_of(_commit_branch(context, branch) for branch, _ in context.tally.prepared)
     )
     if context.pending:
-        context.move(CommitEvent.UNCONFIRMED)  # nobody waits for readers as long as they have to wait
+        context.move(CommitEvent.UNCONFIRMED)  # the caller does not wait for the readers, which end later
         if readers:
             await _repeat_until_confirmed(context)
     await end_readers(context, readers)
@@ -60,7 +62,7 @@ async def _repeat_until_confirmed(context: CommitContext) -> None:
 
 
 def report_bugs(context: CommitContext, results: Sequence[BaseException | None]) -> None:
-    """What nobody is told of changes nothing, and must be seen all the same."""
+    """Log unexpected errors: the outcome is certain, so they are not raised to the caller."""
     for error in results:
         if isinstance(error, Exception):
             log.error("the second phase of %s: %s", context.txid, error, exc_info=error)
@@ -76,7 +78,7 @@ async def _commit_branch(context: CommitContext, branch: Branch) -> None:
     if settled is Settled.HEURISTIC_COMMIT or (
         settled is Settled.HEURISTIC_HAZARD and await _committed_by_recovery(context, branch.gid)
     ):
-        await branch.forget()  # not by this coordinator, but what was decided
+        await branch.forget()  # committed as decided, though not by this coordinator
     elif settled in HEURISTICS:
         await record_heuristic(context, branch, settled, Decision.COMMIT)
     if settled in HEURISTICS or settled is Settled.APPLIED:
@@ -94,9 +96,9 @@ async def _while_busy(call: Callable[[], Awaitable[Settled]]) -> Settled:
 
 
 async def _committed_by_recovery(context: CommitContext, gid: Gid) -> bool:
-    """Whether a recovery that found the branch prepared has ended the transaction. After a promotion the
-    database does not count its own transaction ids from before as evidence; whoever has committed the branch
-    knows all the same."""
+    """Whether the ledger shows that a recovery has committed the branch. After a promotion, a database's
+    transaction ids from before the promotion are no evidence; but a recovery that has committed the branch
+    has finished the transaction in the ledger."""
     for pause_s in islice(pauses(0.01), HAZARD_LOOKS_MAX):
         if await repeat_until_answered(lambda: applied_elsewhere(context.ledger, gid)):
             return True
@@ -105,11 +107,12 @@ async def _committed_by_recovery(context: CommitContext, gid: Gid) -> bool:
 
 
 async def end_readers(context: CommitContext, readers: Sequence[Branch]) -> None:
-    """COMMIT of the branches that only read, as far as their databases know; the transaction is committed.
+    """Commit the branches that have only read, as far as their databases show; the transaction is committed.
 
-    A function can write through a foreign table, and that has no transaction id here. So a COMMIT that is
-    answered with an error, or with ROLLBACK, may have lost something: it is recorded and told. A connection
-    that was lost is not; there are many harmless ways to lose one that only read.
+    A function can write through a foreign table without a transaction id in this database. So if COMMIT is
+    answered with an error, or with ROLLBACK, a write may be lost: that is recorded and raised as a heuristic
+    outcome. A lost connection is only logged, since most losses of a connection that has only read are
+    harmless.
     """
     ends = await _commit_readers(context, readers)
     for reader, error in [*ends.unsent, *ends.lost]:
@@ -120,12 +123,14 @@ async def end_readers(context: CommitContext, readers: Sequence[Branch]) -> None
 
 
 async def commit_readers_alone(context: CommitContext, readers: Sequence[Branch]) -> None:
-    """No branch has written, as far as the databases know: the answers to COMMIT are the decision.
+    """Commit a transaction of which no branch has written, as far as the databases show: the answers to
+    COMMIT are the decision.
 
-    Where none of them has committed, for certain, nothing is committed anywhere. Where some have it cannot be
-    known whether the others had anything to commit. An answer that was lost leaves the outcome open, unless
-    it is mixed without it: a branch without a transaction id may have written through a foreign table, or
-    have a notification to send, and no database tells cheaply that it has not.
+    If certainly no branch has committed, the transaction is aborted. If some branches have committed, it is
+    not known whether the others had something to commit, so each of the others gets a heuristic outcome. A
+    lost answer leaves the outcome unknown, unless the other answers are mixed already: a branch without a
+    transaction id may have written through a foreign table, or may have a notification to send, and there is
+    no cheap way to learn from a database that it has not.
     """
     if readers and context.remaining_s() <= 0:
         await roll_back(context, readers, TimeoutError("the transaction's timeout has passed"))
@@ -135,7 +140,7 @@ async def commit_readers_alone(context: CommitContext, readers: Sequence[Branch]
     if ends.lost and not (undone and ends.committed):
         lost = "; ".join(str(error) for _, error in ends.lost)
         raise OutcomeUnknown(
-            context.txid, f"the answer to COMMIT was lost, and nothing proves either: {lost}"
+            context.txid, f"the answer to COMMIT was lost, and nothing proves the outcome: {lost}"
         ) from ends.lost[0][1]
     if undone and not ends.committed:
         await roll_back(context, (), undone[0][1])
@@ -148,15 +153,15 @@ async def commit_readers_alone(context: CommitContext, readers: Sequence[Branch]
 
 @dataclass(slots=True)
 class _Ends:
-    """What became of the COMMIT of branches that only read, and what was said."""
+    """The results of COMMIT for branches that have only read, with the errors."""
 
     committed: list[Branch] = field(default_factory=list)
     refused: list[tuple[Branch, BaseException]] = field(default_factory=list)
-    """Answered with no."""
+    """Answered with an error, or with ROLLBACK."""
     unsent: list[tuple[Branch, BaseException]] = field(default_factory=list)
-    """Rolled back, because it was never asked to commit."""
+    """Rolled back, because COMMIT was not sent."""
     lost: list[tuple[Branch, BaseException]] = field(default_factory=list)
-    """Not answered: it may have committed."""
+    """Not answered: the branch may have committed."""
 
 
 async def _commit_readers(context: CommitContext, readers: Sequence[Branch]) -> _Ends:
@@ -183,7 +188,8 @@ async def _note_lost_writes(context: CommitContext, refused: Sequence[tuple[Bran
 
 
 async def commit_in_one_phase(context: CommitContext, writers: Sequence[Branch]) -> None:
-    """At most one branch has anything to commit: its own COMMIT is the decision."""
+    """Commit a transaction of which at most one branch has something to commit: the COMMIT of that branch is
+    the decision."""
     readers = context.readers
     if not writers:
         await commit_readers_alone(context, readers)
@@ -207,7 +213,7 @@ async def commit_in_one_phase(context: CommitContext, writers: Sequence[Branch])
 async def _judge_one_phase(
     context: CommitContext, writer: Branch, settled: Settled, readers: Sequence[Branch]
 ) -> None:
-    """Return if it committed; raise what else is true."""
+    """Return if ``writer`` has committed; otherwise raise the error for ``settled``."""
     match settled:
         case Settled.APPLIED:
             return
@@ -224,14 +230,15 @@ async def _judge_one_phase(
             await writer.forget()
             where = f"participant {writer.gid.participant!r}"
             raise OutcomeUnknown(
-                context.txid, f"the answer of {where} to COMMIT was lost, and nothing there proves either"
+                context.txid,
+                f"the answer of {where} to COMMIT was lost, and nothing there proves the outcome",
             )
 
 
 async def abort_after_votes(
     context: CommitContext, failure: BaseException, leave: Collection[Gid] = ()
 ) -> NoReturn:
-    """Some branch will not, or may not, have prepared. ``leave``: as of :func:`roll_back`."""
+    """Roll back after a branch has not prepared, or may not have. ``leave``: as in :func:`roll_back`."""
     heuristic = context.tally.heuristic
     for branch, kind in heuristic:
         await _note_heuristic_abort(context, branch, kind)
@@ -243,11 +250,11 @@ async def abort_after_votes(
 async def roll_back(
     context: CommitContext, branches: Sequence[Branch], cause: BaseException, leave: Collection[Gid] = ()
 ) -> NoReturn:
-    """Roll back ``branches``; always raises, ``TransactionAborted`` unless a branch did otherwise. Those in
-    ``leave`` are left to recovery, whatever they are.
+    """Roll back ``branches`` and raise ``TransactionAborted``, or ``HeuristicOutcome`` if a branch did
+    otherwise. Branches in ``leave`` are left to recovery.
 
-    A rollback that cannot be confirmed after PREPARE was sent makes an ABORT record, so that
-    the branch does not stay ACTIVE for as long as this coordinator's session lives; so does a PRECOMMIT.
+    If a rollback is not confirmed after PREPARE was sent, ABORT is recorded; otherwise the branch would count
+    as ACTIVE until this coordinator's session ends. ABORT is also recorded if the ledger may hold PRECOMMIT.
     """
     context.cause = context.interruption or cause
     context.move(CommitEvent.ABORT_CERTAIN)
@@ -283,9 +290,9 @@ async def roll_back(
 
 
 def _find_out(context: CommitContext) -> Uncancellable[BaseException]:
-    """The cause to tell: that which somebody has written down who cancelled a statement of a branch, if a
-    branch failed by that. Asked while branches are rolled back, and before ABORT may be recorded, which
-    forgets it."""
+    """Start a task that returns the cause to report: if a branch failed because a statement was cancelled,
+    the recorded cause of the cancellation, if there is one. The ledger is asked while branches are rolled
+    back, and before ABORT may be recorded, since the record of ABORT deletes the cause."""
 
     async def find_out() -> BaseException:
         known = context.cause or TimeoutError("aborted")
@@ -298,13 +305,13 @@ def _find_out(context: CommitContext) -> Uncancellable[BaseException]:
 
 async def _note_heuristic_abort(context: CommitContext, branch: Branch, kind: Settled) -> None:
     if kind is Settled.HEURISTIC_ROLLBACK:
-        await branch.forget()  # on its own, but what is being done anyway
+        await branch.forget()  # rolled back as decided, though not by this coordinator
     else:
         await record_heuristic(context, branch, kind, Decision.ABORT)
 
 
 async def record_abort(context: CommitContext, branches: Sequence[Branch]) -> None:
-    """Write ABORT down, for as long as it takes."""
+    """Record ABORT in the ledger; repeated until the ledger answers."""
     records = [branch_record(branch, None) for branch in branches]
     await repeat_until_answered(
         lambda: context.ledger.decide(context.txid, Decision.ABORT, records, protocol=context.protocol)

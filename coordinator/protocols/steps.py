@@ -1,7 +1,7 @@
-"""The named steps of the commit protocols: where a process can die, and tests make it.
+"""The named steps of the commit protocols, at which tests make the process die.
 
-Every protocol calls ``observe(step, subject)`` between two effects. In production nobody listens. The
-crash matrix is generated from :data:`STEPS`, so a step that is added here is crashed at.
+Every protocol calls ``observe(step, subject)`` between two effects. In production there is no observer. The
+crash matrix is generated from :data:`STEPS`, so it contains each step that is added there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from undoubt.participants.ids import Protocol
 
 
 class TwoPhaseStep(enum.StrEnum):
-    """In the order in which one transaction passes them."""
+    """The steps of two-phase commit, in the order in which one transaction passes them."""
 
     BEFORE_PREPARE = "before_prepare"
     AFTER_PREPARE = "after_prepare"
@@ -26,7 +26,7 @@ class TwoPhaseStep(enum.StrEnum):
 
 
 class ThreePhaseStep(enum.StrEnum):
-    """What three-phase commit adds to them: before PREPARE, and between the votes and the decision."""
+    """The additional steps of three-phase commit: before PREPARE, and between the votes and the decision."""
 
     BEFORE_ENLIST = "before_enlist"
     AFTER_ENLIST = "after_enlist"
@@ -37,14 +37,15 @@ class ThreePhaseStep(enum.StrEnum):
 
 
 class PaxosStep(enum.StrEnum):
-    """What Paxos Commit adds: the decision is the votes', and what is decided in the ledger a copy of it."""
+    """The additional steps of Paxos Commit: the votes at the acceptors are the decision, and the ledger
+    records a copy."""
 
     BEFORE_VOTE = "before_vote"
     AFTER_VOTE = "after_vote"
 
 
 class TerminationStep(enum.StrEnum):
-    """Of one round of termination; each once for every branch that is asked."""
+    """The steps of one round of termination; each is passed once for every branch that is asked."""
 
     BEFORE_ELECT = "before_elect"
     AFTER_ELECT = "after_elect"
@@ -67,7 +68,8 @@ PER_BRANCH = frozenset(
         *TerminationStep,
     }
 )
-"""Steps passed once for each branch; their subject is the branch's gid, else the transaction's id."""
+"""The steps that are passed once for each branch; their subject is the branch's gid. The subject of all other
+steps is the transaction's id."""
 
 STEPS: dict[Protocol, tuple[enum.StrEnum, ...]] = {
     Protocol.TWO_PHASE: tuple(TwoPhaseStep),
@@ -100,15 +102,16 @@ STEPS: dict[Protocol, tuple[enum.StrEnum, ...]] = {
         TwoPhaseStep.AFTER_FINISH,
     ),
 }
-"""All steps of a protocol."""
+"""All steps of each protocol."""
 
 Observer = Callable[[enum.StrEnum, str], Awaitable[None] | None]
-"""Told the step and its subject: ``str(gid)`` or ``str(txid)``, or, by recovery, a participant's name."""
+"""Called with the step and its subject: ``str(gid)`` or ``str(txid)``; by recovery, also with a participant's
+name."""
 
 
 async def reach(observer: Observer | None, step: enum.StrEnum, subject: object) -> None:
-    """Tell the observer, if there is one, and wait for it if it wants that."""
+    """Call the observer, if there is one, and await what it returns, if that is not None."""
     if observer is not None:
-        told = observer(step, str(subject))
-        if told is not None:
-            await told
+        observed = observer(step, str(subject))
+        if observed is not None:
+            await observed

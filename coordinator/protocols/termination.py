@@ -1,9 +1,10 @@
-"""Ends an interrupted three-phase commit from the participants' rows alone: no coordinator, no ledger.
+"""Ends an interrupted three-phase commit from the participants' rows, without coordinator and ledger.
 
-One round: elect oneself at every participant that answers, decide by the rows that this gave
-(:mod:`.termination_rules`), attempt, and, where the outcome is ABORT, bury every row. What is prepared is
-finished afterwards by whoever asked: the coordinator's second phase, or recovery. A round that meets another
-election stops; rounds may be begun again at any time, and by several processes at once.
+One round: start an election at every participant that answers, decide by the rows that were returned
+(:mod:`.termination_rules`), make the attempt, and bury every row if the outcome is ABORT. The caller finishes
+the prepared branches afterwards: the coordinator's second phase, or recovery. A round that finds another
+election as high as its own stops. Rounds may be repeated at any time, and several processes may run rounds
+simultaneously.
 """
 
 from __future__ import annotations
@@ -25,36 +26,38 @@ from undoubt.participants.three_phase import Charter, Event, StateRow, States, T
 T = TypeVar("T")
 
 ANSWER_TIMEOUT_S = 5.0
-"""A participant that has not answered by then counts as silent in this round."""
+"""A participant that has not answered within this time, in seconds, counts as silent in this round."""
 
 Find = Callable[[str], Participant | None]
-"""A participant by name; None if this process knows none of that name."""
+"""Returns a participant by name; None if this process has no participant of that name."""
 
 
 class PresumedCrashed(str):
-    """Why one is silent that lets others wait. Others are because they, or their absence, say no."""
+    """Why a row is silent, if its participant did not answer in time. Any other reason is an error, which
+    came without a wait."""
 
     __slots__ = ()
 
 
 @dataclass(slots=True)
 class Terminated:
-    """What one round came to. ``move`` is COMMIT or ABORT if the outcome is fixed, for ever and everywhere;
-    else BLOCKED or CONFLICT. ``seen`` are the rows as elected, or as read where that leads to nothing,
-    ``silent`` why others were not, by branch."""
+    """The result of one round. ``move`` is COMMIT or ABORT if the outcome is fixed, for ever and everywhere;
+    otherwise BLOCKED or CONFLICT. ``seen`` has the rows as elected, or as read if an election would lead to
+    nothing; ``silent`` has the reason for each missing row. Both are by branch number."""
 
     move: Move
     seen: dict[int, StateRow] = field(default_factory=dict)
     silent: dict[int, str] = field(default_factory=dict)
     unburied: frozenset[int] = frozenset()
-    """With ABORT: rows that could not be told."""
+    """With ABORT: the numbers of the branches whose rows could not be buried."""
 
 
 class Round:
     """One election of the transaction whose branches ``charter`` lists.
 
-    ``left_out``: participants, by name, that are not asked, and why. Only the rule of a quorum allows that;
-    by it, who has let one question wait is not asked the next either.
+    ``left_out``: the participants that are not asked, by name, with the reason. Only the rule ``quorum``
+    allows that; under it, a participant that did not answer one question in time is not asked the next
+    questions either.
     """
 
     def __init__(
@@ -78,7 +81,8 @@ class Round:
             )
 
     async def run(self) -> Terminated:
-        """Raises nothing for a participant that fails: it is silent, and the rule says what that means."""
+        """Run one round. A participant that fails does not make the round fail: its row counts as silent, and
+        the rule says what follows."""
         read = await self._ask(self._gids.keys(), lambda states, gid: states.read(gid))
         if not rules.may_lead_to_something(self._charter.rule, self._gids.keys(), read):
             rows = {number: row for number, row in read.items() if row is not None}
@@ -99,7 +103,8 @@ class Round:
         return Terminated(move, seen, self._silent, unburied)
 
     async def _elect(self, read: Mapping[int, StateRow | None]) -> dict[int, StateRow] | None:
-        """The rows of all that take part; None if some other election as high was there first."""
+        """Return the rows of all branches that take part; None if a row has taken part in another election
+        that is as high."""
         self._election = max((row.last_elected for row in read.values() if row is not None), default=1) + 1
 
         async def elect(states: States, gid: Gid) -> StateRow | None:
@@ -129,7 +134,7 @@ class Round:
     async def _ask(
         self, numbers: Collection[int], call: Callable[[States, Gid], Awaitable[T]]
     ) -> dict[int, T]:
-        """The answers of those that gave one, all asked at once."""
+        """Ask the rows ``numbers`` concurrently; return the answers that arrived, by branch number."""
         asked = {number: self._gids[number] for number in numbers if number not in self._left_out}
         answers, silent = await ask(asked, self._find, call)
         self._silent |= silent
@@ -147,8 +152,9 @@ class Round:
 async def bury(
     gids: Mapping[int, Gid], charter: Charter, find: Find, observer: Observer | None = None
 ) -> tuple[Move, frozenset[int]]:
-    """Set every tombstone that can be set now; ABORT is fixed. Returns ABORT, or CONFLICT if a branch has
-    committed all the same, by somebody's hand; and which rows could not be told. Another round will."""
+    """Set every tombstone that can be set now; ABORT is fixed. Returns ABORT, or CONFLICT if a branch was
+    committed manually nevertheless; and the numbers of the rows that could not be buried, which a later round
+    will bury."""
 
     async def one(states: States, gid: Gid) -> bool:
         await reach(observer, TerminationStep.BEFORE_BURY, gid)
@@ -163,7 +169,8 @@ async def bury(
 async def ask(
     gids: Mapping[int, Gid], find: Find, call: Callable[[States, Gid], Awaitable[T]]
 ) -> tuple[dict[int, T], dict[int, str]]:
-    """Ask all rows at once: the answers by branch number, and why others gave none."""
+    """Ask all rows concurrently. Returns the answers, and the reasons why rows gave none, both by branch
+    number."""
     silent: dict[int, str] = {}
     asked: dict[int, Awaitable[T]] = {}
     for number, gid in gids.items():

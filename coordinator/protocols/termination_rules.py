@@ -1,18 +1,19 @@
-"""How an interrupted three-phase commit ends, as pure functions of the rows that could be read.
+"""The rules by which an interrupted three-phase commit ends: pure functions of the rows that could be read.
 
-Two rules, each for rows that were read *while electing*
-(:meth:`undoubt.participants.three_phase.States.elect`), so that no lower election can change them any more:
+There are two rules. Both are for rows that were read *by an election*
+(:meth:`undoubt.participants.three_phase.States.elect`), so that no lower election can change them afterwards:
 
 ``quorum``
     Keidar and Dolev, *Increasing the Resilience of Distributed and Replicated Database Systems*, 1998, §4.3.
-    Only a majority of the transaction's participants may try to commit or to abort, and it does what the
-    greatest attempt among them did. Any two majorities share a row, so no partition can split it. With two
-    participants a majority is both.
+    Only a majority of the transaction's participants may try to commit or to abort, and the new attempt has
+    the direction of the greatest attempt among them. Any two majorities share a row, so no partition can
+    split the transaction. With two participants the majority is both participants.
 
 ``skeen``
-    Skeen, *Nonblocking Commit Protocols*, 1981, §5. Whoever is up decides: commit if any of them is prepared
-    to commit. Never blocks, and is right as long as who does not answer is dead. Under a partition each side
-    takes the other for dead, and the transaction can split.
+    Skeen, *Nonblocking Commit Protocols*, 1981, §5. The participants that answer decide: COMMIT if any of
+    them is prepared to commit. The rule never blocks. It is correct only if every participant that does not
+    answer has crashed: in a partition each side takes the other side for crashed, and the transaction can
+    split.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from undoubt.participants.three_phase import BranchState, Event, StateRow, Termi
 
 
 class Move(enum.StrEnum):
-    """What the winner of an election does next."""
+    """The next step of the process that has won an election."""
 
     COMMIT = "commit"
     """The outcome is fixed: commit every branch."""
@@ -34,26 +35,27 @@ class Move(enum.StrEnum):
     TRY_COMMIT = "try commit"
     TRY_ABORT = "try abort"
     BLOCKED = "blocked"
-    """Too few rows can be read: nobody may decide yet."""
+    """Too few rows can be read for a decision."""
     CONFLICT = "conflict"
-    """The rows contradict each other, and a person must look. Committed here, and buried there, or too few of
-    them asked to commit: somebody finished a branch by hand. Prepared to commit here, never enlisted there:
-    that row was lost, its database set back by a restore, or its participant's name leads to another database
-    by now."""
+    """The rows contradict each other, and an operator must decide. Either one row says COMMIT and another
+    ABORT, or one says COMMIT and too few rows have taken an attempt to commit: then a branch was finished
+    manually. Or one row says PRECOMMIT and another INITIAL (never enlisted): then that row was lost, because
+    its database was set back by a restore, or because its participant's name now leads to another
+    database."""
 
 
 CONTRADICTION = (
-    "its rows contradict each other: somebody has finished a branch of it by hand, or one of its databases"
-    " was set back by a restore or replaced by another"
+    "its rows contradict each other: a branch of it was finished manually, or one of its databases was"
+    " set back by a restore or replaced by another"
 )
-"""CONFLICT, for people."""
+"""The explanation of CONFLICT in messages."""
 
 
 def may_lead_to_something(
     rule: Termination, members: Collection[int], read: Mapping[int, StateRow | None]
 ) -> bool:
-    """Whether an election among those that were ``read`` can: if not, it would write to all of them, again
-    and again for as long as the others are away."""
+    """Whether an election among the rows that were ``read`` can lead to an outcome. Otherwise elections would
+    write to all these rows repeatedly while the other rows cannot be read."""
     fixed = {BranchState.COMMIT, BranchState.ABORT, BranchState.INITIAL}
     if rule is Termination.SKEEN or any(row is None or row.state in fixed for row in read.values()):
         return True
@@ -61,7 +63,8 @@ def may_lead_to_something(
 
 
 def decide(rule: Termination, members: Collection[int], seen: Mapping[int, StateRow]) -> Move:
-    """``members`` are the numbers of all branches, ``seen`` the rows of those that were elected at."""
+    """Return the next step. ``members`` are the numbers of all branches; ``seen`` has the rows in which the
+    election was recorded."""
     states = {row.state for row in seen.values()}
     if BranchState.COMMIT in states:
         contradicted = BranchState.ABORT in states or (
@@ -71,7 +74,7 @@ def decide(rule: Termination, members: Collection[int], seen: Mapping[int, State
     if BranchState.ABORT in states:
         return Move.ABORT
     if BranchState.INITIAL in states:
-        # It was never enlisted and never will be, so nobody can have been told to try to commit.
+        # That row was never enlisted and never will be, so no row can have been asked to try to commit.
         return Move.CONFLICT if BranchState.PRECOMMIT in states else Move.ABORT
     if rule is Termination.SKEEN and seen:
         return Move.TRY_COMMIT if BranchState.PRECOMMIT in states else Move.ABORT
@@ -81,19 +84,19 @@ def decide(rule: Termination, members: Collection[int], seen: Mapping[int, State
 
 
 def never_fixed(members: Collection[int], seen: Mapping[int, StateRow]) -> bool:
-    """Whether so many rows have never taken an attempt to commit that none can have succeeded. What has
-    committed then was committed by hand, and perhaps not every branch had even voted."""
-    untold = {
+    """Whether so many rows have never taken an attempt to commit that no such attempt can have succeeded. A
+    branch that has committed nevertheless was committed manually, possibly before all branches had voted."""
+    without_attempt = {
         number
         for number, row in seen.items()
         if row.state is BranchState.WAIT or (row.state is BranchState.COMMIT and not row.last_attempt)
     }
-    return not is_quorum(members, set(members) - untold)
+    return not is_quorum(members, set(members) - without_attempt)
 
 
 def max_attempt_committable(rows: Collection[StateRow]) -> bool:
-    """Is_Max_Attempt_Committable (Keidar and Dolev, §4.2): whether those that took part in the greatest
-    attempt were asked to commit in it. All of one attempt were asked the same."""
+    """Is_Max_Attempt_Committable (Keidar and Dolev, §4.2): whether the greatest attempt was an attempt to
+    commit. All rows of one attempt were asked the same."""
     greatest = max(row.last_attempt for row in rows)
     return all(row.state is BranchState.PRECOMMIT for row in rows if row.last_attempt == greatest)
 
@@ -101,17 +104,18 @@ def max_attempt_committable(rows: Collection[StateRow]) -> bool:
 def attempt_succeeded(
     rule: Termination, members: Collection[int], elected: Collection[int], changed: Collection[int]
 ) -> bool:
-    """Whether an attempt has fixed the outcome: ``changed`` are those that took it, of the ``elected``."""
+    """Whether an attempt has fixed the outcome. ``changed`` are the rows that took the attempt, of the rows
+    ``elected``."""
     if rule is Termination.SKEEN:
         return set(elected) <= set(changed)
     return is_quorum(members, changed)
 
 
 def is_quorum(members: Collection[int], some: Collection[int]) -> bool:
-    """A majority of the transaction's branches."""
-    everyone = set(members)
-    return len(everyone & set(some)) >= majority_size(everyone)
+    """Whether ``some`` contains a majority of the transaction's branches."""
+    all_members = set(members)
+    return len(all_members & set(some)) >= majority_size(all_members)
 
 
 OUTCOME_OF = {Event.TRY_COMMIT: Move.COMMIT, Event.TRY_ABORT: Move.ABORT}
-"""What an attempt that has succeeded fixes."""
+"""The outcome that each kind of attempt fixes if it succeeds."""

@@ -4,18 +4,18 @@
 
     enlist, prepare all ─→ PRECOMMIT in the ledger ─→ PRECOMMIT in every participant ─→ COMMIT PREPARED all
             │                      │                          │                         decide(COMMIT)
-            └── any no, any doubt ─┴── bury, roll back all    └── not in all ─→ terminate
+            └── a no, or no answer ┴── bury, roll back all    └── not in all ─→ terminate
 
 Skeen, *Nonblocking Commit Protocols*, 1981. The rows and their states:
-:mod:`undoubt.participants.three_phase`; what ends it when this process does not:
+:mod:`undoubt.participants.three_phase`. If this process does not end the transaction, a termination does:
 :mod:`undoubt.coordinator.protocols.termination`.
 
-The moment that counts is when every row says PRECOMMIT (in a termination, when its attempt has succeeded):
-from then on every termination comes to COMMIT. What the ledger records afterwards is a copy, so that the
-coordinator and whoever terminates can only ever record the same, and an unavailable ledger holds up nothing.
+The commit point is the moment when every row says PRECOMMIT (in a termination, when its attempt has
+succeeded): after it every termination comes to COMMIT. The ledger records a copy afterwards, so the
+coordinator and a termination can only record the same decision, and an unavailable ledger delays nothing.
 
-This process may abort by itself only as long as it has asked nobody to PRECOMMIT: until then no row can say
-so, and every termination comes to ABORT too. Afterwards only a termination may.
+This process may abort alone only before it has asked any participant to PRECOMMIT: until then no row can say
+PRECOMMIT, and every termination comes to ABORT too. Afterwards only a termination may abort.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ from undoubt.participants.three_phase import Charter, Event, States
 log = logging.getLogger(__name__)
 
 FIRST_ELECTION = 1
-"""The transaction's own coordinator is elected without an election."""
+"""The election number that the transaction's own coordinator uses, without an election."""
 ROUND_PAUSE_S = (0.05, 2.0)
-"""Between two rounds of termination: the first pause at most, and the longest."""
+"""The pause between two rounds of termination, in seconds: the limit of the first pause, and the limit of
+all."""
 
 
 async def three_phase_commit(context: CommitContext) -> None:
-    """Bring ``context`` to its end; raises what ``two_phase_commit`` does."""
+    """Bring ``context`` to its end; raises the same errors as ``two_phase_commit``."""
     if not await first_phase(context, _enlist_and_prepare, _bury):
         return
     await _precommit_in_ledger(context)
@@ -66,17 +67,17 @@ async def three_phase_commit(context: CommitContext) -> None:
 
 
 def _charter(context: CommitContext) -> Charter:
-    """What stands in every row of the transaction."""
+    """Return the charter that every row of the transaction contains."""
     return Charter(context.tally.asked, context.termination)
 
 
 def _gids(context: CommitContext) -> dict[int, Gid]:
-    """Every branch that has a row, by its number."""
+    """Return the branches that have a row, by number."""
     return {gid.branch: gid for gid in context.tally.asked}
 
 
 async def _enlist_and_prepare(context: CommitContext, branch: Branch) -> PrepareResult:
-    """PREPARE only under a row: whoever comes later must find it."""
+    """Write the row, then send PREPARE: a termination needs the row of every prepared branch."""
     participant = context.find(branch.gid.participant)
     try:
         await context.reach(ThreePhaseStep.BEFORE_ENLIST, branch.gid)
@@ -86,7 +87,7 @@ async def _enlist_and_prepare(context: CommitContext, branch: Branch) -> Prepare
     except ParticipantError as error:
         return PrepareResult(Vote.ABORT, reason=error)
     if not enlisted:
-        reason = BranchFailed(branch.gid.participant, "somebody else has begun to end the transaction")
+        reason = BranchFailed(branch.gid.participant, "another process has begun to end the transaction")
         return PrepareResult(Vote.ABORT, reason=reason)
     return await prepare(context, branch)
 
@@ -102,13 +103,14 @@ async def _precommit_in_ledger(context: CommitContext) -> None:
     if isinstance(answer, asyncio.CancelledError):
         answer = TimeoutError("the ledger did not answer within the transaction's timeout")
     if isinstance(answer, BaseException):
-        # No row was asked to PRECOMMIT yet: nothing but ABORT can come of it.
+        # No row was asked to PRECOMMIT yet: only ABORT is possible.
         await abort_after_votes(context, answer, await _bury(context))
     await context.reach(ThreePhaseStep.AFTER_LEDGER_PRECOMMIT, context.txid)
 
 
 async def _precommit_in_rows(context: CommitContext) -> bool:
-    """Whether every row has become PRECOMMIT: then COMMIT is fixed. If not, only a termination can tell."""
+    """Send PRECOMMIT to every row. Returns True if every row says PRECOMMIT: COMMIT is fixed. Otherwise only
+    a termination can find the outcome."""
 
     async def precommit(states: States, gid: Gid) -> bool:
         await context.reach(ThreePhaseStep.BEFORE_PRECOMMIT, gid)
@@ -122,8 +124,8 @@ async def _precommit_in_rows(context: CommitContext) -> bool:
 
 
 async def _terminate(context: CommitContext) -> None:
-    """Round after round until the outcome is fixed; returns if it is COMMIT. The caller waits until its
-    deadline, and is then told that nobody knows yet."""
+    """Run rounds of termination until the outcome is fixed; returns if it is COMMIT. At its deadline the
+    caller gets ``OutcomeUnknown`` while the rounds go on."""
     gids, limits = _gids(context), pauses(*ROUND_PAUSE_S)
     while True:
         ended = await Round(_charter(context), context.find, context.observer).run()
@@ -136,13 +138,14 @@ async def _terminate(context: CommitContext) -> None:
             case Move.CONFLICT:
                 raise OutcomeUnknown(context.txid, CONTRADICTION)
             case _:
-                log.info("termination of %s is blocked: %s", context.txid, ended.silent or "by another")
-        # Two that compete must not do so for ever.
+                log.info("termination of %s is blocked: %s", context.txid, ended.silent or "another election")
+        # Random pauses, so that two competing terminations do not block each other for ever.
         await asyncio.sleep(random.uniform(0, next(limits)))  # noqa: S311 - jitter
 
 
 async def _bury(context: CommitContext) -> Collection[Gid]:
-    """A tombstone comes before the rollback. Branches without one are left to recovery."""
+    """Set the tombstones, which must precede the rollback. Returns the branches without one, which are left
+    to recovery."""
     gids = _gids(context)
     _, unburied = await bury(gids, _charter(context), context.find, context.observer)
     return [gids[number] for number in unburied]

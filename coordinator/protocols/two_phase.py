@@ -4,17 +4,17 @@ r"""Two-phase commit with presumed abort. Open this file first.
 
     prepare all branches ─→ decide(COMMIT) in the ledger ─→ COMMIT PREPARED all ─→ finish
               │                        │
-              └── any no, any doubt ───┴── ABORT already recorded ─→ roll back all
+              └── a no, or no answer ──┴── ABORT already recorded ─→ roll back all
 
-The only moment that counts is ``decide``: before it nothing is committed and everything may be rolled back;
-after it everything will be committed, by this process or by recovery. A transaction that is aborted
-leaves no record (presumed abort: Mohan, Lindsay and Obermarck, *Transaction Management in the R\* Distributed
-Database Management System*, 1986, §3), unless a rollback could not be confirmed. A transaction with one
-writing branch needs no vote and no record: its database decides (one-phase commit; X/Open XA, §2.3.2).
-Branches that wrote nothing vote READ_ONLY, and stay open until every writer has committed: they may hold
-locks, or a notification that must not go out yet.
+The commit point is ``decide``: before it nothing is committed and every branch may be rolled back; after it
+every branch will be committed, by this process or by recovery. An aborted transaction leaves no record
+(presumed abort: Mohan, Lindsay and Obermarck, *Transaction Management in the R\* Distributed Database
+Management System*, 1986, §3), unless a rollback could not be confirmed. A transaction with one writing branch
+needs no vote and no record: the database of that branch decides (one-phase commit; X/Open XA, §2.3.2).
+Branches that wrote nothing vote READ_ONLY, and stay open until every writer has committed, because they may
+hold locks, or a notification that must not be sent before.
 
-Each ``await`` is a place where this process may die. :mod:`undoubt.coordinator.protocols.steps` names them.
+At each ``await`` this process may die. :mod:`undoubt.coordinator.protocols.steps` names these places.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from undoubt.participants.contract import Decision
 
 async def two_phase_commit(context: CommitContext) -> None:
     """Bring ``context`` to its end. Raises ``TransactionAborted``, ``OutcomeUnknown`` or, if the transaction
-    is aborted but some branch is not, ``HeuristicOutcome``; heuristics of a committed one are in
-    ``context.heuristics``."""
+    is aborted but some branch is not, ``HeuristicOutcome``. The heuristic outcomes of a committed transaction
+    are in ``context.heuristics``."""
     if not await first_phase(context):
         return
     decision = await _decide(context)
@@ -46,7 +46,8 @@ async def two_phase_commit(context: CommitContext) -> None:
 
 
 async def _decide(context: CommitContext) -> Decision:
-    """The commit point. Repeated until there is an answer: from here on only the ledger knows."""
+    """Pass the commit point: send COMMIT to the ledger, repeatedly until there is an answer, and return the
+    decision. Once COMMIT is sent, only the ledger knows the decision."""
     records = [branch_record(branch, evidence) for branch, evidence in context.tally.prepared]
     await context.reach(TwoPhaseStep.BEFORE_DECIDE, context.txid)
     context.move(CommitEvent.DECIDE_SENT)
@@ -55,7 +56,7 @@ async def _decide(context: CommitContext) -> Decision:
             lambda: context.ledger.decide(context.txid, Decision.COMMIT, records, protocol=context.protocol)
         )
     except LedgerError as error:
-        raise OutcomeUnknown(context.txid, f"the ledger did not take the decision: {error}") from error
+        raise OutcomeUnknown(context.txid, f"the ledger did not accept the decision: {error}") from error
     committed = decision is Decision.COMMIT
     context.move(CommitEvent.COMMIT_RECORDED if committed else CommitEvent.ABORT_RECORDED)
     await context.reach(TwoPhaseStep.AFTER_DECIDE, context.txid)

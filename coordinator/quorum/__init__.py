@@ -1,6 +1,7 @@
 """Majorities, of one set of voters or of two sets that must both agree.
 
-Pure functions of sets and mappings; Raft and Paxos use them alike. A voter is any integer.
+The functions are pure functions of sets and mappings; Raft and Paxos use the same ones. A voter is any
+integer.
 
 ================  ============================================================================================
 :mod:`.majority`  computes the log index that a majority has acknowledged, and whether a vote is won, lost or

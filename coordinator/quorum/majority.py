@@ -1,5 +1,5 @@
-"""One set of voters of which more than half must agree, and two such sets that must both agree (extended Raft
-paper §6; Ongaro's thesis §4.3)."""
+"""Computes majorities of one set of voters, and of two sets that must both agree (extended Raft paper §6;
+Ongaro's thesis §4.3)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Annotated, Final
 import msgspec
 
 UNBOUNDED: Final = 2**64 - 1
-"""What an empty set of voters has acknowledged: everything, so that it never holds back its partner."""
+"""The index that an empty set of voters has acknowledged. It is greater than every index, so that an empty
+set never limits the other set of a pair."""
 VOTERS_MAX = 1_000
 _Voters = Annotated[frozenset[int], msgspec.Meta(max_length=VOTERS_MAX)]
-"""Bounded before it is decoded."""
+"""A set of voters, whose size is checked before its elements are decoded."""
 
 
 class VoteResult(enum.Enum):
@@ -30,8 +31,8 @@ def majority_size(voters: Set[int]) -> int:
 def committed_index(voters: Set[int], acknowledged: Mapping[int, int]) -> int:
     """The highest log index that a majority of ``voters`` has acknowledged.
 
-    ``acknowledged`` maps voters to indexes; who is missing has acknowledged nothing (0), who is no voter
-    does not count. No voters: :data:`UNBOUNDED`.
+    ``acknowledged`` maps voters to indexes; a voter that is missing there has acknowledged nothing (0), and a
+    node that is not a voter does not count. Without voters, the result is :data:`UNBOUNDED`.
     """
     if not voters:
         return UNBOUNDED
@@ -40,9 +41,10 @@ def committed_index(voters: Set[int], acknowledged: Mapping[int, int]) -> int:
 
 
 def vote_result(voters: Set[int], votes: Mapping[int, bool]) -> VoteResult:
-    """Whether ``votes`` (True: yes; missing: not yet heard) are a majority of ``voters``, or never can be.
+    """Return whether ``votes`` (True: yes; missing: no answer yet) are a majority of ``voters``, or can never
+    be.
 
-    No voters: won, for the same reason as :data:`UNBOUNDED`.
+    Without voters, the result is WON, for the same reason as :data:`UNBOUNDED`.
     """
     if not voters:
         return VoteResult.WON
@@ -60,7 +62,7 @@ def vote_result(voters: Set[int], votes: Mapping[int, bool]) -> VoteResult:
 
 
 class Joint(msgspec.Struct, frozen=True, array_like=True):
-    """The voters that are coming in and, during a change, those that are going out (else empty)."""
+    """The incoming voters and, during a change, the outgoing voters (otherwise empty)."""
 
     incoming: _Voters = frozenset()
     outgoing: _Voters = frozenset()
@@ -75,7 +77,7 @@ class Joint(msgspec.Struct, frozen=True, array_like=True):
         return min(index, committed_index(self.outgoing, acknowledged)) if self.outgoing else index
 
     def vote_result(self, votes: Mapping[int, bool]) -> VoteResult:
-        """Won if won in both, lost if lost in one."""
+        """The result of both sets: WON if both have won, LOST if one has lost."""
         result = vote_result(self.incoming, votes)
         if not self.outgoing:
             return result

@@ -1,4 +1,4 @@
-"""The consensus core: every input goes in here, every output comes out of :meth:`Raft.ready`."""
+"""The consensus core: takes every input, and returns every output from :meth:`Raft.ready`."""
 
 from __future__ import annotations
 
@@ -43,22 +43,23 @@ from undoubt.participants.invariant import invariant
 
 NOTHING = Ready(0)
 TERM_JUMP_MAX = 2**32
-"""A term that is further ahead was never reached by elections: one a second would take a hundred years. It
-would bring the terms of all nodes near the highest number that a message can carry."""
+"""The greatest difference by which a message's term may exceed this node's. Elections cannot cause a greater
+difference: at one election a second, this one takes more than a hundred years. Such a term would bring the
+terms of all nodes near the highest number that a message can carry."""
 
 
 class Raft:
-    """One node. Not for use by several threads at once."""
+    """The consensus core of one node. Only one thread at a time may use it."""
 
     def __init__(self, node: int, settings: RaftSettings, random: Random, restored: RestoredState) -> None:
-        """``random`` decides the election timeouts and nothing else. Raises InvariantViolation for a disk
-        whose entries have gaps or do not match their checksums."""
-        invariant(node > 0, "0 is nobody")
+        """``random`` decides only the election timeouts. Raises InvariantViolation if the restored entries
+        have gaps or do not match their checksums."""
+        invariant(node > 0, "a node's number is positive")
         log = Log(restored.snapshot, restored.entries, restored.applied)
         invariant(restored.hard_state.term >= log.last_term, "the stored term is older than the stored log")
         self._state = RaftState(node, settings, random, log=log, hard_state=restored.hard_state)
 
-    # What one may look at.
+    # Properties for callers.
 
     @property
     def node(self) -> int:
@@ -74,7 +75,8 @@ class Raft:
 
     @property
     def caught_up(self) -> bool:
-        """It leads and has applied an entry of its own term: all that any leader before it had committed."""
+        """True if this node leads and has applied an entry of its own term, and so all entries that earlier
+        leaders have committed."""
         state = self._state
         return state.leads and state.log.term(state.log.applied) == state.term
 
@@ -84,7 +86,7 @@ class Raft:
 
     @property
     def leader(self) -> int:
-        """Who leads, as far as this node knows; 0: nobody."""
+        """The number of the leader, as far as this node knows; 0 if no leader is known."""
         return self._state.leader
 
     @property
@@ -97,7 +99,7 @@ class Raft:
 
     @property
     def first_index(self) -> int:
-        """Of the log as it is in memory; what is before it is compacted."""
+        """The index of the first entry in memory; the entries before it are compacted."""
         return self._state.log.first_index
 
     @property
@@ -106,79 +108,83 @@ class Raft:
 
     @property
     def persisted_index(self) -> int:
-        """Up to which the log is known to be durable here."""
+        """The index up to which the log is known to be durable on this node."""
         return self._state.log.persisted
 
     @property
     def snapshot_index(self) -> int:
-        """Of the newest snapshot that is durable here."""
+        """The index of the newest snapshot that is durable on this node."""
         return self._state.log.snapshot.index
 
     @property
     def configuration(self) -> Configuration:
-        """The one in force, which may be uncommitted."""
+        """The configuration in force, which may be uncommitted."""
         return self._state.history.current
 
     @property
     def committed_configuration(self) -> Configuration:
-        """The last one that is known to be committed."""
+        """The last configuration that is known to be committed."""
         return self._state.history.at(self._state.log.commit)
 
     @property
     def changing(self) -> bool:
-        """The configuration in force is joint, or not known to be committed."""
+        """True if the configuration in force is joint, or not known to be committed."""
         history = self._state.history
         return history.current.joint or history.current_index > self._state.log.commit
 
     @property
     def heartbeat_round(self) -> int:
-        """What the heartbeats that a leader sends now carry, and their answers carry back."""
+        """The round number in the heartbeats that a leader sends now, and in their answers."""
         return self._state.reads.round
 
     def answered(self, node: int, heartbeat_round: int) -> bool:
-        """Whether that node, or this one itself, has answered a heartbeat of that round or a later one."""
+        """Whether ``node`` has answered a heartbeat of that round or a later round; always True for this node
+        itself."""
         progress = self._state.tracker.progress.get(node)
         return node == self.node or (progress is not None and progress.round >= heartbeat_round)
 
     def match(self, node: int) -> int:
-        """The index up to which that node's disk is known to equal a leader's log; 0 if nothing is known."""
+        """The index up to which the log on that node's disk is known to equal the log of this leader; 0 if
+        nothing is known."""
         progress = self._state.tracker.progress.get(node)
         return 0 if progress is None else progress.match
 
     @property
     def progress(self) -> dict[int, PeerProgress]:
-        """What a leader knows of each node of the configuration, itself included."""
+        """What a leader knows about each node of the configuration, including itself."""
         return {node: progress.view for node, progress in sorted(self._state.tracker.progress.items())}
 
     @property
     def untaken_chunks(self) -> tuple[SnapshotChunk, ...]:
-        """Chunks of a snapshot that have arrived, and that no ``Ready`` has handed out yet."""
+        """Chunks of a snapshot that were received and are not in a ``Ready`` yet."""
         return tuple(self._state.chunks)
 
     @property
     def disk_full(self) -> bool:
-        """What ``set_disk_full`` was told."""
+        """The last value that was given to ``set_disk_full``."""
         return self._state.disk_full
 
     @property
     def disk_stalled(self) -> bool:
-        """A write has taken for ``disk_stall_ticks``, and is not done."""
+        """True if a write has taken ``disk_stall_ticks`` and is not done, or this node has stepped down until
+        a write is done."""
         return self._state.stalled
 
     @property
     def successor(self) -> int:
-        """The voter that a leader would best hand over to; 0 if there is none, or if this is no leader."""
+        """The voter to which a leader would best transfer leadership; 0 if there is none, or if this node
+        does not lead."""
         return election.successor(self._state) if self._state.leads else 0
 
     @property
     def internals(self) -> RaftState:
-        """Everything, for the tests of this room only; to change it is to break it."""
+        """The whole state, only for the tests of this package, which must not change it."""
         return self._state
 
-    # What goes in. The output of each waits in the next `ready`.
+    # Inputs. The output of each is in the next `ready`.
 
     def tick(self) -> None:
-        """A tick of time has passed."""
+        """Count one tick of time."""
         state = self._state
         state.writes.tick()
         election.tick(state)
@@ -187,20 +193,21 @@ class Raft:
             snapshots.tick(state)
 
     def wants(self, message: SnapshotChunk) -> bool:
-        """Whether that chunk comes right behind those that were taken, of a snapshot that is needed."""
+        """Whether ``message`` is the next chunk of a snapshot that this node needs."""
         incoming = self._state.incoming
         offset = incoming.offset if incoming is not None and incoming.meta == message.meta else 0
         return message.offset == offset and message.meta.index > self.commit_index
 
     def step(self, message: Message) -> None:
-        """A message has arrived. Late, repeated and reordered ones are expected; so are lost ones. Raises
-        MessageRefused for what no sound member sends, before anything has changed."""
+        """Process a received message. Messages may be late, repeated, reordered or lost. Raises
+        MessageRefused for a message that no correct member sends; then nothing has changed."""
         _judge(self._state, message)
         _receive(self._state, message)
 
     def propose(self, data: bytes) -> Entry:
         """Append ``data``. It is committed when an entry with this index *and this term* is handed out by
-        ``Ready.committed_entries``; another term there: it is lost. Raises NotLeader, ProposalRefused."""
+        ``Ready.committed_entries``; if that entry has another term, ``data`` is lost. Raises NotLeader,
+        ProposalRefused."""
         return replication.propose(self._state, data)
 
     def propose_config(self, change: ConfigChange) -> Entry:
@@ -214,22 +221,24 @@ class Raft:
         replication.ask_read(self._state, context)
 
     def transfer(self, to: int) -> None:
-        """Hand leadership to the voter ``to``. Raises NotLeader, ConfigRefused."""
+        """Transfer leadership to the voter ``to``. Raises NotLeader, ConfigRefused."""
         election.begin_transfer(self._state, to)
 
     def step_down(self) -> None:
-        """Stop leading or standing, now, and do not stand again before what is being written now is
-        stored. For a driver whose disk is slow, before ``disk_stall_ticks`` have found out."""
+        """Cease to be leader or candidate immediately, and do not stand for election before the present
+        writes are stored. For a driver that finds its disk slow before ``disk_stall_ticks`` have passed."""
         election.step_down(self._state)
 
     def set_disk_full(self, full: bool) -> None:
-        """While full: no proposals, no data from a leader; reads and votes go on. It hands over as soon as
-        another voter is fit to lead, is not handed leadership, and stands only long after the others would
+        """Report whether the disk is full. While it is, this node takes no proposals and no data from a
+        leader, but still reads and votes. It transfers leadership as soon as another voter is fit to lead,
+        does not take leadership by a transfer, and stands for election only long after other voters would
         have."""
         self._state.disk_full = full
 
     def on_persisted(self, token: int) -> tuple[Message, ...]:
-        """All of the ``Ready`` of ``token``, and of those before it, is durable. What may be sent now."""
+        """Report that the ``Ready`` of ``token``, and all earlier ones, are durable. Returns the messages
+        that may be sent now."""
         state, messages = self._state, list[Message]()
         for write in state.writes.done(token):
             state.log.persisted = max(state.log.persisted, write.last)
@@ -241,20 +250,21 @@ class Raft:
         return tuple(messages)
 
     def on_applied(self, index: int) -> None:
-        """The state machine has stored the effects of everything up to ``index``, and ``index`` with them."""
+        """Report that the state machine has stored the effects of all entries up to ``index``, together with
+        ``index``."""
         log = self._state.log
         invariant(index <= log.applying, f"{index} was never handed out for application")
         log.applied = max(log.applied, index)
 
     def snapshot_meta(self, index: int) -> SnapshotMeta:
-        """What a snapshot of the state machine at ``index`` stands for; ``index`` is applied."""
+        """Return the metadata for a snapshot of the state machine at ``index``, which must be applied."""
         state = self._state
         term = state.log.term(index)
         invariant(index <= state.log.applied and term is not None, f"{index} is not applied, or compacted")
         return SnapshotMeta(index, term or 0, state.history.at(index))
 
     def compact(self, meta: SnapshotMeta) -> int:
-        """The snapshot ``meta`` is durable. Returns the first index that storage has to keep."""
+        """Report that the snapshot ``meta`` is durable. Returns the first index that storage has to keep."""
         state = self._state
         if meta.index > state.log.snapshot.index:
             settings = state.settings
@@ -263,18 +273,20 @@ class Raft:
         return max(state.log.before_index, 1)
 
     def snapshot_chunk(self, wanted: ChunkWanted, data: bytes, *, done: bool) -> None:
-        """The answer to a ``chunks_wanted``: bytes from its offset on, at least one unless ``done``."""
+        """Answer one of ``chunks_wanted``: with bytes from its offset on, at least one byte unless
+        ``done``."""
         invariant(done or bool(data), "a chunk without bytes is the last")
         snapshots.send_chunk(self._state, wanted, data, done=done)
 
     def snapshot_failed(self, wanted: ChunkWanted) -> None:
-        """The other answer: that snapshot is gone, or unreadable."""
+        """Answer one of ``chunks_wanted`` if its snapshot no longer exists or cannot be read."""
         snapshots.give_up(self._state, wanted)
 
-    # What comes out.
+    # Output.
 
     def ready(self) -> Ready:
-        """Everything to be done since the last call. The driver's duties: see the package."""
+        """Return everything that has to be done since the last call. The package's docstring lists the
+        driver's duties."""
         state = self._state
         self._settle()
         committed = self._to_apply()
@@ -312,7 +324,8 @@ class Raft:
         return ready
 
     def _nothing_else(self) -> bool:
-        """Most of the time: whatever comes in makes a driver ask."""
+        """Whether there is no output besides entries to apply. That is the usual case, since a driver calls
+        ``ready`` after every input."""
         state = self._state
         log, outbox, reads = state.log, state.outbox, state.reads
         return not (
@@ -329,7 +342,8 @@ class Raft:
         )
 
     def _to_apply(self) -> tuple[Entry, ...]:
-        """Committed, and stored here: what is applied must be in the log after a restart."""
+        """Return the next entries to apply: committed and stored on this node, since an applied entry must be
+        in the log after a restart."""
         log = self._state.log
         last = min(log.commit, log.persisted)
         if last <= log.applying:
@@ -339,7 +353,7 @@ class Raft:
         return entries
 
     def _settle(self) -> None:
-        """A leader's duties, once for everything that has come in since the last time."""
+        """Do a leader's duties, once for all inputs since the last call."""
         state = self._state
         if not state.leads:
             return
@@ -355,15 +369,16 @@ class Raft:
         replication.flush(state)
 
 
-# A message arrives.
+# Processing of a received message.
 
 
 def _judge(state: RaftState, message: Message) -> None:
-    """Changes nothing. Raises :class:`MessageRefused` for what no sound member would ever say.
+    """Check a message without changing anything. Raises :class:`MessageRefused` for a message that no correct
+    member sends.
 
-    That is a bug, or damage, at the peer that sent it: it costs that peer its connection, and this node
-    nothing. A peer that lies in sound words is outside of what Raft survives: whoever may send as a member
-    (TLS's certificates say who) is believed.
+    Such a message comes from a bug or damage at the sending peer: its connection is closed, and this node is
+    not affected. Raft does not tolerate a peer that sends well-formed but false messages: every sender that
+    is authenticated as a member (by its TLS certificate) is trusted.
     """
     if message.term > state.term + TERM_JUMP_MAX:
         _refuse(message, f"its term {message.term} is out of reach from {state.term}")
@@ -391,11 +406,12 @@ def _judge_leader(state: RaftState, message: Append | Heartbeat | SnapshotChunk 
     elif isinstance(message, SnapshotChunk):
         meta = message.meta
         if meta.term > message.term or not meta.configuration.incoming:
-            _refuse(message, "that snapshot stands for no log of this cluster")
+            _refuse(message, "that snapshot cannot be of a log of this cluster")
 
 
 def _judge_entries(state: RaftState, message: Append) -> None:
-    """What is damaged on its way is none of this: the entry's checksum tells, and it is asked for again."""
+    """Check the entries of a leader's message. Entries that were damaged in transit are not refused here:
+    their checksums show the damage, and the leader sends them again."""
     index, term, log = message.prev_index, message.prev_term, state.log
     changes = False
     for entry in message.entries:
@@ -412,7 +428,7 @@ def _judge_entries(state: RaftState, message: Append) -> None:
 
 
 def _judge_changes(state: RaftState, message: Append) -> None:
-    """Of the configuration; as far as they would be taken into the log."""
+    """Check the changes of the configuration in ``message``, as far as they would be appended to the log."""
     log = state.log
     if message.prev_index >= log.commit and not log.matches(message.prev_index, message.prev_term):
         return
@@ -429,7 +445,7 @@ def _judge_changes(state: RaftState, message: Append) -> None:
             try:
                 configuration = after(configuration, decode_change(entry.data))
             except (msgspec.MsgspecError, UnicodeDecodeError, ConfigRefused) as error:
-                _refuse(message, f"its entry {entry.index} is no change of the members: {error}")
+                _refuse(message, f"its entry {entry.index} is not a valid change of the members: {error}")
 
 
 def _refuse(message: Message, why: str) -> NoReturn:
@@ -437,7 +453,7 @@ def _refuse(message: Message, why: str) -> NoReturn:
 
 
 def _receive(state: RaftState, message: Message) -> None:
-    """What the message's term means (extended paper §5.1), and where the message goes."""
+    """Compare the message's term with this node's (extended paper §5.1), then process the message."""
     if message.to != state.node:
         return
     if message.term > state.term:
@@ -450,7 +466,8 @@ def _receive(state: RaftState, message: Message) -> None:
 
 
 def _enter_higher_term(state: RaftState, message: Message) -> bool:
-    """Whether the message is to be looked at any further."""
+    """Process a term that is higher than this node's. Returns whether the message has to be processed
+    further."""
     if isinstance(message, RequestVote | PreVote):
         transferred = isinstance(message, RequestVote) and message.transfer
         if state.in_lease() and not transferred:
@@ -465,9 +482,9 @@ def _enter_higher_term(state: RaftState, message: Message) -> bool:
 
 
 def _answer_from_higher_term(state: RaftState, message: Message) -> None:
-    """Let a stale leader or candidate learn of the term. Without this answer a node that came back
-    with a higher term would neither follow (the leader's term is lower) nor ever be elected (pre-votes
-    are refused as long as the others have a leader)."""
+    """Send this node's term to a stale leader or candidate. Without this answer a node that returns with a
+    higher term would neither follow (the leader's term is lower) nor ever be elected (pre-votes are refused
+    while the other nodes have a leader)."""
     if isinstance(message, Append | Heartbeat | SnapshotChunk):
         state.send(AppendReply(message.sender, state.node, state.term, 0, rejected=True))
     elif isinstance(message, PreVote):
@@ -477,7 +494,7 @@ def _answer_from_higher_term(state: RaftState, message: Message) -> None:
 
 
 def _follow(state: RaftState, leader: int) -> None:
-    """A message of this term's leader."""
+    """Become a follower of ``leader``, from which a message of this term was received."""
     invariant(not state.leads, f"{leader} and {state.node} both lead in term {state.term}")
     invariant(state.leader in (0, leader), f"{leader} and {state.leader} both lead in term {state.term}")
     if state.role is not Role.FOLLOWER or state.leader != leader:

@@ -1,4 +1,4 @@
-"""Who leads: elections with pre-vote, the lease that keeps disruptors off, stepping down, and handing over.
+"""Elections with pre-vote, the lease that rejects disruptive servers, stepping down, and leadership transfer.
 
 Extended paper §5.2, §5.4.1 and §6; thesis §4.2.3 (disruptive servers), §6.2 (check-quorum), §9.6 (pre-vote),
 §3.10 (transfer).
@@ -47,7 +47,8 @@ def _tick_leader(state: RaftState) -> None:
 
 
 def campaign(state: RaftState) -> None:
-    """Ask first whether an election could be won: whoever is cut off must not raise the term."""
+    """Ask the voters whether an election could be won, before a new term begins: a node that is cut off must
+    not raise the term."""
     state.become(Role.PRE_CANDIDATE, 0)
     state.votes[state.node] = True
     log = state.log
@@ -57,7 +58,7 @@ def campaign(state: RaftState) -> None:
 
 
 def stand(state: RaftState, *, transfer: bool = False) -> None:
-    """Stand for election in a new term. This node's own vote counts once it is stored, like any other."""
+    """Stand for election in a new term. This node's own vote counts only once it is stored."""
     state.enter_term(state.term + 1, state.node)
     state.become(Role.CANDIDATE, 0)
     log = state.log
@@ -66,7 +67,7 @@ def stand(state: RaftState, *, transfer: bool = False) -> None:
 
 
 def own_vote_stored(state: RaftState) -> None:
-    """Called after a sync."""
+    """Count this node's own vote, if it is stored. Called after a sync."""
     stored = HardState(state.term, state.node)
     if state.role is Role.CANDIDATE and state.writes.hard_state == stored:
         state.votes[state.node] = True
@@ -89,16 +90,17 @@ def _become_leader(state: RaftState) -> None:
     state.tracker.reset(log.last_index)
     state.uncommitted_bytes = sum(entry.size for entry in log.entries[log.commit - log.before_index :])
     state.reads.round = 0
-    # Entries of earlier terms are committed only through one of this term (§5.4.2), so there must be one.
+    # Entries of earlier terms are committed only together with an entry of this term (§5.4.2), so append one.
     state.append(Entry.make(log.last_index + 1, state.term, kind=Kind.EMPTY))
 
 
 def on_vote(state: RaftState, message: RequestVote | PreVote) -> None:
-    """Grant to who may have the vote of this term and whose log misses nothing that is committed."""
+    """Answer a request for a vote. It is granted if this node has neither voted for another candidate nor a
+    leader in this term, and the candidate's log is at least as complete as this node's."""
     free = state.vote == message.sender or (state.vote == 0 and state.leader == 0)
     if isinstance(message, PreVote):
         free = free or message.term > state.term
-    # An empty log was lost, and with it the votes that were given.
+    # The log of a voter is empty only if it was lost, and then the votes that it gave were lost too.
     free = free and (state.log.last_index > 0 or not state.settings.learners_first)
     granted = free and state.log.up_to_date(message.last_index, message.last_term)
     if isinstance(message, PreVote):
@@ -113,7 +115,8 @@ def on_vote(state: RaftState, message: RequestVote | PreVote) -> None:
 
 def on_vote_reply(state: RaftState, message: RequestVoteReply | PreVoteReply) -> None:
     if isinstance(message, PreVoteReply):
-        # A grant carries the term hoped for; one for an earlier hope counts for nothing.
+        # A grant carries the term for which the pre-vote asked; a grant for an earlier pre-vote does not
+        # count.
         if state.role is not Role.PRE_CANDIDATE or (message.granted and message.term != state.term + 1):
             return
     elif state.role is not Role.CANDIDATE:
@@ -123,14 +126,15 @@ def on_vote_reply(state: RaftState, message: RequestVoteReply | PreVoteReply) ->
 
 
 def on_timeout_now(state: RaftState) -> None:
-    """The leader asks this node to take over (thesis §3.10): no pre-vote, and no lease in its way. A node
-    whose disk is full or stalled lets the leader go on; that leader may not have heard of it yet."""
+    """Stand for election at the leader's request (thesis §3.10): without a pre-vote, and regardless of
+    leases. A node whose disk is full or stalled ignores the request; the leader may not have received that
+    report yet."""
     if state.fit and state.may_stand and state.role is Role.FOLLOWER:
         stand(state, transfer=True)
 
 
 def step_down(state: RaftState) -> None:
-    """Stop leading; do not stand again before what is being stored now is stored. The vote stays."""
+    """Cease to lead; do not stand for election before the present writes are stored. The vote stays."""
     if not state.writes.idle:
         state.stalled_token = state.writes.last_token
     if state.leads:
@@ -140,14 +144,14 @@ def step_down(state: RaftState) -> None:
 
 
 def hand_over(state: RaftState) -> None:
-    """Ask the best successor to stand at once, rather than after a timeout."""
+    """Ask the best successor to stand for election immediately, and not only after a timeout."""
     if to := successor(state):
         state.send(TimeoutNow(to, state.node, state.term))
 
 
 def successor(state: RaftState) -> int:
-    """The other voter whose log is the longest, of those that were heard from lately and are fit to lead; 0:
-    there is none."""
+    """Return the other voter with the longest log, of those that are fit to lead and from which a message was
+    received recently; 0 if there is none."""
     voters = state.history.current.incoming
     ready = [
         (progress.match, -node)
@@ -158,11 +162,12 @@ def successor(state: RaftState) -> int:
 
 
 def begin_transfer(state: RaftState, to: int) -> None:
-    """From now on nothing is proposed here, until ``to`` leads or an election timeout has passed."""
+    """Begin the transfer of leadership to ``to``. No proposal is taken until ``to`` leads or an election
+    timeout has passed. Raises NotLeader, ConfigRefused."""
     if not state.leads:
         raise NotLeader(state.leader)
     if to not in state.history.current.incoming:
-        raise ConfigRefused(f"{to} is not a voter: leadership cannot go there")
+        raise ConfigRefused(f"node {to} is not a voter, so it cannot lead")
     if to in (state.node, state.transferee):
         return
     progress = state.tracker.progress.get(to)
@@ -181,10 +186,11 @@ def tick_transfer(state: RaftState) -> None:
 
 
 def settle_transfer(state: RaftState) -> None:
-    """Let the chosen one stand as soon as it has everything; give up if it is no voter, or not fit, any more.
+    """Ask the chosen node to stand for election as soon as it has the whole log; give up if it is no longer a
+    voter or no longer fit.
 
-    A leader whose disk is full chooses by itself, again and again: it takes no proposals, so the successor
-    catches up. Without one it goes on, so that there are reads."""
+    A leader whose disk is full chooses a successor itself, repeatedly: it takes no proposals, so the
+    successor can catch up. Without a successor it goes on leading, so that reads are answered."""
     if state.disk_full and not state.transferee and (to := successor(state)):
         begin_transfer(state, to)
     if not state.transferee or state.transfer_sent:

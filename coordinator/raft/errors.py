@@ -1,14 +1,14 @@
-"""What the core refuses.
+"""The errors of the consensus core.
 
 ::
 
     UndoubtError
     ├── RaftRefusal
-    │   ├── NotLeader        ask ``leader`` (0: nobody is known to lead)
+    │   ├── NotLeader        this node does not lead; ask ``leader`` (0: not known)
     │   ├── ProposalRefused  this leader takes no entries now; ``reason`` says why
     │   └── ConfigRefused    that change of the configuration is impossible, or comes too early
-    ├── LogSetBack           this node has acknowledged what its log does not hold any more
-    └── MessageRefused       a peer has sent what no sound member would
+    ├── LogSetBack           this node has acknowledged entries that its log no longer has
+    └── MessageRefused       a peer has sent a message that no correct member sends
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from undoubt.participants.errors import UndoubtError
 
 
 class RaftRefusal(UndoubtError):
-    """Nothing was appended and nothing will happen: it is safe to ask again, here or elsewhere."""
+    """Nothing was appended and nothing will be: the call may be repeated, on this node or another."""
 
 
 class NotLeader(RaftRefusal):
@@ -41,13 +41,14 @@ class ProposalRefused(RaftRefusal):
 
 
 class LogSetBack(UndoubtError):
-    """A leader has this node's acknowledgement of more than its log holds: its disk was set back. It must
-    neither vote nor acknowledge anything any more."""
+    """A leader has this node's acknowledgement of entries that its log does not have: its disk was set back.
+    From now on this node must neither vote nor acknowledge anything."""
 
 
 class MessageRefused(UndoubtError):
-    """A peer has sent what no sound member would. It was not looked at any further, and changed nothing."""
+    """A peer has sent a message that no correct member sends. The message was dropped, and nothing was
+    changed."""
 
 
 class ConfigRefused(RaftRefusal):
-    """The message names the change and why it cannot be."""
+    """A change of the configuration, or a transfer of leadership, was refused; the message says why."""

@@ -6,8 +6,8 @@
            |     snapshot <= applied <= applying <= commit <= last
            |                                persisted <= handed <= last
 
-Entries after ``handed`` have yet to be given to storage, those after ``persisted`` are not known to be
-durable here. Both fall back when a conflicting tail is replaced.
+Entries after ``handed`` were not given to storage yet; entries after ``persisted`` are not known to be
+durable on this node. Both indexes decrease when a conflicting tail is replaced.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from undoubt.participants.invariant import InvariantViolation, invariant
 
 
 class AppendResult(msgspec.Struct, frozen=True):
-    """What an append did: ``last`` is the end of the prefix that now equals the leader's log."""
+    """The result of an append: ``last`` is the end of the prefix that now equals the leader's log."""
 
     last: int
     appended: tuple[Entry, ...]
     replaced_from: int | None
-    """The first index whose old entry was thrown away, if one was."""
+    """The first index whose old entry was removed; None if none was."""
 
 
 class Log:
     def __init__(self, snapshot: SnapshotMeta, entries: Sequence[Entry], applied: int) -> None:
-        """What was found on disk. ``entries`` may begin before the snapshot ends, but leave no gap."""
+        """Takes what was found on disk. ``entries`` may begin before the snapshot's index, but there must be
+        no gap."""
         self.snapshot = snapshot
         """The newest durable snapshot. snapshot.index <= applied"""
         self.before_index, self.before_term = snapshot.index, snapshot.term
@@ -40,11 +41,12 @@ class Log:
             entries = entries[1:]
         self.entries: list[Entry] = list(entries)
         self.applied = max(applied, snapshot.index)
-        """Stored by the state machine together with the effects. applied <= applying"""
+        """The index up to which the state machine has stored the effects. applied <= applying"""
         self.applying = self.applied
-        """Handed out for application. applying <= commit"""
+        """The index up to which entries were handed out for application. applying <= commit"""
         self.commit = self.applied
-        """Known to be committed. commit <= last_index; not stored: a leader tells it again."""
+        """The index up to which entries are known to be committed. commit <= last_index. It is not stored: a
+        leader sends it again."""
         self.persisted = self.last_index
         self.handed = self.last_index
         for position, entry in enumerate(self.entries):
@@ -71,11 +73,11 @@ class Log:
                 f"not snapshot {self.snapshot.index} <= applied {self.applied} <= applying {self.applying}"
                 f" <= commit {self.commit} <= last {self.last_index}"
             )
-        invariant(self.before_index <= self.snapshot.index, "entries are gone that no snapshot covers")
+        invariant(self.before_index <= self.snapshot.index, "entries are missing that no snapshot covers")
         invariant(self.persisted <= self.handed <= self.last_index, "persisted, but never handed to storage")
 
     def term(self, index: int) -> int | None:
-        """The term of the entry at ``index``; None where it is compacted or does not exist."""
+        """The term of the entry at ``index``; None if it is compacted or does not exist."""
         if index == self.before_index:
             return self.before_term
         if self.before_index < index <= self.last_index:
@@ -86,11 +88,13 @@ class Log:
         return self.term(index) == term
 
     def up_to_date(self, last_index: int, last_term: int) -> bool:
-        """Whether a log that ends so is at least as complete as this one (extended paper §5.4.1)."""
+        """Whether a log that ends with this index and term is at least as complete as this log (extended
+        paper §5.4.1)."""
         return (last_term, last_index) >= (self.last_term, self.last_index)
 
     def slice(self, first: int, bytes_max: int, last: int | None = None) -> tuple[Entry, ...]:
-        """Entries from ``first`` (to ``last``) of ``bytes_max`` together, but one at least."""
+        """Return entries from ``first`` (to ``last``), at most ``bytes_max`` bytes together, but at least one
+        entry."""
         if first < self.first_index:
             raise InvariantViolation(f"the entry {first} is compacted")
         start = first - self.before_index - 1
@@ -104,16 +108,17 @@ class Log:
         return tuple(self.entries[start:stop])
 
     def append(self, entries: Sequence[Entry]) -> None:
-        """A leader only ever appends."""
+        """Append a leader's own entries. A leader never replaces entries."""
         for entry in entries:
             invariant(entry.index == self.last_index + 1, "a leader's entry follows its last")
             self.entries.append(entry)
 
     def accept(self, prev_index: int, prev_term: int, entries: Sequence[Entry]) -> AppendResult | None:
-        """A follower's append; None if the log has no entry ``prev_index`` of ``prev_term``.
+        """Append a leader's entries as a follower; None if the log has no entry ``prev_index`` of
+        ``prev_term``.
 
-        Existing entries are thrown away from the first that conflicts, never because a message is short
-        or late (extended paper §5.3, figure 2, AppendEntries 3 and 4).
+        Existing entries are removed from the first conflicting entry on, never because a message is short or
+        late (extended paper §5.3, figure 2, AppendEntries 3 and 4).
         """
         if not self.matches(prev_index, prev_term):
             return None
@@ -144,7 +149,7 @@ class Log:
     def hint(self, index: int, term: int) -> int:
         """The last index up to ``index`` whose term is at most ``term`` (extended paper §5.3, end).
 
-        Whoever looks for a common entry may skip everything after it.
+        A search for a common entry may skip everything after that index.
         """
         index = min(index, self.last_index)
         while (found := self.term(index)) is not None and found > term:
@@ -152,18 +157,20 @@ class Log:
         return index
 
     def restore(self, meta: SnapshotMeta) -> None:
-        """Become what the snapshot of another node stands for; everything else is thrown away."""
-        invariant(meta.index > self.commit, "a snapshot would take back what is committed")
+        """Replace the whole log by another node's snapshot."""
+        invariant(meta.index > self.commit, "a snapshot would remove committed entries")
         self.snapshot = meta
         self.before_index, self.before_term = meta.index, meta.term
         self.entries = []
         self.commit = self.applying = self.applied = self.persisted = self.handed = meta.index
 
     def compact(self, meta: SnapshotMeta, keep: int, keep_bytes: int) -> None:
-        """The snapshot ``meta`` is durable; keep only the last ``keep`` of the entries that it covers, and of
-        them no more than have ``keep_bytes`` together."""
+        """Compact the log after the snapshot ``meta`` has become durable: of the entries that it covers, keep
+        only the last ``keep``, and of these at most ``keep_bytes`` bytes together."""
         invariant(self.matches(meta.index, meta.term), "a snapshot of another log")
-        invariant(self.snapshot.index <= meta.index <= self.applied, "a snapshot of what is not applied")
+        invariant(
+            self.snapshot.index <= meta.index <= self.applied, "a snapshot of entries that are not applied"
+        )
         self.snapshot = meta
         cut = meta.index
         while cut > max(self.before_index, meta.index - keep):

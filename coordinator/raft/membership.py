@@ -1,8 +1,9 @@
-"""Configurations: what a change makes of one, and which one is in force.
+"""Computes the configuration after a change, and finds the configuration that is in force.
 
-One voter may change in one step; more go through a joint configuration, in which the old and the new majority
-must both agree (extended paper §6; thesis §4.2, §4.3). A configuration is in force from the moment it is *in
-the log*, committed or not; :class:`ConfigurationHistory` follows the log back when its tail is replaced."""
+A change of one voter takes one step. A change of several voters goes through a joint configuration, in which
+the old and the new majority must both agree (extended paper §6; thesis §4.2, §4.3). A configuration is in
+force from the moment it is *in the log*, committed or not; :class:`ConfigurationHistory` returns to an
+earlier configuration when the tail of the log is replaced."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def _apply(configuration: Configuration, changes: Iterable[Change]) -> Configura
     learners, learners_next = set(configuration.learners), set(configuration.learners_next)
     for change in changes:
         node = change.node
-        if not 0 <= node <= NATURAL_MAX:  # nobody who follows the log could read it
+        if not 0 <= node <= NATURAL_MAX:  # otherwise no node could decode the entry
             raise ConfigRefused(f"no node can have the number {node}")
         if node == 0 or change.kind is ChangeKind.UPDATE:
             continue
@@ -56,7 +57,8 @@ def _apply(configuration: Configuration, changes: Iterable[Change]) -> Configura
 
 
 def simple(configuration: Configuration, changes: Iterable[Change]) -> Configuration:
-    """A change of at most one voter, in one step: old and new majorities overlap. Else ConfigRefused."""
+    """Return the configuration after a change of at most one voter, in one step: old and new majorities
+    overlap. Raises ConfigRefused for any other change."""
     if configuration.joint:
         raise ConfigRefused("can't apply simple config change in joint config")
     new = _apply(configuration, changes)
@@ -68,7 +70,8 @@ def simple(configuration: Configuration, changes: Iterable[Change]) -> Configura
 def enter_joint(
     configuration: Configuration, changes: Iterable[Change], *, auto_leave: bool
 ) -> Configuration:
-    """The configuration in which both the present voters and those after ``changes`` must agree."""
+    """Return the configuration in which both the present voters and the voters after ``changes`` must
+    agree."""
     if configuration.joint:
         raise ConfigRefused("config is already joint")
     if not configuration.incoming:
@@ -78,7 +81,7 @@ def enter_joint(
 
 
 def leave_joint(configuration: Configuration) -> Configuration:
-    """The new voters alone; demoted voters become learners now."""
+    """Return the configuration with only the new voters; demoted voters become learners."""
     if not configuration.joint:
         raise ConfigRefused("can't leave a non-joint config")
     return Configuration(
@@ -87,7 +90,7 @@ def leave_joint(configuration: Configuration) -> Configuration:
 
 
 def after(configuration: Configuration, change: ConfigChange) -> Configuration:
-    """What ``change`` makes of ``configuration``; ConfigRefused if it cannot be."""
+    """Return the configuration after ``change``; raises ConfigRefused if the change is impossible."""
     if not change.changes:
         return leave_joint(configuration)
     if change.transition is ConfigTransition.AUTO:
@@ -109,7 +112,7 @@ class ConfigurationHistory:
         self._known.append((index, configuration))
         self.current = configuration
         self.current_index = index
-        """Where the configuration in force stands in the log. Uncommitted: no other may follow yet."""
+        """The index of the configuration in force. While it is uncommitted, no other change may follow."""
 
     def at(self, index: int) -> Configuration:
         """The configuration after the entry at ``index``."""
@@ -128,7 +131,7 @@ class ConfigurationHistory:
         return voters
 
     def append(self, entries: Sequence[Entry]) -> bool:
-        """Follow the log's growth. Whether the configuration in force changed."""
+        """Process new entries of the log. Returns whether the configuration in force has changed."""
         changed = False
         for entry in entries:
             if entry.kind is Kind.CONFIG:
@@ -138,7 +141,8 @@ class ConfigurationHistory:
         return changed
 
     def truncate_from(self, index: int) -> bool:
-        """Follow the log's replacement of its tail. Whether the configuration in force changed."""
+        """Process the removal of the log's tail from ``index`` on. Returns whether the configuration in force
+        has changed."""
         count = len(self._known)
         while len(self._known) > 1 and self._known[-1][0] >= index:
             self._known.pop()
@@ -146,6 +150,6 @@ class ConfigurationHistory:
         return len(self._known) < count
 
     def compact(self, index: int) -> None:
-        """Forget what no snapshot at ``index`` or later can ask for."""
+        """Forget the configurations that no snapshot at ``index`` or later needs."""
         while len(self._known) > 1 and self._known[1][0] <= index:
             self._known.pop(0)

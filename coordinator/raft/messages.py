@@ -1,7 +1,8 @@
-"""Everything that enters, leaves or is kept: entries, configurations, snapshots' metadata, messages.
+"""Everything that is sent or stored: entries, configurations, metadata of snapshots, messages.
 
-Frozen values that msgpack can carry (``encode``, ``decode``). A node is a positive integer; 0 is nobody.
-Fields may be added at the end with a default: an older node skips them, a newer one fills them in.
+Frozen values that msgpack can carry (``encode``, ``decode``). A node is a positive integer; 0 means no node.
+Fields may be added at the end with a default: an older node ignores them, and a newer node uses the default
+if they are missing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Checksum = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 
 
 class Kind(enum.IntEnum):
-    """What an entry is for: the state machine's data, a new leader's first entry, or a configuration."""
+    """The purpose of an entry: data of the state machine, a new leader's first entry, or a configuration."""
 
     DATA = 0
     EMPTY = 1
@@ -29,7 +30,7 @@ class Kind(enum.IntEnum):
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One entry of the log. ``crc`` is CRC-32 over everything else, computed once, by the leader."""
+    """One entry of the log. ``crc`` is the CRC-32 of all other fields, computed once, by the leader."""
 
     index: Natural
     term: Natural
@@ -47,7 +48,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def size(self) -> int:
-        """Bytes, roughly, on the wire and in memory."""
+        """The approximate size on the wire and in memory, in bytes."""
         return len(self.data) + 24
 
 
@@ -56,17 +57,19 @@ def checksum(index: int, term: int, kind: Kind, data: bytes) -> int:
 
 
 class HardState(msgspec.Struct, frozen=True, array_like=True):
-    """What must survive together: the latest term seen, and who got this node's vote in it (0: nobody)."""
+    """The values that must be stored together: the latest term seen, and the node that got this node's vote
+    in it (0: none)."""
 
     term: Natural = 0
     vote: Natural = 0
 
 
 class Configuration(msgspec.Struct, frozen=True, array_like=True):
-    """Who takes part. ``outgoing`` is empty unless the configuration is joint.
+    """The members of a cluster. ``outgoing`` is empty unless the configuration is joint.
 
-    ``learners`` receive entries and count for nothing. ``learners_next`` are outgoing voters that become
-    learners once the joint configuration is left. ``auto_leave``: the leader leaves it by itself.
+    ``learners`` receive entries and do not count for majorities. ``learners_next`` are outgoing voters that
+    become learners once the joint configuration is left. ``auto_leave``: the leader leaves the joint
+    configuration without a request.
     """
 
     incoming: frozenset[Natural] = frozenset()
@@ -100,7 +103,8 @@ class ChangeKind(enum.IntEnum):
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True):
-    """One node's change. ``context`` is the driver's own (an address, say); the core only carries it."""
+    """The change of one node. ``context`` belongs to the driver (for example an address); the core does not
+    read it."""
 
     kind: ChangeKind
     node: Natural
@@ -108,7 +112,8 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ConfigTransition(enum.IntEnum):
-    """How to get there: one step where that is safe, else joint; or joint, left by itself or on request."""
+    """How a change is made. AUTO: one step if that is safe, otherwise joint. JOINT: joint, and left without a
+    request. JOINT_EXPLICIT: joint, and left on request."""
 
     AUTO = 0
     JOINT = 1
@@ -116,14 +121,14 @@ class ConfigTransition(enum.IntEnum):
 
 
 class ConfigChange(msgspec.Struct, frozen=True, array_like=True):
-    """The data of a ``CONFIG`` entry. Without ``changes`` it leaves a joint configuration."""
+    """The data of a ``CONFIG`` entry. Without ``changes``, the entry leaves a joint configuration."""
 
     changes: tuple[Change, ...] = ()
     transition: ConfigTransition = ConfigTransition.AUTO
 
 
 class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True):
-    """What a snapshot stands for: all entries up to ``index``, the last of them from ``term``."""
+    """Which entries a snapshot replaces: all up to ``index``, the last of them from ``term``."""
 
     index: Natural = 0
     term: Natural = 0
@@ -131,7 +136,8 @@ class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True):
-    """Of every message. ``term`` is the sender's, but the hoped-for one in a pre-vote and its grant."""
+    """The fields of every message. ``term`` is the sender's term; in a pre-vote and its grant, the term of
+    the intended election."""
 
     to: Natural
     sender: Natural
@@ -139,7 +145,8 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PreVote(Header, frozen=True, array_like=True, tag=1):
-    """Would you vote for me? (Ongaro's thesis §9.6) Promises nothing and changes nothing."""
+    """Asks whether the receiver would vote for the sender (Ongaro's thesis §9.6). It changes no state of the
+    receiver, and a grant does not bind."""
 
     last_index: Natural
     last_term: Natural
@@ -150,7 +157,8 @@ class PreVoteReply(Header, frozen=True, array_like=True, tag=2):
 
 
 class RequestVote(Header, frozen=True, array_like=True, tag=3):
-    """RequestVote. ``transfer``: the leader asked for this election, so no lease stands in its way."""
+    """Asks for a vote. ``transfer``: the leader asked for this election, so it is not rejected because of a
+    lease."""
 
     last_index: Natural
     last_term: Natural
@@ -162,7 +170,7 @@ class RequestVoteReply(Header, frozen=True, array_like=True, tag=4):
 
 
 class Append(Header, frozen=True, array_like=True, tag=5):
-    """AppendEntries: what follows the entry at ``prev_index``, and how far the leader has committed."""
+    """AppendEntries: the entries after ``prev_index``, and the leader's commit index."""
 
     prev_index: Natural
     prev_term: Natural
@@ -171,10 +179,10 @@ class Append(Header, frozen=True, array_like=True, tag=5):
 
 
 class AppendReply(Header, frozen=True, array_like=True, tag=6):
-    """Accepted: the sender's durable log equals the leader's up to ``index``.
+    """The answer to an append. Accepted: the sender's durable log equals the leader's up to ``index``.
 
-    Rejected: there is no such entry at ``index`` (the ``prev_index`` asked for), but there may be one of
-    ``hint_term`` or an earlier term at ``hint_index`` or before.
+    Rejected: the sender's log has no such entry at ``index`` (the ``prev_index`` of the append). The logs may
+    agree at ``hint_index`` or before, on an entry of ``hint_term`` or an earlier term.
     """
 
     index: Natural
@@ -184,21 +192,23 @@ class AppendReply(Header, frozen=True, array_like=True, tag=6):
 
 
 class Heartbeat(Header, frozen=True, array_like=True, tag=7):
-    """``commit`` never exceeds what the receiver has acknowledged. ``round`` confirms reads."""
+    """A leader's heartbeat. ``commit`` never exceeds the index that the receiver has acknowledged. ``round``
+    confirms reads."""
 
     commit: Natural
     round: Natural = 0
 
 
 class HeartbeatReply(Header, frozen=True, array_like=True, tag=8):
-    """``fit``: the sender's disk has room and is not stalled, so that leadership may be handed to it."""
+    """The answer to a heartbeat. ``fit``: the sender's disk has room and is not stalled, so leadership may be
+    transferred to it."""
 
     round: Natural = 0
     fit: bool = True
 
 
 class SnapshotChunk(Header, frozen=True, array_like=True, tag=9):
-    """Bytes of the snapshot ``meta`` from ``offset`` on; ``done`` with the last."""
+    """Bytes of the snapshot ``meta`` from ``offset`` on; ``done`` is true in the last chunk."""
 
     meta: SnapshotMeta
     offset: Natural
@@ -214,7 +224,7 @@ class SnapshotReply(Header, frozen=True, array_like=True, tag=10):
 
 
 class TimeoutNow(Header, frozen=True, array_like=True, tag=11):
-    """Stand for election at once (thesis §3.10)."""
+    """Asks the receiver to stand for election immediately (thesis §3.10)."""
 
 
 Message = (
@@ -241,11 +251,12 @@ def encode(value: Message | ConfigChange | Entry | HardState | SnapshotMeta) -> 
 
 
 def decode(frame: bytes) -> Message:
-    """Raises ``msgspec.DecodeError`` (its subclass ``ValidationError`` included) for anything else."""
+    """Decode a message. Raises ``msgspec.DecodeError`` (including its subclass ``ValidationError``) if
+    ``frame`` is not a message."""
     message: Message = _messages.decode(frame)
     return message
 
 
 def decode_change(data: bytes) -> ConfigChange:
-    """Raises ``msgspec.DecodeError`` for what is not one."""
+    """Decode a change of the configuration. Raises ``msgspec.DecodeError`` if ``data`` is not one."""
     return _changes.decode(data)

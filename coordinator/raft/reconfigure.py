@@ -1,4 +1,4 @@
-"""Changing the configuration of a running cluster: what the leader does about it.
+"""Changes the configuration of a running cluster, as its leader.
 
 Extended paper §6; thesis §4.1 (one change at a time), §4.2.2 (a leader that is removed), §4.3.
 """
@@ -19,17 +19,18 @@ def propose(state: RaftState, change: ConfigChange) -> Entry:
     if history.current_index > log.commit:
         raise ConfigRefused("the last change of the configuration is not committed yet")
     if log.term(log.commit) != state.term:
-        # Else two leaders' changes, each committed by its own majority, could leave disjoint majorities.
+        # Otherwise two leaders' changes, each committed by its own majority, could leave disjoint majorities.
         raise ConfigRefused("this leader has not committed an entry of its own term yet")
     after(history.current, change)
     return replication.propose(state, encode(change), Kind.CONFIG)
 
 
 def settle(state: RaftState) -> bool:
-    """Once the configuration in force is committed: leave it if it is joint, go if one is not part of it.
-    Whether this node still leads.
+    """Once the configuration in force is committed: leave it if it is joint; step down if this node is not an
+    incoming voter of it. Returns whether this node still leads.
 
-    Looked at again and again, by every leader: whoever entered the joint configuration may be gone.
+    Every leader checks this repeatedly, since the leader that entered the joint configuration may have
+    failed.
     """
     configuration = state.history.current
     if state.history.current_index > state.log.commit:

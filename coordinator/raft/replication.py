@@ -1,7 +1,7 @@
-"""How entries get from the leader into every log, when they are committed, and how a leader confirms reads.
+"""Sends entries from the leader to every log, commits them, and confirms a leader's reads.
 
-Extended paper §5.3 and §5.4.2; thesis §10.2.1 (the leader's disk works beside the followers'), §10.2.2
-(batching and pipelining), §6.4 (reads).
+Extended paper §5.3 and §5.4.2; thesis §10.2.1 (the leader writes to its disk in parallel with the followers),
+§10.2.2 (batching and pipelining), §6.4 (reads).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from undoubt.participants.invariant import InvariantViolation
 
 
 def propose(state: RaftState, data: bytes, kind: Kind = Kind.DATA) -> Entry:
-    """Append to a leader's log. NotLeader, ProposalRefused."""
+    """Append an entry to the leader's log. Raises NotLeader, ProposalRefused."""
     if not state.leads:
         raise NotLeader(state.leader)
     if state.disk_full:
@@ -37,17 +37,19 @@ def propose(state: RaftState, data: bytes, kind: Kind = Kind.DATA) -> Entry:
 
 
 def on_append(state: RaftState, message: Append) -> None:
-    """A follower's side. What it acknowledges it has stored: the reply waits for the sync."""
+    """Process a leader's append as a follower. The acknowledgement is sent after the sync, so that only
+    stored entries are acknowledged."""
     entries = message.entries
-    # With a full disk there is still room for what a new leader needs to be one: else nobody could be read.
+    # A full disk still takes the entries that a new leader needs; otherwise no node could answer reads.
     too_much = state.disk_full and any(entry.kind is Kind.DATA for entry in entries)
     if too_much or not all(entry.intact for entry in entries):
-        # No answer: the leader asks again with the next heartbeats, and may find sound bytes or space.
+        # No answer: the leader sends again after the next heartbeats; by then the bytes may be intact, or the
+        # disk may have room.
         return
     log = state.log
     prev_index, prev_term = message.prev_index, message.prev_term
     if prev_index < log.commit:
-        # Every leader has what is committed, so those entries agree, compacted or not.
+        # Every leader has all committed entries, so these entries agree, compacted or not.
         entries = tuple(entry for entry in entries if entry.index > log.commit)
         prev_index, prev_term = log.commit, log.term(log.commit) or 0
     accepted = log.accept(prev_index, prev_term, entries)
@@ -59,7 +61,7 @@ def on_append(state: RaftState, message: Append) -> None:
         )
         return
     state.follow_log(accepted.appended, accepted.replaced_from)
-    # Not min(commit, last): behind `accepted.last` there may be entries that the leader never had.
+    # Not min(commit, last): after `accepted.last` there may be entries that the leader never had.
     state.commit_to(min(message.commit, accepted.last))
     state.send(AppendReply(message.sender, state.node, state.term, accepted.last))
 
@@ -73,7 +75,7 @@ def on_append_reply(state: RaftState, message: AppendReply) -> None:
         progress.reject(message.index, state.log.hint(message.hint_index, message.hint_term))
         return
     if message.index > state.log.last_index:
-        raise InvariantViolation(f"node {message.sender} acknowledges what was never sent")
+        raise InvariantViolation(f"node {message.sender} acknowledges entries that were never sent")
     news = progress.acknowledge(message.index)
     found = progress.pace is Pace.PROBE and (news or message.index == progress.match)
     caught_up = progress.pace is Pace.SNAPSHOT and progress.match >= state.log.before_index
@@ -83,7 +85,7 @@ def on_append_reply(state: RaftState, message: AppendReply) -> None:
 
 def on_heartbeat(state: RaftState, message: Heartbeat) -> None:
     if message.commit > state.log.last_index:
-        # A leader tells nobody of more than what that node has acknowledged.
+        # The commit index in a heartbeat never exceeds what its receiver has acknowledged.
         raise LogSetBack(
             f"node {message.sender} has its acknowledgement of entry {message.commit}, and its log ends at"
             f" {state.log.last_index}"
@@ -100,15 +102,15 @@ def on_heartbeat_reply(state: RaftState, message: HeartbeatReply) -> None:
     progress.round = max(progress.round, message.round)
     progress.fit = message.fit
     progress.waiting = False
-    # It answers, yet has not acknowledged all that was sent: some of it may be lost.
+    # The peer answers, but has not acknowledged all entries that were sent: some may be lost.
     progress.nudge = progress.pace is Pace.REPLICATE and progress.match < progress.next - 1
 
 
 def advance_commit(state: RaftState) -> bool:
-    """Commit what a quorum holds. Whether there was anything.
+    """Commit the entries that a quorum has stored. Returns whether there were any.
 
-    Counting replicas commits entries of the leader's own term only; earlier ones follow with them
-    (extended paper §5.4.2, figure 8).
+    Only entries of the leader's own term are committed by counting replicas; earlier entries are committed
+    with them (extended paper §5.4.2, figure 8).
     """
     own = state.own
     if own is not None:
@@ -124,7 +126,7 @@ def advance_commit(state: RaftState) -> bool:
 
 
 def flush(state: RaftState) -> None:
-    """Send everybody what may be sent: everything since the last ``Ready`` goes out together."""
+    """Send to each peer what may be sent; everything since the last ``Ready`` is sent together."""
     if state.heartbeat_due:
         state.heartbeat_due = False
         state.heartbeat_elapsed = 0
@@ -167,7 +169,8 @@ def _entries(state: RaftState, progress: Progress) -> tuple[Entry, ...]:
 
 
 def _append(state: RaftState, node: int, first: int, entries: tuple[Entry, ...]) -> None:
-    """``entries`` begin at ``first``; the one before tells the peer whether the logs agree there."""
+    """Send ``entries``, which begin at ``first``. The peer compares the entry before ``first`` to find
+    whether the logs agree."""
     log = state.log
     prev_term = log.term(first - 1)
     if prev_term is None:
@@ -176,11 +179,11 @@ def _append(state: RaftState, node: int, first: int, entries: tuple[Entry, ...])
 
 
 def ask_read(state: RaftState, context: bytes) -> None:
-    """A linearizable read without writing to the log (thesis §6.4).
+    """Begin a linearizable read without writing to the log (thesis §6.4). Raises NotLeader.
 
-    The leader notes its commit index, then lets one round of heartbeats show that nobody has replaced it. All
-    reads that were asked for since the last ``Ready`` share a round. No clock is trusted: a lease (thesis
-    §6.4.1) would turn a paused process into one that reads the past.
+    The leader notes its commit index; then one round of heartbeats shows that no other leader has replaced
+    it. All reads since the last ``Ready`` share a round. No clock is used: with a lease (thesis §6.4.1), a
+    paused process could return old data.
     """
     if not state.leads:
         raise NotLeader(state.leader)
@@ -188,9 +191,9 @@ def ask_read(state: RaftState, context: bytes) -> None:
 
 
 def settle_reads(state: RaftState) -> None:
-    """Begin a round for the reads that wait; answer those whose round a quorum has confirmed."""
+    """Begin a round for the waiting reads; answer the reads whose round a quorum has confirmed."""
     reads, log = state.reads, state.log
-    # Before it has committed an entry of its own term, a leader does not know what is committed.
+    # Before a leader has committed an entry of its own term, it does not know which entries are committed.
     if reads.waiting and log.term(log.commit) == state.term:
         reads.round += 1
         reads.asked += [(reads.round, ReadState(context, log.commit)) for context in reads.waiting]

@@ -1,4 +1,4 @@
-"""What can be set about the consensus core. Times are in ticks: the driver decides how long a tick is."""
+"""The settings of the consensus core. Times are in ticks; the driver decides how long a tick is."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ import msgspec
 
 
 class RaftSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The same on every node of a cluster, as far as the ``*_ticks`` are concerned.
+    """The settings of one node. The ``*_ticks`` must be the same on every node of a cluster.
 
-    An election timeout is drawn anew each time from ``[election_ticks, 2 * election_ticks)``, so that
-    split votes are rare (Ongaro and Ousterhout, extended version, §5.2).
+    Each election timeout is drawn randomly from ``[election_ticks, 2 * election_ticks)``, so that split votes
+    are rare (Ongaro and Ousterhout, extended version, §5.2).
     """
 
     election_ticks: int = 10
     heartbeat_ticks: int = 1
     learners_first: bool = False
-    """New members are made voters only once they hold something. Then a voter whose log is empty has lost it,
-    and what it has voted and acknowledged besides: it gives its vote to nobody."""
+    """True if new members become voters only once they have entries. Then a voter with an empty log has lost
+    its log, and with it its votes and acknowledgements, so it grants no vote."""
     disk_stall_ticks: int = 10
-    """A leader one of whose writes takes longer than this steps down."""
+    """A leader steps down if one of its writes takes this long."""
     snapshot_retry_ticks: int = 10
-    """A chunk of a snapshot that is not acknowledged for so long is sent again."""
+    """A chunk of a snapshot is sent again if it is not acknowledged for this long."""
     append_bytes_max: int = 1024 * 1024
-    """Entries in one message; one entry is sent however large it is."""
+    """The limit for the entries in one message; a single entry is sent whatever its size."""
     inflight_messages_max: int = 64
     inflight_bytes_max: int = 8 * 1024 * 1024
-    """How much may be under way to one peer without an acknowledgement: by messages, and by bytes."""
+    """The limits for unacknowledged appends to one peer: messages, and bytes."""
     apply_bytes_max: int = 4 * 1024 * 1024
-    """Committed entries in one ``Ready``."""
+    """The limit for the committed entries in one ``Ready``."""
     uncommitted_bytes_max: int = 64 * 1024 * 1024
-    """A leader with more than this uncommitted refuses proposals, so that its memory is bounded."""
+    """A leader with this many uncommitted bytes or more refuses proposals, so that its memory is bounded."""
     trailing_entries: int = 10_000
-    """Entries kept behind a snapshot, so that a peer that is a little late needs no snapshot."""
+    """The number of entries that are kept before a snapshot's index, so that a peer that is slightly behind
+    needs no snapshot."""
     trailing_bytes_max: int = 16 * 1024 * 1024
-    """No more of them than this, so that a node's memory is bounded."""
+    """The limit for the bytes of these entries, so that a node's memory is bounded."""
 
     def __post_init__(self) -> None:
         if self.heartbeat_ticks < 1 or self.election_ticks <= self.heartbeat_ticks:

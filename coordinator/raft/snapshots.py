@@ -1,7 +1,8 @@
-"""Snapshots for peers whose entries are compacted, in chunks; the core never looks at the bytes.
+"""Sends snapshots in chunks to peers that need compacted entries; the core does not read the bytes.
 
-Extended paper §7; thesis §5.1. One chunk is under way to a peer at a time. The receiver's answers say how
-much it holds, so that a lost chunk, a lost answer and a restart of either side all continue from there.
+Extended paper §7; thesis §5.1. Only one chunk to a peer is unanswered at a time. The receiver's answers
+contain the offset that it has reached, from which the transfer continues after a lost chunk, a lost answer or
+a restart of either side.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from undoubt.coordinator.raft.tracker import Pace, Progress
 
 
 def want_chunk(state: RaftState, node: int, progress: Progress) -> None:
-    """Ask the driver for the next chunk, unless it was asked."""
+    """Ask the driver for the next chunk, unless it was asked already."""
     stream = progress.stream
     if stream is not None and not stream.asked:
         stream.asked = True
@@ -20,7 +21,7 @@ def want_chunk(state: RaftState, node: int, progress: Progress) -> None:
 
 
 def send_chunk(state: RaftState, wanted: ChunkWanted, data: bytes, *, done: bool) -> None:
-    """The driver's answer. One to a question that is out of date is dropped."""
+    """Send the chunk that the driver has read. Drops an answer to an outdated question."""
     progress = state.tracker.progress.get(wanted.peer)
     stream = progress.stream if progress is not None and state.leads else None
     if stream is None or not stream.asked or stream.sent:
@@ -32,7 +33,8 @@ def send_chunk(state: RaftState, wanted: ChunkWanted, data: bytes, *, done: bool
 
 
 def give_up(state: RaftState, wanted: ChunkWanted) -> None:
-    """The driver has that snapshot no more: begin again with the newest when the peer is next heard from."""
+    """Stop sending a snapshot that the driver no longer has. The transfer begins again, with the newest
+    snapshot, when a message of the peer is received next."""
     progress = state.tracker.progress.get(wanted.peer)
     if progress is not None and progress.stream is not None and progress.stream.meta.index == wanted.index:
         progress.probe(progress.match + 1)
@@ -40,7 +42,7 @@ def give_up(state: RaftState, wanted: ChunkWanted) -> None:
 
 
 def tick(state: RaftState) -> None:
-    """Send again what nobody acknowledges."""
+    """Send again the chunks that were not acknowledged in time."""
     for _, progress in state.peers():
         stream = progress.stream
         if stream is not None and stream.sent:
@@ -66,7 +68,7 @@ def on_chunk(state: RaftState, message: SnapshotChunk) -> None:
         return
     meta, log = message.meta, state.log
     if meta.index <= log.commit or log.matches(meta.index, meta.term):
-        # What the snapshot stands for is in the log: nothing is to be thrown away for it (§7).
+        # The log has the entries that the snapshot replaces, so no entry is removed for it (§7).
         state.commit_to(meta.index)
         state.incoming = None
         state.send(AppendReply(message.sender, state.node, state.term, log.commit))
@@ -89,7 +91,7 @@ def on_chunk(state: RaftState, message: SnapshotChunk) -> None:
 def _install(state: RaftState, meta: SnapshotMeta) -> None:
     state.incoming = None
     state.installing = meta
-    # No write that is still under way says anything about the log as it is from now on.
+    # The unfinished writes do not make the new log durable.
     state.writes.replaced_from(1)
     state.log.restore(meta)
     state.restore_history(meta)

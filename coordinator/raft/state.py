@@ -1,5 +1,5 @@
-"""One node's state: what it begins with, what it has for its driver to do, and the few moves that every part
-of the algorithm makes with it."""
+"""The state of one node, its restored state, its outputs for the driver, and the state changes that several
+modules make."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ from undoubt.coordinator.raft.tracker import Progress, Tracker
 from undoubt.participants.invariant import invariant
 
 FULL_DISK_ELECTIONS = 4
-"""Election timeouts that a node whose disk is full waits for longer than it would otherwise."""
+"""The number of additional election timeouts that a node with a full disk waits before it stands for
+election."""
 
 
 class RestoredState(msgspec.Struct, frozen=True):
-    """What was found on disk. ``applied`` is what the state machine stored together with its effects.
+    """The state that was found on disk. ``applied`` is the index that the state machine stored together with
+    the effects.
 
-    Of an empty disk: everything as by default; such a node learns all from a leader, and stands for
-    nothing before it is in a configuration.
+    For an empty disk all fields have their defaults; such a node gets everything from a leader, and does not
+    stand for election before it is in a configuration.
     """
 
     hard_state: HardState = HardState()
@@ -50,9 +52,10 @@ class RestoredState(msgspec.Struct, frozen=True):
 
 
 def bootstrap(voters: Iterable[int], learners: Iterable[int] = ()) -> RestoredState:
-    """What each first node of a new cluster starts from (and stores first): the same for all of them.
+    """Return the state from which each first node of a new cluster starts, and which it stores first; the
+    same for all these nodes.
 
-    The configuration stands at index 1, so that whoever joins later with an empty log is given it.
+    The configuration has index 1, so that a node that joins later with an empty log receives it.
     """
     configuration = Configuration(incoming=frozenset(voters), learners=frozenset(learners))
     invariant(bool(configuration.incoming), "a cluster needs a voter")
@@ -60,14 +63,15 @@ def bootstrap(voters: Iterable[int], learners: Iterable[int] = ()) -> RestoredSt
 
 
 class ReadState(msgspec.Struct, frozen=True):
-    """The read ``context`` may be answered by any state machine that has applied ``index``."""
+    """A confirmed read: ``context`` may be answered from any state machine that has applied ``index``."""
 
     context: bytes
     index: int
 
 
 class ChunkWanted(msgspec.Struct, frozen=True):
-    """Give ``Raft.snapshot_chunk`` the bytes from ``offset`` on of the snapshot at ``index`` for ``peer``."""
+    """A request to the driver: give ``Raft.snapshot_chunk`` the bytes from ``offset`` on of the snapshot at
+    ``index``, for ``peer``."""
 
     peer: int
     index: int
@@ -75,26 +79,27 @@ class ChunkWanted(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """One step's work. The package's docstring gives the order in which the driver does it."""
+    """The work that the driver has to do next; the package's docstring gives its order."""
 
     token: int
-    """For ``on_persisted``."""
+    """The argument for ``on_persisted``."""
     hard_state: HardState | None = None
-    """Store term and vote together, if given."""
+    """Term and vote, to be stored together; None if they have not changed."""
     chunks: tuple[SnapshotChunk, ...] = ()
-    """Store beside the log; one with offset 0 begins anew."""
+    """Chunks to store beside the log; a chunk with offset 0 begins a new snapshot."""
     snapshot: SnapshotMeta | None = None
-    """All chunks of it are there: replace state machine, applied index and log by it, in one transaction."""
+    """A snapshot of which all chunks have been received: replace state machine, applied index and log by it,
+    in one transaction."""
     entries: tuple[Entry, ...] = ()
-    """Store; whatever is stored from ``entries[0].index`` on is replaced."""
+    """Entries to store; they replace all stored entries from ``entries[0].index`` on."""
     messages_now: tuple[Message, ...] = ()
     messages_after_sync: tuple[Message, ...] = ()
-    """Depend on what this step stores: ``on_persisted`` returns them when they may be sent."""
+    """Messages that depend on what this step stores: ``on_persisted`` returns them once they may be sent."""
     committed_entries: tuple[Entry, ...] = ()
-    """Apply in order, each with its index in one transaction; then ``on_applied``."""
+    """Entries to apply in order, each with its index in one transaction; then call ``on_applied``."""
     read_states: tuple[ReadState, ...] = ()
     reads_lost: tuple[bytes, ...] = ()
-    """Contexts of reads that will not be answered: this node leads no more."""
+    """Contexts of reads that will not be answered, because this node no longer leads."""
     chunks_wanted: tuple[ChunkWanted, ...] = ()
 
     @property
@@ -117,22 +122,23 @@ class Ready(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Write:
-    """One ``Ready`` whose storing has not been reported yet."""
+    """The write of one ``Ready`` that was not reported as stored yet."""
 
     token: int
     hard_state: HardState
     last: int
-    """The log is durable up to here once this is stored; lowered when a later write replaces that tail."""
+    """The index up to which the log is durable once this is stored; lowered when a later write replaces the
+    tail."""
     messages: tuple[Message, ...]
     age_ticks: int = 0
 
 
 class Writes:
-    """Writes in the order in which they were handed out, which is the order in which they must be made."""
+    """The unfinished writes, in the order in which they were handed out; they must be made in this order."""
 
     def __init__(self, hard_state: HardState) -> None:
         self.hard_state = hard_state
-        """What is known to be stored."""
+        """The hard state that is known to be stored."""
         self._under_way: deque[Write] = deque()
         self._token = 0
 
@@ -142,7 +148,7 @@ class Writes:
 
     @property
     def age_ticks(self) -> int:
-        """How long the oldest has taken."""
+        """How long the oldest unfinished write has taken, in ticks."""
         return self._under_way[0].age_ticks if self._under_way else 0
 
     def tick(self) -> None:
@@ -151,7 +157,7 @@ class Writes:
 
     @property
     def last_token(self) -> int:
-        """Of the newest that is under way; 0 if none is."""
+        """The token of the newest unfinished write; 0 if there is none."""
         return self._under_way[-1].token if self._under_way else 0
 
     def next_token(self) -> int:
@@ -162,31 +168,34 @@ class Writes:
         self._under_way.append(write)
 
     def replaced_from(self, index: int) -> None:
-        """The tail from ``index`` on is being replaced: no earlier write makes it durable any more."""
+        """Note that the tail from ``index`` on is being replaced: earlier writes no longer make it
+        durable."""
         for write in self._under_way:
             write.last = min(write.last, index - 1)
 
     def done(self, token: int) -> list[Write]:
-        """Everything up to ``token`` is durable. Raises InvariantViolation for a token never handed out."""
+        """Remove and return the writes up to ``token``, which are durable. Raises InvariantViolation for a
+        token that was never handed out."""
         invariant(token <= self._token, f"{token} was never handed out")
         finished = []
         while self._under_way and self._under_way[0].token <= token:
             write = self._under_way.popleft()
             self.hard_state = write.hard_state
-            # Each write's time counts from when it is the disk's turn.
+            # The age of a write counts from the moment when it is the oldest.
             finished.append(write)
         return finished
 
 
 class Outbox:
-    """Messages since the last ``Ready``."""
+    """The messages since the last ``Ready``."""
 
     def __init__(self) -> None:
         self.now: list[Message] = []
         self.after_sync: list[Message] = []
 
     def hold(self, message: Message) -> None:
-        """Send ``message`` after the next sync; one acknowledgement stands for all before it."""
+        """Send ``message`` after the next sync; an acknowledgement replaces the one before it for the same
+        leader and term."""
         if self.after_sync and isinstance(message, AppendReply) and not message.rejected:
             last = self.after_sync[-1]
             if (
@@ -207,14 +216,15 @@ class Role(enum.Enum):
 
 
 class PendingReads:
-    """Reads that a leader has been asked for. ``waiting`` have no round of heartbeats yet."""
+    """The reads that a leader has to answer. Those in ``waiting`` have no round of heartbeats yet."""
 
     def __init__(self) -> None:
         self.waiting: list[bytes] = []
         self.round = 0
-        """Of the last heartbeats sent for reads. Never falls while this node leads."""
+        """The round of the last heartbeats that were sent for reads. Never decreases while this node
+        leads."""
         self.asked: list[tuple[int, ReadState]] = []
-        """With the round that must be confirmed, in order."""
+        """Reads with the round that must be confirmed for each, in order."""
         self.answered: list[ReadState] = []
         self.lost: list[bytes] = []
 
@@ -247,7 +257,7 @@ class RaftState:
         self.tracker = Tracker(self.history.current)
         self.term = hard_state.term
         self.vote = hard_state.vote
-        """Who got this node's vote in ``term``; only a newer term clears it."""
+        """The node that got this node's vote in ``term`` (0: none); only a newer term clears it."""
         self.role = Role.FOLLOWER
         self.leader = 0
         self.votes: dict[int, bool] = {}
@@ -265,10 +275,11 @@ class RaftState:
         self.installing: SnapshotMeta | None = None
         self.chunks_wanted: list[ChunkWanted] = []
         self.disk_full = False
-        """Nothing is proposed here, and no data taken from a leader; it votes, and leads only where no other
-        voter can: see ``patience_ticks`` and ``transfer.settle``."""
+        """True while the disk is full: no proposal and no data from a leader is taken. The node votes, but
+        leads only if no other voter can: see ``patience_ticks`` and ``election.settle_transfer``."""
         self.stalled_token = 0
-        """Until that write is done this node does not stand for election. 0: it may."""
+        """The token of the write before whose end this node does not stand for election; 0 if there is
+        none."""
         self.writes = Writes(hard_state)
         self.handed_hard_state = hard_state
         self.outbox = Outbox()
@@ -284,7 +295,7 @@ class RaftState:
 
     @property
     def own(self) -> Progress | None:
-        """A leader's record of its own disk; None while it is not part of the configuration."""
+        """A leader's progress of its own disk; None while this node is not in the configuration."""
         return self.tracker.progress.get(self.node)
 
     def peers(self) -> list[tuple[int, Progress]]:
@@ -292,31 +303,31 @@ class RaftState:
 
     @property
     def may_stand(self) -> bool:
-        """Whether this node may stand for election at all.
+        """Whether this node may stand for election.
 
-        Also if a change that is not committed yet takes its vote away: it may be the only one whose log
-        holds that change (thesis §4.2.2), and then nobody else could ever be elected.
+        It may also if an uncommitted change takes its vote away: this node may be the only one whose log has
+        that change (thesis §4.2.2), and then no other node could be elected.
         """
         return self.node in self.history.voters_since(self.log.commit) and not self.stalled
 
     @property
     def stalled(self) -> bool:
-        """A write takes longer than a leader's may, or the one for which this node stepped down is not done.
-        Its vote for itself would wait behind that write."""
+        """True if a write takes as long as ``disk_stall_ticks``, or the write for which this node stepped
+        down is not done. This node's vote for itself would wait for that write."""
         return bool(self.stalled_token) or self.writes.age_ticks >= self.settings.disk_stall_ticks
 
     @property
     def fit(self) -> bool:
-        """Whether leadership may be handed to this node."""
+        """Whether leadership may be transferred to this node."""
         return not self.disk_full and not self.stalled
 
     @property
     def patience_ticks(self) -> int:
-        """After how long without a leader this node stands.
+        """After how many ticks without a leader this node stands for election.
 
-        A node whose disk is full leaves the other voters the time of several elections. It stands all the
-        same after that: it may be the only one that holds everything that is committed, and without a leader
-        nobody could read.
+        A node whose disk is full leaves the other voters the time of several elections. After that it stands
+        nevertheless: it may be the only node that has all committed entries, and without a leader no read is
+        answered.
         """
         extra = FULL_DISK_ELECTIONS * self.settings.election_ticks if self.disk_full else 0
         return self.timeout_ticks + extra
@@ -326,11 +337,13 @@ class RaftState:
         self.timeout_ticks = base + self._random.randrange(base)
 
     def in_lease(self) -> bool:
-        """Whether a leader was heard from within the least election timeout (extended paper §6, end)."""
+        """Whether a message of a leader was received within the minimum election timeout (extended paper §6,
+        end)."""
         return self.leader != 0 and self.election_elapsed < self.settings.election_ticks
 
     def send(self, message: Message) -> None:
-        """Now, if nothing in it depends on what is not stored yet; else after the next sync."""
+        """Send ``message`` now, if it does not depend on anything that is not stored yet; otherwise after the
+        next sync."""
         if isinstance(message, PreVote) or (isinstance(message, PreVoteReply) and message.granted):
             self.outbox.now.append(message)
             return
@@ -343,13 +356,13 @@ class RaftState:
             self.outbox.now.append(message)
 
     def enter_term(self, term: int, vote: int) -> None:
-        """The one place where term and vote change."""
+        """Set term and vote; they change nowhere else."""
         invariant(term >= self.term, f"the term fell from {self.term} to {term}")
         invariant(term > self.term or self.vote in (0, vote), f"a second vote in term {term}")
         self.term, self.vote = term, vote
 
     def become(self, role: Role, leader: int) -> None:
-        """Begin anew in ``role``: timers, votes, and whatever only a leader has."""
+        """Change the role, and reset timers, votes, and the state that only a leader has."""
         if self.role is Role.LEADER and role is not Role.LEADER:
             self._abandon_leadership()
         self.role = role
@@ -359,7 +372,8 @@ class RaftState:
         self.draw_timeout()
 
     def become_follower(self, term: int, leader: int) -> None:
-        """Within the same term the vote stays: who forgot it could vote twice."""
+        """Become a follower in ``term``. Within the same term the vote stays; otherwise this node could vote
+        twice."""
         if term > self.term:
             self.enter_term(term, 0)
         self.become(Role.FOLLOWER, leader)
@@ -373,14 +387,14 @@ class RaftState:
         self.chunks_wanted = []
 
     def append(self, entry: Entry) -> None:
-        """A leader's new entry."""
+        """Append a leader's new entry."""
         self.log.append([entry])
         self.uncommitted_bytes += entry.size
         if entry.kind is Kind.CONFIG and self.history.append([entry]):
             self.tracker.configure(self.history.current, self.log.last_index)
 
     def follow_log(self, appended: tuple[Entry, ...], replaced_from: int | None) -> None:
-        """After a follower's log changed: writes under way and the configuration follow it."""
+        """Adapt the unfinished writes and the configuration to a change of a follower's log."""
         changed = False
         if replaced_from is not None:
             self.writes.replaced_from(replaced_from)

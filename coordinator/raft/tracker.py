@@ -1,12 +1,12 @@
-"""What a leader knows of its peers: the configuration, and of each peer how fast it may send.
+"""Holds the configuration, and what a leader knows about each peer, which decides how much may be sent.
 
 ::
 
-    PROBE      one append at a time, until the place is found where the logs agree
-    REPLICATE  appends follow each other without waiting, inside a window of messages and of bytes
-    SNAPSHOT   the entries it needs are compacted: chunks of a snapshot, one at a time
+    PROBE      one append at a time, until the index is found at which the logs agree REPLICATE  appends are
+    sent without waiting, inside a window of messages and of bytes SNAPSHOT   the entries that the peer needs
+    are compacted: chunks of a snapshot, one at a time
 
-A rejection or a loss leads back to PROBE, an acknowledgement to REPLICATE.
+A rejection, or a snapshot that cannot be sent, leads back to PROBE; an acknowledgement leads to REPLICATE.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Pace(enum.Enum):
 
 
 class PeerProgress(msgspec.Struct, frozen=True):
-    """What a leader tells of one peer: see the fields of :class:`Progress`."""
+    """What a leader reports about one peer: see the fields of :class:`Progress`."""
 
     match: int
     pace: Pace
@@ -37,15 +37,15 @@ class PeerProgress(msgspec.Struct, frozen=True):
 
 
 class Stream:
-    """A snapshot on its way to one peer: the next chunk begins at ``offset``."""
+    """The transfer of a snapshot to one peer: the next chunk begins at ``offset``."""
 
     def __init__(self, meta: SnapshotMeta) -> None:
         self.meta = meta
         self.offset = 0
         self.asked = False
-        """The driver has been asked for the next chunk."""
+        """Whether the driver was asked for the next chunk."""
         self.sent = False
-        """The next chunk is on its way to the peer."""
+        """Whether the next chunk was sent to the peer."""
         self.age_ticks = 0
 
     def again(self, offset: int) -> None:
@@ -58,21 +58,24 @@ class Stream:
 class Progress:
     def __init__(self, next_index: int) -> None:
         self.match = 0
-        """Known to be durable there, and equal to ours. match < next"""
+        """The index up to which the peer's log is known to be durable and equal to the leader's. match <
+        next"""
         self.next = max(next_index, 1)
         self.pace = Pace.PROBE
         self.waiting = False
-        """In PROBE: an append is under way, and its answer or the next heartbeat's is to be awaited."""
+        """In PROBE: an append was sent; the next is sent only after its answer, or the answer to a
+        heartbeat."""
         self.nudge = False
-        """In REPLICATE: something seems lost; an empty append will make the peer say what it has."""
+        """In REPLICATE: an append may be lost; an empty append has to be sent, to which the peer answers how
+        far its log agrees."""
         self.active = False
-        """Heard from since the last check of the quorum."""
+        """Whether a message of the peer was received since the last check of the quorum."""
         self.round = 0
-        """The last round of heartbeats it has answered."""
+        """The last round of heartbeats that the peer has answered."""
         self.fit = True
-        """It may lead, as far as it has said: its disk has room and is not stalled."""
+        """Whether the peer may lead, as it reported last: its disk has room and is not stalled."""
         self.inflight: deque[tuple[int, int]] = deque()
-        """Unacknowledged appends: the last index of each and its bytes, in order."""
+        """The unacknowledged appends in order: the last index of each, and its bytes."""
         self.inflight_bytes = 0
         self.stream: Stream | None = None
 
@@ -102,7 +105,7 @@ class Progress:
         self.stream = None
 
     def sent(self, last: int, size: int) -> None:
-        """Entries up to ``last`` are under way in one message."""
+        """Note that entries up to ``last`` were sent in one message of ``size`` bytes."""
         invariant(self.pace is Pace.REPLICATE, "only a peer whose log is known is sent to without waiting")
         self.next = last + 1
         self.inflight.append((last, size))
@@ -112,7 +115,8 @@ class Progress:
         return len(self.inflight) >= messages_max or self.inflight_bytes >= bytes_max
 
     def acknowledge(self, index: int) -> bool:
-        """The peer's durable log equals ours up to ``index``. Whether that is news."""
+        """Note that the peer's durable log equals the leader's up to ``index``. Returns whether ``match`` has
+        increased."""
         news = index > self.match
         self.match = max(self.match, index)
         self.next = max(self.next, index + 1)
@@ -121,9 +125,10 @@ class Progress:
         return news
 
     def reject(self, index: int, hint: int) -> bool:
-        """The peer has no such entry as ours at ``index``. False if that answer is an old one.
+        """Note that the peer does not have the leader's entry at ``index``. Returns False if the answer is
+        outdated.
 
-        ``hint`` is where the logs may agree at best.
+        ``hint`` is the highest index at which the logs may agree.
         """
         if self.pace is Pace.REPLICATE:
             if index <= self.match:
@@ -142,23 +147,24 @@ class Tracker:
         self.progress: dict[int, Progress] = {}
 
     def configure(self, configuration: Configuration, last_index: int) -> None:
-        """Take over ``configuration``; who is new is probed from ``last_index``, who is gone forgotten."""
+        """Use ``configuration``. New nodes are probed from ``last_index``; removed nodes are forgotten."""
         self.configuration = configuration
         for node in sorted(configuration.nodes - set(self.progress)):
             self.progress[node] = Progress(last_index)
-            # Else a node that has just joined could cost the leader its quorum before it can answer.
+            # Otherwise a node that has just joined could cost the leader its quorum before it can answer.
             self.progress[node].active = True
         for node in set(self.progress) - configuration.nodes:
             del self.progress[node]
 
     def reset(self, last_index: int) -> None:
-        """A new leader knows nothing of anybody (extended paper §5.3: nextIndex is after its last)."""
+        """Forget everything about the peers, as a new leader does (extended paper §5.3: nextIndex is after
+        its last)."""
         self.progress = {node: Progress(last_index + 1) for node in sorted(self.configuration.nodes)}
         for progress in self.progress.values():
             progress.active = True
 
     def committed_index(self) -> int:
-        """What a quorum holds durably, this node's own disk counted like any other."""
+        """The index up to which a quorum has stored the log; this node's own disk counts like any other."""
         return self.configuration.quorum.committed_index(
             {node: progress.match for node, progress in self.progress.items()}
         )
@@ -169,7 +175,7 @@ class Tracker:
         return self.configuration.quorum.committed_index(rounds | {own: own_round})
 
     def quorum_active(self, own: int) -> bool:
-        """Whether a quorum was heard from since :meth:`forget_activity`."""
+        """Whether messages of a quorum were received since :meth:`forget_activity`."""
         heard = {node: node == own or progress.active for node, progress in self.progress.items()}
         return self.configuration.quorum.vote_result(heard) is VoteResult.WON
 

@@ -160,7 +160,7 @@ def test_a_commit_moves_as_the_table_says(events: list[CommitEvent]) -> None:
                 assert commit.state is after
                 assert left[phases:] == ([PHASES[before]] if PHASES[before] is not PHASES[after] else [])
             assert commit.decision is OUTCOMES[PHASES[commit.state]]
-            assert commit.told.done() == (commit.phase is Phase.APPLIED)
+            assert commit.answer_ready.done() == (commit.phase is Phase.APPLIED)
 
     asyncio.run(play())
 

@@ -99,7 +99,7 @@ class Transaction:
                 raise OutcomeUnknown(self.id, "the coordinator was closed meanwhile") from None
             raise
         except (KeyboardInterrupt, SystemExit) as error:
-            self._engine.tell_that_it_goes_on(error)
+            self._engine.note_ongoing_commit(error)
             raise
 
     def rollback(self) -> None:
@@ -116,7 +116,7 @@ class Transaction:
             self._finish(self._engine.end_block)
             return
         if self._engine.committing:
-            self._engine.tell_that_it_goes_on(error)
+            self._engine.note_ongoing_commit(error)
         else:
             self._roll_back(error)
         cause = self._engine.interruption

@@ -168,7 +168,7 @@ def test_what_can_be_told_to_be_wrong_is_refused() -> None:
         (
             follower(),
             Append(1, 2, TERM, LAST, 4, (Entry.make(LAST + 1, 5, b"?", Kind.CONFIG),), 0),
-            "no change of the members",
+            "not a valid change of the members",
         ),
         (leading(), AppendReply(1, 2, TERM + 1, 1_000), "acknowledges entry 1000"),
         (leading(), HeartbeatReply(1, 2, TERM + 1, 1_000), "round 1000"),
