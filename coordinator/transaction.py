@@ -46,8 +46,7 @@ ROLLBACK_GRACE_S = 1.0
 LEAVING_GRACE_S = 1.0
 """How long a rollback waits until the cancelled block of the transaction is left."""
 VOTING_GRACE_S = 5.0
-"""How much longer than the timeout ``commit`` waits until participants have noticed that their PREPARE was
-cancelled."""
+"""How much longer than the timeout ``commit`` waits until participants have cancelled their PREPARE."""
 
 
 class TransactionState(enum.Enum):
@@ -102,8 +101,7 @@ class Lease:
             self._when_idle.set()
 
     def retire(self, when_idle: asyncio.Event) -> None:
-        """Mark the lease as replaced: no transaction begins under it. ``when_idle`` is set once no
-        transaction is left."""
+        """Mark the lease as replaced. ``when_idle`` is set once none of its transactions is left."""
         self._when_idle = when_idle
         if self.idle:
             when_idle.set()
@@ -112,8 +110,7 @@ class Lease:
 class Transaction:
     """``async with coordinator.transaction() as tx``: commits at the block's end, rolls back if it raises.
 
-    Different tasks may use different branches at the same time; otherwise only one task may use a
-    transaction.
+    Different tasks may use different branches; otherwise only one task may use a transaction at a time.
     """
 
     def __init__(
@@ -199,8 +196,7 @@ class Transaction:
 
     @property
     def fixed_elsewhere(self) -> bool:
-        """True if COMMIT is certain (fixed in participants or acceptors) and is still being recorded in the
-        ledger."""
+        """True if COMMIT is fixed in participants or acceptors, and still being recorded in the ledger."""
         return self._context is not None and self._context.state in CERTAIN_BEFORE_THE_LEDGER
 
     @property
@@ -293,8 +289,7 @@ class Transaction:
         """Roll back one branch and remove it from the transaction. For an announced branch the result is the
         answer of its participant: ``APPLIED``, it was prepared and is rolled back; ``ABSENT``, it is not
         prepared. If it is prepared later, recovery rolls it back, as a branch that no decision names. Raises
-        the errors of :meth:`adopt`, and the errors of the rollback; then the branch stays in the
-        transaction."""
+        the errors of :meth:`adopt`, and of the rollback; then the branch stays in the transaction."""
         self._check_active()
         if self._doom is not None:
             self._raise_aborted(self._doom)
@@ -401,8 +396,7 @@ class Transaction:
             self.note_ongoing_commit(error)
 
     def note_ongoing_commit(self, error: BaseException) -> None:
-        """Add a note to ``error``, which leaves the block while a commit is running, unless that commit can
-        only abort."""
+        """Add a note to ``error``, which leaves the block while a commit is running that may commit."""
         note = f"the commit of transaction {self.id} goes on; coordinator.outcome returns its outcome"
         if self.may_have_committed and note not in getattr(error, "__notes__", ()):
             error.add_note(note)
@@ -428,8 +422,8 @@ class Transaction:
         return found if found is not None and self.doom(found) else None
 
     async def _leave(self, scope: CancelScope | None, error: BaseException | None) -> None:
-        """End the block of a doomed transaction. Returns if ``error`` has to leave the block; otherwise
-        raises the error that has to."""
+        """End the block of a doomed transaction. Raises what has to leave the block, unless it is
+        ``error``."""
         is_cancellation = isinstance(error, asyncio.CancelledError)
         cancelled = is_cancellation if scope is None else await scope.leave(error)
         if self._left is not None and not self._left.done():
@@ -456,9 +450,7 @@ class Transaction:
         if opening is None:
             number = self._numbered + 1
             if number > BRANCH_NUMBER_MAX:
-                raise UsageError(
-                    f"transaction {self.id} has {BRANCH_NUMBER_MAX} branches already, which is the limit"
-                )
+                raise UsageError(f"transaction {self.id} has {BRANCH_NUMBER_MAX} branches, the maximum")
             self._numbered = number
             participant = name.partition("/")[0]
             gid = Gid(self._host.ledger_id, self._protocol, self.id, number, participant)
@@ -526,8 +518,7 @@ class Transaction:
             self._host.rolled_back(self)
 
     async def _roll_back_announced(self) -> None:
-        """Roll back a transaction with announced branches, which may be prepared now or later, as after a
-        PREPARE without an answer."""
+        """Roll back announced branches, which may become prepared, as after a PREPARE without an answer."""
         context = self._new_context()
         context.tally.asked = tuple(self._announced)
         context.tally.unanswered |= self._announced
