@@ -1,5 +1,5 @@
-"""Alembic's entry for the SQL ledger's tables. The connection comes from
-``undoubt.coordinator.ledger.schema``."""
+"""Alembic's entry for the tables of the SQLite ledger. ``undoubt.coordinator.ledger.schema`` passes the
+connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Alembic's entry for the PostgreSQL ledger's tables. ``undoubt.coordinator.ledger.schema`` connects."""
+"""Alembic's entry for the tables of the PostgreSQL ledger. ``undoubt.coordinator.ledger.schema`` passes the
+connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the participant's migrations on the connection that it is handed, or prints them.
+"""Alembic's entry: runs the participant's migrations on the connection that it is given, or prints them.
 
 Only ``undoubt.participants.postgres.schema`` calls it; there is no alembic.ini.
 """
@@ -9,7 +9,9 @@ from alembic import context
 
 context.configure(
     connection=context.config.attributes.get("connection"),
-    transactional_ddl=None if not context.is_offline_mode() else False,  # what is printed is in one already
+    transactional_ddl=None
+    if not context.is_offline_mode()
+    else False,  # the printed script has its own transaction
     dialect_name="postgresql",
     version_table="participant_migration",
     version_table_schema="undoubt",

@@ -1,4 +1,4 @@
-"""``postgresql+psycopg://…`` URLs: SQLAlchemy's, with libpq's parameters in the query.
+"""Reads ``postgresql+psycopg://…`` URLs: SQLAlchemy's form, with libpq's parameters in the query.
 
 https://docs.sqlalchemy.org/en/21/dialects/postgresql.html#module-sqlalchemy.dialects.postgresql.psycopg.
 """
@@ -18,14 +18,15 @@ from undoubt.participants.libpq import PORT_MAX, is_connection_string, is_port
 from undoubt.participants.redact import redact
 
 CONNECT_TIMEOUT_S_MIN = 2
-"""libpq's own least."""
+"""The lowest connect_timeout of libpq."""
 _DIGITS = re.compile("[0-9]{1,9}")
 SCHEME = "postgresql+psycopg://"
 
 
 def read(url: str) -> sqlalchemy.URL:
-    """Raises ``LedgerMisconfigured``, without the password, if ``url`` is none. Of several hosts the primary
-    is meant, whatever the URL says or does not say about that."""
+    """The parsed ``url``. If it names several hosts, only a primary is connected to, whatever
+    ``target_session_attrs`` the URL has. Raises ``LedgerMisconfigured``, without the password in the message,
+    for an invalid URL."""
     try:
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
@@ -44,13 +45,13 @@ def read(url: str) -> sqlalchemy.URL:
 
 
 def parameters(settings: LedgerSettings) -> dict[str, Any]:
-    """What psycopg connects with. Raises ``LedgerMisconfigured``."""
+    """The connection parameters for psycopg. Raises ``LedgerMisconfigured``."""
     url = read(settings.url)
     _, given = url.get_dialect()().create_connect_args(url)
     if is_connection_string(str(given.get("dbname", ""))):
-        # Not shown: nobody looks for a password in that place.
+        # The name is not shown: it may contain a password.
         raise LedgerMisconfigured(
-            "the database's name in the ledger URL is a connection string itself; write"
+            "the name of the database in the ledger URL is itself a connection string; write"
             f" {SCHEME}user@host:5432/database"
         )
     for port in str(given.get("port", "")).split(","):
@@ -63,7 +64,8 @@ def parameters(settings: LedgerSettings) -> dict[str, Any]:
 
 
 def with_options(parameters: Mapping[str, Any], options: str) -> dict[str, Any]:
-    """``parameters`` of psycopg's, and ``options`` for the server behind those that there are anyway."""
+    """``parameters`` with ``options`` appended to the server options that they, or PGOPTIONS, contain
+    already."""
     if not options:
         return dict(parameters)
     given = parameters.get("options", os.environ.get("PGOPTIONS", ""))

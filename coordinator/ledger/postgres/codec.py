@@ -1,4 +1,4 @@
-"""Rows of the ledger's tables as values of the contract."""
+"""Translates rows of the ledger's tables into values of the contract."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def heuristic(  # noqa: PLR0917
 ) -> Heuristic:
     parsed = Gid.parse(gid)
     if not isinstance(parsed, Gid):
-        raise InvariantViolation(f"the ledger holds a heuristic outcome of {gid!r}, which is no gid")
+        raise InvariantViolation(f"the ledger contains a heuristic outcome of {gid!r}, which is not a gid")
     recorded = None if decision is None else Decision(decision)
     return Heuristic(parsed, Settled(kind), recorded, found_at, note, forgotten, by)
 
 
 def transaction_info(row: tuple[Any, ...], heuristics: list[Heuristic]) -> TransactionInfo:
-    """``row`` is one of the statement ``transactions``: a decision, then state and floor of its session
-    (None if that is dropped), then whether it is finished."""
+    """A transaction from a row of the statement ``transactions``: a decision, then state and floor of its
+    session (None if the session was dropped), then whether the transaction is finished."""
     record = decision_record(*row[:9])
     state, floor, finished = row[9:]
     return TransactionInfo(
@@ -77,7 +77,7 @@ def transaction_info(row: tuple[Any, ...], heuristics: list[Heuristic]) -> Trans
 def undecided_info(  # noqa: PLR0917 - columns, in order
     txid: TxId, protocol: str, branches: str, coordinator: str, state: str | None, floor: int | None
 ) -> TransactionInfo:
-    """Of a transaction all of whose branches had voted PREPARED."""
+    """An undecided transaction all of whose branches have voted PREPARED."""
     return TransactionInfo(
         txid,
         RecordedDecision.NOT_RECORDED,

@@ -1,10 +1,9 @@
-"""Connections to the ledger's server: one statement, one transaction, and what became of it.
+"""Connections to the ledger's server: each statement is one transaction, and is repeated if that is safe.
 
-SQLAlchemy reads the URL; statements go to psycopg's connection itself, which takes half the processor time. A
-statement runs in a task of its own: a caller that is cancelled does not break it off, and
-one that gets no answer in time has its socket shut down, so that nobody waits for a server that says nothing.
-A connection that was idle has to answer once before its statement is sent: a firewall may have forgotten it.
-"""
+SQLAlchemy reads the URL; statements are sent with psycopg's connection directly, which takes half the
+processor time. A statement runs in its own task: the cancellation of its caller does not interrupt it. If it
+gets no answer in time, its socket is shut down, so that no caller waits for a server that does not answer. A
+connection that was idle has to answer a probe before a statement is sent: a firewall may have dropped it."""
 
 from __future__ import annotations
 
@@ -33,17 +32,17 @@ SqlRow = tuple[Any, ...]
 RETRY_S = 0.02
 CONNECTIONS_MAX, IDLE_MAX = 6, 2
 SESSION_SKIP = 1_000_000_000
-"""A new incarnation's session numbers begin so much higher. A backup that is a year old would be too old only
-for a ledger on which 30 sessions were opened every second of that year."""
+"""The session numbers of a new incarnation begin so much higher. With a backup that is a year old this would
+be too little only if 30 sessions were opened in each second of that year."""
 PROBE_AFTER_S = 1.0
-"""How long a connection is idle before it has to answer once before its next statement."""
+"""A connection that was idle for longer has to answer a probe before its next statement."""
 PROBE_S = 3.0
-"""How long it may take over that, before a new connection is made."""
+"""The time limit of the probe, after which a new connection is made."""
 PROBE_SHARE = 3
-"""And no more than that part of the statement's time."""
-JUDGED_S = 60.0
-"""How long what was found out about the server and the schema is believed: power over the schema can be given
-to others while connections are open."""
+"""A probe takes at most this part (one third) of the statement's time."""
+CHECKED_S = 60.0
+"""The checks of the server and of the schema are repeated after this time: rights on the schema can be
+granted to other roles while connections are open."""
 
 
 class LedgerConnection:
@@ -53,8 +52,8 @@ class LedgerConnection:
         self._driver = driver
         self._warnings: list[str] = []
         self.idle_since = 0.0
-        self.judged_at = asyncio.get_running_loop().time()
-        """Both by the event loop's clock."""
+        self.checked_at = asyncio.get_running_loop().time()
+        """The time of the last check of server and schema. Both times are the event loop's."""
         driver.add_notice_handler(lambda notice: self._warnings.append(notice.sqlstate or ""))
 
     @property
@@ -62,7 +61,7 @@ class LedgerConnection:
         return bool(self._driver.closed)
 
     async def run(self, sql: str, parameters: dict[str, Any], timeout_s: float | None = None) -> list[SqlRow]:
-        """The rows. Raises the driver's errors, and ``Unconfirmed``."""
+        """Run one statement; returns its rows. Raises the driver's errors, and ``Unconfirmed``."""
         self._warnings.clear()
         with self._alarm(timeout_s):
             cursor = await self._driver.execute(sql, parameters)
@@ -71,13 +70,13 @@ class LedgerConnection:
             raise errors.Unconfirmed("its synchronous standbys did not confirm what is committed there")
         return rows
 
-    async def judge(self, owners: Sequence[str], timeout_s: float) -> None:
-        """Look again at the server and at the schema. Raises the driver's errors, and what
-        :func:`opening.check` raises."""
+    async def check_again(self, owners: Sequence[str], timeout_s: float) -> None:
+        """Check the server and the schema again. Raises the driver's errors, and what :func:`opening.check`
+        raises."""
         with self._alarm(timeout_s):
             intro = await opening.introduce(self._driver, owners)
         opening.check(intro, owners)
-        self.judged_at = asyncio.get_running_loop().time()
+        self.checked_at = asyncio.get_running_loop().time()
 
     async def close(self) -> None:
         with contextlib.suppress(psycopg.Error, OSError):
@@ -87,23 +86,23 @@ class LedgerConnection:
     def _alarm(self, timeout_s: float | None) -> Iterator[None]:
         alarm = None
         if timeout_s is not None:
-            alarm = asyncio.get_running_loop().call_later(timeout_s, self._hang_up)
+            alarm = asyncio.get_running_loop().call_later(timeout_s, self._shut_down_socket)
         try:
             yield
         finally:
             if alarm is not None:
                 alarm.cancel()
 
-    def _hang_up(self) -> None:
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._driver.fileno())) as door:
-            door.shutdown(socket.SHUT_RDWR)
+    def _shut_down_socket(self) -> None:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._driver.fileno())) as duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)
 
 
 class Connections:
-    """See the module. Belongs to one event loop."""
+    """The pool of connections of one ledger. Belongs to one event loop."""
 
     def __init__(self, settings: LedgerSettings) -> None:
-        """Connects to nobody yet. Raises ``LedgerUnusable`` if the URL cannot be read."""
+        """Does not connect yet. Raises ``LedgerMisconfigured`` if the URL is invalid."""
         self.url = redact(settings.url)
         self._timeout_s = settings.request_timeout_s
         self._parameters = address.parameters(settings)
@@ -114,8 +113,8 @@ class Connections:
         self._running: set[asyncio.Task[Any]] = set()
 
     async def ask(self, name: str, /, **parameters: Any) -> list[SqlRow]:
-        """The rows of a statement that begins with {here}, without that column. Where this is not the server
-        that the ledger knew, a new incarnation begins first. Raises as :meth:`run`."""
+        """The rows of a statement that begins with {here}, without that column. If the server is not the one
+        that the ledger was on before, a new incarnation begins first. Raises as :meth:`run`."""
         while True:
             rows = await self.run(name, **parameters)
             if not rows:
@@ -125,19 +124,19 @@ class Connections:
             await self._begin_incarnation()
 
     async def run(self, name: str, /, **parameters: Any) -> list[SqlRow]:
-        """The rows of the statement called ``name``, which is repeated while that may help. Raises
-        ``LedgerUnavailable`` (it may or may not have been carried out) or ``LedgerUnusable``."""
+        """The rows of the statement ``name``, which is repeated as long as that may help. Raises
+        ``LedgerUnavailable`` (the statement may or may not have been carried out) or ``LedgerUnusable``."""
         return await self.work(lambda line, left_s: line.run(query(name), parameters, left_s))
 
     async def work(self, work: Callable[[LedgerConnection, float], Awaitable[T]]) -> T:
-        """``work`` is given a connection and the seconds that are left. Errors as of :meth:`run`."""
+        """Call ``work`` with a connection and the remaining seconds. Raises as :meth:`run`."""
         task = uncancellable(self._repeat(work), name="undoubt-ledger-statement")
         self._running.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Wait for what is under way, which takes no longer than a request may, and hang up."""
+        """Wait for running statements, at most as long as a request may take, then close all connections."""
         while self._running:
             await asyncio.wait(self._running)
         await self._drop_idle()
@@ -145,7 +144,7 @@ class Connections:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
-            task.exception()  # whoever asked may have been cancelled: then nobody else looks at it
+            task.exception()  # marks it as retrieved: the waiting caller may have been cancelled
 
     async def _repeat(self, work: Callable[[LedgerConnection, float], Awaitable[T]]) -> T:
         loop = asyncio.get_running_loop()
@@ -155,7 +154,7 @@ class Connections:
                 async with self._places:
                     return await self._once(work, end)
             except (errors.Unconfirmed, errors.Unsuitable, errors.Standby) as error:
-                raise errors.told(error, self.url) from error
+                raise errors.as_ledger_error(error, self.url) from error
             except self._errors as error:
                 if loop.time() + RETRY_S >= end:
                     raise LedgerUnavailable(
@@ -163,7 +162,7 @@ class Connections:
                         f" {errors.words_of(error)}"
                     ) from error
                 if not errors.may_repeat(error):
-                    raise errors.told(error, self.url) from error
+                    raise errors.as_ledger_error(error, self.url) from error
             await asyncio.sleep(RETRY_S)
 
     async def _once(self, work: Callable[[LedgerConnection, float], Awaitable[T]], end: float) -> T:
@@ -178,7 +177,7 @@ class Connections:
         finally:
             if line.broken or stale:
                 await line.close()
-                await self._drop_idle()  # most likely their server is gone as well
+                await self._drop_idle()  # their connections are probably lost as well
             elif len(self._idle) < IDLE_MAX:
                 line.idle_since = loop.time()
                 self._idle.append(line)
@@ -186,26 +185,27 @@ class Connections:
                 await line.close()
 
     async def _idle_line(self, left_s: float) -> LedgerConnection | None:
-        """One that is there already, and alive; None if there is none: then a new one has to be made."""
+        """An idle connection that works; None if there is none."""
         if not self._idle:
             return None
         line = self._idle.pop()
         fresh = asyncio.get_running_loop().time() - line.idle_since < PROBE_AFTER_S
-        if await self._believed(line, left_s) and (
-            fresh or await self._lives(line, min(PROBE_S, left_s / PROBE_SHARE))
+        if await self._still_trusted(line, left_s) and (
+            fresh or await self._answers(line, min(PROBE_S, left_s / PROBE_SHARE))
         ):
             return line
-        # Its neighbours are most likely lost as well: each of them would cost another statement its time.
+        # The other idle connections are probably lost as well: each would use up the time of a statement.
         await line.close()
         await self._drop_idle()
         return None
 
-    async def _believed(self, line: LedgerConnection, left_s: float) -> bool:
-        """False if it is lost. Raises what :func:`opening.check` raises, and then nothing is left open."""
-        if asyncio.get_running_loop().time() - line.judged_at < JUDGED_S:
+    async def _still_trusted(self, line: LedgerConnection, left_s: float) -> bool:
+        """Repeat the checks of server and schema if they are due. False if the connection is lost. Raises
+        what :func:`opening.check` raises; then all idle connections are closed."""
+        if asyncio.get_running_loop().time() - line.checked_at < CHECKED_S:
             return True
         try:
-            await line.judge(self._owners, min(PROBE_S, left_s / PROBE_SHARE))
+            await line.check_again(self._owners, min(PROBE_S, left_s / PROBE_SHARE))
         except self._errors:
             return False
         except BaseException:
@@ -214,8 +214,8 @@ class Connections:
             raise
         return True
 
-    async def _lives(self, line: LedgerConnection, timeout_s: float) -> bool:
-        """Whether the server answers on it in time."""
+    async def _answers(self, line: LedgerConnection, timeout_s: float) -> bool:
+        """Whether the server answers a probe within ``timeout_s``."""
         try:
             await line.run("select", {}, timeout_s)
         except (*self._errors, errors.Unconfirmed):
@@ -229,7 +229,7 @@ class Connections:
             opening.abandon()
             await asyncio.wait([opening])
         if opening.cancelled():
-            raise TimeoutError("connecting takes too long")
+            raise TimeoutError("no connection in time")
         return opening.result()
 
     async def _open(self) -> LedgerConnection:
@@ -241,13 +241,13 @@ class Connections:
             await line.close()
 
     async def set_back(self, issued: int) -> None:
-        """Session ``issued``, of which the ledger knows nothing, has given names: a new incarnation begins.
+        """Begin a new incarnation, because session ``issued`` has given names and is not in the ledger.
         Raises as :meth:`run`."""
         for incarnation, closed, *_ in await self.run("set_back", issued=issued, skip=SESSION_SKIP):
             log.error(
-                "ledger %s was set back: it has given names in session %d, of which it knows nothing."
-                " Incarnation %d begins; %d sessions were closed, and what they had undecided is left to an"
-                " operator",
+                "ledger %s was set back: it has given names in session %d, which it does not contain."
+                " Incarnation %d begins; %d sessions were closed, and an operator has to decide their"
+                " undecided transactions",
                 self.url,
                 issued,
                 incarnation,
@@ -258,7 +258,7 @@ class Connections:
         for incarnation, closed, *_ in await self.run("new_incarnation", skip=SESSION_SKIP):
             log.warning(
                 "ledger %s was restored, copied or failed over: incarnation %d begins; %d sessions were"
-                " closed, and what they had undecided is left to an operator",
+                " closed, and an operator has to decide their undecided transactions",
                 self.url,
                 incarnation,
                 closed,

@@ -1,10 +1,9 @@
-"""Decisions of many callers in one statement: one round trip, one commit, one answer for each of them.
+"""Sends the decisions of many callers in one statement: one round trip, one commit, one answer for each.
 
-Decisions that arrive while the server is at work wait, and are sent together (group commit: DeWitt et al.,
-*Implementation Techniques for Main Memory Database Systems*, 1984, §5.2). A statement carries decisions of
-one session only: what blocks or breaks another session's cannot touch them, and locks of two sessions are
-never held at once, so that two processes cannot deadlock on them.
-"""
+Decisions that arrive while a statement is running wait, and are sent together (group commit: DeWitt et al.,
+*Implementation Techniques for Main Memory Database Systems*, 1984, §5.2). A statement contains decisions of
+one session only: a lock or an error in another session does not affect them, and the locks of two sessions
+are never held at the same time, so two processes cannot deadlock on them."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ from undoubt.participants.ids import TxId
 
 BATCH_MAX = 64
 SENDING_MAX = 2
-"""Statements of one session at a time: one is carried out while the next is on its way."""
+"""Most concurrent statements of one session: one is carried out while the next is being sent."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -52,7 +51,7 @@ class _Asked:
 
 
 class Decisions:
-    """See the module. Belongs to one event loop."""
+    """The queue of decisions. Belongs to one event loop."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
@@ -61,14 +60,14 @@ class Decisions:
         self._tasks: set[Uncancellable[None]] = set()
 
     async def decide(self, command: Decide) -> Decision:
-        """As the contract's. Whoever asks may be cancelled: the decision goes its way."""
+        """As in the contract. If the caller is cancelled, the decision is still sent."""
         asked = _Asked(command, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(command.txid.session, []).append(asked)
         self._send(command.txid.session)
         return await asked.answer
 
     async def close(self) -> None:
-        """Wait for the answers to what was asked."""
+        """Wait for the answers to all running statements."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -91,15 +90,15 @@ class Decisions:
         except UndoubtError as error:
             answers = {asked.command.txid: error for asked in batch}
         except BaseException as error:
-            told = LedgerUnavailable(f"the decision was not answered: {error!r}")
-            answers = {asked.command.txid: told for asked in batch}
+            unanswered = LedgerUnavailable(f"the decision was not answered: {error!r}")
+            answers = {asked.command.txid: unanswered for asked in batch}
             raise
         finally:
             self._sending[session] -= 1
             if not self._sending[session]:
                 del self._sending[session]
             for asked in batch:
-                _tell(asked.answer, answers[asked.command.txid])
+                _resolve(asked.answer, answers[asked.command.txid])
             self._send(session)
 
     async def _answers(self, commands: list[Decide]) -> dict[TxId, DecideResult]:
@@ -110,7 +109,7 @@ class Decisions:
         except LedgerError as error:
             if len(commands) == 1:
                 return {commands[0].txid: error}
-        answers: dict[TxId, DecideResult] = {}  # one of them is the matter: the others need not suffer for it
+        answers: dict[TxId, DecideResult] = {}  # one of them fails: the others are sent again, each alone
         for command in commands:
             answers |= await self._answers([command])
         return answers
@@ -128,10 +127,12 @@ class Decisions:
             cause=[command.cause if command.decision is Decision.ABORT else "" for command in commands],
             by_itself=sorted(TERMINATES_BY_ITSELF),
         )
-        told = {TxId(session, nonce, seq): (state, decision) for session, nonce, seq, state, decision in rows}
+        found = {
+            TxId(session, nonce, seq): (state, decision) for session, nonce, seq, state, decision in rows
+        }
         answers: dict[TxId, DecideResult] = {}
         for command in commands:
-            state, decision = told[command.txid]
+            state, decision = found[command.txid]
             if state is None:
                 why = "the ledger does not know its session, or has dropped it"
                 answers[command.txid] = OutcomeUnknown(command.txid, why)
@@ -142,14 +143,15 @@ class Decisions:
         return answers
 
     async def _recorded(self, command: Decide, state: SessionState) -> DecideResult:
-        """Nothing was written for ``command``: there is a decision already, or its session forbids it."""
+        """The answer if no row was written for ``command``: a decision exists already, or the state of its
+        session does not allow one."""
         txid = command.txid
         ((decision, branches),) = await self._connections.ask(
             "recorded", session=txid.session, seq=txid.seq, nonce=txid.nonce
         )
         if decision is None:
             if state is not SessionState.RESTORED:
-                raise LedgerUnavailable(f"the session of {txid} is just being dropped; ask again")
+                raise LedgerUnavailable(f"the session of {txid} is being dropped; repeat the call")
             why = "its session is from before the ledger was restored or failed over"
             return OutcomeUnknown(txid, why)
         known, given = labels(decode_branches(branches)), labels(command.branches)
@@ -159,7 +161,8 @@ class Decisions:
 
 
 def _apart(waiting: list[_Asked]) -> tuple[list[_Asked], list[_Asked]]:
-    """What one statement can take, and the rest: a transaction that is asked about twice goes into two."""
+    """The decisions for one statement, and the rest. Two decisions of one transaction go into two
+    statements."""
     taken: dict[TxId, _Asked] = {}
     rest = []
     for asked in waiting:
@@ -170,10 +173,10 @@ def _apart(waiting: list[_Asked]) -> tuple[list[_Asked], list[_Asked]]:
     return sorted(taken.values(), key=lambda asked: asked.command.txid), rest
 
 
-def _tell(answer: asyncio.Future[Decision], told: DecideResult) -> None:
-    if answer.done():  # whoever asked was cancelled
+def _resolve(answer: asyncio.Future[Decision], result: DecideResult) -> None:
+    if answer.done():  # the waiting caller was cancelled
         return
-    if isinstance(told, Decision):
-        answer.set_result(told)
+    if isinstance(result, Decision):
+        answer.set_result(result)
     else:
-        answer.set_exception(told)
+        answer.set_exception(result)

@@ -1,4 +1,5 @@
-"""The contract over the tables of one PostgreSQL database. ``queries.sql`` says why each is safe."""
+"""The contract over the tables of one PostgreSQL database. Comments in ``queries.sql`` say why each statement
+is safe."""
 
 from __future__ import annotations
 
@@ -54,11 +55,12 @@ from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import Gid, Protocol, TxId, new_nonce
 
 SESSIONS_MAX = 1_000
-"""Of which it is remembered whether their gids carry tags."""
+"""Most sessions for which it is cached whether their gids have tags."""
 
 
 class PostgresLedger:
-    """Made by :meth:`open`. Belongs to the event loop and the process in which it was opened."""
+    """A ledger in a PostgreSQL database. Made by :meth:`open`. May be used only in the event loop and the
+    process in which it was opened."""
 
     backend = "postgresql"
     acceptors: Acceptors | None = None
@@ -68,7 +70,7 @@ class PostgresLedger:
         self._connections = Connections(settings)
         self._decisions = Decisions(self._connections)
         self.upkeep = Leadership(self._connections, settings, clock)
-        """What the process that leads does from time to time: sessions expire, and records are let go."""
+        """The periodic work of the process that leads: expiring sessions and deleting old records."""
         self._ledger_id = ""
         self._names = Names("", b"")
         self._tagged: dict[tuple[int, str], bool] = {}
@@ -79,8 +81,8 @@ class PostgresLedger:
     async def open(
         cls, settings: LedgerSettings, *, clock: Callable[[], float] = time.monotonic
     ) -> PostgresLedger:
-        """``clock`` is monotonic, in seconds, and used while this one leads. Raises ``LedgerMissing``,
-        ``LedgerUnusable`` or ``LedgerUnavailable``."""
+        """Open the ledger. ``clock`` is monotonic, in seconds, and used while this process leads. Raises
+        ``LedgerMissing``, ``LedgerUnusable`` or ``LedgerUnavailable``."""
         ledger = cls(settings, clock)
         try:
             await ledger._find()
@@ -107,11 +109,11 @@ class PostgresLedger:
 
     @property
     def secret(self) -> bytes:
-        """Of the ledger."""
+        """The secret of the ledger."""
         return self._names.secret
 
     async def close(self) -> None:
-        """Let go of the ledger; another process may lead from now on."""
+        """Release the ledger; another process may lead from now on."""
         self._closed = True
         if os.getpid() != self._pid:
             return
@@ -126,7 +128,7 @@ class PostgresLedger:
     def _check_open(self) -> None:
         if os.getpid() != self._pid:
             raise WrongProcess(
-                f"this ledger was opened by process {self._pid}; open one of your own after a fork"
+                f"this ledger was opened by process {self._pid}; after a fork, open the ledger again"
             )
         if self._closed:
             raise LedgerUnavailable("the ledger is closed")
@@ -135,13 +137,13 @@ class PostgresLedger:
 
     async def open_session(self, name: str, ttl_s: float) -> Session:
         nonce, ttl_ms = new_nonce(), round(seconds("ttl_s", ttl_s, least=0.001) * 1000)
-        _judge(OpenSession(nonce, name, ttl_ms))
+        _check_command(OpenSession(nonce, name, ttl_ms))
         ((number,),) = await self._ask("open_session", nonce=nonce, name=name, ttl_ms=ttl_ms)
         self._note_tagged(number, nonce, tagged=True)
         return Session(number, nonce, name, ttl_ms / 1000, key=self._names.key_bytes(number, nonce))
 
     async def keep_alive(self, session: Session, floor: int) -> None:
-        _judge(KeepAlive(session.id, session.nonce, floor))
+        _check_command(KeepAlive(session.id, session.nonce, floor))
         ((kept,),) = await self._ask("keep_alive", session=session.id, nonce=session.nonce, floor=floor)
         if kept is None:
             raise SessionLost(f"session {session.id} was closed or has expired")
@@ -167,8 +169,9 @@ class PostgresLedger:
         self._check_open()
         cause = _text(cause)[:CAUSE_CHARACTERS_MAX]
         command = Decide(txid, protocol, decision, tuple(branches), time.time(), cause)
-        # Decisions of many callers go in one statement: what it could not hold is refused to its own.
-        _judge(command)
+        # Checked here, since a statement contains the decisions of many callers: only this caller gets the
+        # error.
+        _check_command(command)
         await self._check(txid, protocol, decision, branches)
         return await self._decisions.decide(command)
 
@@ -179,7 +182,7 @@ class PostgresLedger:
         if key not in self._tagged:
             ((tagged,),) = await self._ask("lease", session=txid.session, nonce=txid.nonce)
             if tagged is None:
-                return  # there is no such session (any more): nothing can be recorded either
+                return  # no such session, or it was dropped: nothing can be recorded for it
             self._note_tagged(*key, tagged=tagged)
         self._names.check(txid, protocol, decision, branches, tagged=self._tagged[key])
 
@@ -191,7 +194,7 @@ class PostgresLedger:
     async def precommit(
         self, txid: TxId, branches: Sequence[BranchRecord], *, protocol: Protocol = Protocol.THREE_PHASE
     ) -> None:
-        _judge(Precommit(txid, protocol, tuple(branches), time.time()))
+        _check_command(Precommit(txid, protocol, tuple(branches), time.time()))
         await self._check(txid, protocol, Decision.COMMIT, branches)
         given = encode_branches(branches)
         ((lease,),) = await self._ask("precommit", **_key(txid), protocol=protocol, branches=given)
@@ -208,11 +211,12 @@ class PostgresLedger:
         return {gid: self._verdict(gid, known[gid.txid]) for gid in asked}
 
     def _never_issued(self, gid: Gid, known: Mapping[TxId, _Known]) -> bool:
-        """The ledger gave that name in a session of the future: it has forgotten what it did."""
+        """Whether the ledger gave the name ``gid`` in a session that its records do not contain yet: it was
+        set back."""
         return gid.txid.session >= known[gid.txid].next_session and self._names.gave(gid)
 
     def _verdict(self, gid: Gid, known: _Known) -> Verdict:
-        # Names of version 0.1.0 prove nothing; they are those of its sessions, as long as these are known.
+        # Names of version 0.1.0 have no proof; they count as given as long as their session is known.
         ours = self._names.gave(gid) if gid.tag else known.state is not None and not known.tagged
         if gid.ledger != self._ledger_id or not ours:
             return Verdict.IMPOSTOR
@@ -236,7 +240,7 @@ class PostgresLedger:
         asked = list(txids)
         if not asked:
             return {}
-        _judge(Finish(tuple(asked)))
+        _check_command(Finish(tuple(asked)))
         found = await self._ask("outcomes", **_columns(asked))
         return {TxId(session, nonce, seq): _Known(*rest) for session, nonce, seq, *rest in found}
 
@@ -251,7 +255,7 @@ class PostgresLedger:
 
     async def doom(self, txid: TxId, cause: str) -> None:
         cause = _text(cause)[:CAUSE_CHARACTERS_MAX]
-        _judge(Doom(txid, cause))
+        _check_command(Doom(txid, cause))
         await self._ask("doom", **_key(txid), cause=cause)
 
     async def doomed(self, txid: TxId) -> str | None:
@@ -269,14 +273,14 @@ class PostgresLedger:
     async def finish(self, txids: Iterable[TxId]) -> None:
         asked = list(txids)
         if asked:
-            _judge(Finish(tuple(asked)))
+            _check_command(Finish(tuple(asked)))
             await self._ask("finish", **_columns(asked))
 
     # Heuristics.
 
     async def record_heuristic(self, heuristic: Heuristic) -> None:
         heuristic = msgspec.structs.replace(heuristic, note=_text(heuristic.note))
-        _judge(RecordHeuristic(heuristic))
+        _check_command(RecordHeuristic(heuristic))
         await self._ask(
             "record_heuristic",
             gid=str(heuristic.gid),
@@ -289,7 +293,7 @@ class PostgresLedger:
         )
 
     async def forget_heuristic(self, gid: Gid) -> bool:
-        _judge(ForgetHeuristic(gid))
+        _check_command(ForgetHeuristic(gid))
         ((forgotten,),) = await self._ask("forget_heuristic", gid=str(gid), request=new_nonce())
         return forgotten is not None
 
@@ -297,12 +301,12 @@ class PostgresLedger:
         found = await self._ask("heuristics", all=include_forgotten)
         return [codec.heuristic(*row) for row in found if row[0] is not None]
 
-    # For people.
+    # For operators.
 
     async def record_act(self, act: Act) -> None:
-        told = msgspec.structs.asdict(act.clipped())
-        del told["certificate"]  # there is none: the server knows a role, which is not a person
-        await self._ask("record_act", **told, keep=ACTS_MAX)
+        columns = msgspec.structs.asdict(act.clipped())
+        del columns["certificate"]  # there is none: the server knows only a role
+        await self._ask("record_act", **columns, keep=ACTS_MAX)
 
     async def acts(self, *, limit: int) -> Sequence[Act]:
         check_limit(limit)
@@ -311,7 +315,7 @@ class PostgresLedger:
         ]
 
     async def transaction(self, txid: TxId) -> TransactionInfo | None:
-        _judge(Finish((txid,)))
+        _check_command(Finish((txid,)))
         found = await self._transactions(only=txid.session, seq=txid.seq, nonce=txid.nonce)
         if found:
             return found[0]
@@ -352,8 +356,8 @@ class PostgresLedger:
 
 
 class _Known(NamedTuple):
-    """What is recorded of a transaction: state and floor of its session, whether its gids carry tags, the
-    decision, and the number of the next session of the ledger."""
+    """The records of a transaction: state and floor of its session, whether its gids have tags, the decision,
+    and the number of the next session of the ledger."""
 
     state: str | None
     floor: int | None
@@ -363,12 +367,13 @@ class _Known(NamedTuple):
 
 
 def _text(text: str) -> str:
-    """PostgreSQL's text holds no NUL (manual, 8.3)."""
+    """``text`` without NUL characters, which PostgreSQL's text type cannot contain (manual, 8.3)."""
     return text.replace("\0", "")
 
 
-def _judge(command: Command) -> None:
-    """By the types and bounds of the other ledgers, before anything is asked. Raises ``UsageError``."""
+def _check_command(command: Command) -> None:
+    """Check ``command`` by the types and bounds of the other ledgers, before a statement is sent. Raises
+    ``UsageError``."""
     check_given(command)
     match command:
         case OpenSession():
@@ -380,7 +385,7 @@ def _judge(command: Command) -> None:
         case _:
             texts = []
     if any("\0" in text or "\\u0000" in text for text in texts):
-        raise UsageError(f"{type(command).__name__} holds a NUL character, which no database takes")
+        raise UsageError(f"{type(command).__name__} contains a NUL character, which no database accepts")
 
 
 def _key(txid: TxId) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""Who leads, ledger time, expiry and retention.
+"""Elects the leading process, which advances ledger time, expires sessions and deletes old rows.
 
-One row (``clock``) says who leads. The leader moves ledger time by what its own monotonic clock measured, and
-with each move the row's ``beat``; sessions expire by ledger time. Nobody compares a wall clock with anything.
-A process that has seen the same beat for ``LEADER_TIMEOUT_S`` of its own clock takes over, unless somebody
-was quicker; the time of the takeover is the beginning of a full lifetime for every session. While nobody
-leads, or nobody reaches the ledger, its time stands still, and nobody expires.
+One row (``clock``) names the leader. The leader advances ledger time by the time that its own monotonic clock
+measured, and increments the row's ``beat`` each time. Sessions expire by ledger time; no wall clock is
+compared. A process that has seen the same beat for ``LEADER_TIMEOUT_S`` of its own clock takes over, unless
+another process has done so before. A full lifetime of each session begins at the takeover. If no process
+leads, or none reaches the ledger, ledger time does not advance, and no session expires.
 
-Two that believe to lead do no harm: only the one in the row moves anything.
+It is harmless if two processes believe that they lead: only the one in the row can change anything.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ log = logging.getLogger(__name__)
 
 BEAT_INTERVAL_S = 0.5
 BEAT_S_MAX = 2 * BEAT_INTERVAL_S
-"""Ledger time moves by no more at once: while its leader was stopped, or cut off, nobody could be renewed."""
+"""The most by which one beat advances ledger time: while the leader was stopped or cut off, sessions may not
+have been renewed."""
 LEADER_TIMEOUT_S = 3.0
 RETENTION_INTERVAL_S = 60.0
 
 
 class Leadership:
-    """``clock`` is monotonic, in seconds. ``leads`` may change at any time."""
+    """The part of one process in the election. ``clock`` is monotonic, in seconds. ``leads`` may change at
+    any time."""
 
     def __init__(
         self, connections: Connections, settings: LedgerSettings, clock: Callable[[], float]
@@ -47,26 +49,26 @@ class Leadership:
         self._moved_at = 0.0
         self._retired_at = clock()
         self.loop = Upkeep(
-            "ledger upkeep", self._keep_up, BEAT_INTERVAL_S, undone="nobody can be expired now"
+            "ledger upkeep", self._keep_up, BEAT_INTERVAL_S, undone="sessions cannot be expired now"
         )
 
     async def start(self) -> None:
-        """Lead if nobody does, and go on in the background. Raises ``LedgerError``."""
+        """Take the lead if it is free, then start the periodic work. Raises ``LedgerError``."""
         await self.look()
         self.loop.start("undoubt-ledger-upkeep")
 
     async def close(self) -> None:
-        """Stop, and leave the lead to others at once."""
+        """Stop, and resign, so that another process can lead immediately."""
         await self.loop.stop()
         if self.leads:
             self.leads = False
             try:
                 await self._connections.run("resign", me=self.me)
             except LedgerError as error:
-                log.info("the next leader of the ledger has to wait: %s", error)
+                log.info("could not resign, so the next leader of the ledger has to wait: %s", error)
 
     async def look(self) -> None:
-        """Take the lead if it is free, or if its holder has not been heard of for long enough."""
+        """Take the lead if it is free, or if the beat has not changed for ``LEADER_TIMEOUT_S``."""
         ((leader, beat),) = await self._connections.ask("leader")
         now = self._clock()
         if (leader, beat) != self._seen:
@@ -78,7 +80,7 @@ class Leadership:
         self._moved_at = self._clock()
 
     async def beat(self) -> None:
-        """Move ledger time by what has passed, and expire who was not renewed in time."""
+        """Advance ledger time by the elapsed time, and expire sessions that were not renewed in time."""
         now = self._clock()
         elapsed_s = min(now - self._moved_at, BEAT_S_MAX)
         self._moved_at = now
@@ -91,17 +93,17 @@ class Leadership:
         self.leads = moved_to is not None
 
     async def expire(self) -> list[int]:
-        """The numbers of the sessions that were expired."""
+        """Expire the sessions that are due; returns their numbers."""
         ((expired,),) = await self._connections.ask("expire", me=self.me)
         return list(expired)
 
     async def retire(self) -> list[int]:
-        """Drop the sessions that retention lets go, and what history lets go of those dropped before; the
-        numbers of those that were dropped."""
+        """Drop the sessions that are older than the retention, and delete the history of dropped sessions
+        that is older than ``history_s``. Returns the numbers of the sessions that were dropped."""
         retention_ms = round(self._settings.retention_s * 1000)
         history_ms = round(self._settings.history_s * 1000)
         dropped = await self._connections.work(lambda line, left_s: _drop(line, left_s, retention_ms))
-        await self._connections.ask("pardon")
+        await self._connections.ask("drop_doomed")
         ((purged, *_),) = await self._connections.run("purge", history_ms=history_ms)
         while purged:
             ((purged, *_),) = await self._connections.run("purge", history_ms=history_ms)
@@ -122,7 +124,8 @@ class Leadership:
 
 
 async def _drop(line: LedgerConnection, left_s: float, retention_ms: int) -> list[int]:
-    """The only transaction of several statements: each must see what was committed before it."""
+    """Drop sessions. The only transaction with several statements: each must see what was committed before
+    it."""
 
     async def run(sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
         return await line.run(sql, parameters, left_s)

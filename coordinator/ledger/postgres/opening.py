@@ -1,9 +1,9 @@
-"""A new connection to the ledger's server: who answers, whose schema ``undoubt_ledger`` is, and what a
-session of ours sets.
+"""Opens a connection to the ledger's server, checks the server and the roles that could change schema
+``undoubt_ledger``, and sets the parameters of the session.
 
-The database may belong to somebody else than the ledger (:mod:`undoubt.participants.foreign_ground`): its
-owner sets what sessions begin with, and may have made the schema first. SQLAlchemy is not asked to connect,
-because it looks for functions along the search path before anybody can set one."""
+The database may have another owner than the ledger (:mod:`undoubt.participants.foreign_ground`): that owner
+sets the initial parameters of sessions, and may have made the schema first. SQLAlchemy is not used to
+connect, because it calls functions by the search path before the path can be set."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from undoubt.participants.foreign_ground import ALONE, session_settings, startup
 
 Driver = psycopg.AsyncConnection[tuple[Any, ...]]
 OWNERS = "schema_owners"
-"""In the section of the ledger."""
+"""The name of the setting in the section of the ledger."""
 TOO_LOW = frozenset({"off", "local", "remote_write"})
 """Values of synchronous_commit with which an answered COMMIT may be lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerServerParameters:
-    """What the server says of itself. ``pooled``: the next statement may go to another server process."""
+    """The relevant parameters of the server. ``pooled``: the next statement may be run by another server
+    process."""
 
     standby: bool
     synchronous_commit: str
@@ -36,14 +37,14 @@ class LedgerServerParameters:
 
 
 async def connect(parameters: Mapping[str, Any], owners: Sequence[str]) -> Driver:
-    """A connection, in autocommit, whose server and schema were looked at. Raises what psycopg raises,
+    """A connection in autocommit mode, whose server and schema were checked. Raises what psycopg raises,
     ``Standby``, ``Unsuitable`` and ``Unbelieved``."""
     driver = await _open(parameters)
     version = driver.info.server_version
     try:
         return await _settled(driver, owners)
     except psycopg.Error as error:
-        # A timeout that the database's owner has set may have ended it before it set that.
+        # A timeout that the owner of the database has set may have ended the session before it set its own.
         insisting = address.with_options(parameters, startup_timeouts(version))
         try:
             return await _settled(await _open(insisting), owners)
@@ -69,8 +70,8 @@ async def _settled(driver: Driver, owners: Sequence[str]) -> Driver:
 
 
 async def introduce(driver: Driver, owners: Sequence[str]) -> LedgerServerParameters:
-    """In one transaction that only reads, since a plain SELECT could wait under the role's defaults. Raises
-    what psycopg raises."""
+    """Read the parameters of the server, in one read-only transaction, since a plain SELECT could wait under
+    the defaults of the role. Raises what psycopg raises."""
     script = "; ".join((ALONE, query("introduce"), faults_query(LEDGER, owners), "commit"))
     cursor = await driver.execute(script, prepare=False)
     answers = []
@@ -85,18 +86,18 @@ async def introduce(driver: Driver, owners: Sequence[str]) -> LedgerServerParame
 
 
 def check(intro: LedgerServerParameters, owners: Sequence[str]) -> None:
-    """Raises ``Standby``, ``Unsuitable`` or ``Unbelieved``."""
+    """Raises ``Standby``, ``Unsuitable`` or ``Unbelieved`` if the ledger must not be used there."""
     if intro.standby:
         raise errors.Standby("its server is a standby (pg_is_in_recovery())")
     refuse_unbelieved(intro.faults, owners)
     if intro.synchronous_commit in TOO_LOW and not intro.pooled:
         raise errors.Unsuitable(
-            f"synchronous_commit is {intro.synchronous_commit!r} there, with which a recorded decision can be"
-            " lost: alter role … set synchronous_commit = on (or alter database …)"
+            f"synchronous_commit is {intro.synchronous_commit!r} there, so a recorded decision can be lost:"
+            " alter role … set synchronous_commit = on (or alter database …)"
         )
 
 
 def refuse_unbelieved(faults: Sequence[Fault], owners: Sequence[str]) -> None:
-    """Raises ``Unbelieved`` if there are any."""
+    """Raises ``Unbelieved`` if there are ``faults``."""
     if faults:
         raise errors.Unbelieved(refusal(LEDGER, faults), mends(LEDGER, faults, owners, OWNERS))

@@ -1,13 +1,15 @@
--- Whatever search_path is there, and whoever has put something along it, each statement means the same: functions,
--- operators, types and tables are qualified (see the head of participants/postgres/queries.sql).
+-- All statements that the PostgreSQL ledger sends.
 --
--- Every statement that the PostgreSQL ledger sends. Each is one transaction of its own, so that no process that
--- stops or loses its connection holds a lock; only the three of dropping share one. {here} is the first of them; what
--- writes without it has {durable} among its columns.
+-- Functions, operators, types and tables are qualified, so that each statement has the same meaning whatever the
+-- search_path is and whatever objects other roles have made (see the head of participants/postgres/queries.sql).
+--
+-- Each statement is its own transaction, so that a process that stops or loses its connection holds no lock; only the
+-- statements that drop sessions share one. Statements begin with {here}; a statement that writes without {here} has
+-- {durable} among its columns.
 
 -- name: durable
--- Whatever the database, the role or another client of the same pooler sets: a commit of this transaction waits for the
--- disk and the standbys, and the server says so if it did not.
+-- Whatever the database, the role or another client of the same pooler has set: the commit of this transaction waits
+-- for the disk and the standbys, and the server sends a warning if it did not.
 case when pg_catalog.current_setting('synchronous_commit')
           operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
      then pg_catalog.set_config('synchronous_commit', 'on', true) end as raised,
@@ -16,11 +18,11 @@ case when pg_catalog.current_setting('client_min_messages')
      then pg_catalog.set_config('client_min_messages', 'warning', true) end as audible
 
 -- name: here
--- Is this the server, the timeline and the table that the ledger last knew as its own? After a failover, a restore
+-- Whether this is the server, the timeline and the table on which the ledger was before. After a failover, a restore
 -- or a copy it is not. On a standby pg_current_wal_lsn() fails with 55000.
--- What a statement reads may be visible here and on no standby yet (a wait that was broken off, a restart). A commit
--- waits for the standbys only if its transaction wrote something, and this message is the least that there is to
--- write; it stands later in the WAL than everything that was read.
+-- A row that a statement reads may be visible here and be on no standby yet (after a cancelled wait, or a restart). A
+-- commit waits for the standbys only if its transaction has written something. The logical message is the smallest
+-- possible write; its position in the WAL is after everything that was read.
 select l.system operator(pg_catalog.=) c.system_identifier
        and l.timeline operator(pg_catalog.=)
            pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)
@@ -34,14 +36,14 @@ select l.system operator(pg_catalog.=) c.system_identifier
   from undoubt_ledger.ledger l, pg_catalog.pg_control_system() c
 
 -- name: introduce
--- Once per connection. A pooler hands out process ids of its own.
+-- Sent once per connection. A pooler reports its own process ids.
 select pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('synchronous_commit'), pg_catalog.pg_backend_pid()
 
 -- name: identity
 select l.ledger_id, s.secret from undoubt_ledger.ledger l, undoubt_ledger.secret s
 
 -- name: set_back
--- A session number above the counter was issued: the ledger has forgotten what it did. As a new incarnation.
+-- Begins a new incarnation, because a session number above the counter was issued: records were lost.
 with changed as (
     update undoubt_ledger.ledger
        set incarnation = incarnation operator(pg_catalog.+) 1, next_session = %(issued)s::pg_catalog.int8 operator(pg_catalog.+) 1 operator(pg_catalog.+) %(skip)s::pg_catalog.int8
@@ -57,7 +59,7 @@ closed as (
 select incarnation, (select pg_catalog.count(*) from closed), {durable} from changed
 
 -- name: lease
--- Whether the gids of a session carry tags, if it is there.
+-- Whether the gids of a session have tags; null if there is no such session.
 with here as materialized ({here})
 select h.same, s.tagged
   from here h
@@ -69,9 +71,9 @@ select c.relname::pg_catalog.text
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace
  where n.nspname operator(pg_catalog.=) 'undoubt_ledger' and c.relkind operator(pg_catalog.=) 'r'
 
--- name: take_back_defaults
--- What ALTER DEFAULT PRIVILEGES has granted to others on tables that were made just now, as statements that take it
--- back; and on the schema, if all of them were.
+-- name: revoke_defaults
+-- Statements that revoke what ALTER DEFAULT PRIVILEGES has granted to other roles on the tables that were just made;
+-- and on the schema, if all tables were just made.
 with given as (
     select 'all on undoubt_ledger.' operator(pg_catalog.||) pg_catalog.quote_ident(c.relname) as what, a.grantee
       from pg_catalog.pg_class c
@@ -95,7 +97,7 @@ select 'revoke ' operator(pg_catalog.||) given.what operator(pg_catalog.||) ' fr
 select version_num from undoubt_ledger.migration
 
 -- name: new_incarnation
--- Session numbers go up by more than can have been opened between a backup and its loss.
+-- Session numbers are raised by more than the number of sessions that can have been opened after a backup.
 with here as (
     select c.system_identifier as system,
            pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) as timeline,
@@ -128,10 +130,10 @@ select incarnation, (select pg_catalog.count(*) from closed), (select pg_catalog
   from changed
 
 -- name: decide
--- FOR SHARE waits for an expiry of the same session, or makes it wait; then the state that counts is in hand.
--- (FOR KEY SHARE would not: an UPDATE of other columns goes on beside it.) Nothing is read from a snapshot that may
--- be older than that: a decision that is there already makes the insertion do nothing, and is read afterwards.
--- The order of locks is that of the keys, here and everywhere.
+-- FOR SHARE waits for an expiry of the same session, or makes the expiry wait; then the state that was read is final.
+-- (FOR KEY SHARE would not: an UPDATE of other columns does not conflict with it.) No decision is read from a snapshot,
+-- which may be older than the lock: if a decision exists already, the insertion does nothing, and the decision is read
+-- by another statement afterwards. Locks are taken in the order of the keys, as in all statements.
 with here as materialized ({here}),
 given as materialized (
     select *
@@ -177,7 +179,7 @@ select h.same, g.session, g.nonce, g.seq, s.state, w.decision
   left join written w on w.session operator(pg_catalog.=) s.id and w.seq operator(pg_catalog.=) g.seq
 
 -- name: recorded
--- After decide, and in a statement of its own, so that it sees what made decide write nothing.
+-- Sent after decide, as a separate statement, so that it sees the row because of which decide wrote nothing.
 with here as materialized ({here})
 select h.same, d.decision, d.branches
   from here h
@@ -187,7 +189,7 @@ select h.same, d.decision, d.branches
        and d.nonce operator(pg_catalog.=) %(nonce)s::pg_catalog.text
 
 -- name: precommit
--- Under the same lock as a decision. A row whose transaction is decided meanwhile is not looked at any more.
+-- Takes the same lock as a decision. The row is ignored once its transaction is decided.
 with here as materialized ({here}),
 lease as materialized (
     select s.id, s.nonce, s.name
@@ -219,9 +221,9 @@ select h.same, p.protocol, p.branches, p.coordinator, s.state, s.floor
        and s.state operator(pg_catalog.<>) 'dropped'
 
 -- name: outcomes
--- One statement, one snapshot, no lock: a snapshot that has the expiry of a session has all that was decided under
--- it before. Locking the session here would read its newest state beside an older snapshot's decisions, and take a
--- committed transaction for an aborted one.
+-- One statement, one snapshot, no lock: a snapshot that contains the expiry of a session contains all decisions that
+-- were recorded under the session before. A lock on the session would read its newest state together with the
+-- decisions of an older snapshot, and a committed transaction could be taken for an aborted one.
 with here as materialized ({here}),
 given as materialized (
     select * from rows from (
@@ -278,14 +280,14 @@ overtaken as (
 select same from here
 
 -- name: claimed
--- The nonces of sessions whose gids carry tags.
+-- The nonces of sessions whose gids have tags.
 with here as materialized ({here})
 select h.same, s.id, s.nonce
   from here h
   left join undoubt_ledger.session s on s.id operator(pg_catalog.=) any(%(session)s::pg_catalog.int8[]) and s.tagged and s.state operator(pg_catalog.<>) 'dropped'
 
 -- name: doom
--- Nothing for a transaction that is not undecided.
+-- Has no effect on a transaction that is decided.
 with here as materialized ({here}),
 doomed as (
     insert into undoubt_ledger.doomed as k (session, seq, cause)
@@ -307,8 +309,8 @@ select h.same, k.cause
    and s.state operator(pg_catalog.=) 'open' and s.floor operator(pg_catalog.<=) k.seq
    and not exists (select from undoubt_ledger.decision d where d.session operator(pg_catalog.=) k.session and d.seq operator(pg_catalog.=) k.seq)
 
--- name: pardon
--- Nobody asks any more why a transaction that is over was aborted.
+-- name: drop_doomed
+-- Deletes the causes of transactions that can no longer be undecided.
 with here as materialized ({here}),
 gone as (
     delete from undoubt_ledger.doomed k
@@ -367,7 +369,7 @@ select h.same, s.id, s.nonce, s.name, s.state, s.floor, s.ttl_ms
  order by s.id
 
 -- name: record_heuristic
--- What was forgotten stays so, whatever more is found of it.
+-- A forgotten heuristic stays forgotten, whatever is recorded later.
 with here as materialized ({here}),
 noted as (
     insert into undoubt_ledger.heuristic as k (gid, session, seq, kind, decision, found_at, note, forgotten)
@@ -383,7 +385,7 @@ noted as (
 select same from here
 
 -- name: forget_heuristic
--- A request that is repeated because its answer was lost is answered the same.
+-- A request that is repeated because its answer was lost gets the same answer.
 with here as materialized ({here}),
 forgotten as (
     update undoubt_ledger.heuristic set forgotten = true, forgotten_by = %(request)s::pg_catalog.text
@@ -402,7 +404,7 @@ select h.same, k.gid, k.kind, k.decision, k.found_at, k.note, k.forgotten, k.for
  order by k.found_at, k.gid
 
 -- name: record_act
--- Told again with the same id: what came of it; the last word counts. The newest are kept.
+-- A second call with the same id records the result; the last one counts. Only the newest acts are kept.
 with here as materialized ({here}),
 noted as (
     insert into undoubt_ledger.act as k (id, verb, subject, at, who, note, result)
@@ -430,7 +432,7 @@ select h.same, k.id, k.verb, k.subject, k.at, k.who, k.note, k.result
  order by k.number desc
 
 -- name: transactions
--- Those given, or those older than a time of decision and an id; the newest first.
+-- The given transaction, or those older than a time of decision and an id, newest first.
 with here as materialized ({here}),
 chosen as (
     select d.*
@@ -468,7 +470,7 @@ select k.gid, k.kind, k.decision, k.found_at, k.note, k.forgotten, k.forgotten_b
  order by k.found_at, k.gid
 
 -- name: info
--- Decisions are counted as far as that is quick; beyond, vacuum's estimate is told.
+-- Decisions are counted up to a number; above it, the estimate of vacuum is returned.
 with here as materialized ({here}),
 counted as (
     select pg_catalog.count(*) as exact
@@ -493,7 +495,7 @@ with here as materialized ({here})
 select h.same, k.leader, k.beat from here h, undoubt_ledger.clock k
 
 -- name: take_the_lead
--- Everybody gets a full lifetime from here on.
+-- A full lifetime of each session begins here.
 with here as materialized ({here}),
 taken as (
     update undoubt_ledger.clock set leader = %(me)s::pg_catalog.text, beat = beat operator(pg_catalog.+) 1,
@@ -520,7 +522,7 @@ update undoubt_ledger.clock set leader = null, beat = beat operator(pg_catalog.+
 returning beat, {durable}
 
 -- name: expire
--- A row that was renewed while this waited for it is looked at again, and left.
+-- A row that was renewed while this statement waited for its lock is evaluated again, and not expired.
 with here as materialized ({here}),
 due as (
     select s.id
@@ -540,7 +542,7 @@ expired as (
 select h.same, array(select id from expired order by id) from here h
 
 -- name: held
--- What keeps session s, however old it is.
+-- The rows because of which session s is kept, however old it is.
 select from undoubt_ledger.unfinished u where u.session operator(pg_catalog.=) s.id
 union all
 select from undoubt_ledger.heuristic h where h.session operator(pg_catalog.=) s.id and not h.forgotten
@@ -551,7 +553,8 @@ select from undoubt_ledger.precommitted p
                     where d.session operator(pg_catalog.=) p.session and d.seq operator(pg_catalog.=) p.seq)
 
 -- name: lock_droppable
--- Locked first and looked over afterwards, in drop_sessions: a decision may slip in under a session that is closed.
+-- The rows are locked first and checked again afterwards, in drop_sessions: a decision may be recorded under a closed
+-- session in between.
 select s.id, {durable}
   from undoubt_ledger.session s, undoubt_ledger.clock k
  where s.state operator(pg_catalog.=) any (array['closed', 'expired', 'restored'])
@@ -577,7 +580,7 @@ overtaken as (
 select id from dropped order by id
 
 -- name: purge
--- What history lets go of dropped sessions, so many decisions at a time; the session goes with its last.
+-- Deletes old decisions of dropped sessions, a limited number at a time; a session is deleted with its last decision.
 with old as materialized (
     select s.id
       from undoubt_ledger.session s, undoubt_ledger.clock k
@@ -601,7 +604,7 @@ emptied as (
 select pg_catalog.count(*), {durable} from few
 
 -- name: problems
--- For `undoubt ledger check`: what no ledger may hold, and settings with which the server may lose what it answered.
+-- For `undoubt ledger check`: inconsistent rows, and settings with which the server may lose what it has answered.
 select 'the server runs with fsync off: a crash of its machine can lose decisions'
  where pg_catalog.current_setting('fsync') operator(pg_catalog.=) 'off'
 union all
@@ -611,17 +614,17 @@ union all
 select 'the ledger has lost its own row; restore it from a backup'
  where not exists (select from undoubt_ledger.ledger) or not exists (select from undoubt_ledger.clock)
 union all
-select pg_catalog.format('transaction %%s.%%s is unfinished, and its decision is not there', u.session, u.seq)
+select pg_catalog.format('transaction %%s.%%s is unfinished, and its decision is missing', u.session, u.seq)
   from undoubt_ledger.unfinished u
  where not exists (select from undoubt_ledger.decision d
                     where d.session operator(pg_catalog.=) u.session and d.seq operator(pg_catalog.=) u.seq)
 union all
-select pg_catalog.format('transaction %%s.%%s is unfinished, and its session is not there', u.session, u.seq)
+select pg_catalog.format('transaction %%s.%%s is unfinished, and its session is missing', u.session, u.seq)
   from undoubt_ledger.unfinished u
  where not exists (select from undoubt_ledger.session s
                     where s.id operator(pg_catalog.=) u.session and s.state operator(pg_catalog.<>) 'dropped')
 union all
-select pg_catalog.format('a decision of transaction %%s.%%s is there, and its session is not', d.session,
+select pg_catalog.format('transaction %%s.%%s has a decision, and its session is missing', d.session,
        pg_catalog.min(d.seq))
   from undoubt_ledger.decision d
  where not exists (select from undoubt_ledger.session s where s.id operator(pg_catalog.=) d.session)
@@ -637,8 +640,8 @@ select pg_catalog.format('session %%s is not below the next number, %%s', s.id, 
  where s.id operator(pg_catalog.>=) l.next_session
 
 -- name: rights
--- Who else may read the secret, or change what is recorded: by grants, and as a member of the roles that may read or
--- write everything. {owners} are trusted, as for the schema (participants/believed.py).
+-- The other roles that may read the secret or change rows: by grants, and as members of the predefined roles that may
+-- read or write everything. {owners} are trusted, as for the schema (participants/believed.py).
 with ours as (
     select c.oid, c.relname::pg_catalog.text as name, c.relowner, c.relacl
       from pg_catalog.pg_class c

@@ -1,8 +1,8 @@
-"""Who else may read the PostgreSQL ledger's secret, or change what is recorded there.
+"""Lists the other roles that may read the PostgreSQL ledger's secret or change its rows.
 
-Whoever reads the secret can give names that pass for the ledger's own; whoever writes its rows can decide.
-Neither runs anything with the ledger's rights, which is what :mod:`undoubt.participants.believed` is about;
-so this is told, by doctor and by `undoubt ledger check`, and nothing is refused."""
+A role that can read the secret can forge names of the ledger; a role that can write its rows can record
+decisions. Neither can run code with the ledger's rights, which :mod:`undoubt.participants.believed` prevents.
+So doctor and `undoubt ledger check` report these rights, and nothing is refused."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from undoubt.participants.sql import identifier
 
 @dataclass(frozen=True, slots=True)
 class TablePrivilege:
-    """``table`` is empty if ``role`` (empty: everybody) has it over all tables, as a member of the predefined
-    roles that ``what`` names; else ``what`` are privileges."""
+    """A privilege of ``role`` (empty: PUBLIC) on ``table``. ``what`` names the privileges. If ``table`` is
+    empty, the role has access to all tables as a member of the predefined roles that ``what`` names."""
 
     table: str
     role: str
@@ -38,15 +38,15 @@ class TablePrivilege:
 
     @property
     def line(self) -> str:
-        """The statement that takes it away."""
+        """The statement that revokes the privilege."""
         grantee = identifier(self.role) if self.role else "PUBLIC"
         what = f"ALL ON {LEDGER.name}.{self.table}" if self.table else self.what
         return f"REVOKE {what} FROM {grantee};"
 
 
 async def rights(settings: LedgerSettings) -> list[TablePrivilege]:
-    """Of others than superusers, the role that logs in and ``settings.schema_owners``. Raises
-    ``LedgerError``."""
+    """The privileges of roles other than superusers, the role that logs in and ``settings.schema_owners``.
+    Raises ``LedgerError``."""
     connections = Connections(settings)
     try:
         return [

@@ -1,6 +1,6 @@
-"""The statements of this room's ``queries.sql``, by name.
+"""Loads the statements of this room's ``queries.sql``, by name.
 
-Parameters are psycopg's ``%(name)s``; ``{here}``, ``{held}`` and ``{durable}`` stand for what has
+Parameters are psycopg's ``%(name)s``; ``{here}``, ``{held}`` and ``{durable}`` are replaced by the parts with
 those names.
 """
 

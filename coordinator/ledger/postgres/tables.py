@@ -1,4 +1,4 @@
-"""The PostgreSQL ledger's tables: made, upgraded, looked over. All of it is done by hand."""
+"""Creates, upgrades and checks the tables of the PostgreSQL ledger, by commands of an operator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from undoubt.participants.redact import redact
 
 SCHEMA = "undoubt_ledger"
 LOCK = 0x756E646F756274
-"""Of pg_advisory_xact_lock: two processes that create the ledger at once are to do it one after the other."""
+"""The key of pg_advisory_xact_lock: of two processes that create the ledger at the same time, one waits."""
 LOCK_TIMEOUT_S = 10
 
 _FIRST_ROWS = """
@@ -42,13 +42,13 @@ _FIRST_ROWS = """
 
 
 async def create(settings: LedgerSettings) -> bool:
-    """Make the tables if there are none; whether they were made. Raises ``LedgerUnusable`` or
+    """Make the tables if there are none; returns whether they were made. Raises ``LedgerUnusable`` or
     ``LedgerUnavailable``."""
     return bool(await asyncio.to_thread(_upgrade, settings, _created))
 
 
 async def migrate(settings: LedgerSettings) -> list[str]:
-    """Bring the tables to this version; the revisions that were applied. Raises ``LedgerMissing``,
+    """Upgrade the tables to this version; returns the applied revisions. Raises ``LedgerMissing``,
     ``LedgerUnusable`` or ``LedgerUnavailable``."""
     return await asyncio.to_thread(_upgrade, settings, _migrated)
 
@@ -65,11 +65,11 @@ def _upgrade(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, st
             _refuse_unbelieved(connection, settings)
             before = _tables(connection)
             done = work(connection, url)
-            _take_back_defaults(connection, before)
+            _revoke_defaults(connection, before)
             _refuse_unbelieved(connection, settings)
             return done
     except errors.Unbelieved as error:
-        raise errors.told(error, url) from error
+        raise errors.as_ledger_error(error, url) from error
     except sqlalchemy.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == "42501":
             raise LedgerUnusable(
@@ -77,7 +77,7 @@ def _upgrade(settings: LedgerSettings, work: Callable[[sqlalchemy.Connection, st
                 f" the database can run this, or: grant create on database …, or: create schema {SCHEMA}"
                 " authorization …"
             ) from error
-        raise errors.told(error, url) from error
+        raise errors.as_ledger_error(error, url) from error
     finally:
         engine.dispose()
 
@@ -91,21 +91,22 @@ def _refuse_standby(connection: psycopg.Connection[Any], url: str) -> None:
 
 
 def _refuse_unbelieved(connection: sqlalchemy.Connection, settings: LedgerSettings) -> None:
-    """Raises ``Unbelieved`` if others could change what is in the schema; none is as good as one of ours."""
+    """Raises ``Unbelieved`` if other roles could change the content of the schema. A missing schema is
+    accepted."""
     asked = faults_query(LEDGER, settings.schema_owners)
-    rows = connection.exec_driver_sql(asked.replace("%", "%%"))  # a role's name may hold one
+    rows = connection.exec_driver_sql(asked.replace("%", "%%"))  # the name of a role may contain a %
     opening.refuse_unbelieved(faults_of(tuple(row) for row in rows), settings.schema_owners)
 
 
 def _tables(connection: sqlalchemy.Connection) -> list[str]:
-    """Those in the schema, by name; none where there is no schema yet."""
+    """The names of the tables in the schema; empty if there is no schema yet."""
     return list(connection.exec_driver_sql(query("tables")).scalars())
 
 
-def _take_back_defaults(connection: sqlalchemy.Connection, before: Sequence[str]) -> None:
-    """What ALTER DEFAULT PRIVILEGES has granted to others on tables that were made just now, the one of the
-    secret among them."""
-    lines = connection.exec_driver_sql(query("take_back_defaults"), {"before": list(before)})
+def _revoke_defaults(connection: sqlalchemy.Connection, before: Sequence[str]) -> None:
+    """Revoke what ALTER DEFAULT PRIVILEGES has granted to other roles on the new tables, one of which
+    contains the secret."""
+    lines = connection.exec_driver_sql(query("revoke_defaults"), {"before": list(before)})
     for line in lines.scalars().all():
         connection.exec_driver_sql(line.replace("%", "%%"))
 
@@ -133,9 +134,10 @@ def _migrated(connection: sqlalchemy.Connection, url: str) -> list[str]:
 
 
 def _revision(connection: sqlalchemy.Connection) -> str | None:
-    """None if there are no tables. Nobody else makes or upgrades them until the transaction ends."""
+    """The revision of the tables, None if there are none. Until the transaction ends, no other process can
+    make or upgrade them."""
     run = connection.exec_driver_sql
-    # Every role of the server may take that lock, and keep it.
+    # Any role of the server can take that lock and keep it.
     run(f"set local lock_timeout = '{LOCK_TIMEOUT_S}s'")
     run(f"select pg_catalog.pg_advisory_xact_lock({LOCK})")
     if run("select pg_catalog.to_regclass('undoubt_ledger.migration')").scalar_one() is None:
@@ -145,14 +147,14 @@ def _revision(connection: sqlalchemy.Connection) -> str | None:
 
 
 async def problems(settings: LedgerSettings) -> list[str]:
-    """What is wrong with the ledger and its server's settings; empty if nothing is. Raises
+    """The problems of the ledger and of its server's settings; empty if there are none. Raises
     ``LedgerMissing`` or ``LedgerUnavailable``."""
     connections = Connections(settings)
     try:
         ((revision,),) = await connections.run("revision") or [(None,)]
         schema.POSTGRES.check(revision, f"ledger {connections.url}")
         found = [str(row[0]) for row in await connections.run("problems")]
-        found += [f"{right}. To take that away: {right.line}" for right in await rights(settings)]
+        found += [f"{right}. To revoke that: {right.line}" for right in await rights(settings)]
         for session, seq, branches in await connections.run("branch_lists"):
             if not _readable(branches):
                 found.append(f"the branches of unfinished transaction {session}.{seq} cannot be read")

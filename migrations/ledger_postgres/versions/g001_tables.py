@@ -1,8 +1,8 @@
-"""The PostgreSQL ledger: one row a session, one row a decision.
+"""The tables of the PostgreSQL ledger: one row for each session, one row for each decision.
 
-A decision's row is written once and never changed; that it is unfinished is a row of another table, so that
-finishing it is one deletion and leaves nothing for vacuum to do in the large table. What changes every second
-(``clock``) is not in the row that every statement reads (``ledger``).
+The row of a decision is written once and never changed. Unfinished decisions have a row in another table, so
+that finishing one is a deletion there, and leaves no dead row in the large table. The values that change each
+second (``clock``) are not in the row that all statements read (``ledger``).
 
 Revision ID: g001
 Revises:
@@ -24,7 +24,7 @@ TABLES = (
         ledger_id text not null,
         incarnation bigint not null default 1,
         next_session bigint not null default 1,
-        -- Where this ledger last knew itself to be. Anything else: it was restored, copied or failed over.
+        -- Where the ledger was last. If this differs, the ledger was restored, copied or failed over.
         system bigint not null,
         timeline text not null,
         home text not null  -- database and table, by oid
@@ -33,10 +33,10 @@ TABLES = (
     """
     create table undoubt_ledger.clock (
         only_row boolean primary key default true check (only_row),
-        time_ms bigint not null default 0,      -- ledger time: counts only while somebody leads
-        leader text,                            -- who moves it, and expires sessions
-        beat bigint not null default 0,         -- changes whenever the leader is seen
-        led_from_ms bigint not null default 0   -- ledger time at which that leader began
+        time_ms bigint not null default 0,      -- ledger time: advances only while a process leads
+        leader text,                            -- the process that advances it and expires sessions
+        beat bigint not null default 0,         -- incremented each time the leader advances time
+        led_from_ms bigint not null default 0   -- ledger time at which the leader began
     ) with (fillfactor = 10)
     """,
     """
@@ -61,7 +61,7 @@ TABLES = (
         protocol text not null,
         decision text not null check (decision in ('commit', 'abort')),
         branches text not null,                 -- JSON: [[number, participant, xid, system, timeline], …]
-        decided_at float8 not null,             -- seconds since 1970 by the clock of who decided
+        decided_at float8 not null,             -- seconds since 1970, clock of the deciding process
         coordinator text not null,
         primary key (session, seq)
     )
@@ -75,7 +75,7 @@ TABLES = (
     )
     """,
     """
-    create table undoubt_ledger.precommitted (  -- of interest while there is no decision
+    create table undoubt_ledger.precommitted (  -- used until there is a decision
         session bigint,
         seq bigint,
         nonce text not null,

@@ -1,7 +1,7 @@
-"""The secret from which the keys of sessions are derived, which sessions have one, and why something was
-aborted.
+"""The secret from which the keys of sessions are derived, a mark of sessions with keys, and the causes of
+aborts.
 
-Sessions of before have no keys: their gids carry no tags, and they end as such.
+Existing sessions have no keys: their gids have no tags, as long as these sessions last.
 
 Revision ID: g002
 Revises: g001
@@ -21,7 +21,7 @@ depends_on = None
 
 TABLES = (
     """
-    create table undoubt_ledger.secret (        -- for the ledger's own role alone
+    create table undoubt_ledger.secret (        -- only for the ledger's own role
         only_row boolean primary key default true check (only_row),
         secret bytea not null check (octet_length(secret) = 32)
     )
@@ -30,7 +30,7 @@ TABLES = (
     "alter table undoubt_ledger.session add column tagged boolean not null default false",
     "alter table undoubt_ledger.decision add column cause text not null default ''",
     """
-    create table undoubt_ledger.doomed (        -- of interest while there is no decision
+    create table undoubt_ledger.doomed (        -- used until there is a decision
         session bigint,
         seq bigint,
         cause text not null,

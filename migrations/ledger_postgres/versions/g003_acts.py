@@ -1,4 +1,4 @@
-"""What operators did: who, when, why, and what came of it.
+"""The acts of operators: user, time, reason and result.
 
 Revision ID: g003
 Revises: g002
@@ -16,13 +16,13 @@ depends_on = None
 TABLE = """
     create table undoubt_ledger.act (
         number bigint generated always as identity unique,
-        id text primary key,                    -- drawn by whoever acts
+        id text primary key,                    -- drawn by the acting process
         verb text not null,
         subject text not null,
-        at float8 not null,                     -- seconds since 1970 by the clock of who acts
+        at float8 not null,                     -- seconds since 1970, clock of the acting process
         who text not null,
         note text not null,
-        result text not null                    -- empty: begun, and what came of it was never told
+        result text not null                    -- empty: begun, and no result was recorded
     )
 """
 

@@ -1,8 +1,7 @@
-"""A row per one-phase commit, so that a COMMIT whose answer was lost can be proved.
+"""A table with one row for each one-phase commit, which proves a COMMIT whose answer was lost.
 
-Written through a function with its owner's rights: whatever role the application has taken on in its branch,
-it can leave the row and do nothing else to the table.
-"""
+The row is written by a function with the rights of its owner: the application can write the row in any role
+that it has set in its branch, and cannot change the table otherwise."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Three-phase commit's row for each branch, and its note of a commit made inside the branch.
+"""The table of three-phase commit, with one row for each branch.
 
-The rows decide what becomes of transactions, so they are for undoubt's own role alone: the owner (whoever
-migrates) and whoever is granted ``select, insert, update, delete`` on the table.
-"""
+The rows decide how transactions end, so only undoubt's own roles may use them: the owner (the role that runs
+the migration) and roles with ``select, insert, update, delete`` on the table."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""A commit is proved by a secret: notes hold the hash of a proof that only the branch's coordinator knows.
+"""Notes that prove a commit: each contains the hash of a proof that only the branch's coordinator knows.
 
-Whoever may connect can call the function that leaves a note, since a branch may end in any role. So what it
-leaves proves nothing but that its caller knew the proof: beside a row of three-phase commit that holds the
-same hash, or to the coordinator that asks with the proof itself.
+Any role that may connect can call the function that writes a note, since a branch may end in any role. So a
+note proves only that its caller knew the proof. It counts if a row of three-phase commit contains the same
+hash, or for the coordinator that asks with the proof itself.
 
-Version 0.1.0 left transaction id and participant instead, which anybody can make up. What it has left
-stays believable for its own rows, which have no hash. Its function goes, so that nobody adds to it.
-"""
+Version 0.1.0 wrote transaction id and participant instead, which any role can make up. Its notes still count
+for its own rows, which have no hash. Its function is dropped, so that no such note is added."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ def upgrade() -> None:
         """
     )
     op.execute("grant execute on function undoubt.note_commit(bytea), undoubt.is_noted(bytea) to public")
-    # The roles that could read three-phase commit's rows have to see the notes beside them.
+    # The roles that can read the rows of three-phase commit have to read the notes as well.
     op.execute(
         """
         do $$

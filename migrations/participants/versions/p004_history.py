@@ -1,11 +1,11 @@
-"""Which history of the database this is: a random id, drawn anew on every timeline.
+"""The id of the history of a database: random, and drawn again on each new timeline.
 
-System identifier and timeline do not tell: two standbys that were promoted apart have both in common, and so
-have clones. ``undoubt.undoubt_history`` is one row, and its id counts only while system and timeline are
-those that stand beside it; ``current_history`` tells it then, to everybody, and nothing else. ``history``
-draws another where they are not: it is for undoubt's own roles, since whoever called it in a transaction that
-is never committed would keep all others from drawing. Random bytes are those of ``gen_random_uuid()``, which
-come from the operating system (src/backend/utils/adt/uuid.c)."""
+System identifier and timeline do not identify a history: two standbys that were promoted independently have
+both in common, and so have clones. ``undoubt.undoubt_history`` has one row, whose id is valid only as long as
+system and timeline are those in the row. ``current_history`` returns the id if it is valid, to any role.
+``history`` draws a new id if it is not valid. Only undoubt's own roles may call it, since a call in a
+transaction that is never committed would block all other calls. The random bytes are those of
+``gen_random_uuid()``, which come from the operating system (src/backend/utils/adt/uuid.c)."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def upgrade() -> None:
 def _grant_and_draw() -> None:
     op.execute("revoke execute on function undoubt.history() from public")
     op.execute("grant execute on function undoubt.current_history() to public")
-    # The roles that could write three-phase commit's rows are undoubt's. The first id is drawn at once, where
-    # the owner may ask for system and timeline.
+    # The roles that can write the rows of three-phase commit are undoubt's. The first id is drawn
+    # immediately, if the owner may read system identifier and timeline.
     op.execute(
         """
         do $$

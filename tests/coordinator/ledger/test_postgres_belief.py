@@ -240,7 +240,7 @@ async def test_the_schema_is_judged_again(
         session = await ledger.open_session("test", 10)
         await ground.admin.execute("grant create on schema undoubt_ledger to public")
         assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT, "it is believed for a while"
-        monkeypatch.setattr("undoubt.coordinator.ledger.postgres.connections.JUDGED_S", 0.0)
+        monkeypatch.setattr("undoubt.coordinator.ledger.postgres.connections.CHECKED_S", 0.0)
         for _ in range(2):  # by the connection that is there, and by a new one
             with pytest.raises(LedgerUnusable, match="every role may create"):
                 await ledger.decide(session.txid(2), COMMIT, BRANCHES)
