@@ -504,7 +504,7 @@ async def test_check_finds_what_is_wrong(settings: LedgerSettings, database: str
         await held.run("delete from undoubt_ledger.decision where seq = 1")
         await held.run("update undoubt_ledger.decision set branches = '[' where seq = 2")
         found = json.dumps(await maintenance.check(settings))
-    assert "1.1 is unfinished, and its decision is not there" in found
+    assert "1.1 is unfinished, and its decision is missing" in found
     assert "1.2 cannot be read" in found
 
 
