@@ -51,7 +51,7 @@ def parameters(settings: LedgerSettings) -> dict[str, Any]:
     if is_connection_string(str(given.get("dbname", ""))):
         # The name is not shown: it may contain a password.
         raise LedgerMisconfigured(
-            "the name of the database in the ledger URL is itself a connection string; write"
+            "the name of the database in the ledger URL is a connection string itself; write"
             f" {SCHEME}user@host:5432/database"
         )
     for port in str(given.get("port", "")).split(","):
