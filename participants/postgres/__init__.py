@@ -1,24 +1,23 @@
 """PostgreSQL behind the contract of :mod:`undoubt.participants.contract`.
 
 What enters: a :class:`~undoubt.participants.settings.ParticipantSettings` and the calls of the contract. What
-leaves: votes, settled outcomes, evidence, and the errors of :mod:`undoubt.participants.errors`. This room
-knows branches, and no transactions.
+leaves: votes, results of second phases, evidence, and the errors of :mod:`undoubt.participants.errors`. This
+room handles branches, not transactions.
 
 Three rules hold in every module. A session whose state is not known is closed, never used again. An answer
 counts only if its tag and the marker are right and no warning weakens it. A server in recovery is not
 believed about prepared transactions.
 
-What the two drivers share knows neither of them, and neither driver's package knows the other; a driver is
-imported when a participant that uses it is made.
+The modules that both drivers share import neither of the packages ``asyncpg`` and ``psycopg`` below, and
+neither of these imports the other; a driver is imported when a participant that uses it is made.
 
-In the order in which a branch passes them:
+The modules, in the order in which a branch passes them:
 
 ========================  ====================================================================================
-:mod:`.participant`       implements ``Participant`` with the modules below, and chooses the driver; the one
-name
-                          that others import.
+:mod:`.participant`       implements ``Participant`` with the modules below, and chooses the driver; other
+                          rooms import only this module's class.
 :mod:`.pool`              lends sessions to branches, and closes each session whose state is not known.
-:mod:`.connecting`        opens a session, whatever the driver: dsn, password, who the server is.
+:mod:`.connecting`        opens a session with either driver: dsn, password, identity of the server.
 :mod:`.dsn`               reads a dsn with libpq's parser, and completes it.
 :mod:`.asyncpg`           implements sessions and the application's connections with asyncpg.
 :mod:`.psycopg`           implements sessions and the application's connections with psycopg.
@@ -26,16 +25,16 @@ name
 :mod:`.session`           declares what this room requires of a driver's session, and closes sessions in the
                           background.
 :mod:`.session_setup`     builds the first round trip of a branch: clean up, set up, begin, mark.
-:mod:`.connection_proxy`  declares the application's side of a branch, and holds what the drivers' have in
-common. :mod:`.branch`            implements ``Branch``: poll, prepare, commit in one phase, commit, roll
-back; builds
-                          these round trips, and reads their answers.
-:mod:`.announced`         implements ``Branch`` for one that somebody else runs and prepares.
-:mod:`.roles`             computes who may finish whose branches, and the rights that undoubt's role needs.
+:mod:`.connection_proxy`  declares the application's side of a branch, and has the code that both drivers'
+                          connections share.
+:mod:`.branch`            implements ``Branch``: poll, prepare, commit in one phase, commit, roll back;
+                          builds these round trips, and reads their answers.
+:mod:`.announced`         implements ``Branch`` for a branch that another program runs and prepares.
+:mod:`.roles`             computes which role may finish which branches, and the rights that undoubt's role
+                          needs.
 :mod:`.history`           identifies the history of a database in which a transaction id is valid.
-:mod:`.settle`            ends a prepared branch where its own session cannot: after a crash, as another role;
-and
-                          reads evidence.
+:mod:`.settle`            ends a prepared branch where its own session cannot, after a crash or as another
+                          role; and reads evidence.
 :mod:`.one_phase`         finds out whether a plain COMMIT happened whose answer was lost.
 :mod:`.admin_pool`        runs statements outside branches on sessions of its own.
 :mod:`.in_doubt`          lists prepared transactions.
@@ -43,7 +42,7 @@ and
 :mod:`.three_phase`       implements the rows of three-phase commit.
 :mod:`.belief`            checks schema ``undoubt`` before it is used.
 :mod:`.schema`            creates, upgrades and prunes the tables of schema ``undoubt``.
-:mod:`.checkup`           checks what keeps a database from taking part.
+:mod:`.checkup`           checks what keeps a database from taking part in transactions.
 :mod:`.sql`               holds the statements of ``queries.sql``.
 :mod:`.sqlstate`          translates SQLSTATEs into errors and advice, and names the timeout behind them.
 ========================  ====================================================================================

@@ -1,8 +1,7 @@
-"""Sessions for what belongs to no branch: lists, second phases after a crash, evidence, wait graphs.
+"""Sessions for statements outside branches: lists, second phases after a crash, evidence, wait graphs.
 
-A few at most, opened when first needed and again when lost; several, so that branches can be settled side by
-side and a slow one does not hold up the lists.
-"""
+At most :data:`SESSIONS_MAX` sessions; each is opened when it is needed, and replaced when it is lost. There
+are several, so that branches can be settled concurrently and a slow branch does not delay the lists."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ SESSIONS_MAX = 8
 
 
 class Management:
-    """Statements of undoubt's own on one participant, outside branches."""
+    """Runs undoubt's own statements at one participant, outside branches."""
 
     def __init__(
         self,
@@ -50,16 +49,16 @@ class Management:
         self._pool: Pool[ServerSession] = Pool(participant, connect, SESSIONS_MAX, idle_s=idle_s)
 
     async def read(self, sql: str, *args: object) -> Sequence[Row]:
-        """One statement that changes nothing. Repeated once on a new session if an old one turns out to be
-        lost. Raises ``ParticipantError``."""
+        """The rows of one statement that changes nothing. It is repeated once on a new session if an old
+        session was lost. Raises ``ParticipantError``."""
         try:
             return await self.ask(sql, *args)
         except ServerError as error:
             raise participant_error(self.participant, error) from error
 
     async def ask(self, sql: str, *args: object) -> Sequence[Row]:
-        """Like :meth:`read`, but raises ``ServerError`` as it is. If the statement uses schema ``undoubt``,
-        that is looked at first: raises ``ParticipantRefused`` if it is not to be believed."""
+        """Like :meth:`read`, but raises ``ServerError`` unchanged. If the statement uses schema ``undoubt``,
+        the schema is checked first: raises ``ParticipantRefused`` if it is not to be believed."""
         async with self._slot() as slot:
             try:
                 return await self._rows(slot.session, sql, args)
@@ -70,7 +69,8 @@ class Management:
                 if slot.fresh or not (error.fatal or error.sqlstate == NO_STATEMENT):
                     raise
                 slot.session.discard()
-        # Its neighbours were lost with it, or forgotten by a firewall, or know the schema as it was.
+        # Other idle sessions were probably lost as well, or a firewall has dropped them, or they have checked
+        # the former schema.
         self._pool.drop_idle()
         async with self._slot(fresh=True) as slot:
             try:
@@ -84,8 +84,8 @@ class Management:
         return await session.rows(sql, *args, timeout_s=self.timeout_s)
 
     async def change(self, session: ServerSession, sql: str) -> CommandResult:
-        """One statement that uses schema ``undoubt``, after a look at that. Raises ``ParticipantRefused`` if
-        it is not to be believed, else what ``session`` raises."""
+        """The answer to one statement that uses schema ``undoubt``, after a check of the schema. Raises
+        ``ParticipantRefused`` if the schema is not to be believed, and the errors of ``session``."""
         if session.intro.schema is None:
             await self._believe(session)
         try:
@@ -93,11 +93,11 @@ class Management:
         except ServerError as error:
             if not schema_changed(error):
                 raise
-        await self._believe(session)  # nothing else of the script was carried out
+        await self._believe(session)  # the rest of the script was not executed
         return await session.script(same_schema(session.intro) + sql, timeout_s=self.timeout_s)
 
     async def faults(self) -> Sequence[Fault]:
-        """What speaks against believing schema ``undoubt`` now. Raises ``ParticipantError``."""
+        """The reasons not to believe schema ``undoubt`` now. Raises ``ParticipantError``."""
         async with self._slot() as slot:
             try:
                 return await look(slot.session, self._schema_owners, self.timeout_s)
@@ -108,22 +108,22 @@ class Management:
         try:
             await believe(self.participant, session, self._schema_owners, self.timeout_s)
         except ParticipantRefused:
-            session.discard()  # the next one is introduced without the schema
+            session.discard()  # the next session starts without the schema
             raise
 
     async def who(self) -> ServerParameters:
-        """What the server said about itself. Raises ``ParticipantError``."""
+        """What the server reported about itself. Raises ``ParticipantError``."""
         async with self._slot() as slot:
             return slot.session.intro
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[ServerSession]:
-        """A session for statements that must not be repeated blindly."""
+        """A session for statements that must not be repeated automatically."""
         async with self._slot() as slot:
             try:
                 yield slot.session
             except (NoAnswer, NotSent):
-                self._pool.drop_idle()  # so that whoever asks again gets a new one
+                self._pool.drop_idle()  # so that the next caller gets a new session
                 raise
 
     def close(self) -> None:
@@ -139,7 +139,7 @@ class Management:
 
 
 def refuse_standby(participant: str, row: Row) -> None:
-    """Raise ``ParticipantRefused`` if the answer with column ``standby`` came from one."""
+    """Raise ``ParticipantRefused`` if ``row``, which has a column ``standby``, came from a standby."""
     if row["standby"]:
         raise ParticipantRefused(
             participant,

@@ -1,16 +1,15 @@
-"""A branch that somebody else runs and prepares: a service with a driver of its own, in any language.
+"""A branch that another program runs and prepares: a service with its own driver, in any language.
 
-It is given the statements that begin and prepare the branch, with its name in them. What it did is not asked
-of it: the vote is what this participant's own database shows when the transaction commits. A prepared
-transaction counts as the branch only if it has the branch's name, lies in this database, and was prepared by
-a role that prepares branches of ours. From then on its transaction id names it as well: the same name on
-another transaction is an impostor, which is neither committed nor rolled back.
+The service receives the statements that begin and prepare the branch; they contain the gid. The service does
+not report the vote: the vote is what this participant's database shows when the transaction commits. A
+prepared transaction counts as the branch only if it has the gid, is in this database, and was prepared by a
+role that prepares branches of ours. From then on its transaction id identifies it as well: another
+transaction with the same gid is an impostor, which is neither committed nor rolled back.
 
-That it is listed proves that its PREPARE is on the disk of its server, and no more: a server lists it before
-its synchronous standbys have confirmed it (``EndPrepare`` in ``src/backend/access/transam/twophase.c`` of
-PostgreSQL). Where there are any, a commit of this process's own that they confirm comes behind it in the same
-WAL.
-"""
+An entry in the list proves only that PREPARE is on the disk of its server: a server lists the transaction
+before its synchronous standbys have confirmed it (``EndPrepare`` in ``src/backend/access/transam/twophase.c``
+of PostgreSQL). If there are synchronous standbys, this process writes a commit behind it in the same WAL, and
+the standbys confirm that commit."""
 
 from __future__ import annotations
 
@@ -49,17 +48,17 @@ from undoubt.participants.sql import literal
 
 
 class BranchScripts(NamedTuple):
-    """What runs and prepares the branch, each a list of statements: one simple query of all of them, joined
-    by semicolons, or one after the other in one session."""
+    """The statements that begin and those that prepare the branch. Each list can be sent as one simple query,
+    joined by semicolons, or one statement after another in one session."""
 
     begin: tuple[str, ...]
     prepare: tuple[str, ...]
 
 
 def scripts_of(gid: Gid, key: SessionKey, timeout_s: float, intro: ServerParameters) -> BranchScripts:
-    """For a branch that is meant to end within ``timeout_s`` seconds; ``intro`` is of any session there. The
-    process that will run it is not known: the name that it shows is believed of roles that prepare branches
-    of ours alone."""
+    """The scripts of a branch that should end within ``timeout_s`` seconds; ``intro`` is that of any session
+    of the database. The server process that will run the branch is not known, so the application_name is
+    believed only of roles that prepare branches of ours."""
     name = branch_name(gid, key, 0)
     begin = ["begin", *local_statements(gid, name, intro, timeouts_ms(timeout_s, intro))]
     prepare = [
@@ -71,7 +70,8 @@ def scripts_of(gid: Gid, key: SessionKey, timeout_s: float, intro: ServerParamet
 
 
 class AnnouncedBranch:
-    """See :class:`undoubt.participants.contract.Branch`; it has no connection."""
+    """A branch that another program runs: :class:`undoubt.participants.contract.Branch` without a
+    connection."""
 
     def __init__(
         self,
@@ -83,7 +83,8 @@ class AnnouncedBranch:
         *,
         name: str,
     ) -> None:
-        """``owners`` are the settings'; ``name`` is the application_name of the session that runs it."""
+        """``owners`` come from the settings; ``name`` is the application_name of the session that runs the
+        branch."""
         self.scripts = scripts
         self._management = management
         self._settler = settler
@@ -100,21 +101,24 @@ class AnnouncedBranch:
     @property
     def connection(self) -> NoReturn:
         """Raises ``UsageError``."""
-        raise UsageError(f"branch {self._label} is run by whoever announced it: it has no connection here")
+        raise UsageError(
+            f"branch {self._label} is run by the program that announced it, and has no connection"
+        )
 
     @property
     def surely_writes(self) -> bool:
         return True
 
     def break_off(self, why: Callable[[], Exception]) -> None:
-        """Its session belongs to somebody else, and ends by the timeouts that its begin has set."""
+        """Does nothing: the session belongs to another program, and ends by the timeouts that ``begin`` has
+        set."""
 
     async def poll(self) -> Work:
         return Work.WRITES
 
     async def prepare(self) -> PrepareResult:
-        """Look whether it is prepared. Whatever speaks against it, it may be prepared later all the same:
-        that is an answer that is missing."""
+        """Look whether the branch is prepared. If it is not, it may still be prepared later: so every other
+        result is a missing answer (``PrepareUnanswered``)."""
         try:
             row = await self._look()
             if row["synchronous"] and row["gid"] is not None:
@@ -131,41 +135,41 @@ class AnnouncedBranch:
         return PrepareResult(Vote.PREPARED, self._evidence)
 
     def _judge(self, row: Row) -> BranchFailed | None:
-        """Why what is there is not the branch; None if it is."""
+        """Why the prepared transaction of ``row`` is not the branch; None if it is the branch."""
         participant = self._gid.participant
         if row["gid"] is None:
             return BranchFailed(
-                participant, f"branch {self._label} was announced, and is not prepared: {self._gid}"
+                participant, f"branch {self._label} was announced, but is not prepared: {self._gid}"
             )
         if row["database"] != row["here"]:
             return BranchFailed(
                 participant,
-                f"branch {self._label} is not prepared; what has its name, {self._gid}, lies in database"
-                f" {row['database']!r} and not in {row['here']!r}",
+                f"branch {self._label} is not prepared; the transaction with its name, {self._gid}, is in"
+                f" database {row['database']!r}, not in {row['here']!r}",
             )
         if not row["owned"]:
             return BranchFailed(
                 participant,
-                f"branch {self._label} is not prepared; what has its name, {self._gid}, was prepared by role"
-                f" {row['owner']!r}, which prepares no branches of ours",
+                f"branch {self._label} is not prepared; the transaction with its name, {self._gid}, was"
+                f" prepared by role {row['owner']!r}, which prepares no branches of ours",
             )
         return None
 
     async def _look(self) -> Row:
-        """Raises ``ParticipantError``, on a standby too."""
+        """The row of query ``announced``. Raises ``ParticipantError``, also on a standby."""
         intro = await self._management.who()
         [row] = await self._management.read(self._statement(intro), str(self._gid), self._owners)
         refuse_standby(self._management.participant, row)
         return row
 
     def _statement(self, intro: ServerParameters) -> str:
-        position = query("flushed_position" if intro.tells_position else "untold_position")
+        position = query("flushed_position" if intro.reports_position else "no_position")
         statement = owned("announced", "p.owner", "$2").replace("{whereabouts}", columns(intro))
         return statement.replace("{position}", position)
 
     async def _look_durably(self) -> Row:
-        """The same inside a transaction whose commit the synchronous standbys confirm: behind a pooler, too,
-        one server carries out all of it."""
+        """The row of :meth:`_look`, read in a transaction whose commit the synchronous standbys confirm. Also
+        behind a pooler one server executes the whole transaction."""
         timeout_s = self._management.timeout_s
         try:
             async with self._management.session() as session:
@@ -191,7 +195,7 @@ class AnnouncedBranch:
         return row
 
     async def commit_one_phase(self) -> Settled:
-        raise InvariantViolation(f"{self._gid} is prepared by somebody else, and cannot commit in one phase")
+        raise InvariantViolation(f"another program prepares {self._gid}: it cannot commit in one phase")
 
     async def commit(self) -> Settled:
         return await self._settle(Decision.COMMIT)
@@ -208,8 +212,8 @@ class AnnouncedBranch:
         return self._over
 
     async def has_session(self) -> bool:
-        """Whether a session of its database is in the branch now, as far as it has run ``begin`` as given.
-        Raises ``ParticipantError``."""
+        """Whether a session of the database shows the application_name of the branch now, as a session does
+        after ``begin`` of the scripts. Raises ``ParticipantError``."""
         [row] = await self._management.read(query("in_branch"), self._name)
         return bool(row["there"])
 
@@ -217,7 +221,7 @@ class AnnouncedBranch:
         """PostgreSQL keeps no record of heuristic outcomes: nothing to do."""
 
     async def release(self) -> None:
-        """It has no connection."""
+        """Does nothing: the branch has no connection."""
 
     @property
     def _label(self) -> str:

@@ -1,10 +1,9 @@
-"""Schema ``undoubt`` in a participant's database: believed, or left alone
+"""Checks schema ``undoubt`` in a participant's database before it is used
 (:mod:`undoubt.participants.believed`).
 
-A session looks when it is opened, and keeps the schema's number (oid). A role that was not trusted then can
-change nothing in it; but the schema can be dropped, and that role make another one. So every use is preceded
-by the question whether it is still the same.
-"""
+A session checks the schema when it is opened, and keeps the schema's number (oid). A role that was not
+trusted then can change nothing in the schema; but the schema can be dropped, and that role can create another
+one. So every use first checks that the schema is still the same."""
 
 from __future__ import annotations
 
@@ -19,7 +18,8 @@ from undoubt.participants.postgres.sql import fill, query
 
 NO_SCHEMA = "3F000"
 _USES = re.compile(r"(?<![\w.'])undoubt\.\w")
-"""A table or function of the schema in a statement, and not the setting ``undoubt.tx``, which is a string."""
+"""Matches a table or function of the schema in a statement, but not the setting ``undoubt.tx`` in a
+string."""
 
 
 def uses_schema(sql: str) -> bool:
@@ -34,14 +34,14 @@ def same_schema(intro: ServerParameters) -> str:
 
 
 async def look(session: ServerSession, owners: Sequence[str], timeout_s: float) -> tuple[Fault, ...]:
-    """What speaks against the schema; nothing where there is none. Raises what the session raises."""
+    """The reasons not to believe the schema; none if there is no schema. Raises the errors of ``session``."""
     rows = await session.rows(faults_query(PARTICIPANT, owners), timeout_s=timeout_s)
     return faults_of((row["kind"], row["name"], row["role"]) for row in rows)
 
 
 async def believe(participant: str, session: ServerSession, owners: Sequence[str], timeout_s: float) -> None:
-    """Raise ``ParticipantRefused`` if the schema is not to be believed, ``ServerError`` if there is none, and
-    what the session raises."""
+    """Raise ``ParticipantRefused`` if the schema is not to be believed, ``ServerError`` if there is no
+    schema, and the errors of ``session``."""
     [row] = await session.rows(query("schema"), timeout_s=timeout_s)
     number = row["schema_oid"]
     if number is None:
@@ -55,5 +55,6 @@ async def believe(participant: str, session: ServerSession, owners: Sequence[str
 
 def refused(participant: str, faults: Sequence[Fault]) -> ParticipantRefused:
     return ParticipantRefused(
-        participant, f"{refusal(PARTICIPANT, faults)}; undoubt doctor prints the line that mends it"
+        participant,
+        f"{refusal(PARTICIPANT, faults)}; undoubt doctor prints the line that corrects it",
     )

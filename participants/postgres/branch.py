@@ -1,8 +1,8 @@
-"""One branch: from the marker to COMMIT PREPARED.
+"""Implements a branch, from its first statement to COMMIT PREPARED.
 
-Each answer is believed only as far as it goes. The tag must say what was asked (a failed transaction answers
-PREPARE and COMMIT with ``ROLLBACK``), the marker must still be there (the application may have typed
-``commit``), and a warning that a synchronous standby did not confirm makes the answer an open question
+Every answer is checked. The tag must be that of the command (a failed transaction answers PREPARE and COMMIT
+with ``ROLLBACK``), the marker must still be set (the application may have executed ``commit``), and a warning
+that a synchronous standby did not confirm leaves the outcome open
 (https://www.postgresql.org/docs/current/sql-prepare-transaction.html, and warm-standby.html of that manual).
 """
 
@@ -65,12 +65,12 @@ from undoubt.participants.sql import literal
 log = logging.getLogger(__name__)
 
 REPORT_BYTES_MAX = 18
-"""``#``, twelve bytes in base64, and a full stop to show that nothing was cut."""
+"""``#``, twelve bytes in base64, and a full stop, which shows that the report was not cut."""
 
 _POOL_USED_UP = (
-    "participant %r: the second phase of %s got no answer within %g s through the pooler; where all servers"
-    " of its pool are taken by branches that wait for this one, only timeouts help: give it more servers than"
-    " connections_max of all processes together, or lower connections_max"
+    "participant %r: the second phase of %s got no answer within %g s through the pooler; if all servers"
+    " of its pool are used by branches that wait for this branch, only timeouts end the wait: give the pool"
+    " more servers than connections_max of all processes together, or lower connections_max"
 )
 
 STILL_RUNNING = (
@@ -83,9 +83,9 @@ STILL_RUNNING = (
 class Lost:
     """A branch whose plain COMMIT was not answered.
 
-    ``session`` is the one that was lost; ``proof`` that of the note which went before COMMIT, empty if none
-    did; ``evidence`` that of the branch if it was known before COMMIT was sent; ``wrote`` if the branch is
-    known to have changed something, and so to have left its note if it committed.
+    ``session`` is the lost session. ``proof`` is the proof of the note that was sent before COMMIT, empty if
+    there was no note. ``evidence`` is that of the branch, None if it was not known before COMMIT was sent.
+    ``wrote``: the branch is known to have changed something, and so has left its note if it committed.
     """
 
     session: ServerSession
@@ -97,23 +97,24 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a branch needs of its participant."""
+    """The values and functions of its participant that a branch uses."""
 
     name: str
     settle: Callable[[Gid, Decision, Evidence | None], Awaitable[Settled]]
-    """Ends a prepared branch where its own session could not."""
+    """Ends a prepared branch if its own session could not."""
     look_up: Callable[[Lost], Awaitable[Settled]]
-    """What became of a plain COMMIT."""
+    """Returns the outcome of a plain COMMIT."""
     give_back: Callable[[Slot[Any]], None]
     draw_history: Callable[[], Awaitable[None]]
-    """For the branches to come; never fails."""
+    """Draws a history id for later branches; never fails."""
     statement_timeout_s: float
     owners: tuple[str, ...]
-    """The settings': roles that prepare its branches, besides the obvious ones."""
+    """From the settings: roles that prepare its branches, besides the login role and the roles granted to
+    it."""
 
 
 class PostgresBranch:
-    """See :class:`undoubt.participants.contract.Branch`."""
+    """A branch in PostgreSQL: :class:`undoubt.participants.contract.Branch`."""
 
     def __init__(
         self,
@@ -134,16 +135,16 @@ class PostgresBranch:
         self._marker = marker(gid)
         self._name = branch_name(gid, key, known_pid(slot.session))
         self._timeout_s = max(timeout_s, around.statement_timeout_s)
-        """Of what runs the application's own triggers and constraints: PREPARE and COMMIT."""
+        """The timeout of PREPARE and COMMIT, which run the application's triggers and constraints."""
         self._evidence: Evidence | None = None
         self._xid: int | None = None
         self._place = place_of(slot.session.intro)
-        """Of the server that it is open in; behind a pooler known from ``poll`` on."""
+        """The place of the server in which the branch is open; behind a pooler it is known after ``poll``."""
         self._asked = False
-        """PREPARE was sent: from then on the branch may outlive its session."""
+        """Whether PREPARE was sent: from then on the branch may outlive its session."""
         self._released = False
         self._over: Settled | None = None
-        """Nothing is left of it, or all of it is committed."""
+        """The final result; None while the branch may still be open or prepared."""
 
     @property
     def gid(self) -> Gid:
@@ -162,7 +163,8 @@ class PostgresBranch:
         self._handle.undoubt_end()
 
     async def poll(self) -> Work:
-        """Ends the application's use of the connection: what it wrote after the answer would go unnoticed."""
+        """Ask the database what the branch has done. Ends the application's use of the connection first,
+        since a write after the answer would not be noticed."""
         self._stop_application()
         intro = self._session.intro
         statement = query("poll")
@@ -179,7 +181,7 @@ class PostgresBranch:
         self._xid = None if row["xid"] is None else int(row["xid"])
         if intro.pooled:
             self._place = place_in(row, intro)
-        # A SERIALIZABLE branch that wrote nothing can still be the one that has to fail: predicate locks.
+        # A SERIALIZABLE branch that wrote nothing may still have to fail, because of its predicate locks.
         if self._xid is None and row["isolation"] != "serializable":
             return Work.READ_ONLY
         return Work.WRITES
@@ -191,7 +193,7 @@ class PostgresBranch:
             return PrepareResult(Vote.ABORT, reason=error)
         intro = self._session.intro
         head = report_head(self._name, pooler=intro.pooled)
-        # The note makes a three-phase branch's commit visible, exactly when it commits.
+        # The note makes the commit of a three-phase branch visible exactly when the branch commits.
         note = note_script(self._proof, intro) if self._gid.protocol is Protocol.THREE_PHASE else ""
         lent = self._slot.timeouts_ms is not None
         script = guard_script(self._marker, head, intro, self._around.owners, lent=lent)
@@ -211,15 +213,15 @@ class PostgresBranch:
             self._asked = False
             return PrepareResult(Vote.ABORT, reason=failure)
         report = self._session.application_name
-        if report != before:  # else a pooler kept the new one to itself
+        if report != before:  # otherwise a pooler did not pass the report on
             self._evidence = await self._reported(report, head)
         return PrepareResult(Vote.PREPARED, self._evidence)
 
     async def _reported(self, report: str, head: str) -> Evidence | None:
         intro = self._session.intro
         evidence = read_report(report, head, intro, None if intro.pooled else self._place)
-        if evidence is not None and evidence.history is None and intro.tells_history and intro.pooled:
-            # Behind the pooler is another server by now, which nobody has connected to directly.
+        if evidence is not None and evidence.history is None and intro.reports_history and intro.pooled:
+            # The server behind the pooler has changed, and no session has drawn a history id there yet.
             await self._around.draw_history()
         return evidence
 
@@ -230,7 +232,7 @@ class PostgresBranch:
         return PrepareResult(Vote.ABORT, reason=self._refused(error))
 
     def _look_at_prepared(self, answer: CommandResult) -> BranchFailed | None:
-        """None if it is prepared; what is wrong, if it is not."""
+        """None if the branch is prepared, otherwise the reason why it is not."""
         if answer.tag != "PREPARE TRANSACTION":
             return self._swallowed(f"PREPARE answered {answer.tag}")
         if (warning := answer.unconfirmed) is not None:
@@ -260,13 +262,13 @@ class PostgresBranch:
             return await self._ask_books(proof, error)
         if answer.tag != "COMMIT":
             raise self._swallowed(f"COMMIT answered {answer.tag}")
-        # Unconfirmed by a standby it is still committed here, and the row of the commit would prove no more.
+        # A commit without a standby's confirmation is still committed here, and its note would prove no more.
         self._over = Settled.APPLIED if answer.unconfirmed is None else Settled.HEURISTIC_HAZARD
         return self._over
 
     async def _ask_books(self, proof: bytes, error: ServerError | NoAnswer) -> Settled:
-        """What became of a COMMIT that was answered by ``error``. Where the server has said why it ended the
-        session, whatever is raised says it as well."""
+        """The outcome of a COMMIT whose answer was ``error``. If the server gave a reason for ending the
+        session, an error with that reason is raised instead of ABSENT or HEURISTIC_HAZARD."""
         evidence = None
         if self._xid is not None and self._place is not None:
             evidence = evidence_at(self._place, self._xid)
@@ -291,13 +293,13 @@ class PostgresBranch:
 
     def _final(self) -> Settled:
         over = self._over
-        invariant(over is not None, "a branch ended without saying how")
+        invariant(over is not None, "a branch ended without a result")
         if over is Settled.BUSY or (over is Settled.ABSENT and self._evidence is None and self._asked):
-            self._over = None  # to be asked again
+            self._over = None  # not final: a caller may ask again
         return over or Settled.BUSY
 
     async def _settle(self, order: Decision) -> Settled:
-        """On its own session first: the one that prepared is there already, and mostly is the owner."""
+        """End the prepared branch, first on its own session, which mostly works as the owner's role."""
         timeout_s = self._around.statement_timeout_s
         try:
             return await end_prepared(self._session, self._gid, order, timeout_s)
@@ -326,7 +328,8 @@ class PostgresBranch:
         return Settled.APPLIED
 
     async def _undo(self) -> Settled:
-        """No PREPARE was sent: whatever happens to the session now, its server rolls the branch back."""
+        """Roll back a branch whose PREPARE was never sent: the server rolls it back even if the session is
+        lost."""
         if self._handle.undoubt_end():
             self._session.discard()
         elif self._session.in_transaction and not self._session.broken:
@@ -341,10 +344,10 @@ class PostgresBranch:
 
     async def release(self) -> None:
         if self._released:
-            return  # somebody else may have the session by now
+            return  # the session may already be lent to another branch
         self._released = True
         busy = self._handle.undoubt_end()
-        # Behind a pooler a reset would reach another server process than the one that was used.
+        # Behind a pooler a reset could reach a server process other than the one that was used.
         self._slot.used = self._handle.undoubt_used and not self._session.intro.pooled
         self._slot.stale = self._handle.undoubt_stale
         if busy or not self._handle.undoubt_reusable:
@@ -353,7 +356,7 @@ class PostgresBranch:
 
     def _stop_application(self) -> None:
         if self._handle.undoubt_end():
-            # What it does is not known before it is done, and the answer belongs to somebody else.
+            # The effect of the running statement is not known yet, and its answer belongs to the application.
             self._session.discard()
             raise self._failed(STILL_RUNNING)
 
@@ -365,7 +368,7 @@ class PostgresBranch:
 
     def _refused(self, error: ServerError) -> BranchFailed:
         if schema_changed(error):
-            self._session.discard()  # the next one is introduced to the schema as it is now
+            self._session.discard()  # the next session checks the schema anew
         return branch_failure(self._around.name, error, self._handle.undoubt_failure)
 
     def _failed(self, message: str) -> BranchFailed:
@@ -373,12 +376,12 @@ class PostgresBranch:
 
 
 def report_head(name: str, *, pooler: bool) -> str:
-    """What PREPARE's guard writes into application_name before the transaction id that it reports
+    """The text that PREPARE's guard writes into application_name before the transaction id that it reports
     (:func:`read_report`).
 
-    ``name`` is the branch's session's. It stands there where there is room for both, so that a PREPARE that
-    waits for a lock is still known to the detector of deadlocks; behind a pooler the server's history takes
-    the room.
+    ``name`` is the application_name of the branch's session. The text contains it if there is room for both,
+    so that the detector of deadlocks still recognizes a PREPARE that waits for a lock; behind a pooler the
+    server's history needs the room.
     """
     fits = len(name) + REPORT_BYTES_MAX <= APPLICATION_NAME_BYTES_MAX
     return f"{name}#" if fits and not pooler else "xid#"
@@ -387,37 +390,38 @@ def report_head(name: str, *, pooler: bool) -> str:
 def guard_script(
     marked: str, head: str, intro: ServerParameters, owners: tuple[str, ...], *, lent: bool
 ) -> str:
-    """What goes before PREPARE TRANSACTION in its round trip; ``marked`` is the branch's marker, ``head`` is
-    :func:`report_head`'s, ``owners`` are the settings'. ``lent``: the session is one of undoubt's own, which
-    is reset before its next use."""
+    """The statements before PREPARE TRANSACTION in its round trip; ``marked`` is the branch's marker,
+    ``head`` comes from :func:`report_head`, ``owners`` from the settings. ``lent``: the session was opened by
+    undoubt, and is reset before its next use."""
     script = fill("guard_prepare", marker=marked, report=head)
     script = _durable(script, local=intro.pooled or not lent)
-    position = query("guard_position" if intro.tells_position else "guard_no_position")
+    position = query("guard_position" if intro.reports_position else "guard_no_position")
     script = script.replace("{position}", position).replace("{place}", _place(intro))
-    if intro.pooled and intro.tells_history:
+    if intro.pooled and intro.reports_history:
         script = same_schema(intro) + script
     may_stray = intro.strays or intro.superuser or intro.version < ADMIN_OF_ITSELF_BEFORE_VERSION
     if intro.pooled or may_stray:
-        # Any role else that a session can take on was granted to the one that logged in.
+        # Without these conditions a session can only change to roles that were granted to the login role.
         guard = guard_role(intro.role, owners, pooled=intro.pooled, superuser=intro.superuser)
         script = f"{guard}; {script}"
     return f"{query('guard_deferred')}; {script}"
 
 
 def commit_guard(marked: str) -> str:
-    """What goes before a plain COMMIT in its round trip."""
+    """The statement before a plain COMMIT in its round trip."""
     return _durable(fill("guard_commit", marker=marked), local=True)
 
 
 def confirm_script() -> str:
-    """What follows COMMIT PREPARED behind a pooler: a commit that waits for the synchronous standbys, and is
-    warned of if they do not confirm it, whatever the database or the role sets."""
+    """The script after COMMIT PREPARED behind a pooler: a commit that waits for the synchronous standbys, and
+    whose answer has a warning if they do not confirm it, whatever the settings of the database or the
+    role."""
     return f"{ALONE_WRITING}; {confirmation()}; commit"
 
 
 def confirmation() -> str:
-    """The statement of such a transaction: what is before it in the WAL has reached the standbys as well,
-    once its COMMIT is confirmed."""
+    """The statement of a transaction whose COMMIT waits for the synchronous standbys: if they confirm the
+    COMMIT, everything before it in the WAL has reached them as well."""
     return _durable(query("confirm"), local=True)
 
 
@@ -426,16 +430,16 @@ def _durable(guard: str, *, local: bool) -> str:
 
 
 def _place(intro: ServerParameters) -> str:
-    """SQL of what is reported of the place of a transaction id: nothing where the session knows it by itself,
-    or where nobody is told. Without the right to ask for the server's identity there is no reason to fail."""
-    if not intro.pooled or (intro.system is None and not intro.tells_history):
+    """The SQL expression for the place that PREPARE reports. It is an empty string if the session knows the
+    place already, or if the role has no right to read it: PREPARE must not fail for lack of that right."""
+    if not intro.pooled or (intro.system is None and not intro.reports_history):
         return "''"
-    return query("guard_place_history" if intro.tells_history else "guard_place_system")
+    return query("guard_place_history" if intro.reports_history else "guard_place_system")
 
 
 def note_script(proof: bytes, intro: ServerParameters) -> str:
-    """What goes before PREPARE or COMMIT in its round trip: nothing without a proof, else the statement that
-    writes the note, unless the schema of its function is another one by now."""
+    """The script before PREPARE or COMMIT in its round trip that writes the note, empty without a proof. It
+    fails if the schema of its function has been replaced."""
     if not proof:
         return ""
     return same_schema(intro) + fill("note_commit", proof=f"\\x{proof.hex()}") + "; "
@@ -446,35 +450,38 @@ _SYSTEM_AND_TIMELINE_BYTES = 12
 
 
 def read_report(report: str, head: str, intro: ServerParameters, own: Place | None) -> Evidence | None:
-    """What the guard of PREPARE reported through application_name: ``<head><id and position>.[<place>.]``,
-    each in base64. ``id and position`` are six bytes each, the transaction id (xid8) and the place in the WAL
-    divided by 256; ``place`` is a history id, or else eight bytes of the system identifier and four of the
-    timeline.
+    """The evidence that PREPARE's guard reported in application_name.
 
-    Without ``place`` it is ``own``, the session's. None if a pooler has kept the report to itself.
+    The report is ``<head><id and position>.[<place>.]``, each part in base64. ``id and position`` are six
+    bytes each, the transaction id (xid8) and the position in the WAL divided by 256. ``place`` is a history
+    id, or eight bytes of the system identifier and four of the timeline.
+
+    If there is no ``place``, the place is ``own``, that of the session. None if a pooler did not pass the
+    report on.
     """
     match = _REPORT.fullmatch(report.removeprefix(head)) if report.startswith(head) else None
     if match is None:
         return None
-    told = base64.b64decode(match[1])
-    xid, position = int.from_bytes(told[:6]), int.from_bytes(told[6:]) << 8
+    numbers = base64.b64decode(match[1])
+    xid, position = int.from_bytes(numbers[:6]), int.from_bytes(numbers[6:]) << 8
     place = own if match[2] is None else _reported_place(match[2], intro)
     return Evidence(xid) if place is None else Evidence(xid, *place, position or None)
 
 
 def _reported_place(text: str, intro: ServerParameters) -> Place | None:
-    if intro.tells_history:
+    if intro.reports_history:
         return place_at(intro, None, None, text or None)
-    told = base64.b64decode(text)
-    if len(told) != _SYSTEM_AND_TIMELINE_BYTES:
+    decoded = base64.b64decode(text)
+    if len(decoded) != _SYSTEM_AND_TIMELINE_BYTES:
         return None
-    return Place(int.from_bytes(told[:8], signed=True), told[8:].hex().upper(), None)
+    return Place(int.from_bytes(decoded[:8], signed=True), decoded[8:].hex().upper(), None)
 
 
 async def end_prepared(
     session: ServerSession, gid: Gid | Foreign, order: Decision, timeout_s: float
 ) -> Settled:
-    """COMMIT PREPARED or ROLLBACK PREPARED, by whoever works in the session. Raises what that raises."""
+    """COMMIT PREPARED or ROLLBACK PREPARED, in the current role of the session. Raises the errors of
+    ``session``."""
     verb = "commit" if order is Decision.COMMIT else "rollback"
     answer = await session.script(f"{verb} prepared {literal(str(gid))}", timeout_s=timeout_s)
     if order is Decision.ABORT:
@@ -484,16 +491,17 @@ async def end_prepared(
     if why is None and session.intro.pooled:
         why = await _unconfirmed(session, timeout_s)
     if why is not None:
-        # Committed on this server, and perhaps on no other: not final. Who asks again gets evidence.
+        # Committed on this server, but perhaps on no other: not final. A repeated call gets evidence.
         log.warning("%s is committed, but no synchronous standby confirmed it: %s", gid, why)
         return Settled.BUSY
     return Settled.APPLIED
 
 
 async def _unconfirmed(session: ServerSession, timeout_s: float) -> str | None:
-    """Behind a pooler COMMIT PREPARED runs with what the database or the role sets, and cannot share a
-    script with a setting: whether its warning was hidden, or its wait left out, shows by another commit.
-    Why nobody has confirmed it, None if somebody has."""
+    """Why no standby has confirmed a COMMIT PREPARED behind a pooler; None if the standbys have.
+
+    Such a COMMIT PREPARED runs with the settings of the database or the role, and cannot share a script with
+    a SET. These settings may hide its warning, or skip its wait, so a second commit is made to find out."""
     try:
         answer = await session.script(confirm_script(), timeout_s=timeout_s)
     except ServerError as error:

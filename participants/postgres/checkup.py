@@ -65,7 +65,7 @@ class Checkup:
                 owned("set_roles", "chosen.role", "$1"), list(self._settings.owners)
             )
             faults = await self._management.faults()
-            told = await self._told_history() if row["tells_history"] and not faults else None
+            told = await self._told_history() if row["reports_history"] and not faults else None
         except ParticipantError as error:
             return [self._not_reached(error)]
         return [
@@ -239,7 +239,7 @@ class Checkup:
     def _history(self, row: Row, told: Row | None) -> Finding:
         if told is None:
             what = "its database draws no history ids"
-            if row["tells_history"]:
+            if row["reports_history"]:
                 what = (
                     f"{row['me']} may not execute undoubt.current_history(), or the owner of that function"
                     " may not ask for the server's system identifier and timeline"
@@ -251,7 +251,7 @@ class Checkup:
                 "two standbys that are promoted apart, or a clone of the server, cannot be told from it: they"
                 " would be asked what became of a branch that has vanished",
                 None
-                if row["tells_history"]
+                if row["reports_history"]
                 else f"undoubt participants migrate {self._management.participant}",
             )
         if told["may_draw"]:

@@ -1,4 +1,5 @@
-"""Opening sessions: what every driver has in common. The dsn, the password, and the server's introduction."""
+"""Opens sessions: the part that both drivers share. It reads the dsn and the password, and asks the server
+for its parameters."""
 
 from __future__ import annotations
 
@@ -34,16 +35,17 @@ from undoubt.participants.settings import ParticipantSettings
 
 VERSION_MIN = 130000
 TIMEOUTS = frozenset({"57014", "57P05", "25P03", "25P04"})
-"""A statement, an idle session, an idle transaction, a transaction that took the server too long."""
+"""The codes of the server's timeouts: for a statement, an idle session, an idle transaction, a
+transaction."""
 
 Handles = Literal["async", "sync"]
 """What a branch's ``connection`` is. ``async``: the driver's asynchronous connection (asyncpg's, or
 psycopg's ``AsyncConnection``). ``sync``: psycopg's ``Connection``, for use in any thread but the event
-loop's; the driver is psycopg then, whatever the settings say, since asyncpg has none."""
+loop's; the driver is psycopg then, whatever the settings say, since asyncpg has no synchronous connection."""
 
 
 class Connector(abc.ABC):
-    """Opens sessions to one participant. The dsn is read when the first is wanted."""
+    """Opens sessions to one participant. The dsn is read when the first session is opened."""
 
     def __init__(self, participant: str, settings: ParticipantSettings, application_name: str) -> None:
         self.participant = participant
@@ -52,12 +54,13 @@ class Connector(abc.ABC):
         self._address: Conninfo | None = None
         self._options = ""
         self.version = 0
-        """Of the server, as it was told when a session was opened; 0 before that."""
+        """The server's version, as reported when a session was last opened; 0 before that."""
 
     async def connect(self, options: str = "") -> LendingSession:
-        """A session to lend, as the server and the role set it up. Raises ``ParticipantRefused`` if the
-        answer is no and will stay no (wrong password, unknown database, a standby, a server that is too
-        old), else ``ParticipantUnavailable``. ``options`` are sent with the message that opens it."""
+        """A session to lend, with the settings that the server and the role give it. Raises
+        ``ParticipantRefused`` for a permanent refusal (wrong password, unknown database, a standby, a server
+        that is too old), otherwise ``ParticipantUnavailable``. ``options`` are sent in the startup
+        message."""
         address = self._address or read_dsn(self.participant, self.settings.dsn)
         self._address = address
         password = None if address.has_password else await self._password()
@@ -66,8 +69,8 @@ class Connector(abc.ABC):
         return session
 
     async def connect_own(self) -> ServerSession:
-        """A session that no application gets: it sets what it relies on, unless a pooler would give that to
-        others. Fails as :meth:`connect` does."""
+        """A session that is never lent to an application. It sets everything that it relies on, unless a
+        pooler would pass these settings on to other clients. Fails as :meth:`connect` does."""
         try:
             return await self._settled(self._options)
         except ParticipantError as error:
@@ -89,17 +92,17 @@ class Connector(abc.ABC):
 
     @abc.abstractmethod
     async def open(self, address: Conninfo, password: str | None, options: str) -> LendingSession:
-        """A session that has not been introduced; sets ``version``. Fails as :meth:`connect` does."""
+        """A session without ``intro``; also sets ``version``. Fails as :meth:`connect` does."""
 
     def no_answer_in_time(self) -> ParticipantUnavailable:
-        """Why ``open`` failed: nothing answered in time."""
+        """The error of ``open`` if no server answered in time."""
         seconds = self.settings.connect_timeout_s
         return ParticipantUnavailable(
             self.participant, f"no connection within connect_timeout_s = {seconds:g} s"
         )
 
     def no_primary(self) -> ParticipantUnavailable:
-        """Why ``open`` failed: all that answered are standbys, or read only."""
+        """The error of ``open`` if all servers that answered are standbys, or read only."""
         return ParticipantUnavailable(
             self.participant, "none of the hosts of its dsn is a primary that takes writes now"
         )
@@ -121,8 +124,8 @@ class Connector(abc.ABC):
 async def introduce(
     participant: str, session: ServerSession, settings: ParticipantSettings, *, draws: bool
 ) -> None:
-    """Ask the server who it is and fill ``session.intro``; on failure the session is discarded. ``draws``: a
-    history too, where the server is in none; for sessions with nothing open."""
+    """Ask the server for its parameters and set ``session.intro``; on failure the session is discarded.
+    ``draws``: also draw a history if the server has none; only for sessions without an open transaction."""
     try:
         intro = await _introduction(participant, session, settings)
         session.intro = await with_history(session, intro, settings.statement_timeout_s, draws=draws)
@@ -148,8 +151,8 @@ async def _settle_in(participant: str, session: ServerSession, timeout_s: float)
 async def _introduction(
     participant: str, session: ServerSession, settings: ParticipantSettings
 ) -> ServerParameters:
-    """In a transaction of its own, since the role's defaults may keep a plain SELECT waiting; in an adopted
-    session's, if one is open."""
+    """The server's parameters, read in a separate transaction, since with the role's defaults a plain SELECT
+    may have to wait; in an adopted session with an open transaction, in that transaction."""
     timeout_s = settings.statement_timeout_s
     if session.in_transaction:
         return await _ask_who(participant, session, settings)
@@ -192,7 +195,8 @@ async def _ask_who(
         [where] = await session.rows(query("whereabouts"), timeout_s=timeout_s)
         system, timeline = int(where["system"]), str(where["timeline"])
     except ServerError as error:
-        # Some clouds keep these functions to themselves: then there is no evidence, and no other harm.
+        # Some cloud providers revoke the right to call these functions: then there is no evidence, but all
+        # else works.
         if error.sqlstate != NO_RIGHT:
             raise
     return ServerParameters(
@@ -213,15 +217,15 @@ async def _ask_who(
         role_of_database=row["role_of_database"],
         superuser=row["superuser"],
         database=row["database"],
-        tells_history=believed and row["tells_history"],
-        tells_position=row["tells_position"],
+        reports_history=believed and row["reports_history"],
+        reports_position=row["reports_position"],
         schema=row["schema_oid"] if believed else None,
     )
 
 
 def _ended_early(error: ParticipantError) -> bool:
-    """Whether a timeout of the server's may have ended the session before it set that. Some are not told of,
-    and look like a lost connection."""
+    """Whether a timeout of the server may have ended the session before the session turned the timeout off.
+    Some timeouts are not reported, and look like a lost connection."""
     return isinstance(error, ParticipantUnavailable) or error.sqlstate in TIMEOUTS
 
 

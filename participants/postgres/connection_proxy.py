@@ -1,5 +1,5 @@
-"""The application's side of a session, whatever the driver: what a branch asks of the connection that the
-application holds, and what both drivers' connections have in common."""
+"""The application's side of a session with either driver: the calls of a branch to the connection that the
+application uses, and the code that both drivers' connections share."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _OUTLIVES = re.compile(rf"(?:^|;){_BLANK}(?:(?:prepare|load)\b|do\b.*\bload\b)",
 
 
 def outlives_reset(statement: str) -> bool:
-    """Whether it leaves something in its session that nothing but the session's end takes away: a statement
-    that was prepared by SQL, a library that was loaded.
+    """Whether ``statement`` leaves something in its session that only the end of the session removes: a
+    statement that was prepared by SQL, a library that was loaded.
 
-    False does not say that it leaves nothing. The server tells of prepared statements when the session is
-    reset; of a library that a function has loaded nobody tells."""
+    False does not prove that it leaves nothing. The reset of a session fails if a prepared statement is left;
+    a library that a function has loaded is not detected."""
     return _OUTLIVES.search(statement) is not None
 
 
@@ -30,74 +30,77 @@ LISTEN_REFUSED = "LISTEN belongs on a connection of its own: PostgreSQL cannot p
 
 
 def changed_rows(tag: str) -> bool:
-    """Whether ``tag``, a statement's, reports a changed row."""
+    """Whether the command tag ``tag`` reports a changed row."""
     return _CHANGED.match(tag) is not None
 
 
 def after_branch(use: str, gid: Gid | str) -> UsageError:
-    """What ``use`` of the connection raises once its branch has ended."""
+    """The error of a ``use`` of the connection after the end of its branch."""
     return UsageError(
         f"{use} after the end of its branch {gid}:"
-        " a branch's connection serves until commit or rollback is called, and no longer"
+        " a branch's connection can be used only until commit or rollback is called"
     )
 
 
 class Handle(Protocol):
-    """The application's side of a branch: the driver's connection with the exits locked."""
+    """The application's side of a branch: the driver's connection without the calls that would end the
+    branch."""
 
     undoubt_why: Callable[[], Exception] | None
-    """What every use raises after ``undoubt_end``, in the place of ``UsageError``: the transaction was
-    aborted while the application worked."""
+    """Makes the error that every use raises after ``undoubt_end`` in place of ``UsageError``, if the
+    transaction was aborted while the application worked."""
     undoubt_failure: ServerError | None
-    """The last error that a statement of the application got, as far as that is known."""
+    """The last error of a statement of the application, None if no error is known."""
 
     @property
     def undoubt_used(self) -> bool:
-        """The application has sent something: the session must be reset before its next use."""
+        """Whether the application has sent a statement: then the session must be reset before its next
+        use."""
         ...
 
     @property
     def undoubt_wrote(self) -> bool:
-        """Some statement is known to have changed something."""
+        """Whether a statement is known to have changed something."""
         ...
 
     @property
     def undoubt_reusable(self) -> bool:
-        """The session may be lent to another branch."""
+        """Whether the session may be lent to another branch."""
         ...
 
     @property
     def undoubt_stale(self) -> bool:
-        """A statement failed since what was prepared for it is not valid any more."""
+        """Whether a statement failed because its prepared statement is no longer valid."""
         ...
 
     def undoubt_end(self) -> bool:
-        """From now on every use raises ``UsageError``, or what ``undoubt_why`` gives. True if the application
-        is in the middle of something all the same (a statement that runs, a pipeline, a COPY): then nobody
-        else may speak on the session, and it has to be discarded. May be repeated."""
+        """End the application's use: from now on every use raises ``UsageError``, or the error of
+        ``undoubt_why``. True if the application is still using the connection (a running statement, a
+        pipeline, a COPY): then nothing else may be sent on the session, and it must be discarded. May be
+        repeated."""
         ...
 
 
 class ApplicationSide:
-    """What a handle has noticed of its application's statements: at first nothing."""
+    """What a handle has noticed about the statements of its application; these are the initial values."""
 
     undoubt_wrote: bool = False
-    """Some statement reported a changed row. Then there is a transaction id (also if a savepoint undid it),
-    or PREPARE fails (rows of postgres_fdw), or preparing an empty branch does no harm (a view whose INSTEAD
-    OF trigger did nothing)."""
+    """A statement reported a changed row. Then there is a transaction id (also if the change was rolled back
+    to a savepoint), or PREPARE fails (rows of postgres_fdw), or it does no harm to prepare an empty branch (a
+    view whose INSTEAD OF trigger did nothing)."""
     undoubt_reusable: bool = True
     undoubt_stale: bool = False
     undoubt_failure: ServerError | None = None
 
 
 class LendingSession(ServerSession, Protocol):
-    """A session of undoubt's own, which lends its connection to the applications of branches."""
+    """A session that undoubt has opened, and whose connection it lends to the applications of branches."""
 
     async def set_up(self, hook: Callable[[Any], Any]) -> None:
-        """Call the application's hook with the driver's connection, which it may use until it returns. Raises
-        what the hook raises, and ``NotSent`` if it still uses the connection then."""
+        """Call the application's hook with the driver's connection, which the hook may use until it returns.
+        Raises the errors of the hook, and ``NotSent`` if the hook leaves a statement running."""
         ...
 
     def handle(self, gid: Gid) -> Handle:
-        """What the application of a branch that has begun in this session works with."""
+        """The connection for the application of a branch that has begun in this session."""
         ...

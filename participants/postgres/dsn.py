@@ -1,8 +1,8 @@
-"""Connection strings: libpq's keywords and URIs, read once for whichever driver connects.
+"""Reads connection strings, libpq's keywords and URIs, once for both drivers.
 
-https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING. Parsed and completed by libpq
-itself (through psycopg): service files, environment variables and defaults, so that what works for ``psql``
-works here. Nothing here connects.
+https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING. libpq itself
+parses and completes them (through psycopg), with service files, environment variables and defaults, so that a
+dsn that works for ``psql`` works here. Nothing here connects.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ UNREADABLE = (
 _OTHER_SCHEME = re.compile(r"(?:jdbc:)?postgres(?:ql)?(?P<driver>\+\w+)?://")
 _DIGITS = re.compile("[0-9]{1,9}")
 _NO_VALUE = "undoubt:none"
-"""No value that libpq takes: it completes the parameters, refuses this one, and connects to nobody."""
+"""A value that libpq does not accept: libpq completes the parameters, refuses this value, and does not
+connect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conninfo:
-    """A dsn's parameters by their names in libpq. The password is among them if the dsn had one.
+    """The parameters of a dsn by their names in libpq. They include the password if the dsn has one.
 
-    ``parameters`` are those of the dsn itself, ``resolved`` all that differ from libpq's defaults, whether
-    they come from the dsn, from its service or from the environment. ``sslmode``, ``host`` and ``port`` are
-    always there; ``host`` is empty for libpq's own default, which is ``default_host``: a folder, or
-    "localhost" in a libpq that was compiled so.
-    """
+    ``parameters`` are those of the dsn itself. ``resolved`` are all that differ from libpq's defaults, from
+    the dsn, its service or the environment; ``sslmode``, ``host`` and ``port`` are always included. ``host``
+    is empty for libpq's own default, which is ``default_host``: a folder, or "localhost" if libpq was
+    compiled that way."""
 
     participant: str
     parameters: Mapping[str, str]
@@ -47,14 +47,15 @@ class Conninfo:
 
     @property
     def has_password(self) -> bool:
-        """In the dsn, or in the service that it names; one in PGPASSWORD counts for less than a file."""
+        """Whether the dsn, or the service that it names, has a password. A password in PGPASSWORD does not
+        count, since a password file has precedence over it."""
         if "password" in self.parameters:
             return True
         return self.resolved.get("password") not in {None, os.environ.get("PGPASSWORD")}
 
     def for_libpq(self, *, options: str = "", **more: str) -> str:
-        """A connection string with ``more`` parameters in it, and ``options`` for the server behind those
-        that there are anyway. Never print it."""
+        """A connection string with ``more`` parameters added, and with ``options`` for the server after its
+        own options. Never print it."""
         if options:
             more["options"] = f"{self.resolved.get('options', '')} {options}".strip()
         return make_conninfo("", **{**self.parameters, **more})
@@ -64,7 +65,8 @@ class Conninfo:
 
 
 def read_dsn(participant: str, dsn: str) -> Conninfo:
-    """Raises ``ParticipantMisconfigured``, without the password, if libpq cannot read ``dsn``."""
+    """Parse and complete ``dsn``. Raises ``ParticipantMisconfigured``, without the password in the message,
+    if libpq cannot read it or no driver can use it."""
     _refuse_other_schemes(participant, dsn)
     try:
         given = {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value is not None}
@@ -96,8 +98,8 @@ def _check_database(participant: str, name: str) -> None:
     if is_connection_string(name):
         raise ParticipantMisconfigured(
             participant,
-            "the dbname of its dsn is a connection string itself, which psql follows, and libpq takes for a"
-            " database's name: make that string the dsn",
+            "the dbname of its dsn is a connection string itself, which psql accepts, but libpq takes for the"
+            " name of a database: use that string as the dsn",
         )
 
 
@@ -114,8 +116,8 @@ def _check_ports(participant: str, resolved: Mapping[str, str]) -> None:
 
 
 def _default_host() -> str:
-    """What libpq connects to where no host is named. Only a connection tells, also one that is refused
-    before it begins."""
+    """The host to which libpq connects if no host is named. Only a connection object shows it; an object
+    whose connection was refused before it began suffices."""
     refused = PGconn.connect_start(f"host='' hostaddr='' sslmode={_NO_VALUE}".encode())
     try:
         return refused.host.decode("utf-8", "surrogateescape")
@@ -130,13 +132,13 @@ def _refuse_other_schemes(participant: str, dsn: str) -> None:
     drop = other["driver"] or "jdbc:"
     raise ParticipantMisconfigured(
         participant,
-        f"its dsn begins with {other[0]!r}, and libpq knows no such URI: drop {drop!r}, and name the driver"
-        f" by participants.{participant}.driver",
+        f"its dsn begins with {other[0]!r}, which libpq does not accept as a URI: remove {drop!r}, and name"
+        f" the driver in participants.{participant}.driver",
     )
 
 
 def _complete(participant: str, given: Mapping[str, str], but: str) -> dict[str, str]:
-    """All parameters as libpq would connect with them, but for the one called ``but``."""
+    """All parameters with which libpq would connect, except the one called ``but``."""
     conninfo = make_conninfo("", **{**given, but: _NO_VALUE})
     refused = PGconn.connect_start(conninfo.encode())
     try:
@@ -146,11 +148,11 @@ def _complete(participant: str, given: Mapping[str, str], but: str) -> dict[str,
         refused.finish()
     if f'"{_NO_VALUE}"' not in message:
         raise ParticipantMisconfigured(participant, f"its dsn cannot be used: {message}")
-    told = {
+    completed = {
         option.keyword.decode(): (option.val.decode(), option.compiled)
         for option in options
         if option.val is not None
     }
-    kept = {key: value for key, (value, default) in told.items() if value.encode() != default}
-    always = {key: told[key][0] if key in told else "" for key in ("sslmode", "host", "port")}
+    kept = {key: value for key, (value, default) in completed.items() if value.encode() != default}
+    always = {key: completed[key][0] if key in completed else "" for key in ("sslmode", "host", "port")}
     return {**kept, **always}

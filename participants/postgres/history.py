@@ -1,14 +1,16 @@
-"""Where a transaction id counts: the place whose books are asked later, and whether they still are its books.
+"""Identifies the history of a database in which a transaction id is valid.
 
-A transaction id is one server's, and only as long as that server goes on from where it was. System identifier
-and timeline name that nearly: they are the same in a clone, and in two standbys that were promoted apart. So
-a database with undoubt's tables draws a random *history id* (``migrations/participants``), whenever system or
-timeline are not those that stand beside the last one. Where a database has such tables, system and timeline
-alone say nothing: an id that has not been drawn yet is an unknown place, and not an old kind of known one.
+A transaction id is valid on one server, and only while that server is not set back. System identifier and
+timeline do not suffice to identify such a history: a clone has the same, and so have two standbys that were
+promoted independently. So a database with undoubt's tables draws a random *history id*
+(``migrations/participants``) if system or timeline differ from those stored with the last history id. In a
+database with these tables, system and timeline alone prove nothing: as long as no history id is drawn, the
+place is unknown; it is not a place of the older kind without a history.
 
-A history is drawn in a transaction of its own, and not used by this session if no standby confirmed it where
-one should. Others may read it all the same. That does no harm: what is prepared under it comes later in the
-same WAL, and an acknowledged PREPARE is evidence that everything before is as durable."""
+A history id is drawn in a separate transaction. This session does not use it if a standby should have
+confirmed that transaction and did not. Other sessions may still read it. That does no harm: a transaction
+that is prepared under it comes later in the same WAL, and an acknowledged PREPARE proves that everything
+before it is equally durable."""
 
 from __future__ import annotations
 
@@ -23,14 +25,14 @@ from undoubt.participants.postgres.sql import query
 from undoubt.participants.postgres.sqlstate import NO_RIGHT
 
 LOCK_TIMEOUT_MS = 2000
-"""For somebody else who draws at the same moment."""
+"""How long to wait for the lock of another session that draws at the same time."""
 
 _SYNCHRONOUS = frozenset({"on", "remote_apply"})
 
 
 class Place(NamedTuple):
-    """One history of one server. ``history`` is None where the database draws none; then ``system`` and
-    ``timeline`` are not None."""
+    """One history of one server. ``history`` is None if the database draws no history ids; then
+    ``system`` and ``timeline`` are not None."""
 
     system: int | None
     timeline: str | None
@@ -38,13 +40,13 @@ class Place(NamedTuple):
 
 
 def place_of(intro: ServerParameters) -> Place | None:
-    """Where a session that no pooler moves is, from beginning to end: a server that is promoted, restored or
-    restarted breaks its connections. None if the database does not tell."""
+    """The place of a session without a pooler, which is valid until the session ends: a server that is
+    promoted, restored or restarted breaks its connections. None if the database does not report it."""
     return place_at(intro, intro.system, intro.timeline, intro.history)
 
 
 def place_in(row: Row, intro: ServerParameters) -> Place | None:
-    """The same from the columns of :func:`columns`."""
+    """The place in a row with the columns of :func:`columns`; None if the database does not report it."""
     system = None if row["system"] is None else int(row["system"])
     return place_at(intro, system, row["timeline"], row["history"])
 
@@ -52,24 +54,24 @@ def place_in(row: Row, intro: ServerParameters) -> Place | None:
 def place_at(
     intro: ServerParameters, system: int | None, timeline: str | None, history: str | None
 ) -> Place | None:
-    if history is None and (intro.tells_history or system is None or timeline is None):
+    if history is None and (intro.reports_history or system is None or timeline is None):
         return None
     if history is not None and history == intro.history:
-        system, timeline = intro.system, intro.timeline  # they stand beside it
+        system, timeline = intro.system, intro.timeline  # they belong to this history
     return Place(system, timeline, history)
 
 
 def evidence_at(place: Place | None, xid: int) -> Evidence:
-    """Of a branch with that transaction id; without a place the id alone is left."""
+    """The evidence of a branch with transaction id ``xid``; without a place only the id."""
     if place is None:
         return Evidence(xid)
     return Evidence(xid, *place)
 
 
 def columns(intro: ServerParameters) -> str:
-    """SQL of three columns: ``system``, ``timeline`` and ``history`` of the server that answers, null where
-    it does not tell them to everybody."""
-    if intro.tells_history:
+    """SQL of three columns: ``system``, ``timeline`` and ``history`` of the server that answers, null if
+    a value is not needed or the role has no right to read it."""
+    if intro.reports_history:
         return f"null as system, null as timeline, {query('current_history')} as history"
     system_and_timeline = "null as system, null as timeline"
     if intro.system is not None:
@@ -80,9 +82,9 @@ def columns(intro: ServerParameters) -> str:
 async def with_history(
     session: ServerSession, intro: ServerParameters, timeout_s: float, *, draws: bool
 ) -> ServerParameters:
-    """``intro`` with the history that the session is in, drawn if need be and allowed. ``draws`` is for
-    sessions with nothing open. Raises what the session raises."""
-    if not intro.tells_history:
+    """``intro`` with the history of the session, drawn if needed and permitted. ``draws`` may be true only
+    for sessions without an open transaction. Raises the errors of ``session``."""
+    if not intro.reports_history:
         return intro
     try:
         row = await _read(session, timeout_s)
@@ -91,14 +93,14 @@ async def with_history(
     except ServerError as error:
         if error.fatal:
             raise
-        # Whoever may not ask has no histories; after any other error this session is in an unknown one.
-        return replace(intro, tells_history=error.sqlstate != NO_RIGHT)
+        # A role without the right to ask has no histories; after any other error the history is unknown.
+        return replace(intro, reports_history=error.sqlstate != NO_RIGHT)
     return replace(intro, history=row["history"])
 
 
 async def _read(session: ServerSession, timeout_s: float) -> Row:
-    """In a transaction of its own, since the role's defaults may keep a plain SELECT waiting; in an adopted
-    session's, if one is open."""
+    """The row of query ``history``, read in a separate transaction, since with the role's defaults a plain
+    SELECT may have to wait; in an adopted session with an open transaction, in that transaction."""
     if session.in_transaction:
         [row] = await session.rows(query("history"), timeout_s=timeout_s)
         return row
@@ -114,8 +116,8 @@ async def _read(session: ServerSession, timeout_s: float) -> Row:
 
 
 async def draw(session: ServerSession, intro: ServerParameters, timeout_s: float) -> bool:
-    """Draw another history id, if this server's system or timeline are not those beside the last one. False
-    if it could not be done, or no standby confirmed it. Raises what the session raises if it is lost."""
+    """Draw a new history id if this server's system or timeline differ from those stored with the last one.
+    False if that failed, or if no standby confirmed it. Raises the errors of ``session`` if it is lost."""
     level = intro.synchronous_commit if intro.synchronous_commit in _SYNCHRONOUS else "on"
     script = "; ".join(
         [
@@ -138,5 +140,5 @@ async def draw(session: ServerSession, intro: ServerParameters, timeout_s: float
 
 
 def lsn(position: int) -> str:
-    """A place in the WAL as PostgreSQL writes it (pg_lsn)."""
+    """A position in the WAL, given in bytes, as PostgreSQL writes it (pg_lsn)."""
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"

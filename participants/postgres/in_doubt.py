@@ -1,4 +1,4 @@
-"""The list of prepared transactions of one database."""
+"""Lists the prepared transactions of one database."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _EPOCH = 2**32
 
 
 async def list_prepared(management: Management, owners: Sequence[str]) -> Sequence[PreparedBranch]:
-    """Oldest first; ``owners`` are the settings'. Raises ``ParticipantRefused`` on a standby, whose list is
-    always empty."""
+    """The prepared transactions of the database, oldest first; ``owners`` come from the settings. Raises
+    ``ParticipantRefused`` on a standby, whose list is always empty."""
     intro = await management.who()
     statement = owned("in_doubt", "p.owner", "$1").replace("{whereabouts}", columns(intro))
     rows = await management.read(statement, list(owners))
@@ -29,7 +29,7 @@ def _branch(row: Row, place: Place | None, intro: ServerParameters, owners: Sequ
     xid = widen(int(row["xid"]), int(row["next_xid"]))
     evidence = None if place is None else evidence_at(place, xid)
     mend = None
-    # Nobody is told to trust a role that strangers made, or may give to others.
+    # An operator is never advised to trust a role that untrusted roles created, or may grant.
     if not row["owned"] and not row["gone"] and not row["strange"]:
         mend = owning(row["owner"], row["login"], intro.version, superuser=intro.superuser, owners=owners)
     return PreparedBranch(
@@ -51,9 +51,8 @@ def _branch(row: Row, place: Place | None, intro: ServerParameters, owners: Sequ
 def widen(xid: int, next_xid: int) -> int:
     """The 64-bit transaction id (xid8) whose lower half is ``xid``.
 
-    ``next_xid`` is a 64-bit id from about the same moment. A transaction that still exists is never further
-    than 2**31 from it, before or behind (https://www.postgresql.org/docs/current/routine-vacuuming.html,
-    "Preventing Transaction ID Wraparound Failures"), so there is exactly one.
-    """
+    ``next_xid`` is a 64-bit id from about the same moment. A transaction that still exists is at most 2**31
+    before or after it (https://www.postgresql.org/docs/current/routine-vacuuming.html, "Preventing
+    Transaction ID Wraparound Failures"), so there is exactly one such id."""
     ahead = (xid - next_xid) % _EPOCH
     return next_xid + ahead - (_EPOCH if ahead >= _EPOCH // 2 else 0)

@@ -1,8 +1,9 @@
-"""The application's hook for each new connection of branches: codecs, adapters, row factories, set once.
+"""Runs the application's hook on each new connection of branches: it sets codecs, adapters, row factories
+once.
 
-The hook is given the driver's connection before the first branch has it. What it changes of the connection
-object lasts as long as the session; what it does in the database session (SET, PREPARE, temporary tables,
-locks, a transaction that it leaves open) is undone before the first branch begins.
+The hook is called with the driver's connection before the first branch uses it. Changes of the connection
+object last as long as the session; changes of the database session (SET, PREPARE, temporary tables, locks, a
+transaction that is left open) are undone before the first branch begins.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from undoubt.participants.postgres.sql import query
 from undoubt.participants.sql import identifier
 
 OnConnect = Callable[[Any], Any]
-"""Called with an asyncpg or psycopg connection. A coroutine function is awaited where branches are
-asynchronous; for synchronous ones the hook runs in a thread of its own."""
+"""The hook: called with an asyncpg or psycopg connection. The result of a coroutine function is awaited if
+branches are asynchronous; if they are synchronous, the hook runs in a separate thread and must be a plain
+function."""
 
 
 class Hook:
-    """``function``, or the one that ``init`` of the settings names, which is imported when it is needed."""
+    """The hook ``function`` or, if None, the function that ``init`` of the settings names, which is imported
+    when it is first needed."""
 
     def __init__(self, participant: str, init: str | None, function: OnConnect | None) -> None:
         self._participant = participant
@@ -36,9 +39,9 @@ class Hook:
         return self._function is not None or self._init is not None
 
     async def run(self, session: LendingSession, timeout_s: float) -> None:
-        """Raises ``ParticipantRefused`` if the hook fails, or leaves the connection in use, and
-        ``ParticipantUnavailable`` if it takes too long or the connection is lost; then the session is
-        discarded."""
+        """Call the hook with the connection of ``session``. Raises ``ParticipantRefused`` if the hook fails,
+        or leaves the connection in use, and ``ParticipantUnavailable`` if it takes too long or the connection
+        is lost; then the session is discarded."""
         done = False
         try:
             await self._run(session, timeout_s)
@@ -56,15 +59,15 @@ class Hook:
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 await session.set_up(function)
-        except Exception as error:  # whatever the application raises
+        except Exception as error:  # the application's code may raise any error
             if limit.expired():
                 raise ParticipantUnavailable(
                     self._participant,
                     f"its {self._called} did not end within connect_timeout_s = {timeout_s:g} s",
                 ) from error
             kind = ParticipantUnavailable if session.broken else ParticipantRefused
-            told = f"its {self._called} failed on a new connection: {type(error).__name__}: {error}"
-            raise kind(self._participant, told) from error
+            message = f"its {self._called} failed on a new connection: {type(error).__name__}: {error}"
+            raise kind(self._participant, message) from error
         if session.in_transaction:
             await session.script("rollback", timeout_s=timeout_s)
         for row in await session.rows(query("prepared_by_sql"), timeout_s=timeout_s):
@@ -75,13 +78,13 @@ class Hook:
         module, _, name = (self._init or "").partition(":")
         try:
             found = getattr(importlib.import_module(module), name)
-        except Exception as error:  # whatever a module of the application raises when it is imported
+        except Exception as error:  # the import of an application's module may raise any error
             raise ParticipantRefused(
                 self._participant,
                 f"its {self._called} cannot be imported: {type(error).__name__}: {error}",
             ) from error
         if not callable(found):
-            raise ParticipantRefused(self._participant, f"its {self._called} is no function")
+            raise ParticipantRefused(self._participant, f"its {self._called} is not a function")
         self._function = found
         return self._function
 

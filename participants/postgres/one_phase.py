@@ -1,13 +1,12 @@
-"""A plain COMMIT whose answer was lost: did it happen?
+"""Finds out whether a plain COMMIT happened whose answer was lost.
 
-An unprepared branch leaves less behind than a prepared one. Its transaction id can be given out again after a
-crash, if nothing of it had reached the log, so "committed" may be said of somebody else's transaction;
-"aborted", and an id of the future, are true of ours either way. Proof of a commit is a note that was
-written inside the branch (``undoubt.undoubt_note``, see :mod:`undoubt.participants.postgres.schema`), where a
-database has that table; and if the session is over and the note is not there, proof of the contrary.
-Without either the honest answer is a hazard. Everybody may write notes, so a branch's is made of a secret,
-without which it can be neither written nor looked up.
-"""
+An unprepared branch leaves less evidence than a prepared branch. The server can assign its transaction id
+again after a crash, if no record of the branch had reached the log, so "committed" may refer to another
+transaction. "Aborted", and an id that is not assigned yet, are true of our branch in both cases. The proof of
+a commit is a note that was written inside the branch (``undoubt.undoubt_note``, see
+:mod:`undoubt.participants.postgres.schema`), if the database has that table. If the session has ended and
+there is no note, that proves the contrary. Without either proof the result is a hazard. Every role may write
+notes, so the note of a branch is made of a secret, without which it can be neither written nor looked up."""
 
 from __future__ import annotations
 
@@ -28,24 +27,29 @@ from undoubt.participants.postgres.sql import query
 log = logging.getLogger(__name__)
 
 LOOKS_MAX = 8
-"""How often the books are asked (after 20, 40, 80 … ms): COMMIT may still run, a server may be restarting."""
+"""How often the database is asked (after 20, 40, 80 … ms): COMMIT may still run, or the server may be
+restarting."""
 
 
 class OnePhase:
-    """The evidence of one-phase commits at one participant."""
+    """Looks up the outcome of one-phase commits at one participant."""
 
     def __init__(self, management: Management, settler: Settler) -> None:
         self._management = management
         self._settler = settler
 
     async def look_up(self, lost: Lost) -> Settled:
-        """APPLIED, ABSENT or HEURISTIC_HAZARD."""
+        """The outcome of ``lost``: APPLIED, ABSENT or HEURISTIC_HAZARD."""
         for pause_s in islice(pauses(0.02), LOOKS_MAX):
             await asyncio.sleep(pause_s)
             try:
                 settled = await self._look(lost)
             except ParticipantError as error:
-                log.info("what became of the one-phase commit of %s: %s", lost.gid.txid, error)
+                log.info(
+                    "the one-phase commit of %s could not be looked up: %s",
+                    lost.gid.txid,
+                    error,
+                )
                 continue
             if settled is not Settled.BUSY:
                 return settled
@@ -57,12 +61,12 @@ class OnePhase:
             if settled is not Settled.BUSY:
                 return settled
         if lost.evidence is None:
-            # Without an id only the note can tell, and while its session lives it may still appear.
+            # Without an id only the note decides, and while its session lives the note may still appear.
             return Settled.BUSY if lost.proof else Settled.HEURISTIC_HAZARD
         return await self._look_for_xid(lost.evidence)
 
     async def _look_for_note(self, session: ServerSession, proof: bytes, wrote: bool) -> Settled:
-        # The session first: a note that is not there after its end will never be.
+        # Look at the session first: if there is no note after the session's end, there never will be.
         gone = False
         if not session.intro.pooled:
             [row] = await self._management.read(
@@ -77,7 +81,8 @@ class OnePhase:
         return Settled.ABSENT if wrote else Settled.HEURISTIC_HAZARD
 
     async def _same_history(self, session: ServerSession) -> bool:
-        """In another history the note may be missing because it was lost with the old one."""
+        """Whether the server is still in the history of ``session``: in another history the note may be
+        missing because it was lost with the former history."""
         before = place_of(session.intro)
         if before is None:
             return False

@@ -1,4 +1,4 @@
-"""One PostgreSQL database as a participant: :class:`undoubt.participants.contract.Participant` over either
+"""Implements :class:`undoubt.participants.contract.Participant` for one PostgreSQL database, with either
 driver."""
 
 from __future__ import annotations
@@ -72,20 +72,22 @@ from undoubt.participants.settings import ParticipantSettings
 log = logging.getLogger(__name__)
 
 PROBE_S = 3.0
-"""How long an idle session may take to begin a branch, before another one is tried: a firewall may have
-forgotten it, and tells nobody."""
+"""How long an idle session may take to begin a branch before another session is tried: a firewall may have
+dropped the connection without notice."""
 PROBE_SHARE = 3
-"""And no more than that part of the transaction's time."""
+"""The same wait is also at most the transaction's timeout divided by this number."""
 
 
 class PostgresParticipant:
-    """``settings.dsn`` names the database, ``ledger_id`` whose branches are its own in the wait graph.
+    """One PostgreSQL database. ``settings.dsn`` names it; ``ledger_id`` is the ledger whose branches count as
+    our own in the wait graph.
 
-    ``handles``: what a branch gives to the application, see
+    ``handles``: the kind of connection that an application gets from a branch, see
     :data:`undoubt.participants.postgres.connecting.Handles`. ``on_connect`` is called with each new
-    connection of branches, before the first of them, instead of the settings' ``init``
-    (:mod:`undoubt.participants.postgres.on_connect`). Nothing is connected to before the first call that
-    needs it; lost connections are replaced. Raises ``InvalidName``. For one event loop."""
+    connection of branches before its first branch, instead of the settings' ``init``
+    (:mod:`undoubt.participants.postgres.on_connect`). No connection is opened before the first call that
+    needs one; lost connections are replaced. Raises ``InvalidName``, ``OutOfBounds``. A participant is for
+    one event loop."""
 
     def __init__(
         self,
@@ -153,7 +155,7 @@ class PostgresParticipant:
         end = asyncio.get_running_loop().time() + timeout_s
         slot = await self._pool.acquire(min(timeout_s, self._settings.connect_timeout_s))
         if not slot.fresh and await self._begin(slot, gid, timeout_s, key) is not None:
-            # An idle connection had been lost: its neighbours probably too, and nothing was begun.
+            # An idle connection had been lost, other idle ones probably too. No branch was begun.
             self._pool.drop_idle()
             left_s = end - asyncio.get_running_loop().time()
             slot = await self._pool.acquire(min(left_s, self._settings.connect_timeout_s), fresh=True)
@@ -175,12 +177,12 @@ class PostgresParticipant:
         begin: str,
         give_back: Callable[[Slot[Any]], None],
     ) -> Branch:
-        """A branch on a session of somebody else's, which has been introduced and is not in use otherwise.
+        """Begin a branch on a session that the application has opened. ``introduce`` was called with the
+        session, and no other code uses it.
 
-        ``begin`` is the statement that begins its transaction, empty if that has been done. ``give_back`` is
-        called once the engine has done with the session, in whatever state that is; what undoubt has set in
-        it is gone with the transaction, but ``application_name``. Fails as ``begin`` does.
-        """
+        ``begin`` is the statement that begins its transaction, empty if the transaction has begun.
+        ``give_back`` is called when the engine no longer uses the session, in any state. All settings of
+        undoubt except ``application_name`` end with the transaction. Fails as the method ``begin`` does."""
         intro = slot.session.intro
         name = branch_name(gid, key, known_pid(slot.session))
         script = local_script(gid, name, intro, timeouts_ms(timeout_s, intro), begin=begin)
@@ -193,7 +195,7 @@ class PostgresParticipant:
         )
 
     async def announce(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> AnnouncedBranch:
-        """A branch that somebody else runs and prepares within ``timeout_s`` seconds. Fails as ``begin``
+        """A branch that another program runs and prepares within ``timeout_s`` seconds. Fails as ``begin``
         does; nothing is left open."""
         intro = await self._management.who()
         return AnnouncedBranch(
@@ -206,9 +208,12 @@ class PostgresParticipant:
         )
 
     async def introduce(self, session: ServerSession) -> None:
-        """Fill ``session.intro``, and make sure that it leads where this participant's own lead: branches are
-        finished through those. Fails; raises ``UsageError`` if it leads elsewhere."""
-        own = await self._management.who()  # first: it draws the history that this session is in
+        """Set ``session.intro``, and check that the session is connected to this participant's database,
+        since branches are finished through this participant's own sessions. Fails; raises ``UsageError`` if
+        the session is connected to another database, or works in a role that prepares no branches of ours."""
+        own = (
+            await self._management.who()
+        )  # first, since this draws the history id that the session will read
         await introduce(self._name, session, self._settings, draws=False)
         there = session.intro
         known = None not in {own.system, there.system}
@@ -230,7 +235,7 @@ class PostgresParticipant:
             mend = f"Run {grant} or name the role in participants.{self._name}.owners"
         raise UsageError(
             f"the connection works as role {there.role!r}, which prepares no branches of participant"
-            f" {self._name!r}: recovery would not touch them. {mend}"
+            f" {self._name!r}: recovery would not finish them. {mend}"
         )
 
     async def _draw_history(self) -> None:
@@ -241,7 +246,8 @@ class PostgresParticipant:
             log.info("participant %r: no history id could be drawn: %s", self._name, error)
 
     async def _become_login(self, session: ServerSession) -> None:
-        """Or the application's hook would run with the rights of the role that the database's owner chose."""
+        """Change to the login role, so that the application's hook does not run with the rights of a role
+        that the database's owner chose."""
         try:
             await session.script("set role none", timeout_s=self._settings.statement_timeout_s)
         except (ServerError, NoAnswer, NotSent) as error:
@@ -269,12 +275,12 @@ class PostgresParticipant:
     async def _begin(
         self, slot: Slot[LendingSession], gid: Gid, timeout_s: float, key: SessionKey
     ) -> Exception | None:
-        """None, or what was said when the connection turned out to be lost."""
+        """Begin the branch. None if it has begun; the error if the connection was lost."""
         timeouts = timeouts_ms(timeout_s, slot.session.intro)
         script = begin_script(slot, gid, branch_name(gid, key, known_pid(slot.session)), timeouts)
         patience_s = self._settings.statement_timeout_s
         if not slot.fresh:
-            # A pooler may let a branch wait for a server.
+            # Behind a pooler a branch may have to wait for a server.
             probe_s = patience_s if slot.session.intro.pooled else PROBE_S
             patience_s = min(patience_s, probe_s, timeout_s / PROBE_SHARE)
         dirty = slot.used
@@ -287,7 +293,7 @@ class PostgresParticipant:
                 raise participant_error(self._name, error) from error
             return error
         except ServerError as error:
-            if error.fatal or dirty:  # what the last application left may be why
+            if error.fatal or dirty:  # the error may come from what the last application left
                 return error
             raise participant_error(self._name, error) from error
         finally:
@@ -304,7 +310,8 @@ class PostgresParticipant:
     async def settle(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
         if gid.participant not in self.names:
             raise ParticipantRefused(
-                self._name, f"{gid} is a branch of participant {gid.participant!r}: only that one can end it"
+                self._name,
+                f"{gid} is a branch of participant {gid.participant!r}: only that participant can end it",
             )
         return await self._settler.settle(gid, order, evidence)
 
@@ -336,7 +343,7 @@ class PostgresParticipant:
 def _new_connector(
     participant: str, settings: ParticipantSettings, application_name: str, handles: Handles
 ) -> Connector:
-    """Of the driver that the settings name, which is imported now. Connects nowhere yet."""
+    """The connector of the driver that the settings name, which is imported here. Opens no connection."""
     if handles == "async" and settings.driver == "asyncpg":
         from undoubt.participants.postgres.asyncpg.connector import AsyncpgConnector  # noqa: PLC0415
 

@@ -1,10 +1,11 @@
 """The sessions of one participant that branches borrow.
 
-A pool of its own, because of what may be known about a session afterwards. One whose state is unknown is
-closed, never lent again. One that an application has used is cleaned: by the next branch's first round trip
-(:mod:`undoubt.participants.postgres.session_setup`) if that comes at once, else in the background, so that
-nothing of an application stays in a session that nobody uses. The session that was used last is lent first,
-so that the surplus of a burst ages, and is closed; and its caches stay warm."""
+A driver's pool does not suffice, because it does not know the state of a session. A session whose state is
+unknown is closed, never lent again. A session that an application has used is cleaned: by the first round
+trip of the next branch (:mod:`undoubt.participants.postgres.session_setup`) if it follows immediately,
+otherwise in the background, so that no idle session keeps anything of an application. The session that was
+used last is lent first: its caches stay warm, and the surplus sessions of a burst stay idle and are
+closed."""
 
 from __future__ import annotations
 
@@ -20,36 +21,38 @@ from undoubt.participants.postgres.session import ServerSession
 S = TypeVar("S", bound=ServerSession)
 
 CLEAN_AFTER_S = 0.005
-"""How long a session may wait for a branch that takes its cleaning along in a round trip of its own."""
+"""How long a used session stays idle, for a branch that cleans it in its own first round trip, before it is
+cleaned in the background."""
 TIMER_S = 0.001
-"""By how much the event loop's timers may be early."""
+"""How early the event loop's timers may fire."""
 CLEAN_WAIT_S = 0.05
-"""How long a branch waits for a session that is being cleaned, before it opens another."""
+"""How long a branch waits for a session that is being cleaned, before it opens a new one."""
 
 
 @dataclass(slots=True, eq=False)
 class Slot(Generic[S]):
-    """A borrowed session, and what is left in it from the last time."""
+    """A session of the pool, and what its last use may have left in it."""
 
     session: S
     fresh: bool
-    """Nobody has sent anything through it since it was opened."""
+    """Nothing has been sent through it since it was opened."""
     used: bool = False
-    """An application had it: it may have left settings, a role, locks, temporary tables."""
+    """An application has used it, and may have left settings, a role, locks, temporary tables."""
     stale: bool = False
-    """What the server has prepared in it is not valid any more: the schema was changed beneath it."""
+    """Its prepared statements are no longer valid, because the schema was changed."""
     timeouts_ms: tuple[int, int] | None = None
-    """lock_timeout and idle_in_transaction_session_timeout as set here; None: as the server has them."""
+    """lock_timeout and idle_in_transaction_session_timeout as set by undoubt; None: the server's own
+    values."""
     idle_since: float = 0.0
-    """By the event loop's clock."""
+    """The time of the event loop's clock at which it became idle."""
 
 
 class Pool(Generic[S]):
-    """At most ``size_max`` sessions at once, opened by ``connect`` when needed.
+    """A pool of at most ``size_max`` sessions, opened by ``connect`` when needed.
 
-    ``clean`` is given a slot that was used, and sets ``used`` to False or raises; without it sessions stay as
-    they are. One that nobody has used for ``idle_s`` seconds is closed; 0: never. For one event loop.
-    """
+    ``clean`` is called with a slot that was used, and sets ``used`` to False or raises; without ``clean``
+    sessions are not cleaned. A session that was idle for ``idle_s`` seconds is closed; 0: never. A pool is
+    for one event loop."""
 
     def __init__(
         self,
@@ -66,24 +69,25 @@ class Pool(Generic[S]):
         self._idle_s = idle_s
         self._clean = clean
         self._idle: list[Slot[S]] = []
-        """The one that was used last is at the end."""
+        """Idle sessions; the one that was used last is at the end."""
         self._lent: set[S] = set()
         self._cleaning: dict[asyncio.Task[None], Slot[S]] = {}
         self._connecting = 0
-        """Places that are taken by sessions which are being opened."""
+        """The number of places that are taken for sessions that are being opened."""
         self._waiting: deque[asyncio.Future[Slot[S] | None]] = deque()
-        """Each is given a session, or None: a place, which counts as connecting already."""
+        """The waiting callers of ``acquire``. The result of each is a session, or None: then a place for a
+        new session is already counted in ``_connecting``."""
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     @property
     def size(self) -> int:
-        """How many sessions there are, those included that are being opened."""
+        """The number of sessions, including those that are being opened."""
         return len(self._idle) + len(self._lent) + len(self._cleaning) + self._connecting
 
     async def acquire(self, timeout_s: float, *, fresh: bool = False) -> Slot[S]:
-        """An idle session, or a new one (always with ``fresh``). Raises ``ParticipantUnavailable`` if none
-        gets free within ``timeout_s``, and what ``connect`` raises."""
+        """An idle session, or a new one; with ``fresh`` always a new one. Raises ``ParticipantUnavailable``
+        if no session becomes free within ``timeout_s``, and the errors of ``connect``."""
         self._check_open()
         slot = None if fresh else self._pop_idle()
         if slot is None and not self._take_place(fresh=fresh):
@@ -102,7 +106,8 @@ class Pool(Generic[S]):
         return slot
 
     def release(self, slot: Slot[S]) -> None:
-        """Take a session back. Closes it if it is broken or a transaction is open in it. May be repeated."""
+        """Return a session to the pool. Closes it if it is broken or a transaction is open in it. May be
+        repeated."""
         if slot.session not in self._lent:
             return
         self._lent.discard(slot.session)
@@ -111,21 +116,21 @@ class Pool(Generic[S]):
             slot.session.discard()
         self._shelve(slot)
         if slot.stale:
-            # So is what was prepared in the others before the schema changed.
+            # Statements that other sessions prepared before the schema changed are no longer valid either.
             self.drop_idle()
 
     def drop_idle(self) -> None:
-        """Close what nobody uses: a lost session is seldom the only one."""
+        """Close all idle sessions: if one session was lost, others probably were as well."""
         idle, self._idle = self._idle, []
         for slot in idle:
             slot.session.discard()
         for task, slot in self._cleaning.items():
-            slot.stale = True  # it may be clean already, and about to be shelved
+            slot.stale = True  # it may be clean already, and about to become idle
             task.cancel()
         self._place_is_free()
 
     def close(self) -> None:
-        """Close every session, lent ones too."""
+        """Close every session, also those that are lent."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -138,16 +143,16 @@ class Pool(Generic[S]):
             session.discard()
 
     async def drain(self) -> None:
-        """Wait until nothing is being cleaned any more."""
+        """Wait until no session is being cleaned."""
         if self._cleaning:
             await asyncio.wait(list(self._cleaning))
 
     # Places.
 
     def _take_place(self, *, fresh: bool) -> bool:
-        """Whether a session may be opened at once."""
+        """Take a place for a new session; True if a session may be opened immediately."""
         if self._cleaning and not fresh and self.size < self._size_max:
-            return False  # one of those will be there sooner
+            return False  # a session that is being cleaned will be ready sooner
         if fresh and self.size >= self._size_max and self._idle:
             self._idle.pop(0).session.discard()
         if self.size >= self._size_max:
@@ -156,7 +161,7 @@ class Pool(Generic[S]):
         return True
 
     async def _wait(self, timeout_s: float) -> Slot[S] | None:
-        """A session, or None: a place."""
+        """Wait for a session. None: a place for a new session is taken instead."""
         waiter: asyncio.Future[Slot[S] | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         full = self.size >= self._size_max
@@ -185,7 +190,7 @@ class Pool(Generic[S]):
                 self._waiting.remove(waiter)
 
     async def _open(self) -> Slot[S]:
-        """In a place that counts as connecting."""
+        """Open a session in a place that is counted in ``_connecting``."""
         try:
             session = await self._connect()
         except BaseException:
@@ -195,7 +200,8 @@ class Pool(Generic[S]):
         return Slot(session, fresh=True)
 
     def _return(self, given: Slot[S] | None) -> None:
-        """What a waiter was given and has no use for."""
+        """Take back what a cancelled or failed caller of ``acquire`` was given: a session, or a place
+        (None)."""
         if given is not None:
             self._lent.discard(given.session)
             self._shelve(given)
@@ -213,7 +219,8 @@ class Pool(Generic[S]):
     # Idle sessions.
 
     def _shelve(self, slot: Slot[S]) -> None:
-        """Nobody has it: somebody else may."""
+        """Give a session that is no longer lent to a waiting caller, or make it idle; close it if it is not
+        usable."""
         if self._closed or slot.session.broken or slot.session.in_transaction:
             slot.session.discard()
             self._place_is_free()
@@ -238,7 +245,7 @@ class Pool(Generic[S]):
         return None
 
     def _set_timer(self) -> None:
-        """For the next session that has to be cleaned or closed."""
+        """Set the timer to the time at which the next session has to be cleaned or closed."""
         if self._timer is not None:
             self._timer.cancel()
         due = [slot.idle_since + CLEAN_AFTER_S for slot in self._idle if self._is_dirty(slot)][:1]
@@ -279,7 +286,7 @@ class Pool(Generic[S]):
     def _has_cleaned(self, task: asyncio.Task[None]) -> None:
         slot = self._cleaning.pop(task)
         if not task.cancelled():
-            task.exception()  # whatever it was, the session is closed
+            task.exception()  # an error needs no handling: the session is closed
         if slot.stale:
             slot.session.discard()
         self._shelve(slot)

@@ -18,9 +18,9 @@ select pg_catalog.pg_is_in_recovery() as standby,
        extract(epoch from pg_catalog.current_setting('idle_in_transaction_session_timeout')::pg_catalog.interval)
          ::pg_catalog.float8 as idle_timeout_s,
        pg_catalog.to_regprocedure('undoubt.note_commit(pg_catalog.bytea)') is not null as notes_commits,
-       pg_catalog.to_regprocedure('undoubt.current_history()') is not null as tells_history,
+       pg_catalog.to_regprocedure('undoubt.current_history()') is not null as reports_history,
        pg_catalog.has_function_privilege('public', 'pg_catalog.pg_current_wal_insert_lsn()', 'execute')
-         as tells_position,
+         as reports_position,
        pg_catalog.to_regnamespace('undoubt')::pg_catalog.oid::pg_catalog.int8 as schema_oid,
        pg_catalog.pg_backend_pid() as pid, current_user::pg_catalog.text as role,
        session_user::pg_catalog.text as login, {owned} as role_owned,
@@ -74,7 +74,7 @@ select case when pg_catalog.to_regnamespace('undoubt')::pg_catalog.oid operator(
                   coalesce(pg_catalog.to_regnamespace('undoubt')::pg_catalog.text, ''))::pg_catalog.int4 end
 
 -- name: history
--- Where tells_history: the id of this server's history, null if it is to be drawn, and whether this role may draw.
+-- Where reports_history: the id of this server's history, null if it is to be drawn, and whether this role may draw.
 select undoubt.current_history() as history,
        pg_catalog.has_function_privilege('undoubt.history()', 'execute') as may_draw
 
@@ -301,7 +301,7 @@ case when not pg_catalog.pg_is_in_recovery()
      then pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), '0/0'::pg_catalog.pg_lsn)
           ::pg_catalog.text end
 
--- name: untold_position
+-- name: no_position
 null::pg_catalog.text
 
 -- name: in_branch
@@ -377,7 +377,7 @@ select pg_catalog.current_setting('server_version') as version,
               where not pg_catalog.has_function_privilege(f, 'execute')) as untold,
        pg_catalog.to_regnamespace('undoubt') is not null as has_schema,
        pg_catalog.to_regclass('undoubt.undoubt_branch') is not null as has_states,
-       pg_catalog.to_regprocedure('undoubt.current_history()') is not null as tells_history,
+       pg_catalog.to_regprocedure('undoubt.current_history()') is not null as reports_history,
        pg_catalog.to_regclass('undoubt.undoubt_commit') is not null
          and pg_catalog.to_regclass('undoubt.undoubt_note') is null as old_tables,
        array(select needed.p operator(pg_catalog.||) ' on undoubt.' operator(pg_catalog.||) needed.t

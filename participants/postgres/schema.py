@@ -1,8 +1,8 @@
-"""The tables on a participant's side, which two-phase commit does not need: made by Alembic, pruned here.
+"""Creates, upgrades and prunes the tables in a participant's database, which two-phase commit does not need.
 
 ``undoubt.undoubt_note`` has one row per one-phase commit, and one per branch of three-phase commit: the hash
-of the branch's proof. Where it exists, a COMMIT whose answer was lost can be proved or disproved
-(:mod:`undoubt.participants.postgres.one_phase`); where it does not, the answer is ``OutcomeUnknown``. It
+of the branch's proof. If the table exists, a COMMIT whose answer was lost can be proved or disproved
+(:mod:`undoubt.participants.postgres.one_phase`); without it the result is more often ``OutcomeUnknown``. It
 costs one small insert per transaction with a single participant. ``undoubt.undoubt_branch`` has three-phase
 commit's rows (:mod:`undoubt.participants.postgres.three_phase`). ``undoubt.undoubt_commit`` has the notes of
 version 0.1.0."""
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from undoubt.participants.settings import ParticipantSettings
 
 _HEAD = """\
--- For the role that is to own these tables. Fails where there is a schema undoubt: look who made that.
+-- Run it as the role that should own these tables. Fails if schema undoubt exists: check its owner then.
 begin;
 set local search_path = pg_catalog, pg_temp;
 create schema undoubt;"""
@@ -38,14 +38,14 @@ _LOCK_NOT_AVAILABLE = "55P03"
 
 
 async def migrate(participant: str, settings: ParticipantSettings) -> list[str]:
-    """Bring the tables up to date; the revisions that were applied, oldest first, none if the tables were up
-    to date. The dsn's user must be allowed to create a schema in the database. Raises
+    """Bring the tables up to date. Returns the revisions that were applied, oldest first, none if the tables
+    were up to date. The dsn's user must be allowed to create a schema in the database. Raises
     ``ParticipantRefused``, ``ParticipantUnavailable``."""
     return await asyncio.to_thread(_migrate, participant, settings)
 
 
 def script() -> str:
-    """The same as plain SQL, from an empty database to the newest tables, for a DBA to read and to run."""
+    """The migrations as plain SQL, from an empty database to the newest tables, for a DBA to read and run."""
     from alembic import command  # noqa: PLC0415
 
     written = io.StringIO()
@@ -62,15 +62,16 @@ def _taking_back() -> str:
 
 
 async def prune(participant: str, settings: ParticipantSettings, *, older_than_s: float) -> int:
-    """Delete rows of commits noted longer than ``older_than_s`` seconds ago; returns how many. As the
-    owner of the table. A caller asks within seconds of a lost answer, so that a day is plenty."""
+    """Delete notes of commits that are older than ``older_than_s`` seconds; returns their number. The dsn's
+    user must own the table. A note is looked up within seconds after a lost answer, so that a day is long
+    enough."""
     return await asyncio.to_thread(_prune, participant, settings, older_than_s)
 
 
 async def restored(participant: str, settings: ParticipantSettings) -> str:
-    """Draw another history id, whatever it was; returns it. As the owner of the tables. For a server that was
-    cloned, or set back to a snapshot of its disk: both keep its system identifier and timeline. Evidence of
-    branches prepared before then is that of another history."""
+    """Draw a new history id in any case; returns it. The dsn's user must own the tables. This is for a server
+    that was cloned, or set back to a snapshot of its disk: both keep system identifier and timeline. Evidence
+    of branches that were prepared before belongs to another history afterwards."""
     return await asyncio.to_thread(_restored, participant, settings)
 
 
@@ -103,10 +104,10 @@ def _migrate(participant: str, settings: ParticipantSettings) -> list[str]:
     wait_ms = max(round(settings.statement_timeout_s * 1000), 1)
     try:
         with ALONE, engine.connect() as connection:
-            # Every role of the server may take that lock, and keep it.
+            # Every role of the server may take this lock, and may hold it for ever.
             connection.execute(text(f"set local lock_timeout = '{wait_ms}ms'"))
             connection.execute(text("select pg_catalog.pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-            # Without IF NOT EXISTS: whoever is quicker would own it.
+            # Without IF NOT EXISTS: otherwise another role that creates the schema first would own it.
             if fresh := not _refuse_unbelieved(connection, participant, settings):
                 connection.execute(text("create schema undoubt"))
             config.attributes["connection"] = connection
@@ -127,7 +128,7 @@ def _migrate(participant: str, settings: ParticipantSettings) -> list[str]:
 
 
 def _revision(connection: Connection) -> str | None:
-    """Of the tables; None where there are none yet."""
+    """The revision of the tables; None if there are no tables yet."""
     from sqlalchemy import text  # noqa: PLC0415
 
     there = connection.execute(
@@ -164,7 +165,7 @@ def _prune(participant: str, settings: ParticipantSettings, older_than_s: float)
 
 
 def _refuse_unbelieved(connection: Connection, participant: str, settings: ParticipantSettings) -> bool:
-    """Whether there is a schema. Raises ``ParticipantRefused`` if it is not to be believed."""
+    """Whether schema ``undoubt`` exists. Raises ``ParticipantRefused`` if it is not to be believed."""
     if connection.exec_driver_sql(query("schema")).scalar_one() is None:
         return False
     if faults := _faults(connection, settings):
@@ -174,7 +175,7 @@ def _refuse_unbelieved(connection: Connection, participant: str, settings: Parti
 
 def _faults(connection: Connection, settings: ParticipantSettings) -> tuple[Fault, ...]:
     asked = faults_query(PARTICIPANT, settings.schema_owners)
-    rows = connection.exec_driver_sql(asked.replace("%", "%%"))  # a role's name may hold one
+    rows = connection.exec_driver_sql(asked.replace("%", "%%"))  # a role's name may contain one
     return faults_of(tuple(row) for row in rows)
 
 
@@ -207,7 +208,8 @@ def _engine(participant: str, settings: ParticipantSettings) -> Engine:
 
 
 def _folder() -> Path:
-    """The migrations of the source tree, or of an installed wheel, which has them inside ``undoubt``."""
+    """The folder of the migrations, in the source tree or in an installed wheel, which has them in
+    ``undoubt``."""
     root = Path(__file__).resolve().parents[2]
     installed = root / "undoubt" / "migrations" / "participants"
     return installed if installed.is_dir() else root / "migrations" / "participants"

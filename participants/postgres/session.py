@@ -1,8 +1,8 @@
-"""What this room needs of a driver: one database session that sends statements and tells what came back.
+"""What this room requires of a driver: a database session that sends statements and returns their answers.
 
-Everything above it (branches, settling, evidence, wait graphs) is written once against
-:class:`ServerSession`; a driver brings one implementation. A session whose call was cancelled, timed out or
-lost is *broken*: nobody knows what it is doing, so it is closed and never used again."""
+The modules above it (branches, settling, evidence, wait graphs) are written once for both drivers, against
+:class:`ServerSession`; each driver implements it. A session whose call was cancelled, timed out or lost is
+*broken*: its state is not known, so it is closed and never used again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 FATAL = frozenset({"FATAL", "PANIC"})
-"""Severities of an error with which its session ends."""
+"""The severities of errors that end the session."""
 
 
 class ServerError(Exception):
-    """The server answered with an error. ``fatal``: it ended the session with it."""
+    """The server answered with an error. ``fatal``: the error ended the session."""
 
     def __init__(
         self, sqlstate: str, message: str, *, detail: str = "", hint: str = "", fatal: bool = False
@@ -31,7 +31,7 @@ class ServerError(Exception):
 
 class NoAnswer(Exception):
     """The session was lost, or the answer did not come in time: what was sent may have happened. ``sqlstate``
-    is the server's reason for ending the session, where it gave one."""
+    is the server's reason for ending the session, None if it gave no reason."""
 
     def __init__(self, message: str, sqlstate: str | None = None) -> None:
         super().__init__(message)
@@ -39,11 +39,11 @@ class NoAnswer(Exception):
 
 
 class AnswerTimedOut(NoAnswer):
-    """The answer did not come in time: trying again at once would only double the wait."""
+    """The answer did not come in time: an immediate retry would only double the wait."""
 
 
 class NotSent(Exception):
-    """Nothing was sent: the session is closed, or another statement is running in it. ``sqlstate`` as of
+    """Nothing was sent: the session is closed, or another statement is running in it. ``sqlstate`` is as in
     :class:`NoAnswer`."""
 
     def __init__(self, message: str, sqlstate: str | None = None) -> None:
@@ -52,12 +52,14 @@ class NotSent(Exception):
 
 
 NOTICES_KEPT_MAX = 100
-"""Of one script, and the last that tells of a standby: a trigger may raise one per row."""
+"""The most notices that are kept of one script, since a trigger may raise one per row. A notice about a
+standby is kept even if there are more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A warning or notice. ``source_file`` is the C file of the server that it came from, if told."""
+    """A warning or notice. ``source_file`` is the C file of the server that raised it, None if not
+    reported."""
 
     severity: str
     sqlstate: str
@@ -66,17 +68,17 @@ class Notice:
 
     @property
     def of_standby(self) -> bool:
-        """That a synchronous standby's confirmation was not waited for.
+        """Whether this is the warning that the server did not wait for a synchronous standby's confirmation.
 
-        The server raises it in ``src/backend/replication/syncrep.c`` with code 01000 (the wait was
-        cancelled) or 57P01 (the server shuts down). Triggers raise 01000 too, but from other files.
+        The server raises this warning in ``src/backend/replication/syncrep.c`` with code 01000 (the wait was
+        cancelled) or 57P01 (the server shuts down). Triggers raise 01000 as well, but from other files.
         """
         return self.sqlstate in {"01000", "57P01"} and self.source_file in {None, "syncrep.c"}
 
 
 def keep(notices: list[Notice], notice: Notice) -> None:
-    """Add ``notice``, unless there are enough. What the server says last must not be lost in what triggers
-    say before."""
+    """Add ``notice``, unless :data:`NOTICES_KEPT_MAX` are kept already. A warning about a standby, which the
+    server sends last, replaces the last notice then: notices of triggers must not hide it."""
     if len(notices) < NOTICES_KEPT_MAX:
         notices.append(notice)
     elif notice.of_standby:
@@ -84,14 +86,14 @@ def keep(notices: list[Notice], notice: Notice) -> None:
 
 
 def standby_warning(notices: Sequence[Notice]) -> Notice | None:
-    """The first of ``notices`` that tells of a synchronous standby."""
+    """The first of ``notices`` that is a warning about a synchronous standby; None if there is none."""
     return next((notice for notice in notices if notice.of_standby), None)
 
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """The answer to a script: the last command's tag, and the warning that a synchronous standby's
-    confirmation was not waited for, if there was one."""
+    """The answer to a script: the last command's tag, and the warning that the server did not wait for a
+    synchronous standby's confirmation, None if there was no such warning."""
 
     tag: str
     unconfirmed: Notice | None = None
@@ -99,23 +101,26 @@ class CommandResult:
 
 @dataclass(frozen=True, slots=True)
 class ServerParameters:
-    """What the server said about itself when the session was opened. Times are in seconds, 0 for none.
+    """What the server reported about itself when the session was opened. Times are in seconds, 0 for no
+    limit.
 
-    ``pooler`` is true where another process than the server answers (a connection pooler), as is seen by the
-    process ids that the two of them tell. ``pooled``: so it is, or the settings say so; then the next
-    transaction of this session may be in another server process, or on another server, and nothing that was
-    said here holds for it but ``role``, ``superuser``, ``database``, ``notes_commits`` and ``tells_history``.
+    ``pooler``: another process than the server answers (a connection pooler), because the process id in the
+    startup message differs from the one in the answer to a query. ``pooled``: ``pooler`` is true, or the
+    settings say that there is a pooler. Then the next transaction of this session may be in another server
+    process, or on another server, and of these values only ``role``, ``superuser``, ``database``,
+    ``notes_commits`` and ``reports_history`` are valid for it.
 
-    ``role`` is the one that branches begin with. ``login`` is the one that logged in; ``role_owned``:
-    ``role`` prepares branches of ours; ``role_of_database``: the database sets it, as its owner may.
-    ``strays``: the session may become roles that prepare no branches of ours. ``as_login``: branches begin by
-    becoming ``login`` (:func:`undoubt.participants.postgres.roles.beginning`).
+    ``role`` is the role in which branches begin; ``login`` is the role that logged in. ``role_owned``:
+    ``role`` prepares branches of ours. ``role_of_database``: a setting of the database, which its owner can
+    change, chose ``role``. ``strays``: the session may change to roles that prepare no branches of ours.
+    ``as_login``: branches begin by changing to ``login``
+    (:func:`undoubt.participants.postgres.roles.beginning`).
 
-    ``tells_history``: the database has undoubt's tables, and names its history; ``history`` is its id, None
-    while that is unknown. ``tells_position``: whatever role asks is told the place in the WAL.
+    ``reports_history``: the database has undoubt's tables, and reports its history; ``history`` is its id,
+    None while it is unknown. ``reports_position``: every role may read the position in the WAL.
 
-    ``schema`` is the number of schema ``undoubt`` if it is there and to be believed; else nothing in
-    it is used.
+    ``schema`` is the number (oid) of schema ``undoubt`` if the schema exists and is to be believed; if it is
+    None, nothing in the schema is used.
     """
 
     version: int
@@ -136,27 +141,27 @@ class ServerParameters:
     as_login: bool = False
     superuser: bool = False
     database: str = ""
-    tells_history: bool = False
+    reports_history: bool = False
     history: str | None = None
-    tells_position: bool = False
+    reports_position: bool = False
     schema: int | None = None
 
 
 class Row(Protocol):
-    """One row of a result, by the columns' names."""
+    """One row of a result; a key is the name of a column."""
 
     def __getitem__(self, key: str, /) -> Any: ...
 
 
 class ServerSession(Protocol):
-    """One database session. Not for concurrent use."""
+    """One database session. It must not be used concurrently."""
 
     intro: ServerParameters
     pid: int
 
     @property
     def broken(self) -> bool:
-        """Closed, or in an unknown state: only ``discard`` is left."""
+        """Whether the session is closed, or in an unknown state: only ``discard`` may be called then."""
         ...
 
     @property
@@ -164,28 +169,30 @@ class ServerSession(Protocol):
 
     @property
     def application_name(self) -> str:
-        """As last reported by the server."""
+        """The application_name that the server reported last."""
         ...
 
     async def script(self, sql: str, *, timeout_s: float) -> CommandResult:
-        """Send ``sql``, one or several statements, as one simple query: one round trip."""
+        """Send ``sql``, one or several statements, as one simple query, in one round trip. Raises
+        ``ServerError``, ``NoAnswer``, ``NotSent``."""
         ...
 
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
-        """One statement with parameters."""
+        """The rows of one statement with parameters. Raises as :meth:`script` does."""
         ...
 
     def keep_statements(self) -> None:
-        """A server process of its own answers this session: statements may be prepared there under names."""
+        """Allow named prepared statements: one server process, not shared through a pooler, answers this
+        session."""
         ...
 
     def discard(self) -> None:
-        """Close it, in the background if that needs time. Never fails; may be repeated."""
+        """Close the session, in the background if that needs time. Never fails; may be repeated."""
         ...
 
 
 CLOSE_TIMEOUT_S = 2.0
-"""How long a session that is thrown away may take to cancel what runs in it and to say goodbye."""
+"""How long a discarded session may take to cancel its running statement and to close its connection."""
 
 _closing: set[asyncio.Task[None]] = set()
 
@@ -198,7 +205,7 @@ def close_in_background(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 async def drain_discarded() -> None:
-    """Wait until sessions that were thrown away in this event loop are closed."""
+    """Wait until all sessions that were discarded in this event loop are closed."""
     loop = asyncio.get_running_loop()
     tasks = [task for task in list(_closing) if task.get_loop() is loop]
     if tasks:

@@ -1,8 +1,8 @@
-"""The first round trip of a branch: clean up after the last one, set the session up, begin, and mark.
+"""Builds the first round trip of a branch: clean up after the last branch, set the session up, begin, and
+mark.
 
-The marker, a setting that lasts exactly as long as its transaction, is how the last round trip knows that the
-transaction it ends is still the one that was begun here.
-"""
+The marker is a setting that lasts exactly as long as its transaction. By the marker the last round trip
+checks that the transaction that it ends is still the one that was begun here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from undoubt.participants.postgres.sql import query
 from undoubt.participants.sql import literal
 
 APPLICATION_NAME_BYTES_MAX = 63
-"""NAMEDATALEN - 1: longer names are cut by the server."""
+"""NAMEDATALEN - 1: the server cuts longer names."""
 
 _BUCKETS_S = (
     1,
@@ -40,36 +40,37 @@ _BUCKETS_S = (
     43200,
     86400,
 )
-"""Timeouts are rounded up to one of these, so that a session seldom needs another setting."""
+"""Timeouts are rounded up to one of these values, so that a session seldom needs a new setting."""
 
 _SYNCHRONOUS = frozenset({"on", "remote_apply"})
 
 
 def ledger_name(ledger_id: str) -> str:
-    """The application_name of sessions that are in no branch."""
+    """The application_name of a session outside branches."""
     return f"undoubt:{ledger_id}"
 
 
 BY_PID = "~"
-"""Before a hash that is of the session's process id."""
+"""The character before a hash that includes the process id of the session."""
 
 BY_ROLE = "@"
-"""Before one that is of no process id, since a pooler hides it: it is believed of certain roles only."""
+"""The character before a hash without a process id, which a pooler hides: such a name is believed only of
+sessions of certain roles."""
 
 
 def known_pid(session: ServerSession) -> int:
     """The process id by which :func:`branch_name` binds a name to ``session``: 0 behind a pooler, where the
-    next transaction may be in another process."""
+    next transaction may run in another process."""
     return 0 if session.intro.pooled else session.pid
 
 
 def branch_name(gid: Gid, key: SessionKey, pid: int) -> str:
     """The application_name of a session inside the branch ``gid``, whose ledger session has that ``key``;
-    ``pid`` is :func:`known_pid`'s. ``undoubt:<ledger>:<session>.<seq>~<hash>``, behind a pooler with ``@``
-    instead of ``~``; without a key the transaction's id stands behind the ledger.
+    ``pid`` comes from :func:`known_pid`. The name is ``undoubt:<ledger>:<session>.<seq>~<hash>``, behind a
+    pooler with ``@`` instead of ``~``; without a key it is ``undoubt:<ledger>:<transaction id>``.
 
-    Without the transaction if the name would be cut, since the head of a number is another number. With a
-    key that happens only once session and seq have more than 34 digits together."""
+    If the server would cut the name, it has no transaction, since the first digits of a number are another
+    number. With a key that happens only if session and seq have more than 34 digits together."""
     proof = key.backend(gid.txid, pid)
     numbers = f"{gid.txid.session}.{gid.txid.seq}{BY_PID if pid else BY_ROLE}{proof}"
     name = f"{ledger_name(gid.ledger)}:{numbers if proof else gid.txid}"
@@ -77,14 +78,14 @@ def branch_name(gid: Gid, key: SessionKey, pid: int) -> str:
 
 
 def marker(gid: Gid) -> str:
-    """The value of ``undoubt.tx`` in that branch. The branch's number is part of it: two branches of one
-    transaction may share a server."""
+    """The value of ``undoubt.tx`` in the branch ``gid``. It contains the number of the branch, since two
+    branches of one transaction may be on the same server."""
     return f"{gid.txid}:{gid.branch}"
 
 
 def timeouts_ms(timeout_s: float, intro: ServerParameters) -> tuple[int, int]:
-    """lock_timeout and idle_in_transaction_session_timeout for a branch that is to end within ``timeout_s``
-    seconds, in milliseconds; never longer than what the server sets by itself."""
+    """lock_timeout and idle_in_transaction_session_timeout for a branch that should end within ``timeout_s``
+    seconds, in milliseconds; never longer than the server's own settings."""
     index = bisect.bisect_left(_BUCKETS_S, timeout_s)
     bucket = _BUCKETS_S[min(index, len(_BUCKETS_S) - 1)]
     return _shorter(bucket, intro.lock_timeout_s), _shorter(bucket, intro.idle_timeout_s)
@@ -95,10 +96,10 @@ def _shorter(bucket: int, own_s: float) -> int:
 
 
 def begin_script(slot: Slot[S], gid: Gid, name: str, timeouts: tuple[int, int]) -> str:
-    """One simple query; ``name`` is :func:`branch_name`'s.
+    """The first round trip of a branch, as one simple query; ``name`` comes from :func:`branch_name`.
 
-    SET LOCAL and not set_config(): a SELECT would take a snapshot, and the application could not choose
-    its isolation level any more. Behind a transaction pooler everything lasts for the transaction only.
+    It uses SET LOCAL, not set_config(): a SELECT would take a snapshot, and then the application could no
+    longer choose its isolation level. Behind a transaction pooler all settings last for the transaction only.
     """
     intro = slot.session.intro
     if intro.pooled:
@@ -108,14 +109,14 @@ def begin_script(slot: Slot[S], gid: Gid, name: str, timeouts: tuple[int, int]) 
     if slot.used or slot.timeouts_ms != timeouts:
         before += _settings(intro, timeouts, "set")
     if before:
-        # In a transaction of its own: UNLISTEN forbids PREPARE, and a rollback would undo the settings.
+        # In a separate transaction: UNLISTEN forbids PREPARE, and a rollback would undo the settings.
         before = ["begin", *before, "commit"]
     return "; ".join([*before, *begin])
 
 
 def clean_script(slot: Slot[S]) -> str:
-    """One simple query, for a session that an application has used and nobody needs now: what was left in it
-    is gone, and the timeouts are those of its last branch, which the next one is likely to want as well."""
+    """One simple query that cleans an idle session that an application has used. It sets the timeouts of its
+    last branch again, which the next branch is likely to need as well."""
     settings = [] if slot.timeouts_ms is None else _settings(slot.session.intro, slot.timeouts_ms, "set")
     return "; ".join([query("reset"), *settings])
 
@@ -123,13 +124,13 @@ def clean_script(slot: Slot[S]) -> str:
 def local_script(
     gid: Gid, name: str, intro: ServerParameters, timeouts: tuple[int, int], *, begin: str
 ) -> str:
-    """The same without a trace in the session: for one that others use as well. ``begin`` is empty where a
-    transaction has begun already."""
+    """Like :func:`begin_script`, but all settings end with the transaction, for a session that other clients
+    use as well. ``begin`` is empty if a transaction has begun already."""
     return "; ".join([*([begin] if begin else []), *local_statements(gid, name, intro, timeouts)])
 
 
 def local_statements(gid: Gid, name: str, intro: ServerParameters, timeouts: tuple[int, int]) -> list[str]:
-    """What sets up a branch in a transaction that has begun, and is gone with it."""
+    """The statements that set up a branch in a transaction that has begun; their effects end with it."""
     return [*_marks(gid, name), *_settings(intro, timeouts, "set local")]
 
 

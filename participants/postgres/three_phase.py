@@ -1,8 +1,8 @@
-"""Three-phase commit's rows in a PostgreSQL database: :class:`undoubt.participants.three_phase.States`.
+"""Implements the rows of three-phase commit, :class:`undoubt.participants.three_phase.States`, in PostgreSQL.
 
-Each change is one statement and one transaction on a session of its own, never inside a branch. A row counts
-as changed only if the tag says so and no warning weakens it: a change that no synchronous standby confirmed
-may be lost with this server, so it is reported as not answered.
+Each change is one statement and one transaction on a separate session, never inside a branch. A row counts as
+changed only if the command tag says so and no warning weakens it: a change that no synchronous standby has
+confirmed may be lost with this server, so it is reported as a missing answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from undoubt.participants.three_phase import (
 )
 
 _NO_TABLE = frozenset({"42P01", "3F000", "42883", "42703"})
-"""undefined_table, invalid_schema_name, undefined_function; undefined_column where the tables are older."""
+"""undefined_table, invalid_schema_name, undefined_function; undefined_column if the tables are older."""
 
 NOTE_BYTES = 32
 
@@ -36,13 +36,13 @@ _AFTER = {Event.TRY_COMMIT: BranchState.PRECOMMIT, Event.TRY_ABORT: BranchState.
 
 
 class PostgresStates:
-    """See the module."""
+    """The rows in one database: see the module."""
 
     def __init__(self, management: Management) -> None:
         self._management = management
 
     async def enlist(self, gid: Gid, charter: Charter, note: bytes = b"") -> bool:
-        # Under a row without its hash a branch could commit, and no termination would ever see it.
+        # If a row had no hash, its branch could commit without any termination noticing.
         invariant(
             len(note) == NOTE_BYTES, "a branch of three-phase commit is enlisted with the hash of its proof"
         )
@@ -122,7 +122,7 @@ class PostgresStates:
         if error.sqlstate in _NO_TABLE:
             return ParticipantRefused(
                 self._management.participant,
-                "its database has no tables for three-phase commit, or those of an older version: run undoubt"
+                "its database has no tables for three-phase commit, or older ones: run undoubt"
                 f" participants migrate {self._management.participant}",
                 sqlstate=error.sqlstate,
             )

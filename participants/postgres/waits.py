@@ -1,12 +1,12 @@
-"""Who waits for whom, for the detector of deadlocks that span databases.
+"""Reads the edges of the wait graph of one database, for the detector of deadlocks that span databases.
 
 https://www.postgresql.org/docs/current/view-pg-locks.html. A prepared transaction has no process; the server
-reports it as blocker 0. It is found as the holder, in a conflicting mode, of the lock that is waited for,
-mostly its own transaction id.
+reports it as blocker 0. The prepared transaction is found as the holder, in a conflicting mode, of the lock
+that the waiter waits for, mostly the lock on its own transaction id.
 
-What a session is called proves nothing by itself: every session may take any ``application_name``, and read
-everybody's. So what it says is handed on as a claim, with the process id that it really has; only behind a
-pooler, where the one that gave the name does not know that id, does the role count instead.
+The name of a session alone proves nothing: every session may set any ``application_name``, and can read those
+of all others. So the name is returned as a claim, with the real process id of the session. Only behind a
+pooler, where the process that set the name does not know that id, the role of the session counts instead.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ WAITSTART_SINCE_VERSION = 140000
 _CLAIM = re.compile(rf"([1-9][0-9]{{0,18}})\.([1-9][0-9]{{0,18}})([{BY_PID}{BY_ROLE}])([A-Za-z0-9_-]{{8}})")
 
 _ROLES = {"{waiter_owned}": "w.usename", "{holder_owned}": "b.usename", "{prepared_owned}": "p.owner"}
-"""Of the ends of a wait, in the query."""
+"""The columns of the roles at the ends of a wait, by their placeholders in the queries."""
 
 
 class WaitGraph:
-    """The edges of one participant's database, and the way to cut one."""
+    """Reads the wait edges of one participant's database, and cancels a waiting statement."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class WaitGraph:
         names: Callable[[], frozenset[str]],
         owners: Sequence[str],
     ) -> None:
-        """``names`` are those of the participant, see :class:`undoubt.participants.contract.Participant`;
-        ``owners`` are the settings'."""
+        """``names`` returns the names of the participant, see
+        :class:`undoubt.participants.contract.Participant`; ``owners`` come from the settings."""
         self._management = management
         self._ledger_id = ledger_id
         self._names = names
@@ -71,7 +71,7 @@ class WaitGraph:
         self._prefix = ledger_name(ledger_id) + ":"
 
     async def edges(self) -> Sequence[Waiting]:
-        """See :meth:`undoubt.participants.contract.Participant.waits`."""
+        """All edges at this moment, see :meth:`undoubt.participants.contract.Participant.waits`."""
         rows = await self._management.read(await self._statement("waits"), self._owners)
         return [
             Waiting(
@@ -87,8 +87,9 @@ class WaitGraph:
         ]
 
     async def cancel(self, waiting: Waiting) -> bool:
-        """See :meth:`undoubt.participants.contract.Participant.cancel_waiter`. One statement, which cancels
-        only what still is that very wait of that very claim: a process id may be another session's by now."""
+        """Cancel a waiting statement, see :meth:`undoubt.participants.contract.Participant.cancel_waiter`.
+        One SQL statement cancels only if it is still the same wait of the same claim, since the process id
+        may now belong to another session."""
         rows = await self._management.read(
             await self._statement("cancel_waiter"),
             waiting.pid,
@@ -99,7 +100,8 @@ class WaitGraph:
         return any(row["sent"] for row in rows)
 
     async def _statement(self, name: str) -> str:
-        """``waitstart`` is new in version 14; before it, a statement's start has to do."""
+        """The query ``name`` for this server. ``waitstart`` exists since version 14; before, the start of the
+        statement is used."""
         async with self._management.session() as session:
             has_waitstart = session.intro.version >= WAITSTART_SINCE_VERSION
         since = "l.waitstart" if has_waitstart else "a.query_start"
@@ -122,26 +124,28 @@ class WaitGraph:
         return f"{self._management.participant}/{gid}"
 
     def _session_node(self, application_name: str | None, pid: int, *, ours: bool | None) -> WaitNode:
-        """``ours``: it works in a role that prepares our branches; None where the role is not told."""
-        stranger = f"{self._management.participant}/{pid}"
+        """The node for a session. ``ours``: the session works in a role that prepares our branches; None if
+        the role is not reported."""
+        unknown = f"{self._management.participant}/{pid}"
         if application_name is None or not application_name.startswith(self._prefix):
-            return stranger
-        # After a '#' comes what PREPARE reports.
-        told = application_name.removeprefix(self._prefix).partition("#")[0]
-        if (match := _CLAIM.fullmatch(told)) is not None:
+            return unknown
+        # After a '#' comes the report of PREPARE.
+        claimed = application_name.removeprefix(self._prefix).partition("#")[0]
+        if (match := _CLAIM.fullmatch(claimed)) is not None:
             session, seq, pooled = int(match[1]), int(match[2]), match[3] == BY_ROLE
             if max(session, seq) > NUMBER_MAX or (pooled and not ours):
-                return stranger
+                return unknown
             return Claim(session, seq, 0 if pooled else pid, match[4])
         try:
-            txid = TxId.parse(told)
+            txid = TxId.parse(claimed)
         except InvalidName:
-            return stranger
-        # A name of version 0.1.0, which says nothing of branches: the ledger is asked about the session.
+            return unknown
+        # A name of version 0.1.0, which contains no branch: the ledger is asked about the session.
         return Gid(self._ledger_id, Protocol.TWO_PHASE, txid, 1, self._management.participant)
 
     def _name_of(self, waiter: WaitNode) -> str | None:
-        """The application_name, up to a '#', of a session that made such a claim; None for any other."""
+        """The application_name, up to a '#', of a session with the claim ``waiter``; None if ``waiter`` is no
+        claim."""
         if isinstance(waiter, Claim):
             how = BY_PID if waiter.pid else BY_ROLE
             return f"{self._prefix}{waiter.session}.{waiter.seq}{how}{waiter.proof}"

@@ -36,7 +36,7 @@ class Announcer:
 
 
 MISSING = Script(
-    prepare=BranchFailed("beta", "was announced, and is not prepared"), rollback=[Settled.ABSENT]
+    prepare=BranchFailed("beta", "was announced, but is not prepared"), rollback=[Settled.ABSENT]
 )
 """Nothing is found, now and later."""
 
@@ -94,7 +94,7 @@ async def test_one_that_is_missing_aborts_and_that_is_recorded(stages: Any) -> N
     tx = await begun(stage.coordinator)
     await tx.branch("alpha")
     await tx.announce(Announcer(stage.participants["beta"]))
-    with pytest.raises(TransactionAborted, match="was announced, and is not prepared"):
+    with pytest.raises(TransactionAborted, match="was announced, but is not prepared"):
         await tx.commit()
     assert await record(stage, tx) is RecordedDecision.ABORT
     [left] = await stage.ledger.unfinished()

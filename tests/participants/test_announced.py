@@ -100,7 +100,7 @@ async def test_what_was_announced_and_is_not_prepared_is_named(
     branch = await announced(participant, gid)
     failure = await why_not(branch)
     assert isinstance(failure, BranchFailed)
-    assert "branch 1:p was announced, and is not prepared" in str(failure)
+    assert "branch 1:p was announced, but is not prepared" in str(failure)
     assert await branch.rollback() is Settled.ABSENT
 
 
@@ -148,7 +148,7 @@ async def test_another_database_of_the_server_is_not_believed(
     try:
         await elsewhere.execute(f"begin; select pg_current_xact_id(); prepare transaction '{gid}'")
         failure = await why_not(branch)
-        assert "lies in database 'postgres'" in str(failure)
+        assert "is in database 'postgres'" in str(failure)
         assert await branch.rollback() is Settled.ABSENT
         assert (
             await elsewhere.fetchval("select count(*) from pg_prepared_xacts where gid = $1", str(gid)) == 1
@@ -221,7 +221,7 @@ async def test_whether_somebody_is_in_it(participant: PostgresParticipant, calle
 
 async def test_it_lends_no_connection(participant: PostgresParticipant, gid: Gid) -> None:
     branch = await announced(participant, gid)
-    with pytest.raises(UsageError, match="has no connection here"):
+    with pytest.raises(UsageError, match="it, and has no connection"):
         _ = branch.connection
     await branch.forget()
     await branch.release()

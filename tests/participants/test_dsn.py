@@ -200,11 +200,11 @@ def test_nothing_else_reaches_the_server() -> None:
     [
         (
             "postgresql+asyncpg://u:s3cret@h/d",
-            r"drop '\+asyncpg', and name the driver by participants\.p\.driver",
+            r"remove '\+asyncpg', and name the driver in participants\.p\.driver",
         ),
-        ("postgresql+psycopg://u:s3cret@h/d", r"drop '\+psycopg'"),
-        ("postgres+psycopg2://u:s3cret@h/d", r"drop '\+psycopg2'"),
-        ("jdbc:postgresql://h/d?password=s3cret", "drop 'jdbc:'"),
+        ("postgresql+psycopg://u:s3cret@h/d", r"remove '\+psycopg'"),
+        ("postgres+psycopg2://u:s3cret@h/d", r"remove '\+psycopg2'"),
+        ("jdbc:postgresql://h/d?password=s3cret", "remove 'jdbc:'"),
         ("service=nowhere password=s3cret", 'definition of service "nowhere" not found'),
         ("host=a,b port=1,2,3 password=s3cret", "3 port numbers"),
         ("host=a sslmode=full password=s3cret", "invalid sslmode"),

@@ -107,7 +107,7 @@ async def test_without_tables_evidence_is_as_before(database: Database, pooler: 
 
 
 INTRO = ServerParameters(180000, "on", 0, 0, False, 77, "0000000A", "0")
-TELLING = replace(INTRO, tells_history=True, history="AbCdEfGhIjKl")
+TELLING = replace(INTRO, reports_history=True, history="AbCdEfGhIjKl")
 _31 = "AAAAAAAfAAAAAAEA"  # transaction 31, position 1 << 16
 
 

@@ -305,7 +305,7 @@ async def test_init_of_the_settings(database: Database, kind: str, monkeypatch: 
     assert seen == ["init", "on_connect"]
     for name, tells in (
         (f"{module.__name__}:nothing", "cannot be imported: AttributeError"),
-        (f"{module.__name__}:no_function", "is no function"),
+        (f"{module.__name__}:no_function", "is not a function"),
         ("no_such_module:init", "cannot be imported: ModuleNotFoundError"),
     ):
         participant = participant_at(database.dsn, init=name)

@@ -87,7 +87,7 @@ def test_a_branch_that_is_not_prepared_aborts_all_and_is_named(stage: Stage, acc
         "aborted",
         "payments",
     )
-    assert f"branch {branch['n']}:payments was announced, and is not prepared" in told["reason"]
+    assert f"branch {branch['n']}:payments was announced, but is not prepared" in told["reason"]
     assert recorded(stage, work.id) is RecordedDecision.ABORT
     prepare(stage.databases["payments"], branch, GIVE.format(account))
     eventually_none_prepared(stage.databases["payments"])
