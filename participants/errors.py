@@ -65,4 +65,5 @@ class ParticipantMisconfigured(ParticipantRefused):
 
 
 class BranchFailed(ParticipantError):
-    """The branch cannot continue, because of its own error or the application's; it has not committed."""
+    """The branch cannot continue, because of an error of the branch or of the application; it has not
+    committed."""

@@ -36,7 +36,7 @@ The modules, in the order in which a branch passes them:
 :mod:`.settle`            ends a prepared branch where its own session cannot, after a crash or as another
                           role; and reads evidence.
 :mod:`.one_phase`         finds out whether a plain COMMIT happened whose answer was lost.
-:mod:`.admin_pool`        runs statements outside branches on sessions of its own.
+:mod:`.admin_pool`        runs statements outside branches, on separate sessions.
 :mod:`.in_doubt`          lists prepared transactions.
 :mod:`.waits`             reads the edges of the wait graph, and cancels a waiting statement.
 :mod:`.three_phase`       implements the rows of three-phase commit.

@@ -1,4 +1,5 @@
-"""What keeps a database from doing its part, or could: each judged from one row of its own answers.
+"""Checks what keeps a database from taking part in transactions, or could; each finding comes from its
+answers.
 
 https://www.postgresql.org/docs/current/runtime-config-resource.html (max_prepared_transactions),
 runtime-config-wal.html (fsync, full_page_writes, synchronous_commit), routine-vacuuming.html (the age of a
@@ -37,13 +38,13 @@ from undoubt.participants.settings import ParticipantSettings
 from undoubt.participants.sql import identifier
 
 FULL = 0.8
-"""Of ``max_prepared_transactions``: more in use leaves no room for a burst."""
+"""The share of ``max_prepared_transactions`` in use from which there is no room for a burst."""
 
 _SYNCHRONOUS = frozenset({"on", "remote_apply"})
 
 
 class Checkup:
-    """Looks at one participant. ``ledger_id`` tells which branches and sessions are its own."""
+    """Checks one participant. ``ledger_id`` is the ledger whose branches and sessions count as our own."""
 
     def __init__(self, management: Management, settings: ParticipantSettings, ledger_id: str) -> None:
         self._management = management
@@ -51,9 +52,9 @@ class Checkup:
         self._ledger_id = ledger_id
 
     async def findings(self, protocol: Protocol) -> Sequence[Finding]:
-        """See :meth:`undoubt.participants.contract.Participant.check`."""
+        """The results of all checks, see :meth:`undoubt.participants.contract.Participant.check`."""
         try:
-            [row] = await self._management.read(query("health"))  # first: it replaces what was lost
+            [row] = await self._management.read(query("health"))  # first, since it replaces lost sessions
             intro = await self._open_a_transaction()
             roles = await self._management.read(
                 owned("seen_roles", "seen.role", "$3").replace("{membership}", membership(intro.version)),
@@ -65,7 +66,7 @@ class Checkup:
                 owned("set_roles", "chosen.role", "$1"), list(self._settings.owners)
             )
             faults = await self._management.faults()
-            told = await self._told_history() if row["reports_history"] and not faults else None
+            history = await self._read_history() if row["reports_history"] and not faults else None
         except ParticipantError as error:
             return [self._not_reached(error)]
         return [
@@ -75,8 +76,8 @@ class Checkup:
             self._prepared_max(row),
             *self._durability(row),
             *self._schema(faults, row),
-            self._evidence(row, told),
-            *([] if faults else [self._history(row, told)]),
+            self._evidence(row, history),
+            *([] if faults else [self._history(row, history)]),
             self._vacuum(row),
             self._superuser(row),
             self._set_role(row, chosen, intro),
@@ -85,8 +86,9 @@ class Checkup:
             *([] if faults else self._tables(row, protocol)),
         ]
 
-    async def _told_history(self) -> Row | None:
-        """None if this role may not ask, or the owner of undoubt's tables may not."""
+    async def _read_history(self) -> Row | None:
+        """The row of query ``history``; None if this role, or the owner of undoubt's tables, has no right to
+        read it."""
         try:
             [row] = await self._management.ask(query("history"))
         except ServerError as error:
@@ -96,7 +98,8 @@ class Checkup:
         return row
 
     async def _open_a_transaction(self) -> ServerParameters:
-        """A pooler that gives every statement to another server cannot."""
+        """Begin and end a transaction, which fails behind a pooler in statement mode; returns the session's
+        parameters."""
         timeout_s = self._management.timeout_s
         async with self._management.session() as session:
             try:
@@ -114,19 +117,20 @@ class Checkup:
                 "reach",
                 Severity.UNREACHABLE,
                 what,
-                "what is prepared there waits until it answers; no other participant is delayed",
+                "branches that are prepared there wait until it answers; no other participant is delayed",
             )
         return self._found(CHECK_BY_SQLSTATE.get(error.sqlstate or "", "reach"), Severity.PROBLEM, what)
 
     def _schema(self, faults: Sequence[Fault], row: Row) -> Iterator[Finding]:
-        """Whoever has power over the schema would run what he likes with the rights of this role."""
+        """The findings about schema ``undoubt``: a role with power over it could run any code with the rights
+        of this role."""
         rights = "a superuser's rights" if row["superuser"] else f"the rights of {row['login']}"
         for mend in mends(PARTICIPANT, faults, self._settings.schema_owners, "schema_owners"):
             yield self._found(
                 "schema",
                 Severity.PROBLEM,
                 mend.what,
-                f"what is put there would run with {rights}, so nothing in schema {PARTICIPANT.name} is used:"
+                f"code in it would run with {rights}, so nothing in schema {PARTICIPANT.name} is used:"
                 " three-phase commit is refused, and a COMMIT whose answer is lost is more often"
                 f" OutcomeUnknown. {mend.how[0].upper()}{mend.how[1:]}",
                 mend.line or None,
@@ -140,27 +144,27 @@ class Checkup:
             return self._found(
                 "pooler",
                 Severity.WARNING,
-                "a connection pooler stands before the server, and pooler is not set",
-                "undoubt has noticed, and lets nothing outlive a transaction there. Write it down for those"
-                " who come after you, and read docs/roles-and-poolers.md for what a pooler costs",
+                "a connection pooler is in front of the server, but pooler is not set",
+                "undoubt has detected it, and keeps no settings beyond a transaction there. Put the line into"
+                " the configuration, and read in docs/roles-and-poolers.md what a pooler costs",
                 "pooler = true",
             )
         if intro.pooler:
             most = self._settings.connections_max + SESSIONS_MAX
             return self._ok(
                 "pooler",
-                "a connection pooler stands before the server, as the settings say; its pool must have more"
+                "a connection pooler is in front of the server, as the settings say; its pool must have more"
                 f" than {most} servers for each process like this one",
             )
         if self._settings.pooler:
             return self._ok(
-                "pooler", "none is seen, though pooler is set: branches cost more than they would"
+                "pooler", "no pooler is detected, but pooler is set: branches cost more than necessary"
             )
         return self._ok("pooler", "the server itself answers")
 
     def _connections(self, row: Row, intro: ServerParameters) -> Finding:
         if intro.pooler:
-            return self._ok("connections", "the pooler bounds them")
+            return self._ok("connections", "the pooler limits them")
         most, wanted = row["connections_max"], self._settings.connections_max
         room = most - SESSIONS_MAX
         what = f"connections_max = {wanted}, and {SESSIONS_MAX} for undoubt itself, of the server's {most}"
@@ -170,7 +174,7 @@ class Checkup:
             "connections",
             Severity.WARNING,
             what,
-            "every process may open so many: a burst would be refused. Lower it in the participant's table,"
+            "every process may open this many: a burst would be refused. Lower it in the participant's table,"
             " or raise the server's max_connections",
             f"connections_max = {max(room, 1)}",
         )
@@ -189,10 +193,10 @@ class Checkup:
             )
         what = f"{used} of max_prepared_transactions = {most} in use"
         if used >= FULL * most:
-            why = f"when all are, PREPARE fails and transactions abort; {how}"
+            why = f"when all are in use, PREPARE fails and transactions abort; {how}"
             return self._found("max_prepared_transactions", Severity.PROBLEM, what, why, line)
         if most < wanted:
-            why = f"fewer than connections_max = {wanted}: a burst of transactions would abort; {how}"
+            why = f"fewer than connections_max = {wanted}: transactions of a burst would abort; {how}"
             return self._found("max_prepared_transactions", Severity.WARNING, what, why, line)
         return self._ok("max_prepared_transactions", what)
 
@@ -203,7 +207,7 @@ class Checkup:
                     name,
                     Severity.PROBLEM,
                     f"{name} is off",
-                    "after a crash of the machine what was prepared or committed may be gone or damaged",
+                    "after a crash of the machine prepared or committed data may be lost or damaged",
                     f"ALTER SYSTEM SET {name} = on; SELECT pg_catalog.pg_reload_conf();",
                 )
             else:
@@ -216,53 +220,54 @@ class Checkup:
                 "synchronous_commit",
                 Severity.WARNING,
                 f"synchronous_commit is {level}",
-                "undoubt raises it for its own branches; what else the application commits may be lost in a"
+                "undoubt raises it for its own branches; other commits of the application may be lost in a"
                 " crash or a failover",
                 _reset(row),
             )
 
-    def _evidence(self, row: Row, told: Row | None) -> Finding:
-        missing = ", ".join(row["untold"])
+    def _evidence(self, row: Row, history: Row | None) -> Finding:
+        missing = ", ".join(row["unreported"])
         if not missing:
-            return self._ok("evidence", "the server tells its system identifier and timeline")
-        if told is not None and told["history"] is not None:
-            return self._ok("evidence", "its database tells its history")
+            return self._ok("evidence", "the server reports its system identifier and timeline")
+        if history is not None and history["history"] is not None:
+            return self._ok("evidence", "its database reports its history")
         return self._found(
             "evidence",
             Severity.WARNING,
             f"role {row['login']} may not execute {missing}",
-            "so no evidence is kept of what was prepared: a branch that vanishes is a heuristic hazard, where"
-            " it could be known to be committed or rolled back",
+            "so prepared branches have no evidence: a branch that disappears is a heuristic hazard, although"
+            " its outcome could be known",
             f"GRANT EXECUTE ON FUNCTION {missing} TO {identifier(row['login'])};",
         )
 
-    def _history(self, row: Row, told: Row | None) -> Finding:
-        if told is None:
+    def _history(self, row: Row, history: Row | None) -> Finding:
+        if history is None:
             what = "its database draws no history ids"
             if row["reports_history"]:
                 what = (
                     f"{row['me']} may not execute undoubt.current_history(), or the owner of that function"
-                    " may not ask for the server's system identifier and timeline"
+                    " has no right to read the server's system identifier and timeline"
                 )
             return self._found(
                 "history",
                 Severity.WARNING,
                 what,
-                "two standbys that are promoted apart, or a clone of the server, cannot be told from it: they"
-                " would be asked what became of a branch that has vanished",
+                "two standbys that are promoted independently, or a clone of the server, cannot be"
+                " distinguished from it: they would be asked for the outcome of a branch that has"
+                " disappeared",
                 None
                 if row["reports_history"]
                 else f"undoubt participants migrate {self._management.participant}",
             )
-        if told["may_draw"]:
-            drawn = "is drawn with the next connection" if told["history"] is None else "is known"
+        if history["may_draw"]:
+            drawn = "is drawn with the next connection" if history["history"] is None else "is known"
             return self._ok("history", f"the history id of its database {drawn}")
         return self._found(
             "history",
-            Severity.PROBLEM if told["history"] is None else Severity.WARNING,
+            Severity.PROBLEM if history["history"] is None else Severity.WARNING,
             f"{row['me']} may not draw a history id",
-            "after a failover or a restore nobody knows whose transaction ids are asked for: a branch that"
-            " vanishes is a heuristic hazard, where it could be known to be committed or rolled back",
+            "after a failover or a restore it is not known to which server a transaction id belongs: a branch"
+            " that disappears is a heuristic hazard, although its outcome could be known",
             f"GRANT EXECUTE ON FUNCTION undoubt.history() TO {identifier(row['login'])};",
         )
 
@@ -283,7 +288,7 @@ class Checkup:
 
     def _superuser(self, row: Row) -> Finding:
         if not row["superuser"]:
-            return self._ok("owners", f"role {row['login']} is no superuser")
+            return self._ok("owners", f"role {row['login']} is not a superuser")
         named = ", ".join(self._settings.owners)
         if named:
             return self._ok("owners", f"superuser {row['login']} finishes the branches of {named}")
@@ -291,9 +296,9 @@ class Checkup:
             "owners",
             Severity.PROBLEM,
             f"undoubt works there as superuser {row['login']}, and owners is not set",
-            "PostgreSQL lets a superuser end everybody's prepared transactions, whatever their names. Give"
-            f" undoubt an ordinary role (undoubt participants grants {self._management.participant} prints"
-            " its rights), or name the roles that prepare its branches in the participant's table",
+            "PostgreSQL lets a superuser end the prepared transactions of every role, whatever their names."
+            f" Give undoubt an ordinary role (undoubt participants grants {self._management.participant}"
+            " prints its rights), or name the roles that prepare its branches in the participant's table",
             'owners = ["app"]',
         )
 
@@ -307,15 +312,14 @@ class Checkup:
             return self._ok("set_role", what)
         mend = reset_role(database, login if first["of_login"] else None)
         if first["owned"]:
-            why = "whoever owns the database may choose it: branches are prepared as that role"
+            why = "the owner of the database can change it: branches are prepared as that role"
         elif first["of_login"] or database is None or intro.pooled:
-            why = "it prepares no branches of ours, so that all that are to begin there are refused"
+            why = "it prepares no branches of ours, so every branch that would begin there is refused"
             return self._found("set_role", Severity.PROBLEM, what, why, mend)
         else:
             why = (
-                "whoever owns the database may choose it. Branches begin as the role that logs in anyway;"
-                " sessions that the application opens itself do not, and are refused where undoubt is to"
-                " adopt them"
+                "the owner of the database can change it. Branches begin as the login role in any case;"
+                " sessions that the application opens itself do not, and undoubt refuses to adopt them"
             )
         return self._found("set_role", Severity.WARNING, what, why, mend)
 
@@ -337,7 +341,7 @@ class Checkup:
             if role["prepared"]:
                 seen.append(f"prepared {role['prepared']} of the branches that are in doubt")
             if role["sessions"]:
-                seen.append(f"has {role['sessions']} sessions that may prepare some")
+                seen.append(f"has {role['sessions']} sessions that may prepare branches")
             finding = self._found(
                 "roles",
                 Severity.PROBLEM,
@@ -364,22 +368,23 @@ class Checkup:
             "cancelling",
             Severity.WARNING,
             f"{row['me']} may not cancel statements of {', '.join(mute)}",
-            "a deadlock across databases is ended by the coordinator whose transaction it is; from this role"
-            " nobody else could, and lock_timeout would end it",
+            "the coordinator of a transaction ends its deadlocks across databases; if that process cannot, no"
+            " other process can in this role, and they last until lock_timeout",
             signal_grant(row["login"], intro.version),
         )
 
     def _tables(self, row: Row, protocol: Protocol) -> Iterator[Finding]:
-        """Three-phase commit keeps its states in the participant, and cannot begin without tables. The other
-        protocols use what is there."""
+        """The findings about undoubt's tables. Three-phase commit keeps its states in the participant, and
+        cannot begin without them; the other protocols use the tables if they exist."""
         name = self._management.participant
         if row["old_tables"]:
             yield self._found(
                 "tables",
                 Severity.PROBLEM if protocol is Protocol.THREE_PHASE else Severity.WARNING,
                 "undoubt's tables in its database are those of version 0.1.0",
-                "notes of commits that anybody could forge are not written any more: a COMMIT of a single"
-                " database whose answer is lost stays unknown, and three-phase commit cannot begin",
+                "notes of commits in these tables could be forged by every role, and are no longer written: a"
+                " COMMIT of a single database whose answer is lost stays unknown, and three-phase commit"
+                " cannot begin",
                 f"undoubt participants migrate {name}",
             )
         elif protocol is Protocol.THREE_PHASE:
@@ -408,13 +413,13 @@ class Checkup:
 
     def _way_out(self, role: Row, row: Row, intro: ServerParameters) -> tuple[str, str | None]:
         unknown = (
-            f"it may be anybody's role, which takes the names of this ledger in vain. If {role['role']} does"
-            " prepare branches of yours, say so: else they stay in doubt after a crash, and keep their locks"
+            f"it may be an unrelated role that uses the names of this ledger. If {role['role']} does prepare"
+            " branches of yours, say so: otherwise they stay in doubt after a crash, and keep their locks"
         )
         if role["strange"] and not role["owned"]:
             return (
-                f"others than superusers administer {role['role']}, and may grant it to anybody: do not trust"
-                " it. Branches of yours are better prepared by a role that a superuser made",
+                f"roles that are not superusers administer {role['role']}, and may grant it to any role: do"
+                " not trust it. Prepare your branches in a role that a superuser has created",
                 None,
             )
         if row["superuser"]:
@@ -429,7 +434,8 @@ class Checkup:
         why = "after a crash they stay in doubt and keep their locks" if role["owned"] else unknown
         if role["superuser"]:
             why += (
-                f". {role['role']} is a superuser, and so would be {row['login']}: rather run recovery as it"
+                f". {role['role']} is a superuser, and so would be {row['login']}: better run recovery as"
+                f" {role['role']}"
             )
         return why, missing_grant(role["role"], row["login"], intro.version)
 
@@ -453,7 +459,7 @@ def _grants(denied: Sequence[str], login: str) -> Iterator[str]:
 
 
 def _reset(row: Row) -> str:
-    """What undoes a low synchronous_commit, by where it was set."""
+    """The statement that undoes a low synchronous_commit, by the place where it was set."""
     role, database = f"ROLE {identifier(row['login'])}", f"DATABASE {identifier(row['here'])}"
     match row["synchronous_commit_source"]:
         case "user":

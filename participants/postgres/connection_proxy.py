@@ -26,7 +26,7 @@ def outlives_reset(statement: str) -> bool:
 
 _CHANGED = re.compile(r"(?:INSERT \d+|UPDATE|DELETE|MERGE) [1-9]")
 
-LISTEN_REFUSED = "LISTEN belongs on a connection of its own: PostgreSQL cannot prepare a branch with it"
+LISTEN_REFUSED = "LISTEN needs a separate connection: PostgreSQL cannot prepare a branch with it"
 
 
 def changed_rows(tag: str) -> bool:

@@ -1,14 +1,14 @@
 -- Every statement that undoubt sends to a participant, apart from BEGIN, COMMIT, ROLLBACK and their PREPARED forms.
 --
--- Most are sent in sessions whose search_path is the application's, or behind a pooler anybody's: an unqualified
--- name or operator there may be what the owner of the database has put in the way, and would run with the rights of
--- undoubt's role (CVE-2018-1058). So every function, operator, type and table is qualified, and nothing is written
--- that PostgreSQL looks up by a bare operator: IN, BETWEEN, LIKE, IS DISTINCT FROM, NULLIF, JOIN … USING,
--- CASE x WHEN. OPERATOR() binds as tightly as ||, whatever stands in it: hence the parentheses.
--- tests/house/test_qualified.py reads this file.
+-- Most are sent in sessions whose search_path the application has set or, behind a pooler, any other client: an
+-- unqualified name or operator there may refer to an object that the owner of the database has created, which would
+-- run with the rights of undoubt's role (CVE-2018-1058). So every function, operator, type and table is qualified, and
+-- the statements use nothing that PostgreSQL looks up by an unqualified operator: IN, BETWEEN, LIKE, IS DISTINCT FROM,
+-- NULLIF, JOIN … USING, CASE x WHEN. OPERATOR() has the precedence of ||, whatever operator it contains: hence the
+-- parentheses. tests/house/test_qualified.py reads this file.
 
 -- name: introduce
--- Once per connection. Needs no right that PUBLIC lacks by default.
+-- Sent once per connection. Needs no right that PUBLIC lacks by default.
 select pg_catalog.pg_is_in_recovery() as standby,
        pg_catalog.current_database()::pg_catalog.text as database,
        pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as version,
@@ -43,8 +43,8 @@ select pg_catalog.pg_is_in_recovery() as standby,
 select pg_catalog.to_regnamespace('undoubt')::pg_catalog.oid::pg_catalog.int8 as schema_oid
 
 -- name: take_back_defaults
--- After a migration of a database that had no schema undoubt: what ALTER DEFAULT PRIVILEGES has granted to others, as
--- statements that take it back.
+-- After a migration of a database that had no schema undoubt: the statements that revoke the rights which ALTER DEFAULT
+-- PRIVILEGES has granted to other roles.
 with given as (
     select 'all on undoubt.' operator(pg_catalog.||) pg_catalog.quote_ident(c.relname) as what, a.grantee
       from pg_catalog.pg_class as c cross join pg_catalog.aclexplode(c.relacl) as a
@@ -66,15 +66,15 @@ select 'revoke ' operator(pg_catalog.||) given.what operator(pg_catalog.||) ' fr
   from given left join pg_catalog.pg_roles as r on r.oid operator(pg_catalog.=) given.grantee
 
 -- name: same_schema
--- Fails with 22P02 and the text "undoubt schema" unless the schema still is the one that was believed. Goes before a
--- statement that uses it, which the server looks at afterwards.
+-- Fails with 22P02 and the text "undoubt schema" unless the schema is still the one that was believed. It is sent
+-- before a statement that uses the schema, which the server analyses after this one has run.
 select case when pg_catalog.to_regnamespace('undoubt')::pg_catalog.oid operator(pg_catalog.=) {schema}::pg_catalog.oid
             then 0
             else ('undoubt schema ' operator(pg_catalog.||)
                   coalesce(pg_catalog.to_regnamespace('undoubt')::pg_catalog.text, ''))::pg_catalog.int4 end
 
 -- name: history
--- Where reports_history: the id of this server's history, null if it is to be drawn, and whether this role may draw.
+-- Only if reports_history: the id of this server's history, null if it has to be drawn, and whether this role may draw.
 select undoubt.current_history() as history,
        pg_catalog.has_function_privilege('undoubt.history()', 'execute') as may_draw
 
@@ -94,15 +94,16 @@ update undoubt.undoubt_history set system = null, timeline = null
 select undoubt.current_history()
 
 -- name: whereabouts
--- The timeline is in the name of the WAL file of this moment; pg_control_checkpoint() lags behind a promotion.
+-- The timeline is in the name of the current WAL file; pg_control_checkpoint() is out of date after a promotion.
 select c.system_identifier as system,
        pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) as timeline
   from pg_catalog.pg_control_system() as c
 
 -- name: reset
--- What a branch may have left behind in its session. RESET ALL keeps the role; RESET SESSION AUTHORIZATION does not.
--- Fails with 22P02 if a statement is left that was prepared by SQL, wherever that was hidden: DEALLOCATE ALL would take
--- the driver's own as well, and only a session's end takes the others alone. Last, so that all the rest is done.
+-- Removes what a branch may have left in its session. RESET ALL keeps the role; RESET SESSION AUTHORIZATION does not.
+-- Fails with 22P02 if a statement is left that was prepared by SQL, even inside a function: DEALLOCATE ALL would remove
+-- the driver's statements as well, and only the end of the session removes the others alone. That check is last, so
+-- that all the rest is done.
 reset all; reset session authorization; select pg_catalog.pg_advisory_unlock_all(); unlisten *; close all; discard temp;
 discard sequences; select ('undoubt left ' operator(pg_catalog.||) p.name)::pg_catalog.int4
   from pg_catalog.pg_prepared_statement() as p where p.from_sql
@@ -116,19 +117,20 @@ select coalesce(pg_catalog.current_setting('undoubt.tx', true), '') as marker,
        pg_catalog.current_setting('transaction_isolation') as isolation
 
 -- name: poll_pooled
--- The same with the whereabouts of the server that the branch is in.
+-- Like poll, with the identity of the server that the branch is in.
 select coalesce(pg_catalog.current_setting('undoubt.tx', true), '') as marker,
        pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text as xid,
        pg_catalog.current_setting('transaction_isolation') as isolation, {whereabouts}
 
 -- name: guard_deferred
--- Before any guard: what the application has deferred runs before its session is looked at, not after, in PREPARE or
--- COMMIT itself, where it could undo what a guard has set, or change what a guard reports.
+-- Sent before any guard: deferred constraints of the application then run before its session is checked. Otherwise they
+-- would run in PREPARE or COMMIT itself, where they could undo what a guard has set, or change what a guard reports.
 set constraints all immediate
 
 -- name: guard_durable
--- Columns of both guards: the server waits for its synchronous standbys, and says so if it did not. {local}: true, for
--- this transaction only; in a session of undoubt's own false, so that its COMMIT PREPARED is carried out likewise.
+-- Columns of both guards: the server waits for its synchronous standbys, and sends a warning if it did not. {local} is
+-- true for this transaction only; it is false in a session that undoubt has opened, so that COMMIT PREPARED runs with
+-- the same settings.
 case when pg_catalog.current_setting('synchronous_commit')
           operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
      then pg_catalog.set_config('synchronous_commit', 'on', {local}) end,
@@ -137,17 +139,18 @@ case when pg_catalog.current_setting('client_min_messages')
      then pg_catalog.set_config('client_min_messages', 'warning', {local}) end
 
 -- name: confirm
--- After a COMMIT PREPARED through a pooler, which shares no script with a setting, and whose server process may hide
--- that no standby confirmed it, or not wait for one. This message is written behind it in the same WAL.
+-- Sent after a COMMIT PREPARED through a pooler, which cannot share a script with a SET, and whose server process may
+-- hide the warning that no standby confirmed it, or may not wait for a standby. This message is written behind it in
+-- the same WAL.
 select {durable},
        case when pg_catalog.current_setting('synchronous_standby_names') operator(pg_catalog.<>) ''
             then pg_catalog.pg_logical_emit_message(true, 'undoubt', '') end
 
 -- name: guard_prepare
--- Fails with 22P02 and the text "undoubt marker …" unless the marker is still there; the cast cannot be done at
--- plan time, because current_setting() is not immutable, nor be dropped, because set_config() is volatile.
--- application_name is the only parameter of ours whose new value the server reports by itself, and has 63 bytes:
--- six of the transaction id, six of the place in the WAL divided by 256, and {place}, all in base64.
+-- Fails with 22P02 and the text "undoubt marker …" unless the marker is still set. The cast cannot be evaluated at plan
+-- time, because current_setting() is not immutable, and cannot be dropped, because set_config() is volatile.
+-- application_name is the only parameter of ours whose new value the server reports by itself. It has 63 bytes: six of
+-- the transaction id, six of the position in the WAL divided by 256, and {place}, all in base64.
 select pg_catalog.set_config('application_name',
          case when pg_catalog.current_setting('undoubt.tx', true) operator(pg_catalog.=) {marker}
               then {report} operator(pg_catalog.||)
@@ -172,7 +175,7 @@ pg_catalog.int8send(0)
 (coalesce(undoubt.current_history(), '') operator(pg_catalog.||) '.')
 
 -- name: guard_place_system
--- The same where the database draws no history.
+-- Like guard_place_history, if the database draws no history ids.
 (select pg_catalog.encode(
           pg_catalog.int8send(c.system_identifier) operator(pg_catalog.||)
           pg_catalog.decode(
@@ -180,23 +183,23 @@ pg_catalog.int8send(0)
         operator(pg_catalog.||) '.' from pg_catalog.pg_control_system() as c)
 
 -- name: guard_role
--- Before the guard of PREPARE: fails with 22P02 and the text "undoubt role <…>" if the branch ends in a role that
--- prepares no branches of ours, or, behind a pooler, in another than sessions there begin with: that could only be
--- become by SET ROLE, and that and COMMIT PREPARED would be sent to two servers.
+-- Sent before the guard of PREPARE: fails with 22P02 and the text "undoubt role <…>" if the branch ends in a role that
+-- prepares no branches of ours. Behind a pooler it also fails in any role other than the one in which sessions begin
+-- there: that role needs SET ROLE, and SET ROLE and COMMIT PREPARED could be sent to two servers.
 select case when current_user operator(pg_catalog.=) {role} then 0 when {allowed} then 0
             else ('undoubt role <' operator(pg_catalog.||) current_user::pg_catalog.text operator(pg_catalog.||) '>')
                  ::pg_catalog.int4 end
 
 -- name: guard_commit
--- As above, before a plain COMMIT, which needs no transaction id of its own.
+-- Like guard_prepare, before a plain COMMIT, which needs no transaction id.
 select case when pg_catalog.current_setting('undoubt.tx', true) operator(pg_catalog.=) {marker} then 0
             else ('undoubt marker ' operator(pg_catalog.||)
                      coalesce(pg_catalog.current_setting('undoubt.tx', true), ''))::pg_catalog.int4 end,
        {durable}
 
 -- name: note_commit
--- A row that is visible exactly if the branch committed; nothing for a branch that writes nothing. The proof is a
--- constant: it goes with PREPARE or COMMIT in one simple query, which takes no parameters.
+-- Writes a row that is visible exactly if the branch has committed; it writes nothing in a branch that has written
+-- nothing. The proof is a constant: it is sent with PREPARE or COMMIT in one simple query, which takes no parameters.
 select undoubt.note_commit({proof}::pg_catalog.bytea)
  where pg_catalog.pg_current_xact_id_if_assigned() is not null
    and pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'off'
@@ -205,7 +208,7 @@ select undoubt.note_commit({proof}::pg_catalog.bytea)
 select undoubt.is_noted($1::pg_catalog.bytea) as noted
 
 -- name: backend_gone
--- True once the session that $1 (pid) and $2 (its start) name is over, and its transaction with it.
+-- True if the session that $1 (pid) and $2 (its start) identify has ended, and its transaction with it.
 select not exists (select from pg_catalog.pg_stat_activity as a
                     where a.pid operator(pg_catalog.=) $1
                       and (a.backend_start is null
@@ -213,12 +216,13 @@ select not exists (select from pg_catalog.pg_stat_activity as a
                               operator(pg_catalog.=) $2::pg_catalog.text)) as gone
 
 -- name: owned
--- Whether {owner} is a role that prepares branches of ours: the one that logs in, one that was granted to it, or one
--- of {owners}. pg_has_role() would say so of every role to a superuser. Before version 15 a role may grant itself to
--- whomever it likes, which shows in its being the grantor: that does not count. Nor does a membership without the
--- option SET, a column since version 16, which does not let a session finish that role's branches. Since then it has to
--- be granted by a superuser, by the member, or by a role that can make itself the member: any other could grant whatever
--- it administers to a member that nobody asks. Before, whoever may create roles may also change the member's password.
+-- Whether {owner} is a role that prepares branches of ours: the login role, a role that was granted to it, or a role of
+-- {owners}. pg_has_role() would be true for every role if the login role is a superuser. Before version 15 a role may
+-- grant itself to any other role; then it is the grantor, and such a grant does not count. A membership without the
+-- option SET, a column since version 16, does not count either, since it does not let a session finish that role's
+-- branches. Since version 16 the grant must come from a superuser, from the member, or from a role that may become the
+-- member or administers it: any other role could grant a role that it administers to a member without that member's
+-- consent. Before, a role that may create roles can also change the member's password.
 (({owner})::pg_catalog.text operator(pg_catalog.=) any (
    {owners}::pg_catalog.text[] operator(pg_catalog.||)
    array(with recursive granted as (
@@ -234,18 +238,20 @@ select not exists (select from pg_catalog.pg_stat_activity as a
            from granted join pg_catalog.pg_roles as r on r.oid operator(pg_catalog.=) granted.oid)))
 
 -- name: strange
--- Whether others administer {role} than superusers, the role that logs in, and roles that administer or may become that
--- one. Since version 16 whoever may create roles administers those that it has made, and may grant them to anybody.
+-- Whether roles administer {role} other than superusers, the login role, and roles that administer or may become the
+-- login role. Since version 16 a role that may create roles administers those that it has created, and may grant them
+-- to any role.
 exists (select from pg_catalog.pg_auth_members as m
           join pg_catalog.pg_roles as made on made.oid operator(pg_catalog.=) m.roleid
          where made.rolname operator(pg_catalog.=) {role} and m.admin_option
            and not pg_catalog.pg_has_role(m.member, session_user, 'MEMBER, MEMBER WITH ADMIN OPTION'))
 
 -- name: in_doubt
--- One row at least: a standby's list is empty, and only the flag tells it from a clean database. {whereabouts} are
--- columns of the server's history, or nulls where the role may not ask. What a client has put into a gid need not be
--- convertible to UTF-8 (bytes that SQL_ASCII lets pass, or that WIN1252 has no character for), and would fail the whole
--- list: in a database of another encoding whatever is not ASCII is shown as \nnn. Names of ours are ASCII.
+-- At least one row: the list of a standby is empty, and only the flag distinguishes it from a database without prepared
+-- transactions. {whereabouts} are columns of the server's history, or nulls if the role has no right to read them. The
+-- bytes of a gid from another client need not be convertible to UTF-8 (bytes that SQL_ASCII accepts, or that WIN1252
+-- has no character for), which would make the whole query fail: so in a database of another encoding all bytes that are
+-- not ASCII are shown as \nnn. Our own gids are ASCII.
 select pg_catalog.pg_is_in_recovery() as standby, {whereabouts},
        pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text as next_xid,
        case when pg_catalog.getdatabaseencoding() operator(pg_catalog.=) 'UTF8' then p.gid
@@ -268,7 +274,7 @@ case when not pg_catalog.pg_is_in_recovery()
      then pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) end as timeline
 
 -- name: holder
--- $1 gid, $2 settings' owners: who has prepared it. The owner is null of a role that has been dropped since.
+-- $1 gid, $2 the settings' owners: who has prepared it. The owner is null if the role has been dropped.
 select pg_catalog.pg_is_in_recovery() as standby, current_user::pg_catalog.text as me,
        session_user::pg_catalog.text as login,
        pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as version,
@@ -284,8 +290,8 @@ select pg_catalog.pg_is_in_recovery() as standby, current_user::pg_catalog.text 
   left join pg_catalog.pg_prepared_xacts as p on p.gid operator(pg_catalog.=) $1
 
 -- name: announced
--- $1 gid, $2 settings' owners: the transaction that is prepared under it, and where, all of one moment. {position} is a
--- place that the WAL has reached on disk.
+-- $1 gid, $2 the settings' owners: the transaction that is prepared under the gid, and its database, all read at the
+-- same moment. {position} is a position that the WAL has reached on disk.
 select pg_catalog.pg_is_in_recovery() as standby, {whereabouts}, {position} as position,
        pg_catalog.current_setting('synchronous_standby_names') operator(pg_catalog.<>) '' as synchronous,
        pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text as next_xid,
@@ -311,14 +317,14 @@ select exists (select from pg_catalog.pg_stat_activity as a
                   and a.application_name operator(pg_catalog.=) $1) as there
 
 -- name: prepares
--- $1 a role, $2 settings' owners: whether it prepares branches of ours.
+-- $1 a role, $2 the settings' owners: whether the role prepares branches of ours.
 select {owned} as owned, session_user::pg_catalog.text as login,
        pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as version
 
 -- name: seen_roles
--- $1 how the names of this ledger's branches begin, $2 how the application_name of its sessions does, $3 settings'
--- owners. Other roles whose branches a session of ours may have to finish: prepared already, or in the making.
--- becomes is null of a role that has been dropped.
+-- $1 the prefix of the gids of this ledger's branches, $2 the prefix of the application_name of its sessions, $3 the
+-- settings' owners. Other roles whose branches a session of ours may have to finish: they have prepared branches, or
+-- have sessions that may prepare some. becomes is null if the role has been dropped.
 with seen as (
   select coalesce(p.owner, '(dropped)') as role, 1 as prepared, 0 as sessions
     from pg_catalog.pg_prepared_xacts as p
@@ -340,8 +346,8 @@ select seen.role::pg_catalog.text as role, r.rolsuper as superuser, {owned} as o
  order by seen.role
 
 -- name: set_roles
--- $1 settings' owners: the roles that sessions of this login would begin with, as the database or the login role sets
--- it; the one that counts first.
+-- $1 the settings' owners: the roles in which sessions of this login role would begin, as the database or the login
+-- role sets it; the effective one is first.
 select chosen.role, {owned} as owned, chosen.of_database, chosen.of_login, session_user::pg_catalog.text as login
   from (select pg_catalog.substr(entry, 6) as role, s.setdatabase operator(pg_catalog.<>) 0 as of_database,
                s.setrole operator(pg_catalog.<>) 0 as of_login
@@ -374,7 +380,7 @@ select pg_catalog.current_setting('server_version') as version,
        array(select f
                from pg_catalog.unnest(array['pg_catalog.pg_control_system()', 'pg_catalog.pg_current_wal_lsn()',
                                             'pg_catalog.pg_walfile_name(pg_catalog.pg_lsn)']) as f
-              where not pg_catalog.has_function_privilege(f, 'execute')) as untold,
+              where not pg_catalog.has_function_privilege(f, 'execute')) as unreported,
        pg_catalog.to_regnamespace('undoubt') is not null as has_schema,
        pg_catalog.to_regclass('undoubt.undoubt_branch') is not null as has_states,
        pg_catalog.to_regprocedure('undoubt.current_history()') is not null as reports_history,
@@ -393,8 +399,8 @@ select pg_catalog.current_setting('server_version') as version,
        (select pg_catalog.max(pg_catalog.age(p.transaction)) from pg_catalog.pg_prepared_xacts as p) as prepared_age
 
 -- name: evidence
--- $1 xid8, $2 system identifier, $3 timeline, $4 a place in the WAL or null. CASE keeps an id that another history
--- gave out from being looked up.
+-- $1 xid8, $2 system identifier, $3 timeline, $4 a position in the WAL or null. CASE prevents the lookup of an id that
+-- another history has assigned.
 select pg_catalog.pg_is_in_recovery() as standby, w.here, w.behind,
        case when w.here and not w.behind
             then pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8) end as status
@@ -406,7 +412,7 @@ select pg_catalog.pg_is_in_recovery() as standby, w.here, w.behind,
           from pg_catalog.pg_control_system() as c) as w
 
 -- name: evidence_of_history
--- The same, $2 history id, $3 a place in the WAL or null.
+-- Like evidence, with $2 the history id, $3 a position in the WAL or null.
 select pg_catalog.pg_is_in_recovery() as standby, w.here, w.behind,
        case when w.here and not w.behind
             then pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8) end as status
@@ -419,11 +425,11 @@ case when pg_catalog.pg_is_in_recovery() or {position}::pg_catalog.text is null 
           pg_catalog.pg_current_wal_insert_lsn() end
 
 -- name: waits
--- $1 settings' owners.
--- pg_blocking_pids() says 0 for a prepared blocker: the second half finds it by the lock that it holds. Such locks
--- have no pid; which transaction they belong to is told by the one that each transaction holds on its own id.
--- Parallel workers of one statement wait for each other for moments: such waits are left out. A gid of another
--- database need not even be valid in the encoding of this one; for the rest of them see in_doubt.
+-- $1 the settings' owners.
+-- pg_blocking_pids() returns 0 for a prepared blocker: the second half finds it by the lock that it holds. Such locks
+-- have no pid; the transaction that holds them is found by the lock that each transaction holds on its own id. Parallel
+-- workers of one statement wait for each other for a moment: such waits are left out. A gid of another database need
+-- not be valid in the encoding of this one; for other gids see in_doubt.
 with waiter as materialized (
   select l.*, a.application_name, a.usename, a.backend_xid::pg_catalog.text as xid,
          coalesce(a.leader_pid, a.pid) as backend,
@@ -466,7 +472,8 @@ select w.pid, w.application_name, w.xid, extract(epoch from w.since)::pg_catalog
  where 0 operator(pg_catalog.=) any (w.blockers) and w.since is not null
 
 -- name: cancel_waiter
--- $1 pid, $2 since when it waits, $3 its 32-bit transaction id or null, $4 its application_name up to a '#', or null for any.
+-- $1 pid, $2 since when it waits, $3 its 32-bit transaction id or null, $4 its application_name up to a '#', or null
+-- for any.
 select pg_catalog.pg_cancel_backend(a.pid) as sent
   from pg_catalog.pg_stat_activity as a
   join pg_catalog.pg_locks as l on l.pid operator(pg_catalog.=) a.pid and not l.granted
@@ -477,14 +484,14 @@ select pg_catalog.pg_cancel_backend(a.pid) as sent
         or pg_catalog.split_part(a.application_name, '#', 1) operator(pg_catalog.=) $4::pg_catalog.text)
 
 -- name: prune
--- A note that stands beside a row of three-phase commit is proof until the row is forgotten.
+-- A note that belongs to a row of three-phase commit is proof until the row is deleted.
 delete from undoubt.undoubt_note as n
  where n.noted_at operator(pg_catalog.<) (pg_catalog.clock_timestamp() operator(pg_catalog.-)
                                           pg_catalog.make_interval(secs => $1))
    and not exists (select from undoubt.undoubt_branch as b where b.note operator(pg_catalog.=) n.hash)
 
 -- name: prune_old
--- The same of notes of version 0.1.0.
+-- Like prune, for notes of version 0.1.0.
 delete from undoubt.undoubt_commit as c
  where c.noted_at operator(pg_catalog.<) (pg_catalog.clock_timestamp() operator(pg_catalog.-)
                                           pg_catalog.make_interval(secs => $1))
@@ -493,8 +500,8 @@ delete from undoubt.undoubt_commit as c
                       and b.participant operator(pg_catalog.=) c.participant)
 
 -- name: durable
--- A condition that is always true, and makes the commit of this statement wait for the disk and the standby, and the
--- server say so if it did not.
+-- A condition that is always true. It makes the commit of this statement wait for the disk and the standby, and makes
+-- the server send a warning if it did not wait.
 pg_catalog.concat(
   pg_catalog.set_config('synchronous_commit',
     case when pg_catalog.current_setting('synchronous_commit')
@@ -506,8 +513,8 @@ pg_catalog.concat(
          then 'warning' else pg_catalog.current_setting('client_min_messages') end, true)) operator(pg_catalog.<>) ''
 
 -- name: committed
--- Of row b: whether its branch has committed. A row without a hash is one of version 0.1.0, whose notes have
--- none; a row that a termination made has an empty one, and its branch was never prepared.
+-- For row b: whether its branch has committed. A row without a hash is from version 0.1.0, whose notes have no hash; a
+-- row that termination has made has an empty hash, and its branch was never prepared.
 (exists (select from undoubt.undoubt_note as n where n.hash operator(pg_catalog.=) b.note)
  or (b.note is null
      and exists (select from undoubt.undoubt_commit as c
@@ -515,7 +522,7 @@ pg_catalog.concat(
                     and c.participant operator(pg_catalog.=) b.participant)))
 
 -- name: state_enlist
--- Three-phase commit's rows. The tag tells whether one was changed.
+-- The rows of three-phase commit. The command tag shows whether a row was changed.
 insert into undoubt.undoubt_branch as b
        (gid, txid, participant, members, rule, state, last_elected, last_attempt, note)
 select {gid}, {txid}, {participant}, {members}, {rule}, 'w', 1, 0, {note}::pg_catalog.bytea
@@ -523,7 +530,7 @@ select {gid}, {txid}, {participant}, {members}, {rule}, 'w', 1, 0, {note}::pg_ca
 on conflict (gid) do nothing
 
 -- name: state_elect
--- No row changes if it has taken part in an election as high.
+-- No row changes if it has taken part in this election or a higher one.
 insert into undoubt.undoubt_branch as b
        (gid, txid, participant, members, rule, state, last_elected, last_attempt, note)
 select {gid}, {txid}, {participant}, {members}, {rule}, 'q', {election}::pg_catalog.text::pg_catalog.int8, 0, ''
@@ -550,7 +557,7 @@ select {gid}, {txid}, {participant}, {members}, {rule}, 'a', 1, 0, ''
 on conflict (gid) do update set state = 'a', changed_at = pg_catalog.clock_timestamp()
 
 -- name: state_read
--- $1 gid. What has committed is so whatever the row says.
+-- $1 gid. A branch that has committed counts as committed whatever state the row has.
 select pg_catalog.pg_is_in_recovery() as standby, b.state::pg_catalog.text as state, b.last_elected, b.last_attempt,
        b.members, b.rule,
        {committed} as committed

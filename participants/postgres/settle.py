@@ -1,6 +1,7 @@
-"""The second phase: COMMIT PREPARED and ROLLBACK PREPARED, by whoever may, and what a "no" means.
+"""Ends a prepared branch by COMMIT PREPARED or ROLLBACK PREPARED, as a role that may do so, and reads
+evidence.
 
-https://www.postgresql.org/docs/current/sql-commit-prepared.html; the order of the server's checks is that
+https://www.postgresql.org/docs/current/sql-commit-prepared.html; the server checks in the order
 of ``LockGXact`` in ``src/backend/access/transam/twophase.c``: no such gid 42704, busy 55000, not the owner's
 42501, another database's 0A000.
 """
@@ -41,16 +42,16 @@ log = logging.getLogger(__name__)
 
 
 class _NoSuchRole(Exception):
-    """The session may not become the role."""
+    """The session may not change to the role."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Holder:
-    """Who has a gid prepared.
+    """The transaction that is prepared under a gid, and its owner.
 
-    ``owned``: a role that prepares branches of ours. ``superuser``: that role is one, so that the server does
-    not keep whoever works as it from ending other roles' branches. ``gone``: it has been dropped since, and
-    nobody knows any more whether it was one of ours.
+    ``owned``: the owner is a role that prepares branches of ours. ``superuser``: the owner is a superuser, so
+    that the server does not prevent a session in this role from ending branches of other roles. ``gone``: the
+    owner has been dropped, and it is no longer known whether the role prepared branches of ours.
     """
 
     owner: str
@@ -67,19 +68,19 @@ class _Holder:
 
 
 class Settler:
-    """Settles prepared branches of one participant. ``owners`` are the settings'."""
+    """Settles prepared branches of one participant. ``owners`` come from the settings."""
 
     def __init__(self, management: Management, owners: Sequence[str]) -> None:
         self._management = management
         self._owners = list(owners)
 
     async def settle(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
-        """See :meth:`undoubt.participants.contract.Participant.settle`.
+        """End a prepared branch, see :meth:`undoubt.participants.contract.Participant.settle`.
 
-        A gid is public from its PREPARE on, and may be prepared again by anybody after its end: what a role
-        that prepares no branches of ours holds under it is not there. An ordinary role is kept from
-        ending it by the server; a superuser looks who the owner is, and then works as that one.
-        """
+        A gid is public from its PREPARE on, and after the end of its branch any role may prepare a
+        transaction under it: a transaction of a role that prepares no branches of ours counts as absent. The
+        server prevents an ordinary role from ending it. A superuser looks up the owner first, and then
+        changes to that role."""
         try:
             async with self._management.session() as session:
                 if not session.intro.superuser:
@@ -89,18 +90,19 @@ class Settler:
             return await self._refused(gid, order, evidence, error)
         except (NoAnswer, NotSent) as error:
             raise participant_error(self._management.participant, error) from error
-        # The session was given back: whoever holds one and waits for another can wait for itself.
+        # The session is back in the pool: to wait for a second session while holding one could be a deadlock.
         if final:
             return settled
         return await self._in_the_books(settled, order, evidence)
 
     async def settle_alone(self, gid: Gid, order: Decision, evidence: Evidence | None) -> Settled:
-        """The same of a branch that somebody else has prepared, and who may end it and prepare another
-        transaction under its name at any time: only what has the ``evidence``'s transaction id is the branch,
-        or, while none is known, what a role of ours has prepared in this database.
+        """End a branch that another program has prepared. That program may end it and prepare another
+        transaction under its name at any time: only the transaction with the transaction id of ``evidence``
+        is the branch or, without evidence, a transaction that a role of ours has prepared in this database.
 
-        PostgreSQL takes COMMIT PREPARED alone in its transaction, so that another one may have the name
-        between the look and the end. Afterwards the books tell which one was ended."""
+        PostgreSQL does not accept COMMIT PREPARED in a transaction with other statements, so that another
+        transaction may get the name between the look and the end. The status of the transaction id shows
+        afterwards which transaction was ended."""
         holder = _holder(self._management.participant, await self._management.read(*self._who(gid)))
         if holder is None or not _is_branch(holder, evidence):
             return await self._absent(order, evidence)
@@ -110,8 +112,8 @@ class Settler:
         return await self._in_the_books(settled, order, evidence)
 
     async def _in_the_books(self, settled: Settled, order: Decision, evidence: Evidence | None) -> Settled:
-        """What became of a branch that is not there, or that could have been somebody else's when it was
-        ended."""
+        """The outcome of a branch that is absent, or whose name may have belonged to another transaction when
+        it was ended, by the status of its transaction id."""
         if settled is Settled.ABSENT:
             return await self._absent(order, evidence)
         fate = XactStatus.UNKNOWN if evidence is None else await self.evidence(evidence)
@@ -127,7 +129,7 @@ class Settler:
         rows = await self._management.read(*self._who(gid))
         holder = _holder(self._management.participant, rows)
         if holder is None:
-            return Settled.BUSY  # it changed between the two statements: look again
+            return Settled.BUSY  # it has ended between the two statements: try again
         if not self._ours(gid, holder, order, evidence):
             return await self._absent(order, evidence)
         if error.sqlstate == IN_USE or holder.owner == holder.me:
@@ -141,9 +143,10 @@ class Settler:
         return owned("holder", "p.owner", "$2"), str(gid), self._owners
 
     def _ours(self, gid: Gid, holder: _Holder, order: Decision, evidence: Evidence | None) -> bool:
-        """Raises ``ParticipantRefused`` if it is ours, and nobody here may end it."""
+        """Whether the transaction of ``holder`` is the branch ``gid``. Raises ``ParticipantRefused`` if it
+        is, but this participant's role may not end it."""
         participant = self._management.participant
-        # Only the branch whose vote was recorded, or that was listed just now, has that transaction id.
+        # Only the branch whose vote was recorded, or that has just been listed, has that transaction id.
         proved = evidence is not None and evidence.xid % _XID_MODULUS == holder.xid
         if not holder.owned and not proved:
             log.warning(
@@ -156,7 +159,7 @@ class Settler:
         if holder.database != holder.here:
             raise ParticipantRefused(
                 participant,
-                f"{gid} was prepared in database {holder.database!r}, and this dsn names {holder.here!r}:"
+                f"{gid} was prepared in database {holder.database!r}, but this dsn names {holder.here!r}:"
                 f" only a session in {holder.database!r} can finish it",
                 sqlstate=OTHER_DATABASE,
             )
@@ -187,7 +190,7 @@ class Settler:
     async def _as_superuser(
         self, session: ServerSession, gid: Gid, order: Decision, evidence: Evidence | None
     ) -> tuple[Settled, bool]:
-        """What it came to, and whether that is final without a look into the books."""
+        """The result, and whether it is final without the status of the transaction id."""
         sql, *values = self._who(gid)
         rows = await session.rows(sql, *values, timeout_s=self._management.timeout_s)
         holder = _holder(self._management.participant, rows)
@@ -198,16 +201,17 @@ class Settler:
                 return await self._with_role(session, holder.owner, gid, order), True
             except ServerError as error:
                 if error.sqlstate == NO_RIGHT:
-                    return Settled.BUSY, True  # another role has it by now: look again
+                    return Settled.BUSY, True  # it belongs to another role now: try again
                 raise
         settled = await end_prepared(session, gid, order, self._management.timeout_s)
-        # Nothing has kept it from being somebody else's by then: what became of ours stands in the books.
+        # Another transaction may have had the name by then: the status of the transaction id shows the
+        # outcome of our branch.
         return settled, settled is not Settled.APPLIED
 
     async def _as_owner(
         self, holder: _Holder, gid: Gid, order: Decision, evidence: Evidence | None
     ) -> Settled:
-        """As the role that prepared it, since no other may finish it."""
+        """End the branch as the role that prepared it, since no other role may."""
         try:
             async with self._management.session() as session:
                 if session.intro.pooled:
@@ -223,7 +227,7 @@ class Settler:
             raise self._may_not_become(gid, holder) from error
         except ServerError as error:
             if error.sqlstate == NO_RIGHT:
-                return Settled.BUSY  # another role has it by now: look again
+                return Settled.BUSY  # it belongs to another role now: try again
             return await self._refused(gid, order, evidence, error)
         except (NoAnswer, NotSent) as error:
             raise participant_error(self._management.participant, error) from error
@@ -231,7 +235,8 @@ class Settler:
     async def _with_role(
         self, session: ServerSession, owner: str, gid: Gid | Foreign, order: Decision
     ) -> Settled:
-        """Raises :class:`_NoSuchRole` if it may not be become."""
+        """End the branch in role ``owner``. Raises :class:`_NoSuchRole` if the session may not change to that
+        role."""
         clean = False
         timeout_s = self._management.timeout_s
         try:
@@ -252,12 +257,14 @@ class Settler:
                 session.discard()
 
     async def end_impostor(self, branch: PreparedBranch) -> Settled:
-        """See :meth:`undoubt.participants.contract.Participant.end_impostor`. The session works as the owner
-        that was seen: the server then lets it end no other role's, and nothing in another database.
+        """Roll back an impostor, see :meth:`undoubt.participants.contract.Participant.end_impostor`. The
+        session works as the owner that was seen: then the server does not let it end a transaction of another
+        role, or in another database.
 
-        PostgreSQL takes ROLLBACK PREPARED alone in its transaction, so that nothing keeps the name from being
-        given to another one between the look and the end. The books tell afterwards if the one that was seen
-        had been committed by then: another one was ended, and that is logged."""
+        PostgreSQL does not accept ROLLBACK PREPARED in a transaction with other statements, so that another
+        transaction may get the name between the look and the end. If the status of the transaction id shows
+        afterwards that the listed transaction had been committed by then, another one was ended, and that is
+        logged."""
         try:
             async with self._management.session() as session:
                 settled = await self._end_impostor(session, branch)
@@ -265,7 +272,7 @@ class Settler:
             if error.sqlstate == IN_USE:
                 return Settled.BUSY
             if error.sqlstate in {UNDEFINED_OBJECT, NO_RIGHT, OTHER_DATABASE}:
-                return Settled.ABSENT  # it is somebody else's by now
+                return Settled.ABSENT  # the name belongs to another transaction now
             raise participant_error(self._management.participant, error) from error
         except (NoAnswer, NotSent) as error:
             raise participant_error(self._management.participant, error) from error
@@ -274,8 +281,8 @@ class Settler:
         if await self.evidence(branch.evidence) is not XactStatus.COMMITTED:
             return settled
         log.warning(
-            "participant %r: transaction %s, which was shown as %s, had been committed already; another one"
-            " of that name was rolled back",
+            "participant %r: transaction %s, which was shown as %s, had been committed already; another"
+            " transaction of that name was rolled back",
             self._management.participant,
             branch.xid,
             branch.gid,
@@ -304,7 +311,7 @@ class Settler:
         )
 
     async def evidence(self, evidence: Evidence) -> XactStatus:
-        """See :meth:`undoubt.participants.contract.Participant.evidence`."""
+        """The status of a branch, see :meth:`undoubt.participants.contract.Participant.evidence`."""
         participant = self._management.participant
         asked = _question(evidence)
         if asked is None:
@@ -314,7 +321,7 @@ class Settler:
         except ServerError as error:
             if error.sqlstate == FUTURE_XID:
                 return XactStatus.NEVER_ASSIGNED
-            if error.sqlstate in _NOT_TOLD:
+            if error.sqlstate in _NOT_REPORTED:
                 return XactStatus.UNKNOWN
             raise participant_error(participant, error) from error
         refuse_standby(participant, row)
@@ -323,10 +330,10 @@ class Settler:
         return _FATES.get(row["status"], XactStatus.UNKNOWN)
 
     def _set_back(self, evidence: Evidence) -> XactStatus:
-        """The server is the evidence's own, as far as that tells, and its WAL does not reach where the
-        PREPARE was written. What it says of the transaction id now is said of somebody else's."""
+        """The status if the server matches the evidence, but its WAL does not reach the position of the
+        PREPARE: what the server reports about the transaction id now refers to another transaction."""
         if evidence.history is None:
-            return XactStatus.UNKNOWN  # it may be another server, promoted apart or cloned
+            return XactStatus.UNKNOWN  # it may be another server, promoted independently or cloned
         log.warning(
             "participant %r was set back to a moment before transaction %d was prepared there: run undoubt"
             " participants restored %s",
@@ -338,7 +345,8 @@ class Settler:
 
 
 def _question(evidence: Evidence) -> tuple[str, *tuple[str, ...]] | None:
-    """The statement that looks it up, and its parameters; None if nobody can know whom to ask."""
+    """The statement that looks up ``evidence``, and its parameters; None if it is not known which server can
+    be asked."""
     position = [] if evidence.position is None else [lsn(evidence.position)]
     if evidence.history is not None:
         values = [str(evidence.xid), evidence.history, *position]
@@ -348,13 +356,14 @@ def _question(evidence: Evidence) -> tuple[str, *tuple[str, ...]] | None:
         sql = query("evidence")
     else:
         return None
-    # Without a position the role need not have the right to ask for the server's.
+    # Without a position the role does not need the right to read the server's position.
     behind = query("behind").replace("{position}", f"${len(values)}") if position else "false"
     return (sql.replace("{behind}", behind), *values)
 
 
 def _holder(participant: str, rows: Sequence[Row]) -> _Holder | None:
-    """None if nobody has it prepared. Raises ``ParticipantRefused`` on a standby, which cannot know."""
+    """The transaction that is prepared under the gid, None if there is none. Raises ``ParticipantRefused`` on
+    a standby, which does not show prepared transactions."""
     [row] = rows
     refuse_standby(participant, row)
     if row["gid"] is None:
@@ -381,17 +390,18 @@ def _is_branch(holder: _Holder, evidence: Evidence | None) -> bool:
 
 
 def _is_it(holder: _Holder, branch: PreparedBranch) -> bool:
-    """Whether what has the name now is what was listed as ``branch``."""
+    """Whether the transaction that has the name now is the one that was listed as ``branch``."""
     same_id = branch.xid is not None and branch.xid % _XID_MODULUS == holder.xid
     same_place = holder.database == holder.here == branch.database
     return same_id and same_place and holder.owner == branch.owner
 
 
 _XID_MODULUS = 2**32
-"""Of a prepared transaction the list shows the lower half of its id."""
+"""The list of prepared transactions shows only the lower 32 bits of a transaction id."""
 
-_NOT_TOLD = frozenset({NO_RIGHT, "42883", "3F000"})
-"""Nor does a database without undoubt's tables tell its history: undefined_function, invalid_schema_name."""
+_NOT_REPORTED = frozenset({NO_RIGHT, "42883", "3F000"})
+"""No right, or a database without undoubt's tables, which reports no history: undefined_function,
+invalid_schema_name."""
 
 _FATES = {
     "committed": XactStatus.COMMITTED,

@@ -1,11 +1,10 @@
-"""What an answer of PostgreSQL means, by SQLSTATE.
+"""Translates SQLSTATEs into errors and advice, and names the timeout behind them.
 
-https://www.postgresql.org/docs/current/errcodes-appendix.html. An error that leaves the session alive is a
-"no": every error of ``PREPARE TRANSACTION`` and ``COMMIT`` is raised before their point of no return, which
-runs with interrupts held off (``PrepareTransaction`` and ``CommitTransaction`` in
-``src/backend/access/transam/xact.c``). An error that ends the session (FATAL, PANIC) may come from
-after it, and says nothing.
-"""
+https://www.postgresql.org/docs/current/errcodes-appendix.html. An error after which the session continues is
+a refusal: every error of ``PREPARE TRANSACTION`` and ``COMMIT`` is raised before their point of no return,
+which runs with interrupts disabled (``PrepareTransaction`` and ``CommitTransaction`` in
+``src/backend/access/transam/xact.c``). An error that ends the session (FATAL, PANIC) may come after that
+point, and does not show the outcome."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ FAILED_TRANSACTION = "25P02"
 READ_ONLY_TRANSACTION = "25006"
 
 IDLE_IN_TRANSACTION = "25P03"
-"""Ends a session that waits for its next statement, and never one that has received it
+"""Ends only a session that waits for its next statement, never a session that has received it
 (``PostgresMain`` in ``src/backend/tcop/postgres.c``)."""
 
 _SETTINGS = {
@@ -45,13 +44,13 @@ _SETTINGS = {
     "57014": ("statement_timeout", "statement timeout"),
     "55P03": ("lock_timeout", "lock timeout"),
 }
-"""The setting behind a code, and the words without which the code may mean something else. Where the server
-speaks another language than English these words are missing, and only its own text is told."""
+"""The setting behind a code, and the words without which the code may mean something else. If the server's
+messages are not in English, these words are missing, and only the server's text is shown."""
 
 ENDED_BY_APPLICATION = (
-    "the branch was ended by the application (a COMMIT, ROLLBACK or PREPARE TRANSACTION of its own), or its"
-    " marker was reset (RESET ALL, DISCARD ALL). If it was ended, what it did before that may be committed,"
-    " and undoubt cannot take it back: leave COMMIT to the transaction, and reset single settings by name"
+    "the branch was ended by the application (a COMMIT, ROLLBACK or PREPARE TRANSACTION), or its marker was"
+    " reset (RESET ALL, DISCARD ALL). If the branch was ended, its earlier changes may be committed, and"
+    " undoubt cannot undo them: leave COMMIT to the transaction, and reset single settings by name"
 )
 SWALLOWED = (
     "an SQL error in this branch was swallowed: PostgreSQL has rolled it back, so everything aborts;"
@@ -59,14 +58,14 @@ SWALLOWED = (
 )
 
 SCHEMA_CHANGED = (
-    "schema undoubt of its database was made, or made anew, since this connection was opened, or was not to"
-    " be believed then: run the transaction again, on a new connection"
+    "schema undoubt of its database was created or replaced after this connection was opened, or was not"
+    " trusted then: run the transaction again, on a new connection"
 )
 
 _ROLE_LEFT = (
-    "it ends in role '{role}', which would own the prepared branch, and is none of those whose branches"
-    " recovery finishes: execute 'reset role' at the end of the branch, or name the role in the"
-    " participant's 'owners'. Behind a pooler only a superuser can finish another role's: connect to the"
+    "it ends in role '{role}', which would own the prepared branch, but recovery does not finish branches of"
+    " that role: execute 'reset role' at the end of the branch, or name the role in the participant's"
+    " 'owners'. Behind a pooler only a superuser can finish the branches of another role: connect to the"
     " server itself there"
 )
 _PREPARED_MAX = (
@@ -87,18 +86,21 @@ _REFUSED = {
 _POOLER = {
     "statement pooling": (
         POOLER,
-        "the pooler gives every statement to another server, so that nothing can be a transaction; set"
+        "the pooler can send every statement to another server, so that transactions are impossible; set"
         " pool_mode = transaction (or session) for this database in pgbouncer.ini",
     ),
     "unsupported startup parameter": (
         POOLER,
-        "the pooler takes no such setting; leave it out of the dsn, or name it in"
+        "the pooler does not accept this setting; remove it from the dsn, or name it in"
         " ignore_startup_parameters of pgbouncer.ini",
     ),
     "password authentication failed": ("28P01", _REFUSED["28P01"]),
     "SASL authentication failed": ("28P01", _REFUSED["28P01"]),
     "no such user": ("28000", "the pooler does not know this user; look at its auth_file or auth_query"),
-    "no such database": ("3D000", "the pooler does not know it; look at [databases] in pgbouncer.ini"),
+    "no such database": (
+        "3D000",
+        "the pooler does not know this database; look at [databases] in pgbouncer.ini",
+    ),
     'database ".*" does not exist': ("3D000", _REFUSED["3D000"]),
 }
 
@@ -110,24 +112,24 @@ CHECK_BY_SQLSTATE = {
     POOLER: "pooler",
     READ_ONLY_TRANSACTION: "standby",
 }
-"""The name of the check that fails where a session is refused with that code."""
+"""The name of the check that fails if a session is refused with that code."""
 
 
 def setting_behind(sqlstate: str | None, message: str) -> str:
-    """The name of the timeout that the server has applied; empty if it was none."""
+    """The name of the server's timeout that caused the error; empty if it was no timeout."""
     setting, words = _SETTINGS.get(sqlstate or "", ("", ""))
     return setting if words in message else ""
 
 
 def with_setting(sqlstate: str | None, message: str) -> str:
-    """``message``, and the name of the timeout behind it."""
+    """``message``, with the name of the timeout that caused it, if any."""
     setting = setting_behind(sqlstate, message)
     return f"{message} ({setting})" if setting else message
 
 
 def branch_failure(participant: str, error: ServerError, failure: ServerError | None = None) -> BranchFailed:
-    """Why a branch cannot go on, for the person who reads ``TransactionAborted``. ``failure`` is the last
-    error that its application got."""
+    """The reason why a branch cannot continue, as the application reads it in ``TransactionAborted``.
+    ``failure`` is the last error that the application got."""
     if error.sqlstate == FAILED_TRANSACTION:
         return swallowed(participant, failure)
     if error.fatal:
@@ -136,12 +138,12 @@ def branch_failure(participant: str, error: ServerError, failure: ServerError | 
 
 
 def marker_lost(error: ServerError) -> bool:
-    """True if the guard of ``queries.sql`` raised it."""
+    """Whether a guard of ``queries.sql`` raised ``error`` because the marker is missing."""
     return error.sqlstate == "22P02" and MARKER_TEXT in error.message
 
 
 def schema_changed(error: ServerError) -> bool:
-    """True if ``same_schema`` of ``queries.sql`` raised it."""
+    """Whether ``same_schema`` of ``queries.sql`` raised ``error``."""
     return error.sqlstate == "22P02" and SCHEMA_TEXT in error.message
 
 
@@ -152,7 +154,7 @@ def _explain(error: ServerError) -> str:
         return _ROLE_LEFT.format(role=role[1])
     if schema_changed(error):
         return SCHEMA_CHANGED
-    # The hint names the setting in every language; 53200 is the server's code for "all are taken".
+    # The hint names the setting in every language; 53200 is the server's code if all are in use.
     if error.sqlstate == IN_USE and "max_prepared_transactions" in error.hint:
         return f"{error.message}: " + _PREPARED_MAX.format(what="0", value=100)
     if error.sqlstate[:2] == "53" and "max_prepared_transactions" in error.hint:
@@ -161,7 +163,8 @@ def _explain(error: ServerError) -> str:
 
 
 def swallowed(participant: str, failure: ServerError | None, how: str = "") -> BranchFailed:
-    """The branch is in a failed transaction. ``failure`` is the last error that its application got."""
+    """The error of a branch in a failed transaction. ``failure`` is the last error that its application got;
+    ``how`` is the answer that showed it."""
     text = SWALLOWED + (f" ({how})" if how else "")
     if failure is not None and failure.sqlstate != FAILED_TRANSACTION:
         text += f". The last error in it: {with_setting(failure.sqlstate, failure.message)}"
@@ -171,8 +174,9 @@ def swallowed(participant: str, failure: ServerError | None, how: str = "") -> B
 def lost(
     participant: str, when: str, error: ServerError | NoAnswer | NotSent, failure: ServerError | None
 ) -> BranchFailed:
-    """The branch's session has ended, and the branch with it. ``when`` is empty or begins with a space;
-    ``failure`` is the last error that its application got, which had the reason if ``error`` has none."""
+    """The error of a branch whose session has ended, and the branch with it. ``when`` is empty or begins with
+    a space. ``failure`` is the last error that its application got; it has the reason if ``error`` has
+    none."""
     if error.sqlstate is None and failure is not None and failure.fatal:
         error = failure
     text = f"its connection was lost{when}: {with_setting(error.sqlstate, str(error))}"
@@ -189,7 +193,7 @@ def _plain(error: ServerError) -> str:
 
 
 def participant_error(participant: str, error: ServerError | NoAnswer | NotSent) -> ParticipantError:
-    """An error of undoubt's own statements, outside a branch."""
+    """The error of a participant for an error of one of undoubt's own statements, outside a branch."""
     if not isinstance(error, ServerError):
         text = with_setting(error.sqlstate, str(error) or "no answer")
         return ParticipantUnavailable(participant, text, sqlstate=error.sqlstate)
@@ -202,16 +206,17 @@ def participant_error(participant: str, error: ServerError | NoAnswer | NotSent)
 
 
 def unanswered(participant: str, error: ServerError | NoAnswer) -> ParticipantUnavailable:
-    """COMMIT was sent, and ``error`` ended the session: it says nothing of what became of it, whatever its
-    code."""
+    """The error after a COMMIT that was sent and whose session ``error`` ended: no code shows the outcome
+    then."""
     text = _plain(error) if isinstance(error, ServerError) else with_setting(error.sqlstate, str(error))
     return ParticipantUnavailable(participant, text or "no answer", sqlstate=error.sqlstate)
 
 
 def pooler_refusal(participant: str, message: str) -> ParticipantRefused | None:
-    """What PgBouncer says when it does not let a client in, or begin. It has one code for all of it (08P01,
-    which else means a lost connection), so its words have to tell; they are never translated. None
-    for others."""
+    """The error for a refusal of PgBouncer to let a client connect or begin; None for other messages.
+
+    PgBouncer has one code for all refusals (08P01, which otherwise means a lost connection), so they are
+    recognized by their words, which are never translated."""
     for words, (sqlstate, advice) in _POOLER.items():
         if re.search(words, message):
             return ParticipantRefused(participant, f"{message}: {advice}", sqlstate=sqlstate)
@@ -219,7 +224,8 @@ def pooler_refusal(participant: str, message: str) -> ParticipantRefused | None:
 
 
 def tls_refusal(participant: str, message: str) -> ParticipantRefused:
-    """The two sides found no TLS that both accept: a certificate, its file, or a server without any."""
+    """The error if client and server cannot agree on TLS: a certificate, its file, or a server without
+    TLS."""
     return ParticipantRefused(
         participant,
         f"no TLS connection: {message}; look at the sslmode, sslrootcert, sslcert and sslkey of its dsn, and"

@@ -408,7 +408,7 @@ async def test_a_name_that_is_used_again_while_its_impostor_is_ended(
 
     monkeypatch.setattr(settle, "end_prepared", too_late)
     assert await participant.end_impostor(shown) is Settled.ABSENT
-    assert "another one of that name was rolled back" in caplog.text
+    assert "another transaction of that name was rolled back" in caplog.text
     assert await scene.database.prepared() == []
     await participant.close()
 

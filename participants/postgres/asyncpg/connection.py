@@ -1,4 +1,5 @@
-"""What an application holds while it works in a branch: an asyncpg connection with the exits locked."""
+"""The application's connection in a branch: an asyncpg connection without the calls that would end the
+branch."""
 
 from __future__ import annotations
 
@@ -48,25 +49,27 @@ _STAYS = frozenset(
 """These change the connection object itself, so that it cannot be lent to the next branch."""
 
 _FORGETS = re.compile(r"\b(?:deallocate|discard)\b", re.IGNORECASE)
-"""The server forgets statements that asyncpg still has in its cache, undoubt's own among them."""
+"""Matches commands that make the server drop statements that asyncpg still has in its cache, among them
+undoubt's own."""
 _STALE = (
     asyncpg.InvalidCachedStatementError,
     asyncpg.OutdatedSchemaCacheError,
     asyncpg.InvalidSQLStatementNameError,
 )
-"""What the server has prepared, or asyncpg knows of its types, is from before a change of the schema."""
+"""The errors if a prepared statement, or asyncpg's knowledge of types, is older than a change of the
+schema."""
 _WRITES = re.compile(r"\s*(?:insert|update|delete|merge)\b", re.IGNORECASE)
 
 
 class BranchConnection(ApplicationSide):
-    """Everything of ``asyncpg.Connection``, except that ``transaction()`` is a savepoint, that what would end
-    or outlive the branch raises ``UsageError``, and so does every call after the branch's end.
+    """An ``asyncpg.Connection`` with two differences: ``transaction()`` is a savepoint, and ``UsageError`` is
+    raised by calls that would end or outlive the branch, and by every call after the branch's end.
     """
 
     def __init__(
         self, connection: Connection, gid: Gid, ended: Callable[[], ServerError | None] = lambda: None
     ) -> None:
-        """``ended`` tells why the server has ended the session."""
+        """``ended`` returns the server's reason for ending the session."""
         self._undoubt_connection = connection
         self._undoubt_gid = gid
         self._undoubt_session_end = ended
@@ -74,15 +77,17 @@ class BranchConnection(ApplicationSide):
         self._undoubt_running = 0
         self.undoubt_why: Callable[[], Exception] | None = None
         self.undoubt_used = False
-        """The application has sent something: the session must be reset before its next use."""
+        """Whether the application has sent a statement: then the session must be reset before its next
+        use."""
 
     def undoubt_end(self) -> bool:
-        """From now on every use raises ``UsageError``, or ``undoubt_why()``; statements and cursors got from
-        it fail as well. True if a statement of the application is running."""
+        """End the application's use: from now on every use raises ``UsageError``, or ``undoubt_why()``;
+        prepared statements and cursors of the connection fail as well. True if a statement of the application
+        is running."""
         if not self._undoubt_ended:
             self._undoubt_ended = True
-            # How asyncpg's own pool cuts off prepared statements and cursors of an earlier holder
-            # (connresource.py): without it, one that was kept would work inside the next branch.
+            # asyncpg's own pool invalidates prepared statements and cursors of an earlier user in this way
+            # (connresource.py): otherwise a statement that the application kept would run in the next branch.
             self._undoubt_connection._pool_release_ctr += 1  # type: ignore[attr-defined]
         return self._undoubt_running > 0
 
@@ -91,7 +96,7 @@ class BranchConnection(ApplicationSide):
         return self._undoubt_ended
 
     def transaction(self, **options: Any) -> Savepoint:
-        """A savepoint: ``async with connection.transaction():`` undoes the block alone if it raises."""
+        """A savepoint: ``async with connection.transaction():`` undoes only the block if the block raises."""
         self._undoubt_check("transaction")
         if any(options.values()):
             raise UsageError(
@@ -158,21 +163,22 @@ class BranchConnection(ApplicationSide):
         except Exception as error:
             if isinstance(error, _STALE):
                 self.undoubt_stale = True
-            told = self._undoubt_told(error)
-            if isinstance(told, asyncpg.PostgresError):
-                self.undoubt_failure = failure_told(told)
+            reason = self._undoubt_reason(error)
+            if isinstance(reason, asyncpg.PostgresError):
+                self.undoubt_failure = as_failure(reason)
             if self._undoubt_ended and self.undoubt_why is not None:
                 raise self.undoubt_why() from error
-            if told is not error:
-                raise told from error
+            if reason is not error:
+                raise reason from error
             raise
         finally:
             self._undoubt_running -= 1
             if forgets:
                 self._undoubt_connection._drop_local_statement_cache()  # type: ignore[attr-defined]
 
-    def _undoubt_told(self, error: Exception) -> Exception:
-        """``error``, or the server's reason for ending the session, where asyncpg says only that it has."""
+    def _undoubt_reason(self, error: Exception) -> Exception:
+        """``error``, or the server's reason for ending the session, if asyncpg reports only that it has
+        ended."""
         if not isinstance(error, asyncpg.InterfaceError | asyncpg.ConnectionDoesNotExistError):
             return error
         if (reason := session_end(error)) is not None:
@@ -183,8 +189,8 @@ class BranchConnection(ApplicationSide):
         return error
 
     def _undoubt_look_at(self, query: str) -> bool:
-        """What it does to the session, whatever becomes of the branch. True if the server may have forgotten
-        what asyncpg has prepared."""
+        """Note the effects of ``query`` on the session, which the end of the branch does not undo. True if
+        the server may have dropped statements that asyncpg has prepared."""
         forgets = _FORGETS.search(query) is not None
         if forgets or outlives_reset(query):
             self.undoubt_reusable = False
@@ -197,7 +203,7 @@ class BranchConnection(ApplicationSide):
             raise after_branch(f"connection.{name}()", self._undoubt_gid)
         if asyncio._get_running_loop() is not self._undoubt_connection._loop:  # type: ignore[attr-defined]
             raise WrongLoop(
-                f"connection.{name}() in another event loop than that of branch {self._undoubt_gid}"
+                f"connection.{name}() in an event loop other than that of branch {self._undoubt_gid}"
             )
 
     def _undoubt_note(self, query: str, rows: bool) -> None:
@@ -209,9 +215,9 @@ _numbers = itertools.count(1)
 
 
 class Savepoint:
-    """``connection.transaction()``: asyncpg's own refuses to work inside a transaction that was begun by a
-    plain BEGIN. Like asyncpg's ``Transaction``: ``async with``, or ``start`` and ``commit`` or
-    ``rollback``."""
+    """The result of ``connection.transaction()``: asyncpg's own ``Transaction`` refuses to work inside a
+    transaction that a plain BEGIN has begun. It is used in the same way: ``async with``, or ``start`` and
+    ``commit`` or ``rollback``."""
 
     def __init__(self, connection: BranchConnection) -> None:
         self._connection = connection
@@ -228,12 +234,12 @@ class Savepoint:
         self._open = True
 
     async def commit(self) -> None:
-        """RELEASE SAVEPOINT: what was done since belongs to what is around it."""
+        """RELEASE SAVEPOINT: the changes since then become part of the surrounding transaction."""
         self._end("commit")
         await self._connection.execute(f"release savepoint {self._name}")
 
     async def rollback(self) -> None:
-        """ROLLBACK TO SAVEPOINT: what was done since is undone, also after an SQL error."""
+        """ROLLBACK TO SAVEPOINT: the changes since then are undone, also after an SQL error."""
         self._end("rollback")
         await self._connection.execute(f"rollback to savepoint {self._name}; release savepoint {self._name}")
 
@@ -253,33 +259,35 @@ class Savepoint:
         if not self._open or (
             connection.undoubt_has_ended and (error is not None or not connection.undoubt_why)
         ):
-            return  # the whole branch has ended, this part with it; the first error is the one to tell
+            return  # the whole branch has ended, with this savepoint; the first error is the one to report
         if error is None:
             await self.commit()
         else:
             await self.rollback()
 
 
-def failure_told(error: asyncpg.PostgresError) -> ServerError:
-    """What a statement of the application was answered, to be told again when its branch fails."""
+def as_failure(error: asyncpg.PostgresError) -> ServerError:
+    """The error of a statement of the application as a ``ServerError``, to be reported if its branch
+    fails."""
     return ServerError(str(error.sqlstate), str(error), fatal=severity_of(error) in FATAL)
 
 
 def severity_of(message: Any) -> str:
-    """Of an error or notice: in English, where the server tells that (since version 9.6)."""
+    """The severity of an error or notice, in English if the server sends that (since version 9.6)."""
     return str(getattr(message, "severity_en", None) or getattr(message, "severity", ""))
 
 
 def session_end(error: BaseException) -> asyncpg.PostgresError | None:
-    """The server's reason for ending the session during a statement: asyncpg tells that the connection was
-    lost, and has the reason as the cause."""
+    """The server's reason for ending the session during a statement: asyncpg reports only that the connection
+    was lost, and has the reason as the cause. None if ``error`` is another one."""
     cause = error.__cause__
     lost = isinstance(error, asyncpg.ConnectionDoesNotExistError)
     return cause if lost and isinstance(cause, asyncpg.PostgresError) else None
 
 
 class LentForSetUp:
-    """The connection in the hands of the application's hook: all of it, until the hook returns."""
+    """The connection that the application's hook gets: it can be used without limits until the hook
+    returns."""
 
     def __init__(self, connection: Connection) -> None:
         self._undoubt_connection = connection

@@ -1,4 +1,4 @@
-"""Opening a session with asyncpg, and what it means if that fails."""
+"""Opens a session with asyncpg, and translates the errors of a failed attempt."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ STATEMENT_CACHE_SIZE = 100
 
 
 class UniqueNames(asyncpg.Connection):
-    """asyncpg counts what it names (statements, cursors) in its own process; behind a pooler those of several
-    processes meet in one server."""
+    """An asyncpg connection with random names for statements and cursors. asyncpg numbers them within its
+    process; behind a pooler the names of several processes would conflict in one server process."""
 
     def _get_unique_id(self, prefix: str) -> str:
         return f"__asyncpg_{prefix}_{secrets.token_hex(8)}__"
@@ -47,7 +47,7 @@ class AsyncpgConnector(Connector):
             )
         except asyncpg.TargetServerAttributeNotMatched as error:
             raise self.no_primary() from error
-        except ssl.SSLError as error:  # before ValueError, which a certificate's error is as well
+        except ssl.SSLError as error:  # before ValueError, since an error of a certificate is both
             raise tls_refusal(self.participant, getattr(error, "verify_message", "") or str(error)) from error
         except asyncpg.ClientConfigurationError as error:
             raise ParticipantMisconfigured(self.participant, f"its dsn cannot be used: {error}") from error
@@ -55,10 +55,10 @@ class AsyncpgConnector(Connector):
             raise ParticipantMisconfigured(self.participant, UNREADABLE) from None
         except TRANSLATED as error:
             raise self._connect_error(error) from error
-        # Not before it is known that no pooler shares the server with others: see keep_statements.
+        # Enabled only if it is known that no pooler shares the server process: see keep_statements.
         connection._stmt_cache_enabled = False  # type: ignore[attr-defined]
-        door = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
-        set_keepalive(door, address.resolved)
+        sock = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+        set_keepalive(sock, address.resolved)
         major, minor, *_ = connection.get_server_version()
         self.version = major * 10_000 + minor
         return AsyncpgSession(connection)
@@ -73,8 +73,8 @@ class AsyncpgConnector(Connector):
                 return ParticipantUnavailable(self.participant, f"no connection: {error}")
             case asyncpg.PostgresError() if error.sqlstate and not error.sqlstate.startswith("08"):
                 return participant_error(self.participant, translate(error))
-            case asyncpg.PostgresError() if told := pooler_refusal(self.participant, str(error)):
-                return told
+            case asyncpg.PostgresError() if refusal := pooler_refusal(self.participant, str(error)):
+                return refusal
             case asyncpg.PostgresError():
                 return ParticipantUnavailable(self.participant, f"no connection: {error}")
             case _:

@@ -1,9 +1,8 @@
-"""What asyncpg is given for a dsn: never more than it understands, and never less than the dsn asks for.
+"""Translates a dsn into asyncpg's arguments, or refuses what asyncpg cannot do; reads password files.
 
-asyncpg reads URIs by its own rules: it takes the first part of an IPv6 address for the host, and sends keys
-that it does not know to the server as settings. So hosts go to it as they are, one by one, and every key is
-translated here, or harmless to leave out, or refused by name.
-"""
+asyncpg reads URIs by its own rules: it takes the first part of an IPv6 address for the host, and sends
+unknown keys to the server as settings. So asyncpg gets a list of hosts, and every key is translated here,
+ignored if that does no harm, or refused by name."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ _KEEPALIVE = {
     "keepalives_count": "TCP_KEEPCNT",
     "tcp_user_timeout": "TCP_USER_TIMEOUT",
 }
-"""Options of the socket, set once it is connected."""
+"""Options of the socket, which are set after it is connected."""
 
 _HANDLED = frozenset(
     {
@@ -57,7 +56,8 @@ _HARMLESS = frozenset(
         *("max_protocol_version", "service", "servicefile", "sslcompression"),
     }
 )
-"""Undoubt's own to set, or done with, or no loss."""
+"""Keys that asyncpg does not get: undoubt sets them itself, libpq has used them already, or they do no
+harm."""
 
 _PROMISES = {
     "channel_binding": {"disable", "prefer"},
@@ -68,8 +68,8 @@ _PROMISES = {
     "sslcertmode": {"allow"},
     "sslsni": {"1"},
 }
-"""What a dsn may ask for that asyncpg cannot give, with the values that ask for nothing. To ignore the others
-would connect with less safety than was asked for."""
+"""Keys that asyncpg does not support, with the values that need no support. If other values were ignored, the
+connection would be less safe than the dsn demands."""
 
 _PASSWORD_LINE = re.compile(r"((?:[^\\:]|\\.)*):" * 4 + "(.*)", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -77,7 +77,7 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 def connect_arguments(address: Conninfo, password: str | None) -> dict[str, Any]:
     """Keyword arguments of ``asyncpg.connect``. Never print them. Reads files. Raises
-    ``ParticipantMisconfigured`` if the dsn asks for what asyncpg cannot promise."""
+    ``ParticipantMisconfigured`` if the dsn demands something that asyncpg cannot promise."""
     given = address.resolved
     for key, value in given.items():
         if key not in _HANDLED | _HARMLESS and value not in _PROMISES.get(key, ()):
@@ -93,19 +93,19 @@ def connect_arguments(address: Conninfo, password: str | None) -> dict[str, Any]
     if len(passwords) > 1:
         raise ParticipantMisconfigured(
             address.participant,
-            "the password file has different passwords for its hosts, and the driver asyncpg would offer one"
-            " of them to all; the driver psycopg does not",
+            "the password file has different passwords for its hosts, but the driver asyncpg would send one"
+            " password to all hosts; the driver psycopg does not",
         )
     if given.get("load_balance_hosts", "disable") != "disable":
         random.shuffle(hosts)
     arguments: dict[str, Any] = {
-        # Always: by itself asyncpg looks in folders that are none of libpq's, /tmp among them, where any
-        # local user may listen and be given the password.
+        # Always set: without hosts asyncpg tries folders that libpq does not use, among them /tmp, where any
+        # local user may listen and receive the password.
         "host": [reached for _, reached, _ in hosts],
         "port": [int(port) for _, _, port in hosts],
         "user": user,
         "database": database,
-        # Not None: then asyncpg would look for one itself, and offer it to every host.
+        # Not None: asyncpg would then look for a password itself, and send it to every host.
         "password": passwords.pop() or "",
         "server_settings": {"options": given["options"]} if given.get("options") else {},
         "target_session_attrs": given["target_session_attrs"],
@@ -115,7 +115,7 @@ def connect_arguments(address: Conninfo, password: str | None) -> dict[str, Any]
 
 
 def _hosts(address: Conninfo) -> list[tuple[str, str, str]]:
-    """Of each host: its name, what it is reached by, its port."""
+    """For each host: its name, the address or folder to connect to, its port."""
     given = address.resolved
     addresses = (given.get("hostaddr") or given["host"]).split(",")
     names = given["host"].split(",") if given["host"] else addresses
@@ -127,8 +127,8 @@ def _hosts(address: Conninfo) -> list[tuple[str, str, str]]:
         if not host:
             raise ParticipantMisconfigured(
                 address.participant,
-                "its dsn names no host, and libpq does not tell its own: write host=/folder/of/the/socket"
-                " or host=localhost",
+                "its dsn names no host, and libpq does not report its default: write"
+                " host=/folder/of/the/socket or host=localhost",
             )
     return list(zip(names, reached, (port or "5432" for port in ports), strict=True))
 
@@ -144,7 +144,7 @@ def _tls(address: Conninfo, given: Mapping[str, str]) -> dict[str, Any]:
     if not system:
         more = {key: given[key] for key in _TLS if given.get(key)}
         return {"dsn": f"postgresql://?{urlencode({**more, **files}, quote_via=quote)}"}
-    # asyncpg takes "system" for a file's name. With it libpq wants nothing less than verify-full.
+    # asyncpg takes "system" for the name of a file. With "system" libpq requires verify-full.
     if "sslcrl" in files:
         raise _refused(address, "sslcrl together with sslrootcert=system")
     context = ssl.create_default_context()
@@ -176,37 +176,37 @@ def _refused(address: Conninfo, what: str) -> ParticipantMisconfigured:
     )
 
 
-def set_keepalive(door: socket.socket, given: Mapping[str, str]) -> None:
-    """As libpq does it for TCP: on unless ``keepalives=0``. Without it a host that is gone, or a firewall
-    that has forgotten the connection, is noticed by nobody."""
-    if door.family not in {socket.AF_INET, socket.AF_INET6}:
+def set_keepalive(sock: socket.socket, given: Mapping[str, str]) -> None:
+    """Set the keepalive options of a TCP socket as libpq does: on unless ``keepalives=0``. Without keepalives
+    nothing detects that a host is gone, or that a firewall has dropped the connection."""
+    if sock.family not in {socket.AF_INET, socket.AF_INET6}:
         return
     if given.get("keepalives", "1") != "0":
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for key, name in _KEEPALIVE.items():
         option = getattr(socket, name, None)
         if option is not None and int(given.get(key) or 0) > 0:
-            door.setsockopt(socket.IPPROTO_TCP, option, int(given[key]))
+            sock.setsockopt(socket.IPPROTO_TCP, option, int(given[key]))
 
 
 def password_for(
     path: str | None, host: str, port: str, database: str, user: str, *, default_host: str
 ) -> str | None:
-    """The password of the first line that fits, as libpq reads password files
+    """The password of the first matching line, as libpq reads password files
     (https://www.postgresql.org/docs/current/libpq-pgpass.html); None if there is none. ``path`` None:
-    ``PGPASSFILE``, or ``~/.pgpass``. A file that others may read is not read, as by libpq, and that is
+    ``PGPASSFILE``, or ``~/.pgpass``. A file that other users may read is not used, as by libpq, and that is
     logged.
 
-    ``default_host`` is where libpq goes if no ``host`` is named: that folder is ``localhost`` in the file,
-    and so is no name; any other folder is itself (passwordFromFile in src/interfaces/libpq/fe-connect.c). In
-    ``/tmp``, say, every local user may listen."""
+    ``default_host`` is libpq's host if no ``host`` is named. In the file that folder, and an empty host, are
+    called ``localhost``; any other folder has its own name (passwordFromFile in
+    src/interfaces/libpq/fe-connect.c), since in a folder such as ``/tmp`` every local user may listen."""
     file = Path(path or os.environ.get("PGPASSFILE") or "~/.pgpass").expanduser()
     try:
         mode = file.stat().st_mode
         if not stat.S_ISREG(mode):
             return None
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            log.warning("password file %s is not used: others may read it; chmod 0600", file)
+            log.warning("password file %s is not used: other users may read it; chmod 0600", file)
             return None
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""A :class:`~undoubt.participants.postgres.session.Session` over asyncpg."""
+"""Implements :class:`~undoubt.participants.postgres.session.ServerSession` over asyncpg."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ TRANSLATED = (
 
 
 class AsyncpgSession:
-    """``connection`` is also what the application's wrapper works with, between ``begin`` and the end."""
+    """A session with asyncpg. The application's wrapper uses ``connection`` as well, between the begin and
+    the end of a branch."""
 
     intro: ServerParameters
 
@@ -64,7 +65,7 @@ class AsyncpgSession:
 
     @property
     def ended(self) -> ServerError | None:
-        """Why the server has ended the session, if it said so while nobody asked it anything."""
+        """The server's reason for ending the session, if it sent one while no statement was running."""
         return None if self._listening is None else self._listening.end
 
     @property
@@ -85,24 +86,25 @@ class AsyncpgSession:
         try:
             tag = await self.connection.execute(sql, timeout=timeout_s)
         except TRANSLATED as error:
-            raise self._told(error) from error
+            raise self._translated(error) from error
         except BaseException:
-            # Cancelled, or something nobody foresaw: nobody knows what this session is doing now.
+            # Cancelled, or an unexpected error: the state of this session is not known now.
             self.discard()
             raise
         if tag is None:
-            # What asyncpg answers with if the connection ends in good order while it is being closed.
+            # asyncpg returns None if the connection is closed regularly during the statement.
             raise NoAnswer("the connection was closed")
         return CommandResult(tag, standby_warning(self._notices) if self._notices else None)
 
     async def rows(self, sql: str, *args: object, timeout_s: float) -> Sequence[Row]:
         self._check()
         try:
-            # As fetch() does it, past the codecs that the application may have set for this connection.
+            # As fetch() does it, but without the codecs that the application may have set for this
+            # connection.
             ask: Any = self.connection._execute  # type: ignore[attr-defined]
             rows: Sequence[Row] = await ask(sql, args, 0, timeout_s, ignore_custom_codec=True)
         except TRANSLATED as error:
-            raise self._told(error) from error
+            raise self._translated(error) from error
         except BaseException:
             self.discard()  # as above
             raise
@@ -120,13 +122,14 @@ class AsyncpgSession:
         finally:
             lent.undoubt_end()
             if not self.connection.is_closed():
-                self.connection.add_log_listener(self._note)  # which a reset() would have taken away
+                self.connection.add_log_listener(self._note)  # a reset() in the hook would have removed it
 
     def handle(self, gid: Gid) -> BranchConnection:
         return BranchConnection(self.connection, gid, lambda: self.ended)
 
     def abandon(self) -> None:
-        """Send nothing through it any more, and leave the connection open: it is somebody else's."""
+        """Send nothing more through the session, and leave the connection open: it belongs to the
+        application."""
         self._broken = self._abandoned = True
         if not self.connection.is_closed():
             self.connection.remove_log_listener(self._note)
@@ -137,7 +140,7 @@ class AsyncpgSession:
         self._broken = True
         if self._abandoned or self.connection.is_closed():
             return
-        # asyncpg waits for the cancellation that it has sent on its way.
+        # Closing takes time: asyncpg waits for the cancellation that it has sent.
         close_in_background(_close(self.connection))
 
     def _check(self) -> None:
@@ -146,7 +149,7 @@ class AsyncpgSession:
                 raise NotSent(end.message, end.sqlstate)
             raise NotSent("the connection is closed")
 
-    def _told(self, error: BaseException) -> ServerError | NoAnswer | NotSent:
+    def _translated(self, error: BaseException) -> ServerError | NoAnswer | NotSent:
         translated = translate(error)
         if (end := self.ended) is not None and isinstance(translated, NoAnswer | NotSent):
             translated = type(translated)(end.message, end.sqlstate)
@@ -174,7 +177,7 @@ async def _close(connection: Connection) -> None:
 
 
 def translate(error: BaseException) -> ServerError | NoAnswer | NotSent:
-    """What an error of asyncpg, of the operating system or of the clock says about the statement."""
+    """The meaning of an error of asyncpg, of the operating system or of a timeout for the statement."""
     error = session_end(error) or error
     match error:
         case asyncpg.PostgresConnectionError():
@@ -188,7 +191,7 @@ def translate(error: BaseException) -> ServerError | NoAnswer | NotSent:
                 fatal=severity_of(error) in FATAL,
             )
         case asyncpg.InterfaceError():
-            # Raised by the client alone, before it sends anything.
+            # The client raises it before it sends anything.
             return NotSent(str(error))
         case TimeoutError():
             return AnswerTimedOut("no answer in time")
@@ -197,25 +200,27 @@ def translate(error: BaseException) -> ServerError | NoAnswer | NotSent:
 
 
 class Listening(asyncio.Protocol):
-    """What the transport of an asyncpg connection calls, in the place of asyncpg's own protocol."""
+    """Receives the calls of the transport of an asyncpg connection in place of asyncpg's protocol, reads the
+    server's reason for ending the session, and passes every call on."""
 
     def __init__(self, connection: Any) -> None:
         self.end: ServerError | None = None
-        """Why the server has ended the session."""
+        """The server's reason for ending the session, None as long as there is none."""
         self._transport: asyncio.Transport = connection._transport
         self._protocol: Any = self._transport.get_protocol()
         self._transport.set_protocol(self)
 
     @classmethod
     def to(cls, connection: Any) -> Listening | None:
-        """The one that is there already, or a new one; None if the connection is closed."""
+        """The ``Listening`` of ``connection``, made if there is none yet; None if the connection is
+        closed."""
         if connection.is_closed():
             return None
         there = connection._transport.get_protocol()
         return there if isinstance(there, Listening) else cls(connection)
 
     def stop(self) -> None:
-        """The connection is somebody else's again."""
+        """Stop reading: give the connection back to asyncpg's protocol."""
         if not self._transport.is_closing():
             self._transport.set_protocol(cast("asyncio.Protocol", self._protocol))
 
@@ -239,7 +244,7 @@ class Listening(asyncio.Protocol):
 
 
 def read_session_end(data: bytes) -> ServerError | None:
-    """The error at the head of ``data`` if a session ends with it, else None."""
+    """The error at the head of ``data`` if that error ends the session, otherwise None."""
     if data[:1] != _ERROR or len(data) < _HEADER_BYTES:
         return None
     fields: dict[str, str] = {}

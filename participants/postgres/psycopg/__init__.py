@@ -1,12 +1,13 @@
 """Sessions with psycopg, for asynchronous and for synchronous applications.
 
-In the order in which a branch passes them:
+The modules, in the order in which a branch passes them:
 
 ====================  ==================================================================================
 :mod:`.connector`     opens a session, and lends its libpq connection to the applications of branches.
 :mod:`.session`       implements the session over psycopg's libpq connection, and closes it.
-:mod:`.connection`    gives the application a connection of either kind that cannot end the branch.
-:mod:`.gate`          replaces the connection's lock, and keeps the application out after the branch's
-                      end.
+:mod:`.connection`    gives the application an asynchronous or synchronous connection that cannot end the
+                      branch.
+:mod:`.gate`          replaces the connection's lock, and refuses the application's use after the end of
+                      the branch.
 ====================  ==================================================================================
 """

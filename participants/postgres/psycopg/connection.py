@@ -1,9 +1,9 @@
-"""What an application holds while it works in a branch: a psycopg connection with the exits locked.
+"""The application's connection in a branch: a psycopg connection without the calls that would end the branch.
 
-Real subclasses of ``psycopg.AsyncConnection`` and ``psycopg.Connection``, a new one for each branch over the
-session's libpq connection. Whatever a connection, its cursors and pipelines do passes its ``lock``, which is
-a gate here (:mod:`undoubt.participants.postgres.psycopg.gate`). ``transaction()`` is a savepoint by psycopg's
-own rules, since a transaction is open already."""
+The classes are subclasses of ``psycopg.AsyncConnection`` and ``psycopg.Connection``; each branch gets a new
+object over the libpq connection of the session. All operations of a connection, its cursors and pipelines
+take its ``lock``, which is a gate here (:mod:`undoubt.participants.postgres.psycopg.gate`). ``transaction()``
+is a savepoint by psycopg's own rules, since a transaction is open already."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def _refused(name: str, why: str) -> Callable[..., NoReturn]:
 
 
 class _Exits(ApplicationSide):
-    """What would end or outlive the branch, refused alike in both kinds. What else an application may change
-    of a psycopg connection, it changes of this object alone."""
+    """Refuses the calls that would end or outlive the branch, in both kinds of connection. All other changes
+    that an application can make to a psycopg connection affect only this object."""
 
     commit = _refused("commit", _COMMIT)
     rollback = _refused("rollback", _ROLLBACK)
@@ -57,7 +57,7 @@ class _Exits(ApplicationSide):
     tpc_prepare = _refused("tpc_prepare", _TPC)
     tpc_commit = _refused("tpc_commit", _TPC)
     tpc_rollback = _refused("tpc_rollback", _TPC)
-    tpc_recover = _refused("tpc_recover", "undoubt indoubt list shows what is prepared")
+    tpc_recover = _refused("tpc_recover", "undoubt indoubt list shows prepared transactions")
     set_autocommit = _refused("set_autocommit", "a branch is one transaction")
     set_isolation_level = _refused("set_isolation_level", _BEGUN)
     set_read_only = _refused("set_read_only", _BEGUN)
@@ -72,7 +72,8 @@ class _Exits(ApplicationSide):
 
     def _undoubt_begin(self, gid: Gid, prepared: PrepareManager) -> None:
         self._undoubt_gid = gid
-        # Its statements live in the session and so outlive this object; psycopg has no public way to say so.
+        # Prepared statements live in the session and so outlive this object; psycopg has no public API for
+        # that.
         self._prepared = prepared
 
     @property
@@ -89,15 +90,16 @@ class _Exits(ApplicationSide):
         self.lock.why = why
 
     @contextmanager
-    def _undoubt_telling(self) -> Iterator[None]:
-        """Around what waits for the server: a statement that is broken off says why."""
+    def _undoubt_reporting(self) -> Iterator[None]:
+        """Note errors of a statement, and raise the error of ``undoubt_why`` for a statement that was broken
+        off."""
         try:
             yield
         except psycopg.Error as error:
             if _is_stale(error):
                 self.undoubt_stale = True
             if error.sqlstate:
-                self.undoubt_failure = failure_told(error)
+                self.undoubt_failure = as_failure(error)
             if self.undoubt_has_ended and (why := self.undoubt_why) is not None:
                 raise why() from error
             raise
@@ -107,7 +109,7 @@ class _Exits(ApplicationSide):
         return bool(self.lock.is_shut)
 
     def undoubt_end(self) -> bool:
-        # First the gate, then libpq: what it says of somebody inside would be old by the time it is read.
+        # The gate first, then libpq: otherwise a caller could pass the gate after libpq's state was read.
         return (
             self.lock.shut()
             or self.pgconn.pipeline_status != PipelineStatus.OFF
@@ -131,28 +133,30 @@ class _Exits(ApplicationSide):
         self.lock.check()
         if self.pgconn.transaction_status == TransactionStatus.IDLE:
             raise UsageError(
-                "connection.transaction() after the branch was ended by a COMMIT or ROLLBACK of the"
-                " application's own: leave them to the transaction"
+                "connection.transaction() after the application has ended the branch by COMMIT or ROLLBACK:"
+                " leave these to the transaction"
             )
 
     def __del__(self) -> None:
-        """psycopg warns of connections that nobody closed; this one is the session's to close."""
+        """Does nothing: psycopg's own method warns of connections that were not closed; the session closes
+        this one."""
 
     def __repr__(self) -> str:
         state = "ended" if self.undoubt_has_ended else "open"
         return f"<connection of branch {self._undoubt_gid}, {state}>"
 
 
-def failure_told(error: psycopg.Error) -> ServerError:
-    """What a statement of the application was answered, to be told again when its branch fails."""
-    told = error.diag
-    severity = told.severity_nonlocalized or told.severity or ""
-    return ServerError(error.sqlstate or "", told.message_primary or str(error), fatal=severity in FATAL)
+def as_failure(error: psycopg.Error) -> ServerError:
+    """The error of a statement of the application as a ``ServerError``, to be reported if its branch
+    fails."""
+    diag = error.diag
+    severity = diag.severity_nonlocalized or diag.severity or ""
+    return ServerError(error.sqlstate or "", diag.message_primary or str(error), fatal=severity in FATAL)
 
 
 def _is_stale(error: psycopg.Error) -> bool:
-    """Whether what the server has prepared is from before a change of the schema. The text that says so is in
-    the server's language, the function of its source is not (src/backend/utils/cache/plancache.c)."""
+    """Whether a prepared statement is older than a change of the schema. The server's message is translated,
+    but the name of its source function is not (src/backend/utils/cache/plancache.c)."""
     return (
         isinstance(error, psycopg.errors.InvalidSqlStatementName)
         or error.diag.source_function == "RevalidateCachedQuery"
@@ -195,7 +199,7 @@ def _note(
 
 class AsyncBranchServerCursor(psycopg.AsyncServerCursor[Any]):
     async def close(self) -> None:
-        """Its branch's end has closed it on the server."""
+        """Close the cursor, but only in the client if the end of its branch has closed it on the server."""
         if _closed_with_its_branch(self):
             await psycopg.AsyncCursor.close(self)
         else:
@@ -204,7 +208,7 @@ class AsyncBranchServerCursor(psycopg.AsyncServerCursor[Any]):
 
 class BranchServerCursor(psycopg.ServerCursor[Any]):
     def close(self) -> None:
-        """Its branch's end has closed it on the server."""
+        """Close the cursor, but only in the client if the end of its branch has closed it on the server."""
         if _closed_with_its_branch(self):
             psycopg.Cursor.close(self)
         else:
@@ -225,7 +229,7 @@ class AsyncBranchConnection(_Exits, psycopg.AsyncConnection[Any]):  # type: igno
         self.server_cursor_factory = AsyncBranchServerCursor
 
     async def wait(self, *args: Any, **options: Any) -> Any:
-        with self._undoubt_telling():
+        with self._undoubt_reporting():
             return await super().wait(*args, **options)
 
     def cursor(self, *args: Any, **options: Any) -> Any:
@@ -236,7 +240,7 @@ class AsyncBranchConnection(_Exits, psycopg.AsyncConnection[Any]):  # type: igno
     async def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> AsyncIterator[psycopg.AsyncTransaction]:
-        """A savepoint: ``async with connection.transaction():`` undoes the block alone if it raises."""
+        """A savepoint: ``async with connection.transaction():`` undoes only the block if the block raises."""
         self._undoubt_savepoint()
         failure: BaseException | None = None
         try:
@@ -249,8 +253,7 @@ class AsyncBranchConnection(_Exits, psycopg.AsyncConnection[Any]):  # type: igno
         except UndoubtError:
             if not self.undoubt_has_ended or (failure is None and self.undoubt_why is not None):
                 raise
-            # The whole branch has ended, this part with it. The first error is the one to tell, if there is
-            # one.
+            # The whole branch has ended, with this savepoint. The first error, if any, is the one to report.
             if failure is not None:
                 raise failure from failure.__cause__
 
@@ -264,7 +267,7 @@ class BranchConnection(_Exits, psycopg.Connection[Any]):  # type: ignore[misc]
         self.server_cursor_factory = BranchServerCursor
 
     def wait(self, *args: Any, **options: Any) -> Any:
-        with self._undoubt_telling():
+        with self._undoubt_reporting():
             return super().wait(*args, **options)
 
     def cursor(self, *args: Any, **options: Any) -> Any:
@@ -275,7 +278,7 @@ class BranchConnection(_Exits, psycopg.Connection[Any]):  # type: ignore[misc]
     def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> Iterator[psycopg.Transaction]:
-        """A savepoint: ``with connection.transaction():`` undoes the block alone if it raises."""
+        """A savepoint: ``with connection.transaction():`` undoes only the block if the block raises."""
         self._undoubt_savepoint()
         failure: BaseException | None = None
         try:
@@ -293,7 +296,7 @@ class BranchConnection(_Exits, psycopg.Connection[Any]):  # type: ignore[misc]
 
 
 class _ForSetUp:
-    """The connection in the hands of the application's hook: until the hook returns."""
+    """The connection that the application's hook gets: it can be used until the hook returns."""
 
     def _undoubt_lend(self, gate: AsyncGate | SyncGate) -> None:
         gate.why = _hook_has_ended
@@ -302,7 +305,8 @@ class _ForSetUp:
         this._autocommit = True
 
     def __del__(self) -> None:
-        """psycopg warns of connections that nobody closed; this one is the session's to close."""
+        """Does nothing: psycopg's own method warns of connections that were not closed; the session closes
+        this one."""
 
 
 class AsyncConnectionForSetUp(_ForSetUp, psycopg.AsyncConnection[Any]):  # type: ignore[misc]

@@ -1,8 +1,8 @@
-"""Opening a session with psycopg, and what it means if that fails.
+"""Opens a session with psycopg, and translates the errors of a failed attempt.
 
-libpq keeps the SQLSTATE of a refused connection to itself and shows the server's text alone
-(https://www.postgresql.org/docs/current/libpq-connect.html); so what kind of "no" it is can be told of
-servers that speak English, and of others only the text is passed on.
+libpq does not report the SQLSTATE of a refused connection, only the server's text
+(https://www.postgresql.org/docs/current/libpq-connect.html). So the kind of refusal is recognized only if the
+server's messages are in English; otherwise only the text is passed on.
 """
 
 from __future__ import annotations
@@ -61,14 +61,15 @@ _READ_ONLY = re.compile(r"session is read-only|server is in hot standby mode")
 
 
 class _Opener(psycopg.AsyncConnection[Any]):
-    """Opens connections; what it opened is closed by the session, and later than this object may live."""
+    """Opens connections. The session closes the libpq connection, possibly after the end of this object."""
 
     def __del__(self) -> None:  # type: ignore[override]
-        """psycopg's own warns of connections that are open."""
+        """Does nothing: psycopg's own method warns of open connections."""
 
 
 class PsycopgLendingSession(PsycopgSession):
-    """A session of undoubt's own, which lends its libpq connection to the branches' applications."""
+    """A session that undoubt has opened, and whose libpq connection it lends to the applications of
+    branches."""
 
     def __init__(
         self,
@@ -101,19 +102,20 @@ class PsycopgLendingSession(PsycopgSession):
             raise NotSent("a statement of the hook is still running")
         if inspect.iscoroutine(result):
             result.close()
-            raise UsageError("undoubt.sync wants a hook that is a plain function")
+            raise UsageError("undoubt.sync requires a hook that is a plain function")
         self.gate = None
         self._adapters, self._row_factory = lent.adapters, lent.row_factory
 
     def handle(self, gid: Gid) -> Handle:
         if self.undone:
-            # As psycopg does after its own rollback(): they may speak of objects that are gone again.
+            # As psycopg does after its own rollback(): the statements may use objects that the rollback
+            # removed.
             self._prepared.clear()
             self.undone = False
         handle = self._kind(self.pgconn, gid, self._prepared)
         handle.prepare_threshold = self._prepare_threshold
         if self._adapters is not None:
-            # A copy: what a branch registers is the branch's alone.
+            # A copy: adapters that a branch registers are for this branch only.
             handle._adapters = AdaptersMap(self._adapters)
             handle.row_factory = self._row_factory
         self.gate = handle.lock
@@ -156,8 +158,8 @@ class PsycopgConnector(Connector):
             return ParticipantRefused(self.participant, f"no connection: {text}")
         if _TLS.search(text):
             return tls_refusal(self.participant, text)
-        if (told := pooler_refusal(self.participant, text)) is not None:
-            return told
+        if (refusal := pooler_refusal(self.participant, text)) is not None:
+            return refusal
         for pattern, sqlstate in _KINDS:
             if pattern.search(text):
                 return participant_error(self.participant, ServerError(sqlstate, text, fatal=True))

@@ -1,9 +1,9 @@
-"""The gate before the application's psycopg connection: who is inside, and whether anybody may still enter.
+"""Replaces the lock of the application's psycopg connection, and refuses its use after the end of the branch.
 
-Every operation of psycopg holds its connection's ``lock`` for as long as it uses libpq: a statement, a fetch
-of a server-side cursor, and the whole of a COPY, of a ``stream()`` or of ``notifies()``. The gate takes that
-lock's place. Once it is shut nobody enters any more; who is inside by then is known.
-"""
+Every operation of psycopg holds its connection's ``lock`` as long as it uses libpq: during a statement, a
+fetch of a server-side cursor, and a whole COPY, ``stream()`` or ``notifies()``. The gate takes the place of
+that lock. After the gate is shut, no operation can begin, and it is known whether an operation is still
+running."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from undoubt.participants.postgres.connection_proxy import after_branch
 
 class Gate(Protocol):
     used: bool
-    """Somebody has been inside."""
+    """Whether an operation has taken the lock."""
     why: Callable[[], Exception] | None
-    """What whoever comes after ``shut`` gets, in the place of ``UsageError``."""
+    """Makes the error that operations after ``shut`` raise in place of ``UsageError``."""
 
     @property
     def busy(self) -> bool: ...
@@ -31,11 +31,12 @@ class Gate(Protocol):
     def is_shut(self) -> bool: ...
 
     def shut(self) -> bool:
-        """From now on everybody who enters gets ``UsageError``. True if somebody is still inside."""
+        """Shut the gate: from now on every operation raises ``UsageError``, or the error of ``why``. True if
+        an operation is still running."""
         ...
 
     def when_free(self, leave: Callable[[], None]) -> None:
-        """Call ``leave`` once nobody is inside any more; at once if nobody is. The gate is shut."""
+        """Call ``leave`` when no operation is running, immediately if none is. The gate must be shut."""
         ...
 
 
@@ -46,7 +47,7 @@ def _ended(gid: Gid | str, why: Callable[[], Exception] | None) -> Exception:
 
 
 class AsyncGate(asyncio.Lock):
-    """For ``AsyncConnection``: within one event loop."""
+    """The gate of an ``AsyncConnection``, used in one event loop."""
 
     def __init__(self, gid: Gid | str) -> None:
         super().__init__()
@@ -95,12 +96,13 @@ class AsyncGate(asyncio.Lock):
             raise _ended(self._gid, self.why)
         if asyncio._get_running_loop() is not self._of:
             raise WrongLoop(
-                f"a connection was used in another event loop than that of its branch {self._gid}"
+                f"a connection was used in an event loop other than that of its branch {self._gid}"
             )
 
 
 class SyncGate:
-    """For ``Connection``: the application's threads are inside, the engine's event loop shuts."""
+    """The gate of a ``Connection``: the application's threads run operations, the engine's event loop shuts
+    it."""
 
     def __init__(self, gid: Gid | str) -> None:
         self.used = False
@@ -119,7 +121,7 @@ class SyncGate:
         return self._shut
 
     def shut(self) -> bool:
-        # First the flag, then the look: who gets in after the look sees the flag.
+        # The flag first, then the check: an operation that begins after the check sees the flag.
         self._shut = True
         return self._lock.locked()
 
@@ -138,7 +140,7 @@ class SyncGate:
         return True
 
     def release(self) -> None:
-        # First out, then the look: either this or when_free() sees the other.
+        # Release first, then check: either this call or when_free() sees that the lock is free.
         self._lock.release()
         leave, self._leave = self._leave, None
         if leave is not None:

@@ -1,9 +1,9 @@
-"""A :class:`~undoubt.participants.postgres.session.Session` over psycopg's libpq connection.
+"""Implements :class:`~undoubt.participants.postgres.session.ServerSession` over psycopg's libpq connection.
 
-Driven in this event loop by psycopg's lowest layer (``psycopg.pq``, ``generators``, ``waiting``), so that the
-application's connection over the same libpq connection may be of either kind. Both never speak at once: the
-application does until its gate is shut (:mod:`undoubt.participants.postgres.psycopg.gate`), then the engine.
-"""
+The session runs in this event loop on psycopg's lowest layer (``psycopg.pq``, ``generators``, ``waiting``),
+so that the application's connection over the same libpq connection may be asynchronous or synchronous. They
+never use the libpq connection simultaneously: the application uses it until its gate is shut
+(:mod:`undoubt.participants.postgres.psycopg.gate`), then the engine."""
 
 from __future__ import annotations
 
@@ -46,15 +46,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WAKE_S = 1.0
-"""psycopg's waiting has to wake up now and then; nothing is done when it does."""
+"""The interval at which psycopg's wait wakes up; psycopg requires one, and nothing is done then."""
 
 _DONE = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY})
 
 
 class _HexBytes(Dumper):
     """``bytea`` in hexadecimal (https://www.postgresql.org/docs/current/datatype-binary.html). psycopg's own
-    dumper leaves the escaping to libpq, and without a connection ``PQescapeBytea`` goes by the one that was
-    used last: the server then sees other bytes, and a note that is there is not found."""
+    dumper uses libpq's escaping, and without a connection ``PQescapeBytea`` uses the settings of the
+    connection that was used last: the server could then get other bytes, and an existing note would not be
+    found."""
 
     oid = types["bytea"].oid
 
@@ -63,7 +64,7 @@ class _HexBytes(Dumper):
 
 
 class _OwnAdapters:
-    """How the engine reads and writes values, whatever the application registers with psycopg."""
+    """The engine's conversions of values, independent of what the application registers with psycopg."""
 
     connection = None
 
@@ -78,7 +79,8 @@ _OWN = _OwnAdapters()
 
 
 class PsycopgSession:
-    """See the module. It serves the engine alone; a subclass lends its connection to applications."""
+    """A session with psycopg, see the module. Only the engine uses it; a subclass lends its connection to
+    applications."""
 
     intro: ServerParameters
 
@@ -86,9 +88,9 @@ class PsycopgSession:
         self.pgconn = pgconn
         self.pid: int = pgconn.backend_pid
         self.gate: Gate | None = None
-        """Before the application's connection of the last branch."""
+        """The gate of the application's connection of the last branch."""
         self.undone = False
-        """Something of a branch was rolled back in this session."""
+        """Whether a branch, or a part of one, was rolled back in this session."""
         self._broken = False
         self._notices: list[Notice] = []
 
@@ -122,10 +124,11 @@ class PsycopgSession:
         return loading.load_rows(0, result.ntuples, lambda row: dict(zip(names, row, strict=True)))
 
     def keep_statements(self) -> None:
-        """The engine itself prepares nothing under a name."""
+        """Does nothing: the engine itself prepares no named statements."""
 
     def abandon(self) -> None:
-        """Send nothing through it any more, and leave the connection open: it is somebody else's."""
+        """Send nothing more through the session, and leave the connection open: it belongs to the
+        application."""
         self._broken = True
 
     def discard(self) -> None:
@@ -133,8 +136,8 @@ class PsycopgSession:
             return
         self._broken = True
         if self.gate is not None and self.gate.busy:
-            # Whoever is inside libpq must not find the connection freed: it is interrupted, and the last to
-            # leave closes it.
+            # The connection must not be freed while an operation uses it: the operation is interrupted, and
+            # the connection is closed when the operation has ended.
             close_in_background(interrupt(self.pgconn))
             self.gate.when_free(self.pgconn.finish)
         elif self.pgconn.transaction_status == TransactionStatus.ACTIVE:
@@ -143,7 +146,7 @@ class PsycopgSession:
             self.pgconn.finish()
 
     async def _ask(self, send: Callable[[], None], timeout_s: float) -> list[PGresult]:
-        """Send, and wait for all results. Raises as ``script`` and ``rows`` of the contract do."""
+        """Send, and wait for all results. Raises ``ServerError``, ``NoAnswer``, ``NotSent``."""
         pgconn = self.pgconn
         handler, pgconn.notice_handler = pgconn.notice_handler, self._note
         asking = None
@@ -157,11 +160,11 @@ class PsycopgSession:
             self._abandon(asking)
             raise AnswerTimedOut("no answer in time") from None
         except psycopg.Error as error:
-            # A part of it may be on its way, whatever went wrong.
+            # A part of the statement may have been sent, whatever the error is.
             self._abandon(asking)
             raise NoAnswer(str(error).strip() or "the connection was lost") from error
         except BaseException:
-            # Cancelled, or something nobody foresaw: nobody knows what this session is doing now.
+            # Cancelled, or an unexpected error: the state of this session is not known now.
             self._abandon(asking)
             raise
         finally:
@@ -169,7 +172,8 @@ class PsycopgSession:
         return self._judge(results)
 
     def _check(self) -> None:
-        """Nothing has been sent yet: whatever is wrong by now is no doubt, only a refusal."""
+        """Raise ``NotSent`` if the connection cannot be used; nothing has been sent yet, so no outcome is in
+        doubt."""
         if self.broken:
             raise NotSent("the connection is closed")
         if self.pgconn.pipeline_status != PipelineStatus.OFF:
@@ -177,8 +181,8 @@ class PsycopgSession:
         if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
             raise NotSent("another statement is running")
         try:
-            # What the server said of itself, above all that and why it has ended the session: is_busy() takes
-            # that for a notice.
+            # Read messages that the server sent by itself, above all its reason for ending the session, which
+            # is_busy() treats as a notice.
             self.pgconn.consume_input()
             self.pgconn.is_busy()
             self._raise_end()
@@ -211,7 +215,7 @@ class PsycopgSession:
 
     def _abandon(self, asking: Any) -> None:
         if asking is not None:
-            asking.close()  # it holds a pointer into the connection that is about to be freed
+            asking.close()  # it has a pointer into the connection that is about to be freed
         self.discard()
 
     def _note(self, result: PGresult) -> None:
@@ -233,12 +237,13 @@ def field(result: PGresult, name: DiagnosticField) -> str:
 
 
 def severity_of(result: PGresult) -> str:
-    """Of an error or notice: in English, where the server tells that (since version 9.6)."""
+    """The severity of an error or notice, in English if the server sends that (since version 9.6)."""
     return field(result, DiagnosticField.SEVERITY_NONLOCALIZED) or field(result, DiagnosticField.SEVERITY)
 
 
 def server_error(result: PGresult) -> ServerError | None:
-    """None if the connection was lost: an error of libpq's own, or of class 08, which poolers send."""
+    """The server's error in ``result``; None if the connection was lost: then the error is libpq's own, or of
+    class 08, which poolers send."""
     sqlstate = field(result, DiagnosticField.SQLSTATE)
     if not sqlstate or sqlstate.startswith("08"):
         return None
@@ -252,7 +257,7 @@ def server_error(result: PGresult) -> ServerError | None:
 
 
 async def cancel_and_finish(pgconn: PGconn) -> None:
-    """For a statement of the engine's own, whose answer nobody waits for any more."""
+    """Cancel a statement of the engine whose answer is no longer awaited, and close the connection."""
     try:
         await _cancel(pgconn)
     finally:
@@ -260,19 +265,21 @@ async def cancel_and_finish(pgconn: PGconn) -> None:
 
 
 async def interrupt(pgconn: PGconn) -> None:
-    """For a statement of the application's, in whatever thread: it fails, there and on the server. The
-    connection is not freed: that is for whoever is inside."""
-    door = _duplicate(pgconn)
+    """Cancel a statement of the application, which may run in any thread, and shut the socket down, so that
+    the statement fails in the client and on the server. The connection is not freed, since the statement
+    still uses it."""
+    sock = _duplicate(pgconn)
     try:
         await _cancel(pgconn)
     finally:
-        if door is not None:
-            with door, contextlib.suppress(OSError):
-                door.shutdown(socket.SHUT_RDWR)
+        if sock is not None:
+            with sock, contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def _duplicate(pgconn: PGconn) -> socket.socket | None:
-    """Of our own: the connection's may be closed meanwhile, and its number given out again."""
+    """A separate socket object for the connection: the connection may close its own meanwhile, and the file
+    descriptor may be reused. None if it is closed."""
     try:
         return socket.socket(fileno=os.dup(pgconn.socket))
     except (OSError, psycopg.Error):

@@ -16,7 +16,7 @@ from psycopg.pq import ExecStatus, Format
 
 from undoubt.participants.bounds import text
 from undoubt.participants.errors import ParticipantUnavailable, UsageError
-from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection, failure_told
+from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection, as_failure
 from undoubt.serve.sidecar.problems import RequestRefused
 from undoubt.serve.sidecar.settings import SidecarSettings
 from undoubt.serve.sidecar.sql_values import Parameter, type_name, value
@@ -73,7 +73,7 @@ async def run(
     connection.undoubt_note(statement, reading.tag, reading.affected)
     if reading.error is not None:
         refused = psycopg.errors.error_from_result(reading.error, encoding="utf-8")
-        connection.undoubt_failure = failure_told(refused)
+        connection.undoubt_failure = as_failure(refused)
         raise StatementFailed(participant, refused) from refused
     return Rows(tuple(reading.columns), reading.rows, reading.tag)
 
