@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 
 from undoubt.coordinator.ledger.contract import BranchRecord
-from undoubt.demo.nodes import free_ports
-from undoubt.demo.worker import die_with_parent
+from undoubt.serve.local.parent import die_with_parent
+from undoubt.serve.local.ports import free_ports
 
 try:
     import grpc

@@ -29,7 +29,7 @@ from undoubt.bench.contenders.product import Product, configuration
 from undoubt.bench.contract import ROWS, Places
 from undoubt.bench.field import Field, own_servers, set_up
 from undoubt.bench.figures import percentile
-from undoubt.demo.nodes import Nodes
+from undoubt.serve.local.nodes import Nodes
 from undoubt.serve.loop import fastest_loop
 
 ELECTION_TIMEOUT_S = 1.0

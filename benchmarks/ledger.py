@@ -28,9 +28,9 @@ from undoubt.bench.figures import percentile
 from undoubt.coordinator.ledger.cluster.ledger import ClusterLedger
 from undoubt.coordinator.ledger.contract import BranchRecord, Session
 from undoubt.coordinator.settings import LedgerSettings
-from undoubt.demo.nodes import Nodes
 from undoubt.participants.contract import Decision
 from undoubt.participants.ids import Protocol, SessionKey
+from undoubt.serve.local.nodes import Nodes
 from undoubt.serve.loop import fastest_loop
 
 BRANCHES = (

@@ -276,3 +276,11 @@ async def test_the_map_of_a_commit_is_true(tmp_path: Path) -> None:
     """Broken if ARCHITECTURE.md names other files than those that a commit enters."""
     entered, elsewhere = await house.commits(tmp_path, 3)
     assert house.unlike_the_map({file for file, _ in entered}, {file for file, _ in elsewhere}) == []
+
+
+async def test_a_system_for_developers_comes_back_and_goes() -> None:
+    """Broken if something that ``undoubt dev`` prints does not answer, does not come back, or stays."""
+    told = await prove("dev")
+    assert (told["livez"], told["dsns"], told["nodes"], told["killed"]) == (1, 2, 3, 6)
+    assert told["left_behind"] == 0
+    assert told["failures"] == []

@@ -20,6 +20,7 @@ INTERNAL = {
     "ContenderFailed": "of the benchmark",
     "LogSetBack": "within a node, as LedgerUnusable",
     "MessageRefused": "of Raft, within a node",
+    "ChildFailed": "undoubt.serve.local",
     "NodeFailed": "of the demo",
     "NodeStopped": "within a node",
     "NotLeader": "of Raft, within a node",

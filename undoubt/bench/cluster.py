@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from undoubt.bench.contract import DATABASES
-from undoubt.demo.nodes import Nodes
+from undoubt.serve.local.nodes import Nodes
 
 PARTICIPANT = """
 [participants.{name}]

@@ -17,9 +17,9 @@ from undoubt.bench import worker
 from undoubt.bench.cluster import cluster
 from undoubt.bench.contenders import CONTENDERS
 from undoubt.bench.contract import DATABASES, ROWS, Places, Turn
-from undoubt.demo.nodes import Nodes
 from undoubt.embedded import EmbeddedServer
 from undoubt.participants.errors import UndoubtError
+from undoubt.serve.local.nodes import Nodes
 
 ANSWER_LINE_MAX = 1 << 26
 """Bytes: a turn's latencies are one line."""

@@ -20,7 +20,7 @@ import msgspec
 
 from undoubt.bench.contenders import CONTENDERS
 from undoubt.bench.contract import AsyncContender, Places, Style, SyncContender, Turn
-from undoubt.demo.worker import die_with_parent
+from undoubt.serve.local.parent import die_with_parent
 from undoubt.serve.loop import fastest_loop
 
 

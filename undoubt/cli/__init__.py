@@ -18,6 +18,7 @@ commands:
 :mod:`.exits`         defines the exit statuses, and gives each error one.
 :mod:`.node`          ``undoubt node``: runs a member of the ledger's cluster.
 :mod:`.sidecar`       ``undoubt sidecar``: serves transactions over HTTP.
+:mod:`.dev`           ``undoubt dev``: runs a whole system on this machine.
 :mod:`.cluster`       ``undoubt cluster init, status, certs``.
 :mod:`.members`       ``undoubt cluster add, promote, remove, transfer, snapshot, backup, restore``.
 :mod:`.ledger`        ``undoubt ledger``: creates, migrates, checks, backs up and restores a ledger.

@@ -53,7 +53,7 @@ def sidecar(context: Context, new_token: str | None, log_format: str) -> None:
 
 def _draw(context: Context, name: str) -> None:
     """The token on stdout, once; what goes into the configuration on stderr."""
-    _needs_extra()
+    needs_extra("sidecar")
     from undoubt.serve.sidecar.settings import TokenSettings  # noqa: PLC0415 - as below
     from undoubt.serve.sidecar.tokens import TOKEN_PREFIX, hash_of  # noqa: PLC0415 - as below
 
@@ -66,16 +66,17 @@ def _draw(context: Context, name: str) -> None:
     click.echo(token)
 
 
-def _needs_extra() -> None:
+def needs_extra(command: str) -> None:
+    """Raises ``UsageError`` without the packages of the HTTP server."""
     try:
         import starlette  # noqa: F401, PLC0415 - of the extra
         import uvicorn  # noqa: F401, PLC0415 - of the extra
     except ImportError as error:
-        raise UsageError("undoubt sidecar needs its extra: pip install 'undoubt[sidecar]'") from error
+        raise UsageError(f"undoubt {command} needs the extra: pip install 'undoubt[sidecar]'") from error
 
 
 async def _run(context: Context, say: Callable[[str], None]) -> None:
-    _needs_extra()
+    needs_extra("sidecar")
     # The HTTP server comes with it, which `undoubt sidecar --help` can do without.
     from undoubt.serve.sidecar.server import run  # noqa: PLC0415
 

@@ -8,8 +8,6 @@ In the order in which the demo passes them:
 :mod:`.command`  implements ``undoubt demo``.
 :mod:`.stage`    starts two servers and the ledger, writes the configuration, and removes all of it at the
                  end.
-:mod:`.nodes`    starts the cluster that keeps the ledger.
-:mod:`.node`     runs one node of that cluster in its process.
 :mod:`.story`    runs the demo step by step.
 :mod:`.workers`  starts worker processes, and reads what they print.
 :mod:`.worker`   transfers money in a process that kills itself at a named step of the protocol.

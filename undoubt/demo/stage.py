@@ -15,9 +15,9 @@ from pathlib import Path
 
 from undoubt.config import Settings, load
 from undoubt.demo import bank
-from undoubt.demo.nodes import Nodes
 from undoubt.embedded import EmbeddedServer
 from undoubt.embedded.places import new_place, remove_place
+from undoubt.serve.local.nodes import Nodes
 
 SESSION_TTL_S = 2.0
 """Short, so that nobody waits long for the lease of a dead coordinator to end."""

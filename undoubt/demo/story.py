@@ -9,7 +9,6 @@ from undoubt import wiring
 from undoubt.coordinator.ledger.contract import Ledger
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.demo import bank
-from undoubt.demo.nodes import NodeFailed, Nodes
 from undoubt.demo.proof import Proof
 from undoubt.demo.show import Show
 from undoubt.demo.stage import SESSION_TTL_S, Stage
@@ -21,6 +20,7 @@ from undoubt.recovery.operator.explain import explain
 from undoubt.recovery.operator.survey import Survey, survey
 from undoubt.recovery.plan import BranchStanding
 from undoubt.recovery.service import RecoveryService
+from undoubt.serve.local.nodes import NodeFailed, Nodes
 
 SHARES = {"work": 0.3, "before": 0.15, "after": 0.15, "database": 0.2, "leader": 0.2}
 """How the time is shared out among the chapters of work."""

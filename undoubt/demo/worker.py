@@ -8,7 +8,6 @@ it died."""
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import enum
 import math
 import os
@@ -21,6 +20,7 @@ import asyncpg
 import undoubt
 from undoubt.coordinator.protocols.steps import TwoPhaseStep
 from undoubt.demo.bank import ACCOUNTS, AMOUNT, BALANCE, transfer
+from undoubt.serve.local.parent import die_with_parent
 
 NEVER = "never"
 TASKS = 8
@@ -35,7 +35,6 @@ DATABASE_DIED = (
     asyncpg.InternalClientError,  # asyncpg's answer to a statement that is sent as its server dies
     OSError,
 )
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def tell(what: str, name: str) -> None:
@@ -100,12 +99,6 @@ async def main(config: str, seconds: float, step: str, tag: str) -> None:
         fate.begin()
         tell("ready", tag)
         await asyncio.gather(*(work(coordinator, fate, tag, task) for task in range(TASKS)))
-
-
-def die_with_parent() -> None:
-    """So that nothing goes on where the demo was killed. https://man7.org/linux/man-pages/man2/prctl.2.html"""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ NOBODY = 65534
 DEAD = frozenset({"Z", "X"})
 """States of processes that run no more; a zombie's parent has yet to collect it."""
 _IPC_RMID = 0  # linux/ipc.h
-_NAME = re.compile(r"undoubt-(?:server|template|programs|demo)-(\d+)-(\d+)-(\d+)-\w+")
+_NAME = re.compile(r"undoubt-(?:server|template|programs|demo|dev)-(\d+)-(\d+)-(\d+)-\w+")
 
 
 def server_user() -> int | None:
@@ -29,13 +29,13 @@ def server_user() -> int | None:
 
 
 def new_place(kind: str, *, keep: bool = False) -> Path:
-    """A new private folder, ``kind`` one of server, template, programs, demo. With ``keep`` it outlives
+    """A new private folder, ``kind`` one of server, template, programs, demo, dev. With ``keep`` it outlives
     this process. Those of dead processes are removed first."""
     _sweep_once(os.getpid())
     if keep:
         return Path(tempfile.mkdtemp(prefix=f"undoubt-kept-{kind}-"))
     place = Path(
-        tempfile.mkdtemp(prefix=f"undoubt-{kind}-{_namespace()}-{os.getpid()}-{_started(os.getpid())}-")
+        tempfile.mkdtemp(prefix=f"undoubt-{kind}-{_namespace()}-{os.getpid()}-{started(os.getpid())}-")
     )
     atexit.register(_remove_at_exit, place, os.getpid())
     return place
@@ -76,13 +76,18 @@ def _remove_at_exit(place: Path, owner_pid: int) -> None:
 
 @functools.cache
 def _sweep_once(_pid: int) -> None:
+    sweep()
+
+
+def sweep() -> None:
+    """Remove the folders of processes that have ended."""
     mine = {os.geteuid(), NOBODY} if os.geteuid() == 0 else {os.geteuid()}
     for place in Path(tempfile.gettempdir()).glob("undoubt-*"):
         name = _NAME.fullmatch(place.name)
         if name is None or int(name[1]) != _namespace():  # a pid says nothing about another namespace's
             continue
         with contextlib.suppress(OSError):
-            if place.lstat().st_uid in mine and _started(int(name[2])) != int(name[3]):
+            if place.lstat().st_uid in mine and started(int(name[2])) != int(name[3]):
                 remove_place(place)
 
 
@@ -94,7 +99,7 @@ def _namespace() -> int:
     return 0
 
 
-def _started(pid: int) -> int:
+def started(pid: int) -> int:
     """When, in clock ticks since the machine's start: with it a pid is unique. 0 for a dead one.
     https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html, field 22."""
     with contextlib.suppress(OSError):

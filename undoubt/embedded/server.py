@@ -49,11 +49,11 @@ class ServerFailed(UndoubtError):
 class EmbeddedServer:
     """``async with EmbeddedServer() as server: server.dsn("postgres")``.
 
-    ``settings`` are PostgreSQL's, over :data:`DEFAULTS`. ``durable=False`` switches fsync off, for tests
-    that crash no server. ``hba`` are lines before the default, which lets in over TCP who has a password, and
-    over the socket in ``folder`` whoever may enter that folder. With ``keep`` it outlives its process, data
-    and all. Superuser: ``postgres``, with ``password``. Usable from any event loop of its process.
-    """
+    ``settings`` are PostgreSQL's, over :data:`DEFAULTS`. ``durable=False`` switches fsync off, for tests that
+    crash no server. ``hba`` are lines before the default, which lets in over TCP who has a password, and over
+    the socket in ``folder`` whoever may enter that folder. With ``keep`` it outlives its process, data and
+    all. ``port``: a free one if 0. Superuser: ``postgres``, with ``password``. Usable from any event loop of
+    its process."""
 
     def __init__(
         self,
@@ -62,12 +62,13 @@ class EmbeddedServer:
         durable: bool = True,
         hba: Sequence[str] = (),
         keep: bool = False,
+        port: int = 0,
     ) -> None:
         self.settings = {**DEFAULTS, **({} if durable else {"fsync": "off"}), **(settings or {})}
         self.hba = list(hba)
         self.keep = keep
         self.password = process_password()
-        self.port = 0
+        self.port = port
         self.folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._guarded = False
@@ -89,6 +90,11 @@ class EmbeddedServer:
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        """Of the postmaster that ran last, minus the signal if one ended it; None while it runs."""
+        return None if self._process is None else self._process.poll()
 
     def dsn(self, database: str = "postgres", *, user: str = "postgres") -> str:
         """Over TCP, with the password in it. A role that has none yet is given the server's; one that has a

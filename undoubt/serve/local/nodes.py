@@ -1,0 +1,105 @@
+"""Three nodes on this machine that keep a ledger, as their parent sees them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from undoubt.config import load
+from undoubt.coordinator.ledger.cluster.status import survey
+from undoubt.coordinator.settings import LedgerSettings
+from undoubt.participants.errors import UndoubtError
+from undoubt.serve import bootstrap
+from undoubt.serve.local import child
+from undoubt.serve.local.ports import free_ports
+from undoubt.serve.local.processes import READY_S, ChildFailed, ChildProcess, serving
+
+COUNT = 3
+LOOK_S = 0.05
+
+CONFIG = """\
+# Written by undoubt for nodes on one machine.
+[ledger]
+url = "{url}"
+
+[node]
+number = {number}
+data = "node-{number}"
+"""
+QUICK = """\
+heartbeat_s = 0.05
+election_timeout_s = 0.5
+"""
+
+
+class NodeFailed(UndoubtError):
+    """A node ended, or nobody leads."""
+
+
+class Nodes:
+    """Made in ``folder``; nothing runs before :meth:`start`. With ``keep`` they outlive this process.
+    ``more`` is added to the configuration of each, what belongs to ``[node]`` first. ``ports`` are free ones
+    where none are given."""
+
+    def __init__(
+        self, folder: Path, *, keep: bool, more: str = QUICK, ports: Sequence[int] | None = None
+    ) -> None:
+        self._folder = folder
+        self._more = more
+        self._running: set[int] = set()
+        self.children: dict[int, ChildProcess] = {
+            number: serving(
+                f"node {number}", child.NODE, self._config(number), folder / f"node-{number}.log", keep=keep
+            )
+            for number in range(1, COUNT + 1)
+        }
+        self.addresses = [f"127.0.0.1:{port}" for port in ports or free_ports(COUNT)]
+        self.url = "raft://" + ",".join(self.addresses)
+
+    @property
+    def pids(self) -> dict[int, int]:
+        return {number: self.children[number].pid for number in sorted(self._running)}
+
+    async def start(self) -> None:
+        """All of them, and wait until one leads. Raises :class:`NodeFailed`."""
+        ticket = ""
+        for number in self.children:
+            config = self._config(number)
+            config.write_text(CONFIG.format(url=self.url, number=number) + self._more)
+            config.chmod(0o600)  # a participant's dsn may hold a password
+            ticket = bootstrap.init(load(config, env={}), ticket).ticket
+        await asyncio.gather(*(self.run(number) for number in self.children))
+        await self.leader()
+
+    async def run(self, number: int) -> None:
+        """Start one, for the first time or again. Raises :class:`NodeFailed`."""
+        self._running.add(number)
+        try:
+            await self.children[number].start()
+        except ChildFailed as error:
+            raise NodeFailed(str(error)) from error
+
+    async def leader(self) -> int:
+        """The number of the one that leads, once one does. Raises :class:`NodeFailed`."""
+        settings = LedgerSettings(url=self.url, request_timeout_s=1.0)
+        try:
+            async with asyncio.timeout(READY_S):
+                while (number := (await survey(settings)).leader) not in self._running:
+                    await asyncio.sleep(LOOK_S)
+                return number
+        except TimeoutError:
+            raise NodeFailed(f"no node leads within {READY_S:g} s") from None
+
+    async def kill(self, number: int) -> int:
+        """Its exit status: minus SIGKILL, if that ended it."""
+        self._running.discard(number)
+        return await self.children[number].kill()
+
+    async def close(self) -> None:
+        """End all of them, at once: what they have answered is on their disks."""
+        await asyncio.gather(*(self.children[number].kill() for number in self._running))
+        self._running.clear()
+
+    def _config(self, number: int) -> Path:
+        return self._folder / f"node-{number}.toml"
