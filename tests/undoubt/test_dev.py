@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
+import subprocess
 
 import httpx
 import pytest
 
+from tests.docs.pages import ROOT, blocks
 from tests.prove.dev import KINDS, Dev, dev, listens, until
 from tests.undoubt.cli.harness import undoubt
 from undoubt.embedded.places import children
@@ -74,6 +77,24 @@ async def test_a_transaction_runs_through_it() -> None:
         assert shown.json["decision"] == "commit"
 
 
+async def test_first_success() -> None:
+    """The script of the page about the sidecar, as it stands there."""
+    [script] = [block.text for block in blocks("sh", ROOT / "docs/sidecar.md") if "$tx/commit" in block.text]
+    async with dev() as one:
+        await one.ready()
+        (one.folder / "dev.json").write_text(json.dumps(one.told))
+        ran = await asyncio.to_thread(
+            subprocess.run,
+            ["bash", "-euc", script],
+            cwd=one.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert json.loads(ran.stdout.splitlines()[-1])["outcome"] == "committed", ran.stdout
+
+
 @pytest.mark.parametrize("started", [True, False], ids=["serving", "starting"])
 async def test_killed_with_9_it_leaves_nothing(started: bool) -> None:
     """Its children notice; the sweeper removes what nobody else can."""
@@ -132,7 +153,7 @@ async def test_a_start_that_fails_is_tried_again() -> None:
     said: list[str] = []
     weak = Weak(TELL_AFTER + 1)
     keeping = asyncio.create_task(keep(weak, said.append, lambda: None))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(10):
         await weak.alive.wait()
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
