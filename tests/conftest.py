@@ -14,7 +14,8 @@ import pytest
 from tests.servers import Server, fresh_database, new_server
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - Linux's filesystem in memory
-MEMORY_BYTES_MIN = 2 << 30
+MEMORY_BYTES_MIN = 8 << 30
+"""Several times what a whole run in parallel needs, also of the machine's free memory."""
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that: nothing could be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -30,9 +31,16 @@ def _use_memory() -> None:
     if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK):
         return
     found = os.statvfs(MEMORY)
-    if found.f_bavail * found.f_frsize >= MEMORY_BYTES_MIN and not found.f_flag & os.ST_NOEXEC:
+    room_bytes = min(found.f_bavail * found.f_frsize, _available_bytes())
+    if room_bytes >= MEMORY_BYTES_MIN and not found.f_flag & os.ST_NOEXEC:
         os.environ["TMPDIR"] = str(MEMORY)
         tempfile.tempdir = None  # it may have been asked for before
+
+
+def _available_bytes() -> int:
+    """Memory that can be used without swapping (``MemAvailable``, proc(5))."""
+    meminfo = Path("/proc/meminfo").read_text()
+    return int(meminfo.partition("MemAvailable:")[2].split()[0]) * 1024
 
 
 _use_memory()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
+import tempfile
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -105,7 +105,11 @@ async def test_what_was_written_is_there(folder: Path) -> None:
 async def test_whatever_is_written_together_the_newest_is_there(tmp_path: Path, data: DataObject) -> None:
     """Small segments, so that many end and are dropped: an entry, a vote or a promise that was only in one of
     those would be lost, one that was replaced would come back."""
-    folder = tmp_path / uuid4().hex
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:  # each example has a reserve of 16 MiB
+        await _write_and_read_again(Path(folder) / "node", data)
+
+
+async def _write_and_read_again(folder: Path, data: DataObject) -> None:
     create(folder, IDENTITY, *FIRST, segment_bytes=1024)
     kept: dict[int, Entry] = {}
     promises: dict[int, AcceptorRecord] = {}
