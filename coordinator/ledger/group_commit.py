@@ -170,7 +170,7 @@ class GroupCommit(Generic[W]):
         ``refused`` may be given if no later write depends on ``write``. If there is no room, ``write`` is
         then left out and ``refused`` called instead of ``then``; so also if the disk breaks. Without
         ``refused`` the write is repeated until there is room. ``first``: before all waiting writes, in a
-        batch of its own (without other writes)."""
+        batch without other writes."""
         job = _Job(write, then, refused, first)
         self._waiting.insert(0 if first else len(self._waiting), job)
 

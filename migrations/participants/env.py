@@ -9,9 +9,8 @@ from alembic import context
 
 context.configure(
     connection=context.config.attributes.get("connection"),
-    transactional_ddl=None
-    if not context.is_offline_mode()
-    else False,  # the printed script has its own transaction
+    # The printed script has its own transaction.
+    transactional_ddl=None if not context.is_offline_mode() else False,
     dialect_name="postgresql",
     version_table="participant_migration",
     version_table_schema="undoubt",

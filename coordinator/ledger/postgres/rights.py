@@ -24,7 +24,7 @@ class TablePrivilege:
     what: str
 
     def __str__(self) -> str:
-        who = f"role {self.role}" if self.role else "everybody"
+        who = f"role {self.role}" if self.role else "any role"
         if not self.table:
             return (
                 f"{who} may read the ledger's secret or change what is recorded, as a member of {self.what}"

@@ -35,7 +35,7 @@ TABLES = (
         only_row boolean primary key default true check (only_row),
         time_ms bigint not null default 0,      -- ledger time: advances only while a process leads
         leader text,                            -- the process that advances it and expires sessions
-        beat bigint not null default 0,         -- incremented each time the leader advances time
+        beat bigint not null default 0,         -- incremented by each change of this row
         led_from_ms bigint not null default 0   -- ledger time at which the leader began
     ) with (fillfactor = 10)
     """,

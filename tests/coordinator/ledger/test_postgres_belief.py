@@ -265,7 +265,7 @@ async def test_who_else_reads_the_secret(ground: Ground) -> None:
             "grant insert on undoubt_ledger.decision to {}",
             "can change what is recorded: INSERT on undoubt_ledger.decision",
         ),
-        ("grant select on undoubt_ledger.secret to public", "everybody can read the ledger's secret"),
+        ("grant select on undoubt_ledger.secret to public", "any role can read the ledger's secret"),
         ("grant pg_read_all_data to {}", "as a member of pg_read_all_data"),
     ):
         await ground.admin.execute(statement.format(OWNER))
