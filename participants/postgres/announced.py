@@ -100,7 +100,7 @@ class AnnouncedBranch:
 
     @property
     def connection(self) -> NoReturn:
-        """Raises ``UsageError``."""
+        """Raises ``UsageError``: the branch has no connection."""
         raise UsageError(
             f"branch {self._label} is run by the program that announced it, and has no connection"
         )

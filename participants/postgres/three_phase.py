@@ -84,7 +84,7 @@ class PostgresStates:
         await self._rows(query("state_forget"), [str(gid) for gid in gids])
 
     async def _write(self, name: str, **literals: str) -> bool:
-        """Whether a row was changed."""
+        """Execute one change of a row; True if a row was changed."""
         sql = _filled(name, **literals)
         try:
             async with self._management.session() as session:

@@ -226,7 +226,7 @@ class Savepoint:
         self._used = False
 
     async def start(self) -> None:
-        """SAVEPOINT."""
+        """SAVEPOINT: begin the savepoint."""
         if self._used:
             raise UsageError("this savepoint was used already; call connection.transaction() again")
         self._used = True
