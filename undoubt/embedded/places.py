@@ -1,7 +1,7 @@
-"""Temporary folders that nobody has to clear away.
+"""Makes temporary folders, and removes those of processes that have ended.
 
-A process removes its own when it ends. One that was killed cannot; so a folder's name tells whose it is,
-and the next process that makes one removes those of the dead.
+A process removes its folders when it ends. A killed process cannot; so a folder's name contains its process,
+and the next process that makes a folder removes the folders of processes that no longer run.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from pathlib import Path
 
 NOBODY = 65534
 DEAD = frozenset({"Z", "X"})
-"""States of processes that run no more; a zombie's parent has yet to collect it."""
+"""States of processes that no longer run, in /proc/PID/stat. A zombie (Z) waits for its parent to collect
+it."""
 _IPC_RMID = 0  # linux/ipc.h
 _NAME = re.compile(r"undoubt-(?:server|template|programs|demo|dev)-(\d+)-(\d+)-(\d+)-\w+")
 
 
 def server_user() -> int | None:
-    """The user to run a server as: None for this process's own, ``NOBODY`` where that is root."""
+    """The user to run a server as: None for this process's user, ``NOBODY`` if that is root."""
     return NOBODY if os.geteuid() == 0 else None
 
 
 def new_place(kind: str, *, keep: bool = False) -> Path:
-    """A new private folder, ``kind`` one of server, template, programs, demo, dev. With ``keep`` it outlives
-    this process. Those of dead processes are removed first."""
+    """Make a new private folder; ``kind`` is server, template, programs, demo or dev. With ``keep`` the folder
+    stays after this process has ended. The folders of ended processes are removed first."""
     _sweep_once(os.getpid())
     if keep:
         return Path(tempfile.mkdtemp(prefix=f"undoubt-kept-{kind}-"))
@@ -42,13 +43,14 @@ def new_place(kind: str, *, keep: bool = False) -> Path:
 
 
 def remove_place(place: Path) -> None:
-    """The folder, and the memory segment that a killed server leaves in the kernel."""
+    """Remove the folder, and the shared memory segment that a killed server has left in the kernel."""
     _remove_memory(place)
     shutil.rmtree(place, ignore_errors=True)
 
 
 def give(folder: Path, user: int | None) -> None:
-    """Make ``user`` the owner of everything in ``folder``; PostgreSQL wants its data folder private."""
+    """Make ``user`` the owner of all files in ``folder``, and make the folders private, as PostgreSQL
+    requires."""
     for place in (folder, *folder.rglob("*")):
         if user is not None:
             os.chown(place, user, user, follow_symlinks=False)
@@ -63,14 +65,14 @@ def children(pid: int) -> list[int]:
 
 
 def state(pid: int) -> str:
-    """One letter, as in ps; ``X`` where there is no such process."""
+    """The state of process ``pid`` as one letter, as in ps; ``X`` if there is no such process."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return "X"
 
 
 def _remove_at_exit(place: Path, owner_pid: int) -> None:
-    if os.getpid() == owner_pid:  # a forked child owns nothing of its parent's
+    if os.getpid() == owner_pid:  # a forked child must not remove its parent's folders
         remove_place(place)
 
 
@@ -84,7 +86,7 @@ def sweep() -> None:
     mine = {os.geteuid(), NOBODY} if os.geteuid() == 0 else {os.geteuid()}
     for place in Path(tempfile.gettempdir()).glob("undoubt-*"):
         name = _NAME.fullmatch(place.name)
-        if name is None or int(name[1]) != _namespace():  # a pid says nothing about another namespace's
+        if name is None or int(name[1]) != _namespace():  # a pid is valid in one namespace
             continue
         with contextlib.suppress(OSError):
             if place.lstat().st_uid in mine and started(int(name[2])) != int(name[3]):
@@ -93,15 +95,16 @@ def sweep() -> None:
 
 @functools.cache
 def _namespace() -> int:
-    """Of process ids."""
+    """The number of this process's pid namespace, 0 if it is not known."""
     with contextlib.suppress(OSError):
         return Path("/proc/self/ns/pid").stat().st_ino
     return 0
 
 
 def started(pid: int) -> int:
-    """When, in clock ticks since the machine's start: with it a pid is unique. 0 for a dead one.
-    https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html, field 22."""
+    """When process ``pid`` was started, in clock ticks since the machine's start; 0 if it does not run. Pid
+    and start time together are unique. https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html, field
+    22."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return 0 if fields[0] in DEAD else int(fields[19])
@@ -109,8 +112,9 @@ def started(pid: int) -> int:
 
 
 def _remove_memory(place: Path) -> None:
-    """A killed server leaves its segment behind, and only the next start on the same data would remove it.
-    Line 7 of postmaster.pid has its key and id (PostgreSQL's src/include/utils/pidfile.h)."""
+    """Remove the shared memory segment of a killed server. PostgreSQL itself would remove it only at the next
+    start on the same data. Line 7 of postmaster.pid has its key and id (PostgreSQL's
+    src/include/utils/pidfile.h)."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         key, identity = (place / "data" / "postmaster.pid").read_text().splitlines()[6].split()
         for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]:

@@ -1,8 +1,7 @@
-"""One PostgreSQL server as a child process, which nobody but its user can log in to.
+"""Runs one PostgreSQL server as a child process; only the user of this process can log in to it.
 
-A server runs programs for whoever is superuser in it, and every local user reaches a port of 127.0.0.1. So
-TCP asks for a password that was drawn at random, and only the socket, in a folder that no other user may
-enter, asks for none.
+A superuser can run programs through the server, and every local user can connect to a port of 127.0.0.1. So
+TCP requires a random password; only the unix socket, in a folder that no other user may enter, requires none.
 """
 
 from __future__ import annotations
@@ -37,23 +36,24 @@ DEFAULTS = {
     "max_connections": "120",
     "shared_buffers": "32MB",
     "logging_collector": "off",
-    "dynamic_shared_memory_type": "mmap",  # in the data folder, where a kill cannot leave it behind
+    "dynamic_shared_memory_type": "mmap",  # in the data folder: a kill leaves nothing behind
     "listen_addresses": "127.0.0.1",
 }
 
 
 class ServerFailed(UndoubtError):
-    """A server did not start, stop or initialise; the message ends with what it logged."""
+    """A server did not start, stop or initialise; the message ends with the server's log."""
 
 
 class EmbeddedServer:
     """``async with EmbeddedServer() as server: server.dsn("postgres")``.
 
-    ``settings`` are PostgreSQL's, over :data:`DEFAULTS`. ``durable=False`` switches fsync off, for tests that
-    crash no server. ``hba`` are lines before the default, which lets in over TCP who has a password, and over
-    the socket in ``folder`` whoever may enter that folder. With ``keep`` it outlives its process, data and
-    all. ``port``: a free one if 0. Superuser: ``postgres``, with ``password``. Usable from any event loop of
-    its process."""
+    ``settings`` are PostgreSQL's settings; they override :data:`DEFAULTS`. ``durable=False`` switches fsync
+    off, for tests that crash no server. ``hba`` are lines of pg_hba.conf before the default lines, which
+    require a password over TCP and none over the socket in ``folder``. With ``keep`` the server and its data
+    stay after this process has ended. ``port``: a free port if 0. The superuser is ``postgres``, with
+    ``password``. Usable from any event loop of this process.
+    """
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class EmbeddedServer:
         self.folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._guarded = False
-        """The superuser has its password."""
+        """Whether the superuser has been given its password."""
 
     async def __aenter__(self) -> EmbeddedServer:
         return await self.start()
@@ -82,7 +82,7 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
-        """Of the postmaster."""
+        """The process id of the postmaster. Raises :class:`ServerFailed` if it was never started."""
         if self._process is None:
             raise ServerFailed("the server is not running")
         return self._process.pid
@@ -93,12 +93,12 @@ class EmbeddedServer:
 
     @property
     def returncode(self) -> int | None:
-        """Of the postmaster that ran last, minus the signal if one ended it; None while it runs."""
+        """The exit status of the last postmaster, minus the signal if one ended it; None while it runs."""
         return None if self._process is None else self._process.poll()
 
     def dsn(self, database: str = "postgres", *, user: str = "postgres") -> str:
-        """Over TCP, with the password in it. A role that has none yet is given the server's; one that has a
-        password of its own, or is not there yet, gets a dsn without."""
+        """A dsn for TCP, with the password. A role without a password is given the server's password first.
+        If the role has another password, or does not exist yet, the dsn has none."""
         ours = user == "postgres" or (self.running and give_password(self.socket_dsn(), user, self.password))
         password = f":{self.password}" if ours else ""
         return (
@@ -106,12 +106,12 @@ class EmbeddedServer:
         )
 
     def socket_dsn(self, database: str = "postgres", *, user: str = "postgres") -> str:
-        """Over the socket in ``folder``: without a password, and of use to nobody but this process's user."""
+        """A dsn for the socket in ``folder``, without a password. Only this process's user can use it."""
         who, what = quote(user, safe=""), quote(database, safe="")
         return f"postgresql://{who}@/{what}?host={quote(str(self.folder), safe='')}&port={self.port}"
 
     async def start(self) -> EmbeddedServer:
-        """Start it, or start it again after :meth:`stop` or :meth:`kill`, on the same data and port.
+        """Start the server, also again after :meth:`stop` or :meth:`kill`, with the same data and port.
 
         Raises :class:`ServerFailed`, ``BinariesMissing``.
         """
@@ -130,7 +130,8 @@ class EmbeddedServer:
         return self
 
     async def stop(self) -> None:
-        """Fast shutdown: open transactions are rolled back, prepared ones stay."""
+        """Stop the server by a fast shutdown: open transactions are rolled back, prepared ones stay. Raises
+        :class:`ServerFailed`."""
         if self.running and self._process is not None:
             self._process.send_signal(signal.SIGINT)
             try:
@@ -140,12 +141,12 @@ class EmbeddedServer:
                 raise ServerFailed(f"PostgreSQL did not stop: {self._logged()}") from None
 
     async def kill(self) -> int:
-        """SIGKILL to the postmaster and to everything that it started, as a power failure would have it: no
-        backend finishes what it was at. Returns the signal that ended the postmaster."""
+        """Send SIGKILL to the postmaster and to all processes that it has started, like a power failure: no
+        backend finishes its work. Returns the signal that ended the postmaster."""
         process = self._process
         if process is None:
             raise ServerFailed("the server is not running")
-        # Stopped, it starts no child after these, and tells none that another has died.
+        # A stopped postmaster starts no more children, and does not react to the death of a child.
         process.send_signal(signal.SIGSTOP)
         while state(process.pid) not in {"T", *DEAD}:
             await asyncio.sleep(0)
@@ -160,7 +161,7 @@ class EmbeddedServer:
         return -returncode
 
     async def close(self) -> None:
-        """Stop it and remove its data, unless it is to be kept."""
+        """Stop the server and remove its data, unless ``keep`` is set and the server runs."""
         if self.keep and self.running:
             return
         await self.stop()
@@ -169,9 +170,9 @@ class EmbeddedServer:
             self.folder = None
 
     async def create_database(self, name: str, *, owner: str = "postgres") -> str:
-        """A new, empty database; its owner's DSN. An ``owner`` that is not there yet is created, as an
-        ordinary role that may log in."""
-        import asyncpg  # noqa: PLC0415 - `undoubt.errors` names this module's error, and every command imports that
+        """Create an empty database, and return its owner's DSN. An ``owner`` that does not exist is created,
+        as an ordinary role that may log in."""
+        import asyncpg  # noqa: PLC0415 - `undoubt.errors` imports this module, and every command imports `undoubt.errors`
 
         connection = await asyncpg.connect(self.socket_dsn())
         try:
@@ -195,7 +196,8 @@ class EmbeddedServer:
         return folder
 
     def _launch(self, folder: Path) -> None:
-        # In the thread of the caller: a parent-death signal follows the thread that started the child.
+        # In the thread of the caller: the parent-death signal is sent when the thread that started the child
+        # ends (prctl(2), PR_SET_PDEATHSIG).
         options = [f"{name}={value}" for name, value in self.settings.items()]
         options += [f"port={self.port}", f"unix_socket_directories={folder}"]
         programs = bin_folder() if not self.keep else bin_folder(folder)
@@ -204,7 +206,7 @@ class EmbeddedServer:
             command += ["-c", option]
         user = server_user()
         if not self.keep and (setpriv := shutil.which("setpriv")) is not None:
-            # So that a server never outlives a parent that was killed. SIGQUIT is its immediate shutdown.
+            # A server must end also if its parent is killed. SIGQUIT is PostgreSQL's immediate shutdown.
             command = [setpriv, "--pdeathsig", "QUIT", *command]
         with (folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -240,7 +242,7 @@ class EmbeddedServer:
         return False
 
     async def _guard(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        """Give the superuser its password, once. A standby has its primary's, which is this process's too."""
+        """Give the superuser its password, once. A standby has its primary's password, which is the same."""
         if not self._guarded and not await connection.fetchval("select pg_is_in_recovery()"):
             await connection.execute(f"alter role postgres password '{verifier(self.password)}'")
         self._guarded = True
@@ -253,7 +255,7 @@ class EmbeddedServer:
 
 @functools.cache
 def _template() -> Path:
-    """An initialised data folder to copy; one per process."""
+    """An initialised data folder, from which the data of servers is copied; one per process."""
     place = new_place("template")
     data, user = place / "data", server_user()
     give(place, user)

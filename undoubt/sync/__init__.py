@@ -12,17 +12,17 @@
             payments.execute("update accounts ...")
         # here it is committed in both, or TransactionAborted was raised and it is in neither
 
-Nothing is implemented twice: every call is the async engine's, and runs in its event loop. Statements do not
-go that way: a thread works with its branch's connection directly, and the engine uses that connection again
-when the thread ends the transaction.
+Each call runs the async engine's method in the engine's event loop; no method is implemented twice.
+Statements do not pass through the loop: a thread uses its branch's connection directly, and the engine uses
+that connection again when the thread ends the transaction.
 
-In the order in which a call passes them:
+In the order in which a call passes through them:
 
 ===================  =========================================================================================
 :mod:`.connect`      ``connect``: makes a coordinator for threads.
 :mod:`.coordinator`  ``Coordinator``: begins transactions, and runs functions in them.
 :mod:`.transaction`  ``Transaction``: opens branches, commits, and rolls back.
-:mod:`.portal`       runs the event loop in a thread of its own, and takes calls from any other thread.
+:mod:`.portal`       runs the event loop in its own thread, and takes calls from any other thread.
 ===================  =========================================================================================
 """
 

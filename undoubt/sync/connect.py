@@ -1,4 +1,4 @@
-"""``undoubt.sync.connect``."""
+"""``undoubt.sync.connect``: makes a coordinator for threads."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def connect(
     on_connect: OnConnects | None = None,
     create: bool = False,
 ) -> Coordinator:
-    """A running coordinator, to be closed: by ``with``, or by ``close()``.
+    """A running coordinator. The caller closes it, by ``with`` or by ``close()``.
 
-    Everything as in :func:`undoubt.connect`; branches are psycopg connections, whatever the ``driver`` of
-    their participant says. ``observe`` is called in the engine's thread, ``on_connect`` and the participants'
-    ``init`` in threads of their own.
+    The arguments are those of :func:`undoubt.connect`. Branches are psycopg connections, whatever the
+    ``driver`` of their participant is. ``observe`` is called in the engine's thread, ``on_connect`` and the
+    participants' ``init`` in worker threads.
     """
     return Coordinator(
         lambda: engine_connect(

@@ -1,4 +1,4 @@
-"""The coordinator in the hands of threads: every call is the async engine's, carried out in its loop."""
+"""The coordinator for threads: each call runs the async engine's method in the engine's event loop."""
 
 from __future__ import annotations
 
@@ -29,11 +29,14 @@ Opening = Callable[[], AbstractAsyncContextManager[EngineCoordinator]]
 
 
 class Coordinator:
-    """Open from construction until ``close``, or the end of its ``with`` block. For any number of threads.
+    """A coordinator for any number of threads.
 
-    ``opening`` is called in the engine's loop and gives the coordinator to use;
-    :func:`undoubt.sync.connect` is the usual way to make one. Belongs to the process that made it: a fork
-    that uses it gets ``WrongProcess``. A thread whose own event loop is running gets ``UsageError``.
+    It is open from construction until ``close``, or until the end of its ``with`` block.
+
+    ``opening`` is called in the engine's loop and returns the engine's coordinator;
+    :func:`undoubt.sync.connect` is the usual way to make a coordinator. It belongs to the process that made
+    it: in a fork each call raises ``WrongProcess``. In a thread that runs an event loop each call raises
+    ``UsageError``.
     """
 
     def __init__(self, opening: Opening) -> None:
@@ -52,7 +55,7 @@ class Coordinator:
 
     @property
     def engine(self) -> EngineCoordinator:
-        """The asynchronous one, which lives in the loop of :attr:`portal`."""
+        """The asynchronous coordinator, which runs in the loop of :attr:`portal`."""
         return self._engine
 
     @property
@@ -60,8 +63,8 @@ class Coordinator:
         return self._portal
 
     def transaction(self, *, timeout: float | None = None, protocol: str | None = None) -> Transaction:
-        """A new transaction, for ``with``. Not decided after ``timeout`` seconds, it is aborted.
-        ``protocol``: ``2pc``, ``3pc`` or ``paxos``, else the configuration's."""
+        """A new transaction, for ``with``. It is aborted if it is not decided after ``timeout`` seconds.
+        ``protocol``: ``2pc``, ``3pc`` or ``paxos``, by default the configuration's protocol."""
         self._portal.check()
         return Transaction(self._portal, self._engine.transaction(timeout=timeout, protocol=protocol))
 
@@ -73,13 +76,13 @@ class Coordinator:
         timeout: float | None = None,
         protocol: str | None = None,
     ) -> T:
-        """``function(tx, *args)`` in a transaction of its own; returns its result once committed.
+        """Call ``function(tx, *args)`` in a new transaction; returns the function's result after the commit.
 
-        ``timeout`` and ``protocol`` are those of :meth:`transaction`, for each attempt. Repeated up to
-        ``retries`` times, after growing random pauses, where the cause was a deadlock or a serialization
-        failure. Everything else is raised at once, ``OutcomeUnknown`` above all, and whatever ``function``
-        raises after a commit of its own. Raises ``UsageError``, and commits nothing, if ``function`` is
-        a coroutine function or an argument is not within its bounds.
+        ``timeout`` and ``protocol`` are those of :meth:`transaction`, for each attempt. The transaction is
+        repeated up to ``retries`` times, after growing random pauses, if it failed by a deadlock or a
+        serialization failure. All other errors are raised immediately, also ``OutcomeUnknown``, and all
+        errors after ``function`` itself has called ``commit``. Raises ``UsageError``, and commits nothing, if
+        ``function`` is a coroutine function or an argument is not within its bounds.
         """
         bounds.count("retries", retries)
         check_synchronous(function)
@@ -88,7 +91,7 @@ class Coordinator:
             try:
                 with tx:
                     result = checked_result(function, function(tx, *args))
-            except Exception as error:  # whatever the application raises passes through, unless retryable
+            except Exception as error:  # errors of the application are raised, unless retryable
                 pause_s = pause_before_retry(error, attempt, retries)
                 if pause_s is None or tx.may_have_committed:
                     raise
@@ -98,7 +101,8 @@ class Coordinator:
         raise InvariantViolation("unreachable")
 
     def outcome(self, txid: TxId | str) -> RecordedDecision:
-        """What the ledger has recorded, for an id or its text. NOT_RECORDED never means aborted."""
+        """The decision that the ledger has recorded for a transaction id, or for its text. NOT_RECORDED does
+        not mean aborted."""
         return self._portal.call(self._engine.outcome, txid)
 
     @property
@@ -107,20 +111,20 @@ class Coordinator:
         return tuple(self._engine.participants.names())
 
     def add_participant(self, participant: Participant) -> None:
-        """Register one more, at once usable. A ``PostgresParticipant`` has to be made with
-        ``handles="sync"``. Raises ``UsageError`` if the name is taken."""
+        """Register a participant, which can be used immediately. A ``PostgresParticipant`` has to be made
+        with ``handles="sync"``. Raises ``UsageError`` if the name is taken."""
         self._portal.call(self._add, participant)
 
     def remove_participant(self, name: str) -> None:
-        """Unregister and close one. Raises ``ParticipantInUse`` while any branch of it is unresolved, and
-        ``ParticipantUnavailable`` if it cannot be asked."""
+        """Unregister and close a participant. Raises ``ParticipantInUse`` while it has an unresolved branch,
+        and ``ParticipantUnavailable`` if it does not answer."""
         self._portal.call(self._engine.remove_participant, name)
 
     def close(self) -> None:
-        """Abort what has not begun to commit, wait up to ``drain_s`` for what has, end the session, the
-        ledger and the thread. May be repeated, by any thread; also done when the interpreter exits.
+        """Abort transactions that have not begun to commit, wait up to ``drain_s`` for commits, and end the
+        session, the ledger and the thread. May be repeated, by any thread; the interpreter's exit calls it.
 
-        Interrupted by Ctrl-C it goes on in the background, and the next call, or the exit, waits for it.
+        After Ctrl-C the closing goes on in the background; the next call, or the exit, waits for its end.
         """
         if self._portal.elsewhere:
             return
@@ -130,7 +134,7 @@ class Coordinator:
             try:
                 self._portal.call(self._shut)
             except UsageError:
-                raise  # refused: everything is as it was
+                raise  # the call was refused: nothing has changed
             except Exception:
                 self._portal.close()
                 raise

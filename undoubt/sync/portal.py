@@ -1,8 +1,8 @@
-"""One event loop in one thread of its own, and calls into it from any other thread.
+"""Runs an event loop in its own thread, and takes calls from any other thread.
 
-A call that is interrupted in its own thread (Ctrl-C) goes on in the loop: the loop is where transactions are
-driven to their ends, and no caller can stop that. Calls wait on a bare lock each, and those that come while
-the loop is busy wake it once together: a hop costs two thread switches and little more.
+A call that is interrupted in its thread (Ctrl-C) goes on in the loop: the loop drives transactions to their
+ends, and no caller can stop that. Each call waits on a lock; calls that arrive while the loop is busy wake it
+only once. So a call costs hardly more than two thread switches.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _GREEN = (
     ("eventlet.patcher", "is_monkey_patched", "thread"),
     ("eventlet.patcher", "is_monkey_patched", "socket"),
 )
-"""Module, its function that tells what is replaced, and what is asked
+"""A module, its function that returns whether a part is replaced, and the name of the part
 (https://www.gevent.org/api/gevent.monkey.html, https://eventlet.readthedocs.io/en/latest/patching.html)."""
 
 
 WAKE_S = 0.2
-"""How late a Ctrl-C may come through."""
+"""How much later than Ctrl-C ``KeyboardInterrupt`` may be raised in a waiting thread."""
 
 
 class _Call(Generic[T]):
@@ -83,30 +83,31 @@ class _Call(Generic[T]):
         self._lock.release()
 
     def wait(self) -> T:
-        # A signal that comes just before the thread begins to wait does not end the wait.
+        # With a timeout: a signal that arrives just before the thread begins to wait does not end the wait.
         while not self._lock.acquire(timeout=WAKE_S):
             pass
         if self._error is not None:
             try:
                 raise self._error
             finally:
-                self._error = None  # else the error and this frame would keep each other alive
+                self._error = None  # otherwise the error and this frame would refer to each other
         return self._result
 
 
 class Portal:
-    """Open from construction until ``close``; ends by itself when the interpreter does, after ``at_exit``."""
+    """An event loop in its own thread, open from construction until ``close``. At the interpreter's exit
+    ``at_exit`` is called, which has to close it."""
 
     def __init__(self, name: str, at_exit: Callable[[], None]) -> None:
-        """Raises ``UsageError`` in a thread whose own event loop is running, and where ``gevent`` or
-        ``eventlet`` has replaced threads."""
+        """Raises ``UsageError`` in a thread that runs an event loop, and if ``gevent`` or ``eventlet`` has
+        replaced threads or sockets."""
         _refuse_green_threads()
         _refuse_in_a_loop()
         self.pid = os.getpid()
         self._calls: deque[_Call[Any]] = deque()
         self._woken = False
         self._ending = False
-        """Set in the loop's thread: no call is begun any more."""
+        """Set in the loop's thread: from now on no call is begun."""
         self._ended = False
         self._loop = _new_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -114,19 +115,21 @@ class Portal:
         _open[self] = at_exit
 
     def call(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
-        """``await function(*arguments)`` in the loop. Raises what it raises; ``CoordinatorClosed``;
-        ``UsageError`` in a thread whose own event loop is running; ``WrongProcess`` in a fork."""
+        """The result of ``await function(*arguments)`` in the loop. Raises the errors of ``function``;
+        ``CoordinatorClosed``; ``UsageError`` in a thread that runs an event loop; ``WrongProcess`` in a fork.
+        """
         self.check()
         call = _Call(function, arguments)
         self._send(call)
         return call.wait()
 
     def post(self, function: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> None:
-        """The same without waiting, and without an answer. Does nothing once the loop has ended."""
+        """Run ``function`` in the loop without waiting for its result. Does nothing once the loop has
+        ended."""
         self._send(_Call(function, arguments))
 
     def check(self) -> None:
-        """Raise what ``call`` would refuse with."""
+        """Raise the error with which ``call`` would be refused, if any."""
         if self.elsewhere:
             raise WrongProcess(
                 f"this coordinator belongs to process {self.pid}, not {os.getpid()}; open one after the fork"
@@ -138,7 +141,7 @@ class Portal:
 
     @property
     def elsewhere(self) -> bool:
-        """The loop is another process's: this one is its fork."""
+        """Whether the loop belongs to another process, of which this process is a fork."""
         return os.getpid() != self.pid
 
     @property
@@ -146,7 +149,7 @@ class Portal:
         return self._ended
 
     def close(self) -> None:
-        """End the loop; calls that are still under way get ``CoordinatorClosed``. May be repeated."""
+        """End the loop; calls that still run raise ``CoordinatorClosed``. May be repeated."""
         _open.pop(self, None)
         with contextlib.suppress(RuntimeError):  # the loop is closed already
             self._loop.call_soon_threadsafe(self._end)
@@ -162,14 +165,14 @@ class Portal:
             self._fail_all()
 
     def _take(self) -> None:
-        self._woken = False  # first: whoever queues after the last look below must wake the loop again
+        self._woken = False  # first: a call queued after the while below must wake the loop again
         if self._ending:
             self._fail_all()
         while self._calls:
             self._calls.popleft().begin(self._loop)
 
     def _fail_all(self) -> None:
-        """Nobody will begin them. Each is popped, and so failed, once."""
+        """Fail all queued calls: the loop will not begin them. Each call is popped, and failed, once."""
         while True:
             try:
                 call = self._calls.popleft()
@@ -194,14 +197,15 @@ def _refuse_in_a_loop() -> None:
 
 
 def _refuse_green_threads() -> None:
-    """A greenlet that waits for the loop would stop the thread in which the loop is to run."""
+    """Raise ``UsageError`` if threads are greenlets: one that waits for the loop would block the thread in
+    which the loop has to run."""
     for module, asked, name in _GREEN:
         if (patched := getattr(sys.modules.get(module), asked, None)) is not None and patched(name):
             raise UsageError(GREEN.format(module.partition(".")[0]))
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed: this loop is ours alone, whatever the application's are."""
+    """A new event loop: uvloop's if it is installed. The application does not use this loop."""
     try:
         made: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
     except ImportError:
@@ -217,11 +221,12 @@ def _at_exit() -> None:
         if not portal.elsewhere:
             try:
                 close()
-            except Exception:  # nobody is left to raise it to, and other portals wait for their turn
+            except Exception:  # no caller is left to handle it; other portals must be closed too
                 log.exception("closing at the interpreter's exit failed")
 
 
-# Commits that are under way need the ledger's executor, and concurrent.futures ends every executor before
-# atexit's turn comes: by this hook, whose functions run in reverse order of registration (its own was
-# registered when concurrent.futures.thread was imported above).
+# Running commits need the ledger's executor, and concurrent.futures ends all executors before the functions
+# of atexit are called: by threading's hook, whose functions run in reverse order of registration. The
+# function of concurrent.futures was registered by the import of concurrent.futures.thread above, so this one
+# runs before it.
 getattr(threading, "_register_atexit", atexit.register)(_at_exit)

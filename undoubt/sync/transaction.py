@@ -1,4 +1,4 @@
-"""One transaction in the hands of a thread."""
+"""A transaction for threads."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ T = TypeVar("T")
 class Transaction:
     """``with coordinator.transaction() as tx``: commits at the block's end, rolls back if it raises.
 
-    Made by :meth:`undoubt.sync.Coordinator.transaction`. Different branches may be used by different threads;
-    one of them ends the transaction, and a statement that another still runs then aborts it.
+    Made by :meth:`undoubt.sync.Coordinator.transaction`. Different threads may use different branches. One
+    thread ends the transaction; if another thread's statement still runs then, the transaction is aborted.
 
-    It can be aborted while its thread works: by its timeout, by a deadlock's resolution, by a lost session.
-    Then a statement that runs in a branch is cancelled, every further call raises, and the end of the block
-    raises ``TransactionAborted``, which tells why.
+    The transaction can be aborted while its thread works: by its timeout, by the resolution of a deadlock, by
+    a lost session. Then a running statement of a branch is cancelled, every further call raises, and the end
+    of the block raises ``TransactionAborted`` with the cause.
     """
 
     def __init__(self, portal: Portal, engine: EngineTransaction) -> None:
@@ -45,25 +45,26 @@ class Transaction:
 
     @property
     def participants(self) -> tuple[str, ...]:
-        """Names of the participants in which it has a branch."""
+        """The names of the participants in which the transaction has a branch."""
         return self._engine.participants
 
     @property
     def active(self) -> bool:
-        """True until commit or rollback is called, or it was doomed."""
+        """True until commit or rollback is called, or the transaction is doomed."""
         return self._engine.active
 
     @property
     def may_have_committed(self) -> bool:
-        """False until its commit begins to be decided, and once it is certain that it has not committed."""
+        """Whether the transaction may have committed: False until its commit begins, and again once it is
+        certain that it did not commit."""
         return self._engine.may_have_committed
 
     def start(self) -> Transaction:
-        """Begin without ``with``; then ``commit`` or ``rollback`` has to be called."""
+        """Begin the transaction without ``with``; the caller has to call ``commit`` or ``rollback``."""
         try:
             self._portal.call(self._begin)
         except BaseException:
-            # Interrupted: it may have begun, or be about to, and nobody will ever end it.
+            # After an interruption the transaction may have begun, or may begin later, and no caller ends it.
             self._given_up = True
             self._portal.post(self._end_what_began)
             raise
@@ -78,17 +79,18 @@ class Transaction:
         return cast("Connection[Any]", self._call(self._engine.branch, name))
 
     def branches(self, *names: str) -> tuple[Connection[Any], ...]:
-        """Those of several participants, opened side by side: one wait instead of one for each."""
+        """The connections to several participants. The branches are opened concurrently: one wait instead of
+        one for each."""
         return cast("tuple[Connection[Any], ...]", self._call(self._open, names))
 
     def commit(self) -> CommitResult:
         """Commit everywhere or nowhere.
 
-        Returns once COMMIT is recorded and every participant was told. Raises ``TransactionAborted`` (it is
-        nowhere), ``OutcomeUnknown`` (no answer within the timeout: it goes on in the background), or
-        ``HeuristicOutcome``. Ctrl-C does not stop it: after ``KeyboardInterrupt`` it goes on in the
-        background too, and ``coordinator.outcome(tx.id)`` may tell later how it ended.
-        """
+        Returns once COMMIT is certain and COMMIT PREPARED was sent to every participant. Raises
+        ``TransactionAborted`` (committed nowhere), ``OutcomeUnknown`` (no answer within the timeout: the
+        commit goes on in the background), or ``HeuristicOutcome``. Ctrl-C does not stop the commit: after
+        ``KeyboardInterrupt`` it goes on in the background too, and ``coordinator.outcome(tx.id)`` may return
+        its outcome later."""
         return self._finish(self._engine.commit)
 
     def _finish(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -103,7 +105,7 @@ class Transaction:
             raise
 
     def rollback(self) -> None:
-        """Undo everything. Does nothing on a transaction that was rolled back already."""
+        """Roll back all branches. Does nothing if the transaction was rolled back already."""
         self._call(self._engine.rollback)
 
     def __enter__(self) -> Transaction:
@@ -120,18 +122,19 @@ class Transaction:
         else:
             self._roll_back(error)
         cause = self._engine.interruption
-        if cause is not None and _told_by_a_branch(error):
+        if cause is not None and _may_come_from_a_branch(error):
             raise TransactionAborted(self.id, cause) from cause
 
     def _roll_back(self, error: BaseException) -> None:
-        """Or wait until it is. Whatever goes wrong here, ``error`` is what the application should see."""
+        """Roll back, or wait for the end of a rollback. The application has to see ``error``, so errors of
+        the rollback are not raised."""
         try:
             if self._engine.active:
                 self._portal.call(self._engine.undo_after, error)
             else:
                 self._portal.call(self._engine.rollback)
         except TransactionAborted:
-            return  # meanwhile, from outside: then this tells why
+            return  # aborted from outside meanwhile: the caller raises the cause
         except UndoubtError as failure:
             error.add_note(f"the rollback of transaction {self.id} could not be waited for: {failure}")
 
@@ -157,9 +160,9 @@ class Transaction:
             await self._engine.rollback()
 
 
-def _told_by_a_branch(error: BaseException) -> bool:
-    """Whether ``error`` may be what a cancelled statement, or a branch that has ended, says: an error of ours
-    or of psycopg, or raised from or while handling one."""
+def _may_come_from_a_branch(error: BaseException) -> bool:
+    """Whether ``error`` may come from a cancelled statement or from a branch that has ended: an error of
+    undoubt or of psycopg, or an error that was raised from, or while handling, such an error."""
     seen: set[int] = set()
     todo: list[BaseException | None] = [error]
     while todo:
