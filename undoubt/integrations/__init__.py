@@ -1,4 +1,4 @@
-"""Ways into a transaction from libraries that applications use already. Each is imported only by its users.
+"""Integrations of undoubt's transactions into other libraries. ``undoubt`` itself imports none of them.
 
 ==================  ==========================================================================================
 :mod:`.sqlalchemy`  gives SQLAlchemy a ``Session`` over several engines, with one commit.

@@ -68,7 +68,7 @@ async def test_unknown_participant(app: App) -> None:
 async def test_unsupported_driver(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     """psycopg2, pg8000: their connections cannot be driven by the engine."""
     monkeypatch.setattr(app.sync_engine("payments").dialect, "driver", "pg8000")
-    await app.run(refused(r"works with postgresql\+pg8000, and undoubt with"))
+    await app.run(refused(r"uses postgresql\+pg8000, but undoubt supports only"))
 
 
 async def test_no_postgresql(app: App) -> None:
@@ -83,7 +83,7 @@ async def test_no_postgresql(app: App) -> None:
             coordinator=app.coordinator,
             participants=participants,  # type: ignore[call-arg]
         )
-        refused("is no PostgreSQL")(made)
+        refused("is not PostgreSQL")(made)
         made.close()
 
     await app.run(program)

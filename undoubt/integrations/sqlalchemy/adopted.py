@@ -1,4 +1,4 @@
-"""What the integration needs of a driver: one connection of the user's pool, taken over for a transaction."""
+"""The interface of a driver's connection that is taken from the application's pool for a transaction."""
 
 from __future__ import annotations
 
@@ -10,40 +10,42 @@ from undoubt.participants.postgres.session import ServerSession
 
 
 class Adopted(Handle, Protocol):
-    """As a :class:`~undoubt.participants.postgres.connection_proxy.Handle` it ends the application's use of
-    the connection."""
+    """A connection of the application that is in use by a branch. As a
+    :class:`~undoubt.participants.postgres.connection_proxy.Handle` it ends the application's use of the
+    connection."""
 
     @property
     def session(self) -> ServerSession: ...
 
     def begin(self, gid: Gid) -> str:
-        """From now on the connection counts as used by branch ``gid``. Returns the statement that begins its
-        transaction as the engine is set up to do it, empty if one has begun. Raises ``UsageError``."""
+        """Mark the connection as used by branch ``gid``. Returns the statement that begins the transaction
+        with the options of SQLAlchemy's engine, empty if a transaction has begun. Raises ``UsageError``."""
         ...
 
     def restore(self) -> None:
-        """It is the pool's again: the engine has done with it and left it clean, or has lost it to the pool
-        behind its back. Nothing more is sent through ``session``."""
+        """Give the connection back to the pool: undoubt's engine has left it clean, or the pool has taken it
+        back without asking the engine. Nothing more is sent through ``session``."""
         ...
 
     @property
     def stolen(self) -> bool:
-        """``steal`` was called, or the application has closed the connection, which does the same."""
+        """Whether ``steal`` was called, or the application has closed the connection, which has the same
+        effect."""
         ...
 
     @property
     def closed(self) -> bool:
-        """The connection is closed, or about to be."""
+        """Whether the connection is closed, or will be closed soon."""
         ...
 
     def steal(self) -> None:
-        """The engine has not done with it, and keeps it: what the pool has is a closed connection from now
-        on."""
+        """Leave the connection to undoubt's engine, which still uses it: from now on the pool's object is a
+        closed connection."""
         ...
 
 
 def begin_statement(isolation: str | None, *, read_only: bool | None, deferrable: bool | None) -> str:
-    """BEGIN with the options that the engine's connection has; None is the server's default."""
+    """The BEGIN statement with these options; None means the server's default."""
     parts = ["begin"]
     if isolation:
         parts.append("isolation level " + isolation.replace("_", " ").lower())
@@ -55,6 +57,6 @@ def begin_statement(isolation: str | None, *, read_only: bool | None, deferrable
 
 
 AUTOCOMMIT = (
-    "the engine's isolation level is AUTOCOMMIT, so nothing of it could be part of a transaction; give the"
-    " session an engine with another one: engine.execution_options(isolation_level='READ COMMITTED')"
+    "the engine's isolation level is AUTOCOMMIT, so its statements cannot be part of a transaction; give the"
+    " session an engine with another level: engine.execution_options(isolation_level='READ COMMITTED')"
 )

@@ -1,4 +1,4 @@
-"""An asyncpg connection of the user's, inside SQLAlchemy's adapter, taken over for a transaction."""
+"""An asyncpg connection of the application, inside SQLAlchemy's adapter, that a branch uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from undoubt.participants.postgres.connection_proxy import ApplicationSide, afte
 
 
 class AsyncpgAdopted(ApplicationSide):
-    """Over ``adapter``, SQLAlchemy's ``AsyncAdapt_asyncpg_connection``."""
+    """The connection in ``adapter``, SQLAlchemy's ``AsyncAdapt_asyncpg_connection``."""
 
     undoubt_used = True
 
@@ -33,7 +33,7 @@ class AsyncpgAdopted(ApplicationSide):
         adapter = self._adapter
         if self.driver.is_in_transaction():
             return ""
-        # The adapter begins a transaction of its own where it has none.
+        # If the adapter has no transaction, it begins one itself.
         adapter._transaction = _Held(self)
         level = adapter.isolation_level
         return begin_statement(
@@ -44,7 +44,7 @@ class AsyncpgAdopted(ApplicationSide):
         self.ended = True
         if self._gid is not None and not self.session.broken:
             self._adapter._connection = _Ended(self._gid, lambda: self.undoubt_why)
-        return False  # asyncpg itself refuses a statement beside another
+        return False  # asyncpg itself refuses concurrent statements on one connection
 
     @property
     def closed(self) -> bool:
@@ -63,24 +63,25 @@ class AsyncpgAdopted(ApplicationSide):
 
 
 class _Held:
-    """Stands for the transaction that is the coordinator's to end. The session ends it through the unit of
-    work, and finds nothing to do on the connection afterwards."""
+    """Replaces the adapter's transaction, since only the coordinator may end it. The session ends it through
+    the unit of work; the calls on the connection that follow have no effect."""
 
     def __init__(self, adopted: AsyncpgAdopted) -> None:
         self._adopted = adopted
 
     async def commit(self) -> None:
         if not self._adopted.ended:
-            raise UsageError("the session commits, not its connection: the other database would not")
+            raise UsageError("commit the session: its connection is only one of the databases")
 
     async def rollback(self) -> None:
-        """Before the end: the connection was closed by the application, and goes back to its pool."""
+        """Roll back on the server if the application has closed the connection before the end, so that the
+        connection goes back to its pool."""
         if not self._adopted.ended:
             await self._adopted.driver.execute("rollback")
 
 
 class _Ended:
-    """Stands for a connection that is the engine's."""
+    """Replaces the application's connection while undoubt's engine uses it: every use raises."""
 
     def __init__(self, gid: Gid, why: Callable[[], Callable[[], Exception] | None]) -> None:
         self._gid = gid

@@ -1,4 +1,4 @@
-"""One connection of a session as a branch: in the place of SQLAlchemy's own transaction on it."""
+"""Makes one connection of a session a branch, in place of SQLAlchemy's transaction on that connection."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _UNIT = "undoubt.unit"
 
 
 class EnlistedConnection:
-    """What a ``SessionTransaction`` keeps for one of its connections, and what the engine opens the branch
-    with. ``root`` is SQLAlchemy's transaction on the connection: it is told what became of it at the end,
-    when there is nothing left for it to do.
+    """The transaction object that a ``SessionTransaction`` keeps for one of its connections, and with which
+    the engine opens the branch. ``root`` is SQLAlchemy's transaction on the connection: its ``commit`` or
+    ``rollback`` is called after the end of the branch, when they have no effect on the server.
     """
 
     def __init__(self, unit: Unit, connection: sa.Connection, root: sa.RootTransaction, name: str) -> None:
@@ -41,7 +41,7 @@ class EnlistedConnection:
         self._drop: weakref.finalize[..., Any] | None = None
         self._over = False
 
-    # What SQLAlchemy's session asks of a transaction.
+    # The interface of a transaction, for SQLAlchemy's session.
 
     @property
     def is_active(self) -> bool:
@@ -58,10 +58,10 @@ class EnlistedConnection:
 
     @property
     def taken(self) -> Taken | None:
-        """The connection as the engine has it, once it may have something to do with it."""
+        """The connection as the engine uses it, None before the engine has it."""
         return self._taken
 
-    # What the engine asks of who opens a branch.
+    # The interface for opening a branch, for the engine.
 
     async def begin(self, gid: Gid, *, timeout_s: float, key: SessionKey = NO_KEY) -> Branch:
         participant = self._unit.participant(self.name)
@@ -69,7 +69,7 @@ class EnlistedConnection:
         session = adopted.session
         self._taken = taken = Taken(adopted, participant.settings.statement_timeout_s)
         self._info[_TAKEN] = taken
-        # Weakly: a session that is dropped must be collected, and its connections with it.
+        # A weak reference: a session that is dropped must be collected together with its connections.
         self._info[_UNIT] = weakref.ref(self._unit)
         self._drop = weakref.finalize(self, taken.dropped)
         self._drop.atexit = False
@@ -91,7 +91,7 @@ class EnlistedConnection:
             taken.fail()
             raise
 
-    # What the unit of work says at the end, in the session's thread.
+    # Called by the unit of work at the end, in the session's thread.
 
     def finish(self, *, committed: bool) -> None:
         """Give the connection back, or leave it to the engine. May be repeated."""
@@ -114,7 +114,7 @@ class EnlistedConnection:
 
 
 def checked_in(_: object, record: Any) -> None:
-    """The pool's event: a connection comes back."""
+    """Handler of the pool's event ``checkin``: a connection returns to the pool."""
     taken = record.info.pop(_TAKEN, None)
     record.info.pop(_UNIT, None)
     if isinstance(taken, Taken):
@@ -124,7 +124,8 @@ def checked_in(_: object, record: Any) -> None:
 
 
 def failed(context: sa.engine.ExceptionContext) -> None:
-    """The engine's event: a statement has failed. Raises ``TransactionAborted`` if that is why."""
+    """Handler of the engine's event ``handle_error``: a statement has failed. Raises ``TransactionAborted``
+    if the transaction was aborted."""
     connection, error = context.connection, context.original_exception
     if connection is None or connection.closed or connection.invalidated or not isinstance(error, Exception):
         return
@@ -146,13 +147,13 @@ def _taken_over(connection: sa.Connection) -> Adopted:
     if driver == "asyncpg":
         return AsyncpgAdopted(proxied.dbapi_connection)
     raise UsageError(
-        f"the engine {connection.engine!r} works with {connection.dialect.name}+{driver}, and undoubt with"
-        " postgresql+psycopg and postgresql+asyncpg alone: name one of these in its URL"
+        f"the engine {connection.engine!r} uses {connection.dialect.name}+{driver}, but undoubt supports only"
+        " postgresql+psycopg and postgresql+asyncpg: name one of these in its URL"
     )
 
 
 def checked(participant: object, name: str) -> PostgresParticipant:
-    """``participant``, if branches of it can be on other people's connections."""
+    """``participant``, if its branches can be on connections of the application. Raises ``UsageError``."""
     if not isinstance(participant, PostgresParticipant):
-        raise UsageError(f"participant {name!r} is no PostgreSQL database that an engine could lead to")
+        raise UsageError(f"participant {name!r} is not a PostgreSQL database, so no engine can connect to it")
     return participant

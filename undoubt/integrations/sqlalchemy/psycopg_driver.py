@@ -1,4 +1,4 @@
-"""A psycopg connection of the user's, of either kind, taken over for a transaction."""
+"""A psycopg connection of the application, synchronous or asynchronous, that a branch uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from undoubt.participants.postgres.psycopg.session import PsycopgSession
 
 
 class PsycopgAdopted(ApplicationSide):
-    """Over ``driver``, whose lock is a gate for as long."""
+    """The connection ``driver``, whose lock is replaced by a gate while the branch uses it."""
 
     undoubt_used = True
 
@@ -36,7 +36,7 @@ class PsycopgAdopted(ApplicationSide):
         gate: Any = AsyncGate(gid) if isinstance(driver, psycopg.AsyncConnection) else SyncGate(gid)
         self.session.gate = gate
         driver.lock = gate
-        # Whoever invalidates it while the engine may be inside libpq must not free what is there.
+        # A connection that is invalidated while the engine may be inside libpq must not be freed then.
         driver.close = self._close_later if isinstance(driver, psycopg.Connection) else self._aclose_later
         if self.session.pgconn.transaction_status != TransactionStatus.IDLE:
             return ""
@@ -91,7 +91,7 @@ class PsycopgAdopted(ApplicationSide):
 
 
 def _closed() -> Any:
-    """A libpq connection that never was one: libpq refuses the option, and connects to nobody."""
+    """A closed libpq connection: libpq refuses the option, and connects to no server."""
     pgconn = PGconn.connect_start(b"undoubt=closed")
     pgconn.finish()
     return pgconn

@@ -1,4 +1,4 @@
-"""The sessions: SQLAlchemy's own, with one commit over all engines."""
+"""``Session`` and ``AsyncSession``: SQLAlchemy's sessions with one commit over all engines."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _watched: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
 
 
 class Session(orm.Session):
-    """``sqlalchemy.orm.Session`` with these arguments besides.
+    """``sqlalchemy.orm.Session`` with additional arguments.
 
     ``coordinator`` commits; ``participants`` names the participant of each engine; ``timeout`` (seconds,
     from the first statement) and ``protocol`` are those of ``coordinator.transaction``. ``commit`` raises
-    what a transaction's commit raises: after ``TransactionAborted`` the session is rolled back like after
-    any error; after ``OutcomeUnknown`` and ``HeuristicOutcome`` it is neither rolled back nor committed, but
-    empty, and its objects are read again.
+    the errors of a transaction's commit. After ``TransactionAborted`` the session is rolled back as after
+    any error. After ``OutcomeUnknown`` and ``HeuristicOutcome`` its transaction is closed without a
+    commit or rollback event, and its objects are read again when they are next used.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Session(orm.Session):
         **options: Any,
     ) -> None:
         if bounds.flag("twophase", twophase):
-            raise UsageError("twophase=True is SQLAlchemy's own, which checks nothing: leave it out")
+            raise UsageError("twophase=True is SQLAlchemy's own, without a check of PREPARE: leave it out")
         if timeout is not None:
             bounds.seconds("timeout", timeout, zero=False)
         if protocol is not None:
@@ -67,21 +67,21 @@ class Session(orm.Session):
                 event.listen(engine, "handle_error", failed)
 
     def undoubt_begun(self, root: SessionTransaction, connection: sa.Connection) -> None:
-        """SQLAlchemy has begun on a connection."""
+        """Make a connection on which SQLAlchemy has begun a transaction part of the unit of work."""
         if self._undoubt_unit is None or not self._undoubt_unit.belongs_to(root):
             self._undoubt_unit = Unit(self, root, self._undoubt_bridge)
         self._undoubt_unit.adopt(connection, self._undoubt_name(connection.engine))
 
     def _undoubt_name(self, engine: sa.Engine) -> str | None:
         for known, name in self._undoubt_participants.items():
-            # engine.execution_options() is another object over the same pool.
+            # engine.execution_options() returns another engine with the same pool.
             if known is engine or known.pool is engine.pool:
                 return name
         return None
 
 
 def _judged(participants: object) -> dict[sa.Engine, str]:
-    """Names by synchronous engines. Raises ``UsageError``."""
+    """The participants' names by synchronous engine. Raises ``UsageError``."""
     if not isinstance(participants, Mapping):
         raise bounds.OutOfBounds(
             "participants",
@@ -102,11 +102,11 @@ def _synchronous(engine: sa.Engine | sa_asyncio.AsyncEngine) -> sa.Engine:
 
 @event.listens_for(Session, "after_begin", propagate=True)
 def _after_begin(session: Session, transaction: SessionTransaction, connection: sa.Connection) -> None:
-    if transaction.parent is None:  # else a savepoint on a connection that is a branch already
+    if transaction.parent is None:  # a savepoint is on a connection that is a branch already
         session.undoubt_begun(transaction, connection)
 
 
 class AsyncSession(sa_asyncio.AsyncSession):
-    """``sqlalchemy.ext.asyncio.AsyncSession`` over :class:`Session`, with the same arguments besides."""
+    """``sqlalchemy.ext.asyncio.AsyncSession`` over :class:`Session`, with the same additional arguments."""
 
     sync_session_class = Session

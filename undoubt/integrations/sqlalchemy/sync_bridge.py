@@ -1,4 +1,4 @@
-"""From a session to the engine's event loop: through SQLAlchemy's greenlet, or through the portal."""
+"""Calls from a session into the engine's event loop: by SQLAlchemy's greenlet, or by the portal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 
 class Bridge:
-    """To ``coordinator``: that of ``undoubt.connect`` for ``AsyncSession``, that of ``undoubt.sync`` for
-    ``Session``."""
+    """Calls methods of ``coordinator``: that of ``undoubt.connect`` for ``AsyncSession``, that of
+    ``undoubt.sync`` for ``Session``."""
 
     def __init__(self, coordinator: Coordinator | SyncCoordinator) -> None:
         match coordinator:
@@ -30,12 +30,12 @@ class Bridge:
                 self._portal = coordinator.portal
             case _:
                 raise UsageError(
-                    "a session wants coordinator=…, as undoubt.sync.connect() gives it, or undoubt.connect()"
-                    f" for AsyncSession; not {coordinator!r}"
+                    "a Session needs a coordinator=… of undoubt.sync.connect(), an AsyncSession one of"
+                    f" undoubt.connect(), not {coordinator!r}"
                 )
 
     def call(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
-        """``await function(*arguments)`` in the engine's loop."""
+        """The result of ``await function(*arguments)`` in the engine's loop."""
         if self._portal is not None:
             return self._portal.call(function, *arguments)
         return await_(function(*arguments))

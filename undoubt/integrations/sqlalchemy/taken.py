@@ -1,8 +1,8 @@
-"""A connection of a session's as the engine has it.
+"""Lends a session's connection to the engine until the branch has ended.
 
-It knows nothing of the session, of its transaction or of SQLAlchemy's connection: the engine and the pool
-hold on to it for as long as the branch is open, and a session that is dropped without ``close()`` must be
-collected all the same, as SQLAlchemy's own is. Its connections then go back to their pools, which roll them
+A :class:`Taken` has no reference to the session, to its transaction or to SQLAlchemy's connection: the engine
+and the pool refer to it while the branch is open, and a session that is dropped without ``close()`` must be
+collected nevertheless, like SQLAlchemy's own. Its connections then go back to their pools, which roll them
 back.
 """
 
@@ -24,27 +24,31 @@ from undoubt.participants.postgres.sqlstate import lost, with_setting
 from undoubt.participants.sql import literal
 
 LOST_GRACE_S = 0.5
-"""A session that is dropped drops all of its connections; while pools roll them back, nobody interrupts."""
+"""How long the abort of a transaction waits after its session was dropped, which drops all its connections:
+meanwhile the pools roll them back undisturbed."""
 
 
 OnLost = Callable[[float, ServerError | None], None]
-"""Is given the seconds after which the transaction has to abort, and the last error that the application got
-there."""
+"""Its arguments are the seconds after which the transaction has to abort, and the last error that the
+application got on the connection."""
 
 
 class LoanState(enum.Enum):
+    """Which side may use the connection."""
+
     OURS = "ours"
     """The engine may send something through the connection at any time."""
     READY = "ready"
-    """The engine has done with it and left it as it was."""
+    """The engine no longer uses the connection, and has left it clean."""
     BROKEN = "broken"
-    """The engine has done with it, and nobody else may use it."""
+    """The engine no longer uses the connection, and it must not be used again."""
     GONE = "gone"
-    """The session has taken it back, or left it to the engine for good."""
+    """The session has taken the connection back, or has left it to the engine."""
 
 
 class Taken:
-    """Made in the engine's loop. ``timeout_s``: how long one of undoubt's own statements may take."""
+    """A connection on loan to the engine, made in the engine's loop. ``timeout_s``: how long one of undoubt's
+    statements may take."""
 
     def __init__(self, adopted: Adopted, timeout_s: float) -> None:
         self._adopted = adopted
@@ -52,18 +56,18 @@ class Taken:
         self._application_name = adopted.session.application_name
         self._state = LoanState.OURS
         self._lock = threading.Lock()
-        """Over ``_state``: the engine's thread and the session's may want it at once."""
+        """Protects ``_state``, which the engine's thread and the session's thread change."""
         self.done = asyncio.Event()
         """Set in the engine's loop once it has done with the connection."""
         self.on_lost: OnLost | None = None
-        """Called, in any thread, if the connection goes back to its pool before the transaction's end, or
-        nobody is left who could give it back."""
+        """Called, in any thread, if the connection goes back to its pool before the transaction's end, or if
+        the session was collected."""
         self._dropped = False
 
     # In the engine's loop.
 
     def fail(self) -> None:
-        """It could not become a branch."""
+        """The connection could not become a branch: discard it."""
         self._adopted.session.discard()
         self._state = LoanState.BROKEN
         self.done.set()
@@ -73,7 +77,7 @@ class Taken:
             close_in_background(self._tidy(slot))
 
     async def _tidy(self, slot: Slot[Any]) -> None:
-        """PREPARE has left its report in application_name."""
+        """Restore application_name, in which PREPARE has left its report, and end the loan."""
         session = slot.session
         clean = not (session.broken or session.in_transaction)
         if clean and session.application_name != self._application_name:
@@ -91,10 +95,10 @@ class Taken:
                 session.discard()
         self.done.set()
 
-    # In the session's thread, or in whichever collects it.
+    # In the session's thread, or in the thread that collects the session.
 
     def finish(self) -> LoanState:
-        """The session takes it back, or leaves it to the engine: what it was until now."""
+        """Take the connection back for the session, or leave it to the engine. Returns the state before."""
         before = self._end()
         if before is LoanState.READY:
             self._adopted.restore()
@@ -103,34 +107,35 @@ class Taken:
         return before
 
     def lost(self) -> None:
-        """The connection is back in its pool, which has rolled it back, and we were not asked."""
+        """The connection is back in its pool, which has rolled it back, before the end of the transaction."""
         if self._end() is LoanState.GONE:
             return
-        stolen = self._adopted.stolen  # then the pool has a closed one, and this is the engine's to close
+        # If it is stolen, the pool has a closed object, and the engine closes the connection.
+        stolen = self._adopted.stolen
         if not stolen:
             self._adopted.restore()
         if self.on_lost is not None:
             self.on_lost(0.0 if stolen else LOST_GRACE_S, self._adopted.undoubt_failure)
 
     def dropped(self) -> None:
-        """The session was collected. Its connection may go back to the pool, or be forgotten (asyncio's pools
-        do that with psycopg's)."""
+        """The session was collected. Its connection goes back to the pool, or is lost (with psycopg in
+        asyncio's pools)."""
         self._dropped = True
         if self.on_lost is not None:
             self.on_lost(LOST_GRACE_S, None)
 
     def note_failure(self, error: Exception) -> None:
-        """A statement of the application failed. The server's reason for ending the session, which asyncpg
-        does not tell, becomes a note of ``error``."""
+        """Note that a statement of the application failed. The server's reason for ending the session, which
+        asyncpg's error does not contain, becomes a note of ``error``."""
         ended = getattr(self._adopted.session, "ended", None)
         if isinstance(ended, ServerError):
             error.add_note(with_setting(ended.sqlstate, ended.message))
-        failure = ended or _told_by_server(error)
+        failure = ended or _server_error(error)
         self._adopted.undoubt_failure = failure or self._adopted.undoubt_failure
 
     @property
     def closed(self) -> bool:
-        """The engine has closed it, while its pool took it for sound."""
+        """Whether the engine has closed the connection, which its pool still considers usable."""
         return self._adopted.closed
 
     def _end(self) -> LoanState:
@@ -139,32 +144,33 @@ class Taken:
         return before
 
 
-def _told_by_server(error: BaseException) -> ServerError | None:
-    """What the server said, of an error of SQLAlchemy's adapters, or of the driver's that is behind it."""
+def _server_error(error: BaseException) -> ServerError | None:
+    """The server's error behind an error of SQLAlchemy's adapters or of the driver, None if there is none."""
     found = None
     each: BaseException | None = error
     while each is not None:
         sqlstate = getattr(each, "sqlstate", None)
-        # Class 08 is how asyncpg tells that there will be no answer; the server's words are its cause.
+        # asyncpg reports a lost connection with class 08; the server's error is then the cause of that error.
         if isinstance(sqlstate, str) and (found is None or not sqlstate.startswith("08")):
-            told = getattr(each, "diag", None)
+            diag = getattr(each, "diag", None)
             names = ("severity_nonlocalized", "severity_en", "severity")
-            severity = {getattr(of, name, None) for of in (told, each) for name in names}
-            words = getattr(told, "message_primary", None) or str(each).partition("\n")[0]
+            severity = {getattr(of, name, None) for of in (diag, each) for name in names}
+            words = getattr(diag, "message_primary", None) or str(each).partition("\n")[0]
             found = ServerError(sqlstate, words, fatal=not FATAL.isdisjoint(severity))
         each = each.__cause__
     return found
 
 
 def abort_later(loop: asyncio.AbstractEventLoop, transaction: Transaction, name: str) -> OnLost:
-    """For ``on_lost``: aborts ``transaction`` in its ``loop``; other branches would wait for its timeout."""
+    """A function for ``on_lost`` that aborts ``transaction`` in its ``loop``. Without it the other branches
+    would wait for the transaction's timeout."""
     dropped = UsageError(
         f"the connection of branch {name!r} went back to its pool before the end of its transaction: the"
         " session was dropped, or the connection closed, and the pool has rolled it back"
     )
 
     def post(delay_s: float, failure: ServerError | None) -> None:
-        # SQLAlchemy itself gives back a connection whose session the server has ended.
+        # SQLAlchemy itself returns a connection to the pool if the server has ended its session.
         cause = dropped if failure is None or not failure.fatal else lost(name, "", failure, None)
         with contextlib.suppress(RuntimeError):  # the loop is closed, and all transactions with it
             if delay_s:

@@ -1,4 +1,4 @@
-"""One unit of work: the connections that a session used in one transaction, and their one end."""
+"""A unit of work: the connections that a session used in one transaction, which are committed together."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RELEASE_GRACE_S = 1.0
-"""How long the end waits for connections that the engine still uses, before it leaves them to the engine."""
+"""How long commit and rollback wait for connections that the engine still uses, before they leave them to the
+engine."""
 
 
 class Unit:
-    """``root`` is the session's outermost transaction."""
+    """The unit of work of one transaction. ``root`` is the session's outermost transaction."""
 
     def __init__(self, session: Session, root: SessionTransaction, bridge: Bridge) -> None:
         self._session = session
@@ -37,7 +38,7 @@ class Unit:
         self._transaction: Transaction | None = None
         self._members: list[EnlistedConnection] = []
         self._failure: BaseException | None = None
-        """Why a connection could not become a branch: then nothing of the unit may commit."""
+        """Why a connection could not become a branch; the unit must not commit then."""
         self.over = False
 
     def belongs_to(self, root: SessionTransaction) -> bool:
@@ -48,7 +49,7 @@ class Unit:
 
     def adopt(self, connection: sa.Connection, name: str | None) -> None:
         """Make ``connection``, on which SQLAlchemy has just begun, a branch of participant ``name``."""
-        # The entry first: whatever goes wrong now, SQLAlchemy must not commit this connection by itself.
+        # The entry first: if one of the next calls fails, SQLAlchemy must not commit this connection itself.
         kept: Any = self._root._connections
         _, begun, should_commit, autoclose = kept[connection]
         member = EnlistedConnection(self, connection, begun, name or "")
@@ -64,23 +65,23 @@ class Unit:
     def _check(self, connection: sa.Connection, name: str | None, autoclose: bool) -> None:
         engine = connection.engine
         if not autoclose:
-            raise UsageError("the session is bound to a Connection; bind it to engines, whose pools it uses")
+            raise UsageError("the session is bound to a Connection; bind it to engines")
         if connection.dialect.name != "postgresql":
-            raise UsageError(f"{engine!r} is no PostgreSQL, so it cannot take part in this session's commit")
+            raise UsageError(f"{engine!r} is not PostgreSQL, so it cannot take part in this session's commit")
         if name is None:
             raise UsageError(
-                f"{engine!r} has no participant: name the one that leads to the same database, in"
+                f"{engine!r} has no participant: name the participant of the same database in"
                 " Session(participants={engine: name, …})"
             )
         if connection.dialect.is_async is not self._bridge.awaits:
             raise UsageError(
-                "a synchronous Session works with the coordinator of undoubt.sync.connect() and synchronous"
-                " engines, an AsyncSession with that of undoubt.connect() and asynchronous ones;"
+                "a Session needs the coordinator of undoubt.sync.connect() and synchronous engines, an"
+                " AsyncSession that of undoubt.connect() and asynchronous engines;"
                 f" {engine!r} is of the other kind"
             )
 
     def commit(self) -> None:
-        """Once, however many connections there are; when it returns, all of them are committed."""
+        """Commit all connections. Only the first call has an effect; when it returns, all are committed."""
         if self.over:
             return
         if self._failure is not None:
@@ -100,20 +101,20 @@ class Unit:
         self._finish(committed=True)
 
     def rollback(self) -> None:
-        """Does nothing once ``commit`` has been called: after the decision nobody rolls back."""
+        """Roll back all connections. Does nothing after ``commit`` was called, which may have decided."""
         if self.over:
             return
         self.over = True
         try:
             self._call(self._rollback)
         except UndoubtError as error:
-            log.debug("the transaction is over without us: %s", error)
+            log.debug("the transaction had ended before its rollback: %s", error)
         finally:
             self._finish(committed=False)
 
     def failed(self, error: Exception) -> None:
-        """A statement on one of its connections has: raise ``TransactionAborted`` if the transaction was
-        aborted from outside, which a driver cannot know."""
+        """A statement on one of the unit's connections has failed. Raises ``TransactionAborted`` if the
+        transaction was aborted from outside, which the driver's error does not say."""
         transaction = self._transaction
         if transaction is None or self.over:
             return
@@ -130,8 +131,8 @@ class Unit:
             member.finish(committed=committed)
 
     def _leave(self) -> None:
-        """Nobody can say that it has committed, or that it has not: neither event may tell so. The session's
-        transaction is closed without one, and its objects are read again when they are next used."""
+        """Close the session's transaction with an unknown outcome: neither the commit's events nor the
+        rollback's events are called. The session's objects are read again when they are next used."""
         self._finish(committed=False)
         with self._root._expect_state(SessionTransactionState.CLOSED):
             self._root.close()
