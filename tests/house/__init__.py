@@ -2,7 +2,7 @@
 
 ====================  ========================================================================================
 :mod:`.tree`          lists the files of the project.
-:mod:`.reading`       finds circles of imports, classes of one name, reply loops, and modules on no map.
+:mod:`.reading`       finds circles of imports, classes of one name, reply loops, and unmapped modules.
 :mod:`.dead`          finds dead code with vulture.
 :mod:`.architecture`  reads the sections of ARCHITECTURE.md that are compared with the code.
 ====================  ========================================================================================

@@ -1,4 +1,4 @@
-"""What ARCHITECTURE.md says that can be compared with the code."""
+"""Reads the sections of ARCHITECTURE.md that are compared with the code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DISKS = "In the followers and on the disks"
 
 
 def section(heading: str) -> str:
-    """The text under a heading, up to the next one of its level or above."""
+    """The text under ``heading``, up to the next heading of the same or a higher level."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     found = re.search(rf"^(#+) {re.escape(heading)}$", text, re.MULTILINE)
     assert found is not None, f"ARCHITECTURE.md has no heading {heading!r}"
@@ -20,5 +20,5 @@ def section(heading: str) -> str:
 
 
 def files_named(heading: str) -> set[str]:
-    """Files of the product under that heading."""
+    """The files of the product that the section ``heading`` names."""
     return set(re.findall(r"`([\w/]+\.py)`", section(heading)))

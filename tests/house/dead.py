@@ -1,4 +1,4 @@
-"""What nobody uses in the product, as vulture finds it (https://github.com/jendrikseipp/vulture)."""
+"""Finds unused code of the product with vulture (https://github.com/jendrikseipp/vulture)."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from vulture import Vulture
 from tests.house.tree import ROOMS, ROOT, modules
 
 CONFIDENCE_MIN = 60
-"""In percent: functions, classes, attributes and variables are that sure (vulture's README, "Types of unused
-code")."""
+"""The least confidence in percent: that of functions, classes, attributes and variables (vulture's README,
+"Types of unused code")."""
 
 HOOKS = {
-    # asyncpg reads them of a connection (asyncpg/connection.py, asyncpg/pool.py).
+    # asyncpg reads these attributes of a connection (asyncpg/connection.py, asyncpg/pool.py).
     "_get_unique_id",
     "_pool_release_ctr",
     "_stmt_cache_enabled",
-    # psycopg reads them of a connection (psycopg/_connection_base.py).
+    # psycopg reads these attributes of a connection (psycopg/_connection_base.py).
     "_autocommit",
     "cursor_factory",
     "prepare_threshold",
     "server_cursor_factory",
-    # SQLAlchemy asks a connection, and calls a listener by its decorator.
+    # SQLAlchemy reads these attributes, and calls a listener that a decorator registers.
     "_after_begin",
     "is_active",
     "sync_session_class",
-    # click asks a group and finds commands by their decorator or their name in a table.
+    # click calls methods of a group, and finds commands by their decorator or by their name in a table.
     "completion",
     "demo",
     "format_commands",
-    # The benchmark finds its contenders by name.
+    # The benchmark imports its contenders by name.
     "naive",
     "sqlite",
     "sqlite_sync",
     "two_phase_sync",
-    # The standard library reads it of a context (ssl.SSLContext.num_tickets).
+    # The standard library reads this attribute of a context (ssl.SSLContext.num_tickets).
     "num_tickets",
     # Fields of what ``-o json``, or the sidecar, shows as it is.
     "begin_statements",
@@ -41,17 +41,17 @@ HOOKS = {
     "lacks_entry",
     "prepare_statements",
     "was_prepared",
-    # uvicorn reads them of its server.
+    # uvicorn reads these attributes of its server.
     "lifespan",
     "should_exit",
-    # Of a protocol that types alone refer to.
+    # Members of a protocol that only annotations refer to.
     "__getitem__",
 }
-"""Names that only a library, or a table of names, asks for."""
+"""Names that only a library or a table of names uses."""
 
 
 def dead() -> list[str]:
-    """``path:line: kind name``, one for each thing of the product that neither it nor its tests use."""
+    """``path:line: kind name`` for each name of the product that neither the product nor its tests use."""
     seen = Vulture(ignore_names=sorted(HOOKS))
     seen.scavenge([str(path) for path in modules(*ROOMS, "migrations", "tests", "examples")])
     rooms = [ROOT / room for room in ROOMS]

@@ -1,4 +1,4 @@
-"""What makes a house hard to read, found in its text."""
+"""Finds circles of imports, classes of one name, reply loops, and modules that no map names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.house.tree import ROOMS, ROOT, dotted, modules
 
 OWN_NAMES = ("undoubt.sync",)
-"""Rooms whose classes have the names of what they stand for."""
+"""Rooms whose classes have the names of the classes that they replace."""
 
 
 @cache
@@ -31,7 +31,7 @@ def _for_types_only(node: ast.AST) -> bool:
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """All beneath ``node`` that is run: not what only a type checker reads."""
+    """All nodes beneath ``node`` that are executed, without those under ``if TYPE_CHECKING``."""
     for child in ast.iter_child_nodes(node):
         if not _for_types_only(child):
             yield child
@@ -39,8 +39,8 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _imports(path: Path, known: dict[str, Path]) -> set[str]:
-    """Modules of ours that a file names in its imports. What is taken from a package may be a module of
-    it."""
+    """The modules of the product that a file imports. A name that is imported from a package may be a module
+    of that package."""
     found = set()
     for node in _statements(_tree(path)):
         if isinstance(node, ast.Import):
@@ -52,8 +52,8 @@ def _imports(path: Path, known: dict[str, Path]) -> set[str]:
 
 
 def circles() -> list[list[str]]:
-    """Modules that need each other, directly or not: components of more than one module (Tarjan, "Depth-first
-    search and linear graph algorithms", SIAM J. Comput. 1972)."""
+    """Modules that import each other, directly or indirectly: components of more than one module (Tarjan,
+    "Depth-first search and linear graph algorithms", SIAM J. Comput. 1972)."""
     known = _ours()
     edges = {name: sorted(_imports(path, known)) for name, path in known.items()}
     index: dict[str, int] = {}
@@ -86,8 +86,8 @@ def circles() -> list[list[str]]:
 
 
 def same_named_public_classes() -> dict[str, list[str]]:
-    """Names of several public classes, with their modules. ``undoubt.sync`` and subclasses that stand in for
-    a library's class of that name do not count."""
+    """Names that several public classes have, with the modules of these classes. ``undoubt.sync`` and
+    subclasses that replace a library's class of the same name do not count."""
     found: dict[str, list[str]] = defaultdict(list)
     for name, path in _ours().items():
         if name.startswith(OWN_NAMES):
@@ -99,8 +99,8 @@ def same_named_public_classes() -> dict[str, list[str]]:
 
 
 def _stands_in(node: ast.ClassDef) -> bool:
-    """A library's class of the same name is among its bases, or its name is the library's with a prefix
-    of ours: what an application is given in the place of a driver's connection."""
+    """Whether a class replaces a library's class: a class of the same name is among its bases, or its name is
+    the name of its base with a prefix. The application gets it in place of a driver's connection."""
     bases = {ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases}
     return node.name in bases or node.name.removeprefix("Branch") in bases
 
@@ -109,7 +109,7 @@ def _stands_in(node: ast.ClassDef) -> bool:
 
 
 def reply_loops() -> list[str]:
-    """Functions that take replies apart to answer who asked: each is a loop over frames of its own."""
+    """Functions that match the fields of replies to resolve requests: each is a separate reply loop."""
     return sorted(
         f"{dotted(path)}.{node.name}"
         for path in _ours().values()
@@ -137,7 +137,7 @@ def _reads_results(function: ast.AST) -> bool:
 
 
 def unmapped_modules() -> list[str]:
-    """Modules and rooms that the docstring of their package does not name."""
+    """The modules and rooms that the docstring of their package does not name."""
     found = []
     for name, path in _ours().items():
         folder = path.parent if path.name != "__init__.py" else path.parent.parent

@@ -1,4 +1,4 @@
-"""What ARCHITECTURE.md says of the code is so."""
+"""Compares ARCHITECTURE.md with the code."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ LOOP = "The driver loop of Raft"
 
 @pytest.mark.parametrize("heading", [PATH, DISKS, LOOP])
 def test_every_file_of_a_commit_exists(heading: str) -> None:
-    """Whether they are the right ones, ``tests.prove.house`` finds out."""
+    """Broken if the files do not exist. ``tests.prove.house`` checks that a commit enters them."""
     assert (named := files_named(heading))
     assert {name for name in named if not (ROOT / name).is_file()} == set()
 
 
 def test_every_path_leads_somewhere() -> None:
-    """Links, and paths in backquotes, which may be the last part of one."""
+    """Broken if a link, or a path in backquotes, leads to no file. A path may be the last part of a file's
+    path."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     paths = re.findall(r"\]\((?!#|http)([^)]+)\)|`([\w/]+\.(?:py|md|sql))`", text)
     known = [f"/{path.relative_to(ROOT)}" for path in files()]
@@ -41,7 +42,7 @@ def test_every_name_of_the_glossary_exists() -> None:
 
 
 def test_the_driver_loop_is_the_codes() -> None:
-    """Everything that the shortened loop uses is used in the code, in the same order."""
+    """Broken if the shortened loop uses a name that the code does not use, or in another order."""
     code = {}
     for name in files_named(LOOP):
         for node in ast.walk(ast.parse((ROOT / name).read_text())):
@@ -57,7 +58,7 @@ def test_the_driver_loop_is_the_codes() -> None:
 
 
 def test_the_states_of_a_disk_are_the_codes() -> None:
-    """Broken if the table that people read and the one that decides differ."""
+    """Broken if the table in ARCHITECTURE.md and the table in the code differ."""
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in section("The states of a disk").splitlines()
@@ -76,7 +77,7 @@ def test_the_states_of_a_disk_are_the_codes() -> None:
 
 
 def _used(function: ast.AST) -> Iterator[str]:
-    """The attributes, in the order of the text, without the underscore of private ones."""
+    """The names of attributes in the order of the text, without the underscore of private attributes."""
     found = [node for node in ast.walk(function) if isinstance(node, ast.Attribute)]
     for node in sorted(found, key=lambda node: (node.end_lineno, node.end_col_offset)):
         yield node.attr.removeprefix("_")

@@ -1,4 +1,4 @@
-"""Raft, Paxos and the quorums are entered by their packages, and nobody looks inside of them."""
+"""The modules of Raft, Paxos and the quorums are used only through their packages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from undoubt.coordinator.raft import Raft
 CORES = ("raft", "paxos", "quorum")
 PACKAGES = tuple(f"undoubt.coordinator.{core}" for core in CORES)
 INTERNALS = "internals"
-"""Of a :class:`Raft`: for the tests of its own room."""
+"""The property of :class:`Raft` that only the tests of its room may read."""
 
 
 def _outside(*cores: str) -> Iterator[Path]:
-    """Modules that belong neither to those rooms nor to their tests."""
+    """The modules that belong neither to the rooms of the cores nor to their tests."""
     inside = tuple(f"{above}coordinator/{core}/" for core in cores for above in ("", "tests/"))
     for path in modules(*ROOMS, "tests", "benchmarks"):
         if not str(path.relative_to(ROOT)).startswith(inside):
@@ -24,14 +24,14 @@ def _outside(*cores: str) -> Iterator[Path]:
 
 
 def readers(tree: ast.AST) -> Iterator[int]:
-    """The lines that read what only the tests of the core's room may read."""
+    """The lines that read an attribute that only the tests of the core's room may read."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr == INTERNALS:
             yield node.lineno
 
 
 def imports_within(tree: ast.AST) -> Iterator[int]:
-    """The lines that import a module of a core, not its package."""
+    """The lines that import a module of a core instead of its package."""
     for node in ast.walk(tree):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         if isinstance(node, ast.Import):
@@ -52,7 +52,7 @@ def test_nobody_reads_the_inside_of_the_consensus_core() -> None:
 
 def test_the_cores_are_imported_by_their_packages() -> None:
     """Broken if a module of a core cannot be divided or renamed without touching another room."""
-    models = ROOT / "tests/models"  # they search through one decision of Paxos, step by step
+    models = ROOT / "tests/models"  # they run a decision of Paxos step by step
     assert [
         f"{dotted(path)}:{line}"
         for path in _outside(*CORES)
@@ -62,7 +62,7 @@ def test_the_cores_are_imported_by_their_packages() -> None:
 
 
 def test_what_is_forbidden_is_found() -> None:
-    """Broken if the two tests above see nothing."""
+    """Broken if the two tests above find nothing."""
     assert list(readers(ast.parse("node.raft.internals.log"))) == [1]
     assert list(imports_within(ast.parse("from undoubt.coordinator.raft.log import Log"))) == [1]
     assert list(imports_within(ast.parse("import undoubt.coordinator.paxos.synod"))) == [1]

@@ -1,4 +1,4 @@
-"""No dead code, and the lock that uv installs from is of what is asked for."""
+"""The product has no dead code, and uv.lock has all its dependencies."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tests.house.tree import ROOT
 
 
 def test_nothing_is_dead() -> None:
-    """Whatever nobody calls is read by everybody who looks for what happens."""
+    """Broken if the product has code that is never called: it takes readers' time."""
     assert dead() == []
 
 
 def test_the_lock_has_every_dependency() -> None:
-    """With uv, ``make test`` installs what ``uv.lock`` says and nothing else."""
+    """Broken if ``uv.lock`` lacks a dependency: with uv, ``make test`` installs only what ``uv.lock`` has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [
         *project["dependencies"],

@@ -1,4 +1,4 @@
-"""The docstring of a package names every module in it, and every reference to a module leads to one."""
+"""The docstring of a package names each of its modules, and each reference to a module names a module."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_maps_of_the_tests_name_what_is_no_test_itself(folder: str) -> None:
 
 
 def test_every_reference_to_a_module_of_ours_leads_to_one() -> None:
-    """A map that names what was renamed or removed sends its reader astray."""
+    """Broken if a docstring names a module that was renamed or removed."""
     known = {dotted(path) for path in modules(*ROOMS, "tests")}
     broken = {
         (dotted(path), name)
@@ -41,7 +41,7 @@ def test_every_reference_to_a_module_of_ours_leads_to_one() -> None:
 
 
 def _references(path: Path) -> Iterator[tuple[str, str]]:
-    """As written, and in full."""
+    """The references to modules in a docstring: as written, and with the full name."""
     own = dotted(path)
     package = own if path.name == "__init__.py" else own.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""Every module is used, typed, and gives what it promises."""
+"""Every module is used and typed, and has the names in its ``__all__``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from tests.house.tree import LINKED, LINKS, ROOMS, ROOT, dotted, modules
 
 RUN_BY_NAME = {"undoubt.cli", "undoubt.__main__"}
-"""Modules that no other imports: entry points."""
+"""Entry points: modules that no other module imports."""
 
 FOR_USERS = {"undoubt.coordinator.ledger.memory", "undoubt.participants.scripted", "undoubt.logs"}
-"""Shipped for those who build on undoubt: their tests, and the configuration of their logs."""
+"""Modules that only applications use, in their tests and in the configuration of their logs."""
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names of the modules, and of what is taken from them, in a file's imports."""
+    """The dotted names of the modules that a file imports, and of the names that it imports from them."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -29,7 +29,7 @@ def imports(path: Path) -> set[str]:
 
 
 def imported_by(path: Path) -> set[str]:
-    """The same, and names in a string: commands and workers are imported by name."""
+    """The imported names, and module names in strings: commands and workers are imported by name."""
     constants = (
         node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)
     )
@@ -37,7 +37,7 @@ def imported_by(path: Path) -> set[str]:
 
 
 def test_no_dead_modules() -> None:
-    """A module that nothing reaches is not tested by use, and misleads its reader."""
+    """Broken if no other module imports a module, and it is no entry point."""
     product = modules(*ROOMS)
     reached = RUN_BY_NAME | FOR_USERS
     for path in product:
@@ -48,13 +48,13 @@ def test_no_dead_modules() -> None:
 
 @pytest.mark.parametrize("name", [dotted(path) for path in modules(*ROOMS)])
 def test_exported_names_exist(name: str) -> None:
-    """``from undoubt import *`` and every editor trust ``__all__``."""
+    """Broken if ``__all__`` has a name that the module does not have."""
     module = importlib.import_module(name)
     assert [each for each in getattr(module, "__all__", []) if not hasattr(module, each)] == []
 
 
 def test_rooms_are_imported_as_packages_of_undoubt() -> None:
-    """A bare ``coordinator`` would be an application's own package, once undoubt is installed beside one."""
+    """Broken if a module imports a room as a top-level package: that could be a package of an application."""
     bare = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in modules(*ROOMS, "migrations", "tests", "examples")
@@ -66,24 +66,24 @@ def test_rooms_are_imported_as_packages_of_undoubt() -> None:
 
 @pytest.mark.parametrize("link", LINKS)
 def test_links_go_with_the_tree(link: str) -> None:
-    """An absolute one would lead out of every other checkout."""
+    """Broken if a symbolic link is absolute: in another checkout it would lead to other files."""
     assert (ROOT / link).readlink() == Path(LINKS[link])
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_rooms_are_typed(room: str) -> None:
-    """Without ``py.typed`` a user's type checker takes everything of ours for Any (PEP 561)."""
+    """Broken if ``py.typed`` is missing: type checkers would treat all names of undoubt as Any (PEP 561)."""
     assert (ROOT / room / "py.typed").is_file()
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_rooms_docstring_is_its_map(room: str) -> None:
-    """The first thing that a newcomer to a room reads."""
+    """Broken if a package has no docstring, in which a reader looks first."""
     assert len((ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text())) or "").split()) >= 20
 
 
 def test_the_version_is_one() -> None:
-    """``undoubt --version`` and the wheel would else disagree."""
+    """Broken if ``undoubt --version`` and the wheel report different versions."""
     import tomllib  # noqa: PLC0415
 
     import undoubt  # noqa: PLC0415

@@ -1,7 +1,7 @@
-"""Every statement of ours means the same whatever ``search_path`` says (CVE-2018-1058).
+"""Every SQL statement of the product has one meaning, independent of ``search_path`` (CVE-2018-1058).
 
-Reads the text alone: each function, operator, cast and table must name its schema. What a server makes of
-them among planted objects is tried in ``tests/participants/test_foreign_ground.py``.
+These tests read the text: each function, operator, cast and table must name its schema.
+``tests/participants/test_foreign_ground.py`` runs the statements on a server with planted objects.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OTHERS = (
     "coordinator/ledger/sqlite",
     "coordinator/node",
 )
-"""Applications of their own, on databases of their own; and SQLite, which has no such path."""
+"""Modules whose statements run on databases of their own, or on SQLite, which has no search_path."""
 _SQL = re.compile(
     r"\s*(?:select|with\s+\w+\s+as|insert\s+into|update\s+\S+\s+set|delete\s+from)\s", re.IGNORECASE
 )
@@ -53,10 +53,11 @@ SCHEMAS = ("pg_catalog.", "undoubt.", "undoubt_ledger.")
 GRAMMAR = {"all", "and", "any", "array", "as", "case", "coalesce", "else", "exists", "extract", "from"}
 GRAMMAR |= {"greatest", "in", "join", "least", "materialized", "not", "on", "or", "select", "then", "values"}
 GRAMMAR |= {"when", "where"}
-"""Before a parenthesis these are no function that is looked for: words of the grammar, and what the grammar
+"""Words that name no function before a parenthesis: keywords of the grammar, and functions that the grammar
 itself takes from pg_catalog (src/backend/parser/gram.y: extract, coalesce, greatest, least)."""
 BARE = frozenset({"between", "like", "ilike", "similar", "nullif", "natural", "overlaps"})
-"""PostgreSQL makes operators without a schema of these (src/backend/parser/gram.y, parse_expr.c)."""
+"""PostgreSQL translates these keywords to operators without a schema (src/backend/parser/gram.y,
+parse_expr.c)."""
 
 
 def read(text: str) -> list[tuple[str, str]]:
@@ -71,7 +72,7 @@ def read(text: str) -> list[tuple[str, str]]:
 
 
 def bare(text: str) -> list[str]:
-    """What in ``text`` PostgreSQL would look for along search_path."""
+    """The names in ``text`` that PostgreSQL would look up in search_path."""
     tokens = read(text)
     words = [word for _, word in tokens]
     named = _named(words)
@@ -89,7 +90,7 @@ def bare(text: str) -> list[str]:
 
 
 def _named(words: list[str]) -> set[str]:
-    """What the statement itself gives a name to: common table expressions and aliases."""
+    """The names that the statement itself defines: common table expressions and aliases."""
     body = {"(", "materialized"}
     before = {words[at - 1] for at, word in enumerate(words[:-1]) if word == "as" and words[at + 1] in body}
     after = {words[at + 1] for at, word in enumerate(words[:-1]) if word == "as"}
@@ -97,7 +98,8 @@ def _named(words: list[str]) -> set[str]:
 
 
 def _harmless(words: list[str], at: int) -> bool:
-    """``count(*)`` and ``select *``; the = of an assignment: the word before it is a column in a SET list."""
+    """Whether the sign is no operator: ``count(*)``, ``select *``, or the = of an assignment in a SET
+    list."""
     if words[at] == "*":
         return words[at - 1] in {"(", "select", "unlisten"}
     if words[at] != "=":
@@ -126,19 +128,19 @@ def _bare_word(words: list[str], at: int, named: set[str]) -> Iterator[str]:
 
 
 def _in_extract(words: list[str], at: int) -> bool:
-    """``extract(epoch from x)``"""
+    """Whether ``from`` belongs to ``extract(epoch from x)``."""
     return words[at - 3 : at - 1] == ["extract", "("]
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_nothing_is_looked_for_along_search_path(name: str) -> None:
-    """Broken if the owner of a database can put a function, an operator or a table in a statement's way,
-    which then runs with the rights of undoubt's role: a superuser's, maybe."""
+    """Broken if the owner of a database can create a function, an operator or a table that a statement then
+    uses with the rights of undoubt's role, which may be a superuser."""
     assert bare(STATEMENTS[name]) == []
 
 
 def test_nothing_outside_the_files_of_statements_either() -> None:
-    """Broken if a statement is written in the middle of some module, and so escapes the test above."""
+    """Broken if a statement is in a module that the test above does not check."""
     found = {
         f"{path.relative_to(ROOT)}: {text[:60]}": bare(text)
         for room in ROOMS
@@ -151,7 +153,7 @@ def test_nothing_outside_the_files_of_statements_either() -> None:
 
 
 def statements(path: Path) -> Iterator[str]:
-    """Strings in a module that look like SQL that names something."""
+    """The strings of a module that look like SQL statements."""
     tree = ast.parse(path.read_text())
     pieces = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
@@ -189,5 +191,5 @@ def statements(path: Path) -> Iterator[str]:
     ],
 )
 def test_the_reader_sees(text: str, what: str) -> None:
-    """Broken if the reader above overlooks what it is there for."""
+    """Broken if the functions above do not find a name without a schema."""
     assert bare(text) == [what]

@@ -1,4 +1,4 @@
-"""The detectors of :mod:`tests.house.reading` see what they are for."""
+"""The detectors of :mod:`tests.house.reading` find planted faults."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_circles_are_found_and_types_are_none() -> None:
 
 @pytest.mark.usefixtures("house")
 def test_names_of_two_public_classes_are_found() -> None:
-    """``_Twin`` is nobody's, and what stands in for a library's class has its name."""
+    """Broken if private classes, or classes that replace a library's class, are counted."""
     assert list(reading.same_named_public_classes()) == ["Twin"]
 
 

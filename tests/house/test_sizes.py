@@ -1,4 +1,4 @@
-"""Small files and small functions: what nobody can read, nobody can trust with money."""
+"""Limits the sizes of files and functions."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ def lines(path: Path) -> int:
 
 
 def test_no_file_is_too_long() -> None:
-    """A file above the bound has more than one subject."""
+    """Broken if a file is longer than the limit: it has more than one subject then."""
     long = {str(path.relative_to(ROOT)): lines(path) for path in modules(*ROOMS, "migrations", "tests")}
     assert long, "no file was found, so nothing was checked"
     assert {name: size for name, size in long.items() if size > FILE_LINES_MAX} == {}
 
 
 def test_the_median_file_is_short() -> None:
-    """The bound on the longest alone would let every file grow to it."""
+    """Broken if the median file is too long: the limit of the longest file alone would let all files grow to
+    it."""
     sizes = [size for path in modules(*ROOMS) if (size := lines(path))]
     assert statistics.median(sizes) < FILE_LINES_MEDIAN_MAX
 
 
 def test_no_function_is_too_long() -> None:
-    """A function above the bound does more than its name says."""
+    """Broken if a function is longer than the limit: it does more than its name says then."""
     long = [
         f"{path.relative_to(ROOT)}: {name} has {size} lines"
         for path in modules(*ROOMS, "migrations", "tests")

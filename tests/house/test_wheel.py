@@ -1,4 +1,4 @@
-"""What a user installs: one package, the rooms with their data in it, and nothing that is not theirs."""
+"""The wheel contains one package with all rooms and their data, and no other files."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 def test_the_wheel_owns_only_the_rooms(names: set[str]) -> None:
-    """A top-level ``coordinator``, ``tests`` or ``migrations`` would hide the application's own."""
+    """Broken if the wheel has a top-level ``coordinator``, ``tests`` or ``migrations``: it would hide the
+    package of an application."""
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"undoubt"}
 
 
 def test_the_wheel_has_every_file_of_the_rooms(names: set[str]) -> None:
-    """A module, query file or type marker that is left out is missed only after the installation."""
+    """Broken if the wheel lacks a module, a query file or a type marker."""
     parts = [
         path.relative_to(ROOT).as_posix() for path in files() if path.relative_to(ROOT).parts[0] in ROOMS
     ]
@@ -48,7 +49,7 @@ def test_the_wheel_has_every_file_of_the_rooms(names: set[str]) -> None:
 
 
 def test_the_wheel_carries_the_migrations(names: set[str]) -> None:
-    """Without them an installed undoubt cannot create a ledger."""
+    """Broken if the wheel lacks the migrations: an installed undoubt could not create a ledger."""
     wanted = {
         f"undoubt/{path.relative_to(ROOT).as_posix()}"
         for path in files()
@@ -59,7 +60,7 @@ def test_the_wheel_carries_the_migrations(names: set[str]) -> None:
 
 
 def test_the_wheel_has_nothing_besides(names: set[str]) -> None:
-    """A stray file of one machine (a cache, a ledger, a key) must not be published."""
+    """Broken if a local file (a cache, a ledger, a key) is published."""
     ours = {path.relative_to(ROOT).as_posix() for path in files()}
     stray = {
         name
@@ -70,5 +71,5 @@ def test_the_wheel_has_nothing_besides(names: set[str]) -> None:
 
 
 def test_the_wheel_carries_its_licence(names: set[str]) -> None:
-    """Apache-2.0 §4: whoever distributes it gives a copy of the licence."""
+    """Broken if the wheel lacks a copy of the licence, which Apache-2.0 §4 requires."""
     assert [name for name in names if Path(name).name == "LICENSE"] != []

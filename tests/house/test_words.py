@@ -1,22 +1,34 @@
-"""The product stands alone: nothing in it names the place it was written at, and nothing is left undone."""
+"""The text of the product: no reference to a place outside of it, no unfinished work, fewer vague words."""
 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 from tests.house.tree import ROOMS, ROOT, modules, texts
 
-# Spelled in pieces, so that this file is not its own first finding.
+# The patterns are written in pieces, so that this file does not match them.
 FORBIDDEN = {
     "a path of one machine": re.compile("/" + r"work/|/" + r"root/|/home/(?!user\b|app\b)\w+"),
     "a page that is not part of the product": re.compile(r"\b(DESIGN|FACTS|STYLE)" + r"\.md\b"),
     "something left undone": re.compile(r"\b(TO" + "DO|FIX" + "ME|XX" + r"X|HA" + r"CK)\b"),
 }
 
+VAGUE = re.compile(r"\b(?:nobody|somebody|whoever|everybody|anybody)\b", re.IGNORECASE)
+"""These words hide which component, process or operator is meant."""
+QUOTED = re.compile(r"``[^`]*``|`[^`]*`")
+"""Code in a text: names of users, roles and constants do not count."""
+VAGUE_MAX: dict[str, int] = {}
+"""How many vague words each top-level folder may have. A limit may only be lowered."""
+
 
 def test_no_forbidden_words() -> None:
-    """A reader outside could not follow the reference, or would find unfinished work."""
+    """Broken if a text refers to a file that a reader does not have, or marks unfinished work."""
     found = [
         f"{path.relative_to(ROOT)}:{number}: {what}: {line.strip()[:80]}"
         for path in texts()
@@ -28,7 +40,7 @@ def test_no_forbidden_words() -> None:
 
 
 def test_invariants_survive_optimisation() -> None:
-    """``assert`` vanishes under ``python -O``; the product uses
+    """Broken if the product checks with ``assert``, which ``python -O`` removes; it has to use
     ``undoubt.participants.invariant.invariant``."""
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
@@ -40,7 +52,7 @@ def test_invariants_survive_optimisation() -> None:
 
 
 def test_every_catch_all_gives_its_reason() -> None:
-    """A caught ``Exception`` without a reason hides the next bug."""
+    """Broken if an ``except Exception`` does not say why it catches all errors: it could hide a bug."""
     found = []
     for path in modules(*ROOMS):
         source = path.read_text()
@@ -57,3 +69,41 @@ def test_every_catch_all_gives_its_reason() -> None:
             if wide and not passed_on and not re.search(r"#[\s:-]*\w", reason):
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert found == []
+
+
+def prose(path: Path) -> Iterator[str]:
+    """The docstrings, comments and string literals of a module; the whole text of another file."""
+    text = path.read_text()
+    if path.suffix != ".py":
+        yield text
+        return
+    kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in kinds:
+            yield token.string
+
+
+def vague_words(path: Path) -> list[str]:
+    return [word for text in prose(path) for word in VAGUE.findall(QUOTED.sub("", text))]
+
+
+def test_vague_words_become_fewer() -> None:
+    """Broken if a docstring, a comment, a message or a page has a new sentence about "somebody". Name the
+    component, the process or the operator."""
+    found: Counter[str] = Counter()
+    for path in [*modules(*ROOMS), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        found[path.relative_to(ROOT).parts[0]] += len(vague_words(path))
+    above = {name: f"{found[name]} words" for name in found if found[name] > VAGUE_MAX.get(name, 0)}
+    assert above == {}
+
+
+def test_a_vague_word_is_seen(tmp_path: Path) -> None:
+    """Broken if the count misses one of the places of a word, or counts code."""
+    planted = tmp_path / "planted.py"
+    planted.write_text(
+        '"""Whoever, and ``nobody``."""\nnobody = 1  # Anybody\nraise ValueError(f"somebody {nobody}",'
+        ' "everybody")\n'
+    )
+    words = [word.lower() for word in vague_words(planted)]
+    assert {"whoever", "anybody", "somebody", "everybody"} <= set(words)
+    assert words.count("nobody") <= 1, "only in a format of Python before 3.12"

@@ -1,4 +1,4 @@
-"""The files of the house, as git sees them; without git, as they lie on the disk."""
+"""Lists the files of the project: those that git lists, or without git all files on the disk."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("undoubt", "recovery", "coordinator", "participants")
 LINKED = ROOMS[1:]
-"""Folders of the tree that are packages of ``undoubt``: ``undoubt/<room>`` is a symbolic link to them."""
+"""Top-level folders that are packages of ``undoubt``: ``undoubt/<room>`` is a symbolic link to each."""
 LINKS = {f"undoubt/{room}": f"../{room}" for room in LINKED} | {".editable/undoubt": "../undoubt"}
-"""The tree's symbolic links, and what is in them."""
+"""The tree's symbolic links, with their targets."""
 TEXT = {".py", ".md", ".toml", ".sql", ".yaml", ".yml", ".txt", ".cfg", ".ini", ".mako", ""}
 
 
@@ -29,7 +29,7 @@ def files() -> list[Path]:
 
 
 def modules(*rooms: str) -> list[Path]:
-    """Python files of those rooms."""
+    """The Python files of ``rooms``."""
     return [path for path in files() if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in rooms]
 
 
@@ -38,14 +38,15 @@ def texts() -> list[Path]:
 
 
 def dotted(path: Path) -> str:
-    """``undoubt/cli/__init__.py`` as ``undoubt.cli``, ``recovery/scan.py`` as ``undoubt.recovery.scan``."""
+    """The dotted name of a module: ``undoubt.cli`` for ``undoubt/cli/__init__.py``, ``undoubt.recovery.scan``
+    for ``recovery/scan.py``."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     within = ("undoubt",) if parts[0] in LINKED else ()
     return ".".join(within + (parts[:-1] if parts[-1] == "__init__" else parts))
 
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:
-    """Every function of a file with its length in lines, decorators and docstring included."""
+    """Each function of a file with its length in lines, including decorators and docstring."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
             first = min([node.lineno, *(each.lineno for each in node.decorator_list)])

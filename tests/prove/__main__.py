@@ -1,4 +1,4 @@
-"""Run one proof by name."""
+"""Runs one proof by name: ``python -m tests.prove NAME``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ PROOFS = {
 
 
 def main(argv: list[str]) -> int:
-    """0 if the proof holds. The line of JSON is all there is on stdout; the rest goes to stderr."""
+    """Run the proof and return the exit status, 0 if it holds. Stdout gets only the line of JSON; all other
+    output goes to stderr."""
     if not argv or argv[0] not in PROOFS:
         print(f"usage: python -m tests.prove {{{','.join(PROOFS)}}} [options]", file=sys.stderr)
         return 2

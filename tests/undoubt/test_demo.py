@@ -21,7 +21,7 @@ from undoubt.demo.proof import Proof
 from undoubt.demo.show import Show
 from undoubt.demo.stage import stage
 from undoubt.demo.story import Story
-from undoubt.demo.workers import Heard, WorkerFailed, working
+from undoubt.demo.workers import Reported, WorkerFailed, working
 
 KEYS = {
     "ok", "transactions", "committed", "aborted", "acknowledged_lost", "in_doubt_after_crash",
@@ -74,8 +74,8 @@ async def test_it_proves_what_it_says_and_leaves_nothing(short_folder: Path, led
     assert told["resolved"]["committed"] >= 2, "both branches of what was decided when its coordinator died"
     assert told["resolved"]["rolled_back"] >= 2, "both branches of what was not"
     assert told["in_doubt_after_crash"] == sum(told["resolved"].values())
-    assert b"explain, of one that is aborted" in err
-    assert b"explain, of one that is committed" in err
+    assert b"explain, for a branch that is aborted" in err
+    assert b"explain, for a branch that is committed" in err
     assert err.count(b"waits for it (backend") >= 2, "both explanations show a session that is blocked"
     assert left_of(short_folder) == []
 
@@ -149,9 +149,9 @@ async def test_a_lost_transfer_is_not_proved_away() -> None:
     """A demo that always says ok is worth nothing: with an acknowledged transfer gone it must not."""
     async with stage(keep=False) as built:
         story = Story(built, Show(), 2)
-        heard: Heard = story._heard
-        heard.begun |= {"x", "y"}
-        heard.acknowledged |= {"x"}
+        reported: Reported = story._reported
+        reported.begun |= {"x", "y"}
+        reported.acknowledged |= {"x"}
         story.proof.money_before = (await bank.audit(built.dsns)).money
         await story._audit()
     proof: Proof = story.proof
@@ -162,6 +162,6 @@ async def test_a_lost_transfer_is_not_proved_away() -> None:
 
 async def test_a_worker_that_ends_otherwise_fails_the_story() -> None:
     """A "kill" that did not happen must not be counted."""
-    async with stage(keep=False) as built, working(built.config, Heard(), seconds=0.2, tag=0) as child:
+    async with stage(keep=False) as built, working(built.config, Reported(), seconds=0.2, tag=0) as child:
         with pytest.raises(WorkerFailed, match="status 0 at None, not by SIGKILL at before_decide"):
             await child.killed_at("before_decide", 5)

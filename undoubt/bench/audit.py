@@ -1,5 +1,7 @@
-"""A figure counts only if the work was done: as often as was counted, and as often in one database as in the
-other."""
+"""Checks that the counted transfers were made.
+
+Each database must have as many transfers of a contender as the contender counted, and no prepared
+transactions."""
 
 from __future__ import annotations
 
@@ -13,11 +15,12 @@ from undoubt.participants.errors import UndoubtError
 
 
 class WrongCount(UndoubtError):
-    """What is in a database is not what a contender said that it did."""
+    """A database does not have the transfers that a contender counted."""
 
 
 async def audit(field: Field, transfers: Mapping[str, int]) -> None:
-    """``transfers`` by contender, over all of its turns. Raises :class:`WrongCount`."""
+    """Compare both databases with ``transfers``, the number for each contender over all its turns. Raises
+    :class:`WrongCount`."""
     for database, dsn in zip(DATABASES, field.dsns, strict=True):
         connection = await asyncpg.connect(dsn)
         try:

@@ -1,5 +1,7 @@
-"""The three nodes of a comparison: processes that run as ``undoubt node`` does, with recovery for both
-databases while they lead, and their logs on disk beside everything else."""
+"""Starts the three nodes that the contenders with a replicated ledger share.
+
+The nodes are processes that run like ``undoubt node``, with recovery for both databases while they lead.
+Their logs are on the disk that the databases also use."""
 
 from __future__ import annotations
 
@@ -20,8 +22,7 @@ dsn = {dsn}
 
 @contextlib.asynccontextmanager
 async def cluster(folder: Path, dsns: tuple[str, str]) -> AsyncIterator[Nodes]:
-    """Running, one of them leading, with the timers of a node whose configuration names none. Raises
-    ``NodeFailed``."""
+    """The running nodes, one of which leads, with the default timers. Raises ``NodeFailed``."""
     more = "".join(
         PARTICIPANT.format(name=name, dsn=msgspec.json.encode(dsn).decode())
         for name, dsn in zip(DATABASES, dsns, strict=True)

@@ -32,7 +32,7 @@ def _concurrencies(_ctx: click.Context, _param: click.Parameter, value: str) -> 
     try:
         numbers = tuple(dict.fromkeys(int(part) for part in value.split(",")))
     except ValueError:
-        raise click.BadParameter("numbers with commas between, as in 1,8,32") from None
+        raise click.BadParameter("numbers with commas between them, as in 1,8,32") from None
     if not all(1 <= number <= ROWS for number in numbers):
         raise click.BadParameter(f"each from 1 to {ROWS}")
     return numbers
@@ -56,7 +56,7 @@ def _concurrencies(_ctx: click.Context, _param: click.Parameter, value: str) -> 
     metavar="NAME,NAME",
     help=f"Also: {', '.join(name for name in CONTENDERS if name not in DEFAULT)}.",
 )
-@click.option("--dsn", "dsns", nargs=2, help="Two databases to use, instead of two servers of its own.")
+@click.option("--dsn", "dsns", nargs=2, help="Two databases to use, instead of two new servers.")
 @common
 @pass_context
 def bench(
@@ -66,13 +66,13 @@ def bench(
     contenders: tuple[str, ...],
     dsns: tuple[str, str] | None,
 ) -> None:
-    """What a commit costs, beside what people write by hand.
+    """Measure the cost of a commit, compared with hand-written code.
 
-    One UPDATE in each of two PostgreSQL servers, in rows that no two workers share. Contenders are processes
-    of their own and take turns of about a second; ratios are medians over the rounds. Afterwards both
-    databases must hold exactly what was counted. With --dsn the table "account" of both is overwritten, and
-    those who commit in three phases make undoubt's own tables. Nodes of a cluster are three processes on this
-    machine.
+    One UPDATE in each of two PostgreSQL servers, in rows that no two workers share. Each contender is a
+    process, and they take turns of about a second; ratios are medians over the rounds. Afterwards both
+    databases must have exactly the transfers that were counted. With --dsn the table "account" of both is
+    overwritten, and contenders that commit in three phases create undoubt's tables. The nodes of a cluster
+    are three processes on this machine.
 
     \b
     Example:

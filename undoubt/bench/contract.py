@@ -1,4 +1,4 @@
-"""What a contender is, and what it is given."""
+"""The interface of a contender, and its parameters."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Protocol
 import msgspec
 
 ROWS = 256
-"""Rows of a contender in each database: at most so many workers."""
+"""Rows of a contender in each database, one for each worker: the limit of workers."""
 DATABASES = ("orders", "payments")
 
 
 class Places(msgspec.Struct, frozen=True):
-    """``dsns`` of both databases, in the order of :data:`DATABASES`. ``first_row`` and the :data:`ROWS` - 1
-    after it are the contender's own. ``folder`` is there for its files; ``workers`` is how many at once;
-    ``cluster`` is the URL of the nodes' ledger, empty unless the contender said that it needs one."""
+    """The parameters of a contender. ``dsns``: both databases, in the order of :data:`DATABASES`.
+    ``first_row``: the first of the :data:`ROWS` rows that only this contender uses. ``folder``: for its
+    files. ``workers``: the greatest number of concurrent workers. ``cluster``: the URL of the nodes' ledger,
+    empty unless the contender needs the nodes."""
 
     contender: str
     dsns: tuple[str, str]
@@ -26,8 +27,9 @@ class Places(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """What a contender did in one turn. ``latencies_us`` of every transfer that began in it; ``elapsed_s``
-    until the last of them had ended; ``cpu_s`` is user and system time of the contender's process."""
+    """The result of a contender's turn. ``latencies_us``: one for each transfer that began in the turn.
+    ``elapsed_s``: until the last of these transfers had ended. ``cpu_s``: user and system time of the
+    contender's process."""
 
     transfers: int
     elapsed_s: float
@@ -36,25 +38,26 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 class Style(enum.StrEnum):
-    """How a contender's workers run at once."""
+    """How a contender's workers run concurrently."""
 
     TASKS = "tasks"
-    """``transfer`` is a coroutine function; all workers on one event loop."""
+    """``transfer`` is a coroutine function; all workers run in one event loop."""
     THREADS = "threads"
-    """``transfer`` is a plain function; a thread for each worker."""
+    """``transfer`` is a synchronous function; each worker is a thread."""
 
 
 class AsyncContender(Protocol):
-    """Made by ``contender(places)`` as an asynchronous context manager, connected and warm."""
+    """A contender with tasks. ``contender(places)`` is an asynchronous context manager that returns it,
+    connected."""
 
     async def transfer(self, worker: int) -> None:
-        """Add one to row ``worker`` of this contender in both databases, atomically if it can. Raises
-        whatever goes wrong: nothing should."""
+        """Add one to row ``worker`` of this contender in both databases, atomically if it can. No error is
+        expected, so all errors are raised."""
         ...
 
 
 class SyncContender(Protocol):
-    """The same for threads; made by ``contender(places)`` as a context manager."""
+    """A contender with threads. ``contender(places)`` is a context manager that returns it."""
 
     def transfer(self, worker: int) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The servers of a comparison, and the process of every contender on them."""
+"""Starts the servers of a comparison, and the process of each contender."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from undoubt.participants.errors import UndoubtError
 from undoubt.serve.local.nodes import Nodes
 
 ANSWER_LINE_MAX = 1 << 26
-"""Bytes: a turn's latencies are one line."""
+"""The limit of an answer, in bytes: all latencies of a turn are one line."""
 GRACE_S = 60.0
-"""How much longer than its turn a contender may take to answer."""
+"""How much longer than its turn a contender may take until it answers."""
 
 SCHEMA = """
 create table if not exists account (id int primary key, balance bigint not null) with (fillfactor = 50);
@@ -34,11 +34,11 @@ insert into account select id, 0 from generate_series(0, $1 - 1) id
 
 
 class ContenderFailed(UndoubtError):
-    """A contender's process ended, or hangs; what it said is above, on stderr."""
+    """A contender's process ended, or hangs; it has written its errors to stderr."""
 
 
 class Field(NamedTuple):
-    """Both databases, the contenders by name, and the nodes if any of them needs some."""
+    """Both databases, the contenders by name, and the nodes if a contender needs them."""
 
     dsns: tuple[str, str]
     contenders: dict[str, Contender]
@@ -47,25 +47,25 @@ class Field(NamedTuple):
 
 
 class Contender:
-    """One process, connected and waiting for its turns."""
+    """The process of a contender, connected and waiting for its turns."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name = name
         self._process = process
 
     async def ready(self) -> None:
-        """Raises :class:`ContenderFailed`."""
+        """Wait until the process is connected. Raises :class:`ContenderFailed`."""
         await self._line(0)
 
     async def turn(self, workers: int, seconds: float) -> Turn:
-        """Raises :class:`ContenderFailed`."""
+        """Run one turn and return its result. Raises :class:`ContenderFailed`."""
         if self._process.stdin is None:
-            raise ContenderFailed(f"{self.name}: no way to speak to its process")
+            raise ContenderFailed(f"{self.name}: its process has no stdin")
         self._process.stdin.write(f"{workers} {seconds}\n".encode())
         return msgspec.json.decode(await self._line(seconds), type=Turn)
 
     async def end(self) -> None:
-        """Let it disconnect, if it still can."""
+        """Wait until the process has disconnected and ended; kill it after :data:`GRACE_S` seconds."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
@@ -77,7 +77,7 @@ class Contender:
 
     async def _line(self, seconds: float) -> bytes:
         if self._process.stdout is None:
-            raise ContenderFailed(f"{self.name}: no way to hear its process")
+            raise ContenderFailed(f"{self.name}: its process has no stdout")
         try:
             async with asyncio.timeout(seconds + GRACE_S):
                 line = await self._process.stdout.readline()
@@ -91,7 +91,7 @@ class Contender:
 
 @contextlib.asynccontextmanager
 async def field(names: Sequence[str], workers: int, dsns: tuple[str, str] | None) -> AsyncIterator[Field]:
-    """Everything connected for up to ``workers`` workers. Without ``dsns`` on two servers of its own.
+    """All contenders, connected for up to ``workers`` workers each; without ``dsns`` on two new servers.
 
     Raises ``ServerFailed``, ``BinariesMissing``, ``NodeFailed``, :class:`ContenderFailed`.
     """
@@ -145,6 +145,6 @@ async def _started(name: str, places: Places) -> Contender:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", worker.__name__, msgspec.json.encode(places).decode(),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=ANSWER_LINE_MAX,
-        start_new_session=True,  # Ctrl-C is the parent's: it ends everything in order
+        start_new_session=True,  # Ctrl-C must reach only the parent, which ends all in order
     )  # fmt: skip
     return Contender(name, process)

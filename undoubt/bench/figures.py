@@ -1,5 +1,7 @@
-"""From turns to figures. Ratios are taken within each round, and then their median: what the machine does to
-one round it does to both sides."""
+"""Computes rows and ratios from the turns.
+
+A ratio is computed for each round, and its median is reported: a change of the machine's speed changes both
+turns of a round alike."""
 
 from __future__ import annotations
 
@@ -12,11 +14,12 @@ from undoubt.bench.contract import Turn
 from undoubt.bench.rounds import Rounds
 
 BASELINES = ("naive", "sqlalchemy", "local", "undoubt-raft")
-"""The last one is that of what is built upon it, and nobody else's."""
+"""``undoubt-raft`` is a baseline only for the contenders whose names begin with it."""
 
 
 class FigureRow(msgspec.Struct, frozen=True):
-    """One contender at one concurrency. ``tps`` is the median of its turns; percentiles of all."""
+    """The figures of one contender at one concurrency. ``tps`` is the median of its turns; the percentiles
+    are of the latencies of all turns."""
 
     contender: str
     concurrency: int
@@ -39,7 +42,7 @@ class Ratio(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """Everything that ``undoubt bench`` prints."""
+    """All results that ``undoubt bench`` prints."""
 
     rows: list[FigureRow]
     ratios: list[Ratio]
@@ -52,7 +55,8 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Nearest rank; ``values`` need not be sorted, and must not be empty."""
+    """The percentile of ``values`` by nearest rank, for a ``share`` of 0 to 1. ``values`` must not be
+    empty."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
@@ -90,7 +94,8 @@ def _row(name: str, concurrency: int, turns: list[Turn]) -> FigureRow:
 
 
 def ratios(rounds: Rounds) -> list[Ratio]:
-    """Of everybody to each of :data:`BASELINES` that takes part, and is theirs."""
+    """The ratio of each contender to each of :data:`BASELINES` that takes part and applies to that
+    contender."""
     return [
         _ratio(name, baseline, concurrency, played)
         for baseline in BASELINES

@@ -1,5 +1,6 @@
-"""Whose turn it is. Within a round every contender has one turn, in an order that rotates: nobody always
-comes after the same neighbour."""
+"""Decides which contender has the next turn.
+
+In a round each contender has one turn. The first contender changes with each round."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ Rounds = dict[int, list[dict[str, Turn]]]
 
 
 def rounds_of(seconds: float, contenders: int) -> tuple[int, float]:
-    """How many rounds fit into ``seconds``, and how long a turn is: about :data:`TURN_S`, three at least."""
+    """How many rounds fit into ``seconds``, at least three, and how long a turn is, about :data:`TURN_S`."""
     rounds = max(3, round(seconds / contenders / TURN_S))
     return rounds, seconds / contenders / rounds
 
@@ -25,16 +26,16 @@ async def play(
     contenders: Mapping[str, Contender],
     concurrencies: Sequence[int],
     seconds: float,
-    tell: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> tuple[Rounds, dict[str, int]]:
-    """``seconds`` of measuring at each concurrency. Also returns all transfers by contender, those of
-    warming up too."""
+    """Measure for ``seconds`` at each concurrency. Returns the rounds, and the number of transfers of each
+    contender, including the warm-up."""
     rounds, turn_s = rounds_of(seconds, len(contenders))
     names = list(contenders)
     all_rounds: Rounds = {}
     transfers = dict.fromkeys(names, 0)
     for concurrency in concurrencies:
-        tell(f"concurrency {concurrency}: {rounds} rounds, turns of {turn_s:.2f} s")
+        say(f"concurrency {concurrency}: {rounds} rounds, turns of {turn_s:.2f} s")
         for name in names:
             transfers[name] += (await contenders[name].turn(concurrency, WARM_UP_S)).transfers
         played: list[dict[str, Turn]] = []

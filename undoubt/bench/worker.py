@@ -1,8 +1,8 @@
-"""The process of one contender: takes turns on command.
+"""The process of one contender, which runs a turn on each command.
 
-``python -m undoubt.bench.worker PLACES`` (JSON) connects, says ``ready``, and for each line ``WORKERS
-SECONDS`` on stdin works for that long with so many workers at once, and answers with one line: a
-:class:`Turn` as JSON. It ends with its stdin.
+``python -m undoubt.bench.worker PLACES`` (JSON) connects and prints ``ready``. For each line ``WORKERS
+SECONDS`` on stdin it works for that time with that number of concurrent workers, and answers with one line: a
+:class:`Turn` as JSON. It ends at the end of its stdin.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from undoubt.serve.loop import fastest_loop
 
 
 class Clock:
-    """Measures one turn. Latencies in microseconds."""
+    """Measures one turn. Latencies are in microseconds."""
 
     def __init__(self, seconds: float) -> None:
         self.latencies_us: list[int] = []
@@ -43,7 +43,7 @@ class Clock:
 
 
 async def take_turn(contender: AsyncContender, workers: int, seconds: float) -> Turn:
-    """All workers as tasks."""
+    """Run one turn with all workers as tasks."""
     clock = Clock(seconds)
 
     async def work(worker: int) -> None:
@@ -60,7 +60,7 @@ async def take_turn(contender: AsyncContender, workers: int, seconds: float) -> 
 def take_turn_in_threads(
     contender: SyncContender, pool: ThreadPoolExecutor, workers: int, seconds: float
 ) -> Turn:
-    """All workers as threads, which start together."""
+    """Run one turn with all workers as threads, which start together."""
     together = threading.Barrier(workers)
     clock = Clock(seconds)
 

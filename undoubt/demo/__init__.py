@@ -1,8 +1,8 @@
-"""``undoubt demo``: real databases, real crashes, recovery, and the proof.
+"""``undoubt demo``: crashes real databases and coordinators, recovers, and proves that nothing was lost.
 
-What enters: for how many seconds to work. What leaves: one :class:`~undoubt.demo.proof.Proof`.
+What enters: the number of seconds to work. What leaves: one :class:`~undoubt.demo.proof.Proof`.
 
-In the order in which the demo passes them:
+In the order in which the demo uses them:
 
 ===============  =============================================================================================
 :mod:`.command`  implements ``undoubt demo``.
@@ -13,6 +13,6 @@ In the order in which the demo passes them:
 :mod:`.worker`   transfers money in a process that kills itself at a named step of the protocol.
 :mod:`.bank`     transfers money by the public API, and audits it by asking the databases.
 :mod:`.proof`    holds the result, in keys that scripts may rely on.
-:mod:`.show`     prints the course of the demo on stderr, and the proof.
+:mod:`.show`     prints the steps of the demo on stderr, and the proof on stdout.
 ===============  =============================================================================================
 """

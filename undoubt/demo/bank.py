@@ -1,7 +1,7 @@
-"""Money in two databases: how it is moved, and how one finds out whether any is missing.
+"""Transfers money between two databases, and audits it.
 
-``payments`` loses what ``orders`` gains. Each transfer leaves its name in both, in the transaction that moves
-the money, so that afterwards the databases themselves tell which transfers happened.
+``payments`` loses the amount that ``orders`` gains. Each transfer writes its name to both databases, in the
+transaction that moves the money, so that the databases themselves show which transfers were committed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SCHEMA = f"""
     create table account (id int primary key, balance bigint not null check (balance >= 0));
     create table transfer (name text primary key);
     insert into account select number, {BALANCE} from generate_series(0, {ACCOUNTS - 1}) as number;
-"""  # noqa: S608 - numbers of our own
+"""  # noqa: S608 - the values are constants
 
 
 async def set_up(dsn: str) -> None:
-    """Tables and money in an empty database."""
+    """Create the tables and the money in an empty database."""
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(SCHEMA)
@@ -40,7 +40,8 @@ async def set_up(dsn: str) -> None:
 
 
 async def transfer(tx: Transaction, name: str, account: int, amount: int) -> None:
-    """One transfer between the accounts of that number. Asking for more than there is aborts it."""
+    """Transfer ``amount`` between the accounts ``account`` of both databases. If the account has less money,
+    the transaction is aborted."""
     orders = await tx.branch("orders")
     payments = await tx.branch("payments")
     for branch, change in ((orders, amount), (payments, -amount)):
@@ -50,8 +51,8 @@ async def transfer(tx: Transaction, name: str, account: int, amount: int) -> Non
 
 @contextlib.asynccontextmanager
 async def customers(dsn: str, accounts: Iterable[int]) -> AsyncIterator[None]:
-    """Other sessions that want an account each, for as long as the block lasts. Whose account is held by a
-    transaction in doubt has to wait for it. Nothing that they do is committed."""
+    """Other sessions that lock one account each until the block's end. A session whose account is locked by a
+    transaction in doubt waits for it. The sessions commit nothing."""
     connections: list[asyncpg.Connection[asyncpg.Record]] = []
     waiting: list[asyncio.Task[str]] = []
     try:
@@ -71,7 +72,8 @@ async def customers(dsn: str, accounts: Iterable[int]) -> AsyncIterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """What both databases hold. ``names`` are the transfers found, by database; ``prepared`` the gids."""
+    """The content of both databases. ``names`` are the transfers found, by database; ``prepared`` are the
+    gids of prepared transactions."""
 
     money: int
     names: Mapping[str, frozenset[str]]
@@ -87,7 +89,7 @@ class Books:
 
 
 async def audit(dsns: Mapping[str, str]) -> Books:
-    """Ask the databases, not undoubt. Raises asyncpg's errors, and ``OSError``."""
+    """Read both databases directly, without undoubt. Raises asyncpg's errors, and ``OSError``."""
     read = await asyncio.gather(*(_read(dsn) for dsn in dsns.values()))
     return Books(
         money=sum(money for money, _, _ in read),

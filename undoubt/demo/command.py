@@ -32,17 +32,18 @@ from undoubt.demo.story import Story
     show_default=True,
     help="Three nodes that keep the ledger, or one file.",
 )
-@click.option("--keep", is_flag=True, help="Leave the servers running, and tell what to try next.")
+@click.option("--keep", is_flag=True, help="Leave the servers running, and print what to try next.")
 @common
 @pass_context
 def demo(context: Context, seconds: float, ledger: str, keep: bool) -> None:
-    """Real databases, real crashes, recovery, and the proof.
+    """Crash real databases and coordinators, recover, and prove that nothing is lost.
 
-    Two PostgreSQL servers of its own, orders and payments, three nodes that keep the ledger, and concurrent
-    transfers between the databases. Then SIGKILL of a coordinator between prepare and decision, of one
-    between decision and second phase, of a database server, and of the node that leads the ledger; what that
-    left in doubt, explained; recovery; and the proof that nothing was lost, half done or left behind. Exit
-    status 0 only where that is proved. Nothing of it stays, unless you --keep it.
+    The demo starts two PostgreSQL servers, orders and payments, and three nodes that keep the ledger, and
+    runs concurrent transfers between the databases. It then sends SIGKILL to a coordinator between prepare
+    and decision, to a coordinator between decision and second phase, to a database server, and to the node
+    that leads the ledger. It explains what is left in doubt, runs recovery, and proves that nothing was lost,
+    half done or left behind. The exit status is 0 only if that is proved. Everything is removed, except with
+    --keep.
 
     \b
     Example:
@@ -52,7 +53,7 @@ def demo(context: Context, seconds: float, ledger: str, keep: bool) -> None:
     try:
         proof = context.run(_run(seconds, keep, cluster=ledger == "raft"))
     except asyncio.CancelledError:
-        raise click.Abort from None  # SIGTERM: everything is taken down already
+        raise click.Abort from None  # SIGTERM: all processes are stopped already
     if context.output.json:
         click.echo(msgspec.json.encode(proof).decode())
     else:
@@ -73,7 +74,7 @@ async def _run(seconds: float, keep: bool, *, cluster: bool) -> Proof:
             show.chapter("Three nodes that keep the ledger")
             for number, pid in built.nodes.pids.items():
                 show.say(f"node {number}: process {pid}")
-        proof = await Story(built, show, seconds).tell()
+        proof = await Story(built, show, seconds).run()
         if keep:
             show.next(next_commands(built))
     return proof

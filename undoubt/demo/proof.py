@@ -1,4 +1,4 @@
-"""What the demo proves, as one object whose keys scripts may rely on."""
+"""The result of the demo, as an object whose keys scripts may rely on."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ import msgspec
 
 
 class Kills(msgspec.Struct):
-    """Processes that SIGKILL ended, and at the step that was meant."""
+    """How many processes SIGKILL ended at the intended step."""
 
     coordinator_before_decision: int = 0
     coordinator_after_decision: int = 0
     database: int = 0
     leader: int | msgspec.UnsetType = msgspec.UNSET
-    """Where the ledger is a cluster."""
+    """Set if the ledger is a cluster."""
 
 
 class Resolved(msgspec.Struct):
-    """In-doubt branches that recovery finished."""
+    """How many in-doubt branches recovery finished."""
 
     committed: int = 0
     rolled_back: int = 0
 
 
 class Proof(msgspec.Struct):
-    """``transactions`` were begun; each is one of ``committed``, found in both databases at the end, and
-    ``aborted``, found in neither. ``acknowledged_lost`` counts those that the application was told are
-    committed and that are missing anywhere. ``in_doubt_…`` count prepared branches in both databases."""
+    """The result of the demo. ``transactions`` were begun: ``committed`` of them are in both databases at the
+    end, ``aborted`` are not. ``acknowledged_lost`` counts the transactions whose commit returned
+    successfully and that are missing in a database. ``in_doubt_…`` count the prepared branches of both
+    databases."""
 
     ok: bool = False
     transactions: int = 0

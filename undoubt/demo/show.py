@@ -1,4 +1,4 @@
-"""How the demo is told: on stderr, with colour and a moving bar where that is a terminal."""
+"""Prints the demo on stderr, with colour and a progress bar if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS_MAX = 12
 
 
 class _Aside(Output):
-    """What is for people only, beside a command's result."""
+    """Output for the operator on stderr, besides a command's result."""
 
     def line(self, text: str = "") -> None:
         click.echo(("  " + printable_lines(text)).rstrip(), err=True)
@@ -34,7 +34,7 @@ class _Aside(Output):
 
 
 class Show:
-    """One run's teller."""
+    """Prints one run of the demo."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
@@ -53,7 +53,8 @@ class Show:
     async def progress(
         self, what: str, seconds: float, begun: asyncio.Event, done: Callable[[], int]
     ) -> AsyncIterator[None]:
-        """A bar for as long as the block lasts, moving once ``begun``; ``done`` counts transfers."""
+        """Show a progress bar during the block, which moves once ``begun`` is set; ``done`` returns the
+        number of transfers."""
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -83,16 +84,16 @@ class Show:
             progress.update(task, advance=REFRESH_S, done=done())
 
     def in_doubt(self, found: Sequence[SurveyedBranch]) -> None:
-        """The list, its lines never cut: a gid must survive being copied."""
+        """Print the list of branches. Lines are not wrapped, so that gids can be copied."""
         for one in found[:ROWS_MAX]:
             line = f"  {one.participant:10}{one.standing:11}{one.standing.action:10}{one.branch.gid}"
             self._console.print(Text(line), soft_wrap=True)
         if len(found) > ROWS_MAX:
             self.say(f"… and {len(found) - ROWS_MAX} more")
 
-    def explanation(self, told: Explanation) -> None:
+    def explanation(self, explained: Explanation) -> None:
         self._console.print()
-        explain_page(_Aside(), document(told))
+        explain_page(_Aside(), document(explained))
 
     def next(self, commands: Sequence[tuple[str, str]]) -> None:
         self.chapter("Everything is still running. Try next")
@@ -102,7 +103,7 @@ class Show:
 
 
 def result(out: Output, proof: Proof) -> None:
-    """The proof as a table, on stdout."""
+    """Print the proof as a table on stdout."""
     killed = proof.kills.leader
     leader = [] if killed is msgspec.UNSET else [("killed during commits", f"{killed} leader of the ledger")]
     out.table(

@@ -1,4 +1,4 @@
-"""Where the demo plays: two servers with a database each, a ledger, and a configuration that names them.
+"""Starts two servers with a database each and a ledger, and writes a configuration that names them.
 
 The ledger is a cluster of three nodes, or one file.
 """
@@ -20,10 +20,10 @@ from undoubt.embedded.places import new_place, remove_place
 from undoubt.serve.local.nodes import Nodes
 
 SESSION_TTL_S = 2.0
-"""Short, so that nobody waits long for the lease of a dead coordinator to end."""
+"""Short, so that the demo does not wait long until the lease of a dead coordinator has ended."""
 
 OWNER = "bank"
-"""The role that owns the databases and that undoubt works as: an ordinary one, as it should be."""
+"""The role that owns the databases and as which undoubt connects: a role without special rights."""
 
 CONFIG = """\
 # Written by `undoubt demo`.
@@ -43,7 +43,7 @@ dsn = "{payments}"
 SQLITE = "sqlite:///ledger.db"
 
 END = """\
-# Stop the servers of `undoubt demo --keep`, and remove what it left.
+# Stop the servers of `undoubt demo --keep`, and remove its files.
 for process in {nodes}; do kill -KILL $process; done
 kill -INT {pids}
 for tenth in $(seq 100); do
@@ -56,7 +56,8 @@ rm -r {remove}
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """``servers`` and ``dsns`` by participant's name; ``nodes`` are the ledger's, None where it is a file."""
+    """The demo's processes and files. ``servers`` and ``dsns`` are by participant's name; ``nodes`` are the
+    ledger's nodes, None if the ledger is a file."""
 
     folder: Path
     servers: dict[str, EmbeddedServer]
@@ -77,11 +78,11 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def stage(*, keep: bool, cluster: bool = False) -> AsyncIterator[Stage]:
-    """Set up in a folder of its own, and taken away at the end, however it comes; with ``keep`` only if the
-    block fails. ``cluster``: the ledger is one of three nodes. Raises ``ServerFailed``, ``BinariesMissing``,
-    ``NodeFailed``."""
+    """Start all processes with their files in a new folder, and remove all of it at the end of the block;
+    with ``keep`` only if the block fails. ``cluster``: the ledger is kept by three nodes. Raises
+    ``ServerFailed``, ``BinariesMissing``, ``NodeFailed``."""
     folder = new_place("demo", keep=keep)
-    # Every server is made before one is awaited: whatever fails, all of them are taken away.
+    # All servers are made before the first is started: if one fails, all of them are removed.
     servers = {name: EmbeddedServer(keep=keep) for name in bank.NAMES}
     built = Stage(folder, servers, {}, Nodes(folder, keep=keep) if cluster else None)
     try:
@@ -109,26 +110,26 @@ async def stage(*, keep: bool, cluster: bool = False) -> AsyncIterator[Stage]:
 
 
 def next_commands(built: Stage) -> list[tuple[str, str]]:
-    """What to try with a stage that is kept, each with the reason."""
+    """Commands to try with a kept stage, each after its purpose."""
     option = f"--config {built.config}"
     undoubt = "undoubt" if shutil.which("undoubt") else str(Path(sys.executable).with_name("undoubt"))
     cluster = [] if built.nodes is None else [("the ledger's nodes", f"{undoubt} cluster status {option}")]
     return [
         *cluster,
-        ("what is in the databases", f'psql "{built.dsns["orders"]}" -c "table transfer limit 5"'),
+        ("the content of the databases", f'psql "{built.dsns["orders"]}" -c "table transfer limit 5"'),
         ("the latest transactions", f"{undoubt} tx list {option}"),
         (
             "crash one more coordinator",
             f"{sys.executable} -m undoubt.demo.worker {built.config} 1 before_decide more",
         ),
-        ("see what it left in doubt", f"{undoubt} indoubt list {option}"),
+        ("see what that has left in doubt", f"{undoubt} indoubt list {option}"),
         ("resolve it", f"{undoubt} recover --once {option}"),
         ("end it all", f"sh {_end_script(built)}"),
     ]
 
 
 def _end_script(built: Stage) -> Path:
-    """Written beside the configuration."""
+    """Write the script that ends the demo beside the configuration, and return its path."""
     servers = built.servers.values()
     nodes = [] if built.nodes is None else built.nodes.pids.values()
     script = built.folder / "end"

@@ -1,4 +1,4 @@
-"""What happens in the demo, in order."""
+"""Runs the demo step by step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from undoubt.demo.proof import Proof
 from undoubt.demo.show import Show
 from undoubt.demo.stage import SESSION_TTL_S, Stage
 from undoubt.demo.worker import TASKS
-from undoubt.demo.workers import Heard, WorkerFailed, working
+from undoubt.demo.workers import Reported, WorkerFailed, working
 from undoubt.embedded import ServerFailed
 from undoubt.participants.registry import Registry
 from undoubt.recovery.operator.explain import explain
@@ -23,24 +23,25 @@ from undoubt.recovery.service import RecoveryService
 from undoubt.serve.local.nodes import NodeFailed, Nodes
 
 SHARES = {"work": 0.3, "before": 0.15, "after": 0.15, "database": 0.2, "leader": 0.2}
-"""How the time is shared out among the chapters of work."""
+"""The share of the time for each step that makes transfers."""
 LEASES_END_S = SESSION_TTL_S + 30
 RECOVERED_S = 30.0
 PAUSE_S = 0.1
 
 
 class Story:
-    """One run. ``seconds`` of work; the crashes, recovery and the audit come on top of it."""
+    """One run of the demo, with ``seconds`` of transfers; crashes, recovery and audit take additional
+    time."""
 
     def __init__(self, stage: Stage, show: Show, seconds: float) -> None:
         self._stage = stage
         self._show = show
         self._seconds = seconds
-        self._heard = Heard()
+        self._reported = Reported()
         self.proof = Proof()
 
-    async def tell(self) -> Proof:
-        """Raises ``UndoubtError`` where the story cannot go on."""
+    async def run(self) -> Proof:
+        """Run all steps, and return the proof. Raises ``UndoubtError`` if a step fails."""
         self.proof.money_before = (await bank.audit(self._stage.dsns)).money
         await self._work()
         await self._kill_coordinator("between prepare and decision", TwoPhaseStep.BEFORE_DECIDE, "before", 1)
@@ -59,34 +60,34 @@ class Story:
         return self.proof
 
     def _committed(self) -> int:
-        return len(self._heard.acknowledged)
+        return len(self._reported.acknowledged)
 
     async def _work(self) -> None:
         self._show.chapter("Transfers between two databases, each in one undoubt transaction")
         seconds = self._seconds * SHARES["work"]
         async with (
-            working(self._stage.config, self._heard, seconds=seconds, tag=0) as worker,
-            self._show.progress("all is well", seconds, worker.working, self._committed),
+            working(self._stage.config, self._reported, seconds=seconds, tag=0) as worker,
+            self._show.progress("without faults", seconds, worker.working, self._committed),
         ):
             if (status := await worker.ended(seconds)) != 0:
                 raise WorkerFailed(f"a worker ended with status {status}")
 
     async def _kill_coordinator(self, when: str, step: TwoPhaseStep, share: str, tag: int) -> None:
-        self._show.chapter(f"A coordinator process dies {when}")
+        self._show.chapter(f"A coordinator process is killed {when}")
         seconds = self._seconds * SHARES[share]
         async with (
-            working(self._stage.config, self._heard, seconds=seconds, tag=tag, step=step) as worker,
+            working(self._stage.config, self._reported, seconds=seconds, tag=tag, step=step) as worker,
             self._show.progress(f"coordinator {worker.pid}", seconds, worker.working, self._committed),
         ):
             await worker.killed_at(step, seconds)
         self._show.death(f"coordinator process {worker.pid} at {step}")
 
     async def _kill_database(self) -> None:
-        self._show.chapter("A database server dies under load, and comes back")
+        self._show.chapter("A database server is killed under load, and restarted")
         seconds = self._seconds * SHARES["database"]
         server = self._stage.servers["payments"]
         async with (
-            working(self._stage.config, self._heard, seconds=seconds, tag=3) as worker,
+            working(self._stage.config, self._reported, seconds=seconds, tag=3) as worker,
             self._show.progress(f"coordinator {worker.pid}", seconds, worker.working, self._committed),
         ):
             await worker.working.wait()
@@ -97,15 +98,15 @@ class Story:
             self.proof.kills.database += 1
             self._show.death(f"the PostgreSQL server of payments, process {pid}")
             await server.start()
-            self._show.say(f"payments is back, process {server.pid}, after crash recovery of its own")
+            self._show.say(f"payments runs again, process {server.pid}, after PostgreSQL's crash recovery")
             if (status := await worker.ended(seconds)) != 0:
                 raise WorkerFailed(f"a worker ended with status {status}")
 
     async def _kill_leader(self, nodes: Nodes) -> None:
-        self._show.chapter("The node that leads the ledger dies during commits")
+        self._show.chapter("The node that leads the ledger is killed during commits")
         seconds = self._seconds * SHARES["leader"]
         async with (
-            working(self._stage.config, self._heard, seconds=seconds, tag=4) as worker,
+            working(self._stage.config, self._reported, seconds=seconds, tag=4) as worker,
             self._show.progress(f"coordinator {worker.pid}", seconds, worker.working, self._committed),
         ):
             await worker.working.wait()
@@ -130,15 +131,15 @@ class Story:
         self._show.in_doubt(found)
         async with bank.customers(self._stage.dsns["orders"], range(TASKS, 4 * TASKS)):
             for kind in (BranchStanding.ABORTED, BranchStanding.COMMITTED):
-                told = [
+                explanations = [
                     await explain(ledger, participants, one, seen)
                     for one in found
                     if one.standing is kind and one.participant == "orders"
                 ]
-                # One that somebody waits for, if there is one: that is what being in doubt costs.
-                told.sort(key=lambda explained: -len(explained.burden.blocks))
-                for explained in told[:1]:
-                    self._show.chapter(f"undoubt indoubt explain, of one that is {kind}")
+                # A branch that blocks other sessions, if there is one: that is the cost of a branch in doubt.
+                explanations.sort(key=lambda explained: -len(explained.burden.blocks))
+                for explained in explanations[:1]:
+                    self._show.chapter(f"undoubt indoubt explain, for a branch that is {kind}")
                     self._show.explanation(explained)
 
     async def _recover(self, ledger: Ledger, participants: Registry) -> None:
@@ -162,17 +163,17 @@ class Story:
         self._show.say(f"{resolved.committed} branches committed, {resolved.rolled_back} rolled back")
 
     async def _audit(self) -> None:
-        self._show.chapter("The proof, asked of the databases themselves")
-        books, proof, heard = await bank.audit(self._stage.dsns), self.proof, self._heard
-        proof.transactions = len(heard.begun)
+        self._show.chapter("The proof, read from the databases themselves")
+        books, proof, reported = await bank.audit(self._stage.dsns), self.proof, self._reported
+        proof.transactions = len(reported.begun)
         proof.committed = len(books.everywhere)
-        proof.aborted = len(heard.begun - books.everywhere)
-        proof.acknowledged_lost = len(heard.acknowledged - books.everywhere)
+        proof.aborted = len(reported.begun - books.everywhere)
+        proof.acknowledged_lost = len(reported.acknowledged - books.everywhere)
         proof.in_doubt_after_recovery = len(books.prepared)
         proof.money_after = books.money
         half = books.somewhere - books.everywhere
-        wrong = heard.aborted & books.somewhere
-        never_begun = books.somewhere - heard.begun
+        wrong = reported.aborted & books.somewhere
+        never_begun = books.somewhere - reported.begun
         for what, names in (("in one database only", half), ("aborted but there", wrong)):
             for name in sorted(names):
                 self._show.say(f"WRONG: transfer {name} is {what}")
@@ -186,8 +187,8 @@ class Story:
 
 
 async def _when_leases_have_ended(ledger: Ledger, participants: Registry) -> Survey:
-    """Everything in doubt, once the dead coordinators can decide nothing any more: until then their undecided
-    branches are ``active``, and recovery leaves them alone."""
+    """The branches in doubt, after the dead coordinators' sessions have expired: until then their undecided
+    branches are ``active``, and recovery does not touch them."""
     async with asyncio.timeout(LEASES_END_S):
         while True:
             seen = await survey(ledger, participants)

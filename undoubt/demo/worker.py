@@ -1,9 +1,9 @@
-"""A process of an application that uses undoubt, with a fatal weakness at one step of the protocol.
+"""A process of an application that uses undoubt, and that kills itself at a step of the protocol.
 
-``python -m undoubt.demo.worker CONFIG SECONDS STEP TAG``: moves money for so many seconds; then it ends, or,
-if STEP is one of :class:`~undoubt.coordinator.protocols.steps.TwoPhaseStep`, sends itself SIGKILL when it
-comes to it. Tells what it does on stdout, a line each, so that its parent knows all that it was told before
-it died."""
+``python -m undoubt.demo.worker CONFIG SECONDS STEP TAG`` transfers money for that number of seconds. Then it
+ends; or, if STEP is one of :class:`~undoubt.coordinator.protocols.steps.TwoPhaseStep`, it sends itself
+SIGKILL at that step. It reports each event as a line on stdout, so that its parent has all results that the
+worker received before it died."""
 
 from __future__ import annotations
 
@@ -25,25 +25,27 @@ from undoubt.serve.local.parent import die_with_parent
 NEVER = "never"
 TASKS = 8
 OVERDRAWN_EVERY = 25
-"""Every so manieth transfer asks for more money than there is, and must leave no trace."""
+"""One in so many transfers asks for more money than the account has, and must leave no trace."""
 TIMEOUT_S = 5.0
 PAUSE_AFTER_ERROR_S = 0.05
 DATABASE_DIED = (
     undoubt.UndoubtError,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # asyncpg's answer to a statement that is sent as its server dies
+    asyncpg.InternalClientError,  # asyncpg's error for a statement that is sent while the server dies
     OSError,
 )
 
 
-def tell(what: str, name: str) -> None:
-    """One write, shorter than a pipe's atomic size: no line is ever torn, whenever the process dies."""
+def report(what: str, name: str) -> None:
+    """Print an event in one write, shorter than a pipe's atomic size: a line is complete, whenever the
+    process dies."""
     os.write(sys.stdout.fileno(), f"{what} {name}\n".encode())
 
 
 class CrashPoint:
-    """An observer of the protocol that dies at ``step``, but not before ``seconds`` are over."""
+    """An observer of the protocol that kills the process at ``step``, but not before ``seconds`` have
+    passed."""
 
     def __init__(self, step: str, seconds: float) -> None:
         self.step = None if step == NEVER else TwoPhaseStep(step)
@@ -51,7 +53,7 @@ class CrashPoint:
         self._armed_at = math.inf
 
     def begin(self) -> None:
-        """The time starts now."""
+        """Start to count the seconds."""
         self._armed_at = time.monotonic() + self._seconds
 
     @property
@@ -60,44 +62,44 @@ class CrashPoint:
 
     def __call__(self, step: enum.StrEnum, _subject: str) -> None:
         if step is self.step and self.due:
-            tell("at", step)
+            report("at", step)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def work(coordinator: undoubt.Coordinator, fate: CrashPoint, tag: str, task: int) -> None:
-    """Transfers between accounts that no other task uses, so that whoever dies blocks nobody else."""
+    """Transfer between accounts that no other task uses, so that a worker that dies does not block others."""
     number = 0
     while fate.step is not None or not fate.due:
         number += 1
         name = f"{tag}-{task}-{number}"
         amount = AMOUNT if number % OVERDRAWN_EVERY else (BALANCE + 1) * ACCOUNTS
-        tell("begun", name)
+        report("begun", name)
         try:
             async with coordinator.transaction(timeout=TIMEOUT_S) as tx:
                 await transfer(tx, name, _account(tag, task), amount)
         except asyncpg.CheckViolationError:
-            tell("aborted", name)
+            report("aborted", name)
         except undoubt.TransactionAborted:
-            tell("aborted", name)
-            await asyncio.sleep(PAUSE_AFTER_ERROR_S)  # a database is down: try again, but do not spin
+            report("aborted", name)
+            await asyncio.sleep(PAUSE_AFTER_ERROR_S)  # a database is down: pause before the next attempt
         except DATABASE_DIED:
             await asyncio.sleep(PAUSE_AFTER_ERROR_S)
         else:
-            tell("acknowledged", name)
+            report("acknowledged", name)
 
 
 def _account(tag: str, task: int) -> int:
-    """Tags are numbers where the demo gives them: its workers then share no account."""
+    """The account of a task. The demo's tags are numbers, so that its workers share no account."""
     worker = int(tag) if tag.isdigit() else 0
     return (worker * TASKS + task) % ACCOUNTS
 
 
 async def main(config: str, seconds: float, step: str, tag: str) -> None:
-    """Until the time is over, or until death."""
+    """Transfer money until the time is over, or until the process is killed."""
     fate = CrashPoint(step, seconds)
     async with undoubt.connect(config, observe=fate, recover=False) as coordinator:
         fate.begin()
-        tell("ready", tag)
+        report("ready", tag)
         await asyncio.gather(*(work(coordinator, fate, tag, task) for task in range(TASKS)))
 
 

@@ -1,4 +1,4 @@
-"""Worker processes as their parent sees them."""
+"""Starts worker processes, and reads what they print."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from undoubt.demo import worker
 from undoubt.participants.errors import UndoubtError
 
 GRACE_S = 30.0
-"""How much longer than asked a worker may take to end, or to die."""
+"""How much longer than requested a worker may take until it ends or is killed."""
 
 
 class WorkerFailed(UndoubtError):
-    """A worker ended otherwise than the story has it."""
+    """A worker did not end as expected."""
 
 
 @dataclass(slots=True)
-class Heard:
-    """What all workers have told, by names of transfers."""
+class Reported:
+    """What all workers have reported: names of transfers."""
 
     begun: set[str] = field(default_factory=set)
     acknowledged: set[str] = field(default_factory=set)
@@ -31,24 +31,26 @@ class Heard:
 
 
 class WorkerProcess:
-    """One process. ``heard`` is filled as it speaks; ``at`` is the step at which it killed itself."""
+    """One worker process. Its reports are added to ``reported``; ``at`` is the step at which it killed
+    itself."""
 
-    def __init__(self, process: asyncio.subprocess.Process, heard: Heard) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, reported: Reported) -> None:
         self.pid = process.pid
         self.at: str | None = None
-        self.heard = heard
+        self.reported = reported
         self.working = asyncio.Event()
         self._process = process
         self._listening = asyncio.create_task(self._listen())
 
     async def killed_at(self, step: str, within_s: float) -> None:
-        """Wait for its death. Raises :class:`WorkerFailed` unless SIGKILL ended it at that step."""
+        """Wait for the process to end. Raises :class:`WorkerFailed` unless SIGKILL ended it at ``step``."""
         status = await self.ended(within_s)
         if status != -signal.SIGKILL or self.at != step:
             raise WorkerFailed(f"a worker ended with status {status} at {self.at}, not by SIGKILL at {step}")
 
     async def ended(self, within_s: float) -> int:
-        """Its status, minus the signal's number if one ended it. Raises :class:`WorkerFailed` if it hangs."""
+        """Wait for the process to end, and return its status: minus the signal's number if a signal ended it.
+        Raises :class:`WorkerFailed` if it does not end in time."""
         try:
             async with asyncio.timeout(within_s + GRACE_S):
                 await self._listening
@@ -57,7 +59,7 @@ class WorkerProcess:
             raise WorkerFailed(f"a worker did not end within {within_s + GRACE_S:g} s") from None
 
     async def kill(self) -> None:
-        """Whatever it is at."""
+        """Kill the process, whatever it is doing."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await asyncio.gather(self._listening, return_exceptions=True)
@@ -70,11 +72,11 @@ class WorkerProcess:
             what, _, name = line.decode().rstrip().partition(" ")
             match what:
                 case "begun":
-                    self.heard.begun.add(name)
+                    self.reported.begun.add(name)
                 case "acknowledged":
-                    self.heard.acknowledged.add(name)
+                    self.reported.acknowledged.add(name)
                 case "aborted":
-                    self.heard.aborted.add(name)
+                    self.reported.aborted.add(name)
                 case "at":
                     self.at = name
                 case _:
@@ -83,15 +85,15 @@ class WorkerProcess:
 
 @contextlib.asynccontextmanager
 async def working(
-    config: Path, heard: Heard, *, seconds: float, tag: int, step: str = worker.NEVER
+    config: Path, reported: Reported, *, seconds: float, tag: int, step: str = worker.NEVER
 ) -> AsyncIterator[WorkerProcess]:
-    """A worker that is at work; killed at the block's end if it still is."""
+    """A running worker, which is killed at the block's end if it still runs."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", worker.__name__, str(config), f"{seconds:.3f}", step, str(tag),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is the parent's: it ends everything in order
+        start_new_session=True,  # Ctrl-C must reach only the parent, which ends all in order
     )  # fmt: skip
-    child = WorkerProcess(process, heard)
+    child = WorkerProcess(process, reported)
     try:
         yield child
     finally:

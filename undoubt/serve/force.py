@@ -2,9 +2,9 @@
 
 The new cluster is made from the newest disk that is left.
 
-Every entry of that disk's log counts, whether or not the disk knows it to be committed: a leader that the old
-cluster might still have elected would have kept it. An acknowledged decision that is on none of the disks is
-lost; therefore a new incarnation begins, as after a restore from a backup."""
+Every entry of that disk's log counts, whether or not the disk shows that it was committed: a leader that the
+old cluster might still have elected would have kept it. An acknowledged decision that is on none of the disks
+is lost; therefore a new incarnation begins, as after a restore from a backup."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The contenders by name. Each is imported only in its own process.
+"""The contenders by name. A contender is imported only in its own process.
 
 In the order of :data:`CONTENDERS`:
 
 =================  ===========================================================================================
-:mod:`.plain`      commits by hand on asyncpg: two unrelated commits, and two-phase commit without a log.
+:mod:`.plain`      commits with asyncpg: two unrelated commits, and two-phase commit without a log.
 :mod:`.twophase`   commits with SQLAlchemy's own ``twophase=True``.
 :mod:`.product`    commits with undoubt, its ledger in SQLite.
 :mod:`.clustered`  commits with undoubt, its ledger on three nodes, by each protocol.
@@ -18,8 +18,8 @@ from undoubt.bench.contract import Style
 
 
 class ContenderEntry(NamedTuple):
-    """Where a contender is: ``attribute`` of ``module``, called with its ``Places``. ``cluster``: it needs
-    the three nodes, which all who do share."""
+    """The location of a contender: ``attribute`` of ``module``, called with its ``Places``. ``cluster``:
+    whether it needs the three nodes, which such contenders share."""
 
     module: str
     attribute: str
@@ -29,14 +29,12 @@ class ContenderEntry(NamedTuple):
 
 
 CONTENDERS: dict[str, ContenderEntry] = {
-    "local": ContenderEntry(
-        "undoubt.bench.contenders.plain", "local", Style.TASKS, "two commits that know nothing of each other"
-    ),
+    "local": ContenderEntry("undoubt.bench.contenders.plain", "local", Style.TASKS, "two unrelated commits"),
     "naive": ContenderEntry(
         "undoubt.bench.contenders.plain",
         "naive",
         Style.TASKS,
-        "two-phase commit by hand on asyncpg, without any log: unsafe",
+        "hand-written two-phase commit on asyncpg, without any log: unsafe",
     ),
     "sqlalchemy": ContenderEntry(
         "undoubt.bench.contenders.twophase",
@@ -84,4 +82,4 @@ CONTENDERS: dict[str, ContenderEntry] = {
 }
 
 DEFAULT = ("local", "naive", "sqlalchemy", "undoubt-sqlite", "undoubt-sqlite-sync", "undoubt-raft")
-"""Who takes part unless others are named."""
+"""The contenders that take part by default."""

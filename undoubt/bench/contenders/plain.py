@@ -1,4 +1,5 @@
-"""What people write by hand on asyncpg. Connections belong to workers: no pool costs anything."""
+"""Hand-written commits on asyncpg. Each worker has its own connections, so that there is no cost of a
+pool."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from undoubt.bench.contract import UPDATE, AsyncContender, Places
 
 
 class Local:
-    """Two unrelated commits in parallel: no atomicity at all, and the least that the work can cost."""
+    """Two unrelated commits in parallel: not atomic, and the lower bound of the cost."""
 
     def __init__(self, pairs: list[tuple[Any, Any]], first_row: int) -> None:
         self._pairs = pairs
@@ -27,8 +28,9 @@ class Local:
 
 
 class Naive:
-    """``begin``, the update, ``prepare transaction``, ``commit prepared``: both databases in parallel,
-    nothing written down, no answer looked at. A crash between the last two leaves it in doubt for ever."""
+    """``begin``, the update, ``prepare transaction``, ``commit prepared``: in both databases in parallel,
+    without a record, and without a check of the answers. A crash between the last two leaves the transaction
+    in doubt for ever."""
 
     def __init__(self, pairs: list[tuple[Any, Any]], first_row: int) -> None:
         self._pairs = pairs

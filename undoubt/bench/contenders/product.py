@@ -1,4 +1,4 @@
-"""undoubt, as a user writes it: nothing here is faster than the library's own documentation."""
+"""undoubt as an application uses it: as the library's documentation shows, without optimisations."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import undoubt.sync
 from undoubt.bench.contract import DATABASES, UPDATE, AsyncContender, Places, SyncContender
 
 UPDATE_IN_THREADS = UPDATE.replace("$1", "%s")
-"""psycopg's way to write a parameter."""
+"""The update with psycopg's placeholder."""
 
 
 class Product:
-    """Both branches in parallel, as the naive contender has them."""
+    """undoubt with asyncio: both branches in parallel, like the naive contender."""
 
     def __init__(self, coordinator: undoubt.Coordinator, first_row: int) -> None:
         self._coordinator = coordinator
@@ -32,7 +32,7 @@ class Product:
 
 
 def configuration(places: Places, ledger: Mapping[str, Any], protocol: str = "2pc") -> dict[str, Any]:
-    """As ``undoubt.toml`` would have it; pools as large as the number of workers."""
+    """The settings, as in ``undoubt.toml``, with pools as large as the number of workers."""
     participants = {
         name: {"dsn": dsn, "connections_max": places.workers}
         for name, dsn in zip(DATABASES, places.dsns, strict=True)
@@ -41,7 +41,7 @@ def configuration(places: Places, ledger: Mapping[str, Any], protocol: str = "2p
 
 
 class ProductInThreads:
-    """The same without await, in a thread for each worker."""
+    """undoubt.sync, with a thread for each worker."""
 
     def __init__(self, coordinator: undoubt.sync.Coordinator, first_row: int) -> None:
         self._coordinator = coordinator

@@ -1,4 +1,4 @@
-"""SQLAlchemy's own ``twophase=True``, as its manual shows it, over psycopg and a pool that is large enough.
+"""SQLAlchemy's ``twophase=True``, as its manual shows, over psycopg with a pool that is large enough.
 
 https://docs.sqlalchemy.org/en/20/orm/session_transaction.html#enabling-two-phase-commit
 """
@@ -19,7 +19,7 @@ class OrdersBase(DeclarativeBase):
 
 
 class PaymentsBase(DeclarativeBase):
-    """The tables of the other."""
+    """The tables of the other database."""
 
 
 class OrdersAccount(OrdersBase):
@@ -35,7 +35,7 @@ class PaymentsAccount(PaymentsBase):
 
 
 class TwoPhase:
-    """One ``Session`` a transfer, one UPDATE by primary key in each database."""
+    """One ``Session`` for each transfer, with one UPDATE by primary key in each database."""
 
     def __init__(self, sessions: sessionmaker[Session], first_row: int) -> None:
         self._sessions = sessions
