@@ -30,8 +30,8 @@ def server_user() -> int | None:
 
 
 def new_place(kind: str, *, keep: bool = False) -> Path:
-    """Make a new private folder; ``kind`` is server, template, programs, demo or dev. With ``keep`` the folder
-    stays after this process has ended. The folders of ended processes are removed first."""
+    """Make a new private folder; ``kind`` is server, template, programs, demo or dev. With ``keep`` the
+    folder stays after this process has ended. The folders of ended processes are removed first."""
     _sweep_once(os.getpid())
     if keep:
         return Path(tempfile.mkdtemp(prefix=f"undoubt-kept-{kind}-"))
