@@ -1,9 +1,11 @@
-"""Letting nodes go that are acceptors of Paxos Commit: whose those of a transaction are never changes.
+"""Decides when a node may leave that is an acceptor of Paxos Commit; the acceptors of a transaction never
+change.
 
 The transactions of a session are decided by a majority of the nodes that it was bound to. Nodes without which
-there would be none stay for as long as the session is open. Its coordinator opens another one, and closes
-this one, soon after others are there to be bound to: new members, or those that stay. What an ended session
-has left undecided is settled, and recorded in the ledger, where it needs no acceptors any more.
+there would be no such majority must stay while the session is open. The session's coordinator opens another
+session, and closes this one, soon after it can be bound to other nodes: new members, or the members that
+stay. A transaction that an ended session has left undecided is decided by its acceptors and recorded in the
+ledger; then it needs no acceptors.
 """
 
 from __future__ import annotations
@@ -20,17 +22,19 @@ from undoubt.coordinator.quorum import majority_size
 
 
 class Release:
-    """Of the node that leads."""
+    """Decides on the leader which sessions still need the nodes that are to leave."""
 
     def __init__(self, replica: Replica, ledger: NodeLedger, settling: Settling) -> None:
         self._replica = replica
         self._ledger = ledger
         self._settling = settling
         self.no_new_ones = ledger.binding
-        """While it is held no session is bound: to the members of before it would be."""
+        """A lock. While it is held, no session is bound; otherwise a session could be bound to the former
+        members."""
 
     def bound(self, gone: Iterable[int], *, open_: bool) -> list[SessionBook]:
-        """Sessions, open or ended, that would have no majority of their acceptors left without ``gone``."""
+        """Return the sessions, open or ended, that would have no majority of their acceptors without
+        ``gone``."""
         configuration, leaving = self._replica.raft.configuration, set(gone)
         staying = (configuration.incoming | configuration.learners) - leaving
 
@@ -44,13 +48,13 @@ class Release:
         ]
 
     def ask_to_move(self, gone: Collection[int]) -> None:
-        """Have coordinators whose sessions need these nodes open others that do not."""
+        """Make coordinators whose sessions need these nodes open sessions that do not."""
         if self.bound(gone, open_=True):
             self._ledger.bind_without(gone)
 
     async def settle(self, gone: Iterable[int]) -> None:
-        """Bring what is undecided of ended sessions to its end, as long as that is possible. Raises
-        ``ClusterNotReady`` for what cannot be now."""
+        """Decide the undecided transactions of ended sessions, while their acceptors are still members.
+        Raises ``ClusterNotReady`` if a transaction cannot be decided now."""
         ended = {book.id: book for book in self.bound(gone, open_=False)}
         for txid in await self._settling.left(ended.values()):
             try:

@@ -1,8 +1,8 @@
-"""This node's part in Paxos Commit: it drives an :class:`~undoubt.coordinator.paxos.Acceptor`.
+"""Drives the :class:`~undoubt.coordinator.paxos.Acceptor` of this node, which takes part in Paxos Commit.
 
-What enters: requests of leaders: coordinators, and recoveries, of this node too. What leaves: answers, each
-after what it depends on is on the disk. The writes go the way of the log's and share their syncs; the log
-itself, its leader and its elections have no part in it.
+What enters: requests of leaders, which are coordinators and recoveries, also of this node. What leaves:
+answers, each sent only once the state on which it depends is on the disk. The writes go to the same disk
+queue as the log's and share their syncs; they do not depend on the log, its leader or its elections.
 """
 
 from __future__ import annotations
@@ -34,27 +34,28 @@ from undoubt.participants.ids import NUMBER_MAX, Protocol, TxId
 log = logging.getLogger(__name__)
 
 HELD_MAX = 1_000
-"""Transactions that are told of at once."""
+"""The limit for the transactions in one answer of :meth:`NodeAcceptors.held`."""
 
 ReplyCallback = Callable[[AcceptorReply | LedgerError], None]
-"""Told once: a reply that may leave, or why there is none."""
+"""Called once: with a reply that may be sent, or with the reason why there is none."""
 
 
 class NodeAcceptors:
-    """``wake`` has :meth:`work` called in the next turn of the loop if :attr:`due`, before the disk is
-    flushed."""
+    """Drives this node's acceptor. ``wake`` makes the driver call :meth:`work` in the next turn of the loop
+    if :attr:`due`, before the disk is flushed."""
 
     def __init__(
         self, node: int, stored: RestoredAcceptor, machine: Machine, disk: Disk, wake: Callable[[], None]
     ) -> None:
         self.acceptor = Acceptor(node, stored)
         self.due = False
-        """Whether something came in since the last :meth:`work`."""
+        """Whether there was an input since the last :meth:`work`."""
         self._machine = machine
         self._names = Names(machine.state.ledger_id, machine.state.secret)
         self.disk_full = False
         self.disk_stalled = False
-        """What is asked now would wait in memory, however much it is."""
+        """True while the disk does not finish a write: requests would be kept in memory without a limit, so
+        they are refused."""
         self._disk = disk
         self._wake = wake
         self._waiting: dict[int, ReplyCallback] = {}
@@ -62,7 +63,8 @@ class NodeAcceptors:
         self._stopped: NodeStopped | None = None
 
     def ask(self, request: AcceptorRequest, answer: ReplyCallback) -> None:
-        """A leader asks. What could not be stored is refused at once: it means no more than no answer."""
+        """Process a leader's request. If the result could not be stored, the request is refused immediately;
+        for the leader that means the same as no answer."""
         if self._stopped is not None:
             answer(self._stopped)
             return
@@ -79,7 +81,7 @@ class NodeAcceptors:
         try:
             self.acceptor.step(self._number, request)
         except PeerMisbehaved as error:
-            log.warning("a leader breaks the protocol, and was not heard: %s", error)
+            log.warning("a leader broke the protocol, its request was ignored: %s", error)
             answer(LedgerError(str(error)))
             return
         self._waiting[self._number] = answer
@@ -87,16 +89,18 @@ class NodeAcceptors:
         self._wake()
 
     def _why_not(self, request: AcceptorRequest) -> LedgerError | None:
-        """None if the ledger, as far as it is applied here, agrees that the session is decided by these. One
-        that has been dropped, or that a restore took its acceptors from, is decided by nobody.
+        """Return why ``request`` is refused; None if the ledger, as far as it is applied on this node, has
+        the session with these acceptors. A session that was dropped, or that lost its acceptors in a restore,
+        has none.
 
-        Nothing is answered about a session that this node has not heard of yet: it may be one whose disk was
-        lost, and that somebody started again, empty, under its old number. Such a node hears of none.
+        A request about a session that is not applied on this node yet is refused: this may be a node whose
+        disk was lost, and that was started again, empty, under its old number. Such a node never applies a
+        session.
         """
         txid, state = request.txid, self._machine.state
         book = state.sessions.get(txid.session)
         if book is None and txid.session >= state.next_session:
-            return LedgerUnavailable(f"node {self.acceptor.node} has not heard of session {txid.session} yet")
+            return LedgerUnavailable(f"node {self.acceptor.node} does not have session {txid.session} yet")
         bound = book is not None and book.nonce == txid.nonce
         if book is None or not bound or request.acceptors != Joint(frozenset(book.acceptors)):
             return LedgerError(f"the session of {txid} is not bound to these acceptors")
@@ -105,8 +109,8 @@ class NodeAcceptors:
         return None
 
     def _named(self, request: Phase2a) -> bool:
-        """Every vote for *prepared* has the tag of its branch: else a name that nobody could verify later
-        would be chosen, and no COMMIT be recorded for it."""
+        """Whether every vote for *prepared* has the tag of its branch. Otherwise a name could be chosen that
+        cannot be verified later, so that no COMMIT could be recorded for it."""
         state = self._machine.state
         if (self._names.ledger_id, self._names.secret) != (state.ledger_id, state.secret):
             self._names = Names(state.ledger_id, state.secret)
@@ -118,7 +122,7 @@ class NodeAcceptors:
         return True
 
     def work(self) -> None:
-        """What the acceptor has to do now: the numbered duties in :mod:`undoubt.coordinator.paxos`."""
+        """Do the numbered duties of an acceptor's driver (:mod:`undoubt.coordinator.paxos`)."""
         self.due = False
         ready = self.acceptor.ready()
         self._send(ready.replies_now)
@@ -137,8 +141,8 @@ class NodeAcceptors:
                 answer(each.message)
 
     def held(self, sessions: Iterable[int], after: TxId | None = None) -> list[TxId]:
-        """Of these sessions, what is kept here and not recorded, in ascending order: the first of it behind
-        ``after``, nothing if there is no more."""
+        """Return the transactions of these sessions that this acceptor has and the ledger has no decision
+        for, in ascending order: the first after ``after``; empty if there are no more."""
         kept = self.acceptor.below(dict.fromkeys(sessions, NUMBER_MAX))
         unrecorded = (
             txid
@@ -148,9 +152,9 @@ class NodeAcceptors:
         return nsmallest(HELD_MAX, unrecorded)
 
     def forget(self) -> None:
-        """Let go what the ledger holds. A session's floor passes a transaction only once its outcome is
-        recorded, or if it never was voted on; what is kept here unrecorded holds the mark back all the same.
-        """
+        """Forget the transactions whose outcome the ledger has. A session's floor passes a transaction only
+        once its outcome is recorded, or if it had no vote; the mark nevertheless stays below a transaction
+        that this acceptor has and the ledger has not recorded."""
         if not self.acceptor.count:
             return
         machine = self._machine
@@ -163,7 +167,7 @@ class NodeAcceptors:
         self._wake()
 
     def stop(self, error: NodeStopped) -> None:
-        """Nothing is answered any more."""
+        """Answer all requests, also later ones, with ``error``."""
         self._stopped = error
         waiting, self._waiting = self._waiting, {}
         for answer in waiting.values():

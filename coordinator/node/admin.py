@@ -1,7 +1,7 @@
-"""What an operator asks of a node: its status, other members, another leader, a snapshot, a backup.
+"""Executes an operator's calls: status, change of members, change of the leader, snapshot, backup.
 
-Whoever asks may have to ask again: a change that is in force already is answered as done, so a call that was
-cut off by a change of leaders is simply repeated at the next one. What cannot be is ``ClusterRefused``.
+Calls may be repeated: a change that is in force already is answered as done, so a call that was interrupted
+by a change of leaders is repeated at the next leader. An impossible change raises ``ClusterRefused``.
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ from undoubt.coordinator.raft import Change, ChangeKind, ConfigChange, ConfigRef
 from undoubt.coordinator.wire import Address
 
 LOOK_S = 0.02
-"""Between two looks at whether a node answers, or another one leads."""
+"""The pause between two checks whether a node answers, or another node leads."""
 PATIENCE_S = 0.6
-"""How long an answer may wait for others. Then whoever asked is told ``ClusterNotReady``, and why, and asks
-again."""
+"""How long a call may wait for other nodes. Then it raises ``ClusterNotReady`` with the reason, and the
+client repeats the call."""
 BEHIND_ENTRIES_MAX = 1_000
-"""A node that is no further behind is made a voter: it has the rest within moments."""
+"""A node that is behind by at most this many entries may become a voter: it receives the rest within
+moments."""
 PIECE_BYTES = 1024 * 1024
 IMAGES_MAX = 2
 IMAGE_IDLE_S = 60.0
-"""Whoever takes a backup asks for its next piece at once."""
+"""After this time without a call a backup is dropped; a client asks for the next piece immediately."""
 
 
 class NodeAdmin:
-    """Of one node. ``disks`` tells which disks it has met, its own among them, by number."""
+    """Executes an operator's calls on one node. ``disks`` returns the disks that this node knows, including
+    its own, by number."""
 
     def __init__(
         self,
@@ -63,11 +65,12 @@ class NodeAdmin:
         self._replica = replica
         self._raft = replica.raft
         self._changing = asyncio.Lock()
-        """Held by who changes the members: what was found out about them holds until it is done."""
+        """Held while the members are changed, so that the results of the checks stay valid until the change
+        is done."""
 
     async def perform(self, call: OperatorCall, backup: BackupTransfer) -> object:
-        """The answer, in the shape of ``NODE_REPLY_TYPES``. ``backup`` is the connection's. Raises
-        ``NotLeading``, ``NodeStopped``, ``ClusterRefused``."""
+        """Execute ``call`` and return the answer, as in ``NODE_REPLY_TYPES``. ``backup`` is that of the
+        connection. Raises ``NotLeading``, ``NodeStopped``, ``ClusterRefused``."""
         match call:
             case StatusCall():
                 return self.status()
@@ -88,7 +91,7 @@ class NodeAdmin:
     async def _change(self, call: ChangeMembersCall) -> NodeStatus:
         await self._replica.proposals.settled()
         await self._replica.read()
-        since = self._raft.heartbeat_round  # whoever answers it, or a later one, was alive just now
+        since = self._raft.heartbeat_round  # a node that answers this round, or a later round, is alive now
         changes = [change for wish in call.changes if (change := self._missing(wish)) is not None]
         promoted = {change.node for change in changes if change.kind is ChangeKind.ADD_VOTER}
         await self._until_caught_up(promoted, since)
@@ -96,7 +99,7 @@ class NodeAdmin:
         gone = {change.node for change in changes if change.kind is ChangeKind.REMOVE}
         self._acceptors.ask_to_move(gone)
         await self._within(lambda: not self._acceptors.bound(gone, open_=True))
-        await self._acceptors.settle(gone)  # most of it before anybody has to wait
+        await self._acceptors.settle(gone)  # most of it before the lock is taken
         async with self._acceptors.no_new_ones:
             await self._release(gone)
             if self._raft.node in gone:
@@ -118,8 +121,8 @@ class NodeAdmin:
             raise ClusterRefused(f"the members cannot be changed: {error}") from None
 
     def _introductions(self) -> list[Change]:
-        """The first members' disks: who joins has not met them, and would know none of them from one that was
-        made anew after its disk was lost."""
+        """Return changes that add the disks of the first members. A joining node does not know these disks;
+        without them it could not recognize a member that was made again after its disk was lost."""
         replicated, met = self._replica.replicated, self._disks()
         return [
             _change(ChangeKind.UPDATE, node, replicated.members[node], met[node])
@@ -127,7 +130,8 @@ class NodeAdmin:
         ]
 
     def _check_versions(self, changes: Iterable[Change], wishes: Iterable[MemberChange]) -> None:
-        """Nobody becomes a member who is too old for what is agreed on, or about to be."""
+        """Check that each new member supports the agreed version, and the version that is being agreed on.
+        Raises ``ClusterRefused``."""
         floor, added = self._replica.agreement.floor, {change.node for change in changes}
         for wish in wishes:
             if wish.kind == "add" and wish.node in added and wish.version < floor:
@@ -137,8 +141,9 @@ class NodeAdmin:
                 )
 
     async def _leave_first(self, gone: set[int], since: int) -> None:
-        """A leader that is to go hands over to one that stays and answers, which is asked then: nobody has to
-        miss it first. If that does not come to be, it goes as in thesis §4.2.2."""
+        """Transfer leadership before this leader is removed, to a voter that stays and answers, so that no
+        election timeout has to pass; the client then repeats the call at the new leader. If the transfer
+        fails, this leader is removed as in thesis §4.2.2."""
         staying = sorted(self._raft.configuration.incoming - gone)
         answering = [node for node in staying if self._raft.answered(node, since)]
         best = max(answering, key=self._raft.match, default=0)
@@ -148,7 +153,7 @@ class NodeAdmin:
             await self._within(lambda: False)  # raises NotLeading as soon as that is so
 
     def _missing(self, wish: MemberChange) -> Change | None:
-        """What has to be done for it; nothing if it is so already."""
+        """Return the change for ``wish``; None if it is in force already. Raises ``ClusterRefused``."""
         configuration, replicated = self._raft.configuration, self._replica.replicated
         node = wish.node
         member = node in configuration.incoming or node in configuration.learners
@@ -165,27 +170,29 @@ class NodeAdmin:
         if wish.kind == "remove":
             return Change(ChangeKind.REMOVE, node) if member else None
         if not member:
-            raise ClusterRefused(f"node {node} is no member: it joins with `undoubt cluster add`")
+            raise ClusterRefused(f"node {node} is not a member: it joins with `undoubt cluster add`")
         return Change(ChangeKind.ADD_VOTER, node) if node in configuration.learners else None
 
     async def _until_caught_up(self, nodes: set[int], since: int) -> None:
-        """A voter that has nothing yet would count in every majority, and help none."""
+        """Wait until ``nodes`` have caught up. A voter without entries would count for the size of every
+        majority without contributing to one. Raises ``ClusterNotReady``."""
 
         def late() -> list[int]:
             return [node for node in sorted(nodes) if self._behind(node, since) > BEHIND_ENTRIES_MAX]
 
         if not await self._within(lambda: not late()):
-            told = _listed(late())
-            raise ClusterNotReady(f"not caught up: node {told}. Does it run? Promote it once it has")
+            listed = _listed(late())
+            raise ClusterNotReady(f"not caught up: node {listed}. Does it run? Promote it once it has")
 
     def _behind(self, node: int, since: int) -> int:
         match = self._raft.match(node)
         if not match or not self._raft.answered(node, since):
-            return BEHIND_ENTRIES_MAX + 1  # an empty voter has no vote to give
+            return BEHIND_ENTRIES_MAX + 1  # a voter with an empty log grants no vote
         return self._raft.last_index - match
 
     async def _check_survivors(self, changes: Iterable[Change], since: int) -> None:
-        """Whoever is left must be able to go on: a cluster that has lost its majority cannot undo this."""
+        """Check that a majority of the remaining voters answers: a cluster that has lost its majority cannot
+        undo the change. Raises ``ClusterRefused`` or ``ClusterNotReady``."""
         voters = set(self._raft.configuration.incoming)
         for change in changes:
             if change.kind is ChangeKind.REMOVE:
@@ -208,8 +215,9 @@ class NodeAdmin:
             )
 
     async def _release(self, gone: set[int]) -> None:
-        """Transactions of Paxos Commit are decided by the voters of the day on which their session was
-        opened: a quorum of these must stay for as long as anything may be undecided there."""
+        """Check that no session needs the nodes ``gone``. Transactions of Paxos Commit are decided by the
+        voters at the time when their session was opened: a quorum of them must stay while a transaction of
+        the session may be undecided. Raises ``ClusterNotReady``."""
         for book in self._acceptors.bound(gone, open_=True):
             raise ClusterNotReady(
                 f"session {book.id} ({book.name}) is bound to the nodes {_listed(book.acceptors)}, of which"
@@ -246,7 +254,8 @@ class NodeAdmin:
         return await self._replica.snapshot()
 
     async def _within(self, holds: Callable[[], bool], *, led: bool = True) -> bool:
-        """Whether it does, before patience ends. ``led``: raises ``NotLeading`` once this node does not."""
+        """Wait until ``holds`` returns True, for at most ``PATIENCE_S``; return whether it did. ``led``:
+        raise ``NotLeading`` once this node does not lead."""
         loop = asyncio.get_running_loop()
         end = loop.time() + PATIENCE_S
         while True:
@@ -260,7 +269,8 @@ class NodeAdmin:
 
 
 def _check_address(text: str) -> None:
-    """Once it is in the log, every member dials it. Raises ``ClusterRefused``."""
+    """Check an address before it is in the log, after which every member connects to it. Raises
+    ``ClusterRefused``."""
     try:
         Address.parse(text)
     except ValueError as error:
@@ -276,18 +286,19 @@ def _listed(nodes: Iterable[int]) -> str:
 
 
 class Backups:
-    """The images that are being given. Each is as large as the ledger: so few at once, of whatever number of
-    connections, and none that nobody has asked for in a while."""
+    """The images of running backups. An image is as large as the ledger, so their number is limited for all
+    connections together, and an image is dropped if its next piece is not asked for in time."""
 
     def __init__(self) -> None:
         self._held: list[BackupTransfer] = []
 
     def begin(self) -> BackupTransfer:
-        """For one connection. It holds nothing yet."""
+        """Return the backup of one connection, without an image yet."""
         return BackupTransfer(self)
 
     def hold(self, backup: BackupTransfer) -> None:
-        """It was just asked for. The one that was not for the longest time makes room."""
+        """Note that ``backup`` was just used. If there are too many images, the one that was not used for the
+        longest time is dropped."""
         self.let_go(backup)
         self._held.append(backup)
         while len(self._held) > IMAGES_MAX:
@@ -298,7 +309,7 @@ class Backups:
 
 
 class BackupTransfer:
-    """What one connection is being given."""
+    """The backup of one connection."""
 
     def __init__(self, backups: Backups) -> None:
         self._backups = backups
@@ -306,12 +317,13 @@ class BackupTransfer:
         self._idle: asyncio.TimerHandle | None = None
 
     async def piece(self, replica: Replica, offset: int) -> BackupPiece:
-        """At offset 0 of a new image. Raises ``NotLeading``, ``ClusterRefused``."""
+        """Return the piece at ``offset``; at 0 a new image is made. Raises ``NotLeading``,
+        ``ClusterRefused``."""
         if offset == 0:
             await replica.read()
             self._image = replica.snapshots.image()
         if self._image is None or not 0 <= offset <= len(self._image.image):
-            raise ClusterRefused("no backup is under way on this connection; begin again")
+            raise ClusterRefused("no backup is running on this connection; begin again")
         meta, image = self._image.meta, self._image.image
         end = min(offset + PIECE_BYTES, len(image))
         self._touched()
@@ -326,7 +338,7 @@ class BackupTransfer:
         self._backups.hold(self)
 
     def end(self) -> None:
-        """Keep nothing any more. May be repeated."""
+        """Drop the image. May be repeated."""
         self._image = None
         if self._idle is not None:
             self._idle.cancel()

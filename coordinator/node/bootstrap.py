@@ -1,9 +1,10 @@
-"""What a node begins with: the first nodes of a new cluster all store the same, from nothing or from a
-backup; a node that joins later stores nothing but who it is.
+"""Computes the first contents of a node's disk: the first nodes of a new cluster all store the same contents,
+new or from a backup; a node that joins later stores only its identity.
 
-A node whose disk is lost must not come here again under its old number: it has forgotten what it voted and
-acknowledged. It is removed from the cluster, and another number joins. Peers refuse a disk that is not the
-one that they have met, or were told of when they joined; and an empty node grants no vote.
+A node whose disk is lost must not be made again under its old number, because its votes and acknowledgements
+are lost: it is removed from the cluster, and a node with another number joins. Peers refuse a disk other than
+the one that they know for a number, from an earlier connection or from the change with which a node joined;
+and a node with an empty log grants no vote.
 """
 
 from __future__ import annotations
@@ -23,27 +24,28 @@ from undoubt.coordinator.wire import VERSIONS, Versions
 def beginning(
     cluster: str, addresses: Mapping[int, str], version: int = VERSIONS.highest
 ) -> tuple[HardState, Snapshot]:
-    """What every first node stores. ``cluster`` becomes the ledger's id as well; ``addresses`` names the
-    first members, all of them voters, and all of which speak ``version``."""
+    """Return what every first node of a new cluster stores. ``cluster`` is also the ledger's id;
+    ``addresses`` names the first members, which are all voters and all support ``version``."""
     first = bootstrap(addresses)
     replicated = NodeStateMachine(Machine(cluster), dict(sorted(addresses.items())), version=version)
     return first.hard_state, Snapshot(first.snapshot, replicated.image())
 
 
 def joining() -> tuple[HardState, Snapshot]:
-    """What a node stores that is added to a cluster: it learns all from a leader, and stands for nothing
-    before it is in a configuration."""
+    """Return what a node stores that is added to a cluster: it gets everything from a leader, and does not
+    stand for election before it is in a configuration."""
     return HardState(), Snapshot(SnapshotMeta(), NodeStateMachine(Machine(""), {}).image())
 
 
 def restored(
     image: bytes, addresses: Mapping[int, str], speaks: Versions = VERSIONS
 ) -> tuple[str, HardState, Snapshot]:
-    """What every first node of a cluster stores that is made of a backup; and the ledger's id, which stays.
+    """Return the ledger's id, which does not change, and what every first node stores of a cluster that is
+    made from a backup.
 
-    The incarnation is a new one: what was decided after the backup is not known here, so nothing that was
-    undecided in it may be presumed to be aborted. Its version is the backup's. Raises ``LedgerUnusable`` for
-    what is no image, and for a version that this node does not speak.
+    The ledger gets a new incarnation: decisions after the backup are not known, so no transaction that is
+    undecided in the backup may be presumed aborted. The version is that of the backup. Raises
+    ``LedgerUnusable`` if ``image`` is not an image, or has a version that this node does not support.
     """
     replicated = NodeStateMachine(Machine(""), {}, speaks=speaks)
     with reading_image("the backup's image"):

@@ -1,7 +1,6 @@
-"""A client's connection to this node: requests in, answers out, many in a frame each way.
+"""Serves a client's connection to this node: requests come in, answers go out, many in one frame.
 
-Decisions, which are most of what is asked, go straight into the log and come back as answers, without a task
-of their own.
+Decisions, which are most of the requests, are proposed directly and answered without a separate task.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ from undoubt.participants.contract import Decision
 from undoubt.participants.ids import new_nonce
 
 REQUESTS_PER_CONNECTION_MAX = 100_000
-"""More than that unanswered on one connection is a client gone wrong."""
+"""The limit for unanswered requests on one connection; only a faulty client exceeds it."""
 
 BEAT_S = 0.3
 ANSWERS_BYTES_MAX = 32 * 1024 * 1024
-"""What is more than that does not leave in one frame."""
+"""The limit for the size of the answers in one frame."""
 
 _DECISIONS = {decision: msgspec.Raw(envelope.encode(decision)) for decision in Decision}
 
@@ -61,7 +60,7 @@ def _subject(call: ChangeMembersCall | TransferCall | BackupCall) -> str:
 
 
 class FromClient(Requests[AnyCall]):
-    """``leader`` tells the leader's address, empty if it is not known."""
+    """One client's connection. ``leader`` returns the leader's address, empty if it is not known."""
 
     def __init__(
         self,
@@ -89,7 +88,7 @@ class FromClient(Requests[AnyCall]):
         try:
             requests = messages.decode_requests(payload)
         except (ValueError, RecursionError):
-            # One caller's mistake: all of the client's process share this connection.
+            # One caller's mistake must not fail the others: all callers of a process share this connection.
             requests, refused = messages.decode_each(payload)
         if self.connection.version < VERSIONS.highest:
             self._check_versions(requests)
@@ -112,7 +111,7 @@ class FromClient(Requests[AnyCall]):
             self.later(number, call, self._signed(call).serve(self._ledger, remote=True))
 
     def _signed(self, call: calls.AnyLedgerCall) -> calls.AnyLedgerCall:
-        """An act is that of whoever holds the certificate, whatever it says."""
+        """Return ``call``; in an act, the certificate is replaced by the certificate of the connection."""
         if not isinstance(call, calls.RecordActCall):
             return call
         return calls.RecordActCall(msgspec.structs.replace(call.act, certificate=self.connection.certificate))
@@ -127,31 +126,34 @@ class FromClient(Requests[AnyCall]):
         spoken = self.connection.version
         for request in requests:
             if request.call.since() > spoken:
-                raise RemoteProtocolError(f"{type(request.call).__name__} is not of version {spoken}")
+                raise RemoteProtocolError(f"{type(request.call).__name__} does not exist in version {spoken}")
 
     def lost(self, why: str) -> None:
-        """What was asked goes on: it may be half recorded, and whoever asked will ask again."""
+        """End the connection. Requests that are being processed go on, since they may be half recorded; the
+        client will repeat them."""
         if self._beating is not None:
             self._beating.cancel()
         self._backup.end()
 
     def _beat(self) -> None:
-        """A sign of life to a client that waits: else it would look for another leader, and ask again."""
+        """Send an empty frame to a client that waits; otherwise the client would look for another leader, and
+        repeat its requests."""
         self._beating = None
         if self.unanswered:
             self.connection.send(envelope.encode([]))
             self._beating = self._loop.call_later(BEAT_S, self._beat)
 
     async def _operated(self, call: OperatorCall) -> object:
-        """Changes of the members and of the leader are recorded, whoever asks, and so are backups, which hold
-        the ledger's secret. Asked again at another leader, an act has the same id."""
+        """Execute an operator's call. Changes of the members and of the leader are recorded as acts, and so
+        are backups, which contain the ledger's secret. An act that is repeated at another leader has the same
+        id."""
         if not isinstance(call, ChangeMembersCall | TransferCall | BackupCall):
             return await self._operator.perform(call, self._backup)
         if isinstance(call, BackupCall) and call.offset:
             return await self._operator.perform(call, self._backup)
         act = call.act or Act(new_nonce(), _verb(call), _subject(call), self._ledger.now(), "")
         act = msgspec.structs.replace(act, certificate=self.connection.certificate)
-        # A full disk takes no record, and is when a backup is wanted most.
+        # A full disk takes no record, and a backup is needed most when the disk is full.
         async with acting(self._ledger, act, needed=not isinstance(call, BackupCall)):
             return await self._operator.perform(call, self._backup)
 

@@ -1,9 +1,9 @@
-"""Whether the nodes have made the same state of the same log.
+"""Compares the states that the nodes have computed from the same log.
 
-All of them hash their state at the same places of the log, and ask one another for these hashes. A node whose
-hash is another one than that of a majority has applied an entry otherwise (its memory was damaged, or there
-is a bug that not all of them met): it stops before it answers more. Where there is no majority for any hash,
-nobody can tell who is right, and the log says so."""
+All nodes hash their state at the same indexes of the log, and ask each other for these hashes. A node whose
+hash differs from that of a majority has applied an entry differently (because of damaged memory, or of a bug
+that did not occur on all nodes): it stops before it answers more calls. If no hash has a majority, it is not
+known which state is right, and an error is logged."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 COMPARE_S = 10.0
 ASK_S = 2.0
-"""Who is silent for longer is asked again the next time."""
+"""The timeout for one answer; a node that does not answer in time is asked again in the next round."""
 
 
 class Comparing:
-    """Of one node. Begins to ask once there is something to compare."""
+    """Compares the hashes of one node with those of the others, from its first hash on."""
 
     def __init__(self, replica: Replica, wire: WireSettings) -> None:
         self._replica = replica
@@ -36,7 +36,7 @@ class Comparing:
         self._upkeep = Upkeep(
             "node comparing", self._keep_up, COMPARE_S, undone="hashes cannot be compared now"
         )
-        self._told: set[int] = set()
+        self._logged: set[int] = set()
         replica.replicated.hashes.noted = self._begin
 
     async def close(self) -> None:
@@ -50,15 +50,15 @@ class Comparing:
             await self.look()
 
     async def look(self) -> None:
-        """Ask the others once."""
+        """Ask the other nodes once, and compare."""
         replica = self._replica
         voters, addresses = replica.raft.configuration.incoming, replica.replicated.addresses
         asked = [addresses[node] for node in sorted(voters - {replica.raft.node}) if node in addresses]
         answers = await asyncio.gather(*map(self._ask, asked))
-        # Another release may encode the same state otherwise.
-        told = [each.state_hashes for each in answers if each is not None and each.version == RELEASE]
+        # Another release may encode the same state differently.
+        hashes = [each.state_hashes for each in answers if each is not None and each.version == RELEASE]
         for index, mine in list(replica.replicated.hashes.known.items()):
-            others = Counter(each[index] for each in told if index in each)
+            others = Counter(each[index] for each in hashes if index in each)
             self._judge(index, mine, others, majority_size(voters))
 
     async def _ask(self, address: str) -> NodeStatus | None:
@@ -74,12 +74,12 @@ class Comparing:
             self._replica.fail(
                 LedgerUnusable(
                     f"node {self._replica.raft.node} has another state than the other nodes after entry"
-                    f" {index}: hash {mine[:12]}, theirs {most[:12]}. Do not start it again; let another one"
-                    " join on an empty folder, under a new number"
+                    f" {index}: hash {mine[:12]}, theirs {most[:12]}. Do not start it again; add another node"
+                    " on an empty folder, under a new number"
                 )
             )
-        elif set(others) - {mine} and index not in self._told:
-            self._told.add(index)
+        elif set(others) - {mine} and index not in self._logged:
+            self._logged.add(index)
             log.error(
                 "nodes have different states after entry %d, no majority has the same: %s here, others %s",
                 index,

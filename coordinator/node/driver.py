@@ -1,12 +1,12 @@
-"""Drives the consensus core: does what :class:`~undoubt.coordinator.raft.Ready` says, in the order it says.
+"""Drives the consensus core: does what each :class:`~undoubt.coordinator.raft.Ready` contains, in order.
 
 What enters: messages of peers, ticks, and what waits in :mod:`.proposals` and :mod:`.read_index`. What
-leaves: messages, writes, applied entries. The duties are numbered in :mod:`undoubt.coordinator.raft`. All of
-it happens in turns of the event loop: what comes in during one turn is proposed as one entry, flows out in
-one ``Ready``, and is stored by one sync. The disk works beside the event loop; a message that depends on a
-sync is sent after it.
+leaves: messages, writes, applied entries. The duties are numbered in :mod:`undoubt.coordinator.raft`. The
+driver works in turns of the event loop: the inputs of one turn are proposed as one entry, are in one
+``Ready``, and are stored by one sync. The disk works in parallel with the event loop; a message that depends
+on a sync is sent after the sync.
 
-Where a part has something to do is read from a field of that part, so that a turn calls only those that have.
+A field of each part says whether the part has something to do, so that a turn calls only those parts.
 """
 
 from __future__ import annotations
@@ -39,21 +39,22 @@ from undoubt.coordinator.raft import (
 log = logging.getLogger(__name__)
 
 HISTORY_RECORDS_MAX = 256
-"""Finished transactions that wait for a write to be stored with; more than that are a write of their own."""
+"""The number of finished transactions that wait to be stored with another write; at this number they are
+written separately."""
 
 
 class Turns:
-    """When the driver works, and when it ends: once in a turn of the event loop in which something came in,
-    from :meth:`start` until :meth:`stop` or :meth:`fail`."""
+    """Runs the driver, once in each turn of the event loop after :meth:`wake` was called, until :meth:`stop`
+    or :meth:`fail`."""
 
     def __init__(self, node: int) -> None:
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        """Why this node has stopped by itself, once it has."""
+        """Done with the reason once this node has stopped because of an error."""
         self.stopped = ""
-        """Why nothing is done or answered any more."""
+        """Why the node has stopped; empty while it runs."""
         self.started = False
         self.work: Callable[[], None] = lambda: None
-        """What one turn does."""
+        """The work of one turn."""
         self.on_stop: list[Callable[[NodeStopped], None]] = []
         self._node = node
         self._loop = asyncio.get_running_loop()
@@ -64,7 +65,7 @@ class Turns:
         self.wake()
 
     def wake(self) -> None:
-        """There may be something to do: work in the next turn of the event loop."""
+        """Run the driver in the next turn of the event loop."""
         if not self._awake and not self.stopped:
             self._awake = True
             self._loop.call_soon(self._turn)
@@ -75,20 +76,20 @@ class Turns:
             self.guarded(self.work)
 
     def guarded(self, work: Callable[[], None]) -> None:
-        """Do ``work``; an error in it stops this node. Raises ``MessageRefused``: nothing has changed
-        then."""
+        """Call ``work``; an error in it stops this node. Only ``MessageRefused`` is raised; then nothing has
+        changed."""
         try:
             work()
         except LogSetBack as error:
             self.set_back(str(error))
         except MessageRefused:
-            raise  # it was judged before anything changed
-        except Exception as error:  # a bug, or a command of a newer version: from here nothing can be trusted
+            raise  # it is raised before anything is changed
+        except Exception as error:  # a bug, or a command of a newer version: the state may be wrong
             log.exception("this node stops")
             self.fail(error)
 
     def set_back(self, why: str) -> None:
-        """This node has acknowledged what its disk does not hold any more: it stops."""
+        """Stop this node, which has acknowledged entries that its disk no longer has."""
         error = LedgerUnusable(
             f"the disk of node {self._node} was set back: {why}. What is missing may have been counted on, so"
             f" node {self._node} must not run on this disk any more. Let it rejoin under a new number:"
@@ -98,23 +99,23 @@ class Turns:
         self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """This node must not go on."""
+        """Stop this node because of ``error``."""
         self.stop(f"node {self._node} has stopped: {error}")
         if not self.failed.done():
             self.failed.set_result(error)
 
     def stop(self, why: str) -> None:
-        """Do nothing more, and answer everybody who waits. May be repeated."""
+        """Stop working, and answer all waiting callers with ``NodeStopped``. May be repeated."""
         if self.stopped:
             return
         self.stopped = why
-        for tell in self.on_stop:
-            tell(NodeStopped(why))
+        for call in self.on_stop:
+            call(NodeStopped(why))
 
 
 class Driver:
-    """``send`` takes messages for peers, and may lose them. ``on_change`` is called when this node has begun
-    or ceased to lead."""
+    """Does what each ``Ready`` contains. ``send`` sends messages to peers, and may lose them. ``on_change``
+    is called when this node has begun or ceased to lead."""
 
     def __init__(
         self,
@@ -132,9 +133,9 @@ class Driver:
         on_change: Callable[[bool], None],
     ) -> None:
         self.leads = False
-        """Whether this node leads and has applied everything that was committed before it did."""
+        """Whether this node leads and has applied everything that was committed before its term."""
         self.refused = 0
-        """Messages of peers that no correct member would send."""
+        """The number of refused messages, which no correct member would send."""
         self.send = send
         self._raft = raft
         self._replicated = replicated
@@ -149,10 +150,10 @@ class Driver:
         turns.work = self.work
         turns.on_stop.append(self._stopped)
 
-    # What comes in.
+    # Inputs.
 
     def step(self, message: Message) -> None:
-        """A peer's message has arrived. Raises ``MessageRefused``; nothing has changed then."""
+        """Process a peer's message. Raises ``MessageRefused``; then nothing has changed."""
         turns = self._turns
         if turns.stopped or not turns.started:
             return
@@ -165,7 +166,7 @@ class Driver:
         turns.wake()
 
     def _judge(self, message: Message) -> None:
-        """As the core judges it; this is about what the core does not read."""
+        """Check the parts of a message that the core does not read. Raises ``MessageRefused``."""
         try:
             if isinstance(message, Append):
                 self._replicated.judge(message.entries)
@@ -173,12 +174,14 @@ class Driver:
                 chunks = [*self._raft.untaken_chunks, message]
                 self._replicated.judge_image(self._snapshots.with_chunks(chunks))
         except ValueError as error:  # msgspec's are
-            raise MessageRefused(f"node {message.sender} sent what cannot be read: {error}") from error
+            raise MessageRefused(
+                f"node {message.sender} sent data that cannot be decoded: {error}"
+            ) from error
 
     # One turn.
 
     def work(self) -> None:
-        """Do everything that came in since the last turn."""
+        """Process all inputs since the last turn."""
         self._follow_role()
         self._proposals.propose_waiting()
         if self._reads.new:
@@ -186,7 +189,7 @@ class Driver:
         while not (ready := self._raft.ready()).empty:
             self._do(ready)
             if not ready.committed_entries and not ready.chunks_wanted:
-                break  # nothing that was done can have made more to do
+                break  # nothing that was done can have caused more work
         self._follow_role()
         waiting = self._replicated.machine.history_waiting + len(self._history.unwritten)
         if waiting >= HISTORY_RECORDS_MAX and not self._disk.full:
@@ -246,13 +249,13 @@ class Driver:
             self._proposals.reconfigured()
         if self._reads.confirmed:
             self._reads.applied(entries[-1].index)
-        # With a new version an image is made at once: an older release that reads it knows that it is too
+        # With a new version an image is made immediately: an older release that reads it finds that it is too
         # old.
         if snapshots.log_bytes >= snapshots.log_bytes_max or replicated.version > version:
             snapshots.store()
 
     def _follow_role(self) -> None:
-        """Whether this node leads may have changed."""
+        """Report a change of this node's role, if there was one."""
         raft = self._raft
         term = raft.term if raft.leads else 0
         if term != self._proposals.led_term:

@@ -1,10 +1,10 @@
-"""What a node answers when it cannot carry out a call.
+"""The errors of a node that cannot execute a call.
 
 ::
 
     LedgerUnavailable
-    ├── NotLeading     ask the node ``leader`` (0: nobody is known to lead); asking again is safe
-    └── NodeStopped    it has ended, or was ended by what the message says
+    ├── NotLeading     ask the node ``leader`` (0: not known); the call may be repeated
+    └── NodeStopped    the node has stopped; the message says why
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from undoubt.coordinator.errors import LedgerUnavailable
 
 
 class NotLeading(LedgerUnavailable):
-    """This node does not lead, or no more, or takes nothing at present. What was asked may have been recorded
-    nevertheless, or may yet be: all calls may be repeated, at the leader."""
+    """This node does not lead, or no longer, or takes no entries at present. The call may have been recorded
+    nevertheless, or may be later: all calls may be repeated, at the leader."""
 
     def __init__(self, leader: int, why: str = "this node does not lead") -> None:
         super().__init__(f"{why}; the leader is {f'node {leader}' if leader else 'unknown'}")
@@ -22,4 +22,4 @@ class NotLeading(LedgerUnavailable):
 
 
 class NodeStopped(LedgerUnavailable):
-    """Nothing is answered here any more."""
+    """This node has stopped and answers no calls."""

@@ -1,7 +1,7 @@
-"""What the log drives: the ledger's state machine, the addresses of the nodes, and the version that all of
-them have agreed to know.
+"""Applies the entries of the log: to the ledger's state machine, the addresses of the nodes, and the version
+that all nodes have agreed on.
 
-One entry of the log is a batch of commands, so that what many callers ask for in one turn of the loop costs
+One entry of the log is a batch of commands, so that the calls of many callers in one turn of the loop cost
 one append and one sync. An image is msgpack: format, addresses by node, the machine's own snapshot, the
 highest number of a node, disks by node, the agreed version.
 """
@@ -22,13 +22,14 @@ from undoubt.coordinator.wire import VERSIONS, Versions
 
 IMAGE_FORMAT = 1
 HASH_INTERVAL_ENTRIES = 8_192
-"""All nodes hash their state after each entry whose index is a multiple of it."""
+"""All nodes hash their state after each entry whose index is a multiple of this."""
 HASHES_KEPT = 4
 NEWER = "start it with a newer release of undoubt, and without a lower node.version_max"
 
 
 class Agree(msgspec.Struct, frozen=True, array_like=True, tag="agree"):
-    """Every member has said that it speaks ``version``: from here on the log may hold what came with it."""
+    """A command of the log: every member supports ``version``, and later entries may contain commands of that
+    version."""
 
     version: int
 
@@ -40,8 +41,9 @@ _decoder: msgspec.msgpack.Decoder[list[LogCommand]] = msgspec.msgpack.Decoder(li
 
 
 class MemberContext(msgspec.Struct, frozen=True, array_like=True):
-    """The context of a change that adds a node, or tells who joins of one that was there before. ``disk`` is
-    what :class:`~undoubt.coordinator.node.storage.Identity` has: a number belongs to one disk for ever."""
+    """The context of a change that adds a node, or that describes an earlier member to a joining node.
+    ``disk`` is as in :class:`~undoubt.coordinator.node.storage.contract.DiskIdentity`: a number belongs to
+    one disk for ever."""
 
     address: str
     disk: str
@@ -60,7 +62,7 @@ class _Image(msgspec.Struct, frozen=True, array_like=True):
 
 
 def _read(image: bytes) -> _Image:
-    """Raises ``msgspec.MsgspecError``."""
+    """Decode an image. Raises ``msgspec.MsgspecError``."""
     found = msgspec.msgpack.decode(image, type=_Image)
     if found.format != IMAGE_FORMAT:
         raise msgspec.ValidationError(f"image format {found.format}, known is {IMAGE_FORMAT}")
@@ -68,7 +70,7 @@ def _read(image: bytes) -> _Image:
 
 
 def encode_command(command: LogCommand) -> msgspec.Raw:
-    """Alone, before it is queued. Raises ``UsageError`` for what cannot be encoded."""
+    """Encode one command, before it is queued. Raises ``UsageError`` if it cannot be encoded."""
     if isinstance(command, Agree):
         return msgspec.Raw(_encoder.encode(command))
     return msgspec.Raw(encode(command))
@@ -79,7 +81,7 @@ def encode_batch(commands: Sequence[msgspec.Raw]) -> bytes:
 
 
 class StateHashes:
-    """Of this node's states at the last places of the log at which all nodes hash theirs:
+    """The hashes of this node's state at the last indexes of the log at which all nodes hash theirs;
     :mod:`.comparing` compares them."""
 
     def __init__(self) -> None:
@@ -87,8 +89,8 @@ class StateHashes:
         self.noted: Callable[[], None] = lambda: None
 
     def note(self, index: int, state: bytes) -> None:
-        """``state``, when all up to the entry at ``index``, and no more, is applied; equal states are encoded
-        alike."""
+        """Add the hash of ``state``, in which exactly the entries up to ``index`` are applied; equal states
+        have equal encodings."""
         self.known[index] = hashlib.sha256(state).hexdigest()
         while len(self.known) > HASHES_KEPT:
             del self.known[next(iter(self.known))]
@@ -96,8 +98,8 @@ class StateHashes:
 
 
 class NodeStateMachine:
-    """Equal on every node that has applied as much. ``addresses`` alone may run ahead: a node can be spoken
-    to from the moment its change is in the log."""
+    """The state machine of a node, which is equal on all nodes that have applied the same entries. Only
+    ``addresses`` may be ahead: a node is connected to as soon as its change is in the log."""
 
     def __init__(
         self,
@@ -107,23 +109,25 @@ class NodeStateMachine:
         version: int = FIRST_VERSION,
         speaks: Versions = VERSIONS,
     ) -> None:
-        """``speaks``: what this node knows."""
+        """``speaks``: the versions that this node supports."""
         self.machine = machine
         self.hashes = StateHashes()
         self.speaks = speaks
         self.version = version
-        """What all members have agreed to know. It only rises, and never above what this node speaks."""
+        """The version that all members have agreed on. It never decreases, and never exceeds the versions
+        that this node supports."""
         self.addresses = addresses
         self.members = dict(addresses)
-        """``addresses`` without what runs ahead."""
+        """The addresses from applied entries only."""
         self.highest = max(addresses, default=0)
-        """The highest number that any node has or had; none up to it is given again."""
+        """The highest number that any node has or had; no number up to it is given again."""
         self.disks: dict[int, str] = {}
-        """Of the members that were added, and of the first ones as far as whoever added one has met them."""
+        """The disks of the members that were added, and of the first members as far as the leader that added
+        a node knew them."""
 
     def apply(self, entry: Entry) -> list[object]:
-        """The results of the entry's commands, in their order; errors are values. Raises what it must not
-        go on after: ``LedgerUnusable`` for commands that this version does not know."""
+        """Apply ``entry``; return the results of its commands, in order; errors are results too. Raises
+        ``LedgerUnusable`` for commands that this version cannot decode; then the node must stop."""
         results: list[object] = []
         if entry.kind is Kind.CONFIG:
             for change in decode_change(entry.data).changes:
@@ -149,7 +153,7 @@ class NodeStateMachine:
         return commands
 
     def _is_unknown(self, command: LogCommand) -> bool:
-        """Whether a node that speaks no more than this one could not read it, or not all of it."""
+        """Whether a node with only the versions of this node could not decode ``command`` completely."""
         return not isinstance(command, Agree) and since(command) > self.speaks.highest
 
     def _unknown(self, entry: Entry) -> str:
@@ -182,17 +186,18 @@ class NodeStateMachine:
         self.highest = max(self.highest, change.node)
 
     def rename(self, addresses: dict[int, str]) -> None:
-        """Other nodes keep this from now on: those of a new cluster."""
+        """Replace all members by the nodes of a new cluster."""
         self.addresses, self.members, self.disks = dict(addresses), dict(addresses), {}
         self.highest = max(addresses)
 
     def removed(self, node: int) -> bool:
-        """Whether it was a member and is none any more."""
+        """Whether ``node`` was a member and no longer is."""
         return node <= self.highest and node not in self.addresses
 
     def judge(self, entries: Sequence[Entry]) -> None:
-        """Raises ``ValueError`` for a peer's change of the members that says nothing of use. An entry that is
-        damaged is not looked at: the core asks for it again."""
+        """Check a peer's changes of the members. Raises ``ValueError`` for a change whose context cannot be
+        decoded. A damaged entry is not checked: the core does not accept it, and the leader sends it
+        again."""
         for entry in entries:
             if entry.kind is Kind.CONFIG and entry.intact:
                 for change in decode_change(entry.data).changes:
@@ -200,14 +205,14 @@ class NodeStateMachine:
                         _decode_member(change.context)
 
     def judge_image(self, image: bytes) -> None:
-        """Raises ``ValueError`` for what :meth:`restore` could not read. One of a newer version passes: that
-        stops this node, with what to do."""
+        """Check a peer's image. Raises ``ValueError`` if :meth:`restore` could not read it. An image of a
+        newer version passes; installing it stops this node with a message that says what to do."""
         found = _read(image)
         if found.version <= self.speaks.highest:
             Machine("").restore(found.ledger)
 
     def learn(self, entries: Sequence[Entry]) -> None:
-        """Addresses from changes of the configuration that are in the log, committed or not."""
+        """Take addresses from changes of the configuration that are in the log, committed or not."""
         for entry in entries:
             if entry.kind is Kind.CONFIG:
                 for change in decode_change(entry.data).changes:
@@ -221,8 +226,8 @@ class NodeStateMachine:
         )
 
     def restore(self, image: bytes) -> None:
-        """Raises ``msgspec.MsgspecError`` for what is no image, or one of a newer format; ``LedgerUnusable``
-        for one of a newer version than this node speaks."""
+        """Replace the state by ``image``. Raises ``msgspec.MsgspecError`` if it is not an image or has a
+        newer format; ``LedgerUnusable`` if it has a newer version than this node supports."""
         found = _read(image)
         self._check_version(found.version)
         self.version = found.version

@@ -1,8 +1,8 @@
-"""The ledger's contract on a replicated log: a command is answered once a majority holds it and it is
-applied.
+"""Implements the ledger's contract on a replicated log: a command is answered once a majority has stored it
+and this node has applied it.
 
-Reads confirm first that this node still leads (:meth:`Replica.read`). Sessions are expired by whoever leads,
-by its own monotonic clock; a new leader gives each of them its full lifetime again.
+Reads confirm first that this node still leads (:meth:`Replica.read`). The leader expires sessions, by its own
+monotonic clock; a new leader gives each session its full lifetime again.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ from undoubt.participants.ids import Protocol, TxId
 log = logging.getLogger(__name__)
 
 LEAVING_S = 60.0
-"""Whoever wants nodes to leave asks again, or has given up."""
+"""How long new sessions avoid nodes that are to leave. An operator's client repeats its call within this
+time, or has given up."""
 
 
 class NodeLedger(StateMachineLedger):
-    """For callers in the node's own process, and for :mod:`.clients`. Calls raise ``NotLeading`` where this
-    node does not lead."""
+    """The ledger of a node, for callers in its process and for :mod:`.clients`. Calls raise ``NotLeading`` if
+    this node does not lead."""
 
     backend = "raft"
 
@@ -72,7 +73,7 @@ class NodeLedger(StateMachineLedger):
         self._driver, self._proposals = replica.driver, replica.proposals
         self._storage = storage
         self.binding = asyncio.Lock()
-        """Whoever opens a session that is bound to the members holds it, and whoever changes the members."""
+        """Held while a session is opened that is bound to the members, and while the members are changed."""
         self._leaving: frozenset[int] = frozenset()
         self._leaving_until = 0.0
 
@@ -81,7 +82,8 @@ class NodeLedger(StateMachineLedger):
         return self._driver.leads
 
     def begin_to_lead(self) -> None:
-        """Nobody's silence before counts; and time that another leader told is not told again."""
+        """Begin to lead: the lifetime of each session begins again, and ledger time that another leader has
+        recorded is not recorded again."""
         self._leases = Leases()
         self._time_advanced_at = self._clock()
 
@@ -94,20 +96,20 @@ class NodeLedger(StateMachineLedger):
             await self.expire_due()
 
     async def close(self) -> None:
-        """The node is closed, not its ledger."""
+        """Do nothing: the node is closed, not its ledger."""
 
     def now(self) -> float:
-        """The wall clock, for people."""
+        """The wall clock, for times that are shown to operators."""
         return self._wall()
 
     async def propose(self, command: Command) -> Any:
         answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
-        def told(result: object) -> None:
+        def set_result(result: object) -> None:
             if not answer.done():
                 answer.set_result(result)
 
-        self._proposals.propose(command, told)
+        self._proposals.propose(command, set_result)
         return await answer
 
     async def decide(
@@ -123,9 +125,9 @@ class NodeLedger(StateMachineLedger):
         return await super().decide(txid, decision, branches, protocol=protocol, cause=cause)
 
     async def record_chosen(self, txid: TxId, chosen: Settlement) -> None:
-        """What this node itself has learned from the acceptors. Tags travel with votes to commit: of what was
-        aborted there may be none, and none is needed from whoever has asked the acceptors. Raises
-        ``LedgerError``."""
+        """Record an outcome that this node itself has learned from the acceptors. Only votes to commit carry
+        tags: an aborted transaction may have none, and none is needed, since this node has asked the
+        acceptors itself. Raises ``LedgerError``."""
         await self._caught_up()
         branches = self._known(chosen.branches)
         await self._run(Decide(txid, Protocol.PAXOS, chosen.decision, branches, self._wall()))
@@ -137,8 +139,8 @@ class NodeLedger(StateMachineLedger):
         await super().precommit(txid, branches, protocol=protocol)
 
     async def _caught_up(self) -> None:
-        """Whoever was elected and has not applied all of its log yet does not know every session, and would
-        let names pass that it could not verify."""
+        """Wait until this node has applied the whole log. A leader that has not may lack sessions, and would
+        accept names that it cannot verify."""
         if not self.leads:
             await self._up_to_date()
 
@@ -152,7 +154,8 @@ class NodeLedger(StateMachineLedger):
         return tuple(node for node in voters if node not in self._leaving) or voters
 
     def bind_without(self, leaving: Collection[int]) -> None:
-        """These are to leave: bind sessions to the other voters for a while, so that coordinators move."""
+        """Bind new sessions to voters other than ``leaving`` for ``LEAVING_S`` seconds, so that coordinators
+        stop using the nodes that are to leave."""
         self._leaving = frozenset(leaving)
         self._leaving_until = asyncio.get_running_loop().time() + LEAVING_S
 
@@ -179,7 +182,8 @@ class NodeLedger(StateMachineLedger):
         return await self.open_session(name, ttl_s, bind=True)
 
     async def _session_of(self, txid: TxId) -> SessionInfo | None:
-        """Whether or not anybody leads, if this node has heard of it: what it is bound to never changes."""
+        """Return the session of ``txid``. If this node has the session, no leader is asked: the acceptors of
+        a session never change."""
         found = among(self.machine.session_infos(), txid)
         return found or among(await self.sessions(), txid)
 

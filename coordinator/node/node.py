@@ -1,7 +1,7 @@
-"""A node: its replica, its port for peers and clients, the ledger on it. What ``undoubt node`` runs.
+"""A node: its replica, its port for peers and clients, and its ledger. ``undoubt node`` runs it.
 
-Everything happens in one event loop; its time is the only time, ``random`` the only chance, and only the
-storage may use a thread. So the same node runs in a simulation.
+Everything runs in one event loop; all times are those of the loop, all randomness is that of ``random``, and
+only the storage may use a thread. So the same code runs in a simulation.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ HINTS_MAX = 64
 
 
 class Node:
-    """Made by :meth:`start`. ``failed`` is done, with the reason, if the node stops by itself: then stop it
-    and end the process, since it may not vote or answer any more."""
+    """One node, which :meth:`start` makes a running member. ``failed`` is done, with the reason, if the node
+    stops because of an error: then the caller has to call ``stop`` and end the process, since the node must
+    no longer vote or answer."""
 
     def __init__(
         self,
@@ -65,7 +66,8 @@ class Node:
         clock: Callable[[], float] | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """``clock`` is what sessions expire by: the loop's, unless given. Raises ``LedgerUnusable``."""
+        """``clock`` is the clock by which sessions expire; by default the loop's. Raises
+        ``LedgerUnusable``."""
         self.identity = identity = stored.identity
         self.settings = settings
         replicated = _replicated(stored, settings.speaks)
@@ -120,7 +122,8 @@ class Node:
         self._meeting: asyncio.Task[None] | None = None
         self._role_changed = asyncio.Event()
         self._hints: dict[int, str] = {}
-        """Where to answer those whom it does not know yet: it joined, or slept while members changed."""
+        """Addresses of peers that this node's state machine does not have yet, because this node has just
+        joined, or was stopped while members changed."""
         self._stopped = False
 
     @property
@@ -129,11 +132,12 @@ class Node:
 
     @property
     def leader_address(self) -> str:
-        """Of whoever leads; empty if that is not known."""
+        """The address of the leader; empty if it is not known."""
         return self.replica.replicated.addresses.get(self.replica.raft.leader, "")
 
     async def start(self, listen: Address) -> None:
-        """Take part from now on. Raises ``OSError`` if that address cannot be listened on."""
+        """Listen on ``listen`` and take part in the cluster. Raises ``OSError`` if the node cannot listen
+        there."""
         self._listener = await serve(
             listen, self._me, self._accept, self._wire, versions=self.settings.speaks
         )
@@ -144,10 +148,15 @@ class Node:
             self._begin()
 
     async def _begin_once_met(self) -> None:
-        """The first nodes of a cluster begin once each has met the disks of all others. Nobody has stored
-        anything before that: so a first node whose disk is lost, and that is made anew under its number, is
-        known as another one by every node that may hold what it has forgotten."""
-        log.info("node %d waits to meet node %s", self._me.number, ", ".join(map(str, sorted(self._unmet))))
+        """Wait until this node has connected to all other first nodes of the cluster and knows their disks;
+        then begin. Before that no node has stored anything. So if a first node's disk is lost and the node is
+        made again under its number, every node that may have what was lost recognizes the new disk as another
+        one."""
+        log.info(
+            "node %d waits for a first connection to node %s",
+            self._me.number,
+            ", ".join(map(str, sorted(self._unmet))),
+        )
         await self._all_met.wait()
         self._begin()
 
@@ -157,7 +166,7 @@ class Node:
         self._settling.upkeep.start("undoubt-node-settling")
 
     async def stop(self) -> None:
-        """End, at once. May be repeated."""
+        """Stop immediately. May be repeated."""
         if self._stopped:
             return
         self._stopped = True
@@ -174,11 +183,12 @@ class Node:
         await self.peers.close()
 
     async def hand_over(self, seconds: float) -> None:
-        """Let another node lead, if this one does and another can within so many seconds."""
+        """Transfer leadership to another node, if this node leads and another can take over within
+        ``seconds``."""
         raft = self.replica.raft
         end = asyncio.get_running_loop().time() + seconds
         while self.leads and (successor := raft.successor):
-            log.info("node %d hands over to node %d", raft.node, successor)
+            log.info("node %d transfers leadership to node %d", raft.node, successor)
             raft.transfer(successor)
             self.replica.turns.wake()
             self._role_changed.clear()
@@ -210,13 +220,14 @@ class Node:
     async def _address_of(self, node: int) -> str:
         address = self.replica.replicated.addresses.get(node)
         if address is None:
-            raise LedgerUnavailable(f"node {node} is no member")
+            raise LedgerUnavailable(f"node {node} is not a member")
         return address
 
     def _recognise(self, connection: Connection) -> None:
-        """A node that lost its disk has forgotten votes and entries that it promised to keep: under its old
-        number it could help to elect a leader that misses what is committed. So it is not spoken with, and
-        neither is one that was removed, or that is too old by now. Raises :class:`HandshakeRefused`."""
+        """Check the identity of a connected node. A node that lost its disk has lost votes and entries that
+        it promised to keep: under its old number it could help to elect a leader that lacks committed
+        entries. So the connection is refused; it is also refused if the node was removed, or its version is
+        too old. Raises :class:`HandshakeRefused`."""
         peer, replicated = connection.peer, self.replica.replicated
         if replicated.removed(peer.number):
             raise HandshakeRefused(
@@ -252,8 +263,8 @@ class Node:
 
 
 def _to_meet(stored: Stored) -> set[int]:
-    """The other first nodes of a cluster that this node has not met, as long as it has stored nothing but
-    what it was made with."""
+    """Return the other first nodes of a cluster to which this node never had a connection. Empty once this
+    node has stored anything besides its first contents."""
     meta, voters = stored.snapshot.meta, stored.snapshot.meta.configuration.incoming
     fresh = bootstrap(voters) if stored.identity.node in voters else None
     if fresh is None or stored.entries or (stored.hard_state, meta) != (fresh.hard_state, fresh.snapshot):
@@ -267,7 +278,7 @@ def _replicated(stored: Stored, speaks: Versions) -> NodeStateMachine:
         replicated.restore(stored.snapshot.image)
     except ValueError as error:  # msgspec's are
         raise LedgerUnusable(
-            f"node {stored.identity.node} holds what this version of undoubt cannot read ({error});"
-            " was it written by a newer one?"
+            f"the disk of node {stored.identity.node} cannot be read by this version of undoubt ({error});"
+            " was it written by a newer version?"
         ) from error
     return replicated

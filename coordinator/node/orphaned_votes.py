@@ -1,9 +1,10 @@
-"""What ended coordinators have left at the acceptors of Paxos Commit, and not recorded.
+"""Finds transactions of ended sessions that only the acceptors of Paxos Commit have, and records their
+outcomes.
 
-The acceptors know an outcome before the ledger does. A coordinator that dies in between may have applied it
-everywhere: then nothing is prepared any more, no recovery has a branch to ask about, and only the acceptors
-know. Whoever leads looks for such transactions, and records what the acceptors chose: so the ledger tells how
-they ended, and the acceptors may forget them.
+The acceptors have an outcome before the ledger has it. A coordinator that dies in between may have applied
+the outcome in every participant: then no branch is prepared, recovery finds nothing, and only the acceptors
+have the outcome. The leader looks for such transactions and records what the acceptors have chosen, so that
+the ledger has the outcome and the acceptors may forget the transaction.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from undoubt.participants.ids import TxId
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0
-"""Nothing waits for it but those who ask how it ended."""
+"""The interval may be long: only a query for the outcome waits for it."""
 
 ASK_S = 0.5
-"""Who is silent for longer is not waited for: it may be gone for good."""
+"""The timeout for one node's answer; a node that does not answer may never return."""
 
 
 class Settling:
-    """Of the node that leads."""
+    """Records outcomes that only the acceptors have; works on the leader."""
 
     def __init__(self, replica: Replica, ledger: NodeLedger, wire: WireSettings) -> None:
         self._replica = replica
@@ -44,7 +45,7 @@ class Settling:
             "node settling",
             self._keep_up,
             INTERVAL_S,
-            undone="what acceptors decided is not recorded now",
+            undone="outcomes of the acceptors cannot be recorded now",
         )
 
     async def _keep_up(self) -> None:
@@ -52,7 +53,8 @@ class Settling:
             await self.settle_all()
 
     async def settle_all(self) -> None:
-        """One look. What cannot be settled now is tried again at the next."""
+        """Look once for such transactions, and record their outcomes. A transaction that cannot be settled
+        now is tried again in the next look."""
         blocked: set[int] = set()
         for txid in await self.left(self._ended()):
             if txid.session in blocked:
@@ -61,50 +63,51 @@ class Settling:
                 await self.settle(txid)
             except (UndoubtError, TimeoutError) as error:
                 blocked.add(txid.session)
-                log.info("what became of %s is not known yet: %s", txid, str(error) or "no answer in time")
+                log.info("the outcome of %s is not known yet: %s", txid, str(error) or "no answer in time")
 
     def _ended(self) -> list[SessionBook]:
         books = self._replica.replicated.machine.state.sessions.values()
         return [book for book in books if book.acceptors and book.state is not SessionState.OPEN]
 
     async def left(self, ended: Iterable[SessionBook]) -> list[TxId]:
-        """All transactions of these sessions that some acceptor which answers keeps and the ledger does not
-        hold."""
+        """Return the transactions of these sessions that an acceptor has reported and for which the ledger
+        has no decision."""
         books = {book.id: book for book in ended}
         asked = {node for book in books.values() for node in book.acceptors}
         held = await asyncio.gather(*(self._held(node, tuple(books)) for node in sorted(asked)))
-        # Whoever was asked may not have applied as much as is applied here.
+        # The asked nodes may have applied less of the log than this node.
         machine = self._replica.replicated.machine
-        told = {txid for each in held for txid in each}
-        return sorted(txid for txid in told if machine.record(txid) is RecordedDecision.NOT_RECORDED)
+        reported = {txid for each in held for txid in each}
+        return sorted(txid for txid in reported if machine.record(txid) is RecordedDecision.NOT_RECORDED)
 
     async def _held(self, node: int, sessions: tuple[int, ...]) -> Sequence[TxId]:
-        """All of it, as far as that node answers."""
-        told: list[TxId] = []
+        """Return all transactions that ``node`` has of these sessions, as far as it answers."""
+        found: list[TxId] = []
         try:
             for first in range(0, len(sessions), SESSIONS_MAX):
                 some, after = sessions[first : first + SESSIONS_MAX], None
-                while more := await self._told(node, HeldCall(some, after)):
+                while more := await self._page(node, HeldCall(some, after)):
                     if after is not None and more[-1] <= after:
-                        break  # it would go on for ever
-                    told += more
+                        break  # otherwise this would never end
+                    found += more
                     after = more[-1]
         except LedgerError as error:
-            log.info("what node %d holds is not known: %s", node, error)
-        return told
+            log.info("node %d did not report its transactions: %s", node, error)
+        return found
 
-    async def _told(self, node: int, call: HeldCall) -> Sequence[TxId]:
+    async def _page(self, node: int, call: HeldCall) -> Sequence[TxId]:
         replica = self._replica
         if node == replica.raft.node:
             return replica.acceptors.held(call.sessions, call.after)
         address = replica.replicated.addresses.get(node)
         if address is None:
             return ()
-        told: list[TxId] = await ask(address, call, ASK_S, self._wire)
-        return told
+        page: list[TxId] = await ask(address, call, ASK_S, self._wire)
+        return page
 
     async def settle(self, txid: TxId) -> None:
-        """Have its acceptors choose, and record it. Raises ``UndoubtError`` and ``TimeoutError``."""
+        """Find the outcome of ``txid`` from its acceptors, and record it. Raises ``UndoubtError`` and
+        ``TimeoutError``."""
         async with asyncio.timeout(ASK_S):
             found = await self._ledger.acceptors.settle(txid)
             await self._ledger.record_chosen(txid, found)

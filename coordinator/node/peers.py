@@ -1,6 +1,8 @@
-"""To each other node one connection that only this node sends on; the other way is the other node's.
+"""Sends messages to each other node over one connection, on which only this node sends; the other node uses
+its own.
 
-What cannot be sent now is dropped: Raft asks again. Messages of one turn of the loop leave in one write.
+A message that cannot be sent now is dropped: Raft repeats it. Messages of one turn of the loop are sent in
+one write.
 """
 
 from __future__ import annotations
@@ -33,13 +35,14 @@ from undoubt.participants.backoff import pauses_around
 log = logging.getLogger(__name__)
 
 PAUSE_S = (0.02, 0.5)
-"""Between two attempts to reach a node: the first, the longest."""
+"""The pause between two attempts to connect to a node, in seconds: the first, and the longest."""
 UNSENT_BYTES_MAX = 32 * 1024 * 1024
-"""A peer that has not taken so much is sent nothing more until it has."""
+"""If this many bytes to a peer are unsent, further messages to the peer are dropped."""
 
 
 class Peers:
-    """``addresses`` is read anew whenever a node is to be reached: it changes with the configuration."""
+    """The connections to all other nodes. ``addresses`` is called before each attempt to connect, since
+    addresses change with the configuration."""
 
     def __init__(
         self,
@@ -54,9 +57,9 @@ class Peers:
         set_back: Callable[[str], None],
         versions: Versions = VERSIONS,
     ) -> None:
-        """``recognise`` raises ``HandshakeRefused`` for a node that is not who it was, or was removed, or is
-        too old, or was set back. ``log_index``: the last entry that is on this node's disk. ``set_back`` is
-        told, in a peer's words, that this node has acknowledged more."""
+        """``recognise`` raises ``HandshakeRefused`` for a node that has another disk than before, was
+        removed, is too old, or was set back. ``log_index`` returns the last index on this node's disk.
+        ``set_back`` is called with a peer's message if this node has acknowledged more than it has."""
         self._log_index = log_index
         self._set_back = set_back
         self._versions = versions
@@ -77,7 +80,7 @@ class Peers:
         link.send(message)
 
     def meet(self, nodes: Iterable[int]) -> None:
-        """Connect to them, though there is nothing to send yet."""
+        """Connect to ``nodes`` before there is something to send."""
         for node in nodes:
             if node not in self._links:
                 self._links[node] = _Link(self, node)
@@ -91,7 +94,7 @@ class Peers:
             await link.ended()
 
     async def reach(self, node: int, link: _Link) -> Connection | None:
-        """Connected, however long it takes; None once the node is no member any more."""
+        """Connect to ``node``, and repeat until that succeeds; None once the node is no longer a member."""
         pauses = pauses_around(*PAUSE_S, self._random)
         last_trouble = ""
         while address := self._addresses().get(node):
@@ -102,7 +105,7 @@ class Peers:
                     self._set_back(error.reason)
                 if str(error) != last_trouble:
                     last_trouble = str(error)
-                    log.warning("node %d is not reached: %s", node, last_trouble)
+                    log.warning("node %d cannot be reached: %s", node, last_trouble)
             await asyncio.sleep(next(pauses))
         if self._links.get(node) is link:
             del self._links[node]
@@ -128,7 +131,7 @@ class Peers:
 
 
 class _Link:
-    """One peer's. A Receiver that expects nothing."""
+    """The connection to one peer: a Receiver that accepts no messages."""
 
     def __init__(self, peers: Peers, node: int) -> None:
         self._peers = peers
@@ -159,7 +162,7 @@ class _Link:
             connection.close()
 
     async def ended(self) -> None:
-        """Once nothing of it is left, after :meth:`close`."""
+        """Wait until the connection's task has ended, after :meth:`close`."""
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
@@ -175,8 +178,8 @@ class _Link:
 
 
 def _give_up_on_silence(connection: Connection, seconds: float) -> None:
-    """Let the kernel end a connection whose bytes nobody acknowledges (tcp(7), TCP_USER_TIMEOUT): else it
-    tries ever more rarely, and a healed network would be found minutes late."""
+    """Let the kernel end a connection whose bytes are not acknowledged (tcp(7), TCP_USER_TIMEOUT). Otherwise
+    the kernel retries ever more rarely, and a repaired network would be noticed minutes late."""
     peer = connection.transport.get_extra_info("socket") if connection.transport is not None else None
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if peer is not None and option is not None:
@@ -185,8 +188,8 @@ def _give_up_on_silence(connection: Connection, seconds: float) -> None:
 
 
 class FromPeer:
-    """The receiving end of a peer's connection to this node. ``step`` takes its messages, and raises
-    ``MessageRefused``: that costs the peer this connection, and the node nothing."""
+    """The receiving end of a peer's connection to this node. ``step`` processes the messages. If it raises
+    ``MessageRefused``, the connection is closed, and the node is not affected."""
 
     def __init__(self, connection: Connection, step: Callable[[Message], None]) -> None:
         self._number = connection.peer.number
@@ -195,11 +198,11 @@ class FromPeer:
     def received(self, payload: bytes) -> None:
         message = decode(payload)
         if message.sender != self._number:
-            raise RemoteProtocolError(f"node {self._number} speaks for node {message.sender}")
+            raise RemoteProtocolError(f"node {self._number} sent a message of node {message.sender}")
         try:
             self._step(message)
         except MessageRefused as error:
             raise RemoteProtocolError(str(error)) from error
 
     def lost(self, why: str) -> None:
-        """It will come again."""
+        """Do nothing: the peer will connect again."""

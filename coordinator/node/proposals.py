@@ -1,4 +1,4 @@
-"""Who waits for which entry of the log: callers for the result of a command, operators for a change of the
+"""Keeps the callers that wait for an entry of the log: for the result of a command, or for a change of the
 members.
 
 All commands that are proposed in one turn of the event loop become one entry. An entry that this node
@@ -24,18 +24,21 @@ from undoubt.coordinator.wire import VERSIONS
 from undoubt.participants.errors import UsageError
 
 BATCH_COMMANDS_MAX = 1_000
-"""Commands in one entry."""
+"""The limit for the commands in one entry."""
 ENTRY_BYTES_MAX = 16 * 1024 * 1024
-"""The size of an entry: one that fits into no frame would stop each node that leads, one after the other."""
+"""The limit for the size of an entry: an entry that fits into no frame would stop one leader after
+another."""
 BATCH_BYTES = 5
-"""What msgpack puts in front of a batch, at most."""
+"""The maximum size of the header that msgpack writes before a batch."""
 
 ResultCallback = Callable[[object], None]
-"""Told a command's result once it is durable on a majority and applied here; an error is a value too."""
+"""Called with a command's result once the command is durable on a majority and applied on this node; an error
+is a result too."""
 
 
 class Proposals:
-    """``wake`` has the driver call :meth:`propose_waiting` in the next turn of the event loop."""
+    """Makes entries of commands, and answers their callers. ``wake`` makes the driver call
+    :meth:`propose_waiting` in the next turn of the event loop."""
 
     def __init__(
         self,
@@ -46,7 +49,7 @@ class Proposals:
         wake: Callable[[], None],
     ) -> None:
         self.led_term = 0
-        """The term in which this node leads, as far as was told to :meth:`follow`; 0: it does not lead."""
+        """The term in which this node leads, as last given to :meth:`follow`; 0 if it does not lead."""
         self._raft = raft
         self._replicated = replicated
         self._agreement = agreement
@@ -55,15 +58,17 @@ class Proposals:
         self._waiting: list[tuple[msgspec.Raw, ResultCallback]] = []
         """Encoded commands that are in no entry yet, with their callers."""
         self._proposed: dict[int, tuple[int, Sequence[ResultCallback]]] = {}
-        """By index: the term in which it was proposed, and who waits. Only while this node leads."""
+        """For each index of a proposed entry: its term, and the waiting callers. Only while this node
+        leads."""
         self._settling: list[ResultCallback] = []
-        """Who waits for the next change of the configuration to be applied, while this node leads."""
+        """Callers that wait until the next change of the configuration is applied, while this node leads."""
         self._stopped: NodeStopped | None = None
 
-    # What callers ask for.
+    # Calls of waiting callers.
 
     def propose(self, command: Command, answer: ResultCallback) -> None:
-        """Have ``command`` decided by the majority, in one entry with all commands of this turn."""
+        """Propose ``command``, in one entry with all commands of this turn, and call ``answer`` with its
+        result."""
         if self._stopped is not None:
             answer(self._stopped)
         elif self._replicated.version < VERSIONS.highest and since(command) > self._replicated.version:
@@ -72,15 +77,16 @@ class Proposals:
             self._queue(command, answer)
 
     def agree_on(self, version: int) -> None:
-        """Have the log hold commands of ``version`` from now on."""
-        self._queue(Agree(version), self._heard_of_version)
+        """Propose that the log may contain commands of ``version`` from then on."""
+        self._queue(Agree(version), self._note_version)
 
-    def _heard_of_version(self, result: object) -> None:
+    def _note_version(self, result: object) -> None:
         if isinstance(result, Exception):
-            self._agreement.proposed = 0  # else it would not be proposed again while this node leads
+            self._agreement.proposed = 0  # otherwise it would not be proposed again while this node leads
 
     def _queue(self, command: LogCommand, answer: ResultCallback) -> None:
-        """Each command is encoded alone: one that cannot be is refused to its caller, and to no other."""
+        """Queue ``command``. Each command is encoded separately, so that a command that cannot be encoded
+        fails only its own caller."""
         try:
             encoded = encode_command(command)
         except UsageError as error:
@@ -93,8 +99,8 @@ class Proposals:
         self._wake()
 
     def _propose_if_known(self, command: Command, answer: ResultCallback) -> None:
-        """Only a leader that is sure to be one, and up to date, can say that a command is too new for the
-        log."""
+        """Propose ``command`` if its version is agreed on; otherwise answer why not. Only a confirmed leader
+        that is up to date can decide that a command is too new for the log."""
 
         def up_to_date(reading: asyncio.Future[None]) -> None:
             if reading.cancelled():  # the loop is ending
@@ -110,8 +116,8 @@ class Proposals:
         self._wake()
 
     async def reconfigure(self, change: ConfigChange) -> None:
-        """Return once ``change`` is committed and in force alone. Raises ``ConfigRefused``, ``NotLeading``,
-        ``NodeStopped``."""
+        """Return once ``change`` is committed and the configuration is no longer joint. Raises
+        ``ConfigRefused``, ``NotLeading``, ``NodeStopped``."""
         if self._stopped is not None:
             raise self._stopped
         try:
@@ -127,7 +133,8 @@ class Proposals:
         await self.settled()
 
     async def settled(self) -> None:
-        """Return once no change of the configuration is under way. Raises ``NotLeading``, ``NodeStopped``."""
+        """Return once no change of the configuration is unfinished. Raises ``NotLeading``,
+        ``NodeStopped``."""
         while self._raft.leads and self._raft.changing:
             applied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._settling.append(into(applied))
@@ -135,77 +142,78 @@ class Proposals:
         if not self._raft.leads:
             raise NotLeading(self._raft.leader)
 
-    # What the driver does with it.
+    # Calls of the driver.
 
     def propose_waiting(self) -> None:
-        """Give the core all commands that wait, in as few entries as hold them."""
+        """Give all waiting commands to the core, in as few entries as possible."""
         most = BATCH_COMMANDS_MAX
         while self._waiting:
             batch, self._waiting = self._waiting[:most], self._waiting[most:]
             answers = [answer for _, answer in batch]
             data = encode_batch([command for command, _ in batch])
             if len(data) > ENTRY_BYTES_MAX:
-                most = len(batch) // 2  # one alone fits: it was measured before it was queued
+                most = len(batch) // 2  # a single command fits: its size was checked before it was queued
                 self._waiting = [*batch, *self._waiting]
                 continue
             try:
                 entry = self._raft.propose(data)
             except NotLeader as error:
-                tell(answers, NotLeading(error.leader))
+                answer_all(answers, NotLeading(error.leader))
             except ProposalRefused as error:
                 if error.reason is Refusal.DISK_FULL:
-                    tell(answers, self._takes_nothing(error))
+                    answer_all(answers, self._takes_nothing(error))
                     continue
-                # Soon there will be fewer uncommitted, or another leader: until then they wait here.
+                # The commands wait here until fewer bytes are uncommitted, or another node leads.
                 self._waiting = [*batch, *self._waiting]
                 return
             else:
                 self._proposed[entry.index] = (entry.term, answers)
 
     def _takes_nothing(self, error: ProposalRefused) -> NotLeading:
-        return NotLeading(0, f"node {self._raft.node} takes nothing now: {error}")
+        return NotLeading(0, f"node {self._raft.node} takes no entries now: {error}")
 
     def applied(self, entry: Entry, results: Sequence[object]) -> None:
-        """``entry`` is applied, with these results of its commands."""
+        """Answer the callers of ``entry``, which was applied with ``results``, one for each command."""
         term, answers = self._proposed.pop(entry.index, (0, ()))
         if term == entry.term:
             for answer, result in zip(answers, results, strict=True):
                 answer(result)
         elif answers:
-            tell(answers, NotLeading(self._raft.leader, "another leader's entry took its place"))
+            answer_all(answers, NotLeading(self._raft.leader, "another leader's entry took its place"))
 
     def reconfigured(self) -> None:
-        """A change of the configuration is applied."""
+        """Answer the callers that wait for a change of the configuration, which was applied."""
         settling, self._settling = self._settling, []
-        tell(settling, None)
+        answer_all(settling, None)
 
     def follow(self, led_term: int) -> None:
-        """This node leads in that term from now on, or in none if it is 0. Whoever waits for an entry of an
-        earlier term is answered: this node may never learn what became of it."""
+        """Note that this node leads in term ``led_term`` from now on; 0: it does not lead. Callers that wait
+        for an entry of an earlier term are answered with ``NotLeading``, since this node may never learn
+        whether the entry is committed."""
         self.led_term = led_term
         proposed, self._proposed = self._proposed, {}
         settling, self._settling = self._settling, []
         for answers in [*(answers for _, answers in proposed.values()), settling]:
-            tell(answers, NotLeading(self._raft.leader, f"node {self._raft.node} ceased to lead"))
+            answer_all(answers, NotLeading(self._raft.leader, f"node {self._raft.node} ceased to lead"))
 
     def stop(self, error: NodeStopped) -> None:
-        """Answer everybody with ``error``, and propose nothing any more."""
+        """Answer all callers with ``error``, and propose nothing from now on."""
         self._stopped = error
         waiting, self._waiting = self._waiting, []
         proposed, self._proposed = self._proposed, {}
         settling, self._settling = self._settling, []
-        tell([answer for _, answer in waiting], error)
+        answer_all([answer for _, answer in waiting], error)
         for answers in [*(answers for _, answers in proposed.values()), settling]:
-            tell(answers, error)
+            answer_all(answers, error)
 
 
-def tell(answers: Sequence[ResultCallback], result: object) -> None:
+def answer_all(answers: Sequence[ResultCallback], result: object) -> None:
     for answer in answers:
         answer(result)
 
 
 def _too_large(size: int) -> ClusterRefused:
     return ClusterRefused(
-        f"a command of {size} bytes cannot be recorded, {ENTRY_BYTES_MAX} are the most: fewer branches, or"
-        " shorter texts"
+        f"a command of {size} bytes cannot be recorded, the maximum is {ENTRY_BYTES_MAX}: use fewer branches,"
+        " or shorter texts"
     )

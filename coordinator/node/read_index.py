@@ -1,7 +1,7 @@
-"""Linearizable reads that wait: first for the leader to confirm that it leads, then for what it had
-committed.
+"""Holds linearizable reads back until the leader has confirmed that it leads, and then until its commit index
+of that time is applied.
 
-All that are asked for in one turn of the loop share one round (Ongaro's thesis §6.4).
+All reads of one turn of the loop share one round of heartbeats (Ongaro's thesis §6.4).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _Waiter = asyncio.Future[None]
 class ReadQueue:
     def __init__(self) -> None:
         self.new: list[_Waiter] = []
-        """Asked for since the last :meth:`begin`."""
+        """Reads since the last :meth:`begin`."""
         self._asked: dict[bytes, list[_Waiter]] = {}
         self.confirmed: deque[tuple[int, list[_Waiter]]] = deque()
-        """With the index that has to be applied first, in order."""
+        """Confirmed reads, each with the index that has to be applied first, in order."""
         self._number = 0
 
     def ask(self, loop: asyncio.AbstractEventLoop) -> _Waiter:
@@ -31,7 +31,7 @@ class ReadQueue:
         return future
 
     def begin(self, raft: Raft) -> None:
-        """Ask for all that are new."""
+        """Begin a round for all new reads."""
         if not self.new:
             return
         waiters, self.new = self.new, []
@@ -60,7 +60,7 @@ class ReadQueue:
             _fail(self._asked.pop(context), NotLeading(leader))
 
     def fail(self, error: BaseException) -> None:
-        """All of them."""
+        """Fail all reads with ``error``."""
         waiters = [*self.new, *(one for asked in self._asked.values() for one in asked)]
         waiters += [one for _, confirmed in self.confirmed for one in confirmed]
         self.new, self._asked = [], {}

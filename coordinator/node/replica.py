@@ -1,9 +1,9 @@
-"""One member's consensus: puts core, driver, disk and those who wait together, and is what the rest of the
-node asks.
+"""Connects the consensus core of one member with its driver, its disk and the waiting callers; the rest of
+the node uses it.
 
-The parts: :mod:`undoubt.coordinator.raft` computes, :mod:`.driver` does what it says, :mod:`.proposals` and
-:mod:`.read_index` keep who waits, :mod:`.snapshots` makes and takes images, :mod:`.acceptors` votes in Paxos
-Commit, and all of them store through one :class:`Disk`.
+The parts: :mod:`undoubt.coordinator.raft` computes, :mod:`.driver` does what the core requires,
+:mod:`.proposals` and :mod:`.read_index` keep the waiting callers, :mod:`.snapshots` makes and installs
+images, :mod:`.acceptors` takes part in Paxos Commit, and all of them store through one :class:`Disk`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ CLOSE_S = 10.0
 
 
 class Replica:
-    """``send`` takes messages for peers, and may lose them. ``on_change`` is called when this node has begun
-    or ceased to lead. ``tick_s`` is a tick's length in seconds."""
+    """The consensus of one member. ``send`` sends messages to peers, and may lose them. ``on_change`` is
+    called when this node has begun or ceased to lead. ``tick_s`` is the length of a tick in seconds."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Replica:
         node = stored.identity.node
         self.replicated = replicated
         replicated.learn(stored.entries)
-        # The machine begins where its image does; what follows in the log is applied once it is known to be
+        # The machine begins at the index of its image; later entries are applied once they are known to be
         # committed.
         restored = RestoredState(
             stored.hard_state, stored.snapshot.meta, stored.entries, stored.snapshot.meta.index
@@ -99,21 +99,21 @@ class Replica:
         self._tick_s = tick_s
         self._ticking: asyncio.TimerHandle | None = None
         self._acknowledged: dict[int, int] = {}
-        """By node: see :meth:`acknowledged`. Kept when this node ceases to lead."""
+        """Indexes by node: see :meth:`acknowledged`. Kept when this node ceases to lead."""
 
     @property
     def leads(self) -> bool:
-        """Whether this node leads and has applied everything that was committed before it did."""
+        """Whether this node leads and has applied everything that was committed before its term."""
         return self.driver.leads
 
     @property
     def failed(self) -> asyncio.Future[BaseException]:
-        """Why this node has stopped by itself, once it has."""
+        """Done with the reason once this node has stopped because of an error."""
         return self.turns.failed
 
     @property
     def voters(self) -> tuple[int, ...]:
-        """Of the last configuration that is known to be committed."""
+        """The voters of the last configuration that is known to be committed."""
         return tuple(sorted(self.raft.committed_configuration.incoming))
 
     def start(self) -> None:
@@ -121,16 +121,16 @@ class Replica:
         self.turns.start()
 
     async def stop(self) -> None:
-        """Answer nothing more; let the storage go once it has done what it was given."""
+        """Answer no further call, and close the storage once it has done its writes."""
         if self._ticking is not None:
             self._ticking.cancel()
         self.turns.stop(f"node {self.raft.node} was stopped")
         self.disk.close()
-        await asyncio.wait([self._storage.close()], timeout=CLOSE_S)  # a disk that hangs is not waited for
+        await asyncio.wait([self._storage.close()], timeout=CLOSE_S)  # no longer for a disk that hangs
 
     async def read(self) -> None:
-        """Return once everything that any caller was told before is applied here. Raises ``NotLeading``,
-        ``NodeStopped``."""
+        """Return once this node has applied everything that was answered to any caller before this call.
+        Raises ``NotLeading``, ``NodeStopped``."""
         if self.turns.stopped:
             raise NodeStopped(self.turns.stopped)
         future = self.reads.ask(asyncio.get_running_loop())
@@ -138,8 +138,8 @@ class Replica:
         await future
 
     def snapshot(self) -> asyncio.Future[int]:
-        """Store an image of what is applied now, or wait for the one that is being stored; the index up to
-        which it goes. Raises ``NodeStopped``."""
+        """Store an image of the present state, or wait for the image that is being stored. The result is the
+        index of the image, or ``NodeStopped``."""
         if self.turns.stopped:
             stored: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             stored.set_exception(NodeStopped(self.turns.stopped))
@@ -147,18 +147,18 @@ class Replica:
         return self.snapshots.ask()
 
     def keep_versions(self) -> None:
-        """Now and then: have a newer version agreed on once all members speak it."""
+        """Propose a newer version once all members support it. Has to be called regularly."""
         if self.leads and (version := self.agreement.due()):
             self.proposals.agree_on(version)
 
     def remember(self, disks: dict[int, str]) -> None:
-        """Store which disks other nodes were met with."""
+        """Store the disks of other nodes, by number, as they were at the first connection."""
         self.disk.give(DiskWrite(disks=disks), lambda: None)
         self.turns.wake()
 
     def acknowledged(self, node: int) -> int:
-        """The highest index that is committed, and that ``node`` has acknowledged to this one. It must hold
-        that for ever."""
+        """The highest committed index that ``node`` has acknowledged to this node. The log of ``node`` must
+        never end before it."""
         self.note_acknowledged()
         return self._acknowledged.get(node, 0)
 
@@ -169,41 +169,42 @@ class Replica:
                 self._acknowledged[node] = max(index, self._acknowledged.get(node, 0))
 
     def fail(self, error: BaseException) -> None:
-        """This node must not go on."""
+        """Stop this node because of ``error``."""
         log.error("this node stops: %s", error)
         self.turns.fail(error)
 
     def _tick(self) -> None:
-        # One tick however late it is: time that this process slept through must not look like silence of
-        # the other nodes, whose messages wait to be read.
+        # One tick however late it is: time in which this process was stopped must not count as silence of the
+        # other nodes, whose messages are still to be read.
         self._ticking = asyncio.get_running_loop().call_later(self._tick_s, self._tick)
         self.turns.guarded(self.raft.tick)
         self.note_acknowledged()
-        self._tell_stall()
+        self._note_stall()
         self.turns.wake()
 
     def _changed(self, leads: bool) -> None:
         self.agreement.proposed = 0
         self._on_change(leads)
 
-    # Trouble with the disk.
+    # Faults of the disk.
 
-    def _tell_stall(self) -> None:
+    def _note_stall(self) -> None:
         stalled = self.raft.disk_stalled
         if stalled is self.acceptors.disk_stalled or self.turns.stopped:
             return
         self.acceptors.disk_stalled = stalled
         if stalled:
             log.error(
-                "node %d: its disk does not finish a write; it does not lead until it has", self.raft.node
+                "node %d: its disk does not finish a write; the node does not lead until it has",
+                self.raft.node,
             )
         else:
             log.warning("node %d: its disk has finished the write", self.raft.node)
 
     def note_full(self, full: bool) -> None:
-        """The disk has no room any more, or has some again."""
+        """Note that the disk has become full, or has room again."""
         if full:
-            log.error("node %d: no room on its disk; nothing is recorded until there is some", self.raft.node)
+            log.error("node %d: no room on its disk; nothing is recorded until there is room", self.raft.node)
         else:
             log.warning("node %d: there is room on its disk again", self.raft.node)
         self.raft.set_disk_full(full)

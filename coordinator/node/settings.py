@@ -1,4 +1,4 @@
-"""What can be set about a node. ``undoubt.config`` loads it."""
+"""The settings of a node. ``undoubt.config`` loads them."""
 
 from __future__ import annotations
 
@@ -9,32 +9,35 @@ from undoubt.coordinator.wire import VERSIONS, Versions
 from undoubt.participants.bounds import OutOfBounds, count, path, seconds, text, texts
 
 UNCOMMITTED_BYTES_MAX = 8 * 1024 * 1024
-"""A node has to store what is under way before the votes behind it. So it must fit into what is given up on a
-full disk (:mod:`.storage.reserve`), with a segment that is begun for it."""
+"""The limit for uncommitted entries. A node has to store these entries before later votes. So they must fit
+into the space that is released on a full disk (:mod:`.storage.reserve`), together with a new segment."""
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One member of the cluster that keeps the ledger. Times are in seconds."""
 
     number: int = 0
-    """Which one this is. A number is used once: whoever replaces a dead node gets a new one."""
+    """The number of this node. A number is used only once: a node that replaces a dead node gets a new
+    number."""
     listen: str = ""
     """``host:port`` for peers and clients. Empty: the address that the ledger's URL gives this number."""
     peers: tuple[str, ...] = ()
     """The first nodes' addresses in the order of their numbers, for `undoubt cluster init`. Empty: those of
-    the ledger's URL. Later members are known to the cluster itself."""
+    the ledger's URL. The cluster itself keeps the addresses of later members."""
     data: str = "undoubt-node"
-    """The folder of its disk."""
+    """The folder in which the node stores its data."""
     heartbeat_s: float = 0.1
     election_timeout_s: float = 1.0
-    """A leader that is not heard from for so long (to twice as long) is replaced."""
+    """A leader is replaced if no message of it is received for this time (up to twice this time)."""
     snapshot_log_bytes: int = 8 * 1024 * 1024
-    """A snapshot is stored once so much of the log, and more than the last snapshot has, lies behind it."""
+    """A snapshot is stored once this many bytes of the log, and more than the size of the last snapshot, were
+    applied after the last snapshot."""
     trailing_entries: int = 1_000
-    """Entries kept in front of a snapshot, so that a node that is a little late needs no snapshot."""
+    """The number of entries that are kept before a snapshot's index, so that a node that is slightly behind
+    needs no snapshot."""
     version_max: int = 0
-    """The highest version that it speaks, so that the release before this one may still come back; 0: all
-    that this release does."""
+    """The highest version that this node supports, so that a return to the previous release stays possible;
+    0: the highest version of this release."""
 
     def __post_init__(self) -> None:
         count("number", self.number)

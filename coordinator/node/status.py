@@ -1,4 +1,4 @@
-"""What a node tells about itself."""
+"""Computes the status that a node reports."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What the members of the cluster speak, and what they have agreed on.
+"""Decides the protocol version on which all members of the cluster agree.
 
-A node of an older release stops at a command that it does not know, so the log must hold none that any
-member does not. Every connection tells which version its two ends speak with each other. Once all members are
-connected to the leader at a higher version than the agreed one, the leader has it agreed on, as a command in
-the log; from then on commands that came with it may follow. It is never lowered: a node that comes back with
-an older release is not spoken with.
+A node of an older release stops at a command that it cannot decode, so the log must contain only commands
+that all members support. Every connection has the version that its two ends use. Once all members are
+connected to the leader at a higher version than the agreed one, the leader proposes this version, as a
+command in the log; after it the log may contain the commands of that version. The agreed version never
+decreases: connections with a node that returns with an older release are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 
 class Agreement:
-    """Of node ``me``. ``members`` are all of the newest configuration, learners among them."""
+    """The agreement as node ``me`` has it. ``members`` returns all nodes of the newest configuration,
+    including learners."""
 
     def __init__(self, me: int, replicated: NodeStateMachine, members: Callable[[], Iterable[int]]) -> None:
         self._me = me
@@ -28,11 +29,11 @@ class Agreement:
         self._members = members
         self._connections: dict[int, list[Connection]] = {}
         self.proposed = 0
-        """By this node since it began to lead: it may be in the log already."""
+        """The version that this node has proposed since it began to lead; it may be in the log already."""
 
     def meet(self, connection: Connection) -> None:
-        """A connection to or from another node. Raises :class:`HandshakeRefused` if it is too old for what
-        was agreed on."""
+        """Note a connection to or from another node. Raises :class:`HandshakeRefused` if its version is lower
+        than the agreed one."""
         number, spoken = connection.peer.number, connection.version
         if spoken < self._replicated.version:
             raise HandshakeRefused(
@@ -43,36 +44,36 @@ class Agreement:
         self._connections[number] = [*self._alive(number), connection]
 
     def spoken(self, node: int) -> int:
-        """With that member, 0 while it is not connected: what it said last counts."""
+        """Return the version of the newest connection with ``node``; 0 while it is not connected."""
         if node == self._me:
             return self._replicated.speaks.highest
         alive = self._alive(node)
         return alive[-1].version if alive else 0
 
     def due(self) -> int:
-        """The version that the leader should have agreed on now; 0 if there is none."""
+        """Return the version that the leader should propose now; 0 if there is none."""
         lowest = min(map(self.spoken, self._members()), default=0)
         if lowest <= max(self._replicated.version, self.proposed):
             return 0
         self.proposed = lowest
-        log.info("all members speak version %d: it is being agreed on", lowest)
+        log.info("all members support version %d, which is proposed now", lowest)
         return lowest
 
     @property
     def floor(self) -> int:
-        """What a node that joins has to speak."""
+        """The version that a joining node has to support at least."""
         return max(self._replicated.version, self.proposed)
 
     def held_back(self, needed: int) -> VersionHeldBack:
-        """Why nothing may be recorded that came with version ``needed``."""
-        told = ", ".join(
+        """Return the error for a command of version ``needed``, which may not be recorded yet."""
+        lacking = ", ".join(
             f"node {node} {f'speaks {spoken}' if (spoken := self.spoken(node)) else 'is not connected'}"
             for node in sorted(self._members())
             if self.spoken(node) < needed
         )
         return VersionHeldBack(
             f"this needs version {needed}, and the cluster has agreed on {self._replicated.version}:"
-            f" {told or 'in a moment it will have agreed on more'}"
+            f" {lacking or 'the cluster will agree on more in a moment'}"
         )
 
     def _alive(self, node: int) -> list[Connection]:

@@ -201,7 +201,7 @@ async def test_a_node_without_room_takes_no_command(alone: Node) -> None:
     answers: list[object] = []
     alone.replica.proposals.propose(COMMAND, answers.append)
     await turns()
-    assert "takes nothing now" in str(answers[0])
+    assert "takes no entries now" in str(answers[0])
 
 
 async def test_a_node_that_has_not_begun_hears_nobody() -> None:

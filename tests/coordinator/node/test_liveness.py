@@ -115,7 +115,7 @@ async def test_a_node_that_was_left_behind_does_not_hide_the_others(tmp_path: Pa
 
         ledger._members = last_of_all  # type: ignore[method-assign]
         question, told = Ask(session.txid(1), Joint(frozenset(session.acceptors))), list[object]()
-        while not told or "has not heard of session" in str(told[-1]):
+        while not told or "does not have session" in str(told[-1]):
             answered: asyncio.Future[object] = asyncio.get_running_loop().create_future()
             ledger._links.ask(4, question, answered.set_result)
             told.append(await answered)

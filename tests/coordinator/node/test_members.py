@@ -375,4 +375,4 @@ async def test_who_changes_the_members_is_recorded(cluster: Cluster) -> None:
     assert (moved.verb, moved.subject) == ("cluster transfer", f"node {successor}")
     assert (moved.note, moved.result, moved.who) == ("new disk", "done", system_user())
     assert (refused.verb, refused.subject) == ("cluster promote", "node 9")
-    assert refused.result.startswith("ClusterRefused: node 9 is no member")
+    assert refused.result.startswith("ClusterRefused: node 9 is not a member")

@@ -155,7 +155,7 @@ def test_what_finds_no_room_is_refused_at_once(waiting: Waiting) -> None:
     waiting.propose(1)
     waiting.core.refuse = ProposalRefused(Refusal.DISK_FULL)
     waiting.proposals.propose_waiting()
-    assert "takes nothing now" in str(waiting.answers[1])
+    assert "takes no entries now" in str(waiting.answers[1])
 
 
 async def test_a_stopped_node_answers_everybody_and_takes_nothing(waiting: Waiting) -> None:
