@@ -338,7 +338,7 @@ async def test_the_storage_is_opened_anew_after_a_failed_sync(
     await storage.write([ENTRY])
     with monkeypatch.context() as patch:
         patch.setattr(segment.os, "fdatasync", refusing(errno.EIO))
-        with pytest.raises(StoreBroken, match="is not known"):
+        with pytest.raises(StoreBroken, match="is unknown"):
             await storage.write([DiskWrite(entries=entries(3, 2))])
     await storage.close()
     storage, stored = await NodeStorage.open(folder)
