@@ -122,8 +122,7 @@ class Node:
         self._meeting: asyncio.Task[None] | None = None
         self._role_changed = asyncio.Event()
         self._hints: dict[int, str] = {}
-        """Addresses of peers that this node's state machine does not have yet, because this node has just
-        joined, or was stopped while members changed."""
+        """Addresses of peers whose change this node has not received yet: it joined, or was stopped."""
         self._stopped = False
 
     @property

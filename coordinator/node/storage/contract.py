@@ -1,9 +1,9 @@
-"""What a node keeps on its disk, and the contract of whatever keeps it.
+"""The data that a node keeps on its disk, and the contract of a storage.
 
-The state machine itself is not kept: it lives in memory, and after a restart it is made anew from the last
-snapshot and the log behind it. So there is no applied index that could disagree with what was applied; the
-snapshot's is where it begins. History, which is for people, is written beside the log and may be written
-again.
+The state machine itself is not stored: it is in memory, and after a restart it is computed again from the
+last snapshot and the log after it. So there is no stored applied index that could disagree with what was
+applied; the applied index begins at that of the snapshot. History, which is for operators, is written beside
+the log and may be written again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from undoubt.participants.ids import TxId
 
 
 class DiskIdentity(msgspec.Struct, frozen=True):
-    """Who this disk belongs to. ``disk`` is random: the same number on another disk is another node."""
+    """The node to which a disk belongs. ``disk`` is random: the same number on another disk is another
+    node."""
 
     cluster: str
     node: int
@@ -31,14 +32,14 @@ class DiskIdentity(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """An image of the state machine, and what it stands for."""
+    """An image of the state machine, and which entries it replaces."""
 
     meta: SnapshotMeta
     image: bytes
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """Records for the history. Times are ledger time; what is older than ``history_ms`` is let go."""
+    """Records for the history. Times are ledger time; records older than ``history_ms`` are deleted."""
 
     records: tuple[DecisionRecord, ...]
     now_ms: int
@@ -46,8 +47,9 @@ class Finished(msgspec.Struct, frozen=True):
 
 
 class Promises(msgspec.Struct, frozen=True):
-    """What an acceptor of Paxos Commit must not forget: ``records``, each in place of its transaction's;
-    then ``dropped`` away, and ``marks``, so that nothing of these begins anew."""
+    """What an acceptor of Paxos Commit stores: ``records``, each of which replaces the record of its
+    transaction; then the transactions whose records are deleted (``dropped``), and ``marks``, so that these
+    transactions are never decided again."""
 
     records: tuple[AcceptorRecord, ...] = ()
     dropped: tuple[TxId, ...] = ()
@@ -55,31 +57,32 @@ class Promises(msgspec.Struct, frozen=True):
 
 
 class DiskWrite(msgspec.Struct, frozen=True):
-    """One change of the disk, all or nothing; what is in it is done in the order of the fields."""
+    """One change of the disk, all or nothing; its parts are done in the order of the fields."""
 
     hard_state: HardState | None = None
     finished: Finished | None = None
     snapshot: Snapshot | None = None
-    """Takes the place of the former one."""
+    """Replaces the former snapshot."""
     replaces_log: bool = False
-    """The snapshot came from a leader: nothing of the log that is here counts any more."""
+    """True if the snapshot came from a leader: the whole stored log is dropped."""
     keep_from: int = 0
-    """Entries before this index are needed no more."""
+    """Entries before this index are no longer needed."""
     entries: tuple[Entry, ...] = ()
-    """Whatever is stored from ``entries[0].index`` on is replaced."""
+    """Replace all stored entries from ``entries[0].index`` on."""
     disks: dict[int, str] = {}
-    """Disks of other nodes, by number, that were met for the first time."""
+    """Disks of other nodes, by number, as they were at the first connection."""
     promises: Promises | None = None
 
 
 NOTHING = DiskWrite()
 
 Disk = GroupCommit[DiskWrite]
-"""A node's disk, as those who store on it see it."""
+"""A node's disk, as the parts of the node use it."""
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """What a disk held. ``entries`` are sound and without a gap, and may begin before the snapshot ends."""
+    """The contents of a disk. ``entries`` are undamaged and without a gap, and may begin before the
+    snapshot's index."""
 
     identity: DiskIdentity
     hard_state: HardState
@@ -90,19 +93,20 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class StorageDamaged(LedgerUnusable):
-    """What is stored is not what was written. The node must not vote or answer with it any more."""
+    """The stored data differ from what was written. From then on the node must neither vote nor answer."""
 
 
 class Storage(Store[DiskWrite], Protocol):
-    """All methods belong to the loop that opened it and return at once; the futures are the loop's. While
-    there is no room, only what cannot wait should be written."""
+    """A storage. All methods must be called in the loop that opened it, and return immediately; the futures
+    belong to that loop. While there is no room, only urgent changes should be written."""
 
     def history_of(self, txid: TxId) -> asyncio.Future[DecisionRecord | None]: ...
 
     def history(self, limit: int, before: DecisionRecord | None) -> asyncio.Future[Sequence[DecisionRecord]]:
-        """The newest first, by time of decision, session and seq; older than ``before``."""
+        """Return at most ``limit`` decisions older than ``before``, newest first, by time of decision,
+        session and seq."""
         ...
 
     def close(self) -> asyncio.Future[None]:
-        """After all that was given."""
+        """Close the storage after all earlier writes."""
         ...

@@ -1,7 +1,7 @@
-"""One record of a segment, and how the records of a segment are read back. Pure: bytes in, values out.
+"""Encodes one record of a segment, and reads the records of a segment. Pure: bytes in, values out.
 
-A record is what one batch of writes became: one write to the disk, one sync. Layout, little endian, at a
-multiple of eight bytes::
+A record contains one batch of writes: one write to the disk, one sync. Layout, little endian, at a multiple
+of eight bytes::
 
     0    magic, 4 bytes
     4    length of the payload, 4 bytes
@@ -11,11 +11,11 @@ multiple of eight bytes::
     36   payload, then zeros up to a multiple of eight
 
 A crash in the middle of a write leaves a record whose CRC is wrong, or none: a *torn tail*, of which nothing
-was ever acknowledged. Damage looks the same at its place, but what was written behind it is still there.
-Nothing is written before everything in front of it was synced, so a whole record behind a broken one proves
-damage. The records carry their own CRC, besides the chain, so that those behind a broken one can be
-recognized without it. (Alagappan et al., "Protocol-Aware Recovery for Consensus-Based Storage", FAST 2018,
-§3.3.1, tell the two apart with the same idea.)
+was ever acknowledged. A damaged record looks the same, but the records after it still exist. A record is
+written only after everything before it was synced, so a whole record after a broken one proves damage. Each
+record has its own CRC, besides the chain, so that records after a broken one can be recognized without that
+record. (Alagappan et al., "Protocol-Aware Recovery for Consensus-Based Storage", FAST 2018, §3.3.1,
+distinguish the two cases in the same way.)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HEAD_BYTES = _HEAD.size + _CRC.size
 
 
 class Tail(enum.Enum):
-    """What follows the last sound record of a segment."""
+    """What follows the last undamaged record of a segment."""
 
     EMPTY = "nothing"
     TORN = "a write that was never finished"
@@ -44,8 +44,8 @@ class Tail(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """The sound records of a segment: ``payloads`` and, beside each, its ``marks``. ``end`` is where the next
-    record would begin."""
+    """The undamaged records of a segment: their ``payloads`` and their ``marks``. ``end`` is the offset at
+    which the next record would begin."""
 
     payloads: list[bytes]
     marks: list[Mark]
@@ -54,19 +54,19 @@ class Read:
 
 
 def encoded(payload: bytes, before: Mark, salt: bytes) -> tuple[bytes, Mark]:
-    """A record, and its mark."""
+    """Return the record for ``payload``, and its mark."""
     mark = Mark(before.index + 1, chained(before.chain, payload))
     head = _HEAD.pack(_MAGIC, len(payload), mark.index, mark.chain)
     return _padded(head + _CRC.pack(_checksum(salt, head, payload)) + payload), mark
 
 
 def size_of(payload: bytes) -> int:
-    """How long its record is."""
+    """Return the size of the record for ``payload``, in bytes."""
     return -(-(HEAD_BYTES + len(payload)) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def read(data: bytes, start: int, before: Mark, salt: bytes) -> Read:
-    """All records of ``data`` from ``start`` on, the first being the one after ``before``."""
+    """Return all records of ``data`` from ``start`` on; the first is the record after ``before``."""
     payloads: list[bytes] = []
     marks: list[Mark] = []
     at, mark = start, before
@@ -95,7 +95,7 @@ def _tail(data: bytes, end: int, last: Mark, salt: bytes) -> Tail:
 
 
 def _at(data: bytes, at: int, salt: bytes) -> tuple[int, bytes, bytes] | None:
-    """Number, chain and payload of the record there; None if there is no whole one."""
+    """Return number, chain and payload of the record at ``at``; None if there is no whole record."""
     if len(data) - at < HEAD_BYTES:
         return None
     magic, length, number, chain = _HEAD.unpack_from(data, at)

@@ -1,8 +1,8 @@
-"""Disk space that is set aside, to be given up when the disk is full.
+"""Reserves disk space that is released when the disk is full.
 
-With it a node that has no room for new entries can still store its term and its vote, and so stays a member
-that elects. It is set aside again, and the disk counts as full until then, once there is room for it twice:
-what is free by less would be used up at once.
+With the released space, a node that has no room for new entries can still store its term and its vote, and so
+take part in elections. The space is reserved again once there is room for it twice, since less free space
+would be used up immediately; until then the disk counts as full.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Reserve:
         self.held = False
 
     def give_up(self) -> bool:
-        """Make room. Whether there was any to make."""
+        """Release the space. Returns whether there was a reserve."""
         self.held = False
         try:
             self._path.unlink()
@@ -30,7 +30,8 @@ class Reserve:
         return True
 
     def hold(self) -> bool:
-        """Set the space aside if it is not, and leaves as much again to others. Whether it is."""
+        """Reserve the space if it is not reserved, and if as much again stays free. Returns whether it is
+        reserved."""
         if not self.held:
             self.held = self._take()
         return self.held

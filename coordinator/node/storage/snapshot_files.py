@@ -1,7 +1,7 @@
-"""Snapshots of a node's state machine: a file each, named by its index and its digest.
+"""Stores snapshots of a node's state machine, one file each, named by its index and its digest.
 
-A file gets its name once it is durable and whole. Which one counts the log says (:mod:`.logged`); the others
-are removed.
+A file gets its name once it is complete and durable. The log names the current snapshot (:mod:`.logged`); the
+others are removed.
 
 ::
 
@@ -37,7 +37,7 @@ def path_of(folder: Path, name: SnapshotName) -> Path:
 
 
 def store(folder: Path, snapshot: Snapshot) -> SnapshotName:
-    """Durable when it returns. Raises ``StoreFull``, ``StoreBroken``."""
+    """Store ``snapshot``; it is durable when this returns. Raises ``StoreFull``, ``StoreBroken``."""
     meta = _encode(snapshot.meta)
     head = _MAGIC + len(meta).to_bytes(4, "little") + meta
     digest = _digest(head, snapshot.image)
@@ -59,7 +59,7 @@ def store(folder: Path, snapshot: Snapshot) -> SnapshotName:
 
 
 def load(folder: Path, name: SnapshotName) -> Snapshot:
-    """Raises :class:`~undoubt.coordinator.node.storage.segment_log.Damaged`."""
+    """Read a snapshot. Raises :class:`~undoubt.coordinator.node.storage.segment_log.Damaged`."""
     path = path_of(folder, name)
     try:
         data = path.read_bytes()
@@ -73,7 +73,7 @@ def load(folder: Path, name: SnapshotName) -> Snapshot:
 
 
 def remove_others(folder: Path, kept: SnapshotName | None) -> None:
-    """Remove all snapshots but ``kept``, and what attempts have left. Raises ``OSError``."""
+    """Remove all snapshots but ``kept``, and files of unfinished attempts. Raises ``OSError``."""
     for path in folder.glob("snapshot-*"):
         if kept is None or path != path_of(folder, kept):
             path.unlink()
