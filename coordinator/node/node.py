@@ -66,8 +66,7 @@ class Node:
         clock: Callable[[], float] | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """``clock`` is the clock by which sessions expire; by default the loop's. Raises
-        ``LedgerUnusable``."""
+        """Sessions expire by ``clock``; by default the loop's. Raises ``LedgerUnusable``."""
         self.identity = identity = stored.identity
         self.settings = settings
         replicated = _replicated(stored, settings.speaks)
