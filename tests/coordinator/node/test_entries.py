@@ -71,7 +71,7 @@ async def test_a_command_that_is_too_large_is_refused(
         )
         assert told[::2] == [COMMIT, COMMIT]
         assert isinstance(told[1], ClusterRefused)
-        assert "10000 are the most" in str(told[1])
+        assert "the maximum is 10000" in str(told[1])
         assert not leader.failed.done()
 
 

@@ -78,7 +78,7 @@ async def test_a_rolling_upgrade_and_back_under_load(nodes: Processes) -> None:
             await decides.ledger.acceptors.open_session("shop", 300.0)
         shown = await asyncio.to_thread(undoubt, "cluster", "status", "--config", str(nodes.config(1)))
         assert f"1 (speaks {NEWEST})" in shown.out
-        assert f"version {NEWEST} is not agreed on yet: it waits for node 3" in shown.err
+        assert f"version {NEWEST} is not agreed on yet; to upgrade: node 3" in shown.err
         await roll(nodes, decides, 1, 2, former=True)
         assert versions(await looked(nodes)) == [(1, 1)] * 3
         await roll(nodes, decides, 2, 3, 1)
