@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.pgbouncer import program_or_skip
 from tests.prove import house
 from tests.prove.cases import NODES, OWN_STEPS, OWN_STEPS_IN_RECOVERY, Case, Victim, cases
+from tests.prove.examples import NEEDS
 from tests.prove.node_process import NodeStep
 from tests.prove.processes import ROOT
 from undoubt.coordinator.protocols.steps import STEPS, TwoPhaseStep
@@ -284,3 +286,11 @@ async def test_a_system_for_developers_comes_back_and_goes() -> None:
     assert (told["livez"], told["dsns"], told["nodes"], told["killed"]) == (1, 2, 3, 6)
     assert told["left_behind"] == 0
     assert told["failures"] == []
+
+
+@pytest.mark.parametrize("example", NEEDS)
+async def test_the_examples_of_the_sidecar(example: str) -> None:
+    """Broken if an example that somebody copies does not do in both databases what it says."""
+    if missing := [program for program in NEEDS[example] if shutil.which(program) is None]:
+        pytest.skip(f"this example needs {', '.join(missing)}")
+    assert await prove("examples", "--only", example) == {example: "ok"}

@@ -21,7 +21,12 @@ from undoubt.participants.settings import ParticipantSettings
 from undoubt.recovery.settings import RecoverySettings
 from undoubt.serve.sidecar.settings import SidecarSettings, TokenSettings
 
-ALL = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/README.md"]
+ALL = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "examples/README.md",
+    ROOT / "examples/sidecar/README.md",
+]
 
 
 @pytest.mark.parametrize("block", blocks("toml"), ids=str)

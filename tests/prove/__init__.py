@@ -49,6 +49,7 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.wire_proxy`           is the proxy that strikes.
 :mod:`.wire_run`             runs one scene.
 :mod:`.dev`                  kills each process of ``undoubt dev``, ends it, and looks for what is left.
+:mod:`.examples`             runs the examples of the sidecar as their page says.
 :mod:`.house`                counts what makes the project hard to read, and traces the files of a commit.
 :mod:`.control`              runs a proof in a copy of the tree with bugs planted.
 :mod:`.bank`                 moves money between two databases, and audits it.
