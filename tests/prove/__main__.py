@@ -15,6 +15,8 @@ PROOFS = {
     "damage": "tests.prove.damage",
     "dev": "tests.prove.dev",
     "disk": "tests.prove.disk",
+    "examples": "tests.prove.examples",
+    "f0": "tests.prove.f0",
     "grow": "tests.prove.grow",
     "house": "tests.prove.house",
     "impostor": "tests.prove.impostor",

@@ -1,8 +1,8 @@
 """The examples of the sidecar, run as their page says, on what ``undoubt dev`` starts.
 
-Each places one order. ``ok``: it says that it is committed, the order is in ``orders`` and its price was taken from
-``payments``. ``skipped``: a program that it needs is not on this machine. Anything else is what went wrong.
-"""
+Each places one order. ``ok``: it says that it is committed, the order is in ``orders`` and its price was
+taken from ``payments``. ``skipped``: a program that it needs is not on this machine. Anything else is what
+went wrong."""
 
 from __future__ import annotations
 
