@@ -12,7 +12,9 @@ import java.sql.Statement;
 /** One order over two databases, with plain JDBC. Its argument is the file that `undoubt dev -o json` has printed. */
 public final class Order {
     private static final ObjectMapper JSON = new ObjectMapper();
-    private static final HttpClient HTTP = HttpClient.newHttpClient();
+    /** The sidecar speaks HTTP/1.1. Asked to change to HTTP/2, which is this client's default, it would not read the body. */
+    private static final HttpClient HTTP =
+            HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
     private final JsonNode dev;
 
     private Order(JsonNode dev) {
@@ -29,10 +31,10 @@ public final class Order {
             branch(tx, "orders", "insert into orders (item) values (?)", item);
             branch(tx, "payments", "update accounts set balance = balance - ? where name = 'ada'", price);
         } catch (Exception error) {
-            ask(tx + "/rollback", "");
+            ask(tx + "/rollback", "{}");
             throw error;
         }
-        return ask(tx + "/commit", "").get("outcome").asText();
+        return ask(tx + "/commit", "{}").get("outcome").asText();
     }
 
     /** One branch, in a session of its own. Closing a session rolls back what is not prepared. */
