@@ -76,9 +76,9 @@ async def shell(place: Path) -> str:
 
 
 async def java(place: Path) -> str:
-    return await run(
-        place, "mvn", "-q", "-B", "-f", "java", "compile", "exec:java", f"-Dexec.args={place}/dev.json"
-    )
+    maven = ("mvn", "-q", "-B", "-Dstyle.color=never", "-f", "java", "compile", "exec:java")
+    said = await run(place, *maven, f"-Dexec.args={place}/dev.json")
+    return said.replace("\x1b[0m", "").strip()  # Maven resets colours even so
 
 
 async def node(place: Path) -> str:
