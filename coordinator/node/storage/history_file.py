@@ -1,11 +1,11 @@
-"""A node's history of finished decisions: SQLite, for people. Nothing is decided by what is in it.
+"""Stores a node's history of finished decisions in SQLite, for operators. No decision depends on it.
 
-Rows are written without a sync: what is lost by a crash is written again when the log behind the last
-snapshot is applied again. Before a snapshot counts, :meth:`HistoryFile.settle` makes everything durable up to
-there, and empties the WAL; so a WAL that is lost or damaged takes nothing with it that the log does not bring
-back.
+Rows are written without a sync: rows that a crash loses are written again when the log after the last
+snapshot is applied again. Before a snapshot becomes the current one, :meth:`HistoryFile.settle` makes all
+rows up to there durable, and empties the WAL; so all rows in a WAL that is lost or damaged can be written
+again from the log.
 
-A history that is damaged does not stop the node. The damage is logged, and told to whoever asks for history.
+A history that is damaged does not stop the node. The damage is logged, and calls for history raise it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHECKED_BYTES_MAX = 64 * 1024 * 1024
-"""Of a larger file the structure is not looked at when it is opened: that would take seconds."""
+"""The structure of a larger file is not checked when it is opened, since that would take seconds."""
 
 FILE_NAME = "node.db"
 FORMAT = "3"
-"""Of a file that holds history alone."""
+"""The format of a file that contains only history."""
 
 _DDL = (
     "create table if not exists meta (key text primary key, value text not null)",
@@ -42,17 +42,18 @@ _DDL = (
     " primary key (session, seq))",
     "create index if not exists history_newest on history (decided_at, session, seq)",
     "create index if not exists history_oldest on history (finished_ms)",
-    # What version 0.1.0 kept here too is in the node's log now.
+    # Tables of version 0.1.0, whose contents are in the node's log now.
     *(f"drop table if exists {table}" for table in ("hard_state", "snapshot", "entry", "promise", "mark")),
     "insert or replace into meta (key, value) values ('format', '3')",
 )
 
 
 class HistoryFile:
-    """For one thread."""
+    """The history file of one node. Only one thread may use it."""
 
     def __init__(self, folder: Path) -> None:
-        """Open or make it. Raises nothing for a damaged one; ``StoreFull`` without room for a new one."""
+        """Open or create the file. A damaged file raises no error; ``StoreFull`` if there is no room for a
+        new one."""
         self.path = folder / FILE_NAME
         self._file: SqliteFile | None = None
         self._damage = ""
@@ -71,15 +72,16 @@ class HistoryFile:
             log.info("%s is new: it holds no history", self.path)
 
     def _check(self) -> None:
-        """Each record has a checksum, and the set of them has none: rows that a flipped bit has hidden would
-        be missed by nothing else. Raises ``LedgerUnusable``."""
+        """Check the structure of the file. Each record has a checksum, but the set of records has none:
+        without this check, rows that a flipped bit has hidden would not be missed. Raises
+        ``LedgerUnusable``."""
         if self._file is not None and self.path.stat().st_size <= CHECKED_BYTES_MAX:
             problems = self._file.problems()
             if problems:
                 raise LedgerUnusable(f"its file is damaged: {problems[0]}")
 
     def _made(self) -> bool:
-        """Whether everything is there already: a node whose disk is full starts without writing."""
+        """Whether the tables exist already, so that a node whose disk is full starts without writing."""
         if self._file is None:
             return False
         try:
@@ -89,7 +91,7 @@ class HistoryFile:
         return found is not None and found[0] == FORMAT
 
     def store(self, finished: Finished) -> None:
-        """Raises ``StoreFull``."""
+        """Store records, and delete old ones. Raises ``StoreFull``."""
 
         def do(file: SqliteFile) -> None:
             with file.writing():
@@ -103,7 +105,7 @@ class HistoryFile:
                 self._failed(error)
 
     def settle(self) -> None:
-        """Everything that was stored is durable, and in the file itself."""
+        """Make everything that was stored durable, in the file itself. Raises ``StoreFull``."""
         if self._file is None:
             return
         try:
@@ -116,11 +118,11 @@ class HistoryFile:
             self._failed(error)
 
     def one(self, txid: TxId) -> DecisionRecord | None:
-        """Raises ``LedgerUnavailable``."""
+        """Return the decision about ``txid``. Raises ``LedgerUnavailable``."""
         return self._read(lambda connection: history.one(connection, txid))
 
     def page(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
-        """Raises ``LedgerUnavailable``."""
+        """Return a page of decisions, newest first. Raises ``LedgerUnavailable``."""
         return self._read(lambda connection: history.page(connection, limit, before))
 
     def close(self) -> None:

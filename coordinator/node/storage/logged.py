@@ -1,8 +1,7 @@
-"""What the records of a node's log say, and what a disk holds after all of them: ``LoggedWrite``, ``Replay``.
-Pure.
+"""Defines the contents of a record of a node's log, and computes the disk's state after all records. Pure.
 
-A record is a list of :class:`LoggedWrite`. A *checkpoint* repeats everything that earlier records said, apart
-from entries of the Raft log; segments before it are removed once no entry in them is needed."""
+A record is a list of :class:`LoggedWrite`. A *checkpoint* repeats the contents of all earlier records, except
+for entries of the Raft log; segments before it are removed once no entry in them is needed."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from undoubt.participants.ids import TxId
 
 
 class SnapshotName(msgspec.Struct, frozen=True, array_like=True):
-    """Which snapshot counts: its last index and term, and the digest of its file."""
+    """The current snapshot: its last index and term, and the digest of its file."""
 
     index: int
     term: int
@@ -26,7 +25,7 @@ class SnapshotName(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
-    """Everything but entries. ``first_segment``: the segments before that one are not needed."""
+    """The whole state except entries. ``first_segment``: the segments before it are not needed."""
 
     first_segment: int
     hard_state: HardState
@@ -37,8 +36,8 @@ class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LoggedWrite(msgspec.Struct, frozen=True, array_like=True):
-    """A :class:`~undoubt.coordinator.node.storage.contract.Write` as the log keeps it: the snapshot's image
-    lies in a file of its own, finished decisions in the history's."""
+    """A :class:`~undoubt.coordinator.node.storage.contract.DiskWrite` as the log keeps it: the image of a
+    snapshot is in a separate file, finished decisions are in the file of the history."""
 
     hard_state: HardState | None = None
     snapshot: SnapshotName | None = None
@@ -69,11 +68,11 @@ _decode = msgspec.msgpack.Decoder(list[LoggedWrite]).decode
 
 
 class Gap(Exception):
-    """Records that do not fit together: something is missing between them."""
+    """Records do not fit together: something between them is missing."""
 
 
 class Replay:
-    """What all records so far amount to."""
+    """The state of a disk after all records that were read so far."""
 
     def __init__(self) -> None:
         self.hard_state = HardState()
@@ -85,10 +84,10 @@ class Replay:
         self._marks = Marks()
         self._promises: dict[TxId, AcceptorRecord] = {}
         self._newest: dict[int, int] = {}
-        """By segment: the highest index of the entries in it. Segments without entries are missing."""
+        """By segment: the highest index of its entries. Segments without entries are not in it."""
 
     def read(self, payload: bytes, segment: int) -> None:
-        """A record that was found. Raises :class:`Gap`, ``ValueError`` for one that is not whole."""
+        """Process a record that was read. Raises :class:`Gap`, or ``ValueError`` for an incomplete record."""
         for logged in _decode(payload):
             for entry in logged.entries:
                 if not entry.intact:
@@ -97,7 +96,7 @@ class Replay:
             self._keep(logged)
 
     def apply(self, logged: LoggedWrite, segment: int) -> None:
-        """All but the entries themselves, which a running node keeps in its core."""
+        """Process all parts of a write except its entries, which a running node keeps in its core."""
         if logged.checkpoint is not None:
             self._begin(logged.checkpoint)
         if logged.hard_state is not None:
@@ -129,7 +128,7 @@ class Replay:
             self._marks = promises.marks
 
     def _keep(self, logged: LoggedWrite) -> None:
-        """The entries, which take the place of all from their first on."""
+        """Process the entries of a write, which replace all entries from their first index on."""
         if logged.replaces_log:
             self.entries = []
         new = logged.entries
@@ -147,7 +146,7 @@ class Replay:
         return RestoredAcceptor(self._marks, tuple(self._promises[txid] for txid in sorted(self._promises)))
 
     def kept_entries(self) -> tuple[Entry, ...]:
-        """Raises :class:`Gap`."""
+        """Return the entries that are needed. Raises :class:`Gap`."""
         kept = tuple(entry for entry in self.entries if entry.index >= self.keep_from)
         if any(after.index != before.index + 1 for before, after in itertools.pairwise(kept)):
             raise Gap(f"entries are missing between {kept[0].index} and {kept[-1].index}")
@@ -156,7 +155,7 @@ class Replay:
         return kept
 
     def needed_from(self, newest_segment: int) -> int:
-        """The oldest segment that holds an entry which is needed."""
+        """Return the oldest segment that contains a needed entry."""
         holding = [number for number, index in self._newest.items() if index >= self.keep_from]
         return min(holding, default=newest_segment)
 
@@ -168,7 +167,7 @@ class Replay:
         )
 
     def dropped_before(self, segment: int) -> None:
-        """Those segments are gone."""
+        """Note that the segments before ``segment`` were removed."""
         self._newest = {number: index for number, index in self._newest.items() if number >= segment}
 
 

@@ -1,9 +1,9 @@
-"""One file of a node's log: a header, records, and zeros up to the size that it was made with.
+"""Writes and syncs one file of a node's log: a header, records, and zeros up to its fixed size.
 
-It is filled with zeros and synced before it gets its name, so that later syncs have only data to write and no
-metadata. The next one is made in advance, the *spare*: a segment that is begun when the disk is full needs
-no room. ``salt`` is random: a record that was written to another file, or to a former one in the same place
-on the disk, is not taken for one of this.
+A file is filled with zeros and synced before it gets its name, so that later syncs write only data and no
+metadata. The next file, the *spare*, is made in advance, so that a new segment needs no room when the disk is
+full. ``salt`` is random, so that a record of another file, or of a former file in the same place on the disk,
+is not accepted as a record of this file.
 
 Header, little endian, ``HEADER_BYTES`` long: magic (16 bytes), number of the segment (8), index and chain of
 the last record before it (8, 16), where the records of the segment before it end (8), salt (16), length of
@@ -32,13 +32,13 @@ _PREFIX, _SUFFIX, _DIGITS = "log-", ".segment", 10
 
 
 class NotASegment(Exception):
-    """A header that is not whole."""
+    """The header of a file is incomplete or damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """``before`` is the last record of the segment before, which ends at ``previous_end``. ``identity`` is
-    whose disk it is, as the storage encodes it."""
+    """The header of a segment. ``before`` is the last record of the previous segment, whose records end at
+    ``previous_end``. ``identity`` is the identity of the disk, as the storage encodes it."""
 
     number: int
     before: Mark
@@ -48,7 +48,7 @@ class SegmentHeader:
 
     @classmethod
     def new(cls, number: int, before: Mark, previous_end: int, identity: bytes) -> SegmentHeader:
-        """With a salt of its own."""
+        """Return a header with a new salt."""
         return cls(number, before, previous_end, secrets.token_bytes(SALT_BYTES), identity)
 
     def encoded(self) -> bytes:
@@ -63,7 +63,7 @@ class SegmentHeader:
 
     @classmethod
     def decoded(cls, data: bytes) -> SegmentHeader:
-        """Raises :class:`NotASegment`; ``LedgerUnusable`` for a later format."""
+        """Decode a header. Raises :class:`NotASegment`; ``LedgerUnusable`` for a later format."""
         body, crc = data[: HEADER_BYTES - 4], data[HEADER_BYTES - 4 : HEADER_BYTES]
         if len(data) < HEADER_BYTES or zlib.crc32(body).to_bytes(4, "little") != crc:
             raise NotASegment
@@ -86,7 +86,7 @@ def numbers_in(folder: Path) -> list[int]:
 
 
 def allocate(path: Path, size_bytes: int) -> None:
-    """A file of zeros, synced. Raises ``OSError``, and leaves nothing then."""
+    """Create a file of zeros, and sync it. Raises ``OSError``; then no file is left."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         remaining = size_bytes
@@ -101,7 +101,7 @@ def allocate(path: Path, size_bytes: int) -> None:
 
 
 def set_aside(folder: Path, size_bytes: int) -> None:
-    """Make the spare, unless it is there. Raises ``OSError``."""
+    """Make the spare, unless it exists. Raises ``OSError``."""
     spare = folder / SPARE_NAME
     if _size(spare) < size_bytes:
         new = spare.with_name(spare.name + ".new")
@@ -120,13 +120,13 @@ _ZEROS = memoryview(bytes(1 << 20))
 
 
 class Segment:
-    """A segment that is written to."""
+    """A segment that is open for writing."""
 
     def __init__(self, path: Path, header: SegmentHeader, end: int, *, size_bytes: int) -> None:
         self.path = path
         self.header = header
         self.end = end
-        """Where the next record begins."""
+        """The offset at which the next record begins."""
         self.size_bytes = size_bytes
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
@@ -139,8 +139,8 @@ class Segment:
         *,
         size_bytes: int,
     ) -> Segment:
-        """A new segment that holds ``records``, durable with its name. Raises ``OSError``; there is no
-        segment then."""
+        """Create a segment that contains ``records``, durable with its name. Raises ``OSError``; then there
+        is no segment."""
         path = path_of(folder, header.number)
         new = path.with_suffix(".new")
         spare = folder / SPARE_NAME
@@ -160,13 +160,14 @@ class Segment:
         return self.end + size_bytes <= self.size_bytes
 
     def append(self, record: bytes) -> None:
-        """Durable when it returns. Raises ``OSError``; what is on the disk then is not known."""
+        """Append ``record``, which is durable when this returns. Raises ``OSError``; then the contents of the
+        disk are not known."""
         self._write(record, self.end)
         self.end += len(record)
 
     def rewrite(self, data: bytes) -> None:
-        """Make ``data``, which was read from the beginning of the file, durable. A sync alone would not do
-        it: after one that failed the kernel takes the file for written. Raises ``OSError``."""
+        """Write ``data``, which was read from the beginning of the file, again, and sync. A sync alone is not
+        enough: after a failed sync the kernel treats the file as written. Raises ``OSError``."""
         self._write(data, 0)
 
     def _write(self, data: bytes, at: int) -> None:
@@ -177,7 +178,7 @@ class Segment:
         self.sync()
 
     def sync(self) -> None:
-        """Raises ``OSError``; never call it again then."""
+        """Make written data durable. Raises ``OSError``; then it must never be called again."""
         os.fdatasync(self._descriptor)
 
     def close(self) -> None:
