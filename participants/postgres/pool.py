@@ -77,7 +77,9 @@ class Pool(Generic[S]):
         self._waiting: deque[asyncio.Future[Slot[S] | None]] = deque()
         """The waiting callers of ``acquire``. The result of each is a session, or None: then a place for a
         new session is already counted in ``_connecting``."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_due = 0.0
+        """When the timer is due. uvloop returns a handle without a time for a timer that is due already."""
         self._closed = False
 
     @property
@@ -233,7 +235,7 @@ class Pool(Generic[S]):
                 return
         slot.idle_since = asyncio.get_running_loop().time()
         self._idle.append(slot)
-        if self._timer is None or self._timer.when() > slot.idle_since + CLEAN_AFTER_S:
+        if self._timer is None or self._timer_due > slot.idle_since + CLEAN_AFTER_S:
             self._set_timer()
 
     def _pop_idle(self) -> Slot[S] | None:
@@ -251,8 +253,10 @@ class Pool(Generic[S]):
         due = [slot.idle_since + CLEAN_AFTER_S for slot in self._idle if self._is_dirty(slot)][:1]
         if self._idle and self._idle_s > 0:
             due.append(self._idle[0].idle_since + self._idle_s)
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_at(min(due), self._tend) if due else None
+        self._timer = None
+        if due:
+            self._timer_due = min(due)
+            self._timer = asyncio.get_running_loop().call_at(self._timer_due, self._tend)
 
     def _tend(self) -> None:
         loop = asyncio.get_running_loop()

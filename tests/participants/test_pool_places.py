@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from undoubt.participants.errors import ParticipantUnavailable
 from undoubt.participants.postgres import pool as pool_module
@@ -234,3 +235,22 @@ async def test_whatever_happens_no_place_is_lost_or_made(monkeypatch: pytest.Mon
     assert alive == set()
     assert most <= 3
     pool.close()
+
+
+def test_sessions_come_back_while_a_timer_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken if a session cannot be given back while the timer of another session is due: the timer is then a
+    plain Handle in uvloop (uvloop/loop.pyx, ``call_later``: a delay of less than half a millisecond)."""
+    monkeypatch.setattr(pool_module, "CLEAN_AFTER_S", 0.0)
+
+    async def give_back() -> int:
+        pool = pool_of(2, clean=Cleaner())
+        slots = [await pool.acquire(1), await pool.acquire(1)]
+        for slot in slots:
+            slot.used = True
+            pool.release(slot)
+        size = pool.size
+        pool.close()
+        return size
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(give_back()) == 2
