@@ -16,7 +16,7 @@ seeds: 2
 --- a/participants/invariant.py
 +++ b/participants/invariant.py
 @@ -1,6 +1,6 @@
--\"\"\"Invariants that stay on in production: ``assert`` vanishes under ``python -O``, these do not.\"\"\"
+-\"\"\"Invariants that stay on in production: ``python -O`` removes ``assert``, but not these.\"\"\"
 +\"\"\"Invariants.\"\"\"
 
  from __future__ import annotations

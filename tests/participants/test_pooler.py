@@ -349,7 +349,7 @@ async def test_a_pool_that_is_too_small(
             await asyncio.sleep(0.01)
         with pytest.raises(ParticipantUnavailable):
             await first.commit()
-        assert "give it more servers than connections_max" in caplog.text
+        assert "give the pool more servers than connections_max" in caplog.text
         for task in tasks:
             with sql_error("55P03"):
                 await task

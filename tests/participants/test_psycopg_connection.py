@@ -181,7 +181,7 @@ async def test_savepoint_after_the_branch_was_ended(participant: PostgresPartici
     """psycopg's transaction() would begin, and commit, one of its own."""
     branch = await participant.begin(gid, timeout_s=30)
     await at(branch).execute("commit")
-    with pytest.raises(UsageError, match="ended by a COMMIT"):
+    with pytest.raises(UsageError, match="has ended the branch by COMMIT"):
         await run(USES["transaction"], branch.connection)
     await branch.rollback()
     await branch.release()
