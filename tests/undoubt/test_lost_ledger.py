@@ -64,7 +64,7 @@ async def test_connect_makes_a_ledger_where_nothing_was_left(
     async with undoubt.connect(source(tmp_path, databases)):
         assert "a new one was made" in caplog.text
     (tmp_path / "ledger.db").unlink()
-    with pytest.raises(LedgerMissing, match=r"anchor beside it says that there was one"):
+    with pytest.raises(LedgerMissing, match=r"anchor beside it shows that there was one"):
         async with undoubt.connect(source(tmp_path, databases), create=True):
             pytest.fail("it was made")
 

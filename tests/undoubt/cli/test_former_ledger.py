@@ -134,7 +134,7 @@ def test_a_lost_ledger_without_a_backup_has_a_way_out(
         for part, data in left.items():
             assert killed.part(part).read_bytes() == data, words
     connected = connecting_says(killed)
-    assert "beside it say" in connected
+    assert "beside it show" in connected
     assert {part for part in PARTS if killed.part(part).exists()} == set(left)
     commands = advised(killed.run("tx", "list"))
     assert commands[0] == ["ledger", "restore", "BACKUP"]
