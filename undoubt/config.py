@@ -316,9 +316,10 @@ def _leaf(path: KeyPath, given: _Given) -> Any:
         value = msgspec.convert(found, kind, strict=not given.text)
     except msgspec.ValidationError as error:
         shown = f": {given.value!r}" if given.text else ""
-        why = str(error)[0].lower() + str(error)[1:]
+        why, _, place = str(error).partition(" - at `$.")  # of a key inside a table
+        key = ".".join(filter(None, (_dotted(path), place.rstrip("`"))))
         raise ConfigurationError(
-            f"{_dotted(path)}: {why}{shown} ({given.origin})", key=_dotted(path)
+            f"{key}: {why[0].lower()}{why[1:]}{shown} ({given.origin})", key=key
         ) from None
     if path == ("ledger", "url"):
         return _absolute_url(value, given.folder)

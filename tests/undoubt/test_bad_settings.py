@@ -55,7 +55,14 @@ WRONG_TYPES: tuple[object, ...] = (None, b"x", 1 + 0j, object(), {}, {"a": "b"},
 
 def settings() -> Iterator[tuple[str, Any]]:
     for section, kind in SECTIONS.items():
-        for field in msgspec.structs.fields(kind):
+        yield from _settings_of(section, kind)
+
+
+def _settings_of(section: str, kind: type[msgspec.Struct]) -> Iterator[tuple[str, Any]]:
+    for field in msgspec.structs.fields(kind):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield from _settings_of(f"{section}.{field.name}", field.type)
+        else:
             yield f"{section}.{field.name}", field.type
 
 
@@ -75,12 +82,12 @@ def bad_texts() -> Iterator[tuple[str, str]]:
 
 
 def source(key: str, value: object) -> dict[str, Any]:
-    *sections, name = key.split(".")
-    inner: dict[str, Any] = {"dsn": "postgresql://x"} if sections[0] == "participants" else {}
-    inner[name] = value
-    for section in reversed(sections):
-        inner = {section: inner}
-    return inner
+    inner: Any = value
+    for depth, name in reversed([*enumerate(key.split("."))]):
+        inner = {name: inner}
+        if depth == 2 and key.startswith("participants.") and name != "dsn":
+            inner["dsn"] = "postgresql://x"
+    return dict(inner)
 
 
 @pytest.mark.parametrize(("key", "value"), [*bad_texts()], ids=lambda text: f"{text[:24]!r}")
