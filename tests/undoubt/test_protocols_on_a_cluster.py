@@ -136,8 +136,8 @@ async def test_only_three_phase_commit_is_ended_without_its_ledger(
             if lines.keys() == {"2", "3", "p"}:
                 break
         assert (lines["2"]["action"], lines["p"]["action"]) == ("report", "report")
-        assert "two-phase commit keeps its decision in the ledger alone" in lines["2"]["why"]
-        assert "Paxos Commit keeps its votes with the ledger's nodes alone" in lines["p"]["why"]
+        assert "two-phase commit keeps its decision only in the ledger" in lines["2"]["why"]
+        assert "Paxos Commit keeps its votes only with the ledger's nodes" in lines["p"]["why"]
         assert lines["3"]["result"] == "would_do"
         held.go_on.set()
         await asyncio.gather(*inserting)
