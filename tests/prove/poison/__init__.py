@@ -78,7 +78,7 @@ async def main(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     if not options.no_control:
         found = (await control("poison", *CONTROL, mutants=MUTANTS)).result
         result["control"] = sum(found[key] for key in ("nodes_stopped", "tasks_dead", "others_disturbed"))
-        holds = holds and result["control"] >= 1
+        holds = holds and found["nodes_stopped"] >= 1
     return result, holds
 
 
