@@ -108,7 +108,7 @@ class Application:
         committing = False
         try:
             async with self._coordinator.transaction(timeout=TIMEOUT_S) as tx:
-                gid = Gid(self._ledger.ledger_id, self._protocol, tx.id, 1, NAMES[0]).tagged(tx._key)
+                gid = Gid(self._ledger.ledger_id, self._protocol, tx.id, 1, NAMES[0]).tagged(tx.lease.key)
                 tell(begun=name, txid=str(tx.id), gid=str(gid))
                 await transfer(tx, account, name)
                 committing = True
