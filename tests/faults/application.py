@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.linearizability.history import Call, History
 from tests.linearizability.recorder import Recorder
-from tests.prove.bank import ACCOUNTS, NAMES, transfer
+from tests.prove.bank import ACCOUNTS, NAMES, TRANSFER_ERRORS, transfer
 from tests.prove.trap import tell
 from undoubt import wiring
 from undoubt.config import Settings, load
@@ -116,7 +116,7 @@ class Application:
             tell(aborted=name, why=str(error))
         except OutcomeUnknown as error:
             tell(unknown=name, why=str(error))
-        except Exception as error:  # noqa: BLE001 - a driver raises what it likes, before the commit
+        except TRANSFER_ERRORS as error:
             why = f"{type(error).__name__}: {error}"
             tell(**{"astray" if committing else "aborted": name}, why=why)
         else:

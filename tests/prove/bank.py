@@ -14,9 +14,21 @@ from typing import Any
 import asyncpg
 import psycopg
 
+from undoubt.errors import UndoubtError
+
 NAMES = ("orders", "payments")
 ACCOUNTS = 64
 BALANCE = 1_000_000
+
+TRANSFER_ERRORS = (
+    UndoubtError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    psycopg.Error,
+    OSError,
+)
+"""What a :func:`transfer` may raise before its commit begins. Anything else is a fault of the program that
+runs it: it has to end, since a run in which nothing commits proves nothing."""
 
 SCHEMA = """
     create table account (id int primary key, balance bigint not null);

@@ -10,7 +10,7 @@ import json
 import sys
 
 import undoubt
-from tests.prove.bank import transfer
+from tests.prove.bank import TRANSFER_ERRORS, transfer
 from tests.prove.trap import Trap, Trapped, tell
 
 
@@ -25,7 +25,7 @@ async def work(coordinator: undoubt.Coordinator, tag: str, worker: int, count: i
             tell(aborted=name, why=str(error))
         except undoubt.OutcomeUnknown as error:
             tell(unknown=name, why=str(error))
-        except Exception as error:  # noqa: BLE001 - a driver raises what it likes; no commit has begun
+        except TRANSFER_ERRORS as error:
             tell(aborted=name, why=f"{type(error).__name__}: {error}")
         else:
             tell(acknowledged=name)
