@@ -77,6 +77,8 @@ class ParticipantInUse(UsageError):
 class Coordinator:
     """Begins transactions and drives them to their end; the package's docstring lists its duties. ``observe``
     is called at each protocol step, so that tests can crash there. ``meter`` receives outcomes and durations.
+    ``records_all``: every transaction ``prepares_all``, and the ledger sessions are marked so
+    (:mod:`undoubt.coordinator.ledger.session_mark`).
 
     A coordinator belongs to the event loop and the process in which it was started: use in another loop
     raises ``WrongLoop``, use in a fork ``WrongProcess``. ``close`` does not close the ledger and the
@@ -91,6 +93,7 @@ class Coordinator:
         *,
         observe: Observer | None = None,
         meter: TransactionMeter | None = None,
+        records_all: bool = False,
     ) -> None:
         having("ledger", ledger, "an open ledger", "decide", "open_session")
         having("participants", participants, "a Registry", "get", "add", "find")
@@ -100,12 +103,14 @@ class Coordinator:
             having("observe", observe, "a function of a step and its subject")
         if meter is not None:
             having("meter", meter, "a meter of transactions", "ended")
+        flag("records_all", records_all)
         self.ledger = ledger
         self.ledger_id = ledger.ledger_id
         self.participants = participants
         self.settings = settings or CoordinatorSettings()
         self._observe = observe
         self._meter = meter
+        self._records_all = records_all
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -120,6 +125,7 @@ class Coordinator:
             transactions_max=self.settings.session_transactions_max,
             on_lost=self._session_lost,
             bind=PROTOCOLS[self.settings.protocol] is GidProtocol.PAXOS,
+            marks=records_all,
         )
 
     async def start(self) -> Coordinator:
@@ -153,7 +159,12 @@ class Coordinator:
             )
         timeout_s = self.settings.timeout_s if timeout is None else seconds("timeout", timeout, zero=False)
         flag("prepares_all", prepares_all)
-        return Transaction(self, timeout_s=timeout_s, protocol=PROTOCOLS[named], prepares_all=prepares_all)
+        return Transaction(
+            self,
+            timeout_s=timeout_s,
+            protocol=PROTOCOLS[named],
+            prepares_all=prepares_all or self._records_all,
+        )
 
     async def run(
         self,

@@ -29,6 +29,7 @@ from undoubt.coordinator.errors import (
     VersionHeldBack,
 )
 from undoubt.coordinator.ledger.contract import Ledger, Session
+from undoubt.coordinator.ledger.session_mark import mark
 from undoubt.coordinator.supervision import Supervised, restarts
 from undoubt.coordinator.transaction import Lease
 from undoubt.participants.ids import TxId
@@ -128,14 +129,17 @@ class SessionKeeper:
         transactions_max: int,
         on_lost: Callable[[int], None],
         bind: bool = False,
+        marks: bool = False,
     ) -> None:
-        """``bind``: bind leases to acceptors of Paxos Commit, from the first lease on."""
+        """``bind``: bind leases to acceptors of Paxos Commit, from the first lease on. ``marks``: every commit
+        of a session is recorded, and each session is marked before a transaction begins in it."""
         self._ledger = ledger
         self._name = name
         self._ttl_s = ttl_s
         self._transactions_max = transactions_max
         self._on_lost = on_lost
         self._bind = bind
+        self._marks = marks
         self.state = KeeperState.NEW
         """Changed only by ``_move``."""
         self._current: Lease | None = None
@@ -228,6 +232,8 @@ class SessionKeeper:
             refusal = error
         if session is not None or former is None or not self._usable(former):
             lease = Lease(session or await self._ledger.open_session(self._name, self._ttl_s))
+            if self._marks:
+                await mark(self._ledger, lease.session, lease.key)
             self._leases[lease.session.id] = self._current = lease
             if former is not None:
                 former.retire(self._wake)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from undoubt.coordinator.ledger.contract import BranchRecord, DecisionRecord
+from undoubt.coordinator.ledger.session_mark import MARK_SEQ
 from undoubt.participants.contract import Evidence, Participant, XactStatus
 from undoubt.participants.ids import Gid, Protocol, TxId
 from undoubt.participants.registry import Registry
@@ -71,7 +72,8 @@ class UnfinishedProgress:
         return self._since.get(txid, math.inf)
 
     def is_done(self, txid: TxId, number: int) -> bool:
-        return number in self._done.get(txid, ())
+        # The mark of a session whose coordinator died while it marked it: no participant is behind it.
+        return number in self._done.get(txid, ()) or txid.seq == MARK_SEQ
 
     def sure(self, gid: Gid, now_s: float, grace_s: float) -> bool:
         """Whether a hazard at ``gid`` was first seen at least ``grace_s`` seconds before ``now_s``.

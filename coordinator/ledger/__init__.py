@@ -26,12 +26,15 @@ The modules and rooms, in the order in which a call passes them:
                               or randomness.
 :mod:`.state`                 holds the machine's state, with the rest of finished transactions, and encodes
                               it as a snapshot.
-:mod:`.leases`                computes which sessions have expired, by a monotonic clock. :mod:`.pages`
-reads all unfinished decisions in pages. :mod:`.history`               keeps finished transactions until the
-store of history has them. :mod:`.memory`                implements a ledger without durability, for tests.
+:mod:`.leases`                computes which sessions have expired, by a monotonic clock.
+:mod:`.session_mark`          marks a session whose every commit is recorded, so that others can tell it.
+:mod:`.pages`                 reads all unfinished decisions in pages.
+:mod:`.history`               keeps finished transactions until the store of history has them.
+:mod:`.memory`                implements a ledger without durability, for tests.
 :mod:`.group_commit`          stores waiting writes together, with one sync, in one thread; the states of a
-disk. :mod:`.sqlite`                implements a ledger in one file, which one process owns. :mod:`.postgres`
-implements a ledger in tables of one PostgreSQL database, for any number of
+                              disk.
+:mod:`.sqlite`                implements a ledger in one file, which one process owns.
+:mod:`.postgres`              implements a ledger in tables of one PostgreSQL database, for any number of
                               processes.
 :mod:`.cluster`               implements a client of a ledger that a cluster of nodes keeps.
 :mod:`.durable`               writes files, and syncs their folders.

@@ -12,10 +12,12 @@ import pytest
 from tests.coordinator.stage import Stage
 from tests.recovery.world import until
 from undoubt.coordinator import transaction
-from undoubt.coordinator.coordinator import ParticipantInUse
+from undoubt.coordinator.coordinator import Coordinator, ParticipantInUse
 from undoubt.coordinator.errors import HeuristicOutcome, LedgerUnavailable, OutcomeUnknown, TransactionAborted
-from undoubt.coordinator.ledger.contract import Session
+from undoubt.coordinator.ledger.contract import RecordedDecision, Session
+from undoubt.coordinator.ledger.session_mark import is_marked
 from undoubt.coordinator.protocols.steps import ThreePhaseStep
+from undoubt.coordinator.session import KeeperState
 from undoubt.participants.contract import PreparedBranch, Settled, Vote, XactStatus
 from undoubt.participants.errors import UsageError
 from undoubt.participants.ids import TxId
@@ -288,4 +290,28 @@ async def test_a_vote_that_aborts_is_told_as_aborted() -> None:
     await stage.coordinator.start()
     with pytest.raises(TransactionAborted):
         await stage.transfer()
+    await stage.coordinator.close()
+
+
+async def test_every_session_of_a_coordinator_that_records_all_is_marked() -> None:
+    """Broken if others cannot tell it from one that commits in one phase, also after its session was
+    replaced; or if it commits a single branch without a record."""
+    stage = Stage({"alpha": Script()}, session_transactions_max=1)
+    coordinator = Coordinator(stage.ledger, stage.registry, stage.coordinator.settings, records_all=True)
+    async with coordinator:
+        for _ in range(2):
+            async with coordinator.transaction() as tx:
+                await tx.branch("alpha")
+            assert await coordinator.outcome(tx.id) is RecordedDecision.COMMIT
+            await until(lambda: coordinator._keeper.state is KeeperState.READY)
+        sessions = await stage.ledger.sessions()
+        assert len(sessions) > 1
+        for session in sessions:
+            assert await is_marked(stage.ledger, session)
+
+
+async def test_no_session_of_another_coordinator_is_marked() -> None:
+    """Broken if an application's commit in one phase, of which nothing is recorded, is told as an abort."""
+    stage = await staged("alpha")
+    assert not any([await is_marked(stage.ledger, session) for session in await stage.ledger.sessions()])
     await stage.coordinator.close()

@@ -14,11 +14,13 @@ import pytest
 from tests.coordinator.stage import Stage
 from tests.coordinator.voting_ledger import VotingLedger
 from tests.recovery.world import FAST, World, told
+from undoubt.coordinator.errors import LedgerUnavailable
 from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.coordinator.ledger.session_mark import is_marked, mark
 from undoubt.coordinator.protocols.context import applied_elsewhere
 from undoubt.participants.contract import Decision, Evidence, Settled, XactStatus
 from undoubt.participants.errors import ParticipantUnavailable
-from undoubt.participants.ids import Gid
+from undoubt.participants.ids import Gid, SessionKey
 from undoubt.participants.scripted import Script
 from undoubt.recovery.errors import StillBusy
 from undoubt.recovery.operator.resolve import Operator
@@ -206,6 +208,23 @@ async def test_what_lists_said_is_kept_as_long_as_it_may_be_asked_for(world: Wor
     progress.read({}, 1.0)
     progress.saw("orders", {})
     assert progress.seen("orders", gids[0]) is None
+
+
+async def test_a_mark_waits_for_no_participant(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator died while it marked its session. Broken if the mark is shown as an unfinished commit of an
+    unknown participant for ever."""
+
+    async def finish(txids: object) -> None:
+        raise LedgerUnavailable("it died here")
+
+    session = await world.ledger.open_session("sidecar", 30.0)
+    with monkeypatch.context() as patched, pytest.raises(LedgerUnavailable):
+        patched.setattr(world.ledger, "finish", finish)
+        await mark(world.ledger, session, SessionKey(session.key))
+    assert await world.ledger.unfinished()
+    await world.recover()
+    assert not await world.ledger.unfinished()
+    assert await is_marked(world.ledger, session)
 
 
 @pytest.mark.parametrize(

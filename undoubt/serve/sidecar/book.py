@@ -196,7 +196,7 @@ class Book:
         chosen = min(chosen, self._settings.timeout_max_s)
         self._beginning += 1
         try:
-            transaction = self.coordinator.transaction(timeout=chosen, protocol=protocol, prepares_all=True)
+            transaction = self.coordinator.transaction(timeout=chosen, protocol=protocol)
             await transaction.start()
         finally:
             self._beginning -= 1

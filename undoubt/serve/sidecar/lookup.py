@@ -1,24 +1,56 @@
 """What the ledger says of a transaction that is not in the book: begun before a restart, or elsewhere.
 
 A transaction of a sidecar never commits without a record. So one without a record whose session is stored as
-gone is aborted, for ever. That holds for sessions of sidecars alone, which their names show: a coordinator in
-an application may commit in one phase, of which nothing is recorded.
+gone is aborted, for ever. That holds for marked sessions alone
+(:mod:`undoubt.coordinator.ledger.session_mark`): a coordinator in an application may commit in one phase, of
+which nothing is recorded, and may give its sessions any name. Where acceptors decide (Paxos Commit), they are
+asked first: they know an outcome before the ledger does.
 """
 
 from __future__ import annotations
 
+import logging
+
+from undoubt.coordinator.errors import LedgerError, OutcomeUnknown
 from undoubt.coordinator.ledger.contract import Ledger, RecordedDecision, SessionInfo, SessionState
+from undoubt.coordinator.ledger.session_mark import is_marked
+from undoubt.participants.contract import Decision
 from undoubt.participants.ids import TxId
 from undoubt.serve.sidecar.types import State, TransactionShown
 
-SESSION_NAME = "sidecar "
-"""How the names of sidecars' sessions begin."""
+log = logging.getLogger(__name__)
+
+_PREFIX = "sidecar"
+_NOWHERE = "-"
+"""In the place of the address of a sidecar that others cannot reach."""
+
+
+def session_name(url: str, own: str) -> str:
+    """Of a sidecar's session: for people, and the address at which other sidecars reach it."""
+    return f"{_PREFIX} {url or _NOWHERE} {own}"
+
+
+def address_in(name: str) -> str:
+    """The address in the name of a marked session; empty if it has none."""
+    parts = name.split(" ", 2)
+    return parts[1] if len(parts) == 3 and parts[0] == _PREFIX and parts[1] != _NOWHERE else ""
+
+
+async def address_of(ledger: Ledger, txid: TxId) -> str:
+    """Where the sidecar that began ``txid`` is reached, from its session in the ledger; empty if that session
+    is not open, is not a sidecar's, or has no address. Raises ``LedgerError``."""
+    session = await _session_of(ledger, txid)
+    if session is None or session.state is not SessionState.OPEN or not await is_marked(ledger, session):
+        return ""
+    return address_in(session.name)
 
 
 async def look_up(ledger: Ledger, txid: TxId) -> TransactionShown | None:
     """None if the ledger knows nothing of it, which says nothing about its outcome. Raises
     ``LedgerError``."""
     known = await ledger.transaction(txid)
+    if known is not None and known.precommitted:
+        return _unknown(txid, "its branches are in doubt until recovery ends it")
     if known is not None and known.record is not RecordedDecision.NOT_RECORDED:
         heuristics = {str(each.gid): str(each.kind) for each in known.heuristics}
         committed = known.record is RecordedDecision.COMMIT
@@ -27,17 +59,47 @@ async def look_up(ledger: Ledger, txid: TxId) -> TransactionShown | None:
             str(txid), "heuristic" if heuristics else state, reason=known.cause, heuristics=heuristics
         )
     session = await _session_of(ledger, txid)
-    if session is None or not session.name.startswith(SESSION_NAME):
+    if session is None or not await is_marked(ledger, session):
         return None
-    # The session was read after the record: what was decided before its end would have been seen.
-    if session.state is SessionState.OPEN and txid.seq >= session.floor:
-        return TransactionShown(str(txid), "unknown", reason="the sidecar that began it may still decide")
-    if session.state is SessionState.RESTORED and txid.seq >= session.floor:
+    return await _of_session(ledger, txid, session)
+
+
+async def _of_session(ledger: Ledger, txid: TxId, session: SessionInfo) -> TransactionShown | None:
+    """Of a transaction that had no record before ``session``, which is marked, was read: a decision that came
+    before the end of the session is seen now."""
+    below = txid.seq < session.floor
+    if session.state is SessionState.OPEN and not below:
+        return _unknown(txid, "the sidecar that began it may still decide")
+    if session.state is SessionState.RESTORED and not below:
         return None
     recorded = (await ledger.records([txid]))[txid]
     if recorded is not RecordedDecision.NOT_RECORDED:
         return TransactionShown(str(txid), "committed" if recorded is RecordedDecision.COMMIT else "aborted")
+    if session.acceptors and not below:
+        return await _settled(ledger, txid)
     return TransactionShown(str(txid), "aborted", reason="it was not decided, and its session has ended")
+
+
+def _unknown(txid: TxId, why: str) -> TransactionShown:
+    return TransactionShown(str(txid), "unknown", reason=why)
+
+
+async def _settled(ledger: Ledger, txid: TxId) -> TransactionShown:
+    """What the acceptors have chosen; they choose ABORT of what they were never asked about."""
+    if ledger.acceptors is None:
+        return TransactionShown(
+            str(txid), "unknown", reason="the acceptors of its session are not known here"
+        )
+    try:
+        settlement = await ledger.acceptors.settle(txid)
+    except (LedgerError, OutcomeUnknown) as error:
+        log.info("the acceptors do not tell the outcome of %s: %s", txid, error)
+        return _unknown(txid, "its acceptors do not tell the outcome")
+    return TransactionShown(
+        str(txid),
+        "committed" if settlement.decision is Decision.COMMIT else "aborted",
+        reason="its acceptors have decided",
+    )
 
 
 async def _session_of(ledger: Ledger, txid: TxId) -> SessionInfo | None:

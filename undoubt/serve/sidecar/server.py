@@ -33,7 +33,7 @@ from undoubt.serve.sidecar.book import Book
 from undoubt.serve.sidecar.connection import SidecarProtocol
 from undoubt.serve.sidecar.handlers import Sidecar
 from undoubt.serve.sidecar.health import SidecarHealth
-from undoubt.serve.sidecar.lookup import SESSION_NAME
+from undoubt.serve.sidecar.lookup import session_name
 from undoubt.serve.sidecar.openapi import describe
 from undoubt.serve.sidecar.operations import OPERATIONS
 from undoubt.serve.sidecar.settings import SidecarSettings
@@ -110,7 +110,7 @@ async def opened(settings: Settings, observe: Observer | None = None) -> AsyncIt
         participants = wiring.registry(with_psycopg(settings), ledger.ledger_id)
         stack.push_async_callback(participants.close)
         coordinator = Coordinator(
-            ledger, participants, named(settings), observe=observe, meter=health.metrics
+            ledger, participants, named(settings), observe=observe, meter=health.metrics, records_all=True
         )
         service = RecoveryService(
             ledger,
@@ -141,9 +141,9 @@ def with_psycopg(settings: Settings) -> Settings:
 
 
 def named(settings: Settings) -> CoordinatorSettings:
-    """With a session name by which others see that nothing of it commits without a record."""
+    """With a session name that tells other sidecars this one's address."""
     own = settings.coordinator.name or f"{socket.gethostname()}:{os.getpid()}"
-    return msgspec.structs.replace(settings.coordinator, name=f"{SESSION_NAME}{own}")
+    return msgspec.structs.replace(settings.coordinator, name=session_name(settings.sidecar.url, own))
 
 
 async def _keep_reloading(

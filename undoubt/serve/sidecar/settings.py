@@ -18,6 +18,7 @@ EVERYTHING = "*"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,63}")
+_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
 _LISTEN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(?P<port>[0-9]{1,5})")
 
 
@@ -70,6 +71,8 @@ class SidecarSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     connects there needs no token."""
     listen: str = ""
     """``host:port`` of TCP; empty: none. Needs tokens; for another address than a loopback one, TLS too."""
+    url: str = ""
+    """``http(s)://host:port`` at which the sidecars of other services reach this one; empty: they cannot."""
     tls_cert: str = ""
     """PEM files of the certificate that clients see, and its key."""
     tls_key: str = ""
@@ -110,6 +113,8 @@ class SidecarSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             path(name, getattr(self, name), empty=True)
         if self.listen:
             self.address  # noqa: B018 - raises
+        if self.url and not _URL.fullmatch(text("url", self.url)):
+            raise OutOfBounds("url", f"must be http://host:port or https://host:port, not {self.url!r}")
         texts("hosts", self.hosts)
         for name in ("timeout_max_s", "body_timeout_s"):
             seconds(name, getattr(self, name), zero=False, most=SERVER_TIMEOUT_S_MAX)
