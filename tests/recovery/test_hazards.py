@@ -211,8 +211,8 @@ async def test_what_lists_said_is_kept_as_long_as_it_may_be_asked_for(world: Wor
 
 
 async def test_a_mark_waits_for_no_participant(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A coordinator died while it marked its session. Broken if the mark is shown as an unfinished commit of an
-    unknown participant for ever."""
+    """A coordinator died while it marked its session. Broken if the mark is shown as an unfinished commit of
+    an unknown participant for ever."""
 
     async def finish(txids: object) -> None:
         raise LedgerUnavailable("it died here")
