@@ -30,6 +30,7 @@ TOKENS = {
     "shop": ('["transact"]', '["*"]'),
     "other": ('["transact"]', '["orders"]'),
     "watcher": ('["observe"]', "[]"),
+    "peer": ('["transact"]', '["*"]'),
     "operator": ('["operate", "observe"]', '["*"]'),
 }
 
@@ -163,7 +164,8 @@ class Client:
         """A transaction."""
         answer = self.post("/v1/transactions", body)
         assert answer.status_code == 201, answer.text
-        return Work(self, answer.json()["id"])
+        begun = answer.json()
+        return Work(self, begun["id"], begun.get("join", ""))
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ class Work:
 
     client: Client
     id: str
+    join: str = ""
+    """The header with which others join it."""
 
     @property
     def path(self) -> str:
@@ -243,10 +247,20 @@ def eventually_none_prepared(dsn: str) -> None:
 
 @contextmanager
 def staged(
-    folder: Path, databases: Mapping[str, str], ledger: str = "", more: str = "", **sidecar: object
+    folder: Path,
+    databases: Mapping[str, str],
+    ledger: str = "",
+    more: str = "",
+    *,
+    reachable: bool = False,
+    **sidecar: object,
 ) -> Iterator[Stage]:
-    """A running one. The ledger is a new file in ``folder`` unless given."""
+    """A running one. The ledger is a new file in ``folder`` unless given. ``reachable``: by other
+    sidecars."""
     [port] = free_ports(1)
+    if reachable:
+        (folder / "peer.token").write_text(token("peer") + "\n")
+        sidecar |= {"url": f'"http://127.0.0.1:{port}"', "token_file": f'"{folder}/peer.token"'}
     ledger = ledger or f"sqlite:///{folder}/ledger.db"
     config = configuration(folder, ledger, databases, port, more, **sidecar)
     stage = Stage(folder, config, port, databases, ledger)

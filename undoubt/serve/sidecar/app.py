@@ -20,7 +20,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from undoubt.serve.sidecar import joining
 from undoubt.serve.sidecar.access import Access, span, trace_of
+from undoubt.serve.sidecar.capability import HEADER
 from undoubt.serve.sidecar.connection import PEER, Peer
 from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar
 from undoubt.serve.sidecar.idempotency import Answer, KeyedAnswers, fingerprint, key_of
@@ -117,7 +119,7 @@ class Door:
         async def work() -> Answer:
             try:
                 request = self._request(operation, http, client, body, access.trace)
-                return await operation.handle(self._sidecar, request)
+                return await self._joined(operation, http, request, body)
             except Exception as error:  # noqa: BLE001 - as above: an answer, maybe to be given again
                 refusal = refusal_of(error)
                 access.problem = refusal.problem.name
@@ -129,6 +131,18 @@ class Door:
         print_ = fingerprint(operation.method, http.url.path, body)
         answer, access.replayed = await self._keyed.once(client.name, key, print_, work)
         return answer
+
+    async def _joined(
+        self, operation: Operation, http: HttpRequest, request: JudgedRequest, body: bytes
+    ) -> Answer:
+        """Here, or at the sidecar that began the transaction."""
+        shown = http.headers.getlist(HEADER)
+        if not shown:
+            return await operation.handle(self._sidecar, request)
+        if len(shown) > 1:
+            raise RequestRefused(400, "BadCapability", "send Undoubt-Transaction once")
+        sent = joining.Shown.of(http, shown[0], body)
+        return await joining.work(self._sidecar, operation, request, sent)
 
     def _client(self, operation: Operation, http: HttpRequest) -> Client:
         try:

@@ -67,6 +67,8 @@ class OpenTransaction:
     trace: str = ""
     """The trace in which it was begun."""
     announced: dict[int, AnnouncedBranch] = field(default_factory=dict)
+    joined: dict[int, str] = field(default_factory=dict)
+    """Who announced a branch with a capability: the client's name, by the branch's number."""
     branches: dict[int, BranchInfo] = field(default_factory=dict)
     running: dict[str, asyncio.Lock] = field(default_factory=dict)
     """Of participants in which statements run: one at a time."""

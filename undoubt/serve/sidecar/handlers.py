@@ -20,9 +20,11 @@ from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection
 from undoubt.serve.sidecar import health, statements
 from undoubt.serve.sidecar.book import Book, OpenTransaction, instant
+from undoubt.serve.sidecar.capability import Capability, Sealer
 from undoubt.serve.sidecar.health import METRICS_TYPE, SidecarHealth
 from undoubt.serve.sidecar.idempotency import Answer
 from undoubt.serve.sidecar.lookup import look_up
+from undoubt.serve.sidecar.peers import Peers
 from undoubt.serve.sidecar.problems import RETRY_AFTER_S, RequestRefused
 from undoubt.serve.sidecar.settings import SidecarSettings
 from undoubt.serve.sidecar.sql_values import Parameter, parameter
@@ -64,6 +66,8 @@ class JudgedRequest:
     wait_s: float = 0.0
     """Of ``Prefer: wait``."""
     trace: str = ""
+    capability: Capability | None = None
+    """With which it joins the transaction of the path, which was begun here; verified."""
 
     def given(self, kind: type[T]) -> T:
         """The body."""
@@ -83,6 +87,8 @@ class Sidecar:
     """The OpenAPI document."""
     own_sql: frozenset[str] = field(default_factory=frozenset)
     """Participants in which it runs statements."""
+    sealer: Sealer = field(default_factory=Sealer)
+    peers: Peers | None = None
     waiting: int = 0
     """Requests that wait for an end: they leave room for those that bring one about."""
 
@@ -90,24 +96,33 @@ class Sidecar:
     def ledger(self) -> Any:
         return self.book.coordinator.ledger
 
-    def participant(self, client: Client, name: str) -> PostgresParticipant:
-        """One that the client may use. Raises ``UnknownParticipant``, :class:`RequestRefused`."""
-        if not client.may_use(name):
-            raise RequestRefused(
-                403, "NotAllowed", f"client {client.name!r} may not use participant {name!r}"
-            )
+    def participant(self, request: JudgedRequest, name: str) -> PostgresParticipant:
+        """One that the client may use, and its capability. Raises ``UnknownParticipant``,
+        :class:`RequestRefused`."""
+        check_participant(request.client, request.capability, name)
         found = self.book.coordinator.participants.get(name)
         if not isinstance(found, PostgresParticipant):
             raise TypeError(type(found))
         return found
 
     def own(self, request: JudgedRequest) -> OpenTransaction:
-        """The transaction of the path, which the client has begun. Raises :class:`RequestRefused`."""
+        """The transaction of the path, which the client has begun or joins. Raises
+        :class:`RequestRefused`."""
         entry = self.book.find(request.path["id"])
+        if entry is not None and request.capability is not None:
+            return entry
         if entry is None or entry.owner != request.client.name:
             # Whether it exists is nobody else's to know.
             raise _no_such(request.path["id"])
         return entry
+
+
+def check_participant(client: Client, capability: Capability | None, name: str) -> None:
+    """Raises :class:`RequestRefused`."""
+    if not client.may_use(name):
+        raise RequestRefused(403, "NotAllowed", f"client {client.name!r} may not use participant {name!r}")
+    if capability is not None and not capability.may_use(name):
+        raise RequestRefused(403, "NotAllowed", f"that Undoubt-Transaction is not for participant {name!r}")
 
 
 def answer(body: msgspec.Struct, status: int = 200, **headers: str) -> Answer:
@@ -124,7 +139,17 @@ async def begin(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     wanted = request.given(BeginRequest)
     timeout_s = None if wanted.timeout_ms is None else wanted.timeout_ms / 1000
     entry = await sidecar.book.begin(request.client.name, timeout_s, wanted.protocol, request.trace)
-    begun = BegunTransaction(entry.id, instant(entry.expires_at), entry.protocol)
+    join = ""
+    if sidecar.settings.url:
+        expires = entry.expires_at.timestamp()
+        join = sidecar.sealer.issue(
+            sidecar.ledger.ledger_id,
+            entry.transaction.id,
+            sidecar.settings.url,
+            request.client.participants,
+            expires,
+        )
+    begun = BegunTransaction(entry.id, instant(entry.expires_at), entry.protocol, join)
     return answer(begun, 201, location=f"/v1/transactions/{entry.id}")
 
 
@@ -132,8 +157,10 @@ async def announce(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     request.client.needs("transact")
     entry = sidecar.own(request)
     entry.check_active()
-    participant = sidecar.participant(request.client, request.given(BranchRequest).participant)
+    participant = sidecar.participant(request, request.given(BranchRequest).participant)
     branch = await sidecar.book.announce(entry, participant)
+    if request.capability is not None:
+        entry.joined[branch.gid.branch] = request.client.name
     scripts = branch.scripts
     body = Announced(
         branch.gid.branch,
@@ -153,7 +180,8 @@ async def withdraw(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     entry.check_active()
     number = int(request.path["n"]) if request.path["n"].isdecimal() and len(request.path["n"]) < 5 else 0
     branch = entry.announced.get(number)
-    if branch is None:
+    others = request.capability is not None and entry.joined.get(number) != request.client.name
+    if branch is None or others:
         raise RequestRefused(404, "NoSuchBranch", f"you have announced no branch {request.path['n'][:20]!r}")
     if await branch.has_session():
         raise RequestRefused(
@@ -168,6 +196,7 @@ async def withdraw(sidecar: Sidecar, request: JudgedRequest) -> Answer:
             409, "BranchBusy", "it is being prepared or ended: ask again", transaction=entry.id
         )
     del entry.announced[number], entry.branches[number]
+    entry.joined.pop(number, None)
     return answer(Withdrawn(number, settled is Settled.APPLIED))
 
 
@@ -176,7 +205,7 @@ async def execute(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     entry = sidecar.own(request)
     entry.check_active()
     wanted = request.given(StatementRequest)
-    name = sidecar.participant(request.client, wanted.participant).name
+    name = sidecar.participant(request, wanted.participant).name
     if name not in sidecar.own_sql:
         raise RequestRefused(
             403, "NoSqlHere", f"participants.{name}.sidecar.sql is not set: run the branch yourself"
@@ -255,7 +284,7 @@ async def show(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     entry = sidecar.book.find(request.path["id"])
     if entry is None:
         return answer(await _recorded(sidecar, request))
-    if not request.client.sees(entry.owner):
+    if request.capability is None and not request.client.sees(entry.owner):
         raise _no_such(request.path["id"])
     if request.wait_s and sidecar.waiting < sidecar.settings.requests_max // 2:
         sidecar.waiting += 1

@@ -33,6 +33,13 @@ _PREFER = {
     "description": "wait=<seconds>: answer once the outcome is known, or after so long",
     "schema": {"type": "string", "pattern": "^wait=[0-9]{1,4}$"},
 }
+_JOIN = {
+    "name": "Undoubt-Transaction",
+    "in": "header",
+    "required": False,
+    "description": "of a transaction that another client has begun, maybe at another sidecar: its `join`",
+    "schema": {"type": "string", "maxLength": 8192},
+}
 
 
 def describe(operations: Sequence[Operation]) -> dict[str, Any]:
@@ -75,6 +82,8 @@ def _operation(operation: Operation, schemas: dict[type, Any]) -> dict[str, Any]
         parameters.append(_KEY)
     if operation.waits:
         parameters.append(_PREFER)
+    if operation.joins:
+        parameters.append(_JOIN)
     told: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,

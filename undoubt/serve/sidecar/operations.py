@@ -45,6 +45,8 @@ class Operation:
     """A client has to be known."""
     waits: bool = False
     """``Prefer: wait`` counts."""
+    joins: bool = False
+    """Whoever joins a transaction may do it: ``Undoubt-Transaction`` counts."""
     query: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -84,6 +86,7 @@ OPERATIONS = (
         "What has become of a transaction.",
         {200: TransactionShown},
         waits=True,
+        joins=True,
     ),
     Operation(
         "announce",
@@ -93,6 +96,7 @@ OPERATIONS = (
         "Announce a branch that you run and prepare yourself.",
         {201: Announced},
         takes=BranchRequest,
+        joins=True,
     ),
     Operation(
         "withdraw",
@@ -101,6 +105,7 @@ OPERATIONS = (
         handlers.withdraw,
         "Take an announced branch back; it is rolled back.",
         {200: Withdrawn},
+        joins=True,
     ),
     Operation(
         "execute",
@@ -110,6 +115,7 @@ OPERATIONS = (
         "Run a statement in a branch that the sidecar runs.",
         {200: Rows},
         takes=StatementRequest,
+        joins=True,
     ),
     Operation(
         "commit",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import uvicorn
@@ -36,6 +36,7 @@ from undoubt.serve.sidecar.health import SidecarHealth
 from undoubt.serve.sidecar.lookup import session_name
 from undoubt.serve.sidecar.openapi import describe
 from undoubt.serve.sidecar.operations import OPERATIONS
+from undoubt.serve.sidecar.peers import Peers, is_loopback
 from undoubt.serve.sidecar.settings import SidecarSettings
 from undoubt.serve.sidecar.tokens import Doorkeeper
 
@@ -84,19 +85,17 @@ def check(settings: SidecarSettings) -> None:
                 "sidecar.listen without sidecar.tokens: TCP does not say who connects. Draw a token:"
                 " undoubt sidecar --new-token NAME"
             )
-        if not _is_loopback(host) and not settings.tls_cert:
+        if not is_loopback(host) and not settings.tls_cert:
             raise UsageError(
                 f"sidecar.listen = {settings.listen!r} is open to other machines: it needs sidecar.tls_cert"
                 " and tls_key"
             )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
+    if settings.url:
+        parts = urlsplit(settings.url)
+        if not settings.listen:
+            raise UsageError("sidecar.url without sidecar.listen: other sidecars come over TCP")
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            raise UsageError("sidecar.url must be https://… unless it is a loopback address")
 
 
 @contextlib.asynccontextmanager
@@ -104,6 +103,8 @@ async def opened(settings: Settings, observe: Observer | None = None) -> AsyncIt
     """The coordinator, recovery where this process owns the ledger, and the book. Raises ``LedgerError``."""
     health = SidecarHealth()
     async with contextlib.AsyncExitStack() as stack:
+        peers = Peers(settings.sidecar)
+        stack.push_async_callback(peers.close)
         ledger = await open_ledger(settings.ledger, create=lambda: wiring.nothing_left(settings))
         stack.push_async_callback(ledger.close)
         ledger = health.metrics.timed(ledger)
@@ -128,7 +129,7 @@ async def opened(settings: Settings, observe: Observer | None = None) -> AsyncIt
         health.watch(book)
         own_sql = frozenset(name for name, each in settings.participants.items() if each.sidecar.sql)
         document = msgspec.json.encode(describe(OPERATIONS))
-        yield Sidecar(settings.sidecar, book, health, document, own_sql)
+        yield Sidecar(settings.sidecar, book, health, document, own_sql, peers=peers)
 
 
 def with_psycopg(settings: Settings) -> Settings:

@@ -73,6 +73,8 @@ class SidecarSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """``host:port`` of TCP; empty: none. Needs tokens; for another address than a loopback one, TLS too."""
     url: str = ""
     """``http(s)://host:port`` at which the sidecars of other services reach this one; empty: they cannot."""
+    token_file: str = ""
+    """Path of the file with the token that this sidecar shows to others; empty: it shows its certificate."""
     tls_cert: str = ""
     """PEM files of the certificate that clients see, and its key."""
     tls_key: str = ""
@@ -109,7 +111,7 @@ class SidecarSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """How long it waits at its end for transactions that are open."""
 
     def __post_init__(self) -> None:
-        for name in ("socket", "tls_cert", "tls_key", "tls_ca"):
+        for name in ("socket", "tls_cert", "tls_key", "tls_ca", "token_file"):
             path(name, getattr(self, name), empty=True)
         if self.listen:
             self.address  # noqa: B018 - raises

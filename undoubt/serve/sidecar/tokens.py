@@ -68,6 +68,8 @@ class Doorkeeper:
         if settings.listen:
             host, _ = settings.address
             self._hosts |= {host.lower()} | (_LOCAL if host in _LOCAL else frozenset())
+        if settings.url:
+            self._hosts |= {_host_name(urlsplit(settings.url).netloc)}
         self._tokens: tuple[TokenSettings, ...] = ()
         self.reload(settings)
 

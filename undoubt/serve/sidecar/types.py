@@ -42,6 +42,9 @@ class BegunTransaction(msgspec.Struct, frozen=True):
     expires_at: str
     """RFC 3339, in UTC."""
     protocol: ProtocolName
+    join: str = ""
+    """The value of the header Undoubt-Transaction, for services that join it through another sidecar; empty
+    where sidecar.url is not set. A secret."""
 
 
 class Announced(msgspec.Struct, frozen=True):

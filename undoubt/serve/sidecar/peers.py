@@ -1,0 +1,156 @@
+"""A second sidecar: requests about a transaction that another sidecar has begun go to that one, the owner.
+
+Duties, in order: the capability is of this ledger and of the transaction of the path; the client of this
+sidecar may do what it asks; the address of the owner is read from its session in the ledger, which must be
+marked (:mod:`undoubt.coordinator.ledger.session_mark`) and open, and equals the header's; only then the owner
+is called. Nothing else is ever called, so that a header cannot send this sidecar anywhere.
+
+The owner is shown this sidecar's own token or certificate, never its client's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import logging
+import ssl
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+from undoubt.coordinator.ledger.contract import Ledger
+from undoubt.participants.errors import UsageError
+from undoubt.participants.ids import TxId
+from undoubt.serve.sidecar.capability import HEADER, SealedCapability
+from undoubt.serve.sidecar.idempotency import Answer
+from undoubt.serve.sidecar.lookup import address_of
+from undoubt.serve.sidecar.problems import RequestRefused, busy
+from undoubt.serve.sidecar.settings import SidecarSettings
+
+log = logging.getLogger(__name__)
+
+FORWARDED = "undoubt-forwarded"
+"""On a request from another sidecar: it is not sent on again."""
+CONNECT_S = 2.0
+ANSWER_S = 30.0
+"""How long the owner may take; a statement may wait for a lock."""
+_KEPT = ("content-type", "location", "retry-after", "preference-applied")
+_OVERHEAD_BYTES = 1024 * 1024
+"""Of an answer, beside the values in it."""
+
+
+class OwnerUnreachable(Exception):
+    """The owner did not answer: it may have done what it was asked, or not."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a connection to ``host`` stays on this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Peers:
+    """What one process sends to other sidecars."""
+
+    def __init__(self, settings: SidecarSettings) -> None:
+        """Raises ``UsageError`` if the token or the certificates cannot be read."""
+        self._settings = settings
+        self._headers: dict[str, str] = {}
+        try:
+            if settings.token_file:
+                token = Path(settings.token_file).read_text().strip()
+                self._headers["authorization"] = f"Bearer {token}"
+        except OSError as error:
+            raise UsageError(f"sidecar.token_file cannot be read: {error.strerror or error}") from error
+        self._client = httpx.AsyncClient(
+            verify=_trust(settings),
+            trust_env=False,  # no proxy sees a capability
+            follow_redirects=False,
+            timeout=httpx.Timeout(ANSWER_S + settings.wait_max_s, connect=CONNECT_S),
+            limits=httpx.Limits(max_connections=settings.requests_max),
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def owner_of(self, ledger: Ledger, txid: TxId, claimed: str) -> str:
+        """The address of the sidecar that began ``txid``; empty if its session has ended. Raises
+        :class:`RequestRefused` if the header claims another, and ``LedgerError``."""
+        address = await address_of(ledger, txid)
+        if address and address != claimed:
+            raise RequestRefused(
+                403, "WrongOwner", "the ledger knows another owner of that transaction than the header"
+            )
+        parts = urlsplit(address)
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            raise RequestRefused(
+                403, "WrongOwner", "the owner's address needs TLS: it is not on this machine"
+            )
+        return address
+
+    async def ask(
+        self,
+        method: str,
+        url: str,
+        shown: SealedCapability,
+        body: bytes,
+        headers: dict[str, str],
+    ) -> Answer:
+        """What the owner answers. Raises :class:`OwnerUnreachable`, :class:`RequestRefused`."""
+        sent = {**headers, **self._headers, HEADER: shown.text, FORWARDED: "1"}
+        try:
+            async with self._client.stream(method, url, content=body, headers=sent) as response:
+                content = await self._read(response)
+        except httpx.HTTPError as error:
+            log.info(
+                "the owner of %s does not answer: %s", shown.capability.transaction, type(error).__name__
+            )
+            raise OwnerUnreachable(type(error).__name__) from error
+        if response.status_code in {401, 421}:
+            log.warning("the owner of %s refuses this sidecar", shown.capability.transaction)
+            raise RequestRefused(
+                502, "OwnerRefuses", "the sidecar that began the transaction does not know this one"
+            )
+        kept = {name: response.headers[name] for name in _KEPT if name in response.headers}
+        return Answer(response.status_code, content, kept)
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        most = self._settings.rows_bytes_max * 8 + _OVERHEAD_BYTES
+        parts: list[bytes] = []
+        size = 0
+        async for part in response.aiter_bytes():
+            size += len(part)
+            if size > most:
+                raise RequestRefused(502, "OwnerAnswersTooMuch", f"its answer has more than {most} bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+
+def unreachable() -> RequestRefused:
+    """What a client is told whose request changes something."""
+    return busy(
+        "OwnerUnavailable",
+        "the sidecar that began the transaction does not answer; the request may have been carried out",
+        status=503,
+    )
+
+
+def key_at_owner(client: str, key: str) -> str:
+    """An ``Idempotency-Key`` of one of our clients, as the owner keeps it for this sidecar."""
+    return hashlib.sha256(f"{client}\0{key}".encode()).hexdigest()
+
+
+def _trust(settings: SidecarSettings) -> ssl.SSLContext:
+    """Raises ``UsageError``."""
+    try:
+        context = ssl.create_default_context(cafile=settings.tls_ca or None)
+        if settings.tls_cert:
+            context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"sidecar.tls_cert, tls_key or tls_ca cannot be used: {error}") from error
+    return context
