@@ -46,7 +46,8 @@ def sidecar(context: Context, new_token: str | None, log_format: str) -> None:
         _draw(context, new_token)
         return
     logs.to_stderr(json_lines=log_format == "json", level=logging.DEBUG if context.debug else logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for noisy in ("uvicorn", "httpx", "httpcore"):  # the latter would show headers
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         runner.run(_run(context, log.info if log_format == "json" else context.output.note))
 

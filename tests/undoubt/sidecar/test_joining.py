@@ -230,7 +230,7 @@ def test_a_capability_of_another_ledger_is_refused(pair: Pair) -> None:
 def test_what_is_no_capability_is_refused(pair: Pair, header: str) -> None:
     work, _ = pair.begin()
     raw = pair.b.tcp("shop")
-    raw.http.headers["Undoubt-Transaction"] = header.encode()  # type: ignore[assignment]
+    raw.http.headers["Undoubt-Transaction"] = header
     answer = raw.post(f"{work.path}/branches", {"participant": "payments"})
     assert (answer.status_code, answer.json()["name"]) == (400, "BadCapability")
     work.rollback()

@@ -20,6 +20,9 @@ In the order in which a request passes them:
 :mod:`.app`             takes a request through the modules below.
 :mod:`.problems`        refusals, and what each error of undoubt is in HTTP.
 :mod:`.tokens`          who may: tokens, certificates, the unix socket, Host and Origin.
+:mod:`.capability`      the header Undoubt-Transaction, with which another service joins a transaction.
+:mod:`.joining`         carries out what comes with that header, here or at the sidecar that began it.
+:mod:`.peers`           calls the sidecar that began a transaction, at the address that the ledger has.
 :mod:`.idempotency`     keys of repeated requests, and the first answers.
 :mod:`.types`           the bodies of requests and answers.
 :mod:`.operations`      the table of operations: method, path, types, who handles it.
