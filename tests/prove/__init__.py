@@ -38,6 +38,7 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.damaging`             changes files, and reads what is said when they are opened.
 :mod:`.setback`              copies back, clones and loses ledgers and volumes.
 :mod:`.shadowed`             installs undoubt beside an application that has packages of the rooms' names.
+:mod:`.two_sidecars`         kills the sidecars of two services that share a transaction.
 :mod:`.upgrade`              runs the last release and this one beside each other, and one after the other.
 :mod:`.upgrade_app`          is an application of either release.
 :mod:`.upgrade_formats`      compares what the last release encodes with what this one reads.

@@ -27,6 +27,7 @@ PROOFS = {
     "setback": "tests.prove.setback",
     "shadowed": "tests.prove.shadowed",
     "sqlalchemy": "tests.prove.sqlalchemy_twophase",
+    "two-sidecars": "tests.prove.two_sidecars",
     "upgrade": "tests.prove.upgrade",
     "wire": "tests.prove.wire",
     "without-ledger": "tests.prove.without_ledger",
