@@ -226,7 +226,7 @@ def test_a_capability_of_another_ledger_is_refused(pair: Pair) -> None:
     work.rollback()
 
 
-@pytest.mark.parametrize("header", ["", "x", "x.y", "e30.e30", "é.é", "A" * 9000, "." * 20])
+@pytest.mark.parametrize("header", ["", "x", "x.y", "e30.e30", "%.%", "A" * 9000, "." * 20])
 def test_what_is_no_capability_is_refused(pair: Pair, header: str) -> None:
     work, _ = pair.begin()
     raw = pair.b.tcp("shop")
