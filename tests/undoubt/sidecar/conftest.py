@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import psycopg
 import pytest
 
 from tests.servers import Server
-from tests.undoubt.sidecar.stage import Stage, eventually_none_prepared, staged
+from tests.undoubt.cli.harness import undoubt
+from tests.undoubt.sidecar.pair import Pair
+from tests.undoubt.sidecar.stage import Stage, configuration, eventually_none_prepared, staged
 
 TABLES = (
     "create table account (id int primary key, balance int not null);"
@@ -57,4 +60,45 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if "stage" in request.fixturenames:
         stage: Stage = request.getfixturevalue("stage")
         for dsn in stage.databases.values():
+            eventually_none_prepared(dsn)
+
+
+@pytest.fixture(scope="package")
+def ledger(postgres: Server, shops: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    name = "sidecar_pair_ledger"
+    with psycopg.connect(postgres.dsn(), autocommit=True) as admin:
+        admin.execute(f"drop database if exists {name} with (force)".encode())
+        admin.execute(f"create database {name}".encode())
+    url = postgres.dsn(name).replace("postgresql://", "postgresql+psycopg://")
+    config = configuration(tmp_path_factory.mktemp("init"), url, shops, 1)
+    initialized = undoubt("ledger", "init", "--yes", "--config", str(config))
+    assert initialized.status == 0, initialized.err
+    return url
+
+
+@pytest.fixture(scope="package")
+def pair(
+    postgres: Server, other_postgres: Server, ledger: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
+    databases = {
+        "orders": made(postgres, "sidecar_pair_orders"),
+        "payments": made(other_postgres, "sidecar_pair_payments"),
+    }
+    with ExitStack() as stack:
+        a, b = (
+            stack.enter_context(staged(tmp_path_factory.mktemp(name), databases, ledger, reachable=True))
+            for name in "ab"
+        )
+        yield Pair(a, b)
+
+
+@pytest.fixture(autouse=True)
+def both_run(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "pair" in request.fixturenames:
+        pair: Pair = request.getfixturevalue("pair")
+        for stage in (pair.a, pair.b):
+            if stage.process is None or stage.process.poll() is not None:
+                stage.start()
+        for dsn in pair.databases.values():
             eventually_none_prepared(dsn)

@@ -101,7 +101,7 @@ class Stage:
         end = time.monotonic() + READY_S
         while time.monotonic() < end:
             assert self.process.poll() is None, f"the sidecar ended: {self.log}"
-            if SERVES in self.log[began:]:
+            if SERVES.encode() in (self.folder / "sidecar.log").read_bytes()[began:]:
                 assert self.unix().get("/readyz").status_code == 200
                 return
             time.sleep(0.02)

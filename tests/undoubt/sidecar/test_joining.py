@@ -11,25 +11,19 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
-from tests.servers import Server
 from tests.undoubt.cli.harness import undoubt
-from tests.undoubt.sidecar.conftest import made
+from tests.undoubt.sidecar.pair import Pair
 from tests.undoubt.sidecar.stage import (
     Stage,
     Work,
-    configuration,
     eventually_none_prepared,
     prepare,
-    staged,
     token,
-    value,
 )
 from undoubt.coordinator.ledger import open_ledger
 from undoubt.coordinator.settings import LedgerSettings
@@ -37,75 +31,6 @@ from undoubt.serve.sidecar.lookup import session_name
 
 TAKE = "update account set balance = balance - 10 where id = {}"
 GIVE = "update account set balance = balance + 10 where id = {}"
-
-
-class Pair:
-    """Sidecars of two services, A and B."""
-
-    def __init__(self, a: Stage, b: Stage) -> None:
-        self.a, self.b = a, b
-        self.databases = a.databases
-        self._account = 0
-
-    def account(self) -> int:
-        """One that no other test has touched."""
-        self._account += 1
-        return self._account
-
-    def begin(self, **body: Any) -> tuple[Work, Work]:
-        """A transaction as its owner and as the service that joins see it."""
-        work = self.a.tcp("shop").begin(**body)
-        assert work.join
-        return work, self.joined(work)
-
-    def joined(self, work: Work, name: str = "shop", header: str | None = None) -> Work:
-        client = self.b.tcp(name, **{"Undoubt-Transaction": work.join if header is None else header})
-        return Work(client, work.id)
-
-    def balances(self, account: int) -> list[int]:
-        sql = f"select balance from account where id = {account}"
-        return [value(dsn, sql) for dsn in self.databases.values()]
-
-
-@pytest.fixture(scope="module")
-def ledger(postgres: Server, shops: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
-    name = "sidecar_pair_ledger"
-    with psycopg.connect(postgres.dsn(), autocommit=True) as admin:
-        admin.execute(f"drop database if exists {name} with (force)".encode())
-        admin.execute(f"create database {name}".encode())
-    url = postgres.dsn(name).replace("postgresql://", "postgresql+psycopg://")
-    config = configuration(tmp_path_factory.mktemp("init"), url, shops, 1)
-    initialized = undoubt("ledger", "init", "--yes", "--config", str(config))
-    assert initialized.status == 0, initialized.err
-    return url
-
-
-@pytest.fixture(scope="module")
-def pair(
-    postgres: Server, other_postgres: Server, ledger: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pair]:
-    databases = {
-        "orders": made(postgres, "sidecar_pair_orders"),
-        "payments": made(other_postgres, "sidecar_pair_payments"),
-    }
-    with ExitStack() as stack:
-        a, b = (
-            stack.enter_context(staged(tmp_path_factory.mktemp(name), databases, ledger, reachable=True))
-            for name in "ab"
-        )
-        yield Pair(a, b)
-
-
-@pytest.fixture(autouse=True)
-def both_run(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    if "pair" in request.fixturenames:
-        pair: Pair = request.getfixturevalue("pair")
-        for stage in (pair.a, pair.b):
-            if stage.process is None or stage.process.poll() is not None:
-                stage.start()
-        for dsn in pair.databases.values():
-            eventually_none_prepared(dsn)
 
 
 def test_a_service_joins_through_its_own_sidecar(pair: Pair) -> None:

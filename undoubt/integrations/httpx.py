@@ -1,0 +1,148 @@
+"""Transactions of a sidecar from Python, over httpx; and the header of the current one on requests to other
+services.
+
+Example::
+
+    sidecar = httpx.AsyncClient(base_url="http://127.0.0.1:7480", headers={"Authorization": "Bearer …"})
+    propagation = Propagation(["payments.internal"])
+    services = httpx.AsyncClient(event_hooks={"request": [propagation.asynchronous]})
+
+    async with transaction(sidecar) as tx:
+        await tx.execute("orders", "insert into orders (item) values ($1)", ["a lamp"])
+        answer = await services.post("https://payments.internal/pay")     # joins the transaction
+        answer.raise_for_status()
+    # here it is committed in both, or an error was raised
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
+
+import httpx
+
+from undoubt.integrations.joining import HEADER, JoinedTransaction, current, working_in
+from undoubt.participants.errors import UndoubtError, UsageError
+
+
+class SidecarRefused(UndoubtError):
+    """The sidecar answered with a problem. ``name`` is that of the problem, ``problem`` the whole of it. The
+    transaction is not committed, unless ``outcome`` says so."""
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        self.status = status
+        self.problem = problem
+        self.name = str(problem.get("name", ""))
+        self.outcome = str(problem.get("outcome", ""))
+        super().__init__(f"{self.name or status}: {problem.get('detail', '')}")
+
+
+class SidecarOutcomeUnknown(UndoubtError):
+    """The commit got no answer, or one that does not know the outcome. Ask again for ``transaction``; never
+    take it for aborted."""
+
+    def __init__(self, transaction: str) -> None:
+        super().__init__(f"the outcome of {transaction} is not known yet: ask the sidecar again")
+        self.transaction = transaction
+
+
+class Propagation:
+    """Puts the header of the current transaction on requests to ``hosts``, and to no others: the header is a
+    secret. Its methods are event hooks of httpx."""
+
+    def __init__(self, hosts: Iterable[str]) -> None:
+        """Raises ``UsageError`` if ``hosts`` is a text, which is a mistake, or empty."""
+        if isinstance(hosts, str):
+            raise UsageError("hosts must be a list of names, not a text")
+        self._hosts = frozenset(host.lower() for host in hosts)
+        if not self._hosts:
+            raise UsageError("hosts must name at least one service")
+
+    def synchronous(self, request: httpx.Request) -> None:
+        """For ``httpx.Client``."""
+        joined = current()
+        if joined is not None and request.url.host.lower() in self._hosts:
+            request.headers[HEADER] = joined.header
+        else:
+            request.headers.pop(HEADER, None)  # a redirect to another host has copied it
+
+    async def asynchronous(self, request: httpx.Request) -> None:
+        """For ``httpx.AsyncClient``."""
+        self.synchronous(request)
+
+
+class SidecarBranches:
+    """What can be done in a transaction: add branches. ``sidecar`` is a client of one's own sidecar."""
+
+    def __init__(self, sidecar: httpx.AsyncClient, joined: JoinedTransaction, *, owned: bool) -> None:
+        self._sidecar = sidecar
+        self._joined = joined
+        self._headers = {} if owned else {HEADER: joined.header}
+
+    @property
+    def id(self) -> str:
+        """The transaction's id."""
+        return self._joined.id
+
+    async def announce(self, participant: str) -> dict[str, Any]:
+        """A branch that the caller runs: ``begin``, ``prepare``, ``begin_statements``,
+        ``prepare_statements``. Raises ``SidecarRefused``, ``httpx.HTTPError``."""
+        return await self._post("branches", {"participant": participant})
+
+    async def execute(self, participant: str, sql: str, params: Sequence[Any] = ()) -> dict[str, Any]:
+        """A statement in the branch that the sidecar runs there: ``columns``, ``rows``, ``tag``. Raises as
+        :meth:`announce`."""
+        return await self._post(
+            "statements", {"participant": participant, "sql": sql, "params": list(params)}
+        )
+
+    async def _post(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+        path = f"/v1/transactions/{self.id}/{verb}"
+        return checked(await self._sidecar.post(path, json=body, headers=self._headers))
+
+
+def joined(sidecar: httpx.AsyncClient) -> SidecarBranches:
+    """The transaction that the current request came with. Raises ``UsageError`` if it came with none."""
+    found = current()
+    if found is None:
+        raise UsageError(f"this request came without {HEADER}: there is no transaction to join")
+    return SidecarBranches(sidecar, found, owned=False)
+
+
+@contextlib.asynccontextmanager
+async def transaction(
+    sidecar: httpx.AsyncClient, *, timeout_ms: int | None = None
+) -> AsyncIterator[SidecarBranches]:
+    """A new transaction: committed at the end of the block, rolled back if that raises. Within,
+    :class:`Propagation` sends its header. Raises ``SidecarRefused``, also for a transaction that was aborted,
+    ``SidecarOutcomeUnknown``, ``httpx.HTTPError``."""
+    begun = checked(await sidecar.post("/v1/transactions", json={"timeout_ms": timeout_ms}))
+    began = JoinedTransaction(begun["id"], begun.get("join", ""))
+    path = f"/v1/transactions/{began.id}"
+    try:
+        with working_in(began if began.header else None):
+            yield SidecarBranches(sidecar, began, owned=True)
+    except BaseException:
+        with contextlib.suppress(httpx.HTTPError):  # its deadline ends it then
+            await sidecar.post(f"{path}/rollback")
+        raise
+    try:
+        answer = await sidecar.post(f"{path}/commit")
+    except httpx.HTTPError as error:
+        raise SidecarOutcomeUnknown(began.id) from error
+    if answer.status_code == 202 or answer.status_code >= 500:
+        raise SidecarOutcomeUnknown(began.id)
+    checked(answer)
+
+
+def checked(answer: httpx.Response) -> dict[str, Any]:
+    """The body of an answer. Raises ``SidecarRefused``."""
+    try:
+        body = answer.json()
+    except ValueError:
+        body = {}
+    told = body if isinstance(body, dict) else {}
+    if answer.is_success:
+        return told
+    raise SidecarRefused(answer.status_code, told)
