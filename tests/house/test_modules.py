@@ -13,8 +13,14 @@ from tests.house.tree import LINKED, LINKS, ROOMS, ROOT, dotted, modules
 RUN_BY_NAME = {"undoubt.cli", "undoubt.__main__"}
 """Entry points: modules that no other module imports."""
 
-FOR_USERS = {"undoubt.coordinator.ledger.memory", "undoubt.participants.scripted", "undoubt.logs"}
-"""Modules that only applications use, in their tests and in the configuration of their logs."""
+FOR_USERS = {
+    "undoubt.coordinator.ledger.memory",
+    "undoubt.integrations.httpx",
+    "undoubt.integrations.starlette",
+    "undoubt.logs",
+    "undoubt.participants.scripted",
+}
+"""Shipped for those who build on undoubt: their services, their tests, and the configuration of their logs."""
 
 
 def imports(path: Path) -> set[str]:
