@@ -131,8 +131,8 @@ class SessionKeeper:
         bind: bool = False,
         marks: bool = False,
     ) -> None:
-        """``bind``: bind leases to acceptors of Paxos Commit, from the first lease on. ``marks``: every commit
-        of a session is recorded, and each session is marked before a transaction begins in it."""
+        """``bind``: bind leases to acceptors of Paxos Commit, from the first lease on. ``marks``: every
+        commit of a session is recorded, and each session is marked before a transaction begins in it."""
         self._ledger = ledger
         self._name = name
         self._ttl_s = ttl_s

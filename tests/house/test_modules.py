@@ -20,7 +20,7 @@ FOR_USERS = {
     "undoubt.logs",
     "undoubt.participants.scripted",
 }
-"""Shipped for those who build on undoubt: their services, their tests, and the configuration of their logs."""
+"""Shipped for those who build on undoubt: their services, tests, and the configuration of their logs."""
 
 
 def imports(path: Path) -> set[str]:
