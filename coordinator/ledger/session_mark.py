@@ -6,8 +6,8 @@ a session proves nothing, since any application chooses its own.
 
 The mark is a recorded COMMIT of a transaction number that no coordinator reaches. The ledger records a COMMIT
 only for names with the tags of the session's key, which the ledger gives to the opener of the session alone:
-so nobody else can mark a session, and no application marks one by accident. It needs no field of its own, so
-nodes of every version keep it, for as long as they keep the session."""
+so no other process can mark a session, and no application marks one by accident. It needs no field of its
+own, so nodes of every version keep it, for as long as they keep the session."""
 
 from __future__ import annotations
 

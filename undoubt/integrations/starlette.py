@@ -8,8 +8,8 @@ Example::
         tx = undoubt.integrations.httpx.joined(sidecar)
         branch = await tx.announce("payments")
 
-The service adds branches and prepares its own before it answers. It does not commit: whoever began the
-transaction does. Starlette is not needed: it is a middleware of ASGI."""
+The service adds branches and prepares its own before it answers. It does not commit: the service that began
+the transaction does. Starlette is not needed: it is a middleware of ASGI."""
 
 from __future__ import annotations
 

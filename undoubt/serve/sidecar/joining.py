@@ -87,7 +87,7 @@ async def _forwarded(sidecar: Sidecar, operation: Operation, request: JudgedRequ
 
 
 def _check_expiry(shown: Shown, *, reads: bool) -> None:
-    """Whoever joined may ask for the outcome afterwards."""
+    """A client that joined may ask for the outcome afterwards."""
     if not reads and expired(shown.sealed.capability):
         raise RequestRefused(403, "CapabilityExpired", "that Undoubt-Transaction has expired")
 

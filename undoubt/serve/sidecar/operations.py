@@ -46,7 +46,7 @@ class Operation:
     waits: bool = False
     """``Prefer: wait`` counts."""
     joins: bool = False
-    """Whoever joins a transaction may do it: ``Undoubt-Transaction`` counts."""
+    """A client that joins a transaction may do it: ``Undoubt-Transaction`` counts."""
     query: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
