@@ -26,6 +26,10 @@ from undoubt.integrations.joining import HEADER, JoinedTransaction, current, wor
 from undoubt.participants.errors import UndoubtError, UsageError
 
 
+_TELL_NOTHING = frozenset({202, 404})
+"""Answers to a commit; 404: the ledger does not remember the transaction."""
+
+
 class SidecarRefused(UndoubtError):
     """The sidecar answered with a problem. ``name`` is that of the problem, ``problem`` the whole of it. The
     transaction is not committed, unless ``outcome`` says so."""
@@ -131,7 +135,7 @@ async def transaction(
         answer = await sidecar.post(f"{path}/commit")
     except httpx.HTTPError as error:
         raise SidecarOutcomeUnknown(began.id) from error
-    if answer.status_code == 202 or answer.status_code >= 500:
+    if answer.status_code in _TELL_NOTHING or answer.status_code >= 500:
         raise SidecarOutcomeUnknown(began.id)
     checked(answer)
 

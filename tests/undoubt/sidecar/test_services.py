@@ -20,7 +20,13 @@ from tests.prove.processes import ROOT
 from tests.undoubt.sidecar.pair import Pair
 from tests.undoubt.sidecar.stage import token
 from undoubt.errors import UsageError
-from undoubt.integrations.httpx import Propagation, joined
+from undoubt.integrations.httpx import (
+    Propagation,
+    SidecarOutcomeUnknown,
+    SidecarRefused,
+    joined,
+    transaction,
+)
 from undoubt.integrations.joining import HEADER, JoinedTransaction, current, working_in
 from undoubt.integrations.starlette import JoinTransaction
 
@@ -165,3 +171,56 @@ async def test_a_request_without_a_header_works_in_none() -> None:
 )
 async def test_what_no_sidecar_made_is_refused(headers: tuple[str, ...]) -> None:
     assert await through(*headers) == (400, None)
+
+
+class Failing(Exception):
+    """Of the application."""
+
+
+def answering(commit: httpx.Response | Exception, asked: list[str]) -> httpx.AsyncClient:
+    """A client of a sidecar that answers a commit so."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path.rpartition("/")[2])
+        if asked[-1] == "transactions":
+            return httpx.Response(201, json={"id": PAYLOAD["transaction"], "join": header()})
+        if asked[-1] == "commit" and isinstance(commit, Exception):
+            raise commit
+        return commit if asked[-1] == "commit" and isinstance(commit, httpx.Response) else httpx.Response(200)
+
+    return httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://sidecar")
+
+
+@pytest.mark.parametrize(
+    "commit",
+    [httpx.ReadTimeout("late"), httpx.ConnectError("gone")]
+    + [httpx.Response(status, json={"name": "X"}) for status in (202, 404, 500, 503)],
+    ids=str,
+)
+async def test_a_commit_without_an_outcome_is_not_taken_for_aborted(
+    commit: httpx.Response | Exception,
+) -> None:
+    asked: list[str] = []
+    with pytest.raises(SidecarOutcomeUnknown):
+        async with transaction(answering(commit, asked)):
+            pass
+    assert asked == ["transactions", "commit"]
+
+
+async def test_a_commit_that_is_refused_says_why() -> None:
+    refusal = httpx.Response(409, json={"name": "TransactionAborted", "outcome": "aborted"})
+    with pytest.raises(SidecarRefused) as refused:
+        async with transaction(answering(refusal, [])):
+            pass
+    assert (refused.value.name, refused.value.outcome) == ("TransactionAborted", "aborted")
+
+
+async def test_a_block_that_fails_is_rolled_back() -> None:
+    """And works in the transaction until then. Broken if a failed block commits."""
+    asked: list[str] = []
+    with pytest.raises(Failing):
+        async with transaction(answering(httpx.Response(200, json={}), asked)):
+            assert current() is not None
+            raise Failing
+    assert asked == ["transactions", "rollback"]
+    assert current() is None

@@ -103,8 +103,9 @@ class Peers:
     ) -> Answer:
         """What the owner answers. Raises :class:`OwnerUnreachable`, :class:`RequestRefused`."""
         sent = {**headers, **self._headers, HEADER: shown.text, FORWARDED: "1"}
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in sent.items()]  # as they came
         try:
-            async with self._client.stream(method, url, content=body, headers=sent) as response:
+            async with self._client.stream(method, url, content=body, headers=raw) as response:
                 content = await self._read(response)
         except httpx.HTTPError as error:
             log.info(
