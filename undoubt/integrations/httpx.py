@@ -25,7 +25,6 @@ import httpx
 from undoubt.integrations.joining import HEADER, JoinedTransaction, current, working_in
 from undoubt.participants.errors import UndoubtError, UsageError
 
-
 _TELL_NOTHING = frozenset({202, 404})
 """Answers to a commit; 404: the ledger does not remember the transaction."""
 
