@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Sequence
 
 import psycopg
 import pytest
@@ -12,13 +13,14 @@ import pytest
 from tests.undoubt.sidecar.stage import Stage, token
 
 
-def raw(stage: Stage, *parts: bytes) -> bytes:
-    """What the server answers to these bytes, until it closes or says all."""
+def raw(stage: Stage, *parts: bytes, ends: bool = True) -> bytes:
+    """What the server answers to these bytes, until it closes or says all. ``ends``: nothing follows them."""
     with socket.create_connection(("127.0.0.1", stage.port)) as connection:
         connection.settimeout(30)
         for part in parts:
             connection.sendall(part)
-        connection.shutdown(socket.SHUT_WR)
+        if ends:
+            connection.shutdown(socket.SHUT_WR)
         found = b""
         try:
             while data := connection.recv(65_536):
@@ -28,12 +30,14 @@ def raw(stage: Stage, *parts: bytes) -> bytes:
         return found
 
 
-def head(stage: Stage, method: str, path: str, *lines: str) -> bytes:
+def head(
+    stage: Stage, method: str, path: str, *lines: str, close: Sequence[str] = ("Connection: close",)
+) -> bytes:
     given = [
         f"{method} {path} HTTP/1.1",
         f"Host: 127.0.0.1:{stage.port}",
         f"Authorization: Bearer {token('shop')}",
-        "Connection: close",
+        *close,
         *lines,
     ]
     return "\r\n".join([*given, "", ""]).encode()
@@ -110,6 +114,48 @@ def test_what_is_no_request(stage: Stage, sent: bytes) -> None:
     answer = raw(stage, sent)
     assert not answer.startswith(b"HTTP/1.1 5")
     assert stage.tcp().get("/livez").status_code == 200
+
+
+OFFER = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk")
+"""What java.net.http sends with its first request."""
+BODIES = {
+    "length": (("Content-Length: 21",), b'{"timeout_ms": 60000}'),
+    "chunks": (("Transfer-Encoding: chunked",), b'5\r\n{"tim\r\n10\r\neout_ms": 60000}\r\n0\r\n\r\n'),
+    "none": ((), b""),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("apart", [False, True])
+def test_an_offer_of_another_protocol_is_a_plain_request(stage: Stage, name: str, apart: bool) -> None:
+    """Broken if the body of such a request is lost, or taken for the next request."""
+    lines, body = BODIES[name]
+    request = head(stage, "POST", "/v1/transactions", "Content-Type: application/json", *lines, close=OFFER)
+    last = head(stage, "GET", "/livez")
+    for parts in ((request, body, last), (request[:30], request[30:] + body[:3], body[3:] + last)):
+        sent = [*parts] if apart else [b"".join(parts)]
+        answer = raw(stage, *sent, ends=False)  # the last one closes
+        assert answer.startswith(b"HTTP/1.1 201"), answer
+        assert answer.count(b"HTTP/1.1 ") == 2, answer
+        assert b'{"ok":true' in answer
+
+
+def test_a_bound_holds_for_a_request_with_an_offer(stage: Stage) -> None:
+    large = head(
+        stage,
+        "POST",
+        "/v1/transactions",
+        "Content-Type: application/json",
+        "Content-Length: 200000",
+        close=OFFER,
+    )
+    assert raw(stage, large, ends=False).startswith(b"HTTP/1.1 413")
+
+
+def test_nothing_is_connected(stage: Stage) -> None:
+    for target in ("/v1/transactions", "example.org:80"):
+        answer = raw(stage, head(stage, "CONNECT", target, close=OFFER) + b"GET / HTTP/1.1\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 4"), answer
 
 
 @pytest.mark.parametrize(

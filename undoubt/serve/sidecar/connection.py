@@ -1,6 +1,8 @@
 """The HTTP protocol of one connection: uvicorn's, which also tells who is at the other end.
 
-And which does not wait without end: a head that is late, or too large, ends the connection.
+And which does not wait without end: a head that is late, or too large, ends the connection. A request that
+offers another protocol (``Upgrade``) is answered in this one, as RFC 9110, 7.8, allows: java.net.http offers
+HTTP/2 with its first request.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES_MAX = 32 * 1024
@@ -20,6 +23,8 @@ PEER = "undoubt.peer"
 """Where a request's ASGI scope holds its :class:`Peer`."""
 
 _UCRED = struct.Struct("iII")
+_OFFER = frozenset({b"upgrade", b"http2-settings"})
+"""Headers that offer another protocol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +36,43 @@ class Peer:
     certificate: tuple[str, ...] = ()
 
 
+class _Parser(httptools.HttpRequestParser):  # type: ignore[misc]
+    """llhttp takes no body of a request that offers another protocol. So such a request is parsed a second
+    time, without the offer, and only then begins."""
+
+    def __init__(self, protocol: SidecarProtocol) -> None:
+        super().__init__(protocol)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self._protocol = protocol
+
+    @property
+    def offers(self) -> bool:
+        """Another protocol for the request of now. CONNECT is no offer: no body of HTTP follows it."""
+        return bool(self.should_upgrade()) and self.get_method() != b"CONNECT"
+
+    def feed_data(self, data: bytes) -> None:
+        rest: bytes | memoryview = data
+        while True:
+            try:
+                super().feed_data(rest)
+            except httptools.HttpParserUpgrade as stopped:
+                if not self.offers:
+                    raise
+                super().feed_data(self._protocol.head_without_offer())
+                [taken] = stopped.args  # bytes of ``rest``
+                rest = memoryview(rest)[taken:]
+            else:
+                return
+
+
 class SidecarProtocol(HttpToolsProtocol):
     """See the module. ``head_timeout_s`` is set on a subclass by who runs the server."""
 
     head_timeout_s = 10.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parser = _Parser(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -69,7 +107,24 @@ class SidecarProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_arrived()
-        super().on_headers_complete()
+        if not self.parser.offers:
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self.parser.offers:
+            super().on_message_complete()
+
+    def head_without_offer(self) -> bytes:
+        """Of the request whose head was read."""
+        version = self.parser.get_http_version().encode()
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        for name, value in self.headers:
+            kept = value
+            if name == b"connection":
+                kept = b", ".join(each for each in _listed(value) if each.lower() not in _OFFER)
+            if name not in _OFFER and (kept or not value):
+                lines.append(name + b": " + kept)
+        return b"\r\n".join([*lines, b"", b""])
 
     def _count(self, size: int) -> None:
         self._head_bytes += size
@@ -87,6 +142,10 @@ class SidecarProtocol(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._head_timer = None
         self.transport.abort()
+
+
+def _listed(value: bytes) -> list[bytes]:
+    return [each.strip() for each in value.split(b",")]
 
 
 def peer_of(transport: asyncio.Transport) -> Peer:
