@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ class Peer:
     certificate: tuple[str, ...] = ()
 
 
-class _Parser(httptools.HttpRequestParser):  # type: ignore[misc]
+class _Parser(httptools.HttpRequestParser):
     """llhttp takes no body of a request that offers another protocol. So such a request is parsed a second
     time, without the offer, and only then begins."""
 
@@ -50,8 +51,8 @@ class _Parser(httptools.HttpRequestParser):  # type: ignore[misc]
         """Another protocol for the request of now. CONNECT is no offer: no body of HTTP follows it."""
         return bool(self.should_upgrade()) and self.get_method() != b"CONNECT"
 
-    def feed_data(self, data: bytes) -> None:
-        rest: bytes | memoryview = data
+    def feed_data(self, data: bytes | bytearray | memoryview[int] | array[int]) -> None:
+        rest = data
         while True:
             try:
                 super().feed_data(rest)
@@ -69,6 +70,7 @@ class SidecarProtocol(HttpToolsProtocol):
     """See the module. ``head_timeout_s`` is set on a subclass by who runs the server."""
 
     head_timeout_s = 10.0
+    parser: _Parser
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
