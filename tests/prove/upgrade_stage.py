@@ -138,12 +138,18 @@ class Application:
 
     async def more(self, transfers: int) -> None:
         """Once so many more were acknowledged."""
-        enough = len(self.heard.acknowledged) + transfers
-        async with within(f"{transfers} transfers of an application of {self._release.value} release"):
-            while len(self.heard.acknowledged) < enough:
-                if self._hearing.done():
-                    raise Wrong(f"an application of {self._release.value} release ended: {self.heard.last}")
-                await asyncio.sleep(0.02)
+        before = len(self.heard.acknowledged)
+        whose = f"an application of {self._release.value} release"
+        try:
+            async with within(f"{transfers} transfers of {whose}"):
+                while len(self.heard.acknowledged) < before + transfers:
+                    if self._hearing.done():
+                        raise Wrong(f"{whose} ended: {self.heard.last}")
+                    await asyncio.sleep(0.02)
+        except TimeoutError as error:
+            got, begun = len(self.heard.acknowledged) - before, len(self.heard.begun)
+            last = list(self.heard.why.items())[-3:]
+            raise TimeoutError(f"{error}: {got} of them; {begun} begun; last not committed: {last}") from None
 
     async def enough(self, transfers: int) -> None:
         """After so many more, let it end. Raises :class:`Wrong` if it was told something else than that its
