@@ -288,6 +288,14 @@ async def test_a_system_for_developers_comes_back_and_goes() -> None:
     assert told["failures"] == []
 
 
+async def test_values_through_the_sidecar() -> None:
+    """Broken if a value that goes to a database by the sidecar, or comes from it, is another one then. With
+    its control: ``make prove PROOF=types``."""
+    told = await prove("types", "--no-control")
+    assert told["values"] >= 200
+    assert (told["lost"], told["unlike_the_docs"], told["not_refused"]) == (0, 0, [])
+
+
 @pytest.mark.parametrize("example", NEEDS)
 async def test_the_examples_of_the_sidecar(example: str) -> None:
     """Broken if an example that somebody copies does not do in both databases what it says."""

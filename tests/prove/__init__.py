@@ -51,6 +51,8 @@ The proofs, and under each what only it uses; then what several use:
 :mod:`.wire_run`             runs one scene.
 :mod:`.dev`                  kills each process of ``undoubt dev``, ends it, and looks for what is left.
 :mod:`.examples`             runs the examples of the sidecar as their page says.
+:mod:`.sql_types`            sends SQL values through the sidecar and back, and looks what was lost.
+:mod:`.sql_types_cases`      lists these values.
 :mod:`.house`                counts what makes the project hard to read, and traces the files of a commit.
 :mod:`.control`              runs a proof in a copy of the tree with bugs planted.
 :mod:`.bank`                 moves money between two databases, and audits it.

@@ -26,6 +26,7 @@ PROOFS = {
     "poison": "tests.prove.poison",
     "setback": "tests.prove.setback",
     "shadowed": "tests.prove.shadowed",
+    "types": "tests.prove.sql_types",
     "sqlalchemy": "tests.prove.sqlalchemy_twophase",
     "two-sidecars": "tests.prove.two_sidecars",
     "upgrade": "tests.prove.upgrade",

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg.postgres import types
 
-from tests.undoubt.sidecar.stage import Stage
+from tests.prove.sql_types import json_type, table
+from tests.servers import Server
+from tests.undoubt.sidecar.conftest import made
+from tests.undoubt.sidecar.stage import Stage, staged
 from undoubt.participants.bounds import OutOfBounds
 from undoubt.serve.sidecar.sql_values import parameter, type_name, value
 
@@ -58,6 +64,22 @@ BACK: list[tuple[str, str, Any]] = [
     ("pg_lsn", "16/B374D848", "16/B374D848"),
 ]
 
+
+ONE_OF_EACH: dict[str, bytes] = {
+    "bool": b"t",
+    "int2": b"1",
+    "int4": b"1",
+    "oid": b"1",
+    "int8": b"1",
+    "float4": b"1",
+    "float8": b"1",
+    "numeric": b"1",
+    "json": b"1",
+    "jsonb": b"1",
+    "bytea": b"\\x",
+    "timestamptz": b"infinity",
+}
+"""The types that the page's table names, and the server's text of a value."""
 
 ODD = ["NULL", None, "", 'a"b\\c', "{x,y}", " z "]
 
@@ -212,3 +234,62 @@ def test_no_bytes_do_harm(raw: bytes) -> None:
 
 def test_names_of_types() -> None:
     assert (type_name(23), type_name(1007), type_name(99_999)) == ("int4", "int4[]", "oid 99999")
+
+
+def test_settings_of_the_database_lose_nothing(postgres: Server, tmp_path: Path) -> None:
+    """Broken if values are written as the owner of a database likes: with fewer digits, with the abbreviation
+    of a time zone, or NULL as a word. And the client may still choose how its transaction is isolated."""
+    dsn = made(postgres, "sidecar_settings")
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        for setting in (
+            "extra_float_digits = 0",
+            "array_nulls = off",
+            "datestyle = 'SQL, DMY'",
+            "timezone = 'Asia/Kolkata'",
+            "bytea_output = 'escape'",
+            "client_encoding = 'LATIN1'",
+            "intervalstyle = 'sql_standard'",
+        ):
+            admin.execute(f"alter database sidecar_settings set {setting}".encode())
+    with staged(tmp_path, {"orders": dsn}) as stage:
+        work = stage.tcp().begin(timeout_ms=60_000)
+        work.run("set transaction isolation level serializable")
+        told = work.run(
+            "select $1::float8, $2::text[], $3::timestamptz, $4::bytea, $5, $6::interval",
+            0.30000000000000004,
+            [None, "ä"],
+            "2026-01-31 00:00:00+00",
+            "\\x00",
+            {"type": "text", "value": "ä€"},
+            "1 day",
+        )
+        assert told["rows"] == [
+            [0.30000000000000004, [None, "ä"], "2026-01-31 05:30:00+05:30", "\\x00", "ä€", "1 day"]
+        ]
+        assert work.run("show transaction_isolation")["rows"] == [["serializable"]]
+        assert work.rollback().status_code == 200
+
+
+def test_text_that_is_not_utf8(stage: Stage) -> None:
+    """Broken if it is answered by an internal error, or by other text."""
+    work = stage.tcp().begin(timeout_ms=60_000)
+    work.run("set local client_encoding = 'LATIN1'")
+    answer = work.sql("select chr(228)")
+    assert (answer.status_code, answer.json()["name"]) == (409, "TransactionAborted")
+    assert answer.json()["reason"].startswith("NotUtf8")
+
+
+def test_the_page_has_the_table_of_the_code() -> None:
+    """Broken if ``docs/sidecar.md`` tells another JSON type than the one that is sent."""
+    page = table()
+    for type_, text in ONE_OF_EACH.items():
+        assert json_type(value(text, type_)) in page[type_]
+        if "number" in page[type_]:
+            for literal in page[type_] - {"number"}:
+                assert value(literal.encode(), type_) == literal
+    named = {*page} - {"NULL", "arrays", "everything else"}
+    assert named == {*ONE_OF_EACH}
+    others = {info.name for info in types if info.name not in named}
+    assert {json_type(value(b"1", name)) for name in others} == {"string"} == page["everything else"]
+    assert json_type(value(b"{1}", "int4[]")) == "list"
+    assert page["arrays"] == {"list"}

@@ -24,6 +24,8 @@ from undoubt.participants.errors import UndoubtError
 from undoubt.participants.ids import NO_KEY, Gid, SessionKey, TxId
 from undoubt.participants.postgres import PostgresParticipant
 from undoubt.participants.postgres.announced import AnnouncedBranch
+from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection
+from undoubt.serve.sidecar import statements
 from undoubt.serve.sidecar.lookup import look_up
 from undoubt.serve.sidecar.problems import RequestRefused, busy, reason_of
 from undoubt.serve.sidecar.settings import SidecarSettings
@@ -217,16 +219,20 @@ class Book:
         self._note(entry, branch.gid, by_caller=True)
         return branch
 
-    async def connection(self, entry: OpenTransaction, participant: str) -> object:
+    async def connection(self, entry: OpenTransaction, participant: str) -> AsyncBranchConnection:
         """The connection of the branch that the sidecar runs there, begun with the first statement."""
         known = {each.participant for each in entry.branches.values() if each.run_by == "sidecar"}
         if participant not in known:
             self._check_branches(entry)
-        connection = await entry.transaction.branch(participant)
+        connection: object = await entry.transaction.branch(participant)
         if participant not in known:
             for gid in entry.transaction.gids:
                 if gid.participant == participant and gid.branch not in entry.branches:
                     self._note(entry, gid, by_caller=False)
+        if not isinstance(connection, AsyncBranchConnection):
+            raise TypeError(type(connection))
+        if participant not in known:
+            await statements.begin(connection, participant)
         return connection
 
     def _check_branches(self, entry: OpenTransaction) -> None:

@@ -17,7 +17,6 @@ from undoubt.coordinator.transaction import CommitResult
 from undoubt.participants.contract import Settled
 from undoubt.participants.ids import InvalidName, TxId
 from undoubt.participants.postgres import PostgresParticipant
-from undoubt.participants.postgres.psycopg.connection import AsyncBranchConnection
 from undoubt.serve.sidecar import health, statements
 from undoubt.serve.sidecar.book import Book, OpenTransaction, instant
 from undoubt.serve.sidecar.capability import Capability, Sealer
@@ -216,11 +215,9 @@ async def execute(sidecar: Sidecar, request: JudgedRequest) -> Answer:
     async with entry.running.setdefault(name, asyncio.Lock()):
         entry.check_active()
         connection = await sidecar.book.connection(entry, name)
-        if not isinstance(connection, AsyncBranchConnection):
-            raise TypeError(type(connection))
         try:
             rows = await statements.run(connection, name, wanted.sql, values, sidecar.settings)
-        except statements.TooMuch as error:
+        except statements.NoAnswer as error:
             entry.transaction.doom(error)
             entry.check_active()
             raise

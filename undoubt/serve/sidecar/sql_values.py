@@ -16,8 +16,9 @@ NULL                         ``null``
 ``numeric``                  string, ``"1.10"``                     digits that count
 ``json``, ``jsonb``          string, the document's text            NULL and the document ``null`` differ
 ``bytea``                    string, ``"\\\\x00ff"``
-arrays                       list, of lists where it has several    with explicit lower bounds: the text
-                             dimensions
+arrays                       list, of lists where it has several    with explicit lower bounds, of box, and of
+                             dimensions                             types that only their database knows: the
+                                                                    text
 everything else              string                                 timestamps, uuid, ranges, enums …
 ===========================  =====================================  ==========================================
 

@@ -3,6 +3,10 @@
 The statement goes to the server as it is, by the extended protocol: one statement at a time, and values apart
 from it. Values have PostgreSQL's text format in both directions (:mod:`undoubt.serve.sidecar.sql_values`). An
 answer that would be too large is not cut: the transaction is aborted, and the caller told to ask for less.
+
+A branch begins with settings of its own, whatever its database or role has set: with others the server's text
+of a value would lose digits (``extra_float_digits``), the sign of a time zone (``DateStyle``), or be another
+one when it is read again (``array_nulls``).
 """
 
 from __future__ import annotations
@@ -28,6 +32,21 @@ ROLLBACK_CLASS = "40"
 PARAMETERS_MAX = 65_535
 """Of the protocol's Bind message (PostgreSQL manual, "Message Formats")."""
 
+TEXT_SETTINGS = "; ".join(
+    f"set local {name} = {value}"
+    for name, value in (
+        ("client_encoding", "'UTF8'"),
+        ("datestyle", "'ISO'"),  # the order of day and month in what is read stays that of the database
+        ("intervalstyle", "'postgres'"),
+        ("bytea_output", "'hex'"),
+        ("extra_float_digits", "1"),
+        ("array_nulls", "on"),
+        ("xmloption", "content"),
+    )
+)
+"""SET LOCAL, which takes no snapshot: the client may still choose its isolation level. PostgreSQL manual,
+"Client Connection Defaults"."""
+
 _ROWS = frozenset({ExecStatus.SINGLE_TUPLE, ExecStatus.TUPLES_OK, ExecStatus.TUPLES_CHUNK})
 _DONE = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY})
 _COPY = frozenset({ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH})
@@ -48,8 +67,25 @@ class StatementFailed(RequestRefused):
         )
 
 
-class TooMuch(Exception):
+class NoAnswer(Exception):
+    """What the statement gives cannot be told. The connection is in the middle of it, so that the transaction
+    has to be aborted."""
+
+
+class TooMuch(NoAnswer):
     """The answer to a statement is larger than the bounds of the sidecar, or no rows (COPY)."""
+
+
+class NotUtf8(NoAnswer):
+    """The answer has text that is not UTF-8, as JSON must be."""
+
+
+async def begin(connection: AsyncBranchConnection, participant: str) -> None:
+    """Before the first statement of a branch. Raises what a branch's connection raises."""
+    try:
+        await connection.execute(TEXT_SETTINGS.encode())
+    except psycopg.Error as error:
+        raise ParticipantUnavailable(participant, str(error), sqlstate=error.sqlstate) from error
 
 
 async def run(
@@ -59,8 +95,7 @@ async def run(
     parameters: Sequence[Parameter],
     settings: SidecarSettings,
 ) -> Rows:
-    """Raises :class:`StatementFailed`; :class:`TooMuch`, after which the connection is in the middle of its
-    answer, so that the transaction has to be aborted; and what a branch's connection raises."""
+    """Raises :class:`StatementFailed`, :class:`NoAnswer`, and what a branch's connection raises."""
     statement = text("sql", sql, most=settings.body_bytes_max, empty=False)
     if len(parameters) > PARAMETERS_MAX:
         raise UsageError(f"a statement has at most {PARAMETERS_MAX} parameters")
@@ -116,7 +151,13 @@ class _Reading:
             self.error = self.error or result
             return
         if status in _ROWS:
-            self._take_rows(result)
+            try:
+                self._take_rows(result)
+            except UnicodeDecodeError as error:
+                raise NotUtf8(
+                    "the statement gives text that is not UTF-8: leave client_encoding as it is, or select"
+                    " its bytes (convert_to)"
+                ) from error
         if told := result.command_status:  # of the last result, or of the last that has rows
             self.tag = told.decode()
             self.affected = result.command_tuples or 0
