@@ -90,9 +90,11 @@ async def test_a_command_that_cannot_be_encoded_is_refused_alone(tmp_path: Path)
         ):
             leader.replica.proposals.propose(bad, answers.append)
         usual = [BranchRecord(1, "orders"), BranchRecord(2, "payments")]
-        assert await ledger.decide(session.txid(1), COMMIT, usual) is COMMIT
-        assert [type(answer) for answer in answers] == [UsageError] * 3
+        decided = asyncio.ensure_future(ledger.decide(session.txid(1), COMMIT, usual))
+        await asyncio.wait({decided, leader.failed}, return_when=asyncio.FIRST_COMPLETED)
         assert not leader.failed.done()
+        assert await decided is COMMIT
+        assert [type(answer) for answer in answers] == [UsageError] * 3
         await leader.ledger.agree_on_rules()
         assert leader.ledger.machine.state.rules == RULES
         await cluster.settled()
