@@ -11,7 +11,13 @@ import pytest
 from tests.servers import Server
 from tests.undoubt.cli.harness import undoubt
 from tests.undoubt.sidecar.pair import Pair
-from tests.undoubt.sidecar.stage import Stage, configuration, eventually_none_prepared, staged
+from tests.undoubt.sidecar.stage import Stage, configuration, eventually_none_prepared, staged, token
+from undoubt.serve.sidecar.tokens import hash_of
+
+STRANGER = (
+    f'[[sidecar.tokens]]\nname = "stranger"\nsha256 = "{hash_of(token("stranger"))}"\nparticipants = ["*"]'
+)
+"""A client of the second sidecar that the first one does not know."""
 
 TABLES = (
     "create table account (id int primary key, balance int not null);"
@@ -86,8 +92,10 @@ def pair(
     }
     with ExitStack() as stack:
         a, b = (
-            stack.enter_context(staged(tmp_path_factory.mktemp(name), databases, ledger, reachable=True))
-            for name in "ab"
+            stack.enter_context(
+                staged(tmp_path_factory.mktemp(name), databases, ledger, more, reachable=True)
+            )
+            for name, more in (("a", ""), ("b", STRANGER))
         )
         yield Pair(a, b)
 

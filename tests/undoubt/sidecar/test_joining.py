@@ -216,8 +216,8 @@ def test_nothing_but_the_ledgers_address_is_called(pair: Pair, listener: Listene
 def test_the_name_of_an_applications_session_is_no_address(
     pair: Pair, ledger: str, listener: Listener
 ) -> None:
-    """Broken if any application that names its session like a sidecar's is called, with the sidecar's
-    token."""
+    """Broken if any application that names its session like a sidecar's is called, with the token of the
+    sidecar or of its client."""
 
     async def named() -> Any:
         opened = await open_ledger(LedgerSettings(url=ledger))
@@ -231,6 +231,8 @@ def test_the_name_of_an_applications_session_is_no_address(
     header = changed(work.join, owner=listener.url, transaction=str(session.txid(1)))
     answer = pair.joined(Work(work.client, str(session.txid(1))), header=header).sql("select 1")
     assert answer.status_code == 404, answer.text
+    plain = pair.b.tcp("shop").post(f"/v1/transactions/{session.txid(1)}/commit")
+    assert plain.status_code == 404, plain.text
     assert listener.connections == 0
     work.rollback()
 

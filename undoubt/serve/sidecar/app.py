@@ -20,9 +20,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from undoubt.serve.sidecar import joining
+from undoubt.serve.sidecar import capability, joining
 from undoubt.serve.sidecar.access import Access, span, trace_of
-from undoubt.serve.sidecar.capability import HEADER
 from undoubt.serve.sidecar.connection import PEER, Peer
 from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar
 from undoubt.serve.sidecar.idempotency import Answer, KeyedAnswers, fingerprint, key_of
@@ -136,13 +135,17 @@ class Door:
         self, operation: Operation, http: HttpRequest, request: JudgedRequest, body: bytes
     ) -> Answer:
         """Here, or at the sidecar that began the transaction."""
-        shown = http.headers.getlist(HEADER)
-        if not shown:
-            return await operation.handle(self._sidecar, request)
-        if len(shown) > 1:
-            raise RequestRefused(400, "BadCapability", "send Undoubt-Transaction once")
-        sent = joining.Shown.of(http, shown[0], body)
-        return await joining.work(self._sidecar, operation, request, sent)
+        shown = http.headers.getlist(capability.HEADER)
+        if shown:
+            if len(shown) > 1:
+                raise RequestRefused(400, "BadCapability", "send Undoubt-Transaction once")
+            sealed = capability.parse(shown[0])
+            return await joining.work(self._sidecar, operation, request, sealed, joining.Sent.of(http, body))
+        if "id" in request.path and self._sidecar.book.find(request.path["id"]) is None:
+            return await joining.work_elsewhere(
+                self._sidecar, operation, request, joining.Sent.of(http, body)
+            )
+        return await operation.handle(self._sidecar, request)
 
     def _client(self, operation: Operation, http: HttpRequest) -> Client:
         try:

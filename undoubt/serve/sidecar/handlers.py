@@ -271,6 +271,8 @@ async def roll_back(sidecar: Sidecar, request: JudgedRequest) -> Answer:
         told = await _recorded(sidecar, request)
         if told.state == "aborted":
             return answer(RolledBack(told.id))
+        if told.state == "unknown":
+            raise OutcomeUnknown(TxId.parse(told.id), told.reason)
         raise RequestRefused(409, "TransactionEnded", told.reason, outcome=told.state, transaction=told.id)
     if not (entry.final and entry.info().state == "aborted"):
         await sidecar.book.roll_back(entry)

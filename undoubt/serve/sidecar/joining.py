@@ -1,9 +1,13 @@
-"""Requests that come with the header ``Undoubt-Transaction``: carried out here if the transaction was begun
-here, else sent to the sidecar that began it.
+"""Requests about a transaction that another sidecar has begun: they are carried out there, by the owner.
 
-A request that the owner did not answer is told from the ledger where it only asked for the outcome; one that
-changes something is answered 503, and may have been carried out: it changes an undecided transaction, which
-its owner alone can commit."""
+With the header ``Undoubt-Transaction`` a service joins the transaction: the owner is shown this sidecar's own
+token or certificate. Without it a client asks about a transaction of its own, which it has begun at the other
+sidecar: the owner is shown the client's own token, and judges it as if the client had asked there. A client
+without a token (of the unix socket, or with a certificate) is told what the ledger says.
+
+A request that the owner did not answer is told from the ledger where it asks for the outcome, or for an end.
+One that adds to the transaction is answered 503, and may have been carried out: it changes an undecided
+transaction, which its owner alone can commit."""
 
 from __future__ import annotations
 
@@ -13,11 +17,19 @@ from dataclasses import dataclass
 from starlette.requests import Request as HttpRequest
 
 from undoubt.participants.errors import UsageError
-from undoubt.serve.sidecar.capability import SealedCapability, check_current, expired, parse
+from undoubt.participants.ids import InvalidName, TxId
+from undoubt.serve.sidecar.capability import SealedCapability, check_current, expired
 from undoubt.serve.sidecar.handlers import JudgedRequest, Sidecar, check_participant
 from undoubt.serve.sidecar.idempotency import Answer, key_of
 from undoubt.serve.sidecar.operations import Operation
-from undoubt.serve.sidecar.peers import FORWARDED, OwnerUnreachable, key_at_owner, unreachable
+from undoubt.serve.sidecar.peers import (
+    FORWARDED,
+    OwnerRefuses,
+    OwnerUnreachable,
+    Peers,
+    key_at_owner,
+    unreachable,
+)
 from undoubt.serve.sidecar.problems import RequestRefused
 from undoubt.serve.sidecar.types import BranchRequest, StatementRequest
 
@@ -25,26 +37,33 @@ _PASSED_ON = ("content-type", "prefer", "traceparent", "tracestate")
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What came over HTTP with a capability."""
+class Sent:
+    """What came over HTTP."""
 
-    sealed: SealedCapability
     body: bytes
     headers: dict[str, str]
     key: str | None
+    authorization: str = dataclasses.field(repr=False)
     forwarded: bool
 
     @classmethod
-    def of(cls, http: HttpRequest, header: str, body: bytes) -> Shown:
+    def of(cls, http: HttpRequest, body: bytes) -> Sent:
         """Raises :class:`RequestRefused`."""
         headers = {name: http.headers[name] for name in _PASSED_ON if name in http.headers}
-        key = key_of(http.headers.get("idempotency-key"))
-        return cls(parse(header), body, headers, key, FORWARDED in http.headers)
+        return cls(
+            body,
+            headers,
+            key_of(http.headers.get("idempotency-key")),
+            http.headers.get("authorization", ""),
+            FORWARDED in http.headers,
+        )
 
 
-async def work(sidecar: Sidecar, operation: Operation, request: JudgedRequest, shown: Shown) -> Answer:
-    """Raises :class:`RequestRefused`, ``LedgerError``, and what the operation raises."""
-    capability = shown.sealed.capability
+async def work(
+    sidecar: Sidecar, operation: Operation, request: JudgedRequest, shown: SealedCapability, sent: Sent
+) -> Answer:
+    """With a capability. Raises :class:`RequestRefused`, ``LedgerError``, and what the operation raises."""
+    capability = shown.capability
     if not operation.joins:
         raise RequestRefused(
             403, "CapabilityCannot", "an Undoubt-Transaction adds branches: who began the transaction ends it"
@@ -55,40 +74,84 @@ async def work(sidecar: Sidecar, operation: Operation, request: JudgedRequest, s
         entry = sidecar.book.find(request.path["id"])
         if entry is None:
             return await operation.handle(sidecar, request)  # begun before this process, or long over
-        sidecar.sealer.check(shown.sealed)
+        sidecar.sealer.check(shown)
         _check_expiry(shown, reads=reads)
         return await operation.handle(sidecar, dataclasses.replace(request, capability=capability))
     _check_expiry(shown, reads=reads)
     request.client.needs("transact")
     if isinstance(request.body, BranchRequest | StatementRequest):
         check_participant(request.client, capability, request.body.participant)
-    if shown.forwarded:
+    if sent.forwarded:
         raise RequestRefused(421, "WrongOwner", "this sidecar did not begin that transaction")
-    return await _forwarded(sidecar, operation, request, shown)
+    return await _joined(sidecar, operation, request, shown, sent)
 
 
-async def _forwarded(sidecar: Sidecar, operation: Operation, request: JudgedRequest, shown: Shown) -> Answer:
-    if sidecar.peers is None:
-        raise UsageError("this sidecar reaches no others")
-    capability = shown.sealed.capability
-    owner = await sidecar.peers.owner_of(sidecar.ledger, capability.txid, capability.owner)
+async def _joined(
+    sidecar: Sidecar, operation: Operation, request: JudgedRequest, shown: SealedCapability, sent: Sent
+) -> Answer:
+    peers = _peers(sidecar)
+    owner = await peers.owner_of(sidecar.ledger, shown.capability.txid, shown.capability.owner)
     if not owner:
         return await operation.handle(sidecar, request)  # its session has ended: the ledger tells what became
-    path = operation.path.format_map({name: _plain(value) for name, value in request.path.items()})
-    headers = dict(shown.headers)
-    if shown.key is not None:
-        headers["idempotency-key"] = key_at_owner(request.client.name, shown.key)
+    headers = dict(sent.headers)
+    if sent.key is not None:
+        headers["idempotency-key"] = key_at_owner(request.client.name, sent.key)
     try:
-        return await sidecar.peers.ask(operation.method, owner + path, shown.sealed, shown.body, headers)
+        url = owner + _path(operation, request)
+        return await peers.join(operation.method, url, shown, sent.body, headers)
     except OwnerUnreachable:
         if operation.method == "GET":
             return await operation.handle(sidecar, request)
         raise unreachable() from None
 
 
-def _check_expiry(shown: Shown, *, reads: bool) -> None:
+async def work_elsewhere(
+    sidecar: Sidecar, operation: Operation, request: JudgedRequest, sent: Sent
+) -> Answer:
+    """Without a capability, about a transaction that is not in the book. Raises as :func:`work`."""
+    owner = await _owner(sidecar, request, sent)
+    if not owner:
+        return await operation.handle(sidecar, request)
+    headers = sent.headers | {"authorization": sent.authorization}
+    if sent.key is not None:
+        headers["idempotency-key"] = sent.key
+    try:
+        url = owner + _path(operation, request)
+        return await _peers(sidecar).ask(operation.method, url, sent.body, headers, request.path["id"])
+    except OwnerRefuses:
+        return await operation.handle(sidecar, request)
+    except OwnerUnreachable:
+        if operation.adds:
+            raise unreachable() from None
+        return await operation.handle(sidecar, request)
+
+
+async def _owner(sidecar: Sidecar, request: JudgedRequest, sent: Sent) -> str:
+    """The address of the other sidecar that began the transaction of the path; empty if there is none that is
+    to be asked in the name of this client."""
+    if sent.forwarded or not sent.authorization:
+        return ""
+    try:
+        txid = TxId.parse(request.path["id"])
+    except InvalidName:
+        return ""
+    owner = await _peers(sidecar).owner_of(sidecar.ledger, txid)
+    return "" if owner == sidecar.settings.url else owner
+
+
+def _peers(sidecar: Sidecar) -> Peers:
+    if sidecar.peers is None:
+        raise UsageError("this sidecar reaches no others")
+    return sidecar.peers
+
+
+def _path(operation: Operation, request: JudgedRequest) -> str:
+    return operation.path.format_map({name: _plain(value) for name, value in request.path.items()})
+
+
+def _check_expiry(shown: SealedCapability, *, reads: bool) -> None:
     """A client that joined may ask for the outcome afterwards."""
-    if not reads and expired(shown.sealed.capability):
+    if not reads and expired(shown.capability):
         raise RequestRefused(403, "CapabilityExpired", "that Undoubt-Transaction has expired")
 
 

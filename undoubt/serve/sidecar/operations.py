@@ -47,6 +47,8 @@ class Operation:
     """``Prefer: wait`` counts."""
     joins: bool = False
     """A client that joins a transaction may do it: ``Undoubt-Transaction`` counts."""
+    adds: bool = False
+    """It changes what will be committed."""
     query: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -97,6 +99,7 @@ OPERATIONS = (
         {201: Announced},
         takes=BranchRequest,
         joins=True,
+        adds=True,
     ),
     Operation(
         "withdraw",
@@ -106,6 +109,7 @@ OPERATIONS = (
         "Take an announced branch back; it is rolled back.",
         {200: Withdrawn},
         joins=True,
+        adds=True,
     ),
     Operation(
         "execute",
@@ -116,6 +120,7 @@ OPERATIONS = (
         {200: Rows},
         takes=StatementRequest,
         joins=True,
+        adds=True,
     ),
     Operation(
         "commit",

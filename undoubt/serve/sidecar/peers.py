@@ -1,11 +1,13 @@
 """A second sidecar: requests about a transaction that another sidecar has begun go to that one, the owner.
 
-Duties, in order: the capability is of this ledger and of the transaction of the path; the client of this
-sidecar may do what it asks; the address of the owner is read from its session in the ledger, which must be
-marked (:mod:`undoubt.coordinator.ledger.session_mark`) and open, and equals the header's; only then the owner
-is called. Nothing else is ever called, so that a header cannot send this sidecar anywhere.
+Duties, in order: the capability, if there is one, is of this ledger and of the transaction of the path; the
+client of this sidecar may do what it asks; the address of the owner is read from its session in the ledger,
+which must be marked (:mod:`undoubt.coordinator.ledger.session_mark`) and open, and equals the header's; only
+then the owner is called. Nothing else is ever called, so that a header cannot send this sidecar anywhere.
 
-The owner is shown this sidecar's own token or certificate, never its client's.
+What comes with a capability is shown to the owner with this sidecar's own token, never with its client's;
+what comes without one, with the client's token, never with this sidecar's: so no sidecar can do for its
+clients what they could not do themselves.
 """
 
 from __future__ import annotations
@@ -44,6 +46,10 @@ class OwnerUnreachable(Exception):
     """The owner did not answer: it may have done what it was asked, or not."""
 
 
+class OwnerRefuses(RequestRefused):
+    """The owner knows neither the token nor the certificate that it was shown."""
+
+
 def is_loopback(host: str) -> bool:
     """Whether a connection to ``host`` stays on this machine."""
     if host == "localhost":
@@ -78,11 +84,11 @@ class Peers:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def owner_of(self, ledger: Ledger, txid: TxId, claimed: str) -> str:
+    async def owner_of(self, ledger: Ledger, txid: TxId, claimed: str | None = None) -> str:
         """The address of the sidecar that began ``txid``; empty if its session has ended. Raises
         :class:`RequestRefused` if the header claims another, and ``LedgerError``."""
         address = await address_of(ledger, txid)
-        if address and address != claimed:
+        if address and claimed is not None and address != claimed:
             raise RequestRefused(
                 403, "WrongOwner", "the ledger knows another owner of that transaction than the header"
             )
@@ -93,28 +99,29 @@ class Peers:
             )
         return address
 
-    async def ask(
-        self,
-        method: str,
-        url: str,
-        shown: SealedCapability,
-        body: bytes,
-        headers: dict[str, str],
+    async def join(
+        self, method: str, url: str, shown: SealedCapability, body: bytes, headers: dict[str, str]
     ) -> Answer:
-        """What the owner answers. Raises :class:`OwnerUnreachable`, :class:`RequestRefused`."""
-        sent = {**headers, **self._headers, HEADER: shown.text, FORWARDED: "1"}
+        """What the owner answers to a request with a capability. Raises as :meth:`ask`."""
+        sent = headers | self._headers | {HEADER: shown.text}
+        return await self.ask(method, url, body, sent, shown.capability.transaction)
+
+    async def ask(
+        self, method: str, url: str, body: bytes, headers: dict[str, str], transaction: str
+    ) -> Answer:
+        """What the owner answers. Raises :class:`OwnerUnreachable`, :class:`OwnerRefuses`,
+        :class:`RequestRefused`."""
+        sent = headers | {FORWARDED: "1"}
         raw = [(name.encode(), value.encode("latin-1")) for name, value in sent.items()]  # as they came
         try:
             async with self._client.stream(method, url, content=body, headers=raw) as response:
                 content = await self._read(response)
         except httpx.HTTPError as error:
-            log.info(
-                "the owner of %s does not answer: %s", shown.capability.transaction, type(error).__name__
-            )
+            log.info("the owner of %s does not answer: %s", transaction, type(error).__name__)
             raise OwnerUnreachable(type(error).__name__) from error
         if response.status_code in {401, 421}:
-            log.warning("the owner of %s refuses this sidecar", shown.capability.transaction)
-            raise RequestRefused(
+            log.warning("the owner of %s refuses this sidecar, or its client", transaction)
+            raise OwnerRefuses(
                 502, "OwnerRefuses", "the sidecar that began the transaction does not know this one"
             )
         kept = {name: response.headers[name] for name in _KEPT if name in response.headers}
