@@ -90,7 +90,8 @@ class _Sampler:
                 return None
             case inspect.AnyType() | inspect.RawType():
                 return f"any {name}"
-        raise TypeError(f"{'.'.join(path)}: no sample of {kind}")
+            case _:
+                raise TypeError(f"{'.'.join(path)}: no sample of {kind}")
 
     def _field(self, field: inspect.Field, path: Path) -> Any:
         made = self.of(field.type, (*path, field.name))
@@ -126,7 +127,8 @@ def extends(new: Any, old: Any) -> bool:
             return isinstance(new, dict) and all(
                 key in new and extends(new[key], one) for key, one in old.items()
             )
-    return type(new) is type(old) and bool(new == old)
+        case _:
+            return type(new) is type(old) and bool(new == old)
 
 
 def lines(roots: Mapping[str, Any]) -> Iterator[str]:

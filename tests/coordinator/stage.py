@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.coordinator.ledger.signing import TaggingLedger
 from undoubt.coordinator.coordinator import Coordinator
+from undoubt.coordinator.ledger.memory import MemoryLedger
 from undoubt.coordinator.settings import CoordinatorSettings
 from undoubt.participants.contract import XactStatus
 from undoubt.participants.ids import Gid
@@ -20,7 +21,7 @@ class Stage:
     """A coordinator over scripted participants and a ledger in memory that notes the order of calls."""
 
     def __init__(
-        self, scripts: dict[str, Script], ledger: TaggingLedger | None = None, **settings: Any
+        self, scripts: dict[str, Script], ledger: MemoryLedger | None = None, **settings: Any
     ) -> None:
         self.events: list[str] = []
         self.gates: dict[str, asyncio.Event] = {}

@@ -251,3 +251,5 @@ def plant(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(MemoryStates, "attempt", any_election)
         case "any majority of answers":
             monkeypatch.setattr(termination_rules, "is_quorum", lambda members, some: bool(some))
+        case _:
+            raise AssertionError(bug)

@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -78,7 +78,7 @@ async def test_every_named_step_is_passed(stages: Any) -> None:
     await stage.transfer()
     await stage.coordinator.close()
     passed = {event.split(" ")[0] for event in stage.events}
-    assert {str(step) for step in STEPS["3"]} <= passed
+    assert {str(step) for step in STEPS[Protocol.THREE_PHASE]} <= passed
 
 
 async def test_finished_rows_are_forgotten(stages: Any) -> None:
@@ -227,18 +227,17 @@ async def test_a_participant_that_is_silent_in_the_third_phase_is_outvoted(
 
 def silent(stage: Stage, name: str) -> None:
     """From the third phase on ``name`` answers nothing about its row."""
-    honest = stage.participants[name].states.attempt
+    memory = stage.participants[name].states
 
-    async def dead(*_: object) -> None:
+    async def dead(*_: object) -> NoReturn:
         raise ParticipantUnavailable(name, "does not answer")
 
-    async def attempt(gid: Gid, election: int, event: Event) -> bool:
-        memory = stage.participants[name].states
-        memory.read = memory.elect = memory.attempt = memory.bury = dead
+    async def attempt(*_: object) -> NoReturn:
+        for call in ("read", "elect", "attempt", "bury"):
+            setattr(memory, call, dead)
         await dead()
-        return await honest(gid, election, event)
 
-    stage.participants[name].states.attempt = attempt
+    setattr(memory, "attempt", attempt)  # noqa: B010 - a function of any arguments
 
 
 async def test_without_a_quorum_the_outcome_is_unknown_and_nothing_is_rolled_back(stages: Any) -> None:

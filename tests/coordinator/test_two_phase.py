@@ -285,7 +285,7 @@ async def test_an_unanswered_decide_is_repeated_and_told_as_unknown(stages: Any)
     answers = itertools.count()
 
     async def decide(*args: Any, **kwargs: Any) -> Decision:
-        decision = await real(*args, **kwargs)
+        decision: Decision = await real(*args, **kwargs)
         if next(answers) < 6:
             raise LedgerUnavailable("the answer is lost")
         return decision

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
@@ -178,7 +178,7 @@ class Postgres(Backend):
         await self.place.__aexit__(None, None, None)
 
 
-BACKENDS = {
+BACKENDS: dict[str, Callable[[Path], Backend]] = {
     "memory": Memory,
     "sqlite": Sqlite,
     "sqlite-client": SqliteClient,
@@ -190,7 +190,7 @@ BACKENDS = {
 
 @pytest.fixture(params=list(BACKENDS))
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    found: Backend = BACKENDS[request.param](tmp_path)
+    found = BACKENDS[request.param](tmp_path)
     if isinstance(found, Postgres):
         found.server = request.getfixturevalue("postgres")
     return found

@@ -68,9 +68,12 @@ class Signing:
         self, asked: Iterable[Named], *, protocol: Protocol = Protocol.TWO_PHASE
     ) -> dict[Named, Verdict]:
         """By transaction, or by gid as the ledger's own."""
-        gids = {one: one if isinstance(one, Gid) else self.gid(one, protocol) for one in asked}
+        gids = {one: self._named(one, protocol) for one in asked}
         verdicts = await self.ledger.outcomes(gids.values())
         return {one: verdicts[gid] for one, gid in gids.items()}
+
+    def _named(self, one: TxId | Gid, protocol: Protocol) -> Gid:
+        return one if isinstance(one, Gid) else self.gid(one, protocol)
 
     def gid(
         self,
@@ -83,9 +86,12 @@ class Signing:
         named = Gid(self.ledger.ledger_id, Protocol(protocol), txid, number, participant)
         return named.tagged(self._keys.get((txid.session, txid.nonce), NO_KEY))
 
-    def tagged(self, txid: TxId, branches: Sequence[BranchRecord], protocol: Protocol) -> list[BranchRecord]:
+    def tagged(
+        self, txid: object, branches: Sequence[BranchRecord], protocol: Protocol
+    ) -> list[BranchRecord]:
+        """``branches`` with tags; as they are if ``txid`` is no id: tests give what callers get wrong."""
         if not isinstance(txid, TxId):
-            return list(branches)  # a test of what callers get wrong
+            return list(branches)
         return [
             branch
             if branch.tag

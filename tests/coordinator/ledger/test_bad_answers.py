@@ -163,6 +163,8 @@ async def test_a_bad_answer_is_one_callers_trouble(
 ) -> None:
     """``kept``: all callers of the process share one connection, which goes on."""
     answering, refused = Answering(framed), 0
+    first: object
+    second: object
     async with AsyncExitStack() as stack:
         ask = await asking(stack, tmp_path, answering)
         for odd in odd_for(sound):

@@ -51,12 +51,9 @@ async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 def connections(backend: Backend) -> object:
     """What is connected: another one, if it had to be made again."""
-    match backend:
-        case SqliteClient():
-            return backend.ledger._connection  # type: ignore[attr-defined]
-        case Raft():
-            return backend.client._route._link
-    return None
+    if isinstance(backend, SqliteClient):
+        return backend.ledger._connection
+    return backend.client._route._link if isinstance(backend, Raft) else None
 
 
 @pytest.mark.parametrize("call", list(CALLS))
@@ -89,7 +86,7 @@ async def test_what_cannot_be_read_is_answered_as_such(
     monkeypatch.setattr("undoubt.coordinator.ledger.sqlite.ledger.judged", unjudged)
     others = [asyncio.ensure_future(backend.ledger.records([SOME])) for _ in range(3)]
     with pytest.raises(UsageError, match="cannot decode"):
-        await backend.ledger.records([str(SOME)])  # type: ignore[list-item]
+        await backend.ledger.records([str(SOME)])
     for other in others:
         assert (await other)[SOME] is RecordedDecision.NOT_RECORDED
     assert connections(backend) is connected

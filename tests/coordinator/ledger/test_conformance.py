@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 
 import msgspec
@@ -38,7 +39,8 @@ async def verdict(ledger: Signing, txid: TxId, protocol: Protocol = Protocol.TWO
 
 
 async def record(ledger: Signing, txid: TxId) -> RecordedDecision:
-    return (await ledger.records([txid]))[txid]
+    records: Mapping[TxId, RecordedDecision] = await ledger.records([txid])
+    return records[txid]
 
 
 async def opened(ledger: Signing, ttl_s: float = 10.0) -> Session:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from undoubt.coordinator.ledger import group_commit
 from undoubt.coordinator.ledger.disk import StoreBroken, StoreFull
 from undoubt.coordinator.ledger.group_commit import (
     TRANSITIONS,
@@ -176,9 +175,9 @@ def test_every_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every sequence of so many events: one write at a time, told only what is durable, in order; full and
     broken are told once; nothing is begun after the end. Broken if any of it does not hold."""
     loop = Loop()
-    monkeypatch.setattr(group_commit.asyncio, "get_running_loop", lambda: loop)
-    seen = set()
-    walks = [()]
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    seen: set[DiskState] = set()
+    walks: list[tuple[str, ...]] = [()]
     for _ in range(STEPS):
         longer: list[tuple[str, ...]] = []
         for walk in walks:
@@ -230,7 +229,7 @@ async def test_all_that_waited_is_drained() -> None:
 
 def test_a_write_that_is_stored_first_is_stored_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken if a snapshot of the log shares a write with commands that came after it was made."""
-    monkeypatch.setattr(group_commit.asyncio, "get_running_loop", Loop)
+    monkeypatch.setattr(asyncio, "get_running_loop", Loop)
     walk = Walk(Loop())
     walk.give()
     walk.give()

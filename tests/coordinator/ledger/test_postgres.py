@@ -53,7 +53,8 @@ async def verdict(ledger: Signing, txid: TxId) -> Verdict:
 
 async def expire_all(ledger: Signing) -> list[int]:
     await ledger.upkeep.move(1_000_000)
-    return await ledger.upkeep.expire()
+    expired: list[int] = await ledger.upkeep.expire()
+    return expired
 
 
 async def test_an_advisory_lock_that_somebody_holds(

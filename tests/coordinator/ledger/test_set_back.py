@@ -244,7 +244,7 @@ async def test_a_damaged_anchor_is_refused(
     anchor = anchored.path_of(path)
     data = bytearray(anchor.read_bytes())
     data[20] ^= 1
-    anchor.write_bytes({"flipped": data, "cut": data[:100], "empty": b""}[damage])
+    anchor.write_bytes({"flipped": bytes(data), "cut": bytes(data[:100]), "empty": b""}[damage])
     with pytest.raises(LedgerUnusable, match="anchor is damaged"):
         await opened(settings)
 
@@ -385,7 +385,7 @@ async def test_a_ledger_of_the_first_version_gets_an_anchor_once(
     """Its file has none, and notes that it got one."""
     ledger = await opened(settings)
     await ledger.close()
-    store = maintenance.store.SqliteStore(path)
+    store = SqliteStore(path)
     with store._file.writing():
         store._connection.execute("delete from meta where key = 'anchored'")
     store.close()

@@ -22,7 +22,7 @@ from undoubt.coordinator import ledger as ledgers
 from undoubt.coordinator.errors import BranchListMismatch, LedgerLocked, LedgerUnavailable, LedgerUnusable
 from undoubt.coordinator.ledger import maintenance, schema, state_machine_ledger
 from undoubt.coordinator.ledger.acting import system_user
-from undoubt.coordinator.ledger.commands import Decide, OpenSession, encode
+from undoubt.coordinator.ledger.commands import Command, Decide, OpenSession, encode
 from undoubt.coordinator.ledger.contract import (
     Act,
     BranchRecord,
@@ -34,7 +34,7 @@ from undoubt.coordinator.ledger.contract import (
 from undoubt.coordinator.ledger.sqlite import owner as owner_module
 from undoubt.coordinator.ledger.sqlite import unix_socket
 from undoubt.coordinator.ledger.sqlite.ledger import SqliteLedger
-from undoubt.coordinator.ledger.sqlite.store import SqliteStore
+from undoubt.coordinator.ledger.sqlite.store import Loaded, SqliteStore
 from undoubt.coordinator.ledger.state import LedgerState
 from undoubt.coordinator.settings import LedgerSettings
 from undoubt.coordinator.wire.connection import HEADER, header
@@ -472,14 +472,14 @@ async def test_whoever_gives_up_waiting_does_not_stop_a_takeover(
     or twice, and the lock stays taken with nobody behind it: nothing is decided until that process ends."""
     first, second = await open_ledger(settings), await open_ledger(settings)
     reading, readable = threading.Event(), threading.Event()
-    load = owner_module.SqliteStore.load
+    load = SqliteStore.load
 
-    def slow(store: owner_module.SqliteStore) -> owner_module.Loaded:
+    def slow(store: SqliteStore) -> Loaded:
         reading.set()
         assert readable.wait(60)
         return load(store)
 
-    monkeypatch.setattr(owner_module.SqliteStore, "load", slow)
+    monkeypatch.setattr(SqliteStore, "load", slow)
     await first.close()
     asking = asyncio.create_task(second.unfinished())
     await asyncio.to_thread(reading.wait, 60)
@@ -522,7 +522,10 @@ async def test_a_ledger_of_the_first_version_opens_and_its_sessions_end_as_such(
     store.load()
     nonce = "0" * 16
     txid = TxId(1, nonce, 1)
-    old = [OpenSession(nonce, "old", 600_000), Decide(txid, Protocol.TWO_PHASE, COMMIT, BRANCHES, 1.0)]
+    old: list[Command] = [
+        OpenSession(nonce, "old", 600_000),
+        Decide(txid, Protocol.TWO_PHASE, COMMIT, BRANCHES, 1.0),
+    ]
     store.append(1, [encode(command) for command in old])
     store.close()
     ledger = await SqliteLedger.open(path, settings)

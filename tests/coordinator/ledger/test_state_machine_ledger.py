@@ -31,17 +31,17 @@ class SlowHistory(TaggingLedger):
         self.asked = asyncio.Event()
         self.go_on = asyncio.Event()
 
-    async def _pause(self) -> None:
+    async def _wait(self) -> None:
         self.asked.set()
         await self.go_on.wait()
 
     async def _history_of(self, txid: TxId) -> DecisionRecord | None:
         found = await super()._history_of(txid)
-        await self._pause()
+        await self._wait()
         return found
 
     async def _history(self, limit: int, before: DecisionRecord | None) -> Sequence[DecisionRecord]:
-        await self._pause()
+        await self._wait()
         return await super()._history(limit, before)
 
 

@@ -90,13 +90,13 @@ class Cluster:
     def cut(self, number: int) -> None:
         """Nothing goes to that node or comes from it; its clients still reach it."""
         replica = self.nodes[number].replica
-        replica.driver.send = lambda _: None
-        replica.raft.step = lambda _: None  # type: ignore[method-assign]
+        replica.driver.send = lambda message: None
+        replica.raft.step = lambda message: None  # type: ignore[method-assign]
 
     def heal(self, number: int) -> None:
         node = self.nodes[number]
         node.replica.driver.send = node.peers.send
-        del node.replica.raft.step  # type: ignore[method-assign]
+        del node.replica.raft.step
 
     async def settled(self) -> None:
         """Once every running node has applied what the leader has committed."""
@@ -137,11 +137,19 @@ async def running(
         await cluster.stop()
 
 
+class SigningClient(Signing):
+    """``client``: the client itself, for what it takes with tags."""
+
+    def __init__(self, client: ClusterLedger) -> None:
+        super().__init__(client)
+        self.client = client
+
+
 @contextlib.asynccontextmanager
-async def client(cluster: Cluster, timeout_s: float = 30.0) -> AsyncIterator[Signing]:
+async def client(cluster: Cluster, timeout_s: float = 30.0) -> AsyncIterator[SigningClient]:
     await cluster.leader()
     ledger = await ClusterLedger.open(LedgerSettings(url=cluster.settings.url, request_timeout_s=timeout_s))
     try:
-        yield Signing(ledger)
+        yield SigningClient(ledger)
     finally:
         await ledger.close()

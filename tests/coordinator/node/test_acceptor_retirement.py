@@ -138,7 +138,7 @@ async def test_what_an_ended_session_left_is_settled_first(tmp_path: Path) -> No
             if node == 1:
                 ask(node, request, answer)
 
-        ledger.ledger.acceptors._ask = only_the_first
+        ledger.client.acceptors._ask = only_the_first
         voting = asyncio.create_task(ledger.acceptors.vote(minority, BRANCHES))
         while kept(cluster, minority) != [1]:
             await asyncio.sleep(0.01)

@@ -4,6 +4,7 @@ or if one that has not is stopped."""
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -86,11 +87,11 @@ async def test_without_a_majority_nobody_stops(cluster: Cluster, caplog: pytest.
     """Nobody can tell who is right; somebody is told."""
     leader = await cluster.leader()
     one = leader._comparing
-    one._judge(8, "a" * 64, comparing.Counter({"b" * 64: 1}), 2)
-    one._judge(8, "a" * 64, comparing.Counter({"b" * 64: 1}), 2)
-    one._judge(8, "a" * 64, comparing.Counter({"b" * 64: 1, "c" * 64: 1}), 2)
-    one._judge(16, "a" * 64, comparing.Counter({"a" * 64: 1}), 2)
-    one._judge(24, "a" * 64, comparing.Counter(), 2)
+    one._judge(8, "a" * 64, Counter({"b" * 64: 1}), 2)
+    one._judge(8, "a" * 64, Counter({"b" * 64: 1}), 2)
+    one._judge(8, "a" * 64, Counter({"b" * 64: 1, "c" * 64: 1}), 2)
+    one._judge(16, "a" * 64, Counter({"a" * 64: 1}), 2)
+    one._judge(24, "a" * 64, Counter(), 2)
     assert not leader.failed.done()
     assert [record.message for record in caplog.records if "no majority" in record.message][1:] == []
     assert "different states after entry 8" in caplog.text

@@ -20,7 +20,7 @@ from undoubt.coordinator.ledger.anchor import Anchor, Mark
 from undoubt.coordinator.ledger.contract import DecisionRecord
 from undoubt.coordinator.ledger.disk import StoreBroken, StoreFull
 from undoubt.coordinator.node.settings import NodeSettings
-from undoubt.coordinator.node.storage import segment, snapshot_files
+from undoubt.coordinator.node.storage import segment
 from undoubt.coordinator.node.storage.contract import Disk, DiskWrite, Finished, Snapshot
 from undoubt.coordinator.node.storage.node_storage import RESERVE_NAME, NodeStorage, create
 from undoubt.coordinator.node.storage.reserve import RESERVE_BYTES
@@ -95,7 +95,7 @@ def test_a_quota_that_is_spent_is_told_from_another_error_of_a_write_of_sqlite(
     """Broken if a ledger needs a restart because a quota was spent: SQLite tells it as any error."""
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
-    monkeypatch.setattr(verdict.os, "write", refusing(errno.EDQUOT))
+    monkeypatch.setattr(os, "write", refusing(errno.EDQUOT))
     assert verdict.no_room(error, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -114,14 +114,14 @@ async def test_without_room_votes_do_not_wait_behind_history_and_images(
     txid = TxId(1, "0" * 16, 1)
     record = DecisionRecord(txid, Protocol.TWO_PHASE, Decision.COMMIT, (), 1.0, "me")
     with monkeypatch.context() as patch:
-        patch.setattr(snapshot_files.os, "fsync", refusing(errno.ENOSPC))
+        patch.setattr(os, "fsync", refusing(errno.ENOSPC))
         disk.give(SNAPSHOT, lambda: told.append("image"), refused=lambda _: told.append("no image"))
         disk.give(DiskWrite(hard_state=HardState(7, 2)), lambda: told.append("vote"))
         disk.flush()
         while "vote" not in told:
             await asyncio.sleep(0.01)
     assert told == ["full True", "no image", "vote"]
-    del storage._reserve.hold  # type: ignore[method-assign]
+    del storage._reserve.hold
     while told[-1] != "full False":
         await asyncio.sleep(0.01)
     disk.give(DiskWrite(finished=Finished((record,), 1, 1)), lambda: told.append("history"))
@@ -142,7 +142,7 @@ async def test_room_is_looked_for_again_if_everything_was_left_out(
     full: list[bool] = []
     disk = Disk(storage, full.append, lambda _: None)
     with monkeypatch.context() as patch:
-        patch.setattr(snapshot_files.os, "fsync", refusing(errno.ENOSPC))
+        patch.setattr(os, "fsync", refusing(errno.ENOSPC))
         disk.give(SNAPSHOT, lambda: None, refused=lambda _: None)
         disk.flush()
         while not full:
@@ -219,7 +219,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         ranges.append((at, at + count))
         return count
 
-    monkeypatch.setattr(segment.os, "pwrite", noted)
+    monkeypatch.setattr(os, "pwrite", noted)
     return ranges
 
 
@@ -310,7 +310,7 @@ async def test_a_sync_that_fails_ends_the_node_with_the_reason_and_is_not_repeat
         assert isinstance(error, StoreBroken)
         assert "Input/output error" in str(error)
         assert len(syncs) == 1
-        assert await cluster.leader(but=leader.identity.node)
+        assert (await cluster.leader(but=leader.identity.node)).leads
 
 
 def failing_syncs(cluster: Cluster, number: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -326,7 +326,7 @@ def failing_syncs(cluster: Cluster, number: int, monkeypatch: pytest.MonkeyPatch
         asked.append(descriptor)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(segment.os, "fdatasync", fail)
+    monkeypatch.setattr(os, "fdatasync", fail)
     return asked
 
 
@@ -337,7 +337,7 @@ async def test_the_storage_is_opened_anew_after_a_failed_sync(
     storage, _ = await NodeStorage.open(folder)
     await storage.write([ENTRY])
     with monkeypatch.context() as patch:
-        patch.setattr(segment.os, "fdatasync", refusing(errno.EIO))
+        patch.setattr(os, "fdatasync", refusing(errno.EIO))
         with pytest.raises(StoreBroken, match="is unknown"):
             await storage.write([DiskWrite(entries=entries(3, 2))])
     await storage.close()

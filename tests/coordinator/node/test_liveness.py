@@ -102,7 +102,7 @@ async def test_a_node_that_was_left_behind_does_not_hide_the_others(tmp_path: Pa
         await change_members(cluster.settings, [MemberChange("promote", 4)], wait_s=30.0)
         session = await ledger.acceptors.open_session("shop", 60.0)
         assert session.acceptors == (1, 2, 3, 4)
-        said, members = asyncio.Event(), ledger._members
+        said, members = asyncio.Event(), ledger.client._members
 
         async def last_of_all(address: str) -> Mapping[int, str]:
             told = await members(address)
@@ -113,7 +113,7 @@ async def test_a_node_that_was_left_behind_does_not_hide_the_others(tmp_path: Pa
                 await asyncio.sleep(0)
             return told
 
-        ledger._members = last_of_all  # type: ignore[method-assign]
+        ledger.client._members = last_of_all  # type: ignore[method-assign]
         question, told = Ask(session.txid(1), Joint(frozenset(session.acceptors))), list[object]()
         while not told or "does not have session" in str(told[-1]):
             answered: asyncio.Future[object] = asyncio.get_running_loop().create_future()

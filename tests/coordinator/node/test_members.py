@@ -17,7 +17,7 @@ from undoubt.coordinator.errors import ClusterNotReady, ClusterRefused, LedgerUn
 from undoubt.coordinator.ledger import backup
 from undoubt.coordinator.ledger.acting import system_user
 from undoubt.coordinator.ledger.cluster import admin
-from undoubt.coordinator.ledger.cluster.messages import MemberChange, NodeStatus
+from undoubt.coordinator.ledger.cluster.messages import BackupCall, MemberChange, NodeStatus
 from undoubt.coordinator.ledger.cluster.status import ask
 from undoubt.coordinator.ledger.contract import BranchRecord, RecordedDecision, SessionState, Verdict
 from undoubt.coordinator.node.bootstrap import joining, restored
@@ -218,10 +218,10 @@ async def test_two_operators_cannot_do_together_what_neither_may(cluster: Cluste
     arrived, go_on = asyncio.Event(), asyncio.Event()
     make = leader.replica.proposals.reconfigure
 
-    async def reconfigure(wanted: ConfigChange) -> None:
+    async def reconfigure(change: ConfigChange) -> None:
         arrived.set()
         await go_on.wait()
-        await make(wanted)
+        await make(change)
 
     leader.replica.proposals.reconfigure = reconfigure  # type: ignore[method-assign]
     one = asyncio.create_task(change(cluster, MemberChange("remove", first)))
@@ -342,7 +342,7 @@ async def test_a_backup_of_many_pieces(cluster: Cluster, monkeypatch: pytest.Mon
     with pytest.raises((ClusterRefused, LedgerUnavailable)):
         await ask(
             cluster.addresses[(await cluster.leader()).identity.node],
-            admin.BackupCall(100), 5.0, cluster.settings.wire,
+            BackupCall(100), 5.0, cluster.settings.wire,
         )  # fmt: skip
 
 

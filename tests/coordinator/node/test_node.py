@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,10 +19,12 @@ from undoubt.coordinator.ledger.contract import (
     BranchRecord,
     Heuristic,
     RecordedDecision,
+    Session,
     SessionState,
     Verdict,
 )
 from undoubt.coordinator.node.errors import NodeStopped, NotLeading
+from undoubt.coordinator.node.ledger import NodeLedger
 from undoubt.coordinator.node.node import Node
 from undoubt.coordinator.node.storage.contract import DiskWrite
 from undoubt.participants.contract import Decision, Settled
@@ -151,25 +153,28 @@ async def test_an_entry_that_took_a_proposals_place_is_no_answer_to_it(cluster: 
 
 
 @pytest.mark.parametrize(
-    ("how", "keyed"),
+    ("opened", "keyed"),
     [
-        (lambda digit: {"request": "0011223344556677" + digit * 16}, True),
-        (lambda digit: {"nonce": "001122334455667" + digit}, False),
+        (
+            lambda ledger, digit: ledger.open_session("test", 60.0, request="0011223344556677" + digit * 16),
+            True,
+        ),
+        (lambda ledger, digit: ledger.open_session("test", 60.0, nonce="001122334455667" + digit), False),
     ],
     ids=["request", "nonce, as of version 0.1.0"],
 )
 async def test_a_session_opened_twice_by_one_request_is_one(
-    cluster: Cluster, how: Callable[[str], dict[str, str]], keyed: bool
+    cluster: Cluster, opened: Callable[[NodeLedger, str], Awaitable[Session]], keyed: bool
 ) -> None:
     """A client whose answer was lost with the leader asks the next one: two sessions would be open, one of
     them held by nobody."""
     first = await cluster.leader()
-    session = await first.ledger.open_session("test", 60.0, **how("f"))
+    session = await opened(first.ledger, "f")
     await cluster.stop(first.identity.node)
     second = await cluster.leader()
-    assert await second.ledger.open_session("test", 60.0, **how("f")) == session
+    assert await opened(second.ledger, "f") == session
     assert len(await second.ledger.sessions()) == 1
-    other = await second.ledger.open_session("test", 60.0, **how("e"))
+    other = await opened(second.ledger, "e")
     assert other.id > session.id
     assert bool(session.key) is keyed
     assert (session.key != other.key) is keyed
@@ -336,7 +341,8 @@ async def test_a_leader_whose_disk_is_full_hands_over_and_comes_back(
         many = [BranchRecord(branch, f"a-participant-with-quite-a-name-{branch}") for branch in range(1, 40)]
         for seq in range(1, 50):
             assert await ledger.decide(session.txid(seq), COMMIT, many) is COMMIT
-        assert full.replica.raft.disk_full
+        raft = full.replica.raft
+        assert raft.disk_full
         assert not full.leads
         disk.full = False
         while full.replica.raft.disk_full:
@@ -366,7 +372,7 @@ async def test_without_room_anywhere_proposals_are_refused_and_reads_go_on(clust
                         break
         assert (await ledger.outcomes([session.txid(1)])) == {session.txid(1): Verdict.COMMITTED}
         for storage in cluster.storages.values():
-            del storage._reserve.hold  # type: ignore[method-assign]
+            del storage._reserve.hold
         assert await ledger.decide(session.txid(3), COMMIT, BRANCHES) is COMMIT
 
 
@@ -523,7 +529,7 @@ async def test_history_can_be_read_with_a_full_disk(tmp_path: Path) -> None:
         await ledger.decide(session.txid(1), COMMIT, BRANCHES)
         await ledger.finish([session.txid(1)])
         (storage,) = cluster.storages.values()
-        storage.write = lambda _: asyncio.get_running_loop().create_future()  # type: ignore[method-assign]
+        storage.write = lambda writes: asyncio.get_running_loop().create_future()  # type: ignore[method-assign]
         (told,) = await ledger.transactions(limit=10)
         assert (told.finished, list(told.branches)) == (
             True,

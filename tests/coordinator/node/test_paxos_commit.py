@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,7 +102,8 @@ class Stage:
                 return
 
     async def recorded(self, txid: TxId) -> RecordedDecision:
-        return (await self.ledger.records([txid]))[txid]
+        records: Mapping[TxId, RecordedDecision] = await self.ledger.records([txid])
+        return records[txid]
 
 
 @contextlib.asynccontextmanager
@@ -183,7 +184,7 @@ async def test_a_vote_under_a_name_that_was_never_given(tmp_path: Path, wrong: s
             "one without a tag": [stage.ledger.tagged(txid, BRANCHES, Protocol.PAXOS)[0], BRANCHES[1]],
         }
         with pytest.raises(LedgerUnavailable, match="never gave"):
-            await stage.ledger.ledger.acceptors.vote(txid, votes[wrong])
+            await stage.ledger.client.acceptors.vote(txid, votes[wrong])
         assert kept(stage.cluster, txid) == []
         assert (await stage.ledger.acceptors.settle(txid)).decision is ABORT
         assert await stage.ledger.acceptors.vote(session.txid(3), BRANCHES) is COMMIT

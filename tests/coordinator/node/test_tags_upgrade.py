@@ -14,7 +14,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -69,7 +69,7 @@ class WithHistory(ScriptedParticipant):
             )
             return PrepareResult(result.vote, evidence)
 
-        branch.prepare = telling
+        branch.prepare = telling  # type: ignore[method-assign]
         return branch
 
 
@@ -135,13 +135,13 @@ async def test_with_a_member_of_the_former_version_nothing_newer_is_recorded(
     what that version knows; once it is upgraded, a new coordinator's names have tags."""
     async with mixed(tmp_path) as cluster, client(cluster) as ledger:
         kept: list[DecisionRecord] = []
-        finish = ledger.ledger.finish
+        finish = ledger.client.finish
 
         async def finishing(txids: Any) -> None:
             kept.extend(await ledger.unfinished())
             await finish(txids)
 
-        ledger.ledger.finish = finishing
+        ledger.client.finish = finishing  # type: ignore[method-assign]
 
         async def transfer() -> list[Gid]:
             kept.clear()
@@ -263,7 +263,7 @@ async def test_nobody_without_the_request_gets_the_key(tmp_path: Path) -> None:
     async with running(tmp_path, 1) as cluster, client(cluster) as ledger:
         await secrets(cluster)
         session = await ledger.open_session("shop", 600.0)
-        again = await ledger.ledger._call(calls.OpenSessionCall("shop", 600.0, session.nonce))
+        again = await ledger.client._call(calls.OpenSessionCall("shop", 600.0, session.nonce))
         assert (again.id, again.nonce, again.key) == (session.id, session.nonce, b"")
         assert session.key
 
@@ -303,11 +303,11 @@ async def test_what_is_no_protocol_is_refused_to_its_caller_alone(tmp_path: Path
     """Broken if it cut the connection, which all callers of the process share."""
     async with running(tmp_path, 1) as cluster, client(cluster) as ledger:
         session = await ledger.open_session("shop", 600.0)
-        link = ledger.ledger._route._link
+        link = ledger.client._route._link
         with pytest.raises(UsageError, match="Invalid enum value 'x'"):
-            await ledger.ledger.decide(session.txid(1), COMMIT, BRANCHES, protocol="x")
+            await ledger.client.decide(session.txid(1), COMMIT, BRANCHES, protocol=cast("Protocol", "x"))
         assert await ledger.decide(session.txid(1), COMMIT, BRANCHES) is COMMIT
-        assert ledger.ledger._route._link is link
+        assert ledger.client._route._link is link
 
 
 @pytest.mark.parametrize("voted", [False, True], ids=["no vote", "aborted votes"])

@@ -22,7 +22,8 @@ from tests.coordinator.wire.support import Side
 from tests.ports import free_ports
 from undoubt.coordinator.coordinator import Coordinator
 from undoubt.coordinator.errors import ClusterRefused, LedgerUnavailable, LedgerUnusable, VersionHeldBack
-from undoubt.coordinator.ledger.cluster import admin, messages
+from undoubt.coordinator.ledger import calls
+from undoubt.coordinator.ledger.cluster import admin
 from undoubt.coordinator.ledger.cluster.messages import MemberChange
 from undoubt.coordinator.ledger.cluster.status import survey
 from undoubt.coordinator.ledger.commands import (
@@ -174,7 +175,7 @@ async def test_what_is_newer_than_a_connection_ends_it(tmp_path: Path) -> None:
         connection = await connect(
             where, Named(PeerRole.CLIENT), asking, WireSettings(), timeout_s=5.0, versions=V1
         )
-        call = messages.calls.OpenSessionCall("shop", 10.0, "0" * 16, bind=True)
+        call = calls.OpenSessionCall("shop", 10.0, "0" * 16, bind=True)
         connection.send(envelope.encode([envelope.Request(1, call)]))
         while not connection.closed:
             await asyncio.sleep(0.01)
@@ -212,11 +213,11 @@ async def test_a_node_that_went_back_just_before_stops(tmp_path: Path) -> None:
         leader = await cluster.leader(but=3)
         while leader.replica.agreement.spoken(3) != 1:
             await asyncio.sleep(0.01)
-        leader.replica.agreement.due = lambda: NEWEST  # type: ignore[method-assign] - as it was a moment ago
+        leader.replica.agreement.due = lambda: NEWEST  # type: ignore[method-assign] # as it was a moment ago
         leader.replica.keep_versions()
         while any(cluster.nodes[number].replica.replicated.version < NEWEST for number in (1, 2)):
             await asyncio.sleep(0.01)
-        del leader.replica.agreement.due  # type: ignore[method-assign]
+        del leader.replica.agreement.due
         await ledger.acceptors.open_session("shop", 300.0)
         await decided(ledger, 5)
         behind = cluster.nodes[3]
@@ -341,7 +342,7 @@ NEW: list[tuple[int, LogCommand]] = [
 def test_a_node_stops_at_what_it_does_not_know(version: int, command: LogCommand) -> None:
     """Also where it could read it and would only miss a field: else it would go on with another state than
     the others."""
-    entry = Entry.make(7, 1, encode_batch([command]))
+    entry = Entry.make(7, 1, encode_batch([msgspec.Raw(msgspec.msgpack.encode(command))]))
     former = NodeStateMachine(Machine(CLUSTER), {1: "a:1"}, speaks=Versions(1, version - 1))
     before = former.image()
     with pytest.raises(LedgerUnusable, match="newer release"):

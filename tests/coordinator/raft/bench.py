@@ -60,6 +60,10 @@ class Bench:
         self.pending: list[Ready] = []
         self.applied: list[Entry] = []
 
+    def role(self) -> Role:
+        """The role now: mypy takes an attribute that was asserted for unchanged until it is assigned."""
+        return self.raft.role
+
     def ready(self) -> Ready:
         """One ``Ready``, not stored yet."""
         ready = self.raft.ready()

@@ -20,6 +20,7 @@ from undoubt.coordinator.raft import (
     Message,
     Raft,
     RaftSettings,
+    ReadState,
     Ready,
     RestoredState,
     SnapshotMeta,
@@ -179,7 +180,7 @@ class Cluster:
         self.wire: list[bytes] = []
         self.cut: set[tuple[int, int]] = set()
         """One-way: from, to."""
-        self.reads: list[tuple[int, object]] = []
+        self.reads: list[tuple[int, ReadState]] = []
         self.reads_lost: list[bytes] = []
         self.restarts = 0
         self.invariants = Invariants(self)

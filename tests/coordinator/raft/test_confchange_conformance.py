@@ -61,7 +61,8 @@ def changed(configuration: Configuration, case: Case) -> Configuration:
             )
         case "leave-joint":
             return leave_joint(configuration)
-    raise AssertionError(f"{case.where}: an unknown command {case.command}")
+        case _:
+            raise AssertionError(f"{case.where}: an unknown command {case.command}")
 
 
 def run(cases: list[Case]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -237,7 +238,7 @@ def test_an_older_node_skips_new_fields_and_a_newer_one_fills_them_in() -> None:
 def test_the_checksum_covers_everything() -> None:
     """Broken if an entry could be taken for another that was damaged into it."""
     entry = Entry.make(5, 3, b"data")
-    changed = [
+    changed: list[dict[str, Any]] = [
         {"index": 6},
         {"term": 4},
         {"kind": Kind.CONFIG},

@@ -66,10 +66,10 @@ def test_a_full_disk_does_not_follow_a_transfer_of_a_leader_that_has_not_heard_o
     bench = Bench()
     bench.raft.set_disk_full(True)
     bench.step(TimeoutNow(1, 2, 1))
-    assert bench.raft.role is Role.FOLLOWER
+    assert bench.role() is Role.FOLLOWER
     bench.raft.set_disk_full(False)
     bench.step(TimeoutNow(1, 2, 1))
-    assert bench.raft.role is Role.CANDIDATE
+    assert bench.role() is Role.CANDIDATE
 
 
 def test_a_transfer_ends_when_its_disk_becomes_full() -> None:

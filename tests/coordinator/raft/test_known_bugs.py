@@ -19,6 +19,7 @@ from undoubt.coordinator.raft import (
     Heartbeat,
     HeartbeatReply,
     Kind,
+    Message,
     MessageRefused,
     PreVote,
     PreVoteReply,
@@ -191,9 +192,9 @@ def test_single_voter_ack_before_fsync() -> None:
     while bench.raft.role is Role.FOLLOWER:
         bench.raft.tick()
     bench.ready()
-    assert bench.raft.role is Role.CANDIDATE
+    assert bench.role() is Role.CANDIDATE
     bench.store()
-    assert bench.raft.role is Role.LEADER
+    assert bench.role() is Role.LEADER
     entry = bench.raft.propose(b"x")
     assert bench.ready().committed_entries == ()
     assert bench.ready().committed_entries == ()
@@ -241,7 +242,7 @@ def test_disk_stall_that_keeps_a_leader() -> None:
     bench.step(AppendReply(1, 2, 2, 2))
     bench.raft.propose(b"x")
     stalled = bench.ready()
-    sent = []
+    sent: list[Message] = []
     for _ in range(SETTINGS.disk_stall_ticks):
         bench.raft.tick()
         for peer in (2, 3):

@@ -274,7 +274,11 @@ def test_4_3_a_demoted_voter_is_a_learner_only_after_the_joint_configuration() -
         ),
     )
     held = cluster.raft(1).configuration
-    assert (held.outgoing, held.learners, held.learners_next) == ({1, 2, 3}, frozenset(), {3})
+    assert (held.outgoing, held.learners, held.learners_next) == (
+        frozenset({1, 2, 3}),
+        frozenset[int](),
+        frozenset({3}),
+    )
     reconfigure(cluster, ConfigChange())
     assert cluster.raft(1).configuration == Configuration(frozenset({1}), learners=frozenset({3}))
 

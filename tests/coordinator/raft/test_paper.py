@@ -117,11 +117,11 @@ def test_5_2_a_vote_counts_once() -> None:
     bench.time_out()
     for _ in range(3):
         bench.step(PreVoteReply(1, 2, 2, True))
-    assert bench.raft.role is Role.PRE_CANDIDATE
+    assert bench.role() is Role.PRE_CANDIDATE
     bench.step(PreVoteReply(1, 3, 2, True))
     for _ in range(3):
         bench.step(RequestVoteReply(1, 2, 2, True))
-    assert bench.raft.role is Role.CANDIDATE
+    assert bench.role() is Role.CANDIDATE
 
 
 def test_5_2_one_vote_per_term_first_come_first_served() -> None:

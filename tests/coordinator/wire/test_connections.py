@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from typing import Any
 
 import msgspec
 import pytest
@@ -69,7 +70,7 @@ async def test_what_is_sent_while_accepting_comes_first() -> None:
 )
 async def test_a_refusal_is_told_to_both_sides(
     me: PeerIdentity,
-    more: dict[str, object],
+    more: dict[str, Any],
     refusal: HandshakeRefusal,
     words: str,
     caplog: pytest.LogCaptureFixture,

@@ -19,7 +19,8 @@ def framed(payload: bytes, version: int = 1) -> bytes:
 @given(st.lists(st.binary(max_size=300)), st.lists(st.integers(1, 50), min_size=1))
 def test_any_cut_gives_the_same_payloads(payloads: list[bytes], cuts: list[int]) -> None:
     """TCP keeps order, not boundaries."""
-    data, reader, got = b"".join(map(framed, payloads)), FrameReader(1), []
+    data, reader = b"".join(map(framed, payloads)), FrameReader(1)
+    got: list[bytes] = []
     while data:
         cut = cuts[len(data) % len(cuts)]
         got += reader.feed(data[:cut])
@@ -75,7 +76,8 @@ def test_a_mistaken_port_is_named(begin: bytes, why: str) -> None:
 def test_a_large_frame_in_small_pieces_is_linear() -> None:
     """Looking at all that was kept with every piece would take minutes for one snapshot's chunk."""
     payload, reader = bytes(8_000_000), FrameReader(1)
-    data, got = framed(payload), []
+    data = framed(payload)
+    got: list[bytes] = []
     looked = 0
     for start in range(0, len(data), 16_384):
         before = len(reader._kept)

@@ -214,12 +214,12 @@ def test_an_expired_certificate_is_found_at_the_start(folder: Folder) -> None:
     folder.validity = datetime.timedelta(seconds=-1)
     folder.renew()
     with pytest.raises(TlsUnusable, match="expired"):
-        tls_of(files(folder, "node-1").tls)  # type: ignore[arg-type]
+        tls_of(files(folder, "node-1").tls)
 
 
 def test_a_node_knows_whether_its_certificate_is_its_own(folder: Folder) -> None:
     """A node with its neighbour's files would be refused by everybody, one by one."""
-    tls = tls_of(files(folder, "node-1").tls)  # type: ignore[arg-type]
+    tls = tls_of(files(folder, "node-1").tls)
     tls.check_own(ONE)
     with pytest.raises(TlsUnusable, match="names undoubt://shop/node/1, not undoubt://shop/node/2"):
         tls.check_own(TWO)
